@@ -1,0 +1,59 @@
+# Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/demo.yaml
+STUDY ?= blend
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo oof stack tune report test test-all lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("dermstack needs Python 3.11 or newer, found " + sys.version.split()[0] + ": try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[image,dev]'
+	@touch $@
+
+env: $(VENV)/.stamp  ## create .venv with everything in it (again only when pyproject or constraints change)
+
+demo: env  ## generated data, the whole way: image models, level 2, blend, submission, report
+	$(BIN)/dermstack demo-data data/demo
+	$(BIN)/dermstack oof --config configs/demo.yaml $(ARGS)
+	$(BIN)/dermstack stack --config configs/demo.yaml $(ARGS)
+
+oof: env  ## CONFIG=...: image cache, folds, image models: out-of-fold p and z
+	$(BIN)/dermstack oof --config $(CONFIG) $(ARGS)
+
+stack: env  ## CONFIG=...: level-2 matrix, GBDTs, blend, submission, report
+	$(BIN)/dermstack stack --config $(CONFIG) $(ARGS)
+
+tune: env  ## STUDY=blend|gbdt CONFIG=...: an Optuna study
+	$(BIN)/dermstack tune $(STUDY) --config $(CONFIG) $(ARGS)
+
+report: env  ## CONFIG=...: write report.html again
+	$(BIN)/dermstack report --config $(CONFIG) $(ARGS)
+
+test: env  ## the fast tests
+	$(BIN)/pytest -m 'not slow' -n 2 $(ARGS)
+
+test-all: env  ## every test
+	$(BIN)/pytest -n 2 $(ARGS)
+
+lint: env  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env  ## let ruff write the layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: env  ## the benchmark that needs no data (the others in benchmarks/ say how they are called)
+	$(BIN)/python benchmarks/metrics.py
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,34 @@
+"""The public names: what a notebook imports. Each loads its module on first use, so this import costs nothing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Blender": "stack.blend",
+    "Interval": "stack.metrics",
+    "auc": "stack.metrics",
+    "average_precision": "stack.metrics",
+    "interval": "stack.metrics",
+    "paired_difference": "stack.metrics",
+    "pauc80": "stack.metrics",
+    "blend_nested": "stack.nested",
+    "make_folds": "stack.folds",
+    "read_config": "stack.config",
+    "read_run": "stack.store",
+    "read_table": "stack.table",
+    "DermstackError": "stack.errors",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dermstack' has no attribute {name!r}: it exports {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

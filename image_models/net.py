@@ -1,0 +1,193 @@
+"""A timm backbone and a linear head: uint8 pictures in, a float32 logit and the pooled features out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the http client that the hub uses
+from torch import nn
+
+from image_models.errors import ImageError
+
+
+class Net(nn.Module):
+    """``backbone`` gives pooled features z (n, d), ``head`` one logit of them, in float32 whatever the body runs in.
+
+    A ``frozen`` net has its z rounded to float16 before the head: that is what the store keeps and the head was
+    fitted on.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, backbone: nn.Module, *, features: int, mean: Sequence[float], std: Sequence[float], frozen: bool
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(features, 1)
+        self.frozen = frozen
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``images`` uint8 (n, h, w, 3) → logit (n,), z (n, d), both float32."""
+        # The permuted view of NHWC bytes is channels_last already: no copy before the float one.
+        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        z = self.backbone(x).float()
+        if self.frozen:
+            z = z.half().float()
+        return self.head(z).squeeze(1), z
+
+
+def build_net(
+    backbone: str,
+    *,
+    pretrained: bool | Path,
+    frozen: bool,
+    timm_args: Mapping[str, Any],
+    size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    prevalence: float,
+    seed: int,
+) -> Net:
+    """A net that starts at the prevalence: bias = log odds, small weights.
+
+    timm draws a one-output head uniformly in ±1, which on 1,280 features starts at a loss above 4 instead of 0.3 and
+    costs an epoch. ``size`` is the pixels a side of the pictures to come; ``mean``/``std`` (of pixels in [0, 1])
+    default to what the backbone was trained with. Raises ImageError for an unknown backbone, weights that are not
+    there or don't fit, timm_args or a size that the backbone doesn't take.
+    """
+    check_backbone(backbone, pretrained)
+    torch.manual_seed(seed)
+    body = _build_body(backbone, timm_args, fetch=pretrained is True)
+    if isinstance(pretrained, Path):
+        _load_body(body, pretrained, backbone)
+    features = _count_features(body, backbone, timm_args, size)
+    config = _pretrained_config(body)
+    net = Net(body, features=features, mean=mean or config["mean"], std=std or config["std"], frozen=frozen)
+    nn.init.normal_(net.head.weight, std=0.01 / math.sqrt(features))
+    nn.init.constant_(net.head.bias, math.log(prevalence / (1 - prevalence)))
+    return net.to(memory_format=torch.channels_last)
+
+
+def check_backbone(backbone: str, pretrained: bool | Path) -> None:
+    """Raise ImageError for a name (or its tag) that timm doesn't know or a weights file that isn't there."""
+    names = timm.list_models(include_tags="." in backbone)
+    if backbone not in names:
+        near = difflib.get_close_matches(backbone, names, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists them"
+        raise ImageError(f"unknown backbone {backbone!r}: {hint}")
+    if isinstance(pretrained, Path) and not pretrained.is_file():
+        raise ImageError(f"{backbone}: pretrained weights {pretrained} are not there: give a file, true or false")
+
+
+def write_weights(net: nn.Module, path: Path) -> None:
+    """All parameters and buffers as safetensors: nothing in the file is executed on load."""
+    safetensors.torch.save_model(net, str(path))
+
+
+def read_weights(net: nn.Module, path: Path) -> None:
+    """Fill ``net`` from `write_weights`'s file; raises ImageError where the two don't fit."""
+    try:
+        safetensors.torch.load_model(net, str(path))
+    except (RuntimeError, safetensors.SafetensorError, OSError) as error:
+        raise ImageError(
+            f"{path}: weights can't be loaded ({_reason(error)}): damaged, or of another network; make them again"
+        ) from error
+
+
+def _build_body(backbone: str, timm_args: Mapping[str, Any], *, fetch: bool) -> nn.Module:
+    """The timm model without classifier, with weights from its hub where ``fetch`` says so."""
+    try:
+        body: nn.Module = timm.create_model(backbone, pretrained=fetch, num_classes=0, **timm_args)
+    # The first three: how timm's backbones answer an argument they don't take. The others: that too, but also the hub
+    # where there is no network or no such file.
+    except (TypeError, LookupError, AssertionError, OSError, RuntimeError, ValueError, HTTPError) as error:
+        if fetch and not isinstance(error, TypeError | LookupError | AssertionError):
+            raise ImageError(
+                f"{backbone}: no pretrained weights could be fetched ({_reason(error)}): "
+                "set `pretrained:` to a weights file, or to false"
+            ) from error
+        raise ImageError(
+            f"{backbone} can't be built with timm_args {dict(timm_args)} ({_reason(error)}): change or drop them"
+        ) from error
+    return body
+
+
+def _count_features(body: nn.Module, backbone: str, timm_args: Mapping[str, Any], size: int) -> int:
+    """How long z is, asked of the backbone itself with a picture of the size to come."""
+    try:
+        with torch.no_grad():
+            z = body.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # a transformer's fixed size asserts
+        raise ImageError(
+            f"{backbone} with timm_args {dict(timm_args)} doesn't take RGB pictures of {size} px ({_reason(error)}): "
+            "change `size` or timm_args"
+        ) from error
+    if not isinstance(z, torch.Tensor) or z.ndim != 2:
+        raise ImageError(
+            f"{backbone} with timm_args {dict(timm_args)} gives no pooled features (n, d): drop what changes its output"
+        )
+    return z.shape[1]
+
+
+def _load_body(body: nn.Module, path: Path, backbone: str) -> None:
+    """Pretrained weights from a file; the classifier, which `num_classes=0` removed, may stay behind, nothing else."""
+    state = _read_tensors(path)
+    try:
+        missing, unexpected = body.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # the names fit, the shapes don't
+        raise ImageError(
+            f"{path} is not of a {backbone} ({_reason(error)}): name the backbone that the weights belong to"
+        ) from error
+    classifier = _pretrained_config(body).get("classifier") or ()  # some have two, some none
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    strange = [key for key in unexpected if not key.startswith(tuple(f"{head}." for head in heads))]
+    if missing or strange:
+        raise ImageError(
+            f"{path} is not of a {backbone}: {len(missing)} tensors missing, {len(strange)} unknown, first: "
+            f"{', '.join([*missing, *strange][:3])}: name the backbone that the weights belong to"
+        )
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file or of a state dict saved by torch.save; nothing in it is executed."""
+    try:
+        state = (
+            safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        )
+    except pickle.UnpicklingError as error:  # its own text advises to switch weights_only off
+        raise ImageError(
+            f"{path} holds something other than tensors, which may run code and is not loaded: fetch it again, "
+            "or save the model's state_dict()"
+        ) from error
+    # A few flipped bytes made each of these.
+    except (
+        safetensors.SafetensorError, EOFError, OSError, RuntimeError, ValueError, LookupError, AttributeError,
+        AssertionError,
+    ) as error:  # fmt: skip
+        raise ImageError(f"{path} can't be read ({_reason(error)}): fetch it again") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise ImageError(f"{path} holds no state dict, tensors by name: save the model's state_dict()")
+    return state
+
+
+def _pretrained_config(body: nn.Module) -> dict[str, Any]:
+    config: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]  # torch types every attribute as a tensor
+    return config
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,58 @@
+"""Two scores of the same rows beside each other: their paired difference, with its interval over split_groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from stack.errors import DataError, StoreError
+from stack.metrics import Interval, paired_difference
+from stack.store import Run, read_run
+
+
+def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> tuple[Interval, int, str]:
+    """`a` less `b` on the rows that both cover, their number, and the objective.
+
+    ``a`` and ``b`` are ``<experiment>`` (its blend, nested), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
+    Raises StoreError where one isn't there and DataError where targets or groups of the same id differ.
+    """
+    run_a, run_b = _find(runs, a), _find(runs, b)
+    frame_a, frame_b = _scores(runs, a, run_a), _scores(runs, b, run_b)
+    both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
+    if both.empty:
+        raise DataError(f"{a} and {b} have no id in common: compare runs on the same data")
+    for column in ("target", "split_group"):
+        differ = both[f"{column}_a"] != both[f"{column}_b"]
+        if differ.any():
+            raise DataError(
+                f"{a} and {b} disagree on the {column} of {differ.sum()} rows, first id {both['id'][differ].iloc[0]}: "
+                "they are not of the same data (or one is shuffled)"
+            )
+    objective = objective or str((run_a.meta.get("objective") or run_b.meta.get("objective")) or "auc")
+    difference = paired_difference(
+        objective, both["target_a"], both["score_a"], both["score_b"], both["split_group_a"].to_numpy(object)
+    )
+    return difference, len(both), objective
+
+
+def _find(runs: Path, name: str) -> Run:
+    experiment, _, part = name.partition("/")
+    folder = runs / experiment
+    place = folder / (part if part.startswith("old/") else f"models/{part}") if part else folder / "blend"
+    if ".." in place.parts or (run := read_run(place)) is None:
+        at_hand = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
+        hint = f"{experiment} has {', '.join(at_hand)}" if at_hand else f"`dermstack runs` lists what {runs} holds"
+        raise StoreError(f"{name}: no complete run: {hint}")
+    return run
+
+
+def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
+    """id, score, target, split_group."""
+    folder = runs / name.partition("/")[0]
+    oof = run.frame("oof")
+    score = oof["score"] if "score" in oof else oof["p"]
+    rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64")})
+    table = pd.read_parquet(folder / "table.parquet", columns=["id", "target", "part"])
+    folds = pd.read_parquet(folder / "folds.parquet", columns=["id", "split_group"])
+    return rows.merge(table[table["part"] == "train"][["id", "target"]], on="id").merge(folds, on="id")

@@ -1,0 +1,234 @@
+"""One YAML an experiment, checked whole at the door: a frozen object, unknown keys refused with the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from stack.errors import ConfigError
+
+_ENVIRONMENT = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
+
+
+def _resolve(value: object, info: ValidationInfo) -> object:
+    """A path of the config is relative to the config file; that of a set ``${NAME:-default}/…`` to where one stands."""
+    if isinstance(value, bool) or not isinstance(value, str | Path):
+        return value
+    assert info.context is not None, "read_config says where the config file lies"
+    text, base = str(value), Path(info.context["folder"])
+    if match := _ENVIRONMENT.fullmatch(text):
+        name, default, rest = match.groups()
+        if os.environ.get(name):
+            text, base = os.environ[name] + rest, Path.cwd()
+        elif default is None:
+            raise ValueError(f"the environment variable {name} is not set: export {name}=path/to/folder")
+        else:
+            text = default + rest
+    return Path(os.path.normpath(base / Path(text).expanduser()))
+
+
+ConfigPath = Annotated[Path, BeforeValidator(_resolve)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names become folders
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_nearest_key(cls, values: Any) -> Any:
+        unknown = []
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
+                unknown.append(f"unknown key {key!r}: {hint}")
+        if unknown:
+            raise ValueError("; ".join(unknown))
+        return values
+
+
+class Columns(_Strict):
+    """Which csv column holds what; the three first are needed, the rest may be missing."""
+
+    id: str
+    group: str
+    target: str
+    age: str | None = None
+    sex: str | None = None
+    site: str | None = None
+    diagnosis: str | None = None
+    fold: str | None = None  # folds that are decided already, instead of dealing
+
+
+class Data(_Strict):
+    """Where the rows and pictures are."""
+
+    name: Name  # of the image cache, shared by experiments on the same data
+    train: ConfigPath
+    test: ConfigPath | None = None
+    sample_submission: ConfigPath | None = None
+    duplicates: ConfigPath | None = None  # csv of pairs of ids that show the same lesion
+    images: ConfigPath | None = None  # folder with <id>.jpg or <id>.png; none for level 2 on imported predictions
+    test_images: ConfigPath | None = None  # where test images lie elsewhere
+    columns: Columns
+
+
+class Folds(_Strict):
+    """How training rows are dealt into folds."""
+
+    k: int = Field(5, ge=2, le=100)
+    seed: int = 0
+
+
+class Normalise(_Strict):
+    """Of pixels in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class ImageModel(_Strict):
+    """One level-1 run: a timm backbone, fine-tuned or frozen, over all folds."""
+
+    name: Name
+    backbone: str
+    pretrained: Annotated[bool | Path, BeforeValidator(_resolve)] = True
+    frozen: bool = False  # only a logistic head is fitted, on features that are stored once
+    size: int = Field(128, ge=16, le=2048)  # pixels a side
+    timm_args: dict[str, Any] = {}
+    normalise: Normalise | None = None  # default: as the backbone was trained
+    augment: str = "light"
+    epochs: int = Field(4, ge=1)
+    batch_size: int = Field(32, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
+    enabled: bool = True
+
+
+class Features(_Strict):
+    """What the level-2 matrix holds."""
+
+    logits: bool = True
+    metadata: bool = True
+    aggregates: bool = True  # per patient: of age and of each run's logit
+    frozen_z: int = Field(32, ge=0)  # principal components of each frozen run's embedding; 0: none
+
+
+class Stacker(_Strict):
+    """One level-2 run: a GBDT over all folds."""
+
+    name: Name
+    kind: Literal["lightgbm", "xgboost"]
+    params: dict[str, Any] = {}
+    enabled: bool = True
+
+
+class Blend(_Strict):
+    """How runs become one score."""
+
+    methods: tuple[Literal["rank_mean", "mean", "optuna"], ...] = Field(("rank_mean", "mean", "optuna"), min_length=1)
+    trials: int = Field(100, ge=1)
+
+
+class Tuned(_Strict):
+    """Studies whose result is used, as `dermstack tune` wrote them."""
+
+    blend: ConfigPath | None = None
+    gbdt: dict[str, ConfigPath] = {}  # by stacker
+
+
+class Config(_Strict):
+    """An experiment."""
+
+    experiment: Name
+    runs: ConfigPath = Field("../runs", validate_default=True)
+    cache: ConfigPath = Field("../cache", validate_default=True)
+    seed: int = 0
+    objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"
+    threads: int = Field(2, ge=1)  # of each task; a setting, because it changes the bytes
+    n_jobs: int = Field(1, ge=1)  # tasks at a time
+    workers: int = Field(0, ge=0)  # loader processes of each image task; 0 serves a CPU best
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: Data
+    folds: Folds = Folds()
+    image_models: tuple[ImageModel, ...] = ()
+    features: Features = Features()
+    stackers: tuple[Stacker, ...] = ()
+    blend: Blend = Blend()
+    tuned: Tuned = Tuned()
+
+    @property
+    def model_names(self) -> list[str]:
+        """Of every run that this config describes, also those switched off."""
+        return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = self.model_names
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"{', '.join(doubled)}: the name of more than one model: each run needs its own")
+        if strangers := set(self.tuned.gbdt) - {stacker.name for stacker in self.stackers}:
+            raise ValueError(f"tuned.gbdt names {', '.join(sorted(strangers))}, which is no stacker of this config")
+        if self.image_models and self.data.images is None:
+            raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
+        return self
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """The checked config of ``path`` after ``overrides`` such as ``image_models.0.epochs=3``. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config: see configs/ for examples")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no settings: it should start with `experiment: <name>`")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return Config.model_validate(raw, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise ConfigError(f"{path}:\n" + "\n".join(_explain(e) for e in error.errors())) from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Write one ``key.key.0=value`` into the raw settings, its value read as YAML."""
+    keys, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: write it as key=value, such as image_models.0.epochs=3")
+    *path, last = keys.split(".")
+    place: Any = raw
+    try:
+        for key in path:
+            place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+        place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--set {override}: the config has no such place ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if "function-" not in str(part)) or "config"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] in {"missing", "value_error"} else f", got {error['input']!r}"
+    return f"  {where}: {message}{given}"

@@ -1,0 +1,128 @@
+"""What a command shows while it works: Rich bars on a terminal, plain lines elsewhere, nothing with --quiet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as BarTask
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 15.0
+WIDTH_OF_A_FILE = 160
+
+
+class Out:
+    """Where the steps of one command speak. Results go to stdout; a terminal gets bars, a file gets lines."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            self._console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=WIDTH_OF_A_FILE)
+
+    def say(self, text: str) -> None:
+        """One plain line; square brackets and colons in it are text."""
+        self._console.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """A line that should not be missed."""
+        self._console.print(Text(f"warning: {text}", style="yellow"))
+
+    def table(self, frame: pd.DataFrame, title: str) -> None:
+        """A summary table; floats with four digits."""
+        table = Table(title=Text(title), title_justify="left")
+        for name, dtype in frame.dtypes.items():
+            table.add_column(Text(str(name)), justify="right" if pd.api.types.is_numeric_dtype(dtype) else "left")
+        for row in frame.itertuples(index=False):
+            table.add_row(*(Text(_cell(value)) for value in row))
+        self._console.print(table)
+
+    @contextmanager
+    def bar(self, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        """Progress over ``total`` units: the yielded function is told how many more are done."""
+        if self._console.is_terminal and not self.quiet:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Speed(unit),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self._console) as progress:
+                task = progress.add_task(label, total=total)
+                yield lambda done: progress.advance(task, done)
+        else:
+            with self.plain_bar(label, total, unit) as progress:
+                yield progress
+
+    @contextmanager
+    def plain_bar(self, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        """The same in lines, whatever the output is: for processes that share one terminal."""
+        bar = _PlainBar(label, total, unit, self.say)
+        yield bar
+        bar.end()
+
+
+class _PlainBar:
+    """A line every quarter of a minute and one at the end."""
+
+    def __init__(self, label: str, total: int, unit: str, say: Callable[[str], None]) -> None:
+        self._label, self._total, self._unit, self._say = label, total, unit, say
+        self._done, self._started = 0, time.monotonic()
+        self._next = self._started + PLAIN_EVERY_S
+
+    def __call__(self, done: int) -> None:
+        self._done += done
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PLAIN_EVERY_S
+            left = (self._total - self._done) * (now - self._started) / max(self._done, 1)
+            self._say(
+                f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {self._speed(now)}, {left:,.0f} s left"
+            )
+
+    def end(self) -> None:
+        now = time.monotonic()
+        self._say(f"{self._label}: {self._done:,} {self._unit} in {now - self._started:,.0f} s, {self._speed(now)}")
+
+    def _speed(self, now: float) -> str:
+        return f"{_rate(self._done / max(now - self._started, 1e-3))} {self._unit}/s"
+
+
+class _Speed(ProgressColumn):
+    """Units a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: BarTask) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{_rate(speed)} {self._unit}/s" if speed else "")
+
+
+def _rate(speed: float) -> str:
+    """Whole numbers from ten on; below, two digits that say something: a fold may take an hour."""
+    if speed >= 10 or speed == 0:
+        return f"{speed:,.0f}"
+    return np.format_float_positional(speed, precision=2, fractional=False, trim="-")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,227 @@
+"""Folds: grouped, stratified by target, decided once; duplicates tie groups together first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from stack.errors import ConfigError, DataError
+
+LARGE_COMPONENT = 0.05  # share of the rows from which a merged component is worth a warning
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Which fold holds each row out: `frame` has id, group, split_group (str), fold (int8), in table order.
+
+    `unknown_pairs` counts the duplicate pairs that name an id outside the training table: they merge nothing.
+    """
+
+    frame: pd.DataFrame
+    unknown_pairs: int = 0
+
+    @property
+    def k(self) -> int:
+        """Number of folds."""
+        return int(self.frame["fold"].max()) + 1
+
+    def pairs(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+        """Yield (fold, training rows, held-out rows), row numbers in table order."""
+        fold = self.frame["fold"].to_numpy()
+        for number in range(self.k):
+            yield number, np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+
+    def summary(self, target: ArrayLike) -> pd.DataFrame:
+        """One row a fold: fold, rows, groups (split_groups), positives, prevalence, of `target` (n,)."""
+        by_fold = self.frame.assign(target=np.asarray(target, dtype=np.int64)).groupby("fold")
+        return by_fold.agg(
+            rows=("id", "size"),
+            groups=("split_group", "nunique"),
+            positives=("target", "sum"),
+            prevalence=("target", "mean"),
+        ).reset_index()
+
+
+def make_folds(
+    train: pd.DataFrame,
+    *,
+    k: int,
+    seed: int,
+    duplicates: pd.DataFrame | None = None,
+    own: pd.Series | None = None,
+) -> Folds:
+    """Deal the split_groups of `train` (id, group, target) to k folds, balanced in rows and in positives.
+
+    `duplicates` has two columns of ids (str); a pair makes one split_group of two groups, also along chains.
+    `own` (n,), in the order of the rows, is a fold column to use instead; its sorted values become 0..k-1.
+    The fold of a group depends on the groups, their targets and the seed, not on the order of the rows.
+
+    Raises ConfigError for an impossible k, DataError where fewer than k split_groups hold positives (or
+    negatives), and where `own` has gaps, splits a split_group or leaves a fold with one class. Warns where
+    duplicates tie more than 5 % of the rows together.
+    """
+    if not 2 <= k <= 127:
+        raise ConfigError(f"k is {k}: the number of folds is 2 to 127")
+    split_group, unknown = _split_groups(train, duplicates)
+    target = train["target"].to_numpy()
+    if own is None:
+        fold = _deal(target, split_group, k=k, seed=seed)
+    else:
+        fold = _own_folds(own, k)
+        _check_own(fold, target, split_group)
+    frame = train[["id", "group"]].reset_index(drop=True)
+    frame = frame.assign(split_group=split_group.to_numpy(), fold=fold).astype({"split_group": "str"})
+    return Folds(frame, unknown)
+
+
+def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: int = 5) -> NDArray[np.bool_]:
+    """Mark about n/parts rows, whole split_groups with both classes: what early stopping looks at.
+
+    `target`, `split_group` (n,). Where fewer than `parts` split_groups hold a class the part is larger, up to a half;
+    raises DataError where fewer than two do.
+    """
+    if parts < 2:
+        raise ConfigError(f"parts is {parts}: an inner split needs at least 2")
+    target, groups = np.asarray(target), pd.Series(np.asarray(split_group, dtype=object))
+    holding = min(groups[target == label].nunique() for label in (0, 1))
+    part = _deal(target, groups, k=max(2, min(parts, holding)), seed=seed)
+    return np.equal(part, 0)
+
+
+def _deal(target: NDArray[np.generic], split_group: pd.Series, *, k: int, seed: int) -> NDArray[np.int8]:
+    """Deal groups to k folds: equal shares of groups of the same kind, the rest greedily, hardest first.
+
+    Of m groups with the same rows and positives every fold gets m // k: exact balance without a loop over the
+    groups. What is left of each kind (fewer than k) goes, hardest first, where the squared load grows least.
+    """
+    codes, names = pd.factorize(split_group.to_numpy(), sort=True)
+    rows = np.bincount(codes, minlength=len(names))
+    positives = np.bincount(codes, weights=np.asarray(target, dtype=np.float64), minlength=len(names)).astype(np.int64)
+    _check_enough(rows, positives, k)
+    total = np.array([rows.sum(), positives.sum()], dtype=np.float64)
+    share = np.stack([rows, positives], axis=1) * (k / total)  # (groups, 2): 1.0 is a fold's fair load
+
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(names))  # by sorted name, then shuffled: the order of the rows leaves no trace
+    order = order[np.lexsort((-rows[order], -positives[order], -share[order].max(axis=1)))]  # hardest first
+    fold = np.full(len(names), -1, dtype=np.int64)
+    load = np.zeros((k, 2))
+
+    for number, groups in enumerate(_both_classes(order, rows, positives, k)):
+        fold[groups] = number
+        load[number] += share[groups].sum(axis=0)
+
+    left = order[fold[order] < 0]
+    changes = (np.diff(rows[left]) != 0) | (np.diff(positives[left]) != 0)
+    remainder: list[int] = []
+    for kind in np.split(left, np.flatnonzero(changes) + 1):
+        dealt = len(kind) // k * k
+        fold[kind[:dealt]] = np.arange(dealt) % k
+        load += share[kind[:dealt]].sum(axis=0) / k
+        remainder.extend(kind[dealt:])
+    for group in remainder:
+        # load² grows by 2·load·share + share²: the fold with the least load·share grows least
+        best = int(np.argmin(load @ share[group]))
+        fold[group] = best
+        load[best] += share[group]
+    return rng.permutation(k)[fold][codes].astype(np.int8)
+
+
+def _both_classes(
+    order: NDArray[np.intp], rows: NDArray[np.intp], positives: NDArray[np.int64], k: int
+) -> list[list[int]]:
+    """Choose for each fold the easiest groups that give it both classes, so that no fold ends with one only.
+
+    A mixed group serves a fold alone; the other folds get a pure one of each class. Enough exist: at least k
+    groups hold positives and at least k hold negatives.
+    """
+    easiest = order[::-1]
+    mixed = easiest[(positives[easiest] > 0) & (positives[easiest] < rows[easiest])][:k]
+    others = k - len(mixed)
+    positive = easiest[positives[easiest] == rows[easiest]][:others]
+    negative = easiest[positives[easiest] == 0][:others]
+    return [[int(g)] for g in mixed] + [[int(p), int(n)] for p, n in zip(positive, negative, strict=True)]
+
+
+def _check_enough(rows: NDArray[np.intp], positives: NDArray[np.int64], k: int) -> None:
+    for word, holding in (("positives", positives > 0), ("negatives", positives < rows)):
+        if holding.sum() < k:
+            raise DataError(
+                f"{holding.sum()} groups hold {word}, fewer than the {k} folds: "
+                "set fewer folds, or check columns.group and the duplicates"
+            )
+
+
+def _split_groups(train: pd.DataFrame, duplicates: pd.DataFrame | None) -> tuple[pd.Series, int]:
+    """Merge the groups that duplicates connect; return the split_group of each row and the unknown pairs."""
+    if duplicates is None or duplicates.empty:
+        return train["group"], 0
+    if duplicates.shape[1] != 2:
+        columns = ", ".join(map(str, duplicates.columns))
+        raise DataError(f"the duplicates have the columns {columns}: keep the two that hold the ids of a pair")
+    codes, names = pd.factorize(train["group"].to_numpy(), sort=True)
+    group_of = pd.Series(codes, index=train["id"].to_numpy())
+    ends = [duplicates.iloc[:, side].astype("str").map(group_of) for side in (0, 1)]
+    known = (ends[0].notna() & ends[1].notna()).to_numpy()
+    a, b = (end[known].to_numpy(np.intp) for end in ends)
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(names), len(names)))
+    _, component = connected_components(graph, directed=False)
+    _, first = np.unique(component, return_index=True)  # names are sorted: the first is the component's name
+    _warn_of_large(component, codes, names[first])
+    return pd.Series(names[first][component[codes]]), int((~known).sum())
+
+
+def _warn_of_large(component: NDArray[np.int32], codes: NDArray[np.intp], names: NDArray[np.object_]) -> None:
+    groups = np.bincount(component)
+    rows = np.bincount(component[codes], minlength=len(groups))
+    for number in np.flatnonzero((groups > 1) & (rows > LARGE_COMPONENT * len(codes))):
+        warnings.warn(
+            f"duplicates tie {groups[number]} groups into one, {names[number]!r}, of {rows[number]} rows, "
+            f"{rows[number] / len(codes):.1%} of the table: folds will be uneven; check the pairs",
+            stacklevel=4,
+        )
+
+
+def _own_folds(own: pd.Series, k: int) -> NDArray[np.int8]:
+    values = pd.Series(own.to_numpy())
+    numbers = pd.to_numeric(values, errors="coerce")
+    numeric = bool((numbers.notna() | values.isna()).all())
+    missing = values.isna() | (values.astype("str").str.strip() == "") | (numbers < 0)
+    if missing.any():
+        shown = ", ".join(str(row + 2) for row in np.flatnonzero(missing)[:_SHOWN])
+        count = int(missing.sum())
+        raise DataError(
+            f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): every row needs a fold"
+        )
+    codes, found = pd.factorize((numbers if numeric else values).to_numpy(), sort=True)
+    if len(found) != k:
+        raise DataError(f"the fold column has {len(found)} folds and k is {k}: set k to {len(found)}")
+    return codes.astype(np.int8)
+
+
+def _check_own(fold: NDArray[np.int8], target: NDArray[np.generic], split_group: pd.Series) -> None:
+    if len(fold) != len(split_group):
+        raise DataError(f"the fold column has {len(fold)} values for {len(split_group)} rows: give one a row")
+    folds_of = pd.Series(fold).groupby(split_group.to_numpy()).unique()
+    torn = folds_of[folds_of.map(len) > 1]
+    if len(torn):
+        shown = "; ".join(f"{name!r} in folds {', '.join(map(str, sorted(f)))}" for name, f in torn[:_SHOWN].items())
+        raise DataError(
+            f"the fold column splits {len(torn)} groups ({shown}{_more(len(torn))}): "
+            "put a group and its duplicates into one fold, or leave the column out and let folds be made"
+        )
+    for number in range(int(fold.max()) + 1):
+        if len(np.unique(target[fold == number])) == 1:
+            raise DataError(f"fold {number} of the fold column holds one class only: every fold needs both")
+
+
+def _more(count: int) -> str:
+    return ", …" if count > _SHOWN else ""

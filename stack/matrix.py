@@ -1,0 +1,166 @@
+"""The level-2 matrix: what pictures and patient say together, each fold with transforms fitted on its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import logit
+from sklearn.decomposition import PCA
+
+from stack.errors import StoreError
+from stack.experiment import Experiment
+from stack.ranks import AVERAGED
+from stack.store import Run
+from tabular.aggregates import metadata_aggregates, prediction_aggregates
+from tabular.encode import MetadataEncoder
+
+NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Several runs side by side, joined by id: of the training rows out-of-fold, of the test rows by each fold net."""
+
+    names: tuple[str, ...]
+    rows: NDArray[np.intp]  # the table rows that every run covers; all but the declared exclusions
+    oof: NDArray[np.float32]  # (rows, runs) logits
+    nets: NDArray[np.int8]  # (rows, runs): the fold net that made each
+    test: NDArray[np.float32]  # (folds, test rows, runs) logits
+    test_nets: NDArray[np.int8]  # (folds, runs): k, or AVERAGED
+
+
+def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
+    """`read_predictions` for the experiment's rows and folds."""
+    table = experiment.table
+    return read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
+
+
+def read_predictions(
+    runs: list[Run], train_ids: pd.Series[str], test_ids: pd.Series[str], *, folds: int
+) -> Predictions:
+    """Join the runs by id. Raises StoreError for missing, extra or doubled ids, unless a run declares them excluded."""
+    covered = np.ones(len(train_ids), bool)
+    oofs = []
+    for run in runs:
+        oof, mask = _aligned(run, train_ids)
+        oofs.append(oof)
+        covered &= mask
+    rows = np.flatnonzero(covered)
+    tests, test_nets = zip(*(_test_logits(run, test_ids, folds) for run in runs), strict=True)
+    return Predictions(
+        names=tuple(run.name for run in runs),
+        rows=rows,
+        oof=np.column_stack([oof["logit"].to_numpy(np.float32)[rows] for oof in oofs]),
+        nets=np.column_stack([oof["fold"].to_numpy()[rows].astype(np.int8) for oof in oofs]),
+        test=np.stack(tests, axis=2),
+        test_nets=np.stack(test_nets, axis=1),
+    )
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Which blocks the matrix holds; see the config's `features`."""
+
+    logits: bool
+    metadata: bool
+    aggregates: bool
+    frozen_z: int
+
+
+class FoldFeatures:
+    """Level-2 features of one fold: fitted on its training rows, the same code for held-out, test and new rows."""
+
+    def __init__(self, settings: FeatureSettings, names: tuple[str, ...], *, seed: int) -> None:
+        self.settings = settings
+        self.names = names
+        self.seed = seed
+
+    def fit(self, frame: pd.DataFrame, z: Mapping[str, NDArray[np.float16]]) -> FoldFeatures:
+        """``frame``: the fold's training rows; ``z``: each frozen run's embedding (n, d) of them. No targets."""
+        self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
+        self.pca_ = {name: self._fit_pca(values) for name, values in z.items()} if self.settings.frozen_z else {}
+        return self
+
+    def transform(
+        self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.float16]]
+    ) -> pd.DataFrame:
+        """Features (n, columns) float32 of whole groups; ``logits`` (n, runs) and ``z`` as one fold net sees them."""
+        blocks = []
+        if self.settings.logits:
+            blocks.append(pd.DataFrame(logits, columns=list(self.names)))
+        if self.settings.metadata:
+            blocks.append(self.encoder_.transform(frame))
+        if self.settings.aggregates:
+            blocks.append(metadata_aggregates(frame[["group", "age"]]))
+            blocks.append(prediction_aggregates(frame["group"], logits, self.names))
+        for name, pca in self.pca_.items():
+            columns = [f"{name}_z{i}" for i in range(pca.n_components_)]
+            # scikit-learn refuses to transform no rows, which is what an experiment without a test csv has.
+            values = pca.transform(z[name].astype(np.float32)) if len(z[name]) else np.empty((0, len(columns)))
+            blocks.append(pd.DataFrame(values, columns=columns))
+        return pd.concat([block.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
+
+    def _fit_pca(self, z: NDArray[np.float16]) -> PCA:
+        components = min(self.settings.frozen_z, *z.shape)
+        return PCA(components, random_state=self.seed).fit(z.astype(np.float32))
+
+
+def _aligned(run: Run, ids: pd.Series[str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+    """The run's out-of-fold rows in the order of ``ids``, and which of them it covers."""
+    oof = run.frame("oof")
+    place = _places(run, oof["id"], ids, "oof")
+    covered = place >= 0
+    declared = run.meta.get("excluded", 0)
+    if (~covered).sum() != declared:
+        raise StoreError(
+            f"{run.folder}: no prediction for {(~covered).sum()} of {len(ids)} training rows, {declared} declared: "
+            "import it again with `--exclude` and that number, or rebuild it"
+        )
+    return oof.iloc[place], covered
+
+
+def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """(folds, rows): the test rows as each fold net sees them; one row for all where the run came averaged."""
+    test = run.frame("test")
+    if run.meta.get("foreign_folds"):  # its nets are none of ours: each of our folds gets their mean
+        test = test.groupby("id", sort=False, as_index=False)["logit"].mean().assign(fold=AVERAGED)
+    by_net = {int(net): test[test["fold"] == net] for net in test["fold"].unique()}
+    expected = {AVERAGED} if AVERAGED in by_net else set(range(folds))
+    if len(ids) and set(by_net) != expected:
+        raise StoreError(f"{run.folder}: test predictions of the nets {sorted(by_net)}, expected {sorted(expected)}")
+    logits = np.empty((folds, len(ids)), np.float32)
+    nets = np.array([AVERAGED if AVERAGED in by_net else k for k in range(folds)], np.int8)
+    for k in range(folds if len(ids) else 0):
+        frame = by_net[int(nets[k])]
+        place = _places(run, frame["id"], ids, "test")
+        if (place < 0).any():
+            raise StoreError(
+                f"{run.folder}: {(place < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"
+            )
+        logits[k] = frame["logit"].to_numpy(np.float32)[place]
+    return logits, nets
+
+
+def _places(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
+    """Where each of ``ids`` stands in the run's rows (-1: nowhere). Raises for doubled ids and strangers."""
+    index = pd.Index(own)
+    if not index.is_unique:
+        raise StoreError(f"{run.folder}/{part}.parquet holds {index.duplicated().sum()} ids twice: rebuild the run")
+    extra = index.difference(pd.Index(ids))
+    if len(extra):
+        raise StoreError(
+            f"{run.folder}/{part}.parquet holds {len(extra)} ids that are not in the table, first: "
+            f"{', '.join(map(str, extra[:3]))}: rebuild the run for these rows"
+        )
+    return index.get_indexer(pd.Index(ids))
+
+
+def to_logit(p: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Of probabilities, kept finite at 0 and 1."""
+    clipped = np.clip(np.asarray(p, np.float64), 1e-15, 1 - 1e-15)
+    result: NDArray[np.float32] = logit(clipped).astype(np.float32)
+    return result

@@ -1,0 +1,112 @@
+"""Level 1: every image model over every fold, each row predicted by the net that did not see its split_group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stack.config import ImageModel
+from stack.console import Out
+from stack.errors import StoreError
+from stack.experiment import Experiment, write_rows
+from stack.fold_tasks import FoldTask, frozen_tasks, put_together, run_tasks, trained_tasks
+from stack.store import Run, fingerprint, locked, read_run, set_aside, sha256
+
+if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+    from image_models.cache import ImageCache
+
+
+def run_image_models(experiment: Experiment, out: Out, *, rebuild: Sequence[str] = ()) -> list[Run]:
+    """Make every enabled image model of the config complete; what is complete already is skipped.
+
+    Raises StoreError for a run made with other settings or rows (naming what changed and the command that rebuilds it),
+    ImageError for missing or unreadable images, unknown backbones and weights that don't fit.
+    """
+    models = [model for model in experiment.config.image_models if model.enabled]
+    if unknown := set(rebuild) - {model.name for model in models}:
+        raise StoreError(f"--rebuild {', '.join(sorted(unknown))}: no enabled image model of {experiment.config_path}")
+    _check_models(models)
+    caches = {size: _cache(experiment, size, out) for size in sorted({model.size for model in models})}
+    with ExitStack() as locks:
+        tasks: list[FoldTask] = []
+        for model in models:
+            folder, cache = experiment.models / model.name, caches[model.size]
+            inputs = _inputs(experiment, model, cache)
+            if model.name in rebuild and (aside := set_aside(folder, experiment.old)):
+                out.say(f"{model.name}: the old run is kept as {aside}")
+            check_fresh(experiment, folder, inputs)
+            if read_run(folder):
+                out.say(f"{model.name}: complete, skipped")
+                continue
+            locks.enter_context(locked(folder))
+            make = frozen_tasks if model.frozen else trained_tasks
+            tasks += make(experiment, model, cache, inputs, out)
+        write_rows(experiment)
+        missing = [task for task in tasks if read_run(task.folder) is None]
+        if len(missing) < len(tasks):
+            out.say(f"{len(tasks) - len(missing)} of {len(tasks)} folds: complete, skipped")
+        last = {task.folder.parent: task for task in tasks}  # the task after which a run's folds are all there
+        for task in run_tasks(missing, n_jobs=experiment.config.n_jobs, out=out):
+            if task is last[task.folder.parent]:
+                put_together(experiment, last.pop(task.folder.parent))
+        for task in last.values():  # killed between the last fold and this line
+            put_together(experiment, task)
+    return [run for model in models if (run := read_run(experiment.models / model.name))]
+
+
+def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) -> None:
+    """Raise StoreError where the run in ``folder``, or a fold of it, was made from something else than ``inputs``."""
+    for part in (folder, *sorted(folder.glob("fold_*"))):
+        run = read_run(part)
+        changed = [name for name, value in inputs.items() if run and run.meta["inputs"].get(name) != value]
+        if changed:
+            raise StoreError(
+                f"{part} was made with other {' and '.join(changed)}: take the change back, or rebuild it with "
+                f"`dermstack oof --config {experiment.config_path} --rebuild {folder.name}`"
+            )
+
+
+def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
+    """What can be checked of an image run without its pictures and weights at hand: settings, rows, folds."""
+    unused = {"name", "enabled", "pretrained"}
+    if model.frozen:
+        unused |= {"epochs", "lr", "weight_decay", "augment"}
+    return {
+        "settings": fingerprint(model.model_dump(exclude=unused)),
+        "rows or folds": experiment.rows_fingerprint,
+    }
+
+
+def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dict[str, str]:
+    """What this run depends on, by name, so that a stale run can say what changed."""
+    weights = model.pretrained
+    return {
+        **level1_inputs(experiment, model),
+        "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
+        "images": cache.checksum([*experiment.table.train["id"], *experiment.table.test["id"]]),
+    }
+
+
+def _check_models(models: list[ImageModel]) -> None:
+    """Find a wrong name or file before the first minute of computing, not after the first model."""
+    from image_models.net import check_backbone
+    from image_models.transforms import check_recipe
+
+    for model in models:
+        check_backbone(model.backbone, model.pretrained)
+        check_recipe(model.augment)
+
+
+def _cache(experiment: Experiment, size: int, out: Out) -> ImageCache:
+    from image_models.cache import build_cache
+    from image_models.readers import image_paths
+
+    data = experiment.config.data
+    assert data.images is not None, "the config has checked it"
+    train, test = experiment.table.train["id"].tolist(), experiment.table.test["id"].tolist()
+    paths = image_paths(data.images, train) + (image_paths(data.test_images or data.images, test) if test else [])
+    folder = experiment.config.cache / f"{data.name}-{size}"
+    with out.bar(f"image cache {size} px", len(paths)) as progress:
+        return build_cache(folder, train + test, paths, size=size, n_jobs=experiment.config.n_jobs, progress=progress)

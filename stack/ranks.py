@@ -1,0 +1,119 @@
+"""Ranks that one new score can be given: interpolated, strictly increasing distributions of earlier ones."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stack.errors import DataError
+
+AVERAGED = -1  # in the place of a net's fold: a prediction that came averaged over all nets of its run
+
+
+class Ecdf:
+    """The distribution of a column as a strictly increasing function from finite numbers to (0, 1).
+
+    A training value gets its mid-rank, (rows below + half of the rows tied with it) / rows; what lies between
+    two of them is interpolated, since a step function would leave 10,982 test scores no more ranks than there
+    are training rows. Outside, the tails fall off as 1 / (1 + distance / range of the training values): an
+    exponential tail is flat in float64 after some thirty ranges, and scores on the flat would tie. The only
+    value of a constant column has rank 0.5.
+
+    >>> Ecdf().fit([1.0, 2.0, 2.0, 4.0])([1.0, 2.0, 3.0, 4.0, 7.0])
+    array([0.125 , 0.5   , 0.6875, 0.875 , 0.9375])
+    """
+
+    values_: NDArray[np.float64]  # distinct, ascending
+    ranks_: NDArray[np.float64]  # of values_
+
+    def fit(self, values: ArrayLike) -> Ecdf:
+        """Take the distribution of `values` (n,); DataError where there are none or one is not finite."""
+        values = _finite(values)
+        if not values.size:
+            raise DataError("no values to rank against: give at least one")
+        self.values_, count = np.unique(values, return_counts=True)
+        self.ranks_ = (np.cumsum(count) - count / 2) / values.size
+        return self
+
+    def __call__(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Ranks (n,) of `values` (n,); DataError where one is not finite."""
+        values = _finite(values)
+        first, last = self.values_[0], self.values_[-1]
+        extent = (last - first) or 1.0
+        ranks = self._between(np.clip(values, first, last))
+        below, above = values < first, values > last
+        ranks[below] = self.ranks_[0] / (1 + (first - values[below]) / extent)
+        ranks[above] = 1 - (1 - self.ranks_[-1]) / (1 + (values[above] - last) / extent)
+        return np.clip(ranks, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
+
+    def _between(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        # Not np.interp: its product with the slope can step over the next rank by one rounding, or overflow.
+        left = np.searchsorted(self.values_, values, side="right") - 1
+        right = np.minimum(left + 1, self.values_.size - 1)
+        gap = self.values_[right] - self.values_[left]
+        share = np.divide(values - self.values_[left], gap, out=np.zeros_like(values), where=gap > 0)
+        step = self.ranks_[right] - self.ranks_[left]
+        return np.minimum(self.ranks_[left] + share * step, self.ranks_[right])
+
+
+class NetRanks:
+    """One `Ecdf` for each run and each of its fold nets, since every net has a scale of its own.
+
+    Predictions that came averaged (net AVERAGED) are ranked against those of all nets of the run, unless
+    there were averaged ones to fit on.
+    """
+
+    ecdfs_: list[dict[int, Ecdf]]  # a run: net -> its distribution
+
+    def fit(self, P: ArrayLike, nets: ArrayLike) -> NetRanks:
+        """Take the distributions of predictions `P` (n, r), made by `nets` (n,) or (n, r)."""
+        P, nets = _with_nets(P, nets)
+        self.ecdfs_ = []
+        for column, made_by in zip(P.T, nets.T, strict=True):
+            ecdfs = {AVERAGED: Ecdf().fit(column)}
+            ecdfs |= {int(net): Ecdf().fit(column[made_by == net]) for net in np.unique(made_by)}
+            self.ecdfs_.append(ecdfs)
+        return self
+
+    def transform(self, P: ArrayLike, nets: ArrayLike) -> NDArray[np.float64]:
+        """Ranks (n, r) in (0, 1) of `P` (n, r) as made by `nets`; DataError for a net that was not in fit."""
+        P, nets = _with_nets(P, nets)
+        if P.shape[1] != len(self.ecdfs_):
+            raise DataError(f"predictions of {P.shape[1]} runs, ranks of {len(self.ecdfs_)}: give the same runs")
+        ranks = np.empty_like(P)
+        for run, ecdfs in enumerate(self.ecdfs_):
+            for net in np.unique(nets[:, run]):
+                if net not in ecdfs:
+                    known = ", ".join(str(k) for k in ecdfs)
+                    raise DataError(f"run {run}: no ranks for net {net} (known: {known}); fit them on its rows")
+                made_by = nets[:, run] == net
+                ranks[made_by, run] = ecdfs[net](P[made_by, run])
+        return ranks
+
+    def extents(self) -> NDArray[np.float64]:
+        """The lowest and the highest value of each run, (2, r)."""
+        low = [min(ecdf.values_[0] for ecdf in ecdfs.values()) for ecdfs in self.ecdfs_]
+        high = [max(ecdf.values_[-1] for ecdf in ecdfs.values()) for ecdfs in self.ecdfs_]
+        return np.array([low, high])
+
+    def fit_transform(self, P: ArrayLike, nets: ArrayLike) -> NDArray[np.float64]:
+        """Ranks (n, r) of the predictions that are fitted on."""
+        return self.fit(P, nets).transform(P, nets)
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(values, dtype=np.float64)
+    other = np.flatnonzero(~np.isfinite(values))
+    if other.size:
+        raise DataError(f"{other.size} values are NaN or inf (first in row {other[0]}): ranks need finite numbers")
+    return values
+
+
+def _with_nets(P: ArrayLike, nets: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    P, nets = np.asarray(P, dtype=np.float64), np.asarray(nets)
+    if P.ndim != 2:
+        raise DataError(f"predictions have shape {P.shape}: give (rows, runs)")
+    nets = nets[:, None] if nets.ndim == 1 else nets
+    if nets.shape not in (P.shape, (len(P), 1)):
+        raise DataError(f"nets have shape {nets.shape}, predictions {P.shape}: give one a row or one a prediction")
+    return P, np.broadcast_to(nets, P.shape).astype(np.int64)

@@ -1,0 +1,73 @@
+"""Runs as a table: what each is worth out-of-fold, with its interval over split_groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stack.experiment import Experiment
+from stack.metrics import Interval, auc, auc_by_fold, average_precision, interval
+from stack.null import auc_equal_size
+from stack.store import Run
+
+
+def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run, on the rows that it covers: run, kind, level, rows, the objective with its 95 % interval, ….
+
+    The objective is pooled over folds; the mean AUC within folds stands beside it: where that is higher, the fold nets'
+    scales differ.
+    """
+    objective = experiment.config.objective
+    ids = pd.Index(experiment.table.train["id"])
+    table = []
+    for run in runs:
+        oof = run.frame("oof")
+        rows = ids.get_indexer(oof["id"])
+        y, split_group = experiment.target[rows], experiment.split_group[rows]
+        pooled = interval(objective, y, oof["p"].to_numpy(np.float64), split_group)
+        by_fold = auc_by_fold(y, oof["logit"], oof["fold"])
+        table.append({
+            "run": run.name,
+            "kind": str(run.meta["kind"]),
+            "level": int(run.meta["level"]),
+            "rows": len(oof),
+            objective: pooled.value,
+            "low": pooled.low,
+            "high": pooled.high,
+            "ap": average_precision(y, oof["logit"]),
+            "within_folds": float(by_fold.mean()),
+            "min_fold": float(by_fold.min()),
+            "max_fold": float(by_fold.max()),
+            "seconds": float(run.meta.get("seconds", np.nan)),
+            "note": _note(run, y),
+        })  # fmt: skip
+    frame = pd.DataFrame(table)
+    if experiment.shuffled:
+        frame["equal_size"] = [str(_null(experiment, run)) for run in runs]
+    return frame
+
+
+def _null(experiment: Experiment, run: Run) -> Interval:
+    """What shuffled targets must bring to 0.5."""
+    oof = run.frame("oof")
+    rows = pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])
+    return auc_equal_size(experiment.target[rows], oof["logit"], experiment.split_group[rows])
+
+
+def _note(run: Run, y: NDArray[np.int8]) -> str:
+    """What must be said of a run wherever its number stands."""
+    notes = []
+    if run.meta.get("foreign_folds"):
+        notes.append("foreign folds")
+    if run.meta.get("excluded") and run.meta["level"] == 1:
+        notes.append(f"{run.meta['excluded']} rows excluded")
+    if run.meta.get("test_averaged"):
+        notes.append("test averaged")
+    if run.has("oof_seeds"):
+        seeds = run.frame("oof_seeds").drop(columns="id")
+        aucs = [auc(y, seeds[column]) for column in seeds]
+        notes.append(f"{len(aucs)} seeds, alone AUC {min(aucs):.4f} to {max(aucs):.4f}")
+    return ", ".join(notes)

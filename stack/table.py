@@ -1,0 +1,243 @@
+"""The table: one row an image, canonical columns, checked once so that no later step has to doubt it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from stack.errors import ConfigError, DataError
+
+REQUIRED = ("id", "group", "target")
+OPTIONAL = ("age", "sex", "site", "diagnosis", "fold")
+TRAIN_ONLY = ("target", "diagnosis", "fold")
+
+# What exporters write into a group column when nothing is known about the group.
+SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
+_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
+_SHOWN = 5  # offenders shown of each kind; their number is always given
+
+
+@dataclass(frozen=True)
+class Table:
+    """Checked rows: columns id, group, age, sex, site; in `train` also target and, where mapped, diagnosis and fold.
+
+    id and group are str, target int8, age float32 (NaN missing), the others str (NaN missing).
+    `fold` is as written; `test` has zero rows where there is no test csv.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+
+    @property
+    def shared_groups(self) -> int:
+        """Number of groups that have rows in both train and test."""
+        return len(set(self.train["group"]) & set(self.test["group"]))
+
+
+def read_table(train_csv: Path, test_csv: Path | None, *, columns: Mapping[str, str]) -> Table:
+    """Read and check both csv files; `columns` maps canonical names to those of the files.
+
+    Rows are numbered as a spreadsheet does, the header being row 1.
+
+    Raises ConfigError where `columns` lacks id, group or target or has an unknown key, and DataError with
+    every fault of both files at once: file, rows, values, next step.
+    """
+    _check_columns(columns)
+    faults: list[str] = []
+    train = _read_frame(train_csv, columns, faults, is_train=True)
+    test = _read_frame(test_csv, columns, faults, is_train=False) if test_csv else _no_rows()
+    if train is not None and test is not None:
+        common = set(train["id"]) & set(test["id"]) - {""}
+        both = test.loc[test["id"].isin(common), "id"]
+        if len(both):
+            faults.append(
+                f"{test_csv}: {_listed(both)} also in {train_csv}: an image is either train or test, "
+                "remove it from one of the files"
+            )
+    if faults or train is None or test is None:
+        raise DataError("\n".join(faults))
+    return Table(train, test)
+
+
+def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
+    """Return `train` with target vectors exchanged at random between split_groups of equal size.
+
+    `split_group` (n,) in the order of the rows. A group's targets stay together, in row order, so that a leak
+    by group still shows; a shuffle by row would hide it. A group whose size is unique keeps its targets.
+    """
+    codes, _ = pd.factorize(np.asarray(split_group, dtype=object), sort=True)
+    if len(codes) != len(train):
+        raise DataError(f"{len(codes)} split_groups for {len(train)} rows: give one for each row of the table")
+    rng = np.random.default_rng(seed)
+    rows = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    starts = np.cumsum(sizes) - sizes
+    target = train["target"].to_numpy()
+    shuffled = target.copy()
+    for size in np.unique(sizes):
+        members = rows[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
+        shuffled[members] = target[rng.permutation(members)]
+    return train.assign(target=shuffled)
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
+    for name in REQUIRED:
+        if name not in columns:
+            raise ConfigError(f"columns.{name} is not set: name the csv column that holds the {name}")
+    known = (*REQUIRED, *OPTIONAL)
+    for name in columns:
+        if name not in known:
+            raise ConfigError(f"columns.{name} is unknown{_nearest(name, known)}: known are {', '.join(known)}")
+
+
+def _read_frame(path: Path, columns: Mapping[str, str], faults: list[str], *, is_train: bool) -> pd.DataFrame | None:
+    """Read one file into canonical columns, adding what is wrong with it to `faults`; None if unusable."""
+    found = len(faults)
+    raw = _read_strings(path, faults)
+    if raw is None:
+        return None
+    wanted = {name: csv for name, csv in columns.items() if is_train or name not in TRAIN_ONLY}
+    for name, csv in wanted.items():
+        number = list(raw.columns).count(csv)
+        if number == 0:
+            near = _nearest(csv, raw.columns)
+            faults.append(f"{path}: no column {csv!r} (columns.{name}){near}: correct columns.{name} in the config")
+        elif number > 1:
+            faults.append(f"{path}: {number} columns are named {csv!r} (columns.{name}): rename all but one")
+    if len(faults) > found:
+        return None
+    text = pd.DataFrame({name: raw[csv] for name, csv in wanted.items()})
+    # An id stays as written (it must equal the submission's); the rest loses blanks around it.
+    for name in text.columns.drop("id"):
+        text[name] = text[name].str.strip()
+    faults += [f"{path}: {fault}" for fault in _id_faults(text["id"])]
+    faults += [f"{path}: {fault}" for fault in _group_faults(text["group"], is_train=is_train)]
+    frame = text[["id", "group"]].copy()
+    if is_train:
+        frame["target"] = _target(text["target"], path, faults)
+    frame["age"] = _age(text["age"], path, faults) if "age" in text else np.float32(np.nan)
+    for name in ("sex", "site"):
+        frame[name] = _words(text[name]).str.lower() if name in text else _all_missing(len(text))
+    if "diagnosis" in text:
+        frame["diagnosis"] = _words(text["diagnosis"])
+    if "fold" in text:
+        frame["fold"] = text["fold"]
+    return frame
+
+
+def _read_strings(path: Path, faults: list[str]) -> pd.DataFrame | None:
+    """Read every cell as the string in the file: "17" stays "17", "" stays ""."""
+    try:
+        # header=None: pandas would rename a doubled column and take a surplus one for the index, quietly.
+        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+    except FileNotFoundError:
+        faults.append(f"{path}: no such file: correct its path in the config")
+    except pd.errors.EmptyDataError:
+        faults.append(f"{path}: the file is empty")
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+        faults.append(f"{path}: not a readable csv in UTF-8 ({str(error).strip()}): save it as one")
+    else:
+        if len(cells) > 1:
+            rows = cells.iloc[1:].reset_index(drop=True)
+            rows.columns = pd.Index([name.strip() for name in cells.iloc[0]])
+            return rows
+        faults.append(f"{path}: a header and no rows: the table needs at least one row")
+    return None
+
+
+def _id_faults(ids: pd.Series) -> Iterable[str]:
+    missing = ids.str.strip() == ""
+    if missing.any():
+        yield f"{_rows(missing)} without an id: fill in the column or drop the rows"
+    doubled = ids.duplicated(keep=False) & ~missing
+    if doubled.any():
+        names = ids[doubled].drop_duplicates()
+        yield f"{_listed(names)} in more than one row ({_rows(doubled)}): ids must be unique, drop the copies"
+    # Ids name files later, here and on other machines.
+    unsafe = ids.str.contains(r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$", regex=True) & ~missing
+    if unsafe.any():
+        yield (
+            f"{_listed(ids[unsafe])} ({_rows(unsafe)}) can't name a file: an id has no path separator, "
+            "control character, '..', leading '.' or blank at its ends; rename it"
+        )
+
+
+def _group_faults(groups: pd.Series, *, is_train: bool) -> Iterable[str]:
+    missing = groups == ""
+    if missing.any():
+        yield f"{_rows(missing)} without a group: fill in the column, or give each row a group of its own"
+    sizes = groups[~missing].value_counts()
+    is_sentinel = sizes.index.str.lower().isin(SENTINELS)
+    largest = sizes[~is_sentinel].max() if (~is_sentinel).any() else 0
+    n = len(groups)
+    advice = "one group would bind rows that have nothing in common; give each of them a group of its own"
+    refused = set()
+    for name, size in sizes[is_sentinel].items():
+        if size > 0.05 * n and size > 5 * largest:
+            refused.add(name)
+            yield f"group {name!r} stands in {size} of {n} rows, it looks like a mark for 'unknown': {advice}"
+    for name, size in sizes.items():
+        if is_train and n > 20 and size > 0.5 * n and name not in refused:
+            yield f"group {name!r} holds {size} of {n} rows, more than half: {advice}, or map another column"
+
+
+def _target(values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.int8]:
+    numbers = pd.to_numeric(values, errors="coerce")
+    bad = ~numbers.isin([0, 1])
+    if bad.any():
+        faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: correct or drop the rows")
+    elif numbers.nunique() == 1:
+        only = int(numbers.iloc[0])
+        faults.append(f"{path}: every target is {only}: both classes are needed, check columns.target")
+    return numbers.where(~bad, 0).to_numpy(np.int8)
+
+
+def _age(values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
+    known = ~values.str.lower().isin(_MISSING)
+    numbers = pd.to_numeric(values.where(known), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    bad = known & ~(np.isfinite(numbers) & (numbers >= 0))
+    if bad.any():
+        faults.append(
+            f"{path}: age {_listed(values[bad])} ({_rows(bad)}) is not a number of years: "
+            "correct it, or leave the cell empty where the age is unknown"
+        )
+    return numbers.astype(np.float32)
+
+
+def _words(values: pd.Series) -> pd.Series:
+    return values.mask(values.str.lower().isin(_MISSING))
+
+
+def _all_missing(n: int) -> pd.Series:
+    return pd.Series(np.nan, index=range(n), dtype="str")
+
+
+def _no_rows() -> pd.DataFrame:
+    types = {"id": "str", "group": "str", "age": "float32", "sex": "str", "site": "str"}
+    return pd.DataFrame(columns=list(types)).astype(types)
+
+
+def _rows(mask: pd.Series) -> str:
+    """Name the rows of the mask as a spreadsheet numbers them: the header is row 1."""
+    numbers = np.flatnonzero(mask.to_numpy()) + 2
+    if len(numbers) == 1:
+        return f"row {numbers[0]}"
+    more = f", … {len(numbers)} in all" if len(numbers) > _SHOWN else ""
+    return "rows " + ", ".join(map(str, numbers[:_SHOWN])) + more
+
+
+def _listed(values: pd.Series) -> str:
+    unique = values.drop_duplicates()
+    more = f", … {len(unique)} in all" if len(unique) > _SHOWN else ""
+    return ", ".join(repr(value) for value in unique[:_SHOWN]) + more
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,50 @@
+"""What studies have chosen: read from the yaml that `dermstack tune` wrote and the config names under `tuned:`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from stack.errors import ConfigError, StoreError
+from stack.experiment import Experiment
+from stack.store import sha256
+
+Without = frozenset[int]  # the folds whose rows a choice has not looked at
+
+
+def tuned_params(experiment: Experiment, stacker: str, fold: int) -> dict[str, Any]:
+    """GBDT parameters for fold ``fold``, chosen without the rows that it holds out; {} where nothing is tuned."""
+    path = experiment.config.tuned.gbdt.get(stacker)
+    return dict(_read(experiment, path, f"tuned.gbdt.{stacker}")["folds"][fold]) if path else {}
+
+
+def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without, NDArray[np.float64]] | None:
+    """Blend weights for each set of folds left out, in the order of ``runs``; None where nothing is tuned."""
+    path = experiment.config.tuned.blend
+    if path is None:
+        return None
+    study = _read(experiment, path, "tuned.blend")
+    if tuple(study["runs"]) != runs:
+        raise StoreError(
+            f"tuned.blend: {path} weighs the runs {', '.join(study['runs'])}, the experiment has {', '.join(runs)}: "
+            "run `dermstack tune blend` again"
+        )
+    return {frozenset(entry["without"]): np.array(entry["weights"]) for entry in study["weights"]}
+
+
+def tuned_fingerprint(path: Path | None) -> str | None:
+    """Of a study's result, None where there is none."""
+    return sha256(path) if path is not None and path.is_file() else None
+
+
+def _read(experiment: Experiment, path: Path, key: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{key}: {path} is not there: run `dermstack tune`, or drop the key")
+    study: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if study.get("rows_or_folds") != experiment.rows_fingerprint:
+        raise StoreError(f"{key}: {path} was tuned on other rows or folds: run `dermstack tune` again")
+    return study

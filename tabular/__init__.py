@@ -1,0 +1,1 @@
+"""Metadata, patient-level features and GBDTs. Knows nothing of images, the store or torch."""

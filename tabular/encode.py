@@ -1,0 +1,108 @@
+"""Age, sex and site as numbers, by what the training rows of a fold hold and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from tabular.errors import TabularError
+
+
+class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
+    """Numeric columns as they are and categories one-hot, each with a missing indicator.
+
+    Nothing is imputed: the GBDTs split on NaN themselves. A category that the fitted rows lack becomes all
+    zeros, as no training row is, and `unseen_` counts it: {column: {value: rows}} of the last transform.
+
+    Fitted: `categories_` {column: sorted values} and `columns_`, the names that `transform` gives.
+
+    >>> train = pd.DataFrame({"age": [40.0, None], "sex": ["male", None], "site": ["torso", "head/neck"]})
+    >>> MetadataEncoder().fit(train).columns_
+    ['age', 'age_missing', 'sex=male', 'sex_missing', 'site=head/neck', 'site=torso', 'site_missing']
+    """
+
+    def __init__(self, numeric: Sequence[str] = ("age",), categorical: Sequence[str] = ("sex", "site")) -> None:
+        self.numeric = numeric
+        self.categorical = categorical
+
+    def fit(self, frame: pd.DataFrame) -> Self:
+        """Learn the categories of these rows; raises TabularError for an absent or a non-numeric column."""
+        if frame.empty:
+            raise TabularError("no rows to fit the metadata encoder on: give it the training rows of a fold")
+        self._check_columns(frame)
+        for column in self.numeric:
+            _numbers(frame[column])
+        known = {column: frame[column].dropna().astype("str") for column in self.categorical}
+        self._set_categories({column: sorted(values.unique()) for column, values in known.items()})
+        return self
+
+    def transform(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Give (n, len(columns_)) float32 with the index of `frame`; only the numeric columns hold NaN."""
+        check_is_fitted(self, "categories_")
+        self._check_columns(frame)
+        blocks: list[NDArray[np.float32]] = []
+        for column in self.numeric:
+            numbers = _numbers(frame[column])
+            blocks.append(np.column_stack([numbers, np.isnan(numbers)]))
+        self.unseen_: dict[str, dict[str, int]] = {}
+        for column, categories in self.categories_.items():
+            strings = frame[column].astype("str")
+            unseen = strings[~strings.isin(categories)].value_counts().sort_index()
+            if len(unseen):
+                self.unseen_[column] = {str(value): int(rows) for value, rows in unseen.items()}
+            codes = pd.Index(categories, dtype="str").get_indexer(pd.Index(strings))
+            blocks.append(np.column_stack([codes[:, None] == np.arange(len(categories)), strings.isna()]))
+        encoded = np.column_stack(blocks) if blocks else np.empty((len(frame), 0))
+        return pd.DataFrame(encoded.astype(np.float32), index=frame.index, columns=self.columns_)
+
+    def to_json(self) -> str:
+        """Everything that `from_json` needs to encode new rows the same way."""
+        check_is_fitted(self, "categories_")
+        state = {"numeric": list(self.numeric), "categories": self.categories_}
+        return json.dumps(state, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` gave; raises TabularError for anything else."""
+        try:
+            state = json.loads(text)
+            numeric = [str(column) for column in state["numeric"]]
+            categories = {str(column): [str(v) for v in values] for column, values in state["categories"].items()}
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise TabularError(f"not a metadata encoder: {text[:60]!r} ({error}); write it again") from error
+        encoder = cls(numeric=numeric, categorical=list(categories))
+        encoder._set_categories(categories)
+        return encoder
+
+    def _set_categories(self, categories: dict[str, list[str]]) -> None:
+        self.categories_ = categories
+        self.columns_ = [name for column in self.numeric for name in (column, f"{column}_missing")]
+        for column, values in categories.items():
+            # "=" keeps a category called "missing" apart from the indicator
+            self.columns_ += [*(f"{column}={value}" for value in values), f"{column}_missing"]
+
+    def _check_columns(self, frame: pd.DataFrame) -> None:
+        absent = [column for column in (*self.numeric, *self.categorical) if column not in frame.columns]
+        if absent:
+            raise TabularError(
+                f"metadata column {', '.join(map(repr, absent))} absent (the rows have "
+                f"{', '.join(map(repr, frame.columns))}): add it, filled with NaN where nothing is known"
+            )
+
+
+def _numbers(values: pd.Series) -> NDArray[np.float32]:
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float32, na_value=np.nan)
+    bad = values[(np.isnan(numbers) & values.notna().to_numpy()) | np.isinf(numbers)]
+    if len(bad):
+        raise TabularError(
+            f"column {values.name!r} holds {len(bad)} values that are no finite number, first "
+            f"{str(bad.iloc[0])!r} in row {bad.index[0]}: correct them or leave them empty"
+        )
+    return numbers

@@ -1,0 +1,110 @@
+"""One small world for every test: a generated data set, its config, and its finished experiment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only fight
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+WITHOUT_IMAGE_EXTRA = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "timm", "albumentations", "cv2"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""  # run first, in a process of its own, it makes Python behave as after `pip install .`
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data sets, where they are at hand."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the real data sets are not at hand")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated data set of 240 training and 60 test images at 32 px."""
+    from stack.demo_data import write_demo_data
+
+    folder = tmp_path_factory.mktemp("small") / "data"
+    write_demo_data(folder, n_train=240, n_test=60, size=32, seed=1)
+    return folder
+
+
+def small_config(data: Path, folder: Path, **changes: object) -> Path:
+    """A config of two tiny image models and a GBDT on the small data set, written to ``folder/small.yaml``."""
+    settings = {
+        "experiment": "small",
+        "runs": str(folder / "runs"),
+        "cache": str(folder / "cache"),
+        "threads": 1,
+        "data": {
+            "name": "small",
+            "train": str(data / "train.csv"),
+            "test": str(data / "test.csv"),
+            "sample_submission": str(data / "sample_submission.csv"),
+            "images": str(data / "images"),
+            "columns": {
+                "id": "image_name",
+                "group": "patient_id",
+                "target": "target",
+                "age": "age_approx",
+                "sex": "sex",
+                "site": "anatom_site_general_challenge",
+            },
+        },
+        "folds": {"k": 3},
+        "image_models": [
+            {
+                "name": "tiny",
+                "backbone": "test_resnet",
+                "pretrained": False,
+                "size": 32,
+                "epochs": 1,
+                "batch_size": 16,
+            },
+            {"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True},
+        ],
+        "features": {"frozen_z": 4},
+        "stackers": [{"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 30, "patience": 5}}],
+        "blend": {"trials": 5},
+    }
+    settings.update(changes)
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config_path(small_data: Path, tmp_path: Path) -> Path:
+    """The small experiment's config, with runs and cache of its own."""
+    return small_config(small_data, tmp_path)
+
+
+def run_cli(*arguments: str) -> int:
+    """The command line in this process: its exit status."""
+    from unittest.mock import patch
+
+    from stack.cli import main
+
+    with patch("sys.argv", ["dermstack", *arguments]):
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+    return 0

@@ -1,0 +1,141 @@
+"""Plain lines where there is no terminal, silence with --quiet, names printed as they are."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stack.console import PLAIN_EVERY_S, Out, _rate
+
+ODD = ["[red]x[/red]", "[/]", "[bold]", "a [link=x]b", ":warning: :x:", "c:\\temp\\", "100 %", "{task.total}", "[1, 2]"]
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests are run in."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds, told by hand."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def speak(out: Out, text: str = "text") -> None:
+    """Everything that an Out can say, with ``text`` wherever text goes."""
+    out.say(text)
+    out.warn(text)
+    out.table(pd.DataFrame({text: [text]}), text)
+    for bar in (out.bar, out.plain_bar):
+        with bar(text, 3, "folds") as progress:
+            progress(3)
+
+
+def test_a_file_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    speak(Out())
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out, "no colour, no cursor movements"
+    assert "\r" not in shown.out
+    assert shown.out.splitlines()[:2] == ["text", "warning: text"]
+    assert shown.out.count("text: 3 folds in 0 s") == 2
+    assert shown.err == ""
+
+
+def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    speak(Out(quiet=True))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_are_printed_as_they_are(
+    text: str, terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", "120")
+    speak(Out(), text)
+    shown = capsys.readouterr().out
+    assert ("\x1b" in shown) == terminal
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    lines = [line.strip() for line in plain.splitlines()]
+    assert lines.count(text) >= 2, "what was said, and the title"
+    assert f"warning: {text}" in lines
+    assert plain.count(text) >= 7, "and the header, the cell, both bars"
+
+
+def test_a_long_line_is_not_broken_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/".join(["a long folder name"] * 30)
+    Out().say(f"report: {path}")
+    assert capsys.readouterr().out == f"report: {path}\n"
+
+
+def test_a_table_shows_numbers_as_one_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.DataFrame({
+        "rows": [33126, 7],
+        "auc": [0.91234567, np.nan],
+        "p": np.array([0.5, np.nan], np.float32),
+        "on": [True, False],
+        "run": ["a", "b"],
+    })  # fmt: skip
+    Out().table(frame, "Runs")
+    lines = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert ["rows", "auc", "p", "on", "run"] in lines
+    assert ["33,126", "0.9123", "0.5000", "True", "a"] in lines
+    assert ["7", "–", "–", "False", "b"] in lines
+
+
+def test_a_wide_table_loses_nothing_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "n" * 64
+    Out().table(pd.DataFrame({"run": [name], "kind": ["k" * 30], "note": ["foreign folds, 435 rows excluded"]}), "Runs")
+    shown = capsys.readouterr().out
+    assert name in shown
+    assert "435 rows excluded" in shown
+
+
+def test_progress_is_a_line_now_and_then_and_one_at_the_end(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Out().bar("net", 1000) as progress:
+        for _ in range(100):
+            clock[0] += 1
+            progress(10)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == int(100 // PLAIN_EVERY_S) + 1
+    assert lines[0] == "net: 150/1,000 images, 10 images/s, 85 s left"
+    assert lines[-1] == "net: 1,000 images in 100 s, 10 images/s"
+
+
+def test_slow_work_has_a_speed_too(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Out().bar("level 2", 5, "folds") as progress:
+        clock[0] = 4000
+        progress(5)
+    assert capsys.readouterr().out.splitlines()[-1] == "level 2: 5 folds in 4,000 s, 0.0013 folds/s"
+
+
+def test_a_bar_whose_work_failed_does_not_say_that_it_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with Out().bar("net", 3) as progress:
+            progress(1)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
+    assert capsys.readouterr().out == ""
+
+
+@given(st.floats(1e-7, 1e7))
+def test_a_shown_speed_is_near_the_true_one(speed: float) -> None:
+    shown = _rate(speed)
+    assert abs(float(shown.replace(",", "")) / speed - 1) < 0.051
+    assert "e" not in shown

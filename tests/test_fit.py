@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from image_models.cache import ImageCache
+from image_models.dataset import CachedImages
+from image_models.errors import ImageError
+from image_models.fit import FoldFit, embed, fit_fold, fit_frozen_fold
+from image_models.head import fit_head
+from image_models.net import Net, build_net, read_weights
+from image_models.predict import predict
+
+N = 36
+TRAIN, HELD, TEST = np.arange(0, 18), np.arange(18, 26), np.arange(26, N)
+TARGET = (np.arange(N) % 3 == 0).astype(np.int8)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, rng: np.random.Generator) -> ImageCache:
+    """Noise that is less red where the target is 1."""
+    pixels = rng.integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
+    pixels[TARGET == 1, :, :, 0] //= 2
+    pixels.tofile(tmp_path / "images.u8")
+    return ImageCache(tmp_path, 32, pd.DataFrame({"id": [f"i{row}" for row in range(N)]}))
+
+
+def fold(cache: ImageCache, folder: Path, seeds: list[int], **changes: Any) -> FoldFit:
+    folder.mkdir()
+    settings: dict[str, Any] = {
+        "backbone": "test_resnet",
+        "pretrained": False,
+        "timm_args": {},
+        "mean": MEAN,
+        "std": STD,
+        "augment": "light",
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 0.01,
+        "weight_decay": 0.01,
+        "device": "cpu",
+        "threads": 1,
+        "workers": 0,
+    }
+    sets = {"oof": HELD, "test": TEST}
+    return fit_fold(cache, TRAIN, TARGET[TRAIN], sets, seeds=seeds, weights=folder, **(settings | changes))
+
+
+def frozen_z(cache: ImageCache, rows: np.ndarray, folder: Path, **changes: Any) -> np.ndarray:
+    folder.mkdir()
+    settings: dict[str, Any] = {
+        "backbone": "test_resnet",
+        "pretrained": False,
+        "timm_args": {},
+        "mean": MEAN,
+        "std": STD,
+        "batch_size": 8,
+        "seed": 0,
+        "device": "cpu",
+        "threads": 1,
+        "workers": 0,
+    }
+    return embed(cache, rows, weights=folder, **(settings | changes))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def blank(*, frozen: bool, seed: int = 99) -> Net:
+    """A net of the same kind with other weights, to be filled from a file."""
+    return build_net(
+        "test_resnet", pretrained=False, frozen=frozen, timm_args={}, size=32, mean=MEAN, std=STD, prevalence=0.5,
+        seed=seed,
+    )  # fmt: skip
+
+
+def test_several_seeds_are_the_mean_of_their_logits_and_the_features_of_the_first(
+    cache: ImageCache, tmp_path: Path
+) -> None:
+    both = fold(cache, tmp_path / "both", [5, 2])
+    alone = {seed: fold(cache, tmp_path / f"seed {seed}", [seed]) for seed in (5, 2)}
+    for name, rows in (("oof", HELD), ("test", TEST)):
+        logits = both.seed_logits[name]
+        assert logits.shape == (len(rows), 2)
+        for column, seed in enumerate((5, 2)):
+            assert (logits[:, column] == alone[seed].predictions[name].logit).all()
+        np.testing.assert_allclose(both.predictions[name].logit, logits.astype(np.float64).mean(axis=1), rtol=1e-6)
+        assert both.predictions[name].logit.dtype == np.float32
+        assert (both.predictions[name].z == alone[5].predictions[name].z).all()
+        assert (both.predictions[name].z != alone[2].predictions[name].z).any()
+    assert both.history[["seed", "epoch"]].to_numpy().tolist() == [[5, 1], [5, 2], [2, 1], [2, 2]]
+    assert names(tmp_path / "both") == ["weights.safetensors", "weights_2.safetensors"]
+    assert names(tmp_path / "seed 2") == ["weights.safetensors"]
+
+
+def test_the_weights_on_disk_make_the_same_predictions(cache: ImageCache, tmp_path: Path) -> None:
+    made = fold(cache, tmp_path / "fold", [0, 1])
+    for column, file in enumerate(("weights.safetensors", "weights_1.safetensors")):
+        net = blank(frozen=False)
+        read_weights(net, tmp_path / "fold" / file)
+        for name, rows in (("oof", HELD), ("test", TEST)):
+            again = predict(net, CachedImages(cache.pixels(), rows), batch_size=8, device=torch.device("cpu"))
+            assert (again.logit == made.seed_logits[name][:, column]).all()
+            if column == 0:
+                assert (again.z == made.predictions[name].z).all()
+
+
+def test_a_fold_net_has_seen_its_training_rows_and_no_other(cache: ImageCache, tmp_path: Path) -> None:
+    def weights(name: str) -> bytes:
+        fold(cache, tmp_path / name, [0])
+        return (tmp_path / name / "weights.safetensors").read_bytes()
+
+    before = weights("before")
+    pixels = np.memmap(cache.folder / "images.u8", dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
+    pixels[np.concatenate([HELD, TEST])] = 0
+    assert weights("other pictures held out") == before
+    pixels[TRAIN[4]] = 0
+    assert weights("one other training picture") != before
+
+
+def test_an_untrained_fold_predicts_its_training_rows_prevalence(cache: ImageCache, tmp_path: Path) -> None:
+    made = fold(cache, tmp_path / "fold", [0], lr=1e-12, epochs=1)
+    p = 1 / (1 + np.exp(-made.predictions["oof"].logit))
+    np.testing.assert_allclose(p, TARGET[TRAIN].mean(), rtol=0.1)
+
+
+def test_every_image_of_every_seed_is_counted_in_the_progress(cache: ImageCache, tmp_path: Path) -> None:
+    seen: list[int] = []
+    fold(cache, tmp_path / "fold", [0, 1], progress=seen.append)
+    assert sum(seen) == 2 * (2 * len(TRAIN) + len(HELD) + len(TEST))
+
+
+def test_the_settings_threads_hold(cache: ImageCache, tmp_path: Path) -> None:
+    """Their number decides the bytes, so it is the config's and not the machine's."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        frozen_z(cache, TEST, tmp_path / "a", threads=1)
+        assert torch.get_num_threads() == 1
+        torch.set_num_threads(2)
+        fold(cache, tmp_path / "b", [0], threads=1, epochs=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pictures_of_a_size_that_the_backbone_does_not_take_are_refused(cache: ImageCache, tmp_path: Path) -> None:
+    transformer = {"backbone": "test_vit", "timm_args": {"img_size": 64, "dynamic_img_size": False}}
+    with pytest.raises(ImageError, match="32 px"):
+        fold(cache, tmp_path / "a", [0], **transformer)
+    with pytest.raises(ImageError, match="32 px"):
+        frozen_z(cache, TEST, tmp_path / "b", **transformer)
+
+
+# Frozen backbones
+
+
+def test_the_backbone_on_disk_makes_the_stored_features_again(cache: ImageCache, tmp_path: Path) -> None:
+    z = frozen_z(cache, TRAIN, tmp_path / "frozen")
+    assert names(tmp_path / "frozen") == ["backbone.safetensors"]
+    net = blank(frozen=True)
+    read_weights(net.backbone, tmp_path / "frozen" / "backbone.safetensors")
+    again = predict(net, CachedImages(cache.pixels(), TRAIN), batch_size=8, device=torch.device("cpu")).z
+    assert z.dtype == np.float16
+    assert (again == z).all()
+
+
+def test_training_and_test_rows_are_embedded_by_the_same_backbone(cache: ImageCache, tmp_path: Path) -> None:
+    """Train and test are embedded by two calls; their features must share axes."""
+    train, test = frozen_z(cache, TRAIN, tmp_path / "train"), frozen_z(cache, TEST, tmp_path / "test")
+    every = frozen_z(cache, np.arange(N), tmp_path / "every")
+    np.testing.assert_allclose(every[TRAIN], train, atol=1e-3)
+    np.testing.assert_allclose(every[TEST], test, atol=1e-3)
+    written = {(tmp_path / name / "backbone.safetensors").read_bytes() for name in ("train", "test", "every")}
+    assert len(written) == 1
+
+
+def frozen_fold(z: np.ndarray, folder: Path, **changes: Any) -> FoldFit:
+    folder.mkdir()
+    sets = {"oof": z[HELD], "test": z[TEST]}
+    inner = np.arange(len(TRAIN)) % 3 < 1
+    inner[:2] = [False, True]  # both targets in both parts
+    return fit_frozen_fold(z[TRAIN], TARGET[TRAIN], inner, sets, weights=folder, threads=1, **changes)
+
+
+def test_a_frozen_fold_is_its_head_applied_to_each_sets_features(cache: ImageCache, tmp_path: Path) -> None:
+    z = frozen_z(cache, np.arange(N), tmp_path / "frozen")
+    seen: list[int] = []
+    made = frozen_fold(z, tmp_path / "fold", progress=seen.append)
+    inner = np.arange(len(TRAIN)) % 3 < 1
+    inner[:2] = [False, True]
+    head = fit_head(z[TRAIN], TARGET[TRAIN], inner)
+    for name, rows in (("oof", HELD), ("test", TEST)):
+        np.testing.assert_allclose(made.predictions[name].logit, head.logit(z[rows]), rtol=1e-6)
+        assert (made.predictions[name].z == z[rows]).all()
+        assert (made.seed_logits[name] == made.predictions[name].logit[:, None]).all()
+    assert made.history["strength"].tolist() == [head.strength]
+    assert sum(seen) == len(TRAIN)
+
+
+def test_backbone_and_head_on_disk_are_one_net_with_the_same_logits(cache: ImageCache, tmp_path: Path) -> None:
+    """What is handed on predicts from pictures what was stored from features."""
+    made = frozen_fold(frozen_z(cache, np.arange(N), tmp_path / "frozen"), tmp_path / "fold")
+    assert names(tmp_path / "fold") == ["weights.safetensors"]
+    net = blank(frozen=True)
+    read_weights(net.backbone, tmp_path / "frozen" / "backbone.safetensors")
+    head = safetensors.torch.load_file(tmp_path / "fold" / "weights.safetensors")
+    assert not net.load_state_dict(head, strict=False).unexpected_keys
+    for name, rows in (("oof", HELD), ("test", TEST)):
+        again = predict(net, CachedImages(cache.pixels(), rows), batch_size=8, device=torch.device("cpu"))
+        np.testing.assert_allclose(again.logit, made.predictions[name].logit, atol=1e-3)
+    assert safetensors.numpy.load_file(tmp_path / "fold" / "weights.safetensors")["head.bias"].dtype == np.float32
+
+
+def test_a_frozen_head_has_seen_its_training_rows_and_no_other(cache: ImageCache, tmp_path: Path) -> None:
+    z = frozen_z(cache, np.arange(N), tmp_path / "frozen")
+    frozen_fold(z, tmp_path / "before")
+    z[HELD] = z[TEST] = 0
+    frozen_fold(z, tmp_path / "after")
+    before, after = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("before", "after"))
+    assert before == after

@@ -1,0 +1,213 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+from sklearn.metrics import log_loss, roc_auc_score
+
+from tabular.errors import TabularError
+from tabular.gbdt import DEFAULTS, SUFFIXES, fit_gbdt, importance, predict_logit, read_gbdt, write_gbdt
+
+KINDS = sorted(DEFAULTS)
+both = pytest.mark.parametrize("kind", KINDS)
+QUICK = {"learning_rate": 0.2, "rounds": 60, "patience": 10}
+# blanks, brackets, JSON signs and letters beyond ASCII: a name from somebody's table
+COLUMNS = ["cnn a_logit", "age [years]", 'site="head/neck"', "größe: {mm}", "50%25"]
+
+
+def rows(n: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = pd.DataFrame(rng.normal(size=(n, 5)).astype(np.float32), columns=COLUMNS)
+    risk = 2.0 * X[COLUMNS[0]] + np.abs(X[COLUMNS[1]]) - 3.0
+    y = (rng.random(n) < expit(risk)).astype(np.int8)
+    return X.mask(rng.random(X.shape) < 0.1), y
+
+
+def fit(kind, *, stop=True, params=QUICK, seed=0, threads=1):
+    watch = rows(300, 1) if stop else None
+    return fit_gbdt(kind, *rows(600, 0), stop=watch, params=params, seed=seed, threads=threads)
+
+
+@both
+def test_it_learns_what_the_rows_hold_and_ranks_new_rows(kind):
+    X, y = rows(3000, 2)
+    margin = predict_logit(fit(kind), X)
+    assert margin.dtype == np.float32
+    assert margin.shape == (3000,)
+    # the ceiling: the very risk that the targets were drawn with, gaps filled with its middle
+    ceiling = roc_auc_score(y, 2.0 * X[COLUMNS[0]].fillna(0) + X[COLUMNS[1]].abs().fillna(0.8))
+    assert ceiling - 0.03 < roc_auc_score(y, margin) < ceiling + 0.01
+
+
+@both
+def test_predictions_are_log_odds_at_the_prevalence(kind):
+    X, y = rows(600, 0)
+    assert abs(expit(predict_logit(fit(kind, stop=False), X)).mean() - y.mean()) < 0.02
+
+
+@both
+def test_rounds_are_found_on_the_stop_rows_and_the_refit_uses_all_rows(kind):
+    (X, y), (X_stop, y_stop) = rows(600, 0), rows(300, 1)
+    model = fit(kind)
+    assert 1 < model.rounds < QUICK["rounds"]
+    # the oracle: plain fits of the first rows alone, one for each number of rounds that early stopping saw
+    losses = []
+    for rounds in range(1, model.rounds + QUICK["patience"] + 1):
+        plain = fit_gbdt(kind, X, y, stop=None, params={**QUICK, "rounds": rounds}, seed=0, threads=1)
+        losses.append(log_loss(y_stop, expit(predict_logit(plain, X_stop))))
+    assert model.rounds == np.argmin(losses) + 1
+    everything = pd.concat([X, X_stop], ignore_index=True), np.concatenate([y, y_stop])
+    params = {**QUICK, "rounds": model.rounds}
+    refit = fit_gbdt(kind, *everything, stop=None, params=params, seed=0, threads=1)
+    np.testing.assert_array_equal(predict_logit(model, X), predict_logit(refit, X))
+
+
+@both
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_seed_and_threads_give_the_same_bytes(kind, threads, tmp_path):
+    contents = []
+    for name in "ab":
+        path = tmp_path / f"{name}{SUFFIXES[kind]}"
+        write_gbdt(fit(kind, threads=threads), path)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+@both
+def test_another_seed_gives_another_model(kind):
+    X, _ = rows(600, 0)
+    assert (predict_logit(fit(kind), X) != predict_logit(fit(kind, seed=1), X)).any()
+
+
+@both
+def test_a_read_model_predicts_bitwise_what_the_written_one_did(kind, tmp_path):
+    X, _ = rows(3000, 2)
+    model = fit(kind)
+    before = predict_logit(model, X)
+    path = tmp_path / f"model{SUFFIXES[kind]}"
+    write_gbdt(model, path)
+    again = read_gbdt(path)
+    assert (again.kind, again.columns, again.rounds) == (kind, tuple(COLUMNS), model.rounds)
+    np.testing.assert_array_equal(predict_logit(again, X), before)
+    np.testing.assert_array_equal(predict_logit(again, X, threads=2), before)
+    np.testing.assert_array_equal(np.concatenate([predict_logit(again, X[i : i + 1]) for i in range(9)]), before[:9])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    content = path.read_bytes()
+    write_gbdt(again, path)
+    assert path.read_bytes() == content
+    assert predict_logit(again, X.iloc[:0]).shape == (0,)
+
+
+@both
+def test_a_file_cut_short_anywhere_is_refused(kind, tmp_path):
+    path = tmp_path / f"model{SUFFIXES[kind]}"
+    write_gbdt(fit(kind), path)
+    content = path.read_bytes()
+    for length in [0, 1, 40, len(content) // 5, len(content) // 2, len(content) - 200, len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(TabularError, match=f"model{SUFFIXES[kind]} is (no whole|a damaged) {kind} model"):
+            read_gbdt(path)
+
+
+@both
+def test_missing_values_carry_their_own_signal(kind):
+    rng = np.random.default_rng(3)
+    y = np.repeat([0, 1], 200)
+    X = pd.DataFrame({"age": np.where(y == 1, np.nan, rng.normal(size=400)), "noise": rng.normal(size=400)})
+    model = fit_gbdt(kind, X, y, stop=None, params=QUICK, seed=0, threads=1)
+    margin = predict_logit(model, pd.DataFrame({"age": [np.nan, 0.0], "noise": [0.0, 0.0]}))
+    assert margin[0] > 0 > margin[1]
+
+
+@both
+def test_gain_is_largest_for_the_signal_and_zero_for_what_no_tree_uses(kind):
+    X, y = rows(600, 0)
+    model = fit_gbdt(kind, X.assign(constant=1.0), y, stop=None, params=QUICK, seed=0, threads=1)
+    gain = importance(model)
+    assert gain.index[0] == COLUMNS[0]
+    assert gain["constant"] == 0
+    assert sorted(gain.index) == sorted([*COLUMNS, "constant"])
+    assert gain.is_monotonic_decreasing
+
+
+@both
+def test_targets_without_signal_leave_the_base_rate(kind):
+    X, _ = rows(600, 0)
+    y = np.arange(600) % 4 == 0
+    noise = X.notna() * 0.0
+    model = fit_gbdt(kind, noise, y, stop=(noise[:100], y[:100]), params={}, seed=0, threads=1)
+    np.testing.assert_allclose(predict_logit(model, noise), logit(0.25), atol=0.02)
+
+
+@both
+def test_columns_at_prediction_must_be_those_of_the_fit(kind):
+    X, _ = rows(20, 0)
+    model = fit(kind)
+    with pytest.raises(TabularError, match=r"missing: age \[years\]; extra: weight"):
+        predict_logit(model, X.rename(columns={"age [years]": "weight"}))
+    with pytest.raises(TabularError, match="order differs"):
+        predict_logit(model, X[COLUMNS[::-1]])
+    with pytest.raises(TabularError, match="missing: cnn a_logit"):
+        fit_gbdt(kind, *rows(50, 0), stop=(X[COLUMNS[1:]], np.zeros(20)), params=QUICK, seed=0, threads=1)
+
+
+def test_an_unknown_kind_or_parameter_names_the_nearest():
+    with pytest.raises(TabularError, match="unknown GBDT 'lightgb': did you mean 'lightgbm'"):
+        fit("lightgb")
+    with pytest.raises(TabularError, match="no parameter 'num_leafs' here: did you mean 'num_leaves'"):
+        fit("lightgbm", params={"num_leafs": 7})
+    with pytest.raises(TabularError, match="no parameter 'objective' here"):
+        fit("xgboost", params={"objective": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "message"),
+    [
+        ("lightgbm", {"rounds": 0}, "'rounds' is 0: give at least 1"),
+        ("xgboost", {"patience": 2.5}, "'patience' is 2.5: give one int"),
+        ("xgboost", {"learning_rate": True}, "'learning_rate' is True: give one float"),
+        ("lightgbm", {"extra_trees": 1}, "'extra_trees' is 1: give one bool"),
+        ("lightgbm", {"learning_rate": -1}, "lightgbm refuses {'learning_rate': -1}"),
+        ("xgboost", {"subsample": 7.0}, "xgboost refuses {'subsample': 7.0}"),
+    ],
+)
+def test_a_bad_value_names_the_parameter(kind, params, message):
+    with pytest.raises(TabularError, match=message):
+        fit(kind, params=params)
+
+
+@both
+def test_overrides_reach_the_library(kind):
+    X, _ = rows(600, 0)
+    stump = fit(kind, stop=False, params={**QUICK, "rounds": 1, "max_depth": 1})
+    assert len(np.unique(predict_logit(stump, X))) == 2
+
+
+@both
+def test_bad_rows_are_refused_by_name(kind):
+    X, y = rows(50, 0)
+    common = {"stop": None, "params": QUICK, "seed": 0, "threads": 1}
+    with pytest.raises(TabularError, match="targets are 0 or 1"):
+        fit_gbdt(kind, X, np.full(50, 2), **common)
+    with pytest.raises(TabularError, match="target nan in row 0"):
+        fit_gbdt(kind, X, np.full(50, np.nan), **common)
+    with pytest.raises(TabularError, match="one class only"):
+        fit_gbdt(kind, X, np.ones(50), **common)
+    with pytest.raises(TabularError, match=r"\(49,\) targets for 50 rows"):
+        fit_gbdt(kind, X, y[:49], **common)
+    with pytest.raises(TabularError, match="aren't numeric: sex"):
+        fit_gbdt(kind, X.assign(sex="male"), y, **common)
+    with pytest.raises(TabularError, match="infinite values in age"):
+        fit_gbdt(kind, X.assign(age=np.inf), y, **common)
+    with pytest.raises(TabularError, match="doubled columns cnn a_logit"):
+        fit_gbdt(kind, pd.concat([X, X[COLUMNS[:1]]], axis=1), y, **common)
+    with pytest.raises(TabularError, match=r"no rows to stop early on"):
+        fit_gbdt(kind, X, y, **{**common, "params": {}})
+    with pytest.raises(TabularError, match=r"no rows to stop early on"):
+        fit_gbdt(kind, X, y, **{**common, "stop": (X[:0], y[:0])})
+
+
+def test_the_suffix_decides_whose_model_it_is(tmp_path):
+    with pytest.raises(TabularError, match=r"ending in \.txt"):
+        write_gbdt(fit("lightgbm"), tmp_path / "model.pkl")
+    with pytest.raises(TabularError, match=r"\.txt or \.ubj"):
+        read_gbdt(tmp_path / "model.pkl")

@@ -1,0 +1,139 @@
+"""The walls of the house: imports go one way, heavy libraries stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import WITHOUT_IMAGE_EXTRA
+
+ROOT = Path(__file__).parents[1]
+
+# Inside a package a file imports only files that stand before it.
+ORDER = {
+    "image_models": [
+        "errors",
+        "readers",
+        "cache",
+        "transforms",
+        "dataset",
+        "net",
+        "head",
+        "predict",
+        "train",
+        "fit",
+    ],
+    "tabular": ["errors", "encode", "aggregates", "gbdt"],
+    "stack": [
+        "errors",
+        "console",
+        "config",
+        "metrics",
+        "null",
+        "table",
+        "folds",
+        "store",
+        "experiment",
+        "summary",
+        "fold_tasks",
+        "oof",
+        "ranks",
+        "matrix",
+        "imported",
+        "tuned",
+        "stackers",
+        "blend",
+        "nested",
+        "calibrate",
+        "tune",
+        "submit",
+        "ensemble",
+        "figures",
+        "report",
+        "evidence",
+        "ledger",
+        "listing",
+        "compare",
+        "clean",
+        "demo_data",
+        "cli",
+    ],
+}
+MAY_IMPORT = {"stack": {"image_models", "tabular"}, "image_models": set(), "tabular": set()}
+HEAVY = {
+    **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
+    **dict.fromkeys(("lightgbm", "xgboost"), "tabular/gbdt.py"),
+}
+
+
+def files() -> list[tuple[str, Path]]:
+    return [(package, path) for package in ORDER for path in sorted((ROOT / package).glob("*.py"))]
+
+
+def imports(path: Path, package: str) -> list[str]:
+    """Every module that the file imports, also inside functions, as absolute dotted names."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, f"{path}: import from a parent package"
+            found.append(f"{package}.{node.module}" if node.level else str(node.module))
+    return found
+
+
+@pytest.mark.parametrize(("package", "path"), files(), ids=lambda value: getattr(value, "name", value))
+def test_imports_go_one_way(package: str, path: Path) -> None:
+    order = ORDER[package]
+    for name in imports(path, package):
+        root, _, rest = name.partition(".")
+        if root in ORDER and root != package:
+            assert root in MAY_IMPORT[package], f"{path.name} imports {name}: {package} must not know {root}"
+        elif root == package:
+            module = rest.split(".")[0]
+            assert order.index(module) < order.index(path.stem), f"{path.name} imports {module}, which stands after it"
+
+
+@pytest.mark.parametrize(("package", "path"), files(), ids=lambda value: getattr(value, "name", value))
+def test_heavy_libraries_stay_in_their_rooms(package: str, path: Path) -> None:
+    for name in imports(path, package):
+        home = HEAVY.get(name.split(".")[0])
+        assert home is None or f"{package}/{path.name}".startswith(home), f"{path.name} imports {name} of {home}"
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    for package, order in ORDER.items():
+        assert {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"} == set(order)
+
+
+def test_level_2_and_the_blender_run_without_torch() -> None:
+    """With the [image] extra's modules blocked, everything but `oof` still imports."""
+    code = (
+        WITHOUT_IMAGE_EXTRA
+        + """
+import stack.cli, stack.ensemble, stack.stackers, stack.imported, stack.tune, stack.report, stack.compare
+from dermstack import Blender
+Blender()
+"""
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    code = "import sys, stack.cli; print([m for m in ('torch', 'pandas', 'lightgbm', 'optuna') if m in sys.modules])"
+    made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert made.stdout.strip() == "[]"
+
+
+def test_the_export_list_is_frozen() -> None:
+    import dermstack
+
+    assert dermstack.__all__ == [
+        "Blender", "DermstackError", "Interval", "auc", "average_precision", "blend_nested", "interval", "make_folds",
+        "paired_difference", "pauc80", "read_config", "read_run", "read_table",
+    ]  # fmt: skip
+    for name in dermstack.__all__:
+        assert getattr(dermstack, name).__module__.startswith("stack.")

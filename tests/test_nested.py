@@ -1,0 +1,240 @@
+"""Nested blending: what was chosen on a row is not scored on that row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from stack.blend import METHODS, Blender
+from stack.errors import ConfigError, DataError
+from stack.metrics import auc, interval, paired_difference
+from stack.nested import NestedBlend, blend_nested, choose_method, left_out
+from stack.ranks import Ecdf, NetRanks
+
+Rows = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
+
+
+def world(strengths: list[float], *, rows: int = 240, positives: int = 60, folds: int = 3, seed: int = 0) -> Rows:
+    """Probabilities of runs that carry the target this strongly, the targets, and folds with as many positives each."""
+    rng = np.random.default_rng(seed)
+    y = (np.arange(rows) < positives).astype(int)
+    logits = np.outer(y, strengths) + rng.normal(size=(rows, len(strengths)))
+    return 1 / (1 + np.exp(-logits)), y, np.arange(rows) % folds
+
+
+def blended(rows: Rows, **settings: Any) -> NestedBlend:
+    """Every row its own split_group; few trials."""
+    P, y, fold = rows
+    settings = {"nets": fold, "split_group": np.arange(len(y)), "trials": 12} | settings
+    return blend_nested(P, y, fold=fold, **settings)
+
+
+def assert_same(one: NestedBlend, other: NestedBlend) -> None:
+    assert (one.chosen, one.chosen_by_fold) == (other.chosen, other.chosen_by_fold)
+    np.testing.assert_array_equal(one.score, other.score)
+    for method, scores in one.by_method.items():
+        np.testing.assert_array_equal(scores, other.by_method[method])
+        np.testing.assert_array_equal(one.tuned[method], other.tuned[method])
+
+
+def test_no_choice_has_seen_the_targets_that_it_is_scored_on() -> None:
+    """Turning the targets of one large fold turns the final choice, but nothing about the scores of its own rows."""
+    P, y, _ = world([4, 0, 0, 0])
+    fold = np.where(np.arange(len(y)) % 4 < 2, 0, np.arange(len(y)) % 4 - 1)
+    held, turned = fold == 0, y.copy()
+    noise = P[held][:, 1:].mean(axis=1)
+    turned[held] = noise > np.quantile(noise, 0.75)  # in this fold the noise is right now
+    before, after = blended((P, y, fold)), blended((P, turned, fold))
+    assert before.chosen == "optuna" != after.chosen
+    assert before.chosen_by_fold[0] == after.chosen_by_fold[0] == "optuna"
+    for method in METHODS:
+        np.testing.assert_array_equal(before.by_method[method][held], after.by_method[method][held])
+    np.testing.assert_array_equal(np.argsort(before.score[held]), np.argsort(after.score[held]))
+    assert (before.tuned["optuna"][held] != after.tuned["optuna"][held]).any()
+
+
+def test_each_fold_is_scored_by_a_blender_fitted_to_the_others() -> None:
+    P, y, fold = rows = world([2, 1, 0])
+    found = blended(rows)
+    for method in METHODS:
+        for k in range(3):
+            seen, held = fold != k, fold == k
+            blender = Blender(method, trials=12).fit(P[seen], y[seen], nets=fold[seen], ranks_from=(P, fold))
+            np.testing.assert_array_equal(
+                found.by_method[method][held], blender.predict_proba(P[held], nets=fold[held])[:, 1]
+            )
+
+
+def test_the_final_blend_and_the_tuned_scores_come_from_all_rows() -> None:
+    P, y, fold = rows = world([2.5, 2, 0, 0])
+    found = blended(rows, trials=20)
+    again = Blender("optuna", trials=20).fit(P, y, nets=fold)
+    assert (found.chosen, found.final.method) == ("optuna", "optuna")
+    assert 0 < found.final.weights_[0] < 1  # several fits of a single run would look alike
+    np.testing.assert_array_equal(found.final.weights_, again.weights_)
+    np.testing.assert_array_equal(found.final.predict_proba(P, nets=fold)[:, 1], found.tuned["optuna"])
+    np.testing.assert_array_equal(
+        found.tuned["rank_mean"], Blender().fit(P, y, nets=fold).predict_proba(P, nets=fold)[:, 1]
+    )
+
+
+def test_the_choice_without_a_fold_is_nested_in_the_folds_that_are_left() -> None:
+    P, y, fold = rows = world([1.2, 0.6, 0.6], folds=4, seed=2)
+    found, rest = blended(rows), fold != 3
+    inner = blend_nested(
+        P[rest], y[rest], nets=fold[rest], fold=fold[rest], split_group=np.flatnonzero(rest), trials=12
+    )
+    assert found.chosen_by_fold[3] == inner.chosen
+
+
+def test_the_headline_is_made_of_what_each_fold_chose() -> None:
+    _, _, fold = rows = world([3, 0, 0])
+    found = blended(rows)
+    for k, method in found.chosen_by_fold.items():
+        np.testing.assert_array_equal(found.score[fold == k], found.by_method[method][fold == k])
+
+
+def test_folds_that_chose_different_scales_are_pooled_by_rank() -> None:
+    """A mean of probabilities lies near the prevalence, a mean of ranks near one half: together they order nothing."""
+    P, y, fold = world([1, 1, 1], rows=90, positives=30, seed=14)
+    found = blended((P**3, y, fold), methods=("rank_mean", "mean"))
+    assert len(set(found.chosen_by_fold.values())) == 2
+    for k, method in found.chosen_by_fold.items():
+        piece = found.by_method[method][fold == k]
+        np.testing.assert_array_equal(found.score[fold == k], Ecdf().fit(piece)(piece))
+
+
+def test_ranks_of_a_fold_are_taken_within_its_net() -> None:
+    P, y, fold = world([1, 2])
+    nets = np.stack([fold, (fold + np.arange(len(y))) % 2], axis=1)  # the second run has folds of its own
+    found = blended((P / (1 + 5 * nets), y, fold), nets=nets, methods=("rank_mean",))
+    np.testing.assert_allclose(found.score, NetRanks().fit_transform(P, nets).mean(axis=1))
+
+
+def test_one_method_leaves_nothing_to_choose() -> None:
+    rows = world([1, 2], folds=2)
+    found = blended(rows, methods=("rank_mean",))
+    assert (found.chosen, found.chosen_by_fold) == ("rank_mean", {0: "rank_mean", 1: "rank_mean"})
+    np.testing.assert_array_equal(found.score, found.by_method["rank_mean"])
+
+
+def test_a_frame_names_the_runs_of_the_final_blend() -> None:
+    P, y, fold = world([1, 2])
+    found = blended((pd.DataFrame(P, columns=["net_a", "net_b"]), y, fold), methods=("mean",))
+    assert found.final.feature_names_in_.tolist() == ["net_a", "net_b"]
+
+
+def test_tuned_weights_stand_in_for_the_studies() -> None:
+    P, y, fold = rows = world([2, 1, 0])
+    tuned = {}
+    for without in left_out(range(3)):
+        seen = ~np.isin(fold, list(without))
+        blender = Blender("optuna", trials=12).fit(P[seen], y[seen], nets=fold[seen], ranks_from=(P, fold))
+        tuned[without] = blender.weights_
+    assert_same(blended(rows, tuned=tuned), blended(rows))
+    del tuned[frozenset({0, 2})]
+    with pytest.raises(ConfigError, match=r"no tuned weights that leave out the folds \[0, 2\]"):
+        blended(rows, tuned=tuned)
+
+
+def test_two_folds_share_the_study_that_sees_neither() -> None:
+    assert len(left_out(range(5))) == 1 + 5 + 10
+    assert left_out([2, 0], methods=("mean",)) == [frozenset(), frozenset({0}), frozenset({2})]
+
+
+@pytest.mark.slow
+def test_the_number_of_jobs_changes_nothing() -> None:
+    rows = world([1, 1, 0])
+    assert_same(blended(rows, n_jobs=1), blended(rows, n_jobs=2))
+
+
+def test_what_cannot_be_nested_is_refused_by_name() -> None:
+    P, y, fold = world([1, 2])
+    with pytest.raises(DataError, match=r"1 split_groups sit in more than one fold \(patient 7\)"):
+        blended((P, y, fold), split_group=[f"patient {max(row, 7)}" if row < 9 else str(row) for row in range(len(y))])
+    with pytest.raises(DataError, match=r"2 folds: .* takes 3; make more folds, or name one method"):
+        blended((P, y, fold // 2))
+    with pytest.raises(ConfigError, match="blend methods median: choose from rank_mean"):
+        blended((P, y, fold), methods=("median",))
+    P[3, 1] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        blended((P, y, fold))
+
+
+def test_the_simplest_method_within_noise_of_the_best_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    chosen = set()
+    for _ in range(20):
+        y = (rng.random(200) < 0.3).astype(int)
+        group = np.arange(200) // 2
+        base = y + rng.normal(0, 1, 200)
+        scores = {name: base + rng.normal(0, spread, 200) for name, spread in (("a", 0.7), ("b", 0.5), ("c", 0.5))}
+        best = max(scores.values(), key=lambda s: auc(y, s))
+        gaps = {name: paired_difference("auc", y, best, s, group, draws=100) for name, s in scores.items()}
+        expected = next(name for name, gap in gaps.items() if gap.value <= gap.se)
+        assert choose_method("auc", y, scores, group, draws=100) == expected
+        chosen.add(expected)
+    assert chosen == {"a", "b", "c"}
+
+
+def test_of_equal_methods_the_simplest_is_chosen() -> None:
+    y, s = np.arange(40) % 2, np.random.default_rng(0).random(40)
+    assert choose_method("auc", y, {"simple": s, "same": s.copy()}, np.arange(40)) == "simple"
+
+
+def test_the_summary_sets_nested_beside_tuned() -> None:
+    _, y, _ = rows = world([3, 0, 0])
+    found, group = blended(rows, methods=("optuna", "rank_mean")), np.arange(len(y))
+    table = found.summary(y, group).set_index("method")
+    assert table.index.tolist() == ["rank_mean", "optuna"]
+    assert table["chosen"].tolist() == [False, True]
+    assert table.loc["rank_mean", ["gap", "difference", "difference_low", "difference_high"]].tolist() == [0] * 4
+    nested, tuned = found.by_method["optuna"], found.tuned["optuna"]
+    value = interval("auc", y, nested, group)
+    assert table.loc["optuna", ["nested", "low", "high"]].tolist() == [value.value, value.low, value.high]
+    assert table.loc["optuna", "tuned"] == auc(y, tuned)
+    assert table.loc["optuna", "gap"] == auc(y, tuned) - auc(y, nested)
+    gain = paired_difference("auc", y, nested, found.by_method["rank_mean"], group)
+    assert table.loc["optuna", "difference_low"] == gain.low > 0
+
+
+def noisy_world(seed: int) -> Rows:
+    """15 runs of which 12 are noise at AUC 0.5 to 0.6; 300 rows, 15 positives."""
+    strengths = np.random.default_rng(seed).uniform([0.9] * 3 + [0.0] * 12, [1.3] * 3 + [0.35] * 12)
+    return world(list(strengths), rows=300, positives=15, seed=seed)
+
+
+def test_tuning_on_the_rows_that_are_scored_flatters() -> None:
+    _, y, _ = rows = noisy_world(0)
+    found = blended(rows, methods=("optuna",), trials=30)
+    assert auc(y, found.tuned["optuna"]) > auc(y, found.score) + 0.03
+
+
+@pytest.mark.slow
+def test_the_honest_number_shows_the_optimism_and_keeps_up_with_the_rank_average() -> None:
+    gaps, gains = [], []
+    for seed in range(8):
+        _, y, _ = rows = noisy_world(seed)
+        found = blended(rows, trials=30)
+        gaps.append(auc(y, found.tuned["optuna"]) - auc(y, found.by_method["optuna"]))
+        gains.append(auc(y, found.score) - auc(y, found.by_method["rank_mean"]))
+    assert np.mean(gaps) > 0.04
+    assert np.mean(gains) > -2 * np.std(gains) / np.sqrt(len(gains))
+
+
+@pytest.mark.slow
+def test_shuffled_targets_end_at_one_half_where_tuned_scores_do_not() -> None:
+    """Law 7, as far as the blend goes."""
+    nested, tuned = [], []
+    for seed in range(12):
+        _, y, _ = rows = world([0] * 6, rows=600, positives=120, seed=seed)
+        found = blended(rows, trials=30)
+        nested.append(auc(y, found.score))
+        tuned.append(auc(y, found.tuned["optuna"]))
+    noise = 0.03 / np.sqrt(len(nested))  # 0.03: the standard error of one AUC of 120 against 480 rows
+    assert abs(np.mean(nested) - 0.5) < 2.5 * noise
+    assert np.mean(tuned) - 0.5 > 4 * noise

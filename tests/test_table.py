@@ -1,0 +1,268 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stack.errors import ConfigError, DataError
+from stack.table import read_table, shuffle_targets
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years", "sex": "sex", "site": "where"}
+ISIC = {
+    "id": "image_name",
+    "target": "target",
+    "age": "age_approx",
+    "sex": "sex",
+    "site": "anatom_site_general_challenge",
+    "diagnosis": "diagnosis",
+}
+
+
+def csv(folder: Path, text: str, name: str = "train.csv") -> Path:
+    path = folder / name
+    path.write_text(text.replace(" ", ""), encoding="utf-8")
+    return path
+
+
+def train_csv(folder: Path, **changes: list[str]) -> Path:
+    """Write 30 good rows with some columns replaced."""
+    n = 30
+    columns = {
+        "image": [f"i{i}" for i in range(n)],
+        "patient": [f"p{i // 2}" for i in range(n)],
+        "y": [str(int(i % 5 == 0)) for i in range(n)],
+        "years": ["50"] * n,
+        "sex": ["male"] * n,
+        "where": ["torso"] * n,
+    }
+    path = folder / "train.csv"
+    pd.DataFrame(columns | changes).to_csv(path, index=False)
+    return path
+
+
+def refusal(train: Path, test: Path | None = None, columns: dict[str, str] = COLUMNS) -> str:
+    with pytest.raises(DataError) as caught:
+        read_table(train, test, columns=columns)
+    return str(caught.value)
+
+
+def test_canonical_columns_have_their_types_and_missing_is_nan(tmp_path: Path) -> None:
+    train = csv(
+        tmp_path,
+        """image,patient,y,years,sex,where,extra
+        a,007,1,45.0,Male,TORSO,x
+        b,17,0,,,,x
+        c,17.0,0.0,NaN,N/A,null,x""",
+    )
+    frame = read_table(train, None, columns=COLUMNS).train
+    assert list(frame) == ["id", "group", "target", "age", "sex", "site"]
+    assert frame.dtypes.astype(str).to_dict() == {
+        "id": "str",
+        "group": "str",
+        "target": "int8",
+        "age": "float32",
+        "sex": "str",
+        "site": "str",
+    }
+    assert frame["group"].tolist() == ["007", "17", "17.0"]  # as written: never through a float
+    assert frame["target"].tolist() == [1, 0, 0]
+    assert frame["sex"].tolist()[0] == "male"
+    assert frame["site"].tolist()[0] == "torso"
+    assert frame[["age", "sex", "site"]].iloc[1:].isna().all(axis=None)
+
+
+def test_columns_that_are_not_mapped_are_missing_and_diagnosis_is_absent(tmp_path: Path) -> None:
+    train = train_csv(tmp_path)
+    frame = read_table(train, None, columns={"id": "image", "group": "patient", "target": "y"}).train
+    assert list(frame) == ["id", "group", "target", "age", "sex", "site"]
+    assert frame[["age", "sex", "site"]].isna().all(axis=None)
+    assert frame["sex"].dtype == "str"
+    assert frame["age"].dtype == np.float32
+
+
+def test_no_test_csv_gives_zero_rows_of_the_same_types(tmp_path: Path) -> None:
+    table = read_table(train_csv(tmp_path), None, columns=COLUMNS)
+    assert len(table.test) == 0
+    expected = table.train.dtypes.drop("target").to_dict()
+    assert table.test.dtypes.to_dict() == expected
+    assert table.shared_groups == 0
+
+
+def test_diagnosis_and_target_never_come_from_the_test_csv(tmp_path: Path) -> None:
+    columns = COLUMNS | {"diagnosis": "dx"}
+    train = train_csv(tmp_path, dx=["Nevus"] * 30)
+    test = csv(tmp_path, "image,patient,y,dx,years,sex,where\n t1,p0,1,melanoma,3,male,torso", "test.csv")
+    table = read_table(train, test, columns=columns)
+    assert table.train["diagnosis"].unique().tolist() == ["Nevus"]
+    assert list(table.test) == ["id", "group", "age", "sex", "site"]
+    assert table.shared_groups == 1
+
+
+def test_byte_order_mark_and_blank_lines_are_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(b"\xef\xbb\xbfimage,patient,y\r\na,p,0\r\nb,q,1\r\n\r\n")
+    columns = {"id": "image", "group": "patient", "target": "y"}
+    assert read_table(path, None, columns=columns).train["id"].tolist() == ["a", "b"]
+
+
+def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
+    train = csv(
+        tmp_path,
+        """image,patient,y,years,sex,where
+        a,p,2,old,male,torso
+        a,,1,40,male,torso
+        ../b,q,,40,male,torso
+        ,r,0,-3,male,torso""",
+    )
+    message = refusal(train)
+    assert "'a' in more than one row (rows 2, 3)" in message
+    assert "'../b' (row 4) can't name a file" in message
+    assert "row 5 without an id" in message
+    assert "row 3 without a group" in message
+    assert "target '2', '' (rows 2, 4) is not 0 or 1" in message
+    assert "age 'old', '-3' (rows 2, 5)" in message
+    assert message.count(str(train)) == len(message.splitlines())
+
+
+def test_faults_of_both_files_come_together(tmp_path: Path) -> None:
+    test = csv(tmp_path, "image,patient,years,sex,where\n i3,p,40,male,torso\n t,,40,male,torso", "test.csv")
+    message = refusal(train_csv(tmp_path, y=["0"] * 30), test)
+    assert "every target is 0" in message
+    assert "'i3' also in" in message
+    assert f"{test}: row 3 without a group" in message
+
+
+def test_missing_column_suggests_the_nearest(tmp_path: Path) -> None:
+    message = refusal(train_csv(tmp_path), columns=COLUMNS | {"age": "yeers", "group": "patient_id"})
+    assert "no column 'yeers' (columns.age), did you mean 'years'?" in message
+    assert "no column 'patient_id' (columns.group), did you mean 'patient'?" in message
+
+
+def test_a_test_csv_without_a_mapped_column_is_refused(tmp_path: Path) -> None:
+    test = csv(tmp_path, "image,patient,years,sex\n t,p,40,male", "test.csv")
+    assert f"{test}: no column 'where' (columns.site)" in refusal(train_csv(tmp_path), test)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("image,patient,y", "no rows"),
+        ("image,patient,y\na,p,0\nb,q,1,surplus", "not a readable csv"),
+        ("image,patient,y,y\na,p,0,1\nb,q,1,0", "2 columns are named 'y'"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(text)
+    assert words in refusal(path, columns={"id": "image", "group": "patient", "target": "y"})
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.csv"
+    binary.write_bytes(b"image,patient,y\n\xff\xfe,p,0\n")
+    message = refusal(tmp_path / "none.csv", binary)
+    assert "no such file" in message
+    assert "not a readable csv in UTF-8" in message
+
+
+@pytest.mark.parametrize("bad", ["a/b", "a\\b", "..", "a..b", ".hidden", "a\x07", " a", "a\n"])
+def test_ids_that_cannot_name_files_are_refused(tmp_path: Path, bad: str) -> None:
+    ids = [f"i{i}" for i in range(30)]
+    ids[4] = bad
+    assert "can't name a file" in refusal(train_csv(tmp_path, image=ids))
+
+
+@pytest.mark.parametrize("sentinel", ["-1", "0", "-1.0", "Unknown", "NaN", "none", "NULL", "NA"])
+def test_a_sentinel_that_passes_for_a_group_is_refused(tmp_path: Path, sentinel: str) -> None:
+    groups = [sentinel if i % 3 == 0 else f"p{i}" for i in range(30)]
+    message = refusal(train_csv(tmp_path, patient=groups))
+    assert f"group {sentinel!r} stands in 10 of 30 rows" in message
+
+
+def test_a_group_that_happens_to_be_called_0_is_accepted(tmp_path: Path) -> None:
+    groups = [str(i // 2) for i in range(30)]  # patient 0 has two images like everybody
+    assert len(read_table(train_csv(tmp_path, patient=groups), None, columns=COLUMNS).train) == 30
+
+
+def test_one_group_with_more_than_half_of_the_rows_is_refused(tmp_path: Path) -> None:
+    groups = ["clinic" if i < 16 else f"p{i}" for i in range(30)]
+    assert "group 'clinic' holds 16 of 30 rows" in refusal(train_csv(tmp_path, patient=groups))
+
+
+def test_a_test_csv_of_one_patient_is_accepted(tmp_path: Path) -> None:
+    rows = "\n".join(f"t{i},newcomer,40,male,torso" for i in range(25))
+    test = csv(tmp_path, f"image,patient,years,sex,where\n{rows}", "test.csv")
+    assert len(read_table(train_csv(tmp_path), test, columns=COLUMNS).test) == 25
+
+
+def test_many_offenders_are_shown_by_the_first_few_and_their_number(tmp_path: Path) -> None:
+    message = refusal(train_csv(tmp_path, y=[str(i) for i in range(30)]))
+    assert "target '2', '3', '4', '5', '6', … 28 in all (rows 4, 5, 6, 7, 8, … 28 in all)" in message
+
+
+def test_the_column_mapping_is_checked(tmp_path: Path) -> None:
+    train = train_csv(tmp_path)
+    with pytest.raises(ConfigError, match=r"columns\.group is not set"):
+        read_table(train, None, columns={"id": "image", "target": "y"})
+    with pytest.raises(ConfigError, match=r"columns\.sitee is unknown, did you mean 'site'"):
+        read_table(train, None, columns=COLUMNS | {"sitee": "where"})
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1)), min_size=1, max_size=60), st.integers(0, 5))
+def test_shuffled_target_vectors_only_change_hands_between_groups_of_equal_size(
+    rows: list[tuple[int, int]], seed: int
+) -> None:
+    groups = np.array([f"g{group}" for group, _ in rows])
+    train = pd.DataFrame({"id": [f"i{i}" for i in range(len(rows))], "target": np.array([y for _, y in rows], np.int8)})
+    before = train.copy()
+    after = shuffle_targets(train, groups, seed=seed)
+    pd.testing.assert_frame_equal(train, before)
+    pd.testing.assert_series_equal(after["id"], before["id"])
+    assert after["target"].dtype == np.int8
+
+    def vectors(target: pd.Series) -> list[tuple[int, ...]]:
+        return sorted(tuple(target.to_numpy()[groups == name].tolist()) for name in np.unique(groups))
+
+    assert vectors(after["target"]) == vectors(before["target"])  # as multisets; the length is in the vector
+
+
+def test_shuffling_breaks_the_link_between_a_group_and_its_target() -> None:
+    groups = np.repeat([f"g{i}" for i in range(400)], 3)
+    target = np.repeat(np.arange(400) % 2, 3).astype(np.int8)
+    train = pd.DataFrame({"target": target})
+    agreement = [(shuffle_targets(train, groups, seed=s)["target"] == target).mean() for s in range(40)]
+    assert abs(np.mean(agreement) - 0.5) < 5 * 0.5 / np.sqrt(400 * 40)
+    again = shuffle_targets(train, groups, seed=1)
+    pd.testing.assert_frame_equal(again, shuffle_targets(train, groups, seed=1))
+    assert not again.equals(shuffle_targets(train, groups, seed=2))
+
+
+def test_shuffle_wants_one_split_group_a_row() -> None:
+    with pytest.raises(DataError, match="2 split_groups for 3 rows"):
+        shuffle_targets(pd.DataFrame({"target": [0, 1, 0]}), ["a", "b"], seed=0)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real tables are not at ../shared/data")
+@pytest.mark.parametrize(
+    ("name", "group", "rows", "positives", "groups"),
+    [
+        ("ham10000", "lesion_id", (8022, 1993), 909, 5976),
+        ("siim2020", "patient_id", (33126, 10982), 584, 2056),
+    ],
+)
+def test_published_tables_are_read_whole(
+    name: str, group: str, rows: tuple[int, int], positives: int, groups: int
+) -> None:
+    table = read_table(DATA / name / "train.csv", DATA / name / "test.csv", columns=ISIC | {"group": group})
+    assert (len(table.train), len(table.test)) == rows
+    assert table.train["target"].sum() == positives
+    assert table.train["group"].nunique() == groups
+    assert table.shared_groups == 0
+    raw = pd.read_csv(DATA / name / "train.csv")
+    missing = raw[["age_approx", "sex", "anatom_site_general_challenge"]].isna().to_numpy()
+    np.testing.assert_array_equal(table.train[["age", "sex", "site"]].isna().to_numpy(), missing)
