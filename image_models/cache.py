@@ -1,41 +1,47 @@
-"""Each image is decoded once in its life: one memory-mapped uint8 file and an id index beside it."""
+"""Each image is decoded once in its life: one file of pixels, memory-mapped, and an index of ids beside it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import zlib
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import cv2
-import joblib
 import numpy as np
 import pandas as pd
-from filelock import FileLock
+import simplejpeg
 from numpy.typing import NDArray
 
 from image_models.errors import ImageError
-from image_models.readers import read_image
 
-CHUNK = 64  # images a job: enough to hide joblib's overhead
-SAVE_EVERY = 32  # chunks between two saves of the index: what a kill can cost
-INDEX_COLUMNS = ["id", "bytes", "mtime_ns", "height", "width", "crc"]
+Resize = Literal["square", "short_side"]
+Format = Literal["raw", "jpeg"]
+
+PIXELS, INDEX, UNREADABLE, SETTINGS = "images.bin", "index.parquet", "unreadable.parquet", "settings.json"
+INDEX_COLUMNS = {
+    "id": "str", "offset": "int64", "length": "int64", "height": "int32", "width": "int32",
+    "source_height": "int32", "source_width": "int32", "source_bytes": "int64", "stamp": "int64", "crc": "int64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Decoded images on disk: ``pixels()[row]`` is the image of ``index.id[row]``, RGB uint8, ``size`` × ``size``."""
+    """Decoded images on disk: RGB uint8, squeezed to a square or with their short side ``size``.
+
+    ``index`` has a row for each image: id, offset and length in the file of pixels, height and width as stored,
+    source_height, source_width and source_bytes of the original, its stamp, the crc of what is stored. ``unreadable``:
+    id, file, reason of what was dropped.
+    Small and picklable: the pixels are mapped anew by each process that reads them.
+    """
 
     folder: Path
     size: int
-    index: pd.DataFrame  # id, bytes, mtime_ns, height, width (of the original), crc (of the pixels); row = position
-
-    def pixels(self) -> NDArray[np.uint8]:
-        """All images, memory-mapped: (n, size, size, 3)."""
-        shape = (len(self.index), self.size, self.size, 3)
-        return np.memmap(self.folder / "images.u8", dtype=np.uint8, mode="r", shape=shape)
+    resize: Resize
+    format: Format
+    index: pd.DataFrame
+    unreadable: pd.DataFrame
 
     def rows_for(self, ids: Iterable[str]) -> NDArray[np.intp]:
         """The row of each id; raises ImageError when one isn't cached."""
@@ -48,124 +54,79 @@ class ImageCache:
             )
         return rows
 
+    def image(self, row: int) -> NDArray[np.uint8]:
+        """The image of a row as stored: (height, width, 3)."""
+        return self._decoded(self._bytes(), row)
+
+    def take(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """A batch: (n, size, size, 3). Of a ``short_side`` image the central square."""
+        stored = self._bytes()
+        if self.format == "raw" and self.resize == "square":
+            stride = self.size * self.size * 3
+            slots = self.index["offset"].to_numpy()[rows] // stride
+            squares = stored[: len(stored) // stride * stride].reshape(-1, self.size, self.size, 3)
+            return np.asarray(squares[slots])
+        batch = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        for place, row in enumerate(rows):
+            image = self._decoded(stored, int(row))
+            top, left = ((side - self.size) // 2 for side in image.shape[:2])
+            batch[place] = image[top : top + self.size, left : left + self.size]
+        return batch
+
     def checksum(self, ids: Iterable[str]) -> str:
-        """What a fingerprint takes of these images: their ids, their pixels, the size."""
+        """What a fingerprint takes of these images: their ids, what is stored of each, the size."""
+        ids = list(ids)
         crc = self.index["crc"].to_numpy()[self.rows_for(ids)]
         lines = "\n".join(f"{row_id} {value}" for row_id, value in zip(ids, crc, strict=True))
-        return hashlib.sha256(f"{self.size}\n{lines}".encode()).hexdigest()
+        shape = "" if (self.resize, self.format) == ("square", "raw") else f" {self.resize} {self.format}"
+        return hashlib.sha256(f"{self.size}{shape}\n{lines}".encode()).hexdigest()
 
-
-def build_cache(
-    folder: Path,
-    ids: list[str],
-    paths: list[Path],
-    *,
-    size: int,
-    n_jobs: int = 1,
-    progress: Callable[[int], object] = lambda done: None,
-) -> ImageCache:
-    """Decode what isn't cached yet or whose file changed since, squeeze it to ``size`` × ``size``, keep the rest.
-
-    ``progress`` is told how many images each step finished. Killed in between, it goes on from the last saved index.
-    Raises ImageError that lists every unreadable image with file, id and reason.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # two experiments may share a cache; the lock goes with its process
-        index = _read_index(folder)
-        stats = [path.stat() for path in paths]
-        sources = pd.DataFrame(
-            {"id": ids, "bytes": [s.st_size for s in stats], "mtime_ns": [s.st_mtime_ns for s in stats]}
-        )
-        known = sources.merge(index, on="id", how="left", suffixes=("", "_cached"))
-        fresh = (known["bytes"] == known["bytes_cached"]) & (known["mtime_ns"] == known["mtime_ns_cached"])
-        progress(int(fresh.sum()))
-        todo = np.flatnonzero(~fresh.to_numpy())
-        if len(todo):
-            index = _fill(folder, index, sources, paths, todo, size=size, n_jobs=n_jobs, progress=progress)
-    return ImageCache(folder, size, index)
-
-
-def _fill(
-    folder: Path,
-    index: pd.DataFrame,
-    sources: pd.DataFrame,
-    paths: list[Path],
-    todo: NDArray[np.intp],
-    *,
-    size: int,
-    n_jobs: int,
-    progress: Callable[[int], object],
-) -> pd.DataFrame:
-    """Decode the rows ``todo`` of ``sources`` into the pixel file and return the index that then holds."""
-    row_of = {row_id: row for row, row_id in enumerate(index["id"])}
-    for position in todo:
-        row_of.setdefault(sources["id"].iat[position], len(row_of))
-    pixels = folder / "images.u8"
-    with pixels.open("ab") as file:
-        file.truncate(len(row_of) * size * size * 3)
-
-    chunks = [
-        [(row_of[sources["id"].iat[i]], sources["id"].iat[i], paths[i]) for i in todo[start : start + CHUNK]]
-        for start in range(0, len(todo), CHUNK)
-    ]
-    records = index.set_index("id").to_dict("index")
-    stamps = sources.set_index("id")[["bytes", "mtime_ns"]].to_dict("index")
-    unreadable: list[str] = []
-    # Rows are positions, so the index has no holes: a row not decoded yet carries bytes = -1 and is redone.
-    blank = {"bytes": -1, "mtime_ns": -1, "height": 0, "width": 0, "crc": 0}
-    with joblib.Parallel(n_jobs=n_jobs) as workers:
-        for start in range(0, len(chunks), SAVE_EVERY):
-            jobs = (
-                joblib.delayed(_decode_into)(pixels, len(row_of), size, chunk)
-                for chunk in chunks[start : start + SAVE_EVERY]
+    def _bytes(self) -> NDArray[np.uint8]:
+        path = self.folder / PIXELS
+        wanted = end_of(self.index)
+        if not wanted:
+            return np.empty(0, np.uint8)
+        if not path.exists() or path.stat().st_size < wanted:
+            raise ImageError(
+                f"{path} is shorter than its index says: remove {self.folder} (`dermstack clean --cache`) and run "
+                "`dermstack oof`"
             )
-            results = workers(jobs)
-            for done, errors in results:
-                unreadable += errors
-                for row_id, height, width, crc in done:
-                    records[row_id] = {**stamps[row_id], "height": height, "width": width, "crc": crc}
-            index = pd.DataFrame([{"id": row_id, **records.get(row_id, blank)} for row_id in row_of])
-            _write_index(folder, index[INDEX_COLUMNS], pixels)
-            progress(sum(len(done) for done, _ in results))
-    if unreadable:
-        shown = "\n  ".join(unreadable[:20])
-        more = f"\n  … and {len(unreadable) - 20} more" if len(unreadable) > 20 else ""
-        raise ImageError(
-            f"{len(unreadable)} images cannot be read; restore them or drop their rows from the csv:\n  {shown}{more}"
+        return np.memmap(path, dtype=np.uint8, mode="r")
+
+    def _decoded(self, stored: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
+        offset, length, height, width = self.index[["offset", "length", "height", "width"]].to_numpy()[row]
+        kept = stored[offset : offset + length]
+        if self.format == "jpeg":
+            image: NDArray[np.uint8] = simplejpeg.decode_jpeg(kept.tobytes(), "RGB")
+            return image
+        return np.asarray(kept.reshape(height, width, 3))
+
+
+def cache_name(data_set: str, size: int, resize: Resize, format: Format) -> str:
+    """The cache's folder, shared by experiments: <data set>-<pixels>, and how it is kept where not as usual."""
+    return f"{data_set}-{size}" + ("-short_side" if resize != "square" else "") + ("-jpeg" if format != "raw" else "")
+
+
+def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> ImageCache:
+    """What is cached in ``folder`` so far, perhaps nothing. Raises ImageError for a damaged index."""
+    settings = {"size": size, "resize": resize, "format": format}
+    try:
+        known = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else None
+        index, unreadable = (
+            pd.read_parquet(folder / name) if known == settings and (folder / name).exists() else None
+            for name in (INDEX, UNREADABLE)
         )
-    return index
+    except (OSError, ValueError) as error:
+        raise ImageError(
+            f"{folder} is damaged ({error}): remove it (`dermstack clean --cache`) and run `dermstack oof`"
+        ) from error
+    if index is None:
+        index = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in INDEX_COLUMNS.items()})
+    if unreadable is None:
+        unreadable = pd.DataFrame(columns=["id", "file", "reason", "source_bytes", "stamp"])
+    return ImageCache(folder, size, resize, format, index, unreadable)
 
 
-def _decode_into(
-    pixels: Path, n: int, size: int, chunk: list[tuple[int, str, Path]]
-) -> tuple[list[tuple[str, int, int, int]], list[str]]:
-    """Decode a chunk straight into the pixel file: (id, height, width, crc) of each, and a line for each failure."""
-    images = np.memmap(pixels, dtype=np.uint8, mode="r+", shape=(n, size, size, 3))
-    done, errors = [], []
-    for row, row_id, path in chunk:
-        try:
-            image = read_image(path, at_least=size)
-        except ImageError as error:
-            errors.append(f"id {row_id}: {error}")
-            continue
-        # Area averaging when shrinking (no aliasing); it has no meaning when growing.
-        shrink = image.shape[0] >= size and image.shape[1] >= size
-        images[row] = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
-        done.append((row_id, image.shape[0], image.shape[1], zlib.crc32(images[row].tobytes())))
-    return done, errors
-
-
-def _read_index(folder: Path) -> pd.DataFrame:
-    path = folder / "index.parquet"
-    return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=INDEX_COLUMNS)
-
-
-def _write_index(folder: Path, index: pd.DataFrame, pixels: Path) -> None:
-    """Pixels first, index after, each on the disk before the next: the index never names a row that isn't there."""
-    with pixels.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary = folder / "index.parquet.tmp"
-    index.to_parquet(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(folder / "index.parquet")
+def end_of(index: pd.DataFrame) -> int:
+    """Where the indexed bytes end in the file of pixels."""
+    return int((index["offset"] + index["length"]).max()) if len(index) else 0

@@ -9,26 +9,27 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from image_models.cache import ImageCache
 from image_models.transforms import Augment
 
 
 class CachedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Rows of an image cache, fetched a batch at a time: ``images[[3, 1, 2]]`` is (uint8 (3, h, w, 3), float32 (3,)).
 
-    ``rows`` are the cache's rows, ``target`` stands beside them (zeros where there is none). With ``augment``,
-    ``epoch`` says which draw each row gets; validation has no ``augment``.
+    ``pictures`` is a cache or the images themselves (n, h, w, 3), ``rows`` are its rows, ``target`` stands beside them
+    (zeros where there is none). With ``augment``, ``epoch`` says which draw each row gets; validation has none.
     """
 
     def __init__(
         self,
-        pixels: NDArray[np.uint8],
+        pictures: ImageCache | NDArray[np.uint8],
         rows: NDArray[np.intp],
         target: NDArray[np.int8] | None = None,
         *,
         augment: Augment | None = None,
         epoch: int = 0,
     ) -> None:
-        self.pixels = pixels
+        self.pictures = pictures
         self.rows = rows
         self.target = np.zeros(len(rows), np.float32) if target is None else target.astype(np.float32)
         self.augment = augment
@@ -38,7 +39,8 @@ class CachedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.rows)
 
     def __getitem__(self, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        images = self.pixels[self.rows[batch]]
+        rows = self.rows[batch]
+        images = self.pictures.take(rows) if isinstance(self.pictures, ImageCache) else self.pictures[rows]
         if self.augment is not None:
             images = np.stack(
                 [self.augment(image, epoch=self.epoch, row=i) for image, i in zip(images, batch, strict=True)]

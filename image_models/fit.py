@@ -69,7 +69,7 @@ def fit_fold(
             backbone, pretrained=pretrained, frozen=False, timm_args=timm_args, size=cache.size, mean=mean,
             std=std, prevalence=float(target.mean()), seed=seed,
         )  # fmt: skip
-        images = CachedImages(cache.pixels(), train, target, augment=Augment(augment, seed=seed))
+        images = CachedImages(cache, train, target, augment=Augment(augment, seed=seed))
         history = train_net(
             net, images, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed,
             device=where, workers=workers, progress=progress,
@@ -77,7 +77,7 @@ def fit_fold(
         histories.append(history.assign(seed=seed))
         by_seed.append({
             name: predict(
-                net, CachedImages(cache.pixels(), rows), batch_size=batch_size, device=where, workers=workers,
+                net, CachedImages(cache, rows), batch_size=batch_size, device=where, workers=workers,
                 progress=progress,
             )
             for name, rows in sets.items()
@@ -114,7 +114,7 @@ def embed(
         prevalence=0.5, seed=seed,
     )  # fmt: skip
     write_weights(net.backbone, weights / "backbone.safetensors")
-    images = CachedImages(cache.pixels(), rows)
+    images = CachedImages(cache, rows)
     return predict(net, images, batch_size=batch_size, device=pick_device(device), workers=workers, progress=progress).z
 
 

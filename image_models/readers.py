@@ -1,51 +1,219 @@
-"""One image file in, RGB uint8 out; what can't be decoded whole is an error, never a black or half picture."""
+"""Where each picture lies, whatever the field ships: folders of pictures or DICOM, TFRecord shards, HDF5."""
 
 from __future__ import annotations
 
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from image_models.decode import SUFFIXES, Picture, decode
 from image_models.errors import ImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+if TYPE_CHECKING:
+    import h5py
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+TFRECORD_SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
+HDF5_SUFFIXES = (".h5", ".hdf5")
+MAX_ENCODED = 1 << 30  # bytes of one encoded picture
 
 
-def read_image(path: Path, *, at_least: int) -> NDArray[np.uint8]:
-    """Decode ``path`` to RGB ``(height, width, 3)`` uint8, upright as its EXIF tag says.
+@dataclass(frozen=True)
+class TFRecordNames:
+    """Which feature of a record holds the encoded picture and which its id; the defaults are Kaggle's."""
 
-    A JPEG may come at a reduced scale (1/2, 1/4, 1/8) as long as both sides stay ``at_least`` pixels: libjpeg then
-    skips most of the arithmetic. Raises ImageError naming the file and the reason.
+    image: str = "image"
+    id: str = "image_name"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the encoded bytes of one picture lie; small, so that it can be sent to a process."""
+
+    path: Path
+    kind: Literal["file", "dicom", "tfrecord", "hdf5"]
+    start: int = 0  # tfrecord: where the encoded picture begins in the file, and its length
+    length: int = 0
+    key: str = ""  # hdf5: the data set's name
+    n_bytes: int = 0  # of the encoded picture
+    stamp: int = 0  # changes when the picture does: a file's time in ns, a record's checksum
+    swap_red_blue: bool = False
+
+    @property
+    def name(self) -> str:
+        """As errors name it."""
+        if self.kind == "hdf5":
+            return f"{self.path}[{self.key}]"
+        return f"{self.path}, byte {self.start}" if self.kind == "tfrecord" else str(self.path)
+
+    def read(self, *, at_least: int) -> Picture:
+        """The picture; a JPEG perhaps at a reduced scale, its sides no less than ``at_least``. Raises ImageError."""
+        picture = self._decoded(at_least)
+        if self.swap_red_blue:
+            picture = picture._replace(image=np.ascontiguousarray(picture.image[..., ::-1]))
+        return picture
+
+    def _decoded(self, at_least: int) -> Picture:
+        if self.kind == "dicom":
+            from image_models.dicom import read_dicom
+
+            return read_dicom(self.path, at_least=at_least)
+        try:
+            data = self._encoded()
+        except FileNotFoundError as error:
+            raise ImageError(f"{self.path}: no such file: restore it or drop its rows from the csv") from error
+        except OSError as error:
+            raise ImageError(f"{self.name}: cannot be read ({error}): restore the file") from error
+        return decode(data, name=self.name, at_least=at_least)
+
+    def _encoded(self) -> bytes:
+        if self.kind == "hdf5":
+            with _open_hdf5(self.path) as file:
+                return _hdf5_bytes(file, self.key, self.path)
+        with self.path.open("rb") as file:
+            if self.kind == "file":
+                return file.read()
+            file.seek(self.start)
+            data = file.read(self.length)
+        if zlib.crc32(data) != self.stamp:
+            raise ImageError(f"{self.name}: changed since the shard was indexed: run the command again")
+        return data
+
+
+def image_sources(
+    place: Path, ids: Sequence[str], *, names: TFRecordNames = TFRecordNames(), swap_red_blue: bool = False
+) -> list[Source]:
+    """Where the picture of each id lies, in the order of ``ids``.
+
+    ``place`` is a folder, searched through its subfolders for <id>.jpg, .png, … or .dcm and for TFRecord shards, or one
+    .hdf5 or .tfrec file. Raises ImageError for missing ids (how many, which) and for an id that is there twice.
     """
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (at_least, at_least))
-            image.load()
-            if image.mode.startswith("I;16"):
-                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image that can be read ({', '.join(SUFFIXES)})") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}") from error
-    # Pillow raises OSError for truncated data, SyntaxError for broken PNG chunks and ValueError for absurd headers.
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: cannot decode ({error})") from error
-
-
-def image_paths(folder: Path, ids: list[str]) -> list[Path]:
-    """Where the image of each id lies: ``folder/<id>`` with a known suffix. Raises ImageError listing the missing."""
-    if not folder.is_dir():
-        raise ImageError(f"{folder} is not a folder: set data.images to the folder that holds <id>.jpg or <id>.png")
-    at_hand = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
-    missing = [row_id for row_id in ids if row_id not in at_hand]
+    wanted = set(ids)
+    found: dict[str, Source] = {}
+    twice: list[str] = []
+    for row_id, source in _all(place, wanted, names, swap_red_blue):
+        if row_id not in wanted:
+            continue
+        if row_id in found:
+            twice.append(f"{row_id}: {found[row_id].name} and {source.name}")
+        found[row_id] = source
+    if twice:
+        raise ImageError(
+            f"{len(twice)} ids have more than one image in {place}, first: {twice[0]}: keep one of them, or name the "
+            "folder that holds the right ones"
+        )
+    missing = [row_id for row_id in ids if row_id not in found]
     if missing:
         raise ImageError(
-            f"{len(missing)} of {len(ids)} images are missing in {folder}, first: {', '.join(missing[:3])}: "
+            f"{len(missing)} of {len(ids)} images are missing in {place}, first: {', '.join(missing[:3])}: "
             "restore the files or drop the rows from the csv"
         )
-    return [at_hand[row_id] for row_id in ids]
+    return [found[row_id] for row_id in ids]
+
+
+def _all(place: Path, wanted: set[str], names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
+    if place.is_dir():
+        shards = []
+        for entry in _files(place):
+            stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path for each of 33,000 files costs seconds)
+            suffix = suffix.lower()
+            if suffix in TFRECORD_SUFFIXES:
+                shards.append(Path(entry.path))
+            elif stem in wanted and suffix in SUFFIXES + DICOM_SUFFIXES:
+                stat = entry.stat()
+                kind: Literal["dicom", "file"] = "dicom" if suffix in DICOM_SUFFIXES else "file"
+                yield (
+                    stem,
+                    Source(Path(entry.path), kind, n_bytes=stat.st_size, stamp=stat.st_mtime_ns, swap_red_blue=swap),
+                )
+        for shard in sorted(shards):
+            yield from _records(shard, names, swap)
+    elif place.is_file() and place.suffix.lower() in TFRECORD_SUFFIXES:
+        yield from _records(place, names, swap)
+    elif place.is_file() and place.suffix.lower() in HDF5_SUFFIXES:
+        yield from _datasets(place, wanted, swap)
+    else:
+        raise ImageError(
+            f"{place} is not a folder, nor an .hdf5 or .tfrec file: set data.images to what holds the pictures"
+        )
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Files below ``folder``, sorted; hidden ones and what archives leave behind are passed over."""
+    with os.scandir(folder) as entries:
+        inside = sorted(entries, key=lambda entry: entry.name)
+    for entry in inside:
+        if entry.name.startswith((".", "__MACOSX")):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path))
+        elif entry.is_file():
+            yield entry
+
+
+def _records(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
+    from image_models.tfrecord import image_span, read_records
+
+    with shard.open("rb") as file:
+        for record in read_records(shard):
+            values = record.features.get(names.id, [])
+            if len(values) != 1 or not isinstance(values[0], bytes):
+                raise ImageError(
+                    f"{shard}: record at byte {record.start}: feature {names.id!r} holds no id: name the one that does "
+                    f"under data.tfrecord.features.image_name (there are {', '.join(sorted(record.features))})"
+                )
+            start, length = image_span(record, names.image)
+            file.seek(start)
+            stamp = zlib.crc32(file.read(length))
+            source = Source(shard, "tfrecord", start, length, n_bytes=length, stamp=stamp, swap_red_blue=swap)
+            yield values[0].decode("utf-8", "replace"), source
+
+
+def _datasets(path: Path, wanted: Iterable[str], swap: bool) -> Iterator[tuple[str, Source]]:
+    """ISIC 2024's form: a data set of encoded bytes for each id."""
+    with _open_hdf5(path) as file:
+        there = set(file)
+        mtime = path.stat().st_mtime_ns
+        for key in sorted(there.intersection(wanted)):
+            length = int(_dataset(file, key, path).nbytes)
+            # The file's time: a checksum of each picture would read the whole file before the first is decoded.
+            yield key, Source(path, "hdf5", key=key, n_bytes=length, stamp=mtime, swap_red_blue=swap)
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ImageError(f"{path}: no HDF5 file that can be read ({error}): download or write it again") from error
+
+
+def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
+    try:
+        data = _dataset(file, key, path)[()]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
+    return data if isinstance(data, bytes) else np.asarray(data).tobytes()
+
+
+def _dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
+    """The encoded picture under ``key``: a scalar of opaque bytes or a vector of uint8, in this file itself."""
+    import h5py
+
+    advice = "store the encoded bytes of one picture there"
+    try:
+        is_own = isinstance(file.get(key, getlink=True), h5py.HardLink)  # others may lead out of the file
+        value = file[key] if is_own else None
+        if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual:
+            raise ImageError(f"{path}[{key}] is no data set of this file itself: {advice}")
+        if value.dtype.kind not in "VSOu" or value.ndim > 1 or value.nbytes > MAX_ENCODED:
+            raise ImageError(f"{path}[{key}] holds {value.dtype} of shape {value.shape}: {advice}")
+    except (KeyError, OSError, RuntimeError, TypeError) as error:
+        raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
+    return value

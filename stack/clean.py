@@ -49,7 +49,8 @@ def remove(found: list[Leftover]) -> None:
 
 
 def _is_cache_of(data: str, folder: str) -> bool:
-    return re.fullmatch(rf"{re.escape(data)}-\d+", folder) is not None  # <data set>-<pixels>
+    # <data set>-<pixels>, as image_models.cache.cache_name writes it
+    return re.fullmatch(rf"{re.escape(data)}-\d+(-short_side)?(-jpeg)?", folder) is not None
 
 
 def _is_old(path: Path) -> bool:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from image_models.errors import ImageError
+from stack.cli_data import commands as data_commands
+from stack.cli_options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_it
 from stack.errors import ConfigError, DermstackError
 from tabular.errors import TabularError
 
@@ -19,7 +21,18 @@ if TYPE_CHECKING:
     from stack.experiment import Experiment
     from stack.store import Run
 
-IMAGE_EXTRA = {"torch", "torchvision", "timm", "albumentations", "cv2"}
+IMAGE_EXTRA = {
+    "torch",
+    "torchvision",
+    "timm",
+    "albumentations",
+    "cv2",
+    "pydicom",
+    "gdcm",
+    "simplejpeg",
+    "h5py",
+    "google_crc32c",
+}
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 app = typer.Typer(
@@ -29,21 +42,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Tabular + image ensemble stacking whose number can be believed.",
 )
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment's YAML file, see configs/.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting, such as image_models.0.epochs=3. Repeatable."),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
-ShuffleOption = Annotated[
-    bool,
-    typer.Option(
-        "--shuffle-target",
-        help="Exchange target vectors between groups of equal size, in an experiment of its own: "
-        "among these groups it must end at AUC 0.5.",
-    ),
-]
 
 
 @app.command()
@@ -57,10 +55,15 @@ def oof(
     ] = None,
 ) -> None:
     """Image cache, folds and image models: out-of-fold logits and embeddings, test predictions."""
-    from stack.oof import run_image_models
+    from stack.experiment import introduce
+    from stack.images import with_images
+    from stack.oof import check_image_models, run_image_models
 
-    experiment, out = _open(config, overrides, quiet, shuffle_target)
-    runs = run_image_models(experiment, out, rebuild=rebuild or [])
+    experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
+    sizes = check_image_models(experiment, rebuild=rebuild or [])
+    experiment, caches = with_images(experiment, sizes, out)
+    introduce(experiment, out)
+    runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
     _show_runs(experiment, out, runs)
     out.say(f"next: dermstack stack --config {config}")
 
@@ -80,7 +83,7 @@ def stack(
     from stack.stackers import level1_runs, run_stackers
     from stack.store import locked
 
-    experiment, out = _open(config, overrides, quiet, shuffle_target)
+    experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target)
     with locked(experiment.folder):
         runs = level1_runs(experiment)
         write_rows(experiment)
@@ -120,7 +123,7 @@ def import_oof(
     """Bring another pipeline's out-of-fold and test predictions in as a level-1 run."""
     from stack.imported import ImportedColumns, import_oof
 
-    experiment, out = _open(config, overrides, quiet, shuffle_target=False)
+    experiment, out = open_it(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
     run = import_oof(
         experiment, name, oof, test, out, columns=columns, test_averaged=test_averaged, exclude=exclude,
@@ -145,7 +148,7 @@ def tune(
 
     if study not in {"blend", "gbdt"}:
         raise ConfigError(f"unknown study {study!r}: choose blend or gbdt")
-    experiment, out = _open(config, overrides, quiet, shuffle_target=False)
+    experiment, out = open_it(config, overrides, quiet)
     with locked(experiment.folder):
         if study == "blend":
             runs = level1_runs(experiment)
@@ -163,7 +166,7 @@ def report(config: ConfigOption, overrides: SetOption = None, quiet: QuietOption
     """Write report.html again, from what `stack` made."""
     from stack.evidence import write_report
 
-    experiment, out = _open(config, overrides, quiet, shuffle_target=False)
+    experiment, out = open_it(config, overrides, quiet)
     out.say(f"report: {write_report(experiment)}")
 
 
@@ -197,63 +200,18 @@ def compare(
     from stack.compare import compare
     from stack.console import Out
 
-    difference, rows, scored = compare(folder, a, b, objective=objective)
+    made = compare(folder, a, b, objective=objective)
+    difference = made.difference
     verdict = (
         "the interval contains zero: no difference is shown"
         if difference.low <= 0 <= difference.high
         else (f"{a if difference.low > 0 else b} is better by more than noise")
     )
+    delong = "" if made.p is None else f", p {made.p:.3g} (DeLong, clustered by group)"
     Out().say(
-        f"{scored} of {a} less {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] "
-        f"on {rows:,} rows; {verdict}"
+        f"{made.objective} of {a} less {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        f"{delong} on {made.rows:,} rows; {verdict}"
     )
-
-
-@app.command()
-def clean(
-    config: ConfigOption,
-    overrides: SetOption = None,
-    cache: Annotated[bool, typer.Option(help="Also the decoded images; `oof` decodes them again.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
-) -> None:
-    """Free what can be rebuilt: runs set aside, interrupted writes, with --cache the image caches."""
-    from stack.clean import leftovers, remove
-    from stack.config import read_config
-    from stack.console import Out
-
-    out = Out()
-    found = leftovers(read_config(config, tuple(overrides or ())), cache=cache)
-    for leftover in found:
-        out.say(f"{leftover.size / 2**20:8.1f} MiB  {leftover.path}  ({leftover.what})")
-    total = sum(leftover.size for leftover in found) / 2**20
-    if not found:
-        out.say("nothing to clean")
-    elif yes or typer.confirm(f"remove these {len(found)}, {total:.1f} MiB?"):
-        remove(found)
-        out.say(f"freed {total:.1f} MiB")
-
-
-@app.command()
-def demo_data(
-    folder: Annotated[Path, typer.Argument(help="Where to write images/, train.csv, test.csv, sample_submission.csv.")],
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    quiet: QuietOption = False,
-) -> None:
-    """A generated data set of lesion-like images and patients, for the demo and the tests; no medical meaning."""
-    from stack.console import Out
-    from stack.demo_data import write_demo_data
-
-    written = write_demo_data(folder, seed=seed)
-    Out(quiet=quiet).say(f"{folder}: " + ("generated data set written" if written else "already there, skipped"))
-
-
-def _open(config: Path, overrides: list[str] | None, quiet: bool, shuffle_target: bool) -> tuple[Experiment, Out]:
-    from stack.config import read_config
-    from stack.console import Out
-    from stack.experiment import open_experiment
-
-    out = Out(quiet=quiet)
-    return open_experiment(read_config(config, tuple(overrides or ())), config, out, shuffle_target=shuffle_target), out
 
 
 def _show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
@@ -284,6 +242,9 @@ def _show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
     out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
     weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
     out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")
+
+
+app.add_typer(data_commands)
 
 
 def main() -> None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from stack.delong import clustered_auc
 from stack.errors import DataError, StoreError
 from stack.metrics import Interval, paired_difference
 from stack.store import Run, read_run
 
 
-def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> tuple[Interval, int, str]:
-    """`a` less `b` on the rows that both cover, their number, and the objective.
+@dataclass(frozen=True)
+class Compared:
+    """`a` less `b` on the rows that both cover: the difference, how many rows, the objective, for AUC DeLong's p."""
+
+    difference: Interval
+    rows: int
+    objective: str
+    p: float | None  # two-sided, of no difference, clustered by split_group; another objective than AUC has none
+
+
+def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Compared:
+    """The paired difference of two runs, with its bootstrap interval over split_groups.
 
     ``a`` and ``b`` are ``<experiment>`` (its blend, nested), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
     Raises StoreError where one isn't there and DataError where targets or groups of the same id differ.
@@ -30,10 +42,10 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> tupl
                 "they are not of the same data (or one is shuffled)"
             )
     objective = objective or str((run_a.meta.get("objective") or run_b.meta.get("objective")) or "auc")
-    difference = paired_difference(
-        objective, both["target_a"], both["score_a"], both["score_b"], both["split_group_a"].to_numpy(object)
-    )
-    return difference, len(both), objective
+    y, groups = both["target_a"], both["split_group_a"].to_numpy(object)
+    difference = paired_difference(objective, y, both["score_a"], both["score_b"], groups)
+    p = clustered_auc(y, both[["score_a", "score_b"]], groups).difference()[1] if objective == "auc" else None
+    return Compared(difference, len(both), objective, p)
 
 
 def _find(runs: Path, name: str) -> Run:

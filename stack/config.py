@@ -76,6 +76,37 @@ class Columns(_Strict):
     fold: str | None = None  # folds that are decided already, instead of dealing
 
 
+class TFRecords(_Strict):
+    """How the features of TFRecord files are named and coded, where not as Kaggle's."""
+
+    features: dict[str, str] = {}  # by Kaggle's name: image, image_name, patient_id, sex, …
+    codes: dict[str, dict[int, str]] = {}  # by Kaggle's name: what each integer means; -1 is missing
+
+
+class ExternalColumns(_Strict):
+    """Which column of an external csv holds what; without a group each row is one of its own."""
+
+    id: str
+    target: str
+    group: str | None = None
+    age: str | None = None
+    sex: str | None = None
+    site: str | None = None
+    diagnosis: str | None = None
+
+
+class External(_Strict):
+    """Rows that every fold's image models train on: never scored, never in patient counts, never at level 2."""
+
+    name: Name
+    table: ConfigPath
+    images: ConfigPath
+    columns: ExternalColumns
+    tfrecord: TFRecords = TFRecords()
+    swap_red_blue: bool = False
+    on_collision: Literal["refuse", "drop"] = "refuse"  # an id or a picture that is also in train or test
+
+
 class Data(_Strict):
     """Where the rows and pictures are."""
 
@@ -84,9 +115,17 @@ class Data(_Strict):
     test: ConfigPath | None = None
     sample_submission: ConfigPath | None = None
     duplicates: ConfigPath | None = None  # csv of pairs of ids that show the same lesion
-    images: ConfigPath | None = None  # folder with <id>.jpg or <id>.png; none for level 2 on imported predictions
+    # A folder of <id>.jpg, .png or .dcm, or of .tfrec shards, or an .hdf5 file; none: level 2 on imported predictions
+    images: ConfigPath | None = None
     test_images: ConfigPath | None = None  # where test images lie elsewhere
     columns: Columns
+    tfrecord: TFRecords = TFRecords()
+    swap_red_blue: bool = False  # pictures that were encoded with their channels in the wrong order
+    on_unreadable: Literal["refuse", "drop"] = "refuse"  # drop: training rows leave the table, on the record
+    find_duplicates: bool = True  # near-duplicates among the pictures merge groups, as `duplicates` does
+    resize: Literal["square", "short_side"] = "square"  # short_side keeps the aspect; networks see the central square
+    cache_format: Literal["raw", "jpeg"] = "raw"  # jpeg: a tenth of the disk, decoded again each epoch
+    external: tuple[External, ...] = ()
 
 
 class Folds(_Strict):
@@ -94,6 +133,7 @@ class Folds(_Strict):
 
     k: int = Field(5, ge=2, le=100)
     seed: int = 0
+    stratify: tuple[Literal["group_size", "age"], ...] = ()  # besides the target
 
 
 class Normalise(_Strict):
@@ -189,6 +229,9 @@ class Config(_Strict):
             raise ValueError(f"tuned.gbdt names {', '.join(sorted(strangers))}, which is no stacker of this config")
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
+        tables = [external.name for external in self.data.external]
+        if doubled := sorted({name for name in tables if tables.count(name) > 1}):
+            raise ValueError(f"data.external: {', '.join(doubled)} is the name of more than one table")
         return self
 
 

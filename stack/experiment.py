@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from stack.config import Config
 from stack.console import Out
 from stack.errors import DataError
+from stack.external import read_external
 from stack.folds import Folds, make_folds
+from stack.pictures import Decided, read_decided, write_decided
 from stack.store import Run, atomic, fingerprint, frame_fingerprint, read_runs, write_json
 from stack.table import Table, read_table, shuffle_targets
 
@@ -29,6 +31,9 @@ class Experiment:
     name: str
     table: Table
     folds: Folds
+    decided: Decided  # what the pictures decided about the rows
+    as_read: Table  # before rows left it
+    external_as_read: pd.DataFrame  # id, source, group, target, …: rows that train level 1 and nothing else
 
     @property
     def folder(self) -> Path:
@@ -61,6 +66,12 @@ class Experiment:
         return self.folds.frame["split_group"].to_numpy(object)
 
     @cached_property
+    def external(self) -> pd.DataFrame:
+        """External rows less those that the pictures dropped."""
+        dropped = self.decided.dropped["id"]
+        return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
+
+    @cached_property
     def rows_fingerprint(self) -> str:
         """Of what level 1 is fitted on: training ids, targets, folds; the test ids are predicted, not learned from."""
         frame = self.folds.frame[["id", "split_group", "fold"]].assign(target=self.target)
@@ -80,28 +91,29 @@ class Experiment:
         return [run for run in read_runs(self.models) if run.meta["level"] == level]
 
 
-def open_experiment(config: Config, config_path: Path, out: Out, *, shuffle_target: bool = False) -> Experiment:
-    """Read and check the rows and deal the folds; says what it found, writes nothing. Raises DataError, ConfigError.
+def open_experiment(
+    config: Config, config_path: Path, out: Out, *, shuffle_target: bool = False, decided: Decided | None = None
+) -> Experiment:
+    """Read and check the rows and deal the folds, writing nothing. Raises DataError, ConfigError.
 
-    With ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``: the same in all but the targets, which are
+    ``decided`` is what the pictures decided about the rows; left out, what was written down before. With
+    ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``: the same in all but the targets, which are
     exchanged between split_groups of equal size (what it must score is in `stack.null`).
     """
     data = config.data
-    columns = data.columns.model_dump(exclude_none=True)
-    table = read_table(data.train, data.test, columns=columns)
-    folds = _folds(config, table, out)
-    name = config.experiment
+    name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment
+    decided = read_decided(config.runs / name) if decided is None else decided
+    as_read = read_table(data.train, data.test, columns=data.columns.model_dump(exclude_none=True))
+    kept = as_read.train[~as_read.train["id"].isin(decided.dropped["id"])].reset_index(drop=True)
+    folds = _folds(config, kept, decided, out)
     if shuffle_target:
-        name = f"{name}-shuffled-{config.seed}"
-        shuffled = shuffle_targets(table.train, folds.frame["split_group"], seed=config.seed)
-        table = Table(shuffled, table.test)
-    experiment = Experiment(config, config_path, name, table, folds)
-    _introduce(experiment, out)
-    return experiment
+        kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
+    external = _external(config, as_read, out)
+    return Experiment(config, config_path, name, Table(kept, as_read.test), folds, decided, as_read, external)
 
 
 def write_rows(experiment: Experiment) -> None:
-    """table.parquet and folds.parquet, each with its fingerprint in fingerprints.json.
+    """table.parquet and folds.parquet, each with its fingerprint in fingerprints.json, and what the pictures decided.
 
     Called by a step when it has refused nothing, so that what lies on disk agrees with the runs beside it.
     """
@@ -114,40 +126,85 @@ def write_rows(experiment: Experiment) -> None:
         experiment.folder / "fingerprints.json",
         {name: frame_fingerprint(frame) for name, frame in frames.items()},
     )
+    if experiment.decided.looked_at:
+        write_decided(experiment.folder, experiment.decided)
 
 
-def _folds(config: Config, table: Table, out: Out) -> Folds:
-    duplicates = None
-    if path := config.data.duplicates:
-        if not path.is_file():
-            raise DataError(f"data.duplicates {path} is not there: give a csv of two id columns, or drop the key")
-        try:
-            duplicates = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise DataError(f"data.duplicates {path} is no readable csv ({error}): give two id columns") from error
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        folds = make_folds(
-            table.train,
-            k=config.folds.k,
-            seed=config.folds.seed,
-            duplicates=duplicates,
-            own=table.train["fold"] if config.data.columns.fold else None,
-        )
-    for warning in caught:
-        out.warn(str(warning.message))
-    if duplicates is not None:
-        known = len(duplicates) - folds.unknown_pairs
-        out.say(f"duplicates: {known} pairs merge groups, {folds.unknown_pairs} name an id outside the training rows")
-    return folds
-
-
-def _introduce(experiment: Experiment, out: Out) -> None:
+def introduce(experiment: Experiment, out: Out) -> None:
+    """Say what the experiment starts from: rows, groups, folds."""
     train, test = experiment.table.train, experiment.table.test
     out.say(
         f"{experiment.name}: {len(train):,} training rows ({int(experiment.target.sum()):,} positive, "
         f"{experiment.target.mean():.2%}) in {train['group'].nunique():,} groups, {len(test):,} test rows"
     )
+    if dropped := len(experiment.as_read.train) - len(train):
+        out.warn(
+            f"{dropped} training rows are dropped, their images can't be read: see {experiment.folder}/dropped.csv"
+        )
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")
-    out.table(experiment.folds.summary(experiment.target), "Folds")
+    out.table(experiment.folds.summary(experiment.target, train), "Folds")
+
+
+def _external(config: Config, primary: Table, out: Out) -> pd.DataFrame:
+    """The rows of every external table, with the table's name as `source`."""
+    tables = []
+    for external in config.data.external:
+        columns = external.columns.model_dump(exclude_none=True)
+        rows = read_external(
+            external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision
+        )
+        out.say(rows.summary())
+        tables.append(rows.frame.assign(source=external.name))
+    if not tables:
+        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str")
+    together = pd.concat(tables, ignore_index=True)
+    if (doubled := together["id"].duplicated()).any():
+        raise DataError(
+            f"{int(doubled.sum())} ids are in more than one external table, first: {together['id'][doubled].iloc[0]}: "
+            "drop them from one of the tables"
+        )
+    return together
+
+
+def _folds(config: Config, train: pd.DataFrame, decided: Decided, out: Out) -> Folds:
+    published = _published(config.data.duplicates)
+    found = decided.pairs[["id_1", "id_2"]].astype("str")
+    in_train = found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])
+    pairs = [found[in_train].set_axis(["a", "b"], axis=1)]
+    if published is not None and published.shape[1] == 2:
+        pairs.append(published.set_axis(["a", "b"], axis=1))
+    elif published is not None:
+        columns = ", ".join(map(str, published.columns))
+        raise DataError(f"data.duplicates has the columns {columns}: keep the two that hold the ids of a pair")
+    duplicates = pd.concat(pairs, ignore_index=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        folds = make_folds(
+            train,
+            k=config.folds.k,
+            seed=config.folds.seed,
+            duplicates=duplicates,
+            own=train["fold"] if config.data.columns.fold else None,
+            stratify=config.folds.stratify,
+        )
+    for warning in caught:
+        out.warn(str(warning.message))
+    if published is not None:
+        known = len(duplicates) - folds.unknown_pairs - int(in_train.sum())
+        out.say(f"duplicates: {known} pairs merge groups, {folds.unknown_pairs} name an id outside the training rows")
+    if in_train.any():
+        out.say(f"near-duplicates: {int(in_train.sum())} pairs of training pictures count as one split_group each")
+    return folds
+
+
+def _published(path: Path | None) -> pd.DataFrame | None:
+    """The csv of duplicate pairs that the config names."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise DataError(f"data.duplicates {path} is not there: give a csv of two id columns, or drop the key")
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"data.duplicates {path} is no readable csv ({error}): give two id columns") from error

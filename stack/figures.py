@@ -21,7 +21,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 Floats = NDArray[np.float64]
 
 CURVE_POINTS = 2_000  # vertices kept of a curve: less than a pixel apart, whatever the number of rows
-_WIDTH = 4.4  # inches, 317 units: about the pixels of a telephone, where text is shown at its size
+WIDTH = 4.4  # inches, 317 units: about the pixels of a telephone, where text is shown at its size
 _LABEL = 40  # characters of a label that fit above its bar
 
 # Figures are drawn in these stand-ins, each of which then becomes a colour of the page.
@@ -31,12 +31,12 @@ _COLOURS = {
     "#00000c": "var(--line)",
     "#00000d": "var(--accent)",
 }
-_INK, _MUTED, _LINE, _ACCENT = _COLOURS
+INK, MUTED, LINE, ACCENT = _COLOURS
 _CURVES = (  # colour, width, dashes: curves differ in more than colour
-    (_ACCENT, 2.4, (None, None)),
-    (_INK, 1.4, (6, 2)),
-    (_MUTED, 1.8, (2, 1.2)),
-    (_MUTED, 1.2, (6, 2, 1.5, 2)),
+    (ACCENT, 2.4, (None, None)),
+    (INK, 1.4, (6, 2)),
+    (MUTED, 1.8, (2, 1.2)),
+    (MUTED, 1.2, (6, 2, 1.5, 2)),
 )
 
 
@@ -60,57 +60,57 @@ class Estimate(NamedTuple):
 
 def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike]) -> Drawing:
     """ROC curves of each of `scores` (n,), the first one stressed."""
-    with _style():
-        figure = _figure(height=_WIDTH)
+    with page_style():
+        figure = blank_figure(height=WIDTH)
         axes = _unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
-        axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
+        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
         for (colour, width, dashes), s in reversed(_styled(scores.values())):
             axes.plot(*roc_points(y, s), color=colour, linewidth=width, dashes=dashes)
-        return Drawing(_svg(figure, name, f"ROC curves. {'; '.join(scores)}."), _legend(scores))
+        return Drawing(page_svg(figure, name, f"ROC curves. {'; '.join(scores)}."), _legend(scores))
 
 
 def precision_recall_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike]) -> Drawing:
     """Precision against recall for each of `scores` (n,), and the prevalence, which chance has."""
-    with _style():
-        figure = _figure(height=_WIDTH)
+    with page_style():
+        figure = blank_figure(height=WIDTH)
         axes = _unit_axes(figure, "recall (sensitivity)", "precision (positive predictive value)")
-        axes.axhline(float(np.mean(np.asarray(y))), color=_LINE, linewidth=1)
+        axes.axhline(float(np.mean(np.asarray(y))), color=LINE, linewidth=1)
         for (colour, width, dashes), s in reversed(_styled(scores.values())):
             points = precision_recall_points(y, s)
             axes.plot(*points, color=colour, linewidth=width, dashes=dashes, drawstyle="steps-pre")
-        return Drawing(_svg(figure, name, f"Precision-recall curves. {'; '.join(scores)}."), _legend(scores))
+        return Drawing(page_svg(figure, name, f"Precision-recall curves. {'; '.join(scores)}."), _legend(scores))
 
 
 def interval_figure(name: str, estimates: Sequence[Estimate], *, axis: str, reference: float | None = None) -> Drawing:
     """Values with their intervals, one line each, top down; `reference` is a line through all of them."""
-    with _style():
-        figure = _figure(height=0.75 + 0.46 * len(estimates))
-        axes = _label_axes(figure, len(estimates), axis)
+    with page_style():
+        figure = blank_figure(height=0.75 + 0.46 * len(estimates))
+        axes = label_axes(figure, len(estimates), axis)
         if reference is not None:
-            axes.axvline(reference, color=_ACCENT, linewidth=0.8, dashes=(3, 3))
+            axes.axvline(reference, color=ACCENT, linewidth=0.8, dashes=(3, 3))
         for row, entry in enumerate(estimates):
-            colour = _ACCENT if entry.strong else _INK
-            _row_text(axes, row, entry.label, f"{entry.value:.4f}", strong=entry.strong)
+            colour = ACCENT if entry.strong else INK
+            row_text(axes, row, entry.label, f"{entry.value:.4f}", strong=entry.strong)
             axes.plot([entry.low, entry.high], [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
             if entry.tuned is not None:
-                axes.plot(entry.tuned, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=_MUTED)
+                axes.plot(entry.tuned, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=MUTED)
             axes.plot(entry.value, row, "o", markersize=6.5, color=colour, markeredgewidth=0)
         axes.margins(x=0.04)
-        return Drawing(_svg(figure, name, f"{axis} with 95 % intervals. {'; '.join(map(_spoken, estimates))}."), [])
+        return Drawing(page_svg(figure, name, f"{axis} with 95 % intervals. {'; '.join(map(_spoken, estimates))}."), [])
 
 
 def bar_figure(name: str, values: Mapping[str, float], *, axis: str) -> Drawing:
     """Horizontal bars, top down."""
-    with _style():
-        figure = _figure(height=0.75 + 0.46 * len(values))
-        axes = _label_axes(figure, len(values), axis)
+    with page_style():
+        figure = blank_figure(height=0.75 + 0.46 * len(values))
+        axes = label_axes(figure, len(values), axis)
         for row, (label, value) in enumerate(values.items()):
-            _row_text(axes, row, label, f"{value:.3f}")
-        axes.barh(range(len(values)), list(values.values()), height=0.28, color=_ACCENT)
-        axes.axvline(0, color=_LINE, linewidth=1)
+            row_text(axes, row, label, f"{value:.3f}")
+        axes.barh(range(len(values)), list(values.values()), height=0.28, color=ACCENT)
+        axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(min(0.0, *values.values()), max(1e-3, *values.values()) * 1.02)
         return Drawing(
-            _svg(
+            page_svg(
                 figure,
                 name,
                 f"{axis}. {'; '.join(f'{label} {value:.3f}' for label, value in values.items())}.",
@@ -148,7 +148,7 @@ def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def page_style() -> Iterator[None]:
     """Our settings instead of the user's while a figure is drawn: the same page on every machine."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
@@ -158,30 +158,31 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(*, height: float) -> Figure:
-    return Figure(figsize=(_WIDTH, height), layout="constrained")  # not pyplot: it keeps every figure
+def blank_figure(*, height: float) -> Figure:
+    """WIDTH × `height` inches, to be drawn on inside `page_style`."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")  # not pyplot: it keeps every figure
 
 
 _STYLE: dict[Any, object] = {
     "svg.hashsalt": "dermstack",
     "svg.fonttype": "none",
     "text.parse_math": False,  # a run may be named "$\\alpha"
-    "text.color": _INK,
+    "text.color": INK,
     "font.size": 10,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "grid.color": _LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "grid.color": LINE,
     "grid.linewidth": 0.5,
 }
 
 
-def _svg(figure: Figure, name: str, alt: str) -> Markup:
+def page_svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an element of a page: ids of its own, the page's size, font and colours."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -208,7 +209,7 @@ def _unit_axes(figure: Figure, x: str, y: str) -> Axes:
     return axes
 
 
-def _label_axes(figure: Figure, rows: int, axis: str) -> Axes:
+def label_axes(figure: Figure, rows: int, axis: str) -> Axes:
     """Axes for lines with their labels above: names of any length then leave the width to the values."""
     axes = figure.subplots()
     axes.set(ylim=(rows - 0.65, -0.75), xlabel=axis)
@@ -220,7 +221,8 @@ def _label_axes(figure: Figure, rows: int, axis: str) -> Axes:
     return axes
 
 
-def _row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = False) -> None:
+def row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = False) -> None:
+    """The label above line `row` of `label_axes`, cut where it is long, and the value right of it."""
     short = label if len(label) <= _LABEL else label[: _LABEL - 1] + "…"
     weight = "bold" if strong else "normal"
     at = axes.get_yaxis_transform()

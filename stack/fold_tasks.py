@@ -57,6 +57,7 @@ def trained_tasks(
     config, target = experiment.config, experiment.target
     train_ids, test_ids = experiment.table.train["id"], experiment.table.test["id"]
     rows, test_rows = cache.rows_for(train_ids), cache.rows_for(test_ids)
+    external, external_target = cache.rows_for(experiment.external["id"]), _external_target(experiment)
     part, anchors = _anchors(len(train_ids), len(test_ids), seed=config.seed)
     tasks = []
     for fold, train, held in experiment.folds.pairs():
@@ -68,8 +69,8 @@ def trained_tasks(
         fit = partial(
             fit_fold,
             cache,
-            rows[train],
-            target[train],
+            np.concatenate([rows[train], external]),
+            np.concatenate([target[train], external_target]),
             sets,
             augment=model.augment,
             epochs=model.epochs,
@@ -83,7 +84,7 @@ def trained_tasks(
                 folder=experiment.models / model.name / f"fold_{fold}",
                 fold=fold,
                 fit=fit,
-                work=len(model.seeds) * (model.epochs * len(train) + sum(map(len, sets.values()))),
+                work=len(model.seeds) * (model.epochs * (len(train) + len(external)) + sum(map(len, sets.values()))),
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
                 keep_z=True,
@@ -100,7 +101,10 @@ def frozen_tasks(
     from image_models.fit import fit_frozen_fold
 
     train_z, test_z = (_features(experiment, model, cache, part, inputs, out) for part in ("train", "test"))
-    target = experiment.target
+    target, external_target = experiment.target, _external_target(experiment)
+    external_z = train_z[:0]
+    if len(external_target):
+        external_z = _features(experiment, model, cache, "external", inputs, out)
     tasks = []
     for fold, train, held in experiment.folds.pairs():
         inner = inner_split(target[train], experiment.split_group[train], seed=experiment.config.seed)
@@ -111,13 +115,13 @@ def frozen_tasks(
                 fold=fold,
                 fit=partial(
                     fit_frozen_fold,
-                    train_z[train],
-                    target[train],
-                    inner,
+                    np.concatenate([train_z[train], external_z]),
+                    np.concatenate([target[train], external_target]),
+                    np.concatenate([inner, np.zeros(len(external_target), bool)]),  # chosen on rows like those scored
                     sets,
                     threads=experiment.config.threads,
                 ),
-                work=len(train),
+                work=len(train) + len(external_target),
                 ids={"oof": experiment.table.train["id"].iloc[held], "test": experiment.table.test["id"]},
                 anchors_of_test=None,
                 keep_z=False,
@@ -208,7 +212,7 @@ def _features(
     if stored is None or stored.meta["inputs"] != inputs:
         from image_models.fit import embed
 
-        frame = experiment.table.train if part == "train" else experiment.table.test
+        frame = {"train": experiment.table.train, "test": experiment.table.test, "external": experiment.external}[part]
         rows = cache.rows_for(frame["id"])
         started = time.monotonic()
         with out.bar(f"{model.name} features of the {part} rows", len(rows)) as progress:
@@ -219,6 +223,10 @@ def _features(
         meta = _meta(model, inputs) | {"seconds": time.monotonic() - started}
         write_run(folder / "features" / part, meta, frames={}, arrays={"z": z})
     return _stored_features(folder, part).array("z")
+
+
+def _external_target(experiment: Experiment) -> NDArray[np.int8]:
+    return experiment.external["target"].to_numpy(np.int8)
 
 
 def _stored_features(folder: Path, part: str) -> Run:

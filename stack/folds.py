@@ -12,10 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from stack.deal import Stratum, deal, deal_evenly, hand
 from stack.errors import ConfigError, DataError
 
 LARGE_COMPONENT = 0.05  # share of the rows from which a merged component is worth a warning
 _SHOWN = 5
+_SITES = 4  # shown in the table of folds
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,26 @@ class Folds:
         for number in range(self.k):
             yield number, np.flatnonzero(fold != number), np.flatnonzero(fold == number)
 
-    def summary(self, target: ArrayLike) -> pd.DataFrame:
-        """One row a fold: fold, rows, groups (split_groups), positives, prevalence, of `target` (n,)."""
+    def summary(self, target: ArrayLike, train: pd.DataFrame | None = None) -> pd.DataFrame:
+        """One row a fold: fold, rows, groups (split_groups), positives, prevalence, of `target` (n,).
+
+        With the rows `train` also the median age, the share of unknown ages and that of each of the commonest sites.
+        """
         by_fold = self.frame.assign(target=np.asarray(target, dtype=np.int64)).groupby("fold")
-        return by_fold.agg(
+        table = by_fold.agg(
             rows=("id", "size"),
             groups=("split_group", "nunique"),
             positives=("target", "sum"),
             prevalence=("target", "mean"),
-        ).reset_index()
+        )
+        if train is not None:
+            fold = self.frame["fold"].to_numpy()
+            if train["age"].notna().any():
+                table["median age"] = train["age"].groupby(fold).median()
+                table["no age"] = train["age"].isna().groupby(fold).mean()
+            for site in train["site"].value_counts().index[:_SITES]:
+                table[str(site)] = (train["site"] == site).groupby(fold).mean()
+        return table.reset_index()
 
 
 def make_folds(
@@ -57,8 +70,11 @@ def make_folds(
     seed: int,
     duplicates: pd.DataFrame | None = None,
     own: pd.Series | None = None,
+    stratify: tuple[Stratum, ...] = (),
 ) -> Folds:
     """Deal the split_groups of `train` (id, group, target) to k folds, balanced in rows and in positives.
+
+    `stratify` balances the sizes of the split_groups or, with a column `age`, age bands of 20 years besides.
 
     `duplicates` has two columns of ids (str); a pair makes one split_group of two groups, also along chains.
     `own` (n,), in the order of the rows, is a fold column to use instead; its sorted values become 0..k-1.
@@ -73,7 +89,8 @@ def make_folds(
     split_group, unknown = _split_groups(train, duplicates)
     target = train["target"].to_numpy()
     if own is None:
-        fold = _deal(target, split_group, k=k, seed=seed)
+        age = train["age"].to_numpy() if "age" in stratify else None
+        fold = deal_evenly(hand(target, split_group, stratify=stratify, age=age), k=k, seed=seed)
     else:
         fold = _own_folds(own, k)
         _check_own(fold, target, split_group)
@@ -92,72 +109,9 @@ def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: 
         raise ConfigError(f"parts is {parts}: an inner split needs at least 2")
     target, groups = np.asarray(target), pd.Series(np.asarray(split_group, dtype=object))
     holding = min(groups[target == label].nunique() for label in (0, 1))
-    part = _deal(target, groups, k=max(2, min(parts, holding)), seed=seed)
+    cards = hand(target, groups)
+    part = deal(cards, k=max(2, min(parts, holding)), seed=seed)[cards.codes]
     return np.equal(part, 0)
-
-
-def _deal(target: NDArray[np.generic], split_group: pd.Series, *, k: int, seed: int) -> NDArray[np.int8]:
-    """Deal groups to k folds: equal shares of groups of the same kind, the rest greedily, hardest first.
-
-    Of m groups with the same rows and positives every fold gets m // k: exact balance without a loop over the
-    groups. What is left of each kind (fewer than k) goes, hardest first, where the squared load grows least.
-    """
-    codes, names = pd.factorize(split_group.to_numpy(), sort=True)
-    rows = np.bincount(codes, minlength=len(names))
-    positives = np.bincount(codes, weights=np.asarray(target, dtype=np.float64), minlength=len(names)).astype(np.int64)
-    _check_enough(rows, positives, k)
-    total = np.array([rows.sum(), positives.sum()], dtype=np.float64)
-    share = np.stack([rows, positives], axis=1) * (k / total)  # (groups, 2): 1.0 is a fold's fair load
-
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(names))  # by sorted name, then shuffled: the order of the rows leaves no trace
-    order = order[np.lexsort((-rows[order], -positives[order], -share[order].max(axis=1)))]  # hardest first
-    fold = np.full(len(names), -1, dtype=np.int64)
-    load = np.zeros((k, 2))
-
-    for number, groups in enumerate(_both_classes(order, rows, positives, k)):
-        fold[groups] = number
-        load[number] += share[groups].sum(axis=0)
-
-    left = order[fold[order] < 0]
-    changes = (np.diff(rows[left]) != 0) | (np.diff(positives[left]) != 0)
-    remainder: list[int] = []
-    for kind in np.split(left, np.flatnonzero(changes) + 1):
-        dealt = len(kind) // k * k
-        fold[kind[:dealt]] = np.arange(dealt) % k
-        load += share[kind[:dealt]].sum(axis=0) / k
-        remainder.extend(kind[dealt:])
-    for group in remainder:
-        # load² grows by 2·load·share + share²: the fold with the least load·share grows least
-        best = int(np.argmin(load @ share[group]))
-        fold[group] = best
-        load[best] += share[group]
-    return rng.permutation(k)[fold][codes].astype(np.int8)
-
-
-def _both_classes(
-    order: NDArray[np.intp], rows: NDArray[np.intp], positives: NDArray[np.int64], k: int
-) -> list[list[int]]:
-    """Choose for each fold the easiest groups that give it both classes, so that no fold ends with one only.
-
-    A mixed group serves a fold alone; the other folds get a pure one of each class. Enough exist: at least k
-    groups hold positives and at least k hold negatives.
-    """
-    easiest = order[::-1]
-    mixed = easiest[(positives[easiest] > 0) & (positives[easiest] < rows[easiest])][:k]
-    others = k - len(mixed)
-    positive = easiest[positives[easiest] == rows[easiest]][:others]
-    negative = easiest[positives[easiest] == 0][:others]
-    return [[int(g)] for g in mixed] + [[int(p), int(n)] for p, n in zip(positive, negative, strict=True)]
-
-
-def _check_enough(rows: NDArray[np.intp], positives: NDArray[np.int64], k: int) -> None:
-    for word, holding in (("positives", positives > 0), ("negatives", positives < rows)):
-        if holding.sum() < k:
-            raise DataError(
-                f"{holding.sum()} groups hold {word}, fewer than the {k} folds: "
-                "set fewer folds, or check columns.group and the duplicates"
-            )
 
 
 def _split_groups(train: pd.DataFrame, duplicates: pd.DataFrame | None) -> tuple[pd.Series, int]:

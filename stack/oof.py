@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,23 +12,23 @@ from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment, write_rows
 from stack.fold_tasks import FoldTask, frozen_tasks, put_together, run_tasks, trained_tasks
-from stack.store import Run, fingerprint, locked, read_run, set_aside, sha256
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, set_aside, sha256
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from image_models.cache import ImageCache
 
 
-def run_image_models(experiment: Experiment, out: Out, *, rebuild: Sequence[str] = ()) -> list[Run]:
+def run_image_models(
+    experiment: Experiment, caches: Mapping[int, ImageCache], out: Out, *, rebuild: Sequence[str] = ()
+) -> list[Run]:
     """Make every enabled image model of the config complete; what is complete already is skipped.
+
+    ``caches`` holds the pictures at each size that `check_image_models` names.
 
     Raises StoreError for a run made with other settings or rows (naming what changed and the command that rebuilds it),
     ImageError for missing or unreadable images, unknown backbones and weights that don't fit.
     """
     models = [model for model in experiment.config.image_models if model.enabled]
-    if unknown := set(rebuild) - {model.name for model in models}:
-        raise StoreError(f"--rebuild {', '.join(sorted(unknown))}: no enabled image model of {experiment.config_path}")
-    _check_models(models)
-    caches = {size: _cache(experiment, size, out) for size in sorted({model.size for model in models})}
     with ExitStack() as locks:
         tasks: list[FoldTask] = []
         for model in models:
@@ -56,6 +56,20 @@ def run_image_models(experiment: Experiment, out: Out, *, rebuild: Sequence[str]
     return [run for model in models if (run := read_run(experiment.models / model.name))]
 
 
+def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -> list[int]:
+    """Find a wrong name or file before the first minute of computing; the sizes in pixels that the models need."""
+    from image_models.net import check_backbone
+    from image_models.transforms import check_recipe
+
+    models = [model for model in experiment.config.image_models if model.enabled]
+    if unknown := set(rebuild) - {model.name for model in models}:
+        raise StoreError(f"--rebuild {', '.join(sorted(unknown))}: no enabled image model of {experiment.config_path}")
+    for model in models:
+        check_backbone(model.backbone, model.pretrained)
+        check_recipe(model.augment)
+    return [model.size for model in models]
+
+
 def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) -> None:
     """Raise StoreError where the run in ``folder``, or a fold of it, was made from something else than ``inputs``."""
     for part in (folder, *sorted(folder.glob("fold_*"))):
@@ -70,12 +84,14 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
 
 def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     """What can be checked of an image run without its pictures and weights at hand: settings, rows, folds."""
+    external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
     unused = {"name", "enabled", "pretrained"}
     if model.frozen:
         unused |= {"epochs", "lr", "weight_decay", "augment"}
     return {
         "settings": fingerprint(model.model_dump(exclude=unused)),
         "rows or folds": experiment.rows_fingerprint,
+        **external,
     }
 
 
@@ -85,28 +101,7 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
     return {
         **level1_inputs(experiment, model),
         "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
-        "images": cache.checksum([*experiment.table.train["id"], *experiment.table.test["id"]]),
+        "images": cache.checksum(
+            [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
+        ),
     }
-
-
-def _check_models(models: list[ImageModel]) -> None:
-    """Find a wrong name or file before the first minute of computing, not after the first model."""
-    from image_models.net import check_backbone
-    from image_models.transforms import check_recipe
-
-    for model in models:
-        check_backbone(model.backbone, model.pretrained)
-        check_recipe(model.augment)
-
-
-def _cache(experiment: Experiment, size: int, out: Out) -> ImageCache:
-    from image_models.cache import build_cache
-    from image_models.readers import image_paths
-
-    data = experiment.config.data
-    assert data.images is not None, "the config has checked it"
-    train, test = experiment.table.train["id"].tolist(), experiment.table.test["id"].tolist()
-    paths = image_paths(data.images, train) + (image_paths(data.test_images or data.images, test) if test else [])
-    folder = experiment.config.cache / f"{data.name}-{size}"
-    with out.bar(f"image cache {size} px", len(paths)) as progress:
-        return build_cache(folder, train + test, paths, size=size, n_jobs=experiment.config.n_jobs, progress=progress)

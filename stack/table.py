@@ -65,6 +65,21 @@ def read_table(train_csv: Path, test_csv: Path | None, *, columns: Mapping[str, 
     return Table(train, test)
 
 
+def read_external_frame(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Rows that only train: id, group ("" where there is none), target 0/1, age, sex, site, where mapped diagnosis.
+
+    Checked as a training csv is, but for its groups and for both classes being there. Raises DataError, ConfigError.
+    """
+    for name in ("id", "target"):
+        if name not in columns:
+            raise ConfigError(f"columns.{name} of {path} is not set: name the csv column that holds the {name}")
+    faults: list[str] = []
+    frame = _read_frame(path, columns, faults, is_train=True, is_external=True)
+    if faults or frame is None:
+        raise DataError("\n".join(faults))
+    return frame
+
+
 def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
     """Return `train` with target vectors exchanged at random between split_groups of equal size.
 
@@ -96,7 +111,9 @@ def _check_columns(columns: Mapping[str, str]) -> None:
             raise ConfigError(f"columns.{name} is unknown{_nearest(name, known)}: known are {', '.join(known)}")
 
 
-def _read_frame(path: Path, columns: Mapping[str, str], faults: list[str], *, is_train: bool) -> pd.DataFrame | None:
+def _read_frame(
+    path: Path, columns: Mapping[str, str], faults: list[str], *, is_train: bool, is_external: bool = False
+) -> pd.DataFrame | None:
     """Read one file into canonical columns, adding what is wrong with it to `faults`; None if unusable."""
     found = len(faults)
     raw = _read_strings(path, faults)
@@ -117,10 +134,13 @@ def _read_frame(path: Path, columns: Mapping[str, str], faults: list[str], *, is
     for name in text.columns.drop("id"):
         text[name] = text[name].str.strip()
     faults += [f"{path}: {fault}" for fault in _id_faults(text["id"])]
-    faults += [f"{path}: {fault}" for fault in _group_faults(text["group"], is_train=is_train)]
+    if "group" not in text:
+        text["group"] = ""
+    if not is_external:
+        faults += [f"{path}: {fault}" for fault in _group_faults(text["group"], is_train=is_train)]
     frame = text[["id", "group"]].copy()
     if is_train:
-        frame["target"] = _target(text["target"], path, faults)
+        frame["target"] = _target(text["target"], path, faults, may_be_one_class=is_external)
     frame["age"] = _age(text["age"], path, faults) if "age" in text else np.float32(np.nan)
     for name in ("sex", "site"):
         frame[name] = _words(text[name]).str.lower() if name in text else _all_missing(len(text))
@@ -187,12 +207,12 @@ def _group_faults(groups: pd.Series, *, is_train: bool) -> Iterable[str]:
             yield f"group {name!r} holds {size} of {n} rows, more than half: {advice}, or map another column"
 
 
-def _target(values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.int8]:
+def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_class: bool) -> NDArray[np.int8]:
     numbers = pd.to_numeric(values, errors="coerce")
     bad = ~numbers.isin([0, 1])
     if bad.any():
         faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: correct or drop the rows")
-    elif numbers.nunique() == 1:
+    elif numbers.nunique() == 1 and not may_be_one_class:
         only = int(numbers.iloc[0])
         faults.append(f"{path}: every target is {only}: both classes are needed, check columns.target")
     return numbers.where(~bad, 0).to_numpy(np.int8)

@@ -17,7 +17,10 @@ WITHOUT_IMAGE_EXTRA = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "torchvision", "timm", "albumentations", "cv2"}:
+        if name.split(".")[0] in {
+            "torch", "torchvision", "timm", "albumentations", "cv2",
+            "simplejpeg", "pydicom", "gdcm", "h5py", "google_crc32c",
+        }:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
 """  # run first, in a process of its own, it makes Python behave as after `pip install .`

@@ -34,7 +34,8 @@ def blend_score(experiment: Experiment) -> np.ndarray:
 
 
 def test_it_is_the_paired_difference_on_the_rows_that_both_cover(experiment: Experiment) -> None:
-    difference, rows, objective = compare(experiment.config.runs, "elsewhere/good", "elsewhere/fair")
+    made = compare(experiment.config.runs, "elsewhere/good", "elsewhere/fair")
+    difference, rows, objective = made.difference, made.rows, made.objective
     kept = np.delete(np.arange(len(experiment.target)), [0, 60])
     y = experiment.target[kept]
     a = predictions(experiment, noise=0.8, seed=1)[0]["p"].to_numpy()[kept]
@@ -47,32 +48,36 @@ def test_it_is_the_paired_difference_on_the_rows_that_both_cover(experiment: Exp
 
 
 def test_swapped_it_changes_its_sign(experiment: Experiment) -> None:
-    one, n, _ = compare(experiment.config.runs, "elsewhere/good", "elsewhere/fair")
-    other, m, _ = compare(experiment.config.runs, "elsewhere/fair", "elsewhere/good")
+    made = compare(experiment.config.runs, "elsewhere/good", "elsewhere/fair")
+    one, n = made.difference, made.rows
+    made = compare(experiment.config.runs, "elsewhere/fair", "elsewhere/good")
+    other, m = made.difference, made.rows
     assert n == m
     assert (other.value, other.low, other.high, other.se) == pytest.approx((-one.value, -one.high, -one.low, one.se))
 
 
 def test_a_run_does_not_differ_from_itself(experiment: Experiment) -> None:
-    difference, _, _ = compare(experiment.config.runs, "elsewhere/good", "elsewhere/good")
+    difference = compare(experiment.config.runs, "elsewhere/good", "elsewhere/good").difference
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
 
 
 def test_an_experiment_stands_for_its_blend_and_its_objective(experiment: Experiment) -> None:
-    difference, _, objective = compare(experiment.config.runs, "elsewhere", "elsewhere/good")
+    made = compare(experiment.config.runs, "elsewhere", "elsewhere/good")
+    difference, objective = made.difference, made.objective
     y, good = experiment.target, predictions(experiment, noise=0.8, seed=1)[0]["p"]
     assert objective == "ap"
     assert difference.value == pytest.approx(
         average_precision_score(y, blend_score(experiment)) - average_precision_score(y, good), abs=1e-5
     )
-    _, _, chosen = compare(experiment.config.runs, "elsewhere", "elsewhere/good", objective="logloss")
+    chosen = compare(experiment.config.runs, "elsewhere", "elsewhere/good", objective="logloss").objective
     assert chosen == "logloss"
 
 
 def test_runs_of_two_experiments_on_the_same_rows_compare(experiment: Experiment) -> None:
     other = opened(experiment.config_path, "experiment=another", "folds.seed=5")
     bring_in(other, "net", *predictions(other, noise=0.8, seed=1))
-    difference, rows, _ = compare(experiment.config.runs, "elsewhere/good", "another/net")
+    made = compare(experiment.config.runs, "elsewhere/good", "another/net")
+    difference, rows = made.difference, made.rows
     assert rows == len(experiment.target)
     assert difference.value == 0, "the same predictions, whatever the folds"
 
@@ -81,7 +86,7 @@ def test_a_run_set_aside_compares_with_the_one_in_its_place(experiment: Experime
     old = set_aside(experiment.models / "good", experiment.old)
     assert old is not None
     bring_in(experiment, "good", *predictions(experiment, noise=0.8, seed=9))
-    difference, _, _ = compare(experiment.config.runs, "elsewhere/good", f"elsewhere/old/{old.name}")
+    difference = compare(experiment.config.runs, "elsewhere/good", f"elsewhere/old/{old.name}").difference
     a, b = (predictions(experiment, noise=0.8, seed=seed)[0]["p"] for seed in (9, 1))
     y = experiment.target
     assert difference.value == pytest.approx(roc_auc_score(y, a) - roc_auc_score(y, b), abs=1e-6)

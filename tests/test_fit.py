@@ -10,7 +10,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from image_models.cache import ImageCache
+from image_models.cache import PIXELS, ImageCache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.fit import FoldFit, embed, fit_fold, fit_frozen_fold
@@ -29,8 +29,10 @@ def cache(tmp_path: Path, rng: np.random.Generator) -> ImageCache:
     """Noise that is less red where the target is 1."""
     pixels = rng.integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
     pixels[TARGET == 1, :, :, 0] //= 2
-    pixels.tofile(tmp_path / "images.u8")
-    return ImageCache(tmp_path, 32, pd.DataFrame({"id": [f"i{row}" for row in range(N)]}))
+    pixels.tofile(tmp_path / PIXELS)
+    length = 32 * 32 * 3
+    index = pd.DataFrame({"id": [f"i{row}" for row in range(N)], "offset": np.arange(N) * length, "length": length})
+    return ImageCache(tmp_path, 32, "square", "raw", index, pd.DataFrame())
 
 
 def fold(cache: ImageCache, folder: Path, seeds: list[int], **changes: Any) -> FoldFit:
@@ -108,7 +110,7 @@ def test_the_weights_on_disk_make_the_same_predictions(cache: ImageCache, tmp_pa
         net = blank(frozen=False)
         read_weights(net, tmp_path / "fold" / file)
         for name, rows in (("oof", HELD), ("test", TEST)):
-            again = predict(net, CachedImages(cache.pixels(), rows), batch_size=8, device=torch.device("cpu"))
+            again = predict(net, CachedImages(cache, rows), batch_size=8, device=torch.device("cpu"))
             assert (again.logit == made.seed_logits[name][:, column]).all()
             if column == 0:
                 assert (again.z == made.predictions[name].z).all()
@@ -120,7 +122,7 @@ def test_a_fold_net_has_seen_its_training_rows_and_no_other(cache: ImageCache, t
         return (tmp_path / name / "weights.safetensors").read_bytes()
 
     before = weights("before")
-    pixels = np.memmap(cache.folder / "images.u8", dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
+    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
     pixels[np.concatenate([HELD, TEST])] = 0
     assert weights("other pictures held out") == before
     pixels[TRAIN[4]] = 0
@@ -169,7 +171,7 @@ def test_the_backbone_on_disk_makes_the_stored_features_again(cache: ImageCache,
     assert names(tmp_path / "frozen") == ["backbone.safetensors"]
     net = blank(frozen=True)
     read_weights(net.backbone, tmp_path / "frozen" / "backbone.safetensors")
-    again = predict(net, CachedImages(cache.pixels(), TRAIN), batch_size=8, device=torch.device("cpu")).z
+    again = predict(net, CachedImages(cache, TRAIN), batch_size=8, device=torch.device("cpu")).z
     assert z.dtype == np.float16
     assert (again == z).all()
 
@@ -216,7 +218,7 @@ def test_backbone_and_head_on_disk_are_one_net_with_the_same_logits(cache: Image
     head = safetensors.torch.load_file(tmp_path / "fold" / "weights.safetensors")
     assert not net.load_state_dict(head, strict=False).unexpected_keys
     for name, rows in (("oof", HELD), ("test", TEST)):
-        again = predict(net, CachedImages(cache.pixels(), rows), batch_size=8, device=torch.device("cpu"))
+        again = predict(net, CachedImages(cache, rows), batch_size=8, device=torch.device("cpu"))
         np.testing.assert_allclose(again.logit, made.predictions[name].logit, atol=1e-3)
     assert safetensors.numpy.load_file(tmp_path / "fold" / "weights.safetensors")["head.bias"].dtype == np.float32
 

@@ -16,8 +16,13 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "image_models": [
         "errors",
+        "decode",
+        "dicom",
+        "tfrecord",
         "readers",
         "cache",
+        "cache_build",
+        "looks",
         "transforms",
         "dataset",
         "net",
@@ -32,11 +37,16 @@ ORDER = {
         "console",
         "config",
         "metrics",
+        "delong",
         "null",
         "table",
+        "external",
+        "deal",
         "folds",
         "store",
+        "pictures",
         "experiment",
+        "images",
         "summary",
         "fold_tasks",
         "oof",
@@ -59,12 +69,19 @@ ORDER = {
         "compare",
         "clean",
         "demo_data",
+        "audit",
+        "eda_figures",
+        "eda",
+        "import_metadata",
+        "cli_options",
+        "cli_data",
         "cli",
     ],
 }
 MAY_IMPORT = {"stack": {"image_models", "tabular"}, "image_models": set(), "tabular": set()}
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
+    **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c"), "image_models/"),
     **dict.fromkeys(("lightgbm", "xgboost"), "tabular/gbdt.py"),
 }
 

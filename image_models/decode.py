@@ -1,0 +1,128 @@
+"""One encoded picture in, RGB uint8 out; what can't be decoded whole is an error, never a black or half picture."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from image_models.errors import ImageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # of Pillow's; the others are seldom used and often attacked
+MAX_PIXELS = 400_000_000  # a whole-slide scan is larger, a photograph of a lesion never
+
+_JPEG = b"\xff\xd8\xff"
+_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)  # orientations whose height and width change places
+_NEXT = "restore the file or drop its row from the csv"
+
+
+class Picture(NamedTuple):
+    """RGB (h, w, 3) uint8, upright, and the size of the original, which is larger where it was decoded at a scale."""
+
+    image: NDArray[np.uint8]
+    height: int
+    width: int
+
+
+def decode(data: bytes, *, name: str, at_least: int) -> Picture:
+    """An encoded picture as RGB, upright as its EXIF tag says; by content, not by suffix.
+
+    A JPEG may come at a reduced scale (1/2, 1/4, 1/8 and some between) as long as both sides stay ``at_least`` pixels:
+    libjpeg then skips most of the arithmetic. Transparency is laid on white, 16 bits keep the high byte. Raises
+    ImageError saying ``name`` and the reason.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty: {_NEXT}")
+    if data.startswith(_JPEG) and (picture := _decode_jpeg(data, name, at_least)) is not None:
+        return picture
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = _decode_other(data, name)
+            return Picture(image, *image.shape[:2])
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image that can be read ({', '.join(SUFFIXES)}): {_NEXT}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: {error}: {_NEXT}") from error
+    # Pillow raises OSError for truncated data, SyntaxError for broken PNG chunks, ValueError and OverflowError for
+    # absurd headers, and what its plugins stumble over besides.
+    except (OSError, SyntaxError, ArithmeticError, ValueError, LookupError, TypeError, EOFError, MemoryError) as error:
+        raise ImageError(f"{name}: cannot decode ({error}): {_NEXT}") from error
+
+
+def _decode_jpeg(data: bytes, name: str, at_least: int) -> Picture | None:
+    """By libjpeg-turbo at the smallest scale that serves; None for CMYK, which Pillow knows how to turn into RGB."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(height, width, name)
+        if colours in ("CMYK", "YCCK"):
+            return None
+        # min_height and min_width bound the reduced size from below; strict: a cut-off file is an error, not grey.
+        image = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=min(at_least, height), min_width=min(at_least, width), min_factor=1, strict=True
+        )
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise ImageError(f"{name}: cannot decode ({str(error).strip()}): {_NEXT}") from error
+    orientation = _orientation(data)
+    if orientation in _LYING:
+        height, width = width, height
+    return Picture(_upright(image, orientation), height, width)
+
+
+def _decode_other(data: bytes, name: str) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(image.height, image.width, name)
+        image.load()
+        if image.mode.startswith("I") or image.mode == "F":
+            return np.repeat(_high_byte(np.asarray(image), name)[..., None], 3, axis=2)
+        upright = ImageOps.exif_transpose(image)
+        if "A" in upright.getbands() or "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return np.asarray(upright.convert("RGB"))
+
+
+def _high_byte(grey: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
+    """Of 16-bit grey, which Pillow holds in wider types too."""
+    if not np.issubdtype(grey.dtype, np.integer) or grey.min() < 0 or grey.max() > 65535:
+        raise ImageError(f"{name}: grey values outside 16 bits ({grey.dtype}): save it with 8 or 16 bits a channel")
+    return (grey.astype(np.uint32) >> 8).astype(np.uint8)
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    """Before anything is allocated: a header may claim gigabytes."""
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: its header claims {width} × {height} pixels, more than {MAX_PIXELS // 10**6} million, as a "
+            f"decompression bomb does: {_NEXT}"
+        )
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 where it says none."""
+    if b"Exif\0\0" not in data[:65536]:
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    # A damaged tag says nothing of how the picture stands; the pixels are whole.
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, OverflowError):
+        return 1
+
+
+def _upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """As EXIF 2.3 numbers the eight ways to hold a camera."""
+    if orientation in _LYING:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)

@@ -1,0 +1,168 @@
+"""TFRecord files of tf.train.Example, read without TensorFlow: framing with its checksums, then the wire format.
+
+Framing: length (uint64), masked crc32c of it, data, masked crc32c of that
+(https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details); data: Protocol Buffers
+(https://protobuf.dev/programming-guides/encoding), message Example of tensorflow/core/example/example.proto.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+from image_models.errors import ImageError
+
+Values = list[bytes] | list[float] | list[int]
+
+_VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5  # wire types
+_BYTES, _FLOATS, _INTS = 1, 2, 3  # members of tf.train.Feature
+_AGAIN = "download or write the file again"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One Example: ``start`` and ``length`` of its data in the file, the values of each feature.
+
+    ``spans`` holds (start, length) in the file of every value of a bytes feature, so that it can be read alone later.
+    """
+
+    start: int
+    length: int
+    features: dict[str, Values]
+    spans: dict[str, list[tuple[int, int]]]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Every record in the order of the file, its checksums compared; holds one record at a time.
+
+    Raises ImageError naming the file and the byte where a record is cut off, damaged or no Example, and for an empty
+    or missing file. Records before the fault have been yielded by then.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if not size:
+                raise ImageError(f"{path} is empty: {_AGAIN}")
+            while (at := file.tell()) < size:
+                where = f"{path}: record at byte {at}"
+                head = file.read(12)
+                if at == 0 and head[:2] == b"\x1f\x8b":
+                    raise ImageError(f"{path} is packed by gzip: unpack it (gunzip) and name the unpacked file")
+                if len(head) < 12 or not _is_whole(head[:8], head[8:]):
+                    raise ImageError(f"{where}: not the head of a TFRecord, or damaged: {_AGAIN}")
+                length = int.from_bytes(head[:8], "little")
+                if length + 4 > size - at - 12:  # before reading: a claimed length is not yet memory
+                    raise ImageError(f"{where}: claims {length} bytes, {size - at - 12} are left in the file: {_AGAIN}")
+                data = file.read(length)
+                if not _is_whole(data, file.read(4)):
+                    raise ImageError(f"{where}: its checksum doesn't match, the data is damaged: {_AGAIN}")
+                try:
+                    features, spans = _read_example(data, at + 12)
+                except ValueError as error:
+                    raise ImageError(f"{where}: not a tf.train.Example ({error}): write it as one") from error
+                yield Record(at + 12, length, features, spans)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}): restore the file or correct its path") from error
+
+
+def image_span(record: Record, name: str) -> tuple[int, int]:
+    """Where in the file the one value of the bytes feature ``name`` lies: (start, length). Raises ImageError."""
+    spans = record.spans.get(name, [])
+    if len(spans) == 1 and spans[0][1]:
+        return spans[0]
+    found = ", ".join(f"{other} ({len(of)} values)" for other, of in sorted(record.spans.items())) or "none"
+    raise ImageError(
+        f"record at byte {record.start - 12}: feature {name!r} doesn't hold one encoded picture: name the one that "
+        f"does (features of bytes: {found})"
+    )
+
+
+def _is_whole(data: bytes, stored: bytes) -> bool:
+    crc: int = google_crc32c.value(data)
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF  # a crc of data that holds crcs is a weak one
+    return masked.to_bytes(4, "little") == stored
+
+
+def _read_example(data: bytes, offset: int) -> tuple[dict[str, Values], dict[str, list[tuple[int, int]]]]:
+    features: dict[str, Values] = {}
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for start, end in _messages(data, 0, len(data)):
+        for entry in _messages(data, start, end):
+            name = ""
+            values: Values = []
+            places: list[tuple[int, int]] = []
+            for number, wire, begin, stop in _fields(data, *entry):
+                if (number, wire) == (1, _LENGTH):
+                    name = data[begin:stop].decode()
+                elif (number, wire) == (2, _LENGTH):
+                    values, places = _read_feature(data, begin, stop)
+            features[name] = values  # of a doubled name the last counts, as in every protobuf reader
+            spans.pop(name, None)
+            if places:
+                spans[name] = [(offset + begin, stop - begin) for begin, stop in places]
+    return features, spans
+
+
+def _read_feature(data: bytes, start: int, end: int) -> tuple[Values, list[tuple[int, int]]]:
+    kind = 0
+    items: list[tuple[int, int, int]] = []  # wire type, begin, end
+    for number, wire, begin, stop in _fields(data, start, end):
+        if number in (_BYTES, _FLOATS, _INTS) and wire == _LENGTH:
+            if number != kind:  # a oneof: the last kind counts
+                kind, items = number, []
+            items += [(of, a, b) for field, of, a, b in _fields(data, begin, stop) if field == 1]
+    if kind == _BYTES:
+        places = [(begin, stop) for wire, begin, stop in items if wire == _LENGTH]
+        return [data[begin:stop] for begin, stop in places], places
+    if kind == _FLOATS:
+        packed = b"".join(data[begin:stop] for wire, begin, stop in items if wire in (_LENGTH, _FOUR))
+        if len(packed) % 4:
+            raise ValueError(f"a list of floats of {len(packed)} bytes")
+        return list(struct.unpack(f"<{len(packed) // 4}f", packed)), []
+    integers: list[int] = []
+    for wire, begin, stop in items:
+        at = begin if wire in (_LENGTH, _VARINT) else stop
+        while at < stop:
+            value, at = _varint(data, at, stop)
+            integers.append(value - (value >> 63 << 64))  # two's complement in 64 bits
+    return integers, []
+
+
+def _messages(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the submessages of field 1 lie, the only field of Example and Features."""
+    return ((begin, stop) for number, wire, begin, stop in _fields(data, start, end) if (number, wire) == (1, _LENGTH))
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, begin and end of the payload of each field; unknown ones too, the caller skips them."""
+    at = start
+    while at < end:
+        tag, at = _varint(data, at, end)
+        number, wire, begin = tag >> 3, tag & 7, at
+        if wire == _VARINT:
+            _, at = _varint(data, at, end)
+        elif wire in (_EIGHT, _FOUR):
+            at += 8 if wire == _EIGHT else 4
+        elif wire == _LENGTH:
+            length, begin = _varint(data, at, end)
+            at = begin + length
+        else:
+            raise ValueError(f"wire type {wire} at byte {begin} of the record")
+        if at > end or not number:
+            raise ValueError(f"field {number} at byte {begin} of the record ends beyond what holds it")
+        yield number, wire, begin, at
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value & 0xFFFFFFFFFFFFFFFF, at
+    raise ValueError(f"a number at byte {at} of the record doesn't end")

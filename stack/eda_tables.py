@@ -1,0 +1,173 @@
+"""The tables of the first look at a data set: frames of `survey` and `drift` as cells, some of them shaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
+
+class Cell(NamedTuple):
+    """Text, and how strong its ground is: 0 (none) to 1."""
+
+    text: str | Markup
+    shade: float = 0.0
+
+
+class Grid(NamedTuple):
+    """A table: the first column names the row, all others are `numeric` or not."""
+
+    heads: list[tuple[str, bool]]
+    rows: list[list[Cell]]
+
+
+def crossed(counts: pd.DataFrame, column: str) -> Grid:
+    """`survey.level_counts` of `column` as a heatmap: the share of each target that has the level is the shade.
+
+    The largest share of the table has the full shade.
+    """
+    columns = {"negatives": "negative", "positives": "positive"}
+    shares = {name: counts[name] / max(int(counts[name].sum()), 1) for name in columns}
+    largest = max(float(share.max()) for share in shares.values())
+    rows = []
+    for number, line in enumerate(counts.to_dict("records")):
+        cells = [Cell(_breakable(str(line["level"])))]
+        for name in columns:
+            share = float(shares[name][number])
+            cells.append(Cell(f"{line[name]:,} ({share:.1%})", share / largest))
+        rows.append([*cells, Cell(f"{line['prevalence']:.2%}")])
+    return Grid([(column, False), *[(head, True) for head in columns.values()], ("share positive", True)], rows)
+
+
+def grouped(sizes: pd.DataFrame) -> Grid:
+    """`survey.group_sizes`."""
+    heads = {
+        "images": "images of a group",
+        "groups": "groups",
+        "with_positive": "with a positive",
+        "rows": "images",
+        "positives": "positive",
+        "prevalence": "share positive",
+    }
+    return _grid(sizes, heads, percent={"prevalence"})
+
+
+def missing(values: pd.DataFrame) -> Grid:
+    """`survey.missing_values`, the share of what is missing as the shade."""
+    heads = {
+        "column": "column",
+        "rows": "rows",
+        "train": "of train",
+        "negatives": "of the negative",
+        "positives": "of the positive",
+        "test": "of test",
+    }
+    shares = {"train", "negatives", "positives", "test"}
+    return _grid(values, heads, percent=shares, shaded=shares)
+
+
+def sized(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
+    """`survey.picture_sizes`: the `most` frequent, and the others together."""
+    shown = sizes.iloc[:most]
+    named = [
+        f"{width}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{height}"
+        for width, height in zip(shown["width"], shown["height"], strict=True)
+    ]
+    lines = shown.assign(size=named)[["size", "rows", "positives", "prevalence"]]
+    rest = sizes.iloc[most:]
+    if len(rest):
+        rows, positives = int(rest["rows"].sum()), int(rest["positives"].sum())
+        other = pd.DataFrame([[f"{len(rest):,} others", rows, positives, positives / rows]], columns=lines.columns)
+        lines = pd.concat([lines, other])
+    heads = {
+        "size": "width × height",
+        "rows": "images",
+        "positives": "positive",
+        "prevalence": "share positive",
+    }
+    return _grid(lines, heads, percent={"prevalence"})
+
+
+def ranked(shortcuts: pd.DataFrame) -> Grid:
+    """`survey.shortcuts`."""
+    rows = []
+    for line in shortcuts.to_dict("records"):
+        auc = f"{line['auc']:.3f}"
+        if math.isfinite(line["low"]):
+            auc += f" ({line['low']:.3f} to {line['high']:.3f})"
+        medians = [f"{line[label]:,.0f}" for label in ("negatives", "positives")]
+        rows.append([Cell(text) for text in (line["fact"], *medians, line["direction"], auc)])
+    heads = ["fact", "median, negative", "median, positive", "positives are", "AUC (95 % interval)"]
+    return Grid([(head, head not in {"fact", "positives are"}) for head in heads], rows)
+
+
+def duplicated(pairs: pd.DataFrame) -> Grid:
+    """Near-duplicates by kind: pairs, and the images in them."""
+    rows = [
+        (str(kind), len(found), len(set(found["id_1"]) | set(found["id_2"]))) for kind, found in pairs.groupby("kind")
+    ]
+    frame = pd.DataFrame(rows, columns=["kind", "pairs", "images"]).sort_values(
+        ["pairs", "kind"], ascending=[False, True]
+    )
+    return _grid(frame, {"kind": "kind", "pairs": "pairs", "images": "images in them"})
+
+
+def drifted(drift: pd.DataFrame) -> Grid:
+    """`drift.drift`."""
+    rows = []
+    for line in drift.to_dict("records"):
+        rows.append(
+            [
+                Cell(line["column"]),
+                Cell(_number(line["distance"], ".3f"), min(line["distance"], 1.0) if line["beyond"] else 0.0),
+                Cell(_number(line["chance"], ".3f")),
+                Cell("beyond chance" if line["beyond"] else "within chance"),
+                Cell(_number(line["auc"], ".3f")),
+                Cell(_number(line["missing_train"], ".1%")),
+                Cell(_number(line["missing_test"], ".1%")),
+            ]
+        )
+    heads = ["column", "distance", "chance, up to", "it is", "AUC", "missing in train", "missing in test"]
+    return Grid([(head, head not in {"column", "it is"}) for head in heads], rows)
+
+
+def fold_rows(summary: pd.DataFrame) -> Grid:
+    """`Folds.summary`, with whatever columns it has."""
+    return _grid(summary, {str(name): str(name).replace("_", " ") for name in summary}, percent={"prevalence"})
+
+
+def _grid(
+    frame: pd.DataFrame,
+    heads: dict[str, str],
+    *,
+    percent: set[str] | frozenset[str] = frozenset(),
+    shaded: set[str] | frozenset[str] = frozenset(),
+) -> Grid:
+    rows = []
+    for line in frame[list(heads)].to_dict("records"):
+        cells = []
+        for name in heads:
+            value = line[name]
+            shade = float(value) if name in shaded and math.isfinite(value) else 0.0
+            cells.append(Cell(_number(value, ".2%" if name in percent else ".2f"), shade))
+        rows.append([cells[0]._replace(text=_breakable(cells[0].text)), *cells[1:]])
+    return Grid([(text, pd.api.types.is_numeric_dtype(frame[name])) for name, text in heads.items()], rows)
+
+
+def _number(value: object, form: str) -> str:
+    if value is None or value is pd.NA:
+        return "–"
+    if isinstance(value, float | np.floating):
+        return f"{value:{form}}" if math.isfinite(value) else "–"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _breakable(text: str) -> Markup:
+    """Escaped, with leave to break a long name at its joints."""
+    return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(text))))

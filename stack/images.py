@@ -1,0 +1,145 @@
+"""An experiment's pictures: found where the config says, decoded into the cache, looked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from stack.config import TFRecords
+from stack.console import Out
+from stack.errors import DataError
+from stack.experiment import Experiment, open_experiment
+from stack.external import duplicates_of_primary
+from stack.pictures import DROPPED_COLUMNS, NOTHING_DECIDED, PAIR_COLUMNS, Decided
+from stack.store import frame_fingerprint
+
+if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+    from pathlib import Path
+
+    from image_models.looks import Looks
+
+    from image_models.cache import ImageCache
+    from image_models.readers import Source
+
+LOOKING_SIZE = 128  # pixels a side of the cache that is looked at where no image model asks for one
+
+
+def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple[Experiment, dict[int, ImageCache]]:
+    """A cache for each of ``sizes``, and the experiment as the pictures leave it.
+
+    Unreadable rows are refused or dropped, near-duplicates merge groups, external rows that show a picture of train or
+    test are refused or dropped. What was decided before on the same pictures stays. Writes the caches and nothing else.
+    Raises ImageError for missing and unreadable images, DataError for what the config says to refuse.
+    """
+    ids, sources = _sources(experiment)
+    caches = {size: _cache(experiment, ids, sources, size, out) for size in sorted(set(sizes))}
+    decided = _decide(experiment, caches[min(caches)], ids, out)
+    if decided is not experiment.decided:
+        experiment = open_experiment(
+            experiment.config, experiment.config_path, out, shuffle_target=experiment.shuffled, decided=decided
+        )
+    return experiment, caches
+
+
+def looking_size(experiment: Experiment) -> int:
+    """Of the cache that audit and eda look at: the smallest that an image model needs anyway."""
+    return min((model.size for model in experiment.config.image_models if model.enabled), default=LOOKING_SIZE)
+
+
+def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out: Out) -> Looks:
+    """Thumbnails and perceptual hashes of these images, with progress."""
+    from image_models.looks import read_looks
+
+    with out.bar("perceptual hashes", len(ids)) as progress:
+        return read_looks(cache, cache.rows_for(ids), n_jobs=experiment.config.n_jobs, progress=progress)
+
+
+def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:
+    """Every row of the tables as they were read, train, test and external, with where its picture lies."""
+    data, table = experiment.config.data, experiment.as_read
+    if data.images is None:
+        raise DataError(f"{experiment.config_path} names no pictures: set data.images")
+    found = _find(data.images, table.train["id"], data.tfrecord, swap=data.swap_red_blue)
+    if len(table.test):
+        found += _find(data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
+    ids = [*table.train["id"], *table.test["id"]]
+    for external in data.external:
+        rows = experiment.external_as_read.query("source == @external.name")["id"]
+        found += _find(external.images, rows, external.tfrecord, swap=external.swap_red_blue)
+        ids += list(rows)
+    return ids, found
+
+
+def _find(place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> list[Source]:
+    from image_models.readers import TFRecordNames, image_sources
+
+    features = tfrecord.features
+    names = TFRecordNames(image=features.get("image", "image"), id=features.get("image_name", "image_name"))
+    return image_sources(place, ids.tolist(), names=names, swap_red_blue=swap)
+
+
+def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: int, out: Out) -> ImageCache:
+    from image_models.cache import cache_name
+    from image_models.cache_build import build_cache
+
+    config, data = experiment.config, experiment.config.data
+    folder = config.cache / cache_name(data.name, size, data.resize, data.cache_format)
+    with out.bar(f"image cache {size} px", len(ids)) as progress:
+        return build_cache(
+            folder,
+            ids,
+            sources,
+            size=size,
+            resize=data.resize,
+            format=data.cache_format,
+            n_jobs=config.n_jobs,
+            drop_unreadable=data.on_unreadable == "drop",
+            progress=progress,
+        )
+
+
+def _decide(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> Decided:
+    """What stands already, where the pictures are the same; else looked at anew."""
+    from image_models.looks import near_duplicates
+
+    data = experiment.config.data
+    unreadable = _unreadable(experiment, cache)
+    seen = sorted(set(ids) - set(unreadable["id"]))
+    pictures = cache.index.iloc[cache.rows_for(seen)][["id", "source_height", "source_width", "source_bytes"]]
+    looked_at = frame_fingerprint(pictures.assign(find=data.find_duplicates).reset_index(drop=True))
+    if experiment.decided.looked_at == looked_at:
+        return experiment.decided
+    pairs = NOTHING_DECIDED.pairs
+    if data.find_duplicates:
+        found = near_duplicates(looks_of(experiment, cache, seen, out))
+        names = pd.Series(seen)
+        pairs = pd.DataFrame({
+            "id_1": names.iloc[found["a"]].to_numpy(),
+            "id_2": names.iloc[found["b"]].to_numpy(),
+            "turn": found["turn"].to_numpy(),
+            "distance": found["distance"].round(4).to_numpy(),
+        })[PAIR_COLUMNS]  # fmt: skip
+        out.say(f"near-duplicates: {len(pairs)} pairs of pictures are the same but for size, encoding or turn")
+    copies = duplicates_of_primary(
+        experiment.external_as_read, pairs, {table.name: table.on_collision for table in data.external}
+    )
+    dropped = pd.concat([unreadable, copies], ignore_index=True)[DROPPED_COLUMNS]
+    for source, rows in dropped.groupby("source"):
+        out.warn(f"{len(rows)} rows of {source} are dropped, see dropped.csv")
+    return Decided(dropped, pairs, looked_at)
+
+
+def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
+    """Rows that go because their picture can't be read: id, source, reason. A test row may not go."""
+    lost = cache.unreadable
+    if in_test := sorted(set(lost["id"]) & set(experiment.as_read.test["id"])):
+        reason = lost.set_index("id")["reason"][in_test[0]]
+        raise DataError(
+            f"{len(in_test)} test images cannot be read, first: {in_test[0]} ({reason}): restore them, since a "
+            "submission needs every row (data.on_unreadable: drop speaks of training rows)"
+        )
+    external = dict(zip(experiment.external_as_read["id"], experiment.external_as_read["source"], strict=True))
+    source = [external.get(row_id, "train") for row_id in lost["id"]]
+    return pd.DataFrame({"id": lost["id"], "source": source, "reason": lost["reason"]})
