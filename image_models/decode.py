@@ -17,6 +17,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # of Pillow's; the others are seldom used and often attacked
 MAX_PIXELS = 400_000_000  # a whole-slide scan is larger, a photograph of a lesion never
 
+SMALLEST_SCALE = 4  # a JPEG comes at no less than a quarter
+
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 _LYING = (5, 6, 7, 8)  # orientations whose height and width change places
@@ -34,8 +36,8 @@ class Picture(NamedTuple):
 def decode(data: bytes, *, name: str, at_least: int) -> Picture:
     """An encoded picture as RGB, upright as its EXIF tag says; by content, not by suffix.
 
-    A JPEG may come at a reduced scale (1/2, 1/4, 1/8 and some between) as long as both sides stay ``at_least`` pixels:
-    libjpeg then skips most of the arithmetic. Transparency is laid on white, 16 bits keep the high byte. Raises
+    A JPEG may come at a reduced scale, down to 1/4, as long as both sides stay ``at_least`` pixels: libjpeg then skips
+    most of the arithmetic. Transparency is laid on white, 16 bits keep the high byte. Raises
     ImageError saying ``name`` and the reason.
     """
     if not data:
@@ -64,10 +66,10 @@ def _decode_jpeg(data: bytes, name: str, at_least: int) -> Picture | None:
         _check_size(height, width, name)
         if colours in ("CMYK", "YCCK"):
             return None
-        # min_height and min_width bound the reduced size from below; strict: a cut-off file is an error, not grey.
-        image = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=min(at_least, height), min_width=min(at_least, width), min_factor=1, strict=True
-        )
+        # They bound the reduced size from below. At 1/8 rough skin is 3 grey levels off, at 1/4 less than 2.
+        least = [max(min(at_least, side), -(-side // SMALLEST_SCALE)) for side in (height, width)]
+        # strict: a cut-off file is an error, not grey.
+        image = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], min_factor=1, strict=True)
     except (ValueError, RuntimeError, MemoryError) as error:
         raise ImageError(f"{name}: cannot decode ({str(error).strip()}): {_NEXT}") from error
     orientation = _orientation(data)

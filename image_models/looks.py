@@ -17,7 +17,7 @@ from image_models.cache import ImageCache
 
 SIDE = 32  # pixels of a thumbnail
 LOW = 8  # frequencies a side that the hash looks at
-# Copies at 60 % size and JPEG quality 50 differ in at most 7 of 63 bits, correlate above 0.97 and in detail above 0.955.
+# Copies at 60 % size and JPEG quality 50 differ in at most 7 of 63 bits, correlate above 0.97, in detail 0.955.
 # Different lesions under one microscope, a spot in a dark frame, reach 0.983 and 0.947 (docs/log.md).
 MAX_BITS = 10
 MIN_CORRELATION = 0.96  # of two thumbnails, each channel less its mean
@@ -57,7 +57,7 @@ def read_looks(
     """Thumbnails and hashes of the cache's ``rows``, in their order. ``progress`` is told how many each step did."""
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(_thumbnails)(cache, block) for block in blocks
+        joblib.delayed(thumbnails_of)(cache, block, side=SIDE) for block in blocks
     )
     thumbnails = np.empty((len(rows), SIDE, SIDE, 3), np.uint8)
     start = 0
@@ -66,6 +66,12 @@ def read_looks(
         start += len(block)
         progress(len(block))
     return Looks(thumbnails, hash_thumbnails(thumbnails))
+
+
+def thumbnails_of(cache: ImageCache, rows: NDArray[np.intp], *, side: int) -> NDArray[np.uint8]:
+    """The whole pictures squeezed to ``side`` × ``side`` pixels, so that one turned by 90° looks like itself."""
+    small = [cv2.resize(cache.image(int(row)), (side, side), interpolation=cv2.INTER_AREA) for row in rows]
+    return np.stack(small) if small else np.empty((0, side, side, 3), np.uint8)
 
 
 def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -145,12 +151,6 @@ def turned(images: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     if turn in (2, 3, 6, 7):
         images = images[:, ::-1]
     return images
-
-
-def _thumbnails(cache: ImageCache, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """The whole picture squeezed: a picture that is turned by 90° must look like itself."""
-    small = [cv2.resize(cache.image(int(row)), (SIDE, SIDE), interpolation=cv2.INTER_AREA) for row in rows]
-    return np.stack(small)
 
 
 def _correlations(

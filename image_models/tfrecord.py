@@ -143,6 +143,8 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
     while at < end:
         tag, at = _varint(data, at, end)
         number, wire, begin = tag >> 3, tag & 7, at
+        if tag >> 32:  # as protobuf does: a field's number has 29 bits
+            raise ValueError(f"tag {tag} at byte {begin} of the record is too large")
         if wire == _VARINT:
             _, at = _varint(data, at, end)
         elif wire in (_EIGHT, _FOUR):

@@ -22,17 +22,9 @@ if TYPE_CHECKING:
     from stack.store import Run
 
 IMAGE_EXTRA = {
-    "torch",
-    "torchvision",
-    "timm",
-    "albumentations",
-    "cv2",
-    "pydicom",
-    "gdcm",
-    "simplejpeg",
-    "h5py",
+    "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
     "google_crc32c",
-}
+}  # fmt: skip
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 app = typer.Typer(

@@ -7,9 +7,83 @@ from typing import Annotated
 
 import typer
 
-from stack.cli_options import ConfigOption, QuietOption, SetOption
+from stack.cli_options import ConfigOption, QuietOption, SetOption, open_it
 
 commands = typer.Typer()
+SHOWN_PAIRS = 5  # of each kind; the csv holds them all
+
+
+@commands.command()
+def audit(config: ConfigOption, overrides: SetOption = None, quiet: QuietOption = False) -> None:
+    """Look at the pictures: near-duplicates by kind, odd colours, sizes that tell the class, what can't be read."""
+    import pandas as pd
+
+    from stack.audit import KINDS
+    from stack.review import run_audit
+
+    experiment, out = open_it(config, overrides, quiet, introduced=False)
+    review = run_audit(experiment, out)
+    for kind in KINDS:
+        some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
+        if len(some):
+            out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
+    out.table(pd.DataFrame(review.findings), f"{experiment.name}: audit")
+    out.say(f"all pairs: {review.experiment.folder / 'audit_pairs.csv'}")
+
+
+@commands.command()
+def eda(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+    sheet: Annotated[int, typer.Option(min=0, help="Pictures of each class on the contact sheet.")] = 24,
+    no_images: Annotated[bool, typer.Option("--no-images", help="No picture on the page, to show it around.")] = False,
+) -> None:
+    """One page with what one wants to see first: targets, ages, sites, missing values, sizes, duplicates, drift."""
+    from stack.review import run_eda
+
+    experiment, out = open_it(config, overrides, quiet, introduced=False)
+    out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
+
+
+@commands.command()
+def import_dicom(
+    folder: Annotated[Path, typer.Argument(help="Where the .dcm files are, also in subfolders.")],
+    csv: Annotated[Path, typer.Argument(help="The csv to write.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a csv that is there.")] = False,
+    n_jobs: Annotated[int, typer.Option(min=1, help="Processes that read.")] = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the metadata csv that a folder of DICOM files implies: patient, sex, age, site; no other patient field."""
+    from stack.console import Out
+    from stack.import_metadata import metadata_of_dicom, write_metadata
+
+    out = Out(quiet=quiet)
+    with out.bar("DICOM headers", sum(1 for _ in folder.rglob("*.dcm")), "files") as progress:
+        frame = metadata_of_dicom(folder, n_jobs=n_jobs, progress=progress)
+    out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
+
+
+@commands.command()
+def import_tfrecord(
+    place: Annotated[Path, typer.Argument(help="A .tfrec file, or a folder of them.")],
+    csv: Annotated[Path, typer.Argument(help="The csv to write.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Whose data.tfrecord names features and codes.")
+    ] = None,
+    overrides: SetOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a csv that is there.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the metadata csv that TFRecord shards imply; other names and integer codes come from a config."""
+    from stack.config import TFRecords, read_config
+    from stack.console import Out
+    from stack.import_metadata import metadata_of_tfrecord, write_metadata
+
+    out = Out(quiet=quiet)
+    names = read_config(config, tuple(overrides or ())).data.tfrecord if config else TFRecords()
+    frame = metadata_of_tfrecord(place, features=names.features, codes=names.codes)
+    out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
 
 
 @commands.command()

@@ -79,8 +79,8 @@ def prevalence_spread(cards: Hand, fold: NDArray[np.intp]) -> float:
 def deal(cards: Hand, *, k: int, seed: int) -> NDArray[np.intp]:
     """The fold (groups,) of each group: equal shares of groups of the same kind, the rest greedily, hardest first.
 
-    Of m groups that bring the same every fold gets m // k: exact balance without a loop over the groups. What is left of
-    each kind (fewer than k) goes, hardest first, where the squared load grows least.
+    Of m groups that bring the same every fold gets m // k: exact balance without a loop over the groups. What is left
+    of each kind (fewer than k) goes, hardest first, where the squared load grows least.
     """
     counts = cards.counts
     rows, positives = counts[:, 0], counts[:, 1]

@@ -141,6 +141,11 @@ def introduce(experiment: Experiment, out: Out) -> None:
         out.warn(
             f"{dropped} training rows are dropped, their images can't be read: see {experiment.folder}/dropped.csv"
         )
+    if experiment.config.data.duplicates:
+        unknown = experiment.folds.unknown_pairs
+        out.say(f"duplicates: listed pairs merge groups; {unknown} of them name an id outside the training rows")
+    if found := len(train_pairs(experiment.decided, train)):
+        out.say(f"near-duplicates: {found} pairs of training pictures count as one split_group each")
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
@@ -168,10 +173,8 @@ def _external(config: Config, primary: Table, out: Out) -> pd.DataFrame:
 
 
 def _folds(config: Config, train: pd.DataFrame, decided: Decided, out: Out) -> Folds:
-    published = _published(config.data.duplicates)
-    found = decided.pairs[["id_1", "id_2"]].astype("str")
-    in_train = found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])
-    pairs = [found[in_train].set_axis(["a", "b"], axis=1)]
+    published = published_duplicates(config.data.duplicates)
+    pairs = [train_pairs(decided, train).set_axis(["a", "b"], axis=1)]
     if published is not None and published.shape[1] == 2:
         pairs.append(published.set_axis(["a", "b"], axis=1))
     elif published is not None:
@@ -190,15 +193,16 @@ def _folds(config: Config, train: pd.DataFrame, decided: Decided, out: Out) -> F
         )
     for warning in caught:
         out.warn(str(warning.message))
-    if published is not None:
-        known = len(duplicates) - folds.unknown_pairs - int(in_train.sum())
-        out.say(f"duplicates: {known} pairs merge groups, {folds.unknown_pairs} name an id outside the training rows")
-    if in_train.any():
-        out.say(f"near-duplicates: {int(in_train.sum())} pairs of training pictures count as one split_group each")
     return folds
 
 
-def _published(path: Path | None) -> pd.DataFrame | None:
+def train_pairs(decided: Decided, train: pd.DataFrame) -> pd.DataFrame:
+    """Near-duplicates that are both training rows: id_1, id_2."""
+    found = decided.pairs[["id_1", "id_2"]].astype("str")
+    return found[found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])]
+
+
+def published_duplicates(path: Path | None) -> pd.DataFrame | None:
     """The csv of duplicate pairs that the config names."""
     if path is None:
         return None

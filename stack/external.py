@@ -20,8 +20,8 @@ _DROP = "set `on_collision: drop` to leave them out, or remove them from the csv
 class ExternalRows:
     """Checked rows (id, group, target, age, sex, site, where mapped diagnosis), and what was done to them.
 
-    Groups are named ``<table>:<group>``, so that a patient number used twice never becomes one patient. ``collided`` rows
-    were dropped because their id is one of train or test; ``lone`` rows had no group and became one each.
+    Groups are named ``<table>:<group>``, so that a patient number used twice never becomes one patient. ``collided``
+    rows were dropped because their id is one of train or test; ``lone`` rows had no group and became one each.
     """
 
     name: str

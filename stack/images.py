@@ -18,9 +18,8 @@ from stack.store import frame_fingerprint
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from pathlib import Path
 
-    from image_models.looks import Looks
-
     from image_models.cache import ImageCache
+    from image_models.looks import Looks
     from image_models.readers import Source
 
 LOOKING_SIZE = 128  # pixels a side of the cache that is looked at where no image model asks for one
@@ -33,6 +32,8 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
     test are refused or dropped. What was decided before on the same pictures stays. Writes the caches and nothing else.
     Raises ImageError for missing and unreadable images, DataError for what the config says to refuse.
     """
+    if not sizes:
+        return experiment, {}
     ids, sources = _sources(experiment)
     caches = {size: _cache(experiment, ids, sources, size, out) for size in sorted(set(sizes))}
     decided = _decide(experiment, caches[min(caches)], ids, out)
@@ -54,6 +55,12 @@ def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out:
 
     with out.bar("perceptual hashes", len(ids)) as progress:
         return read_looks(cache, cache.rows_for(ids), n_jobs=experiment.config.n_jobs, progress=progress)
+
+
+def encodings(experiment: Experiment) -> pd.Series[str]:
+    """How the picture of each id is kept: the suffix of its file, by id."""
+    ids, sources = _sources(experiment)
+    return pd.Series([source.path.suffix.lower() for source in sources], index=ids)
 
 
 def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:

@@ -19,7 +19,7 @@ class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {
             "torch", "torchvision", "timm", "albumentations", "cv2",
-            "simplejpeg", "pydicom", "gdcm", "h5py", "google_crc32c",
+            "simplejpeg", "pydicom", "gdcm", "h5py", "google_crc32c", "imagecodecs",
         }:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())

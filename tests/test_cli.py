@@ -100,7 +100,7 @@ def test_an_unreadable_image_is_named(small_data: Path, tmp_path: Path, capsys: 
     config = small_config(small_data, tmp_path)
     message = mistake(capsys, "oof", "-c", str(config), "--set", f"data.images={images}")
     assert str(broken) in message
-    assert "1 images cannot be read; restore them or drop their rows" in message
+    assert "1 images cannot be read; restore them, drop their rows" in message
     assert half_written(tmp_path) == []
 
 

@@ -45,6 +45,11 @@ def test_edges_are_dark_where_the_brightness_changes():
     assert (edges(np.rot90(picture)) == np.rot90(drawn)).all()
 
 
+def test_noise_of_a_grey_level_is_no_edge(rng):
+    picture = (120 + rng.integers(0, 2, (64, 64, 1))).repeat(3, axis=2).astype(np.uint8)
+    assert edges(picture).min() > 200
+
+
 def test_a_data_uri_holds_the_picture(rng):
     picture = np.repeat(np.repeat(rng.integers(0, 256, (8, 8, 3)), 16, 0), 16, 1).astype(np.uint8)
     uri = data_uri(picture)

@@ -54,7 +54,7 @@ def make_pictures(table, asked=None):
             asked.extend(wanted)
         return np.stack([np.full((112, 112, 3), ids.index(name) % 256, np.uint8) for name in wanted])
 
-    return Pictures(index.sample(frac=1, random_state=0), thumbnails)
+    return Pictures(index.sample(frac=1, random_state=0, ignore_index=True), thumbnails)
 
 
 def make_pairs(table):
@@ -168,6 +168,13 @@ def test_every_figure_is_said_in_words_and_tells_how_to_read_it(whole):
     assert all(len(caption.strip()) > 60 for caption in captions)
 
 
+def test_a_level_without_positives_has_no_line_among_the_positives(whole):
+    page, _, _ = whole
+    said = [attrs["aria-label"] for _, attrs in page.tags if attrs.get("aria-label", "").startswith("Ages of")]
+    assert len(said) == 6
+    assert ["nevus" in words for words in said if "melanoma" in words] == [True, False]
+
+
 def test_every_picture_has_words_instead_and_twins_come_in_pairs(whole):
     page, _, table = whole
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
@@ -189,6 +196,11 @@ def test_the_numbers_of_the_page_are_those_of_the_table(whole):
     nevus = (train["diagnosis"] == "nevus").sum()
     assert page.rows["nevus"] == [f"{nevus} ({nevus / (300 - positives):.1%})", "0 (0.0%)", "0.00%"]
     assert page.rows["melanoma"] == ["0 (0.0%)", f"{positives} (100.0%)", "100.00%"]
+    sized = train.merge(make_pictures(table).index, on="id")
+    large = sized[(sized["source_width"] == 1872) & (sized["source_height"] == 1053)]["target"]
+    assert page.rows["1872\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}1053"] == [
+        *(str(len(large)), str(large.sum()), f"{large.mean():.2%}"),
+    ]
     assert page.rows["same group"] == ["4", "8"]
     assert page.rows["across groups"] == ["2", "4"]
     assert f"Negative: 5 of {300 - positives}" in page.text

@@ -70,8 +70,14 @@ ORDER = {
         "clean",
         "demo_data",
         "audit",
+        "survey",
+        "drift",
+        "contact_sheet",
         "eda_figures",
+        "eda_tables",
+        "eda_panels",
         "eda",
+        "review",
         "import_metadata",
         "cli_options",
         "cli_data",
@@ -81,7 +87,7 @@ ORDER = {
 MAY_IMPORT = {"stack": {"image_models", "tabular"}, "image_models": set(), "tabular": set()}
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
-    **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c"), "image_models/"),
+    **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c", "imagecodecs"), "image_models/"),
     **dict.fromkeys(("lightgbm", "xgboost"), "tabular/gbdt.py"),
 }
 

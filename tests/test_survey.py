@@ -108,6 +108,15 @@ def test_every_group_has_one_line_of_its_size(rng, largest):
         assert line["prevalence"] == line["positives"] / line["rows"]
 
 
+def test_sizes_of_groups_stand_alone_up_to_twelve_and_double_beyond():
+    def lines(largest):
+        frame = pd.DataFrame({"group": np.repeat(np.arange(largest), np.arange(1, largest + 1))}).assign(target=0)
+        return group_sizes(frame)["images"].tolist()
+
+    assert lines(12) == [str(size) for size in range(1, 13)]
+    assert lines(13) == ["1", "2–3", "4–7", "8–13"]
+
+
 def test_missing_values_are_shares_of_train_of_each_class_and_of_test(train):
     test = train.drop(columns="target").iloc[:4].assign(sex=np.nan)
     table = missing_values(Table(train.assign(sex="male"), test)).set_index("column")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tfrecord import TFRecordWriter, example_pb2
+
 from image_models.errors import ImageError
 from image_models.tfrecord import image_span, read_records
-from tfrecord import TFRecordWriter, example_pb2
 
 KAGGLE: dict[str, tuple[Any, str]] = {
     "image": (b"\xff\xd8 not really a picture \xff\xd9", "byte"),
@@ -111,8 +110,9 @@ def test_bytes_are_read_as_protobuf_reads_them_or_refused(
     try:
         (record,) = read_records(path)
     except ImageError as error:
-        assert f"{path}: record at byte 0: not a tf.train.Example" in str(error)
-        return
+        if f"{path}: record at byte 0: not a tf.train.Example" in str(error):
+            return
+        raise
     oracle = example_pb2.Example()
     oracle.ParseFromString(feature(data))
     kind = oracle.features.feature["x"].WhichOneof("kind")
@@ -231,8 +231,6 @@ def test_real_shards_are_read(shared_data: Path) -> None:
             }
             start, length = image_span(record, "image")
             assert data[start : start + length] == record.features["image"][0]
-            assert io.BytesIO(data[start : start + length]).read(3) == b"\xff\xd8\xff"
-            assert google_crc32c.value(data[start : start + length]) == google_crc32c.value(record.features["image"][0])
         ids[name] = [record.features["image_name"][0] for record in records]
     assert len(set(ids["test38-21"])) == 21
     assert len(set(ids["testAA01-8"])) == 7

@@ -1,0 +1,165 @@
+"""What should be known of the pictures before a number is believed: duplicates by kind, odd pictures, telling sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from stack.errors import DataError
+from stack.metrics import Interval, interval
+from stack.table import Table
+
+KINDS = ("different targets", "train and test", "across groups", "within a group")
+TELLING = 0.55  # AUC of a size alone above which it is worth a warning, if its interval leaves 0.5 out
+MOSTLY = 0.5  # share of odd pictures from which the whole set is odd
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: how bad it is, what, by which evidence, and what to do."""
+
+    severity: Literal["error", "warning", "note"]
+    what: str
+    evidence: str
+    remedy: str
+
+
+def audit(
+    table: Table,
+    split_group: pd.Series,
+    pairs: pd.DataFrame,
+    sizes: pd.DataFrame,
+    odd: pd.DataFrame,
+    dropped: pd.DataFrame,
+    published: pd.DataFrame | None = None,
+) -> list[Finding]:
+    """All findings, the worst first.
+
+    ``pairs`` is of `pair_kinds`; ``sizes`` has id, source_height, source_width, source_bytes and encoding of the
+    pictures; ``odd`` id and fault; ``dropped`` id and reason; ``split_group`` (n,) stands beside the training rows.
+    """
+    found = [
+        *duplicate_findings(pairs),
+        *published_findings(pairs, published, set(sizes["id"])),
+        *size_findings(sizes, table.train, split_group),
+        *odd_findings(odd, len(sizes)),
+    ]
+    if len(dropped):
+        evidence = f"{len(dropped)} rows left the table, first {dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
+        found.append(Finding("warning", "dropped rows", evidence, "restore the files, or keep the loss in mind"))
+    order = ("error", "warning", "note")
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """``pairs`` (id_1, id_2, turn, distance) with part, group, target of both and the worst kind that holds.
+
+    Pairs that name an id of neither train nor test (an external row) have no kind and are left out.
+    """
+    train, test = table.train[["id", "group", "target"]], table.test[["id", "group"]]
+    rows = pd.concat([train.assign(part="train"), test.assign(part="test", target=np.nan)]).set_index("id")
+    known = pairs[pairs["id_1"].isin(rows.index) & pairs["id_2"].isin(rows.index)].reset_index(drop=True)
+    sides = [rows.loc[known[f"id_{n}"]].reset_index(drop=True).add_suffix(f"_{n}") for n in (1, 2)]
+    made = pd.concat([known, *sides], axis=1)
+    both_train = (made["part_1"] == "train") & (made["part_2"] == "train")
+    kind = np.select(
+        [
+            both_train & (made["target_1"] != made["target_2"]),
+            made["part_1"] != made["part_2"],
+            made["group_1"] != made["group_2"],
+        ],
+        list(KINDS[:3]),
+        KINDS[3],
+    )
+    return made.assign(kind=kind.astype(object))
+
+
+def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
+    """One finding for each kind of pair that is there."""
+    says: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
+        KINDS[0]: ("error", "look at both: one target is wrong, or the pictures only look alike"),
+        KINDS[1]: ("warning", "a score on these test rows is not of unseen pictures; drop them where that counts"),
+        KINDS[2]: ("warning", "their groups count as one split_group in folds and intervals"),
+        KINDS[3]: ("note", "harmless: a group never sits in two folds"),
+    }
+    found = []
+    for kind in KINDS:
+        some = pairs[pairs["kind"] == kind]
+        if len(some):
+            severity, remedy = says[kind]
+            evidence = f"{len(some)} pairs, closest {some.sort_values('distance')['id_1'].iloc[0]} and "
+            evidence += f"{some.sort_values('distance')['id_2'].iloc[0]}"
+            found.append(Finding(severity, f"near-duplicates {_where(kind)}", evidence, remedy))
+    return found
+
+
+def published_findings(pairs: pd.DataFrame, published: pd.DataFrame | None, at_hand: set[str]) -> list[Finding]:
+    """How the pairs found agree with a published list (two columns of ids), where both pictures are at hand."""
+    if published is None:
+        return []
+    if published.shape[1] != 2:
+        raise DataError(f"the published duplicates have {published.shape[1]} columns: keep the two that hold ids")
+    listed = {frozenset(pair) for pair in published.astype("str").to_numpy()}
+    seen = {pair for pair in listed if pair <= at_hand}
+    found = {frozenset(pair) for pair in pairs[["id_1", "id_2"]].astype("str").to_numpy()}
+    evidence = (
+        f"{len(listed)} listed, {len(seen)} with both pictures at hand: {len(seen & found)} of these found, "
+        f"{len(found - listed)} found that are not listed"
+    )
+    return [Finding("note", "published duplicates", evidence, "both lists merge groups")]
+
+
+def size_findings(sizes: pd.DataFrame, train: pd.DataFrame, split_group: pd.Series) -> list[Finding]:
+    """Whether width, height, bytes or encoding of the originals tell the target: AUC of each alone, by group."""
+    rows = train[["id", "target"]].assign(split_group=np.asarray(split_group, dtype=object))
+    rows = rows.merge(sizes.drop_duplicates("id"), on="id", validate="one_to_one")
+    pixels = rows["source_height"] * rows["source_width"]
+    found = []
+    for what, values in {
+        "width": rows["source_width"],
+        "height": rows["source_height"],
+        "bytes of the file": rows["source_bytes"],
+        "bytes a pixel": rows["source_bytes"] / pixels,
+    }.items():
+        if values.nunique() > 1 and (what != "bytes a pixel" or pixels.nunique() > 1):
+            alone = interval("auc", rows["target"], values.to_numpy(np.float64), rows["split_group"])
+            found.append(_size_finding(what, alone))
+    for encoding in sorted(rows["encoding"].unique()) if rows["encoding"].nunique() > 1 else ():
+        is_it = (rows["encoding"] == encoding).to_numpy(np.float64)
+        alone = interval("auc", rows["target"], is_it, rows["split_group"])
+        found.append(_size_finding(f"encoding as {encoding}", alone))
+    return found
+
+
+def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
+    """Pictures that can't be what they should (id, fault), of ``n`` in all."""
+    found = []
+    for fault, rows in odd.groupby("fault"):
+        evidence = f"{len(rows)} of {n} pictures, first {', '.join(rows['id'].iloc[:3])}"
+        if len(rows) > MOSTLY * n:
+            swapped = fault == "red and blue swapped"
+            remedy = "set `data.swap_red_blue: true`" if swapped else "look at how the pictures were written"
+            found.append(Finding("error", f"most pictures: {fault}", evidence, remedy))
+        else:
+            found.append(
+                Finding("warning" if fault != "red and blue swapped" else "note", str(fault), evidence, "look")
+            )
+    return found
+
+
+def _size_finding(what: str, alone: Interval) -> Finding:
+    tells = max(alone.value, 1 - alone.value) > TELLING and not alone.low <= 0.5 <= alone.high
+    evidence = f"AUC of the {what} alone {alone.value:.3f} [{alone.low:.3f}, {alone.high:.3f}]"
+    if tells:
+        remedy = (
+            "how pictures were collected tells the target: nets may learn it; never give it to level 2 as a feature"
+        )
+        return Finding("warning", f"{what} differs between the classes", evidence, remedy)
+    return Finding("note", f"{what} does not tell the classes apart", evidence, "none")
+
+
+def _where(kind: str) -> str:
+    return {KINDS[0]: "with different targets", KINDS[1]: "across train and test"}.get(kind, kind)

@@ -1,0 +1,135 @@
+"""The metadata csv that a folder of DICOM files or TFRecord shards implies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import joblib
+import pandas as pd
+
+from stack.errors import DataError
+from stack.store import atomic
+
+# Kaggle's names; the id first. Pictures are no metadata.
+COLUMNS = ("image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis", "target")
+NUMBERS = ("age_approx", "target")
+_SHOWN = 5
+
+
+def metadata_of_dicom(
+    folder: Path, *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
+) -> pd.DataFrame:
+    """One row a DICOM file below ``folder``, by id: image_name and what `image_models.dicom.PATIENT` allows.
+
+    Raises DataError listing every file that can't be read and ids that are there twice.
+    """
+    from image_models.readers import DICOM_SUFFIXES
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: name the one that holds the .dcm files")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in DICOM_SUFFIXES)
+    if not paths:
+        raise DataError(f"{folder} holds no {' or '.join(DICOM_SUFFIXES)} file: name the folder that does")
+    rows: list[dict[str, str]] = []
+    faults: list[str] = []
+    for row in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(joblib.delayed(_row)(path) for path in paths):
+        if isinstance(row, str):
+            faults.append(row)
+        else:
+            rows.append(row)
+        progress(1)
+    if faults:
+        more = f"\n  … {len(faults)} in all" if len(faults) > _SHOWN else ""
+        raise DataError(f"{len(faults)} files cannot be read:\n  " + "\n  ".join(faults[:_SHOWN]) + more)
+    return _by_id(pd.DataFrame(rows), folder)
+
+
+def metadata_of_tfrecord(
+    place: Path,
+    *,
+    features: Mapping[str, str],
+    codes: Mapping[str, Mapping[int, str]],
+    progress: Callable[[int], object] = lambda done: None,
+) -> pd.DataFrame:
+    """One row a record of the shard ``place``, or of the shards below it, by id, in Kaggle's columns.
+
+    ``features`` says which feature holds a column where it isn't called so; ``codes`` what a column's integers mean. In
+    columns that hold integers -1 is missing, other integers without a word are kept as text. Raises DataError for
+    features that aren't there, codes without a word where some have one, and ids that are there twice.
+    """
+    from image_models.readers import TFRECORD_SUFFIXES
+    from image_models.tfrecord import read_records
+
+    inside = sorted(place.rglob("*")) if place.is_dir() else [place]
+    shards = [path for path in inside if path.suffix.lower() in TFRECORD_SUFFIXES]
+    if not shards:
+        raise DataError(f"{place} is no TFRecord file and holds none ({', '.join(TFRECORD_SUFFIXES)}): name what does")
+    if unknown := sorted((set(features) | set(codes)) - {*COLUMNS, "image"}):
+        raise DataError(f"data.tfrecord names {', '.join(unknown)}: columns are {', '.join(COLUMNS)}")
+    rows: list[dict[str, object]] = []
+    for shard in shards:
+        for record in read_records(shard):
+            there = {column: features.get(column, column) for column in COLUMNS}
+            asked = {"image_name", *features} - {"image"}
+            if lost := [name for column, name in there.items() if column in asked and name not in record.features]:
+                raise DataError(
+                    f"{shard}: record at byte {record.start} has no feature {', '.join(lost)}; it has "
+                    f"{', '.join(sorted(record.features))}: name them under data.tfrecord.features"
+                )
+            rows.append(
+                {column: _value(record.features[name]) for column, name in there.items() if name in record.features}
+            )
+            progress(1)
+    frame = pd.DataFrame(rows)
+    return _by_id(
+        pd.DataFrame({column: _words(frame[column], column, codes) for column in COLUMNS if column in frame}), place
+    )
+
+
+def write_metadata(frame: pd.DataFrame, path: Path, *, replace: bool = False) -> Path:
+    """As csv, whole or not at all. Raises DataError where the file is there and ``replace`` isn't set."""
+    if path.exists() and not replace:
+        raise DataError(f"{path} is there already: choose another name, or say --replace")
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False)
+    return path
+
+
+def _row(path: Path) -> dict[str, str] | str:
+    from image_models.dicom import dicom_metadata
+    from image_models.errors import ImageError
+
+    try:
+        return dicom_metadata(path)
+    except ImageError as error:
+        return str(error)
+
+
+def _value(values: list[bytes] | list[float] | list[int]) -> object:
+    value: object = values[0] if len(values) == 1 else None
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _words(values: pd.Series, column: str, codes: Mapping[str, Mapping[int, str]]) -> pd.Series:
+    """As the csv shall hold them: integers by their word, -1 and nothing as an empty cell."""
+    words = codes.get(column)
+    is_number = values.map(lambda value: isinstance(value, int | float))
+    missing = values.isna() | (is_number & (values.where(is_number, 0) == -1))
+    if words is not None:
+        lost = sorted({int(value) for value in values[~missing & is_number]} - set(words))
+        if lost:
+            raise DataError(
+                f"{column} holds the codes {', '.join(map(str, lost))}, which data.tfrecord.codes.{column} doesn't "
+                "name: add them"
+            )
+        values = values.map(lambda value: words.get(value, value))
+    return values.astype("str").mask(missing, "")
+
+
+def _by_id(frame: pd.DataFrame, place: Path) -> pd.DataFrame:
+    doubled = frame["image_name"].duplicated()
+    if doubled.any():
+        first = ", ".join(frame["image_name"][doubled].iloc[:3])
+        raise DataError(f"{place}: {int(doubled.sum())} ids are there more than once, first: {first}: keep one of each")
+    return frame.sort_values("image_name", ignore_index=True)

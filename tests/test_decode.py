@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import io
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from image_models.decode import decode
+from image_models.errors import ImageError
+
+
+def read(path: Path, *, at_least: int) -> np.ndarray:
+    return decode(path.read_bytes(), name=str(path), at_least=at_least).image
+
+
+def picture(height: int = 40, width: int = 60) -> np.ndarray:
+    ramp = np.linspace(0, 255, width, dtype=np.uint8)
+    return np.stack(
+        [
+            np.tile(ramp, (height, 1)),
+            np.full((height, width), 90, np.uint8),
+            255 - np.tile(ramp, (height, 1)),
+        ],
+        2,
+    )
+
+
+def test_png_comes_back_exactly(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    assert (read(tmp_path / "a.png", at_least=8) == picture()).all()
+
+
+def test_reduced_jpeg_keeps_the_asked_size_and_the_picture(tmp_path: Path) -> None:
+    Image.fromarray(picture(400, 600)).save(tmp_path / "a.jpg", quality=95)
+    small = read(tmp_path / "a.jpg", at_least=100)
+    assert min(small.shape[:2]) >= 100
+    assert small.shape[0] < 400, "libjpeg should have skipped work"
+    full = np.asarray(
+        Image.fromarray(picture(400, 600)).resize((small.shape[1], small.shape[0]), Image.Resampling.BOX), int
+    )
+    assert np.abs(small.astype(int) - full).mean() < 2
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("L", 120), ("RGBA", 120), ("CMYK", 120), ("P", 120), ("1", 255)])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str, expected: int) -> None:
+    grey = Image.new("L", (20, 10), 255 if mode == "1" else 120).convert("RGB")
+    grey = grey.quantize(4) if mode == "P" else grey.convert(mode)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    grey.save(path)
+    image = read(path, at_least=8)
+    assert image.shape == (10, 20, 3)
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - expected).max() <= 6
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
+    Image.fromarray(np.full((10, 10), 0x8040, np.uint16)).save(tmp_path / "a.png")
+    assert (read(tmp_path / "a.png", at_least=8) == 0x80).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_way_to_hold_a_camera_is_undone_as_pillow_does(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(48, 64)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    made = decode((tmp_path / "a.jpg").read_bytes(), name="a", at_least=48)
+    with Image.open(tmp_path / "a.jpg") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert made.image.shape == upright.shape
+    assert np.abs(made.image.astype(int) - upright).max() <= 2
+    assert (made.height, made.width) == upright.shape[:2]
+
+
+def test_exif_rotation_is_undone(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90° clockwise
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert read(tmp_path / "a.jpg", at_least=40).shape == (60, 40, 3)
+
+
+def test_what_is_not_whole_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    for name, content in {
+        "cut.jpg": whole[: len(whole) // 2],
+        "empty.jpg": b"",
+        "text.png": b"hello",
+        "zero.jpg": b"\0" * 99,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=name):
+            read(tmp_path / name, at_least=8)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    monkeypatch.setattr("image_models.decode.MAX_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"a\.png.*bomb"):
+        read(tmp_path / "a.png", at_least=8)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_header_that_claims_gigabytes_allocates_nothing(tmp_path: Path, suffix: str) -> None:
+    """The size stands in the header of a small file: 60,000 × 60,000 pixels would be 10 GB."""
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(picture()).save(path)
+    data = bytearray(path.read_bytes())
+    if suffix == "jpg":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = (60_000).to_bytes(2, "big") * 2
+    else:
+        data[16:24] = (60_000).to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    tracemalloc.start()
+    with pytest.raises(ImageError, match=r"60000 × 60000 pixels|exceeds limit"):
+        decode(bytes(data), name="bomb", at_least=64)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("written", "named"), [("PNG", "a.jpg"), ("JPEG", "a.png")])
+def test_the_content_counts_and_not_the_suffix(tmp_path: Path, written: str, named: str) -> None:
+    Image.fromarray(picture()).save(tmp_path / named, format=written, quality=95)
+    assert np.abs(read(tmp_path / named, at_least=40).astype(int) - picture()).mean() < 3
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    clear = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
+    Image.fromarray(clear).save(tmp_path / "a.png")
+    assert (read(tmp_path / "a.png", at_least=8) == 255).all()
+
+
+def test_a_progressive_jpeg_is_the_plain_one(tmp_path: Path) -> None:
+    for name, progressive in (("a.jpg", False), ("b.jpg", True)):
+        Image.fromarray(picture(80, 90)).save(tmp_path / name, quality=90, progressive=progressive)
+    assert (read(tmp_path / "a.jpg", at_least=80) == read(tmp_path / "b.jpg", at_least=80)).all()
+
+
+def noise(rng: np.random.Generator) -> np.ndarray:
+    rough = cv2.GaussianBlur(rng.integers(0, 256, (512, 640, 3), dtype=np.uint8), (0, 0), 3.0)
+    return cv2.normalize(rough, None, 0, 255, cv2.NORM_MINMAX)
+
+
+@pytest.mark.parametrize("size", [40, 64, 100, 128, 200, 256])
+def test_reduced_decoding_ends_within_two_grey_levels(tmp_path: Path, rng: np.random.Generator, size: int) -> None:
+    """After the area resize, of a smooth picture and of one as rough as skin under a microscope."""
+    for image in (picture(512, 640), noise(rng)):
+        Image.fromarray(image).save(tmp_path / "a.jpg", quality=90)
+        full = cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1]
+        ours, wanted = (
+            cv2.resize(each, (size, size), interpolation=cv2.INTER_AREA).astype(int)
+            for each in (read(tmp_path / "a.jpg", at_least=size), full)
+        )
+        assert np.abs(ours - wanted).mean() < 2
+
+
+def test_real_photographs_too(shared_data: Path) -> None:
+    for path in sorted((shared_data / "siim2020" / "jpeg").iterdir())[:40:4]:
+        for size in (32, 64, 96):
+            ours, wanted = (
+                cv2.resize(each, (size, size), interpolation=cv2.INTER_AREA).astype(int)
+                for each in (read(path, at_least=size), cv2.imread(str(path))[..., ::-1])
+            )
+            assert np.abs(ours - wanted).mean() < 2
+
+
+@settings(deadline=None, max_examples=150)
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP"]))
+def test_damage_is_a_picture_or_an_image_error(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, format=kind)
+    data = bytearray(buffer.getvalue())
+    for place in rng.integers(0, len(data), rng.integers(1, 6)):
+        data[place] = rng.integers(0, 256)
+    if rng.random() < 0.4:
+        data = data[: rng.integers(0, len(data))]
+    try:
+        made = decode(bytes(data), name="damaged", at_least=16)
+    except ImageError:
+        return
+    assert made.image.dtype == np.uint8
+    assert made.image.ndim == 3
+    assert made.image.shape[2] == 3
+
+
+@given(data=st.binary(max_size=300))
+def test_random_bytes_are_an_image_error(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        decode(data, name="noise", at_least=16)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
+def test_a_cut_off_jpeg_is_never_half_a_picture(tmp_path: Path, rng: np.random.Generator, share: float) -> None:
+    Image.fromarray(noise(rng)).save(tmp_path / "a.jpg", quality=90)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    for at_least in (64, 512):
+        with pytest.raises(ImageError, match="cannot decode"):
+            decode(whole[: int(len(whole) * share)], name="cut", at_least=at_least)

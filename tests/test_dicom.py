@@ -1,0 +1,240 @@
+"""DICOM as found in the wild: pydicom's wheel ships samples of each codec and photometric interpretation."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from image_models.decode import decode
+from image_models.dicom import dicom_metadata, read_dicom
+from image_models.errors import ImageError
+
+SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
+
+# One picture each; the others of the folder hold none, several frames, or are broken on purpose.
+PICTURES = {
+    "JPEG baseline, YBR_FULL": "SC_rgb_jpeg_dcmtk.dcm",
+    "JPEG baseline, YBR_FULL_422": "SC_rgb_dcmtk_+eb+cy+s2.dcm",
+    "JPEG baseline, RGB": "SC_rgb_dcmtk_+eb+cr.dcm",
+    "JPEG baseline, RGB that says nothing of it": "SC_jpeg_no_color_transform.dcm",
+    "JPEG extended, 12 bits": "JPGExtended.dcm",
+    "JPEG lossless": "SC_rgb_jpeg_gdcm.dcm",
+    "JPEG-LS lossless, 16 bits": "MR_small_jpeg_ls_lossless.dcm",
+    "JPEG-LS near lossless, 8 bits": "JPEGLSNearLossless_08.dcm",
+    "JPEG-LS near lossless, 16 bits": "JPEGLSNearLossless_16.dcm",
+    "JPEG-LS, RGB by line": "SC_rgb_jls_lossy_line.dcm",
+    "JPEG 2000, RGB": "SC_rgb_gdcm_KY.dcm",
+    "JPEG 2000, YBR_RCT": "GDCMJ2K_TextGBR.dcm",
+    "JPEG 2000 lossless, 16 bits": "MR_small_jp2klossless.dcm",
+    "JPEG 2000, 14 bits signed": "693_J2KI.dcm",
+    "RLE, RGB": "SC_rgb_rle.dcm",
+    "RLE, RGB of 16 bits": "SC_rgb_rle_16bit.dcm",
+    "RLE, RGB of 32 bits": "SC_rgb_rle_32bit.dcm",
+    "RLE, MONOCHROME2": "MR_small_RLE.dcm",
+    "deflated": "image_dfl.dcm",
+    "big-endian, RGB": "ExplVR_BigEnd.dcm",
+    "big-endian, MONOCHROME2": "MR_small_bigendian.dcm",
+    "implicit": "MR_small_implicit.dcm",
+    "YBR_FULL_422": "SC_ybr_full_422_uncompressed.dcm",
+    "one bit": "liver_1frame.dcm",
+    "PALETTE COLOR": "examples_palette.dcm",
+}  # fmt: skip
+
+
+def shipped(name: str) -> Path:
+    found = sorted((SHIPPED.parent).rglob(name))
+    if not found:
+        pytest.skip(f"this pydicom does not ship {name}")
+    return found[0]
+
+
+def dataset(syntax: str, **tags: object) -> pydicom.Dataset:
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    defaults = {"SamplesPerPixel": 1, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+    for name, value in (defaults | tags).items():
+        setattr(data, name, value)
+    return data
+
+
+def grey(path: Path, values: np.ndarray, **tags: object) -> Path:
+    """A picture of stored values (h, w)."""
+    bits = 8 * values.dtype.itemsize
+    size = {"Rows": values.shape[0], "Columns": values.shape[1], "BitsAllocated": bits}
+    stored = {"BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": int(values.dtype.kind == "i")}
+    shown = {"PhotometricInterpretation": "MONOCHROME2", "PixelData": values.tobytes()}
+    dataset(ExplicitVRLittleEndian, **(size | stored | shown | tags)).save_as(path, enforce_file_format=True)
+    return path
+
+
+def jpeg_in_dicom(path: Path, data: bytes, *, grey: bool = False) -> Path:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+    dataset(
+        JPEGBaseline8Bit, Rows=height, Columns=width, SamplesPerPixel=1 if grey else 3, PlanarConfiguration=0,
+        PhotometricInterpretation="MONOCHROME2" if grey else "YBR_FULL_422", PixelData=encapsulate([data]),
+    ).save_as(path, enforce_file_format=True)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("name", PICTURES.values(), ids=PICTURES.keys())
+def test_every_codec_and_colour_is_read(name: str) -> None:
+    path = shipped(name)
+    picture = read_dicom(path, at_least=4096)
+    tags = pydicom.dcmread(path, stop_before_pixels=True)
+    assert picture.image.dtype == np.uint8
+    assert picture.image.shape == (tags.Rows, tags.Columns, 3)
+    assert (picture.height, picture.width) == picture.image.shape[:2]
+    assert picture.image.std() > 0, "it shows something"
+
+
+@pytest.mark.parametrize(
+    ("packed", "plain", "tolerance"),
+    [
+        ("MR_small_RLE.dcm", "MR_small.dcm", 0),
+        ("MR_small_jp2klossless.dcm", "MR_small.dcm", 0),
+        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm", 0),
+        ("MR_small_bigendian.dcm", "MR_small.dcm", 0),
+        ("MR_small_implicit.dcm", "MR_small.dcm", 0),
+        ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm", 0),
+        ("SC_rgb_gdcm_KY.dcm", "SC_rgb_rle.dcm", 3),
+        ("SC_rgb_dcmtk_+eb+cr.dcm", "SC_rgb_rle.dcm", 8),
+        ("SC_ybr_full_422_uncompressed.dcm", "SC_rgb_rle.dcm", 8),
+        ("SC_rgb_jls_lossy_line.dcm", "SC_rgb_rle.dcm", 8),
+        ("SC_rgb_rle_16bit.dcm", "SC_rgb_rle.dcm", 1),
+        ("SC_rgb_rle_32bit.dcm", "SC_rgb_rle.dcm", 1),
+        ("SC_rgb_jpeg.dcm", "SC_rgb_jpeg_dcmd.dcm", 3),
+    ],
+)
+def test_the_same_picture_packed_differently_looks_the_same(packed: str, plain: str, tolerance: int) -> None:
+    a, b = (read_dicom(shipped(name), at_least=4096).image.astype(int) for name in (packed, plain))
+    assert np.abs(a - b).mean() <= tolerance
+
+
+@pytest.mark.parametrize("at_least", [16, 64, 400])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_in_dicom_is_the_jpeg_outside(
+    tmp_path: Path, rng: np.random.Generator, at_least: int, mode: str
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (150, 200, 3), dtype=np.uint8)).convert(mode).save(buffer, "JPEG")
+    inside = read_dicom(jpeg_in_dicom(tmp_path / "a.dcm", buffer.getvalue(), grey=mode == "L"), at_least=at_least)
+    outside = decode(buffer.getvalue(), name="a", at_least=at_least)
+    assert (inside.image == outside.image).all()
+    assert inside[1:] == outside[1:]
+
+
+def test_black_and_white_change_places_in_monochrome1(tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    two = read_dicom(grey(tmp_path / "2.dcm", values), at_least=8).image
+    one = read_dicom(grey(tmp_path / "1.dcm", values, PhotometricInterpretation="MONOCHROME1"), at_least=8).image
+    assert (two[..., 0] == values).all()
+    assert (one == 255 - two).all()
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [(np.uint16, 0, 4095), (np.int16, -2048, 2047)])
+def test_without_a_window_the_range_of_the_stored_bits_is_shown(
+    tmp_path: Path, kind: type, low: int, high: int
+) -> None:
+    values = np.linspace(low, high, 64).astype(kind).reshape(8, 8)
+    image = read_dicom(grey(tmp_path / "a.dcm", values, BitsStored=12, HighBit=11), at_least=8).image
+    assert np.abs(image[..., 0].astype(int) - (values.astype(float) - low) / 4095 * 255).max() <= 0.5
+
+
+def test_a_window_is_applied_to_what_the_values_mean(tmp_path: Path) -> None:
+    """PS3.3, C.11.2.1.2.1, after the rescale of the modality."""
+    values = np.arange(0, 400, 4, dtype=np.uint16).reshape(10, 10)
+    path = grey(
+        tmp_path / "a.dcm", values, WindowCenter=100.0, WindowWidth=201.0, RescaleSlope=2.0, RescaleIntercept=-300.0
+    )
+    meant = values * 2.0 - 300
+    wanted = np.clip(((meant - (100 - 0.5)) / (201 - 1) + 0.5) * 255, 0, 255)
+    assert np.abs(read_dicom(path, at_least=8).image[..., 0] - wanted).max() <= 0.51
+
+
+@pytest.mark.parametrize("claimed", [{"Rows": 60_000, "Columns": 60_000}, {"NumberOfFrames": 1_000_000}])
+def test_a_header_that_claims_gigabytes_allocates_nothing(tmp_path: Path, claimed: dict[str, int]) -> None:
+    path = grey(tmp_path / "a.dcm", np.zeros((8, 8), np.uint8), **claimed)
+    tracemalloc.start()
+    with pytest.raises(ImageError, match=r"a\.dcm: .*(claims|frames)"):
+        read_dicom(path, at_least=8)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("image_models.dicom.MAX_INFLATED", 20_000_000)
+    path = grey(tmp_path / "plain.dcm", np.zeros((8, 8), np.uint8))
+    meta = pydicom.dcmread(path, stop_before_pixels=True)
+    meta.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    meta.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    whole = (tmp_path / "bomb.dcm").read_bytes()
+    end = 144 + int.from_bytes(whole[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    (tmp_path / "bomb.dcm").write_bytes(whole[:end] + bomb)
+    tracemalloc.start()
+    for read in (lambda path: read_dicom(path, at_least=8), dicom_metadata):
+        with pytest.raises(ImageError, match="inflates to more than"):
+            read(tmp_path / "bomb.dcm")
+    assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    tracemalloc.stop()
+
+
+def test_what_is_not_whole_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    whole = shipped("SC_rgb_jpeg_dcmtk.dcm").read_bytes()
+    for name, content in {
+        "cut.dcm": whole[: len(whole) - 300], "head.dcm": whole[:200], "empty.dcm": b"", "text.dcm": b"hello " * 99,
+        "zero.dcm": b"\0" * 999,
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=name):
+            read_dicom(tmp_path / name, at_least=8)
+    with pytest.raises(ImageError, match="no such file"):
+        read_dicom(tmp_path / "gone.dcm", at_least=8)
+    with pytest.raises(ImageError, match="holds no picture"):
+        read_dicom(shipped("rtplan.dcm"), at_least=8)
+    with pytest.raises(ImageError, match="2 frames"):
+        read_dicom(shipped("SC_rgb_rle_2frame.dcm"), at_least=8)
+    with pytest.raises(ImageError, match="cut off, 8130 of 8192 bytes"):
+        read_dicom(shipped("MR_truncated.dcm"), at_least=8)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damage_is_a_picture_or_an_image_error(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = sorted(PICTURES.values())
+    data = bytearray(shipped(names[seed % len(names)]).read_bytes())
+    for place in rng.integers(0, len(data), 8):
+        data[place] = rng.integers(0, 256)
+    (tmp_path / "a.dcm").write_bytes(bytes(data))
+    try:
+        image = read_dicom(tmp_path / "a.dcm", at_least=64).image
+    except ImageError:
+        return
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "years"), [("045Y", "45"), ("018M", "1.5"), ("026W", "0.4983"), ("", ""), ("old", ""), ("45", "")]
+)
+def test_ages_are_years(tmp_path: Path, written: str, years: str) -> None:
+    path = grey(tmp_path / "a.dcm", np.zeros((4, 4), np.uint8))
+    tags = pydicom.dcmread(path)
+    with pydicom.config.disable_value_validation():
+        tags.PatientAge = written
+        tags.save_as(path)
+    assert dicom_metadata(path)["age_approx"] == years

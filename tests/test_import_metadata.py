@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from conftest import run_cli
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from tfrecord.writer import TFRecordWriter
+
+from stack.errors import DataError
+from stack.import_metadata import metadata_of_dicom, metadata_of_tfrecord, write_metadata
+
+
+def write_dicom(path: Path, **tags: str) -> None:
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    data = pydicom.Dataset()
+    data.file_meta = meta
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.Rows = data.Columns = 4
+    data.SamplesPerPixel, data.PhotometricInterpretation = 3, "RGB"
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation, data.PlanarConfiguration = 7, 0, 0
+    data.PixelData = np.arange(48, dtype=np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+
+
+def write_records(path: Path, records: list[dict[str, tuple[object, str]]]) -> Path:
+    writer = TFRecordWriter(str(path))
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+def test_a_folder_of_dicom_implies_its_csv(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "b" / "ISIC_2.dcm", PatientID="IP_2", PatientSex="F", PatientAge="018M")
+    write_dicom(
+        tmp_path / "a" / "ISIC_1.dcm", PatientID="IP_1", PatientSex="M", PatientAge="045Y", BodyPartExamined="TORSO"
+    )
+    seen: list[int] = []
+    frame = metadata_of_dicom(tmp_path, progress=seen.append)
+    assert frame.to_numpy().tolist() == [
+        ["ISIC_1", "IP_1", "male", "45", "torso"],
+        ["ISIC_2", "IP_2", "female", "1.5", ""],
+    ]
+    assert sum(seen) == 2
+    assert metadata_of_dicom(tmp_path, n_jobs=2).equals(frame)
+
+
+def test_no_other_field_of_a_patient_gets_out(tmp_path: Path) -> None:
+    secrets = {
+        "PatientName": "SECRET^NAME", "PatientBirthDate": "19570411", "PatientAddress": "SECRET STREET 5",
+        "PatientTelephoneNumbers": "0555-SECRET", "OtherPatientIDs": "SECRET-ID", "PatientComments": "SECRET REMARK",
+        "InstitutionName": "SECRET CLINIC", "ReferringPhysicianName": "SECRET^DOCTOR",
+    }  # fmt: skip
+    write_dicom(tmp_path / "ISIC_1.dcm", PatientID="IP_1", **secrets)
+    assert run_cli("import-dicom", str(tmp_path), str(tmp_path / "out.csv"), "-q") == 0
+    written = (tmp_path / "out.csv").read_text()
+    assert "IP_1" in written
+    assert "SECRET" not in written
+    assert "1957" not in written
+
+
+def test_files_that_cannot_be_read_are_told_together(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "ISIC_1.dcm", PatientID="IP_1")
+    (tmp_path / "ISIC_2.dcm").write_bytes(b"no DICOM")
+    (tmp_path / "ISIC_3.dcm").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 files cannot be read:(.|\n)*ISIC_2\.dcm(.|\n)*ISIC_3\.dcm"):
+        metadata_of_dicom(tmp_path)
+    write_dicom(tmp_path / "again" / "ISIC_1.dcm", PatientID="IP_1")
+    for name in ("ISIC_2", "ISIC_3"):
+        (tmp_path / f"{name}.dcm").unlink()
+    with pytest.raises(DataError, match="1 ids are there more than once, first: ISIC_1"):
+        metadata_of_dicom(tmp_path)
+    with pytest.raises(DataError, match="is not a folder"):
+        metadata_of_dicom(tmp_path / "nowhere")
+
+
+def test_kaggles_records_imply_their_csv(tmp_path: Path) -> None:
+    place = write_records(
+        tmp_path / "train.tfrec",
+        [
+            {"image": (b"x", "byte"), "image_name": (name, "byte"), "patient_id": (b"IP_1", "byte"),
+             "sex": (1, "int"), "age_approx": (age, "int"), "target": (1, "int")}
+            for name, age in ((b"ISIC_2", 45), (b"ISIC_1", -1))
+        ],
+    )  # fmt: skip
+    frame = metadata_of_tfrecord(place, features={}, codes={"sex": {0: "male", 1: "female"}})
+    assert frame.columns.tolist() == ["image_name", "patient_id", "sex", "age_approx", "target"]
+    assert frame.to_numpy().tolist() == [["ISIC_1", "IP_1", "female", "", "1"], ["ISIC_2", "IP_1", "female", "45", "1"]]
+    plain = metadata_of_tfrecord(tmp_path, features={}, codes={})
+    assert plain["sex"].tolist() == ["1", "1"], "codes without any word stay numbers"
+
+
+def test_unknown_features_and_codes_are_named(tmp_path: Path) -> None:
+    place = write_records(tmp_path / "a.tfrec", [{"image_name": (b"ISIC_1", "byte"), "location": (3, "int")}])
+    with pytest.raises(
+        DataError, match=r"has no feature site; it has image_name, location: name them under data\.tfrecord"
+    ):
+        metadata_of_tfrecord(place, features={"anatom_site_general_challenge": "site"}, codes={})
+    named = {"anatom_site_general_challenge": "location"}
+    with pytest.raises(DataError, match=r"codes 3, which data\.tfrecord\.codes\.anatom_site.*add them"):
+        metadata_of_tfrecord(place, features=named, codes={"anatom_site_general_challenge": {0: "torso"}})
+    with pytest.raises(DataError, match="names ages: columns are image_name"):
+        metadata_of_tfrecord(place, features={"ages": "x"}, codes={})
+    with pytest.raises(DataError, match="no TFRecord file"):
+        metadata_of_tfrecord(tmp_path / "none", features={}, codes={})
+
+
+def test_a_csv_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image_name": ["a"]})
+    write_metadata(frame, tmp_path / "a.csv")
+    with pytest.raises(DataError, match="is there already: choose another name, or say --replace"):
+        write_metadata(frame, tmp_path / "a.csv")
+    write_metadata(frame.assign(image_name="b"), tmp_path / "a.csv", replace=True)
+    assert "b" in (tmp_path / "a.csv").read_text()
+
+
+def test_the_real_shards_imply_a_csv(shared_data: Path) -> None:
+    shard = shared_data / "siim2020" / "tfrec" / "test38-21.tfrec"
+    names = {"anatom_site_general_challenge": "anatom_site_general"}
+    frame = metadata_of_tfrecord(shard, features=names, codes={"sex": {0: "male", 1: "female"}})
+    assert len(frame) == 21
+    assert set(frame["sex"]) <= {"male", "female", ""}
+    assert not frame.isin(["-1"]).any().any()
