@@ -117,6 +117,7 @@ def _fill(
         joblib.delayed(_decode_chunk)([sources[i] for i in chunk], cache.size, cache.resize, cache.format)
         for chunk in chunks
     )
+    records = asked.to_dict("records")
     try:
         with (cache.folder / PIXELS).open("ab") as file:
             for number in range(0, len(chunks), SAVE_EVERY):
@@ -124,7 +125,7 @@ def _fill(
                 rows, lost = [], []
                 for chunk, results in zip(batch, jobs, strict=False):
                     for i, result in zip(chunk, results, strict=True):
-                        source = asked.iloc[i].to_dict()
+                        source = records[i]
                         if isinstance(result, str):
                             lost.append(source | {"file": sources[i].name, "reason": result})
                         else:

@@ -109,7 +109,7 @@ def _check_size(height: int, width: int, name: str) -> None:
 
 def _orientation(data: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 where it says none."""
-    if b"Exif\0\0" not in data[:65536]:
+    if data.find(b"Exif\0\0", 0, 65536) < 0:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import joblib
@@ -33,6 +34,7 @@ TURNS = (
     "transversed",
 )  # fmt: skip
 
+_Number = TypeVar("_Number", bound=np.generic)
 _BLOCK = 1024  # pictures a block of the all-pairs search: 8 × 1024 × 33,000 bits are 270 MB as one byte each
 
 
@@ -105,22 +107,23 @@ def near_duplicates(looks: Looks) -> pd.DataFrame:
     thumbnails' detail, 0 for the same. All pairs are compared by hash, those that are close by their thumbnails.
     """
     plain, n = looks.hashes[:, 0], len(looks.hashes)
-    found: list[NDArray[np.intp]] = []
+    detail = _detail(looks.thumbnails)
+    found = []
     for start in range(0, n, _BLOCK):
         block = plain[start : start + _BLOCK]
         for turn in range(len(TURNS)):
-            other = looks.hashes[start:, turn]
-            bits = np.bitwise_count(block[:, None] ^ other[None, :])
+            bits = np.bitwise_count(block[:, None] ^ looks.hashes[None, start:, turn])
             a, b = np.nonzero(bits <= MAX_BITS)
             later = b > a
-            found.append(np.stack([a[later] + start, b[later] + start, np.full(int(later.sum()), turn)]))
-    a, b, turn = np.concatenate(found, axis=1)
-    whole, detail = _correlations(looks.thumbnails, a, b, turn)
-    pairs = pd.DataFrame({"a": a, "b": b, "turn": turn, "distance": 1 - detail})
-    same = (whole >= MIN_CORRELATION) & (detail >= MIN_DETAIL)
-    pairs = pairs[same].sort_values(["a", "b", "distance", "turn"])
+            a, b = a[later] + start, b[later] + start
+            likeness = _likeness(detail, a, b, turn)
+            close = np.flatnonzero(likeness >= MIN_DETAIL)
+            whole = _correlation(looks.thumbnails[a[close]], turned(looks.thumbnails[b[close]], turn))
+            same = close[whole >= MIN_CORRELATION]
+            found.append(pd.DataFrame({"a": a[same], "b": b[same], "turn": turn, "distance": 1 - likeness[same]}))
+    pairs = pd.concat(found, ignore_index=True).sort_values(["a", "b", "distance", "turn"])
     pairs = pairs.drop_duplicates(["a", "b"]).reset_index(drop=True)
-    return pairs.assign(turn=np.array(TURNS, dtype=object)[pairs["turn"]])
+    return pairs.assign(turn=np.array(TURNS, dtype=object)[pairs["turn"].to_numpy(np.intp)])
 
 
 def strange(looks: Looks) -> pd.DataFrame:
@@ -142,8 +145,8 @@ def strange(looks: Looks) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True).sort_values("position", ignore_index=True)
 
 
-def turned(images: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    """Images (n, h, w, 3) brought by a symmetry of the square, numbered as ``TURNS``."""
+def turned(images: NDArray[_Number], turn: int) -> NDArray[_Number]:
+    """Images (n, h, w, c) brought by a symmetry of the square, numbered as ``TURNS``."""
     if turn >= 4:
         images = images.transpose(0, 2, 1, 3)
     if turn in (1, 3, 5, 7):
@@ -153,28 +156,34 @@ def turned(images: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     return images
 
 
-def _correlations(
-    thumbnails: NDArray[np.uint8], a: NDArray[np.intp], b: NDArray[np.intp], turn: NDArray[np.intp]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each pair's thumbnails, ``b`` brought by its turn, and of their detail; 0 where a picture is flat."""
-    whole, detail = np.zeros(len(a)), np.zeros(len(a))
-    for number in range(len(TURNS)):
-        places = np.flatnonzero(turn == number)
-        for start in range(0, len(places), _BLOCK):
-            some = places[start : start + _BLOCK]
-            x, y = (images.astype(np.float32) for images in (thumbnails[a[some]], turned(thumbnails[b[some]], number)))
-            whole[some] = _correlation(x - x.mean(axis=(1, 2), keepdims=True), y - y.mean(axis=(1, 2), keepdims=True))
-            detail[some] = _correlation(
-                *(grey - gaussian_filter(grey, (0, BLUR, BLUR)) for grey in (x @ GREY, y @ GREY))
-            )
-            flat = np.minimum(x.std(axis=(1, 2)).max(axis=1), y.std(axis=(1, 2)).max(axis=1)) < FLAT
-            whole[some[flat]] = 0
-    return whole, detail
+def _detail(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Grey less its blur, of length one: (n, 32, 32). All zero where a picture is flat."""
+    detail = np.empty(thumbnails.shape[:3], np.float32)
+    for start in range(0, len(thumbnails), _BLOCK):
+        images = thumbnails[start : start + _BLOCK].astype(np.float32)
+        grey = images @ GREY
+        grey -= gaussian_filter(grey, (0, BLUR, BLUR))
+        length = np.sqrt((grey**2).sum(axis=(1, 2)))
+        flat = images.std(axis=(1, 2)).max(axis=1) < FLAT
+        detail[start : start + _BLOCK] = grey * np.where(flat, 0, 1 / np.maximum(length, 1e-9))[:, None, None]
+    return detail
 
 
-def _correlation(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of each of n pictures with its partner, their means being zero: (n,)."""
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+def _likeness(detail: NDArray[np.float32], a: NDArray[np.intp], b: NDArray[np.intp], turn: int) -> NDArray[np.float32]:
+    """The correlation of each pair's detail, ``b`` brought by ``turn``: blurring and turning change places."""
+    likeness = np.empty(len(a), np.float32)
+    places = turned(np.arange(SIDE * SIDE).reshape(1, SIDE, SIDE, 1), turn).ravel()
+    flat = detail.reshape(len(detail), -1)
+    for start in range(0, len(a), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        likeness[some] = np.einsum("ij,ij->i", flat[a[some]], flat[b[some]][:, places])
+    return likeness
+
+
+def _correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Of n thumbnails with their partners, each channel less its mean, so that casts and exposure don't count: (n,)."""
+    x, y = (images.astype(np.float32) for images in (one, other))
+    x, y = ((z - z.mean(axis=(1, 2), keepdims=True)).reshape(len(z), SIDE * SIDE * 3) for z in (x, y))
     scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
     correlation: NDArray[np.float64] = (x * y).sum(axis=1) / np.maximum(scale, 1e-9)
     return correlation
