@@ -82,8 +82,10 @@ def import_tfrecord(
 
     out = Out(quiet=quiet)
     names = read_config(config, tuple(overrides or ())).data.tfrecord if config else TFRecords()
-    frame = metadata_of_tfrecord(place, features=names.features, codes=names.codes)
+    frame, unused = metadata_of_tfrecord(place, features=names.features, codes=names.codes)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
+    if unused:
+        out.warn(f"no column took the features {', '.join(unused)}: name them under data.tfrecord.features of a config")
 
 
 @commands.command()

@@ -51,12 +51,13 @@ def metadata_of_tfrecord(
     features: Mapping[str, str],
     codes: Mapping[str, Mapping[int, str]],
     progress: Callable[[int], object] = lambda done: None,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[str]]:
     """One row a record of the shard ``place``, or of the shards below it, by id, in Kaggle's columns.
 
     ``features`` says which feature holds a column where it isn't called so; ``codes`` what a column's integers mean. In
-    columns that hold integers -1 is missing, other integers without a word are kept as text. Raises DataError for
-    features that aren't there, codes without a word where some have one, and ids that are there twice.
+    columns that hold integers -1 is missing, other integers without a word are kept as text. The second value lists
+    the features that no column took, pictures left out. Raises DataError for features that aren't there, codes without
+    a word where some have one, and ids that are there twice.
     """
     from image_models.readers import TFRECORD_SUFFIXES
     from image_models.tfrecord import read_records
@@ -68,6 +69,7 @@ def metadata_of_tfrecord(
     if unknown := sorted((set(features) | set(codes)) - {*COLUMNS, "image"}):
         raise DataError(f"data.tfrecord names {', '.join(unknown)}: columns are {', '.join(COLUMNS)}")
     rows: list[dict[str, object]] = []
+    unused: set[str] = set()
     for shard in shards:
         for record in read_records(shard):
             there = {column: features.get(column, column) for column in COLUMNS}
@@ -80,11 +82,11 @@ def metadata_of_tfrecord(
             rows.append(
                 {column: _value(record.features[name]) for column, name in there.items() if name in record.features}
             )
+            unused |= set(record.features) - set(there.values()) - {features.get("image", "image")}
             progress(1)
     frame = pd.DataFrame(rows)
-    return _by_id(
-        pd.DataFrame({column: _words(frame[column], column, codes) for column in COLUMNS if column in frame}), place
-    )
+    words = {column: _words(frame[column], column, codes) for column in COLUMNS if column in frame}
+    return _by_id(pd.DataFrame(words), place), sorted(unused)
 
 
 def write_metadata(frame: pd.DataFrame, path: Path, *, replace: bool = False) -> Path:

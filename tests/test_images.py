@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import yaml
 from conftest import run_cli, small_config
 from elsewhere import half_written, mistake
 from PIL import Image, ImageOps
+from tfrecord.writer import TFRecordWriter
 
 STILL = {"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}
 Capture = pytest.CaptureFixture[str]
@@ -175,3 +178,57 @@ def test_an_external_copy_of_a_scored_picture_is_refused_or_dropped(world: Path,
     assert run_cli("oof", "-c", str(config(world, external=[more | {"on_collision": "drop"}])), "-q") == 0
     dropped = pd.read_csv(world / "runs" / "small" / "dropped.csv", dtype=str)
     assert dropped[["id", "source"]].to_numpy().tolist() == [[copy, "more"]]
+
+
+def in_hdf5(world: Path, files: list[Path]) -> Path:
+    with h5py.File(world / "all.hdf5", "w") as file:
+        for path in files:
+            file[path.stem] = np.void(path.read_bytes())
+    return world / "all.hdf5"
+
+
+def in_shards(world: Path, files: list[Path]) -> Path:
+    (world / "shards").mkdir()
+    for number in range(2):
+        writer = TFRecordWriter(str(world / "shards" / f"part{number}.tfrec"))
+        for path in files[number::2]:
+            writer.write({"image": (path.read_bytes(), "byte"), "image_name": (path.stem.encode(), "byte")})
+        writer.close()
+    return world / "shards"
+
+
+def in_dicom(world: Path, files: list[Path]) -> Path:
+    for path in files:
+        data = path.read_bytes()
+        with Image.open(path) as image:
+            width, height = image.size
+        tags = pydicom.Dataset()
+        tags.file_meta = pydicom.dataset.FileMetaDataset()
+        tags.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+        tags.file_meta.MediaStorageSOPClassUID = pydicom.uid.VLPhotographicImageStorage
+        tags.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        tags.Rows, tags.Columns, tags.SamplesPerPixel, tags.PlanarConfiguration = height, width, 3, 0
+        tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 8, 8, 7, 0
+        tags.PhotometricInterpretation, tags.PixelData = "YBR_FULL_422", pydicom.encaps.encapsulate([data])
+        (world / "dicom" / path.stem[-1]).mkdir(parents=True, exist_ok=True)
+        tags.save_as(world / "dicom" / path.stem[-1] / f"{path.stem}.dcm", enforce_file_format=True)
+    return world / "dicom"
+
+
+@pytest.mark.slow
+def test_the_same_pictures_make_the_same_run_wherever_they_lie(world: Path) -> None:
+    """Named by a path in the config, nothing else said."""
+    files = sorted((world / "data" / "images").iterdir())
+    for number, path in enumerate(files):
+        if path.suffix != ".jpg":
+            with Image.open(path) as image:
+                image.convert("RGB").save(path.with_suffix(".jpg"), quality=95)
+            path.unlink()
+            files[number] = path.with_suffix(".jpg")
+    places = [world / "data" / "images", in_hdf5(world, files), in_shards(world, files), in_dicom(world, files)]
+    made = []
+    for number, place in enumerate(places):
+        settings = ["--set", f"experiment=place{number}", "--set", f"cache={world / f'cache{number}'}"]
+        assert run_cli("oof", "-c", str(config(world, images=str(place))), *settings, "-q") == 0
+        made.append((world / "runs" / f"place{number}" / "models" / "still" / "oof.parquet").read_bytes())
+    assert len(set(made)) == 1

@@ -92,10 +92,11 @@ def test_kaggles_records_imply_their_csv(tmp_path: Path) -> None:
             for name, age in ((b"ISIC_2", 45), (b"ISIC_1", -1))
         ],
     )  # fmt: skip
-    frame = metadata_of_tfrecord(place, features={}, codes={"sex": {0: "male", 1: "female"}})
+    frame, unused = metadata_of_tfrecord(place, features={}, codes={"sex": {0: "male", 1: "female"}})
     assert frame.columns.tolist() == ["image_name", "patient_id", "sex", "age_approx", "target"]
     assert frame.to_numpy().tolist() == [["ISIC_1", "IP_1", "female", "", "1"], ["ISIC_2", "IP_1", "female", "45", "1"]]
-    plain = metadata_of_tfrecord(tmp_path, features={}, codes={})
+    assert unused == []
+    plain, _ = metadata_of_tfrecord(tmp_path, features={}, codes={})
     assert plain["sex"].tolist() == ["1", "1"], "codes without any word stay numbers"
 
 
@@ -126,7 +127,9 @@ def test_a_csv_that_is_there_is_not_written_over(tmp_path: Path) -> None:
 def test_the_real_shards_imply_a_csv(shared_data: Path) -> None:
     shard = shared_data / "siim2020" / "tfrec" / "test38-21.tfrec"
     names = {"anatom_site_general_challenge": "anatom_site_general"}
-    frame = metadata_of_tfrecord(shard, features=names, codes={"sex": {0: "male", 1: "female"}})
+    frame, unused = metadata_of_tfrecord(shard, features=names, codes={"sex": {0: "male", 1: "female"}})
     assert len(frame) == 21
+    assert unused == []
+    assert metadata_of_tfrecord(shard, features={}, codes={})[1] == ["anatom_site_general"]
     assert set(frame["sex"]) <= {"male", "female", ""}
     assert not frame.isin(["-1"]).any().any()
