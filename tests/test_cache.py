@@ -245,6 +245,15 @@ def test_a_disk_that_fills_up_is_an_error_and_the_next_start_goes_on(
     assert (cache.take(cache.rows_for(["i99"]))[0] == squeezed(pictures[99])).all()
 
 
+def test_half_a_picture_left_behind_by_a_kill_moves_none_of_the_rest(pictures: list[Source], tmp_path: Path) -> None:
+    build_cache(tmp_path / "c", ids(pictures[:10]), pictures[:10], size=SIZE)
+    with (tmp_path / "c" / PIXELS).open("ab") as file:
+        file.write(b"half a picture")
+    cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
+    batch = cache.take(cache.rows_for(ids(pictures)))
+    assert all((image == squeezed(source)).all() for image, source in zip(batch, pictures, strict=True))
+
+
 def test_a_pixel_file_that_was_cut_off_is_refused(pictures: list[Source], tmp_path: Path) -> None:
     cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
     os.truncate(tmp_path / "c" / PIXELS, 1000)

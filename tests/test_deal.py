@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.deal import DRAWS, SPREAD, deal, deal_evenly, hand, prevalence_spread
+from stack.deal import DRAWS, SPREAD, Hand, deal, deal_evenly, hand, prevalence_spread
 from stack.folds import make_folds
 from stack.table import read_table
 
@@ -59,6 +59,21 @@ def test_prevalence_is_as_even_as_the_best_of_twenty_draws(seed: int, k: int, gr
     rates = frame["target"].groupby(fold).mean()
     best = min(prevalence_spread(cards, deal(cards, k=k, seed=seed + 1 + draw)) for draw in range(DRAWS))
     assert rates.max() - rates.min() <= SPREAD * best + 1 / np.bincount(fold).min() + 1e-12
+
+
+def test_an_uneven_draw_gives_way_to_the_best_of_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = table(0)
+    cards = hand(frame["target"], frame["group"])
+    rates = frame["target"].groupby(cards.codes).mean()
+    lopsided = (rates > rates.median()).to_numpy().astype(np.intp)
+
+    def draw(cards: Hand, *, k: int, seed: int) -> np.ndarray:
+        return lopsided if seed == 7 else deal(cards, k=k, seed=seed)
+
+    monkeypatch.setattr("stack.deal.deal", draw)
+    fold = deal_evenly(cards, k=2, seed=7)
+    best = min(prevalence_spread(cards, deal(cards, k=2, seed=8 + number)) for number in range(DRAWS))
+    assert np.ptp(frame["target"].groupby(fold).mean()) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -121,6 +121,13 @@ def test_near_duplicates_can_be_left_alone(world: Path) -> None:
     assert (folds["split_group"] == folds["group"]).all()
 
 
+def test_looking_for_them_after_all_is_noticed(world: Path, capsys: Capture) -> None:
+    """Else the runs beside would have been made on other folds."""
+    show_the_same(world, *strangers(world))
+    assert run_cli("oof", "-c", str(config(world, find_duplicates=False)), "-q") == 0
+    assert "was made with other rows or folds" in mistake(capsys, "oof", "-c", str(config(world)))
+
+
 def test_an_unreadable_training_image_leaves_the_table_on_the_record(world: Path) -> None:
     lost = rows(world)["image_name"].iloc[5]
     picture(world, lost).write_bytes(b"no image")

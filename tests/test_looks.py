@@ -71,6 +71,28 @@ def test_copies_are_found_with_their_turn_and_look_alikes_are_not() -> None:
     assert [back[number] for number in range(120)] == undo, "the turn that brings the copy back"
 
 
+def microscope(rng: np.random.Generator) -> np.ndarray:
+    """A small spot in the middle of skin, in the same dark frame every time: alike, and another lesion each."""
+    y, x = np.mgrid[-1:1:96j, -1:1:128j]
+    frame = 1 / (1 + np.exp(40 * (x**2 + y**2 - 1.1)))
+    angle = np.arctan2(y, x)
+    edge = 0.02 * (1 + 0.5 * np.sin(rng.integers(2, 6) * angle + rng.uniform(0, 6)))
+    spot = 1 / (1 + np.exp(300 * (x**2 + y**2 - edge)))
+    texture = cv2.GaussianBlur(rng.normal(0, 1, (96, 128)).astype(np.float32), (0, 0), 4.0)
+    grey = frame * (200 - 90 * spot + 14 * texture / texture.std())
+    return np.clip(grey[..., None] * np.array([1.0, 0.8, 0.75]), 0, 255).astype(np.uint8)
+
+
+def test_lesions_under_one_microscope_are_not_the_same_picture() -> None:
+    rng = np.random.default_rng(0)
+    frames = thumbnails([microscope(rng) for _ in range(40)]).astype(float).reshape(40, -1)
+    assert np.corrcoef(frames)[np.triu_indices(40, 1)].max() > 0.96, "their thumbnails alone would say so"
+    rng = np.random.default_rng(0)
+    originals = [microscope(rng) for _ in range(40)]
+    pairs = near_duplicates(looks(originals + [copy(original, 0) for original in originals]))
+    assert (pairs["b"] - pairs["a"]).tolist() == [40] * 40
+
+
 def test_light_and_a_colour_cast_make_no_other_picture(rng: np.random.Generator) -> None:
     picture = lesion(rng)
     brighter = np.clip(picture * np.array([0.95, 0.9, 0.8]) + 12, 0, 255).astype(np.uint8)
