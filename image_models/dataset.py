@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,44 +14,75 @@ from image_models.cache import ImageCache
 from image_models.transforms import Augment
 
 
-class CachedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Rows of an image cache, fetched a batch at a time: ``images[[3, 1, 2]]`` is (uint8 (3, h, w, 3), float32 (3,)).
+class Batch(NamedTuple):
+    """Some rows of a data set."""
 
-    ``pictures`` is a cache or the images themselves (n, h, w, 3), ``rows`` are its rows, ``target`` stands beside them
-    (zeros where there is none). With ``augment``, ``epoch`` says which draw each row gets; validation has none.
+    images: torch.Tensor  # (n, h, w, 3) uint8
+    metadata: torch.Tensor  # (n, m) float32; m = 0 where there is none
+    allowed: torch.Tensor  # (n, c) bool: the classes that a row may be of
+    rows: torch.Tensor  # (n,) their places in the data set
+
+    def to(self, device: torch.device) -> Batch:
+        """The same rows on another device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class CachedImages(Dataset[Batch]):
+    """Rows of an image cache, fetched a batch at a time: ``images[[3, 1, 2]]`` is the `Batch` of these three rows.
+
+    ``pictures`` is a cache or the images themselves (n, h, w, 3), ``rows`` are its rows; ``target`` stands beside them,
+    0/1 (n,) or, for more classes, which of them each row may be of, bool (n, c); so does ``metadata`` (n, m). With
+    ``augment``, ``epoch`` says which draw each row gets; validation has none.
     """
 
     def __init__(
         self,
         pictures: ImageCache | NDArray[np.uint8],
         rows: NDArray[np.intp],
-        target: NDArray[np.int8] | None = None,
+        target: NDArray[np.int8] | NDArray[np.bool_] | None = None,
         *,
+        metadata: NDArray[np.float32] | None = None,
         augment: Augment | None = None,
         epoch: int = 0,
     ) -> None:
         self.pictures = pictures
         self.rows = rows
-        self.target = np.zeros(len(rows), np.float32) if target is None else target.astype(np.float32)
+        self.allowed = allowed_classes(np.zeros(len(rows), np.int8) if target is None else target)
+        self.metadata = np.empty((len(rows), 0), np.float32) if metadata is None else metadata
+        assert len(rows) == len(self.allowed) == len(self.metadata), "rows, targets and metadata stand side by side"
         self.augment = augment
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, batch: list[int]) -> Batch:
         rows = self.rows[batch]
         images = self.pictures.take(rows) if isinstance(self.pictures, ImageCache) else self.pictures[rows]
         if self.augment is not None:
             images = np.stack(
                 [self.augment(image, epoch=self.epoch, row=i) for image, i in zip(images, batch, strict=True)]
             )
-        return torch.from_numpy(images), torch.from_numpy(self.target[batch])
+        parts = (images, self.metadata[batch], self.allowed[batch], np.asarray(batch))
+        return Batch(*map(torch.from_numpy, parts))
 
 
-def train_batches(n: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The epoch's order of rows. A last batch of one is dropped: batch norm can't take it."""
-    order = np.random.default_rng((seed, epoch)).permutation(n)
+def allowed_classes(target: NDArray[np.int8] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n, c): of a target 0/1 (n,), which is one of two classes, or as it is."""
+    if target.ndim == 2:
+        return target.astype(bool)
+    return np.stack([target == 0, target == 1], axis=1)
+
+
+def train_batches(
+    n: int, *, batch_size: int, seed: int, epoch: int, weights: NDArray[np.float64] | None = None
+) -> list[list[int]]:
+    """The epoch's order of rows, or with ``weights`` (n,) as many draws with replacement.
+
+    A last batch of one is dropped: batch norm can't take it.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(n) if weights is None else rng.choice(n, n, p=weights / weights.sum())
     batches = [order[start : start + batch_size].tolist() for start in range(0, n, batch_size)]
     return batches[:-1] if len(batches[-1]) == 1 else batches
 
@@ -60,9 +92,7 @@ def eval_batches(n: int, *, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, n))) for start in range(0, n, batch_size)]
 
 
-def load(
-    images: CachedImages, batches: list[list[int]], *, workers: int, pin: bool
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def load(images: CachedImages, batches: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
     """Fetch the batches in their order, by ``workers`` processes (0: this one)."""
     # batch_size=None: the "sampler" hands whole batches to __getitem__, so there is nothing left to collate.
     return iter(DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin))

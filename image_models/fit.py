@@ -15,11 +15,13 @@ from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
 from image_models.cache import ImageCache
-from image_models.dataset import CachedImages
+from image_models.dataset import CachedImages, allowed_classes
+from image_models.errors import ImageError
 from image_models.head import fit_head
 from image_models.net import build_net, write_weights
 from image_models.predict import Predictions, pick_device, predict
-from image_models.train import train_net
+from image_models.settings import Training
+from image_models.train import prior_shift, train_net, training_prior
 from image_models.transforms import Augment
 
 
@@ -35,7 +37,7 @@ class FoldFit:
 def fit_fold(
     cache: ImageCache,
     train: NDArray[np.intp],
-    target: NDArray[np.int8],
+    target: NDArray[np.int8] | NDArray[np.bool_],
     sets: Mapping[str, NDArray[np.intp]],
     *,
     backbone: str,
@@ -43,45 +45,73 @@ def fit_fold(
     timm_args: Mapping[str, Any],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    augment: str,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
+    augment: Sequence[str],
+    training: Training,
+    tta: str,
     seeds: Sequence[int],
     weights: Path,
     device: str,
     threads: int,
     workers: int,
+    positive: Sequence[bool] = (False, True),
+    metadata: Mapping[str, NDArray[np.float32]] | None = None,
+    choose: NDArray[np.bool_] | None = None,
+    identity: str = "",
     progress: Callable[[int], object] = lambda done: None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> FoldFit:
     """Fine-tune one net a seed on the cache rows ``train`` and predict the cache rows of each of ``sets``.
 
-    ``weights`` is the folder for ``weights.safetensors`` (``weights_<seed>.safetensors`` from the second seed on).
+    ``target`` is 0/1 (n,) or the classes that each row may be of, bool (n, c), of which ``positive`` (c,) make up p.
+    ``metadata`` holds the encoded columns of ``train`` and of each set, by name. ``choose`` (n,) marks the training
+    rows that choose the epoch under `select: best` and are not trained on. ``weights`` is the folder for
+    ``weights.safetensors`` (``weights_<seed>.safetensors`` from the second seed on) and, until the fold is complete,
+    for the state after each epoch, which a fit of the same ``identity`` takes up again.
+
     Raises ImageError for a backbone, weights or settings that can't be used, and for collapsed training.
     """
     torch.set_num_threads(threads)
     where = pick_device(device)
+    metadata = metadata or {}
+    allowed = allowed_classes(target)
+    learn = np.ones(len(train), bool) if choose is None else ~choose
+
+    def images(name: str, rows: NDArray[np.intp]) -> CachedImages:
+        return CachedImages(cache, rows, metadata=metadata.get(name))
+
+    def of_train(part: NDArray[np.bool_], augmented: Augment | None) -> CachedImages:
+        columns = metadata["train"][part] if metadata else None
+        return CachedImages(cache, train[part], allowed[part], metadata=columns, augment=augmented)
+
     by_seed: list[dict[str, Predictions]] = []
     histories = []
+    shares = training_prior(allowed[learn], Training())
+    start = shares * np.exp(prior_shift(allowed[learn], np.array(positive), training))
     for number, seed in enumerate(seeds):
         net = build_net(
-            backbone, pretrained=pretrained, frozen=False, timm_args=timm_args, size=cache.size, mean=mean,
-            std=std, prevalence=float(target.mean()), seed=seed,
+            backbone, pretrained=pretrained, frozen=False, timm_args=timm_args, size=cache.size, mean=mean, std=std,
+            prior=start.tolist(), seed=seed, positive=positive, dropout=training.dropout,
+            dropout_samples=training.dropout_samples, metadata=metadata["train"].shape[1] if metadata else 0,
         )  # fmt: skip
-        images = CachedImages(cache, train, target, augment=Augment(augment, seed=seed))
         history = train_net(
-            net, images, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed,
-            device=where, workers=workers, progress=progress,
+            net, of_train(learn, Augment(*augment, seed=seed)), training=training, seed=seed, device=where,
+            choose=None if choose is None else of_train(choose, None), state=weights / f"state_{seed}.pt",
+            identity=f"{identity} {seed}", workers=workers, progress=progress, say=say,
         )  # fmt: skip
         histories.append(history.assign(seed=seed))
         by_seed.append({
             name: predict(
-                net, CachedImages(cache, rows), batch_size=batch_size, device=where, workers=workers,
+                net, images(name, rows), batch_size=training.batch_size, device=where, tta=tta, workers=workers,
                 progress=progress,
             )
             for name, rows in sets.items()
         })  # fmt: skip
+        for name, made in by_seed[-1].items():
+            if len(made.logit) > 1 and np.ptp(made.logit) == 0:
+                raise ImageError(
+                    f"the network collapsed: it says the same of all {len(made.logit)} {name} images: lower `lr`, now "
+                    f"{training.lr}, or look at the weights and the pictures"
+                )
         write_weights(net, weights / ("weights.safetensors" if number == 0 else f"weights_{seed}.safetensors"))
     seed_logits = {name: np.stack([made[name].logit for made in by_seed], axis=1) for name in sets}
     predictions = {
@@ -100,6 +130,7 @@ def embed(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     batch_size: int,
+    tta: str,
     seed: int,
     weights: Path,
     device: str,
@@ -111,11 +142,13 @@ def embed(
     torch.set_num_threads(threads)
     net = build_net(
         backbone, pretrained=pretrained, frozen=True, timm_args=timm_args, size=cache.size, mean=mean, std=std,
-        prevalence=0.5, seed=seed,
+        prior=(0.5, 0.5), seed=seed,
     )  # fmt: skip
     write_weights(net.backbone, weights / "backbone.safetensors")
     images = CachedImages(cache, rows)
-    return predict(net, images, batch_size=batch_size, device=pick_device(device), workers=workers, progress=progress).z
+    return predict(
+        net, images, batch_size=batch_size, device=pick_device(device), tta=tta, workers=workers, progress=progress
+    ).z
 
 
 def fit_frozen_fold(

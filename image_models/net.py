@@ -1,4 +1,4 @@
-"""A timm backbone and a linear head: uint8 pictures in, a float32 logit and the pooled features out."""
+"""A timm backbone, metadata beside it, a linear head: uint8 pictures in, a float32 logit and pooled features out."""
 
 from __future__ import annotations
 
@@ -14,38 +14,82 @@ import timm
 import torch
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the http client that the hub uses
 from torch import nn
+from torch.nn import functional as F
 
 from image_models.errors import ImageError
+from image_models.loss import risk_logit
+
+FUSION_WIDTH = 32  # features that metadata adds to the image's
 
 
 class Net(nn.Module):
-    """``backbone`` gives pooled features z (n, d), ``head`` one logit of them, in float32 whatever the body runs in.
+    """``backbone`` gives pooled features z (n, d), ``head`` the classes' outputs of them and of encoded metadata.
 
-    A ``frozen`` net has its z rounded to float16 before the head: that is what the store keeps and the head was
-    fitted on.
+    Two classes have one output, the log odds of the second. ``positive`` (c,) are the classes whose probability is p.
+    Head and logits are float32 whatever ``precision`` the body runs in: in bfloat16, 32,691 logits of SIIM-ISIC leave
+    some 1,300 distinct scores. A ``frozen`` net has its z rounded to float16 before the head: that is what the store
+    keeps and the head was fitted on.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    positive: torch.Tensor
 
     def __init__(
-        self, backbone: nn.Module, *, features: int, mean: Sequence[float], std: Sequence[float], frozen: bool
+        self,
+        backbone: nn.Module,
+        *,
+        features: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        frozen: bool,
+        positive: Sequence[bool] = (False, True),
+        metadata: int = 0,
+        dropout: float = 0.0,
+        dropout_samples: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(features, 1)
+        self.fusion = _fusion(metadata) if metadata else None
+        joined = features + (FUSION_WIDTH if metadata else 0)
+        self.head = nn.Linear(joined, 1 if len(positive) == 2 else len(positive))
+        self.features = features
         self.frozen = frozen
+        self.dropout = dropout
+        self.dropout_samples = dropout_samples
+        self.precision = torch.float32
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("positive", torch.tensor(positive), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``images`` uint8 (n, h, w, 3) → logit (n,), z (n, d), both float32."""
-        # The permuted view of NHWC bytes is channels_last already: no copy before the float one.
-        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        z = self.backbone(x).float()
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """``images`` uint8 (n, h, w, 3) → logit of p (n,), z (n, d), both float32."""
+        outputs, z = self.outputs(images, metadata)
+        return risk_logit(outputs, self.positive), z
+
+    def outputs(self, images: torch.Tensor, metadata: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The head's outputs (n, c or 1) and z (n, d): what the loss is taken of."""
+        # The permuted view of NHWC bytes is channels_last already; subtracting makes it float in the same pass.
+        x = images.permute(0, 3, 1, 2).sub(self.mean).div_(self.std)
+        with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            z = self.backbone(x)
+        z = z.float()
         if self.frozen:
             z = z.half().float()
-        return self.head(z).squeeze(1), z
+        joined = z
+        if self.fusion is not None:
+            assert metadata is not None, "a net with metadata fusion is given each row's metadata"
+            joined = torch.cat([z, self.fusion(metadata)], dim=1)
+        if not self.training or not self.dropout:
+            return self.head(joined), z
+        samples = [self.head(F.dropout(joined, self.dropout)) for _ in range(self.dropout_samples)]
+        return torch.stack(samples).mean(dim=0), z
+
+    @torch.no_grad()
+    def shift_prior(self, shift: Sequence[float]) -> None:
+        """Add to each class's log probability, before they are normalised again: a prior that differed in training."""
+        change = torch.tensor(shift, dtype=torch.float32, device=self.head.bias.device)
+        self.head.bias.add_(change[1] - change[0] if len(self.head.bias) == 1 else change)
 
 
 def build_net(
@@ -57,15 +101,20 @@ def build_net(
     size: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    prevalence: float,
+    prior: Sequence[float],
     seed: int,
+    positive: Sequence[bool] = (False, True),
+    metadata: int = 0,
+    dropout: float = 0.0,
+    dropout_samples: int = 1,
 ) -> Net:
-    """A net that starts at the prevalence: bias = log odds, small weights.
+    """A net that starts at ``prior`` (c,), the classes' shares: bias = log odds, small weights.
 
     timm draws a one-output head uniformly in ±1, which on 1,280 features starts at a loss above 4 instead of 0.3 and
     costs an epoch. ``size`` is the pixels a side of the pictures to come; ``mean``/``std`` (of pixels in [0, 1])
-    default to what the backbone was trained with. Raises ImageError for an unknown backbone, weights that are not
-    there or don't fit, timm_args or a size that the backbone doesn't take.
+    default to what the backbone was trained with; ``metadata`` is the number of encoded columns beside the image.
+    Raises ImageError for an unknown backbone, weights that are not there or don't fit, timm_args or a size that the
+    backbone doesn't take.
     """
     check_backbone(backbone, pretrained)
     torch.manual_seed(seed)
@@ -74,9 +123,13 @@ def build_net(
         _load_body(body, pretrained, backbone)
     features = _count_features(body, backbone, timm_args, size)
     config = _pretrained_config(body)
-    net = Net(body, features=features, mean=mean or config["mean"], std=std or config["std"], frozen=frozen)
-    nn.init.normal_(net.head.weight, std=0.01 / math.sqrt(features))
-    nn.init.constant_(net.head.bias, math.log(prevalence / (1 - prevalence)))
+    net = Net(
+        body, features=features, mean=mean or config["mean"], std=std or config["std"], frozen=frozen,
+        positive=positive, metadata=metadata, dropout=dropout, dropout_samples=dropout_samples,
+    )  # fmt: skip
+    nn.init.normal_(net.head.weight, std=0.01 / math.sqrt(net.head.in_features))
+    nn.init.zeros_(net.head.bias)
+    net.shift_prior([math.log(share) for share in prior])
     return net.to(memory_format=torch.channels_last)
 
 
@@ -104,6 +157,13 @@ def read_weights(net: nn.Module, path: Path) -> None:
         raise ImageError(
             f"{path}: weights can't be loaded ({_reason(error)}): damaged, or of another network; make them again"
         ) from error
+
+
+def _fusion(columns: int) -> nn.Module:
+    """Encoded metadata (n, columns) → (n, FUSION_WIDTH); layer norm, since a batch may be small."""
+    return nn.Sequential(
+        nn.Linear(columns, 64), nn.LayerNorm(64), nn.SiLU(), nn.Dropout(0.2), nn.Linear(64, FUSION_WIDTH), nn.SiLU()
+    )
 
 
 def _build_body(backbone: str, timm_args: Mapping[str, Any], *, fetch: bool) -> nn.Module:

@@ -1,74 +1,242 @@
-"""The training loop of one net on one fold's training rows, straight down. The last weights are the model."""
+"""The training loop of one net on one fold's training rows, straight down. The last weights, or their average, are
+the model, unless `select: best` chooses an epoch on rows set aside."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from timm.optim import param_groups_layer_decay
 
-from image_models.dataset import CachedImages, load, train_batches
+from image_models.dataset import Batch, CachedImages, load, train_batches
+from image_models.ema import Average
 from image_models.errors import ImageError
+from image_models.loss import row_losses
+from image_models.mix import Mixed, mix_batch
 from image_models.net import Net
+from image_models.predict import predict
+from image_models.settings import Training
+from image_models.state import read_state, write_state
 
 
 def train_net(
     net: Net,
     images: CachedImages,
     *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
+    training: Training,
     seed: int,
     device: torch.device,
+    choose: CachedImages | None = None,
+    state: Path | None = None,
+    identity: str = "",
     workers: int = 0,
     progress: Callable[[int], object] = lambda done: None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> pd.DataFrame:
-    """Fine-tune ``net`` in place with AdamW, a warm-up of a tenth of the steps and a cosine down to zero.
+    """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
 
-    No validation rows come in here: no epoch is chosen, so the fold that is scored has chosen nothing. ``progress`` is
-    told the images of each step. Returns the history, a row an epoch: epoch, loss (mean training cross-entropy), lr (at
-    its end), images_per_s. Raises ImageError when the loss is no number any more.
+    No row that is scored comes in here. ``choose`` are the rows on which `select: best` finds its epoch. ``state`` is a
+    file that is written after each epoch and taken up where it is of the same ``identity``: every draw comes from
+    (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the images of each step,
+    ``say`` what a user should know.
+
+    Returns the history, a row an epoch: epoch, loss (mean training loss), lr (at its end), images_per_s, and auc of
+    ``choose``. Raises ImageError when the loss is no number any more.
     """
     net = net.to(device).train()
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    no_decay = [p for p in net.parameters() if p.ndim <= 1]  # biases and norm scales: shrinking them only hurts
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}], lr=lr
-    )
-    steps = epochs * len(train_batches(len(images), batch_size=batch_size, seed=seed, epoch=0))
-    warmup = max(1, steps // 10)
+    net.precision = pick_precision(training.precision, device)
+    if training.compile:
+        net.backbone.compile()
+    optimiser = torch.optim.AdamW(_parameter_groups(net, training), lr=training.lr)
+    average = Average(net, training.ema) if training.ema else None
+    scaler = torch.amp.GradScaler(device.type, enabled=net.precision == torch.float16)
+    positive = net.positive.cpu().numpy()
+    weights = class_weights(images.allowed, training.balance)
+    losses_of = _Losses(net, training)
+    parts, history, best, start = training.accumulate, [], None, 0
+    if state and (kept := read_state(state, identity=identity)):
+        net.load_state_dict(kept["net"])
+        optimiser.load_state_dict(kept["optimiser"])
+        scaler.load_state_dict(kept["scaler"])
+        if average:
+            average.tensors = {key: tensor.to(device) for key, tensor in kept["average"].items()}
+            average.steps = kept["average_steps"]
+        parts, history, best, start = kept["parts"], kept["history"], kept["best"], kept["epoch"]
 
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    def order(epoch: int) -> list[list[int]]:
+        return train_batches(len(images), batch_size=training.batch_size, seed=seed, epoch=epoch, weights=weights)
 
-    torch.manual_seed(seed)  # dropout, where a backbone has it
-    step, history = 0, []
-    for epoch in range(epochs):
-        started, losses = time.perf_counter(), []
+    progress(start * len(images))
+    step_count = training.epochs * len(order(0))
+    warmup = max(1, int(step_count * training.warmup))
+    step = start * len(order(0))
+    for epoch in range(start, training.epochs):
+        started, losses, batches = time.perf_counter(), [], order(epoch)
         images.epoch = epoch
-        batches = train_batches(len(images), batch_size=batch_size, seed=seed, epoch=epoch)
-        for batch, target in load(images, batches, workers=workers, pin=device.type == "cuda"):
+        draws = np.random.default_rng((seed, epoch, 1))  # of mixup and cutmix; (seed, epoch) is the order's
+        torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))  # dropout
+        for batch in load(images, batches, workers=workers, pin=device.type == "cuda"):
+            rate = training.lr * _schedule(step, warmup=warmup, steps=step_count)
             for group in optimiser.param_groups:
-                group["lr"] = lr * rate(step)
-            logit, _ = net(batch.to(device, non_blocking=True))
-            loss = F.binary_cross_entropy_with_logits(logit, target.to(device))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            losses.append(loss.detach())
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            batch = batch.to(device)
+            mixed = None
+            if training.mixup or training.cutmix:
+                mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=draws)
+            while True:
+                optimiser.zero_grad(set_to_none=True)
+                try:
+                    losses.append(losses_of.backward(batch, mixed, parts=parts, scaler=scaler))
+                    break
+                except torch.OutOfMemoryError:
+                    if 2 * parts > len(batch.rows) // 2:  # batch norm needs two rows
+                        raise
+                    parts *= 2
+                    say(f"out of memory on {device}: batches of {training.batch_size} now go through in {parts} parts")
+            scaler.unscale_(optimiser)
+            if training.clip_norm:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip_norm)
+            scaler.step(optimiser)
+            scaler.update()
+            if average:
+                average.update(net)
             step += 1
-            progress(len(batch))
+            progress(len(batch.rows))
         mean_loss = float(torch.stack(losses).mean())
         if not np.isfinite(mean_loss):
-            raise ImageError(f"training collapsed in epoch {epoch + 1} (loss {mean_loss}): lower `lr`, now {lr}")
-        seen = sum(map(len, batches))
-        history.append((epoch + 1, mean_loss, lr * rate(step - 1), seen / (time.perf_counter() - started)))
-    return pd.DataFrame(history, columns=["epoch", "loss", "lr", "images_per_s"])
+            raise ImageError(
+                f"training collapsed in epoch {epoch + 1} (loss {mean_loss}): lower `lr`, now {training.lr}"
+            )
+        seconds = time.perf_counter() - started
+        row = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "images_per_s": sum(map(len, batches)) / seconds}
+        if choose is not None:
+            if average:
+                average.swap(net)
+            row["auc"] = _auc(net, choose, positive, batch_size=training.batch_size, device=device, workers=workers)
+            if best is None or row["auc"] > best["auc"]:
+                best = {"auc": row["auc"], "net": {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}}
+            if average:
+                average.swap(net)
+            net.train()
+        history.append(row)
+        if state:
+            write_state(state, {
+                "identity": identity, "epoch": epoch + 1, "net": net.state_dict(), "history": history, "best": best,
+                "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "parts": parts,
+                "average": average.tensors if average else {}, "average_steps": average.steps if average else 0,
+            })  # fmt: skip
+    if best is not None:
+        net.load_state_dict(best["net"])
+    elif average:
+        average.swap(net)
+    net.shift_prior((-prior_shift(images.allowed, positive, training)).tolist())
+    return pd.DataFrame(history)
+
+
+def class_weights(allowed: NDArray[np.bool_], balance: str) -> NDArray[np.float64] | None:
+    """How often each row (n,) is drawn: by 1/rows of its class or the root of it; None where all are drawn once."""
+    if balance == "none":
+        return None
+    # A row of unknown diagnosis stands among the rows that allow the same classes.
+    _, kind, rows = np.unique(allowed, axis=0, return_inverse=True, return_counts=True)
+    weights: NDArray[np.float64] = (1 / rows if balance == "full" else 1 / np.sqrt(rows))[kind.ravel()]
+    return weights
+
+
+def training_prior(allowed: NDArray[np.bool_], training: Training) -> NDArray[np.float64]:
+    """Share (c,) of each class among the rows as they are drawn, half a row added to each; weights of loss not in."""
+    weights = class_weights(allowed, training.balance)
+    drawn = np.ones(len(allowed)) if weights is None else weights * (len(allowed) / weights.sum())
+    counts = ((allowed / allowed.sum(axis=1, keepdims=True)) * drawn[:, None]).sum(axis=0)
+    shares: NDArray[np.float64] = (counts + 0.5) / (counts + 0.5).sum()
+    return shares
+
+
+def prior_shift(allowed: NDArray[np.bool_], positive: NDArray[np.bool_], training: Training) -> NDArray[np.float64]:
+    """By how much (c,) drawing and weighting raised each class's log probability; taking it away restores the prior."""
+    plain = training_prior(allowed, Training())
+    weighted = np.where(positive, np.log(training.positive_weight), 0.0)
+    shift: NDArray[np.float64] = np.log(training_prior(allowed, training)) - np.log(plain) + weighted
+    return shift
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on a GPU that has it, float32 elsewhere; half precision on a CPU is slow and stays out."""
+    if device.type == "cpu" or name == "float32":
+        return torch.float32
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+class _Losses:
+    """The mean loss of a batch and its gradient, taken in parts where it doesn't fit at once."""
+
+    def __init__(self, net: Net, training: Training) -> None:
+        self.net = net
+        self.training = training
+
+    def backward(self, batch: Batch, mixed: Mixed | None, *, parts: int, scaler: torch.amp.GradScaler) -> torch.Tensor:
+        n = len(batch.rows)
+        images, metadata = (mixed.images, mixed.metadata) if mixed else (batch.images, batch.metadata)
+        total = torch.zeros((), device=images.device)
+        step = math.ceil(n / max(1, min(parts, n // 2)))
+        for rows in [slice(first, first + step) for first in range(0, n, step)]:
+            outputs, _ = self.net.outputs(images[rows], metadata[rows])
+            loss = self._rows(outputs, batch.allowed[rows])
+            if mixed:
+                loss = mixed.loss(loss, self._rows(outputs, batch.allowed[mixed.partner[rows]]))
+            part = loss.sum() / n
+            scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+            total += part.detach()
+        return total
+
+    def _rows(self, outputs: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        loss = row_losses(
+            outputs,
+            allowed,
+            label_smoothing=self.training.label_smoothing,
+            focal_gamma=self.training.focal_gamma,
+        )
+        if self.training.positive_weight == 1:
+            return loss
+        risky = ~(allowed & ~self.net.positive).any(dim=1)
+        return torch.where(risky, self.training.positive_weight * loss, loss)
+
+
+def _parameter_groups(net: Net, training: Training) -> list[dict[str, Any]]:
+    """Weights shrink, biases and norm scales don't; lower layers learn slower where ``layer_decay`` says so."""
+    groups: list[dict[str, Any]] = []
+    own = [net.head, *([net.fusion] if net.fusion is not None else [])]
+    if training.layer_decay < 1:
+        groups += param_groups_layer_decay(
+            net.backbone, weight_decay=training.weight_decay, layer_decay=training.layer_decay
+        )
+    else:
+        own.insert(0, net.backbone)
+    parameters = [p for module in own for p in module.parameters()]
+    groups.append({"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay})
+    groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0})
+    return groups
+
+
+def _schedule(step: int, *, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _auc(
+    net: Net, images: CachedImages, positive: NDArray[np.bool_], *, batch_size: int, device: torch.device, workers: int
+) -> float:
+    made = predict(net, images, batch_size=batch_size, device=device, workers=workers)
+    risky = ~(images.allowed & ~positive).any(axis=1)
+    return float(roc_auc_score(risky, made.logit))

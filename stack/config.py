@@ -2,68 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from stack.errors import ConfigError
-
-_ENVIRONMENT = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
-
-
-def _resolve(value: object, info: ValidationInfo) -> object:
-    """A path of the config is relative to the config file; that of a set ``${NAME:-default}/…`` to where one stands."""
-    if isinstance(value, bool) or not isinstance(value, str | Path):
-        return value
-    assert info.context is not None, "read_config says where the config file lies"
-    text, base = str(value), Path(info.context["folder"])
-    if match := _ENVIRONMENT.fullmatch(text):
-        name, default, rest = match.groups()
-        if os.environ.get(name):
-            text, base = os.environ[name] + rest, Path.cwd()
-        elif default is None:
-            raise ValueError(f"the environment variable {name} is not set: export {name}=path/to/folder")
-        else:
-            text = default + rest
-    return Path(os.path.normpath(base / Path(text).expanduser()))
+from stack.image_config import ImageModel
+from stack.settings import ConfigPath, Name, Strict
 
 
-ConfigPath = Annotated[Path, BeforeValidator(_resolve)]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names become folders
-Name = Annotated[str, Field(pattern=NAME)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _suggest_nearest_key(cls, values: Any) -> Any:
-        unknown = []
-        for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
-                unknown.append(f"unknown key {key!r}: {hint}")
-        if unknown:
-            raise ValueError("; ".join(unknown))
-        return values
-
-
-class Columns(_Strict):
+class Columns(Strict):
     """Which csv column holds what; the three first are needed, the rest may be missing."""
 
     id: str
@@ -76,14 +26,14 @@ class Columns(_Strict):
     fold: str | None = None  # folds that are decided already, instead of dealing
 
 
-class TFRecords(_Strict):
+class TFRecords(Strict):
     """How the features of TFRecord files are named and coded, where not as Kaggle's."""
 
     features: dict[str, str] = {}  # by Kaggle's name: image, image_name, patient_id, sex, …
     codes: dict[str, dict[int, str]] = {}  # by Kaggle's name: what each integer means; -1 is missing
 
 
-class ExternalColumns(_Strict):
+class ExternalColumns(Strict):
     """Which column of an external csv holds what; without a group each row is one of its own."""
 
     id: str
@@ -95,7 +45,7 @@ class ExternalColumns(_Strict):
     diagnosis: str | None = None
 
 
-class External(_Strict):
+class External(Strict):
     """Rows that every fold's image models train on: never scored, never in patient counts, never at level 2."""
 
     name: Name
@@ -107,7 +57,7 @@ class External(_Strict):
     on_collision: Literal["refuse", "drop"] = "refuse"  # an id or a picture that is also in train or test
 
 
-class Data(_Strict):
+class Data(Strict):
     """Where the rows and pictures are."""
 
     name: Name  # of the image cache, shared by experiments on the same data
@@ -128,7 +78,7 @@ class Data(_Strict):
     external: tuple[External, ...] = ()
 
 
-class Folds(_Strict):
+class Folds(Strict):
     """How training rows are dealt into folds."""
 
     k: int = Field(5, ge=2, le=100)
@@ -136,33 +86,7 @@ class Folds(_Strict):
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # besides the target
 
 
-class Normalise(_Strict):
-    """Of pixels in [0, 1]."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-class ImageModel(_Strict):
-    """One level-1 run: a timm backbone, fine-tuned or frozen, over all folds."""
-
-    name: Name
-    backbone: str
-    pretrained: Annotated[bool | Path, BeforeValidator(_resolve)] = True
-    frozen: bool = False  # only a logistic head is fitted, on features that are stored once
-    size: int = Field(128, ge=16, le=2048)  # pixels a side
-    timm_args: dict[str, Any] = {}
-    normalise: Normalise | None = None  # default: as the backbone was trained
-    augment: str = "light"
-    epochs: int = Field(4, ge=1)
-    batch_size: int = Field(32, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
-    enabled: bool = True
-
-
-class Features(_Strict):
+class Features(Strict):
     """What the level-2 matrix holds."""
 
     logits: bool = True
@@ -171,7 +95,7 @@ class Features(_Strict):
     frozen_z: int = Field(32, ge=0)  # principal components of each frozen run's embedding; 0: none
 
 
-class Stacker(_Strict):
+class Stacker(Strict):
     """One level-2 run: a GBDT over all folds."""
 
     name: Name
@@ -180,21 +104,30 @@ class Stacker(_Strict):
     enabled: bool = True
 
 
-class Blend(_Strict):
+class Blend(Strict):
     """How runs become one score."""
 
     methods: tuple[Literal["rank_mean", "mean", "optuna"], ...] = Field(("rank_mean", "mean", "optuna"), min_length=1)
     trials: int = Field(100, ge=1)
 
 
-class Tuned(_Strict):
+class Ray(Strict):
+    """How tasks run on a Ray cluster; runs and cache must lie where every node sees them."""
+
+    address: str | None = None  # of a running cluster, or `auto`; none: one on this machine, for this command
+    cpus: float = Field(1, ge=0)  # that a task reserves; usually as many as `threads`
+    gpus: float = Field(0, ge=0)
+    retries: int = Field(3, ge=0)  # of a task whose worker or node was lost; it resumes from its last epoch
+
+
+class Tuned(Strict):
     """Studies whose result is used, as `dermstack tune` wrote them."""
 
     blend: ConfigPath | None = None
     gbdt: dict[str, ConfigPath] = {}  # by stacker
 
 
-class Config(_Strict):
+class Config(Strict):
     """An experiment."""
 
     experiment: Name
@@ -203,7 +136,9 @@ class Config(_Strict):
     seed: int = 0
     objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"
     threads: int = Field(2, ge=1)  # of each task; a setting, because it changes the bytes
-    n_jobs: int = Field(1, ge=1)  # tasks at a time
+    n_jobs: int = Field(1, ge=1)  # tasks at a time; on GPUs as many as there are GPUs
+    backend: Literal["processes", "ray"] = "processes"
+    ray: Ray = Ray()
     workers: int = Field(0, ge=0)  # loader processes of each image task; 0 serves a CPU best
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: Data
@@ -229,6 +164,10 @@ class Config(_Strict):
             raise ValueError(f"tuned.gbdt names {', '.join(sorted(strangers))}, which is no stacker of this config")
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
+        if self.data.columns.diagnosis is None:
+            for model in self.image_models:
+                if model.target == "diagnosis":
+                    raise ValueError(f"{model.name} has `target: diagnosis`: name the column in data.columns.diagnosis")
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: {', '.join(doubled)} is the name of more than one table")

@@ -1,25 +1,25 @@
-"""The (model, fold) tasks of level 1: made, run one or several at a time, and put together into one run."""
+"""The (model, fold) tasks of level 1: what each is fitted on, and what it predicts."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import ImageModel
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.folds import inner_split
-from stack.store import Run, fingerprint, prediction_frame, read_run, write_run
+from stack.image_config import ImageModel
+from stack.labels import labels_of
+from stack.store import Run, fingerprint, read_run, write_run
+from tabular.dense import DenseMetadata
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from image_models.cache import ImageCache
@@ -35,11 +35,12 @@ class FoldTask:
 
     folder: Path  # …/models/<name>/fold_<k>
     fold: int
-    fit: Callable[..., FoldFit]  # called with weights=folder, progress=…
+    fit: Callable[..., FoldFit]  # called with weights=folder, progress=…, and where it trains device=…, say=…
+    trains: bool
     work: int  # images that go through the network
     ids: dict[str, pd.Series[str]]  # of each predicted set: oof, test, anchor
     anchors_of_test: NDArray[np.intp] | None  # which test rows are the anchors, where they are test rows
-    keep_z: bool
+    encoder: str | None  # of the metadata that the net sees, as JSON
     meta: dict[str, Any]
 
     @property
@@ -53,11 +54,13 @@ def trained_tasks(
 ) -> list[FoldTask]:
     """Tasks that fine-tune a net each."""
     from image_models.fit import fit_fold
+    from image_models.views import VIEWS
 
     config, target = experiment.config, experiment.target
     train_ids, test_ids = experiment.table.train["id"], experiment.table.test["id"]
     rows, test_rows = cache.rows_for(train_ids), cache.rows_for(test_ids)
-    external, external_target = cache.rows_for(experiment.external["id"]), _external_target(experiment)
+    external = cache.rows_for(experiment.external["id"])
+    labels = labels_of(model, experiment.table.train, experiment.external)
     part, anchors = _anchors(len(train_ids), len(test_ids), seed=config.seed)
     tasks = []
     for fold, train, held in experiment.folds.pairs():
@@ -66,29 +69,39 @@ def trained_tasks(
         if part == "train":
             sets["anchor"] = rows[anchors]
         ids["anchor"] = (train_ids if part == "train" else test_ids).iloc[anchors]
+        choose = None
+        if model.select == "best":  # chosen on rows like those scored
+            inner = inner_split(target[train], experiment.split_group[train], seed=config.seed)
+            choose = np.concatenate([inner, np.zeros(len(external), bool)])
+        encoder, metadata = _encoded(experiment, model, train, held, anchors if part == "train" else None)
         fit = partial(
             fit_fold,
             cache,
             np.concatenate([rows[train], external]),
-            np.concatenate([target[train], external_target]),
+            np.concatenate([labels.train[train], labels.external]),
             sets,
+            positive=labels.positive,
+            metadata=metadata,
+            choose=choose,
             augment=model.augment,
-            epochs=model.epochs,
-            lr=model.lr,
-            weight_decay=model.weight_decay,
+            training=model.training,
             seeds=[seed + config.seed for seed in model.seeds],
+            identity=fingerprint(inputs | {"fold": str(fold)}),
             **_network_settings(experiment, model),
         )
+        learned = len(train) + len(external) - (0 if choose is None else int(choose.sum()))
+        predicted = VIEWS[model.tta] * sum(map(len, sets.values()))
         tasks.append(
             FoldTask(
                 folder=experiment.models / model.name / f"fold_{fold}",
                 fold=fold,
                 fit=fit,
-                work=len(model.seeds) * (model.epochs * (len(train) + len(external)) + sum(map(len, sets.values()))),
+                trains=True,
+                work=len(model.seeds) * (model.epochs * learned + predicted),
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
-                keep_z=True,
-                meta=_meta(model, inputs) | {"anchors": part},
+                encoder=encoder,
+                meta=_meta(model, inputs) | {"anchors": part, "classes": labels.names, "positive": labels.positive},
             )
         )
     return tasks
@@ -121,86 +134,15 @@ def frozen_tasks(
                     sets,
                     threads=experiment.config.threads,
                 ),
+                trains=False,
                 work=len(train) + len(external_target),
                 ids={"oof": experiment.table.train["id"].iloc[held], "test": experiment.table.test["id"]},
                 anchors_of_test=None,
-                keep_z=False,
+                encoder=None,
                 meta=_meta(model, inputs),
             )
         )
     return tasks
-
-
-def run_tasks(tasks: list[FoldTask], *, n_jobs: int, out: Out) -> Iterator[FoldTask]:
-    """Run the tasks, ``n_jobs`` at a time; each is yielded, in order, when its fold is complete on disk."""
-    if n_jobs == 1:
-        for task in tasks:
-            with out.bar(task.label, task.work) as progress:
-                _run_task(task, progress)
-            yield task
-        return
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(_run_beside_others)(task, quiet=out.quiet) for task in tasks
-    )
-    for task, _ in zip(tasks, jobs, strict=True):
-        yield task
-
-
-def put_together(experiment: Experiment, task: FoldTask) -> Run:
-    """One run out of its complete folds: rows in table order, then run.json, then the fold's parts are dropped."""
-    folder = task.folder.parent
-    folds = [fold for k in range(experiment.folds.k) if (fold := read_run(folder / f"fold_{k}"))]
-    parts = [part for k in range(experiment.folds.k) if (part := read_run(folder / f"fold_{k}" / "parts"))]
-    assert len(folds) == len(parts) == experiment.folds.k, f"{folder} is put together before its folds are complete"
-
-    frames = {
-        name: pd.concat([part.frame(name) for part in parts], ignore_index=True) for name in parts[0].meta["sets"]
-    }
-    order = pd.Index(frames["oof"]["id"]).get_indexer(pd.Index(experiment.table.train["id"]))
-    for name in ("oof", "oof_seeds"):
-        if name in frames:
-            frames[name] = frames[name].iloc[order]
-    if task.keep_z:
-        arrays = {f"{name}_z": np.concatenate([part.array(f"{name}_z") for part in parts]) for name in task.ids}
-        arrays["oof_z"] = arrays["oof_z"][order]
-    else:
-        arrays = {
-            f"{name}_z": _stored_features(folder, part).array("z")
-            for name, part in (("oof", "train"), ("test", "test"))
-        }
-    features = [] if task.keep_z else [_stored_features(folder, part) for part in ("train", "test")]
-    seconds = round(sum(part.meta["seconds"] for part in (*folds, *features)), 1)
-    run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays)
-    for k in range(experiment.folds.k):
-        shutil.rmtree(folder / f"fold_{k}" / "parts")
-    shutil.rmtree(folder / "features", ignore_errors=True)
-    return run
-
-
-def _run_beside_others(task: FoldTask, *, quiet: bool) -> None:
-    with Out(quiet=quiet).plain_bar(task.label, task.work) as progress:
-        _run_task(task, progress)
-
-
-def _run_task(task: FoldTask, progress: Callable[[int], object]) -> None:
-    """Fit, then write the parts, then the fold's run.json: a kill in between costs this fold alone."""
-    started = time.monotonic()
-    task.folder.mkdir(parents=True, exist_ok=True)
-    made = task.fit(weights=task.folder, progress=progress)
-    predictions = dict(made.predictions)
-    if task.anchors_of_test is not None:
-        predictions["anchor"] = predictions["test"].take(task.anchors_of_test)
-    frames = {name: prediction_frame(ids, task.fold, predictions[name].logit) for name, ids in task.ids.items()}
-    if made.seed_logits["oof"].shape[1] > 1:
-        columns = [f"logit_{number}" for number in range(made.seed_logits["oof"].shape[1])]
-        frames["oof_seeds"] = pd.DataFrame(made.seed_logits["oof"], columns=columns).assign(
-            id=task.ids["oof"].to_numpy()
-        )
-    arrays = {f"{name}_z": predictions[name].z for name in task.ids} if task.keep_z else {}
-    write_run(task.folder / "parts", task.meta | {"sets": list(frames)}, frames=frames, arrays=arrays)
-    made.history.to_csv(task.folder / "history.csv", index=False)
-    files = [*task.folder.glob("*.safetensors"), task.folder / "history.csv"]
-    write_run(task.folder, task.meta | {"seconds": time.monotonic() - started}, frames={}, beside=sorted(files))
 
 
 def _features(
@@ -211,25 +153,27 @@ def _features(
     stored = read_run(folder / "features" / part)
     if stored is None or stored.meta["inputs"] != inputs:
         from image_models.fit import embed
+        from image_models.views import VIEWS
 
         frame = {"train": experiment.table.train, "test": experiment.table.test, "external": experiment.external}[part]
         rows = cache.rows_for(frame["id"])
         started = time.monotonic()
-        with out.bar(f"{model.name} features of the {part} rows", len(rows)) as progress:
+        with out.bar(f"{model.name} features of the {part} rows", VIEWS[model.tta] * len(rows)) as progress:
             z = embed(
                 cache, rows, seed=model.seeds[0] + experiment.config.seed, weights=folder, progress=progress,
-                **_network_settings(experiment, model),
+                batch_size=model.batch_size, device=experiment.config.device, **_network_settings(experiment, model),
             )  # fmt: skip
         meta = _meta(model, inputs) | {"seconds": time.monotonic() - started}
         write_run(folder / "features" / part, meta, frames={}, arrays={"z": z})
-    return _stored_features(folder, part).array("z")
+    return stored_features(folder, part).array("z")
 
 
 def _external_target(experiment: Experiment) -> NDArray[np.int8]:
     return experiment.external["target"].to_numpy(np.int8)
 
 
-def _stored_features(folder: Path, part: str) -> Run:
+def stored_features(folder: Path, part: str) -> Run:
+    """A frozen backbone's features of the train, test or external rows, where they were written."""
     stored = read_run(folder / "features" / part)
     assert stored is not None, f"{folder}/features/{part} is written before it is read"
     return stored
@@ -243,11 +187,29 @@ def _network_settings(experiment: Experiment, model: ImageModel) -> dict[str, An
         "timm_args": model.timm_args,
         "mean": normalise.mean if normalise else None,
         "std": normalise.std if normalise else None,
-        "batch_size": model.batch_size,
-        "device": config.device,
+        "tta": model.tta,
         "threads": config.threads,
         "workers": config.workers,
     }
+
+
+def _encoded(
+    experiment: Experiment,
+    model: ImageModel,
+    train: NDArray[np.intp],
+    held: NDArray[np.intp],
+    anchors: NDArray[np.intp] | None,
+) -> tuple[str | None, dict[str, NDArray[np.float32]] | None]:
+    """The metadata that the net sees of each set, by what the fold's training rows hold; and the encoder as JSON."""
+    if not model.metadata:
+        return None, None
+    rows, test = experiment.table.train, experiment.table.test
+    learned = pd.concat([rows.iloc[train], experiment.external], ignore_index=True)
+    encoder = DenseMetadata(model.metadata).fit(learned)
+    frames = {"train": learned, "oof": rows.iloc[held], "test": test}
+    if anchors is not None:
+        frames["anchor"] = rows.iloc[anchors]
+    return encoder.to_json(), {name: encoder.transform(frame) for name, frame in frames.items()}
 
 
 def _meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:

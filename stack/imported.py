@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import NAME
 from stack.console import Out
 from stack.errors import DataError, StoreError
 from stack.experiment import Experiment, write_rows
 from stack.matrix import to_logit
 from stack.ranks import AVERAGED
+from stack.settings import NAME
 from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
 MAX_FOLDS = 100  # as in a config; a column with more is no fold column

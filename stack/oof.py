@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stack.config import ImageModel
+import numpy as np
+import pandas as pd
+
+from image_models.settings import Training
 from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment, write_rows
-from stack.fold_tasks import FoldTask, frozen_tasks, put_together, run_tasks, trained_tasks
+from stack.fold_tasks import FoldTask, frozen_tasks, trained_tasks
+from stack.image_config import ImageModel
+from stack.labels import labels_of
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, set_aside, sha256
+from stack.task_runner import put_together, run_tasks
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from image_models.cache import ImageCache
@@ -48,7 +55,7 @@ def run_image_models(
         if len(missing) < len(tasks):
             out.say(f"{len(tasks) - len(missing)} of {len(tasks)} folds: complete, skipped")
         last = {task.folder.parent: task for task in tasks}  # the task after which a run's folds are all there
-        for task in run_tasks(missing, n_jobs=experiment.config.n_jobs, out=out):
+        for task in run_tasks(missing, experiment.config, out):
             if task is last[task.folder.parent]:
                 put_together(experiment, last.pop(task.folder.parent))
         for task in last.values():  # killed between the last fold and this line
@@ -86,12 +93,22 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     """What can be checked of an image run without its pictures and weights at hand: settings, rows, folds."""
     external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
     unused = {"name", "enabled", "pretrained"}
+    learned = {}
     if model.frozen:
-        unused |= {"epochs", "lr", "weight_decay", "augment"}
+        unused |= {field.name for field in fields(Training)} - {"batch_size"}
+        unused |= {"augment", "target", "diagnosis", "metadata"}
+    if model.target == "diagnosis":
+        labels = labels_of(model, experiment.table.train, experiment.external)
+        learned["diagnoses"] = frame_fingerprint(
+            pd.DataFrame(np.concatenate([labels.train, labels.external]), columns=labels.names)
+        )
+    if model.metadata:
+        learned["metadata"] = experiment.metadata_fingerprint
     return {
         "settings": fingerprint(model.model_dump(exclude=unused)),
         "rows or folds": experiment.rows_fingerprint,
         **external,
+        **learned,
     }
 
 

@@ -93,12 +93,13 @@ def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -
     rows = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes)
     starts = np.cumsum(sizes) - sizes
-    target = train["target"].to_numpy()
-    shuffled = target.copy()
+    origin = np.arange(len(train))
     for size in np.unique(sizes):
         members = rows[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
-        shuffled[members] = target[rng.permutation(members)]
-    return train.assign(target=shuffled)
+        origin[members] = rng.permutation(members)
+    # The diagnosis says what the target is, and goes where it goes.
+    exchanged = [column for column in ("target", "diagnosis") if column in train]
+    return train.assign(**{column: train[column].to_numpy()[origin] for column in exchanged})
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:

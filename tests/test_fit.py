@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from image_models.fit import FoldFit, embed, fit_fold, fit_frozen_fold
 from image_models.head import fit_head
 from image_models.net import Net, build_net, read_weights
 from image_models.predict import predict
+from image_models.settings import Training
 
 N = 36
 TRAIN, HELD, TEST = np.arange(0, 18), np.arange(18, 26), np.arange(26, N)
@@ -43,17 +45,20 @@ def fold(cache: ImageCache, folder: Path, seeds: list[int], **changes: Any) -> F
         "timm_args": {},
         "mean": MEAN,
         "std": STD,
-        "augment": "light",
-        "epochs": 2,
-        "batch_size": 8,
-        "lr": 0.01,
-        "weight_decay": 0.01,
+        "augment": ["light"],
+        "tta": "none",
         "device": "cpu",
         "threads": 1,
         "workers": 0,
     }
     sets = {"oof": HELD, "test": TEST}
-    return fit_fold(cache, TRAIN, TARGET[TRAIN], sets, seeds=seeds, weights=folder, **(settings | changes))
+    training = {"epochs": 2, "batch_size": 8, "lr": 0.01}
+    names = {field.name for field in fields(Training)}
+    training |= {name: value for name, value in changes.items() if name in names}
+    settings |= {name: value for name, value in changes.items() if name not in names}
+    return fit_fold(
+        cache, TRAIN, TARGET[TRAIN], sets, seeds=seeds, weights=folder, training=Training(**training), **settings
+    )
 
 
 def frozen_z(cache: ImageCache, rows: np.ndarray, folder: Path, **changes: Any) -> np.ndarray:
@@ -65,6 +70,7 @@ def frozen_z(cache: ImageCache, rows: np.ndarray, folder: Path, **changes: Any) 
         "mean": MEAN,
         "std": STD,
         "batch_size": 8,
+        "tta": "none",
         "seed": 0,
         "device": "cpu",
         "threads": 1,
@@ -80,7 +86,7 @@ def names(folder: Path) -> list[str]:
 def blank(*, frozen: bool, seed: int = 99) -> Net:
     """A net of the same kind with other weights, to be filled from a file."""
     return build_net(
-        "test_resnet", pretrained=False, frozen=frozen, timm_args={}, size=32, mean=MEAN, std=STD, prevalence=0.5,
+        "test_resnet", pretrained=False, frozen=frozen, timm_args={}, size=32, mean=MEAN, std=STD, prior=(0.5, 0.5),
         seed=seed,
     )  # fmt: skip
 
@@ -100,8 +106,8 @@ def test_several_seeds_are_the_mean_of_their_logits_and_the_features_of_the_firs
         assert (both.predictions[name].z == alone[5].predictions[name].z).all()
         assert (both.predictions[name].z != alone[2].predictions[name].z).any()
     assert both.history[["seed", "epoch"]].to_numpy().tolist() == [[5, 1], [5, 2], [2, 1], [2, 2]]
-    assert names(tmp_path / "both") == ["weights.safetensors", "weights_2.safetensors"]
-    assert names(tmp_path / "seed 2") == ["weights.safetensors"]
+    assert names(tmp_path / "both") == ["state_2.pt", "state_5.pt", "weights.safetensors", "weights_2.safetensors"]
+    assert names(tmp_path / "seed 2") == ["state_2.pt", "weights.safetensors"]
 
 
 def test_the_weights_on_disk_make_the_same_predictions(cache: ImageCache, tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def test_a_fold_net_has_seen_its_training_rows_and_no_other(cache: ImageCache, t
 
     before = weights("before")
     pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
-    pixels[np.concatenate([HELD, TEST])] = 0
+    pixels[np.concatenate([HELD, TEST])] //= 3
     assert weights("other pictures held out") == before
     pixels[TRAIN[4]] = 0
     assert weights("one other training picture") != before

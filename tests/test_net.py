@@ -25,7 +25,7 @@ def tiny(backbone: str = "test_resnet", **changes: Any) -> Net:
         "size": 32,
         "mean": None,
         "std": None,
-        "prevalence": 0.1,
+        "prior": (0.9, 0.1),
         "seed": 0,
     }
     return build_net(backbone, **(settings | changes)).eval()
@@ -46,7 +46,7 @@ def test_an_untrained_net_starts_at_the_prevalence(backbone: str, prevalence: fl
     entropy = -prevalence * np.log(prevalence) - (1 - prevalence) * np.log(1 - prevalence)
     for seed in range(3):
         with torch.inference_mode():
-            logit, _ = tiny(backbone, prevalence=prevalence, seed=seed)(pictures)
+            logit, _ = tiny(backbone, prior=(1 - prevalence, prevalence), seed=seed)(pictures)
         assert logit.sigmoid().mean().item() == pytest.approx(prevalence, rel=0.05)
         loss = nn.functional.binary_cross_entropy_with_logits(logit, torch.full_like(logit, prevalence))
         assert loss.item() == pytest.approx(entropy, rel=0.01)

@@ -24,7 +24,7 @@ def tiny(*, frozen: bool = False, **timm_args: float) -> Net:
     """A net with a head large enough for rounding and order to show in its logits."""
     net = build_net(
         "test_resnet", pretrained=False, frozen=frozen, timm_args=timm_args, size=32, mean=None, std=None,
-        prevalence=0.1, seed=0,
+        prior=(0.9, 0.1), seed=0,
     )  # fmt: skip
     nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
     return net

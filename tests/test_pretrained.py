@@ -24,7 +24,7 @@ from image_models.net import Net, build_net
 def tiny(backbone: str = "test_resnet", *, pretrained: bool | Path, **timm_args: Any) -> Net:
     return build_net(
         backbone, pretrained=pretrained, frozen=False, timm_args=timm_args, size=32, mean=None, std=None,
-        prevalence=0.1, seed=0,
+        prior=(0.9, 0.1), seed=0,
     )  # fmt: skip
 
 

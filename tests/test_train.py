@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from image_models.dataset import CachedImages
+from image_models.dataset import Batch, CachedImages
 from image_models.errors import ImageError
 from image_models.net import Net, build_net
 from image_models.predict import predict
+from image_models.settings import Training
 from image_models.train import train_net
 from image_models.transforms import Augment
 
@@ -28,14 +30,16 @@ def toy(rng: np.random.Generator, n: int = N) -> tuple[np.ndarray, np.ndarray]:
 
 def tiny(backbone: str = "test_resnet", *, seed: int = 0, **timm_args: float) -> Net:
     return build_net(
-        backbone, pretrained=False, frozen=False, timm_args=timm_args, size=32, mean=None, std=None, prevalence=0.5,
+        backbone, pretrained=False, frozen=False, timm_args=timm_args, size=32, mean=None, std=None, prior=(0.5, 0.5),
         seed=seed,
     )  # fmt: skip
 
 
 def train(net: Net, images: CachedImages, **changes: Any) -> pd.DataFrame:
-    settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.01, "weight_decay": 0.01, "seed": 0}
-    return train_net(net, images, device=CPU, **(settings | changes))
+    names = {field.name for field in fields(Training)}
+    training = {"epochs": 2, "batch_size": 8, "lr": 0.01} | {k: v for k, v in changes.items() if k in names}
+    others: dict[str, Any] = {"seed": 0} | {k: v for k, v in changes.items() if k not in names}
+    return train_net(net, images, device=CPU, training=Training(**training), **others)
 
 
 def state(net: Net) -> dict[str, bytes]:
@@ -139,7 +143,7 @@ def test_the_loss_of_the_history_is_the_mean_cross_entropy(rng: np.random.Genera
     rows: list[int] = []
 
     class Watched(CachedImages):
-        def __getitem__(self, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        def __getitem__(self, batch: list[int]) -> Batch:
             rows.extend(batch)
             return super().__getitem__(batch)
 
@@ -188,7 +192,7 @@ def test_a_last_batch_of_one_does_not_stop_the_training(rng: np.random.Generator
     seen: list[int] = []
     # At 32 px the deepest features of this backbone are 1 × 1: batch norm can't take one image.
     train(tiny(), CachedImages(pixels, np.arange(9), target), batch_size=4, epochs=2, progress=seen.append)
-    assert seen == [4, 4, 4, 4]
+    assert seen == [0, 4, 4, 4, 4]
 
 
 def test_a_collapsed_training_names_epoch_loss_and_rate(rng: np.random.Generator) -> None:

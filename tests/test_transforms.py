@@ -33,8 +33,44 @@ def test_light_keeps_the_shape_and_none_the_bytes(pixels: np.ndarray) -> None:
     assert (Augment("none", seed=0)(pixels[0], epoch=3, row=7) == pixels[0]).all()
 
 
+@pytest.mark.parametrize("recipe", ["standard", "heavy", "microscope", "hair"])
+def test_a_recipe_changes_pictures_and_keeps_their_form(pixels: np.ndarray, recipe: str) -> None:
+    made = [Augment(recipe, seed=0)(pixels[0], epoch=0, row=row) for row in range(20)]
+    assert all(image.shape == pixels[0].shape and image.dtype == np.uint8 for image in made)
+    assert len({image.tobytes() for image in made}) > 3
+
+
+def test_what_one_transform_draws_says_nothing_about_the_next() -> None:
+    """albumentations' own set_random_seed gives every transform of a recipe the same state: all apply, or none."""
+    grey = np.full((48, 48, 3), 128, np.uint8)
+    augment = Augment("microscope", "hair", seed=0)
+    made = [augment(grey, epoch=0, row=row) for row in range(400)]
+    rim = np.array([(image[0, 0] == 0).all() for image in made])
+    hair = np.array([((image != 128) & (image != 0)).any() and image[16:32, 16:32].min() < 128 for image in made])
+    assert 0.2 < rim.mean() < 0.4
+    assert 0.1 < hair.mean() < 0.4  # not every hair crosses the middle
+    assert abs(np.corrcoef(rim, hair)[0, 1]) < 0.2
+
+
+def test_a_microscope_is_black_outside_and_untouched_within() -> None:
+    grey = np.full((64, 64, 3), 200, np.uint8)
+    made = [Augment("microscope", seed=0)(grey, epoch=0, row=row) for row in range(60)]
+    rims = [image for image in made if (image != grey).any()]
+    assert rims
+    for image in rims:
+        assert (image[0, 0] == 0).all()
+        assert (image[24:40, 24:40] == 200).all()
+
+
+def test_recipes_follow_one_another(pixels: np.ndarray) -> None:
+    rows = range(30)
+    alone = [Augment("hair", seed=0)(pixels[0], epoch=0, row=row) for row in rows]
+    both = [Augment("hair", "microscope", seed=0)(pixels[0], epoch=0, row=row) for row in rows]
+    assert any((a != b).any() for a, b in zip(alone, both, strict=True))
+
+
 def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ImageError, match="'hevy': choose one of none, light"):
+    with pytest.raises(ImageError, match="'hevy': choose of none, light"):
         Augment("hevy", seed=0)
 
 
@@ -47,16 +83,19 @@ def test_batches_are_the_same_with_and_without_loader_processes(pixels: np.ndarr
     def epoch(workers: int) -> list[bytes]:
         images = CachedImages(pixels, np.arange(12), np.zeros(12, np.int8), augment=Augment("light", seed=0), epoch=2)
         batches = train_batches(12, batch_size=5, seed=0, epoch=2)
-        return [batch.numpy().tobytes() for batch, _ in load(images, batches, workers=workers, pin=False)]
+        return [batch.images.numpy().tobytes() for batch in load(images, batches, workers=workers, pin=False)]
 
     assert epoch(0) == epoch(2)
 
 
 def test_a_batch_holds_its_rows_pictures_and_targets(pixels: np.ndarray) -> None:
     rows, target = np.array([7, 3, 5]), np.array([1, 0, 1], np.int8)
-    batch, y = CachedImages(pixels, rows, target)[[2, 0]]
-    assert (batch.numpy() == pixels[[5, 7]]).all()
-    assert y.tolist() == [1.0, 1.0]
+    columns = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], np.float32)
+    batch = CachedImages(pixels, rows, target, metadata=columns)[[2, 1]]
+    assert (batch.images.numpy() == pixels[[5, 3]]).all()
+    assert batch.allowed.tolist() == [[False, True], [True, False]]
+    assert batch.metadata.tolist() == [[5.0, 6.0], [3.0, 4.0]]
+    assert batch.rows.tolist() == [2, 1]
 
 
 def test_every_row_is_trained_on_once_an_epoch_in_another_order_each_time() -> None:

@@ -1,0 +1,92 @@
+"""One image model of a config: backbone, what it learns from, how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from image_models.settings import Training
+from stack.settings import Name, Strict, resolve_path
+
+
+class Normalise(Strict):
+    """Of pixels in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Diagnosis(Strict):
+    """How diagnoses become the classes of a model with `target: diagnosis`; each class is of one target."""
+
+    classes: dict[str, str] = {}  # diagnosis: class; what is not named is a class of its own
+    unknown: Literal["class", "target"] = "class"  # a missing diagnosis: its own class, or any class of its target
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class ImageModel(Strict):
+    """One level-1 run: a timm backbone, fine-tuned or frozen, over all folds."""
+
+    name: Name
+    backbone: str
+    pretrained: Annotated[bool | Path, BeforeValidator(resolve_path)] = True
+    frozen: bool = False  # only a logistic head is fitted, on features that are stored once
+    size: int = Field(128, ge=16, le=2048)  # pixels a side
+    timm_args: dict[str, Any] = {}
+    normalise: Normalise | None = None  # default: as the backbone was trained
+    # Recipes, one after the other: light, standard, heavy; microscope, hair
+    augment: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("light",)
+    augment_on: Literal["cpu", "device"] = "cpu"  # device: light or standard, a batch at a time, on the GPU
+    target: Literal["binary", "diagnosis"] = "binary"  # diagnosis: its classes are learned, p is that of the target
+    diagnosis: Diagnosis = Diagnosis()
+    metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # learned beside the image
+    tta: Literal["none", "flips", "d4"] = "none"  # views averaged in logits: 1, 4 or 8
+    # Training: `image_models/settings.py` says what each means and holds the same defaults.
+    epochs: int = Field(4, ge=1)
+    batch_size: int = Field(32, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: float = Field(0.1, ge=0, le=1)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    balance: Literal["none", "sqrt", "full"] = "none"
+    positive_weight: float = Field(1.0, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    focal_gamma: float = Field(0.0, ge=0)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout_samples: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1)
+    clip_norm: float = Field(0.0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
+    select: Literal["last", "best"] = "last"
+    seeds: tuple[int, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
+    enabled: bool = True
+
+    @property
+    def training(self) -> Training:
+        """What the training loop takes."""
+        return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.frozen and (self.target == "diagnosis" or self.metadata):
+            raise ValueError(
+                f"{self.name} is frozen: `target: diagnosis` and `metadata` are of trained models (metadata reaches "
+                "level 2 anyway)"
+            )
+        if self.dropout_samples > 1 and not self.dropout:
+            raise ValueError(f"{self.name}: dropout_samples {self.dropout_samples} needs `dropout` above 0")
+        if self.augment_on == "device" and (odd := set(self.augment) - {"none", "light", "standard"}):
+            raise ValueError(
+                f"{self.name}: `augment_on: device` has no {', '.join(sorted(odd))}: take light or standard, or the cpu"
+            )
+        return self

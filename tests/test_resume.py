@@ -1,0 +1,85 @@
+"""A level-1 run that is killed with SIGKILL again and again ends in the bytes of one that never was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from conftest import small_config
+
+# Whatever keeps state from step to step, so that a resume that forgot it would show.
+MODEL = {
+    "name": "tiny",
+    "backbone": "test_resnet",
+    "pretrained": False,
+    "size": 32,
+    "epochs": 6,
+    "batch_size": 16,
+    "target": "diagnosis",
+    "diagnosis": {"unknown": "target"},
+    "metadata": ["age", "sex", "site"],
+    "augment": ["light", "hair"],
+    "balance": "sqrt",
+    "ema": 0.9,
+    "mixup": 0.3,
+    "cutmix": 0.3,
+    "dropout": 0.2,
+    "dropout_samples": 2,
+    "tta": "flips",
+    "select": "best",
+    "seeds": [0, 1],
+}
+
+
+def config(data: Path, folder: Path) -> Path:
+    import yaml
+
+    folder.mkdir()
+    path = small_config(data, folder, image_models=[MODEL], stackers=[])
+    settings = yaml.safe_load(path.read_text())
+    settings["data"]["columns"]["diagnosis"] = "diagnosis"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(path: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from stack.cli import main; main()", "oof", "-c", str(path), "-q"]
+    return subprocess.Popen(command, start_new_session=True)
+
+
+def made(path: Path) -> dict[str, bytes]:
+    run = path.parent / "runs" / "small" / "models" / "tiny"
+    names = ["oof.parquet", "test.parquet", "oof_seeds.parquet", "anchor.parquet", "oof_z.npy", "test_z.npy"]
+    return {name: (run / name).read_bytes() for name in names} | {
+        str(file.relative_to(run)): file.read_bytes() for file in sorted(run.rglob("*.safetensors"))
+    }
+
+
+def test_killed_in_mid_training_it_ends_with_the_same_bytes(small_data: Path, tmp_path: Path) -> None:
+    whole, killed = config(small_data, tmp_path / "whole"), config(small_data, tmp_path / "killed")
+    assert start(whole).wait() == 0
+    run = killed.parent / "runs" / "small" / "models" / "tiny"
+    rng = np.random.default_rng(0)
+    resumed = 0
+    for _ in range(5):
+        process = start(killed)
+        before = time.time_ns()
+        while process.poll() is None:  # until this process has finished an epoch, and then into the next
+            states = [state.stat().st_mtime_ns for state in run.glob("fold_*/state_*.pt") if state.is_file()]
+            if max(states, default=0) > before:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        resumed += any(run.glob("fold_*/state_*.pt"))
+    assert resumed >= 3, "the kills came while a fold was training"
+    assert start(killed).wait() == 0
+    assert made(killed) == made(whole)
+    assert not list(run.rglob("state_*.pt")), "a complete fold has no more use for its state"
