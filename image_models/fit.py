@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, allowed_classes
+from image_models.device_augment import DeviceAugment
 from image_models.errors import ImageError
 from image_models.head import fit_head
 from image_models.net import build_net, write_weights
@@ -83,6 +84,7 @@ def fit_fold(
         columns = metadata["train"][part] if metadata else None
         return CachedImages(cache, train[part], allowed[part], metadata=columns, augment=augmented)
 
+    on_device = training.augment_on == "device"
     by_seed: list[dict[str, Predictions]] = []
     histories = []
     shares = training_prior(allowed[learn], Training())
@@ -94,7 +96,8 @@ def fit_fold(
             dropout_samples=training.dropout_samples, metadata=metadata["train"].shape[1] if metadata else 0,
         )  # fmt: skip
         history = train_net(
-            net, of_train(learn, Augment(*augment, seed=seed)), training=training, seed=seed, device=where,
+            net, of_train(learn, None if on_device else Augment(*augment, seed=seed)), training=training, seed=seed,
+            device=where, augment=DeviceAugment(*augment, seed=seed) if on_device else None,
             choose=None if choose is None else of_train(choose, None), state=weights / f"state_{seed}.pt",
             identity=f"{identity} {seed}", workers=workers, progress=progress, say=say,
         )  # fmt: skip

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from timm.optim import param_groups_layer_decay
 
 from image_models.dataset import Batch, CachedImages, load, train_batches
+from image_models.device_augment import DeviceAugment
 from image_models.ema import Average
 from image_models.errors import ImageError
 from image_models.loss import row_losses
@@ -34,6 +35,7 @@ def train_net(
     training: Training,
     seed: int,
     device: torch.device,
+    augment: DeviceAugment | None = None,
     choose: CachedImages | None = None,
     state: Path | None = None,
     identity: str = "",
@@ -43,7 +45,8 @@ def train_net(
 ) -> pd.DataFrame:
     """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
 
-    No row that is scored comes in here. ``choose`` are the rows on which `select: best` finds its epoch. ``state`` is a
+    No row that is scored comes in here. ``augment`` works on batches on the device, where the rows' own recipe doesn't.
+    ``choose`` are the rows on which `select: best` finds its epoch. ``state`` is a
     file that is written after each epoch and taken up where it is of the same ``identity``: every draw comes from
     (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the images of each step,
     ``say`` what a user should know.
@@ -88,6 +91,9 @@ def train_net(
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             batch = batch.to(device)
+            if augment:
+                images_now = augment(batch.images, epoch=epoch, rows=batch.rows.tolist())
+                batch = batch._replace(images=images_now)
             mixed = None
             if training.mixup or training.cutmix:
                 mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=draws)

@@ -27,6 +27,7 @@ ORDER = {
         "artefacts",
         "transforms",
         "dataset",
+        "device_augment",
         "loss",
         "mix",
         "net",
@@ -37,6 +38,7 @@ ORDER = {
         "state",
         "train",
         "fit",
+        "explain",
     ],
     "tabular": ["errors", "encode", "dense", "aggregates", "gbdt"],
     "stack": [
@@ -100,6 +102,8 @@ MAY_IMPORT = {"stack": {"image_models", "tabular"}, "image_models": set(), "tabu
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
     **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c", "imagecodecs"), "image_models/"),
+    **dict.fromkeys(("kornia", "torchcam"), "image_models/"),
+    "ray": "stack/task_runner.py",
     **dict.fromkeys(("lightgbm", "xgboost"), "tabular/gbdt.py"),
 }
 

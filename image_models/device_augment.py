@@ -1,0 +1,93 @@
+"""Augmentation of whole batches on the device that trains: for GPUs that a few CPU cores can't feed.
+
+The draws are ours, by (seed, epoch, row); the pixels are kornia's. One warp holds all of the geometry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import kornia.enhance as enhance
+import numpy as np
+import torch
+from kornia.geometry.transform import warp_affine
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a recipe goes; geometry beside the square's eight symmetries."""
+
+    scale: float = 0.0  # ±
+    degrees: float = 0.0
+    shift: float = 0.0  # of the side
+    light: float = 0.0  # brightness and contrast
+    hue: float = 0.0  # of the colour wheel
+    saturation: float = 0.0
+    hole: tuple[float, float] = (0.0, 0.0)  # sides of the picture's; drawn for every second picture
+
+
+# As near to the recipes of the same name as batches allow.
+LIMITS = {
+    "none": Limits(),
+    "light": Limits(light=0.15, hue=0.014, saturation=0.06),
+    "standard": Limits(0.2, 45, 0.06, light=0.2, hue=0.022, saturation=0.08, hole=(0.15, 0.35)),
+}
+
+
+class DeviceAugment:
+    """A recipe on batches: uint8 or float (n, s, s, 3) in 0..255 → float32 of the same shape."""
+
+    def __init__(self, *recipes: str, seed: int) -> None:
+        self.limits = [LIMITS[name] for name in recipes if name != "none"]
+        self.seed = seed
+
+    def __call__(self, images: torch.Tensor, *, epoch: int, rows: Sequence[int]) -> torch.Tensor:
+        """Augment square RGB pictures; ``rows`` are their places in the training set."""
+        rngs = [np.random.default_rng((self.seed, epoch, row)) for row in rows]
+        x = images.permute(0, 3, 1, 2).float().div_(255)
+        side = x.shape[2]
+        for limits in self.limits:
+            matrices = np.stack([_geometry(rng, limits, side) for rng in rngs])
+            x = warp_affine(x, _on(x, matrices)[:, :2], (side, side), padding_mode="reflection")
+            light, contrast, hue, saturation = _on(x, np.stack([_colour(rng, limits) for rng in rngs])).T
+            x = enhance.adjust_brightness(enhance.adjust_contrast(x, 1 + contrast), light)
+            x = enhance.adjust_hue(enhance.adjust_saturation(x, 1 + saturation), hue * 2 * math.pi)
+            if limits.hole[1]:
+                x = x * ~_on(x, np.stack([_hole(rng, limits, side) for rng in rngs])).bool()[:, None]
+        return x.mul(255).permute(0, 2, 3, 1)
+
+
+def _on(x: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(drawn.astype(np.float32)).to(x.device, non_blocking=True)
+
+
+def _geometry(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
+    """(3, 3), from places in the old picture to places in the new: about the middle, then shifted."""
+    turn = math.radians(90 * int(rng.integers(4)) + limits.degrees * rng.uniform(-1, 1))
+    size = 1 + limits.scale * rng.uniform(-1, 1)
+    mirror = -1 if rng.random() < 0.5 else 1
+    shift = side * limits.shift * rng.uniform(-1, 1, 2)
+    linear = (
+        size * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]) @ np.diag([mirror, 1])
+    )
+    middle = np.full(2, (side - 1) / 2)
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = middle - linear @ middle + shift
+    return matrix
+
+
+def _colour(rng: np.random.Generator, limits: Limits) -> np.ndarray:
+    return rng.uniform(-1, 1, 4) * [limits.light, limits.light, limits.hue, limits.saturation]
+
+
+def _hole(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
+    """(side, side), 1 where the hole is."""
+    mask = np.zeros((side, side))
+    height, width = (rng.uniform(*limits.hole, 2) * side).astype(int)
+    top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
+    if rng.random() < 0.5:
+        mask[top : top + height, left : left + width] = 1
+    return mask

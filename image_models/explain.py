@@ -1,0 +1,69 @@
+"""Where in a picture a convolutional net sees risk: Grad-CAM (Selvaraju et al. 2017), by torchcam."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+from torchcam.methods import GradCAM
+
+from image_models.errors import ImageError
+from image_models.net import Net
+
+
+class _Risk(nn.Module):
+    """Pictures as the backbone takes them → the logit of p as one class; metadata stays as it is."""
+
+    def __init__(self, net: Net, metadata: torch.Tensor | None) -> None:
+        super().__init__()
+        self.net = net
+        self.metadata = metadata
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logit: torch.Tensor = self.net(images, self.metadata)[0]
+        return logit[:, None]
+
+
+def risk_maps(net: Net, images: torch.Tensor, metadata: torch.Tensor | None = None) -> NDArray[np.float32]:
+    """Heat (n, h, w) in 0..1 over pictures uint8 (n, h, w, 3): where the last feature map raises the logit.
+
+    All zero where nothing raises it. Raises ImageError for a backbone without a late feature map, such as a
+    transformer.
+    """
+    net = net.eval()
+    layer = _last_map(net, images[:1], metadata[:1] if metadata is not None else None)
+    risk = _Risk(net, metadata)
+    with torch.enable_grad(), GradCAM(risk, target_layer=layer) as extractor:
+        scores = risk(images)
+        maps = extractor([0] * len(images), scores)[0].float()
+    heat = F.interpolate(torch.nan_to_num(maps)[:, None], size=images.shape[1:3], mode="bilinear")[:, 0]
+    top = heat.amax(dim=(1, 2), keepdim=True)
+    scaled: NDArray[np.float32] = torch.where(top > 0, heat / top, heat).detach().cpu().numpy()
+    return scaled
+
+
+def _last_map(net: Net, images: torch.Tensor, metadata: torch.Tensor | None) -> nn.Module:
+    """The module that gives the last feature map (1, c, s, s), s > 1, after which everything is pooled."""
+    ran: list[tuple[nn.Module, tuple[int, ...]]] = []
+
+    def note(module: nn.Module, _: object, output: object) -> None:
+        ran.append((module, tuple(output.shape) if isinstance(output, torch.Tensor) else ()))
+
+    leaves = [module for module in net.backbone.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    with torch.no_grad():
+        net(images, metadata)
+    for hook in hooks:
+        hook.remove()
+    spread = [(module, shape) for module, shape in ran if math.prod(shape[2:]) > 1]
+    # A transformer ends in tokens (1, t, d), or in a map whose channels come last.
+    if not spread or len(spread[-1][1]) != 4 or spread[-1][1][2] != spread[-1][1][3]:
+        raise ImageError(
+            "Grad-CAM needs a convolutional backbone whose last feature map has more than one place: "
+            "take larger pictures or another network"
+        )
+    return spread[-1][0]
