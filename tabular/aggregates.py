@@ -28,7 +28,7 @@ def metadata_aggregates(frame: pd.DataFrame) -> pd.DataFrame:
     absent = [column for column in ("group", "age") if column not in frame.columns]
     if absent:
         raise TabularError(f"column {', '.join(map(repr, absent))} absent: age aggregates need 'group' and 'age'")
-    codes, groups = _code(frame["group"])
+    codes, groups = code_groups(frame["group"])
     age = _finite(frame["age"].to_numpy(np.float64, na_value=np.nan), "age")
     known = _Known.of(age, codes)
     youngest, oldest = known.for_groups(known.min, groups)[codes], known.for_groups(known.max, groups)[codes]
@@ -55,7 +55,7 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
     """
     matrix = np.asarray(logits, dtype=np.float64)
     index = group.index if isinstance(group, pd.Series) else None
-    codes, groups = _code(group)
+    codes, groups = code_groups(group)
     if matrix.shape != (len(codes), len(names)):
         raise TabularError(
             f"logits of shape {matrix.shape} for {len(codes)} rows and {len(names)} runs "
@@ -69,6 +69,32 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
         for name, values in _run_features(known, codes, groups).items():
             features[f"{run}_group_{name}"] = values.astype(np.float32)
     return pd.DataFrame(features, index=pd.RangeIndex(len(codes)) if index is None else index)
+
+
+def context_counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """How many images the group has, in all and at the row's site: an artefact of collection (law 8), off by default.
+
+    Columns `group` and `site` (missing sites count together); gives float32 `group_images` and `group_images_of_site`.
+    """
+    codes, groups = code_groups(frame["group"])
+    sites, _ = pd.factorize(frame["site"])  # -1 where missing
+    at_site, places = code_groups(codes * (sites.max(initial=0) + 2) + sites + 1)
+    features = {
+        "group_images": np.bincount(codes, minlength=groups)[codes],
+        "group_images_of_site": np.bincount(at_site, minlength=places)[at_site],
+    }
+    return pd.DataFrame(features, index=frame.index).astype(np.float32)
+
+
+def code_groups(group: ArrayLike) -> tuple[Positions, int]:
+    """Whole numbers from 0 for the groups (n,), and how many there are. Raises TabularError for a missing group."""
+    codes, groups = pd.factorize(group if isinstance(group, pd.Series) else pd.Series(np.asarray(group)))
+    if (codes < 0).any():
+        raise TabularError(
+            f"{(codes < 0).sum()} rows have no group, first row {int(np.argmax(codes < 0))}: "
+            "name their group, or give each a group of its own"
+        )
+    return codes, len(groups)
 
 
 def _run_features(known: _Known, codes: Positions, groups: int) -> dict[str, Floats]:
@@ -150,16 +176,6 @@ class _Known:
         spread = np.full(rows, np.nan)
         spread[self.row] = values
         return spread
-
-
-def _code(group: ArrayLike) -> tuple[Positions, int]:
-    codes, groups = pd.factorize(group if isinstance(group, pd.Series) else pd.Series(np.asarray(group)))
-    if (codes < 0).any():
-        raise TabularError(
-            f"{(codes < 0).sum()} rows have no group, first row {int(np.argmax(codes < 0))}: "
-            "name their group, or give each a group of its own"
-        )
-    return codes, len(groups)
 
 
 def _finite(values: Floats, name: str) -> Floats:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from tabular.aggregates import metadata_aggregates, prediction_aggregates
+from tabular.aggregates import context_counts, metadata_aggregates, prediction_aggregates
 from tabular.errors import TabularError
 
 RUN_FEATURES = ["mean", "max", "min", "std", "rank", "z", "others_mean", "others_diff"]
@@ -142,3 +142,13 @@ def test_errors_name_the_rows_and_the_run():
         prediction_aggregates(["a", "b"], np.zeros((2, 2)), ["cnn", "cnn"])
     with pytest.raises(TabularError, match="'age' absent"):
         metadata_aggregates(pd.DataFrame({"group": ["a"]}))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["torso", "leg", None])), min_size=1, max_size=20))
+def test_counts_equal_a_loop_over_rows(rows):
+    frame = pd.DataFrame(rows, columns=["group", "site"])
+    found = context_counts(frame)
+    for i, (group, site) in enumerate(rows):
+        assert found["group_images"][i] == sum(other == group for other, _ in rows)
+        assert found["group_images_of_site"][i] == sum(other == (group, site) for other in rows)

@@ -40,7 +40,7 @@ ORDER = {
         "fit",
         "explain",
     ],
-    "tabular": ["errors", "encode", "dense", "aggregates", "gbdt"],
+    "tabular": ["errors", "encode", "dense", "aggregates", "neighbours", "cohort", "align", "gbdt"],
     "stack": [
         "errors",
         "console",
