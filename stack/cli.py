@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,14 +16,10 @@ from tabular.errors import TabularError
 
 # Everything heavier is imported by the command that needs it: `dermstack --help` answers at once, and level 2 runs
 # where torch isn't installed.
-if TYPE_CHECKING:
-    from stack.console import Out
-    from stack.experiment import Experiment
-    from stack.store import Run
 
 IMAGE_EXTRA = {
     "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
-    "google_crc32c",
+    "google_crc32c", "kornia", "torchcam",
 }  # fmt: skip
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -47,16 +43,20 @@ def oof(
     ] = None,
 ) -> None:
     """Image cache, folds and image models: out-of-fold logits and embeddings, test predictions."""
+    from stack.acquisition import write_acquisition
     from stack.experiment import introduce
     from stack.images import with_images
     from stack.oof import check_image_models, run_image_models
+    from stack.shown import show_runs
 
     experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
     sizes = check_image_models(experiment, rebuild=rebuild or [])
     experiment, caches = with_images(experiment, sizes, out)
     introduce(experiment, out)
     runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
-    _show_runs(experiment, out, runs)
+    if caches:
+        write_acquisition(experiment, caches[min(caches)])
+    show_runs(experiment, out, runs)
     out.say(f"next: dermstack stack --config {config}")
 
 
@@ -72,7 +72,9 @@ def stack(
     from stack.evidence import write_report
     from stack.experiment import write_rows
     from stack.ledger import add_line
-    from stack.stackers import level1_runs, run_stackers
+    from stack.shown import show_blend, show_runs
+    from stack.sources import level1_runs
+    from stack.stackers import run_stackers
     from stack.store import locked
 
     experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target)
@@ -83,8 +85,8 @@ def stack(
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment)
         add_line(experiment, blend)
-    _show_runs(experiment, out, runs)
-    _show_blend(experiment, out, blend)
+    show_runs(experiment, out, runs)
+    show_blend(experiment, out, blend)
     if (submission := experiment.folder / "submission.csv").exists():
         out.say(f"submission: {submission}")
     out.say(f"report: {report}")
@@ -114,6 +116,7 @@ def import_oof(
 ) -> None:
     """Bring another pipeline's out-of-fold and test predictions in as a level-1 run."""
     from stack.imported import ImportedColumns, import_oof
+    from stack.shown import show_runs
 
     experiment, out = open_it(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
@@ -121,7 +124,7 @@ def import_oof(
         experiment, name, oof, test, out, columns=columns, test_averaged=test_averaged, exclude=exclude,
         foreign_folds=foreign_folds, replace=replace,
     )  # fmt: skip
-    _show_runs(experiment, out, [run])
+    show_runs(experiment, out, [run])
 
 
 @app.command()
@@ -134,7 +137,8 @@ def tune(
     quiet: QuietOption = False,
 ) -> None:
     """Optuna studies that survive and continue; the config uses what they chose under `tuned:`."""
-    from stack.stackers import level1_runs, run_stackers
+    from stack.sources import level1_runs
+    from stack.stackers import run_stackers
     from stack.store import locked
     from stack.tune import tune_blend, tune_gbdt
 
@@ -204,36 +208,6 @@ def compare(
         f"{made.objective} of {a} less {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
         f"{delong} on {made.rows:,} rows; {verdict}"
     )
-
-
-def _show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
-    from stack.summary import run_table
-
-    if runs:
-        objective = experiment.config.objective
-        table = run_table(experiment, runs)
-        table["95 % interval"] = [
-            f"{low:.4f} – {high:.4f}" for low, high in zip(table["low"], table["high"], strict=True)
-        ]
-        shown = ["run", "kind", "rows", objective, "95 % interval", "ap", "within_folds", "seconds", "note"]
-        shown += [column for column in ("equal_size",) if column in table]
-        out.table(table[shown], f"{experiment.name}: out-of-fold {objective} of each run, interval by group")
-
-
-def _show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
-    import pandas as pd
-
-    from stack.metrics import Interval
-
-    meta, headline = blend.meta, Interval(**blend.meta["headline"])
-    out.say(
-        f"{experiment.name}: {meta['objective']} {headline.value:.4f} [{headline.low:.4f}, {headline.high:.4f}] nested "
-        f"(mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
-        f"tuned in-sample it would claim {meta['tuned_in_sample']:.4f}"
-    )
-    out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
-    weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
-    out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")
 
 
 app.add_typer(data_commands)

@@ -24,6 +24,9 @@ class Columns(Strict):
     site: str | None = None
     diagnosis: str | None = None
     fold: str | None = None  # folds that are decided already, instead of dealing
+    width: str | None = None  # of the original picture in pixels, as `shortcuts` may use; the cache knows it too
+    height: str | None = None
+    bytes: str | None = None  # of the picture's file
 
 
 class TFRecords(Strict):
@@ -92,14 +95,19 @@ class Features(Strict):
     logits: bool = True
     metadata: bool = True
     aggregates: bool = True  # per patient: of age and of each run's logit
+    cohort: bool = True  # each logit against those of the same age band, sex and site
+    neighbours: bool = True  # per patient: how far each run's embedding stands from the others'
     frozen_z: int = Field(32, ge=0)  # principal components of each frozen run's embedding; 0: none
+    aligned_z: int = Field(0, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
+    context_counts: bool = False  # images of the group: an artefact of collection, off by default
+    shortcuts: bool = False  # width, height and bytes of the picture: the same
 
 
 class Stacker(Strict):
-    """One level-2 run: a GBDT over all folds."""
+    """One level-2 run over all folds: a GBDT, or a logistic regression as the simple second opinion."""
 
     name: Name
-    kind: Literal["lightgbm", "xgboost"]
+    kind: Literal["lightgbm", "xgboost", "logistic"]
     params: dict[str, Any] = {}
     enabled: bool = True
 

@@ -15,10 +15,14 @@ from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.ranks import AVERAGED
 from stack.store import Run
-from tabular.aggregates import metadata_aggregates, prediction_aggregates
+from stack.table import ACQUISITION
+from tabular.aggregates import context_counts, metadata_aggregates, prediction_aggregates
+from tabular.cohort import CohortScore
 from tabular.encode import MetadataEncoder
+from tabular.neighbours import embedding_aggregates
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
+FEWEST_COMPONENTS = 32  # of a frozen embedding that is only measured within its group
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class FeatureSettings:
     metadata: bool
     aggregates: bool
     frozen_z: int
+    aligned_z: int
+    neighbours: bool
+    cohort: bool
+    context_counts: bool
+    shortcuts: bool
 
 
 class FoldFeatures:
@@ -79,14 +88,20 @@ class FoldFeatures:
         self.names = names
         self.seed = seed
 
-    def fit(self, frame: pd.DataFrame, z: Mapping[str, NDArray[np.float16]]) -> FoldFeatures:
-        """``frame``: the fold's training rows; ``z``: each frozen run's embedding (n, d) of them. No targets."""
+    def fit(
+        self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
+    ) -> FoldFeatures:
+        """``frame``, ``logits`` (n, runs) and each run's ``z`` (n, d) of the fold's training rows. No targets.
+
+        A ``z`` in float16 is of a frozen backbone and is reduced here; float32 are components that are aligned already.
+        """
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
-        self.pca_ = {name: self._fit_pca(values) for name, values in z.items()} if self.settings.frozen_z else {}
+        self.pca_ = {name: self._fit_pca(values) for name, values in z.items() if values.dtype == np.float16}
+        self.cohort_ = CohortScore().fit(frame, logits) if self.settings.cohort else None
         return self
 
     def transform(
-        self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.float16]]
+        self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
     ) -> pd.DataFrame:
         """Features (n, columns) float32 of whole groups; ``logits`` (n, runs) and ``z`` as one fold net sees them."""
         blocks = []
@@ -97,15 +112,33 @@ class FoldFeatures:
         if self.settings.aggregates:
             blocks.append(metadata_aggregates(frame[["group", "age"]]))
             blocks.append(prediction_aggregates(frame["group"], logits, self.names))
-        for name, pca in self.pca_.items():
-            columns = [f"{name}_z{i}" for i in range(pca.n_components_)]
-            # scikit-learn refuses to transform no rows, which is what an experiment without a test csv has.
-            values = pca.transform(z[name].astype(np.float32)) if len(z[name]) else np.empty((0, len(columns)))
-            blocks.append(pd.DataFrame(values, columns=columns))
+        if self.cohort_ is not None:
+            blocks.append(self.cohort_.transform(frame, logits, self.names))
+        for name, values in z.items():
+            components, kept = self._components(name, values)
+            if kept:
+                columns = [f"{name}_z{i}" for i in range(min(kept, components.shape[1]))]
+                blocks.append(pd.DataFrame(components[:, : len(columns)], columns=columns))
+            if self.settings.neighbours:
+                blocks.append(embedding_aggregates(frame["group"], components, name))
+        if self.settings.context_counts:
+            blocks.append(context_counts(frame[["group", "site"]]))
+        if self.settings.shortcuts:
+            blocks.append(frame[list(ACQUISITION)])
         return pd.concat([block.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
 
-    def _fit_pca(self, z: NDArray[np.float16]) -> PCA:
-        components = min(self.settings.frozen_z, *z.shape)
+    def _components(self, name: str, z: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
+        """Centred components (n, r) of a run, and how many of them are features themselves."""
+        if name not in self.pca_:
+            return z, self.settings.aligned_z
+        pca = self.pca_[name]
+        # scikit-learn refuses to transform no rows, which is what an experiment without a test csv has.
+        return (
+            pca.transform(z.astype(np.float32)) if len(z) else np.empty((0, pca.n_components_), np.float32)
+        ), self.settings.frozen_z
+
+    def _fit_pca(self, z: NDArray[np.floating]) -> PCA:
+        components = min(self.settings.frozen_z or FEWEST_COMPONENTS, *z.shape)
         return PCA(components, random_state=self.seed).fit(z.astype(np.float32))
 
 

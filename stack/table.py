@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from stack.errors import ConfigError, DataError
 
 REQUIRED = ("id", "group", "target")
-OPTIONAL = ("age", "sex", "site", "diagnosis", "fold")
+ACQUISITION = ("width", "height", "bytes")  # how the picture was made, not what it shows: law 8
+OPTIONAL = ("age", "sex", "site", "diagnosis", "fold", *ACQUISITION)
 TRAIN_ONLY = ("target", "diagnosis", "fold")
 
 # What exporters write into a group column when nothing is known about the group.
@@ -142,9 +143,14 @@ def _read_frame(
     frame = text[["id", "group"]].copy()
     if is_train:
         frame["target"] = _target(text["target"], path, faults, may_be_one_class=is_external)
-    frame["age"] = _age(text["age"], path, faults) if "age" in text else np.float32(np.nan)
+    frame["age"] = (
+        _number("age", "a number of years", text["age"], path, faults) if "age" in text else np.float32(np.nan)
+    )
     for name in ("sex", "site"):
         frame[name] = _words(text[name]).str.lower() if name in text else _all_missing(len(text))
+    for name in ACQUISITION:
+        if name in text:
+            frame[name] = _number(name, "a number of pixels or bytes", text[name], path, faults)
     if "diagnosis" in text:
         frame["diagnosis"] = _words(text["diagnosis"])
     if "fold" in text:
@@ -219,14 +225,14 @@ def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_clas
     return numbers.where(~bad, 0).to_numpy(np.int8)
 
 
-def _age(values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
+def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
     known = ~values.str.lower().isin(_MISSING)
     numbers = pd.to_numeric(values.where(known), errors="coerce").to_numpy(np.float64, na_value=np.nan)
     bad = known & ~(np.isfinite(numbers) & (numbers >= 0))
     if bad.any():
         faults.append(
-            f"{path}: age {_listed(values[bad])} ({_rows(bad)}) is not a number of years: "
-            "correct it, or leave the cell empty where the age is unknown"
+            f"{path}: {name} {_listed(values[bad])} ({_rows(bad)}) is not {what}: "
+            f"correct it, or leave the cell empty where the {name} is unknown"
         )
     return numbers.astype(np.float32)
 

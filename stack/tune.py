@@ -21,12 +21,14 @@ from scipy.special import expit
 from stack.blend import Blender
 from stack.config import Stacker
 from stack.console import Out
+from stack.embeddings import read_embeddings
 from stack.experiment import Experiment
+from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
 from stack.matrix import predictions_of
 from stack.metrics import score
 from stack.nested import left_out
 from stack.ranks import NetRanks
-from stack.stackers import FoldMatrix, fold_matrix, inner_rows, level1_runs
+from stack.sources import level1_runs
 from stack.store import Run, atomic
 from tabular.gbdt import DEFAULTS, fit_gbdt, predict_logit
 
@@ -59,11 +61,12 @@ def tune_gbdt(experiment: Experiment, stacker: Stacker, out: Out, *, trials: int
     deadline = None if timeout is None else time.monotonic() + timeout
     sources = level1_runs(experiment)
     predictions = predictions_of(experiment, sources)
+    embeddings = read_embeddings(experiment, sources)
     chosen, inner_scores = {}, {}
     with out.bar(f"tune {stacker.name}", trials * k, "trials") as progress:
         for outer in range(k):
             inner = [fold for fold in range(k) if fold != outer]
-            splits = [fold_matrix(experiment, sources, predictions, fold, without=outer) for fold in inner]
+            splits = [fold_matrix(experiment, embeddings, predictions, fold, without=outer) for fold in inner]
             study = _open_study(experiment, f"gbdt-{stacker.name}-without-{outer}")
             progress(min(_ended(study), trials))
             while _ended(study) < trials and (deadline is None or time.monotonic() < deadline):

@@ -38,9 +38,9 @@ def fit_alignment(anchors: NDArray[np.floating], components: int) -> Alignment:
     """Fit on ``anchors`` (nets, n, d), the same n images as each net embeds them; no targets.
 
     ``components`` is at most n / 5, beyond which a rotation fits noise, and at most d. Centre and scale each net,
-    reduce by the principal axes of all nets' anchors together, rotate each net onto the nets' mean by orthogonal Procrustes
-    (Schönemann 1966), the mean again by turns (Gower 1975). The residual is measured by the same fit on four fifths of
-    the anchors. Raises TabularError for fewer than 25 anchors.
+    reduce by the principal axes of all nets' anchors together, rotate each net onto the nets' mean by orthogonal
+    Procrustes (Schönemann 1966), the mean again by turns (Gower 1975). The residual is measured by the same fit on
+    four fifths of the anchors. Raises TabularError for fewer than 25 anchors.
     """
     nets, n, width = anchors.shape
     if n < 25:

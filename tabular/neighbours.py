@@ -72,8 +72,8 @@ def _within(unit: Floats) -> Floats:
 
 def _local_outlier_factor(distance: Floats, neighbour: NDArray[np.intp]) -> Floats:
     """Breunig et al. 2000, of each row's k neighbours (n, k) and their distances."""
-    distance = np.maximum(distance, np.float32(0))
-    reach = np.maximum(distance, distance.max(axis=1)[neighbour])
+    near = np.maximum(distance, 0)
+    reach = np.maximum(near, near.max(axis=1)[neighbour])
     density = 1 / (reach.mean(axis=1) + np.float32(1e-10))  # as scikit-learn keeps copies apart
     factor: Floats = (density[neighbour].mean(axis=1) / density).astype(np.float32)
     return factor
@@ -81,5 +81,5 @@ def _local_outlier_factor(distance: Floats, neighbour: NDArray[np.intp]) -> Floa
 
 def _unit(z: Floats) -> Floats:
     length = np.linalg.norm(z, axis=1, keepdims=True)
-    unit: Floats = z / np.where(length > 0, length, 1)
+    unit: Floats = (z / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
     return unit

@@ -11,8 +11,10 @@ import yaml
 from conftest import run_cli
 from elsewhere import bring_in, mistake, opened, predictions, write_world
 
+from stack.embeddings import read_embeddings
+from stack.fold_matrix import fold_matrix
 from stack.matrix import predictions_of
-from stack.stackers import fold_matrix, level1_runs
+from stack.sources import level1_runs
 
 STACKER = {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 12, "patience": 4}}
 
@@ -41,7 +43,13 @@ def test_a_study_for_a_fold_sees_none_of_its_rows(config: Path) -> None:
     fold_of = experiment.folds.frame["fold"].to_numpy()
     sources = level1_runs(experiment)
     for outer, inner in [(0, 1), (2, 0)]:
-        matrix = fold_matrix(experiment, sources, predictions_of(experiment, sources), inner, without=outer)
+        matrix = fold_matrix(
+            experiment,
+            read_embeddings(experiment, sources),
+            predictions_of(experiment, sources),
+            inner,
+            without=outer,
+        )
         assert outer not in fold_of[np.concatenate([matrix.train_rows, matrix.held_rows])]
         assert set(fold_of[matrix.held_rows]) == {inner}
         assert inner not in fold_of[matrix.train_rows]

@@ -1,0 +1,44 @@
+"""What a command prints of its results."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from stack.console import Out
+from stack.experiment import Experiment
+from stack.metrics import Interval
+from stack.store import Run
+from stack.summary import run_table
+
+
+def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
+    """Each run's out-of-fold score with its interval; of level 2 also what it must not live on."""
+    if runs:
+        objective = experiment.config.objective
+        table = run_table(experiment, runs)
+        table["95 % interval"] = [
+            f"{low:.4f} – {high:.4f}" for low, high in zip(table["low"], table["high"], strict=True)
+        ]
+        shown = ["run", "kind", "rows", objective, "95 % interval", "ap", "within_folds", "seconds", "note"]
+        shown += [column for column in ("equal_size",) if column in table]
+        out.table(table[shown], f"{experiment.name}: out-of-fold {objective} of each run, interval by group")
+    for run in runs:
+        if run.has("probes"):
+            out.table(
+                run.frame("probes"),
+                f"{run.name}: what shortcuts would add to it, and how it does alone; groups of one and other groups "
+                "against the mean of its level-1 logits",
+            )
+
+
+def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
+    """The headline, the methods beside each other, the weights."""
+    meta, headline = blend.meta, Interval(**blend.meta["headline"])
+    out.say(
+        f"{experiment.name}: {meta['objective']} {headline.value:.4f} [{headline.low:.4f}, {headline.high:.4f}] nested "
+        f"(mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
+        f"tuned in-sample it would claim {meta['tuned_in_sample']:.4f}"
+    )
+    out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
+    weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
+    out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")
