@@ -95,7 +95,7 @@ class Features(Strict):
     logits: bool = True
     metadata: bool = True
     aggregates: bool = True  # per patient: of age and of each run's logit
-    cohort: bool = True  # each logit against those of the same age band, sex and site
+    cohort: bool = False  # each logit against those of the same age band, sex and site
     neighbours: bool = True  # per patient: how far each run's embedding stands from the others'
     frozen_z: int = Field(32, ge=0)  # principal components of each frozen run's embedding; 0: none
     aligned_z: int = Field(0, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
@@ -109,6 +109,8 @@ class Stacker(Strict):
     name: Name
     kind: Literal["lightgbm", "xgboost", "logistic"]
     params: dict[str, Any] = {}
+    bags: int = Field(3, ge=1)  # models with seeds of their own, averaged in logits
+    negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of them sees
     enabled: bool = True
 
 

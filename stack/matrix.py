@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,27 @@ def read_predictions(
         test=np.stack(tests, axis=2),
         test_nets=np.stack(test_nets, axis=1),
     )
+
+
+def standardised(predictions: Predictions) -> Predictions:
+    """Each run's logits on the scale of the net that made them: less its out-of-fold mean, by its spread.
+
+    Fold nets differ in scale, and a tree can't tell a confident net from a risky lesion. A test column that
+    came averaged takes the mean of the nets' scales. No targets.
+    """
+    oof, test = predictions.oof.copy(), predictions.test.copy()
+    for run in range(oof.shape[1]):
+        nets = predictions.nets[:, run]
+        scales = {}
+        for net in np.unique(nets):
+            logits = predictions.oof[nets == net, run].astype(np.float64)
+            scales[int(net)] = logits.mean(), max(float(logits.std()), 1e-6)
+            oof[nets == net, run] = (logits - scales[int(net)][0]) / scales[int(net)][1]
+        mean, spread = (float(np.mean([scale[part] for scale in scales.values()])) for part in (0, 1))
+        for fold, net in enumerate(predictions.test_nets[:, run]):
+            centre, unit = scales.get(int(net), (mean, spread)) if net != AVERAGED else (mean, spread)
+            test[fold, :, run] = (predictions.test[fold, :, run] - centre) / unit
+    return replace(predictions, oof=oof, test=test)
 
 
 @dataclass(frozen=True)

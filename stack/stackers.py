@@ -18,12 +18,12 @@ from stack.console import Out
 from stack.embeddings import Embedding, alignment_notes, read_embeddings
 from stack.experiment import Experiment
 from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
-from stack.matrix import Predictions, predictions_of
+from stack.matrix import Predictions, predictions_of, standardised
 from stack.shortcuts import Probe, probe_experiments, probe_table
 from stack.store import Run, fingerprint, frame_fingerprint, prediction_frame, read_run, set_aside, write_run
 from stack.table import ACQUISITION
 from stack.tuned import tuned_fingerprint, tuned_params
-from tabular.models import Model, chosen_of, fit_model, predict_model, write_model
+from tabular.models import Bag, fit_bag, write_bag
 
 
 def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[Run]:
@@ -55,7 +55,7 @@ def _fit_all(
     out: Out,
 ) -> None:
     started = time.monotonic()
-    predictions = predictions_of(experiment, sources)
+    predictions = standardised(predictions_of(experiment, sources))
     left_out = len(experiment.target) - len(predictions.rows)
     if left_out:
         out.say(f"level 2: {left_out} training rows are left out, as declared by {_declarers(sources)}")
@@ -126,16 +126,16 @@ def _fit_fold(
         folder = experiment.models / stacker.name / f"fold_{fold}"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         folder.mkdir(parents=True)
-        model = _fit(experiment, stacker, matrix, fold)
-        file = write_model(model, folder)
-        write_run(folder, {"fold": fold, "chosen": chosen_of(model)}, frames={}, beside=[file])
-        oof, test = (predict_model(model, x, threads=threads) for x in (matrix.held, x_test))
+        bag = _fit(experiment, stacker, matrix, fold)
+        files = write_bag(bag, folder)
+        write_run(folder, {"fold": fold, "chosen": bag.chosen, "shift": bag.shift}, frames={}, beside=files)
+        oof, test = (bag.logit(x, threads=threads) for x in (matrix.held, x_test))
         made.append({
             "oof": prediction_frame(ids, fold, oof),
             "test": prediction_frame(experiment.table.test["id"], fold, test),
-            "alone": predict_model(model, matrix.held_alone, threads=threads),
+            "alone": bag.logit(matrix.held_alone, threads=threads),
             "features": list(matrix.train.columns),
-            "chosen": chosen_of(model),
+            "chosen": bag.chosen,
         })  # fmt: skip
     return made
 
@@ -149,12 +149,12 @@ def _held_out(
 ) -> NDArray[np.float32]:
     """Logits of the held-out rows alone, of a model that is not kept."""
     matrix = fold_matrix(experiment, embeddings, predictions, fold)
-    model = _fit(experiment, stacker, matrix, fold)
-    return predict_model(model, matrix.held, threads=experiment.config.threads)
+    bag = _fit(experiment, stacker, matrix, fold)
+    return bag.logit(matrix.held, threads=experiment.config.threads)
 
 
-def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, fold: int) -> Model:
-    return fit_model(
+def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, fold: int) -> Bag:
+    return fit_bag(
         stacker.kind,
         matrix.train,
         experiment.target[matrix.train_rows],
@@ -162,6 +162,8 @@ def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, fold: int
         params={**stacker.params, **tuned_params(experiment, stacker.name, fold)},
         seed=experiment.config.seed,
         threads=experiment.config.threads,
+        bags=stacker.bags,
+        negatives=stacker.negatives,
     )
 
 

@@ -24,7 +24,7 @@ from stack.console import Out
 from stack.embeddings import read_embeddings
 from stack.experiment import Experiment
 from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
-from stack.matrix import predictions_of
+from stack.matrix import predictions_of, standardised
 from stack.metrics import score
 from stack.nested import left_out
 from stack.ranks import NetRanks
@@ -60,7 +60,7 @@ def tune_gbdt(experiment: Experiment, stacker: Stacker, out: Out, *, trials: int
     k = experiment.folds.k
     deadline = None if timeout is None else time.monotonic() + timeout
     sources = level1_runs(experiment)
-    predictions = predictions_of(experiment, sources)
+    predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
     chosen, inner_scores = {}, {}
     with out.bar(f"tune {stacker.name}", trials * k, "trials") as progress:

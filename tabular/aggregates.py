@@ -74,7 +74,8 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
 def context_counts(frame: pd.DataFrame) -> pd.DataFrame:
     """How many images the group has, in all and at the row's site: an artefact of collection (law 8), off by default.
 
-    Columns `group` and `site` (missing sites count together); gives float32 `group_images` and `group_images_of_site`.
+    Columns `group` and `site` (missing sites count together); gives float32 `group_images` and `group_images_of_site`,
+    as logarithms.
     """
     codes, groups = code_groups(frame["group"])
     sites, _ = pd.factorize(frame["site"])  # -1 where missing
@@ -83,7 +84,8 @@ def context_counts(frame: pd.DataFrame) -> pd.DataFrame:
         "group_images": np.bincount(codes, minlength=groups)[codes],
         "group_images_of_site": np.bincount(at_site, minlength=places)[at_site],
     }
-    return pd.DataFrame(features, index=frame.index).astype(np.float32)
+    logs = {name: np.log(counts) for name, counts in features.items()}
+    return pd.DataFrame(logs, index=frame.index).astype(np.float32)
 
 
 def code_groups(group: ArrayLike) -> tuple[Positions, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,33 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from tabular.errors import TabularError
-from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, write_gbdt
+from tabular.gbdt import SUFFIXES, Gbdt, fit_gbdt, predict_logit, write_gbdt
 from tabular.logistic import Logistic, fit_logistic, write_logistic
 
-Model = Gbdt | Logistic
-FILES = {"lightgbm": "model.txt", "xgboost": "model.ubj", "logistic": "model.json"}
+
+@dataclass(frozen=True)
+class Bag:
+    """Models of one kind on different draws, whose logits are averaged after each is put back to the rows' prior."""
+
+    models: tuple[Gbdt | Logistic, ...]
+    shift: float  # added to each logit
+
+    def logit(self, X: pd.DataFrame, *, threads: int = 1) -> NDArray[np.float32]:
+        """Log odds (n,) of features (n, columns)."""
+        made = [
+            model.logit(X) if isinstance(model, Logistic) else predict_logit(model, X, threads=threads)
+            for model in self.models
+        ]
+        mean = np.stack(made).mean(axis=0, dtype=np.float64) + self.shift
+        return np.asarray(mean, np.float32)
+
+    @property
+    def chosen(self) -> list[float]:
+        """What the inner part chose for each: rounds, or the ridge strength."""
+        return [model.strength if isinstance(model, Logistic) else model.rounds for model in self.models]
 
 
-def fit_model(
+def fit_bag(
     kind: str,
     X: pd.DataFrame,
     y: ArrayLike,
@@ -26,34 +46,44 @@ def fit_model(
     params: Mapping[str, float | bool],
     seed: int,
     threads: int,
-) -> Model:
-    """Fit ``kind`` to X (n, columns) and y (n,); ``inner`` (n,) marks the rows, whole groups, on which it chooses its
-    rounds or its strength before it is refitted on all. Raises TabularError for parameters that it doesn't have."""
+    bags: int = 1,
+    negatives: float = 1.0,
+) -> Bag:
+    """Fit ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
+
+    ``inner`` (n,) marks the rows, whole groups, on which each chooses its rounds or its strength before it is refitted
+    on all. Each sees all positive rows and a share ``negatives`` of the others, drawn anew; the log of that share is
+    taken off the odds again (King & Zeng 2001). A logistic regression on all rows is the same for every seed, so it is
+    fitted once. Raises TabularError for parameters that the kind doesn't have.
+    """
     target = np.asarray(y)
-    stop = X[inner], target[inner]
-    if kind == "logistic":
-        if params:
-            raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
-        return fit_logistic(X[~inner], target[~inner], stop=stop)
-    return fit_gbdt(kind, X[~inner], target[~inner], stop=stop, params=params, seed=seed, threads=threads)
+    if kind == "logistic" and params:
+        raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
+    models: list[Gbdt | Logistic] = []
+    for number in range(1 if kind == "logistic" and negatives == 1 else bags):
+        taken = np.ones(len(target), bool)
+        if negatives < 1:
+            taken = (target == 1) | (np.random.default_rng((seed, number)).random(len(target)) < negatives)
+        learn, watch = taken & ~inner, taken & inner
+        stop = X[watch], target[watch]
+        if kind == "logistic":
+            models.append(fit_logistic(X[learn], target[learn], stop=stop))
+        else:
+            models.append(
+                fit_gbdt(kind, X[learn], target[learn], stop=stop, params=params, seed=seed + number, threads=threads)
+            )
+    return Bag(tuple(models), float(np.log(negatives)))
 
 
-def predict_model(model: Model, X: pd.DataFrame, *, threads: int) -> NDArray[np.float32]:
-    """Log odds (n,)."""
-    return model.logit(X) if isinstance(model, Logistic) else predict_logit(model, X, threads=threads)
-
-
-def write_model(model: Model, folder: Path) -> Path:
-    """The file in ``folder`` that holds it, in a format that executes nothing when read."""
-    if isinstance(model, Logistic):
-        path = folder / FILES["logistic"]
-        write_logistic(model, path)
-    else:
-        path = folder / FILES[model.kind]
-        write_gbdt(model, path)
-    return path
-
-
-def chosen_of(model: Model) -> float:
-    """What the inner part chose: rounds, or the ridge strength."""
-    return model.strength if isinstance(model, Logistic) else model.rounds
+def write_bag(bag: Bag, folder: Path) -> list[Path]:
+    """The files in ``folder`` that hold the models, in formats that execute nothing when read."""
+    paths = []
+    for number, model in enumerate(bag.models):
+        suffix = ".json" if isinstance(model, Logistic) else SUFFIXES[model.kind]
+        path = folder / f"model{f'_{number}' if number else ''}{suffix}"
+        if isinstance(model, Logistic):
+            write_logistic(model, path)
+        else:
+            write_gbdt(model, path)
+        paths.append(path)
+    return paths

@@ -13,7 +13,7 @@ from elsewhere import bring_in, mistake, opened, predictions, write_world
 
 from stack.embeddings import read_embeddings
 from stack.fold_matrix import fold_matrix
-from stack.matrix import predictions_of
+from stack.matrix import predictions_of, standardised
 from stack.sources import level1_runs
 
 STACKER = {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 12, "patience": 4}}
@@ -46,7 +46,7 @@ def test_a_study_for_a_fold_sees_none_of_its_rows(config: Path) -> None:
         matrix = fold_matrix(
             experiment,
             read_embeddings(experiment, sources),
-            predictions_of(experiment, sources),
+            standardised(predictions_of(experiment, sources)),
             inner,
             without=outer,
         )

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from tabular.errors import TabularError
+from tabular.gbdt import read_gbdt
+from tabular.logistic import fit_logistic, read_logistic
+from tabular.models import fit_bag, write_bag
+
+KINDS = ["lightgbm", "xgboost", "logistic"]
+
+
+@pytest.fixture
+def rows(rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    n = 3000
+    X = pd.DataFrame(rng.normal(size=(n, 4)).astype(np.float32), columns=["p", "q", "noise", "age"])
+    y = (rng.random(n) < expit(1.5 * X["p"] + X["q"] - 2.5)).astype(np.int8).to_numpy()
+    X.loc[rng.random(n) < 0.1, "age"] = np.nan
+    return X, y, rng.random(n) < 0.2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bag_is_the_mean_of_its_models_logits(kind: str, rows: tuple) -> None:
+    X, y, inner = rows
+    params = {} if kind == "logistic" else {"rounds": 60}
+    bag = fit_bag(kind, X, y, inner, params=params, seed=5, threads=1, bags=3)
+    alone = [fit_bag(kind, X, y, inner, params=params, seed=5 + number, threads=1) for number in range(3)]
+    np.testing.assert_allclose(bag.logit(X), np.mean([one.logit(X) for one in alone], axis=0), atol=1e-5)
+    assert roc_auc_score(y, bag.logit(X)) > 0.8
+    assert len(bag.chosen) == (1 if kind == "logistic" else 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_negatives_leave_the_prevalence_where_it_was(kind: str, rows: tuple) -> None:
+    X, y, inner = rows
+    params = {} if kind == "logistic" else {"rounds": 60}
+    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2, negatives=0.3)
+    assert len(bag.models) == 2
+    assert expit(bag.logit(X)).mean() == pytest.approx(y.mean(), rel=0.15)
+    assert (bag.models[0].logit(X) if kind == "logistic" else bag.logit(X) - bag.shift).mean() > bag.logit(X).mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_predicts_the_same(kind: str, rows: tuple, tmp_path: Path) -> None:
+    X, y, inner = rows
+    params = {} if kind == "logistic" else {"rounds": 20}
+    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2)
+    paths = write_bag(bag, tmp_path)
+    assert len(paths) == len(bag.models)
+    again = [read_logistic(path) if kind == "logistic" else read_gbdt(path) for path in paths]
+    read = type(bag)(tuple(again), bag.shift)
+    assert (read.logit(X) == bag.logit(X)).all()
+
+
+def test_logistic_refuses_parameters(rows: tuple) -> None:
+    X, y, inner = rows
+    with pytest.raises(TabularError, match="logistic has no parameters, got rounds"):
+        fit_bag("logistic", X, y, inner, params={"rounds": 3}, seed=0, threads=1)
+
+
+def test_the_logistic_regression_is_scikit_learns_on_standardised_rows(rows: tuple) -> None:
+    X, y, inner = rows
+    model = fit_logistic(X[~inner], y[~inner], stop=(X[inner], y[inner]), strengths=(0.01,))
+    x = X.to_numpy(np.float64)
+    z = np.nan_to_num((x - np.nanmean(x, axis=0)) / np.nanstd(x, axis=0))
+    order = np.r_[np.flatnonzero(~inner), np.flatnonzero(inner)]
+    oracle = LogisticRegression(C=0.01, max_iter=2000).fit(z[order], y[order])
+    np.testing.assert_allclose(model.logit(X), oracle.decision_function(z), atol=1e-3)
+
+
+def test_one_extreme_value_steers_nothing(rows: tuple) -> None:
+    X, y, inner = rows
+    model = fit_logistic(X[~inner], y[~inner], stop=(X[inner], y[inner]))
+    far = X[:1].assign(p=1e9)
+    assert model.logit(far)[0] == model.logit(X[:1].assign(p=1e6))[0]
+    with pytest.raises(TabularError, match="columns aren't those of the fit"):
+        model.logit(X[["q", "p", "noise", "age"]])
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"columns": []}', "\x00"])
+def test_a_damaged_logistic_model_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(TabularError, match=r"model\.json is no logistic model"):
+        read_logistic(tmp_path / "model.json")
