@@ -97,8 +97,8 @@ class Features(Strict):
     aggregates: bool = True  # per patient: of age and of each run's logit
     cohort: bool = False  # each logit against those of the same age band, sex and site
     neighbours: bool = True  # per patient: how far each run's embedding stands from the others'
-    frozen_z: int = Field(32, ge=0)  # principal components of each frozen run's embedding; 0: none
-    aligned_z: int = Field(0, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
+    frozen_z: int = Field(0, ge=0)  # principal components of each frozen run's embedding; 0: none
+    aligned_z: int = Field(16, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
     context_counts: bool = False  # images of the group: an artefact of collection, off by default
     shortcuts: bool = False  # width, height and bytes of the picture: the same
 

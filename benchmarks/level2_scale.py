@@ -1,0 +1,120 @@
+"""Building the level-2 matrix at the size of ISIC 2024: time and peak memory against rows, and against groupby.apply.
+
+python benchmarks/level2_scale.py
+
+Generated: 1,042 patients with up to 9,000 rows, as in ISIC 2024's 401,059; three runs with 64 aligned components each.
+Smaller sizes draw whole patients. Each size runs in a process of its own, so that its peak is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stack.matrix import FeatureSettings, FoldFeatures
+from tabular.aggregates import prediction_aggregates
+
+ROWS, PATIENTS, LARGEST, RUNS, COMPONENTS = 401_059, 1_042, 9_000, 3, 64
+NAMES = tuple(f"run{number}" for number in range(RUNS))
+EVERYTHING = FeatureSettings(
+    logits=True, metadata=True, aggregates=True, cohort=True, neighbours=True, frozen_z=0, aligned_z=COMPONENTS,
+    context_counts=True, shortcuts=False,
+)  # fmt: skip
+
+
+def group_sizes(rng: np.random.Generator) -> np.ndarray:
+    """Log-normal, as patients of ISIC 2024 are, cut at the largest and scaled to the whole."""
+    sizes = np.sort(rng.lognormal(5.2, 1.15, PATIENTS))
+    for _ in range(50):
+        sizes = np.clip(sizes * ROWS / sizes.sum(), 1, LARGEST)
+    sizes = sizes.astype(int)
+    sizes[-1] = LARGEST
+    sizes[: ROWS - sizes.sum() if sizes.sum() < ROWS else 0] += 1
+    return sizes
+
+
+def write_world(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(PATIENTS), group_sizes(rng))
+    n = len(group)
+    np.save(folder / "group.npy", group)
+    np.save(folder / "logits.npy", rng.normal(-4, 1.5, (n, RUNS)).astype(np.float32))
+    for name in NAMES:
+        np.save(folder / f"{name}.npy", rng.normal(size=(n, COMPONENTS)).astype(np.float32))
+
+
+def measure(folder: Path, rows: int, queue: multiprocessing.Queue) -> None:
+    group = np.load(folder / "group.npy")
+    order = np.random.default_rng(1).permutation(PATIENTS)
+    sizes = np.bincount(group)
+    kept = order[: int(np.searchsorted(np.cumsum(sizes[order]), min(rows, len(group)))) + 1]
+    mask = np.isin(group, kept)
+    logits = np.load(folder / "logits.npy", mmap_mode="r")[mask]
+    z = {name: np.load(folder / f"{name}.npy", mmap_mode="r")[mask] for name in NAMES}
+    rng = np.random.default_rng(2)
+    n = int(mask.sum())
+    frame = pd.DataFrame({
+        "group": pd.Series(group[mask]).astype("str"),
+        "age": rng.integers(4, 17, n) * 5.0,
+        "sex": rng.choice(["male", "female"], n),
+        "site": rng.choice(["posterior torso", "lower extremity", "anterior torso", "upper extremity", "head/neck"], n),
+    })  # fmt: skip
+    started = time.perf_counter()
+    features = FoldFeatures(EVERYTHING, NAMES, seed=0).fit(frame, logits, z)
+    matrix = features.transform(frame, logits, z)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    queue.put((n, matrix.shape[1], seconds, peak, int((np.bincount(group)[kept].astype(np.int64) ** 2).sum())))
+
+
+def naive(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a user would write for one run's aggregates."""
+
+    def of_group(part: pd.DataFrame) -> pd.DataFrame:
+        p = part["p"]
+        others = (p.sum() - p) / max(len(p) - 1, 1)
+        return pd.DataFrame({
+            "mean": p.mean(), "max": p.max(), "min": p.min(), "std": p.std(ddof=0), "rank": p.rank(pct=True),
+            "z": (p - p.mean()) / p.std(ddof=0), "others": others, "diff": p - others,
+        }, index=part.index)  # fmt: skip
+
+    return frame.groupby("group", group_keys=False)[["p"]].apply(of_group)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="*", default=[50_000, 100_000, 200_000, ROWS])
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name:
+        write_world(Path(name))
+        print(f"{'rows':>8}{'columns':>9}{'seconds':>9}{'µs a row':>10}{'peak GB':>9}{'sum of squared sizes':>22}")
+        for rows in options.rows:
+            queue = context.Queue()
+            process = context.Process(target=measure, args=(Path(name), rows, queue))
+            process.start()
+            n, columns, seconds, peak, squares = queue.get()
+            process.join()
+            print(f"{n:8,}{columns:9}{seconds:9.1f}{seconds / n * 1e6:10.1f}{peak:9.2f}{squares:22,}", flush=True)
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 2_056, 33_126)
+    frame = pd.DataFrame({"group": group, "p": rng.random(33_126)})
+    started = time.perf_counter()
+    naive(frame)
+    plain = time.perf_counter() - started
+    started = time.perf_counter()
+    prediction_aggregates(group, frame[["p"]].to_numpy(), ["p"])
+    ours = time.perf_counter() - started
+    print(f"8 aggregates of one run, 33,126 rows: {ours * 1e3:.0f} ms, groupby.apply {plain * 1e3:.0f} ms", end="")
+    print(f": {plain / ours:.0f} ×")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Level 2 on the small world: what its features are made of, and what they must not be made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_cli, small_config
+
+from stack.acquisition import FILE
+from stack.config import read_config
+from stack.console import Out
+from stack.embeddings import alignment_notes, read_embeddings
+from stack.experiment import Experiment, open_experiment
+from stack.fold_matrix import fold_matrix
+from stack.matrix import Predictions, predictions_of, standardised
+from stack.ranks import AVERAGED
+from stack.sources import level1_runs
+from stack.store import read_run
+from stack.table import Table
+
+FEATURES = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
+STACKERS = [
+    {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20, "patience": 5}, "bags": 2, "negatives": 0.8},
+    {"name": "line", "kind": "logistic"},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("level2")
+    config = small_config(small_data, folder, features=FEATURES, stackers=STACKERS)
+    assert run_cli("oof", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    return folder
+
+
+@pytest.fixture
+def experiment(folder: Path) -> Experiment:
+    path = folder / "small.yaml"
+    return open_experiment(read_config(path), path, Out(quiet=True))
+
+
+@pytest.fixture
+def predictions(experiment: Experiment) -> Predictions:
+    return standardised(predictions_of(experiment, level1_runs(experiment)))
+
+
+def test_every_fold_net_has_the_same_scale(experiment: Experiment, predictions: Predictions) -> None:
+    raw = predictions_of(experiment, level1_runs(experiment))
+    for run in range(predictions.oof.shape[1]):
+        for net in range(3):
+            rows = raw.nets[:, run] == net
+            scaled, own = predictions.oof[rows, run], raw.oof[rows, run]
+            assert abs(scaled.mean()) < 1e-4
+            assert scaled.std() == pytest.approx(1, abs=1e-4)
+            np.testing.assert_allclose(
+                predictions.test[net, :, run], (raw.test[net, :, run] - own.mean()) / own.std(), atol=1e-3
+            )
+
+
+def test_test_predictions_that_came_averaged_take_the_mean_scale(experiment: Experiment) -> None:
+    raw = predictions_of(experiment, level1_runs(experiment))
+    averaged = replace(raw, test_nets=np.full_like(raw.test_nets, AVERAGED))
+    scales = [(raw.oof[raw.nets[:, 0] == k, 0].mean(), raw.oof[raw.nets[:, 0] == k, 0].std()) for k in range(3)]
+    mean, spread = np.mean(scales, axis=0)
+    np.testing.assert_allclose(
+        standardised(averaged).test[1, :, 0], (raw.test[1, :, 0] - mean) / spread, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_targets_change_no_feature(experiment: Experiment, predictions: Predictions) -> None:
+    """The permutation law: features are fitted without targets, so shuffling these leaves every column as it was."""
+    embeddings = read_embeddings(experiment, level1_runs(experiment))
+    train = experiment.table.train
+    target = np.random.default_rng(0).permutation(train["target"].to_numpy())
+    shuffled = replace(experiment, table=Table(train.assign(target=target), experiment.table.test))
+    for fold in range(3):
+        before = fold_matrix(experiment, embeddings, predictions, fold, alone=True)
+        after = fold_matrix(shuffled, embeddings, predictions, fold, alone=True)
+        pd.testing.assert_frame_equal(before.train, after.train)
+        pd.testing.assert_frame_equal(before.held, after.held)
+
+
+def test_another_groups_predictions_change_no_row(experiment: Experiment, predictions: Predictions) -> None:
+    embeddings = read_embeddings(experiment, level1_runs(experiment))
+    matrix = fold_matrix(experiment, embeddings, predictions, 0)
+    held = experiment.table.train.iloc[matrix.held_rows]
+    mine = (held["group"] == held["group"].iloc[0]).to_numpy()
+    z = {name: embedding.oof[matrix.held_rows].copy() for name, embedding in embeddings.items()}
+    logits = predictions.oof[np.isin(predictions.rows, matrix.held_rows)].copy()
+    before = matrix.features.transform(held, logits, z)
+    logits[~mine] += 3
+    for values in z.values():
+        values[~mine] *= -2
+    after = matrix.features.transform(held, logits, z)
+    pd.testing.assert_frame_equal(before[mine], after[mine])
+    assert not before[~mine].equals(after[~mine])
+
+
+def test_aligned_components_stand_in_the_order_of_the_table(experiment: Experiment) -> None:
+    runs = level1_runs(experiment)
+    embeddings = read_embeddings(experiment, runs)
+    run = next(run for run in runs if run.name == "tiny")
+    oof, test = run.frame("oof").set_index("id"), run.frame("test")
+    alignment = embeddings["tiny"].alignment
+    assert alignment is not None
+    assert embeddings["still"].alignment is None
+    for place in (0, 17, 100):
+        row = experiment.table.train["id"].iloc[place]
+        at = oof.index.get_loc(row)
+        made = alignment.transform(run.array("oof_z")[[at]], int(oof["fold"].iloc[at]))[0]
+        np.testing.assert_allclose(embeddings["tiny"].oof[place], made, atol=1e-5)
+    for net in range(3):
+        at = np.flatnonzero((test["fold"] == net) & (test["id"] == experiment.table.test["id"].iloc[5]))
+        made = alignment.transform(run.array("test_z")[at], net)[0]
+        np.testing.assert_allclose(embeddings["tiny"].test_of(net)[5], made, atol=1e-5)
+    (note,) = alignment_notes(embeddings, runs)
+    assert note.startswith("tiny: embeddings of 3 nets aligned on train rows, 3 components, residual ")
+
+
+def test_what_brings_new_images_onto_the_shared_axes_is_kept(experiment: Experiment) -> None:
+    runs = level1_runs(experiment)
+    embedding = read_embeddings(experiment, runs)["tiny"]
+    level2 = read_run(experiment.models / "gbdt")
+    assert level2 is not None
+    run = next(run for run in runs if run.name == "tiny")
+    test = run.frame("test")
+    for net in range(3):
+        rows = (test["fold"] == net).to_numpy()
+        z = run.array("test_z")[rows].astype(np.float32)
+        made = (z - level2.array("tiny_mean")[net]) @ level2.array("tiny_turn")[net]
+        np.testing.assert_allclose(made, embedding.test_of(net), atol=1e-4)
+
+
+def test_the_columns_are_those_that_were_asked_for(experiment: Experiment) -> None:
+    level2 = read_run(experiment.models / "gbdt")
+    assert level2 is not None
+    columns = level2.meta["features"]
+    assert {"tiny", "age", "tiny_group_rank", "tiny_cohort_z", "still_z3", "tiny_z2", "tiny_group_nearest"} <= {
+        *columns
+    }
+    assert not {"group_images", "width", "bytes", "tiny_z3", "still_z4"} & {*columns}
+
+
+def test_the_first_stacker_says_what_it_must_not_live_on(experiment: Experiment) -> None:
+    level2 = read_run(experiment.models / "gbdt")
+    assert level2 is not None
+    probes = level2.frame("probes").set_index("what")
+    assert {"alone", "context_counts", "shortcuts"} <= set(probes.index)
+    oof = level2.frame("oof")
+    for name in ("alone", "context_counts", "shortcuts"):
+        assert probes.loc[name, "rows"] == len(oof)
+        assert probes.loc[name, "low"] <= probes.loc[name, "auc"] <= probes.loc[name, "high"]
+    assert not read_run(experiment.models / "line").has("probes")  # type: ignore[union-attr]
+
+
+def test_shortcuts_are_features_only_when_asked_for(
+    folder: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = small_config(
+        small_data, copy, features=FEATURES | {"shortcuts": True, "context_counts": True}, stackers=STACKERS
+    )
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    columns = read_run(copy / "runs" / "small" / "models" / "gbdt").meta["features"]  # type: ignore[union-attr]
+    assert {"width", "height", "bytes", "group_images", "group_images_of_site"} <= {*columns}
+    (copy / "runs" / "small" / FILE).unlink()
+    assert run_cli("stack", "-c", str(config), "-q") == 2
+    assert "features.shortcuts needs width, height and bytes" in capsys.readouterr().err
