@@ -107,10 +107,13 @@ class Stacker(Strict):
     """One level-2 run over all folds: a GBDT, or a logistic regression as the simple second opinion."""
 
     name: Name
-    kind: Literal["lightgbm", "xgboost", "logistic"]
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
     params: dict[str, Any] = {}
     bags: int = Field(3, ge=1)  # models with seeds of their own, averaged in logits
     negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of them sees
+    positive_weight: float = Field(1.0, gt=0)  # of positive rows in the loss of a GBDT
+    monotone: bool = False  # a run's p up, the GBDT's risk never down
+    device: Literal["cpu", "gpu"] = "cpu"  # of GBDTs; other bytes, and LightGBM needs a build that has it
     enabled: bool = True
 
 

@@ -164,6 +164,9 @@ def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, fold: int
         threads=experiment.config.threads,
         bags=stacker.bags,
         negatives=stacker.negatives,
+        positive_weight=stacker.positive_weight,
+        increasing=matrix.features.names if stacker.monotone else (),
+        gpu=stacker.device == "gpu",
     )
 
 

@@ -22,6 +22,7 @@ from stack.blend import Blender
 from stack.config import Stacker
 from stack.console import Out
 from stack.embeddings import read_embeddings
+from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
 from stack.matrix import predictions_of, standardised
@@ -30,7 +31,8 @@ from stack.nested import left_out
 from stack.ranks import NetRanks
 from stack.sources import level1_runs
 from stack.store import Run, atomic
-from tabular.gbdt import DEFAULTS, fit_gbdt, predict_logit
+from tabular.gbdt import fit_gbdt, predict_logit
+from tabular.gbdt_params import DEFAULTS
 
 # low, high, logarithmic; around the defaults, which are each study's first trial
 SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
@@ -48,6 +50,13 @@ SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
         "subsample": (0.4, 1.0, False),
         "colsample_bytree": (0.1, 1.0, False),
     },
+    "catboost": {
+        "depth": (2, 7, False),
+        "l2_leaf_reg": (1.0, 100.0, True),
+        "random_strength": (0.1, 10.0, True),
+        "subsample": (0.4, 1.0, False),
+        "rsm": (0.1, 1.0, False),
+    },
 }
 
 
@@ -57,6 +66,8 @@ def tune_gbdt(experiment: Experiment, stacker: Stacker, out: Out, *, trials: int
     Goes on until each study has ``trials`` ended trials (pruned ones count) or ``timeout`` seconds are over;
     interrupted, it continues with the same result. Returns the yaml that the config names under ``tuned.gbdt``.
     """
+    if stacker.kind not in SPACES:
+        raise ConfigError(f"{stacker.name} is a {stacker.kind} model: studies are for {', '.join(SPACES)}")
     k = experiment.folds.k
     deadline = None if timeout is None else time.monotonic() + timeout
     sources = level1_runs(experiment)

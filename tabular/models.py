@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from tabular.errors import TabularError
-from tabular.gbdt import SUFFIXES, Gbdt, fit_gbdt, predict_logit, write_gbdt
+from tabular.gbdt import Gbdt, fit_gbdt, predict_logit
+from tabular.gbdt_files import write_gbdt
+from tabular.gbdt_libraries import LIBRARIES
 from tabular.logistic import Logistic, fit_logistic, write_logistic
 
 
@@ -48,15 +50,21 @@ def fit_bag(
     threads: int,
     bags: int = 1,
     negatives: float = 1.0,
+    positive_weight: float = 1.0,
+    increasing: Collection[str] = (),
+    gpu: bool = False,
 ) -> Bag:
     """Fit ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
     ``inner`` (n,) marks the rows, whole groups, on which each chooses its rounds or its strength before it is refitted
-    on all. Each sees all positive rows and a share ``negatives`` of the others, drawn anew; the log of that share is
-    taken off the odds again (King & Zeng 2001). A logistic regression on all rows is the same for every seed, so it is
+    on all. Each sees all positive rows, weighed by ``positive_weight``, and a share ``negatives`` of the others, drawn
+    anew; what both add to the log odds is taken off again (King & Zeng 2001). With more of an ``increasing`` column the
+    logit of a GBDT never falls. A logistic regression on all rows is the same for every seed, so it is
     fitted once. Raises TabularError for parameters that the kind doesn't have.
     """
     target = np.asarray(y)
+    if kind == "logistic" and positive_weight != 1:
+        raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or take `negatives`")
     if kind == "logistic" and params:
         raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
     models: list[Gbdt | Logistic] = []
@@ -70,16 +78,19 @@ def fit_bag(
             models.append(fit_logistic(X[learn], target[learn], stop=stop))
         else:
             models.append(
-                fit_gbdt(kind, X[learn], target[learn], stop=stop, params=params, seed=seed + number, threads=threads)
-            )
-    return Bag(tuple(models), float(np.log(negatives)))
+                fit_gbdt(
+                    kind, X[learn], target[learn], stop=stop, params=params, seed=seed + number, threads=threads,
+                    increasing=increasing, positive_weight=positive_weight, gpu=gpu,
+                )
+            )  # fmt: skip
+    return Bag(tuple(models), float(np.log(negatives) - np.log(positive_weight)))
 
 
 def write_bag(bag: Bag, folder: Path) -> list[Path]:
     """The files in ``folder`` that hold the models, in formats that execute nothing when read."""
     paths = []
     for number, model in enumerate(bag.models):
-        suffix = ".json" if isinstance(model, Logistic) else SUFFIXES[model.kind]
+        suffix = ".json" if isinstance(model, Logistic) else LIBRARIES[model.kind].suffix
         path = folder / f"model{f'_{number}' if number else ''}{suffix}"
         if isinstance(model, Logistic):
             write_logistic(model, path)

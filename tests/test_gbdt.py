@@ -5,7 +5,10 @@ from scipy.special import expit, logit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tabular.errors import TabularError
-from tabular.gbdt import DEFAULTS, SUFFIXES, fit_gbdt, importance, predict_logit, read_gbdt, write_gbdt
+from tabular.gbdt import fit_gbdt, importance, predict_logit
+from tabular.gbdt_files import read_gbdt, write_gbdt
+from tabular.gbdt_libraries import LIBRARIES
+from tabular.gbdt_params import DEFAULTS
 
 KINDS = sorted(DEFAULTS)
 both = pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +69,7 @@ def test_rounds_are_found_on_the_stop_rows_and_the_refit_uses_all_rows(kind):
 def test_the_same_seed_and_threads_give_the_same_bytes(kind, threads, tmp_path):
     contents = []
     for name in "ab":
-        path = tmp_path / f"{name}{SUFFIXES[kind]}"
+        path = tmp_path / f"{name}{LIBRARIES[kind].suffix}"
         write_gbdt(fit(kind, threads=threads), path)
         contents.append(path.read_bytes())
     assert contents[0] == contents[1]
@@ -83,7 +86,7 @@ def test_a_read_model_predicts_bitwise_what_the_written_one_did(kind, tmp_path):
     X, _ = rows(3000, 2)
     model = fit(kind)
     before = predict_logit(model, X)
-    path = tmp_path / f"model{SUFFIXES[kind]}"
+    path = tmp_path / f"model{LIBRARIES[kind].suffix}"
     write_gbdt(model, path)
     again = read_gbdt(path)
     assert (again.kind, again.columns, again.rounds) == (kind, tuple(COLUMNS), model.rounds)
@@ -99,12 +102,12 @@ def test_a_read_model_predicts_bitwise_what_the_written_one_did(kind, tmp_path):
 
 @both
 def test_a_file_cut_short_anywhere_is_refused(kind, tmp_path):
-    path = tmp_path / f"model{SUFFIXES[kind]}"
+    path = tmp_path / f"model{LIBRARIES[kind].suffix}"
     write_gbdt(fit(kind), path)
     content = path.read_bytes()
     for length in [0, 1, 40, len(content) // 5, len(content) // 2, len(content) - 200, len(content) - 1]:
         path.write_bytes(content[:length])
-        with pytest.raises(TabularError, match=f"model{SUFFIXES[kind]} is (no whole|a damaged) {kind} model"):
+        with pytest.raises(TabularError, match=f"model{LIBRARIES[kind].suffix} is (no whole|a damaged) {kind} model"):
             read_gbdt(path)
 
 
@@ -134,6 +137,10 @@ def test_targets_without_signal_leave_the_base_rate(kind):
     X, _ = rows(600, 0)
     y = np.arange(600) % 4 == 0
     noise = X.notna() * 0.0
+    if kind == "catboost":
+        with pytest.raises(TabularError, match="constant"):
+            fit_gbdt(kind, noise, y, stop=(noise[:100], y[:100]), params={}, seed=0, threads=1)
+        return
     model = fit_gbdt(kind, noise, y, stop=(noise[:100], y[:100]), params={}, seed=0, threads=1)
     np.testing.assert_allclose(predict_logit(model, noise), logit(0.25), atol=0.02)
 
@@ -178,7 +185,7 @@ def test_a_bad_value_names_the_parameter(kind, params, message):
 @both
 def test_overrides_reach_the_library(kind):
     X, _ = rows(600, 0)
-    stump = fit(kind, stop=False, params={**QUICK, "rounds": 1, "max_depth": 1})
+    stump = fit(kind, stop=False, params={**QUICK, "rounds": 1, "depth" if kind == "catboost" else "max_depth": 1})
     assert len(np.unique(predict_logit(stump, X))) == 2
 
 

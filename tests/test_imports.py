@@ -48,7 +48,10 @@ ORDER = {
         "neighbours",
         "cohort",
         "align",
+        "gbdt_params",
+        "gbdt_libraries",
         "gbdt",
+        "gbdt_files",
         "logistic",
         "models",
     ],
@@ -121,7 +124,7 @@ HEAVY = {
     **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c", "imagecodecs"), "image_models/"),
     **dict.fromkeys(("kornia", "torchcam"), "image_models/"),
     "ray": "stack/task_runner.py",
-    **dict.fromkeys(("lightgbm", "xgboost"), "tabular/gbdt.py"),
+    **dict.fromkeys(("lightgbm", "xgboost", "catboost"), "tabular/gbdt_libraries.py"),
 }
 
 

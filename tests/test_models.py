@@ -10,11 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from tabular.errors import TabularError
-from tabular.gbdt import read_gbdt
+from tabular.gbdt_files import read_gbdt
 from tabular.logistic import fit_logistic, read_logistic
 from tabular.models import fit_bag, write_bag
 
-KINDS = ["lightgbm", "xgboost", "logistic"]
+KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 
 
 @pytest.fixture
@@ -89,3 +89,28 @@ def test_a_damaged_logistic_model_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(TabularError, match=r"model\.json is no logistic model"):
         read_logistic(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize("kind", ["lightgbm", "xgboost", "catboost"])
+def test_what_may_only_raise_the_risk_never_lowers_it(kind: str, rng: np.random.Generator) -> None:
+    X = pd.DataFrame(rng.normal(size=(2000, 2)).astype(np.float32), columns=["p (net a)", "age"])
+    bent = 2 * np.abs(X["p (net a)"]) - 1.5  # falls, then rises
+    y = (rng.random(2000) < expit(bent)).astype(np.int8).to_numpy()
+    inner = rng.random(2000) < 0.2
+    line = pd.DataFrame({"p (net a)": np.linspace(-3, 3, 200, dtype=np.float32), "age": np.float32(0)})
+
+    def falls(**options: object) -> float:
+        bag = fit_bag(kind, X, y, inner, params={"rounds": 100}, seed=0, threads=1, **options)
+        return float(-np.diff(bag.logit(line)).min())
+
+    assert falls() > 0.05
+    assert falls(increasing=["p (net a)", "not there"]) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["lightgbm", "xgboost", "catboost"])
+def test_a_weight_leaves_the_prevalence_where_it_was(kind: str, rows: tuple) -> None:
+    X, y, inner = rows
+    bag = fit_bag(kind, X, y, inner, params={"rounds": 60}, seed=0, threads=1, positive_weight=4.0)
+    assert bag.shift == pytest.approx(-np.log(4))
+    assert expit(bag.logit(X)).mean() == pytest.approx(y.mean(), rel=0.25)
+    assert expit(bag.logit(X) + np.log(4)).mean() > 1.5 * y.mean()

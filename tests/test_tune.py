@@ -11,10 +11,13 @@ import yaml
 from conftest import run_cli
 from elsewhere import bring_in, mistake, opened, predictions, write_world
 
+from stack.console import Out
 from stack.embeddings import read_embeddings
+from stack.errors import ConfigError
 from stack.fold_matrix import fold_matrix
 from stack.matrix import predictions_of, standardised
 from stack.sources import level1_runs
+from stack.tune import tune_gbdt
 
 STACKER = {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 12, "patience": 4}}
 
@@ -109,3 +112,11 @@ def test_a_study_of_other_rows_is_refused(config: Path, capsys: pytest.CaptureFi
     assert "was tuned on other rows or folds" in mistake(capsys, *use)
     assert "run `dermstack tune`" in mistake(capsys, "stack", "-c", str(config), "--set", "tuned.gbdt.gbdt=gone.yaml")
     assert "choose blend or gbdt" in mistake(capsys, "tune", "image", "-c", str(config))
+
+
+def test_a_stacker_without_parameters_has_no_study(tmp_path: Path) -> None:
+    path = write_world(tmp_path, stackers=[{"name": "line", "kind": "logistic"}], blend={"trials": 4})
+    experiment = opened(path)
+    bring_in(experiment, "a", *predictions(experiment, seed=0))
+    with pytest.raises(ConfigError, match="line is a logistic model: studies are for lightgbm, xgboost, catboost"):
+        tune_gbdt(experiment, experiment.config.stackers[0], Out(quiet=True), trials=2, timeout=None)

@@ -1,0 +1,186 @@
+"""LightGBM, XGBoost and CatBoost, each as the same few functions. Only this file knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import lightgbm
+import numpy as np
+import xgboost
+from numpy.typing import NDArray
+
+from tabular.errors import TabularError
+from tabular.gbdt_params import Params
+
+Matrix = NDArray[np.float32]
+Rows = tuple[Matrix, Matrix, Matrix | None]  # features (n, columns), targets (n,), weights (n,) or all one
+Boosted = tuple[Any, int]  # the booster and its rounds
+
+
+@dataclass(frozen=True)
+class Library:
+    """What is asked of a library; ``names`` are column names that it takes."""
+
+    suffix: str  # of its file
+    # Whether a file has its whole length. On some that were cut short LightGBM and XGBoost end the process (abort,
+    # segmentation fault), and LightGBM and CatBoost read others as if nothing were wrong.
+    is_whole: Callable[[bytes], bool]
+    boost: Callable[[Rows, int, list[str], Params, Rows | None, int], Boosted]
+    margin: Callable[[Any, Matrix, int], NDArray[np.floating]]  # log odds (n,)
+    dump: Callable[[Any], bytes]
+    load: Callable[[bytes], tuple[Any, list[str], int]]  # booster, names, rounds
+    gain: Callable[[Any, list[str]], NDArray[np.float64]]
+    increasing: Callable[[list[bool]], Params]  # which columns may only raise the logit
+    refusals: tuple[type[Exception], ...]
+
+
+def _boost_lightgbm(
+    train: Rows, rounds: int, names: list[str], params: Params, watch: Rows | None, patience: int
+) -> Boosted:
+    data = lightgbm.Dataset(train[0], train[1], weight=train[2], feature_name=names)
+    if watch is None:
+        booster = lightgbm.train(dict(params), data, rounds)
+        return booster, booster.num_trees()
+    watched = lightgbm.Dataset(watch[0], watch[1], weight=watch[2], reference=data)
+    stopping = lightgbm.early_stopping(patience, verbose=False)
+    booster = lightgbm.train(dict(params), data, rounds, valid_sets=[watched], callbacks=[stopping])
+    return booster, booster.best_iteration
+
+
+def _load_lightgbm(content: bytes) -> tuple[Any, list[str], int]:
+    booster = lightgbm.Booster(model_str=content.decode())
+    return booster, booster.feature_name(), booster.num_trees()
+
+
+def _boost_xgboost(
+    train: Rows, rounds: int, names: list[str], params: Params, watch: Rows | None, patience: int
+) -> Boosted:
+    threads = params["nthread"]
+    data = xgboost.DMatrix(train[0], train[1], weight=train[2], feature_names=names, nthread=threads)
+    if watch is None:
+        booster = xgboost.train(params, data, rounds)
+        return booster, booster.num_boosted_rounds()
+    watched = xgboost.DMatrix(watch[0], watch[1], weight=watch[2], feature_names=names, nthread=threads)
+    early = {"evals": [(watched, "stop")], "early_stopping_rounds": patience, "verbose_eval": False}
+    booster = xgboost.train(params, data, rounds, **early)
+    return booster, booster.best_iteration + 1
+
+
+def _margin_xgboost(booster: Any, features: Matrix, threads: int) -> NDArray[np.floating]:
+    booster.set_param({"nthread": threads})
+    margin: NDArray[np.floating] = booster.inplace_predict(features, predict_type="margin", validate_features=False)
+    return margin
+
+
+def _load_xgboost(content: bytes) -> tuple[Any, list[str], int]:
+    booster = xgboost.Booster(model_file=bytearray(content))
+    return booster, booster.feature_names or [], booster.num_boosted_rounds()
+
+
+def _gain_xgboost(booster: Any, names: list[str]) -> NDArray[np.float64]:
+    found = booster.get_score(importance_type="total_gain")
+    return np.array([found.get(name, 0.0) for name in names], np.float64)
+
+
+def _catboost() -> Any:
+    try:
+        import catboost
+    except ImportError as error:
+        raise TabularError("catboost is not installed: pip install 'dermstack[catboost]', or take lightgbm") from error
+    return catboost
+
+
+def _boost_catboost(
+    train: Rows, rounds: int, names: list[str], params: Params, watch: Rows | None, patience: int
+) -> Boosted:
+    catboost = _catboost()
+    renamed = {"nthread": "thread_count", "seed": "random_seed"}
+    settings = {renamed.get(name, name): value for name, value in params.items()}
+    model = catboost.CatBoost(settings | {"iterations": rounds})
+    data = catboost.Pool(train[0], train[1], weight=train[2], feature_names=names)
+    if watch is None:
+        model.fit(data)
+        return model, model.tree_count_
+    watched = catboost.Pool(watch[0], watch[1], weight=watch[2], feature_names=names)
+    model.fit(data, eval_set=watched, early_stopping_rounds=patience, use_best_model=True)
+    return model, model.tree_count_
+
+
+def _dump_catboost(model: Any) -> bytes:
+    metadata = model.get_metadata()  # time, a random name, losses: the same model would have other bytes each time
+    for name in list(metadata.keys()):
+        del metadata[name]
+    content: bytes = model._serialize_model()  # what save_model writes, without a file between
+    return content
+
+
+def _is_whole_catboost(content: bytes) -> bool:
+    return content.startswith(b"CBM1") and len(content) == 8 + int.from_bytes(content[4:8], "little")
+
+
+def _load_catboost(content: bytes) -> tuple[Any, list[str], int]:
+    model = _catboost().CatBoost()
+    model.load_model(blob=content)
+    return model, model.feature_names_, model.tree_count_
+
+
+class _Refused(Exception):
+    """Stands for CatBoost's own error where CatBoost is not installed."""
+
+
+def _catboost_error() -> type[Exception]:
+    try:
+        from catboost import CatBoostError
+    except ImportError:
+        return _Refused
+    error: type[Exception] = CatBoostError
+    return error
+
+
+def _flags(increasing: list[bool]) -> list[int]:
+    return [int(flag) for flag in increasing]
+
+
+LIBRARIES: Mapping[str, Library] = {
+    "lightgbm": Library(
+        suffix=".txt",
+        is_whole=lambda content: content.startswith(b"tree\n") and content.endswith(b"pandas_categorical:null\n"),
+        boost=_boost_lightgbm,
+        margin=lambda booster, x, threads: booster.predict(x, raw_score=True, num_threads=threads),
+        dump=lambda booster: booster.model_to_string().encode(),
+        load=_load_lightgbm,
+        gain=lambda booster, names: booster.feature_importance("gain").astype(np.float64),
+        increasing=lambda flags: {"monotone_constraints": ",".join(map(str, _flags(flags)))},
+        refusals=(lightgbm.basic.LightGBMError,),
+    ),
+    "xgboost": Library(
+        suffix=".ubj",
+        is_whole=lambda content: content.startswith(b"{") and content.endswith(b"}"),
+        boost=_boost_xgboost,
+        margin=_margin_xgboost,
+        dump=lambda booster: bytes(booster.save_raw("ubj")),
+        load=_load_xgboost,
+        gain=_gain_xgboost,
+        increasing=lambda flags: {"monotone_constraints": f"({','.join(map(str, _flags(flags)))})"},
+        refusals=(xgboost.core.XGBoostError,),
+    ),
+    "catboost": Library(
+        suffix=".cbm",
+        is_whole=_is_whole_catboost,
+        boost=_boost_catboost,
+        margin=lambda model, x, threads: model.predict(x, prediction_type="RawFormulaVal", thread_count=threads),
+        dump=_dump_catboost,
+        load=_load_catboost,
+        gain=lambda model, names: np.asarray(model.get_feature_importance(), np.float64),
+        increasing=lambda flags: {"monotone_constraints": f"({','.join(map(str, _flags(flags)))})"},
+        refusals=(_catboost_error(),),
+    ),
+}
+
+
+def library_names(columns: tuple[str, ...]) -> list[str]:
+    """Column names as the libraries take them: LightGBM takes no blanks, XGBoost no brackets."""
+    return [quote(name, safe="") for name in columns]
