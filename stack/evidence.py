@@ -84,7 +84,7 @@ def report_data(experiment: Experiment, blend: Run) -> ReportData:
         fold=oof["fold"].to_numpy(),
         folds=experiment.folds.summary(experiment.target),
         facts=_facts(experiment),
-        notes=_notes(experiment, blend),
+        notes=_notes(experiment, blend) + [note for run in runs for note in _level2_notes(run)],
         settings=yaml.safe_dump(
             experiment.config.model_dump(mode="json", exclude={"runs", "cache"}),
             sort_keys=False,
@@ -121,6 +121,27 @@ def _notes(experiment: Experiment, blend: Run) -> list[str]:
             "Targets are shuffled between groups of equal size: among groups of one size all should be chance."
         )
     return notes
+
+
+def _level2_notes(run: Run) -> list[str]:
+    """What a stacker must not live on, and how well the embeddings that it takes fit each other."""
+    if not run.has("probes"):
+        return []
+    says = {
+        "context_counts": "{run} would have AUC {auc:.4f} with the number of images of the group among its features: "
+        "{apart}. An artefact of how images were collected; off unless `features.context_counts`.",
+        "shortcuts": "{run} would have AUC {auc:.4f} with width, height and bytes of the pictures: {apart}. "
+        "An artefact of how images were made; off unless `features.shortcuts`.",
+        "alone": "{run} has AUC {auc:.4f} where every image is judged as if its group had no other: {apart}.",
+        "groups of one": "Among groups of one {run} has AUC {auc:.4f}, less the mean of its runs' logits {apart}.",
+    }
+    notes = []
+    for probe in run.frame("probes").to_dict("records"):
+        if text := says.get(str(probe["what"])):
+            low, high = probe["difference_low"], probe["difference_high"]
+            apart = f"{probe['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            notes.append(text.format(run=run.name, auc=probe["auc"], apart=apart))
+    return notes + list(run.meta.get("alignment", []))
 
 
 def _versions() -> dict[str, str]:

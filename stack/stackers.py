@@ -76,6 +76,7 @@ def _fit_all(
         for result in joblib.Parallel(n_jobs=experiment.config.n_jobs, return_as="generator")(tasks):
             made.append(result)
             progress(1)
+    _warn_of_unseen([fold[0]["unseen"] for fold in made[: len(folds)]], out)
     fitted, answers = made[: len(folds)], made[len(folds) :]
     for number, stacker in enumerate(stackers):
         parts = [fold[number] for fold in fitted]
@@ -136,6 +137,7 @@ def _fit_fold(
             "alone": bag.logit(matrix.held_alone, threads=threads),
             "features": list(matrix.train.columns),
             "chosen": bag.chosen,
+            "unseen": matrix.features.encoder_.unseen_,
         })  # fmt: skip
     return made
 
@@ -168,6 +170,18 @@ def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, fold: int
         increasing=matrix.features.names if stacker.monotone else (),
         gpu=stacker.device == "gpu",
     )
+
+
+def _warn_of_unseen(by_fold: list[dict[str, dict[str, int]]], out: Out) -> None:
+    """Categories of the test rows that the training rows of a fold lack: encoded as none of those known."""
+    seen: dict[str, int] = {}
+    for unseen in by_fold:
+        for column, values in unseen.items():
+            for value, rows in values.items():
+                seen[f"{column} {value!r}"] = max(rows, seen.get(f"{column} {value!r}", 0))
+    if seen:
+        listed = ", ".join(f"{name} in {rows:,} rows" for name, rows in sorted(seen.items()))
+        out.warn(f"test rows hold categories that no training row of some fold has, taken as none: {listed}")
 
 
 def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.float32]]:

@@ -174,3 +174,26 @@ def test_shortcuts_are_features_only_when_asked_for(
     (copy / "runs" / "small" / FILE).unlink()
     assert run_cli("stack", "-c", str(config), "-q") == 2
     assert "features.shortcuts needs width, height and bytes" in capsys.readouterr().err
+
+
+def test_the_report_says_what_shortcuts_would_add(folder: Path) -> None:
+    page = (folder / "runs" / "small" / "report.html").read_text(encoding="utf-8")
+    for words in ("with the number of images of the group", "as if its group had no other", "residual"):
+        assert words in page
+
+
+def test_a_category_that_only_test_rows_have_is_counted(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    test = pd.read_csv(data / "test.csv", dtype=str, keep_default_na=False)
+    test.loc[:6, "anatom_site_general_challenge"] = "moon"
+    test.to_csv(data / "test.csv", index=False)
+    models = [{"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}]
+    config = small_config(data, tmp_path, image_models=models, stackers=STACKERS[1:])
+    assert run_cli("oof", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "-c", str(config)) == 0
+    assert "site 'moon' in 7 rows" in capsys.readouterr().out
