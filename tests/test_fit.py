@@ -236,3 +236,18 @@ def test_a_frozen_head_has_seen_its_training_rows_and_no_other(cache: ImageCache
     frozen_fold(z, tmp_path / "after")
     before, after = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("before", "after"))
     assert before == after
+
+
+def test_rows_that_choose_the_epoch_are_not_trained_on(cache: ImageCache, tmp_path: Path) -> None:
+    choose = np.isin(np.arange(len(TRAIN)), [0, 1, 2, 3])
+
+    def weights(name: str) -> bytes:
+        fold(cache, tmp_path / name, [0], epochs=1, select="best", choose=choose)
+        return (tmp_path / name / "weights.safetensors").read_bytes()
+
+    before = weights("before")
+    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
+    pixels[TRAIN[choose]] //= 2
+    assert weights("other pictures to choose on") == before
+    pixels[TRAIN[5]] //= 2
+    assert weights("another picture to train on") != before

@@ -197,3 +197,13 @@ def test_a_category_that_only_test_rows_have_is_counted(
     assert run_cli("oof", "-c", str(config), "-q") == 0
     assert run_cli("stack", "-c", str(config)) == 0
     assert "site 'moon' in 7 rows" in capsys.readouterr().out
+
+
+def test_a_lone_image_is_judged_without_its_group(experiment: Experiment, predictions: Predictions) -> None:
+    embeddings = read_embeddings(experiment, level1_runs(experiment))
+    alone = fold_matrix(experiment, embeddings, predictions, 0, alone=True).held_alone
+    assert alone is not None
+    assert (alone["tiny_group_std"] == 0).all()
+    assert (alone["tiny_group_rank"] == 0.5).all()
+    assert (alone["tiny_group_nearest"] == 0).all()
+    assert (alone["tiny_group_max"] == alone["tiny"]).all()

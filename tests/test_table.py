@@ -266,3 +266,12 @@ def test_published_tables_are_read_whole(
     raw = pd.read_csv(DATA / name / "train.csv")
     missing = raw[["age_approx", "sex", "anatom_site_general_challenge"]].isna().to_numpy()
     np.testing.assert_array_equal(table.train[["age", "sex", "site"]].isna().to_numpy(), missing)
+
+
+def test_a_shuffled_diagnosis_goes_with_its_target() -> None:
+    """Left behind, it would tell a model with `target: diagnosis` what the target was."""
+    target = np.tile([0, 1, 0], 40)
+    train = pd.DataFrame({"target": target, "diagnosis": np.where(target == 1, "melanoma", "nevus")})
+    shuffled = shuffle_targets(train, np.arange(120).astype(str), seed=0)
+    assert (shuffled["target"] != train["target"]).any()
+    assert (shuffled["diagnosis"] == np.where(shuffled["target"] == 1, "melanoma", "nevus")).all()
