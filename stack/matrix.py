@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -143,10 +144,15 @@ class FoldFeatures:
             if self.settings.neighbours:
                 blocks.append(embedding_aggregates(frame["group"], components, name))
         if self.settings.context_counts:
-            blocks.append(context_counts(frame[["group", "site"]]))
+            blocks.append(context_counts(frame[["group", "site", "age"]]))
         if self.settings.shortcuts:
             blocks.append(frame[list(ACQUISITION)])
         return pd.concat([block.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
+
+    def to_json(self) -> str:
+        """What was fitted on the training rows, for new ones: encodings and cohorts (components are the run's)."""
+        cohort = None if self.cohort_ is None else json.loads(self.cohort_.to_json())
+        return json.dumps({"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}, ensure_ascii=False)
 
     def _components(self, name: str, z: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
         """Centred components (n, r) of a run, and how many of them are features themselves."""

@@ -129,6 +129,8 @@ def _fit_fold(
         folder.mkdir(parents=True)
         bag = _fit(experiment, stacker, matrix, fold)
         files = write_bag(bag, folder)
+        files.append(folder / "features.json")
+        files[-1].write_text(matrix.features.to_json(), encoding="utf-8")
         write_run(folder, {"fold": fold, "chosen": bag.chosen, "shift": bag.shift}, frames={}, beside=files)
         oof, test = (bag.logit(x, threads=threads) for x in (matrix.held, x_test))
         made.append({

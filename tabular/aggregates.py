@@ -72,15 +72,18 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
 
 
 def context_counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many images the group has, in all and at the row's site: an artefact of collection (law 8), off by default.
+    """How many images and visits the group has: an artefact of collection (law 8), off by default.
 
-    Columns `group` and `site` (missing sites count together); gives float32 `group_images` and `group_images_of_site`,
-    as logarithms.
+    Columns `group`, `site` (missing sites count together) and `age`, whose distinct values are the visits. Gives
+    float32 `group_images`, `group_images_of_site` and `group_visits`, as logarithms.
     """
     codes, groups = code_groups(frame["group"])
     sites, _ = pd.factorize(frame["site"])  # -1 where missing
     at_site, places = code_groups(codes * (sites.max(initial=0) + 2) + sites + 1)
+    ages, years = pd.factorize(frame["age"])  # -1 where missing
+    visits = pd.unique(codes[ages >= 0] * max(len(years), 1) + ages[ages >= 0]) // max(len(years), 1)
     features = {
+        "group_visits": np.maximum(np.bincount(visits, minlength=groups), 1)[codes],
         "group_images": np.bincount(codes, minlength=groups)[codes],
         "group_images_of_site": np.bincount(at_site, minlength=places)[at_site],
     }

@@ -145,10 +145,21 @@ def test_errors_name_the_rows_and_the_run():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["torso", "leg", None])), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["torso", "leg", None]), st.sampled_from([40.0, 45.0, None])),
+        min_size=1,
+        max_size=20,
+    )
+)
 def test_counts_equal_a_loop_over_rows(rows):
-    frame = pd.DataFrame(rows, columns=["group", "site"])
+    frame = pd.DataFrame(rows, columns=["group", "site", "age"])
+    frame["age"] = frame["age"].astype("float32")
     found = context_counts(frame)
-    for i, (group, site) in enumerate(rows):
-        assert found["group_images"][i] == pytest.approx(np.log(sum(other == group for other, _ in rows)))
-        assert found["group_images_of_site"][i] == pytest.approx(np.log(sum(other == (group, site) for other in rows)))
+    for i, (group, site, _) in enumerate(rows):
+        visits = {age for other, _, age in rows if other == group and age is not None}
+        assert found["group_visits"][i] == pytest.approx(np.log(max(len(visits), 1)))
+        assert found["group_images"][i] == pytest.approx(np.log(sum(other == group for other, _, _ in rows)))
+        assert found["group_images_of_site"][i] == pytest.approx(
+            np.log(sum(other[:2] == (group, site) for other in rows))
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from stack.ranks import AVERAGED
 from stack.sources import level1_runs
 from stack.store import read_run
 from stack.table import Table
+from tabular.cohort import CohortScore
+from tabular.encode import MetadataEncoder
 
 FEATURES = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
 STACKERS = [
@@ -207,3 +210,18 @@ def test_a_lone_image_is_judged_without_its_group(experiment: Experiment, predic
     assert (alone["tiny_group_rank"] == 0.5).all()
     assert (alone["tiny_group_nearest"] == 0).all()
     assert (alone["tiny_group_max"] == alone["tiny"]).all()
+
+
+def test_what_was_fitted_on_a_folds_rows_lies_beside_its_models(
+    experiment: Experiment, predictions: Predictions
+) -> None:
+    embeddings = read_embeddings(experiment, level1_runs(experiment))
+    for fold in range(3):
+        kept = json.loads((experiment.models / "line" / f"fold_{fold}" / "features.json").read_text(encoding="utf-8"))
+        matrix = fold_matrix(experiment, embeddings, predictions, fold)
+        held = experiment.table.train.iloc[matrix.held_rows]
+        logits = predictions.oof[np.isin(predictions.rows, matrix.held_rows)]
+        cohort = CohortScore.from_json(json.dumps(kept["cohort"])).transform(held, logits, predictions.names)
+        assert (cohort.to_numpy() == matrix.held[cohort.columns].to_numpy()).all()
+        encoded = MetadataEncoder.from_json(json.dumps(kept["metadata"])).transform(held)
+        np.testing.assert_array_equal(encoded.to_numpy(), matrix.held[encoded.columns].to_numpy())
