@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -85,27 +86,36 @@ def _gain_xgboost(booster: Any, names: list[str]) -> NDArray[np.float64]:
     return np.array([found.get(name, 0.0) for name in names], np.float64)
 
 
-def _catboost() -> Any:
+class _CatBoostRefuses(Exception):
+    """CatBoost's own error, under a name that is there before CatBoost is imported: that takes a second."""
+
+
+@contextmanager
+def _refusing() -> Iterator[Any]:
+    """The catboost module, whose error becomes `_CatBoostRefuses`. Raises TabularError where it is not installed."""
     try:
         import catboost
     except ImportError as error:
         raise TabularError("catboost is not installed: pip install 'dermstack[catboost]', or take lightgbm") from error
-    return catboost
+    try:
+        yield catboost
+    except catboost.CatBoostError as error:
+        raise _CatBoostRefuses(str(error)) from error
 
 
 def _boost_catboost(
     train: Rows, rounds: int, names: list[str], params: Params, watch: Rows | None, patience: int
 ) -> Boosted:
-    catboost = _catboost()
     renamed = {"nthread": "thread_count", "seed": "random_seed"}
     settings = {renamed.get(name, name): value for name, value in params.items()}
-    model = catboost.CatBoost(settings | {"iterations": rounds})
-    data = catboost.Pool(train[0], train[1], weight=train[2], feature_names=names)
-    if watch is None:
-        model.fit(data)
-        return model, model.tree_count_
-    watched = catboost.Pool(watch[0], watch[1], weight=watch[2], feature_names=names)
-    model.fit(data, eval_set=watched, early_stopping_rounds=patience, use_best_model=True)
+    with _refusing() as catboost:
+        model = catboost.CatBoost(settings | {"iterations": rounds})
+        data = catboost.Pool(train[0], train[1], weight=train[2], feature_names=names)
+        if watch is None:
+            model.fit(data)
+        else:
+            watched = catboost.Pool(watch[0], watch[1], weight=watch[2], feature_names=names)
+            model.fit(data, eval_set=watched, early_stopping_rounds=patience, use_best_model=True)
     return model, model.tree_count_
 
 
@@ -122,22 +132,10 @@ def _is_whole_catboost(content: bytes) -> bool:
 
 
 def _load_catboost(content: bytes) -> tuple[Any, list[str], int]:
-    model = _catboost().CatBoost()
-    model.load_model(blob=content)
+    with _refusing() as catboost:
+        model = catboost.CatBoost()
+        model.load_model(blob=content)
     return model, model.feature_names_, model.tree_count_
-
-
-class _Refused(Exception):
-    """Stands for CatBoost's own error where CatBoost is not installed."""
-
-
-def _catboost_error() -> type[Exception]:
-    try:
-        from catboost import CatBoostError
-    except ImportError:
-        return _Refused
-    error: type[Exception] = CatBoostError
-    return error
 
 
 def _flags(increasing: list[bool]) -> list[int]:
@@ -176,7 +174,7 @@ LIBRARIES: Mapping[str, Library] = {
         load=_load_catboost,
         gain=lambda model, names: np.asarray(model.get_feature_importance(), np.float64),
         increasing=lambda flags: {"monotone_constraints": f"({','.join(map(str, _flags(flags)))})"},
-        refusals=(_catboost_error(),),
+        refusals=(_CatBoostRefuses,),
     ),
 }
 
