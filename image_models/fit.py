@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from threadpoolctl import threadpool_limits
 
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, allowed_classes
-from image_models.device_augment import DeviceAugment
 from image_models.errors import ImageError
 from image_models.head import fit_head
 from image_models.net import build_net, write_weights
@@ -24,6 +23,9 @@ from image_models.predict import Predictions, pick_device, predict
 from image_models.settings import Training
 from image_models.train import prior_shift, train_net, training_prior
 from image_models.transforms import Augment
+
+if TYPE_CHECKING:
+    from image_models.device_augment import DeviceAugment
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,6 @@ def fit_fold(
         columns = metadata["train"][part] if metadata else None
         return CachedImages(cache, train[part], allowed[part], metadata=columns, augment=augmented)
 
-    on_device = training.augment_on == "device"
     by_seed: list[dict[str, Predictions]] = []
     histories = []
     shares = training_prior(allowed[learn], Training())
@@ -95,9 +96,9 @@ def fit_fold(
             prior=start.tolist(), seed=seed, positive=positive, dropout=training.dropout,
             dropout_samples=training.dropout_samples, metadata=metadata["train"].shape[1] if metadata else 0,
         )  # fmt: skip
+        of_row, of_batch = _augmentations(augment, seed, on_device=training.augment_on == "device")
         history = train_net(
-            net, of_train(learn, None if on_device else Augment(*augment, seed=seed)), training=training, seed=seed,
-            device=where, augment=DeviceAugment(*augment, seed=seed) if on_device else None,
+            net, of_train(learn, of_row), training=training, seed=seed, device=where, augment=of_batch,
             choose=None if choose is None else of_train(choose, None), state=weights / f"state_{seed}.pt",
             identity=f"{identity} {seed}", workers=workers, progress=progress, say=say,
         )  # fmt: skip
@@ -121,6 +122,17 @@ def fit_fold(
         name: Predictions(seed_logits[name].mean(axis=1, dtype=np.float32), by_seed[0][name].z) for name in sets
     }
     return FoldFit(predictions, seed_logits, pd.concat(histories, ignore_index=True))
+
+
+def _augmentations(
+    recipes: Sequence[str], seed: int, *, on_device: bool
+) -> tuple[Augment | None, DeviceAugment | None]:
+    """Of each row as it is loaded, or of each batch where it is trained on."""
+    if not on_device:
+        return Augment(*recipes, seed=seed), None
+    from image_models.device_augment import DeviceAugment  # kornia takes its time to import
+
+    return None, DeviceAugment(*recipes, seed=seed)
 
 
 def embed(

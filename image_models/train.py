@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ from sklearn.metrics import roc_auc_score
 from timm.optim import param_groups_layer_decay
 
 from image_models.dataset import Batch, CachedImages, load, train_batches
-from image_models.device_augment import DeviceAugment
 from image_models.ema import Average
 from image_models.errors import ImageError
 from image_models.loss import row_losses
@@ -26,6 +25,9 @@ from image_models.net import Net
 from image_models.predict import predict
 from image_models.settings import Training
 from image_models.state import read_state, write_state
+
+if TYPE_CHECKING:  # kornia is for those who augment on the device
+    from image_models.device_augment import DeviceAugment
 
 
 def train_net(
@@ -46,10 +48,9 @@ def train_net(
     """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
 
     No row that is scored comes in here. ``augment`` works on batches on the device, where the rows' own recipe doesn't.
-    ``choose`` are the rows on which `select: best` finds its epoch. ``state`` is a
-    file that is written after each epoch and taken up where it is of the same ``identity``: every draw comes from
-    (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the images of each step,
-    ``say`` what a user should know.
+    ``choose`` are the rows on which `select: best` finds its epoch. ``state`` is a file that is written after each
+    epoch and taken up where it is of the same ``identity``: every draw comes from (seed, epoch), so that a resumed
+    training ends in the same weights. ``progress`` is told the images of each step, ``say`` what a user should know.
 
     Returns the history, a row an epoch: epoch, loss (mean training loss), lr (at its end), images_per_s, and auc of
     ``choose``. Raises ImageError when the loss is no number any more.
