@@ -47,7 +47,8 @@ def fold_matrix(
     frames = [train.iloc[places] for places in rows]
     z = [{name: embedding.oof[places] for name, embedding in embeddings.items()} for places in rows]
     settings = FeatureSettings(**experiment.config.features.model_dump())
-    features = FoldFeatures(settings, predictions.names, seed=experiment.config.seed)
+    frozen = {name for name, embedding in embeddings.items() if embedding.alignment is None}
+    features = FoldFeatures(settings, predictions.names, frozen=frozen, seed=experiment.config.seed)
     features.fit(frames[0], predictions.oof[parts[0]], z[0])
     x_train, x_held = (
         features.transform(frame, predictions.oof[part], values)

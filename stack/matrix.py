@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,24 +66,38 @@ def read_predictions(
     )
 
 
-def standardised(predictions: Predictions) -> Predictions:
-    """Each run's logits on the scale of the net that made them: less its out-of-fold mean, by its spread.
+Scales = dict[str, dict[int, tuple[float, float]]]  # of each run, of each of its nets (and AVERAGED): mean, spread
+
+
+def net_scales(predictions: Predictions) -> Scales:
+    """Mean and spread of each net's out-of-fold logits; AVERAGED stands for the mean of the nets'. No targets."""
+    scales: Scales = {}
+    for run, name in enumerate(predictions.names):
+        by_net = predictions.nets[:, run]
+        own = {}
+        for net in np.unique(by_net):
+            logits = predictions.oof[by_net == net, run].astype(np.float64)
+            own[int(net)] = float(logits.mean()), max(float(logits.std()), 1e-6)
+        mean, spread = np.mean(list(own.values()), axis=0).tolist()
+        scales[name] = {AVERAGED: (mean, spread), **own}
+    return scales
+
+
+def standardised(predictions: Predictions, scales: Scales | None = None) -> Predictions:
+    """Each run's logits on the scale of the net that made them (`net_scales`): less its mean, by its spread.
 
     Fold nets differ in scale, and a tree can't tell a confident net from a risky lesion. A test column that
-    came averaged takes the mean of the nets' scales. No targets.
+    came averaged, or of a net without out-of-fold rows, takes the mean of the nets' scales.
     """
+    scales = net_scales(predictions) if scales is None else scales
     oof, test = predictions.oof.copy(), predictions.test.copy()
-    for run in range(oof.shape[1]):
-        nets = predictions.nets[:, run]
-        scales = {}
-        for net in np.unique(nets):
-            logits = predictions.oof[nets == net, run].astype(np.float64)
-            scales[int(net)] = logits.mean(), max(float(logits.std()), 1e-6)
-            oof[nets == net, run] = (logits - scales[int(net)][0]) / scales[int(net)][1]
-        mean, spread = (float(np.mean([scale[part] for scale in scales.values()])) for part in (0, 1))
+    for run, name in enumerate(predictions.names):
+        for net, (mean, spread) in scales[name].items():
+            rows = predictions.nets[:, run] == net
+            oof[rows, run] = (predictions.oof[rows, run] - mean) / spread
         for fold, net in enumerate(predictions.test_nets[:, run]):
-            centre, unit = scales.get(int(net), (mean, spread)) if net != AVERAGED else (mean, spread)
-            test[fold, :, run] = (predictions.test[fold, :, run] - centre) / unit
+            mean, spread = scales[name].get(int(net), scales[name][AVERAGED])
+            test[fold, :, run] = (predictions.test[fold, :, run] - mean) / spread
     return replace(predictions, oof=oof, test=test)
 
 
@@ -105,20 +119,22 @@ class FeatureSettings:
 class FoldFeatures:
     """Level-2 features of one fold: fitted on its training rows, the same code for held-out, test and new rows."""
 
-    def __init__(self, settings: FeatureSettings, names: tuple[str, ...], *, seed: int) -> None:
+    def __init__(
+        self, settings: FeatureSettings, names: tuple[str, ...], *, frozen: Collection[str] = (), seed: int
+    ) -> None:
+        """``names`` of the runs; the z of those in ``frozen`` are a backbone's own and are reduced here, to be aligned
+        with nothing, the others' are components already."""
         self.settings = settings
         self.names = names
+        self.frozen = frozen
         self.seed = seed
 
     def fit(
         self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
     ) -> FoldFeatures:
-        """``frame``, ``logits`` (n, runs) and each run's ``z`` (n, d) of the fold's training rows. No targets.
-
-        A ``z`` in float16 is of a frozen backbone and is reduced here; float32 are components that are aligned already.
-        """
+        """``frame``, ``logits`` (n, runs) and each run's ``z`` (n, d) of the fold's training rows. No targets."""
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
-        self.pca_ = {name: self._fit_pca(values) for name, values in z.items() if values.dtype == np.float16}
+        self.pca_ = {name: self._fit_pca(values) for name, values in z.items() if name in self.frozen}
         self.cohort_ = CohortScore().fit(frame, logits) if self.settings.cohort else None
         return self
 
@@ -150,9 +166,17 @@ class FoldFeatures:
         return pd.concat([block.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
 
     def to_json(self) -> str:
-        """What was fitted on the training rows, for new ones: encodings and cohorts (components are the run's)."""
+        """What was fitted on the training rows, for new ones: encodings and cohorts; for components see `arrays`."""
         cohort = None if self.cohort_ is None else json.loads(self.cohort_.to_json())
         return json.dumps({"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}, ensure_ascii=False)
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """What reduces a frozen run's new z, (z - mean) @ turn: mean (d,) and turn (d, r), by run."""
+        return {
+            f"{name}_{part}": values.astype(np.float32)
+            for name, pca in self.pca_.items()
+            for part, values in (("mean", pca.mean_), ("turn", pca.components_.T))
+        }
 
     def _components(self, name: str, z: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
         """Centred components (n, r) of a run, and how many of them are features themselves."""
@@ -169,10 +193,24 @@ class FoldFeatures:
         return PCA(components, random_state=self.seed).fit(z.astype(np.float32))
 
 
+def places_of(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
+    """Where each of ``ids`` stands in the run's rows (-1: nowhere). Raises for doubled ids and strangers."""
+    index = pd.Index(own)
+    if not index.is_unique:
+        raise StoreError(f"{run.folder}/{part}.parquet holds {index.duplicated().sum()} ids twice: rebuild the run")
+    extra = index.difference(pd.Index(ids))
+    if len(extra):
+        raise StoreError(
+            f"{run.folder}/{part}.parquet holds {len(extra)} ids that are not in the table, first: "
+            f"{', '.join(map(str, extra[:3]))}: rebuild the run for these rows"
+        )
+    return index.get_indexer(pd.Index(ids))
+
+
 def _aligned(run: Run, ids: pd.Series[str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
     """The run's out-of-fold rows in the order of ``ids``, and which of them it covers."""
     oof = run.frame("oof")
-    place = _places(run, oof["id"], ids, "oof")
+    place = places_of(run, oof["id"], ids, "oof")
     covered = place >= 0
     declared = run.meta.get("excluded", 0)
     if (~covered).sum() != declared:
@@ -196,27 +234,13 @@ def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.
     nets = np.array([AVERAGED if AVERAGED in by_net else k for k in range(folds)], np.int8)
     for k in range(folds if len(ids) else 0):
         frame = by_net[int(nets[k])]
-        place = _places(run, frame["id"], ids, "test")
+        place = places_of(run, frame["id"], ids, "test")
         if (place < 0).any():
             raise StoreError(
                 f"{run.folder}: {(place < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"
             )
         logits[k] = frame["logit"].to_numpy(np.float32)[place]
     return logits, nets
-
-
-def _places(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
-    """Where each of ``ids`` stands in the run's rows (-1: nowhere). Raises for doubled ids and strangers."""
-    index = pd.Index(own)
-    if not index.is_unique:
-        raise StoreError(f"{run.folder}/{part}.parquet holds {index.duplicated().sum()} ids twice: rebuild the run")
-    extra = index.difference(pd.Index(ids))
-    if len(extra):
-        raise StoreError(
-            f"{run.folder}/{part}.parquet holds {len(extra)} ids that are not in the table, first: "
-            f"{', '.join(map(str, extra[:3]))}: rebuild the run for these rows"
-        )
-    return index.get_indexer(pd.Index(ids))
 
 
 def to_logit(p: NDArray[np.floating]) -> NDArray[np.float32]:

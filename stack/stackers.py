@@ -18,7 +18,7 @@ from stack.console import Out
 from stack.embeddings import Embedding, alignment_notes, read_embeddings
 from stack.experiment import Experiment
 from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
-from stack.matrix import Predictions, predictions_of, standardised
+from stack.matrix import Predictions, net_scales, predictions_of, standardised
 from stack.shortcuts import Probe, probe_experiments, probe_table
 from stack.store import Run, fingerprint, frame_fingerprint, prediction_frame, read_run, set_aside, write_run
 from stack.table import ACQUISITION
@@ -55,14 +55,16 @@ def _fit_all(
     out: Out,
 ) -> None:
     started = time.monotonic()
-    predictions = standardised(predictions_of(experiment, sources))
+    predictions = predictions_of(experiment, sources)
+    scales = net_scales(predictions)
+    predictions = standardised(predictions, scales)
     left_out = len(experiment.target) - len(predictions.rows)
     if left_out:
         out.say(f"level 2: {left_out} training rows are left out, as declared by {_declarers(sources)}")
     embeddings = read_embeddings(experiment, sources)
     notes = alignment_notes(embeddings, sources)
-    for note in notes:
-        out.say(note)
+    for note, fits in notes:
+        (out.say if fits else out.warn)(note)
     folds = range(experiment.folds.k)
     asked = probe_experiments(experiment)
     tasks = [joblib.delayed(_fit_fold)(experiment, stackers, embeddings, predictions, fold) for fold in folds]
@@ -102,7 +104,8 @@ def _fit_all(
             "settings": stacker.model_dump(mode="json", exclude={"enabled"}),
             "features": parts[0]["features"],
             "chosen": [part["chosen"] for part in parts],  # rounds, or the ridge strength
-            "alignment": notes,
+            "alignment": [note for note, _ in notes],
+            "scales": scales,  # what its level-1 logits were standardised by
             "excluded": left_out,
             "seconds": round(time.monotonic() - started, 1),
         }
@@ -131,7 +134,8 @@ def _fit_fold(
         files = write_bag(bag, folder)
         files.append(folder / "features.json")
         files[-1].write_text(matrix.features.to_json(), encoding="utf-8")
-        write_run(folder, {"fold": fold, "chosen": bag.chosen, "shift": bag.shift}, frames={}, beside=files)
+        meta = {"fold": fold, "chosen": bag.chosen, "shift": bag.shift}
+        write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), beside=files)
         oof, test = (bag.logit(x, threads=threads) for x in (matrix.held, x_test))
         made.append({
             "oof": prediction_frame(ids, fold, oof),

@@ -15,6 +15,7 @@ from stack.acquisition import FILE
 from stack.config import read_config
 from stack.console import Out
 from stack.embeddings import alignment_notes, read_embeddings
+from stack.errors import StoreError
 from stack.experiment import Experiment, open_experiment
 from stack.fold_matrix import fold_matrix
 from stack.matrix import Predictions, predictions_of, standardised
@@ -121,7 +122,7 @@ def test_aligned_components_stand_in_the_order_of_the_table(experiment: Experime
         at = np.flatnonzero((test["fold"] == net) & (test["id"] == experiment.table.test["id"].iloc[5]))
         made = alignment.transform(run.array("test_z")[at], net)[0]
         np.testing.assert_allclose(embeddings["tiny"].test_of(net)[5], made, atol=1e-5)
-    (note,) = alignment_notes(embeddings, runs)
+    ((note, _),) = alignment_notes(embeddings, runs)
     assert note.startswith("tiny: embeddings of 3 nets aligned on train rows, 3 components, residual ")
 
 
@@ -137,6 +138,33 @@ def test_what_brings_new_images_onto_the_shared_axes_is_kept(experiment: Experim
         z = run.array("test_z")[rows].astype(np.float32)
         made = (z - level2.array("tiny_mean")[net]) @ level2.array("tiny_turn")[net]
         np.testing.assert_allclose(made, embedding.test_of(net), atol=1e-4)
+
+
+def test_what_a_fold_needs_for_new_images_is_kept(experiment: Experiment) -> None:
+    """Frozen components and scales of logits from what lies on disk, against the matrix that was trained on."""
+    runs = level1_runs(experiment)
+    raw, level2 = predictions_of(experiment, runs), read_run(experiment.models / "gbdt")
+    of_fold = read_run(experiment.models / "gbdt" / "fold_1")
+    assert level2 is not None
+    assert of_fold is not None
+    matrix = fold_matrix(experiment, read_embeddings(experiment, runs), standardised(raw), 1)
+    held = experiment.table.train["id"].iloc[matrix.held_rows]
+    for run, name in enumerate(raw.names):
+        mean, spread = level2.meta["scales"][name]["1"]
+        np.testing.assert_allclose(
+            matrix.held[name], (raw.oof[matrix.held_rows, run] - mean) / spread, rtol=1e-4, atol=1e-4
+        )
+    still = next(run for run in runs if run.name == "still")
+    z = still.array("oof_z")[pd.Index(still.frame("oof")["id"]).get_indexer(held)].astype(np.float32)
+    made = (z - of_fold.array("still_mean")) @ of_fold.array("still_turn")
+    np.testing.assert_allclose(made[:, :4], matrix.held[[f"still_z{i}" for i in range(4)]], atol=1e-4)
+
+
+def test_an_embedding_that_lacks_a_row_is_refused(experiment: Experiment) -> None:
+    longer = pd.concat([experiment.table.train, experiment.table.train.head(1).assign(id="stranger")])
+    table = replace(experiment.table, train=longer)
+    with pytest.raises(StoreError, match="lacks 1 of"):
+        read_embeddings(replace(experiment, table=table), level1_runs(experiment))
 
 
 def test_the_columns_are_those_that_were_asked_for(experiment: Experiment) -> None:
