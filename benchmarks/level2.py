@@ -23,8 +23,9 @@ from stack.console import Out
 from stack.embeddings import alignment_notes, read_embeddings
 from stack.experiment import Experiment, open_experiment
 from stack.fold_matrix import fold_matrix, inner_rows
+from stack.intervals import interval, paired_difference
 from stack.matrix import Predictions, predictions_of, standardised
-from stack.metrics import auc, interval, paired_difference
+from stack.metrics import auc
 from stack.sources import level1_runs
 from tabular.models import fit_bag
 

@@ -7,11 +7,11 @@ from typing import Any
 
 _HOME = {
     "Blender": "stack.blend",
-    "Interval": "stack.metrics",
+    "Interval": "stack.intervals",
     "auc": "stack.metrics",
     "average_precision": "stack.metrics",
-    "interval": "stack.metrics",
-    "paired_difference": "stack.metrics",
+    "interval": "stack.intervals",
+    "paired_difference": "stack.intervals",
     "pauc80": "stack.metrics",
     "blend_nested": "stack.nested",
     "make_folds": "stack.folds",

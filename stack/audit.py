@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stack.errors import DataError
-from stack.metrics import Interval, interval
+from stack.intervals import Interval, interval
 from stack.table import Table
 
 KINDS = ("different targets", "train and test", "across groups", "within a group")

@@ -14,8 +14,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from stack.curve import OBJECTIVES, Bools, Floats
 from stack.errors import ConfigError, DataError
-from stack.metrics import OBJECTIVES, Bools, Floats, Interval, interval, scorer
+from stack.intervals import Interval, interval
+from stack.metrics import scorer
 from stack.ranks import AVERAGED, NetRanks
 
 METHODS = ("rank_mean", "mean", "optuna")  # simplest first

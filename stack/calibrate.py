@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from stack.curve import Floats
 from stack.errors import DataError
-from stack.metrics import Floats, auc
+from stack.metrics import auc
 
 _EDGE = 1e-9  # a score nearer to 0 or 1 is taken as this near, so that its logit is finite
 

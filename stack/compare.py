@@ -9,7 +9,7 @@ import pandas as pd
 
 from stack.delong import clustered_auc
 from stack.errors import DataError, StoreError
-from stack.metrics import Interval, paired_difference
+from stack.intervals import Interval, paired_difference
 from stack.store import Run, read_run
 
 

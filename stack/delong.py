@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from stack.errors import DataError
-from stack.metrics import Interval
+from stack.intervals import Interval
 
 _Z95 = 1.959963984540054
 

@@ -13,8 +13,9 @@ from stack.blend import Blender
 from stack.calibrate import fit_platt
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.intervals import interval
 from stack.matrix import Predictions, predictions_of
-from stack.metrics import auc_by_fold, interval
+from stack.metrics import auc_by_fold
 from stack.nested import blend_nested
 from stack.store import Run, atomic, fingerprint, read_run, set_aside, write_run
 from stack.submit import submission, submission_text

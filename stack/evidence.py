@@ -13,7 +13,7 @@ import yaml
 
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.metrics import Interval, interval, paired_difference
+from stack.intervals import Interval, interval, paired_difference
 from stack.report import Comparison, ReportData, report_html
 from stack.store import Run, atomic, read_run, read_runs
 from stack.summary import run_table

@@ -14,8 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
 from stack.blend import METHODS, Blender
+from stack.curve import Floats
 from stack.errors import ConfigError, DataError
-from stack.metrics import Floats, bootstrap_scores, interval, paired_difference, score
+from stack.intervals import bootstrap_scores, interval, paired_difference
+from stack.metrics import score
 from stack.ranks import Ecdf, NetRanks
 
 Without = frozenset[int]  # the folds whose rows a choice has not looked at

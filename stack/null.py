@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from stack.metrics import Interval, auc
+from stack.intervals import Interval
+from stack.metrics import auc
 
 Floats = NDArray[np.float64]
 

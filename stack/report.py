@@ -23,7 +23,8 @@ from stack.figures import (
     precision_recall_figure,
     roc_figure,
 )
-from stack.metrics import Interval, auc, auc_by_fold, average_precision
+from stack.intervals import Interval
+from stack.metrics import auc, auc_by_fold, average_precision
 
 _OBJECTIVES = {
     "auc": "AUC",

@@ -6,7 +6,7 @@ import pandas as pd
 
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.metrics import Interval
+from stack.intervals import Interval
 from stack.store import Run
 from stack.summary import run_table
 

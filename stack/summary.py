@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stack.experiment import Experiment
-from stack.metrics import Interval, auc, auc_by_fold, average_precision, interval
+from stack.intervals import Interval, interval
+from stack.metrics import auc, auc_by_fold, average_precision
 from stack.null import auc_equal_size
 from stack.store import Run
 

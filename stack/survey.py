@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from stack.metrics import auc, interval
+from stack.intervals import interval
+from stack.metrics import auc
 from stack.table import Table
 
 MISSING = "(missing)"

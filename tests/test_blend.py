@@ -20,7 +20,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from stack import blend
 from stack.blend import METHODS, Blender, optuna_weights, suggest_weights, weighted_sum
 from stack.errors import ConfigError, DataError
-from stack.metrics import auc, interval, log_loss
+from stack.intervals import interval
+from stack.metrics import auc, log_loss
 from stack.ranks import NetRanks
 
 EVERY_METHOD = [Blender(method, trials=8) for method in METHODS]

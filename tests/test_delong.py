@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from stack.delong import clustered_auc
 from stack.errors import DataError
-from stack.metrics import interval, paired_difference
+from stack.intervals import interval, paired_difference
 
 
 def brute_force(y: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

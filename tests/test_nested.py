@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from stack.blend import METHODS, Blender
 from stack.errors import ConfigError, DataError
-from stack.metrics import auc, interval, paired_difference
+from stack.intervals import interval, paired_difference
+from stack.metrics import auc
 from stack.nested import NestedBlend, blend_nested, choose_method, left_out
 from stack.ranks import Ecdf, NetRanks
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stack.metrics import Interval, auc, auc_by_fold, average_precision
+from stack.intervals import Interval
+from stack.metrics import auc, auc_by_fold, average_precision
 from stack.report import Comparison, ReportData, report_html
 
 EVIL = "<script>alert(1)</script>\"'&"

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from stack.metrics import interval
+from stack.intervals import interval
 from stack.survey import (
     AGE_EDGES,
     MISSING,
