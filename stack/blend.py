@@ -1,28 +1,28 @@
-"""One score from many runs: a scikit-learn estimator over out-of-fold predictions, and what tunes it."""
+"""One score from many runs: a scikit-learn estimator over out-of-fold predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
 from numpy.typing import ArrayLike, NDArray
-from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, TrialState
+from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from stack.blend_study import completed, study_in_memory, tune_weights
 from stack.curve import OBJECTIVES, Bools, Floats
 from stack.errors import ConfigError, DataError
+from stack.hill_climb import hill_climb
 from stack.intervals import Interval, interval
-from stack.metrics import scorer
-from stack.ranks import AVERAGED, NetRanks
+from stack.logistic_weights import logistic_weights
+from stack.ranks import AVERAGED, Ecdf
+from stack.weighting import TRANSFORMS, NetColumns, Weighting, weighted_sum
 
-METHODS = ("rank_mean", "mean", "optuna")  # simplest first
-
-_NO_WEIGHT = 0.2  # a run's parameter, in [0, 1], that is not above this is a weight of zero
+METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
 
 
 class PredictionsError(DataError, ValueError):
@@ -32,26 +32,46 @@ class PredictionsError(DataError, ValueError):
 class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A weighted mean of runs, for anyone's matrix of out-of-fold predictions (rows, runs) and two classes.
 
-    `method`: "rank_mean" is equal weights on ranks; "mean" is equal weights on probabilities, where a run
-    that leaves [0, 1] enters by its rank; "optuna" is weights tuned for `objective` in `trials` trials, on
-    ranks, or for "logloss" as "mean". Each run must point the right way: high for the second of `classes_`.
+    `method`, simplest first:
+        rank_mean    equal weights on ranks
+        mean         equal weights on probabilities
+        logistic     a logistic regression on standardised logits, no weight negative; its score is a probability
+        hill_climb   greedy selection on ranks with (`replacement`) or without repetition, averaged over `bags` climbs
+        optuna       weights, a transform a run out of probability, logit and rank, and with `power` a power of
+                     its ranks, in `trials` trials that begin with the four above; its score is a rank among the rows
+                     of the fit. For "logloss" weights on probabilities, and its score is one.
+    A run that leaves [0, 1] enters by its rank, for "logloss" too. Each run must point the right way: high for the
+    second of `classes_`. `objective` is what hill_climb and optuna look for.
 
-    What comes out of a rank blend orders rows and is no probability (`stack.calibrate` makes one of it), and
+    What comes out of ranks orders rows and is no probability (`stack.calibrate` makes one of it), and
     what tuned weights score on the rows that tuned them is no estimate (`stack.nested` makes one).
 
-    Fitted: `weights_` (runs,), never negative, sum 1; `transforms_` (runs,), "rank" or "probability";
-    `ranks_`; `classes_`; `trial_values_` (trials,), empty unless tuned here; `in_sample_`, the Interval of
-    the objective over `groups` on the very rows of the fit, None where no groups were given.
+    Fitted: `weighting_`, of which `weights_` (runs,), never negative, sum 1, and `transforms_` (runs,); `columns_`,
+    which were learnt without targets; `slope_` and `intercept_` of "logistic"; `classes_`; `trial_values_` (trials,),
+    empty unless tuned here; `in_sample_`, the Interval of the objective over `groups` on the very rows of the
+    fit, None where no groups were given.
 
     >>> P = [[0.1, 0.3], [0.2, 0.1], [0.7, 0.8], [0.9, 0.6]]
     >>> Blender("rank_mean").fit(P, [0, 0, 1, 1]).predict_proba(P)[:, 1]
     array([0.25, 0.25, 0.75, 0.75])
     """
 
-    def __init__(self, method: str = "rank_mean", objective: str = "auc", trials: int = 100, seed: int = 0) -> None:
+    def __init__(
+        self,
+        method: str = "rank_mean",
+        objective: str = "auc",
+        trials: int = 100,
+        power: bool = False,
+        replacement: bool = True,
+        bags: int = 5,
+        seed: int = 0,
+    ) -> None:
         self.method = method
         self.objective = objective
         self.trials = trials
+        self.power = power
+        self.replacement = replacement
+        self.bags = bags
         self.seed = seed
 
     def fit(
@@ -61,17 +81,17 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups: ArrayLike | None = None,
         *,
         nets: ArrayLike | None = None,
-        ranks_from: NetRanks | tuple[ArrayLike, ArrayLike] | None = None,
+        columns_from: NetColumns | tuple[ArrayLike, ArrayLike] | None = None,
         study: optuna.Study | None = None,
-        weights: ArrayLike | None = None,
+        weighting: Weighting | None = None,
     ) -> Blender:
         """Choose the weights of predictions `P` (n, runs) for targets `y` (n,).
 
-        `nets` (n,) or (n, runs) says which fold net made a prediction (default: none in particular). Ranks
-        are taken within run and net against `ranks_from`: a fitted NetRanks, or predictions and their nets,
+        `nets` (n,) or (n, runs) says which fold net made a prediction (default: none in particular). Ranks and
+        scales are taken within run and net against `columns_from`: fitted NetColumns, or predictions and their nets,
         which need no targets (default: `P` and `nets`). With "optuna", a `study` that is given is continued
-        up to `trials` trials instead of a new one in memory, and `weights` (runs,) that a study has found
-        already are taken as they are.
+        up to `trials` trials instead of a new one in memory, and a `weighting` that a study has found already
+        is taken as it is.
 
         Raises PredictionsError for NaN, naming the run, for anything but two classes and for weights off the
         simplex; ConfigError for an unknown method or objective.
@@ -81,30 +101,42 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
         self._refuse_gaps(p)
         positive = self._learn_classes(labels)
-        nets = _nets(nets, p)
-        self.ranks_ = ranks_from if isinstance(ranks_from, NetRanks) else NetRanks().fit(*(ranks_from or (p, nets)))
-        self.transforms_ = self._choose_transforms(p)
-        V = self._transformed(p, nets)
-        self.weights_, self.trial_values_ = np.full(p.shape[1], 1 / p.shape[1]), np.empty(0)
-        if self.method == "optuna" and weights is not None:
-            self.weights_ = _on_simplex(weights, runs=p.shape[1])
-        elif self.method == "optuna":
-            study = study or _study_in_memory()
-            self.weights_ = optuna_weights(
-                V, positive, objective=self.objective, trials=self.trials, seed=self.seed, study=study
-            )
-            self.trial_values_ = np.array([trial.value for trial in _completed(study)])
+        made_by = _nets(nets, p)
+        given = columns_from if columns_from is not None else (p, made_by)
+        self.columns_ = given if isinstance(given, NetColumns) else NetColumns().fit(*given)
+        inside = self.columns_.inside_ & (p.min(axis=0) >= 0) & (p.max(axis=0) <= 1)
+        self.probabilities_ = np.where(inside, "probability", "rank")
+        self.slope_, self.intercept_, self.trial_values_ = 1.0, 0.0, np.empty(0)
+        if self.method == "optuna" and weighting is not None:
+            self.weighting_ = weighting.checked(p.shape[1])
+        else:
+            self.weighting_ = self._choose(p, positive, made_by, study)
+        total = self._total(p, made_by)
+        self.distribution_ = Ecdf().fit(total) if self._is_rank_of_sum() else None
         self.in_sample_: Interval | None = None
         if groups is not None:
-            self.in_sample_ = interval(self.objective, positive, weighted_sum(V, self.weights_), groups)
+            self.in_sample_ = interval(self.objective, positive, self._score(total), groups)
         return self
+
+    @property
+    def weights_(self) -> Floats:
+        """Of each run (runs,), none negative, with sum 1."""
+        return np.array(self.weighting_.weights)
+
+    @property
+    def transforms_(self) -> NDArray[np.str_]:
+        """How each run enters (runs,): "probability", "logit" or "rank"."""
+        return np.array(self.weighting_.transforms)
 
     def predict_proba(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> Floats:
         """1 - score and score, (n, 2), of predictions `P` (n, runs) made by `nets` (n,) or (n, runs)."""
         check_is_fitted(self)
         p = validate_data(self, P, dtype=np.float64, ensure_all_finite=False, reset=False)
         self._refuse_gaps(p)
-        score = np.clip(weighted_sum(self._transformed(p, _nets(nets, p)), self.weights_), 0, 1)
+        outside: Bools = (self.transforms_ != "rank") & ((p.min(axis=0) < 0) | (p.max(axis=0) > 1))
+        if outside.any():
+            raise PredictionsError(f"{self._named(outside)}: probabilities in fit, outside [0, 1] now")
+        score = self._score(self._total(p, _nets(nets, p)))
         return np.column_stack([1 - score, score])
 
     def predict(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> NDArray[Any]:
@@ -119,6 +151,80 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags.poor_score = True  # columns of features, unlike predictions, point anywhere
         return tags
 
+    def _choose(self, p: Floats, positive: Bools, nets: NDArray[Any], study: optuna.Study | None) -> Weighting:
+        ranks, equal = ("rank",) * p.shape[1], np.ones(p.shape[1])
+        if self.method == "rank_mean":
+            return Weighting.of(ranks, equal)
+        if self.method == "mean":
+            return Weighting.of(self.probabilities_, equal)
+        if self.method == "logistic":
+            weighting, coefficients, self.intercept_ = self._logistic(p, positive, nets)
+            self.slope_ = max(float(coefficients.sum()), 1e-6)  # of runs that all point the wrong way: their mean
+            return weighting
+        plain = tuple(self.probabilities_.tolist()) if self.objective == "logloss" else ranks
+        V = self.columns_.plain(p, nets, plain)
+        climbed = Weighting.of(
+            plain,
+            hill_climb(
+                V, positive, objective=self.objective, replacement=self.replacement, bags=self.bags, seed=self.seed
+            ),
+        )
+        if self.method == "hill_climb":
+            return climbed
+        study = study or study_in_memory()
+        search = partial(
+            tune_weights, y=positive, objective=self.objective, trials=self.trials, seed=self.seed, study=study
+        )
+        if self.objective == "logloss":
+            allowed: list[tuple[str, ...]] = [(kind,) for kind in plain]
+            found = search({"probability": V, "rank": V}, allowed, begin=[Weighting.of(plain, equal), climbed])
+        else:
+            inside = self.probabilities_ == "probability"
+            spread = np.where(inside, [spread for _, spread in self.columns_.moments_], 1.0)
+            begin = [
+                Weighting.of(ranks, equal),
+                Weighting.of(self.probabilities_, spread),  # the plain mean, on standardised columns
+                Weighting.of(_logits(inside), equal),
+                self._logistic(p, positive, nets)[0],
+                climbed,
+            ]
+            kinds = {
+                kind: self.columns_.standardised(p, nets, np.where(inside, kind, "rank").tolist())
+                for kind in TRANSFORMS
+            }
+            found = search(
+                kinds,
+                [TRANSFORMS if probability else ("rank",) for probability in inside],
+                begin=begin,
+                ranks=self.columns_.ranks_.transform(p, nets) if self.power else None,
+            )
+        self.trial_values_ = np.array([trial.value for trial in completed(study)])
+        return found
+
+    def _logistic(self, p: Floats, positive: Bools, nets: NDArray[Any]) -> tuple[Weighting, Floats, float]:
+        transforms = _logits(self.probabilities_ == "probability")
+        coefficients, intercept = logistic_weights(self.columns_.standardised(p, nets, transforms), positive)
+        return Weighting.of(transforms, coefficients), coefficients, intercept
+
+    def _is_rank_of_sum(self) -> bool:
+        return self.method == "optuna" and self.objective != "logloss"
+
+    def _total(self, p: Floats, nets: NDArray[Any]) -> Floats:
+        weighting = self.weighting_
+        if self.method == "logistic" or self._is_rank_of_sum():
+            V = self.columns_.standardised(p, nets, weighting.transforms, weighting.powers)
+        else:
+            V = self.columns_.plain(p, nets, weighting.transforms)
+        return weighted_sum(V, weighting.weights)
+
+    def _score(self, total: Floats) -> Floats:
+        if self.distribution_ is not None:
+            return self.distribution_(total)
+        if self.method == "logistic":
+            score: Floats = expit(self.slope_ * total + self.intercept_)
+            return score
+        return np.clip(total, 0, 1)
+
     def _learn_classes(self, y: NDArray[Any]) -> Bools:
         check_classification_targets(y)
         self.classes_, code = np.unique(y, return_inverse=True)
@@ -131,20 +237,6 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         positive: Bools = code == 1
         return positive
-
-    def _choose_transforms(self, P: Floats) -> NDArray[np.str_]:
-        if self.method == "rank_mean" or (self.method == "optuna" and self.objective != "logloss"):
-            return np.full(P.shape[1], "rank", dtype="U11")
-        low, high = self.ranks_.extents()
-        inside = (np.minimum(low, P.min(axis=0)) >= 0) & (np.maximum(high, P.max(axis=0)) <= 1)
-        return np.where(inside, "probability", "rank")
-
-    def _transformed(self, P: Floats, nets: NDArray[Any]) -> Floats:
-        as_they_are = self.transforms_ == "probability"
-        outside: Bools = as_they_are & ((P.min(axis=0) < 0) | (P.max(axis=0) > 1))
-        if outside.any():
-            raise PredictionsError(f"{self._named(outside)}: probabilities in fit, outside [0, 1] now")
-        return np.where(as_they_are, P, self.ranks_.transform(P, nets))
 
     def _refuse_gaps(self, P: Floats) -> None:
         gaps: Bools = ~np.isfinite(P)
@@ -159,102 +251,12 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
 
 
-def optuna_weights(
-    V: Floats,
-    y: ArrayLike,
-    *,
-    objective: str = "auc",
-    trials: int = 100,
-    seed: int = 0,
-    study: optuna.Study | None = None,
-) -> Floats:
-    """Weights (runs,) on the simplex under which the columns of `V` (n, runs) score best on `y` (n,).
-
-    The first trials are equal weights and each run alone, then Optuna's TPE takes over. `study` (to be
-    maximised; any storage) is continued until it holds `trials` completed trials, with the same result
-    however often it was interrupted: the sampler is seeded anew before each trial, from `seed` and the number
-    of completed ones, looks at these only, and a trial of the beginning is stored whole or not at all.
-    """
-    study = study or _study_in_memory()
-    runs = V.shape[1]
-    V = np.asfortranarray(V)  # each run's column in one piece
-    value_of = scorer(objective, y)
-    beginning = [_parameters(weights) for weights in (np.full(runs, 1 / runs), *np.eye(runs))]
-    with _quiet_optuna():
-        while (done := len(_completed(study))) < trials:
-            if done < len(beginning):
-                weights = suggest_weights(FixedTrial(beginning[done]), runs)
-                study.add_trial(_trial(beginning[done], value_of(weighted_sum(V, weights))))
-                continue
-            study.sampler = optuna.samplers.TPESampler(seed=seed + done, constant_liar=False)
-            trial = study.ask()
-            study.tell(trial, value_of(weighted_sum(V, suggest_weights(trial, runs))))
-    trials_done = _completed(study)
-    best = int(np.argmax([trial.values[0] for trial in trials_done]))  # of equals the first: the simplest
-    return suggest_weights(trials_done[best], runs)
-
-
-def suggest_weights(trial: BaseTrial, runs: int) -> Floats:
-    """The weights (runs,) of one trial, or of one that is over, on the simplex.
-
-    One parameter a run, divided by their sum. The lowest fifth of its range is a weight of zero, so that
-    leaving a run out is something that a sampler finds: over 12 runs, 4 of them noise, 100 trials came to AUC
-    0.905 this way, to 0.889 without and to 0.893 with logarithms (uniform on the simplex).
-    """
-    chosen = np.array([trial.suggest_float(f"weight_{run}", 0, 1) for run in range(runs)])
-    above = np.maximum(chosen - _NO_WEIGHT, 0)
-    return above / above.sum() if above.any() else np.full(runs, 1 / runs)
-
-
-def weighted_sum(V: Floats, weights: Floats) -> Floats:
-    """`V @ weights`, (n,), in which equal rows stay equal.
-
-    BLAS rounds the last rows of a block differently, and of 8,022 equal rows some would no longer tie.
-    """
-    total = np.zeros(len(V))
-    for column, weight in zip(V.T, weights, strict=True):
-        total += weight * column
-    return total
-
-
-def _parameters(weights: Floats) -> dict[str, Any]:
-    chosen = np.where(weights > 0, _NO_WEIGHT + (1 - _NO_WEIGHT) * (weights / weights.max()), 0)
-    return {f"weight_{run}": float(parameter) for run, parameter in enumerate(chosen)}
-
-
-def _trial(parameters: dict[str, Any], value: float) -> FrozenTrial:
-    unit = optuna.distributions.FloatDistribution(0, 1)
-    return optuna.trial.create_trial(params=parameters, distributions=dict.fromkeys(parameters, unit), value=value)
-
-
-def _completed(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _study_in_memory() -> optuna.Study:
-    with _quiet_optuna():
-        return optuna.create_study(direction="maximize")
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
+def _logits(inside: Bools) -> list[str]:
+    return ["logit" if probability else "rank" for probability in inside]
 
 
 def _nets(nets: ArrayLike | None, P: Floats) -> NDArray[Any]:
     return np.full(len(P), AVERAGED) if nets is None else np.asarray(nets)
-
-
-def _on_simplex(weights: ArrayLike, *, runs: int) -> Floats:
-    given: Floats = np.asarray(weights, dtype=np.float64)
-    if given.shape != (runs,) or not (given >= 0).all() or not np.isclose(given.sum(), 1, atol=1e-6):
-        raise PredictionsError(f"weights {given}: give {runs}, one a run, none negative, with sum 1")
-    return given
 
 
 def _refuse_unknown(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -120,8 +120,13 @@ class Stacker(Strict):
 class Blend(Strict):
     """How runs become one score."""
 
-    methods: tuple[Literal["rank_mean", "mean", "optuna"], ...] = Field(("rank_mean", "mean", "optuna"), min_length=1)
-    trials: int = Field(100, ge=1)
+    methods: tuple[Literal["rank_mean", "mean", "logistic", "hill_climb", "optuna"], ...] = Field(
+        ("rank_mean", "mean", "logistic", "hill_climb", "optuna"), min_length=1
+    )
+    trials: int = Field(100, ge=1)  # of an optuna study; the first ones are the simpler methods' weights
+    power: bool = False  # optuna: each run's ranks to a power of their own
+    replacement: bool = True  # hill_climb: a run may be added again
+    bags: int = Field(5, ge=1)  # hill_climb: climbs over halves of the runs whose weights are averaged
 
 
 class Ray(Strict):

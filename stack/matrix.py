@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.ranks import AVERAGED
+from stack.ranks import AVERAGED, net_moments
 from stack.store import Run
 from stack.table import ACQUISITION
 from tabular.aggregates import context_counts, metadata_aggregates, prediction_aggregates
@@ -71,16 +71,10 @@ Scales = dict[str, dict[int, tuple[float, float]]]  # of each run, of each of it
 
 def net_scales(predictions: Predictions) -> Scales:
     """Mean and spread of each net's out-of-fold logits; AVERAGED stands for the mean of the nets'. No targets."""
-    scales: Scales = {}
-    for run, name in enumerate(predictions.names):
-        by_net = predictions.nets[:, run]
-        own = {}
-        for net in np.unique(by_net):
-            logits = predictions.oof[by_net == net, run].astype(np.float64)
-            own[int(net)] = float(logits.mean()), max(float(logits.std()), 1e-6)
-        mean, spread = np.mean(list(own.values()), axis=0).tolist()
-        scales[name] = {AVERAGED: (mean, spread), **own}
-    return scales
+    return {
+        name: net_moments(predictions.oof[:, run], predictions.nets[:, run])
+        for run, name in enumerate(predictions.names)
+    }
 
 
 def standardised(predictions: Predictions, scales: Scales | None = None) -> Predictions:

@@ -18,7 +18,8 @@ from stack.curve import Floats
 from stack.errors import ConfigError, DataError
 from stack.intervals import bootstrap_scores, interval, paired_difference
 from stack.metrics import score
-from stack.ranks import Ecdf, NetRanks
+from stack.ranks import Ecdf
+from stack.weighting import NetColumns, Weighting
 
 Without = frozenset[int]  # the folds whose rows a choice has not looked at
 
@@ -28,7 +29,7 @@ class NestedBlend:
     """What `blend_nested` found; each score array is (n,), in the order of its rows.
 
     `by_method[chosen]` has the scale of what `final` makes of new rows: calibrate on that. `score` need not: where the
-    folds chose methods of different scales, probabilities here and ranks there, it is the rank within the fold.
+    folds chose different methods, probabilities here and ranks there, it is the rank within the fold.
     """
 
     chosen: str  # the method of the blend that is used
@@ -68,17 +69,21 @@ def blend_nested(
     methods: Iterable[str] = METHODS,
     objective: str = "auc",
     trials: int = 100,
+    power: bool = False,
+    replacement: bool = True,
+    bags: int = 5,
     seed: int = 0,
     n_jobs: int = 1,
-    tuned: Mapping[Without, ArrayLike] | None = None,
+    tuned: Mapping[Without, Weighting] | None = None,
 ) -> NestedBlend:
     """Blend out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), and say honestly how good that is.
 
     The rows of a fold are scored by weights tuned on the other folds, and by the method chosen there, where
     each method is nested once more: fold j of them is scored by weights that saw neither j nor the fold held
     out. The same weights serve when it is j that is held out, so that k folds take 1 + k + k (k - 1) / 2
-    studies. Ranks are taken within run and net (`nets` (n,) or (n, runs)) over all rows, but see no target.
-    `tuned` holds weights for "optuna" that studies have found before, by the folds these left out.
+    studies. Ranks and scales are taken within run and net (`nets` (n,) or (n, runs)) over all rows, but see no target.
+    `trials`, `power`, `replacement` and `bags` are the `Blender`'s; `tuned` holds what studies have found for
+    "optuna" before, by the folds these left out.
 
     The same result for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than three
     folds where there is a method to choose and for what `Blender` refuses; ConfigError for unknown methods.
@@ -87,10 +92,10 @@ def blend_nested(
     y, nets, fold = np.asarray(y), np.asarray(nets), np.asarray(fold)
     split_group, methods = np.asarray(split_group), _simplest_first(methods)
     folds = _checked_folds(fold, split_group, methods)
-    ranks = NetRanks().fit(frame, nets)
-    blenders = [Blender(method, objective=objective, trials=trials, seed=seed) for method in methods]
+    columns = NetColumns().fit(frame, nets)
+    blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
     fitted = Parallel(n_jobs=n_jobs)(
-        delayed(_fit_without)(without, blenders, frame, y, nets, fold, ranks, tuned)
+        delayed(_fit_without)(without, blenders, frame, y, nets, fold, columns, tuned)
         for without in left_out(folds, methods)
     )
     scores: dict[Without, list[Floats]] = {without: made for without, made, _ in fitted}
@@ -111,8 +116,7 @@ def blend_nested(
     chosen, chosen_by_fold = choice(frozenset()), {k: choice(frozenset({k})) for k in folds}
     headline = _by_fold(fold, {k: by_method[method] for k, method in chosen_by_fold.items()})
     finals = dict(zip(methods, fitted[0][2], strict=True))
-    scales = {tuple(finals[method].transforms_) for method in chosen_by_fold.values()}
-    if len(scales) > 1 and objective != "logloss":
+    if len(set(chosen_by_fold.values())) > 1 and objective != "logloss":
         headline = _by_fold(fold, {k: _ranked(headline, fold == k) for k in folds})
     tuned_in_sample = dict(zip(methods, scores[frozenset()], strict=True))
     return NestedBlend(chosen, chosen_by_fold, headline, by_method, tuned_in_sample, finals[chosen])
@@ -153,19 +157,19 @@ def _fit_without(
     y: NDArray[Any],
     nets: NDArray[Any],
     fold: NDArray[Any],
-    ranks: NetRanks,
-    tuned: Mapping[Without, ArrayLike] | None,
+    columns: NetColumns,
+    tuned: Mapping[Without, Weighting] | None,
 ) -> tuple[Without, list[Floats], list[Blender]]:
     """Fit each blender to the rows of the other folds and score these rows, or all where none is left out."""
     if tuned is not None and without not in tuned:
         raise ConfigError(f"no tuned weights that leave out the folds {sorted(without)}: tune the blend again")
-    weights = None if tuned is None else tuned[without]
+    weighting = None if tuned is None else tuned[without]
     fitted = [clone(blender) for blender in blenders]
     unseen = np.isin(fold, list(without))
     scored = unseen if without else ~unseen
     scores = []
     for blender in fitted:
-        blender.fit(frame[~unseen], y[~unseen], nets=nets[~unseen], ranks_from=ranks, weights=weights)
+        blender.fit(frame[~unseen], y[~unseen], nets=nets[~unseen], columns_from=columns, weighting=weighting)
         made = np.full(len(fold), np.nan)
         made[scored] = blender.predict_proba(frame[scored], nets=nets[scored])[:, 1]
         scores.append(made)

@@ -101,6 +101,17 @@ class NetRanks:
         return self.fit(P, nets).transform(P, nets)
 
 
+def net_moments(values: ArrayLike, nets: ArrayLike) -> dict[int, tuple[float, float]]:
+    """Mean and spread of each net's values (n,); AVERAGED, of what came averaged or of an unknown net: their mean."""
+    values, nets = np.asarray(values, dtype=np.float64), np.asarray(nets)
+    own = {}
+    for net in np.unique(nets):
+        of_net = values[nets == net]
+        own[int(net)] = float(of_net.mean()), max(float(of_net.std()), 1e-6)
+    mean, spread = np.mean(list(own.values()), axis=0).tolist()
+    return {AVERAGED: (mean, spread), **own}
+
+
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     other = np.flatnonzero(~np.isfinite(values))

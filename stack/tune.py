@@ -7,6 +7,7 @@ blend, whose method is chosen inside each outer fold too, one for each pair of f
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
 from stack.matrix import predictions_of, standardised
 from stack.metrics import score
 from stack.nested import left_out
-from stack.ranks import NetRanks
 from stack.sources import level1_runs
 from stack.store import Run, atomic
+from stack.weighting import NetColumns
 from tabular.gbdt import fit_gbdt, predict_logit
 from tabular.gbdt_params import DEFAULTS
 
@@ -100,7 +101,7 @@ def tune_blend(experiment: Experiment, runs: list[Run], out: Out, *, trials: int
     predictions = predictions_of(experiment, runs)
     p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
-    ranks = NetRanks().fit(p, predictions.nets)
+    columns = NetColumns().fit(p, predictions.nets)
     weights = []
     withouts = left_out(range(experiment.folds.k))
     with out.bar("tune blend", len(withouts), "studies") as progress:
@@ -108,9 +109,9 @@ def tune_blend(experiment: Experiment, runs: list[Run], out: Out, *, trials: int
             rows = ~np.isin(fold, list(without))
             study = _open_study(experiment, f"blend-without-{'-'.join(map(str, sorted(without))) or 'none'}")
             blender = Blender("optuna", objective=config.objective, trials=trials, seed=config.seed).fit(
-                p[rows], y[rows], nets=predictions.nets[rows], ranks_from=ranks, study=study
+                p[rows], y[rows], nets=predictions.nets[rows], columns_from=columns, study=study
             )
-            weights.append({"without": sorted(without), "weights": blender.weights_.tolist()})
+            weights.append({"without": sorted(without), **asdict(blender.weighting_)})
             progress(1)
     return _write(experiment, "blend", {"runs": list(predictions.names), "weights": weights, "trials": trials})
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.store import sha256
+from stack.weighting import Weighting
 
 Without = frozenset[int]  # the folds whose rows a choice has not looked at
 
@@ -22,8 +21,8 @@ def tuned_params(experiment: Experiment, stacker: str, fold: int) -> dict[str, A
     return dict(_read(experiment, path, f"tuned.gbdt.{stacker}")["folds"][fold]) if path else {}
 
 
-def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without, NDArray[np.float64]] | None:
-    """Blend weights for each set of folds left out, in the order of ``runs``; None where nothing is tuned."""
+def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without, Weighting] | None:
+    """How to blend for each set of folds left out, in the order of ``runs``; None where nothing is tuned."""
     path = experiment.config.tuned.blend
     if path is None:
         return None
@@ -33,7 +32,10 @@ def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without
             f"tuned.blend: {path} weighs the runs {', '.join(study['runs'])}, the experiment has {', '.join(runs)}: "
             "run `dermstack tune blend` again"
         )
-    return {frozenset(entry["without"]): np.array(entry["weights"]) for entry in study["weights"]}
+    try:
+        return {frozenset(entry["without"]): Weighting.from_dict(entry) for entry in study["weights"]}
+    except KeyError as error:
+        raise StoreError(f"tuned.blend: {path} lacks {error}: run `dermstack tune blend` again") from error
 
 
 def tuned_fingerprint(path: Path | None) -> str | None:
