@@ -201,7 +201,7 @@ def test_the_blend_alone_reruns_when_only_its_settings_change(copy: Path) -> Non
     assert run_cli("stack", "-c", str(copy / "small.yaml"), "--set", "blend.methods=[rank_mean]", "-q") == 0
     assert contents(experiment(copy) / "models") == before
     lines = [json.loads(line) for line in (experiment(copy) / "ledger.jsonl").read_text().splitlines()]
-    assert set(lines[-1]["changed"]) == {"blend.methods.0", "blend.methods.1", "blend.methods.2"} - {"blend.methods.0"}
+    assert set(lines[-1]["changed"]) == {f"blend.methods.{number}" for number in range(1, 5)}
 
 
 def test_several_seeds_are_one_run_with_their_spread_on_record(small_data: Path, tmp_path: Path) -> None:
