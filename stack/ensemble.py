@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from stack.blend import Blender
-from stack.calibrate import fit_platt
+from stack.calibrate import calibrator_state
+from stack.calibrate_nested import calibrate_nested, calibration_record
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.intervals import interval
@@ -70,13 +71,13 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     headline = interval(config.objective, y, nested.score, split_group)
     # On the chosen method's own scale: the headline's is mixed where the outer folds chose different methods.
     honest = nested.by_method[nested.chosen]
-    platt = fit_platt(honest, y)
+    calibration = calibrate_nested(honest, y, fold, split_group)
     oof = pd.DataFrame({"id": experiment.table.train["id"].to_numpy()[rows], "fold": fold, "score": nested.score})
-    oof["p_calibrated"] = platt(honest)
+    oof["p_calibrated"] = calibration.p
     for name in nested.by_method:
         oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
     test = pd.DataFrame({"id": experiment.table.test["id"], "score": _test_scores(nested.final, predictions)})
-    test["p_calibrated"] = platt(test["score"].to_numpy()) if len(test) else np.empty(0)
+    test["p_calibrated"] = calibration.final(test["score"].to_numpy()) if len(test) else np.empty(0)
     meta = {
         "fingerprint": fingerprint(inputs),
         "level": 3,
@@ -91,7 +92,8 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "weights": dict(zip(predictions.names, map(float, nested.final.weights_), strict=True)),
         "transforms": dict(zip(predictions.names, nested.final.transforms_.tolist(), strict=True)),
         "methods": methods.to_dict("records"),
-        "platt": asdict(platt),
+        "calibrator": calibrator_state(calibration.final),
+        "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
         "left_out": len(experiment.target) - len(rows),
     }

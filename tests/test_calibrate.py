@@ -1,4 +1,4 @@
-"""Platt scaling against scikit-learn's logistic regression."""
+"""Maps from scores to probabilities against scikit-learn, and the nested choice among them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logit
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from stack.calibrate import Platt, fit_platt
+from stack.calibrate import FITS, Platt, calibrator_state, fit_beta, fit_isotonic, fit_platt, read_calibrator
+from stack.calibrate_nested import calibrate_nested
 from stack.errors import DataError
 from stack.metrics import log_loss
 from stack.ranks import Ecdf
@@ -76,3 +78,76 @@ def test_equal_scores_get_the_smoothed_prevalence_whatever_their_mean_rounds_to(
     for score in (0.75**7, 0.1, 0.3, 0.9):
         scores, y = np.full(3, score), np.array([0, 1, 0])
         np.testing.assert_allclose(fit_platt(scores, y)(scores), np.mean([1 / 4, 2 / 3, 1 / 4]), atol=1e-6)
+
+
+def test_beta_is_a_logistic_regression_on_two_logarithms(rng: np.random.Generator) -> None:
+    risk = rng.beta(1, 8, 4000)
+    score, y = risk**0.4, (rng.random(4000) < risk).astype(int)
+    beta = fit_beta(score, y)
+    design = np.column_stack([np.log(score), -np.log1p(-score)])
+    smooth = np.where(y == 1, (y.sum() + 1) / (y.sum() + 2), 1 / ((1 - y).sum() + 2))
+    oracle = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(
+        np.tile(design, (2, 1)), np.repeat([1, 0], len(y)), sample_weight=np.concatenate([smooth, 1 - smooth])
+    )
+    np.testing.assert_allclose([beta.a, beta.b, beta.c], [*oracle.coef_[0], oracle.intercept_[0]], atol=2e-3)
+    assert log_loss(y, beta(score)) <= log_loss(y, fit_platt(score, y)(score)) + 1e-6
+
+
+def test_beta_of_scores_that_point_the_wrong_way_is_flat(rng: np.random.Generator) -> None:
+    score = rng.random(500)
+    beta = fit_beta(score, rng.random(500) > score)
+    assert (beta.a, beta.b) == pytest.approx((0, 0), abs=1e-6)
+
+
+def test_isotonic_is_scikit_learns_off_0_and_1(rng: np.random.Generator) -> None:
+    score = rng.random(300)
+    y = (rng.random(300) < score).astype(int)
+    expected = IsotonicRegression(out_of_bounds="clip").fit(score, y).predict(score)
+    np.testing.assert_allclose(fit_isotonic(score, y)(score), np.clip(expected, 0.5 / 300, 1 - 0.5 / 300), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_every_map_goes_through_json_and_keeps_the_order(kind: str, rng: np.random.Generator) -> None:
+    score = np.sort(rng.random(200))
+    found = FITS[kind](score, rng.random(200) < score)
+    again = read_calibrator(json.loads(json.dumps(calibrator_state(found))))
+    assert again == found
+    new = np.linspace(0, 1, 1001)
+    assert (np.diff(again(new)) >= 0).all()
+    assert ((again(new) > 0) & (again(new) < 1)).all()
+    with pytest.raises(DataError, match="not in"):
+        again([1.5])
+
+
+def test_no_row_is_calibrated_by_its_own_target(rng: np.random.Generator) -> None:
+    score, fold = rng.random(400), np.arange(400) % 4
+    y = (rng.random(400) < score**2).astype(int)
+    turned = np.where(fold == 2, 1 - y, y)
+    before, after = (calibrate_nested(score, target, fold, np.arange(400)) for target in (y, turned))
+    held = fold == 2
+    np.testing.assert_array_equal(before.p[held], after.p[held])
+    assert before.chosen_by_fold[2] == after.chosen_by_fold[2]
+    assert (before.p[~held] != after.p[~held]).all()
+
+
+def test_the_kind_that_fits_is_chosen_and_the_simple_one_where_it_does(rng: np.random.Generator) -> None:
+    n, fold = 6000, np.arange(6000) % 3
+    score = rng.random(n)
+    straight = 1 / (1 + np.exp(-(2 * logit(np.clip(score, 1e-9, 1 - 1e-9)) - 1)))
+    stepped = np.where(score > 0.5, 0.9, 0.1)
+    chosen = [
+        calibrate_nested(score, (rng.random(n) < risk).astype(int), fold, np.arange(n)).chosen
+        for risk in (straight, stepped)
+    ]
+    assert chosen == ["platt", "isotonic"]
+
+
+def test_the_summary_compares_each_map_with_platts(rng: np.random.Generator) -> None:
+    score, fold = rng.random(600), np.arange(600) % 3
+    y = (rng.random(600) < score).astype(int)
+    found = calibrate_nested(score, y, fold, np.arange(600))
+    table = found.summary(y, np.arange(600)).set_index("map")
+    assert table.loc["platt", "less platt"] == 0
+    gain = log_loss(y, found.by_kind["isotonic"]) - log_loss(y, found.by_kind["platt"])
+    assert table.loc["isotonic", "less platt"] == pytest.approx(gain)
+    assert table["chosen"].sum() == 1

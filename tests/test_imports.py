@@ -97,6 +97,7 @@ ORDER = {
         "blend",
         "nested",
         "calibrate",
+        "calibrate_nested",
         "tune",
         "submit",
         "ensemble",
