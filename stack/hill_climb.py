@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from stack.curve import Floats
 from stack.metrics import scorer
 
-PATIENCE = 3  # steps without a new best after which a climb ends: the best may lie one dip further
+PATIENCE = 20  # steps without a new best after which a climb ends: a share of steps gets finer the longer it climbs
 MIN_GAIN = 1e-9  # below it, two scores are the same up to rounding
 
 
@@ -21,7 +21,7 @@ def hill_climb(
     objective: str = "auc",
     replacement: bool = True,
     bags: int = 5,
-    steps: int = 100,
+    steps: int = 200,
     seed: int = 0,
 ) -> Floats:
     """Weights (runs,) on the simplex, by ensemble selection over the columns of `V` (n, runs) for targets `y` (n,).

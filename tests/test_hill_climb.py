@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-from stack.hill_climb import hill_climb
+from stack.hill_climb import PATIENCE, hill_climb
 
 
 def world(*strengths: float, rows: int = 300, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -17,10 +17,10 @@ def world(*strengths: float, rows: int = 300, seed: int = 0) -> tuple[NDArray[np
 
 
 def plainly(V: NDArray[np.float64], y: NDArray[np.int64], objective: str) -> NDArray[np.float64]:
-    """With replacement, scored by scikit-learn on means, until three steps bring nothing."""
+    """With replacement, scored by scikit-learn on means, until PATIENCE steps bring nothing."""
     chosen: list[int] = []
     best, best_counts, since = -np.inf, np.zeros(V.shape[1]), 0
-    while since < 3:
+    while since < PATIENCE:
         score = roc_auc_score if objective == "auc" else lambda y, p: -log_loss(y, p)
         scores = [score(y, V[:, [*chosen, run]].mean(axis=1)) for run in range(V.shape[1])]
         chosen.append(int(np.argmax(scores)))

@@ -1,0 +1,156 @@
+"""Blending against what a user would write: one AUC, a study of weights, hill climbing over 18 runs.
+
+python benchmarks/blend.py            # `pip install hillclimbers` first, for the third table
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from stack.blend import Blender
+from stack.blend_study import study_in_memory
+from stack.curve import Floats
+from stack.hill_climb import hill_climb
+from stack.metrics import auc, scorer
+from stack.weighting import TRANSFORMS, NetColumns, weighted_sum
+
+ROWS, POSITIVES, FOLDS, TRIALS = 33_126, 584, 5, 500
+
+
+def world(runs: int, *, rows: int = ROWS, positives: int = POSITIVES, seed: int = 0) -> tuple[Floats, NDArray[Any]]:
+    """Probabilities (rows, runs) of runs on common ground, a third of them weak, and targets."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(rows) < positives).astype(int)
+    strength = np.where(np.arange(runs) % 3 == 2, 0.3, rng.uniform(1.6, 2.2, runs))
+    shared = rng.normal(size=(rows, 1))
+    logits = np.outer(y, strength) + 0.7 * shared + rng.normal(size=(rows, runs)) - 4
+    return 1 / (1 + np.exp(-logits)), y
+
+
+def best_of(times: int, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of several runs."""
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def one_auc() -> None:
+    """By a function made once for the targets, as a study calls it, and by one that checks its input."""
+    print("| AUC of | ours, targets known | ours, once | scikit-learn | ratio |\n|---|---|---|---|---|")
+    for rows, positives in ((ROWS, POSITIVES), (401_059, 393)):
+        P, y = world(1, rows=rows, positives=positives)
+        s = P[:, 0]
+        value_of = scorer("auc", y)
+        assert abs(value_of(s) - roc_auc_score(y, s)) < 1e-12
+        known, once, theirs = (
+            best_of(9, work)
+            for work in (lambda: value_of(s), lambda: auc(y, s), lambda: roc_auc_score(y, s))  # noqa: B023
+        )
+        print(
+            f"| {rows:,} rows | {known * 1e3:.2f} ms | {once * 1e3:.2f} ms | {theirs * 1e3:.1f} ms | "
+            f"{theirs / known:.0f} x, {theirs / once:.0f} x |"
+        )
+
+
+def plain_study(P: Floats, y: NDArray[Any]) -> tuple[float, float, float, float]:
+    """The same space with Optuna's own sampler and scikit-learn: seconds, those of objectives, best, when it was."""
+    nets = np.zeros(len(P), int)
+    columns = NetColumns().fit(P, nets)
+    kinds = {kind: columns.standardised(P, nets, [kind] * P.shape[1]) for kind in TRANSFORMS}
+    spent, best, best_at, started = 0.0, 0.0, 0.0, time.perf_counter()
+
+    def objective(trial: optuna.Trial) -> float:
+        nonlocal spent, best, best_at
+        runs = range(P.shape[1])
+        weights = np.array([trial.suggest_float(f"weight_{run}", 0, 1) for run in runs])
+        chosen = [trial.suggest_categorical(f"transform_{run}", TRANSFORMS) for run in runs]
+        begun = time.perf_counter()
+        V = np.column_stack([kinds[kind][:, run] for run, kind in enumerate(chosen)])
+        value = float(roc_auc_score(y, V @ (weights / weights.sum())))
+        spent += time.perf_counter() - begun
+        if value > best:
+            best, best_at = value, time.perf_counter() - started
+        return value
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+    study.optimize(objective, n_trials=TRIALS)
+    return time.perf_counter() - started, spent, best, best_at
+
+
+def studies() -> None:
+    """Wholes, parts, and how long until ours has reached the best of the plain one's 500 trials."""
+    P, y = world(12)
+    whole, spent, best, best_at = plain_study(P, y)
+    study, started = study_in_memory(), time.time()
+    blender = Blender("optuna", trials=TRIALS).fit(P, y, study=study)
+    ours = time.time() - started
+    nets = np.zeros(len(P), int)
+    columns = NetColumns().fit(P, nets)
+    V = columns.standardised(P, nets, ["rank"] * 12)
+    value_of, weights = scorer("auc", y), np.full(12, 1 / 12)
+    alone = best_of(9, lambda: value_of(weighted_sum(np.stack(list(V.T)).T, weights))) * TRIALS
+    values = blender.trial_values_
+    reached = int(np.argmax(values >= best))
+    until = study.trials[reached].datetime_complete
+    assert values[reached] >= best, "never reached"
+    assert until is not None
+    seconds = until.timestamp() - started
+    print("\n| 500 trials, 12 runs, 33,126 rows | ours | plain Optuna and scikit-learn | ratio |\n|---|---|---|---|")
+    print(f"| whole | {ours:.1f} s | {whole:.1f} s | {whole / ours:.1f} x |")
+    print(f"| without the sampler | {alone:.2f} s | {spent:.1f} s | {spent / alone:.1f} x |")
+    print(
+        f"| until AUC {best:.5f}, the plain study's best | {seconds:.2f} s (trial {reached + 1}) | {best_at:.1f} s | "
+        f"{best_at / seconds:.1f} x |"
+    )
+    print(f"| best in-sample AUC | {values.max():.5f} | {best:.5f} | |")
+
+
+def climbs() -> None:
+    """Over 18 runs' probabilities, as hillclimbers takes them; it needs no targets but the frame's."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from hillclimbers import climb_hill
+    except ImportError:
+        print("\nhillclimbers is not installed: `pip install hillclimbers`, and run this again")
+        return
+    P, y = world(18, seed=1)
+    frame = pd.DataFrame(P, columns=[f"run_{run}" for run in range(18)])
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, theirs = climb_hill(
+            train=pd.DataFrame({"target": y}), oof_pred_df=frame, test_pred_df=frame.head(2), target="target",
+            objective="maximize", eval_metric=partial(roc_auc_score), plot_hill=False, return_oof_preds=True,
+        )  # fmt: skip
+    their_seconds = time.perf_counter() - started
+    print("\n| hill climbing, 18 runs, 33,126 rows | seconds | AUC in-sample | ratio |\n|---|---|---|---|")
+    print(f"| hillclimbers | {their_seconds:.1f} | {auc(y, theirs):.6f} | |")
+    for bags in (1, 5):
+        started = time.perf_counter()
+        weights = hill_climb(P, y, bags=bags)
+        seconds = time.perf_counter() - started
+        print(f"| ours, bags {bags} | {seconds:.2f} | {auc(y, P @ weights):.6f} | {their_seconds / seconds:.0f} x |")
+
+
+def main() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    one_auc()
+    studies()
+    climbs()
+
+
+if __name__ == "__main__":
+    main()
