@@ -132,7 +132,10 @@ def tune(
     study: Annotated[str, typer.Argument(help="blend (its weights) or gbdt (each stacker's parameters).")],
     config: ConfigOption,
     trials: Annotated[int, typer.Option(min=1, help="Ended trials that each study shall have.")] = 30,
-    timeout: Annotated[float | None, typer.Option(help="gbdt: seconds after which no trial is started.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which no trial is started; not of blend.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share a study; not of blend.")] = 1,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -153,7 +156,7 @@ def tune(
             return
         for stacker in experiment.config.stackers:
             if stacker.enabled:
-                path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout)
+                path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)
                 out.say(f"to use it: `tuned: {{gbdt: {{{stacker.name}: {path}}}}}`")
 
 

@@ -166,6 +166,7 @@ class Config(Strict):
     stackers: tuple[Stacker, ...] = ()
     blend: Blend = Blend()
     tuned: Tuned = Tuned()
+    storage: str | None = None  # of studies: a database that Optuna knows, for many workers; none: a file in the run
 
     @property
     def model_names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Simulated: few positives and much noise. Tuning looks better than it is, and the honest choice doesn't fall for it."""
+"""Simulated: few positives, much noise. Tuning looks better than it is, and the honest choice does not fall for it."""
 
 from __future__ import annotations
 

@@ -98,6 +98,7 @@ ORDER = {
         "nested",
         "calibrate",
         "calibrate_nested",
+        "studies",
         "tune",
         "submit",
         "ensemble",
