@@ -86,7 +86,7 @@ def report_data(experiment: Experiment, blend: Run) -> ReportData:
         facts=_facts(experiment),
         notes=_notes(experiment, blend) + [note for run in runs for note in _level2_notes(run)],
         settings=yaml.safe_dump(
-            experiment.config.model_dump(mode="json", exclude={"runs", "cache"}),
+            experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"}),
             sort_keys=False,
             allow_unicode=True,
         ),

@@ -13,7 +13,7 @@ from stack.store import Run
 def add_line(experiment: Experiment, blend: Run) -> dict[str, Any]:
     """Append to runs/<experiment>/ledger.jsonl and return the line."""
     settings = _flat(
-        experiment.config.model_dump(mode="json", exclude={"runs", "cache", "n_jobs", "device", "workers"})
+        experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage", "n_jobs", "device", "workers"})
     )
     before = read_lines(experiment)
     known = before[-1]["settings"] if before else settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from stack.experiment import Experiment
 from stack.store import atomic
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-HEARTBEAT, GRACE = 10, 30  # seconds between a database worker's signs of life, and without them until it counts as dead
+HEARTBEAT, GRACE = 5, 20  # seconds between a database worker's signs of life, and without them until it counts as dead
 
 Objective = Callable[[optuna.Trial], float]
 
@@ -119,20 +120,23 @@ def _work(
     worker: int,
 ) -> None:
     study, objective = open_study(experiment, name), make_objective()
-    while (done := ended(study)) < trials and (deadline is None or time.time() < deadline):
+    while deadline is None or time.time() < deadline:
         optuna.storages.fail_stale_trials(study)  # of a database: a trial whose worker is gone waits to be tried again
+        done = ended(study)
         waiting, running = (
             len(study.get_trials(deepcopy=False, states=(state,))) for state in (TrialState.WAITING, TrialState.RUNNING)
         )
         if waiting or done + running < trials:
             _one(study, objective, seed=experiment.config.seed + 1000 * (worker + 1) + done, shared=True)
-        elif experiment.config.storage is None:
-            return  # the others are at the last ones; a file has no signs of life, so nobody can wait for them
+        elif running == 0 or experiment.config.storage is None:
+            return  # a file has no signs of life, so nobody can wait there for the others' last trials
         else:
             time.sleep(0.5)
 
 
 def _storage(experiment: Experiment) -> BaseStorage:
+    # Heartbeats have been experimental since 2021; the version is pinned.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     url = experiment.config.storage
     if url is None:
         path = experiment.folder / "studies" / "journal.log"

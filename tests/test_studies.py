@@ -1,0 +1,96 @@
+"""Studies that several workers share: no trial lost or doubled, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import optuna
+import pytest
+from elsewhere import opened, write_world
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+
+from stack.console import Out
+from stack.errors import ConfigError
+from stack.experiment import Experiment
+from stack.studies import Objective, ended, open_study, run_study
+
+FIRST = {"x": 0.5}
+
+
+def slow_objective(told: Path, seconds: float) -> Objective:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        with told.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        return -((x - 0.3) ** 2)
+
+    return objective
+
+
+def study_of(experiment: Experiment, told: Path, *, trials: int, workers: int, seconds: float = 0.0) -> optuna.Study:
+    return run_study(
+        experiment, "slow", partial(slow_objective, told, seconds), Out(quiet=True), first=FIRST, trials=trials,
+        timeout=None, workers=workers,
+    )  # fmt: skip
+
+
+def test_workers_share_a_journal(tmp_path: Path) -> None:
+    experiment = opened(write_world(tmp_path))
+    study = study_of(experiment, tmp_path / "told", trials=8, workers=2, seconds=0.2)
+    assert ended(study) == len((tmp_path / "told").read_text().split()) >= 8
+    assert len(set((tmp_path / "told").read_text().split())) == 2
+    assert study.trials[0].params == FIRST
+    assert study.best_value > -0.05
+
+
+def test_sqlite_is_refused_for_several_workers(tmp_path: Path) -> None:
+    experiment = opened(write_world(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db"))
+    with pytest.raises(ConfigError, match="SQLite can't serve several workers"):
+        study_of(experiment, tmp_path / "told", trials=2, workers=2)
+    assert ended(study_of(experiment, tmp_path / "told", trials=2, workers=1)) == 2
+
+
+def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
+    experiment = opened(write_world(tmp_path, storage="postgresql+nodriver://me:secret@127.0.0.1:1/studies"))
+    with pytest.raises(ConfigError, match=r"storage: 127\.0\.0\.1:1/studies can't be opened") as caught:
+        open_study(experiment, "slow")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.skipif(
+    "DERMSTACK_TEST_POSTGRESQL" not in os.environ, reason="no PostgreSQL: `source .ci/postgresql` starts one"
+)
+def test_a_worker_killed_on_postgresql_leaves_its_trial_to_the_others(tmp_path: Path) -> None:
+    experiment = opened(
+        write_world(tmp_path, storage=os.environ["DERMSTACK_TEST_POSTGRESQL"], experiment=f"kill-{uuid4().hex[:8]}")
+    )
+    told = tmp_path / "told"
+    told.touch()
+    running = threading.Thread(
+        target=study_of, args=(experiment, told), kwargs={"trials": 24, "workers": 4, "seconds": 0.5}
+    )
+    running.start()
+    while len(pids := set(told.read_text().split())) < 4 and running.is_alive():
+        time.sleep(0.05)
+    os.kill(int(told.read_text().split()[-1]), signal.SIGKILL)  # it has just begun a trial
+    running.join()
+    study = open_study(experiment, "slow")
+    states = [trial.state for trial in study.trials]
+    assert len(pids) == 4, states
+    assert states.count(TrialState.FAIL) == 1
+    assert 24 <= states.count(TrialState.COMPLETE) <= 27, "at most what the others had begun when the last was reached"
+    assert states.count(TrialState.RUNNING) == states.count(TrialState.WAITING) == 0
+    lost = states.index(TrialState.FAIL)
+    again = [t for t in study.trials if RetryHeartbeatStaleTrialCallback.retried_trial_number(t) == lost]
+    assert [trial.state for trial in again] == [TrialState.COMPLETE]
+    assert again[0].params == study.trials[lost].params
+    values = [trial.params["x"] for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert len(set(values)) == len(values), "no trial is doubled"
