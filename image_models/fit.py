@@ -60,6 +60,7 @@ def fit_fold(
     metadata: Mapping[str, NDArray[np.float32]] | None = None,
     choose: NDArray[np.bool_] | None = None,
     identity: str = "",
+    report: Callable[[int, float], object] = lambda epoch, auc: None,
     progress: Callable[[int], object] = lambda done: None,
     say: Callable[[str], object] = lambda line: None,
 ) -> FoldFit:
@@ -67,7 +68,8 @@ def fit_fold(
 
     ``target`` is 0/1 (n,) or the classes that each row may be of, bool (n, c), of which ``positive`` (c,) make up p.
     ``metadata`` holds the encoded columns of ``train`` and of each set, by name. ``choose`` (n,) marks the training
-    rows that choose the epoch under `select: best` and are not trained on. ``weights`` is the folder for
+    rows that choose the epoch under `select: best` and are not trained on; ``report`` is told of each epoch
+    and its AUC on them. ``weights`` is the folder for
     ``weights.safetensors`` (``weights_<seed>.safetensors`` from the second seed on) and, until the fold is complete,
     for the state after each epoch, which a fit of the same ``identity`` takes up again.
 
@@ -100,7 +102,7 @@ def fit_fold(
         history = train_net(
             net, of_train(learn, of_row), training=training, seed=seed, device=where, augment=of_batch,
             choose=None if choose is None else of_train(choose, None), state=weights / f"state_{seed}.pt",
-            identity=f"{identity} {seed}", workers=workers, progress=progress, say=say,
+            identity=f"{identity} {seed}", workers=workers, report=report, progress=progress, say=say,
         )  # fmt: skip
         histories.append(history.assign(seed=seed))
         by_seed.append({

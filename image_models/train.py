@@ -42,15 +42,17 @@ def train_net(
     state: Path | None = None,
     identity: str = "",
     workers: int = 0,
+    report: Callable[[int, float], object] = lambda epoch, auc: None,
     progress: Callable[[int], object] = lambda done: None,
     say: Callable[[str], object] = lambda line: None,
 ) -> pd.DataFrame:
     """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
 
     No row that is scored comes in here. ``augment`` works on batches on the device, where the rows' own recipe doesn't.
-    ``choose`` are the rows on which `select: best` finds its epoch. ``state`` is a file that is written after each
-    epoch and taken up where it is of the same ``identity``: every draw comes from (seed, epoch), so that a resumed
-    training ends in the same weights. ``progress`` is told the images of each step, ``say`` what a user should know.
+    ``choose`` are the rows on which `select: best` finds its epoch, and ``report`` is told each epoch's AUC on them.
+    ``state`` is a file that is written after each epoch and taken up where it is of the same ``identity``: every draw
+    comes from (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the
+    images of each step, ``say`` what a user should know.
 
     Returns the history, a row an epoch: epoch, loss (mean training loss), lr (at its end), images_per_s, and auc of
     ``choose``. Raises ImageError when the loss is no number any more.
@@ -133,6 +135,7 @@ def train_net(
             if average:
                 average.swap(net)
             net.train()
+            report(epoch + 1, row["auc"])
         history.append(row)
         if state:
             write_state(state, {

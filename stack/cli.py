@@ -129,7 +129,10 @@ def import_oof(
 
 @app.command()
 def tune(
-    study: Annotated[str, typer.Argument(help="blend (its weights) or gbdt (each stacker's parameters).")],
+    study: Annotated[
+        str,
+        typer.Argument(help="blend (its weights), gbdt (each stacker's settings) or image (each model's)."),
+    ],
     config: ConfigOption,
     trials: Annotated[int, typer.Option(min=1, help="Ended trials that each study shall have.")] = 30,
     timeout: Annotated[
@@ -144,11 +147,15 @@ def tune(
     from stack.stackers import run_stackers
     from stack.store import locked
     from stack.tune import tune_blend, tune_gbdt
+    from stack.tune_image import tune_images
 
-    if study not in {"blend", "gbdt"}:
-        raise ConfigError(f"unknown study {study!r}: choose blend or gbdt")
+    if study not in {"blend", "gbdt", "image"}:
+        raise ConfigError(f"unknown study {study!r}: choose blend, gbdt or image")
     experiment, out = open_it(config, overrides, quiet)
     with locked(experiment.folder):
+        if study == "image":
+            tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
+            return
         if study == "blend":
             runs = level1_runs(experiment)
             runs += run_stackers(experiment, runs, out)

@@ -143,6 +143,7 @@ class Tuned(Strict):
 
     blend: ConfigPath | None = None
     gbdt: dict[str, ConfigPath] = {}  # by stacker
+    image: dict[str, ConfigPath] = {}  # by image model; its number is then "selected on these rows"
 
 
 class Config(Strict):
@@ -181,6 +182,8 @@ class Config(Strict):
             raise ValueError(f"{', '.join(doubled)}: the name of more than one model: each run needs its own")
         if strangers := set(self.tuned.gbdt) - {stacker.name for stacker in self.stackers}:
             raise ValueError(f"tuned.gbdt names {', '.join(sorted(strangers))}, which is no stacker of this config")
+        if strangers := set(self.tuned.image) - {model.name for model in self.image_models if not model.frozen}:
+            raise ValueError(f"tuned.image names {', '.join(sorted(strangers))}, which is no trained image model")
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
         if self.data.columns.diagnosis is None:

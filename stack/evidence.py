@@ -116,6 +116,11 @@ def _notes(experiment: Experiment, blend: Run) -> list[str]:
         notes.append(
             f"{blend.meta['left_out']} training rows are left out: an imported run declared that it lacks them."
         )
+    if chosen := [run.name for run in read_runs(experiment.models) if run.meta.get("selected")]:
+        notes.append(
+            f"{', '.join(chosen)}: settings chosen by a study of these rows. Their numbers, and what level 2 and the "
+            "blend make of them, are selected on these rows."
+        )
     if experiment.shuffled:
         notes.append(
             "Targets are shuffled between groups of equal size: among groups of one size all should be chance."

@@ -87,7 +87,7 @@ def trained_tasks(
             training=model.training,
             seeds=[seed + config.seed for seed in model.seeds],
             identity=fingerprint(inputs | {"fold": str(fold)}),
-            **_network_settings(experiment, model),
+            **network_settings(experiment, model),
         )
         learned = len(train) + len(external) - (0 if choose is None else int(choose.sum()))
         predicted = VIEWS[model.tta] * sum(map(len, sets.values()))
@@ -101,7 +101,9 @@ def trained_tasks(
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
                 encoder=encoder,
-                meta=_meta(model, inputs) | {"anchors": part, "classes": labels.names, "positive": labels.positive},
+                meta=_meta(model, inputs)
+                | {"anchors": part, "classes": labels.names, "positive": labels.positive}
+                | {"selected": model.name in config.tuned.image},
             )
         )
     return tasks
@@ -161,7 +163,7 @@ def _features(
         with out.bar(f"{model.name} features of the {part} rows", VIEWS[model.tta] * len(rows)) as progress:
             z = embed(
                 cache, rows, seed=model.seeds[0] + experiment.config.seed, weights=folder, progress=progress,
-                batch_size=model.batch_size, device=experiment.config.device, **_network_settings(experiment, model),
+                batch_size=model.batch_size, device=experiment.config.device, **network_settings(experiment, model),
             )  # fmt: skip
         meta = _meta(model, inputs) | {"seconds": time.monotonic() - started}
         write_run(folder / "features" / part, meta, frames={}, arrays={"z": z})
@@ -179,7 +181,8 @@ def stored_features(folder: Path, part: str) -> Run:
     return stored
 
 
-def _network_settings(experiment: Experiment, model: ImageModel) -> dict[str, Any]:
+def network_settings(experiment: Experiment, model: ImageModel) -> dict[str, Any]:
+    """What a fit takes of the config besides its rows, recipe and training."""
     config, normalise = experiment.config, model.normalise
     return {
         "backbone": model.backbone,

@@ -14,6 +14,7 @@ from stack.experiment import Experiment, open_experiment
 from stack.external import duplicates_of_primary
 from stack.pictures import DROPPED_COLUMNS, NOTHING_DECIDED, PAIR_COLUMNS, Decided
 from stack.store import frame_fingerprint
+from stack.tuned import enabled_models
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from pathlib import Path
@@ -46,7 +47,7 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
 
 def looking_size(experiment: Experiment) -> int:
     """Of the cache that audit and eda look at: the smallest that an image model needs anyway."""
-    return min((model.size for model in experiment.config.image_models if model.enabled), default=LOOKING_SIZE)
+    return min((model.size for model in enabled_models(experiment)), default=LOOKING_SIZE)
 
 
 def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out: Out) -> Looks:

@@ -20,6 +20,7 @@ from stack.image_config import ImageModel
 from stack.labels import labels_of
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, set_aside, sha256
 from stack.task_runner import put_together, run_tasks
+from stack.tuned import enabled_models
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from image_models.cache import ImageCache
@@ -35,7 +36,7 @@ def run_image_models(
     Raises StoreError for a run made with other settings or rows (naming what changed and the command that rebuilds it),
     ImageError for missing or unreadable images, unknown backbones and weights that don't fit.
     """
-    models = [model for model in experiment.config.image_models if model.enabled]
+    models = enabled_models(experiment)
     with ExitStack() as locks:
         tasks: list[FoldTask] = []
         for model in models:
@@ -68,7 +69,7 @@ def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -
     from image_models.net import check_backbone
     from image_models.transforms import check_recipe
 
-    models = [model for model in experiment.config.image_models if model.enabled]
+    models = enabled_models(experiment)
     if unknown := set(rebuild) - {model.name for model in models}:
         raise StoreError(f"--rebuild {', '.join(sorted(unknown))}: no enabled image model of {experiment.config_path}")
     for model in models:

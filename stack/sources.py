@@ -6,6 +6,7 @@ from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.oof import check_fresh, level1_inputs
 from stack.store import Run, read_run
+from stack.tuned import enabled_models
 
 
 def level1_runs(experiment: Experiment) -> list[Run]:
@@ -14,9 +15,7 @@ def level1_runs(experiment: Experiment) -> list[Run]:
     Raises StoreError naming the command that makes what is missing.
     """
     runs = []
-    for model in experiment.config.image_models:
-        if not model.enabled:
-            continue
+    for model in enabled_models(experiment):
         folder = experiment.models / model.name
         check_fresh(experiment, folder, level1_inputs(experiment, model))
         run = read_run(folder)

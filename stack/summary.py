@@ -61,6 +61,8 @@ def _null(experiment: Experiment, run: Run) -> Interval:
 def _note(run: Run, y: NDArray[np.int8]) -> str:
     """What must be said of a run wherever its number stands."""
     notes = []
+    if run.meta.get("selected"):
+        notes.append("selected on these rows")
     if run.meta.get("foreign_folds"):
         notes.append("foreign folds")
     if run.meta.get("excluded") and run.meta["level"] == 1:

@@ -9,6 +9,7 @@ import yaml
 
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
+from stack.image_config import ImageModel
 from stack.store import sha256
 from stack.weighting import Weighting
 
@@ -36,6 +37,20 @@ def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without
         return {frozenset(entry["without"]): Weighting.from_dict(entry) for entry in study["weights"]}
     except KeyError as error:
         raise StoreError(f"tuned.blend: {path} lacks {error}: run `dermstack tune blend` again") from error
+
+
+def enabled_models(experiment: Experiment) -> list[ImageModel]:
+    """The enabled image models, each with the settings that its study chose, where the config names one."""
+    models = [model for model in experiment.config.image_models if model.enabled]
+    return [_with_study(experiment, model) for model in models]
+
+
+def _with_study(experiment: Experiment, model: ImageModel) -> ImageModel:
+    path = experiment.config.tuned.image.get(model.name)
+    if path is None:
+        return model
+    settings = dict(_read(experiment, path, f"tuned.image.{model.name}")["settings"])
+    return model.model_copy(update={**settings, "augment": tuple(settings["augment"].split("+"))})
 
 
 def tuned_fingerprint(path: Path | None) -> str | None:

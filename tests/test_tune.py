@@ -111,7 +111,8 @@ def test_a_study_of_other_rows_is_refused(config: Path, capsys: pytest.CaptureFi
     use = ["stack", "-c", str(config), "--set", f"tuned.gbdt.gbdt={path}"]
     assert "was tuned on other rows or folds" in mistake(capsys, *use)
     assert "run `dermstack tune`" in mistake(capsys, "stack", "-c", str(config), "--set", "tuned.gbdt.gbdt=gone.yaml")
-    assert "choose blend or gbdt" in mistake(capsys, "tune", "image", "-c", str(config))
+    assert "choose blend, gbdt or image" in mistake(capsys, "tune", "images", "-c", str(config))
+    assert "no enabled image model that is trained" in mistake(capsys, "tune", "image", "-c", str(config))
 
 
 def test_a_stacker_without_parameters_has_no_study(tmp_path: Path) -> None:
