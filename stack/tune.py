@@ -69,6 +69,7 @@ def tune_gbdt(
     """
     if stacker.kind not in SPACES:
         raise ConfigError(f"{stacker.name} is a {stacker.kind} model: studies are for {', '.join(SPACES)}")
+    level1_runs(experiment)  # refuses before a study is opened
     k = experiment.folds.k
     started = time.monotonic()
     chosen, inner_scores = {}, {}

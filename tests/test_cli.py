@@ -137,7 +137,8 @@ def test_a_report_before_the_blend_names_the_command(tmp_path: Path, capsys: Cap
 
 
 def test_an_unknown_study_is_named(config_path: Path, capsys: Capture) -> None:
-    assert "unknown study 'image': choose blend or gbdt" in mistake(capsys, "tune", "image", "-c", str(config_path))
+    message = mistake(capsys, "tune", "images", "-c", str(config_path))
+    assert "unknown study 'images': choose blend, gbdt or image" in message
 
 
 def test_an_experiment_at_work_is_left_alone(tmp_path: Path, capsys: Capture) -> None:
