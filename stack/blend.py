@@ -163,31 +163,26 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return weighting
         plain = tuple(self.probabilities_.tolist()) if self.objective == "logloss" else ranks
         V = self.columns_.plain(p, nets, plain)
-        climbed = Weighting.of(
-            plain,
-            hill_climb(
+
+        def climbed() -> Weighting:
+            weights = hill_climb(
                 V, positive, objective=self.objective, replacement=self.replacement, bags=self.bags, seed=self.seed
-            ),
-        )
+            )
+            return Weighting.of(plain, weights)
+
         if self.method == "hill_climb":
-            return climbed
+            return climbed()
         study = study or study_in_memory()
         search = partial(
             tune_weights, y=positive, objective=self.objective, trials=self.trials, seed=self.seed, study=study
         )
         if self.objective == "logloss":
             allowed: list[tuple[str, ...]] = [(kind,) for kind in plain]
-            found = search({"probability": V, "rank": V}, allowed, begin=[Weighting.of(plain, equal), climbed])
+            begin = [lambda: Weighting.of(plain, equal), climbed]
+            found = search({"probability": V, "rank": V}, allowed, begin=begin)
         else:
             inside = self.probabilities_ == "probability"
             spread = np.where(inside, [spread for _, spread in self.columns_.moments_], 1.0)
-            begin = [
-                Weighting.of(ranks, equal),
-                Weighting.of(self.probabilities_, spread),  # the plain mean, on standardised columns
-                Weighting.of(_logits(inside), equal),
-                self._logistic(p, positive, nets)[0],
-                climbed,
-            ]
             kinds = {
                 kind: self.columns_.standardised(p, nets, np.where(inside, kind, "rank").tolist())
                 for kind in TRANSFORMS
@@ -195,7 +190,13 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             found = search(
                 kinds,
                 [TRANSFORMS if probability else ("rank",) for probability in inside],
-                begin=begin,
+                begin=[
+                    lambda: Weighting.of(ranks, equal),
+                    lambda: Weighting.of(self.probabilities_, spread),  # the plain mean, on standardised columns
+                    lambda: Weighting.of(_logits(inside), equal),
+                    lambda: self._logistic(p, positive, nets)[0],
+                    climbed,
+                ],
                 ranks=self.columns_.ranks_.transform(p, nets) if self.power else None,
             )
         self.trial_values_ = np.array([trial.value for trial in completed(study)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,14 +31,14 @@ def tune_weights(
     objective: str = "auc",
     trials: int = 100,
     seed: int = 0,
-    begin: Sequence[Weighting] = (),
+    begin: Sequence[Callable[[], Weighting]] = (),
     ranks: Floats | None = None,
     study: optuna.Study | None = None,
 ) -> Weighting:
     """The weighting whose weighted sum of ``columns`` scores best on targets `y` (n,).
 
-    ``columns`` are (n, runs) by transform, ``allowed`` each run's transforms out of them, ``begin`` the first trials,
-    simplest first. With ``ranks`` (n, runs) in (0, 1), each run's rank has a power too. ``study`` (to be maximised; any
+    ``columns`` are (n, runs) by transform, ``allowed`` each run's transforms out of them, ``begin`` makes the first
+    trials, simplest first and each when its turn comes. With ``ranks`` (n, runs) in (0, 1), each run's rank has a power too. ``study`` (to be maximised; any
     storage) is continued until it holds ``trials`` completed trials, with the same result however often it
     was interrupted: each trial is drawn from ``seed`` and the completed ones before it, and stored whole or not at all.
 
@@ -66,7 +66,7 @@ def tune_weights(
         history = [(trial.params, float(trial.values[0])) for trial in done]
         while (number := len(history)) < trials:
             parameters = (
-                _parameters(begin[number], space)
+                _parameters(begin[number](), space)
                 if number < len(begin)
                 else _moved(history, len(begin), space, np.random.default_rng([seed, number]))
             )

@@ -40,5 +40,11 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
         f"tuned in-sample it would claim {meta['tuned_in_sample']:.4f}"
     )
     out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
+    calibration = meta["calibration"]
+    out.table(
+        pd.DataFrame(calibration["maps"]),
+        f"p_calibrated, by {calibration['chosen']}: each map fitted without the fold that it is scored on",
+    )
     weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
+    weights["enters by"] = list(meta["transforms"].values())
     out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")

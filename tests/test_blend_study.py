@@ -48,12 +48,12 @@ def test_an_interrupted_study_ends_where_an_uninterrupted_one_does(tmp_path: Pat
     """Whatever killed it: a trial is in the journal whole or not at all."""
     columns, y = world()
     whole = optuna.create_study(direction="maximize")
-    expected = tune_weights(columns, ALLOWED, y, trials=40, seed=3, begin=[EQUAL], study=whole)
+    expected = tune_weights(columns, ALLOWED, y, trials=40, seed=3, begin=[lambda: EQUAL], study=whole)
     with quiet_optuna():
         for until in (1, 5, 17, 40):
             storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
             torn = optuna.create_study(study_name="torn", storage=storage, direction="maximize", load_if_exists=True)
-            found = tune_weights(columns, ALLOWED, y, trials=until, seed=3, begin=[EQUAL], study=torn)
+            found = tune_weights(columns, ALLOWED, y, trials=until, seed=3, begin=[lambda: EQUAL], study=torn)
             torn.ask({"weight_0": optuna.distributions.FloatDistribution(0, 1)})  # killed before it was told
     assert found == expected
     assert [trial.params for trial in completed(torn)] == [trial.params for trial in whole.trials]
@@ -62,7 +62,7 @@ def test_an_interrupted_study_ends_where_an_uninterrupted_one_does(tmp_path: Pat
 def test_a_study_gets_further_than_it_began_and_the_best_trial_is_its_result() -> None:
     columns, y = world()
     study = optuna.create_study(direction="maximize")
-    found = tune_weights(columns, ALLOWED, y, trials=60, begin=[EQUAL], study=study)
+    found = tune_weights(columns, ALLOWED, y, trials=60, begin=[lambda: EQUAL], study=study)
     scores = [trial.value for trial in study.trials]
     total = sum(found.weights[run] * columns[found.transforms[run]][:, run] for run in range(4))
     assert auc(y, total) == pytest.approx(max(scores), abs=1e-12)
@@ -74,14 +74,16 @@ def test_a_study_gets_further_than_it_began_and_the_best_trial_is_its_result() -
 def test_trials_reach_every_transform() -> None:
     columns, y = world()
     study = optuna.create_study(direction="maximize")
-    tune_weights(columns, ALLOWED, y, trials=80, begin=[EQUAL], study=study)
+    tune_weights(columns, ALLOWED, y, trials=80, begin=[lambda: EQUAL], study=study)
     for run in range(4):
         assert {trial.params[f"transform_{run}"] for trial in study.trials} == set(ALLOWED[0])
 
 
 def test_the_same_seed_makes_the_same_weights() -> None:
     columns, y = world()
-    first, again, other = (tune_weights(columns, ALLOWED, y, trials=20, seed=seed, begin=[EQUAL]) for seed in (1, 1, 9))
+    first, again, other = (
+        tune_weights(columns, ALLOWED, y, trials=20, seed=seed, begin=[lambda: EQUAL]) for seed in (1, 1, 9)
+    )
     assert first == again != other
 
 
