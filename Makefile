@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/demo.yaml
 STUDY ?= blend
+EXPERIMENT ?= demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo oof stack tune report test test-all lint format bench clean
+.PHONY: help env demo oof stack tune dashboard report test test-all lint format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -31,8 +32,12 @@ oof: env  ## CONFIG=...: image cache, folds, image models: out-of-fold p and z
 stack: env  ## CONFIG=...: level-2 matrix, GBDTs, blend, submission, report
 	$(BIN)/dermstack stack --config $(CONFIG) $(ARGS)
 
-tune: env  ## STUDY=blend|gbdt CONFIG=...: an Optuna study
+tune: env  ## STUDY=blend|gbdt|image CONFIG=...: Optuna studies that survive and continue
 	$(BIN)/dermstack tune $(STUDY) --config $(CONFIG) $(ARGS)
+
+dashboard: env  ## EXPERIMENT=...: pages of its studies (optuna-dashboard), on this machine
+	$(BIN)/pip install --quiet --constraint constraints.txt 'optuna-dashboard>=0.18'
+	$(BIN)/optuna-dashboard runs/$(EXPERIMENT)/studies/journal.log $(ARGS)
 
 report: env  ## CONFIG=...: write report.html again
 	$(BIN)/dermstack report --config $(CONFIG) $(ARGS)
