@@ -38,9 +38,10 @@ def tune_weights(
     """The weighting whose weighted sum of ``columns`` scores best on targets `y` (n,).
 
     ``columns`` are (n, runs) by transform, ``allowed`` each run's transforms out of them, ``begin`` makes the first
-    trials, simplest first and each when its turn comes. With ``ranks`` (n, runs) in (0, 1), each run's rank has a power too. ``study`` (to be maximised; any
-    storage) is continued until it holds ``trials`` completed trials, with the same result however often it
-    was interrupted: each trial is drawn from ``seed`` and the completed ones before it, and stored whole or not at all.
+    trials, simplest first and each when its turn comes. With ``ranks`` (n, runs) in (0, 1), each run's rank has a
+    power too. ``study`` (to be maximised; any storage) is continued until it holds ``trials`` completed trials, with
+    the same result however often it was interrupted: each trial is drawn from ``seed`` and the completed ones before
+    it, and stored whole or not at all.
 
     After the beginning a trial is the best so far with some of its parameters moved, by a step that grows with
     success and shrinks without (the (1 + 1) evolution strategy of Rechenberg 1973, with the one-fifth rule). Over the
