@@ -116,10 +116,10 @@ def _notes(experiment: Experiment, blend: Run) -> list[str]:
         notes.append(
             f"{blend.meta['left_out']} training rows are left out: an imported run declared that it lacks them."
         )
-    if chosen := [run.name for run in read_runs(experiment.models) if run.meta.get("selected")]:
+    if blend.meta["selected"]:
         notes.append(
-            f"{', '.join(chosen)}: settings chosen by a study of these rows. Their numbers, and what level 2 and the "
-            "blend make of them, are selected on these rows."
+            f"{', '.join(blend.meta['selected'])}: settings chosen by a study of these rows. Their numbers, and "
+            "what level 2 and the blend make of them, are selected on these rows."
         )
     if experiment.shuffled:
         notes.append(

@@ -39,6 +39,8 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
         f"(mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
         f"tuned in-sample it would claim {meta['tuned_in_sample']:.4f}"
     )
+    if meta["selected"]:
+        out.warn(f"{', '.join(meta['selected'])}: selected on these rows by a study, and so is what is built on it")
     out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
     calibration = meta["calibration"]
     out.table(

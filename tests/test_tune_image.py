@@ -51,6 +51,10 @@ def test_interrupted_and_continued_it_chooses_the_same_and_the_winner_is_labelle
     run = json.loads((config.parent / "runs/small/models/tiny/run.json").read_text())
     assert run["settings"]["lr"] == 0.00123
     assert run["selected"]
+    assert run_cli("stack", *use) == 0
+    assert "tiny: selected on these rows by a study" in " ".join(capsys.readouterr().out.split())
+    report = (config.parent / "runs/small/report.html").read_text()
+    assert "are selected on these rows" in report
     assert run_cli("oof", "-c", str(config), "-q") == 2, "without the study the run is stale"
 
 
