@@ -243,3 +243,17 @@ def test_a_study_may_raise_ranks_to_a_power() -> None:
     assert len(blender.weighting_.powers) == 2
     again = Blender("optuna").fit(P, y, weighting=blender.weighting_)
     assert auc(y, again.predict_proba(P)[:, 1]) == pytest.approx(blender.trial_values_.max(), abs=1e-12)
+
+
+def test_logits_are_taken_on_each_nets_own_scale() -> None:
+    P, y = runs(1, 2, rows=900)
+    nets = np.arange(900) % 3
+    logits = np.log(P / (1 - P))
+    for net in range(3):  # every net's logits with one mean and spread, so that other scales are all that differs
+        logits[nets == net] = (logits[nets == net] - logits[nets == net].mean(axis=0)) / logits[nets == net].std(axis=0)
+    scaled = logits * np.array([0.5, 1, 2])[nets, None] + nets[:, None]
+    same, other = (
+        Blender("logistic").fit(p, y, nets=nets).predict_proba(p, nets=nets)
+        for p in (1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-scaled)))
+    )
+    np.testing.assert_allclose(same, other, atol=1e-5)

@@ -15,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from stack.blend import Blender
-from stack.blend_study import completed, quiet_optuna, tune_weights, weighting_of
+from stack.blend_study import _step, completed, quiet_optuna, tune_weights, weighting_of
 from stack.curve import Floats
 from stack.metrics import auc
 from stack.weighting import NetColumns, Weighting
@@ -102,3 +102,9 @@ def test_studies_are_silent_and_leave_optunas_log_as_it_was() -> None:
     finally:
         logger.removeHandler(said)
         optuna.logging.set_verbosity(before)
+
+
+def test_steps_grow_with_success_and_shrink_without() -> None:
+    one_in_five = [({}, value) for value in (0.5, 0.6, 0.1, 0.1, 0.1, 0.1)]
+    assert _step(one_in_five, 1) == pytest.approx(_step(one_in_five[:1], 1))
+    assert _step(one_in_five[:2], 1) > _step(one_in_five[:1], 1) > _step([*one_in_five[:1], *one_in_five[2:]], 1)

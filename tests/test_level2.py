@@ -160,6 +160,16 @@ def test_what_a_fold_needs_for_new_images_is_kept(experiment: Experiment) -> Non
     np.testing.assert_allclose(made[:, :4], matrix.held[[f"still_z{i}" for i in range(4)]], atol=1e-4)
 
 
+def test_frozen_test_rows_are_joined_by_id(experiment: Experiment) -> None:
+    runs = level1_runs(experiment)
+    still = next(run for run in runs if run.name == "still")
+    ids = still.frame("test").query("fold == 0")["id"].tolist()
+    taken = read_embeddings(experiment, runs)["still"].test[0]
+    for place in (0, 5, 11):
+        z = still.array("test_z")[ids.index(experiment.table.test["id"].iloc[place])]
+        np.testing.assert_array_equal(taken[place], z)
+
+
 def test_an_embedding_that_lacks_a_row_is_refused(experiment: Experiment) -> None:
     longer = pd.concat([experiment.table.train, experiment.table.train.head(1).assign(id="stranger")])
     table = replace(experiment.table, train=longer)

@@ -86,6 +86,8 @@ def test_a_trial_is_scored_on_groups_that_it_did_not_learn_from(
     )
     groups = experiment.split_group
     assert not set(groups[chosen]) & set(groups[~chosen])
+    learned = called["metadata"]["train"][~chosen]
+    np.testing.assert_allclose(learned.mean(axis=0), 0, atol=1e-5)  # standardised by the rows that it learns from
     assert called["sets"] == {}
     assert called["rows"] == len(experiment.target)
 
