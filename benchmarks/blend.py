@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
+from metrics import best_of
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
@@ -25,7 +25,7 @@ from stack.hill_climb import hill_climb
 from stack.metrics import auc, scorer
 from stack.weighting import TRANSFORMS, NetColumns, weighted_sum
 
-ROWS, POSITIVES, FOLDS, TRIALS = 33_126, 584, 5, 500
+ROWS, POSITIVES, TRIALS = 33_126, 584, 500
 
 
 def world(runs: int, *, rows: int = ROWS, positives: int = POSITIVES, seed: int = 0) -> tuple[Floats, NDArray[Any]]:
@@ -36,16 +36,6 @@ def world(runs: int, *, rows: int = ROWS, positives: int = POSITIVES, seed: int 
     shared = rng.normal(size=(rows, 1))
     logits = np.outer(y, strength) + 0.7 * shared + rng.normal(size=(rows, runs)) - 4
     return 1 / (1 + np.exp(-logits)), y
-
-
-def best_of(times: int, work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several runs."""
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
-    return min(found)
 
 
 def one_auc() -> None:
