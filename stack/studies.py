@@ -11,9 +11,11 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from stack.console import Out
 from stack.errors import ConfigError
@@ -150,7 +152,7 @@ def _storage(experiment: Experiment) -> BaseStorage:
             grace_period=GRACE,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         )
-    except Exception as error:  # SQLAlchemy's, and those of whatever driver the url names
+    except (ImportError, OSError, SQLAlchemyError, OptunaError) as error:
         raise ConfigError(f"storage: {url.split('@')[-1]} can't be opened: {type(error).__name__}: {error}") from error
 
 
