@@ -40,7 +40,8 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
             return {"kind": f"unfinished, {folds} folds"}
         headline = run.meta.get("headline")
         shown = f"{headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested" if headline else ""
-        return {"kind": str(run.meta["kind"]), "auc": _auc(run, target), "headline": shown}
+        selected = ", selected on these rows" if run.meta.get("selected") else ""
+        return {"kind": f"{run.meta['kind']}{selected}", "auc": _auc(run, target), "headline": shown}
     except StoreError:  # the other runs are still worth a line; using this one says what to do
         return {"kind": "damaged"}
 
