@@ -39,7 +39,8 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         hill_climb   greedy selection on ranks with (`replacement`) or without repetition, averaged over `bags` climbs
         optuna       weights, a transform a run out of probability, logit and rank, and with `power` a power of
                      its ranks, in `trials` trials that begin with the four above; its score is a rank among the rows
-                     of the fit. For "logloss" weights on probabilities, and its score is one.
+                     of the fit. For "logloss" weights on probabilities, and its score is one. After `timeout`
+                     seconds no further trial begins.
     A run that leaves [0, 1] enters by its rank, for "logloss" too. Each run must point the right way: high for the
     second of `classes_`. `objective` is what hill_climb and optuna look for.
 
@@ -65,6 +66,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         replacement: bool = True,
         bags: int = 5,
         seed: int = 0,
+        timeout: float | None = None,
     ) -> None:
         self.method = method
         self.objective = objective
@@ -73,6 +75,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.replacement = replacement
         self.bags = bags
         self.seed = seed
+        self.timeout = timeout
 
     def fit(
         self,
@@ -174,7 +177,13 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return climbed()
         study = study or study_in_memory()
         search = partial(
-            tune_weights, y=positive, objective=self.objective, trials=self.trials, seed=self.seed, study=study
+            tune_weights,
+            y=positive,
+            objective=self.objective,
+            trials=self.trials,
+            timeout=self.timeout,
+            seed=self.seed,
+            study=study,
         )
         if self.objective == "logloss":
             allowed: list[tuple[str, ...]] = [(kind,) for kind in plain]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,7 @@ def tune_weights(
     *,
     objective: str = "auc",
     trials: int = 100,
+    timeout: float | None = None,
     seed: int = 0,
     begin: Sequence[Callable[[], Weighting]] = (),
     ranks: Floats | None = None,
@@ -41,7 +43,7 @@ def tune_weights(
     trials, simplest first and each when its turn comes. With ``ranks`` (n, runs) in (0, 1), each run's rank has a
     power too. ``study`` (to be maximised; any storage) is continued until it holds ``trials`` completed trials, with
     the same result however often it was interrupted: each trial is drawn from ``seed`` and the completed ones before
-    it, and stored whole or not at all.
+    it, and stored whole or not at all. Its first trial apart, none begins when ``timeout`` seconds are over.
 
     After the beginning a trial is the best so far with some of its parameters moved, by a step that grows with
     success and shrinks without (the (1 + 1) evolution strategy of Rechenberg 1973, with the one-fifth rule). Over the
@@ -49,6 +51,7 @@ def tune_weights(
     times as long as the trial (benchmarks/blend.py).
     """
     study = study or study_in_memory()
+    deadline = None if timeout is None else time.monotonic() + timeout
     space = _space(allowed, power=ranks is not None)
     columns = {kind: np.asfortranarray(values) for kind, values in columns.items()}
     value_of = scorer(objective, y)
@@ -65,7 +68,7 @@ def tune_weights(
     with quiet_optuna():
         done = completed(study)
         history = [(trial.params, float(trial.values[0])) for trial in done]
-        while (number := len(history)) < trials:
+        while (number := len(history)) < trials and (number == 0 or deadline is None or time.monotonic() < deadline):
             parameters = (
                 _parameters(begin[number](), space)
                 if number < len(begin)

@@ -136,9 +136,9 @@ def tune(
     config: ConfigOption,
     trials: Annotated[int, typer.Option(min=1, help="Ended trials that each study shall have.")] = 30,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which no trial is started; not of blend.")
+        float | None, typer.Option(help="Seconds after which no trial is started, shared by the studies.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share a study; not of blend.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share a study (blend: that take one each).")] = 1,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -159,7 +159,8 @@ def tune(
         if study == "blend":
             runs = level1_runs(experiment)
             runs += run_stackers(experiment, runs, out)
-            out.say(f"to use it: `tuned: {{blend: {tune_blend(experiment, runs, out, trials=trials)}}}`")
+            path = tune_blend(experiment, runs, out, trials=trials, timeout=timeout, workers=workers)
+            out.say(f"to use it: `tuned: {{blend: {path}}}`")
             return
         for stacker in experiment.config.stackers:
             if stacker.enabled:

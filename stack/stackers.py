@@ -130,19 +130,20 @@ def _fit_fold(
         folder = experiment.models / stacker.name / f"fold_{fold}"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         folder.mkdir(parents=True)
-        bag = _fit(experiment, stacker, matrix, fold)
-        files = write_bag(bag, folder)
+        bag = kept = _fit(experiment, stacker, matrix, fold)
+        if stacker.name in experiment.config.tuned.gbdt:  # scored above; what is submitted takes what all rows chose
+            kept = _fit(experiment, stacker, matrix, None)
+        files = write_bag(kept, folder)
         files.append(folder / "features.json")
         files[-1].write_text(matrix.features.to_json(), encoding="utf-8")
-        meta = {"fold": fold, "chosen": bag.chosen, "shift": bag.shift}
+        meta = {"fold": fold, "chosen": kept.chosen, "shift": kept.shift}
         write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), beside=files)
-        oof, test = (bag.logit(x, threads=threads) for x in (matrix.held, x_test))
         made.append({
-            "oof": prediction_frame(ids, fold, oof),
-            "test": prediction_frame(experiment.table.test["id"], fold, test),
+            "oof": prediction_frame(ids, fold, bag.logit(matrix.held, threads=threads)),
+            "test": prediction_frame(experiment.table.test["id"], fold, kept.logit(x_test, threads=threads)),
             "alone": bag.logit(matrix.held_alone, threads=threads),
             "features": list(matrix.train.columns),
-            "chosen": bag.chosen,
+            "chosen": kept.chosen,
             "unseen": matrix.features.encoder_.unseen_,
         })  # fmt: skip
     return made
@@ -161,13 +162,14 @@ def _held_out(
     return bag.logit(matrix.held, threads=experiment.config.threads)
 
 
-def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, fold: int) -> Bag:
+def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, chosen_without: int | None) -> Bag:
+    """With the parameters that a study chose without that fold, or on all rows."""
     return fit_bag(
         stacker.kind,
         matrix.train,
         experiment.target[matrix.train_rows],
         inner_rows(experiment, matrix.train_rows),
-        params={**stacker.params, **tuned_params(experiment, stacker.name, fold)},
+        params={**stacker.params, **tuned_params(experiment, stacker.name, chosen_without)},
         seed=experiment.config.seed,
         threads=experiment.config.threads,
         bags=stacker.bags,

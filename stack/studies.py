@@ -48,8 +48,7 @@ def run_study(
     objective of its own; one that dies leaves its trial to the others (at once marked failed and tried again
     where the storage is a database, when the command is run again where it is a file).
     """
-    if workers > 1 and (experiment.config.storage or "").startswith("sqlite"):
-        raise ConfigError("storage: SQLite can't serve several workers: leave `storage` out, or name a PostgreSQL")
+    refuse_sqlite(experiment, workers)
     study = open_study(experiment, name)
     if experiment.config.storage is None:  # in a database others may be at them
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -80,16 +79,25 @@ def run_study(
     return study
 
 
-def open_study(experiment: Experiment, name: str) -> optuna.Study:
-    """A study of these rows and this objective, made or continued."""
+def open_study(experiment: Experiment, name: str, *, shared: bool = False) -> optuna.Study:
+    """A study of these rows and this objective, made or continued.
+
+    A journal file that is not ``shared`` with running workers is repaired first: what a crash left of a last line goes.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
         study_name=f"{experiment.name}-{name}-{experiment.config.objective}-{experiment.rows_fingerprint}",
-        storage=_storage(experiment),
+        storage=_storage(experiment, shared=shared),
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
         load_if_exists=True,
     )
+
+
+def refuse_sqlite(experiment: Experiment, workers: int) -> None:
+    """Raise ConfigError where several workers would share an SQLite file."""
+    if workers > 1 and (experiment.config.storage or "").startswith("sqlite"):
+        raise ConfigError("storage: SQLite can't serve several workers: leave `storage` out, or name a PostgreSQL")
 
 
 def ended(study: optuna.Study) -> int:
@@ -121,7 +129,7 @@ def _work(
     deadline: float | None,
     worker: int,
 ) -> None:
-    study, objective = open_study(experiment, name), make_objective()
+    study, objective = open_study(experiment, name, shared=True), make_objective()
     while deadline is None or time.time() < deadline:
         optuna.storages.fail_stale_trials(study)  # of a database: a trial whose worker is gone waits to be tried again
         done = ended(study)
@@ -136,14 +144,15 @@ def _work(
             time.sleep(0.5)
 
 
-def _storage(experiment: Experiment) -> BaseStorage:
+def _storage(experiment: Experiment, *, shared: bool) -> BaseStorage:
     # Heartbeats have been experimental since 2021; the version is pinned.
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     url = experiment.config.storage
     if url is None:
         path = experiment.folder / "studies" / "journal.log"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
+        if not shared:  # a line that another process is just writing looks torn too
+            _drop_torn_line(path)
         return JournalStorage(JournalFileBackend(str(path)))
     try:
         return RDBStorage(

@@ -1,7 +1,7 @@
 """Studies of GBDT parameters and of the blend, each without some folds' rows.
 
-A study that has not looked at fold k may choose what predicts fold k: so there is one for each outer fold (and for the
-blend, whose method is chosen inside each outer fold too, one for each pair of folds and one on all rows).
+A study that has not looked at fold k may choose what predicts fold k: so there is one for each outer fold, and one on
+all rows for the submission (for the blend, whose method is chosen inside each outer fold too, also one for each pair).
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from stack.blend import Blender
 from stack.config import Stacker
 from stack.console import Out
+from stack.curve import Floats
 from stack.embeddings import read_embeddings
 from stack.errors import ConfigError
 from stack.experiment import Experiment
@@ -28,8 +31,8 @@ from stack.metrics import score
 from stack.nested import left_out
 from stack.sources import level1_runs
 from stack.store import Run
-from stack.studies import Objective, open_study, run_study, write_study
-from stack.weighting import NetColumns
+from stack.studies import Objective, open_study, refuse_sqlite, run_study, write_study
+from stack.weighting import NetColumns, Weighting
 from tabular.gbdt import fit_gbdt, predict_logit
 from tabular.gbdt_params import DEFAULTS
 
@@ -62,64 +65,108 @@ SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
 def tune_gbdt(
     experiment: Experiment, stacker: Stacker, out: Out, *, trials: int, timeout: float | None, workers: int = 1
 ) -> Path:
-    """Choose a stacker's parameters once for each outer fold, by the mean objective over the other folds.
+    """Choose a stacker's parameters for each outer fold, by the mean objective over the other folds, and for all.
 
-    Each study goes on until it has ``trials`` ended trials, all of them until ``timeout`` seconds are over; see
-    `run_study`. Returns the yaml that the config names under ``tuned.gbdt``.
+    Each study goes on until it has ``trials`` ended trials, and shares what is left of ``timeout`` seconds with those
+    after it; see `run_study`. Returns the yaml that the config names under ``tuned.gbdt``.
     """
     if stacker.kind not in SPACES:
         raise ConfigError(f"{stacker.name} is a {stacker.kind} model: studies are for {', '.join(SPACES)}")
     level1_runs(experiment)  # refuses before a study is opened
     k = experiment.folds.k
     started = time.monotonic()
-    chosen, inner_scores = {}, {}
-    with out.bar(f"tune {stacker.name}", trials * k, "trials") as progress:
-        for outer in range(k):
+    chosen: dict[int | None, dict[str, Any]] = {}
+    inner_scores = {}
+    outers = [*range(k), None]
+    with out.bar(f"tune {stacker.name}", trials * len(outers), "trials") as progress:
+        for number, outer in enumerate(outers):
+            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - started))
             study = run_study(
                 experiment,
-                f"gbdt-{stacker.name}-without-{outer}",
+                f"gbdt-{stacker.name}-without-{'none' if outer is None else outer}",
                 partial(_gbdt_objective, experiment, stacker, outer),
                 out,
                 first={name: DEFAULTS[stacker.kind][name] for name in SPACES[stacker.kind]},
                 trials=trials,
-                timeout=None if timeout is None else max(0.0, timeout - (time.monotonic() - started)),
+                timeout=None if left is None else left / (len(outers) - number),
                 workers=workers,
                 progress=progress,
             )
             if study.best_trials:
                 chosen[outer], inner_scores[outer] = study.best_params, study.best_value
-    if len(chosen) < k:
-        out.warn(f"only {len(chosen)} of {k} studies have a finished trial: run the same command again, it continues")
+    if len(chosen) < len(outers):
+        out.warn(f"only {len(chosen)} of {len(outers)} studies have a finished trial: the same command continues them")
     return write_study(
-        experiment, f"gbdt-{stacker.name}", {"folds": chosen, "inner_scores": inner_scores, "trials": trials}
+        experiment,
+        f"gbdt-{stacker.name}",
+        {
+            "folds": {fold: params for fold, params in chosen.items() if fold is not None},
+            **({"all": chosen[None]} if None in chosen else {}),  # the submission's
+            "inner_scores": {"all" if fold is None else fold: value for fold, value in inner_scores.items()},
+            "trials": trials,
+        },
     )
 
 
-def tune_blend(experiment: Experiment, runs: list[Run], out: Out, *, trials: int) -> Path:
+def tune_blend(
+    experiment: Experiment, runs: list[Run], out: Out, *, trials: int, timeout: float | None = None, workers: int = 1
+) -> Path:
     """Tune the blend's weights without each fold, without each pair of folds, and on all rows.
 
-    Returns the yaml that the config names under ``tuned.blend``; interrupted, it continues with the same result.
+    ``workers`` processes take one study each, and each study has its share of ``timeout`` seconds. Returns the yaml
+    that the config names under ``tuned.blend``; interrupted, it continues with the same result, by any number of
+    workers.
     """
-    config = experiment.config
+    refuse_sqlite(experiment, workers)
     predictions = predictions_of(experiment, runs)
     p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     columns = NetColumns().fit(p, predictions.nets)
-    weights = []
     withouts = left_out(range(experiment.folds.k))
+    open_study(experiment, _blend_study_name(withouts[0]))  # refuses, or repairs, before others open it too
+    share = None if timeout is None else timeout * workers / len(withouts)
+    tasks = [
+        joblib.delayed(_weights_without)(experiment, p, y, fold, predictions.nets, columns, without, trials, share)
+        for without in withouts
+    ]
+    weights = []
     with out.bar("tune blend", len(withouts), "studies") as progress:
-        for without in withouts:
-            rows = ~np.isin(fold, list(without))
-            study = open_study(experiment, f"blend-weighting-without-{'-'.join(map(str, sorted(without))) or 'none'}")
-            blender = Blender("optuna", objective=config.objective, trials=trials, seed=config.seed).fit(
-                p[rows], y[rows], nets=predictions.nets[rows], columns_from=columns, study=study
-            )
-            weights.append({"without": sorted(without), **asdict(blender.weighting_)})
+        for without, (weighting, done) in zip(
+            withouts, joblib.Parallel(n_jobs=workers, return_as="generator")(tasks), strict=True
+        ):
+            weights.append({"without": sorted(without), **asdict(weighting), "trials": done})
             progress(1)
+    short = sum(entry["trials"] < trials for entry in weights)
+    if short:
+        out.warn(f"{short} of {len(weights)} studies had no time for {trials} trials: the same command continues them")
     return write_study(experiment, "blend", {"runs": list(predictions.names), "weights": weights, "trials": trials})
 
 
-def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int) -> Objective:
+def _weights_without(
+    experiment: Experiment,
+    p: Floats,
+    y: NDArray[np.int8],
+    fold: NDArray[np.int8],
+    nets: NDArray[np.int8],
+    columns: NetColumns,
+    without: frozenset[int],
+    trials: int,
+    timeout: float | None,
+) -> tuple[Weighting, int]:
+    """What one study chose on the rows of the other folds, and how many trials it has."""
+    config, rows = experiment.config, ~np.isin(fold, list(without))
+    study = open_study(experiment, _blend_study_name(without), shared=True)
+    blender = Blender("optuna", objective=config.objective, trials=trials, timeout=timeout, seed=config.seed).fit(
+        p[rows], y[rows], nets=nets[rows], columns_from=columns, study=study
+    )
+    return blender.weighting_, len(blender.trial_values_)
+
+
+def _blend_study_name(without: frozenset[int]) -> str:
+    return f"blend-weighting-without-{'-'.join(map(str, sorted(without))) or 'none'}"
+
+
+def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None) -> Objective:
     """Of a trial's parameters: the mean objective over the inner folds, pruned where the first of them say so."""
     config, sources = experiment.config, level1_runs(experiment)
     predictions = standardised(predictions_of(experiment, sources))

@@ -16,10 +16,19 @@ from stack.weighting import Weighting
 Without = frozenset[int]  # the folds whose rows a choice has not looked at
 
 
-def tuned_params(experiment: Experiment, stacker: str, fold: int) -> dict[str, Any]:
-    """GBDT parameters for fold ``fold``, chosen without the rows that it holds out; {} where nothing is tuned."""
+def tuned_params(experiment: Experiment, stacker: str, fold: int | None) -> dict[str, Any]:
+    """GBDT parameters chosen without the rows that ``fold`` holds out, or on all rows; {} where nothing is tuned."""
     path = experiment.config.tuned.gbdt.get(stacker)
-    return dict(_read(experiment, path, f"tuned.gbdt.{stacker}")["folds"][fold]) if path else {}
+    if path is None:
+        return {}
+    study = _read(experiment, path, f"tuned.gbdt.{stacker}")
+    try:
+        return dict(study["all"] if fold is None else study["folds"][fold])
+    except KeyError as error:
+        raise StoreError(
+            f"tuned.gbdt.{stacker}: {path} lacks the study {'on all rows' if fold is None else f'without fold {fold}'}"
+            ": run `dermstack tune gbdt` again, it continues"
+        ) from error
 
 
 def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without, Weighting] | None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import run_cli
@@ -45,7 +46,7 @@ def test_a_study_for_a_fold_sees_none_of_its_rows(config: Path) -> None:
     experiment = opened(config)
     fold_of = experiment.folds.frame["fold"].to_numpy()
     sources = level1_runs(experiment)
-    for outer, inner in [(0, 1), (2, 0)]:
+    for outer, inner in [(0, 1), (2, 0), (None, 1)]:
         matrix = fold_matrix(
             experiment,
             read_embeddings(experiment, sources),
@@ -53,7 +54,8 @@ def test_a_study_for_a_fold_sees_none_of_its_rows(config: Path) -> None:
             inner,
             without=outer,
         )
-        assert outer not in fold_of[np.concatenate([matrix.train_rows, matrix.held_rows])]
+        used = np.concatenate([matrix.train_rows, matrix.held_rows])
+        assert set(fold_of[used]) == {0, 1, 2} - {outer}
         assert set(fold_of[matrix.held_rows]) == {inner}
         assert inner not in fold_of[matrix.train_rows]
         assert (len(matrix.train), len(matrix.held)) == (len(matrix.train_rows), len(matrix.held_rows))
@@ -79,17 +81,64 @@ def test_a_journal_with_a_torn_last_line_goes_on(config: Path) -> None:
     assert yaml.safe_load((studies(config) / "gbdt-gbdt.yaml").read_text())["trials"] == 4
 
 
-def test_stack_uses_what_each_folds_study_chose(config: Path) -> None:
-    assert run_cli("tune", "gbdt", "-c", str(config), "--trials", "4", "-q") == 0
+def test_rows_are_scored_by_their_folds_parameters_and_submitted_by_those_of_all_rows(config: Path) -> None:
+    assert run_cli("tune", "gbdt", "-c", str(config), "--trials", "1", "-q") == 0
     path = studies(config) / "gbdt-gbdt.yaml"
     study = yaml.safe_load(path.read_text())
-    for fold, leaves in enumerate((5, 6, 7)):
-        study["folds"][fold]["num_leaves"] = leaves
+    used = {"num_leaves": 31, "min_data_in_leaf": 5, "bagging_fraction": 1.0, "feature_fraction": 1.0, "lambda_l2": 0.1}
+    leaves = {0: 3, 1: 5, 2: 9, "all": 13}
+    study["folds"] = {fold: used | {"num_leaves": leaves[fold]} for fold in range(3)}
+    study["all"] = used | {"num_leaves": leaves["all"]}
     path.write_text(yaml.safe_dump(study))
     assert run_cli("stack", "-c", str(config), "-q", "--set", f"tuned.gbdt.gbdt={path}") == 0
-    for fold, leaves in enumerate((5, 6, 7)):
-        model = (config.parent / f"runs/elsewhere/models/gbdt/fold_{fold}/model.txt").read_text()
-        assert f"[num_leaves: {leaves}]" in model
+    run = config.parent / "runs/elsewhere/models/gbdt"
+    tuned = {part: pd.read_parquet(run / f"{part}.parquet") for part in ("oof", "test")}
+    for fold in range(3):
+        assert "[num_leaves: 13]" in (run / f"fold_{fold}" / "model.txt").read_text()
+    for fold, number in leaves.items():
+        settings = json.dumps({**STACKER["params"], **used, "num_leaves": number})
+        assert run_cli("stack", "-c", str(config), "-q", "--set", f"stackers.0.params={settings}") == 0
+        part = "test" if fold == "all" else "oof"
+        expected, made = pd.read_parquet(run / f"{part}.parquet"), tuned[part]
+        alike = made["fold"] == fold if part == "oof" else made["fold"] >= 0
+        pd.testing.assert_frame_equal(made[alike], expected[alike])
+        if part == "oof":
+            assert not made[~alike]["logit"].equals(expected[~alike]["logit"])
+
+
+def test_a_study_on_all_rows_that_is_missing_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("tune", "gbdt", "-c", str(config), "--trials", "1", "-q") == 0
+    path = studies(config) / "gbdt-gbdt.yaml"
+    study = yaml.safe_load(path.read_text())
+    del study["all"]
+    path.write_text(yaml.safe_dump(study))
+    use = ["stack", "-c", str(config), "--set", f"tuned.gbdt.gbdt={path}"]
+    assert "lacks the study on all rows: run `dermstack tune gbdt` again" in mistake(capsys, *use)
+
+
+def test_the_blends_studies_are_the_same_by_several_workers(config: Path, tmp_path: Path) -> None:
+    tune = ["tune", "blend", "-q", "--trials", "6", "-c"]
+    assert run_cli(*tune, str(config), "--workers", "2") == 0
+    at_once = make(tmp_path / "other")
+    assert run_cli(*tune, str(at_once)) == 0
+    assert (studies(config) / "blend.yaml").read_text() == (studies(at_once) / "blend.yaml").read_text()
+
+
+def test_a_study_without_time_says_so_and_goes_on(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tune = ["tune", "blend", "-c", str(config), "--trials", "5"]
+    assert run_cli(*tune, "--timeout", "0") == 0
+    assert "7 of 7 studies had no time for 5 trials: the same command continues them" in said(capsys)
+    study = yaml.safe_load((studies(config) / "blend.yaml").read_text())
+    assert [entry["trials"] for entry in study["weights"]] == [1] * 7
+    assert run_cli(*tune, "-q") == 0
+    study = yaml.safe_load((studies(config) / "blend.yaml").read_text())
+    assert [entry["trials"] for entry in study["weights"]] == [5] * 7
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was printed, its lines joined."""
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
 
 
 def test_stack_blends_with_the_weights_that_were_tuned(config: Path) -> None:
