@@ -215,10 +215,13 @@ def compare(
         else (f"{a if difference.low > 0 else b} is better by more than noise")
     )
     delong = "" if made.p is None else f", p {made.p:.3g} (DeLong, clustered by group)"
-    Out().say(
+    out = Out()
+    out.say(
         f"{made.objective} of {a} less {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
         f"{delong} on {made.rows:,} rows; {verdict}"
     )
+    for name in dict.fromkeys(made.selected):
+        out.warn(f"{name}: selected on these rows by a study, so its score is better than new rows will show")
 
 
 app.add_typer(data_commands)

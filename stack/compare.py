@@ -21,6 +21,7 @@ class Compared:
     rows: int
     objective: str
     p: float | None  # two-sided, of no difference, clustered by split_group; another objective than AUC has none
+    selected: tuple[str, ...]  # of a and b those that a study of these very rows has chosen, or its choice went into
 
 
 def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Compared:
@@ -45,7 +46,8 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     y, groups = both["target_a"], both["split_group_a"].to_numpy(object)
     difference = paired_difference(objective, y, both["score_a"], both["score_b"], groups)
     p = clustered_auc(y, both[["score_a", "score_b"]], groups).difference()[1] if objective == "auc" else None
-    return Compared(difference, len(both), objective, p)
+    selected = tuple(name for name, run in ((a, run_a), (b, run_b)) if run.meta.get("selected"))
+    return Compared(difference, len(both), objective, p, selected)
 
 
 def _find(runs: Path, name: str) -> Run:

@@ -107,6 +107,7 @@ def _fit_all(
             "alignment": [note for note, _ in notes],
             "scales": scales,  # what its level-1 logits were standardised by
             "excluded": left_out,
+            "selected": [run.name for run in sources if run.meta.get("selected")],
             "seconds": round(time.monotonic() - started, 1),
         }
         write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
