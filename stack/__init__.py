@@ -1,1 +1,1 @@
-"""The spine: every step from csv to submission, the store, the blend, the command line."""
+"""The spine: every step from csv to submission, the store, the blend, the studies."""

@@ -103,7 +103,7 @@ def run_cli(*arguments: str) -> int:
     """The command line in this process: its exit status."""
     from unittest.mock import patch
 
-    from stack.cli import main
+    from commands.cli import main
 
     with patch("sys.argv", ["dermstack", *arguments]):
         try:

@@ -14,7 +14,7 @@ import typer
 from conftest import WITHOUT_IMAGE_EXTRA, run_cli, small_config
 from elsewhere import bring_in, half_written, mistake, opened, predictions, write_world
 
-from stack.cli import app
+from commands.cli import app
 from stack.store import locked
 
 Capture = pytest.CaptureFixture[str]
@@ -215,7 +215,7 @@ def test_without_the_image_extra_oof_says_what_to_install(config_path: Path) -> 
     code = (
         WITHOUT_IMAGE_EXTRA
         + """
-from stack.cli import main
+from commands.cli import main
 main()
 """
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stack.eda import Pictures, write_eda
+from pages.eda import Pictures, write_eda
 from stack.errors import DataError
 from stack.folds import make_folds
 from stack.table import Table

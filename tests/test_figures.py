@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from stack.figures import (
+from pages.figures import (
     CURVE_POINTS,
     Estimate,
     bar_figure,

@@ -103,9 +103,6 @@ ORDER = {
         "tune",
         "submit",
         "ensemble",
-        "figures",
-        "report",
-        "evidence",
         "ledger",
         "listing",
         "compare",
@@ -114,20 +111,30 @@ ORDER = {
         "audit",
         "survey",
         "drift",
+        "import_metadata",
+    ],
+    "pages": [
+        "figures",
+        "report",
+        "evidence",
         "contact_sheet",
         "eda_figures",
         "eda_tables",
         "eda_panels",
         "eda",
         "review",
-        "import_metadata",
-        "shown",
-        "cli_options",
-        "cli_data",
-        "cli",
     ],
+    "serving": [],
+    "commands": ["shown", "options", "data", "cli"],
 }
-MAY_IMPORT = {"stack": {"image_models", "tabular"}, "image_models": set(), "tabular": set()}
+MAY_IMPORT = {
+    "image_models": set(),
+    "tabular": set(),
+    "stack": {"image_models", "tabular"},
+    "pages": {"image_models", "tabular", "stack"},
+    "serving": {"image_models", "tabular", "stack", "pages"},
+    "commands": {"image_models", "tabular", "stack", "pages", "serving"},
+}
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
     **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c", "imagecodecs"), "image_models/"),
@@ -182,7 +189,7 @@ def test_level_2_and_the_blender_run_without_torch() -> None:
     code = (
         WITHOUT_IMAGE_EXTRA
         + """
-import stack.cli, stack.ensemble, stack.stackers, stack.imported, stack.tune, stack.report, stack.compare
+import commands.cli, stack.ensemble, stack.stackers, stack.imported, stack.tune, pages.report, stack.compare
 from dermstack import Blender
 Blender()
 """
@@ -191,7 +198,7 @@ Blender()
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
-    code = "import sys, stack.cli; print([m for m in ('torch', 'pandas', 'lightgbm', 'optuna') if m in sys.modules])"
+    code = "import sys, commands.cli; print([m for m in ('torch', 'pandas', 'lightgbm', 'optuna') if m in sys.modules])"
     made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert made.stdout.strip() == "[]"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pages.report import Comparison, ReportData, report_html
 from stack.intervals import Interval
 from stack.metrics import auc, auc_by_fold, average_precision
-from stack.report import Comparison, ReportData, report_html
 
 EVIL = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "wbr", "br", "img", "link", "input"}

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from stack.figures import (
+from pages.figures import (
     Drawing,
     Estimate,
     bar_figure,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from pages.eda import Pictures, write_eda
 from stack.audit import Finding, audit, pair_kinds
 from stack.console import Out
-from stack.eda import Pictures, write_eda
 from stack.experiment import Experiment, published_duplicates
 from stack.images import encodings, looking_size, looks_of, with_images
 from stack.store import atomic

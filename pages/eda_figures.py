@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from stack.figures import (
+from pages.figures import (
     ACCENT,
     INK,
     LINE,

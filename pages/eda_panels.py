@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from stack.eda_figures import (
+from pages.eda_figures import (
     age_rows_figure,
     count_figure,
     distance_figure,
@@ -14,7 +14,7 @@ from stack.eda_figures import (
     rate_figure,
     sizes_figure,
 )
-from stack.figures import Drawing
+from pages.figures import Drawing
 from stack.survey import AGE_EDGES, PICTURE_FACTS, age_histograms, age_rates, age_shares, level_counts
 from stack.table import Table
 

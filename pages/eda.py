@@ -12,10 +12,10 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from stack.contact_sheet import data_uri, pick, tiles
+from pages.contact_sheet import data_uri, pick, tiles
+from pages.eda_panels import panels
+from pages.eda_tables import crossed, drifted, duplicated, fold_rows, grouped, missing, ranked, sized
 from stack.drift import drift
-from stack.eda_panels import panels
-from stack.eda_tables import crossed, drifted, duplicated, fold_rows, grouped, missing, ranked, sized
 from stack.errors import DataError
 from stack.folds import Folds
 from stack.store import atomic

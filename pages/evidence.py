@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from pages.report import Comparison, ReportData, report_html
 from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.intervals import Interval, interval, paired_difference
-from stack.report import Comparison, ReportData, report_html
 from stack.store import Run, atomic, read_run, read_runs
 from stack.summary import run_table
 

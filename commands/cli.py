@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from commands.data import commands as data_commands
+from commands.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_it
 from image_models.errors import ImageError
-from stack.cli_data import commands as data_commands
-from stack.cli_options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_it
 from stack.errors import ConfigError, DermstackError
 from tabular.errors import TabularError
 
@@ -43,11 +43,11 @@ def oof(
     ] = None,
 ) -> None:
     """Image cache, folds and image models: out-of-fold logits and embeddings, test predictions."""
+    from commands.shown import show_runs
     from stack.acquisition import write_acquisition
     from stack.experiment import introduce
     from stack.images import with_images
     from stack.oof import check_image_models, run_image_models
-    from stack.shown import show_runs
 
     experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
     sizes = check_image_models(experiment, rebuild=rebuild or [])
@@ -68,11 +68,11 @@ def stack(
     shuffle_target: ShuffleOption = False,
 ) -> None:
     """Level-2 matrix, GBDTs, blend, submission.csv and report.html, from what `oof` and `import-oof` made."""
+    from commands.shown import show_blend, show_runs
+    from pages.evidence import write_report
     from stack.ensemble import run_blend
-    from stack.evidence import write_report
     from stack.experiment import write_rows
     from stack.ledger import add_line
-    from stack.shown import show_blend, show_runs
     from stack.sources import level1_runs
     from stack.stackers import run_stackers
     from stack.store import locked
@@ -115,8 +115,8 @@ def import_oof(
     quiet: QuietOption = False,
 ) -> None:
     """Bring another pipeline's out-of-fold and test predictions in as a level-1 run."""
+    from commands.shown import show_runs
     from stack.imported import ImportedColumns, import_oof
-    from stack.shown import show_runs
 
     experiment, out = open_it(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
@@ -171,7 +171,7 @@ def tune(
 @app.command()
 def report(config: ConfigOption, overrides: SetOption = None, quiet: QuietOption = False) -> None:
     """Write report.html again, from what `stack` made."""
-    from stack.evidence import write_report
+    from pages.evidence import write_report
 
     experiment, out = open_it(config, overrides, quiet)
     out.say(f"report: {write_report(experiment)}")

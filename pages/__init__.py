@@ -1,0 +1,1 @@
+"""Pages to read: the report, the first look at the data, their figures."""

@@ -1,0 +1,1 @@
+"""The finished ensemble away from home: bundle, predictions for new images, external validation, the local app."""
