@@ -199,7 +199,7 @@ def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.floa
     for name, embedding in embeddings.items():
         if (alignment := embedding.alignment) is not None:
             kept[f"{name}_mean"] = alignment.mean
-            kept[f"{name}_turn"] = (alignment.basis @ alignment.rotation) / alignment.scale[:, None, None]
+            kept[f"{name}_turn"] = alignment.turn
     return kept
 
 

@@ -95,6 +95,7 @@ ORDER = {
         "logistic_weights",
         "blend_study",
         "blend",
+        "blend_state",
         "nested",
         "calibrate",
         "calibrate_nested",
