@@ -30,7 +30,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     The same runs and settings again are skipped; a stale blend is set aside.
     """
     folder = experiment.folder / "blend"
-    inputs = _inputs(experiment, runs)
+    inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
@@ -132,7 +132,8 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
         temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
 
 
-def _inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
+def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
+    """What the blend depends on, by name; one made of anything else is stale."""
     config = experiment.config
     return {
         "settings": fingerprint({

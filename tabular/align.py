@@ -34,7 +34,7 @@ class Alignment:
     @property
     def components(self) -> int:
         """The number r of shared axes."""
-        return self.turn.shape[2]
+        return int(self.turn.shape[2])
 
 
 def fit_alignment(anchors: NDArray[np.floating], components: int) -> Alignment:
