@@ -134,7 +134,9 @@ def _unpacked(path: Path) -> Bundle:
             listed = {info.filename: info for info in archive.infolist()}
             info = listed.get(MANIFEST)
             if info is not None and info.file_size > MAX_MANIFEST:
-                raise BundleError(f"{path}: its {MANIFEST} has {info.file_size:,} bytes, which is none of ours: {_AGAIN}")
+                raise BundleError(
+                    f"{path}: its {MANIFEST} has {info.file_size:,} bytes, which is none of ours: {_AGAIN}"
+                )
             manifest = _checked_manifest(archive.read(info) if info else None, path)
             (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
             for name, expected in manifest["files"].items():

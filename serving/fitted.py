@@ -5,7 +5,7 @@ Every transform is the one that `dermstack stack` used on the test rows, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,10 @@ class Level1:
     logits: NDArray[np.float32]  # (folds, n, runs)
     z: dict[str, NDArray[np.floating]]  # by run: (folds, n, r) aligned components, or (n, d) of a frozen backbone
 
+    def of_fold(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
+        """The embeddings as one fold's nets make them, (n, r) or (n, d)."""
+        return {name: values if name in frozen else values[fold] for name, values in self.z.items()}
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -55,26 +59,27 @@ class Fitted:
 
     def all_logits(self, frame: pd.DataFrame, said: Level1) -> NDArray[np.float32]:
         """(folds, n, runs) of the image runs and then the stackers, as fold k's nets and models see the rows."""
-        folds, rows, runs = said.logits.shape
-        if not self.bags:
-            return said.logits
-        nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
-        scaled = standardised(_unseen(self.names, said.logits, nets), self.scales).test
-        made = np.empty((folds, rows, runs + len(self.bags)), np.float32)
-        made[:, :, :runs] = said.logits
-        for fold in range(folds):
-            x = self.matrix(fold, frame, scaled[fold], said.z)
-            for place, bags in enumerate(self.bags.values(), start=runs):
-                made[fold, :, place] = bags[fold].logit(x, threads=self.threads)
-        return made
+        made = [
+            self.fold_logits(fold, frame, said.logits[fold], said.of_fold(fold, self._frozen))
+            for fold in range(len(said.logits))
+        ]
+        return np.stack(made)
 
-    def matrix(
-        self, fold: int, frame: pd.DataFrame, scaled: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
-    ) -> pd.DataFrame:
-        """Level-2 features (n, columns) of fold ``fold``, from logits (n, runs) that are on the nets' scales already."""
-        frozen = self.features[fold].frozen
-        own = {name: values if name in frozen else values[fold] for name, values in z.items()}
-        return self.features[fold].transform(frame, scaled, own)
+    def fold_logits(
+        self, fold: int, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
+    ) -> NDArray[np.float32]:
+        """The same of one fold (n, runs), from its nets' ``logits`` (n, image runs) and components ``z`` (n, r)."""
+        if not self.bags:
+            return logits
+        nets = np.full((1, logits.shape[1]), fold, np.int8)
+        scaled = standardised(_unseen(self.names, logits[None], nets), self.scales).test[0]
+        x = self.features[fold].transform(frame, scaled, z)
+        made = [bags[fold].logit(x, threads=self.threads) for bags in self.bags.values()]
+        return np.column_stack([logits, *made])
+
+    @property
+    def _frozen(self) -> frozenset[str]:
+        return frozenset(self.features[0].frozen) if self.features else frozenset()
 
 
 def read_fitted(bundle: Bundle) -> Fitted:

@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 
 from serving.bundle import Bundle, write_manifest, zip_bundle
+from serving.costs import FILE, measure_costs
+from serving.novel import fit_novelty, write_novelty
 from stack.console import Out
 from stack.ensemble import blend_inputs
 from stack.errors import BundleError
@@ -48,7 +50,12 @@ def write_bundle(experiment: Experiment, target: Path, out: Out, *, replace: boo
             _copy_blend(blend, folder / "blend")
             progress(1)
         _write_settings(experiment, folder / "config.yaml")
-        bundle = write_manifest(folder, _manifest(experiment, image_runs, stackers, blend, shifts))
+        if novelty := fit_novelty(experiment, image_runs):
+            write_novelty(novelty, folder)
+        manifest = _manifest(experiment, image_runs, stackers, blend, shifts)
+        costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
+        (folder / FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
+        bundle = write_manifest(folder, manifest)
         finished = folder
         if target.suffix == ".zip":
             finished = Path(making) / target.name
@@ -168,9 +175,7 @@ def _embeddings(stackers: list[Run], image_runs: list[Run]) -> dict[str, str]:
     of_fold = read_run(stackers[0].folder / "fold_0")
     assert of_fold is not None, "it has been copied"
     kinds = {"aligned": stackers[0].meta["files"], "frozen": of_fold.meta["files"]}
-    return {
-        run.name: kind for run in image_runs for kind, files in kinds.items() if f"{run.name}_turn.npy" in files
-    }
+    return {run.name: kind for run in image_runs for kind, files in kinds.items() if f"{run.name}_turn.npy" in files}
 
 
 def _write_settings(experiment: Experiment, path: Path) -> None:

@@ -48,6 +48,7 @@ ORDER = {
         "aggregates",
         "neighbours",
         "cohort",
+        "density",
         "align",
         "gbdt_params",
         "gbdt_libraries",
@@ -126,8 +127,8 @@ ORDER = {
         "eda",
         "review",
     ],
-    "serving": [],
-    "commands": ["shown", "options", "data", "cli"],
+    "serving": ["bundle", "fitted", "level1", "novel", "costs", "pack", "predict", "files"],
+    "commands": ["shown", "options", "data", "serve", "cli"],
 }
 MAY_IMPORT = {
     "image_models": set(),
