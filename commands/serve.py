@@ -1,4 +1,4 @@
-"""The commands that take the finished ensemble elsewhere: bundle it, predict new images with it."""
+"""The commands that take the finished ensemble elsewhere: bundle it, predict new images with it, validate it there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ ImagesOption = Annotated[
     Path, typer.Option("--images", help="A folder of pictures or DICOM files (or TFRecord shards, an HDF5 file).")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+UnreadableOption = Annotated[
+    str, typer.Option(help="refuse, or drop: images that can't be read have no row, and are listed beside the rest.")
+]
 JobsOption = Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")]
 
 
@@ -58,9 +61,7 @@ def predict(
     work: Annotated[
         Path | None, typer.Option(help="Where finished parts wait until all are there; default: beside the csv.")
     ] = None,
-    on_unreadable: Annotated[
-        str, typer.Option(help="refuse, or drop: images that can't be read have no row, and are listed beside the csv.")
-    ] = "refuse",
+    on_unreadable: UnreadableOption = "refuse",
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
     quiet: QuietOption = False,
@@ -75,3 +76,39 @@ def predict(
         Wanted(out_csv, submission=submission, sample=sample, work=work),
         device=device, n_jobs=n_jobs, on_unreadable=on_unreadable,
     )  # fmt: skip
+
+
+@commands.command()
+def evaluate(
+    bundle: BundleOption,
+    images: ImagesOption,
+    labels: Annotated[Path, typer.Option(help="A csv with the id and the target, 0 or 1, of each image to judge by.")],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="The folder for the page, its numbers and predictions.")],
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="A csv of the same ids with group, age, sex and site as in training; none: the labels csv."),
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="The id's column in both files; default: as in training.")] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="The target's column in the labels csv; default: as in training.")
+    ] = None,
+    on_unreadable: UnreadableOption = "refuse",
+    device: DeviceOption = "auto",
+    n_jobs: JobsOption = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """External validation: what the ensemble is worth on labelled images, against what training promised."""
+    from serving.bundle import read_bundle
+    from serving.evaluate import evaluate_to_files
+    from serving.files import drops_unreadable
+    from serving.labelled import read_labelled_rows
+    from stack.console import Out
+
+    dropping = drops_unreadable(on_unreadable)
+    opened = read_bundle(bundle)
+    rows, targets = read_labelled_rows(
+        opened, images, labels, metadata, id_column=id_column, target_column=target_column
+    )
+    evaluate_to_files(
+        opened, rows, targets, folder, Out(quiet=quiet), device=device, n_jobs=n_jobs, drop_unreadable=dropping
+    )

@@ -41,14 +41,13 @@ def predict_to_files(
     on_unreadable: str = "refuse",
 ) -> pd.DataFrame:
     """Predict every row and write the files; returns what the csv holds. Raises what `predict_rows` does."""
-    if on_unreadable not in HANDLINGS:
-        raise ConfigError(f"--on-unreadable {on_unreadable}: choose {' or '.join(HANDLINGS)}")
+    drop = drops_unreadable(on_unreadable)
     if wanted.sample and not wanted.submission:
         raise ConfigError(f"--sample {wanted.sample}: name the file to write with --submission")
     rows = read_new_rows(bundle, images, metadata)
     _introduce(bundle, rows, out)
     work = wanted.work or wanted.csv.with_name(f"{wanted.csv.name}.parts")
-    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=on_unreadable == "drop")
+    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=drop)
     with atomic(wanted.csv) as temporary:
         temporary.write_text(made.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
     if len(lost := rows.frame.loc[~rows.frame["id"].isin(made["id"]), "id"]):
@@ -72,6 +71,13 @@ def predict_to_files(
         )
     out.say(f"predictions: {wanted.csv}, {len(made):,} rows")
     return made
+
+
+def drops_unreadable(on_unreadable: str) -> bool:
+    """Whether images that can't be read are left out. Raises ConfigError for what is none of HANDLINGS."""
+    if on_unreadable not in HANDLINGS:
+        raise ConfigError(f"--on-unreadable {on_unreadable}: choose {' or '.join(HANDLINGS)}")
+    return on_unreadable == "drop"
 
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:

@@ -15,6 +15,7 @@ import yaml
 from serving.bundle import Bundle, write_manifest, zip_bundle
 from serving.costs import FILE, measure_costs
 from serving.novel import fit_novelty, write_novelty
+from serving.promise import measure_promise, write_promise
 from stack.console import Out
 from stack.ensemble import blend_inputs
 from stack.errors import BundleError
@@ -52,6 +53,7 @@ def write_bundle(experiment: Experiment, target: Path, out: Out, *, replace: boo
         _write_settings(experiment, folder / "config.yaml")
         if novelty := fit_novelty(experiment, image_runs):
             write_novelty(novelty, folder)
+        write_promise(measure_promise(experiment, blend), folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts)
         costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
         (folder / FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")

@@ -37,12 +37,14 @@ class NewRows:
     missing: tuple[str, ...]  # columns that nothing is known of: each image then has no such value, or group
 
 
-def read_new_rows(bundle: Bundle, images: Path, metadata: Path | None) -> NewRows:
+def read_new_rows(bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None) -> NewRows:
     """The rows of a csv with their pictures or, without a csv, every picture in ``images`` on its own.
 
-    Raises DataError, ImageError.
+    ``id_column`` is what the csv calls the id, where that isn't training's name. Raises DataError, ImageError.
     """
     columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
+    if id_column:
+        columns["id"] = id_column
     if metadata is not None:
         frame, missing = read_new_frame(metadata, columns)
     else:
