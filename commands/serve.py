@@ -88,7 +88,9 @@ def evaluate(
         Path | None,
         typer.Option(help="A csv of the same ids with group, age, sex and site as in training; none: the labels csv."),
     ] = None,
-    id_column: Annotated[str | None, typer.Option(help="The id's column in both files; default: as in training.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The id's column in both files; default: as in training.")
+    ] = None,
     target_column: Annotated[
         str | None, typer.Option(help="The target's column in the labels csv; default: as in training.")
     ] = None,

@@ -23,9 +23,7 @@ from stack.store import atomic
 from stack.validation import Validation, validate
 
 
-def evaluate(
-    bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = "auto", n_jobs: int = 1
-) -> Validation:
+def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = "auto", n_jobs: int = 1) -> Validation:
     """Predict ``rows`` and judge the predictions by ``labels``, 0 or 1 by id. Writes nothing that stays.
 
     Raises BundleError for a bundle without a promise, DataError for labels that don't fit the rows, ImageError for

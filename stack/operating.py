@@ -12,7 +12,13 @@ from stack.errors import DataError
 from stack.intervals import Interval
 from stack.proportion import proportion
 
-AIMS = (("sensitivity", 0.90), ("sensitivity", 0.95), ("specificity", 0.80), ("specificity", 0.90), ("specificity", 0.95))
+AIMS = (
+    ("sensitivity", 0.90),
+    ("sensitivity", 0.95),
+    ("specificity", 0.80),
+    ("specificity", 0.90),
+    ("specificity", 0.95),
+)
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,7 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
     centre, spread = x.mean(), x.std()
     line, variance = _fit(np.stack([np.ones(x.size), (x - centre) / spread]), np.zeros(x.size), positive, codes)
     slope = line[1] / spread
-    return Recalibration(
-        in_the_large, _interval(slope, variance[1, 1] / spread**2), float(line[0] - slope * centre)
-    )
+    return Recalibration(in_the_large, _interval(slope, variance[1, 1] / spread**2), float(line[0] - slope * centre))
 
 
 def _fit(design: Floats, offset: Floats, positive: Bools, group: NDArray[np.intp]) -> tuple[Floats, Floats]:

@@ -122,11 +122,11 @@ def promise_of(content: Mapping[str, Any]) -> Promise:
     points = []
     for entry in content["points"]:
         shares = {name: entry[name] for name in ("sensitivity", "specificity", "ppv", "npv")}
-        shares = {name: Interval(**{k: math.nan if v is None else v for k, v in of.items()}) for name, of in shares.items()}
+        shares = {
+            name: Interval(**{k: math.nan if v is None else v for k, v in of.items()}) for name, of in shares.items()
+        }
         points.append(Point(entry["aim"], entry["level"], entry["threshold"], **shares))
-    return Promise(
-        content["objective"], measures_of(content["measures"]), tuple(points), tuple(content["subgroups"])
-    )
+    return Promise(content["objective"], measures_of(content["measures"]), tuple(points), tuple(content["subgroups"]))
 
 
 def validate(
@@ -195,9 +195,7 @@ def _comparisons(promised: Measures, found: Measures) -> list[Comparison]:
     if prevalence.verdict == AGREES:
         return made
     moved = {"ap", "log_loss", "in_the_large"}
-    return [
-        Comparison(**{**vars(entry), "verdict": SHIFTED}) if entry.quantity in moved else entry for entry in made
-    ]
+    return [Comparison(**{**vars(entry), "verdict": SHIFTED}) if entry.quantity in moved else entry for entry in made]
 
 
 def _outcome(point: Point, y: np.ndarray, p: np.ndarray, group: np.ndarray) -> PointOutcome:
