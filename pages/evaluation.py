@@ -14,18 +14,19 @@ from numpy.typing import ArrayLike
 
 from pages.evaluation_figures import promise_figure, reliability_figure, threshold_roc_figure
 from stack.intervals import Interval
-from stack.validation import AGREES, HIGHER, LOWER, Comparison, Validation
+from stack.validation import AGREES, HIGHER, LOWER, UNTOLD, Comparison, Validation
 
 _QUANTITIES = {
     "prevalence": "prevalence",
     "auc": "AUC",
-    "pauc80": "partial AUC above a sensitivity of 80 %",
+    "pauc80": "partial AUC above 80\N{NO-BREAK SPACE}% sensitivity",
     "slope": "calibration slope (right: 1)",
     "ap": "average precision",
     "log_loss": "log loss of p (lower is better)",
     "in_the_large": "calibration in the large, log odds (right: 0)",
 }
 _IN_PERCENT = {"prevalence"}
+_SHORT = {AGREES: "as promised", LOWER: "lower", HIGHER: "higher", UNTOLD: "–"}
 
 
 class _Table(NamedTuple):
@@ -99,14 +100,14 @@ def _comparisons(comparisons: Sequence[Comparison]) -> _Table:
 def _points(found: Validation) -> _Table:
     heads = [("fixed in training at", False), ("threshold of p", True)]
     for share in ("sensitivity", "specificity"):
-        heads += [(f"{share} promised", True), (f"{share} found", True), (f"{share}: verdict", False)]
+        heads += [(f"{share} promised", True), ("found", True), ("is", False)]
     rows = []
     for of in found.points:
         cells: list[str | Markup] = [
             f"{of.promised.aim} {percent(of.promised.level, 0)}", percent(of.found.threshold, 2)
         ]  # fmt: skip
         for compared, here in ((of.sensitivity, of.found.sensitivity), (of.specificity, of.found.specificity)):
-            cells += [percent(compared.promised), _with_bounds(here), compared.verdict]
+            cells += [percent(compared.promised), _with_bounds(here), _SHORT[compared.verdict]]
         cells += [percent(of.found.ppv.value), percent(of.found.npv.value)]
         apart = {of.sensitivity.verdict, of.specificity.verdict} & {LOWER, HIGHER}
         rows.append((bool(apart), cells))
