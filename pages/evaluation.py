@@ -26,7 +26,7 @@ _QUANTITIES = {
     "in_the_large": "calibration in the large, log odds (right: 0)",
 }
 _IN_PERCENT = {"prevalence"}
-_SHORT = {AGREES: "as promised", LOWER: "lower", HIGHER: "higher", UNTOLD: "–"}
+_SHORT = {AGREES: "agrees", LOWER: "lower", HIGHER: "higher", UNTOLD: "–"}  # in a narrow column
 
 
 class _Table(NamedTuple):
@@ -57,6 +57,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         tables={
             "comparisons": _comparisons(found.comparisons),
             "points": _points(found),
+            "predictive": _predictive(found),
             "selected": _selected(found),
             "calibration": _calibration(found),
             "subgroups": _subgroups(found.subgroups),
@@ -100,7 +101,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> _Table:
 def _points(found: Validation) -> _Table:
     heads = [("fixed in training at", False), ("threshold of p", True)]
     for share in ("sensitivity", "specificity"):
-        heads += [(f"{share} promised", True), ("found", True), ("is", False)]
+        heads += [(f"{share} promised", True), (f"{share} found", True), ("verdict", False)]
     rows = []
     for of in found.points:
         cells: list[str | Markup] = [
@@ -108,10 +109,18 @@ def _points(found: Validation) -> _Table:
         ]  # fmt: skip
         for compared, here in ((of.sensitivity, of.found.sensitivity), (of.specificity, of.found.specificity)):
             cells += [percent(compared.promised), _with_bounds(here), _SHORT[compared.verdict]]
-        cells += [percent(of.found.ppv.value), percent(of.found.npv.value)]
         apart = {of.sensitivity.verdict, of.specificity.verdict} & {LOWER, HIGHER}
         rows.append((bool(apart), cells))
-    return _Table([*heads, ("PPV here", True), ("NPV here", True)], rows)
+    return _Table(heads, rows)
+
+
+def _predictive(found: Validation) -> _Table:
+    heads = [("fixed in training at", False), ("positive predictive value", True), ("negative predictive value", True)]
+    rows: list[tuple[bool, list[str | Markup]]] = []
+    for of in found.points:
+        name = f"{of.promised.aim} {percent(of.promised.level, 0)}"
+        rows.append((False, [name, _with_bounds(of.found.ppv), _with_bounds(of.found.npv)]))
+    return _Table(heads, rows)
 
 
 def _selected(found: Validation) -> _Table:
@@ -168,7 +177,7 @@ def _worded(entry: Comparison) -> str:
 
 
 def _with_bounds(of: Interval) -> str:
-    return f"{percent(of.value)} ({percent(of.low)} to {percent(of.high)})"
+    return "–" if math.isnan(of.value) else f"{percent(of.value)} ({100 * of.low:.1f} to {100 * of.high:.1f})"
 
 
 def _interval(of: Interval, digits: int = 4) -> str:

@@ -37,4 +37,5 @@ def _effective_rows(hit: np.ndarray, group: ArrayLike) -> float:
         return float(groups)
     together = np.bincount(codes, hit - share)
     variance = groups / (groups - 1) * float(together @ together) / n**2
-    return float(min(n, share * (1 - share) / variance))
+    alone = share * (1 - share) / (n - 1)  # the same variance of rows that are each a group
+    return float(n / max(1.0, variance / alone))

@@ -110,11 +110,19 @@ class Validation:
 
 
 def make_promise(
-    objective: str, y: ArrayLike, score: ArrayLike, p: ArrayLike, split_group: ArrayLike, rows: pd.DataFrame
+    objective: str,
+    y: ArrayLike,
+    score: ArrayLike,
+    p: ArrayLike,
+    split_group: ArrayLike,
+    rows: pd.DataFrame,
+    *,
+    draws: int = 1000,
 ) -> Promise:
     """From training rows (n,) that were scored by what had not seen them; ``rows``: age, sex, site of each."""
-    table = subgroups(y, score, split_group, parts_of(rows))
-    return Promise(objective, measure(y, score, p, split_group), fixed_points(y, p, split_group), _records(table))
+    table = subgroups(y, score, split_group, parts_of(rows), draws=draws)
+    measures = measure(y, score, p, split_group, draws=draws)
+    return Promise(objective, measures, fixed_points(y, p, split_group), _records(table))
 
 
 def promise_of(content: Mapping[str, Any]) -> Promise:
@@ -139,6 +147,7 @@ def validate(
     bundle: str,
     dropped: int = 0,
     notes: Sequence[str] = (),
+    draws: int = 1000,
 ) -> Validation:
     """Judge predictions ``made`` (n: score, p_calibrated, perhaps far) by their targets `y` (n,).
 
@@ -147,7 +156,8 @@ def validate(
     y = np.asarray(y)
     score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
     group = rows["group"].to_numpy(object)
-    found = measure(y, score, p, group)
+    found = measure(y, score, p, group, draws=draws)
+    parts = _records(subgroups(y, score, group, parts_of(rows), draws=draws))
     return Validation(
         experiment=experiment,
         bundle=bundle,
@@ -155,10 +165,10 @@ def validate(
         found=found,
         comparisons=tuple(_comparisons(promise.measures, found)),
         points=tuple(_outcome(point, y, p, group) for point in promise.points),
-        selected_on_these_rows=tuple(_selected(y, score, group)),
+        selected_on_these_rows=tuple(_selected(y, score, group, draws)),
         reliability=tuple(_records(reliability(y, p, group))),
-        subgroups=tuple(_with_promise(_records(subgroups(y, score, group, parts_of(rows))), promise)),
-        far=_far(y, score, group, made["far"].to_numpy(bool)) if "far" in made else None,
+        subgroups=tuple(_with_promise(parts, promise)),
+        far=_far(y, score, group, made["far"].to_numpy(bool), draws) if "far" in made else None,
         dropped=dropped,
         notes=tuple(notes),
     )
@@ -204,15 +214,17 @@ def _outcome(point: Point, y: np.ndarray, p: np.ndarray, group: np.ndarray) -> P
     return PointOutcome(point, here, *(compare(name, a.value, a.se, b.value, b.se) for name, a, b in pairs))
 
 
-def _selected(y: np.ndarray, score: np.ndarray, group: np.ndarray) -> list[Selected]:
+def _selected(y: np.ndarray, score: np.ndarray, group: np.ndarray, draws: int) -> list[Selected]:
     other = {"sensitivity": "specificity", "specificity": "sensitivity"}
-    return [Selected(aim, level, interval(f"{other[aim]}@{level}", y, score, group)) for aim, level in AIMS]
+    return [
+        Selected(aim, level, interval(f"{other[aim]}@{level}", y, score, group, draws=draws)) for aim, level in AIMS
+    ]
 
 
-def _far(y: np.ndarray, score: np.ndarray, group: np.ndarray, far: np.ndarray) -> Far:
+def _far(y: np.ndarray, score: np.ndarray, group: np.ndarray, far: np.ndarray, draws: int) -> Far:
     near = ~far
     held = len(pd.unique(group[near & (y == 1)])) >= 2 and bool((near & (y == 0)).any())
-    of_near = interval("auc", y[near], score[near], group[near]) if held else Interval(*[math.nan] * 4)
+    of_near = interval("auc", y[near], score[near], group[near], draws=draws) if held else Interval(*[math.nan] * 4)
     of_far = auc(y[far], score[far]) if 0 < y[far].sum() < far.sum() else math.nan
     return Far(int(far.sum()), int(y[far].sum()), float(far.mean()), of_near, of_far)
 
