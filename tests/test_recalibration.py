@@ -38,6 +38,20 @@ def test_standard_errors_are_those_of_a_jackknife_over_groups(rng: np.random.Gen
     assert made.slope.high - made.slope.low == pytest.approx(2 * 1.96 * made.slope.se, rel=1e-3)
 
 
+def test_the_covariance_is_the_sandwich_of_sums_within_groups(rng: np.random.Generator) -> None:
+    """Liang & Zeger, group by group, on logits that are skewed: there intercept and slope vary together."""
+    group = rng.integers(0, 60, 600)
+    p = expit(rng.exponential(1.0, 600) - 3 + rng.normal(0, 0.7, 60)[group])
+    y = (rng.random(600) < p).astype(int)
+    _, slope, intercept = fitted(y, p)
+    design = np.column_stack([np.ones(600), logit(p)])
+    told = expit(intercept + slope * design[:, 1])
+    bread = np.linalg.inv((design * (told * (1 - told))[:, None]).T @ design)
+    sums = [((y - told)[group == g, None] * design[group == g]).sum(axis=0) for g in np.unique(group)]
+    filling = len(sums) / (len(sums) - 1) * sum(np.outer(of, of) for of in sums)
+    assert recalibration(y, p, group).slope.se == pytest.approx(np.sqrt((bread @ filling @ bread)[1, 1]), rel=1e-4)
+
+
 def test_rows_that_a_group_repeats_count_once(rng: np.random.Generator) -> None:
     y, p, _ = world(rng)
     alone = recalibration(y, p, np.arange(600))
