@@ -96,7 +96,8 @@ def predict_rows(
                     made.to_parquet(temporary, index=False)
         kept = pd.concat([pd.read_parquet(work / f"part_{number:05}.parquet") for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
-    return kept.iloc[order[order >= 0]].reset_index(drop=True)
+    together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
+    return together
 
 
 def score_pictures(
