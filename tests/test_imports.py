@@ -211,7 +211,8 @@ def test_the_export_list_is_frozen() -> None:
 
     assert dermstack.__all__ == [
         "Blender", "DermstackError", "Interval", "auc", "average_precision", "blend_nested", "interval", "make_folds",
-        "paired_difference", "pauc80", "read_config", "read_run", "read_table",
+        "paired_difference", "pauc80", "predict_rows", "read_bundle", "read_config", "read_new_rows", "read_run",
+        "read_table",
     ]  # fmt: skip
     for name in dermstack.__all__:
-        assert getattr(dermstack, name).__module__.startswith("stack.")
+        assert getattr(dermstack, name).__module__.startswith(("stack.", "serving."))
