@@ -38,8 +38,9 @@ ORDER = {
         "state",
         "train",
         "fit",
-        "explain",
         "stored",
+        "apply",
+        "explain",
     ],
     "tabular": [
         "errors",
