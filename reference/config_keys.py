@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from image_models.settings import Training
 from reference.sentences import sentences
-from stack import config as config_models
-from stack import image_config as image_models
 from stack.config import Config
+from stack.image_config import ImageModel
 from stack.settings import NAME
 
 _WORDS = {"boolean": "true / false", "integer": "whole number", "number": "number", "string": "text"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-_MODELS = {**vars(config_models), **vars(image_models)}
 
 
 @dataclass(frozen=True)
@@ -42,27 +40,26 @@ class Section:
     keys: tuple[Key, ...]
 
 
-def sections(model: type[BaseModel] = Config, place: str = "") -> Iterator[Section]:
+def sections(model: type[BaseModel] = Config) -> list[Section]:
     """The section of `model` and, in the order of its keys, those under it; a model is described where it first stands.
 
     Raises LookupError for a key without a sentence.
     """
-    seen: set[type[BaseModel]] = set()
+    found: dict[type[BaseModel], Section] = {}
 
-    def walk(model: type[BaseModel], place: str) -> Iterator[Section]:
-        seen.add(model)
-        section = Section(place, model, tuple(_keys(model)))
-        yield section
-        for key in section.keys:
-            if key.section is not None and key.section not in seen:
-                yield from walk(key.section, f"{place}.{key.name}".lstrip("."))
+    def walk(model: type[BaseModel], place: str) -> None:
+        found[model] = Section(place, model, tuple(_keys(model)))
+        for key in found[model].keys:
+            if key.section is not None and key.section not in found:
+                walk(key.section, f"{place}.{key.name}".lstrip("."))
 
-    yield from walk(model, place)
+    walk(model, "")
+    return list(found.values())
 
 
 def config_page() -> str:
     """All sections as Markdown: a heading for each section, and for each key, whose anchor is its place."""
-    found = list(sections())
+    found = sections()
     place_of = {section.model: section.place for section in found}
     lines: list[str] = []
     for section in found:
@@ -78,8 +75,8 @@ def config_page() -> str:
 
 def key_sentences(model: type[BaseModel]) -> dict[str, str]:
     """The sentence of each key; those of an image model's training stand beside the training loop's own settings."""
-    shared = set(model.model_fields) & set(sentences(Training)) if model is image_models.ImageModel else set()
-    return {**{key: sentences(Training)[key] for key in shared}, **sentences(model)}
+    shared = sentences(Training) if model is ImageModel else {}
+    return {**shared, **sentences(model)}
 
 
 def _keys(model: type[BaseModel]) -> Iterator[Key]:
@@ -89,7 +86,7 @@ def _keys(model: type[BaseModel]) -> Iterator[Key]:
         if name not in said:
             raise LookupError(f"{model.__name__}.{name} has no sentence: write a comment at the end of its line")
         entry = schema["properties"][name]
-        yield Key(name, _takes(entry), _otherwise(field, entry), said[name], _section(entry))
+        yield Key(name, _takes(entry), _otherwise(field, entry), said[name], _section(field.annotation))
 
 
 def _described(key: Key, place_of: dict[type[BaseModel], str]) -> str:
@@ -99,14 +96,11 @@ def _described(key: Key, place_of: dict[type[BaseModel], str]) -> str:
     return f"*{takes}, {key.otherwise}* — {key.sentence}"
 
 
-def _section(entry: dict[str, Any]) -> type[BaseModel] | None:
-    """The model that the entry refers to, on its own, in a list or beside null."""
-    for part in (entry, entry.get("items", {}), *entry.get("anyOf", ())):
-        if "$ref" in part:
-            model = _MODELS[part["$ref"].rpartition("/")[2]]
-            assert issubclass(model, BaseModel)
-            return model
-    return None
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation holds: alone, in a tuple or beside None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
 
 
 def _otherwise(field: FieldInfo, entry: dict[str, Any]) -> str:

@@ -149,7 +149,7 @@ class Tuned(Strict):
 
 
 class Config(Strict):
-    """An experiment."""
+    """What it is called, what it is made from, and how."""
 
     experiment: Name  # what it is called: its results lie in `runs/<experiment>/`
     runs: ConfigPath = Field("../runs", validate_default=True)  # where experiments lie

@@ -126,6 +126,7 @@ ORDER = {
     ],
     "serving": [],
     "commands": ["shown", "options", "data", "cli"],
+    "reference": ["sentences", "config_keys", "command_line", "field_comments", "hooks"],
 }
 MAY_IMPORT = {
     "image_models": set(),
@@ -134,6 +135,7 @@ MAY_IMPORT = {
     "pages": {"image_models", "tabular", "stack"},
     "serving": {"image_models", "tabular", "stack", "pages"},
     "commands": {"image_models", "tabular", "stack", "pages", "serving"},
+    "reference": {"image_models", "tabular", "stack", "pages", "serving", "commands"},
 }
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
