@@ -97,7 +97,7 @@ def test_the_config_page_says_what_is_taken_and_what_is_so_anyway() -> None:
         share: float = Field(0.5, gt=0, le=1)  # a share
         kind: Literal["a", "b", "c"] = "b"  # a kind
         many: tuple[Literal["a", "b"], ...] = Field(("a",), min_length=1)  # some kinds
-        by_name: dict[str, int] = {}  # numbers
+        by_name: dict[str, int] = Field({})  # numbers
         switch: bool = False  # a switch
         maybe: str | None = None  # a text, perhaps
         inner: Inner  # what stands under it
