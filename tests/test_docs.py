@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -88,6 +89,13 @@ def test_a_command_that_is_mentioned_exists_with_its_options(where: str, code: s
     assert {word for word in words if word.startswith("-")} <= known
 
 
+def test_an_option_that_is_mentioned_alone_is_one_of_some_command() -> None:
+    known = {written for command in commands().values() for parameter in command.params for written in parameter.opts}
+    for path in TEXTS:
+        mentioned = {code.split()[0] for code in inline_code(path) if code.startswith("--")}
+        assert mentioned <= known, named(path)
+
+
 @pytest.mark.parametrize(("where", "target"), sorted(set(shown_targets())))
 def test_a_make_target_that_is_shown_exists(where: str, target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -159,7 +167,7 @@ def test_the_pages_build_without_a_broken_link_and_fetch_nothing(tmp_path: Path)
         pytest.skip("the extra [docs] is not installed: `make env` brings it")
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     pages = {path.name: _Page(path) for path in (tmp_path / "site").glob("*.html")}
