@@ -64,7 +64,7 @@ def config_page() -> str:
     lines: list[str] = []
     for section in found:
         title = f"`{section.place}` {{ #{section.place} }}" if section.place else "The experiment { #the-experiment }"
-        lines += [f"## {title}", "", (section.model.__doc__ or "").strip(), ""]
+        lines += [f"### {title}", "", (section.model.__doc__ or "").strip(), ""]
         for key in section.keys:
             anchor = f"{section.place}.{key.name}".lstrip(".")
             if anchor in place_of.values():

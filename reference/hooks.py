@@ -17,3 +17,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if marker in markdown:
             markdown = markdown.replace(marker, made())
     return markdown
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """The theme's search is a dialog without a name, which a screen reader asks for."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
