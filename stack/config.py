@@ -155,7 +155,7 @@ class Config(Strict):
     runs: ConfigPath = Field("../runs", validate_default=True)  # where experiments lie
     cache: ConfigPath = Field("../cache", validate_default=True)  # where decoded images lie
     seed: int = 0  # of everything that draws, but the deal of folds
-    objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"  # what blends and studies aim at, and the headline is
+    objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"  # the aim of blends and studies, and the headline
     threads: int = Field(2, ge=1)  # of each task; a setting, because it changes the bytes
     n_jobs: int = Field(1, ge=1)  # tasks at a time; on GPUs as many as there are GPUs
     backend: Literal["processes", "ray"] = "processes"  # where tasks run

@@ -36,8 +36,8 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def code_lines(path: Path) -> list[str]:
-    """Every line of code that is shown, fenced or indented."""
-    text = path.read_text(encoding="utf-8")
+    """Every line of code that is shown, fenced or indented; one that ends in a backslash goes on in the next."""
+    text = re.sub(r" *\\\n *", " ", path.read_text(encoding="utf-8"))
     fenced = [line for _, code in FENCED.findall(text) for line in code.splitlines()]
     return fenced + [line.strip() for line in FENCED.sub("", text).splitlines() if line.startswith("    ")]
 
@@ -186,6 +186,7 @@ def test_the_pages_build_without_a_broken_link_and_fetch_nothing(tmp_path: Path)
                 assert unquote(target.fragment) in pages[file].ids, f"{name}: {link}"
     for name in dermstack.__all__:
         assert f"{getattr(dermstack, name).__module__}.{name}" in pages["api.html"].ids
+    assert "the method chosen without this fold" in pages["api.html"].text, "fields say what their comments say"
     assert set(commands()) <= pages["commands.html"].ids
     assert {"data.images", "image_models.epochs", "blend.methods"} <= pages["config.html"].ids
 
@@ -198,7 +199,8 @@ class _Page(HTMLParser):
         self.links: list[str] = []
         self.fetched: list[str] = []
         self.ids: set[str] = set()
-        self.feed(path.read_text(encoding="utf-8"))
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attributes}
