@@ -130,6 +130,7 @@ ORDER = {
     ],
     "serving": ["bundle", "fitted", "level1", "novel", "costs", "pack", "predict", "files"],
     "commands": ["shown", "options", "data", "serve", "cli"],
+    "reference": ["sentences", "config_keys", "command_line", "field_comments", "hooks"],
 }
 MAY_IMPORT = {
     "image_models": set(),
@@ -138,6 +139,7 @@ MAY_IMPORT = {
     "pages": {"image_models", "tabular", "stack"},
     "serving": {"image_models", "tabular", "stack", "pages"},
     "commands": {"image_models", "tabular", "stack", "pages", "serving"},
+    "reference": {"image_models", "tabular", "stack", "pages", "serving", "commands"},
 }
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
