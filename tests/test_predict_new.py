@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -196,3 +197,18 @@ def test_missing_pictures_are_counted_and_named(bundle: Bundle, small_data: Path
     (tmp_path / "rows.csv").write_text("image_name\nnowhere\n")
     with pytest.raises(ImageError, match=r"1 of 1 images are missing .*nowhere"):
         read_new_rows(bundle, small_data / "images", tmp_path / "rows.csv")
+
+
+def test_the_lines_that_the_docs_show_run(
+    bundled: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "new_images.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    shutil.copy(bundled / "bundle.zip", tmp_path / "ham.zip")
+    shutil.copy(small_data / "test.csv", tmp_path / "new.csv")
+    (tmp_path / "images").symlink_to(small_data / "images")
+    monkeypatch.chdir(tmp_path)
+    seen: dict[str, object] = {}
+    exec(lines, seen)
+    before = pd.read_parquet(bundled / "runs/small/predictions.parquet")
+    assert (seen["made"]["score"] == before["score"]).all()  # type: ignore[index]
