@@ -59,7 +59,7 @@ def predict_rows(
     bundle: Bundle,
     rows: NewRows,
     work: Path,
-    out: Out,
+    out: Out | None = None,
     *,
     device: str = "auto",
     n_jobs: int = 1,
@@ -74,6 +74,7 @@ def predict_rows(
 
     Raises ImageError listing the unreadable images of a part, unless ``drop_unreadable``: they then have no row.
     """
+    out = out or Out(quiet=True)
     with locked(work):
         job = fingerprint({
             "bundle": bundle.fingerprint,
