@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def test_from_a_notebook_it_is_the_same(folder: Path, small_data: Path, tmp_path
     rows, targets = read_labelled_rows(bundle, small_data / "images", folder / "labels.csv")
     found = evaluate(bundle, rows, targets.sample(frac=1, random_state=0), device="cpu")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == plain(found)
+
+
+def test_the_lines_of_the_page_run(
+    folder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ham.zip").symlink_to(folder / "bundle")
+    (tmp_path / "images").symlink_to(small_data / "images")
+    for name in ("y.csv", "patients.csv"):
+        shutil.copy(folder / "labels.csv", tmp_path / name)
+    page = (Path(__file__).parents[1] / "docs" / "validation.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(page.split("```python\n")[1].split("```")[0], "validation.md", "exec"), {})
+    assert re.search(r"^AUC 0\.\d+ \[.*\]: .*promised", capsys.readouterr().out)  # on rows that it was trained on
 
 
 def test_killed_after_predicting_it_goes_on_without_predicting_again(
