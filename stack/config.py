@@ -23,6 +23,7 @@ class Columns(Strict):
     sex: str | None = None
     site: str | None = None
     diagnosis: str | None = None
+    source: str | None = None  # hospital, camera or archive; no model sees it, the report has a subgroup for each
     fold: str | None = None  # folds that are decided already, instead of dealing
     width: str | None = None  # of the original picture in pixels, as `shortcuts` may use; the cache knows it too
     height: str | None = None
