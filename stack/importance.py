@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -12,10 +14,11 @@ from scipy.stats import rankdata
 
 from stack.acquisition import needed_acquisition
 from stack.console import Out
-from stack.embeddings import read_embeddings
+from stack.embeddings import Embedding, read_embeddings
+from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.fold_matrix import fold_matrix
-from stack.matrix import METADATA, predictions_of, standardised
+from stack.matrix import METADATA, Predictions, predictions_of, standardised
 from stack.store import Run, fingerprint, read_run, write_run
 from tabular.models import read_bag
 
@@ -50,45 +53,58 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
 
 
 def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame:
-    predictions = standardised(predictions_of(experiment, sources), stackers[0].meta["scales"])
+    predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
     folds = range(experiment.folds.k)
     tasks = [joblib.delayed(_of_fold)(experiment, stackers, embeddings, predictions, fold) for fold in folds]
-    made = []
+    made: list[_Explained] = []
     with out.bar("feature importance", len(tasks), "folds") as progress:
         for explained in joblib.Parallel(n_jobs=experiment.config.n_jobs, return_as="generator")(tasks):
             made.append(explained)
             progress(1)
+    values = pd.concat([fold.rows for fold in made], ignore_index=True)
+    blocks = {column: block for fold in made for column, block in fold.block_of.items()}
     tables = []
     for run in stackers:
-        added = pd.concat([contributions[run.name] for _, contributions, _ in made], ignore_index=True).fillna(0.0)
-        values = pd.concat([values for values, _, _ in made], ignore_index=True)
-        blocks = {column: block for _, _, block_of in made for column, block in block_of.items()}
+        # A category that the training rows of some fold lack has no column there, and adds nothing.
+        added = pd.concat([fold.added[run.name] for fold in made], ignore_index=True).fillna(0.0)
         tables += [_features(run.name, added, values, blocks), _blocks(run.name, added, blocks)]
     return pd.concat(tables, ignore_index=True)
 
 
+class _Explained(NamedTuple):
+    """Held-out rows of one fold, drawn at random."""
+
+    rows: pd.DataFrame  # their features
+    added: dict[str, pd.DataFrame]  # what each adds to the logit, by stacker
+    block_of: dict[str, str]  # which kind of knowledge a feature is
+
+
 def _of_fold(
-    experiment: Experiment, stackers: list[Run], embeddings, predictions, fold: int
-) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict[str, str]]:
-    """Held-out rows of a fold, drawn at random: their features, each stacker's contributions, each column's block."""
+    experiment: Experiment,
+    stackers: list[Run],
+    embeddings: Mapping[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> _Explained:
     matrix = fold_matrix(experiment, embeddings, predictions, fold)
     rng = np.random.default_rng((experiment.config.seed, fold))
     most = -(-ROWS // experiment.folds.k)
-    drawn = np.sort(rng.permutation(len(matrix.held))[:most])
-    rows = matrix.held.iloc[drawn].reset_index(drop=True)
-    contributions = {}
+    rows = matrix.held.iloc[np.sort(rng.permutation(len(matrix.held))[:most])].reset_index(drop=True)
+    added = {}
     for run in stackers:
         place = run.folder / f"fold_{fold}"
         kept = read_run(place)
-        shift = 0.0 if kept is None else float(kept.meta["shift"])
-        contributions[run.name] = read_bag(place, shift=shift).contributions(rows, threads=experiment.config.threads)[0]
-    return rows, contributions, matrix.features.block_of_
+        if kept is None:
+            raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
+        bag = read_bag(place, shift=float(kept.meta["shift"]))
+        added[run.name] = bag.contributions(rows, threads=experiment.config.threads)[0]
+    return _Explained(rows, added, matrix.features.block_of_)
 
 
-def _features(run: str, added: pd.DataFrame, values: pd.DataFrame, blocks: dict[str, str]) -> pd.DataFrame:
+def _features(run: str, added: pd.DataFrame, values: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
     records = []
-    fields = pd.Series({column: _field(column, blocks[column]) for column in added})
+    fields = pd.Series({column: _field(str(column), blocks[str(column)]) for column in added})
     for field, columns in fields.groupby(fields, sort=False).groups.items():
         together = added[list(columns)].sum(axis=1).to_numpy()
         trend = _trend(values[columns[0]].to_numpy(np.float64), together) if len(columns) == 1 else np.nan
@@ -96,8 +112,8 @@ def _features(run: str, added: pd.DataFrame, values: pd.DataFrame, blocks: dict[
     return _sorted(records)
 
 
-def _blocks(run: str, added: pd.DataFrame, blocks: dict[str, str]) -> pd.DataFrame:
-    sums = added.T.groupby([blocks[column] for column in added], sort=False).sum().T
+def _blocks(run: str, added: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
+    sums = added.T.groupby([blocks[str(column)] for column in added], sort=False).sum().T
     return _sorted([[run, "block", name, name, float(sums[name].abs().mean()), np.nan] for name in map(str, sums)])
 
 

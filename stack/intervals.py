@@ -100,9 +100,7 @@ def _drawn_values(
     return values.reshape(draws, -1)
 
 
-def _tally(
-    objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.intp]
-) -> Tally:
+def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.intp]) -> Tally:
     """What each group adds to the score (k, groups), and the function that makes values of weighted sums.
 
     Its product with how often each group was drawn (groups, draws) is every draw's curve without another look

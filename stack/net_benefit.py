@@ -32,7 +32,9 @@ def decision_curve(
     positive, p = checked(y, p)
     at = sensible_thresholds(positive) if thresholds is None else np.asarray(thresholds, np.float64)
     called = np.asarray(p, np.float64)[:, None] >= at
-    values = np.hstack([called & positive[:, None], called & ~positive[:, None], positive[:, None], np.ones_like(p)[:, None]])
+    values = np.hstack(
+        [called & positive[:, None], called & ~positive[:, None], positive[:, None], np.ones_like(p)[:, None]]
+    )
     sums = bootstrap_sums(positive, values, split_group, draws=draws, seed=seed)
     benefit, everybody = _benefits(values.sum(axis=0, keepdims=True), at)
     drawn, drawn_everybody = _benefits(sums, at)

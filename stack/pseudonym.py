@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,10 +33,12 @@ def pseudonym_key(folder: Path) -> bytes:
         with atomic(path) as temporary:
             temporary.touch(mode=0o600)
             temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
-            os.chmod(temporary, 0o600)
+            temporary.chmod(0o600)
     key = path.read_bytes()
     if len(key) != _KEY_BYTES:
-        raise StoreError(f"{path} holds {len(key)} bytes, a key has {_KEY_BYTES}: remove it, and codes will be new ones")
+        raise StoreError(
+            f"{path} holds {len(key)} bytes, a key has {_KEY_BYTES}: remove it, and codes will be new ones"
+        )
     return key
 
 

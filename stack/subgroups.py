@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -54,18 +55,20 @@ def subgroups(
     records = []
     for part, is_told in zip(parts, told, strict=True):
         rows = part.rows
-        record = {
+        record: dict[str, object] = {
             "by": part.by, "subgroup": part.name, "rows": int(rows.sum()), "groups": len(np.unique(group[rows])),
             "positives": int(positive[rows].sum()), "prevalence": float(positive[rows].mean()),
         }  # fmt: skip
+        record["apart"] = False
         if is_told:
             here = interval("auc", positive[rows], s[rows], group[rows], draws=draws, seed=seed)
             apart = here.value - auc(positive[~rows], s[~rows])
             half = width * np.sqrt(sum(_variance(spread, positive[side]) for side in (rows, ~rows)))
             record |= {"auc": here.value, "difference": apart, "wide_low": apart - half, "wide_high": apart + half}
+            record["apart"] = bool(abs(apart) > half)
             if here.low < here.high:
                 record |= {"low": here.low, "high": here.high}
-        records.append({**record, "apart": is_told and abs(record["difference"]) > half})
+        records.append(record)
     columns = ["by", "subgroup", "rows", "groups", "positives", "prevalence"]
     columns += ["auc", "low", "high", "difference", "wide_low", "wide_high", "apart"]
     return pd.DataFrame(records).reindex(columns=columns)
@@ -100,7 +103,7 @@ def _is_told(positive: Bools, group: NDArray[np.intp], rows: Bools) -> bool:
 
 def _either_side(rows: Bools) -> bytes:
     """The same for a subgroup and for all the rest."""
-    return (rows ^ rows[0]).tobytes()
+    return bytes(np.packbits(rows ^ rows[0]))
 
 
 def _spread_if_alike(positive: Bools, s: NDArray[np.generic], group: NDArray[np.intp]) -> tuple[float, float]:
@@ -117,7 +120,7 @@ def _variance(spread: tuple[float, float], positive: Bools) -> float:
 
 
 def _age_names() -> list[str]:
-    closed = [f"{low}–{high - 1}" for low, high in zip(AGE_BANDS, AGE_BANDS[1:], strict=False)]
+    closed = [f"{low}–{high - 1}" for low, high in pairwise(AGE_BANDS)]
     return [*closed, f"{AGE_BANDS[-1]} and over"]
 
 

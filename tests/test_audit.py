@@ -50,8 +50,8 @@ def test_different_targets_come_first(table: Table) -> None:
         pd.DataFrame({"id": ["z"], "reason": ["cut off"]}),
     )
     assert [finding.severity for finding in found] == ["error", "warning", "note"]
-    assert "c and d" in found[0].evidence
-    assert "cut off" in found[1].evidence
+    assert found[0].example == "closest c and d"
+    assert "cut off" in found[1].example
 
 
 def test_a_published_list_is_compared_where_both_pictures_are_at_hand() -> None:

@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from pages.figures import (
-    CURVE_POINTS,
-    Estimate,
-    bar_figure,
-    interval_figure,
-    precision_recall_figure,
-    precision_recall_points,
-    roc_figure,
-    roc_points,
-)
+from pages.curves import CURVE_POINTS, precision_recall_figure, precision_recall_points, roc_figure, roc_points
+from pages.figures import Estimate, bar_figure, interval_figure
 
 ODD = ["$\\frac$", "<b>&amp;", 'id="x" url(#y)', "font-family: x; #00000a", "_hidden", "日本 −", "x" * 80]
 
