@@ -6,6 +6,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,13 @@ import yaml
 from numpy.typing import NDArray
 
 from pages.data_facts import data_facts, table_facts
-from pages.report import Calibration, Comparison, ReportData, report_html
+from pages.report import Calibration, Comparison, Decision, ReportData, report_html
 from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.importance import importance
 from stack.intervals import Interval, interval, paired_difference
-from stack.net_benefit import decision_curve
+from stack.net_benefit import decision_curve, round_thresholds
 from stack.reliability import calibration_scores, reliability
 from stack.store import Run, atomic, read_run, read_runs
 from stack.studies import read_studies
@@ -104,13 +105,16 @@ def report_data(experiment: Experiment, blend: Run, out: Out, *, show_ids: bool 
         facts=table_facts(experiment),
         notes=_notes(experiment, blend) + [note for run in runs for note in _level2_notes(run)],
         settings=yaml.safe_dump(
-            experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"}),
+            _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
             sort_keys=False,
             allow_unicode=True,
         ),
         versions={"python": platform.python_version()} | _versions(),
         calibration=_calibration(blend, oof, y, split_group),
-        decision=decision_curve(y, oof["p_calibrated"], split_group),
+        decision=Decision(
+            decision_curve(y, oof["p_calibrated"], split_group),
+            decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
+        ),
         by_fold=fold_table(experiment, [blend, *runs]),
         agreement=agreement([blend, *runs]),
         subgroups=subgroups(y, score, split_group, parts_of(experiment.table.train.iloc[rows])),
@@ -142,6 +146,15 @@ def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group
         after=reliability(y, after, split_group),
         scores=scores,
     )
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with files by their names alone: where they lie says whose machine it is."""
+    if isinstance(value, dict):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _seeds(experiment: Experiment) -> dict[str, int | str]:

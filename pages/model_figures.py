@@ -27,6 +27,7 @@ from stack.studies import StudyHistory
 
 TOP = 20  # features that are shown of each stacker
 _CLEAR = 0.3  # rank correlation from which a feature is said to raise or lower the logit
+_SEEN = 5e-4  # what rounds to 0.001 or more
 _AXIS = "mean size of what it adds to the logit"
 _BARS = ((ACCENT, 1.0), (INK, 0.75), (MUTED, 0.6), (LINE, 1.0))  # colour, opacity
 
@@ -57,8 +58,9 @@ def block_figure(name: str, importance: pd.DataFrame) -> Drawing:
 
 
 def feature_figure(name: str, importance: pd.DataFrame, stacker: str) -> Drawing:
-    """The TOP features of one stacker; an arrow says whether more of a feature goes with a higher logit."""
-    rows = importance[(importance["of"] == "feature") & (importance["stacker"] == stacker)].head(TOP)
+    """The TOP features that one stacker uses; an arrow says whether more of a feature goes with a higher logit."""
+    rows = importance[(importance["of"] == "feature") & (importance["stacker"] == stacker)]
+    rows = rows[rows["size"] >= min(_SEEN, rows["size"].max())].head(TOP)
     marks = [" ↑" if trend > _CLEAR else " ↓" if trend < -_CLEAR else "" for trend in rows["trend"]]
     return bar_figure(name, dict(zip(rows["name"], rows["size"], strict=True)), axis=_AXIS, marks=marks)
 

@@ -10,14 +10,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pages.report_data import Calibration, Comparison, DataFacts, ReportData
+from pages.report_data import Calibration, Comparison, DataFacts, Decision, ReportData
 from pages.report_panels import OBJECTIVES, panels, subgroup_verdicts, tables
 from pages.section import HERE, Section, script_policy
-from pages.tables import breakable, number, signed
+from pages.tables import breakable, coded, number, signed
 from stack.intervals import Interval
 from stack.metrics import auc_by_fold
 
-__all__ = ["Calibration", "Comparison", "DataFacts", "ReportData", "report_html"]
+__all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
 
 # The page from top to bottom: id and title of each section. Of these the ones that bring their own markup:
 PLACES = ("explorer", "gallery")
@@ -76,6 +76,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         prevalence=prevalence,
         prevalence_loss=prevalence * math.log(prevalence) + (1 - prevalence) * math.log(1 - prevalence),
         within=within,
+        made_of=_made_of(data),
         tables=tables(data, within),
         figures=panels(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
@@ -95,6 +96,14 @@ def _empty(data: ReportData) -> set[str]:
     return {name for name, there in given.items() if not there}
 
 
+def _made_of(data: ReportData) -> str:
+    """The runs that the blend lives on, by their share of the weights."""
+    shares = data.weights.set_index("run")["weight"].sort_values(ascending=False)
+    total = float(shares.sum())
+    named = [f"{run} {100 * share / total:.0f} %" for run, share in shares.items() if total and share / total >= 0.005]
+    return ", ".join(named)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -105,6 +114,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
+    environment.filters["coded"] = coded
     return environment
 
 

@@ -34,6 +34,14 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """Whether to act on the calibrated p is better than to act on all or on nobody (`net_benefit.decision_curve`)."""
+
+    curve: pd.DataFrame  # at thresholds close to each other
+    at: pd.DataFrame  # at a few round ones
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """What is known of the rows; a frame that is None was not looked at."""
 
@@ -72,7 +80,7 @@ class ReportData:
     settings: str  # YAML
     versions: Mapping[str, str]
     calibration: Calibration | None = None
-    decision: pd.DataFrame | None = None  # `net_benefit.decision_curve`
+    decision: Decision | None = None
     by_fold: pd.DataFrame | None = None  # `summary.fold_table`, the blend's line first
     agreement: pd.DataFrame | None = None  # `summary.agreement`
     subgroups: pd.DataFrame | None = None  # `subgroups.subgroups`

@@ -22,7 +22,6 @@ OBJECTIVES = {
     "ap": "average precision",
     "logloss": "log loss, negated",
 }
-_DECISIONS = 6  # thresholds of the decision curve that stand in its table
 _PERCENT = ".1%"
 
 
@@ -35,7 +34,7 @@ def panels(data: ReportData, objective: str) -> dict[str, Any]:
         Estimate(*row)._replace(strong=row[0] == data.chosen)
         for row in rows_of(data.methods, "method", "nested", "low", "high", "tuned")
     ]
-    weights = dict(rows_of(data.weights, "run", "weight"))
+    weights = {_entering(line): line["weight"] for line in data.weights.to_dict("records")}
     roc = {f"{label}: AUC {auc(data.y, s):.4f}": s for label, s in data.curves.items()}
     recall = {f"{label}: AP {average_precision(data.y, s):.4f}": s for label, s in data.curves.items()}
     drawn: dict[str, Any] = {
@@ -54,7 +53,7 @@ def panels(data: ReportData, objective: str) -> dict[str, Any]:
             axis = "score, read as a probability" if when == "before" else "calibrated p"
             drawn[when] = reliability_figure(when, shown, axis=axis)
     if data.decision is not None:
-        drawn["decision"] = decision_figure("decision", data.decision)
+        drawn["decision"] = decision_figure("decision", data.decision.curve)
     if data.subgroups is not None and (measured := _measured(data.subgroups)):
         whole = auc(data.y, next(iter(data.curves.values())))
         drawn["subgroups"] = interval_figure("subgroups", measured, axis="AUC", reference=whole)
@@ -75,23 +74,26 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, Table]:
     """Tables by name; `within` is the AUC of the blend within each fold."""
     folds = data.folds.merge(within.reset_index(), on="fold", how="left", validate="one_to_one")
     shares = {str(name): _PERCENT for name in folds.columns[5:-1] if name not in {"median age"}}
+    # Where each fold has its column, the lowest and the highest need none.
+    runs = data.runs if data.by_fold is None else data.runs.drop(columns=["min_fold", "max_fold"], errors="ignore")
     made = {
-        "runs": table(data.runs, intervals={data.objective: ("low", "high")}),
+        "runs": table(runs, intervals={data.objective: ("low", "high")}),
         "methods": table(
             data.methods,
             intervals={"nested": ("low", "high"), "difference": ("difference_low", "difference_high")},
             chosen=data.chosen,
         ),
         "folds": table(folds, formats={"median age": ".0f", **shares}),
-        "weights": table(data.weights),
     }
     if data.calibration is not None:
         made["calibration"] = table(data.calibration.scores, formats={"mean p": ".2%", "log loss": ".4f"})
         heads = {"p": "told", "share": "was positive"}
         for when, shown in (("before", data.calibration.before), ("after", data.calibration.after)):
-            made[f"reliability_{when}"] = table(shown, intervals={"share": ("low", "high")}, heads=heads)
+            made[f"reliability_{when}"] = table(
+                shown, intervals={"share": ("low", "high")}, heads=heads, formats={"p": _PERCENT, "share": _PERCENT}
+            )
     if data.decision is not None:
-        made["decision"] = _decision_table(data.decision)
+        made["decision"] = _decision_table(data.decision.at)
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
@@ -114,6 +116,10 @@ def subgroup_verdicts(subgroups: pd.DataFrame | None) -> list[str]:
     ]
 
 
+def _entering(line: dict[Any, Any]) -> str:
+    return f"{line['run']}, as {line['enters as']}" if "enters as" in line else str(line["run"])
+
+
 def _measured(subgroups: pd.DataFrame) -> list[Estimate]:
     known = subgroups[subgroups["auc"].notna()]
     return [
@@ -124,27 +130,26 @@ def _measured(subgroups: pd.DataFrame) -> list[Estimate]:
 
 def _subgroup_table(subgroups: pd.DataFrame) -> Table:
     told = subgroups["auc"].notna()
-    verdict = np.select([~told, subgroups["apart"]], ["too few to say", "differs beyond noise"], "within noise")
+    verdict = np.select([~told, subgroups["apart"]], ["too few", "differs"], "within noise")
     named = subgroups["by"] + ": " + subgroups["subgroup"]
     frame = subgroups.drop(columns=["by", "subgroup", "apart"])
     frame.insert(0, "subgroup", named)
     return table(
         frame.assign(it=verdict),
         intervals={"auc": ("low", "high"), "difference": ("wide_low", "wide_high")},
-        heads={"difference": "less the rest", "wide_low": "interval for all comparisons", "it": "it"},
-        formats={"auc": ".3f", "difference": "+.3f"},
+        heads={"difference": "less the rest", "wide_low": "interval for all comparisons", "it": "difference"},
+        formats={"auc": ".3f", "difference": "+.3f", "prevalence": _PERCENT},
     )
 
 
 def _decision_table(curve: pd.DataFrame) -> Table:
-    some = curve.iloc[np.linspace(0, len(curve) - 1, min(_DECISIONS, len(curve))).round().astype(int)]
     frame = pd.DataFrame({
-        "threshold": some["threshold"],
-        "called": 1000 * some["called"],
-        "sensitivity": some["sensitivity"],
-        "net_benefit": some["net_benefit"], "low": some["low"], "high": some["high"],
-        "treat_all": some["treat_all"],
-        "gain": some["gain"], "gain_low": some["gain_low"], "gain_high": some["gain_high"],
+        "threshold": curve["threshold"],
+        "called": 1000 * curve["called"],
+        "sensitivity": curve["sensitivity"],
+        "net_benefit": curve["net_benefit"], "low": curve["low"], "high": curve["high"],
+        "treat_all": curve["treat_all"],
+        "gain": curve["gain"], "gain_low": curve["gain_low"], "gain_high": curve["gain_high"],
     })  # fmt: skip
     return table(
         frame,
@@ -154,7 +159,7 @@ def _decision_table(curve: pd.DataFrame) -> Table:
             "treat_all": "acting on all",
             "gain": "gain on the better of all and nobody",
         },
-        formats={"threshold": _PERCENT, "called": ".0f", "sensitivity": _PERCENT, "gain": "+.4f"},
+        formats={"called": ".0f", "sensitivity": _PERCENT, "gain": "+.4f"},
     )
 
 

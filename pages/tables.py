@@ -69,13 +69,14 @@ def table(
 
 
 def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> Table:
-    """A square of numbers in 0 to 1 by name, each shaded by what it is."""
+    """A square of correlations by name, each shaded by where it stands between the lowest and 1."""
     cells = matrix.to_numpy(np.float64)
+    lowest = float(np.nanmin(cells))
     rows = [
         (False, (str(name), *(number(float(value), form) for value in line)))
         for name, line in zip(matrix.index, cells, strict=True)
     ]
-    shades = [(0.0, *np.clip(np.nan_to_num(line), 0, 1).tolist()) for line in cells]
+    shades = [(0.0, *np.nan_to_num((line - lowest) / max(1 - lowest, 1e-9)).tolist()) for line in cells]
     heads = [(corner, False), *((str(name), True) for name in matrix)]
     return Table(heads, rows, max((len(row[0]) for _, row in rows), default=0), shades)
 
@@ -104,6 +105,12 @@ def signed(value: float) -> str:
 def breakable(name: str) -> Markup:
     """Escaped, with leave to break a long name at its joints."""
     return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(name))))
+
+
+def coded(text: str) -> Markup:
+    """Escaped; what stands in backticks is code, and a minus before a digit is one."""
+    escaped = re.sub(r"(?<![\w.-])-(?=\d)", "−", str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
 
 
 def _bounds(low: float, high: float, form: str) -> str:

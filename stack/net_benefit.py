@@ -10,6 +10,7 @@ from stack.curve import Bools, Floats, checked
 from stack.intervals import bootstrap_sums
 
 THRESHOLDS = 60
+_ROUND = np.array([1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
 
 
 def decision_curve(
@@ -54,6 +55,12 @@ def sensible_thresholds(positive: Bools) -> Floats:
     """
     prevalence = float(np.mean(positive))
     return np.linspace(prevalence / 10, min(0.9, 5 * prevalence), THRESHOLDS)
+
+
+def round_thresholds(positive: ArrayLike) -> Floats:
+    """Those of a series of round risks that lie among `sensible_thresholds`."""
+    span = sensible_thresholds(np.asarray(positive, bool))
+    return _ROUND[(span[0] <= _ROUND) & (span[-1] >= _ROUND)]
 
 
 def _benefits(sums: Floats, at: Floats) -> tuple[Floats, Floats]:

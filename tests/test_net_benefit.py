@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stack.net_benefit import decision_curve, sensible_thresholds
+from stack.net_benefit import decision_curve, round_thresholds, sensible_thresholds
 
 
 def rows(rng, n=3000):
@@ -62,3 +62,6 @@ def test_thresholds_span_the_prevalence(prevalence):
     at = sensible_thresholds(positive)
     assert 0 < at[0] < prevalence < at[-1] < 1
     assert np.all(np.diff(at) > 0)
+    few = round_thresholds(positive)
+    assert len(few) >= 3
+    assert at[0] <= few[0] < prevalence < few[-1] <= at[-1]
