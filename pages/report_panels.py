@@ -81,7 +81,7 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, Table]:
         "methods": table(
             data.methods,
             intervals={"nested": ("low", "high"), "difference": ("difference_low", "difference_high")},
-            chosen=data.chosen,
+            tags={data.chosen: "chosen"},
         ),
         "folds": table(folds, formats={"median age": ".0f", **shares}),
     }
@@ -129,15 +129,14 @@ def _measured(subgroups: pd.DataFrame) -> list[Estimate]:
 
 
 def _subgroup_table(subgroups: pd.DataFrame) -> Table:
-    told = subgroups["auc"].notna()
-    verdict = np.select([~told, subgroups["apart"]], ["too few", "differs"], "within noise")
     named = subgroups["by"] + ": " + subgroups["subgroup"]
     frame = subgroups.drop(columns=["by", "subgroup", "apart"])
     frame.insert(0, "subgroup", named)
     return table(
-        frame.assign(it=verdict),
+        frame,
         intervals={"auc": ("low", "high"), "difference": ("wide_low", "wide_high")},
-        heads={"difference": "less the rest", "wide_low": "interval for all comparisons", "it": "difference"},
+        tags=dict.fromkeys(named[subgroups["apart"]], "differs"),
+        heads={"difference": "less the rest", "wide_low": "interval for all comparisons"},
         formats={"auc": ".3f", "difference": "+.3f", "prevalence": _PERCENT},
     )
 
@@ -183,7 +182,7 @@ def _study_table(studies: Sequence[StudyHistory]) -> Table:
             [study.name, *counts, first, best, best - first, int(np.nanargmax(study.values)) + 1 if known else None]
         )
     columns = ["study", "complete", "pruned", "failed", "first trial", "best", "gained", "in trial"]
-    return table(pd.DataFrame(records, columns=columns), formats={"gained": "+.4f"})
+    return table(pd.DataFrame(records, columns=columns), formats={"gained": "+.4f", "in trial": ".0f"})
 
 
 def _data_tables(data: DataFacts) -> dict[str, Table]:

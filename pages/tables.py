@@ -34,7 +34,7 @@ class Table(NamedTuple):
     """The first column names the row."""
 
     heads: list[tuple[str, bool]]  # text, whether its cells are numbers
-    rows: list[tuple[bool, tuple[str, ...]]]  # whether it is the marked one, cells
+    rows: list[tuple[str, tuple[str, ...]]]  # a tag of what stands out, else ""; cells
     longest: int  # characters of its first column
     shades: list[tuple[float, ...]]  # how strong the ground of each cell is, 0 (none) to 1; empty: of none
 
@@ -43,13 +43,14 @@ def table(
     frame: pd.DataFrame,
     *,
     intervals: Mapping[str, tuple[str, str]] | None = None,
-    chosen: str | None = None,
+    tags: Mapping[str, str] | None = None,
     heads: Mapping[str, str] | None = None,
     formats: Mapping[str, str] | None = None,
 ) -> Table:
     """A frame's cells as text; `intervals` names the low and high of a column, shown as one beside it.
 
-    `chosen` is the first cell of the marked row; `heads` and `formats` go before what columns have by their names.
+    `tags` has a word for each row that stands out, by its first cell; `heads` and `formats` go before what columns have
+    by their names.
     """
     intervals, heads, formats = intervals or {}, {**_HEADS, **(heads or {})}, {**_FORMATS, **(formats or {})}
     bounds = {column for pair in intervals.values() for column in pair}
@@ -64,7 +65,7 @@ def table(
         if name in intervals:
             shown.append((heads.get(intervals[name][0], "95 % interval"), True))
             columns.append([_bounds(low, high, form) for low, high in rows_of(frame, *intervals[name])])
-    rows = [(row[0] == chosen, row) for row in zip(*columns, strict=True)]
+    rows = [((tags or {}).get(row[0], ""), row) for row in zip(*columns, strict=True)]
     return Table(shown, rows, longest=max((len(row[0]) for _, row in rows), default=0), shades=[])
 
 
@@ -73,7 +74,7 @@ def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> Table
     cells = matrix.to_numpy(np.float64)
     lowest = float(np.nanmin(cells))
     rows = [
-        (False, (str(name), *(number(float(value), form) for value in line)))
+        ("", (str(name), *(number(float(value), form) for value in line)))
         for name, line in zip(matrix.index, cells, strict=True)
     ]
     shades = [(0.0, *np.nan_to_num((line - lowest) / max(1 - lowest, 1e-9)).tolist()) for line in cells]

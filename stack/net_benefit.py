@@ -60,7 +60,8 @@ def sensible_thresholds(positive: Bools) -> Floats:
 def round_thresholds(positive: ArrayLike) -> Floats:
     """Those of a series of round risks that lie among `sensible_thresholds`."""
     span = sensible_thresholds(np.asarray(positive, bool))
-    return _ROUND[(span[0] <= _ROUND) & (span[-1] >= _ROUND)]
+    within: Floats = _ROUND[(span[0] <= _ROUND) & (span[-1] >= _ROUND)]
+    return within
 
 
 def _benefits(sums: Floats, at: Floats) -> tuple[Floats, Floats]:
