@@ -84,7 +84,7 @@ def stack(
         write_rows(experiment)
         runs += run_stackers(experiment, runs, out)
         blend = run_blend(experiment, runs, out)
-        report = write_report(experiment)
+        report = write_report(experiment, out)
         add_line(experiment, blend)
     show_runs(experiment, out, runs)
     show_blend(experiment, out, blend)
@@ -170,12 +170,21 @@ def tune(
 
 
 @app.command()
-def report(config: ConfigOption, overrides: SetOption = None, quiet: QuietOption = False) -> None:
+def report(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+    show_ids: Annotated[
+        bool,
+        typer.Option("--show-ids", help="Ids on the page as they are, not as codes that only you can resolve."),
+    ] = False,
+    no_images: Annotated[bool, typer.Option("--no-images", help="No picture on the page, to show it around.")] = False,
+) -> None:
     """Write report.html again, from what `stack` made."""
     from pages.evidence import write_report
 
     experiment, out = open_it(config, overrides, quiet)
-    out.say(f"report: {write_report(experiment)}")
+    out.say(f"report: {write_report(experiment, out, show_ids=show_ids, images=not no_images)}")
 
 
 @app.command()

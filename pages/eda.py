@@ -90,9 +90,8 @@ def eda_html(
     )
     environment.filters["count"] = lambda value: f"{value:,}"
     folder = Path(__file__).parent
-    report = (folder / "report.html.j2").read_text(encoding="utf-8")
     return environment.from_string((folder / "eda.html.j2").read_text(encoding="utf-8")).render(
-        style=report.partition("<style>")[2].partition("</style>")[0],  # the report's: one look, written once
+        style=(folder / "page.css").read_text(encoding="utf-8"),  # the report's: one look, written once
         name=name,
         by=by,
         facts=_facts(table),

@@ -12,7 +12,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from pages.evaluation_figures import promise_figure, reliability_figure, threshold_roc_figure
+from pages.curves import reliability_figure
+from pages.evaluation_figures import promise_figure, threshold_roc_figure
 from stack.intervals import Interval
 from stack.validation import AGREES, HIGHER, LOWER, UNTOLD, Comparison, Validation
 
@@ -36,15 +37,14 @@ class _Table(NamedTuple):
 
 def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, created: str) -> str:
     """The page as text: no network, no script, no id of a row; ``y`` and ``score`` (n,) are for the ROC curve."""
-    folder = Path(__file__).parent
-    report = (folder / "report.html.j2").read_text(encoding="utf-8")
+    folder, bins = Path(__file__).parent, pd.DataFrame(list(found.reliability))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"number": number, "percent": percent}
     template = environment.from_string((folder / "evaluation.html.j2").read_text(encoding="utf-8"))
     return template.render(
-        style=Markup(report.partition("<style>")[2].partition("</style>")[0]),  # the report's: one look, written once
+        style=Markup((folder / "page.css").read_text(encoding="utf-8")),  # one look, written once
         found=found,
         here=found.found,
         promised=found.promise.measures,
@@ -65,7 +65,9 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         figures={
             "promise": promise_figure("promise", found),
             "roc": threshold_roc_figure("roc", y, score, found.points),
-            "reliability": reliability_figure("reliability", pd.DataFrame(list(found.reliability))),
+            "reliability": reliability_figure(
+                "reliability", pd.DataFrame(list(found.reliability)), axis="calibrated p"
+            ),
         },
     )
 

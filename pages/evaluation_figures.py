@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
+from pages.curves import roc_points
 from pages.figures import (
     ACCENT,
     INK,
@@ -21,7 +20,6 @@ from pages.figures import (
     interval_figure,
     page_style,
     page_svg,
-    roc_points,
 )
 from stack.validation import PointOutcome, Validation
 
@@ -63,25 +61,3 @@ def threshold_roc_figure(name: str, y: ArrayLike, score: ArrayLike, points: Sequ
             )
         legend = [("in training, at a threshold fixed there", PROMISED), ("here, at the same threshold", FOUND)]
         return Drawing(page_svg(figure, name, f"ROC curve. {'; '.join(spoken)}."), legend)
-
-
-def reliability_figure(name: str, table: pd.DataFrame) -> Drawing:
-    """`stack.reliability.reliability`: the share of positives against p, with intervals, and the diagonal."""
-    top = min(1.0, 1.06 * float(table[["p", "high"]].to_numpy().max()))
-    with page_style():
-        figure = blank_figure(height=WIDTH)
-        axes = figure.subplots()
-        axes.plot([0, top], [0, top], color=LINE, linewidth=1)
-        axes.vlines(table["p"], table["low"], table["high"], color=ACCENT, linewidth=1.6)
-        axes.plot(table["p"], table["share"], "o-", color=ACCENT, markersize=6, linewidth=1, markeredgewidth=0)
-        axes.set(xlim=(0, top), ylim=(0, top), xlabel="calibrated p", ylabel="share that was positive", aspect="equal")
-        for scale in (axes.xaxis, axes.yaxis):
-            scale.set_major_locator(MaxNLocator(5))
-            scale.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.1 else 1))
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        spoken = "; ".join(
-            f"told {line['p']:.1%}, seen {line['share']:.1%}, {line['low']:.1%} to {line['high']:.1%}"
-            for line in table.to_dict("records")
-        )
-        return Drawing(page_svg(figure, name, f"Reliability. {spoken}."), [])

@@ -6,17 +6,26 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 
-from pages.report import Comparison, ReportData, report_html
+from pages.data_facts import data_facts, table_facts
+from pages.report import Calibration, Comparison, Decision, ReportData, report_html
+from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment
+from stack.importance import importance
 from stack.intervals import Interval, interval, paired_difference
+from stack.net_benefit import decision_curve, round_thresholds
+from stack.reliability import calibration_scores, reliability
 from stack.store import Run, atomic, read_run, read_runs
-from stack.summary import run_table
+from stack.studies import read_studies
+from stack.subgroups import parts_of, subgroups
+from stack.summary import agreement, fold_table, run_table
 
 LIBRARIES = (
     "dermstack",
@@ -25,6 +34,7 @@ LIBRARIES = (
     "scikit-learn",
     "lightgbm",
     "xgboost",
+    "catboost",
     "optuna",
     "torch",
     "timm",
@@ -32,20 +42,24 @@ LIBRARIES = (
 )
 
 
-def write_report(experiment: Experiment) -> Path:
-    """Write runs/<experiment>/report.html. Raises StoreError where `stack` has not been run."""
+def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
+    """Write runs/<experiment>/report.html. Raises StoreError where `stack` has not been run.
+
+    Ids of images and groups are on the page only with ``show_ids``, pictures only with ``images``.
+    """
     blend = read_run(experiment.folder / "blend")
     if blend is None:
         raise StoreError(
             f"{experiment.folder} has no blend yet: run `dermstack stack --config {experiment.config_path}`"
         )
     path = experiment.folder / "report.html"
+    page = report_html(report_data(experiment, blend, out, show_ids=show_ids))
     with atomic(path) as temporary:
-        temporary.write_text(report_html(report_data(experiment, blend)), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def report_data(experiment: Experiment, blend: Run) -> ReportData:
+def report_data(experiment: Experiment, blend: Run, out: Out, *, show_ids: bool = False) -> ReportData:
     """Everything the page says of this blend and its runs, on the rows that it covers."""
     by_name = {run.name: run for run in read_runs(experiment.models)}
     runs = [by_name[name] for name in blend.meta["runs"]]
@@ -68,6 +82,8 @@ def report_data(experiment: Experiment, blend: Run) -> ReportData:
         )
         for label, other in list(curves.items())[1:]
     ]
+    levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
+    weights = blend.meta["weights"]
     return ReportData(
         experiment=experiment.name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -78,31 +94,75 @@ def report_data(experiment: Experiment, blend: Run) -> ReportData:
         comparisons=comparisons,
         runs=table,
         methods=pd.DataFrame(blend.meta["methods"]),
-        weights=pd.DataFrame({"run": list(blend.meta["weights"]), "weight": list(blend.meta["weights"].values())}),
+        weights=pd.DataFrame({
+            "run": list(weights), "weight": list(weights.values()),
+            "enters as": [blend.meta["transforms"][name] for name in weights],
+        }),
         y=y,
         curves=curves,
         fold=oof["fold"].to_numpy(),
-        folds=experiment.folds.summary(experiment.target),
-        facts=_facts(experiment),
+        folds=experiment.folds.summary(experiment.target, experiment.table.train),
+        facts=table_facts(experiment),
         notes=_notes(experiment, blend) + [note for run in runs for note in _level2_notes(run)],
         settings=yaml.safe_dump(
-            experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"}),
+            _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
             sort_keys=False,
             allow_unicode=True,
         ),
         versions={"python": platform.python_version()} | _versions(),
+        calibration=_calibration(blend, oof, y, split_group),
+        decision=Decision(
+            decision_curve(y, oof["p_calibrated"], split_group),
+            decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
+        ),
+        by_fold=fold_table(experiment, [blend, *runs]),
+        agreement=agreement([blend, *runs]),
+        subgroups=subgroups(y, score, split_group, parts_of(experiment.table.train.iloc[rows])),
+        importance=importance(experiment, levels[1], levels[0], out),
+        studies=read_studies(experiment),
+        data=data_facts(experiment, show_ids=show_ids),
+        seeds=_seeds(experiment),
+        fingerprints={
+            "training rows, targets and folds": experiment.rows_fingerprint,
+            "metadata": experiment.metadata_fingerprint,
+            **{run.name: run.meta["fingerprint"] for run in [*runs, blend]},
+        },
+    )  # fmt: skip
+
+
+def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group: NDArray[np.object_]) -> Calibration:
+    """The chosen method's own nested score, which was calibrated, beside what came of it."""
+    method, after = blend.meta["chosen"], oof["p_calibrated"].to_numpy()
+    before = oof[f"{method}_nested"].to_numpy()
+    told = {f"the score of {method}": before}
+    if method != "mean" and "mean_nested" in oof:
+        told["the mean of the runs' probabilities"] = oof["mean_nested"].to_numpy()
+    told["calibrated"] = after
+    scores = pd.DataFrame([{"probability": label, **calibration_scores(y, p)} for label, p in told.items()])
+    return Calibration(
+        method=method,
+        map=blend.meta["calibration"]["chosen"],
+        before=reliability(y, before, split_group),
+        after=reliability(y, after, split_group),
+        scores=scores,
     )
 
 
-def _facts(experiment: Experiment) -> dict[str, int | float | str]:
-    train, test = experiment.table.train, experiment.table.test
+def _without_folders(value: Any) -> Any:
+    """Settings with files by their names alone: where they lie says whose machine it is."""
+    if isinstance(value, dict):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _seeds(experiment: Experiment) -> dict[str, int | str]:
+    config = experiment.config
     return {
-        "training rows": len(train),
-        "positives": int(experiment.target.sum()),
-        "groups": int(train["group"].nunique()),
-        "split_groups": int(experiment.folds.frame["split_group"].nunique()),
-        "test rows": len(test),
-        **{f"{column} missing": int(train[column].isna().sum()) for column in ("age", "sex", "site")},
+        "experiment (models, studies, blend)": config.seed,
+        "folds": config.folds.seed,
+        **{f"{model.name}": ", ".join(map(str, model.seeds)) for model in config.image_models if model.enabled},
     }
 
 

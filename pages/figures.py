@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,17 +11,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-Floats = NDArray[np.float64]
-
-CURVE_POINTS = 2_000  # vertices kept of a curve: less than a pixel apart, whatever the number of rows
 WIDTH = 4.4  # inches, 317 units: about the pixels of a telephone, where text is shown at its size
 _LABEL = 40  # characters of a label that fit above its bar
 
@@ -32,12 +27,6 @@ _COLOURS = {
     "#00000d": "var(--accent)",
 }
 INK, MUTED, LINE, ACCENT = _COLOURS
-_CURVES = (  # colour, width, dashes: curves differ in more than colour
-    (ACCENT, 2.4, (None, None)),
-    (INK, 1.4, (6, 2)),
-    (MUTED, 1.8, (2, 1.2)),
-    (MUTED, 1.2, (6, 2, 1.5, 2)),
-)
 
 
 class Drawing(NamedTuple):
@@ -58,29 +47,6 @@ class Estimate(NamedTuple):
     strong: bool = False  # drawn in the accent colour
 
 
-def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike]) -> Drawing:
-    """ROC curves of each of `scores` (n,), the first one stressed."""
-    with page_style():
-        figure = blank_figure(height=WIDTH)
-        axes = _unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
-        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
-        for (colour, width, dashes), s in reversed(_styled(scores.values())):
-            axes.plot(*roc_points(y, s), color=colour, linewidth=width, dashes=dashes)
-        return Drawing(page_svg(figure, name, f"ROC curves. {'; '.join(scores)}."), _legend(scores))
-
-
-def precision_recall_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike]) -> Drawing:
-    """Precision against recall for each of `scores` (n,), and the prevalence, which chance has."""
-    with page_style():
-        figure = blank_figure(height=WIDTH)
-        axes = _unit_axes(figure, "recall (sensitivity)", "precision (positive predictive value)")
-        axes.axhline(float(np.mean(np.asarray(y))), color=LINE, linewidth=1)
-        for (colour, width, dashes), s in reversed(_styled(scores.values())):
-            points = precision_recall_points(y, s)
-            axes.plot(*points, color=colour, linewidth=width, dashes=dashes, drawstyle="steps-pre")
-        return Drawing(page_svg(figure, name, f"Precision-recall curves. {'; '.join(scores)}."), _legend(scores))
-
-
 def interval_figure(name: str, estimates: Sequence[Estimate], *, axis: str, reference: float | None = None) -> Drawing:
     """Values with their intervals, one line each, top down; `reference` is a line through all of them."""
     with page_style():
@@ -99,13 +65,13 @@ def interval_figure(name: str, estimates: Sequence[Estimate], *, axis: str, refe
         return Drawing(page_svg(figure, name, f"{axis} with 95 % intervals. {'; '.join(map(_spoken, estimates))}."), [])
 
 
-def bar_figure(name: str, values: Mapping[str, float], *, axis: str) -> Drawing:
-    """Horizontal bars, top down."""
+def bar_figure(name: str, values: Mapping[str, float], *, axis: str, marks: Sequence[str] = ()) -> Drawing:
+    """Horizontal bars, top down; ``marks`` stand behind the values."""
     with page_style():
         figure = blank_figure(height=0.75 + 0.46 * len(values))
         axes = label_axes(figure, len(values), axis)
         for row, (label, value) in enumerate(values.items()):
-            row_text(axes, row, label, f"{value:.3f}")
+            row_text(axes, row, label, f"{value:.3f}{marks[row] if marks else ''}")
         axes.barh(range(len(values)), list(values.values()), height=0.28, color=ACCENT)
         axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(min(0.0, *values.values()), max(1e-3, *values.values()) * 1.02)
@@ -117,34 +83,6 @@ def bar_figure(name: str, values: Mapping[str, float], *, axis: str) -> Drawing:
             ),
             [],
         )
-
-
-def roc_points(y: ArrayLike, s: ArrayLike) -> tuple[Floats, Floats]:
-    """False and true positive rates, each (at most CURVE_POINTS,), from (0, 0) to (1, 1)."""
-    false_positives, sensitivity, _ = roc_curve(y, s)
-    return _thinned(false_positives, sensitivity)
-
-
-def precision_recall_points(y: ArrayLike, s: ArrayLike) -> tuple[Floats, Floats]:
-    """Recall and precision, each (at most CURVE_POINTS,), recall rising from 0: steps whose area is the AP.
-
-    The precision at a point holds for the recall up to it, from the point before.
-    """
-    precision, recall, _ = precision_recall_curve(y, s)
-    precision, recall = precision[::-1], recall[::-1]
-    first = np.flatnonzero(np.diff(recall, prepend=-1) > 0)  # of each recall, the highest threshold
-    recall, precision = recall[first], precision[first]
-    precision[0] = precision[1]  # scikit-learn starts at precision 1, which no threshold has
-    return _thinned(recall, precision)
-
-
-def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """At most CURVE_POINTS of the vertices, at even distances along the curve; both ends stay."""
-    if x.size > CURVE_POINTS:
-        walked = np.cumsum(np.abs(np.diff(x, prepend=x[0])) + np.abs(np.diff(y, prepend=y[0])))
-        keep = np.unique(np.searchsorted(walked, np.linspace(0, walked[-1], CURVE_POINTS)))
-        x, y = x[keep], y[keep]
-    return x, y
 
 
 @contextmanager
@@ -199,16 +137,6 @@ def page_svg(figure: Figure, name: str, alt: str) -> Markup:
     return Markup('<svg class="plot" role="img" aria-label="{}" viewBox="{}">').format(alt, box) + Markup(inside)
 
 
-def _unit_axes(figure: Figure, x: str, y: str) -> Axes:
-    axes = figure.subplots()
-    axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel=x, ylabel=y, aspect="equal")
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.grid(True)
-    axes.set_axisbelow(True)
-    return axes
-
-
 def label_axes(figure: Figure, rows: int, axis: str) -> Axes:
     """Axes for lines with their labels above: names of any length then leave the width to the values."""
     axes = figure.subplots()
@@ -230,24 +158,19 @@ def row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = Fal
     axes.text(1.03, row, value, transform=at, ha="left", va="center_baseline", weight=weight)
 
 
+def swatch(colour: str, *, width: float = 2.0, dashes: Sequence[float] = (), shape: str = "line") -> Markup:
+    """What a legend shows of a colour (INK, MUTED, LINE, ACCENT): a line, a "bar", or a "band" around a line."""
+    drawn = {
+        "line": '<path d="M0 4H28" style="fill: none; stroke: {0}; stroke-width: {1}; stroke-dasharray: {2}"/>',
+        "bar": '<path d="M0 1H28V7H0Z" style="fill: {0}"/>',
+        "band": '<path d="M0 0H28V8H0Z" style="fill: {0}; opacity: 0.25"/>',
+    }[shape]
+    dash = " ".join(str(part * width) for part in dashes) or "none"
+    opening = Markup('<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">')
+    return opening + Markup(drawn).format(_COLOURS[colour], width, dash) + Markup("</svg>")
+
+
 def _spoken(entry: Estimate) -> str:
+    bounds = f", {entry.low:.4f} to {entry.high:.4f}" if math.isfinite(entry.low) else ""
     tuned = "" if entry.tuned is None else f", tuned in-sample {entry.tuned:.4f}"
-    return f"{entry.label} {entry.value:.4f}, {entry.low:.4f} to {entry.high:.4f}{tuned}"
-
-
-def _styled(scores: Any) -> list[tuple[Any, Any]]:
-    return [(_CURVES[min(i, len(_CURVES) - 1)], s) for i, s in enumerate(scores)]
-
-
-def _legend(scores: Mapping[str, ArrayLike]) -> list[tuple[str, Markup]]:
-    swatch = Markup(
-        '<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">'
-        '<path d="M0 4H28" style="fill: none; stroke: {}; stroke-width: {}; stroke-dasharray: {}"/></svg>'
-    )
-    return [
-        (
-            label,
-            swatch.format(_COLOURS[colour], width, " ".join(str(d * width) for d in dashes if d) or "none"),
-        )
-        for (colour, width, dashes), label in _styled(scores)
-    ]
+    return f"{entry.label} {entry.value:.4f}{bounds}{tuned}"

@@ -17,14 +17,18 @@ TELLING = 0.55  # AUC of a size alone above which it is worth a warning, if its 
 MOSTLY = 0.5  # share of odd pictures from which the whole set is odd
 
 
+Severity = Literal["error", "warning", "note"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing found: how bad it is, what, by which evidence, and what to do."""
 
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     what: str
     evidence: str
     remedy: str
+    example: str = ""  # ids and what belongs to them: what a page that may leave the house must not show
 
 
 def audit(
@@ -48,8 +52,9 @@ def audit(
         *odd_findings(odd, len(sizes)),
     ]
     if len(dropped):
-        evidence = f"{len(dropped)} rows left the table, first {dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
-        found.append(Finding("warning", "dropped rows", evidence, "restore the files, or keep the loss in mind"))
+        example = f"{dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
+        remedy = "restore the files, or keep the loss in mind"
+        found.append(Finding("warning", "dropped rows", f"{len(dropped)} rows left the table", remedy, example))
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
@@ -79,7 +84,7 @@ def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
 
 def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
     """One finding for each kind of pair that is there."""
-    says: dict[str, tuple[Literal["error", "warning", "note"], str]] = {
+    says: dict[str, tuple[Severity, str]] = {
         KINDS[0]: ("error", "look at both: one target is wrong, or the pictures only look alike"),
         KINDS[1]: ("warning", "a score on these test rows is not of unseen pictures; drop them where that counts"),
         KINDS[2]: ("warning", "their groups count as one split_group in folds and intervals"),
@@ -90,9 +95,9 @@ def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
         some = pairs[pairs["kind"] == kind]
         if len(some):
             severity, remedy = says[kind]
-            evidence = f"{len(some)} pairs, closest {some.sort_values('distance')['id_1'].iloc[0]} and "
-            evidence += f"{some.sort_values('distance')['id_2'].iloc[0]}"
-            found.append(Finding(severity, f"near-duplicates {_where(kind)}", evidence, remedy))
+            closest = some.sort_values("distance").iloc[0]
+            example = f"closest {closest['id_1']} and {closest['id_2']}"
+            found.append(Finding(severity, f"near-duplicates {_where(kind)}", f"{len(some)} pairs", remedy, example))
     return found
 
 
@@ -138,15 +143,14 @@ def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
     """Pictures that can't be what they should (id, fault), of ``n`` in all."""
     found = []
     for fault, rows in odd.groupby("fault"):
-        evidence = f"{len(rows)} of {n} pictures, first {', '.join(rows['id'].iloc[:3])}"
+        evidence, example = f"{len(rows)} of {n} pictures", f"first {', '.join(rows['id'].iloc[:3])}"
         if len(rows) > MOSTLY * n:
             swapped = fault == "red and blue swapped"
             remedy = "set `data.swap_red_blue: true`" if swapped else "look at how the pictures were written"
-            found.append(Finding("error", f"most pictures: {fault}", evidence, remedy))
+            found.append(Finding("error", f"most pictures: {fault}", evidence, remedy, example))
         else:
-            found.append(
-                Finding("warning" if fault != "red and blue swapped" else "note", str(fault), evidence, "look")
-            )
+            severity: Severity = "note" if fault == "red and blue swapped" else "warning"
+            found.append(Finding(severity, str(fault), evidence, "look", example))
     return found
 
 

@@ -23,6 +23,7 @@ class Columns(Strict):
     sex: str | None = None  # any words, whatever their case; an empty cell is missing
     site: str | None = None  # where on the body, in any words; an empty cell is missing
     diagnosis: str | None = None  # of training rows, for image models with `target: diagnosis`
+    source: str | None = None  # hospital, camera or archive; no model sees it, the report has a subgroup for each
     fold: str | None = None  # folds that are decided already, instead of dealing
     width: str | None = None  # of the original picture in pixels, as `shortcuts` may use; the cache knows it too
     height: str | None = None  # of the original picture in pixels

@@ -23,6 +23,7 @@ from tabular.encode import MetadataEncoder
 from tabular.neighbours import embedding_aggregates
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
+IMAGE, METADATA = "image models", "metadata"  # blocks of columns, as `block_of_` calls them
 FEWEST_COMPONENTS = 32  # of a frozen embedding that is only measured within its group
 
 
@@ -135,29 +136,33 @@ class FoldFeatures:
     def transform(
         self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
     ) -> pd.DataFrame:
-        """Features (n, columns) float32 of whole groups; ``logits`` (n, runs) and ``z`` as one fold net sees them."""
-        blocks = []
+        """Features (n, columns) float32 of whole groups; ``logits`` (n, runs) and ``z`` as one fold net sees them.
+
+        ``block_of_`` says in words which kind of knowledge each column is.
+        """
+        blocks: list[tuple[str, pd.DataFrame]] = []
         if self.settings.logits:
-            blocks.append(pd.DataFrame(logits, columns=list(self.names)))
+            blocks.append((IMAGE, pd.DataFrame(logits, columns=list(self.names))))
         if self.settings.metadata:
-            blocks.append(self.encoder_.transform(frame))
+            blocks.append((METADATA, self.encoder_.transform(frame)))
         if self.settings.aggregates:
-            blocks.append(metadata_aggregates(frame[["group", "age"]]))
-            blocks.append(prediction_aggregates(frame["group"], logits, self.names))
+            blocks.append(("ages of the group", metadata_aggregates(frame[["group", "age"]])))
+            blocks.append(("image models, within the group", prediction_aggregates(frame["group"], logits, self.names)))
         if self.cohort_ is not None:
-            blocks.append(self.cohort_.transform(frame, logits, self.names))
+            blocks.append(("image models, within age, sex and site", self.cohort_.transform(frame, logits, self.names)))
         for name, values in z.items():
             components, kept = self._components(name, values)
             if kept:
                 columns = [f"{name}_z{i}" for i in range(min(kept, components.shape[1]))]
-                blocks.append(pd.DataFrame(components[:, : len(columns)], columns=columns))
+                blocks.append(("embeddings", pd.DataFrame(components[:, : len(columns)], columns=columns)))
             if self.settings.neighbours:
-                blocks.append(embedding_aggregates(frame["group"], components, name))
+                blocks.append(("embeddings, within the group", embedding_aggregates(frame["group"], components, name)))
         if self.settings.context_counts:
-            blocks.append(context_counts(frame[["group", "site", "age"]]))
+            blocks.append(("counts of the group", context_counts(frame[["group", "site", "age"]])))
         if self.settings.shortcuts:
-            blocks.append(frame[list(ACQUISITION)])
-        return pd.concat([block.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
+            blocks.append(("how the picture was made", frame[list(ACQUISITION)]))
+        self.block_of_ = {str(column): name for name, block in blocks for column in block}
+        return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
 
     def to_json(self) -> str:
         """What was fitted on the training rows, for new ones: encodings and cohorts; for components see `arrays`."""

@@ -6,9 +6,11 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import yaml
 from optuna.exceptions import OptunaError
@@ -18,6 +20,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from stack.console import Out
+from stack.curve import Floats
 from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.store import atomic
@@ -92,6 +95,44 @@ def open_study(experiment: Experiment, name: str, *, shared: bool = False) -> op
         pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
         load_if_exists=True,
     )
+
+
+@dataclass(frozen=True)
+class StudyHistory:
+    """A study so far: its name, and of each trial in order the value (NaN where it has none) and the state."""
+
+    name: str
+    values: Floats  # (trials,)
+    states: tuple[str, ...]  # "complete", "pruned", "fail", …
+
+    @property
+    def best_so_far(self) -> Floats:
+        """The best value up to each trial (trials,); NaN before the first."""
+        best: Floats = np.fmax.accumulate(self.values)
+        return best
+
+
+def read_studies(experiment: Experiment) -> list[StudyHistory]:
+    """The studies of these rows and this objective that the storage holds, by name; opens nothing that is not there.
+
+    Raises ConfigError where the config names a database that can't be opened.
+    """
+    if experiment.config.storage is None and not (experiment.folder / "studies" / "journal.log").exists():
+        return []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = _storage(experiment, shared=True)
+    before, after = f"{experiment.name}-", f"-{experiment.config.objective}-{experiment.rows_fingerprint}"
+    found = []
+    for full in sorted(optuna.get_all_study_names(storage)):
+        if not (full.startswith(before) and full.endswith(after)):
+            continue
+        # A pruned trial's value is that of its first folds: no value of the study.
+        trials = optuna.load_study(study_name=full, storage=storage).get_trials(deepcopy=False)
+        values = [trial.value if trial.state == TrialState.COMPLETE else None for trial in trials]
+        states = tuple(trial.state.name.lower() for trial in trials)
+        name = full.removeprefix(before).removesuffix(after)
+        found.append(StudyHistory(name, np.array(values, np.float64), states))
+    return found
 
 
 def refuse_sqlite(experiment: Experiment, workers: int) -> None:

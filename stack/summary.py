@@ -51,6 +51,37 @@ def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     return frame
 
 
+def fold_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
+    """The AUC of each run within each fold: a row a run, columns run and fold 0, fold 1, …"""
+    ids = pd.Index(experiment.table.train["id"])
+    fold = experiment.folds.frame["fold"].to_numpy()
+    table = []
+    for run in runs:
+        oof = run.frame("oof")
+        rows = ids.get_indexer(oof["id"])  # by the experiment's folds: an imported run may have had others
+        table.append(
+            {"run": run.name, **auc_by_fold(experiment.target[rows], _score(oof), fold[rows]).add_prefix("fold ")}
+        )
+    return pd.DataFrame(table)
+
+
+def agreement(runs: Sequence[Run]) -> pd.DataFrame:
+    """Rank correlation of the runs' out-of-fold scores, runs by runs, on the rows that all cover.
+
+    Of ranks within the fold net that made them, as nets differ in scale (Spearman's, averaged over nets).
+    """
+    ranks = {}
+    for run in runs:
+        oof = run.frame("oof")
+        ranks[run.name] = _score(oof).groupby(oof["fold"]).rank(pct=True).set_axis(oof["id"])
+    return pd.DataFrame(ranks).dropna().corr()
+
+
+def _score(oof: pd.DataFrame) -> pd.Series[float]:
+    """What ranks the rows of a run, or of a blend."""
+    return oof["score" if "score" in oof else "logit"]
+
+
 def _null(experiment: Experiment, run: Run) -> Interval:
     """What shuffled targets must bring to 0.5."""
     oof = run.frame("oof")

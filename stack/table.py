@@ -15,8 +15,8 @@ from stack.errors import ConfigError, DataError
 
 REQUIRED = ("id", "group", "target")
 ACQUISITION = ("width", "height", "bytes")  # how the picture was made, not what it shows: law 8
-OPTIONAL = ("age", "sex", "site", "diagnosis", "fold", *ACQUISITION)
-TRAIN_ONLY = ("target", "diagnosis", "fold")
+OPTIONAL = ("age", "sex", "site", "diagnosis", "source", "fold", *ACQUISITION)
+TRAIN_ONLY = ("target", "diagnosis", "source", "fold")
 
 # What exporters write into a group column when nothing is known about the group.
 SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
@@ -26,7 +26,8 @@ _SHOWN = 5  # offenders shown of each kind; their number is always given
 
 @dataclass(frozen=True)
 class Table:
-    """Checked rows: columns id, group, age, sex, site; in `train` also target and, where mapped, diagnosis and fold.
+    """Checked rows: columns id, group, age, sex, site; in `train` also target and, where mapped,
+    diagnosis, source and fold.
 
     id and group are str, target int8, age float32 (NaN missing), the others str (NaN missing).
     `fold` is as written; `test` has zero rows where there is no test csv.
@@ -181,8 +182,9 @@ def _read_frame(
     for name in ACQUISITION:
         if name in text:
             frame[name] = _number(name, "a number of pixels or bytes", text[name], path, faults)
-    if "diagnosis" in text:
-        frame["diagnosis"] = _words(text["diagnosis"])
+    for name in ("diagnosis", "source"):
+        if name in text:
+            frame[name] = _words(text[name])
     if "fold" in text:
         frame["fold"] = text["fold"]
     return frame

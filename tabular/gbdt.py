@@ -87,6 +87,20 @@ def predict_logit(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> Matrix:
     return np.asarray(margin, dtype=np.float32)
 
 
+def shap_values(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.DataFrame, float]:
+    """What each column adds to the logit of each row: (n, columns), and the bias that all rows start from.
+
+    A row's values and the bias sum to its `predict_logit`. Exact for the trees and the rows that these were fitted on
+    (TreeSHAP, Lundberg et al. 2020), as each library computes it itself. Raises TabularError as `predict_logit` does.
+    """
+    _check_columns(model.columns, X)
+    features = _features(X)
+    if not len(features):
+        return pd.DataFrame(np.empty(X.shape), columns=X.columns, index=X.index), 0.0
+    found = LIBRARIES[model.kind].contributions(model.booster, features, library_names(model.columns), threads)
+    return pd.DataFrame(found[:, :-1], columns=X.columns, index=X.index, dtype=np.float64), float(found[0, -1])
+
+
 def importance(model: Gbdt) -> pd.Series:
     """Total gain of every column, largest first; 0 where no tree splits on it."""
     found = LIBRARIES[model.kind].gain(model.booster, library_names(model.columns))

@@ -31,6 +31,9 @@ class Library:
     is_whole: Callable[[bytes], bool]
     boost: Callable[[Rows, int, list[str], Params, Rows | None, int], Boosted]
     margin: Callable[[Any, Matrix, int], NDArray[np.floating]]  # log odds (n,)
+    # What each column adds to the log odds of a row, by exact TreeSHAP, and last what all rows start from:
+    # (n, columns + 1) that sum to the margin.
+    contributions: Callable[[Any, Matrix, list[str], int], NDArray[np.floating]]
     dump: Callable[[Any], bytes]
     load: Callable[[bytes], tuple[Any, list[str], int]]  # booster, names, rounds
     gain: Callable[[Any, list[str]], NDArray[np.float64]]
@@ -76,6 +79,13 @@ def _margin_xgboost(booster: Any, features: Matrix, threads: int) -> NDArray[np.
     return margin
 
 
+def _contributions_xgboost(booster: Any, features: Matrix, names: list[str], threads: int) -> NDArray[np.floating]:
+    booster.set_param({"nthread": threads})
+    rows = xgboost.DMatrix(features, feature_names=names, nthread=threads)
+    found: NDArray[np.floating] = booster.predict(rows, pred_contribs=True)
+    return found
+
+
 def _load_xgboost(content: bytes) -> tuple[Any, list[str], int]:
     booster = xgboost.Booster(model_file=bytearray(content))
     return booster, booster.feature_names or [], booster.num_boosted_rounds()
@@ -119,6 +129,13 @@ def _boost_catboost(
     return model, model.tree_count_
 
 
+def _contributions_catboost(model: Any, features: Matrix, names: list[str], threads: int) -> NDArray[np.floating]:
+    with _refusing() as catboost:
+        rows = catboost.Pool(features, feature_names=names)
+        found = model.get_feature_importance(rows, type="ShapValues", thread_count=threads)
+    return np.asarray(found, np.float64)
+
+
 def _dump_catboost(model: Any) -> bytes:
     metadata = model.get_metadata()  # time, a random name, losses: the same model would have other bytes each time
     for name in list(metadata.keys()):
@@ -148,6 +165,7 @@ LIBRARIES: Mapping[str, Library] = {
         is_whole=lambda content: content.startswith(b"tree\n") and content.endswith(b"pandas_categorical:null\n"),
         boost=_boost_lightgbm,
         margin=lambda booster, x, threads: booster.predict(x, raw_score=True, num_threads=threads),
+        contributions=lambda booster, x, _, threads: booster.predict(x, pred_contrib=True, num_threads=threads),
         dump=lambda booster: booster.model_to_string().encode(),
         load=_load_lightgbm,
         gain=lambda booster, names: booster.feature_importance("gain").astype(np.float64),
@@ -159,6 +177,7 @@ LIBRARIES: Mapping[str, Library] = {
         is_whole=lambda content: content.startswith(b"{") and content.endswith(b"}"),
         boost=_boost_xgboost,
         margin=_margin_xgboost,
+        contributions=_contributions_xgboost,
         dump=lambda booster: bytes(booster.save_raw("ubj")),
         load=_load_xgboost,
         gain=_gain_xgboost,
@@ -170,6 +189,7 @@ LIBRARIES: Mapping[str, Library] = {
         is_whole=_is_whole_catboost,
         boost=_boost_catboost,
         margin=lambda model, x, threads: model.predict(x, prediction_type="RawFormulaVal", thread_count=threads),
+        contributions=_contributions_catboost,
         dump=_dump_catboost,
         load=_load_catboost,
         gain=lambda model, names: np.asarray(model.get_feature_importance(), np.float64),

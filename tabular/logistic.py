@@ -31,9 +31,21 @@ class Logistic:
 
     def logit(self, X: pd.DataFrame) -> NDArray[np.float32]:
         """Of features (n, columns): float32 (n,). Raises TabularError unless X has the columns of the fit."""
+        self._check(X)
+        return (_standardised(X, self.mean, self.scale) @ self.weight + self.bias).astype(np.float32)
+
+    def contributions(self, X: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+        """What each column adds to the logit of each row against a row of means: (n, columns), and the bias.
+
+        They sum to `logit`, and are SHAP values of columns that are taken as independent.
+        """
+        self._check(X)
+        added = _standardised(X, self.mean, self.scale) * self.weight
+        return pd.DataFrame(added, columns=X.columns, index=X.index), self.bias
+
+    def _check(self, X: pd.DataFrame) -> None:
         if tuple(map(str, X.columns)) != self.columns:
             raise TabularError("the columns aren't those of the fit: build the features with the fit's settings")
-        return (_standardised(X, self.mean, self.scale) @ self.weight + self.bias).astype(np.float32)
 
 
 def fit_logistic(

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from tabular.errors import TabularError
-from tabular.gbdt import Gbdt, fit_gbdt, predict_logit
+from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, shap_values
 from tabular.gbdt_files import read_gbdt, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 from tabular.logistic import Logistic, fit_logistic, read_logistic, write_logistic
@@ -32,6 +32,19 @@ class Bag:
         ]
         mean = np.stack(made).mean(axis=0, dtype=np.float64) + self.shift
         return np.asarray(mean, np.float32)
+
+    def contributions(self, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.DataFrame, float]:
+        """What each column adds to the log odds of each row, (n, columns), and the bias; they sum to `logit`.
+
+        Exact SHAP values of GBDTs (`shap_values`), exact terms of logistic regressions.
+        """
+        made = [
+            model.contributions(X) if isinstance(model, Logistic) else shap_values(model, X, threads=threads)
+            for model in self.models
+        ]
+        mean = np.mean([added.to_numpy(np.float64) for added, _ in made], axis=0)
+        bias = float(np.mean([bias for _, bias in made])) + self.shift
+        return pd.DataFrame(mean, columns=X.columns, index=X.index), bias
 
     @property
     def chosen(self) -> list[float]:

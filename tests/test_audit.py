@@ -50,8 +50,23 @@ def test_different_targets_come_first(table: Table) -> None:
         pd.DataFrame({"id": ["z"], "reason": ["cut off"]}),
     )
     assert [finding.severity for finding in found] == ["error", "warning", "note"]
-    assert "c and d" in found[0].evidence
-    assert "cut off" in found[1].evidence
+    assert found[0].example == "closest c and d"
+    assert "cut off" in found[1].example
+
+
+def test_ids_stand_in_the_example_alone(table: Table) -> None:
+    """A page that may leave the house shows all but the example."""
+    names = {name: f"secret-{name}" for name in [*table.train["id"], *table.test["id"]]}
+    renamed = Table(*(part.assign(id=part["id"].map(names)) for part in (table.train, table.test)))
+    known = pairs("ab", "ac", "cd", "ta").replace({"id_1": names, "id_2": names})
+    odd = pd.DataFrame({"id": list(names.values())[:2], "fault": ["black", "red and blue swapped"]})
+    dropped = pd.DataFrame({"id": ["secret-z"], "reason": ["folder/secret-z.jpg is cut off"]})
+    sizes_of = sizes(len(names), 600).assign(id=list(names.values()))
+    found = audit(renamed, renamed.train["group"], pair_kinds(known, renamed), sizes_of, odd, dropped)
+    assert len(found) == 7
+    assert all("secret" in finding.example for finding in found)
+    for finding in found:
+        assert "secret" not in finding.what + finding.evidence + finding.remedy
 
 
 def test_a_published_list_is_compared_where_both_pictures_are_at_hand() -> None:

@@ -3,21 +3,26 @@ import warnings
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from pages.figures import (
+from pages.curves import (
     CURVE_POINTS,
-    Estimate,
-    bar_figure,
-    interval_figure,
+    decision_figure,
     precision_recall_figure,
     precision_recall_points,
+    reliability_figure,
     roc_figure,
     roc_points,
 )
+from pages.figures import Estimate, bar_figure, interval_figure
+from pages.model_figures import block_figure, feature_figure, history_figure
+from stack.net_benefit import decision_curve
+from stack.reliability import reliability
+from stack.studies import StudyHistory
 
 ODD = ["$\\frac$", "<b>&amp;", 'id="x" url(#y)', "font-family: x; #00000a", "_hidden", "日本 −", "x" * 80]
 
@@ -67,6 +72,24 @@ def draw_all(labels):
     ]
 
 
+def draw_more(labels):
+    rng = np.random.default_rng(0)
+    y, p, group = rng.random(300) < 0.3, rng.random(300), np.arange(300)
+    importance = pd.DataFrame(
+        [[label, of, name, "x", 0.5, 0.5] for label in labels for of in ("block", "feature") for name in labels],
+        columns=["stacker", "of", "name", "block", "size", "trend"],
+    )
+    studies = [StudyHistory(f"{label}-without-none", np.array([0.5, 0.6]), ("complete",) * 2) for label in labels]
+    return [
+        reliability_figure("reliability", reliability(y, p, group), axis="p"),
+        decision_figure("decision", decision_curve(y, p, group, draws=5)),
+        block_figure("blocks", importance),
+        feature_figure("features", importance, labels[0]),
+        history_figure("history", studies, axis="AUC"),
+        roc_figure("folds", y, {labels[0]: p}, group % 3),
+    ]
+
+
 def test_the_same_figure_has_the_same_bytes_whatever_the_users_settings():
     plain = draw_all(["a", "b"])
     with matplotlib.rc_context({"font.size": 30, "text.color": "red", "axes.linewidth": 5, "lines.marker": "x"}):
@@ -75,17 +98,17 @@ def test_the_same_figure_has_the_same_bytes_whatever_the_users_settings():
 
 
 def test_figures_have_the_colours_of_the_page_only():
-    for drawing in draw_all("abcde"):
+    for drawing in [*draw_all("abcde"), *draw_more("abcde")]:
         colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawing.svg))
         assert colours <= {"none", "var(--ink)", "var(--muted)", "var(--line)", "var(--accent)"}
         assert "var(--accent)" in colours
 
 
 def test_figures_on_one_page_share_no_ids():
-    found = [set(re.findall(r'\bid="([^"]+)"', drawing.svg)) for drawing in draw_all("ab")]
+    found = [set(re.findall(r'\bid="([^"]+)"', drawing.svg)) for drawing in [*draw_all("ab"), *draw_more("ab")]]
     assert all(found)
     assert len(set.union(*found)) == sum(map(len, found))
-    for drawing, ids in zip(draw_all("ab"), found, strict=True):
+    for drawing, ids in zip([*draw_all("ab"), *draw_more("ab")], found, strict=True):
         assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', drawing.svg)) <= ids
 
 
@@ -93,8 +116,10 @@ def test_any_label_is_shown_as_it_is():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         curves, _, intervals, bars = draw_all(ODD)
+        _, _, blocks, features, _, _ = draw_more(ODD)
+    assert [label for label, _ in blocks.legend] == ODD
     assert [label for label, _ in curves.legend] == ODD
-    for drawing in (intervals, bars):
+    for drawing in (intervals, bars, blocks, features):
         shown = re.findall(r"<text[^>]*>([^<]*)</text>", drawing.svg)
         for label in ODD[:-1]:
             assert label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in shown
@@ -112,3 +137,38 @@ def test_a_value_without_an_interval_is_still_drawn():
     nan = float("nan")
     drawing = interval_figure("x", [Estimate("a", 0.8, nan, nan), Estimate("b", 0.7, 0.6, 0.8)], axis="AUC")
     assert "0.8000" in drawing.svg
+    assert "nan" not in drawing.svg
+    assert "a 0.8000; b 0.7000, 0.6000 to 0.8000" in drawing.svg
+
+
+def lines(drawing):
+    """Vertices of each path that is stroked and not filled, in the units of the SVG."""
+    found = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--accent\)', drawing.svg)
+    return [np.array(re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path), float) for path in found]
+
+
+def test_each_fold_with_both_classes_has_a_thin_line_of_its_own_curve(rng):
+    y, s = np.r_[rng.random(300) < 0.3, np.zeros(50)], rng.normal(size=350)
+    fold = np.r_[np.arange(300) % 3, np.full(50, 3)]  # fold 3 has no positive
+    whole, folds = roc_figure("a", y, {"x": s}), roc_figure("a", y, {"x": s}, fold)
+    assert len(lines(folds)) == len(lines(whole)) + 3
+    assert [label for label, _ in folds.legend] == ["x", "the first, within each fold"]
+    area = [abs(np.trapezoid(path[:, 1].max() - path[:, 1], path[:, 0])) for path in lines(folds)]
+    full = np.ptp(lines(whole)[-1][:, 0]) * np.ptp(lines(whole)[-1][:, 1])
+    aucs = [roc_auc_score(y[fold == k], s[fold == k]) for k in range(3)]
+    assert sorted(np.array(area[:3]) / full) == pytest.approx(sorted(aucs), abs=0.005)
+
+
+def test_the_reliability_of_each_bin_is_said(rng):
+    y, p = rng.random(500) < 0.3, rng.random(500)
+    table = reliability(y, p, np.arange(500))
+    svg = reliability_figure("r", table, axis="p").svg
+    assert svg.count("told ") == len(table)
+    assert f"told {table['p'][0]:.1%}, seen {table['share'][0]:.1%}" in svg
+
+
+def test_a_history_never_falls_and_skips_what_has_no_value():
+    study = StudyHistory("x", np.array([np.nan, 0.5, 0.4, np.nan, 0.7]), ("fail", *["complete"] * 4))
+    assert study.best_so_far[1:].tolist() == [0.5, 0.5, 0.5, 0.7]
+    assert np.isnan(study.best_so_far[0])
+    assert "x 0.7000 after 5 trials" in history_figure("h", [study], axis="AUC").svg

@@ -1,3 +1,6 @@
+from itertools import combinations
+from math import factorial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +8,7 @@ from scipy.special import expit, logit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tabular.errors import TabularError
-from tabular.gbdt import fit_gbdt, importance, predict_logit
+from tabular.gbdt import fit_gbdt, importance, predict_logit, shap_values
 from tabular.gbdt_files import read_gbdt, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 from tabular.gbdt_params import DEFAULTS
@@ -218,3 +221,64 @@ def test_the_suffix_decides_whose_model_it_is(tmp_path):
         write_gbdt(fit("lightgbm"), tmp_path / "model.pkl")
     with pytest.raises(TabularError, match=r"\.txt or \.ubj"):
         read_gbdt(tmp_path / "model.pkl")
+
+
+@both
+def test_shap_values_and_the_bias_sum_to_the_logit(kind):
+    model, (X, _) = fit(kind), rows(500, 3)
+    added, bias = shap_values(model, X)
+    assert added.shape == X.shape
+    assert list(added) == COLUMNS
+    np.testing.assert_allclose(added.sum(axis=1) + bias, predict_logit(model, X), atol=1e-4)
+    spread = added.abs().mean()
+    assert set(spread.nlargest(2).index) == set(COLUMNS[:2])  # what the targets were drawn with
+
+
+@both
+def test_a_column_that_no_tree_splits_on_adds_nothing(kind):
+    X, y = rows(600, 0)
+    X = X.assign(still=np.float32(1))
+    model = fit_gbdt(kind, X, y, stop=None, params=QUICK, seed=0, threads=1)
+    assert (shap_values(model, X)[0]["still"] == 0).all()
+
+
+def test_shap_values_are_shapleys_of_the_trees_by_brute_force():
+    """Over all subsets of columns; a split on a column that is not among them goes both ways, by rows of the fit."""
+    X, y = (part.to_numpy() if hasattr(part, "to_numpy") else part for part in rows(600, 0))
+    frame = pd.DataFrame(np.nan_to_num(X), columns=COLUMNS)
+    model = fit_gbdt("lightgbm", frame, y, stop=None, params={"rounds": 4, "learning_rate": 0.3}, seed=0, threads=1)
+    trees = [tree["tree_structure"] for tree in model.booster.dump_model()["tree_info"]]
+
+    def count(node):
+        return node["internal_count"] if "split_feature" in node else node["leaf_count"]
+
+    def expected(node, x, known):
+        if "split_feature" not in node:
+            return node["leaf_value"]
+        left, right = node["left_child"], node["right_child"]
+        if node["split_feature"] in known:
+            return expected(left if x[node["split_feature"]] <= node["threshold"] else right, x, known)
+        weighted = (count(side) * expected(side, x, known) for side in (left, right))
+        return sum(weighted) / count(node)
+
+    def value(x, known):
+        return sum(expected(tree, x, known) for tree in trees)
+
+    added, bias = shap_values(model, frame.iloc[:5])
+    for x, found in zip(frame.iloc[:5].to_numpy(), added.to_numpy(), strict=True):
+        assert bias == pytest.approx(value(x, ()), abs=1e-6)
+        for column in range(5):
+            others, total = [other for other in range(5) if other != column], 0.0
+            for size in range(5):
+                for known in combinations(others, size):
+                    weight = factorial(size) * factorial(4 - size) / factorial(5)
+                    total += weight * (value(x, (*known, column)) - value(x, known))
+            assert found[column] == pytest.approx(total, abs=1e-6)
+
+
+@both
+def test_shap_values_are_refused_for_other_columns_and_empty_for_no_rows(kind):
+    model, (X, _) = fit(kind), rows(10, 3)
+    with pytest.raises(TabularError, match="missing: 50%25"):
+        shap_values(model, X[COLUMNS[:4]])
+    assert shap_values(model, X.iloc[:0])[0].shape == (0, 5)

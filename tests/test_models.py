@@ -50,14 +50,34 @@ def test_fewer_negatives_leave_the_prevalence_where_it_was(kind: str, rows: tupl
 def test_what_is_written_predicts_the_same(kind: str, rows: tuple, tmp_path: Path) -> None:
     X, y, inner = rows
     params = {} if kind == "logistic" else {"rounds": 20}
-    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2)
+    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=11, negatives=0.9)
     paths = write_bag(bag, tmp_path)
-    assert len(paths) == len(bag.models)
+    assert len(paths) == len(bag.models) == 11
+    (tmp_path / "features.json").write_text("{}")
     read = read_bag(kind, tmp_path, shift=bag.shift)
-    assert len(read.models) == len(bag.models)
+    assert read.chosen == bag.chosen  # in the order they were written
     assert (read.logit(X) == bag.logit(X)).all()
     with pytest.raises(TabularError, match=f"holds no {kind} model"):
         read_bag(kind, tmp_path / "elsewhere", shift=0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contributions_of_a_bag_sum_to_its_logit(kind: str, rows: tuple) -> None:
+    X, y, inner = rows
+    params = {} if kind == "logistic" else {"rounds": 40}
+    bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2, negatives=0.5)
+    added, bias = bag.contributions(X)
+    np.testing.assert_allclose(added.sum(axis=1) + bias, bag.logit(X), atol=1e-4)
+    assert added.abs().mean().idxmax() == "p"
+
+
+def test_a_logistic_contribution_is_the_weight_times_the_distance_from_the_mean(rows: tuple) -> None:
+    X, y, inner = rows
+    model = fit_logistic(X[~inner], y[~inner], stop=(X[inner], y[inner]))
+    slope = np.diff(model.logit(pd.concat([X[:1].assign(q=0.0), X[:1].assign(q=1.0)])))[0]
+    added, _ = model.contributions(X)
+    np.testing.assert_allclose(added["q"], slope * (X["q"] - X["q"].mean()), atol=2e-3)
+    assert (added["age"][X["age"].isna()] == 0).all()
 
 
 def test_logistic_refuses_parameters(rows: tuple) -> None:

@@ -38,7 +38,7 @@ def test_the_audit_lists_pairs_by_kind_and_writes_them_down(world: Path, capsys:
     assert sorted(pairs["kind"]) == ["different targets", "train and test"]
     findings = pd.read_csv(folder / "audit.csv")
     assert findings["severity"].iloc[0] == "error"
-    assert findings.columns.tolist() == ["severity", "what", "evidence", "remedy"]
+    assert findings.columns.tolist() == ["severity", "what", "evidence", "remedy", "example"]
 
 
 def test_an_audit_decides_nothing(world: Path) -> None:

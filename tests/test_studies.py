@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import optuna
 import pytest
 from elsewhere import opened, write_world
@@ -19,7 +20,7 @@ from optuna.trial import TrialState
 from stack.console import Out
 from stack.errors import ConfigError
 from stack.experiment import Experiment
-from stack.studies import Objective, ended, open_study, run_study
+from stack.studies import Objective, ended, open_study, read_studies, run_study
 
 FIRST = {"x": 0.5}
 
@@ -94,3 +95,36 @@ def test_a_worker_killed_on_postgresql_leaves_its_trial_to_the_others(tmp_path: 
     assert again[0].params == study.trials[lost].params
     values = [trial.params["x"] for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert len(set(values)) == len(values), "no trial is doubled"
+
+
+def test_histories_are_those_of_these_rows_and_reading_makes_no_file(tmp_path: Path) -> None:
+    config = write_world(tmp_path)
+    experiment = opened(config)
+    assert read_studies(experiment) == []
+    assert not (experiment.folder / "studies").exists()
+    study_of(experiment, tmp_path / "told", trials=3, workers=1)
+    study = open_study(experiment, "other")
+    for value in (None, 0.5, 0.25):
+        trial = study.ask()
+        if value is None:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, value)
+    other, slow = read_studies(experiment)
+    assert (other.name, slow.name) == ("other", "slow")
+    assert other.states == ("pruned", "complete", "complete")
+    assert np.isnan(other.values[0])
+    assert other.best_so_far[1:].tolist() == [0.5, 0.5]
+    assert slow.values.tolist() == [trial.value for trial in open_study(experiment, "slow").trials]
+    assert read_studies(opened(config, "folds.seed=9")) == []
+
+
+def test_a_torn_line_of_a_running_worker_is_left_alone(tmp_path: Path) -> None:
+    experiment = opened(write_world(tmp_path))
+    study_of(experiment, tmp_path / "told", trials=2, workers=1)
+    journal = experiment.folder / "studies" / "journal.log"
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 5, "wor')
+    before = journal.read_bytes()
+    assert [len(study.values) for study in read_studies(experiment)] == [2]
+    assert journal.read_bytes() == before

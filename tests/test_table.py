@@ -91,6 +91,15 @@ def test_no_test_csv_gives_zero_rows_of_the_same_types(tmp_path: Path) -> None:
     assert table.shared_groups == 0
 
 
+def test_a_source_is_read_where_mapped_and_only_of_train(tmp_path: Path) -> None:
+    train = train_csv(tmp_path, clinic=["Vienna", " Sydney", "unknown", *[""] * 27])
+    test = csv(tmp_path, "image,patient,y,years,sex,where\n t1,p0,1,3,male,torso", "test.csv")
+    table = read_table(train, test, columns=COLUMNS | {"source": "clinic"})
+    assert table.train["source"].dropna().tolist()[:2] == ["Vienna", "Sydney"]
+    assert table.train["source"].isna().sum() >= 27
+    assert "source" not in table.test
+
+
 def test_diagnosis_and_target_never_come_from_the_test_csv(tmp_path: Path) -> None:
     columns = COLUMNS | {"diagnosis": "dx"}
     train = train_csv(tmp_path, dx=["Nevus"] * 30)

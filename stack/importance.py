@@ -1,0 +1,134 @@
+"""What level 2 lives on: how much each feature moves the logit of rows that its model has not seen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from stack.acquisition import needed_acquisition
+from stack.console import Out
+from stack.embeddings import Embedding, read_embeddings
+from stack.errors import StoreError
+from stack.experiment import Experiment
+from stack.fold_matrix import fold_matrix
+from stack.matrix import METADATA, Predictions, predictions_of, standardised
+from stack.store import Run, fingerprint, read_run, write_run
+from tabular.models import read_bag
+
+ROWS = 2_000  # held-out rows that are explained, of all folds together
+_VERSION = 1  # another one where this file comes to other numbers
+
+
+def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame | None:
+    """Mean size of what each feature and each block of features adds to the logit; None where there is no stacker.
+
+    Columns: stacker, of ("feature" or "block"), name, block, size (mean over rows of |contribution|, in logits),
+    trend: the rank correlation of contribution and value, NaN where a feature has several columns. Contributions
+    are exact: TreeSHAP of GBDTs, terms of logistic regressions. Those of fold k come from fold k's model on rows
+    of fold k; a block's are summed before their size is taken, as are the columns of one metadata field.
+
+    It takes minutes where there are many rows, and is kept in ``report/importance`` until a stacker changes.
+    """
+    if not stackers:
+        return None
+    folder = experiment.folder / "report" / "importance"
+    asked = {"version": _VERSION, "rows": ROWS, "stackers": {run.name: run.meta["fingerprint"] for run in stackers}}
+    mark = fingerprint(asked)
+    kept = read_run(folder)
+    if kept is not None and kept.meta["fingerprint"] == mark:
+        return kept.frame("importance")
+    if experiment.config.features.shortcuts:
+        experiment = needed_acquisition(experiment)
+    shutil.rmtree(folder, ignore_errors=True)  # it is made of runs that are there, and kept for no comparison
+    frame = _importance(experiment, stackers, sources, out)
+    write_run(folder, {"fingerprint": mark, **asked}, frames={"importance": frame})
+    return frame
+
+
+def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame:
+    predictions = standardised(predictions_of(experiment, sources))
+    embeddings = read_embeddings(experiment, sources)
+    folds = range(experiment.folds.k)
+    tasks = [joblib.delayed(_of_fold)(experiment, stackers, embeddings, predictions, fold) for fold in folds]
+    made: list[_Explained] = []
+    with out.bar("feature importance", len(tasks), "folds") as progress:
+        for explained in joblib.Parallel(n_jobs=experiment.config.n_jobs, return_as="generator")(tasks):
+            made.append(explained)
+            progress(1)
+    values = pd.concat([fold.rows for fold in made], ignore_index=True)
+    blocks = {column: block for fold in made for column, block in fold.block_of.items()}
+    tables = []
+    for run in stackers:
+        # A category that the training rows of some fold lack has no column there, and adds nothing.
+        added = pd.concat([fold.added[run.name] for fold in made], ignore_index=True).fillna(0.0)
+        tables += [_features(run.name, added, values, blocks), _blocks(run.name, added, blocks)]
+    return pd.concat(tables, ignore_index=True)
+
+
+class _Explained(NamedTuple):
+    """Held-out rows of one fold, drawn at random."""
+
+    rows: pd.DataFrame  # their features
+    added: dict[str, pd.DataFrame]  # what each adds to the logit, by stacker
+    block_of: dict[str, str]  # which kind of knowledge a feature is
+
+
+def _of_fold(
+    experiment: Experiment,
+    stackers: list[Run],
+    embeddings: Mapping[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> _Explained:
+    matrix = fold_matrix(experiment, embeddings, predictions, fold)
+    rng = np.random.default_rng((experiment.config.seed, fold))
+    most = -(-ROWS // experiment.folds.k)
+    rows = matrix.held.iloc[np.sort(rng.permutation(len(matrix.held))[:most])].reset_index(drop=True)
+    added = {}
+    for run in stackers:
+        place = run.folder / f"fold_{fold}"
+        kept = read_run(place)
+        if kept is None:
+            raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
+        bag = read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
+        added[run.name] = bag.contributions(rows, threads=experiment.config.threads)[0]
+    return _Explained(rows, added, matrix.features.block_of_)
+
+
+def _features(run: str, added: pd.DataFrame, values: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
+    records = []
+    fields = pd.Series({column: _field(str(column), blocks[str(column)]) for column in added})
+    for field, columns in fields.groupby(fields, sort=False).groups.items():
+        together = added[list(columns)].sum(axis=1).to_numpy()
+        trend = _trend(values[columns[0]].to_numpy(np.float64), together) if len(columns) == 1 else np.nan
+        records.append([run, "feature", str(field), blocks[columns[0]], float(np.abs(together).mean()), trend])
+    return _sorted(records)
+
+
+def _blocks(run: str, added: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
+    sums = added.T.groupby([blocks[str(column)] for column in added], sort=False).sum().T
+    return _sorted([[run, "block", name, name, float(sums[name].abs().mean()), np.nan] for name in map(str, sums)])
+
+
+def _sorted(records: list[list[object]]) -> pd.DataFrame:
+    frame = pd.DataFrame(records, columns=["stacker", "of", "name", "block", "size", "trend"])
+    return frame.sort_values("size", ascending=False, kind="stable", ignore_index=True)
+
+
+def _field(column: str, block: str) -> str:
+    """The table's column that a metadata feature was made of: `site=torso` and `site_missing` are of the site."""
+    return column.partition("=")[0].removesuffix("_missing") if block == METADATA else column
+
+
+def _trend(value: NDArray[np.float64], added: NDArray[np.float64]) -> float:
+    known = np.isfinite(value)
+    if known.sum() < 3 or np.ptp(value[known]) == 0 or np.ptp(added[known]) == 0:
+        return np.nan
+    return float(np.corrcoef(rankdata(value[known]), rankdata(added[known]))[0, 1])

@@ -1,0 +1,131 @@
+"""What the report gathers from an experiment, and what it keeps to itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_cli
+from elsewhere import bring_in, opened, predictions, write_world
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from pages.evidence import report_data
+from stack.console import Out
+from stack.experiment import Experiment
+from stack.store import read_run
+from stack.summary import agreement, fold_table
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = write_world(tmp_path_factory.mktemp("evidence"), stackers=[{"name": "line", "kind": "logistic"}])
+    experiment = opened(config)
+    for seed, name in enumerate(("net_a", "net_b")):
+        bring_in(experiment, name, *predictions(experiment, seed=seed))
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    return config
+
+
+@pytest.fixture
+def experiment(config: Path) -> Experiment:
+    return opened(config)
+
+
+def page(experiment: Experiment, *options: str) -> str:
+    assert run_cli("report", "-c", str(experiment.config_path), "-q", *options) == 0
+    return (experiment.folder / "report.html").read_text(encoding="utf-8")
+
+
+def findings(experiment: Experiment, **columns: str) -> None:
+    finding = {"severity": "error", "what": "near-duplicates", "remedy": "look at both", **columns}
+    pd.DataFrame([finding]).to_csv(experiment.folder / "audit.csv", index=False)
+
+
+def test_every_number_is_of_the_blends_own_rows(experiment: Experiment) -> None:
+    blend = read_run(experiment.folder / "blend")
+    assert blend is not None
+    data = report_data(experiment, blend, Out(quiet=True))
+    oof = blend.frame("oof")
+    assert data.headline.value == pytest.approx(roc_auc_score(data.y, oof["score"]))
+    assert data.calibration is not None
+    calibrated = data.calibration.scores.set_index("probability").loc["calibrated"]
+    assert calibrated["brier"] == pytest.approx(np.mean((oof["p_calibrated"] - data.y) ** 2))
+    assert data.calibration.after["rows"].sum() == data.calibration.before["rows"].sum() == len(oof)
+    assert data.subgroups is not None
+    assert data.subgroups.groupby("by")["rows"].sum().tolist() == [len(oof)] * 3
+    assert data.decision is not None
+    at = data.decision.at.iloc[0]
+    called = oof["p_calibrated"] >= at["threshold"]
+    odds = at["threshold"] / (1 - at["threshold"])
+    assert at["net_benefit"] == pytest.approx((called & (data.y == 1)).mean() - (called & (data.y == 0)).mean() * odds)
+    assert data.importance is not None
+    assert data.studies == []
+    assert data.fingerprints["blend"] == blend.meta["fingerprint"]
+
+
+def test_runs_are_compared_within_folds(experiment: Experiment) -> None:
+    runs = experiment.finished(level=1)
+    table = fold_table(experiment, runs).set_index("run")
+    a, b = (run.frame("oof") for run in runs)
+    y = experiment.table.train.set_index("id")["target"]
+    correlations = []
+    for fold in range(3):
+        one, other = a[a["fold"] == fold].set_index("id"), b[b["fold"] == fold].set_index("id")
+        assert table.loc["net_a", f"fold {fold}"] == pytest.approx(roc_auc_score(y.loc[one.index], one["logit"]))
+        correlations.append(spearmanr(one["logit"], other["logit"].loc[one.index]).statistic)
+    found = agreement(runs)
+    assert found.loc["net_a", "net_b"] == pytest.approx(np.mean(correlations), abs=0.01)
+    assert np.diag(found) == pytest.approx([1, 1])
+
+
+def test_nets_on_other_scales_agree_as_much(experiment: Experiment) -> None:
+    class Scaled:
+        def __init__(self, run: object) -> None:
+            self.name = "scaled"
+            self.run = run
+
+        def frame(self, name: str) -> pd.DataFrame:
+            oof = self.run.frame(name)
+            return oof.assign(logit=oof["logit"] * (1 + oof["fold"]) + 5 * oof["fold"])
+
+    run = experiment.finished(level=1)[0]
+    assert agreement([run, Scaled(run)]).loc["net_a", "scaled"] == pytest.approx(1)  # type: ignore[list-item]
+
+
+def test_ids_that_the_audit_found_are_on_the_page_only_when_asked_for(experiment: Experiment) -> None:
+    findings(experiment, evidence="1 pairs", example="closest 0003 and 0007")
+    assert "closest 0003 and 0007" not in page(experiment)
+    assert "1 pairs" in page(experiment)
+    assert "closest 0003 and 0007" in page(experiment, "--show-ids")
+
+
+def test_findings_of_a_version_that_wrote_ids_into_the_evidence_come_without_it(experiment: Experiment) -> None:
+    findings(experiment, evidence="1 pairs, closest 0003 and 0007")
+    assert "0003 and 0007" not in page(experiment)
+    assert "look at both" in page(experiment)
+    assert "0003 and 0007" in page(experiment, "--show-ids")
+
+
+def test_the_page_does_not_say_where_files_lie(experiment: Experiment) -> None:
+    html = page(experiment, "--no-images")
+    assert str(experiment.config_path.parent) not in html
+    assert "train: train.csv" in html
+
+
+def test_no_id_and_no_group_is_on_the_page(tmp_path: Path) -> None:
+    config = write_world(tmp_path)
+    names = {}
+    for part in ("train", "test", "sample"):
+        frame = pd.read_csv(tmp_path / f"{part}.csv", dtype=str, keep_default_na=False)
+        names[part] = [f"ISIC-secret-{part}-{number}" for number in range(len(frame))]
+        frame["isic"] = names["test" if part == "sample" else part]
+        if "patient" in frame:
+            frame["patient"] = "patient-secret-" + frame["patient"]
+        frame.to_csv(tmp_path / f"{part}.csv", index=False)
+    experiment = opened(config)
+    bring_in(experiment, "net", *predictions(experiment))
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert "secret" not in page(experiment)
