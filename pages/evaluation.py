@@ -65,9 +65,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         figures={
             "promise": promise_figure("promise", found),
             "roc": threshold_roc_figure("roc", y, score, found.points),
-            "reliability": reliability_figure(
-                "reliability", pd.DataFrame(list(found.reliability)), axis="calibrated p"
-            ),
+            "reliability": reliability_figure("reliability", bins, axis="calibrated p"),
         },
     )
 
