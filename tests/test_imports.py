@@ -40,6 +40,7 @@ ORDER = {
         "fit",
         "explain",
         "stored",
+        "onnx_export",
     ],
     "tabular": [
         "errors",
@@ -127,7 +128,19 @@ ORDER = {
         "eda",
         "review",
     ],
-    "serving": ["bundle", "fitted", "level1", "novel", "costs", "pack", "predict", "files"],
+    "serving": [
+        "bundle",
+        "fitted",
+        "level1",
+        "novel",
+        "costs",
+        "onnx_export",
+        "pack",
+        "predict",
+        "files",
+        "wheels",
+        "notebook",
+    ],
     "commands": ["shown", "options", "data", "serve", "cli"],
 }
 MAY_IMPORT = {
@@ -142,6 +155,7 @@ HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
     **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c", "imagecodecs"), "image_models/"),
     **dict.fromkeys(("kornia", "torchcam"), "image_models/"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "image_models/"),
     "ray": "stack/task_runner.py",
     **dict.fromkeys(("lightgbm", "xgboost", "catboost"), "tabular/gbdt_libraries.py"),
 }
