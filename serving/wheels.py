@@ -42,10 +42,10 @@ def wheel_list(wheel: str) -> str:
     return "\n".join([
         f"# All that dermstack predicts with, as installed where the bundle was made: CPython {python}, "
         f"{platform.system()} {platform.machine()}.",
-        "# Beside this file, with the Python that the notebook will have (one with network, of the same image, is surest):",
+        "# Fetch beside this file, with the notebook's own Python (one with network, of the same image, is surest):",
         "#   pip download --only-binary=:all: --no-deps -r THIS_FILE -d wheels",
-        f"# then attach wheels/, this file and the bundle. For another machine add --python-version {python} --platform",
-        "# manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64. The same versions give the same numbers.",
+        f"# then attach wheels/, this file and the bundle. From another machine: --python-version {python}",
+        "# --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64. The same versions give the same numbers.",
         f"./{wheel}",
         *(f"{name}=={version}" for name, version in needed.items() if name not in host),
         "",
@@ -78,7 +78,7 @@ def installed_needs(root: str, extras: Collection[str], *, stop_at: Collection[s
 
 
 def check_environment() -> None:
-    """Raises BundleError listing what ``dermstack[image]`` asks for and this Python lacks, or has in another version."""
+    """Raises BundleError listing what ``dermstack[image]`` needs and is not here, or in another version."""
     unmet = []
     for need in _needs(_installed(OWN), {EXTRA}):
         try:
@@ -88,9 +88,7 @@ def check_environment() -> None:
         if here == "none" or not need.specifier.contains(here, prereleases=True):
             unmet.append(f"{need.name}{need.specifier} ({here} here)")
     if unmet:
-        raise BundleError(
-            f"not as dermstack needs it: {', '.join(unmet)}: attach their wheels and name them in the list"
-        )
+        raise BundleError(f"not as dermstack needs it: {', '.join(unmet)}: attach and list their wheels")
 
 
 def write_own_wheel(folder: Path) -> Path:

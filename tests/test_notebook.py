@@ -59,10 +59,13 @@ def world(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
         "backbone": "test_resnet",
         "pretrained": False,
         "size": 32,
-        "epochs": 1,
         "metadata": ["age"],
+        "epochs": 1,
     }
-    config = small_config(small_data, folder, folds={"k": 2}, image_models=[tiny], features={"cohort": True})
+    blend = {"methods": ["rank_mean"], "trials": 2}
+    config = small_config(
+        small_data, folder, image_models=[tiny | {"metadata": ["age"]}], features={"cohort": True}, blend=blend
+    )
     assert run_cli("oof", "--config", str(config), "--quiet") == 0
     assert run_cli("stack", "--config", str(config), "--quiet") == 0
     made = folder / "made"
@@ -130,12 +133,7 @@ def test_what_is_not_there_is_installed_from_the_attached_wheels(world: World, t
     write_wheel(inputs / "wheels" / "made_up_for_this_test-1.5-py3-none-any.whl", "made_up_for_this_test", "1.5")
     target = tmp_path / "site"
     target.mkdir()
-    # A dermstack of another version stands there first, as an image might have it.
-    (target / "dermstack-0.0.1.dist-info").mkdir()
-    (target / "dermstack-0.0.1.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.4\nName: dermstack\nVersion: 0.0.1\n"
-    )
-    (target / "dermstack-0.0.1.dist-info" / "RECORD").write_text("dermstack-0.0.1.dist-info/METADATA,,\n")
+    put(target, "dermstack", "0.0.1", [])  # an older one stands there first, as an image might have it
     said = run_notebook(
         world, inputs, tmp_path / "working", first=target, more={"PIP_TARGET": str(target), "PIP_UPGRADE": "1"}
     )
@@ -190,12 +188,8 @@ def test_the_own_wheel_holds_what_a_build_holds(world: World, tmp_path: Path) ->
 def test_needs_are_followed_through_extras_and_markers_and_stop_where_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(
-        tmp_path,
-        "top-made-up",
-        "1",
-        ["middle.made_up[more]>=1", "absent; python_version < '3'", "unasked; extra == 'x'"],
-    )
+    absent, unasked = "absent; python_version < '3'", "unasked; extra == 'x'"
+    put(tmp_path, "top-made-up", "1", ["middle.made_up[more]>=1", absent, unasked])
     put(tmp_path, "middle_made_up", "2.0+cu130", ["deep-made-up; extra == 'more'", "other-made-up; extra == 'less'"])
     put(tmp_path, "deep_made_up", "3", ["middle-made-up", "low-made-up"])  # a circle
     put(tmp_path, "low_made_up", "4", [])
@@ -213,22 +207,17 @@ def put(folder: Path, name: str, version: str, needs: list[str]) -> None:
     """Metadata of an installed distribution."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
-    lines = [
-        "Metadata-Version: 2.4",
-        f"Name: {name}",
-        f"Version: {version}",
-        *(f"Requires-Dist: {need}" for need in needs),
-    ]
+    lines = ["Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {need}" for need in needs]
     lines += [f"Provides-Extra: {extra}" for extra in ("more", "less", "x")]
     (info / "METADATA").write_text("\n".join(lines) + "\n")
 
 
 def write_wheel(path: Path, name: str, version: str) -> None:
     info = f"{name}-{version}.dist-info"
+    tags = "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.py", "")
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr(f"{info}/WHEEL", tags)
         archive.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
