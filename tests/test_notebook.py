@@ -54,18 +54,11 @@ class World:
 @pytest.fixture(scope="module")
 def world(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("notebook")
-    tiny = {
-        "name": "tiny",
-        "backbone": "test_resnet",
-        "pretrained": False,
-        "size": 32,
-        "metadata": ["age"],
-        "epochs": 1,
-    }
-    blend = {"methods": ["rank_mean"], "trials": 2}
+    tiny = {"name": "tiny", "backbone": "test_resnet", "pretrained": False, "size": 32, "epochs": 1}
     config = small_config(
-        small_data, folder, image_models=[tiny | {"metadata": ["age"]}], features={"cohort": True}, blend=blend
-    )
+        small_data, folder, image_models=[tiny | {"metadata": ["age"]}], features={"cohort": True},
+        blend={"methods": ["rank_mean"], "trials": 2},
+    )  # fmt: skip
     assert run_cli("oof", "--config", str(config), "--quiet") == 0
     assert run_cli("stack", "--config", str(config), "--quiet") == 0
     made = folder / "made"
