@@ -80,7 +80,8 @@ def test_onnxruntime_says_of_the_test_images_what_the_experiment_stored(
                 assert b".py" not in content  # nor where on this machine it was made
                 made.append(onnxruntime.InferenceSession(content).run(["logit"], feeds)[0])
             assert len(made) == (2 if model == "fused" else 1)
-            np.testing.assert_allclose(np.mean(made, axis=0), stored, atol=1e-4)
+            # A frozen net rounds z to float16, where a sum of another order may fall to the other side.
+            np.testing.assert_allclose(np.mean(made, axis=0), stored, rtol=0, atol=1e-4 if model == "fused" else 1e-3)
 
 
 def test_a_net_that_disagrees_leaves_no_bundle_behind(
@@ -155,10 +156,10 @@ def test_a_net_that_no_graph_can_express_is_refused_and_leaves_no_file(tmp_path:
 
 
 def corrupt(path: Path) -> None:
-    """Change the largest weights of the file by a hundredth."""
+    """Move the file's largest block of weights by a hundredth (a factor may meet weights that are still zero)."""
     model = onnx.load(path)
     weights = max((one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT), key=_elements)
-    changed = onnx.numpy_helper.to_array(weights) * np.float32(1.01)
+    changed = onnx.numpy_helper.to_array(weights) + np.float32(0.01)
     weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
     onnx.save(model, path)
 
