@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from image_models.loss import risk_logit
-from image_models.stored import read_fold_net
+from image_models.apply import head_logit
 from serving.bundle import Bundle, ImageRun
 from serving.fitted import Fitted, read_fitted
 from serving.level1 import encoded_metadata, fold_folder
@@ -104,13 +102,8 @@ def _change_of_heads(
 def _head(bundle: Bundle, run: ImageRun, fold: int, z: NDArray[np.float16], frame: pd.DataFrame) -> NDArray[np.float32]:
     """Logits (n,) of stored embeddings (n, d) and metadata, through the net's head alone."""
     metadata = encoded_metadata(bundle, run, fold, frame)
-    path = fold_folder(bundle, run, fold) / "weights.safetensors"
-    net = read_fold_net(path, run.settings, positive=run.positive, metadata=metadata.shape[1])
-    assert net.fusion is not None, "it has metadata"
-    with torch.inference_mode():
-        joined = torch.cat([torch.from_numpy(z.astype(np.float32)), net.fusion(torch.from_numpy(metadata))], dim=1)
-        logit: NDArray[np.float32] = risk_logit(net.head(joined), net.positive).numpy()
-    return logit
+    weights = fold_folder(bundle, run, fold) / "weights.safetensors"
+    return head_logit(weights, run.settings, z, metadata, positive=run.positive)
 
 
 def _out_of_fold(

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
+from image_models.apply import apply_frozen, apply_trained
 from image_models.cache import ImageCache
-from image_models.dataset import CachedImages
-from image_models.head import LinearHead
-from image_models.predict import Predictions, pick_device, predict
-from image_models.stored import read_fold_net, read_fold_nets
+from image_models.predict import Predictions
 from image_models.views import VIEWS
 from serving.bundle import Bundle, ImageRun
 from serving.fitted import Level1, alignments
@@ -47,16 +44,13 @@ def read_level1(
     ``see`` is shown each net's raw predictions (a frozen backbone's once, as fold 0), ``progress`` is told how many
     images have gone through a network. Raises ImageError.
     """
-    torch.set_num_threads(int(bundle.manifest["threads"]))
+    how = {"device": device, "threads": int(bundle.manifest["threads"]), "workers": workers, "progress": progress}
     aligned, kinds = alignments(bundle), bundle.manifest["embeddings"]
-    where = pick_device(device)
     logits = np.empty((bundle.folds, len(frame), len(bundle.image_runs)), np.float32)
     z: dict[str, NDArray[np.floating]] = {}
     for place, run in enumerate(bundle.image_runs):
         cache = caches[int(run.settings["size"])]
-        images = cache.rows_for(frame["id"])
-        make = _frozen if run.kind == "frozen" else _trained
-        for fold, made in enumerate(make(bundle, run, cache, images, frame, where, workers, progress)):
+        for fold, made in enumerate(_by_fold(bundle, run, cache, frame, **how)):
             logits[fold, :, place] = made.logit
             if fold == 0 or run.kind != "frozen":
                 see(run, fold, made)
@@ -81,52 +75,14 @@ def encoded_metadata(bundle: Bundle, run: ImageRun, fold: int, frame: pd.DataFra
     return DenseMetadata.from_json(path.read_text(encoding="utf-8")).transform(frame)
 
 
-def _trained(
-    bundle: Bundle,
-    run: ImageRun,
-    cache: ImageCache,
-    rows: NDArray[np.intp],
-    frame: pd.DataFrame,
-    device: torch.device,
-    workers: int,
-    progress: Callable[[int], object],
+def _by_fold(
+    bundle: Bundle, run: ImageRun, cache: ImageCache, frame: pd.DataFrame, **how: Any
 ) -> Iterator[Predictions]:
-    """Of each fold: logits averaged over the seeds' nets, z of the first seed."""
-    for fold in range(bundle.folds):
-        metadata = encoded_metadata(bundle, run, fold, frame)
-        images = CachedImages(cache, rows, metadata=metadata)
-        by_seed = [
-            predict(
-                net, images, batch_size=run.settings["batch_size"], device=device, tta=run.settings["tta"],
-                workers=workers, progress=progress,
-            )
-            for net in read_fold_nets(
-                fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1],
-                device=device.type,
-            )
-        ]  # fmt: skip
-        logit = np.stack([one.logit for one in by_seed], axis=1).mean(axis=1, dtype=np.float32)
-        yield Predictions(logit, by_seed[0].z)
-
-
-def _frozen(
-    bundle: Bundle,
-    run: ImageRun,
-    cache: ImageCache,
-    rows: NDArray[np.intp],
-    frame: pd.DataFrame,
-    device: torch.device,
-    workers: int,
-    progress: Callable[[int], object],
-) -> Iterator[Predictions]:
-    """One z for all folds, under the head of each."""
-    weights = [fold_folder(bundle, run, fold) / "weights.safetensors" for fold in range(bundle.folds)]
-    net = read_fold_net(weights[0], run.settings, device=device.type)
-    z = predict(
-        net, CachedImages(cache, rows), batch_size=run.settings["batch_size"], device=device, tta=run.settings["tta"],
-        workers=workers, progress=progress,
-    ).z  # fmt: skip
-    for path in weights:
-        tensors = load_file(path)
-        head = LinearHead(tensors["head.weight"][0], tensors["head.bias"][0], np.nan)
-        yield Predictions(head.logit(z), z)
+    rows = cache.rows_for(frame["id"])
+    folds = [fold_folder(bundle, run, fold) for fold in range(bundle.folds)]
+    if run.kind == "frozen":
+        yield from apply_frozen(folds, run.settings, cache, rows, **how)
+        return
+    for number, fold in enumerate(folds):
+        metadata = encoded_metadata(bundle, run, number, frame)
+        yield apply_trained(fold, run.settings, cache, rows, metadata, positive=run.positive, **how)

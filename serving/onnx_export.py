@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
@@ -54,4 +54,4 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
                         raise BundleError(f"{run.name}, fold {fold}, {run.settings['backbone']}: {error}") from error
                     nets[name] = {"logit": agreement.logit, "logit_of_z": agreement.logit_of_z, "z": agreement.z}
                 progress(1)
-    return {"opset": OPSET, "torch": torch.__version__, "pictures": len(rows), "differences": nets}
+    return {"opset": OPSET, "torch": version("torch"), "pictures": len(rows), "differences": nets}

@@ -57,7 +57,7 @@ def predict_rows(
     bundle: Bundle,
     rows: NewRows,
     work: Path,
-    out: Out,
+    out: Out | None = None,
     *,
     device: str = "auto",
     n_jobs: int = 1,
@@ -72,6 +72,7 @@ def predict_rows(
 
     Raises ImageError listing the unreadable images of a part, unless ``drop_unreadable``: they then have no row.
     """
+    out = out or Out(quiet=True)
     with locked(work):
         job = fingerprint({
             "bundle": bundle.fingerprint,
@@ -96,7 +97,8 @@ def predict_rows(
                     made.to_parquet(temporary, index=False)
         kept = pd.concat([pd.read_parquet(work / f"part_{number:05}.parquet") for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
-    return kept.iloc[order[order >= 0]].reset_index(drop=True)
+    together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
+    return together
 
 
 def score_pictures(

@@ -38,8 +38,9 @@ ORDER = {
         "state",
         "train",
         "fit",
-        "explain",
         "stored",
+        "apply",
+        "explain",
         "onnx_export",
     ],
     "tabular": [
@@ -142,6 +143,7 @@ ORDER = {
         "notebook",
     ],
     "commands": ["shown", "options", "data", "serve", "cli"],
+    "reference": ["sentences", "config_keys", "command_line", "field_comments", "hooks"],
 }
 MAY_IMPORT = {
     "image_models": set(),
@@ -150,6 +152,7 @@ MAY_IMPORT = {
     "pages": {"image_models", "tabular", "stack"},
     "serving": {"image_models", "tabular", "stack", "pages"},
     "commands": {"image_models", "tabular", "stack", "pages", "serving"},
+    "reference": {"image_models", "tabular", "stack", "pages", "serving", "commands"},
 }
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
@@ -225,7 +228,8 @@ def test_the_export_list_is_frozen() -> None:
 
     assert dermstack.__all__ == [
         "Blender", "DermstackError", "Interval", "auc", "average_precision", "blend_nested", "interval", "make_folds",
-        "paired_difference", "pauc80", "read_config", "read_run", "read_table",
+        "paired_difference", "pauc80", "predict_rows", "read_bundle", "read_config", "read_new_rows", "read_run",
+        "read_table",
     ]  # fmt: skip
     for name in dermstack.__all__:
-        assert getattr(dermstack, name).__module__.startswith("stack.")
+        assert getattr(dermstack, name).__module__.startswith(("stack.", "serving."))
