@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -165,7 +166,8 @@ def test_the_own_wheel_holds_what_a_build_holds(world: World, tmp_path: Path) ->
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for package in ("stack", "image_models", "tabular", "pages", "serving", "commands", "dermstack"):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for package in settings["tool"]["setuptools"]["packages"]:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
