@@ -22,6 +22,7 @@ IMAGE_EXTRA = {
     "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
     "google_crc32c", "kornia", "torchcam",
 }  # fmt: skip
+ONNX_EXTRA = {"onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 app = typer.Typer(
@@ -246,9 +247,14 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in IMAGE_EXTRA:
+        lacking = (error.name or "").partition(".")[0]
+        if lacking in ONNX_EXTRA:
+            needed = "pip install 'dermstack[onnx]' to export networks"
+        elif lacking in IMAGE_EXTRA:
+            needed = "pip install 'dermstack[image]' to work on images"
+        else:
             raise
-        typer.echo(f"error: {error.name} is not installed: pip install 'dermstack[image]' to work on images", err=True)
+        typer.echo(f"error: {error.name} is not installed: {needed}", err=True)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer has made it of a KeyboardInterrupt

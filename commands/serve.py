@@ -27,21 +27,41 @@ def bundle(
     config: ConfigOption,
     target: Annotated[Path, typer.Option("--out", "-o", help="The folder or .zip to write.")],
     replace: Annotated[bool, typer.Option("--replace", help="Write over a bundle that is there.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Networks as ONNX too, each checked against torch on training images.")
+    ] = False,
+    notebook: Annotated[
+        bool,
+        typer.Option("--notebook", help="Beside it a notebook that predicts without network, and its wheels."),
+    ] = False,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Everything that predicts elsewhere in one folder or zip, each file with its hash; no row of the data."""
+    from serving.notebook import check_free, write_notebook
     from serving.pack import write_bundle
     from stack.store import locked
 
     experiment, out = open_it(config, overrides, quiet, introduced=False)
+    if notebook and not replace:
+        check_free(target)
     with locked(experiment.folder):
-        made = write_bundle(experiment, target, out, replace=replace)
+        made = write_bundle(experiment, target, out, replace=replace, onnx=onnx)
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
     out.say(
         f"{target}: {len(made.image_runs)} image models, {len(made.manifest['stackers'])} stackers, the blend and "
         f"its calibration in {len(made.manifest['files'])} files, {n_bytes / 2**20:,.1f} MiB; id {made.fingerprint}"
     )
+    if onnx:
+        differences = made.manifest["onnx"]["differences"]
+        out.say(
+            f"onnx: {len(differences)} networks, opset {made.manifest['onnx']['opset']}; on "
+            f"{made.manifest['onnx']['pictures']} training images logits differ from torch's by at most "
+            f"{max(one['logit'] for one in differences.values()):.1g}"
+        )
+    if notebook:
+        for path in write_notebook(made, target, experiment.config.data):
+            out.say(f"notebook: {path}")
     out.say(f"next: dermstack predict --bundle {target} --images FOLDER --out predictions.csv")
 
 

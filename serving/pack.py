@@ -27,11 +27,14 @@ from stack.store import Run, read_run, write_json
 _PRIVATE = {"runs", "cache", "storage", "tuned"}  # where things lie on the machine that trained
 
 
-def write_bundle(experiment: Experiment, target: Path, out: Out, *, replace: bool = False) -> Bundle:
+def write_bundle(
+    experiment: Experiment, target: Path, out: Out, *, replace: bool = False, onnx: bool = False
+) -> Bundle:
     """Write ``target``, a folder or, where its name ends so, a .zip; whole or not at all.
 
-    Holds weights as safetensors, GBDTs as their libraries' text, the rest as JSON and npy, and no id of any row.
-    Raises BundleError where the runs are missing, stale or made elsewhere, and where ``target`` is there already.
+    Holds weights as safetensors, GBDTs as their libraries' text, the rest as JSON and npy, and no id of any row; with
+    ``onnx`` the networks in that form too. Raises BundleError where the runs are missing, stale or made elsewhere,
+    where ``target`` is there already, and where ONNX and torch disagree.
     """
     if target.exists() and not replace:
         raise BundleError(f"{target} is there already: choose another name, or `--replace` it")
@@ -55,6 +58,10 @@ def write_bundle(experiment: Experiment, target: Path, out: Out, *, replace: boo
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts)
+        if onnx:
+            from serving.onnx_export import add_onnx  # an extra of its own
+
+            manifest["onnx"] = add_onnx(experiment, Bundle(folder, manifest), out)
         costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
         (folder / FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
         bundle = write_manifest(folder, manifest)
