@@ -22,6 +22,7 @@ IMAGE_EXTRA = {
     "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
     "google_crc32c", "kornia", "torchcam",
 }  # fmt: skip
+APP_EXTRA = {"starlette", "uvicorn"}
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 app = typer.Typer(
@@ -237,9 +238,11 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in IMAGE_EXTRA:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in IMAGE_EXTRA | APP_EXTRA:
             raise
-        typer.echo(f"error: {error.name} is not installed: pip install 'dermstack[image]' to work on images", err=True)
+        extra = "[image]' to work on images" if missing in IMAGE_EXTRA else "[image,app]' for the local page"
+        typer.echo(f"error: {error.name} is not installed: pip install 'dermstack{extra}", err=True)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer has made it of a KeyboardInterrupt
