@@ -53,7 +53,7 @@ class Lesion:
     novelty: float | None  # share of training images nearer to the rest than this one; None: the bundle can't say
     far: bool  # hardly any training image lies further out
     picture: bytes  # JPEG, as a page shows it
-    heat: bytes | None  # the same under its Grad-CAM; None: no network of the ensemble has one
+    heat: bytes | None  # the same under its Grad-CAM; None: nothing was found, or no network has one
     standing: Standing
 
 
@@ -187,7 +187,8 @@ def _heats(
         return None, [None] * len(pictures)
     squeezed = ensemble.bundle.manifest["resize"] == "square"
     return run.name, [
-        jpeg(painted(picture, heat, squeezed=squeezed)) for picture, heat in zip(pictures, maps, strict=True)
+        jpeg(painted(picture, heat, squeezed=squeezed)) if heat.any() else None
+        for picture, heat in zip(pictures, maps, strict=True)
     ]
 
 

@@ -179,6 +179,10 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
     monkeypatch.setattr(serving.heat, "pixel_risk_maps", only_frozen)
     _, run = serving.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
     assert run.name == "still"
+    monkeypatch.setattr(serving.heat, "pixel_risk_maps", lambda net, pixels, *args, **kw: np.zeros(pixels.shape[:3]))
+    cold = read_patient(ensemble, photos)
+    assert cold.seen_by == "tiny"
+    assert {lesion.heat for lesion in cold.lesions} == {None}
 
     def none(net: Net, *args: np.ndarray, device: str) -> np.ndarray:
         raise ImageError("as of a transformer")
