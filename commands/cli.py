@@ -18,11 +18,14 @@ from tabular.errors import TabularError
 # Everything heavier is imported by the command that needs it: `dermstack --help` answers at once, and level 2 runs
 # where torch isn't installed.
 
-IMAGE_EXTRA = {
-    "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
-    "google_crc32c", "kornia", "torchcam",
+EXTRAS = {  # what a user installs for whom
+    "[image]' to work on images": {
+        "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
+        "google_crc32c", "kornia", "torchcam",
+    },
+    "[onnx]' to export networks": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "[image,app]' for the local page": {"starlette", "uvicorn"},
 }  # fmt: skip
-ONNX_EXTRA = {"onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 app = typer.Typer(
@@ -248,13 +251,10 @@ def main() -> None:
         sys.exit(2)
     except ModuleNotFoundError as error:
         lacking = (error.name or "").partition(".")[0]
-        if lacking in ONNX_EXTRA:
-            needed = "pip install 'dermstack[onnx]' to export networks"
-        elif lacking in IMAGE_EXTRA:
-            needed = "pip install 'dermstack[image]' to work on images"
-        else:
+        extra = next((extra for extra, modules in EXTRAS.items() if lacking in modules), None)
+        if extra is None:
             raise
-        typer.echo(f"error: {error.name} is not installed: {needed}", err=True)
+        typer.echo(f"error: {error.name} is not installed: pip install 'dermstack{extra}", err=True)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer has made it of a KeyboardInterrupt

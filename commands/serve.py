@@ -134,3 +134,32 @@ def evaluate(
     evaluate_to_files(
         opened, rows, targets, folder, Out(quiet=quiet), device=device, n_jobs=n_jobs, drop_unreadable=dropping
     )
+
+
+@commands.command()
+def app(
+    bundle: BundleOption,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; the default is this machine's own.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")
+    ] = 8000,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """A local page: drop one patient's pictures, see risk, heat map and which lesion is unlike the others."""
+    from serving.app import is_loopback, listen, make_app, serve
+    from serving.bundle import read_bundle
+    from serving.session import Ensemble
+    from stack.console import Out
+
+    out = Out(quiet=quiet)
+    with listen(host, port) as listener:
+        page = make_app(Ensemble(read_bundle(bundle), device=device), host=host)
+        if not is_loopback(host):
+            out.warn(f"{host} can be reached from other machines, and the page has no login: whoever comes may use it")
+        shown = f"[{host}]" if ":" in host else host
+        out.say(f"open http://{shown}:{listener.getsockname()[1]}/ in a browser; Ctrl-C ends it")
+        serve(page, listener)
+    out.say("ended; nothing of the pictures was kept")

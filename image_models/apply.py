@@ -16,7 +16,7 @@ from image_models.dataset import CachedImages
 from image_models.head import LinearHead
 from image_models.loss import risk_logit
 from image_models.predict import Predictions, pick_device, predict
-from image_models.stored import read_fold_net, read_fold_nets
+from image_models.stored import NetStore, read_fold_net
 
 
 def apply_trained(
@@ -27,6 +27,7 @@ def apply_trained(
     metadata: NDArray[np.float32],
     *,
     positive: Sequence[bool],
+    store: NetStore,
     device: str,
     threads: int,
     workers: int,
@@ -34,11 +35,12 @@ def apply_trained(
 ) -> Predictions:
     """The nets in the folder ``fold`` on rows of a cache: logits averaged over the seeds, z of the first seed.
 
-    ``settings`` are those of the run's run.json, ``metadata`` (n, m) is as its nets see it. Raises ImageError.
+    ``settings`` are those of the run's run.json, ``metadata`` (n, m) is as its nets see it, and ``store`` reads these.
+    Raises ImageError.
     """
     torch.set_num_threads(threads)
     images, where = CachedImages(cache, rows, metadata=metadata), pick_device(device)
-    nets = read_fold_nets(fold, settings, positive=positive, metadata=metadata.shape[1], device=where.type)
+    nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=where.type)
     by_seed = [
         predict(
             net, images, batch_size=settings["batch_size"], device=where, tta=settings["tta"], workers=workers,
@@ -56,6 +58,7 @@ def apply_frozen(
     cache: ImageCache,
     rows: NDArray[np.intp],
     *,
+    store: NetStore,
     device: str,
     threads: int,
     workers: int,
@@ -64,7 +67,7 @@ def apply_frozen(
     """A frozen backbone on rows of a cache, once, and then the head in each of the folders ``folds`` on its z."""
     torch.set_num_threads(threads)
     where, weights = pick_device(device), [fold / "weights.safetensors" for fold in folds]
-    net = read_fold_net(weights[0], settings, device=where.type)
+    (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=where.type)
     z = predict(
         net, CachedImages(cache, rows), batch_size=settings["batch_size"], device=where, tta=settings["tta"],
         workers=workers, progress=progress,

@@ -16,6 +16,28 @@ from image_models.train import pick_precision
 BODY = "backbone.safetensors"  # of a frozen run: one for all its folds, beside them
 
 
+class NetStore:
+    """`read_fold_nets` for one set of pictures after the other: what it read is kept as long as there is room."""
+
+    def __init__(self, room: int) -> None:
+        """``room``: bytes of weights that may be kept."""
+        self._room = room
+        self._kept: dict[tuple[Path, str], list[Net]] = {}
+
+    def read(
+        self, fold: Path, settings: Mapping[str, Any], *, positive: Sequence[bool], metadata: int, device: str
+    ) -> list[Net]:
+        """The nets in the folder ``fold``, arguments and errors as those of `read_fold_nets`."""
+        if (fold, device) in self._kept:
+            return self._kept[fold, device]
+        nets = read_fold_nets(fold, settings, positive=positive, metadata=metadata, device=device)
+        weight = sum(tensor.nbytes for net in nets for tensor in (*net.parameters(), *net.buffers()))
+        if weight <= self._room:
+            self._room -= weight
+            self._kept[fold, device] = nets
+        return nets
+
+
 def read_fold_nets(
     fold: Path,
     settings: Mapping[str, Any],

@@ -77,6 +77,13 @@ class Fitted:
         made = [bags[fold].logit(x, threads=self.threads) for bags in self.bags.values()]
         return np.column_stack([logits, *made])
 
+    def embeddings(self, said: Level1) -> list[dict[str, NDArray[np.floating]]]:
+        """Of each fold, by run: the centred components (n, r) that level 2 measures distances in. [] without any."""
+        return [
+            {name: features.components(name, z) for name, z in said.of_fold(fold, self._frozen).items()}
+            for fold, features in enumerate(self.features)
+        ]
+
     @property
     def _frozen(self) -> frozenset[str]:
         return frozenset(self.features[0].frozen) if self.features else frozenset()

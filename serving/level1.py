@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from image_models.apply import apply_frozen, apply_trained
 from image_models.cache import ImageCache
 from image_models.predict import Predictions
+from image_models.stored import NetStore
 from image_models.views import VIEWS
 from serving.bundle import Bundle, ImageRun
 from serving.fitted import Level1, alignments
@@ -34,6 +35,7 @@ def read_level1(
     caches: dict[int, ImageCache],
     frame: pd.DataFrame,
     *,
+    store: NetStore | None = None,
     device: str = "auto",
     workers: int = 0,
     see: Callable[[ImageRun, int, Predictions], object] = lambda run, fold, made: None,
@@ -42,9 +44,12 @@ def read_level1(
     """Every run and net on the pictures of ``frame``'s rows (id, age, sex, site), which ``caches`` hold by size.
 
     ``see`` is shown each net's raw predictions (a frozen backbone's once, as fold 0), ``progress`` is told how many
-    images have gone through a network. Raises ImageError.
+    images have gone through a network. ``store`` may keep the nets for the next call. Raises ImageError.
     """
-    how = {"device": device, "threads": int(bundle.manifest["threads"]), "workers": workers, "progress": progress}
+    how = {
+        "store": store or NetStore(room=0), "device": device, "threads": int(bundle.manifest["threads"]),
+        "workers": workers, "progress": progress,
+    }  # fmt: skip
     aligned, kinds = alignments(bundle), bundle.manifest["embeddings"]
     logits = np.empty((bundle.folds, len(frame), len(bundle.image_runs)), np.float32)
     z: dict[str, NDArray[np.floating]] = {}

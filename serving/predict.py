@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from image_models.cache import ImageCache
 from image_models.cache_build import build_cache
 from image_models.readers import Source, image_ids, image_sources
+from image_models.stored import NetStore
 from serving.bundle import Bundle
-from serving.fitted import Fitted, read_fitted
+from serving.fitted import Fitted, Level1, read_fitted
 from serving.level1 import looks_at, read_level1
 from serving.novel import Novelty, read_novelty
 from stack.console import Out
@@ -110,18 +111,25 @@ def score_pictures(
     caches: dict[int, ImageCache],
     frame: pd.DataFrame,
     *,
+    store: NetStore | None = None,
     device: str = "auto",
     workers: int = 0,
+    tell: Callable[[Level1], object] = lambda said: None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> pd.DataFrame:
-    """The columns of `predict_rows` for whole groups (``frame``: id, group, age, sex, site), from cached pictures."""
+    """The columns of `predict_rows` for whole groups (``frame``: id, group, age, sex, site), from cached pictures.
+
+    ``store`` may keep the nets for the next call; ``tell`` is told what the nets said, in the order of ``frame``.
+    """
     frame = frame.reset_index(drop=True)
     if bundle.manifest["features"]["shortcuts"]:
         frame = _with_acquisition(frame, next(iter(caches.values())))
     seen = novelty.watcher() if novelty else None
     said = read_level1(
-        bundle, caches, frame, device=device, workers=workers, progress=progress, **({"see": seen.see} if seen else {})
-    )
+        bundle, caches, frame, store=store, device=device, workers=workers, progress=progress,
+        **({"see": seen.see} if seen else {}),
+    )  # fmt: skip
+    tell(said)
     made = pd.concat([frame[["id"]], fitted.score(frame, said)], axis=1)
     if seen:
         made["novelty"], made["far"] = seen.novelty(), seen.far()

@@ -151,7 +151,8 @@ class FoldFeatures:
         if self.cohort_ is not None:
             blocks.append(("image models, within age, sex and site", self.cohort_.transform(frame, logits, self.names)))
         for name, values in z.items():
-            components, kept = self._components(name, values)
+            components = self.components(name, values)
+            kept = self.settings.frozen_z if name in self.axes_ else self.settings.aligned_z
             if kept:
                 columns = [f"{name}_z{i}" for i in range(min(kept, components.shape[1]))]
                 blocks.append(("embeddings", pd.DataFrame(components[:, : len(columns)], columns=columns)))
@@ -163,6 +164,13 @@ class FoldFeatures:
             blocks.append(("how the picture was made", frame[list(ACQUISITION)]))
         self.block_of_ = {str(column): name for name, block in blocks for column in block}
         return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
+
+    def components(self, name: str, z: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Centred components (n, r) of a run's embeddings ``z`` as `transform` takes them."""
+        if name not in self.axes_:
+            return z
+        mean, turn = self.axes_[name]
+        return (z.astype(np.float32) - mean) @ turn
 
     def to_json(self) -> str:
         """What was fitted on the training rows, for new ones: encodings and cohorts; for components see `arrays`."""
@@ -184,13 +192,6 @@ class FoldFeatures:
         self.axes_ = {name: (arrays[f"{name}_mean"], arrays[f"{name}_turn"]) for name in self.frozen}
         self.cohort_ = CohortScore.from_json(json.dumps(state["cohort"])) if self.settings.cohort else None
         return self
-
-    def _components(self, name: str, z: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
-        """Centred components (n, r) of a run, and how many of them are features themselves."""
-        if name not in self.axes_:
-            return z, self.settings.aligned_z
-        mean, turn = self.axes_[name]
-        return (z.astype(np.float32) - mean) @ turn, self.settings.frozen_z
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FEWEST_COMPONENTS, *z.shape)

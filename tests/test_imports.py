@@ -163,6 +163,10 @@ ORDER = {
         "evaluate",
         "wheels",
         "notebook",
+        "heat",
+        "others",
+        "session",
+        "app",
     ],
     "commands": ["shown", "options", "data", "serve", "cli"],
     "reference": ["sentences", "config_keys", "command_line", "field_comments", "hooks"],
@@ -181,6 +185,7 @@ HEAVY = {
     **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c", "imagecodecs"), "image_models/"),
     **dict.fromkeys(("kornia", "torchcam"), "image_models/"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "image_models/"),
+    **dict.fromkeys(("starlette", "uvicorn"), "serving/app.py"),
     "ray": "stack/task_runner.py",
     **dict.fromkeys(("lightgbm", "xgboost", "catboost"), "tabular/gbdt_libraries.py"),
 }
