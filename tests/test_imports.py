@@ -39,6 +39,7 @@ ORDER = {
         "train",
         "fit",
         "explain",
+        "stored",
     ],
     "tabular": [
         "errors",
