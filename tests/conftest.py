@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import yaml
+from browser import chromium, why_no_browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only fight
 
@@ -29,6 +35,15 @@ sys.meta_path.insert(0, Blocked())
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")  # its event loop would be in the way of others'
+def browser() -> Iterator[Browser]:
+    """A headless chromium, where there is one."""
+    if reason := why_no_browser():
+        pytest.skip(reason)
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
