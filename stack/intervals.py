@@ -54,6 +54,31 @@ def paired_difference(
     return _interval(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
 
 
+def share_intervals(
+    y: ArrayLike, hits: ArrayLike, among: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
+) -> list[Interval]:
+    """For each column of `hits` and `among`, bool (n, c): the share of the rows in `among` that are in `hits` too.
+
+    So sensitivity, specificity and predictive values at thresholds that stay as they are. Draws as those of
+    `bootstrap_scores`; all NaN for a column without a row in `among`.
+    """
+    positive = positives_of(y)
+    whole = np.asarray(among, bool)
+    part = np.asarray(hits, bool) & whole
+    group = _group_codes(split_group, positive)
+    n = whole.shape[1]
+    tally = np.stack([np.bincount(group, column) for column in np.concatenate([part, whole], axis=1).T])
+    drawn = _drawn_groups(positive, group, np.random.default_rng(seed))
+    sums = np.stack([tally @ next(drawn) for _ in range(draws)])  # (draws, 2 n)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a draw has no such row
+        shares = sums[:, :n] / sums[:, n:]
+    nothing = Interval(np.nan, np.nan, np.nan, np.nan)
+    return [
+        _interval(float(part[:, c].sum() / rows), shares[:, c]) if (rows := int(whole[:, c].sum())) else nothing
+        for c in range(n)
+    ]
+
+
 def bootstrap_scores(
     objective: str, y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Floats:

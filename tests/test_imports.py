@@ -116,6 +116,8 @@ ORDER = {
     ],
     "pages": [
         "figures",
+        "section",
+        "explorer",
         "report",
         "evidence",
         "contact_sheet",
