@@ -12,7 +12,7 @@
     part(name).value = value === null ? "" : String(value);
     part(name).textContent = value === null ? "–" : text(value);
   };
-  const percent = (share) => (100 * share).toFixed(1) + " %";
+  const percent = (share) => (100 * share).toFixed(1) + "\u00a0%";
   const whole = (number) => Math.round(number).toLocaleString("en");
 
   // As pages/explorer.py's operating_point.
@@ -69,6 +69,5 @@
   });
   part("without").hidden = true;
   part("controls").hidden = false;
-  part("matrix").hidden = false;
   update();
 }

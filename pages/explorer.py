@@ -81,7 +81,6 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
         points=points,
         prevalence=points.positives / (points.positives + points.negatives),
         start=start,
-        start_words=f"{_START:.0%}".replace("%", " %"),
         aims=_aims(points, y, p, split_group),
         # A `<` in it could end the element: JSON has another way to write that character.
         table=Markup(json.dumps(table, separators=(",", ":")).replace("<", "\\u003c")),
@@ -163,7 +162,7 @@ def _aims(points: Thresholds, y: ArrayLike, p: ArrayLike, split_group: ArrayLike
     shares = share_intervals(positive, np.column_stack(hits), np.column_stack(among), split_group)
     return [
         _Aim(
-            words.replace("%", " %"),
+            words.replace("%", "\N{NO-BREAK SPACE}%"),
             f"{points.threshold[place]:.15g}",
             shares[4 * row : 4 * row + 4],
             1 / ppv if (ppv := shares[4 * row + 2].value) else None,

@@ -44,7 +44,7 @@ def rendered(template: str, *, autoescape: bool = True, **values: object) -> Mar
 
 def percent(share: float | None) -> str:
     """0.9021 → 90.2 %; what is unknown is a dash."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def count(number: float) -> str:
