@@ -14,6 +14,22 @@ from torchcam.methods import GradCAM
 from image_models.errors import ImageError
 from image_models.net import Net
 
+_BATCH = 8  # pictures whose gradients are held at once
+
+
+def heat_of(
+    net: Net, pictures: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None, *, threads: int = 1
+) -> NDArray[np.float32]:
+    """`risk_maps` of pictures (n, h, w, 3) and encoded metadata (n, m), a few at a time, on the device of ``net``."""
+    torch.set_num_threads(threads)
+    device = net.head.weight.device
+    maps = [np.empty((0, *pictures.shape[1:3]), np.float32)]
+    for start in range(0, len(pictures), _BATCH):
+        some = slice(start, start + _BATCH)
+        columns = None if metadata is None else torch.from_numpy(metadata[some]).to(device)
+        maps.append(risk_maps(net, torch.from_numpy(pictures[some]).to(device), columns))
+    return np.concatenate(maps)
+
 
 class _Risk(nn.Module):
     """Pictures as the backbone takes them → the logit of p as one class; metadata stays as it is."""
