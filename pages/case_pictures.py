@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the image half is an extra
 
 SIDE = 160  # pixels
 _HEAT = "viridis"  # no skin has its colours, and it reads the same without red or green
-_COVER = 0.65  # how much of the picture the strongest heat hides
+COVER = 0.65  # how much of the picture the strongest heat hides
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def case_pictures(experiment: Experiment, run: Run, pictures: ImageCache, ids: S
 
 def overlay(picture: Pixels, heat: NDArray[np.float32]) -> Pixels:
     """A picture (h, w, 3) under its heat (h, w) in 0..1: the hotter, the more of it is covered."""
-    cover = _COVER * heat[..., None]
+    cover = COVER * heat[..., None]
     covered: Pixels = ((1 - cover) * picture + cover * colour(heat)).round().astype(np.uint8)
     return covered
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pages.case_pictures import CasePictures, case_pictures, colour
+from pages.case_pictures import COVER, CasePictures, case_pictures, colour
 from pages.section import HERE, Section, rendered
 from stack.experiment import Experiment
 from stack.images import cache_at_hand
@@ -85,7 +85,10 @@ def hard_cases(
         note=note,
         shown=bool(pictures.picture),
         heated=bool(pictures.heat),
-        stops=", ".join("rgb({:.0f} {:.0f} {:.0f})".format(*rgb) for rgb in colour(np.linspace(0, 1, 6))),
+        stops=", ".join(
+            "rgb({:.0f} {:.0f} {:.0f} / {:.2f})".format(*colour(np.array(heat)), COVER * heat)
+            for heat in np.linspace(0, 1, 6)
+        ),
         prevalence=float(oof["target"].mean()),
     )
     return Section(markup, (HERE / "hard_cases.css").read_text(encoding="utf-8"))
@@ -134,4 +137,4 @@ def _pictures(experiment: Experiment, run: Run, ids: list[str]) -> tuple[CasePic
 
 def _words(row: pd.Series) -> list[str]:
     known = [str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))]
-    return known + ([f"{row['age']:.0f} years"] if pd.notna(row["age"]) else [])
+    return known + ([f"{row['age']:.0f}\N{NO-BREAK SPACE}years"] if pd.notna(row["age"]) else [])

@@ -4,11 +4,13 @@ import base64
 import io
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import SCHEMES, WIDTHS, barriers, hosted, opened
 from conftest import run_cli, small_config
 from PIL import Image
 from test_report import Page
@@ -19,6 +21,9 @@ from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.store import Run, read_run, read_runs
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SHAPE = {"pretrained": False, "size": 32, "epochs": 1, "batch_size": 16}
 MODELS = [
@@ -150,7 +155,7 @@ def test_without_images_the_cases_are_a_table(finished: tuple[Experiment, Run, l
         ),
         each=20,
     )  # fmt: skip
-    rows = [row for row in page.rows if row[0].startswith("case")][0:]
+    rows = [row for row in page.rows if row[0].startswith("case")]
     wanted = [named(row_id) for row_id in [*missed["id"], *alarms["id"]]]
     assert [row[0] for row in rows if row[0] != "case"] == wanted
     first = experiment.table.train.set_index("id").loc[missed["id"].iloc[0]]
@@ -192,3 +197,23 @@ def test_pictures_that_are_not_cached_are_left_out_and_named(
     assert "The image cache lacks these pictures" in section.markup
     assert "<table" in section.markup
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("no_images", [False, True])
+def test_cases_fit_a_telephone_and_axe_finds_no_serious_barrier(
+    no_images: bool, scheme: str, finished: tuple[Experiment, Run, list[Run]], tmp_path: Path, browser: Browser
+) -> None:
+    experiment, blend, runs = finished
+    blend = weighted(blend, seeing=0.5, turning=0.2)
+    section = hard_cases(experiment, blend, runs, name_of=named, no_images=no_images)
+    path = tmp_path / "page.html"
+    path.write_text(hosted(section), encoding="utf-8")
+    for width in WIDTHS:
+        with opened(browser, path, scheme=scheme, width=width, bypass_csp=True) as seen:
+            assert seen.sideways == 0
+            assert barriers(seen.page) == []
+            shown = "[...document.images].map((image) => image.naturalWidth)"
+            assert set(seen.page.evaluate(shown)) == (set() if no_images else {160})
+            assert seen.complaints == []

@@ -121,6 +121,7 @@ ORDER = {
         "contact_sheet",
         "case_pictures",
         "hard_cases",
+        "model_card",
         "report",
         "evidence",
         "eda_figures",
