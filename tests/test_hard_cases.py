@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SHAPE = {"pretrained": False, "size": 32, "epochs": 1, "batch_size": 16}
 MODELS = [
-    {"name": "seeing", "backbone": "test_resnet", "metadata": ["age", "sex", "site"], **SHAPE},
+    {"name": "seeing", "backbone": "test_resnet", "metadata": ["age", "sex", "site"], **SHAPE, "epochs": 3},
     {"name": "turning", "backbone": "test_vit", **SHAPE, "size": 160, "frozen": True},
 ]
 EVIL = "<script>alert(1)</script>"
@@ -99,12 +99,12 @@ def test_each_case_shows_its_picture_and_the_heat_of_the_net_that_did_not_see_it
 
     experiment, blend, runs = finished
     blend = weighted(blend, seeing=0.5, turning=0.2, gbdt=0.3)
-    section = hard_cases(experiment, blend, runs, name_of=lambda row_id: row_id, each=4)
+    section = hard_cases(experiment, blend, runs, name_of=lambda row_id: row_id)
     assert "Grad-CAM of the image model <strong>seeing</strong>" in section.markup
     cases = re.findall(
         r'<img src="(\S+)" style="aspect-ratio: 32 / 32" alt="(\S+)">\s*<img src="(\S+)"', section.markup
     )
-    assert 4 < len(cases) <= 8
+    assert 8 < len(cases) <= 40
     run = next(run for run in runs if run.name == "seeing")
     oof, table = run.frame("oof").set_index("id"), experiment.table.train.set_index("id", drop=False)
     apart = []
@@ -126,7 +126,7 @@ def test_each_case_shows_its_picture_and_the_heat_of_the_net_that_did_not_see_it
             covered = Image.fromarray(overlay(np.asarray(original), risk)).resize((160, 160), Image.Resampling.LANCZOS)
             errors.append(np.abs(shown - np.asarray(covered)).mean())
         unseen = int(oof["fold"].loc[row_id])
-        assert errors[unseen] < 5
+        assert errors[unseen] == min(errors) < 5
         apart += [error - errors[unseen] for fold, error in enumerate(errors) if fold != unseen]
     assert max(apart) > 3  # another net would have shown something else
 
