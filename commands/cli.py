@@ -10,6 +10,7 @@ import typer
 
 from commands.data import commands as data_commands
 from commands.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_it
+from commands.serve import commands as serve_commands
 from image_models.errors import ImageError
 from stack.errors import ConfigError, DermstackError
 from tabular.errors import TabularError
@@ -225,6 +226,7 @@ def compare(
 
 
 app.add_typer(data_commands)
+app.add_typer(serve_commands)
 
 
 def main() -> None:

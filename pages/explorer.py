@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pages.section import HERE, Section, rendered
 from stack.curve import checked
-from stack.intervals import Interval, share_intervals
+from stack.intervals import Interval
+from stack.operating import point_at
 
 MAX_POINTS = 2_000
 SENSITIVITIES = (0.80, 0.90, 0.95, 0.99)
@@ -150,22 +151,13 @@ def _short(steps: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np
 
 def _aims(points: Thresholds, y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> list[_Aim]:
     """Thresholds that are often asked for, with intervals that hold them as they are."""
-    aims = {f"sensitivity {share:.0%}": points.first(sensitivity=share) for share in SENSITIVITIES}
-    aims |= {f"specificity {share:.0%}": points.first(specificity=share) for share in SPECIFICITIES}
-    positive, p = checked(y, p)
-    hits: list[NDArray[Any]] = []
-    among: list[NDArray[Any]] = []
-    for place in aims.values():
-        called = p >= points.threshold[place]
-        hits += [called, ~called, positive, ~positive]
-        among += [positive, ~positive, called, ~called]
-    shares = share_intervals(positive, np.column_stack(hits), np.column_stack(among), split_group)
-    return [
-        _Aim(
-            words.replace("%", "\N{NO-BREAK SPACE}%"),
-            f"{points.threshold[place]:.15g}",
-            shares[4 * row : 4 * row + 4],
-            1 / ppv if (ppv := shares[4 * row + 2].value) else None,
-        )
-        for row, (words, place) in enumerate(aims.items())
-    ]
+    aims = {("sensitivity", share): points.first(sensitivity=share) for share in SENSITIVITIES}
+    aims |= {("specificity", share): points.first(specificity=share) for share in SPECIFICITIES}
+    made = []
+    for (aim, share), place in aims.items():
+        threshold = float(points.threshold[place])
+        point = point_at(y, p, split_group, aim, share, threshold)
+        shares = [point.sensitivity, point.specificity, point.ppv, point.npv]
+        biopsies = 1 / point.ppv.value if point.ppv.value > 0 else None
+        made.append(_Aim(f"{aim} {100 * share:.0f}\N{NO-BREAK SPACE}%", f"{threshold:.15g}", shares, biopsies))
+    return made

@@ -59,7 +59,7 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
         raise DataError(
             f"{holding[0]} groups hold positives and {holding[1]} negatives: two of each are needed for an interval"
         )
-    parts = [_components(column, positive) for column in columns.T]
+    parts = [components(column, positive) for column in columns.T]
     auc = np.array([above.mean() for above, _ in parts])
     # Sums over a group of how far its rows stand from the mean: (c, groups), for its positives and its negatives.
     of_positives, of_negatives = (
@@ -75,8 +75,11 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
     return ClusteredAUC(auc, covariance + between + between.T)
 
 
-def _components(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """For each positive the share of negatives below it, for each negative that of positives above it; ties half."""
+def components(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Of scores (n,): for each positive the share of negatives below it, for each negative that of positives above it.
+
+    Ties count half. The variances of both, each by its number of rows, add up to that of the AUC of rows on their own.
+    """
     m, n = int(positive.sum()), int((~positive).sum())
     whole = rankdata(score)
     among_positives, among_negatives = rankdata(score[positive]), rankdata(score[~positive])

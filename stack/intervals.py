@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,14 @@ class Interval:
 def interval(
     objective: str, y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """`score` with its percentile interval over split_groups (see `bootstrap_scores`)."""
+    """`objective` of scores `s` (n,) for targets `y` (n,) of 0 and 1, with its 95 % interval by bootstrap.
+
+    `objective` is "auc", "pauc80", "ap" or "logloss", which comes negated: higher is better. What is drawn again,
+    `draws` times, is whole split_groups (n,), those with a positive row apart from those without. Raises DataError
+    where fewer than two of them hold a positive, and for what the objective refuses.
+    """
     drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed)[:, 0]
-    return _interval(score(objective, y, s), drawn)
+    return interval_of(score(objective, y, s), drawn)
 
 
 def paired_difference(
@@ -49,34 +54,12 @@ def paired_difference(
     draws: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """`score` of `a` (n,) less that of `b` (n,), with its interval from draws that both share."""
-    drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
-    return _interval(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
+    """`objective` of scores `a` (n,) less that of `b` (n,), with its interval from draws that both share.
 
-
-def share_intervals(
-    y: ArrayLike, hits: ArrayLike, among: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
-) -> list[Interval]:
-    """For each column of `hits` and `among`, bool (n, c): the share of the rows in `among` that are in `hits` too.
-
-    So sensitivity, specificity and predictive values at thresholds that stay as they are. Draws as those of
-    `bootstrap_scores`; all NaN for a column without a row in `among`.
+    Above zero `a` is better; by more than noise where the interval leaves zero out. Otherwise as `interval`.
     """
-    positive = positives_of(y)
-    whole = np.asarray(among, bool)
-    part = np.asarray(hits, bool) & whole
-    group = _group_codes(split_group, positive)
-    n = whole.shape[1]
-    tally = np.stack([np.bincount(group, column) for column in np.concatenate([part, whole], axis=1).T])
-    drawn = _drawn_groups(positive, group, np.random.default_rng(seed))
-    sums = np.stack([tally @ next(drawn) for _ in range(draws)])  # (draws, 2 n)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where a draw has no such row
-        shares = sums[:, :n] / sums[:, n:]
-    nothing = Interval(np.nan, np.nan, np.nan, np.nan)
-    return [
-        _interval(float(part[:, c].sum() / rows), shares[:, c]) if (rows := int(whole[:, c].sum())) else nothing
-        for c in range(n)
-    ]
+    drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
+    return interval_of(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
 
 
 def bootstrap_scores(
@@ -92,21 +75,40 @@ def bootstrap_scores(
     columns = np.atleast_2d(np.asarray(s).T)
     group = _group_codes(split_group, positive)
     tallies = [_tally(objective, *checked(positive, column), group) for column in columns]
+    return _drawn_values(tallies, positive, group, draws=draws, seed=seed)
+
+
+def bootstrap_sums(
+    y: ArrayLike, values: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
+) -> Floats:
+    """Column sums of `values` (n, c) over the rows that `bootstrap_scores` draws: (draws, c)."""
+    positive = positives_of(y)
+    group = _group_codes(split_group, positive)
+    rows = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))))
+    by_group = (rows @ np.asarray(values, np.float64)).T
+    return _drawn_values([(by_group, np.transpose)], positive, group, draws=draws, seed=seed, width=len(by_group))
+
+
+Tally = tuple[Any, Callable[[Floats], Floats]]  # what times the draws of groups is what values are made of
+
+
+def _drawn_values(
+    tallies: Sequence[Tally], positive: Bools, group: NDArray[np.intp], *, draws: int, seed: int, width: int = 1
+) -> Floats:
+    """Of each draw of groups what each tally makes of it: (draws, tallies · width)."""
     floats_a_draw = 2 * (group.max() + 1) + 4 * max(tally.shape[0] for tally, _ in tallies)
     chunk = max(1, int(_CHUNK_BYTES / 8 / floats_a_draw))
     drawn = _drawn_groups(positive, group, np.random.default_rng(seed))
-    values = np.empty((draws, len(tallies)))
+    values = np.empty((draws, len(tallies), width))
     for start in range(0, draws, chunk):
         stop = min(start + chunk, draws)
         times = np.stack([next(drawn) for _ in range(start, stop)], axis=1)
         for c, (tally, value_of) in enumerate(tallies):
-            values[start:stop, c] = value_of(tally @ times)
-    return values
+            values[start:stop, c] = value_of(tally @ times).reshape(-1, width)
+    return values.reshape(draws, -1)
 
 
-def _tally(
-    objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.intp]
-) -> tuple[sparse.csr_array, Callable[[Floats], Floats]]:
+def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.intp]) -> Tally:
     """What each group adds to the score (k, groups), and the function that makes values of weighted sums.
 
     Its product with how often each group was drawn (groups, draws) is every draw's curve without another look
@@ -147,7 +149,8 @@ def _drawn_groups(positive: Bools, group: NDArray[np.intp], rng: np.random.Gener
         yield times
 
 
-def _interval(value: float, drawn: Floats) -> Interval:
+def interval_of(value: float, drawn: Floats) -> Interval:
+    """A value with the 2.5th and 97.5th percentile and the standard deviation of its draws (draws,), NaN left out."""
     drawn = drawn[~np.isnan(drawn)]
     if not drawn.size:
         raise DataError("no draw of split_groups holds both classes: too few groups for an interval")

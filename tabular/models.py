@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from tabular.errors import TabularError
 from tabular.gbdt import Gbdt, fit_gbdt, predict_logit
-from tabular.gbdt_files import write_gbdt
+from tabular.gbdt_files import read_gbdt, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
-from tabular.logistic import Logistic, fit_logistic, write_logistic
+from tabular.logistic import Logistic, fit_logistic, read_logistic, write_logistic
 
 
 @dataclass(frozen=True)
@@ -98,3 +98,14 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
             write_gbdt(model, path)
         paths.append(path)
     return paths
+
+
+def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
+    """What `write_bag` wrote there, model, model_1, …; raises TabularError where there is none or one is damaged."""
+    suffix = ".json" if kind == "logistic" else LIBRARIES[kind].suffix
+    models: list[Gbdt | Logistic] = []
+    while (path := folder / f"model{f'_{len(models)}' if models else ''}{suffix}").exists():
+        models.append(read_logistic(path) if kind == "logistic" else read_gbdt(path))
+    if not models:
+        raise TabularError(f"{folder} holds no {kind} model: make it again")
+    return Bag(tuple(models), shift)

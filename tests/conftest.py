@@ -108,6 +108,27 @@ def small_config(data: Path, folder: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def bundled(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished experiment, small.yaml, and its bundle.zip: nets that see metadata, two seeds, frozen, stackers."""
+    folder = tmp_path_factory.mktemp("bundled")
+    tiny = {"backbone": "test_resnet", "pretrained": False, "size": 32, "batch_size": 16}
+    models = [
+        {**tiny, "name": "tiny", "epochs": 1, "metadata": ["age", "sex"], "seeds": [3, 0], "tta": "flips"},
+        {**tiny, "name": "still", "frozen": True},
+    ]
+    stackers = [
+        {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 30, "patience": 5}, "bags": 2, "negatives": 0.8},
+        {"name": "line", "kind": "logistic"},
+    ]
+    features = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
+    config = small_config(small_data, folder, image_models=models, features=features, stackers=stackers)
+    for step in ("oof", "stack"):
+        assert run_cli(step, "-c", str(config), "-q") == 0
+    assert run_cli("bundle", "-c", str(config), "--out", str(folder / "bundle.zip"), "-q") == 0
+    return folder
+
+
 @pytest.fixture
 def config_path(small_data: Path, tmp_path: Path) -> Path:
     """The small experiment's config, with runs and cache of its own."""

@@ -13,7 +13,8 @@ from test_report import Page
 
 from pages.explorer import MAX_POINTS, count_at_thresholds, explorer, operating_point
 from pages.section import script_policy
-from stack.intervals import interval, share_intervals
+from stack.intervals import interval
+from stack.operating import point_at
 
 
 def world(n: int = 500, *, decimals: int = 9, seed: int = 0) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray]:
@@ -96,12 +97,9 @@ def test_the_table_without_javascript_holds_what_the_aims_bring() -> None:
         best = interval(objective, y, p, group).value
         shown = row[3] if aim.startswith("sens") else row[2]
         assert shown.startswith(f"{100 * best:.1f} %")
-        shares = share_intervals(
-            y,
-            np.column_stack([called, ~called, y == 1, y == 0]),
-            np.column_stack([y == 1, y == 0, called, ~called]),
-            group,
-        )
+        point = point_at(y, p, group, *aim.split()[:2], threshold)
+        shares = (point.sensitivity, point.specificity, point.ppv, point.npv)
+        assert point.sensitivity.value == pytest.approx(recall_score(y, called))
         for cell, share in zip(row[2:6], shares, strict=True):
             assert cell == f"{100 * share.value:.1f} % {100 * share.low:.1f} to {100 * share.high:.1f}"
         assert row[6] == f"{1 / precision_score(y, called):.1f}"

@@ -38,8 +38,9 @@ ORDER = {
         "state",
         "train",
         "fit",
-        "explain",
         "stored",
+        "apply",
+        "explain",
     ],
     "tabular": [
         "errors",
@@ -48,6 +49,7 @@ ORDER = {
         "aggregates",
         "neighbours",
         "cohort",
+        "density",
         "align",
         "gbdt_params",
         "gbdt_libraries",
@@ -66,6 +68,13 @@ ORDER = {
         "metrics",
         "intervals",
         "delong",
+        "subgroups",
+        "proportion",
+        "recalibration",
+        "reliability",
+        "operating",
+        "measures",
+        "validation",
         "null",
         "table",
         "external",
@@ -96,6 +105,7 @@ ORDER = {
         "logistic_weights",
         "blend_study",
         "blend",
+        "blend_state",
         "nested",
         "calibrate",
         "calibrate_nested",
@@ -129,9 +139,24 @@ ORDER = {
         "eda_panels",
         "eda",
         "review",
+        "evaluation_figures",
+        "evaluation",
     ],
-    "serving": [],
-    "commands": ["shown", "options", "data", "cli"],
+    "serving": [
+        "bundle",
+        "fitted",
+        "level1",
+        "novel",
+        "costs",
+        "promise",
+        "pack",
+        "predict",
+        "files",
+        "labelled",
+        "evaluate",
+    ],
+    "commands": ["shown", "options", "data", "serve", "cli"],
+    "reference": ["sentences", "config_keys", "command_line", "field_comments", "hooks"],
 }
 MAY_IMPORT = {
     "image_models": set(),
@@ -140,6 +165,7 @@ MAY_IMPORT = {
     "pages": {"image_models", "tabular", "stack"},
     "serving": {"image_models", "tabular", "stack", "pages"},
     "commands": {"image_models", "tabular", "stack", "pages", "serving"},
+    "reference": {"image_models", "tabular", "stack", "pages", "serving", "commands"},
 }
 HEAVY = {
     **dict.fromkeys(("torch", "torchvision", "timm", "albumentations", "cv2"), "image_models/"),
@@ -213,8 +239,9 @@ def test_the_export_list_is_frozen() -> None:
     import dermstack
 
     assert dermstack.__all__ == [
-        "Blender", "DermstackError", "Interval", "auc", "average_precision", "blend_nested", "interval", "make_folds",
-        "paired_difference", "pauc80", "read_config", "read_run", "read_table",
+        "Blender", "DermstackError", "Interval", "auc", "average_precision", "blend_nested", "evaluate", "interval",
+        "make_folds", "paired_difference", "pauc80", "predict_rows", "read_bundle", "read_config", "read_labelled_rows",
+        "read_new_rows", "read_run", "read_table",
     ]  # fmt: skip
     for name in dermstack.__all__:
-        assert getattr(dermstack, name).__module__.startswith("stack.")
+        assert getattr(dermstack, name).__module__.startswith(("stack.", "serving."))

@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import precision_score, recall_score
 from test_metrics import ORACLES
 
 from stack import intervals
 from stack.curve import OBJECTIVES
 from stack.errors import DataError
-from stack.intervals import Interval, bootstrap_scores, interval, paired_difference, share_intervals
+from stack.intervals import Interval, bootstrap_scores, interval, paired_difference
 from stack.metrics import auc
 
 
@@ -119,27 +118,3 @@ def test_a_draw_without_negatives_is_nan_and_leaves_the_interval() -> None:
         drawn = bootstrap_scores(objective, y, s, group, draws=200)
         assert 0 < np.isnan(drawn).mean() < 0.5
         assert np.isfinite([interval(objective, y, s, group).low, interval(objective, y, s, group).se]).all()
-
-
-def test_shares_and_their_intervals_are_those_of_repeated_rows() -> None:
-    y, s, group = world()
-    called = s >= 0.6
-    hits = np.column_stack([called & (y == 1), called & (y == 1), ~called & (y == 0)])
-    among = np.column_stack([y == 1, called, y == 0])
-    made = share_intervals(y, hits, among, group, draws=40, seed=3)
-    codes = np.unique(group, return_inverse=True)[1]
-    drawn = intervals._drawn_groups(y == 1, codes, np.random.default_rng(3))
-    repeated = [np.repeat(np.arange(len(y)), next(drawn)[codes].astype(int)) for _ in range(40)]
-    oracles = [recall_score, precision_score, lambda truth, call: recall_score(1 - truth, ~call)]
-    for found, oracle in zip(made, oracles, strict=True):
-        shares = [oracle(y[rows], called[rows]) for rows in repeated]
-        low, high = np.percentile(shares, [2.5, 97.5])
-        expected = (oracle(y, called), low, high, np.std(shares))
-        assert (found.value, found.low, found.high, found.se) == pytest.approx(expected, abs=1e-12)
-
-
-def test_a_share_of_no_rows_is_unknown() -> None:
-    y, _, group = world()
-    nobody = np.zeros((len(y), 1), bool)
-    (made,) = share_intervals(y, nobody, nobody, group, draws=10)
-    assert np.isnan([made.value, made.low, made.high]).all()

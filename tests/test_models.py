@@ -10,9 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from tabular.errors import TabularError
-from tabular.gbdt_files import read_gbdt
 from tabular.logistic import fit_logistic, read_logistic
-from tabular.models import fit_bag, write_bag
+from tabular.models import fit_bag, read_bag, write_bag
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 
@@ -54,9 +53,11 @@ def test_what_is_written_predicts_the_same(kind: str, rows: tuple, tmp_path: Pat
     bag = fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2)
     paths = write_bag(bag, tmp_path)
     assert len(paths) == len(bag.models)
-    again = [read_logistic(path) if kind == "logistic" else read_gbdt(path) for path in paths]
-    read = type(bag)(tuple(again), bag.shift)
+    read = read_bag(kind, tmp_path, shift=bag.shift)
+    assert len(read.models) == len(bag.models)
     assert (read.logit(X) == bag.logit(X)).all()
+    with pytest.raises(TabularError, match=f"holds no {kind} model"):
+        read_bag(kind, tmp_path / "elsewhere", shift=0.0)
 
 
 def test_logistic_refuses_parameters(rows: tuple) -> None:
