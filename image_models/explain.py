@@ -49,10 +49,12 @@ def risk_maps(net: Net, images: torch.Tensor, metadata: torch.Tensor | None = No
 
 
 def pixel_risk_maps(
-    net: Net, pixels: NDArray[np.uint8], metadata: NDArray[np.float32], *, device: str = "cpu"
+    net: Net, pixels: NDArray[np.uint8], metadata: NDArray[np.float32], *, threads: int = 1
 ) -> NDArray[np.float32]:
-    """`risk_maps` of pictures (n, h, w, 3) and encoded metadata (n, m), a few at a time."""
-    parts = []
+    """`risk_maps` of pictures (n, h, w, 3) and encoded metadata (n, m), a few at a time, on the device of ``net``."""
+    torch.set_num_threads(threads)
+    device = net.head.weight.device
+    parts = [np.empty((0, *pixels.shape[1:3]), np.float32)]
     for start in range(0, len(pixels), AT_ONCE):
         some = slice(start, start + AT_ONCE)
         known = torch.from_numpy(metadata[some]).to(device) if metadata.shape[1] else None

@@ -11,6 +11,7 @@ from torch import nn
 
 from image_models.errors import ImageError
 from image_models.net import Net, build_net, read_weights
+from image_models.predict import pick_device
 from image_models.train import pick_precision
 
 BODY = "backbone.safetensors"  # of a frozen run: one for all its folds, beside them
@@ -72,7 +73,7 @@ def read_fold_net(
     A frozen run keeps only its heads in ``weights``: its ``body`` is by default the file backbone.safetensors one
     folder up. Arguments and errors as those of `read_fold_nets`.
     """
-    normalise = settings["normalise"] or {}
+    normalise, where = settings["normalise"] or {}, pick_device(device)
     frozen: bool = settings["frozen"]
     with torch.random.fork_rng(devices=[]):  # the draws that start a net are overwritten: they shall not move others'
         net = build_net(
@@ -93,8 +94,8 @@ def read_fold_net(
         read_weights(nn.ModuleDict({"head": net.head}), weights)
     else:
         read_weights(net, weights)
-        net.precision = pick_precision(settings["precision"], torch.device(device))
-    return net.to(device).eval()
+        net.precision = pick_precision(settings["precision"], where)
+    return net.to(where).eval()
 
 
 def _further_weights(fold: Path, seeds: Sequence[int]) -> list[Path]:

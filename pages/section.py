@@ -28,11 +28,11 @@ def script_policy(*scripts: str) -> str:
     return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
 
 
-def rendered(template: str, *, autoescape: bool = True, **values: object) -> Markup:
+def rendered(template: str, **values: object) -> Markup:
     """A template of this folder; text in ``values`` is escaped, a name that is missing is an error."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
-        autoescape=autoescape,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

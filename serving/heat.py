@@ -100,4 +100,4 @@ def _of_net(
     nets = store.read(
         fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1], device=device
     )
-    return pixel_risk_maps(nets[0], pixels, metadata, device=device)
+    return pixel_risk_maps(nets[0], pixels, metadata, threads=int(bundle.manifest["threads"]))

@@ -6,6 +6,7 @@ axe-core (MPL-2.0) comes inside the pip package axe-playwright-python (MIT) and 
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # of the extra [dev]
     from playwright.sync_api import Browser, Page
+
+    from pages.section import Section
 
 SCHEMES = ("light", "dark")
 WIDTHS = (360, 1400)  # a telephone, a desk
@@ -95,3 +98,23 @@ def barriers(page: Page) -> list[str]:
         for violation in Axe().run(page).response["violations"]
         if violation["impact"] in ("serious", "critical")
     ]
+
+
+def hosted(*sections: Section) -> str:
+    """A page of these sections alone, with the report's look and a policy that lets their scripts run and no other."""
+    from test_report import make_data
+
+    from pages.report import report_html
+    from pages.section import script_policy
+
+    style = re.search(r"<style>(.*?)</style>", report_html(make_data()), re.DOTALL)
+    assert style is not None
+    scripts = script_policy(*(section.script for section in sections))
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {scripts}"
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>parts of a page</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<style>{style[1]}{''.join(s.style for s in sections)}</style></head>"
+        f"<body><main><h1>Parts of a page</h1>{''.join(s.markup for s in sections)}</main></body></html>"
+    )
