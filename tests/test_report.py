@@ -422,6 +422,11 @@ def test_words_can_be_read_in_light_dark_and_print(html):
         for text, ground in [*pairs, ("ink", "tint"), ("accent", "tint"), ("note-ink", "note")]:
             dark, light = sorted([luminance(colours[text]), luminance(colours[ground])])
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+        # The strongest shade of a heat map mixes 45 % of the accent into the card.
+        channels = [[int(colours[name][i : i + 2], 16) for i in (1, 3, 5)] for name in ("accent", "card")]
+        mixed = "#" + "".join(f"{round(0.45 * a + 0.55 * b):02x}" for a, b in zip(*channels, strict=True))
+        dark, light = sorted([luminance(colours["ink"]), luminance(mixed)])
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, mixed
 
 
 @pytest.mark.parametrize("objective", ["auc", "pauc80", "ap", "logloss"])
