@@ -20,7 +20,7 @@ from stack.metrics import auc_by_fold
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
 
 # The page from top to bottom: id and title of each section. Of these the ones that bring their own markup:
-PLACES = ("explorer", "gallery")
+PLACES = ("explorer", "hard-cases")
 _CONTENTS = {
     "result": "Result",
     "curves": "Curves",
@@ -30,7 +30,7 @@ _CONTENTS = {
     "runs": "Runs",
     "methods": "Ways to blend",
     "subgroups": "Subgroups",
-    "gallery": "Misses and false alarms",
+    "hard-cases": "Misses and false alarms",
     "importance": "What it looks at",
     "studies": "Studies",
     "data": "Data and folds",

@@ -54,6 +54,8 @@ def write_bundle(
             _copy_blend(blend, folder / "blend")
             progress(1)
         _write_settings(experiment, folder / "config.yaml")
+        if (card := experiment.folder / "model_card.md").is_file():
+            _copy(card, folder)
         if novelty := fit_novelty(experiment, image_runs):
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)

@@ -19,7 +19,7 @@ from stack.console import Out
 from stack.errors import BundleError
 from stack.experiment import Experiment, open_experiment
 
-INERT = {".json", ".npy", ".safetensors", ".txt", ".ubj", ".cbm", ".yaml"}
+INERT = {".json", ".npy", ".safetensors", ".txt", ".ubj", ".cbm", ".yaml", ".md"}
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def test_no_id_group_or_path_of_the_training_data_is_in_it(bundled: Path, unpack
 
 def test_nothing_in_it_is_of_a_kind_that_runs_when_it_is_read(unpacked: Path) -> None:
     assert {path.suffix for path in unpacked.rglob("*") if path.is_file()} <= INERT
+    assert (unpacked / "model_card.md").read_text(encoding="utf-8").startswith("# ")
 
 
 def test_the_same_runs_make_the_same_bytes(bundled: Path, tmp_path: Path) -> None:

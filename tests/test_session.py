@@ -171,10 +171,10 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
 ) -> None:
     caches, frame = heat_world(ensemble, photos, tmp_path)
 
-    def only_frozen(net: Net, *args: np.ndarray, device: str) -> np.ndarray:
+    def only_frozen(net: Net, *args: np.ndarray, threads: int) -> np.ndarray:
         if not net.frozen:
             raise ImageError("as of a transformer")
-        return pixel_risk_maps(net, *args, device=device)
+        return pixel_risk_maps(net, *args, threads=threads)
 
     monkeypatch.setattr(serving.heat, "pixel_risk_maps", only_frozen)
     _, run = serving.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
@@ -184,7 +184,7 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
     assert cold.seen_by == "tiny"
     assert {lesion.heat for lesion in cold.lesions} == {None}
 
-    def none(net: Net, *args: np.ndarray, device: str) -> np.ndarray:
+    def none(net: Net, *args: np.ndarray, threads: int) -> np.ndarray:
         raise ImageError("as of a transformer")
 
     monkeypatch.setattr(serving.heat, "pixel_risk_maps", none)
