@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
 from pages.curves import reliability_figure
 from pages.evaluation_figures import promise_figure, threshold_roc_figure
+from pages.section import HERE, environment
 from stack.intervals import Interval
 from stack.validation import AGREES, HIGHER, LOWER, UNTOLD, Comparison, Validation
 
@@ -37,14 +36,12 @@ class _Table(NamedTuple):
 
 def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, created: str) -> str:
     """The page as text: no network, no script, no id of a row; ``y`` and ``score`` (n,) are for the ROC curve."""
-    folder, bins = Path(__file__).parent, pd.DataFrame(list(found.reliability))
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"number": number, "percent": percent}
-    template = environment.from_string((folder / "evaluation.html.j2").read_text(encoding="utf-8"))
+    bins = pd.DataFrame(list(found.reliability))
+    templates = environment()
+    templates.filters |= {"number": number, "percent": percent}
+    template = templates.get_template("evaluation.html.j2")
     return template.render(
-        style=Markup((folder / "page.css").read_text(encoding="utf-8")),  # one look, written once
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # one look, written once
         found=found,
         here=found.found,
         promised=found.promise.measures,

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pages.section import HERE, count, percent
+from pages.section import count, environment, percent
 from stack.experiment import Experiment
 from stack.intervals import Interval, interval
 from stack.store import Run, atomic
@@ -49,17 +48,10 @@ def model_card(
     rows = pd.Index(train["id"]).get_indexer(oof["id"])
     y, split_group = experiment.target[rows], experiment.split_group[rows]
     sizes = train["group"].iloc[rows].value_counts()
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=False,  # Markdown: `plain` escapes what comes from the data
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
-    environment.globals["bounds"] = _bounds
-    return environment.get_template("model_card.md.j2").render(
+    templates = environment(autoescape=False)  # Markdown: `plain` escapes what comes from the data
+    templates.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
+    templates.globals["bounds"] = _bounds
+    return templates.get_template("model_card.md.j2").render(
         name=experiment.name,
         version=version("dermstack"),
         created=datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -30,16 +30,21 @@ def script_policy(*scripts: str) -> str:
 
 def rendered(template: str, **values: object) -> Markup:
     """A template of this folder; text in ``values`` is escaped, a name that is missing is an error."""
-    environment = Environment(
+    templates = environment()
+    templates.filters |= {"percent": percent, "count": count}
+    return Markup(templates.get_template(template).render(**values))
+
+
+def environment(*, autoescape: bool = True) -> Environment:
+    """The templates of this folder: what is missing is an error, and blocks leave no lines behind."""
+    return Environment(
         loader=FileSystemLoader(HERE),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "count": count}
-    return Markup(environment.get_template(template).render(**values))
 
 
 def percent(share: float | None) -> str:
