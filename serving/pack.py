@@ -56,6 +56,7 @@ def write_bundle(
         _write_settings(experiment, folder / "config.yaml")
         if (card := experiment.folder / "model_card.md").is_file():
             _copy(card, folder)
+        out.say("bundle: how far the training images lie apart, and what it costs not to know a column …")
         if novelty := fit_novelty(experiment, image_runs):
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)

@@ -57,7 +57,9 @@ def fit_density(z: NDArray[np.floating], group: ArrayLike) -> Density:
 def _axes(z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
     rows, width = z.shape
     r = max(1, min(COMPONENTS, rows // 5, width - 1))
-    pca = PCA(r, svd_solver="covariance_eigh" if width < rows else "full").fit(z.astype(np.float64))
+    pca = PCA(r, svd_solver="covariance_eigh").fit(
+        z.astype(np.float64)
+    )  # eigenvalues over d - r axes, also of few rows
     spread = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))
     axes = (pca.components_ / spread[:, None]).T
     return pca.mean_.astype(np.float32), axes.astype(np.float32), float(np.sqrt(max(pca.noise_variance_, 1e-12)))
