@@ -8,7 +8,7 @@ EXPERIMENT ?= demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo oof stack tune dashboard report test test-all lint format bench clean
+.PHONY: help env demo oof stack tune dashboard report test test-all lint format docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -16,7 +16,7 @@ help:  ## list the targets
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("dermstack needs Python 3.11 or newer, found " + sys.version.split()[0] + ": try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[image,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[image,dev,docs]'
 	@touch $@
 
 env: $(VENV)/.stamp  ## create .venv with everything in it (again only when pyproject or constraints change)
@@ -57,8 +57,11 @@ format: env  ## let ruff write the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: env  ## the tutorials and the reference, as pages: site/index.html; fails on a link that leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: env  ## the benchmark that needs no data (the others in benchmarks/ say how they are called)
 	$(BIN)/python benchmarks/metrics.py
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -10,6 +10,7 @@ import typer
 
 from commands.data import commands as data_commands
 from commands.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_it
+from commands.serve import commands as serve_commands
 from image_models.errors import ImageError
 from stack.errors import ConfigError, DermstackError
 from tabular.errors import TabularError
@@ -17,9 +18,13 @@ from tabular.errors import TabularError
 # Everything heavier is imported by the command that needs it: `dermstack --help` answers at once, and level 2 runs
 # where torch isn't installed.
 
-IMAGE_EXTRA = {
-    "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
-    "google_crc32c", "kornia", "torchcam",
+EXTRAS = {  # what a user installs for whom
+    "[image]' to work on images": {
+        "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
+        "google_crc32c", "kornia", "torchcam",
+    },
+    "[onnx]' to export networks": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "[image,app]' for the local page": {"starlette", "uvicorn"},
 }  # fmt: skip
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -234,6 +239,7 @@ def compare(
 
 
 app.add_typer(data_commands)
+app.add_typer(serve_commands)
 
 
 def main() -> None:
@@ -244,9 +250,11 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in IMAGE_EXTRA:
+        lacking = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if lacking in modules), None)
+        if extra is None:
             raise
-        typer.echo(f"error: {error.name} is not installed: pip install 'dermstack[image]' to work on images", err=True)
+        typer.echo(f"error: {error.name} is not installed: pip install 'dermstack{extra}", err=True)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer has made it of a KeyboardInterrupt

@@ -14,6 +14,8 @@ from torchcam.methods import GradCAM
 from image_models.errors import ImageError
 from image_models.net import Net
 
+AT_ONCE = 4  # pictures whose gradients are in memory together
+
 
 class _Risk(nn.Module):
     """Pictures as the backbone takes them → the logit of p as one class; metadata stays as it is."""
@@ -44,6 +46,20 @@ def risk_maps(net: Net, images: torch.Tensor, metadata: torch.Tensor | None = No
     top = heat.amax(dim=(1, 2), keepdim=True)
     scaled: NDArray[np.float32] = torch.where(top > 0, heat / top, heat).detach().cpu().numpy()
     return scaled
+
+
+def pixel_risk_maps(
+    net: Net, pixels: NDArray[np.uint8], metadata: NDArray[np.float32], *, threads: int = 1
+) -> NDArray[np.float32]:
+    """`risk_maps` of pictures (n, h, w, 3) and encoded metadata (n, m), a few at a time, on the device of ``net``."""
+    torch.set_num_threads(threads)
+    device = net.head.weight.device
+    parts = [np.empty((0, *pixels.shape[1:3]), np.float32)]
+    for start in range(0, len(pixels), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        known = torch.from_numpy(metadata[some]).to(device) if metadata.shape[1] else None
+        parts.append(risk_maps(net, torch.from_numpy(pixels[some]).to(device), known))
+    return np.concatenate(parts)
 
 
 def _last_map(net: Net, images: torch.Tensor, metadata: torch.Tensor | None) -> nn.Module:

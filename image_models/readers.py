@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -116,7 +117,21 @@ def image_sources(
     return [found[row_id] for row_id in ids]
 
 
-def _all(place: Path, wanted: set[str], names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
+def image_ids(place: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str]:
+    """The id of every picture in ``place``, which is as for `image_sources`: names of files without suffix, sorted."""
+    ids = sorted(row_id for row_id, _ in _all(place, None, names, swap=False))
+    if not ids:
+        raise ImageError(f"{place} holds no picture: name a folder with {', '.join(SUFFIXES + DICOM_SUFFIXES)} files")
+    if twice := sorted({a for a, b in pairwise(ids) if a == b}):
+        raise ImageError(
+            f"{len(twice)} ids have more than one image in {place}, first: {twice[0]}: keep one of them, or name the "
+            "folder that holds the right ones"
+        )
+    return ids
+
+
+def _all(place: Path, wanted: set[str] | None, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
+    """Pictures with their ids; of those not ``wanted`` as many are left out as is cheap."""
     if place.is_dir():
         shards = []
         for entry in _files(place):
@@ -124,7 +139,7 @@ def _all(place: Path, wanted: set[str], names: TFRecordNames, swap: bool) -> Ite
             suffix = suffix.lower()
             if suffix in TFRECORD_SUFFIXES:
                 shards.append(Path(entry.path))
-            elif stem in wanted and suffix in SUFFIXES + DICOM_SUFFIXES:
+            elif (wanted is None or stem in wanted) and suffix in SUFFIXES + DICOM_SUFFIXES:
                 stat = entry.stat()
                 kind: Literal["dicom", "file"] = "dicom" if suffix in DICOM_SUFFIXES else "file"
                 yield (
@@ -174,12 +189,12 @@ def _records(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[st
             yield values[0].decode("utf-8", "replace"), source
 
 
-def _datasets(path: Path, wanted: Iterable[str], swap: bool) -> Iterator[tuple[str, Source]]:
+def _datasets(path: Path, wanted: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
     """ISIC 2024's form: a data set of encoded bytes for each id."""
     with _open_hdf5(path) as file:
         there = set(file)
         mtime = path.stat().st_mtime_ns
-        for key in sorted(there.intersection(wanted)):
+        for key in sorted(there if wanted is None else there & wanted):
             length = int(_dataset(file, key, path).nbytes)
             # The file's time: a checksum of each picture would read the whole file before the first is decoded.
             yield key, Source(path, "hdf5", key=key, n_bytes=length, stamp=mtime, swap_red_blue=swap)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from pages.contact_sheet import data_uri, pick, tiles
 from pages.eda_panels import panels
 from pages.eda_tables import crossed, drifted, duplicated, fold_rows, grouped, missing, ranked, sized
+from pages.section import HERE, environment
 from stack.drift import drift
 from stack.errors import DataError
 from stack.folds import Folds
@@ -85,13 +85,10 @@ def eda_html(
     sizes = picture_sizes(train) if pictures else None
     groups = group_sizes(train)
     ranking = shortcuts(train, {"images of the group": _group_size(train), **_size_facts(train)})
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["count"] = lambda value: f"{value:,}"
-    folder = Path(__file__).parent
-    return environment.from_string((folder / "eda.html.j2").read_text(encoding="utf-8")).render(
-        style=(folder / "page.css").read_text(encoding="utf-8"),  # the report's: one look, written once
+    templates = environment()
+    templates.filters["count"] = lambda value: f"{value:,}"
+    return templates.get_template("eda.html.j2").render(
+        style=(HERE / "page.css").read_text(encoding="utf-8"),  # the report's: one look, written once
         name=name,
         by=by,
         facts=_facts(table),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,9 @@ import yaml
 from numpy.typing import NDArray
 
 from pages.data_facts import data_facts, table_facts
+from pages.explorer import explorer
+from pages.hard_cases import hard_cases
+from pages.model_card import write_model_card
 from pages.report import Calibration, Comparison, Decision, ReportData, report_html
 from stack.console import Out
 from stack.errors import StoreError
@@ -21,6 +25,7 @@ from stack.experiment import Experiment
 from stack.importance import importance
 from stack.intervals import Interval, interval, paired_difference
 from stack.net_benefit import decision_curve, round_thresholds
+from stack.pseudonym import pseudonym_key, pseudonyms
 from stack.reliability import calibration_scores, reliability
 from stack.store import Run, atomic, read_run, read_runs
 from stack.studies import read_studies
@@ -43,7 +48,7 @@ LIBRARIES = (
 
 
 def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
-    """Write runs/<experiment>/report.html. Raises StoreError where `stack` has not been run.
+    """Write runs/<experiment>/report.html and model_card.md. Raises StoreError where `stack` has not been run.
 
     Ids of images and groups are on the page only with ``show_ids``, pictures only with ``images``.
     """
@@ -53,19 +58,32 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             f"{experiment.folder} has no blend yet: run `dermstack stack --config {experiment.config_path}`"
         )
     path = experiment.folder / "report.html"
-    page = report_html(report_data(experiment, blend, out, show_ids=show_ids))
+    runs = blended_runs(experiment, blend)
+    data = report_data(experiment, blend, runs, out, show_ids=show_ids)
+    oof = blend.frame("oof")
+    sections = {
+        "explorer": explorer(data.y, oof["p_calibrated"], _split_group(experiment, oof)),
+        "hard-cases": hard_cases(
+            experiment, blend, runs, name_of=str if show_ids else _codes(experiment), no_images=not images
+        ),
+    }
     with atomic(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(report_html(data, sections), encoding="utf-8")
+    write_model_card(experiment, blend, runs=data.runs, subgroups=_of_card(data.subgroups), notes=data.notes)
     return path
 
 
-def report_data(experiment: Experiment, blend: Run, out: Out, *, show_ids: bool = False) -> ReportData:
-    """Everything the page says of this blend and its runs, on the rows that it covers."""
+def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
+    """The runs that the blend is made of, in its order."""
     by_name = {run.name: run for run in read_runs(experiment.models)}
-    runs = [by_name[name] for name in blend.meta["runs"]]
+    return [by_name[name] for name in blend.meta["runs"]]
+
+
+def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *, show_ids: bool = False) -> ReportData:
+    """Everything the page says of this blend and its ``runs``, on the rows that it covers."""
     oof = blend.frame("oof")
     rows = pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])
-    y, split_group = experiment.target[rows], experiment.split_group[rows]
+    y, split_group = experiment.target[rows], _split_group(experiment, oof)
     objective = experiment.config.objective
     table = run_table(experiment, runs)
     best = runs[int(table[objective].argmax())]
@@ -128,6 +146,24 @@ def report_data(experiment: Experiment, blend: Run, out: Out, *, show_ids: bool 
             **{run.name: run.meta["fingerprint"] for run in [*runs, blend]},
         },
     )  # fmt: skip
+
+
+def _split_group(experiment: Experiment, oof: pd.DataFrame) -> NDArray[np.object_]:
+    groups: NDArray[np.object_] = experiment.split_group[pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])]
+    return groups
+
+
+def _codes(experiment: Experiment) -> Callable[[str], str]:
+    key = pseudonym_key(experiment.folder)
+    return lambda row_id: pseudonyms([row_id], key)[0]
+
+
+def _of_card(found: pd.DataFrame | None) -> pd.DataFrame:
+    """Subgroups in the columns of the model card."""
+    if found is None:
+        return pd.DataFrame(columns=["subgroup", "level", "rows", "positives", "auc", "low", "high", "note"])
+    notes = np.where(found["apart"], "apart from the rest, beyond noise", "")
+    return found.rename(columns={"subgroup": "level"}).rename(columns={"by": "subgroup"}).assign(note=notes)
 
 
 def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group: NDArray[np.object_]) -> Calibration:

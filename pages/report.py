@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from pages.report_data import Calibration, Comparison, DataFacts, Decision, ReportData
 from pages.report_panels import OBJECTIVES, panels, subgroup_verdicts, tables
-from pages.section import HERE, Section, script_policy
+from pages.section import HERE, Section, environment, script_policy
 from pages.tables import breakable, coded, number, signed
 from stack.intervals import Interval
 from stack.metrics import auc_by_fold
@@ -20,7 +20,7 @@ from stack.metrics import auc_by_fold
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
 
 # The page from top to bottom: id and title of each section. Of these the ones that bring their own markup:
-PLACES = ("explorer", "gallery")
+PLACES = ("explorer", "hard-cases")
 _CONTENTS = {
     "result": "Result",
     "curves": "Curves",
@@ -30,7 +30,7 @@ _CONTENTS = {
     "runs": "Runs",
     "methods": "Ways to blend",
     "subgroups": "Subgroups",
-    "gallery": "Misses and false alarms",
+    "hard-cases": "Misses and false alarms",
     "importance": "What it looks at",
     "studies": "Studies",
     "data": "Data and folds",
@@ -66,7 +66,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
     objective = OBJECTIVES.get(data.objective, data.objective)
     page = (HERE / "page.css").read_text(encoding="utf-8")
-    template = _environment().get_template("report.html.j2")
+    template = _templates().get_template("report.html.j2")
     return template.render(
         data=data,
         entries=entries,
@@ -104,18 +104,11 @@ def _made_of(data: ReportData) -> str:
     return ", ".join(named)
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
-    environment.filters["coded"] = coded
-    return environment
+def _templates() -> Environment:
+    templates = environment()
+    templates.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
+    templates.filters["coded"] = coded
+    return templates
 
 
 def _verdict(difference: Interval) -> str:

@@ -28,9 +28,16 @@ def script_policy(*scripts: str) -> str:
     return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
 
 
-def rendered(template: str, *, autoescape: bool = True, **values: object) -> Markup:
+def rendered(template: str, **values: object) -> Markup:
     """A template of this folder; text in ``values`` is escaped, a name that is missing is an error."""
-    environment = Environment(
+    templates = environment()
+    templates.filters |= {"percent": percent, "count": count}
+    return Markup(templates.get_template(template).render(**values))
+
+
+def environment(*, autoescape: bool = True) -> Environment:
+    """The templates of this folder: what is missing is an error, and blocks leave no lines behind."""
+    return Environment(
         loader=FileSystemLoader(HERE),
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -38,8 +45,6 @@ def rendered(template: str, *, autoescape: bool = True, **values: object) -> Mar
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "count": count}
-    return Markup(environment.get_template(template).render(**values))
 
 
 def percent(share: float | None) -> str:

@@ -33,14 +33,15 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A weighted mean of runs, for anyone's matrix of out-of-fold predictions (rows, runs) and two classes.
 
     `method`, simplest first:
-        rank_mean    equal weights on ranks
-        mean         equal weights on probabilities
-        logistic     a logistic regression on standardised logits, no weight negative; its score is a probability
-        hill_climb   greedy selection on ranks with (`replacement`) or without repetition, averaged over `bags` climbs
-        optuna       weights, a transform a run out of probability, logit and rank, and with `power` a power of
-                     its ranks, in `trials` trials that begin with the four above; its score is a rank among the rows
-                     of the fit. For "logloss" weights on probabilities, and its score is one. After `timeout`
-                     seconds no further trial begins.
+
+    - `rank_mean`: equal weights on ranks.
+    - `mean`: equal weights on probabilities.
+    - `logistic`: a logistic regression on standardised logits, no weight negative; its score is a probability.
+    - `hill_climb`: greedy selection on ranks with (`replacement`) or without repetition, averaged over `bags` climbs.
+    - `optuna`: weights, a transform a run out of probability, logit and rank, and with `power` a power of its ranks, in
+      `trials` trials that begin with the four above; its score is a rank among the rows of the fit. For "logloss"
+      weights on probabilities, and its score is one. After `timeout` seconds no further trial begins.
+
     A run that leaves [0, 1] enters by its rank, for "logloss" too. Each run must point the right way: high for the
     second of `classes_`. `objective` is what hill_climb and optuna look for.
 
@@ -52,9 +53,9 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     empty unless tuned here; `in_sample_`, the Interval of the objective over `groups` on the very rows of the
     fit, None where no groups were given.
 
-    >>> P = [[0.1, 0.3], [0.2, 0.1], [0.7, 0.8], [0.9, 0.6]]
-    >>> Blender("rank_mean").fit(P, [0, 0, 1, 1]).predict_proba(P)[:, 1]
-    array([0.25, 0.25, 0.75, 0.75])
+        >>> P = [[0.1, 0.3], [0.2, 0.1], [0.7, 0.8], [0.9, 0.6]]
+        >>> Blender("rank_mean").fit(P, [0, 0, 1, 1]).predict_proba(P)[:, 1]
+        array([0.25, 0.25, 0.75, 0.75])
     """
 
     def __init__(

@@ -16,18 +16,18 @@ from stack.settings import ConfigPath, Name, Strict
 class Columns(Strict):
     """Which csv column holds what; the three first are needed, the rest may be missing."""
 
-    id: str
-    group: str
-    target: str
-    age: str | None = None
-    sex: str | None = None
-    site: str | None = None
-    diagnosis: str | None = None
+    id: str  # of the image, unique; its file is named so
+    group: str  # the patient, or the lesion where no patient is known: never torn between folds
+    target: str  # 0 or 1
+    age: str | None = None  # in years; an empty cell is missing
+    sex: str | None = None  # any words, whatever their case; an empty cell is missing
+    site: str | None = None  # where on the body, in any words; an empty cell is missing
+    diagnosis: str | None = None  # of training rows, for image models with `target: diagnosis`
     source: str | None = None  # hospital, camera or archive; no model sees it, the report has a subgroup for each
     fold: str | None = None  # folds that are decided already, instead of dealing
     width: str | None = None  # of the original picture in pixels, as `shortcuts` may use; the cache knows it too
-    height: str | None = None
-    bytes: str | None = None  # of the picture's file
+    height: str | None = None  # of the original picture in pixels
+    bytes: str | None = None  # of the original picture's file
 
 
 class TFRecords(Strict):
@@ -40,24 +40,24 @@ class TFRecords(Strict):
 class ExternalColumns(Strict):
     """Which column of an external csv holds what; without a group each row is one of its own."""
 
-    id: str
-    target: str
-    group: str | None = None
-    age: str | None = None
-    sex: str | None = None
-    site: str | None = None
-    diagnosis: str | None = None
+    id: str  # of the image, unique; its file is named so
+    target: str  # 0 or 1; a single class will do
+    group: str | None = None  # the patient or the lesion
+    age: str | None = None  # in years
+    sex: str | None = None  # in the words of the training table
+    site: str | None = None  # where on the body, in the words of the training table
+    diagnosis: str | None = None  # needed where an image model learns it
 
 
 class External(Strict):
     """Rows that every fold's image models train on: never scored, never in patient counts, never at level 2."""
 
-    name: Name
-    table: ConfigPath
-    images: ConfigPath
-    columns: ExternalColumns
-    tfrecord: TFRecords = TFRecords()
-    swap_red_blue: bool = False
+    name: Name  # its groups are called `<name>:<group>`
+    table: ConfigPath  # csv of its rows
+    images: ConfigPath  # a folder of pictures or of shards, or an .hdf5 file, as `data.images`
+    columns: ExternalColumns  # which of its columns holds what
+    tfrecord: TFRecords = TFRecords()  # as `data.tfrecord`, for its own shards
+    swap_red_blue: bool = False  # its pictures were encoded with their channels in the wrong order
     on_collision: Literal["refuse", "drop"] = "refuse"  # an id or a picture that is also in train or test
 
 
@@ -65,69 +65,71 @@ class Data(Strict):
     """Where the rows and pictures are."""
 
     name: Name  # of the image cache, shared by experiments on the same data
-    train: ConfigPath
-    test: ConfigPath | None = None
-    sample_submission: ConfigPath | None = None
+    train: ConfigPath  # csv of the training rows
+    test: ConfigPath | None = None  # csv of the rows to predict; none: an estimate, and no submission
+    sample_submission: ConfigPath | None = None  # csv whose columns and order the submission takes
     duplicates: ConfigPath | None = None  # csv of pairs of ids that show the same lesion
-    # A folder of <id>.jpg, .png or .dcm, or of .tfrec shards, or an .hdf5 file; none: level 2 on imported predictions
+    # a folder of `<id>.jpg`, `.png` or `.dcm`, or of `.tfrec` shards, or an `.hdf5` file; none: level 2 on imported
+    # predictions
     images: ConfigPath | None = None
     test_images: ConfigPath | None = None  # where test images lie elsewhere
-    columns: Columns
-    tfrecord: TFRecords = TFRecords()
+    columns: Columns  # which csv column holds what
+    tfrecord: TFRecords = TFRecords()  # names and codes inside TFRecord shards
     swap_red_blue: bool = False  # pictures that were encoded with their channels in the wrong order
-    on_unreadable: Literal["refuse", "drop"] = "refuse"  # drop: training rows leave the table, on the record
+    on_unreadable: Literal["refuse", "drop"] = "refuse"  # `drop`: training rows leave the table, on the record
     find_duplicates: bool = True  # near-duplicates among the pictures merge groups, as `duplicates` does
-    resize: Literal["square", "short_side"] = "square"  # short_side keeps the aspect; networks see the central square
-    cache_format: Literal["raw", "jpeg"] = "raw"  # jpeg: a tenth of the disk, decoded again each epoch
-    external: tuple[External, ...] = ()
+    resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
+    cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg`: a tenth of the disk, decoded again each epoch
+    external: tuple[External, ...] = ()  # tables from elsewhere that only train
 
 
 class Folds(Strict):
     """How training rows are dealt into folds."""
 
-    k: int = Field(5, ge=2, le=100)
-    seed: int = 0
+    k: int = Field(5, ge=2, le=100)  # number of folds
+    seed: int = 0  # another deal for another seed
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # besides the target
 
 
 class Features(Strict):
     """What the level-2 matrix holds."""
 
-    logits: bool = True
-    metadata: bool = True
+    logits: bool = True  # each level-1 run's logit, on the scale of the fold net that made it
+    metadata: bool = True  # age, sex and site
     aggregates: bool = True  # per patient: of age and of each run's logit
     cohort: bool = False  # each logit against those of the same age band, sex and site
     neighbours: bool = True  # per patient: how far each run's embedding stands from the others'
     frozen_z: int = Field(0, ge=0)  # principal components of each frozen run's embedding; 0: none
     aligned_z: int = Field(16, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
     context_counts: bool = False  # images of the group: an artefact of collection, off by default
-    shortcuts: bool = False  # width, height and bytes of the picture: the same
+    shortcuts: bool = False  # width, height and bytes of the picture: an artefact as well
 
 
 class Stacker(Strict):
     """One level-2 run over all folds: a GBDT, or a logistic regression as the simple second opinion."""
 
-    name: Name
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
-    params: dict[str, Any] = {}
+    name: Name  # of the run
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]  # catboost is an extra, `dermstack[catboost]`
+    params: dict[str, Any] = {}  # of the library, by its own names, over the defaults here; `rounds` and `patience` too
     bags: int = Field(3, ge=1)  # models with seeds of their own, averaged in logits
     negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of them sees
     positive_weight: float = Field(1.0, gt=0)  # of positive rows in the loss of a GBDT
     monotone: bool = False  # a run's p up, the GBDT's risk never down
     device: Literal["cpu", "gpu"] = "cpu"  # of GBDTs; other bytes, and LightGBM needs a build that has it
-    enabled: bool = True
+    enabled: bool = True  # false: left out, its description kept
 
 
 class Blend(Strict):
     """How runs become one score."""
 
+    # those among which one is chosen, without the rows that it is scored on
     methods: tuple[Literal["rank_mean", "mean", "logistic", "hill_climb", "optuna"], ...] = Field(
         ("rank_mean", "mean", "logistic", "hill_climb", "optuna"), min_length=1
     )
-    trials: int = Field(100, ge=1)  # of an optuna study; the first ones are the simpler methods' weights
-    power: bool = False  # optuna: each run's ranks to a power of their own
-    replacement: bool = True  # hill_climb: a run may be added again
-    bags: int = Field(5, ge=1)  # hill_climb: climbs over halves of the runs whose weights are averaged
+    trials: int = Field(100, ge=1)  # of `optuna`; the first ones are the simpler methods' weights
+    power: bool = False  # `optuna`: each run's ranks to a power of their own
+    replacement: bool = True  # `hill_climb`: a run may be added again
+    bags: int = Field(5, ge=1)  # `hill_climb`: climbs on halves of the rows, whose weights are averaged
 
 
 class Ray(Strict):
@@ -135,39 +137,39 @@ class Ray(Strict):
 
     address: str | None = None  # of a running cluster, or `auto`; none: one on this machine, for this command
     cpus: float = Field(1, ge=0)  # that a task reserves; usually as many as `threads`
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(0, ge=0)  # that a task reserves; a share lets tasks share one
     retries: int = Field(3, ge=0)  # of a task whose worker or node was lost; it resumes from its last epoch
 
 
 class Tuned(Strict):
     """Studies whose result is used, as `dermstack tune` wrote them."""
 
-    blend: ConfigPath | None = None
-    gbdt: dict[str, ConfigPath] = {}  # by stacker
+    blend: ConfigPath | None = None  # the study of blend weights
+    gbdt: dict[str, ConfigPath] = {}  # by stacker, the study of its parameters
     image: dict[str, ConfigPath] = {}  # by image model; its number is then "selected on these rows"
 
 
 class Config(Strict):
-    """An experiment."""
+    """What it is called, what it is made from, and how."""
 
-    experiment: Name
-    runs: ConfigPath = Field("../runs", validate_default=True)
-    cache: ConfigPath = Field("../cache", validate_default=True)
-    seed: int = 0
-    objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"
+    experiment: Name  # what it is called: its results lie in `runs/<experiment>/`
+    runs: ConfigPath = Field("../runs", validate_default=True)  # where experiments lie
+    cache: ConfigPath = Field("../cache", validate_default=True)  # where decoded images lie
+    seed: int = 0  # of everything that draws, but the deal of folds
+    objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"  # the aim of blends and studies, and the headline
     threads: int = Field(2, ge=1)  # of each task; a setting, because it changes the bytes
     n_jobs: int = Field(1, ge=1)  # tasks at a time; on GPUs as many as there are GPUs
-    backend: Literal["processes", "ray"] = "processes"
-    ray: Ray = Ray()
+    backend: Literal["processes", "ray"] = "processes"  # where tasks run
+    ray: Ray = Ray()  # for `backend: ray`
     workers: int = Field(0, ge=0)  # loader processes of each image task; 0 serves a CPU best
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data: Data
-    folds: Folds = Folds()
-    image_models: tuple[ImageModel, ...] = ()
-    features: Features = Features()
-    stackers: tuple[Stacker, ...] = ()
-    blend: Blend = Blend()
-    tuned: Tuned = Tuned()
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of image models; `auto` takes a GPU where there is one
+    data: Data  # where the rows and pictures are
+    folds: Folds = Folds()  # how training rows are dealt
+    image_models: tuple[ImageModel, ...] = ()  # level 1: one run each
+    features: Features = Features()  # what level 2 sees
+    stackers: tuple[Stacker, ...] = ()  # level 2: one run each
+    blend: Blend = Blend()  # how runs become one score
+    tuned: Tuned = Tuned()  # studies whose result is used
     storage: str | None = None  # of studies: a database that Optuna knows, for many workers; none: a file in the run
 
     @property

@@ -54,7 +54,7 @@ def alignment_notes(embeddings: Mapping[str, Embedding], runs: Sequence[Run]) ->
         fits = alignment.residual <= BAD_RESIDUAL
         note = (
             f"{name}: embeddings of {len(alignment.mean)} nets aligned on {anchors[name]} rows, "
-            f"{alignment.basis.shape[1]} components, residual {alignment.residual:.2f} on held-out anchors "
+            f"{alignment.components} components, residual {alignment.residual:.2f} on held-out anchors "
             f"({alignment.unaligned:.2f} unaligned){'' if fits else ': they do not fit; set `features.aligned_z: 0`'}"
         )
         notes.append((note, fits))
@@ -81,7 +81,7 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
         by_net.append(rows[_every(run, anchors.iloc[rows], first, "anchor")])
     alignment = fit_alignment(np.stack([anchor_z[rows] for rows in by_net]), components)
     oof, z = run.frame("oof"), run.array("oof_z")
-    made = np.empty((len(oof), alignment.basis.shape[1]), np.float32)
+    made = np.empty((len(oof), alignment.components), np.float32)
     fold = oof["fold"].to_numpy()
     for net in range(k):
         made[fold == net] = alignment.transform(z[fold == net], net)

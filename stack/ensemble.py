@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from stack.blend import Blender
+from stack.blend_state import blender_state
 from stack.calibrate import calibrator_state
 from stack.calibrate_nested import calibrate_nested, calibration_record
 from stack.console import Out
@@ -29,7 +30,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     The same runs and settings again are skipped; a stale blend is set aside.
     """
     folder = experiment.folder / "blend"
-    inputs = _inputs(experiment, runs)
+    inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
@@ -76,8 +77,9 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     oof["p_calibrated"] = calibration.p
     for name in nested.by_method:
         oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
-    test = pd.DataFrame({"id": experiment.table.test["id"], "score": _test_scores(nested.final, predictions)})
+    test = pd.DataFrame({"id": experiment.table.test["id"], "score": score_unseen(nested.final, predictions)})
     test["p_calibrated"] = calibration.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    settings, distributions = blender_state(nested.final)
     meta = {
         "fingerprint": fingerprint(inputs),
         "level": 3,
@@ -92,17 +94,18 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "weights": dict(zip(predictions.names, map(float, nested.final.weights_), strict=True)),
         "transforms": dict(zip(predictions.names, nested.final.transforms_.tolist(), strict=True)),
         "methods": methods.to_dict("records"),
+        "blender": settings,
         "calibrator": calibrator_state(calibration.final),
         "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
         "left_out": len(experiment.target) - len(rows),
         "selected": [run.name for run in runs if run.meta.get("selected")],  # by a study of these very rows
     }
-    return write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test})
+    return write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
 
 
-def _test_scores(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
-    """Each test row blended as each fold net sees it, the blends' logits averaged over the nets."""
+def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
+    """Scores (rows,): each test row blended as each fold net sees it, the blends' logits averaged over the nets."""
     if not predictions.test.shape[1]:
         return np.empty(0)
     blended = [
@@ -129,7 +132,8 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
         temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
 
 
-def _inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
+def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
+    """What the blend depends on, by name; one made of anything else is stale."""
     config = experiment.config
     return {
         "settings": fingerprint({

@@ -15,5 +15,9 @@ class DataError(DermstackError):
     """A table, a row or a file of the user's that can't be used as it is."""
 
 
+class BundleError(DermstackError):
+    """A bundle that is damaged, of another version, or can't be made of these runs."""
+
+
 class StoreError(DermstackError):
     """Something under runs/ is incomplete, stale or damaged."""

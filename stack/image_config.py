@@ -13,17 +13,17 @@ from stack.settings import Name, Strict, resolve_path
 
 
 class Normalise(Strict):
-    """Of pixels in [0, 1]."""
+    """What is taken off pixels in [0, 1], and what they are divided by."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of red, green and blue
+    std: tuple[float, float, float]  # of red, green and blue
 
 
 class Diagnosis(Strict):
     """How diagnoses become the classes of a model with `target: diagnosis`; each class is of one target."""
 
-    classes: dict[str, str] = {}  # diagnosis: class; what is not named is a class of its own
-    unknown: Literal["class", "target"] = "class"  # a missing diagnosis: its own class, or any class of its target
+    classes: dict[str, str] = {}  # class by diagnosis; what is not named is a class of its own
+    unknown: Literal["class", "target"] = "class"  # a missing diagnosis is its own class, or any class of its target
 
 
 def _listed(value: object) -> object:
@@ -33,21 +33,23 @@ def _listed(value: object) -> object:
 class ImageModel(Strict):
     """One level-1 run: a timm backbone, fine-tuned or frozen, over all folds."""
 
-    name: Name
-    backbone: str
-    pretrained: Annotated[bool | Path, BeforeValidator(resolve_path)] = True
+    name: Name  # of the run
+    backbone: str  # timm's name for it
+    pretrained: Annotated[bool | Path, BeforeValidator(resolve_path)] = True  # timm's own weights, none, or a file's
     frozen: bool = False  # only a logistic head is fitted, on features that are stored once
     size: int = Field(128, ge=16, le=2048)  # pixels a side
-    timm_args: dict[str, Any] = {}
-    normalise: Normalise | None = None  # default: as the backbone was trained
-    # Recipes, one after the other: light, standard, heavy; microscope, hair
+    timm_args: dict[str, Any] = {}  # what else `timm.create_model` is told
+    normalise: Normalise | None = None  # of the pixels; otherwise as the backbone was trained
+    # recipes, one after the other: `none`, `light`, `standard`, `heavy`; `microscope`, `hair`
     augment: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("light",)
-    augment_on: Literal["cpu", "device"] = "cpu"  # device: light or standard, a batch at a time, on the GPU
-    target: Literal["binary", "diagnosis"] = "binary"  # diagnosis: its classes are learned, p is that of the target
-    diagnosis: Diagnosis = Diagnosis()
-    metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # learned beside the image
+    augment_on: Literal["cpu", "device"] = "cpu"  # `device`: light or standard, a batch at a time, on the GPU
+    target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: its classes are learned, p is that of the target
+    diagnosis: Diagnosis = Diagnosis()  # how diagnoses become classes
+    metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # what is learned beside the image
     tta: Literal["none", "flips", "d4"] = "none"  # views averaged in logits: 1, 4 or 8
-    # Training: `image_models/settings.py` says what each means and holds the same defaults.
+
+    # How it is trained: image_models/settings.py says what each means and holds the same defaults.
+
     epochs: int = Field(4, ge=1)
     batch_size: int = Field(32, ge=2)
     lr: float = Field(1e-3, gt=0)
@@ -68,8 +70,9 @@ class ImageModel(Strict):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     select: Literal["last", "best"] = "last"
+
     seeds: tuple[int, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
-    enabled: bool = True
+    enabled: bool = True  # false: left out, its description kept
 
     @property
     def training(self) -> Training:

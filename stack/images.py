@@ -45,6 +45,14 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
     return experiment, caches
 
 
+def cache_at_hand(experiment: Experiment, size: int) -> ImageCache:
+    """What was cached at ``size`` before, looked up and not completed: for pages, which can do without a picture."""
+    from image_models.cache import open_cache
+
+    data = experiment.config.data
+    return open_cache(_cache_folder(experiment, size), size=size, resize=data.resize, format=data.cache_format)
+
+
 def looking_size(experiment: Experiment) -> int:
     """Of the cache that audit and eda look at: the smallest that an image model needs anyway."""
     return min((model.size for model in enabled_models(experiment)), default=LOOKING_SIZE)
@@ -88,12 +96,18 @@ def _find(place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> li
     return image_sources(place, ids.tolist(), names=names, swap_red_blue=swap)
 
 
-def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: int, out: Out) -> ImageCache:
+def _cache_folder(experiment: Experiment, size: int) -> Path:
     from image_models.cache import cache_name
+
+    data = experiment.config.data
+    return experiment.config.cache / cache_name(data.name, size, data.resize, data.cache_format)
+
+
+def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: int, out: Out) -> ImageCache:
     from image_models.cache_build import build_cache
 
     config, data = experiment.config, experiment.config.data
-    folder = config.cache / cache_name(data.name, size, data.resize, data.cache_format)
+    folder = _cache_folder(experiment, size)
     with out.bar(f"image cache {size} px", len(ids)) as progress:
         return build_cache(
             folder,

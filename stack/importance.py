@@ -97,7 +97,7 @@ def _of_fold(
         kept = read_run(place)
         if kept is None:
             raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
-        bag = read_bag(place, shift=float(kept.meta["shift"]))
+        bag = read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
         added[run.name] = bag.contributions(rows, threads=experiment.config.threads)[0]
     return _Explained(rows, added, matrix.features.block_of_)
 

@@ -34,7 +34,12 @@ class Interval:
 def interval(
     objective: str, y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """`score` with its percentile interval over split_groups (see `bootstrap_scores`)."""
+    """`objective` of scores `s` (n,) for targets `y` (n,) of 0 and 1, with its 95 % interval by bootstrap.
+
+    `objective` is "auc", "pauc80", "ap" or "logloss", which comes negated: higher is better. What is drawn again,
+    `draws` times, is whole split_groups (n,), those with a positive row apart from those without. Raises DataError
+    where fewer than two of them hold a positive, and for what the objective refuses.
+    """
     drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed)[:, 0]
     return interval_of(score(objective, y, s), drawn)
 
@@ -49,7 +54,10 @@ def paired_difference(
     draws: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """`score` of `a` (n,) less that of `b` (n,), with its interval from draws that both share."""
+    """`objective` of scores `a` (n,) less that of `b` (n,), with its interval from draws that both share.
+
+    Above zero `a` is better; by more than noise where the interval leaves zero out. Otherwise as `interval`.
+    """
     drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
     return interval_of(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
 

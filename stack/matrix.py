@@ -129,7 +129,7 @@ class FoldFeatures:
     ) -> FoldFeatures:
         """``frame``, ``logits`` (n, runs) and each run's ``z`` (n, d) of the fold's training rows. No targets."""
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
-        self.pca_ = {name: self._fit_pca(values) for name, values in z.items() if name in self.frozen}
+        self.axes_ = {name: self._fit_axes(values) for name, values in z.items() if name in self.frozen}
         self.cohort_ = CohortScore().fit(frame, logits) if self.settings.cohort else None
         return self
 
@@ -151,7 +151,8 @@ class FoldFeatures:
         if self.cohort_ is not None:
             blocks.append(("image models, within age, sex and site", self.cohort_.transform(frame, logits, self.names)))
         for name, values in z.items():
-            components, kept = self._components(name, values)
+            components = self.components(name, values)
+            kept = self.settings.frozen_z if name in self.axes_ else self.settings.aligned_z
             if kept:
                 columns = [f"{name}_z{i}" for i in range(min(kept, components.shape[1]))]
                 blocks.append(("embeddings", pd.DataFrame(components[:, : len(columns)], columns=columns)))
@@ -164,6 +165,13 @@ class FoldFeatures:
         self.block_of_ = {str(column): name for name, block in blocks for column in block}
         return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
 
+    def components(self, name: str, z: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Centred components (n, r) of a run's embeddings ``z`` as `transform` takes them."""
+        if name not in self.axes_:
+            return z
+        mean, turn = self.axes_[name]
+        return (z.astype(np.float32) - mean) @ turn
+
     def to_json(self) -> str:
         """What was fitted on the training rows, for new ones: encodings and cohorts; for components see `arrays`."""
         cohort = None if self.cohort_ is None else json.loads(self.cohort_.to_json())
@@ -172,24 +180,23 @@ class FoldFeatures:
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """What reduces a frozen run's new z, (z - mean) @ turn: mean (d,) and turn (d, r), by run."""
         return {
-            f"{name}_{part}": values.astype(np.float32)
-            for name, pca in self.pca_.items()
-            for part, values in (("mean", pca.mean_), ("turn", pca.components_.T))
+            f"{name}_{part}": values
+            for name, axes in self.axes_.items()
+            for part, values in zip(("mean", "turn"), axes, strict=True)
         }
 
-    def _components(self, name: str, z: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
-        """Centred components (n, r) of a run, and how many of them are features themselves."""
-        if name not in self.pca_:
-            return z, self.settings.aligned_z
-        pca = self.pca_[name]
-        # scikit-learn refuses to transform no rows, which is what an experiment without a test csv has.
-        return (
-            pca.transform(z.astype(np.float32)) if len(z) else np.empty((0, pca.n_components_), np.float32)
-        ), self.settings.frozen_z
+    def restore(self, text: str, arrays: Mapping[str, NDArray[np.float32]]) -> FoldFeatures:
+        """Fitted as those that gave this `to_json` and these `arrays`. Raises TabularError for another text."""
+        state = json.loads(text)
+        self.encoder_ = MetadataEncoder.from_json(json.dumps(state["metadata"]))
+        self.axes_ = {name: (arrays[f"{name}_mean"], arrays[f"{name}_turn"]) for name in self.frozen}
+        self.cohort_ = CohortScore.from_json(json.dumps(state["cohort"])) if self.settings.cohort else None
+        return self
 
-    def _fit_pca(self, z: NDArray[np.floating]) -> PCA:
+    def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FEWEST_COMPONENTS, *z.shape)
-        return PCA(components, random_state=self.seed).fit(z.astype(np.float32))
+        pca = PCA(components, random_state=self.seed).fit(z.astype(np.float32))
+        return pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_.T, np.float32)
 
 
 def places_of(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:

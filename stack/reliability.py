@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logit, ndtri
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
-from stack.curve import Bools, Floats, checked
+from stack.curve import Floats, checked
 from stack.metrics import brier, expected_calibration_error, log_loss
+from stack.proportion import proportion
 
-_Z95 = float(ndtri(0.975))
 _EDGE = 1e-9  # a probability nearer to 0 or 1 is taken as this near, so that its logit is finite
 
 
@@ -20,8 +20,7 @@ def reliability(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, *, bins: int
 
     Rows are cut by `p` so that each bin is told to hold as many positives as the others: at a prevalence of 2 % bins
     of as many rows would put all that matters into the last one. Equal values stay together, so there may be fewer.
-    The interval is Wilson's for the number of rows that they are worth, n by the design effect of split_groups
-    (n, as Korn & Graubard 1998 do); unlike a bootstrap's it has a width where a bin holds no positive.
+    The interval is that of `proportion` by split_groups (n,), which has a width where a bin holds no positive.
     """
     positive, p = checked(y, p)
     group, _ = pd.factorize(np.asarray(split_group, dtype=object))
@@ -29,9 +28,9 @@ def reliability(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, *, bins: int
     records = []
     for number in range(int(bin_of.max()) + 1):
         rows = bin_of == number
-        share = float(positive[rows].mean())
-        low, high = _wilson(share, _worth(positive[rows], group[rows]))
-        records.append([float(p[rows].mean()), share, low, high, int(rows.sum()), int(positive[rows].sum())])
+        share = proportion(positive[rows], group[rows])
+        bounds = (share.value, share.low, share.high)
+        records.append([float(p[rows].mean()), *bounds, int(rows.sum()), int(positive[rows].sum())])
     return pd.DataFrame(records, columns=["p", "share", "low", "high", "rows", "positives"])
 
 
@@ -61,20 +60,3 @@ def _equal_promise(p: Floats, bins: int) -> NDArray[np.intp]:
     middle = (np.cumsum(promised) - promised / 2) / total if total > 0 else np.zeros(len(values))
     of_value = np.minimum((middle * bins).astype(np.intp), bins - 1)
     return np.unique(of_value, return_inverse=True)[1][place]
-
-
-def _worth(positive: Bools, group: NDArray[np.intp]) -> float:
-    """How many rows of their own these rows in groups (n,) are worth for the share of positives."""
-    _, group = np.unique(group, return_inverse=True)
-    n, groups, share = len(positive), int(group.max()) + 1, float(positive.mean())
-    if not 0 < share < 1 or groups == 1:
-        return float(groups)  # rows of a group may be copies
-    beyond = np.bincount(group, positive) - share * np.bincount(group)
-    variance = groups / (groups - 1) * float(np.sum(beyond**2)) / n**2
-    return min(n, share * (1 - share) / variance)
-
-
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    middle = (share + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
-    half = _Z95 / (1 + _Z95**2 / n) * np.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))

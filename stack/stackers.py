@@ -31,7 +31,7 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
     if experiment.config.features.shortcuts:
         experiment = needed_acquisition(experiment)
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
-    inputs = {stacker.name: _inputs(experiment, stacker, sources) for stacker in stackers}
+    inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
     todo = []
     for stacker in stackers:
         folder = experiment.models / stacker.name
@@ -199,11 +199,12 @@ def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.floa
     for name, embedding in embeddings.items():
         if (alignment := embedding.alignment) is not None:
             kept[f"{name}_mean"] = alignment.mean
-            kept[f"{name}_turn"] = (alignment.basis @ alignment.rotation) / alignment.scale[:, None, None]
+            kept[f"{name}_turn"] = alignment.turn
     return kept
 
 
-def _inputs(experiment: Experiment, stacker: Stacker, sources: list[Run]) -> dict[str, str]:
+def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run]) -> dict[str, str]:
+    """What a stacker depends on, by name; a run made of anything else is stale."""
     config = experiment.config
     return {
         "settings": fingerprint({

@@ -40,14 +40,15 @@ class Run:
 
     def frame(self, name: str) -> pd.DataFrame:
         """``oof``, ``test`` or ``anchor``: id, fold, logit, p. Raises StoreError for a file that has changed."""
-        return pd.read_parquet(self._checked(f"{name}.parquet"))
+        return pd.read_parquet(self.checked(f"{name}.parquet"))
 
     def array(self, name: str) -> NDArray[np.float16]:
         """``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the order of the frame's rows."""
-        array: NDArray[np.float16] = np.load(self._checked(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        array: NDArray[np.float16] = np.load(self.checked(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
         return array
 
-    def _checked(self, file: str) -> Path:
+    def checked(self, file: str) -> Path:
+        """Where a file of the run lies. Raises StoreError for one that has changed since, or is gone."""
         path = self.folder / file
         if not path.exists() or _hash_once(path, path.stat().st_mtime_ns) != self.meta["files"].get(file):
             raise StoreError(

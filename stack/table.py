@@ -82,6 +82,36 @@ def read_external_frame(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
     return frame
 
 
+def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
+    """Rows to predict, id, group, age, sex, site, and which of the mapped columns the file lacks; these are missing.
+
+    Without a group column every image stands for itself: its id is its group. Raises DataError.
+    """
+    faults: list[str] = []
+    raw = _read_strings(path, faults)
+    if raw is None:
+        raise DataError("\n".join(faults))
+    there = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
+    if "id" not in there:
+        near = _nearest(columns["id"], raw.columns)
+        raise DataError(f"{path}: no column {columns['id']!r}{near}: it names each row's image, rename the column")
+    frame = _read_frame(path, there, faults, is_train=False, is_external="group" not in there)
+    if frame is None or faults:
+        raise DataError("\n".join(faults))
+    if "group" not in there:
+        frame["group"] = frame["id"]
+    return frame, [name for name in columns if name not in there and name not in TRAIN_ONLY]
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of a csv's columns. Raises DataError where it can't be read or has no row."""
+    faults: list[str] = []
+    raw = _read_strings(path, faults)
+    if raw is None:
+        raise DataError("\n".join(faults))
+    return list(raw.columns)
+
+
 def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
     """Return `train` with target vectors exchanged at random between split_groups of equal size.
 

@@ -15,23 +15,26 @@ HELD_OUT = 5  # every fifth anchor measures how well the others' rotation fits
 
 @dataclass(frozen=True)
 class Alignment:
-    """z of net k → ((z - mean[k]) / scale[k]) @ basis @ rotation[k]: components (n, r) that mean the same for all nets.
+    """z of net k → (z - mean[k]) @ turn[k]: components (n, r) that mean the same for all nets.
 
-    The rotation is orthogonal, so distances within one net stay what they are.
+    A turn is the net's scale, shared principal axes and a rotation, which is orthogonal, so that distances within one
+    net stay what they are but for the scale.
     """
 
     mean: NDArray[np.float32]  # (nets, d)
-    scale: NDArray[np.float32]  # (nets,)
-    basis: NDArray[np.float32]  # (d, r)
-    rotation: NDArray[np.float32]  # (nets, r, r)
+    turn: NDArray[np.float32]  # (nets, d, r)
     residual: float  # on held-out anchors, share of the shared components' spread: 0 perfect, 1 no better than nothing
     unaligned: float  # the same without rotations
 
     def transform(self, z: NDArray[np.floating], net: int) -> NDArray[np.float32]:
         """Components (n, r) of net ``net``'s embeddings (n, d)."""
-        scaled = (z.astype(np.float32) - self.mean[net]) / self.scale[net]
-        components: NDArray[np.float32] = scaled @ (self.basis @ self.rotation[net])
+        components: NDArray[np.float32] = (z.astype(np.float32) - self.mean[net]) @ self.turn[net]
         return components
+
+    @property
+    def components(self) -> int:
+        """The number r of shared axes."""
+        return int(self.turn.shape[2])
 
 
 def fit_alignment(anchors: NDArray[np.floating], components: int) -> Alignment:
@@ -52,10 +55,8 @@ def fit_alignment(anchors: NDArray[np.floating], components: int) -> Alignment:
     still = _Fitted(trial.mean, trial.scale, trial.basis, np.stack([np.eye(trial.basis.shape[1])] * nets))
     unaligned = _residual(still, anchors[:, held])
     fitted = _fit(anchors, r)
-    mean, scale, basis, rotation = (
-        array.astype(np.float32) for array in (fitted.mean, fitted.scale, fitted.basis, fitted.rotation)
-    )
-    return Alignment(mean, scale, basis, rotation, residual, unaligned)
+    turn = (fitted.basis @ fitted.rotation) / fitted.scale[:, None, None]
+    return Alignment(fitted.mean.astype(np.float32), turn.astype(np.float32), residual, unaligned)
 
 
 @dataclass(frozen=True)

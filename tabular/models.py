@@ -113,10 +113,12 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
     return paths
 
 
-def read_bag(folder: Path, *, shift: float) -> Bag:
-    """What `write_bag` wrote into ``folder``, with the ``shift`` that the run.json beside it keeps."""
-    by_number = {path.stem.removeprefix("model").lstrip("_"): path for path in folder.glob("model*.*")}
-    paths = [by_number[number] for number in sorted(by_number, key=lambda number: int(number or 0))]
-    if not paths:
-        raise TabularError(f"{folder} holds no model: remove it and run `dermstack stack` again")
-    return Bag(tuple(read_logistic(path) if path.suffix == ".json" else read_gbdt(path) for path in paths), shift)
+def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
+    """What `write_bag` wrote there, model, model_1, …; raises TabularError where there is none or one is damaged."""
+    suffix = ".json" if kind == "logistic" else LIBRARIES[kind].suffix
+    models: list[Gbdt | Logistic] = []
+    while (path := folder / f"model{f'_{len(models)}' if models else ''}{suffix}").exists():
+        models.append(read_logistic(path) if kind == "logistic" else read_gbdt(path))
+    if not models:
+        raise TabularError(f"{folder} holds no {kind} model: make it again")
+    return Bag(tuple(models), shift)

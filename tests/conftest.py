@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import yaml
+from browser import chromium, why_no_browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only fight
 
@@ -29,6 +35,15 @@ sys.meta_path.insert(0, Blocked())
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")  # its event loop would be in the way of others'
+def browser() -> Iterator[Browser]:
+    """A headless chromium, where there is one."""
+    if reason := why_no_browser():
+        pytest.skip(reason)
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +106,27 @@ def small_config(data: Path, folder: Path, **changes: object) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def bundled(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished experiment, small.yaml, and its bundle.zip: nets that see metadata, two seeds, frozen, stackers."""
+    folder = tmp_path_factory.mktemp("bundled")
+    tiny = {"backbone": "test_resnet", "pretrained": False, "size": 32, "batch_size": 16}
+    models = [
+        {**tiny, "name": "tiny", "epochs": 1, "metadata": ["age", "sex"], "seeds": [3, 0], "tta": "flips"},
+        {**tiny, "name": "still", "frozen": True},
+    ]
+    stackers = [
+        {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 30, "patience": 5}, "bags": 2, "negatives": 0.8},
+        {"name": "line", "kind": "logistic"},
+    ]
+    features = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
+    config = small_config(small_data, folder, image_models=models, features=features, stackers=stackers)
+    for step in ("oof", "stack"):
+        assert run_cli(step, "-c", str(config), "-q") == 0
+    assert run_cli("bundle", "-c", str(config), "--out", str(folder / "bundle.zip"), "-q") == 0
+    return folder
 
 
 @pytest.fixture

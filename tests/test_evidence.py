@@ -12,7 +12,7 @@ from elsewhere import bring_in, opened, predictions, write_world
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from pages.evidence import report_data
+from pages.evidence import blended_runs, report_data
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.store import read_run
@@ -47,7 +47,7 @@ def findings(experiment: Experiment, **columns: str) -> None:
 def test_every_number_is_of_the_blends_own_rows(experiment: Experiment) -> None:
     blend = read_run(experiment.folder / "blend")
     assert blend is not None
-    data = report_data(experiment, blend, Out(quiet=True))
+    data = report_data(experiment, blend, blended_runs(experiment, blend), Out(quiet=True))
     oof = blend.frame("oof")
     assert data.headline.value == pytest.approx(roc_auc_score(data.y, oof["score"]))
     assert data.calibration is not None

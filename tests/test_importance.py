@@ -60,7 +60,7 @@ def test_it_is_of_rows_that_the_model_has_not_seen_and_adds_up_to_their_out_of_f
             matrix = fold_matrix(experiment, {}, rows, fold)
             kept = read_run(run.folder / f"fold_{fold}")
             assert kept is not None
-            one, bias = read_bag(kept.folder, shift=kept.meta["shift"]).contributions(matrix.held)
+            one, bias = read_bag(run.meta["kind"], kept.folder, shift=kept.meta["shift"]).contributions(matrix.held)
             held = oof.loc[experiment.table.train["id"].iloc[matrix.held_rows]]
             assert set(held["fold"]) == {fold}
             np.testing.assert_allclose(one.sum(axis=1) + bias, held["logit"], atol=1e-4)

@@ -137,7 +137,7 @@ def test_what_brings_new_images_onto_the_shared_axes_is_kept(experiment: Experim
         rows = (test["fold"] == net).to_numpy()
         z = run.array("test_z")[rows].astype(np.float32)
         made = (z - level2.array("tiny_mean")[net]) @ level2.array("tiny_turn")[net]
-        np.testing.assert_allclose(made, embedding.test_of(net), atol=1e-4)
+        np.testing.assert_array_equal(made, embedding.test_of(net))
 
 
 def test_what_a_fold_needs_for_new_images_is_kept(experiment: Experiment) -> None:

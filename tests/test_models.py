@@ -54,14 +54,11 @@ def test_what_is_written_predicts_the_same(kind: str, rows: tuple, tmp_path: Pat
     paths = write_bag(bag, tmp_path)
     assert len(paths) == len(bag.models) == 11
     (tmp_path / "features.json").write_text("{}")
-    read = read_bag(tmp_path, shift=bag.shift)
+    read = read_bag(kind, tmp_path, shift=bag.shift)
     assert read.chosen == bag.chosen  # in the order they were written
     assert (read.logit(X) == bag.logit(X)).all()
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TabularError, match="holds no model"):
-        read_bag(tmp_path, shift=0.0)
+    with pytest.raises(TabularError, match=f"holds no {kind} model"):
+        read_bag(kind, tmp_path / "elsewhere", shift=0.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

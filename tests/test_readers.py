@@ -11,7 +11,7 @@ from PIL import Image
 from tfrecord.writer import TFRecordWriter
 
 from image_models.errors import ImageError
-from image_models.readers import TFRecordNames, image_sources
+from image_models.readers import TFRecordNames, image_ids, image_sources
 
 IDS = ["ISIC_1", "ISIC_2", "ISIC_3"]
 
@@ -169,3 +169,16 @@ def test_an_id_that_a_shard_holds_twice_is_an_error(shared_data: Path) -> None:
     """As found in the wild."""
     with pytest.raises(ImageError, match=r"1 ids have more than one image.*first: melanoma_6"):
         image_sources(shared_data / "siim2020" / "tfrec", ["melanoma_6"])
+
+
+def test_every_picture_of_a_folder_has_an_id(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "deep/c.bmp", ".hidden.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert image_ids(tmp_path) == ["a", "b", "c"]
+    (tmp_path / "deep" / "a.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"1 ids have more than one image .*first: a"):
+        image_ids(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="holds no picture"):
+        image_ids(tmp_path / "empty")

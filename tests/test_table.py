@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.errors import ConfigError, DataError
-from stack.table import read_table, shuffle_targets
+from stack.table import read_new_frame, read_table, shuffle_targets
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years", "sex": "sex", "site": "where"}
@@ -284,3 +284,23 @@ def test_a_shuffled_diagnosis_goes_with_its_target() -> None:
     shuffled = shuffle_targets(train, np.arange(120).astype(str), seed=0)
     assert (shuffled["target"] != train["target"]).any()
     assert (shuffled["diagnosis"] == np.where(shuffled["target"] == 1, "melanoma", "nevus")).all()
+
+
+def test_new_rows_say_what_they_lack_and_stand_alone_without_a_group(tmp_path: Path) -> None:
+    path = csv(tmp_path, "image,where,extra\na,Torso,1\nb,,2\n", "new.csv")
+    frame, missing = read_new_frame(path, COLUMNS)
+    assert missing == ["group", "age", "sex"], "the target is nothing that a new row could have"
+    assert frame["group"].tolist() == frame["id"].tolist() == ["a", "b"]
+    assert frame["age"].isna().all()
+    assert frame["site"].tolist()[0] == "torso"
+    with pytest.raises(DataError, match="no column 'image', did you mean 'images'"):
+        read_new_frame(csv(tmp_path, "images,where\na,torso\n", "other.csv"), COLUMNS)
+    with pytest.raises(DataError, match="'a' in more than one row"):
+        read_new_frame(csv(tmp_path, "image,years\na,30\na,40\n", "twice.csv"), COLUMNS)
+
+
+def test_new_rows_are_read_as_test_rows_are(tmp_path: Path) -> None:
+    test = csv(tmp_path, "image,patient,years,sex,where\na,p1,40,Male,Torso\nb,p2,,,\n", "test.csv")
+    frame, missing = read_new_frame(test, COLUMNS)
+    assert missing == []
+    pd.testing.assert_frame_equal(frame, read_table(train_csv(tmp_path), test, columns=COLUMNS).test)

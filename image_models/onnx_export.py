@@ -1,0 +1,152 @@
+"""A network as ONNX, for runtimes that have no torch; shown to agree with torch on pictures before it is believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+from torch import nn
+
+from image_models.dataset import Batch, CachedImages
+from image_models.errors import ImageError
+from image_models.loss import risk_logit
+from image_models.net import Net
+
+OPSET = 18  # what torch's exporter writes without conversion; onnxruntime has read it since 1.14
+LOGIT_TOLERANCE = 1e-4  # absolute
+Z_TOLERANCE = 1e-4  # of the largest |z| of the pictures
+# A frozen net rounds z to float16. Sums in float32 of another order may fall on the other side of a rounding boundary:
+# then a feature is off by a whole step, and the logit by that step times its weight (5e-4 was seen), whoever computes.
+# So its z may be a step away, and its logit is held against torch's head on the z that ONNX gave.
+FLOAT16_STEP = 2.0**-10  # of the value that is rounded, at most
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far ONNX and torch are apart at most, on these many pictures."""
+
+    images: int
+    logit: float  # absolute
+    logit_of_z: float  # the same where torch's head is given ONNX's z
+    z: float  # of the largest |z|; of a frozen net, what is beyond one step of float16
+
+
+def write_onnx(net: Net, path: Path, *, size: int, metadata: int) -> None:
+    """``net`` in eval mode and float32: inputs ``images`` uint8 (n, size, size, 3) and, where it sees any, ``metadata``
+    float32 (n, metadata); outputs ``logit`` (n,) and ``z`` (n, d), those of `Net.forward`, for any n.
+
+    One view of each picture: test-time augmentation is its caller's. Raises ImageError where the backbone can't be
+    expressed in ONNX, or needs more than the 2 GB that one file holds.
+    """
+    assert not net.training, "dropout and batch norm are exported as they stand"
+    assert net.precision == torch.float32, "read the net for the cpu"
+    device = net.head.weight.device
+    example = [torch.zeros(2, size, size, 3, dtype=torch.uint8, device=device)]
+    if metadata:
+        example.append(torch.zeros(2, metadata, device=device))
+    # The batch's axis is named once: metadata's has to be the same, and a second name would only be warned of.
+    shapes = [{0: torch.export.Dim("n", min=1)}, {0: torch.export.Dim.DYNAMIC}]
+    try:
+        program = torch.onnx.export(
+            _Traceable(net).eval(),
+            tuple(example),
+            input_names=["images", "metadata"][: len(example)],
+            output_names=["logit", "z"],
+            dynamic_shapes=tuple(shapes[: len(example)]),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None, "the exporter by torch.export returns one"
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces, with the paths of the machine that exported
+        program.save(path, external_data=False)
+    # ValueError: also protobuf's, of a file beyond 2 GB. RuntimeError: also the exporter's own.
+    except (RuntimeError, ValueError) as error:
+        path.unlink(missing_ok=True)
+        cause = error.__cause__ or error  # the exporter's own message is advice to the exporter's authors
+        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        raise ImageError(f"can't be expressed in ONNX ({reason[:200]}): bundle without `--onnx`") from error
+
+
+def check_onnx(path: Path, net: Net, images: CachedImages) -> Agreement:
+    """Run the file and ``net`` on all ``images`` at once and on the first alone.
+
+    Raises ImageError where the file can't be run, or a logit or z is further from torch's than the tolerances.
+    """
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = [_compare(session, net, images[rows]) for rows in (list(range(len(images))), [0])]
+    except _RUNTIME_ERRORS as error:
+        raise ImageError(f"onnxruntime can't run what was exported ({str(error)[:200]}): bundle again") from error
+    worst = Agreement(
+        len(images),
+        logit=max(one.logit for one in found),
+        logit_of_z=max(one.logit_of_z for one in found),
+        z=max(one.z for one in found),
+    )
+    logit = worst.logit_of_z if net.frozen else worst.logit
+    if not (logit <= LOGIT_TOLERANCE and worst.z <= Z_TOLERANCE):  # written so that a NaN fails
+        raise ImageError(
+            f"ONNX and torch differ by {logit:.2g} in logits and by {worst.z:.2g} of the largest z, where "
+            f"{LOGIT_TOLERANCE:g} and {Z_TOLERANCE:g} are allowed, on {worst.images} pictures: bundle without `--onnx`"
+        )
+    return worst
+
+
+class _Traceable(nn.Module):
+    """`Net.forward` with the positive classes as numbers: a mask's length depends on its data, which ONNX refuses."""
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+        self.yes: list[int] = net.positive.nonzero()[:, 0].tolist()
+        self.no: list[int] = (~net.positive).nonzero()[:, 0].tolist()
+
+    def forward(self, images: torch.Tensor, metadata: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs, z = self.net.outputs(images, metadata)
+        if outputs.shape[1] == 1:
+            return outputs[:, 0], z
+        return torch.logsumexp(outputs[:, self.yes], dim=1) - torch.logsumexp(outputs[:, self.no], dim=1), z
+
+
+def _compare(session: onnxruntime.InferenceSession, net: Net, batch: Batch) -> Agreement:
+    feeds = {"images": batch.images.numpy()}
+    if batch.metadata.shape[1]:
+        feeds["metadata"] = batch.metadata.numpy()
+    logit, z = session.run(["logit", "z"], feeds)
+    here = batch.to(net.head.weight.device)
+    with torch.inference_mode():
+        torch_logit, torch_z = (one.cpu().numpy() for one in net(here.images, here.metadata))
+        joined = torch.from_numpy(z).to(here.images.device)
+        if net.fusion is not None:
+            joined = torch.cat([joined, net.fusion(here.metadata)], dim=1)
+        of_z = risk_logit(net.head(joined), net.positive).cpu().numpy()
+    if logit.shape != torch_logit.shape or z.shape != torch_z.shape:
+        raise ImageError(f"ONNX gives {logit.shape} and {z.shape}, torch {torch_logit.shape} and {torch_z.shape}")
+    apart = np.abs(z - torch_z) - (FLOAT16_STEP * np.abs(torch_z) if net.frozen else 0.0)
+    return Agreement(
+        len(logit),
+        logit=_largest(logit - torch_logit),
+        logit_of_z=_largest(logit - of_z),
+        z=float(np.maximum(apart, 0.0).max()) / (_largest(torch_z) or 1.0),
+    )
+
+
+def _largest(values: NDArray[np.float32]) -> float:
+    return float(np.abs(values).max())
+
+
+_RUNTIME_ERRORS = (
+    runtime_errors.Fail,
+    runtime_errors.InvalidArgument,
+    runtime_errors.InvalidGraph,
+    runtime_errors.InvalidProtobuf,
+    runtime_errors.NotImplemented,
+    runtime_errors.RuntimeException,
+)

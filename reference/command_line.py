@@ -1,0 +1,33 @@
+"""The reference of the commands, out of the very app that runs them."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import typer
+
+from commands.cli import app
+
+
+def commands_page() -> str:
+    """A section a command, in the order of `dermstack --help`: usage, what it does, arguments and options."""
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("dermstack", [], resilient_parsing=True)
+    lines: list[str] = []
+    for name, command in group.commands.items():
+        inside = command.make_context(name, [], parent=context, resilient_parsing=True)
+        usage = " ".join(["dermstack", name, *command.collect_usage_pieces(inside)])
+        lines += [f"## `{name}` {{ #{name} }}", "", _text(command.help), "", f"    {usage}", ""]
+        for parameter in command.params:
+            term, text = parameter.get_help_record(inside)
+            term = term.replace(" range>", ">").replace("list[str]", "str")
+            said = parameter.help or ""
+            given = text.removeprefix(said).strip(" []").replace("x>=", "≥ ")  # required; default: 30; x>=1
+            lines += [f"`{term}`" + (f" *{_text(given)}*" if given else ""), f":   {_text(said)}", ""]
+    return "\n".join(lines)
+
+
+def _text(text: str) -> str:
+    """Help is plain text: `<experiment>` is no tag."""
+    return html.escape(text, quote=False)

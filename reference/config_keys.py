@@ -1,0 +1,143 @@
+"""The reference of the config: every key with its type, bounds, default and sentence, out of the pydantic models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from image_models.settings import Training
+from reference.sentences import sentences
+from stack.config import Config
+from stack.image_config import ImageModel
+from stack.settings import NAME
+
+_WORDS = {"boolean": "true / false", "integer": "whole number", "number": "number", "string": "text"}
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a section, in words."""
+
+    name: str
+    takes: str  # what a value must be
+    otherwise: str  # what it is where it isn't given
+    sentence: str
+    section: type[BaseModel] | None  # the model of what stands under it
+
+
+@dataclass(frozen=True)
+class Section:
+    """A model at a place of the config, such as `data.columns`; of a list's entries the place is the list's."""
+
+    place: str
+    model: type[BaseModel]
+    keys: tuple[Key, ...]
+
+
+def sections(model: type[BaseModel] = Config) -> list[Section]:
+    """The section of `model` and, in the order of its keys, those under it; a model is described where it first stands.
+
+    Raises LookupError for a key without a sentence.
+    """
+    found: dict[type[BaseModel], Section] = {}
+
+    def walk(model: type[BaseModel], place: str) -> None:
+        found[model] = Section(place, model, tuple(_keys(model)))
+        for key in found[model].keys:
+            if key.section is not None and key.section not in found:
+                walk(key.section, f"{place}.{key.name}".lstrip("."))
+
+    walk(model, "")
+    return list(found.values())
+
+
+def config_page() -> str:
+    """All sections as Markdown: a heading for each section, and for each key, whose anchor is its place."""
+    found = sections()
+    place_of = {section.model: section.place for section in found}
+    lines: list[str] = []
+    for section in found:
+        title = f"`{section.place}` {{ #{section.place} }}" if section.place else "The experiment { #the-experiment }"
+        lines += [f"### {title}", "", (section.model.__doc__ or "").strip(), ""]
+        for key in section.keys:
+            anchor = f"{section.place}.{key.name}".lstrip(".")
+            if anchor in place_of.values():
+                anchor += "-key"  # the anchor itself is the section's heading
+            lines += [f"#### `{key.name}` {{ #{anchor} }}", "", _described(key, place_of), ""]
+    return "\n".join(lines)
+
+
+def key_sentences(model: type[BaseModel]) -> dict[str, str]:
+    """The sentence of each key; those of an image model's training stand beside the training loop's own settings."""
+    shared = sentences(Training) if model is ImageModel else {}
+    return {**shared, **sentences(model)}
+
+
+def _keys(model: type[BaseModel]) -> Iterator[Key]:
+    schema = model.model_json_schema()
+    said = key_sentences(model)
+    for name, field in model.model_fields.items():
+        if name not in said:
+            raise LookupError(f"{model.__name__}.{name} has no sentence: write a comment at the end of its line")
+        entry = schema["properties"][name]
+        yield Key(name, _takes(entry), _otherwise(field, entry), said[name], _section(field.annotation))
+
+
+def _described(key: Key, place_of: dict[type[BaseModel], str]) -> str:
+    takes = key.takes
+    if key.section is not None:
+        takes = takes.replace("section", f"[section](#{place_of[key.section]})")
+    return f"*{takes}, {key.otherwise}* — {key.sentence}"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation holds: alone, in a tuple or beside None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
+
+
+def _otherwise(field: FieldInfo, entry: dict[str, Any]) -> str:
+    if field.is_required():
+        return "required"
+    if "$ref" in entry or entry["default"] is None:
+        return "optional"
+    value = entry["default"]
+    written = value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return f"default `{written}`"
+
+
+def _takes(entry: dict[str, Any]) -> str:
+    """What a value must be, in words."""
+    if "$ref" in entry:
+        return "section"
+    if "enum" in entry:
+        return _either([f"`{value}`" for value in entry["enum"]])
+    if "const" in entry:
+        return f"`{entry['const']}`"
+    if "anyOf" in entry:
+        return " or ".join(_takes(part) for part in entry["anyOf"] if part.get("type") != "null")
+    if entry.get("type") == "array":
+        if "prefixItems" in entry:
+            return f"list of {len(entry['prefixItems'])}: {_takes(entry['prefixItems'][0])}"
+        least = f", at least {entry['minItems']}" if "minItems" in entry else ""
+        return f"list: {_takes(entry['items'])}{least}"
+    if entry.get("type") == "object":
+        values = entry["additionalProperties"]
+        return "mapping" if values is True else f"mapping: {_takes(values)}"
+    if entry.get("format") == "path":
+        return "path"
+    if entry.get("pattern") == NAME:
+        return "name"
+    bounds = [f"{sign} {entry[bound]:g}" for bound, sign in _BOUNDS.items() if bound in entry]
+    return " ".join([_WORDS[entry["type"]], " and ".join(bounds)]).strip()
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,21 @@
+"""Fields of dataclasses on the Python page say what their comments in the source say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from griffe import Class, Docstring, Extension
+
+from reference.sentences import fields_of
+
+
+class FieldComments(Extension):
+    """Gives each field without a docstring the sentence of its comment."""
+
+    def on_class(self, *, cls: Class, **_: Any) -> None:
+        """Of a class that griffe has read, with its members."""
+        source = "\n".join(cls.lines_collection[cls.filepath])  # type: ignore[index]
+        for name, sentence in fields_of(source, cls.name).items():
+            member = cls.members.get(name)
+            if member is not None and member.docstring is None:
+                member.docstring = Docstring(sentence, parent=member)  # type: ignore[arg-type]

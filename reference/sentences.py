@@ -1,0 +1,62 @@
+"""What each field of a class means, as its comment in the source says."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def sentences(model: type) -> dict[str, str]:
+    """The sentence of each commented field of `model`'s own body, by name.
+
+    It is the comment that ends the field's last line, else the lines of comment that stand right above it. A comment
+    with an empty line below it is a heading of what follows and no field's.
+    """
+    file = inspect.getsourcefile(model)
+    assert file is not None, "a class of a module has a file"
+    return fields_of(Path(file).read_text(encoding="utf-8"), model.__name__)
+
+
+def fields_of(source: str, class_name: str) -> dict[str, str]:
+    """`sentences` of a class of this source, which is read and not run."""
+    comments = _comments(source)
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    sentence = _sentence(field, comments)
+                    if sentence:
+                        found[field.target.id] = sentence
+    return found
+
+
+@dataclass(frozen=True)
+class _Comment:
+    text: str
+    alone: bool  # nothing else is on its line
+
+
+def _sentence(field: ast.AnnAssign, comments: dict[int, _Comment]) -> str:
+    last = comments.get(field.end_lineno or field.lineno)
+    if last:
+        return last.text
+    above: list[str] = []
+    line = field.lineno - 1
+    while line in comments and comments[line].alone:
+        above.insert(0, comments[line].text)
+        line -= 1
+    return " ".join(above)
+
+
+def _comments(source: str) -> dict[int, _Comment]:
+    """Every comment by its line."""
+    return {
+        token.start[0]: _Comment(token.string.lstrip("# "), not token.line[: token.start[1]].strip())
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }

@@ -1,0 +1,110 @@
+// What makes the form handier; without it, it works the same.
+"use strict";
+const form = document.getElementById("form");
+const input = document.getElementById("pictures");
+const drop = document.getElementById("drop");
+const list = document.getElementById("chosen");
+const tooMuch = document.getElementById("too-much");
+const site = document.getElementById("site");
+const working = document.getElementById("working");
+const read = document.getElementById("read");
+let chosen = []; // { file, site, url }
+
+function add(files) {
+  for (const file of files) {
+    const known = chosen.some((one) => one.file.name === file.name && one.file.size === file.size && one.file.lastModified === file.lastModified);
+    if (!known) chosen.push({ file, site: "", url: URL.createObjectURL(file) });
+  }
+  show();
+}
+
+function remove(one) {
+  URL.revokeObjectURL(one.url);
+  chosen = chosen.filter((other) => other !== one);
+  show();
+  (list.querySelector("button") || input).focus();
+}
+
+function row(one) {
+  const item = document.createElement("li");
+  const image = document.createElement("img");
+  image.alt = "";
+  image.src = one.url;
+  image.addEventListener("error", () => {
+    const none = document.createElement("span");
+    none.className = "none";
+    image.replaceWith(none);
+  });
+  const name = document.createElement("span");
+  name.className = "name";
+  name.textContent = name.title = one.file.name;
+  item.append(image, name);
+  if (site) {
+    const own = site.cloneNode(true);
+    own.removeAttribute("id");
+    own.removeAttribute("aria-describedby");
+    own.name = "site_of";
+    own.setAttribute("aria-label", `Site of ${one.file.name}`);
+    own.options[0].textContent = "site as below";
+    for (const option of own.options) option.defaultSelected = false;
+    own.value = one.site;
+    own.addEventListener("change", () => { one.site = own.value; });
+    item.append(own);
+  }
+  const away = document.createElement("button");
+  away.type = "button";
+  away.textContent = "Remove";
+  away.setAttribute("aria-label", `Remove ${one.file.name}`);
+  away.addEventListener("click", () => remove(one));
+  item.append(away);
+  return item;
+}
+
+function show() {
+  const files = new DataTransfer();
+  for (const one of chosen) files.items.add(one.file);
+  input.files = files.files;
+  list.replaceChildren(...chosen.map(row));
+  list.hidden = !chosen.length;
+  const each = document.getElementById("site-each");
+  if (each) each.hidden = !chosen.length;
+  const bytes = chosen.reduce((sum, one) => sum + one.file.size, 0);
+  const faults = [];
+  const { mostPictures, mostBytes } = form.dataset;
+  if (chosen.length > Number(mostPictures)) faults.push(`${chosen.length} pictures are more than ${mostPictures}.`);
+  if (bytes > Number(mostBytes)) faults.push(`${Math.ceil(bytes / 2 ** 20)} MiB are more than ${mostBytes / 2 ** 20}.`);
+  tooMuch.textContent = faults.length ? `${faults.join(" ")} Remove some.` : "";
+  tooMuch.hidden = !faults.length;
+  read.disabled = Boolean(faults.length);
+}
+
+input.addEventListener("change", () => add(input.files));
+// A picture that misses the frame must not replace the page.
+for (const kind of ["dragenter", "dragover"]) {
+  window.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+}
+window.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
+window.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  if (event.dataTransfer) add(event.dataTransfer.files);
+});
+// The answer takes the old one's place, so that the pictures stay chosen for the next question.
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  working.textContent = `Reading ${chosen.length} ${chosen.length === 1 ? "picture" : "pictures"} …`;
+  read.disabled = true;
+  try {
+    const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const answer = page.getElementById("answer");
+    document.getElementById("answer").replaceWith(answer);
+    document.title = page.title;
+    working.textContent = "";
+    answer.focus();
+  } catch {
+    working.textContent = "No answer came: see whether dermstack app still runs, then send again.";
+  } finally {
+    read.disabled = false;
+  }
+});

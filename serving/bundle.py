@@ -1,0 +1,193 @@
+"""The bundle: all that predicts elsewhere in one folder or zip, checked by hash; nothing in it is executed on load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stack.errors import BundleError
+
+FORMAT = 1  # raised when an older reader would misread a newer bundle
+MANIFEST = "manifest.json"
+MAX_MANIFEST = 1 << 26  # bytes
+_AGAIN = "make it again with `dermstack bundle`, or copy it again from where it was made"
+
+
+@dataclass(frozen=True)
+class ImageRun:
+    """One image model of a bundle: its settings as in the config, and what makes p of its outputs."""
+
+    name: str
+    kind: str  # "image", one net a fold, or "frozen", one backbone with a head a fold
+    settings: dict[str, Any]
+    positive: tuple[bool, ...]  # of each class
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked. ``holder`` keeps what a zip was unpacked to, as long as it is used."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    holder: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of everything in it."""
+        text = json.dumps(self.manifest, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def folds(self) -> int:
+        """How many nets and stackers of each run there are."""
+        return int(self.manifest["folds"])
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What a csv calls the id, the group, age, sex and site; the target too, for external validation."""
+        return dict(self.manifest["columns"])
+
+    @property
+    def image_runs(self) -> list[ImageRun]:
+        """Level 1, in the order of the blend's columns."""
+        return [
+            ImageRun(run["name"], run["kind"], run["settings"], tuple(run["positive"]))
+            for run in self.manifest["image_runs"]
+        ]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Pixels a side that its nets ask for."""
+        return sorted({int(run.settings["size"]) for run in self.image_runs})
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the bundle."""
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def arrays(self, folder: str) -> dict[str, NDArray[Any]]:
+        """The .npy files directly in a folder of the bundle, by name; {} where there is no such folder."""
+        files = sorted((self.folder / folder).glob("*.npy"))
+        return {path.stem: np.load(path, allow_pickle=False) for path in files}
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Open a bundle, a folder or a zip, and check every file of it against its manifest.
+
+    Raises BundleError where it is no bundle, of another format, or not as it was made: which file, and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        manifest = _checked_manifest((path / MANIFEST).read_bytes() if (path / MANIFEST).is_file() else None, path)
+        bundle = Bundle(path, manifest)
+    elif path.is_file():
+        bundle = _unpacked(path)
+    else:
+        raise BundleError(f"{path}: no such bundle: name the folder or .zip that `dermstack bundle` made")
+    for name, expected in bundle.manifest["files"].items():
+        file = bundle.folder / name
+        if not file.is_file() or file.is_symlink():
+            raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
+        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
+    return bundle
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
+    """Finish a bundle: ``content`` and the hash of every file in ``folder``, written last."""
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = {"format": FORMAT, **content, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    return Bundle(folder, json.loads(json.dumps(manifest)))
+
+
+def zip_bundle(bundle: Bundle, path: Path) -> None:
+    """The same files as a zip: not compressed, since weights don't shrink, and the same bytes for the same bundle."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in [MANIFEST, *bundle.manifest["files"]]:
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            with archive.open(info, "w", force_zip64=True) as target, (bundle.folder / name).open("rb") as source:
+                shutil.copyfileobj(source, target)
+
+
+def _unpacked(path: Path) -> Bundle:
+    """What the manifest of a zip names, and nothing else, in a folder that goes with the process."""
+    holder = TemporaryDirectory(prefix="dermstack-bundle-", ignore_cleanup_errors=True)
+    folder = Path(holder.name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listed = {info.filename: info for info in archive.infolist()}
+            info = listed.get(MANIFEST)
+            if info is not None and info.file_size > MAX_MANIFEST:
+                raise BundleError(
+                    f"{path}: its {MANIFEST} has {info.file_size:,} bytes, which is none of ours: {_AGAIN}"
+                )
+            manifest = _checked_manifest(archive.read(info) if info else None, path)
+            (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
+            for name, expected in manifest["files"].items():
+                if (member := listed.get(name)) is None:
+                    raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
+                if member.file_size != expected["bytes"]:  # before it fills the disk
+                    raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, (folder / name).open("wb") as target:
+                    for part in _at_most(source, expected["bytes"]):
+                        target.write(part)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise BundleError(f"{path} is no zip that can be read ({error}): {_AGAIN}") from error
+    return Bundle(folder, manifest, holder)
+
+
+def _at_most(source: Any, n_bytes: int) -> Iterator[bytes]:
+    """What a member holds, but never more than it says."""
+    left = n_bytes
+    while left > 0 and (part := source.read(min(left, 1 << 20))):
+        left -= len(part)
+        yield part
+
+
+def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
+    if content is None:
+        raise BundleError(f"{path} holds no {MANIFEST}: it is no bundle, or one whose making was interrupted")
+    try:
+        manifest = json.loads(content)
+        written, files = manifest["format"], dict(manifest["files"])
+        sound = all(
+            _is_inside(name) and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+            for name, entry in files.items()
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_AGAIN}") from error
+    if written != FORMAT:
+        newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack"
+        raise BundleError(f"{path} has format {written!r}, this dermstack reads {FORMAT}: use {newer}, or bundle again")
+    if not sound:
+        raise BundleError(f"{path}: {MANIFEST} names a file outside the bundle: it is none of ours, don't use it")
+    return dict(manifest)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a place below the folder, on any system."""
+    parts = PurePosixPath(name).parts
+    odd = "\\" in name or ":" in name or "\x00" in name or name != str(PurePosixPath(name))
+    return bool(parts) and not odd and not name.startswith("/") and ".." not in parts
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,184 @@
+"""The local page as a program meets it: what it answers, whom it turns away, how it starts and ends."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import run_cli
+from elsewhere import mistake
+
+from serving.app import MOST_BYTES, is_loopback, listen
+from stack.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+BOUNDARY = "-----part"
+
+
+@contextmanager
+def started(bundle: Path, temporary: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """`dermstack app` on a free port; it is stopped at the end."""
+    code = "import commands.cli; commands.cli.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "app", "--bundle", str(bundle), "--port", "0", "--device", "cpu"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={"PATH": "", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        found = re.fullmatch(r"open http://127\.0\.0\.1:(\d+)/ in a browser; Ctrl-C ends it\n", line)
+        assert found, line + process.stdout.read()
+        yield int(found[1]), process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def app(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """Its port, and where its temporary files go."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    with started(bundled / "bundle.zip", temporary) as (port, _):
+        yield port, temporary
+
+
+def form(files: dict[str, bytes], **fields: str) -> bytes:
+    parts = [f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+             for name, value in fields.items()]  # fmt: skip
+    for name, content in files.items():
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="pictures"; filename="{name}"\r\n\r\n'
+        parts.append(head.encode() + content + b"\r\n")
+    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+
+
+def ask(port: int, method: str = "GET", path: str = "/", body: bytes | None = None, **headers: str) -> tuple:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"} if body is not None else {}
+    connection.request(method, path, body=body, headers={**kind, **headers})
+    response = connection.getresponse()
+    made = response.status, dict(response.headers), response.read().decode()
+    connection.close()
+    return made
+
+
+def picture(small_data: Path) -> bytes:
+    return next((small_data / "images").glob("*.png")).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_form_is_answered_and_leaves_nothing_behind(app: tuple[int, Path], small_data: Path) -> None:
+    port, temporary = app
+    before = {path.name for path in temporary.iterdir()}
+    status, _, text = ask(
+        port, "POST", body=form({"a.png": picture(small_data), "b.png": picture(small_data)}, age="50", together="yes")
+    )
+    assert status == 200
+    assert "2 pictures read" in text
+    assert "Research software, not a medical device." in text
+    heats = text.count("What raises the risk")
+    assert heats + text.count("found no place that raises the risk") == 2
+    assert text.count("data:image/jpeg;base64,") == 2 + heats
+    assert {path.name for path in temporary.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_told_in_the_page_and_markup_in_a_name_is_text(
+    app: tuple[int, Path], small_data: Path
+) -> None:
+    port, temporary = app
+    before = {path.name for path in temporary.iterdir()}
+    status, _, text = ask(port, "POST", body=form({"<b>x.txt": b"text", "a.png": picture(small_data)}, age="50"))
+    assert status == 200
+    assert "Not read" in text
+    assert "&lt;b&gt;x.txt: not an image" in text
+    assert "<b>x" not in text
+    assert 'value="50"' in text
+    assert {path.name for path in temporary.iterdir()} == before
+    for fields, expected in (
+        ({"age": "old"}, "is no number"),
+        ({"age": "-3"}, "age -3: give years from 0 to 120"),
+        ({"sex": "x"}, "is none that training knew"),
+    ):
+        assert expected in ask(port, "POST", body=form({"a.png": picture(small_data)}, **fields))[2]
+    assert "no picture was given" in ask(port, "POST", body=form({}))[2]
+
+
+@pytest.mark.slow
+def test_other_names_other_pages_and_too_much_are_turned_away(app: tuple[int, Path], small_data: Path) -> None:
+    port, _ = app
+    body = form({"a.png": picture(small_data)})
+    assert ask(port, Host="evil.example")[0] == 400
+    assert ask(port, Host=f"evil.example:{port}")[0] == 400
+    assert ask(port, Host=f"localhost:{port}")[0] == 200
+    assert ask(port, Host=f"[::1]:{port}")[0] == 200
+    assert ask(port, "POST", body=body, Origin="https://evil.example")[0] == 403
+    assert ask(port, "POST", body=body, Origin="null")[0] == 403
+    assert ask(port, "POST", body=body, Origin=f"http://127.0.0.1:{port}")[0] == 200
+    status, _, text = ask(port, "POST", body=bytes(MOST_BYTES + 1))
+    assert status == 413
+    assert "send fewer at a time" in text
+    assert "Too many files" in ask(port, "POST", body=form({f"{i}.png": b"" for i in range(51)}))[2]
+    assert ask(port, path="/app.html.j2")[0] == 404
+    assert ask(port, path="/../app.py")[0] == 404
+
+
+@pytest.mark.slow
+def test_a_browser_is_told_to_fetch_nothing_and_keep_nothing(app: tuple[int, Path]) -> None:
+    for path in ("/", "/app.css", "/app.js", "/app.svg"):
+        status, headers, text = ask(app[0], path=path)
+        assert status == 200
+        assert headers["content-security-policy"].startswith("default-src 'none'; ")
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    assert ask(app[0], Host="evil.example")[1]["content-security-policy"].startswith("default-src 'none'; ")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_cleanly(bundled: Path, tmp_path: Path) -> None:
+    with started(bundled / "bundle.zip", tmp_path) as (port, process):
+        assert ask(port)[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "ended; nothing of the pictures was kept\n"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # torch leaves an empty folder
+
+
+def test_a_port_in_use_is_a_mistake_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = mistake(capsys, "app", "--bundle", str(tmp_path), "--port", str(port))
+    assert f"--host 127.0.0.1 --port {port} can't be listened on" in message
+    assert "choose another port" in message
+    with pytest.raises(ConfigError, match=r"--host no\.such\.host\.invalid"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_a_bundle_that_is_none_is_a_mistake_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such bundle" in mistake(capsys, "app", "--bundle", str(tmp_path / "none.zip"), "--port", "0")
+
+
+@pytest.mark.slow
+def test_an_address_that_others_reach_is_warned_of(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("serving.app.serve", lambda app, listener: None)
+    for host, warned in (("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)):
+        assert run_cli("app", "--bundle", str(bundled / "bundle.zip"), "--host", host, "--port", "0") == 0
+        assert ("no login" in capsys.readouterr().out) is warned
+    assert is_loopback("::1")
+    assert not is_loopback("192.168.0.7")
+    assert not is_loopback("example.org")

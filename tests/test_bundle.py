@@ -1,0 +1,167 @@
+"""What leaves the house: whole, checked, without a row of the data, and nothing in it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import run_cli, small_config
+
+from serving.bundle import MANIFEST, read_bundle, write_manifest, zip_bundle
+from serving.fitted import read_fitted
+from serving.pack import write_bundle
+from stack.config import read_config
+from stack.console import Out
+from stack.errors import BundleError
+from stack.experiment import Experiment, open_experiment
+
+INERT = {".json", ".npy", ".safetensors", ".txt", ".ubj", ".cbm", ".yaml", ".md"}
+
+
+@pytest.fixture
+def unpacked(bundled: Path, tmp_path: Path) -> Path:
+    """The bundle as a folder of one's own."""
+    with zipfile.ZipFile(bundled / "bundle.zip") as archive:
+        archive.extractall(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def experiment_of(folder: Path) -> Experiment:
+    path = folder / "small.yaml"
+    return open_experiment(read_config(path), path, Out(quiet=True))
+
+
+def test_no_id_group_or_path_of_the_training_data_is_in_it(bundled: Path, unpacked: Path, small_data: Path) -> None:
+    rows = pd.concat([pd.read_csv(small_data / f"{part}.csv", dtype=str) for part in ("train", "test")])
+    words = [*rows["image_name"], *rows["patient_id"].unique(), str(small_data), str(bundled)]
+    for path in unpacked.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [word for word in words if word.encode() in content], path.name
+
+
+def test_nothing_in_it_is_of_a_kind_that_runs_when_it_is_read(unpacked: Path) -> None:
+    assert {path.suffix for path in unpacked.rglob("*") if path.is_file()} <= INERT
+    assert (unpacked / "model_card.md").read_text(encoding="utf-8").startswith("# ")
+
+
+def test_the_same_runs_make_the_same_bytes(bundled: Path, tmp_path: Path) -> None:
+    write_bundle(experiment_of(bundled), tmp_path / "again.zip", Out(quiet=True))
+    assert (tmp_path / "again.zip").read_bytes() == (bundled / "bundle.zip").read_bytes()
+
+
+def test_every_file_that_changes_or_goes_is_named(unpacked: Path, tmp_path: Path) -> None:
+    names = list(read_bundle(unpacked).manifest["files"])
+    assert {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()} == {
+        MANIFEST, *names
+    }  # fmt: skip
+    for name in names:
+        path = unpacked / name
+        content = path.read_bytes()
+        for changed in (content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+            path.write_bytes(changed)
+            with pytest.raises(BundleError, match=f"{name} is damaged"):
+                read_bundle(unpacked)
+        path.unlink()
+        with pytest.raises(BundleError, match=f"{name} is missing"):
+            read_bundle(unpacked)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.write_bytes(content)
+        path.symlink_to(elsewhere)
+        with pytest.raises(BundleError, match=f"{name} is missing"):
+            read_bundle(unpacked)
+        path.unlink()
+        path.write_bytes(content)
+    read_fitted(read_bundle(unpacked))
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out", "a\\..\\out", "C:/out", "a//b", "", "."])
+def test_a_name_that_leads_out_of_the_bundle_is_refused(name: str, unpacked: Path, tmp_path: Path) -> None:
+    manifest = json.loads((unpacked / MANIFEST).read_text())
+    manifest["files"][name] = {"sha256": "0" * 64, "bytes": 3}
+    (unpacked / MANIFEST).write_text(json.dumps(manifest))
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.write(unpacked / MANIFEST, MANIFEST)
+        archive.writestr(name or "x", b"out")
+    before = sorted(tmp_path.rglob("*"))
+    for path in (unpacked, tmp_path / "evil.zip"):
+        with pytest.raises(BundleError, match="names a file outside the bundle"):
+            read_bundle(path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_zip_that_holds_more_than_it_says_does_not_fill_the_disk(unpacked: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(unpacked)
+    name = next(iter(bundle.manifest["files"]))
+    (unpacked / name).write_bytes(b"0" * (1 << 24))
+    zip_bundle(bundle, tmp_path / "fat.zip")
+    with pytest.raises(BundleError, match=f"{name} is damaged"):
+        read_bundle(tmp_path / "fat.zip")
+
+
+def test_what_is_no_bundle_says_so(tmp_path: Path, unpacked: Path, bundled: Path) -> None:
+    (tmp_path / "text.zip").write_text("no zip")
+    (tmp_path / "cut.zip").write_bytes((bundled / "bundle.zip").read_bytes()[:-100])
+    (tmp_path / "empty").mkdir()
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    for name, says in {
+        "gone.zip": "no such bundle", "text.zip": "no zip", "cut.zip": "no zip", "empty": "holds no manifest",
+        "other.zip": "holds no manifest",
+    }.items():  # fmt: skip
+        with pytest.raises(BundleError, match=says):
+            read_bundle(tmp_path / name)
+    content = dict(read_bundle(unpacked).manifest)
+    for text, says in (
+        ("{}", "damaged"),
+        ("[]", "damaged"),
+        (json.dumps({**content, "format": 2}), "a newer dermstack"),
+    ):
+        (unpacked / MANIFEST).write_text(text)
+        with pytest.raises(BundleError, match=says):
+            read_bundle(unpacked)
+
+
+def test_a_damaged_part_behind_a_right_hash_is_a_named_error(unpacked: Path) -> None:
+    """Someone made the manifest anew around it."""
+    manifest = read_bundle(unpacked).manifest
+    (unpacked / "blend" / "blend.json").write_text('{"method": "mean"}')
+    write_manifest(unpacked, {key: value for key, value in manifest.items() if key not in {"files", "format"}})
+    with pytest.raises(BundleError, match="level 2 can't be read"):
+        read_fitted(read_bundle(unpacked))
+
+
+def test_a_bundle_is_of_what_the_config_says_today(
+    bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config, target = bundled / "small.yaml", tmp_path / "b"
+    for change, says in {
+        "blend.trials=6": "the blend is stale", "features.cohort=false": "gbdt is stale",
+        "stackers.1.name=other": "other is not there",
+    }.items():  # fmt: skip
+        assert run_cli("bundle", "-c", str(config), "--out", str(target), "--set", change, "-q") == 2
+        assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    target.mkdir()
+    assert run_cli("bundle", "-c", str(config), "--out", str(target), "-q") == 2
+    assert "is there already" in capsys.readouterr().err
+    assert run_cli("bundle", "-c", str(config), "--out", str(target), "--replace", "-q") == 0
+    assert read_bundle(target).fingerprint == read_bundle(bundled / "bundle.zip").fingerprint
+
+
+def test_predictions_made_elsewhere_can_not_be_bundled(
+    bundled: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(bundled / "runs", tmp_path / "runs")
+    config = small_config(small_data, tmp_path, stackers=[], image_models=[])
+    for part in ("oof", "test"):
+        rows = pd.read_parquet(bundled / f"runs/small/models/still/{part}.parquet")
+        rows.rename(columns={"id": "image_name"}).to_csv(tmp_path / f"{part}.csv", index=False)
+    files = ["--oof", str(tmp_path / "oof.csv"), "--test", str(tmp_path / "test.csv")]
+    assert run_cli("import-oof", "theirs", "-c", str(config), *files, "-q") == 0
+    assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip"), "-q") == 2
+    assert "theirs: predictions made elsewhere can't be made for new images" in capsys.readouterr().err

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
+
+from pages.evaluation import evaluation_html
+from stack.delong import clustered_auc
+from stack.errors import DataError
+from stack.measures import check_classes, measure, plain
+from stack.validation import (
+    AGREES,
+    HIGHER,
+    LOWER,
+    SHIFTED,
+    UNTOLD,
+    Promise,
+    Validation,
+    compare,
+    make_promise,
+    promise_of,
+    validate,
+)
+
+Rows = tuple[np.ndarray, np.ndarray, pd.DataFrame]
+
+
+def drawn(rng: np.random.Generator, n: int = 1500, *, prevalence: float = 0.15) -> Rows:
+    """Targets, a p that is right at a prevalence of 15 %, and rows in groups of about three."""
+    group = rng.integers(0, n // 3, n)
+    y = (rng.random(n) < prevalence).astype(int)
+    x = rng.normal(1.6 * y, 1.0)
+    p = expit(logit(0.15) + 1.6 * x - 1.6**2 / 2)
+    people = {"sex": rng.choice(["male", "female"], n // 3), "age": rng.integers(20, 90, n // 3).astype(float)}
+    frame = pd.DataFrame({"group": group, **{name: values[group] for name, values in people.items()}})
+    return y, p, frame.assign(site=rng.choice(["torso", "head/neck"], n))
+
+
+def promised(rng: np.random.Generator) -> Promise:
+    y, p, frame = drawn(rng, 3000)
+    return make_promise("auc", y, p, p, frame["group"], frame, draws=100)
+
+
+def judged(promise: Promise, y: np.ndarray, p: np.ndarray, frame: pd.DataFrame, **more: Any) -> Validation:
+    made = pd.DataFrame({"score": p, "p_calibrated": p, **more})
+    return validate(promise, made, y, frame, experiment="x", bundle="0123456789ab", draws=100)
+
+
+def verdicts(found: Validation) -> dict[str, str]:
+    return {entry.quantity: entry.verdict for entry in found.comparisons}
+
+
+def test_measures_are_those_of_scikit_learn(rng: np.random.Generator) -> None:
+    y, p, frame = drawn(rng)
+    made = measure(y, p, p, frame["group"], draws=50)
+    assert (made.rows, made.positives, made.groups) == (1500, y.sum(), frame["group"].nunique())
+    assert made.prevalence.value == pytest.approx(y.mean())
+    assert made.auc.value == pytest.approx(roc_auc_score(y, p))
+    assert made.ap.value == pytest.approx(average_precision_score(y, p))
+    assert made.log_loss.value == pytest.approx(log_loss(y, p))
+    assert made.log_loss.low < made.log_loss.value < made.log_loss.high
+    assert made.brier == pytest.approx(brier_score_loss(y, p))
+    assert made.auc_se == pytest.approx(np.sqrt(clustered_auc(y, p, frame["group"]).covariance[0, 0]))
+
+
+def test_a_p_that_is_right_has_about_the_ece_that_chance_gives_it(rng: np.random.Generator) -> None:
+    p = rng.beta(1, 5, 3000)
+    seen = [measure((rng.random(3000) < p).astype(int), p, p, np.arange(3000), draws=2) for _ in range(10)]
+    assert np.mean([made.ece for made in seen]) == pytest.approx(seen[0].ece_by_chance, rel=0.2)
+    assert (
+        measure((rng.random(3000) < p**2).astype(int), p, p, np.arange(3000), draws=2).ece > 3 * seen[0].ece_by_chance
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "found_se", "verdict"),
+    [(0.85, 0.02, AGREES), (0.84, 0.02, LOWER), (0.96, 0.02, HIGHER), (0.99, 0.0, UNTOLD), (np.nan, 0.02, UNTOLD)],
+)
+def test_estimates_agree_within_the_noise_of_both(found: float, found_se: float, verdict: str) -> None:
+    made = compare("auc", 0.90, 0.02, found, found_se)  # 1.96 √(0.02² + 0.02²) = 0.0554
+    assert made.verdict == verdict
+    if found_se:
+        assert made.noise == pytest.approx(0.0554, abs=1e-4)
+
+
+def test_more_rows_of_the_same_world_agree(rng: np.random.Generator) -> None:
+    found = judged(promised(rng), *drawn(rng))
+    assert set(verdicts(found).values()) == {AGREES}
+    assert not found.prevalence_differs
+
+
+@pytest.mark.slow
+def test_the_auc_of_the_same_world_is_called_apart_in_one_of_twenty() -> None:
+    rng, apart = np.random.default_rng(5), 0
+    for _ in range(400):
+        (y, p, frame), (y2, p2, frame2) = drawn(rng, 900), drawn(rng, 600)
+        one, two = (clustered_auc(*of).interval() for of in ((y, p, frame["group"]), (y2, p2, frame2["group"])))
+        apart += compare("auc", one.value, one.se, two.value, two.se).verdict != AGREES
+    assert 0.02 < apart / 400 < 0.09
+
+
+def test_flipped_labels_are_lower_than_promised(rng: np.random.Generator) -> None:
+    y, p, frame = drawn(rng)
+    flipped = np.where(rng.random(len(y)) < 0.25, 1 - y, y)
+    found = judged(promised(rng), flipped, p, frame)
+    assert found.verdict == LOWER
+    assert verdicts(found)["slope"] == LOWER
+    assert all(LOWER in (of.sensitivity.verdict, of.specificity.verdict) for of in found.points)
+    reversed_ = judged(promised(rng), 1 - y, p, frame)
+    assert reversed_.found.auc.value == pytest.approx(1 - roc_auc_score(y, p))
+
+
+def test_a_sharper_world_is_higher_than_promised(rng: np.random.Generator) -> None:
+    y, p, frame = drawn(rng)
+    assert judged(promised(rng), y, expit(logit(p) + 2 * y), frame).verdict == HIGHER
+
+
+def test_another_prevalence_is_named_and_only_what_it_leaves_alone_is_compared(rng: np.random.Generator) -> None:
+    found = judged(promised(rng), *drawn(rng, prevalence=0.4))
+    assert found.prevalence_differs
+    said = verdicts(found)
+    assert said.pop("prevalence") == HIGHER
+    assert {name for name, verdict in said.items() if verdict == SHIFTED} == {"ap", "log_loss", "in_the_large"}
+    assert {name for name, verdict in said.items() if verdict == AGREES} == {"auc", "pauc80", "slope"}
+    assert all(of.sensitivity.verdict == of.specificity.verdict == AGREES for of in found.points)
+
+
+def test_a_p_that_is_too_high_or_too_bold_is_no_longer_calibrated(rng: np.random.Generator) -> None:
+    promise, (y, p, frame) = promised(rng), drawn(rng)
+    high, bold = (judged(promise, y, of, frame) for of in (expit(logit(p) + 1), expit(2 * logit(p))))
+    assert high.verdict == bold.verdict == AGREES  # the order is the same
+    assert verdicts(high)["in_the_large"] == LOWER
+    assert high.found.in_the_large.value == pytest.approx(judged(promise, y, p, frame).found.in_the_large.value - 1)
+    assert verdicts(bold)["slope"] == LOWER
+    # A threshold that training fixed finds more where p is too high, and calls more by mistake.
+    assert {(of.sensitivity.verdict, of.specificity.verdict) for of in high.points} <= {
+        (HIGHER, LOWER),
+        (AGREES, LOWER),
+    }
+
+
+def test_thresholds_of_training_are_applied_and_those_of_these_rows_told_apart(rng: np.random.Generator) -> None:
+    promise, (y, p, frame) = promised(rng), drawn(rng)
+    found = judged(promise, y, p, frame)
+    for of, own in zip(found.points, promise.points, strict=True):
+        assert of.found.threshold == own.threshold
+        assert of.found.sensitivity.value == np.mean(p[y == 1] >= own.threshold)
+        assert of.found.specificity.value == np.mean(p[y == 0] < own.threshold)
+    for selected in found.selected_on_these_rows:
+        keep, other = (y == 1, y == 0) if selected.aim == "sensitivity" else (y == 0, y == 1)
+        sides = [(p >= t, p < t) if selected.aim == "sensitivity" else (p < t, p >= t) for t in [*np.unique(p), 2]]
+        best = max(np.mean(lost[other]) for held, lost in sides if np.mean(held[keep]) >= selected.level)
+        assert selected.other.value == pytest.approx(best)
+
+
+def test_a_subgroup_that_is_ordered_worse_stands_out_beside_what_training_had(rng: np.random.Generator) -> None:
+    promise, (y, p, frame) = promised(rng), drawn(rng)
+    bad = (frame["site"] == "torso").to_numpy()
+    p = np.where(bad, rng.permutation(p), p)
+    line = next(of for of in judged(promise, y, p, frame).subgroups if of["subgroup"] == "torso")
+    assert line["apart"]
+    assert line["auc"] == pytest.approx(roc_auc_score(y[bad], p[bad]))
+    assert line["promised_auc"] == next(of["auc"] for of in promise.subgroups if of["subgroup"] == "torso")
+
+
+def test_far_images_are_counted_and_left_out_for_comparison(rng: np.random.Generator) -> None:
+    y, p, frame = drawn(rng)
+    far = rng.random(len(y)) < 0.2
+    found = judged(promised(rng), y, p, frame, far=far).far
+    assert found is not None
+    assert (found.rows, found.positives) == (far.sum(), y[far].sum())
+    assert found.auc_near.value == pytest.approx(roc_auc_score(y[~far], p[~far]))
+    assert found.auc_far == pytest.approx(roc_auc_score(y[far], p[far]))
+    none = judged(promised(rng), y, p, frame, far=np.ones(len(y), bool)).far
+    assert none is not None
+    assert np.isnan(none.auc_near.value)
+    assert judged(promised(rng), y, p, frame).far is None
+
+
+def test_too_few_groups_of_a_class_are_refused_by_name() -> None:
+    with pytest.raises(DataError, match="none of the 3 rows is positive"):
+        check_classes([0, 0, 0], ["a", "b", "c"])
+    with pytest.raises(DataError, match=r"all 2 positive rows are of 1 group \(a\)"):
+        check_classes([1, 1, 0, 0], ["a", "a", "b", "c"])
+
+
+def test_a_promise_comes_back_from_json_as_it_was(rng: np.random.Generator) -> None:
+    promise = promised(rng)
+    assert promise_of(json.loads(json.dumps(plain(promise), allow_nan=False))) == promise
+
+
+def test_the_page_says_what_the_json_says_and_names_no_row(rng: np.random.Generator) -> None:
+    y, p, frame = drawn(rng, prevalence=0.4)
+    frame["group"] = [f"PATIENT_{number}" for number in frame["group"]]
+    frame["id"] = [f"IMAGE_{number}" for number in range(len(y))]
+    found = judged(promised(rng), y, p, frame, far=rng.random(len(y)) < 0.2)
+    content = json.loads(json.dumps(plain(found), allow_nan=False))
+    page = evaluation_html(found, y, p, created="2026-01-01")
+    shown = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+    auc = content["found"]["auc"]
+    assert f"AUC on these images {auc['value']:.3f} 95 % interval {auc['low']:.3f} to {auc['high']:.3f}" in shown
+    for entry in content["comparisons"]:
+        form = ".1%" if entry["quantity"] == "prevalence" else ".4f"
+        cells = [f"{entry[side]:{form}}".replace("-", "−").replace("%", " %") for side in ("promised", "found")]
+        assert f"{cells[0]} {cells[1]} " in shown
+    for of in content["points"]:
+        share = of["found"]["sensitivity"]
+        assert f"{share['value']:.1%}".replace("%", " %") + f" ({100 * share['low']:.1f} to " in shown
+    assert f"{content['far']['rows']:,} of {content['found']['rows']:,} images" in shown
+    assert shown.count(SHIFTED) == 3
+    assert "Content-Security-Policy" in page
+    assert not re.search(r"PATIENT|IMAGE_|<script|https?://(?!www\.w3\.org)", page)
+
+
+def test_what_users_wrote_is_text_on_the_page(rng: np.random.Generator) -> None:
+    y, p, frame = drawn(rng)
+    frame["site"] = np.where(frame["site"] == "torso", "<b>torso</b>", frame["site"])
+    page = evaluation_html(judged(promised(rng), y, p, frame), y, p, created="2026-01-01")
+    assert "<b>torso" not in page
+    assert "&lt;b&gt;torso" in page
