@@ -79,14 +79,14 @@ def bootstrap_scores(
 
 
 def bootstrap_sums(
-    y: ArrayLike, values: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
+    y: ArrayLike, values: sparse.csr_array, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Floats:
     """Column sums of `values` (n, c) over the rows that `bootstrap_scores` draws: (draws, c)."""
     positive = positives_of(y)
     group = _group_codes(split_group, positive)
-    rows = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))))
-    by_group = (rows @ np.asarray(values, np.float64)).T
-    return _drawn_values([(by_group, np.transpose)], positive, group, draws=draws, seed=seed, width=len(by_group))
+    members = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))))
+    tally = (members @ values).T.tocsr()
+    return _drawn_values([(tally, np.transpose)], positive, group, draws=draws, seed=seed, width=tally.shape[0])
 
 
 Tally = tuple[Any, Callable[[Floats], Floats]]  # what times the draws of groups is what values are made of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 from stack.curve import Bools, Floats, checked
 from stack.intervals import bootstrap_sums
@@ -28,23 +29,25 @@ def decision_curve(
     from t on takes that many false alarms for one positive. Acting on nobody has 0. Columns: threshold, net_benefit
     with its 95 % interval low and high, treat_all; gain, net_benefit less the better of acting on all and on nobody,
     with gain_low and gain_high; sensitivity, called (share of rows). Intervals are over whole split_groups.
-    Without `thresholds`, `sensible_thresholds`.
+    `thresholds` must rise; without them they are `sensible_thresholds`.
     """
     positive, p = checked(y, p)
     at = sensible_thresholds(positive) if thresholds is None else np.asarray(thresholds, np.float64)
-    called = np.asarray(p, np.float64)[:, None] >= at
-    values = np.hstack(
-        [called & positive[:, None], called & ~positive[:, None], positive[:, None], np.ones_like(p)[:, None]]
-    )
+    # The number of thresholds that p reaches, positives after negatives: one entry a row, so that it stays small.
+    reached = np.searchsorted(at, np.asarray(p, np.float64), "right")
+    place = reached + positive * (len(at) + 1)
+    values = sparse.csr_array((np.ones(len(p)), (np.arange(len(p)), place)), shape=(len(p), 2 * (len(at) + 1)))
+    counts = values.sum(axis=0)[None, :]
     sums = bootstrap_sums(positive, values, split_group, draws=draws, seed=seed)
-    benefit, everybody = _benefits(values.sum(axis=0, keepdims=True), at)
+    found, alarms = _at_or_above(counts, len(at))
+    benefit, everybody = _benefits(counts, at)
     drawn, drawn_everybody = _benefits(sums, at)
     gain, drawn_gain = (one - np.maximum(other, 0) for one, other in ((benefit, everybody), (drawn, drawn_everybody)))
     (low, high), (gain_low, gain_high) = (np.percentile(values, [2.5, 97.5], axis=0) for values in (drawn, drawn_gain))
     return pd.DataFrame({
         "threshold": at, "net_benefit": benefit[0], "low": low, "high": high, "treat_all": everybody[0],
         "gain": gain[0], "gain_low": gain_low, "gain_high": gain_high,
-        "sensitivity": called[positive].mean(axis=0), "called": called.mean(axis=0),
+        "sensitivity": found[0] / positive.sum(), "called": (found[0] + alarms[0]) / len(p),
     })  # fmt: skip
 
 
@@ -64,8 +67,17 @@ def round_thresholds(positive: ArrayLike) -> Floats:
     return within
 
 
-def _benefits(sums: Floats, at: Floats) -> tuple[Floats, Floats]:
-    """Net benefit of the model and of acting on everybody, each (draws, thresholds), from column sums."""
+def _at_or_above(counts: Floats, k: int) -> tuple[Floats, Floats]:
+    """Found positives and false alarms (draws, k) at each of k thresholds, from counts by how many were reached."""
+    negative, positive = (counts[:, part : part + k + 1] for part in (0, k + 1))
+    found, alarms = (np.cumsum(part[:, ::-1], axis=1)[:, -2::-1] for part in (positive, negative))
+    return found, alarms
+
+
+def _benefits(counts: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """Net benefit of the model and of acting on everybody, each (draws, thresholds)."""
     k, odds = len(at), at / (1 - at)
-    true, false, positives, rows = sums[:, :k], sums[:, k : 2 * k], sums[:, [2 * k]], sums[:, [2 * k + 1]]
-    return (true - false * odds) / rows, (positives - (rows - positives) * odds) / rows
+    found, alarms = _at_or_above(counts, k)
+    negatives, positives = (counts[:, part : part + k + 1].sum(axis=1, keepdims=True) for part in (0, k + 1))
+    rows = negatives + positives
+    return (found - alarms * odds) / rows, (positives - negatives * odds) / rows
