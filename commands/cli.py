@@ -167,8 +167,11 @@ def tune(
             path = tune_blend(experiment, runs, out, trials=trials, timeout=timeout, workers=workers)
             out.say(f"to use it: `tuned: {{blend: {path}}}`")
             return
-        for stacker in experiment.config.stackers:
-            if stacker.enabled:
+        stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
+        for stacker in stackers:
+            if stacker.kind == "logistic" and len(stackers) > 1:
+                out.say(f"{stacker.name}: a logistic regression has nothing to tune, skipped")
+            else:
                 path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)
                 out.say(f"to use it: `tuned: {{gbdt: {{{stacker.name}: {path}}}}}`")
 

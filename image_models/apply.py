@@ -78,18 +78,20 @@ def apply_frozen(
         yield Predictions(head.logit(z), z)
 
 
-def head_logit(
+def head_logits(
     weights: Path,
     settings: Mapping[str, Any],
     z: NDArray[np.float16],
-    metadata: NDArray[np.float32],
+    metadata: Sequence[NDArray[np.float32]],
     *,
     positive: Sequence[bool],
-) -> NDArray[np.float32]:
-    """Logits (n,) of stored embeddings (n, d) and metadata (n, m) through the head alone of a net that sees both."""
-    net = read_fold_net(weights, settings, positive=positive, metadata=metadata.shape[1])
+) -> list[NDArray[np.float32]]:
+    """Logits (n,) of stored embeddings (n, d) beside each of ``metadata`` (n, m), through the head of a net alone."""
+    net = read_fold_net(weights, settings, positive=positive, metadata=metadata[0].shape[1])
     assert net.fusion is not None, "it sees metadata"
+    images, made = torch.from_numpy(z.astype(np.float32)), []
     with torch.inference_mode():
-        joined = torch.cat([torch.from_numpy(z.astype(np.float32)), net.fusion(torch.from_numpy(metadata))], dim=1)
-        logit: NDArray[np.float32] = risk_logit(net.head(joined), net.positive).numpy()
-    return logit
+        for known in metadata:
+            joined = torch.cat([images, net.fusion(torch.from_numpy(known))], dim=1)
+            made.append(risk_logit(net.head(joined), net.positive).numpy())
+    return made

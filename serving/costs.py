@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from image_models.apply import head_logit
+from image_models.apply import head_logits
 from serving.bundle import Bundle, ImageRun
 from serving.fitted import Fitted, read_fitted
 from serving.level1 import encoded_metadata, fold_folder
@@ -38,16 +38,17 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     z = {name: embedding.oof[predictions.rows] for name, embedding in read_embeddings(experiment, runs).items()}
     columns = [name for name in KNOWN if name == "group" or frame[name].notna().any()]
 
-    def scored(without: Collection[str]) -> NDArray[np.float64]:
-        poor = _without(frame, without)
-        logits = predictions.oof + _change_of_heads(bundle, runs, predictions.nets, frame, poor)
-        return _out_of_fold(fitted, poor, logits, predictions.nets, z)
-
-    full = scored(())
+    wanting = [*((name,) for name in columns), tuple(columns)]
+    frames = [frame, *(_without(frame, names) for names in wanting)]
+    changes = _changes_of_heads(bundle, runs, predictions.nets, frames)
+    full, *poorer = [
+        _out_of_fold(fitted, poor, predictions.oof + change, predictions.nets, z)
+        for poor, change in zip(frames, changes, strict=True)
+    ]
     costs = []
-    for without in [*((name,) for name in columns), tuple(columns)]:
-        cost = paired_difference(experiment.config.objective, y, scored(without), full, groups)
-        costs.append({"without": list(without), "cost": cost.value, "low": cost.low, "high": cost.high})
+    for names, score in zip(wanting, poorer, strict=True):
+        cost = paired_difference(experiment.config.objective, y, score, full, groups)
+        costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
 
 
@@ -83,27 +84,30 @@ def _without(frame: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
     return poor
 
 
-def _change_of_heads(
-    bundle: Bundle, runs: list[Run], nets: NDArray[np.int8], frame: pd.DataFrame, poor: pd.DataFrame
-) -> NDArray[np.float32]:
-    """(n, runs): by how much each net's logit changes where it sees ``poor`` metadata instead of its own."""
-    change = np.zeros(nets.shape, np.float32)
+def _changes_of_heads(
+    bundle: Bundle, runs: list[Run], nets: NDArray[np.int8], frames: Sequence[pd.DataFrame]
+) -> list[NDArray[np.float32]]:
+    """(n, runs) for each of ``frames``: by how much its metadata changes each net's logit from that of the first."""
+    changes = [np.zeros(nets.shape, np.float32) for _ in frames]
     for place, (run, stored) in enumerate(zip(bundle.image_runs, runs, strict=True)):
         if not run.settings["metadata"]:
             continue
-        oof_z = stored.array("oof_z")[pd.Index(stored.frame("oof")["id"]).get_indexer(pd.Index(frame["id"]))]
+        oof_z = stored.array("oof_z")[pd.Index(stored.frame("oof")["id"]).get_indexer(pd.Index(frames[0]["id"]))]
         for fold in range(bundle.folds):
             rows = np.flatnonzero(nets[:, place] == fold)
-            known, unknown = (_head(bundle, run, fold, oof_z[rows], part.iloc[rows]) for part in (frame, poor))
-            change[rows, place] = unknown - known
-    return change
+            known, *others = _heads(bundle, run, fold, oof_z[rows], [frame.iloc[rows] for frame in frames])
+            for change, logit in zip(changes[1:], others, strict=True):
+                change[rows, place] = logit - known
+    return changes
 
 
-def _head(bundle: Bundle, run: ImageRun, fold: int, z: NDArray[np.float16], frame: pd.DataFrame) -> NDArray[np.float32]:
-    """Logits (n,) of stored embeddings (n, d) and metadata, through the net's head alone."""
-    metadata = encoded_metadata(bundle, run, fold, frame)
+def _heads(
+    bundle: Bundle, run: ImageRun, fold: int, z: NDArray[np.float16], frames: Sequence[pd.DataFrame]
+) -> list[NDArray[np.float32]]:
+    """Logits (n,) of stored embeddings (n, d) beside the metadata of each frame, through the net's head alone."""
+    metadata = [encoded_metadata(bundle, run, fold, frame) for frame in frames]
     weights = fold_folder(bundle, run, fold) / "weights.safetensors"
-    return head_logit(weights, run.settings, z, metadata, positive=run.positive)
+    return head_logits(weights, run.settings, z, metadata, positive=run.positive)
 
 
 def _out_of_fold(

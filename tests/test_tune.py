@@ -170,3 +170,13 @@ def test_a_stacker_without_parameters_has_no_study(tmp_path: Path) -> None:
     bring_in(experiment, "a", *predictions(experiment, seed=0))
     with pytest.raises(ConfigError, match="line is a logistic model: studies are for lightgbm, xgboost, catboost"):
         tune_gbdt(experiment, experiment.config.stackers[0], Out(quiet=True), trials=2, timeout=None)
+
+
+def test_a_logistic_regression_beside_gbdts_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gbdt = {"name": "gbdt", "kind": "lightgbm", "params": {"patience": 5}}
+    path = write_world(tmp_path, stackers=[{"name": "line", "kind": "logistic"}, gbdt], blend={"trials": 4})
+    experiment = opened(path)
+    bring_in(experiment, "a", *predictions(experiment, seed=0))
+    assert run_cli("tune", "gbdt", "-c", str(path), "--trials", "1") == 0
+    assert "line: a logistic regression has nothing to tune, skipped" in capsys.readouterr().out
+    assert (studies(path) / "gbdt-gbdt.yaml").is_file()
