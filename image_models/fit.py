@@ -181,8 +181,9 @@ def fit_frozen_fold(
     """The frozen counterpart of `fit_fold`: a logistic head on the training rows' features, applied to each set's."""
     with threadpool_limits(threads):
         head = fit_head(z, target, inner)
+        logits = {name: head.logit(features) for name, features in sets.items()}
     progress(len(z))
     save_file({"head.weight": head.weight[None], "head.bias": np.array([head.bias])}, weights / "weights.safetensors")
-    predictions = {name: Predictions(head.logit(features), features) for name, features in sets.items()}
+    predictions = {name: Predictions(logits[name], features) for name, features in sets.items()}
     history = pd.DataFrame({"strength": [head.strength]})
     return FoldFit(predictions, {name: p.logit[:, None] for name, p in predictions.items()}, history)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from image_models.cache import ImageCache
 from image_models.cache_build import build_cache
@@ -125,12 +126,13 @@ def score_pictures(
     if bundle.manifest["features"]["shortcuts"]:
         frame = _with_acquisition(frame, next(iter(caches.values())))
     seen = novelty.watcher() if novelty else None
-    said = read_level1(
-        bundle, caches, frame, store=store, device=device, workers=workers, progress=progress,
-        **({"see": seen.see} if seen else {}),
-    )  # fmt: skip
-    tell(said)
-    made = pd.concat([frame[["id"]], fitted.score(frame, said)], axis=1)
+    with threadpool_limits(fitted.threads):  # as in training: BLAS rounds by how many threads share its rows
+        said = read_level1(
+            bundle, caches, frame, store=store, device=device, workers=workers, progress=progress,
+            **({"see": seen.see} if seen else {}),
+        )  # fmt: skip
+        tell(said)
+        made = pd.concat([frame[["id"]], fitted.score(frame, said)], axis=1)
     if seen:
         made["novelty"], made["far"] = seen.novelty(), seen.far()
     return made

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit, logit
+from threadpoolctl import threadpool_limits
 
 from stack.blend import Blender
 from stack.blend_state import blender_state
@@ -35,7 +36,8 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")
-        run = _blend(experiment, runs, inputs, out)
+        with threadpool_limits(experiment.config.threads):
+            run = _blend(experiment, runs, inputs, out)
     else:
         out.say("blend: complete, skipped")
     if len(experiment.table.test):

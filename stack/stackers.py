@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from stack.acquisition import needed_acquisition
 from stack.config import Stacker
@@ -43,7 +44,8 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
             out.say(f"{stacker.name}: its inputs changed; the old run is kept as {aside}")
         todo.append(stacker)
     if todo:
-        _fit_all(experiment, todo, inputs, sources, out)
+        with threadpool_limits(experiment.config.threads):  # BLAS rounds by how many threads share its rows
+            _fit_all(experiment, todo, inputs, sources, out)
     return [run for stacker in stackers if (run := read_run(experiment.models / stacker.name))]
 
 
@@ -67,9 +69,12 @@ def _fit_all(
         (out.say if fits else out.warn)(note)
     folds = range(experiment.folds.k)
     asked = probe_experiments(experiment)
-    tasks = [joblib.delayed(_fit_fold)(experiment, stackers, embeddings, predictions, fold) for fold in folds]
+    tasks = [
+        joblib.delayed(_on_own_threads)(_fit_fold, experiment, stackers, embeddings, predictions, fold)
+        for fold in folds
+    ]
     tasks += [
-        joblib.delayed(_held_out)(changed, stackers[0], embeddings, predictions, fold)
+        joblib.delayed(_on_own_threads)(_held_out, changed, stackers[0], embeddings, predictions, fold)
         for changed in asked.values()
         for fold in folds
     ]
@@ -111,6 +116,12 @@ def _fit_all(
             "seconds": round(time.monotonic() - started, 1),
         }
         write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
+
+
+def _on_own_threads(task: Callable[..., Any], experiment: Experiment, *parts: Any) -> Any:
+    """A task in a process that would otherwise take as many threads for its BLAS as cores / n_jobs."""
+    with threadpool_limits(experiment.config.threads):
+        return task(experiment, *parts)
 
 
 def _fit_fold(
