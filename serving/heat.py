@@ -6,7 +6,6 @@ import io
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,13 +14,12 @@ from image_models.errors import ImageError
 from image_models.explain import pixel_risk_maps
 from image_models.predict import pick_device
 from image_models.stored import NetStore
+from pages.case_pictures import overlay
 from serving.bundle import Bundle, ImageRun
 from serving.level1 import encoded_metadata, fold_folder
 
 SIDE = 480  # pixels of a shown picture's longer side
-_STRENGTH = 0.65  # opacity of the heat where it is greatest
 _QUALITY = 90
-_COLOURS = colormaps["viridis"]  # none of its colours is one of skin, and its lightness rises
 
 
 def heat_maps(
@@ -67,9 +65,7 @@ def painted(image: NDArray[np.uint8], heat: NDArray[np.float32], *, squeezed: bo
     top, left = (height - covered[0]) // 2, (width - covered[1]) // 2
     whole = np.zeros((height, width), np.float32)
     whole[top : top + covered[0], left : left + covered[1]] = stretched
-    opacity = (_STRENGTH * whole)[..., None]
-    made: NDArray[np.uint8] = np.rint(image * (1 - opacity) + _COLOURS(whole)[..., :3] * 255 * opacity).astype(np.uint8)
-    return made
+    return overlay(image, whole)
 
 
 def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from threadpoolctl import threadpool_limits
 
 from stack.blend import Blender
 from stack.blend_state import blender_state
@@ -22,6 +21,7 @@ from stack.metrics import auc_by_fold
 from stack.nested import blend_nested
 from stack.store import Run, atomic, fingerprint, read_run, set_aside, write_run
 from stack.submit import submission, submission_text
+from stack.threads import on_threads
 from stack.tuned import tuned_fingerprint, tuned_weights
 
 
@@ -36,8 +36,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")
-        with threadpool_limits(experiment.config.threads):
-            run = _blend(experiment, runs, inputs, out)
+        run = on_threads(experiment.config.threads, _blend, experiment, runs, inputs, out)
     else:
         out.say("blend: complete, skipped")
     if len(experiment.table.test):

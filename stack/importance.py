@@ -20,6 +20,7 @@ from stack.experiment import Experiment
 from stack.fold_matrix import fold_matrix
 from stack.matrix import METADATA, Predictions, predictions_of, standardised
 from stack.store import Run, fingerprint, read_run, write_run
+from stack.threads import on_threads
 from tabular.models import read_bag
 
 ROWS = 2_000  # held-out rows that are explained, of all folds together
@@ -47,7 +48,7 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     if experiment.config.features.shortcuts:
         experiment = needed_acquisition(experiment)
     shutil.rmtree(folder, ignore_errors=True)  # it is made of runs that are there, and kept for no comparison
-    frame = _importance(experiment, stackers, sources, out)
+    frame = on_threads(experiment.config.threads, _importance, experiment, stackers, sources, out)
     write_run(folder, {"fingerprint": mark, **asked}, frames={"importance": frame})
     return frame
 
@@ -56,7 +57,11 @@ def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run],
     predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
     folds = range(experiment.folds.k)
-    tasks = [joblib.delayed(_of_fold)(experiment, stackers, embeddings, predictions, fold) for fold in folds]
+    threads = experiment.config.threads
+    tasks = [
+        joblib.delayed(on_threads)(threads, _of_fold, experiment, stackers, embeddings, predictions, fold)
+        for fold in folds
+    ]
     made: list[_Explained] = []
     with out.bar("feature importance", len(tasks), "folds") as progress:
         for explained in joblib.Parallel(n_jobs=experiment.config.n_jobs, return_as="generator")(tasks):

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import expit, logit
+from threadpoolctl import threadpool_limits
 
 from stack.curve import Floats
 
@@ -34,5 +35,7 @@ def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
     share = positive.mean()
     start = np.append(np.full(runs, 1 / runs), logit(share))
     bounds = [(0, None)] * runs + [(None, None)]
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500, "gtol": 1e-9})
+    options = {"maxiter": 500, "gtol": 1e-9}
+    with threadpool_limits(1):  # small products, whose last bits shall not depend on the cores of the machine
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return found.x[:-1], float(found.x[-1])

@@ -12,7 +12,6 @@ import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
-from threadpoolctl import threadpool_limits
 
 from stack.blend import METHODS, Blender
 from stack.curve import Floats
@@ -170,8 +169,7 @@ def _fit_without(
     scored = unseen if without else ~unseen
     scores = []
     for blender in fitted:
-        with threadpool_limits(1):  # small products, whose last bits shall not depend on the cores of the machine
-            blender.fit(frame[~unseen], y[~unseen], nets=nets[~unseen], columns_from=columns, weighting=weighting)
+        blender.fit(frame[~unseen], y[~unseen], nets=nets[~unseen], columns_from=columns, weighting=weighting)
         made = np.full(len(fold), np.nan)
         made[scored] = blender.predict_proba(frame[scored], nets=nets[scored])[:, 1]
         scores.append(made)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from stack.acquisition import needed_acquisition
 from stack.config import Stacker
@@ -23,6 +22,7 @@ from stack.matrix import Predictions, net_scales, predictions_of, standardised
 from stack.shortcuts import Probe, probe_experiments, probe_table
 from stack.store import Run, fingerprint, frame_fingerprint, prediction_frame, read_run, set_aside, write_run
 from stack.table import ACQUISITION
+from stack.threads import on_threads
 from stack.tuned import tuned_fingerprint, tuned_params
 from tabular.models import Bag, fit_bag, write_bag
 
@@ -44,8 +44,7 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
             out.say(f"{stacker.name}: its inputs changed; the old run is kept as {aside}")
         todo.append(stacker)
     if todo:
-        with threadpool_limits(experiment.config.threads):  # BLAS rounds by how many threads share its rows
-            _fit_all(experiment, todo, inputs, sources, out)
+        on_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out)
     return [run for stacker in stackers if (run := read_run(experiment.models / stacker.name))]
 
 
@@ -67,14 +66,14 @@ def _fit_all(
     notes = alignment_notes(embeddings, sources)
     for note, fits in notes:
         (out.say if fits else out.warn)(note)
-    folds = range(experiment.folds.k)
+    folds, threads = range(experiment.folds.k), experiment.config.threads
     asked = probe_experiments(experiment)
     tasks = [
-        joblib.delayed(_on_own_threads)(_fit_fold, experiment, stackers, embeddings, predictions, fold)
+        joblib.delayed(on_threads)(threads, _fit_fold, experiment, stackers, embeddings, predictions, fold)
         for fold in folds
     ]
     tasks += [
-        joblib.delayed(_on_own_threads)(_held_out, changed, stackers[0], embeddings, predictions, fold)
+        joblib.delayed(on_threads)(threads, _held_out, changed, stackers[0], embeddings, predictions, fold)
         for changed in asked.values()
         for fold in folds
     ]
@@ -116,12 +115,6 @@ def _fit_all(
             "seconds": round(time.monotonic() - started, 1),
         }
         write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
-
-
-def _on_own_threads(task: Callable[..., Any], experiment: Experiment, *parts: Any) -> Any:
-    """A task in a process that would otherwise take as many threads for its BLAS as cores / n_jobs."""
-    with threadpool_limits(experiment.config.threads):
-        return task(experiment, *parts)
 
 
 def _fit_fold(

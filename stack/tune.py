@@ -25,13 +25,14 @@ from stack.curve import Floats
 from stack.embeddings import read_embeddings
 from stack.errors import ConfigError
 from stack.experiment import Experiment
-from stack.fold_matrix import fold_matrix, inner_rows
+from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
 from stack.matrix import predictions_of, standardised
 from stack.metrics import score
 from stack.nested import left_out
 from stack.sources import level1_runs
 from stack.store import Run
 from stack.studies import Objective, open_study, refuse_sqlite, run_study, write_study
+from stack.threads import on_threads
 from stack.weighting import NetColumns, Weighting
 from tabular.gbdt import fit_gbdt, predict_logit
 from tabular.gbdt_params import DEFAULTS
@@ -168,11 +169,8 @@ def _blend_study_name(without: frozenset[int]) -> str:
 
 def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None) -> Objective:
     """Of a trial's parameters: the mean objective over the inner folds, pruned where the first of them say so."""
-    config, sources = experiment.config, level1_runs(experiment)
-    predictions = standardised(predictions_of(experiment, sources))
-    embeddings = read_embeddings(experiment, sources)
-    inner = [fold for fold in range(experiment.folds.k) if fold != outer]
-    splits = [fold_matrix(experiment, embeddings, predictions, fold, without=outer) for fold in inner]
+    config = experiment.config
+    splits = on_threads(config.threads, _splits, experiment, outer)
 
     def objective(trial: optuna.Trial) -> float:
         params, scores = _suggested(trial, stacker.kind), []
@@ -195,6 +193,15 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
         return float(np.mean(scores))
 
     return objective
+
+
+def _splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]:
+    """One matrix for each inner fold, without the rows of fold ``outer``."""
+    sources = level1_runs(experiment)
+    predictions = standardised(predictions_of(experiment, sources))
+    embeddings = read_embeddings(experiment, sources)
+    inner = [fold for fold in range(experiment.folds.k) if fold != outer]
+    return [fold_matrix(experiment, embeddings, predictions, fold, without=outer) for fold in inner]
 
 
 def _suggested(trial: optuna.Trial, kind: str) -> dict[str, Any]:

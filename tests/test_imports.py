@@ -62,6 +62,7 @@ ORDER = {
     "stack": [
         "errors",
         "console",
+        "threads",
         "settings",
         "image_config",
         "config",
