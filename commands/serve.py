@@ -58,7 +58,7 @@ def bundle(
             f"onnx: {len(differences)} networks, opset {made.manifest['onnx']['opset']}; on "
             f"{made.manifest['onnx']['pictures']} training images logits differ from torch's by at most "
             f"{max(one['logit'] for one in differences.values()):.1e}, and by "
-            f"{max(one['logit_of_z'] for one in differences.values()):.1e} of the same z (a frozen net rounds z to float16)"
+            f"{max(one['logit_of_z'] for one in differences.values()):.1e} of the same z (frozen nets round z to float16)"
         )
     if notebook:
         for path in write_notebook(made, target, experiment.config.data):
