@@ -53,12 +53,11 @@ def bundle(
         f"its calibration in {len(made.manifest['files'])} files, {n_bytes / 2**20:,.1f} MiB; id {made.fingerprint}"
     )
     if onnx:
-        differences = made.manifest["onnx"]["differences"]
+        about, differences = made.manifest["onnx"], made.manifest["onnx"]["differences"].values()
+        worst, of_z = (max(one[name] for one in differences) for name in ("logit", "logit_of_z"))
         out.say(
-            f"onnx: {len(differences)} networks, opset {made.manifest['onnx']['opset']}; on "
-            f"{made.manifest['onnx']['pictures']} training images logits differ from torch's by at most "
-            f"{max(one['logit'] for one in differences.values()):.1e}, and by "
-            f"{max(one['logit_of_z'] for one in differences.values()):.1e} of the same z (frozen nets round z to float16)"
+            f"onnx: {len(differences)} networks, opset {about['opset']}; on {about['pictures']} training images logits "
+            f"differ from torch's by at most {worst:.1e}, and by {of_z:.1e} of the same z (frozen nets round z to float16)"
         )
     if notebook:
         for path in write_notebook(made, target, experiment.config.data):
