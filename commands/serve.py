@@ -57,7 +57,7 @@ def bundle(
         worst, of_z = (max(one[name] for one in differences) for name in ("logit", "logit_of_z"))
         out.say(
             f"onnx: {len(differences)} networks, opset {about['opset']}; on {about['pictures']} training images logits "
-            f"differ from torch's by at most {worst:.1e}, and by {of_z:.1e} of the same z (frozen nets round z to float16)"
+            f"differ from torch's by at most {worst:.1e}, and by {of_z:.1e} of the same z (a frozen z is float16)"
         )
     if notebook:
         for path in write_notebook(made, target, experiment.config.data):
