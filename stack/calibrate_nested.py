@@ -44,7 +44,8 @@ def calibrate_nested(score: ArrayLike, y: ArrayLike, fold: ArrayLike, split_grou
     """Calibrate scores (n,) in [0, 1] that did not look at their own targets `y` (n,), such as nested ones.
 
     Each fold's p comes from the kind of map that has, on the other folds and fitted without the one it is scored
-    on, the lowest log loss, or from a simpler one within a standard error of it (`choose_method`).
+    on, the lowest log loss, or from a simpler one within a standard error of it (`choose_method`). Of two folds from
+    the simplest kind.
     """
     score, y, fold, split_group = (np.asarray(values) for values in (score, y, fold, split_group))
     folds = [int(k) for k in np.unique(fold)]
@@ -67,7 +68,8 @@ def calibrate_nested(score: ArrayLike, y: ArrayLike, fold: ArrayLike, split_grou
     p = np.full(len(score), np.nan)
     for k in folds:
         others = fold != k
-        chosen_by_fold[k] = choice(crossed(others), others)
+        # Of two folds the other is one alone: nothing is left to choose on, and the simplest map is taken.
+        chosen_by_fold[k] = choice(crossed(others), others) if len(folds) > 2 else next(iter(FITS))
         p[fold == k] = by_kind[chosen_by_fold[k]][fold == k]
     chosen = choice(by_kind, everything)
     return NestedCalibration(chosen, chosen_by_fold, p, by_kind, FITS[chosen](score, y))

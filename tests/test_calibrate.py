@@ -151,3 +151,14 @@ def test_the_summary_compares_each_map_with_platts(rng: np.random.Generator) -> 
     gain = log_loss(y, found.by_kind["isotonic"]) - log_loss(y, found.by_kind["platt"])
     assert table.loc["isotonic", "less platt"] == pytest.approx(gain)
     assert table["chosen"].sum() == 1
+
+
+def test_of_two_folds_each_is_calibrated_by_the_other_and_nothing_is_chosen(rng: np.random.Generator) -> None:
+    fold = np.arange(400) % 2
+    y = (rng.random(400) < 0.3).astype(int)
+    score = np.clip(0.3 + 0.2 * y + 0.15 * rng.normal(size=400), 0.01, 0.99)
+    found = calibrate_nested(score, y, fold, np.arange(400))
+    assert found.chosen_by_fold == {0: "platt", 1: "platt"}
+    for k in (0, 1):
+        expected = fit_platt(score[fold != k], y[fold != k])(score[fold == k])
+        np.testing.assert_array_equal(found.p[fold == k], expected)
