@@ -24,6 +24,7 @@ EXTRA = "image"
 # An image made for GPUs has these, built for its driver, and they weigh gigabytes.
 OF_THE_HOST = ("torch", "torchvision")
 _GPU_LIBRARIES = ("nvidia-", "cuda-")
+_WHEEL = "Wheel-Version: 1.0\nGenerator: dermstack\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def wheel_list(wheel: str) -> str:
@@ -96,7 +97,11 @@ def write_own_wheel(folder: Path) -> Path:
     own = _installed(OWN)
     info = f"{OWN}-{own.version}.dist-info"
     kept = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
-    files = {f"{info}/{name}": text.encode() for name in kept if (text := own.read_text(name)) is not None}
+    texts = {name: own.read_text(name) for name in kept}
+    # A checkout that was installed in place and stands first on the path is found by its .egg-info, which has neither.
+    texts["METADATA"] = texts["METADATA"] or own.read_text("PKG-INFO")
+    texts["WHEEL"] = texts["WHEEL"] or _WHEEL
+    files = {f"{info}/{name}": text.encode() for name, text in texts.items() if text is not None}
     for package in (own.read_text("top_level.txt") or "").split():
         spec = find_spec(package)
         assert spec is not None, "its packages are importable, this is one of them"
