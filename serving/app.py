@@ -174,6 +174,7 @@ class _Page:
         return HTMLResponse(
             self.template.render(
                 manifest=ensemble.bundle.manifest,
+                flattered=ensemble.bundle.flattered,
                 objective=_OBJECTIVES[ensemble.bundle.manifest["objective"]],
                 columns=ensemble.bundle.columns,
                 choices=ensemble.choices,

@@ -71,6 +71,14 @@ class Bundle:
         """Pixels a side that its nets ask for."""
         return sorted({int(run.settings["size"]) for run in self.image_runs})
 
+    @property
+    def flattered(self) -> str | None:
+        """What must be said beside the promised number where a study of the training rows chose something; or None."""
+        if not self.manifest["selected"]:
+            return None
+        names = ", ".join(self.manifest["selected"])
+        return f"{names}: settings chosen by a study of the training rows, so the promise may flatter."
+
     def json(self, name: str) -> Any:
         """A JSON file of the bundle."""
         return json.loads((self.folder / name).read_text(encoding="utf-8"))

@@ -119,11 +119,7 @@ def _notes(bundle: Bundle, rows: NewRows) -> list[str]:
             "several images, the intervals are too narrow."
         )
     notes += [f"{note[0].upper()}{note[1:]}" for note in cost_notes(bundle, rows.missing)]
-    if selected := bundle.manifest["selected"]:
-        notes.append(
-            f"{', '.join(selected)}: settings chosen by a study of the training rows, so the promise may flatter."
-        )
-    return notes
+    return notes + ([bundle.flattered] if bundle.flattered else [])
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -88,5 +88,5 @@ def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
         f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
         f"of {rows.frame['group'].nunique():,} groups to predict"
     )
-    for note in cost_notes(bundle, rows.missing):
+    for note in [*([bundle.flattered] if bundle.flattered else []), *cost_notes(bundle, rows.missing)]:
         out.warn(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import run_cli
 
 import serving.predict
 from image_models.errors import ImageError
-from serving.bundle import Bundle, read_bundle
+from serving.bundle import Bundle, read_bundle, write_manifest
 from serving.costs import _heads, measure_costs
 from serving.fitted import read_fitted
 from serving.predict import NewRows, predict_rows, read_new_rows
@@ -212,3 +213,25 @@ def test_the_lines_that_the_docs_show_run(
     exec(lines, seen)
     before = pd.read_parquet(bundled / "runs/small/predictions.parquet")
     assert (seen["made"]["score"] == before["score"]).all()  # type: ignore[index]
+
+
+def test_a_promise_that_a_study_of_the_training_rows_flatters_says_so_wherever_it_stands(
+    bundled: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from starlette.testclient import TestClient
+
+    from serving.app import make_app
+    from serving.session import Ensemble
+
+    with zipfile.ZipFile(bundled / "bundle.zip") as archive:
+        archive.extractall(tmp_path / "b")
+    says = "tiny: settings chosen by a study of the training rows, so the promise may flatter."
+    command = ["predict", "--bundle", str(tmp_path / "b"), "--images", str(small_data / "images")]
+    command += ["--metadata", str(small_data / "test.csv"), "--out", str(tmp_path / "p.csv")]
+    for selected in ([], ["tiny"]):
+        content = read_bundle(tmp_path / "b").manifest | {"selected": selected}
+        write_manifest(tmp_path / "b", {key: value for key, value in content.items() if key not in {"files", "format"}})
+        assert run_cli(*command) == 0
+        assert (says in " ".join(capsys.readouterr().out.split())) == bool(selected)
+        page = TestClient(make_app(Ensemble(read_bundle(tmp_path / "b"))), base_url="http://localhost").get("/").text
+        assert ("settings chosen by a study" in page) == bool(selected)
