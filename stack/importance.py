@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from stack.experiment import Experiment
 from stack.fold_matrix import fold_matrix
 from stack.matrix import METADATA, Predictions, predictions_of, standardised
 from stack.store import Run, fingerprint, read_run, write_run
-from stack.threads import on_threads
+from stack.threads import on_threads, run_folds
 from tabular.models import read_bag
 
 ROWS = 2_000  # held-out rows that are explained, of all folds together
@@ -57,16 +57,8 @@ def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run],
     predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
     folds = range(experiment.folds.k)
-    threads = experiment.config.threads
-    tasks = [
-        joblib.delayed(on_threads)(threads, _of_fold, experiment, stackers, embeddings, predictions, fold)
-        for fold in folds
-    ]
-    made: list[_Explained] = []
-    with out.bar("feature importance", len(tasks), "folds") as progress:
-        for explained in joblib.Parallel(n_jobs=experiment.config.n_jobs, return_as="generator")(tasks):
-            made.append(explained)
-            progress(1)
+    tasks = [partial(_of_fold, experiment, stackers, embeddings, predictions, fold) for fold in folds]
+    made = run_folds(tasks, "feature importance", experiment.config, out)
     values = pd.concat([fold.rows for fold in made], ignore_index=True)
     blocks = {column: block for fold in made for column, block in fold.block_of.items()}
     tables = []

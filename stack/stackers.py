@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from stack.matrix import Predictions, net_scales, predictions_of, standardised
 from stack.shortcuts import Probe, probe_experiments, probe_table
 from stack.store import Run, fingerprint, frame_fingerprint, prediction_frame, read_run, set_aside, write_run
 from stack.table import ACQUISITION
-from stack.threads import on_threads
+from stack.threads import on_threads, run_folds
 from stack.tuned import tuned_fingerprint, tuned_params
 from tabular.models import Bag, fit_bag, write_bag
 
@@ -66,22 +66,17 @@ def _fit_all(
     notes = alignment_notes(embeddings, sources)
     for note, fits in notes:
         (out.say if fits else out.warn)(note)
-    folds, threads = range(experiment.folds.k), experiment.config.threads
+    folds = range(experiment.folds.k)
     asked = probe_experiments(experiment)
-    tasks = [
-        joblib.delayed(on_threads)(threads, _fit_fold, experiment, stackers, embeddings, predictions, fold)
-        for fold in folds
+    tasks: list[Callable[[], Any]] = [
+        partial(_fit_fold, experiment, stackers, embeddings, predictions, fold) for fold in folds
     ]
     tasks += [
-        joblib.delayed(on_threads)(threads, _held_out, changed, stackers[0], embeddings, predictions, fold)
+        partial(_held_out, changed, stackers[0], embeddings, predictions, fold)
         for changed in asked.values()
         for fold in folds
     ]
-    made: list[Any] = []
-    with out.bar("level 2", len(tasks), "folds") as progress:
-        for result in joblib.Parallel(n_jobs=experiment.config.n_jobs, return_as="generator")(tasks):
-            made.append(result)
-            progress(1)
+    made = run_folds(tasks, "level 2", experiment.config, out)
     _warn_of_unseen([fold[0]["unseen"] for fold in made[: len(folds)]], out)
     fitted, answers = made[: len(folds)], made[len(folds) :]
     for number, stacker in enumerate(stackers):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import joblib
 from threadpoolctl import threadpool_limits
+
+from stack.config import Config
+from stack.console import Out
 
 Made = TypeVar("Made")
 
@@ -14,3 +18,14 @@ def on_threads(threads: int, task: Callable[..., Made], *parts: Any) -> Made:
     """``task(*parts)``, here or in a process of joblib's, which would take as many threads as cores / n_jobs."""
     with threadpool_limits(threads):
         return task(*parts)
+
+
+def run_folds(tasks: Sequence[Callable[[], Made]], label: str, config: Config, out: Out) -> list[Made]:
+    """What each task gives, in order: in ``n_jobs`` processes on the config's threads, with progress."""
+    made: list[Made] = []
+    with out.bar(label, len(tasks), "folds") as progress:
+        jobs = (joblib.delayed(on_threads)(config.threads, task) for task in tasks)
+        for result in joblib.Parallel(n_jobs=config.n_jobs, return_as="generator")(jobs):
+            made.append(result)
+            progress(1)
+    return made

@@ -62,10 +62,10 @@ ORDER = {
     "stack": [
         "errors",
         "console",
-        "threads",
         "settings",
         "image_config",
         "config",
+        "threads",
         "curve",
         "metrics",
         "intervals",
