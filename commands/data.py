@@ -18,8 +18,8 @@ def audit(config: ConfigOption, overrides: SetOption = None, quiet: QuietOption 
     """Look at the pictures: near-duplicates by kind, odd colours, sizes that tell the class, what can't be read."""
     import pandas as pd
 
-    from pages.review import run_audit
-    from stack.audit import KINDS
+    from audits.audit import run_audit
+    from audits.pictures import KINDS
 
     experiment, out = open_it(config, overrides, quiet, introduced=False)
     review = run_audit(experiment, out)
@@ -40,7 +40,7 @@ def eda(
     no_images: Annotated[bool, typer.Option("--no-images", help="No picture on the page, to show it around.")] = False,
 ) -> None:
     """One page with what one wants to see first: targets, ages, sites, missing values, sizes, duplicates, drift."""
-    from pages.review import run_eda
+    from pages.first_look import run_eda
 
     experiment, out = open_it(config, overrides, quiet, introduced=False)
     out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")

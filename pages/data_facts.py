@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from audits.pictures import KINDS, pair_kinds
 from pages.report import DataFacts
-from stack.audit import KINDS, pair_kinds
 from stack.experiment import Experiment, published_duplicates
 from stack.survey import missing_values
 

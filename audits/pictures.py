@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import pandas as pd
 
+from audits.finding import Finding, Severity, worst_first
 from stack.errors import DataError
 from stack.intervals import Interval, interval
 from stack.table import Table
@@ -17,21 +15,7 @@ TELLING = 0.55  # AUC of a size alone above which it is worth a warning, if its 
 MOSTLY = 0.5  # share of odd pictures from which the whole set is odd
 
 
-Severity = Literal["error", "warning", "note"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found: how bad it is, what, by which evidence, and what to do."""
-
-    severity: Severity
-    what: str
-    evidence: str
-    remedy: str
-    example: str = ""  # ids and what belongs to them: what a page that may leave the house must not show
-
-
-def audit(
+def picture_findings(
     table: Table,
     split_group: pd.Series,
     pairs: pd.DataFrame,
@@ -55,8 +39,7 @@ def audit(
         example = f"{dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
         remedy = "restore the files, or keep the loss in mind"
         found.append(Finding("warning", "dropped rows", f"{len(dropped)} rows left the table", remedy, example))
-    order = ("error", "warning", "note")
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    return worst_first(found)
 
 
 def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:

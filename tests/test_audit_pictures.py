@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stack.audit import audit, odd_findings, pair_kinds, published_findings, size_findings
+from audits.pictures import odd_findings, pair_kinds, picture_findings, published_findings, size_findings
 from stack.errors import DataError
 from stack.table import Table
 
@@ -41,7 +41,7 @@ def test_each_pair_has_the_worst_kind_that_holds(table: Table) -> None:
 
 
 def test_different_targets_come_first(table: Table) -> None:
-    found = audit(
+    found = picture_findings(
         table,
         table.train["group"],
         pair_kinds(pairs("ab", "cd"), table),
@@ -62,7 +62,7 @@ def test_ids_stand_in_the_example_alone(table: Table) -> None:
     odd = pd.DataFrame({"id": list(names.values())[:2], "fault": ["black", "red and blue swapped"]})
     dropped = pd.DataFrame({"id": ["secret-z"], "reason": ["folder/secret-z.jpg is cut off"]})
     sizes_of = sizes(len(names), 600).assign(id=list(names.values()))
-    found = audit(renamed, renamed.train["group"], pair_kinds(known, renamed), sizes_of, odd, dropped)
+    found = picture_findings(renamed, renamed.train["group"], pair_kinds(known, renamed), sizes_of, odd, dropped)
     assert len(found) == 7
     assert all("secret" in finding.example for finding in found)
     for finding in found:

@@ -1,0 +1,1 @@
+"""What should be known before a number is believed: leaks, shortcuts, drift, doubtful labels, with evidence."""
