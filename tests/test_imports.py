@@ -260,9 +260,31 @@ def test_the_export_list_is_frozen() -> None:
     import dermstack
 
     assert dermstack.__all__ == [
-        "Blender", "DermstackError", "Interval", "auc", "average_precision", "blend_nested", "evaluate", "interval",
-        "make_folds", "paired_difference", "pauc80", "predict_rows", "read_bundle", "read_config", "read_labelled_rows",
-        "read_new_rows", "read_run", "read_table",
+        "Blender",
+        "DermstackError",
+        "Ensemble",
+        "Interval",
+        "Out",
+        "Photo",
+        "auc",
+        "average_precision",
+        "blend_nested",
+        "evaluate",
+        "interval",
+        "make_folds",
+        "open_experiment",
+        "paired_difference",
+        "pauc80",
+        "predict_rows",
+        "read_bundle",
+        "read_config",
+        "read_labelled_rows",
+        "read_new_rows",
+        "read_patient",
+        "read_run",
+        "read_table",
+        "write_bundle",
+        "write_report",
     ]  # fmt: skip
     for name in dermstack.__all__:
         assert getattr(dermstack, name).__module__.startswith(("stack.", "serving."))
