@@ -103,13 +103,13 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
     return frame, [name for name in columns if name not in there and name not in TRAIN_ONLY]
 
 
-def read_header(path: Path) -> list[str]:
-    """The names of a csv's columns. Raises DataError where it can't be read or has no row."""
+def read_cells(path: Path) -> pd.DataFrame:
+    """Every cell of a csv as the string in the file, its columns named by the header. Raises DataError."""
     faults: list[str] = []
     raw = _read_strings(path, faults)
     if raw is None:
         raise DataError("\n".join(faults))
-    return list(raw.columns)
+    return raw
 
 
 def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
