@@ -115,19 +115,27 @@ def import_oof(
     foreign_folds: Annotated[
         bool, typer.Option(help="Accept other folds than the experiment's; shown with every number.")
     ] = False,
+    all_rows: Annotated[
+        Path | None,
+        typer.Option(help="CSV or parquet of every fold model on every training row, for `audit`: as the test file."),
+    ] = None,
+    all_rows_prefix: Annotated[
+        str | None, typer.Option(help="That file has a column a fold model instead: this text, then its fold.")
+    ] = None,
     replace: Annotated[bool, typer.Option(help="Set an earlier import of this name aside.")] = False,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Bring another pipeline's out-of-fold and test predictions in as a level-1 run."""
     from commands.shown import show_runs
-    from stack.imported import ImportedColumns, import_oof
+    from stack.imported import import_oof
+    from stack.imported_files import ImportedColumns
 
     experiment, out = open_it(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
     run = import_oof(
         experiment, name, oof, test, out, columns=columns, test_averaged=test_averaged, exclude=exclude,
-        foreign_folds=foreign_folds, replace=replace,
+        foreign_folds=foreign_folds, replace=replace, all_rows=all_rows, all_rows_prefix=all_rows_prefix,
     )  # fmt: skip
     show_runs(experiment, out, [run])
 

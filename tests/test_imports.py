@@ -100,6 +100,7 @@ ORDER = {
         "oof",
         "matrix",
         "embeddings",
+        "imported_files",
         "imported",
         "sources",
         "fold_matrix",
@@ -128,7 +129,7 @@ ORDER = {
         "drift",
         "import_metadata",
     ],
-    "audits": ["finding", "pictures", "audit"],
+    "audits": ["finding", "pictures", "partitions", "held_out", "runs", "audit"],
     "pages": [
         "figures",
         "section",
