@@ -72,8 +72,9 @@ def stack(
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
 ) -> None:
-    """Level-2 matrix, GBDTs, blend, submission.csv and report.html, from what `oof` and `import-oof` made."""
-    from commands.shown import show_blend, show_runs
+    """Audit, level-2 matrix, GBDTs, blend, submission.csv and report.html, from what `oof` and `import-oof` made."""
+    from audits.audit import audit_for_stack
+    from commands.shown import show_blend, show_findings, show_runs
     from pages.evidence import write_report
     from stack.ensemble import run_blend
     from stack.experiment import write_rows
@@ -86,6 +87,8 @@ def stack(
     with locked(experiment.folder):
         runs = level1_runs(experiment)
         write_rows(experiment)
+        if not experiment.shuffled:
+            show_findings(out, audit_for_stack(experiment, runs, out))
         runs += run_stackers(experiment, runs, out)
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)

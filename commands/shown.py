@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from audits.finding import Finding
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.intervals import Interval
@@ -29,6 +30,16 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
                 f"{run.name}: what shortcuts would add to it, and how it does alone; groups of one and other groups "
                 "against the mean of its level-1 logits",
             )
+
+
+def show_findings(out: Out, findings: list[Finding]) -> None:
+    """What an audit found that asks for something; what it only notes is counted."""
+    for finding in findings:
+        if finding.severity != "note":
+            where = f" ({finding.example})" if finding.example else ""
+            out.warn(f"audit, {finding.severity}: {finding.what}: {finding.evidence}{where}: {finding.remedy}")
+    notes = sum(finding.severity == "note" for finding in findings)
+    out.say(f"audit: {len(findings) - notes} findings to look at, {notes} notes")
 
 
 def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:

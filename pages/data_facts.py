@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from audits.pictures import KINDS, pair_kinds
+from audits.record import COLUMNS, read_findings
 from pages.report import DataFacts
 from stack.experiment import Experiment, published_duplicates
 from stack.survey import missing_values
@@ -57,11 +58,9 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
 
 
 def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
-    path = experiment.folder / "audit.csv"
-    if not path.exists():
+    found = read_findings(experiment)
+    if found is None:
         return None
-    found = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if show_ids:
-        return found
-    # Only where examples stand apart is what remains free of ids.
-    return found.drop(columns=["example"] if "example" in found else ["evidence"])
+    frame = pd.DataFrame(found, columns=list(COLUMNS))
+    # Only examples name rows.
+    return frame if show_ids else frame.drop(columns="example")
