@@ -128,7 +128,7 @@ ORDER = {
         "drift",
         "import_metadata",
     ],
-    "audits": ["finding", "pictures", "audit"],
+    "audits": ["finding", "pictures", "shuffled", "audit"],
     "pages": [
         "figures",
         "section",
