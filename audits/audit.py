@@ -14,7 +14,7 @@ from audits.proxies import proxy_findings
 from audits.record import read_part, write_parts
 from audits.rows import row_findings
 from audits.runs import run_findings
-from audits.second_look import second_look, second_look_findings
+from audits.second_look import second_look, second_look_finding
 from audits.shift import drift_findings
 from stack.acquisition import FILE as ACQUISITION_FILE
 from stack.console import Out
@@ -74,13 +74,14 @@ def _look_at_rows_and_runs(experiment: Experiment, runs: Sequence[Run]) -> list[
     doubtful = second_look(experiment, runs)
     with atomic(experiment.folder / SECOND_LOOK) as temporary:
         doubtful.to_csv(temporary, index=False)
+    doubt = second_look_finding(doubtful, len(experiment.target), runs)
     return [
         *row_findings(experiment),
         *proxy_findings(experiment),
         *drift_findings(experiment),
         *acquisition_findings(experiment, runs=runs),
         *run_findings(experiment, runs),
-        *second_look_findings(doubtful),
+        *([doubt] if doubt else []),
     ]
 
 

@@ -88,7 +88,7 @@ def stack(
         runs = level1_runs(experiment)
         write_rows(experiment)
         if not experiment.shuffled:
-            show_findings(out, audit_for_stack(experiment, runs, out))
+            show_findings(out, audit_for_stack(experiment, runs, out), notes=False)
         runs += run_stackers(experiment, runs, out)
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)

@@ -22,15 +22,14 @@ def audit(
         bool, typer.Option(help="Look at every picture too: near-duplicates, odd colours, sizes.")
     ] = True,
     shuffles: Annotated[
-        int, typer.Option(min=0, help="Refit a frozen model and level 2 on so many shuffles of the targets: 20 or more.")
+        int,
+        typer.Option(min=0, help="Refit a frozen model and level 2 on so many shuffles of the targets, say 20."),
     ] = 0,
 ) -> None:
     """Leaks, shortcuts, drift and doubtful labels of rows, pictures and level-1 runs, each with evidence and remedy."""
-    import pandas as pd
-
     from audits.audit import run_audit
     from audits.pictures import KINDS
-    from audits.record import COLUMNS
+    from commands.shown import show_findings
 
     experiment, out = open_it(config, overrides, quiet, introduced=False)
     review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
@@ -38,7 +37,7 @@ def audit(
         some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
         if len(some):
             out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
-    out.table(pd.DataFrame(review.findings, columns=list(COLUMNS)), f"{experiment.name}: audit")
+    show_findings(out, review.findings)
     out.say(f"all findings: {review.experiment.folder / 'audit.csv'}")
 
 
