@@ -303,4 +303,4 @@ def test_the_export_list_is_frozen() -> None:
         "write_report",
     ]  # fmt: skip
     for name in dermstack.__all__:
-        assert getattr(dermstack, name).__module__.startswith(("stack.", "serving."))
+        assert getattr(dermstack, name).__module__.startswith(("stack.", "pages.", "serving."))
