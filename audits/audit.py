@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from audits.finding import Finding
+from audits.acquisition import acquisition_findings
+from audits.finding import Finding, worst_first
 from audits.pictures import pair_kinds, picture_findings
 from stack.console import Out
 from stack.experiment import Experiment, published_duplicates
@@ -36,9 +37,13 @@ def run_audit(experiment: Experiment, out: Out) -> Review:
     pairs = pair_kinds(experiment.decided.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=encodings(experiment).loc[sizes["id"]].to_numpy())
-    split_group = experiment.folds.frame["split_group"]
     published = published_duplicates(experiment.config.data.duplicates)
-    findings = picture_findings(table, split_group, pairs, sizes, odd, experiment.decided.dropped, published)
+    findings = worst_first(
+        [
+            *picture_findings(pairs, ids, odd, experiment.decided.dropped, published),
+            *acquisition_findings(experiment, sizes),
+        ]
+    )
     for name, frame in (("audit", pd.DataFrame(findings)), ("audit_pairs", pairs)):
         with atomic(experiment.folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)

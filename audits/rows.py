@@ -27,11 +27,13 @@ _SAYS: dict[str, tuple[Severity, str, str]] = {  # by kind of pair
 
 def row_findings(experiment: Experiment) -> list[Finding]:
     """All findings about duplicates and groups, the worst first."""
-    return worst_first([
-        *listed_findings(experiment),
-        *group_findings(experiment),
-        *fold_findings(experiment),
-    ])
+    return worst_first(
+        [
+            *listed_findings(experiment),
+            *group_findings(experiment),
+            *fold_findings(experiment),
+        ]
+    )
 
 
 def listed_findings(experiment: Experiment) -> list[Finding]:
@@ -122,7 +124,9 @@ def _other_folds(experiment: Experiment) -> list[Finding]:
     config = experiment.config
     cells = read_cells(config.data.train)
     mapped = set(config.data.columns.model_dump(exclude_none=True).values())
-    names = [name for name in cells if "fold" in name.lower() and name not in mapped and list(cells).count(name) == 1]
+    names = [
+        name for name in cells if "fold" in str(name).lower() and name not in mapped and list(cells).count(name) == 1
+    ]
     rows = cells.set_index(config.data.columns.id).loc[experiment.table.train["id"]]
     found = []
     for name in names:

@@ -38,7 +38,8 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
     if not len(parts[1]):
         return []
     features = experiment.config.features
-    used, unused = ["age", "sex", "site"], []
+    used: list[str] = ["age", "sex", "site"]
+    unused: list[str] = []
     (used if features.context_counts else unused).append("images of the group")
     (used if features.shortcuts else unused).extend(ACQUISITION)
     found = []

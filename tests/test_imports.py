@@ -128,7 +128,7 @@ ORDER = {
         "drift",
         "import_metadata",
     ],
-    "audits": ["finding", "pictures", "audit"],
+    "audits": ["finding", "pictures", "alone", "acquisition", "proxies", "shift", "rows", "second_look", "audit"],
     "pages": [
         "figures",
         "section",
@@ -141,6 +141,7 @@ ORDER = {
         "contact_sheet",
         "case_pictures",
         "hard_cases",
+        "second_look",
         "model_card",
         "report",
         "data_facts",
