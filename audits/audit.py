@@ -44,15 +44,15 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
     second_look.csv into the experiment's folder, and nothing else.
     """
     parts: dict[str, tuple[str, list[Finding]]] = {}
-    pairs = pair_kinds(experiment.decided.pairs, experiment.table)
+    pairs, sizes = pair_kinds(experiment.decided.pairs, experiment.table), None
     if pictures and experiment.config.data.images is not None:
-        experiment, pairs, found = _look_at_pictures(experiment, out)
+        experiment, pairs, sizes, found = _look_at_pictures(experiment, out)
         parts["pictures"] = (_inputs(experiment, ()), found)
         with atomic(experiment.folder / "audit_pairs.csv") as temporary:
             pairs.to_csv(temporary, index=False)
     runs = experiment.finished(level=1)
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    parts[ROWS_AND_RUNS] = (_inputs(experiment, runs), _look_at_rows_and_runs(experiment, runs))
+    parts[ROWS_AND_RUNS] = (_inputs(experiment, runs), _look_at_rows_and_runs(experiment, runs, sizes))
     if shuffles:
         parts["shuffles"] = (_inputs(experiment, runs), _shuffle(experiment, runs, out, shuffles))
     return Review(experiment, pairs, write_parts(experiment, parts))
@@ -70,7 +70,10 @@ def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> li
     return write_parts(experiment, {ROWS_AND_RUNS: (inputs, known)})
 
 
-def _look_at_rows_and_runs(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
+def _look_at_rows_and_runs(
+    experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
+) -> list[Finding]:
+    """``sizes`` of the pictures where they were just looked at, else what an earlier step wrote down of them."""
     doubtful = second_look(experiment, runs)
     with atomic(experiment.folder / SECOND_LOOK) as temporary:
         doubtful.to_csv(temporary, index=False)
@@ -79,14 +82,14 @@ def _look_at_rows_and_runs(experiment: Experiment, runs: Sequence[Run]) -> list[
         *row_findings(experiment),
         *proxy_findings(experiment),
         *drift_findings(experiment),
-        *acquisition_findings(experiment, runs=runs),
+        *acquisition_findings(experiment, sizes, runs),
         *run_findings(experiment, runs),
         *([doubt] if doubt else []),
     ]
 
 
-def _look_at_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, list[Finding]]:
-    """The experiment as its pictures leave it, pairs by kind, findings."""
+def _look_at_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, pd.DataFrame, list[Finding]]:
+    """The experiment as its pictures leave it, pairs by kind, sizes of the originals, findings."""
     from image_models.looks import strange
 
     size = looking_size(experiment)
@@ -98,10 +101,9 @@ def _look_at_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.
     pairs = pair_kinds(experiment.decided.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=encodings(experiment).loc[sizes["id"]].to_numpy())
-    split_group = experiment.folds.frame["split_group"]
     published = published_duplicates(experiment.config.data.duplicates)
-    findings = picture_findings(table, split_group, pairs, sizes, odd, experiment.decided.dropped, published)
-    return experiment, pairs, findings
+    found = picture_findings(pairs, ids, odd, experiment.decided.dropped, published)
+    return experiment, pairs, sizes, found
 
 
 def _shuffle(experiment: Experiment, runs: Sequence[Run], out: Out, shuffles: int) -> list[Finding]:
