@@ -157,6 +157,7 @@ ORDER = {
         "contact_sheet",
         "case_pictures",
         "hard_cases",
+        "second_look",
         "model_card",
         "report",
         "data_facts",
