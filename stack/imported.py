@@ -184,8 +184,8 @@ def _all_rows_frame(
         first = own.iloc[int(np.argmax(apart))]
         raise DataError(
             f"{path}: in {(apart > ROUNDING).sum()} rows the model that claims to have held them out has another p "
-            f"than in the out-of-fold file, furthest {first['id']!r}: {first['p']:.4f} and {first['p_oof']:.4f}; make both "
-            "files from the same models, or check their folds"
+            f"than in the out-of-fold file, furthest {first['id']!r}: {first['p']:.4f} and {first['p_oof']:.4f}; make "
+            "both files from the same models, or check their folds"
         )
     return prediction_frame(made["id"], numbers.to_numpy(np.int8), to_logit(made["p"].to_numpy()))
 
