@@ -72,7 +72,8 @@ def held_out(
     Satterthwaite's (1946) degrees of freedom.
 
     "another partition" where a test of `audits.partitions` rejects the claim, at `LEVEL` for all together (Bonferroni):
-    other numbers of the models; each of ``other_folds`` (n,); and, only where the claim shows no gap, unknown folds.
+    other numbers of the models; each of ``other_folds`` (n,); and, only where the claim shows no gap, unknown folds,
+    whose trace is also left by models that are weak on other kinds of patients: that is no proof.
     Else "held out" where the interval lies below zero, else "cannot tell".
 
     Raises DataError unless ``fold`` (n,) is 0 … K - 1, no group sits in two folds and two groups of each fold hold
@@ -98,7 +99,7 @@ def held_out(
     for name, other in (other_folds or {}).items():
         codes = _codes(other, group, name)
         against[name] = known_folds(apart, positive, group, fold, codes, draws=_DRAWS, rng=rng)
-    if gap.high >= 0 and (p := unknown_folds(apart, positive, group, draws=_DRAWS, rng=rng)) is not None:
+    if gap.high >= 0 and (p := unknown_folds(columns, positive, group, fold, draws=_DRAWS, rng=rng)) is not None:
         against[UNKNOWN] = p
     better = min(against, key=lambda name: against[name])
     if against[better] >= LEVEL / len(against):

@@ -72,26 +72,33 @@ def known_folds(
 
 
 def unknown_folds(
-    residual: Floats, y: NDArray[np.bool_], group: Ints, *, draws: int, rng: np.random.Generator
+    scores: Floats, y: NDArray[np.bool_], group: Ints, fold: Ints, *, draws: int, rng: np.random.Generator
 ) -> float | None:
     """Whether some unknown partition of whole groups says where a model does worst, beyond the claimed: p.
 
-    A model that has not seen a group does worse than its siblings on any half of its rows, so the halves agree on
-    who is worst. Each half holds positives and negatives: a model that scores all pictures of a patient higher
-    does better on one class and worse on the other, which cancels. Reference: models exchanged at random within one
-    half of each group. None where fewer than `FEWEST_GROUPS` groups have two rows of either class.
+    A model that has not seen a group does worse than its siblings on any half of its rows, so the halves agree on who
+    is worst. How well a model does on a half is the share of its pairs of a positive and a negative that ``scores``
+    (n, K) order rightly: within one group, as a model that scores all pictures of a patient higher would otherwise do
+    consistently better or worse there. Reference: models exchanged at random within one half of each group. None where
+    fewer than `FEWEST_GROUPS` groups have two rows of either class.
     """
     counts = [np.bincount(group[rows], minlength=int(group.max()) + 1) for rows in (y, ~y)]
-    telling = (counts[0] > 1) & (counts[1] > 1)
-    if telling.sum() < FEWEST_GROUPS:
+    telling = np.flatnonzero((counts[0] > 1) & (counts[1] > 1))
+    if len(telling) < FEWEST_GROUPS:
         return None
-    rows = telling[group]
-    residual, y, group = residual[rows], y[rows], np.unique(group[rows], return_inverse=True)[1]
-    n, k = int(telling.sum()), residual.shape[1]
+    members = [np.flatnonzero(group == number) for number in telling]
+    crossed = [np.meshgrid(rows[y[rows]], rows[~y[rows]], indexing="ij") for rows in members]
+    above, below = (np.concatenate([sides[side].ravel() for sides in crossed]) for side in (0, 1))
+    of = np.repeat(np.arange(len(telling)), [sides[0].size for sides in crossed])
+    won = (np.sign(scores[above] - scores[below]) + 1) / 2
+    won -= won.mean(axis=1, keepdims=True)
+    for number in np.unique(fold):
+        won[fold[above] == number] -= won[fold[above] == number].mean(axis=0)
+    n, k = len(telling), scores.shape[1]
     agree = np.zeros((n, k, k))  # of a group: models in one half times models in the other
     for _ in range(_SPLITS):
         half = _half(group * 2 + y, rng)
-        one, two = (_discrimination(residual, y, group, n, half == side) for side in (False, True))
+        one, two = (_mean_by(of, won, n, (half[above] == side) & (half[below] == side)) for side in (False, True))
         agree += one[:, :, None] * two[:, None, :]
     agree += agree.transpose(0, 2, 1)
     places, models = np.arange(n)[:, None], np.arange(k)
@@ -137,13 +144,10 @@ def _half(cell: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
     return half
 
 
-def _discrimination(residual: Floats, y: NDArray[np.bool_], group: Ints, n: int, among: NDArray[np.bool_]) -> Floats:
-    """Of each group the mean residual of its positives plus that of its negatives, ``among`` rows: (groups, K)."""
-    total = np.zeros((n, residual.shape[1]))
-    for rows in (among & y, among & ~y):
-        sums = np.stack([np.bincount(group[rows], column, n) for column in residual[rows].T], axis=1)
-        total += sums / np.bincount(group[rows], minlength=n)[:, None]
-    return total
+def _mean_by(of: Ints, values: Floats, n: int, among: NDArray[np.bool_]) -> Floats:
+    """Means (n, K) of ``values`` (pairs, K) by what each pair is ``of``, ``among`` these pairs."""
+    sums = np.stack([np.bincount(of[among], column, n) for column in values[among].T], axis=1)
+    return np.asarray(sums / np.bincount(of[among], minlength=n)[:, None])
 
 
 def _p(found: float, chance: Floats) -> float:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from audits.finding import Finding, worst_first
-from audits.held_out import RENUMBERED, HeldOut, held_out
+from audits.held_out import RENUMBERED, UNKNOWN, HeldOut, held_out
 from stack.delong import clustered_auc
 from stack.errors import DataError
 from stack.experiment import Experiment
@@ -82,6 +82,9 @@ def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) ->
         if found.better == RENUMBERED:
             fits = f"; folds 0, 1, … fit the models {', '.join(map(str, found.numbers))}"
         evidence += f"; better explained by {found.better}, p {found.against[found.better]:.2g}{fits}"
+        if found.better == UNKNOWN:  # a model that is weak on a kind of patient leaves the same trace
+            remedy = "look up how its folds were made: this, or models that differ in which patients they do worse on"
+            return [Finding("warning", f"{run.name}: other rows may be held out than it claims", evidence, remedy)]
         remedy = "leave it out of the stack until its out-of-fold rows are made by the model that has not seen them"
         return [Finding("error", f"{run.name}: other rows were held out than it claims", evidence, remedy)]
     if found.verdict == "cannot tell":

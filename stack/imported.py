@@ -54,6 +54,8 @@ def import_oof(
         raise DataError(f"{name} is a model of {experiment.config_path}: choose another name for the imported run")
     if read_run(folder) and not replace:
         raise StoreError(f"{folder} exists: add --replace to set it aside and import again")
+    if all_rows_prefix is not None and all_rows is None:
+        raise DataError(f"--all-rows-prefix {all_rows_prefix} is of no file: name it with --all-rows")
     oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, unless="--foreign-folds")
     fold = _check_oof(experiment, oof, oof_csv, columns, exclude=exclude, foreign=foreign_folds)
     has_test = bool(len(experiment.table.test))
