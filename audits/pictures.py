@@ -24,7 +24,7 @@ def picture_findings(
 ) -> list[Finding]:
     """All findings, the worst first.
 
-    ``pairs`` is of `pair_kinds`; ``ids`` are those of all pictures; ``odd`` has id and fault, ``dropped`` id and reason.
+    ``pairs`` is of `pair_kinds`; ``ids`` are those of all pictures; ``odd`` id and fault, ``dropped`` id and reason.
     """
     found = [
         *duplicate_findings(pairs),
