@@ -23,7 +23,7 @@ FEWEST = 10  # groups on either side, with fewer of which nothing is said
 HALVES = 9  # splits of the groups into a half to learn from and a half to test on
 _PARTS = 5
 _COMMON = 50  # levels of words that the classifier tells apart
-_DRIVES = 0.005  # AUC that a column must be worth to be named as what drives it
+_DRIVES = 0.1  # share of what the AUC has above 0.5 that a column must be worth to be named as what drives it
 
 Floats = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ def _finding(parts: list[pd.DataFrame], columns: list[str], *, is_used: bool, se
     if 2 * p >= ALARM:  # what is used, what is not: two looks
         evidence += ": within chance"
         return Finding("note", what.replace("differ", "don't differ beyond chance"), evidence, "none")
-    drivers = _drivers(parts, columns, worth, seed=seed)
+    drivers = _drivers(parts, columns, worth / (apart.value - 0.5), worth, seed=seed)
     evidence += f"; driven by {drivers}" if drivers else "; by no column alone"
     if not is_used:
         return Finding("note", what, evidence, "harmless as long as no model is given these")
@@ -148,11 +148,11 @@ def _parts(experiment: Experiment) -> list[pd.DataFrame]:
     return [part.assign(**{"images of the group": part.groupby("group")["id"].transform("size")}) for part in tables]
 
 
-def _drivers(parts: list[pd.DataFrame], columns: list[str], worth: Floats, *, seed: int) -> str:
+def _drivers(parts: list[pd.DataFrame], columns: list[str], share: Floats, worth: Floats, *, seed: int) -> str:
     """Columns by what they are worth, with how far apart the two sides are in each."""
     sides = [{name: part[name] for name in columns} for part in parts]
     distance = drift(sides[0], sides[1], parts[0]["group"], parts[1]["group"], seed=seed).set_index("column")
-    order = [place for place in np.argsort(-worth, kind="stable") if worth[place] > _DRIVES]
+    order = [place for place in np.argsort(-worth, kind="stable") if share[place] > _DRIVES]
     return ", ".join(
         f"{columns[place]} (AUC −{worth[place]:.3f} without it, {distance.loc[columns[place], 'distance']:.0%} of rows "
         f"apart, {distance.loc[columns[place], 'chance']:.0%} by chance)"

@@ -48,8 +48,8 @@ def second_look_section(
     if not runs:
         return None
     look = second_look(experiment, runs)
-    groups = experiment.folds.frame.set_index("id")["split_group"]
-    one_each = look[~groups.loc[look["id"]].duplicated().to_numpy()]
+    group = experiment.folds.frame.set_index("id")["split_group"].loc[look["id"]].to_numpy()
+    one_each = look[~look.assign(group=group).duplicated(["target", "group"])]
     lists = {target: one_each[one_each["target"] == target].head(each) for target in (1, 0)}
     shown = pd.concat(lists.values())
     ids = list(dict.fromkeys([*shown["id"], *shown["like"].dropna()]))
