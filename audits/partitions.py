@@ -123,10 +123,12 @@ def residuals(scores: Floats, y: NDArray[np.bool_], fold: Ints) -> Floats:
 
 
 def _gain(auc: Floats) -> tuple[float, Ints]:
-    """How much wider the mean gap is with the best numbering, and the model that it gives each fold."""
-    gap = (auc - auc.mean(axis=0)) * len(auc) / (len(auc) - 1)
-    folds, models = linear_sum_assignment(gap.T)
-    return float(np.diag(gap).mean() - gap[models, folds].mean()), models
+    """By how much the mean AUC of claimed models is above that of the best numbering, and its model of each fold.
+
+    That is how much wider the gap is, but for a factor: the siblings' mean is that of all models, and theirs cancels.
+    """
+    folds, models = linear_sum_assignment(auc.T)
+    return float(np.diag(auc).mean() - auc[models, folds].mean()), models
 
 
 def _root(covariance: Floats) -> Floats:
