@@ -1,7 +1,8 @@
 """Other explanations of who has seen what: fold models numbered otherwise, folds known from elsewhere, unknown ones.
 
-Each test asks whether something besides the claim says on which rows a fold model does worse than its siblings, and is
-calibrated where the claim alone is true: it then errs at its level or less often.
+Each test asks whether something besides the claim says on which rows a fold model does worse than its siblings. Where the
+claim alone is true those of named folds err at their level or less often; that of unknown ones also needs models that
+are alike in which groups they do well on.
 """
 
 from __future__ import annotations
@@ -123,10 +124,12 @@ def residuals(scores: Floats, y: NDArray[np.bool_], fold: Ints) -> Floats:
 
 
 def _gain(auc: Floats) -> tuple[float, Ints]:
-    """How much wider the mean gap is with the best numbering, and the model that it gives each fold."""
-    gap = (auc - auc.mean(axis=0)) * len(auc) / (len(auc) - 1)
-    folds, models = linear_sum_assignment(gap.T)
-    return float(np.diag(gap).mean() - gap[models, folds].mean()), models
+    """By how much the mean AUC of claimed models is above that of the best numbering, and its model of each fold.
+
+    That is how much wider the gap is, but for a factor: the siblings' mean is that of all models, and theirs cancels.
+    """
+    folds, models = linear_sum_assignment(auc.T)
+    return float(np.diag(auc).mean() - auc[models, folds].mean()), models
 
 
 def _root(covariance: Floats) -> Floats:

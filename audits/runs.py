@@ -92,6 +92,7 @@ def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) ->
             "look up how its folds were made; a model that hardly overfits shows no difference either, so a promise "
             "is worth what new rows confirm"
         )
+        evidence += f"; if they held it out, they overfit by less than {max(-found.gap.low, 0):.4f}"
         what = f"{run.name}: cannot tell, no sign that it held out what it claims"
         return [Finding("warning", what, evidence, remedy)]
     made = [Finding("note", f"{run.name}: held out what it claims", evidence, "none")]

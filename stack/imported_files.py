@@ -83,9 +83,14 @@ def _probabilities(values: pd.Series, path: Path) -> pd.Series:
         row = int(np.flatnonzero(bad)[0])
         raise DataError(
             f"{path}: {bad.sum()} values of {values.name!r} are no probabilities, first "
-            f"{values.iloc[row]!r} in row {row + 2}: they must lie in [0, 1]"
+            f"{values.iloc[row]!r} in row {_line(row, path)}: they must lie in [0, 1]"
         )
     return numbers
+
+
+def _line(row: int, path: Path) -> int:
+    """As one counts: from 1, and in a csv after the line of the names."""
+    return row + (1 if path.suffix == ".parquet" else 2)
 
 
 def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.Series:
@@ -94,7 +99,7 @@ def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.
     missing = text.isna() | text.str.lower().isin(["", "na", "nan", "none", "null"])
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
-        raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, first row {row + 2}: fill them in")
+        raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, first row {_line(row, path)}: fill them in")
     if text.nunique() > MAX_FOLDS:
         raise DataError(
             f"{path}: column {columns.fold!r} holds {text.nunique()} values: that is no fold, check --fold-column"
