@@ -24,9 +24,9 @@ _SAME = 0.999  # rank correlation from which two facts are one
 _MARKS = 50  # at most so many ways in which ids are written are a fact about them
 _NUMBERED = 0.9  # share of names with digits from which their numbers are a fact
 
-_PROBES = {
-    "context_counts": "the number of images of the group",
-    "shortcuts": "width, height and bytes of the pictures",
+_PROBES = {  # of stackers: their words, and the facts that need no asking again
+    "context_counts": ("the number of images of the group", ("images of the group",)),
+    "shortcuts": ("width, height and bytes of the pictures", ("width", "height", "bytes of the file", "bytes a pixel")),
 }
 
 
@@ -78,16 +78,18 @@ def acquisition_facts(experiment: Experiment, sizes: pd.DataFrame | None = None)
 def added_findings(experiment: Experiment, facts: dict[str, pd.Series], runs: Sequence[Run]) -> list[Finding]:
     """What ``facts`` and the stackers' own probes would add to a run's AUC: features that no model should be given."""
     told = [
-        (run.name, _PROBES[row["what"]], row["auc"], _difference(row))
+        (run.name, row["what"], row["auc"], _difference(row))
         for run in runs
         if run.has("probes")
         for row in run.frame("probes").to_dict("records")
         if row["what"] in _PROBES
     ]
     ordered = sorted(runs, key=lambda run: (not run.has("probes"), -run.meta["level"]))
+    known = {fact for _, what, *_ in told for fact in _PROBES[what][1]}
+    told = [(run, _PROBES[what][0], value, difference) for run, what, value, difference in told]
     for name, values in facts.items() if ordered else ():
-        value, difference = added(experiment, ordered[0], values)
-        told.append((ordered[0].name, name, value, difference))
+        if name not in known:
+            told.append((ordered[0].name, name, *added(experiment, ordered[0], values)))
     found, quiet = [], []
     for run, what, value, difference in told:
         beyond = difference.value > 0 and norm.sf(difference.value / max(difference.se, 1e-9)) * len(told) < ALARM

@@ -38,9 +38,9 @@ def proxy_findings(experiment: Experiment) -> list[Finding]:
         elif in_test is not None and one.name not in in_test and columns.get(one.name) != "fold":
             lacking.append(f"`{one.name}` {one}")
     if lacking:
-        evidence = f"alone each: {'; '.join(lacking)}"
+        evidence = f"{len(lacking)}, alone each: {'; '.join(lacking)}"
         remedy = "no feature can be made of them: they were written when the target was known"
-        found.append(Finding("note", f"{len(lacking)} columns are in train and not in test", evidence, remedy))
+        found.append(Finding("note", "columns that the test csv lacks", evidence, remedy))
     return found
 
 

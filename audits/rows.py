@@ -130,6 +130,7 @@ def _other_folds(experiment: Experiment) -> list[Finding]:
     found = []
     for name in names:
         values = rows[name].str.strip()
+        values = values.mask((values == "") | values.str.startswith("-"))  # of no fold
         if 1 < values.nunique() <= 100:
             folds = values.groupby(experiment.split_group).nunique()
             evidence = f"{int((folds > 1).sum())} of {len(folds)} split_groups have rows in two of its folds"

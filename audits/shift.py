@@ -17,6 +17,7 @@ from stack.experiment import Experiment
 from stack.intervals import Interval, interval
 from stack.metrics import auc
 from stack.table import ACQUISITION
+from stack.threads import on_threads
 
 DRIFTED = 0.55  # AUC between train and test from which it is worth a warning, where chance is out of question
 FEWEST = 10  # groups on either side, with fewer of which nothing is said
@@ -46,11 +47,11 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
         known = [name for name in columns if all(name in part and part[name].notna().any() for part in parts)]
         known = [name for name in known if pd.concat([part[name] for part in parts]).nunique(dropna=False) > 1]
         if known:
-            found.append(_finding(parts, known, is_used=is_used, seed=seed))
+            found.append(on_threads(experiment.config.threads, _finding, parts, known, is_used, seed))
     return found
 
 
-def _finding(parts: list[pd.DataFrame], columns: list[str], *, is_used: bool, seed: int) -> Finding:
+def _finding(parts: list[pd.DataFrame], columns: list[str], is_used: bool, seed: int) -> Finding:
     what = f"train and test differ in {'what models use' if is_used else 'what no model uses'}"
     groups = [part["group"].nunique() for part in parts]
     if min(groups) < FEWEST:
@@ -65,7 +66,7 @@ def _finding(parts: list[pd.DataFrame], columns: list[str], *, is_used: bool, se
     if 2 * p >= ALARM:  # what is used, what is not: two looks
         evidence += ": within chance"
         return Finding("note", what.replace("differ", "don't differ beyond chance"), evidence, "none")
-    drivers = _drivers(parts, columns, worth / (apart.value - 0.5), worth, seed=seed)
+    drivers = _drivers(parts, columns, worth, least=_DRIVES * max(apart.value - 0.5, 0.0), seed=seed)
     evidence += f"; driven by {drivers}" if drivers else "; by no column alone"
     if not is_used:
         return Finding("note", what, evidence, "harmless as long as no model is given these")
@@ -148,11 +149,11 @@ def _parts(experiment: Experiment) -> list[pd.DataFrame]:
     return [part.assign(**{"images of the group": part.groupby("group")["id"].transform("size")}) for part in tables]
 
 
-def _drivers(parts: list[pd.DataFrame], columns: list[str], share: Floats, worth: Floats, *, seed: int) -> str:
+def _drivers(parts: list[pd.DataFrame], columns: list[str], worth: Floats, *, least: float, seed: int) -> str:
     """Columns by what they are worth, with how far apart the two sides are in each."""
     sides = [{name: part[name] for name in columns} for part in parts]
     distance = drift(sides[0], sides[1], parts[0]["group"], parts[1]["group"], seed=seed).set_index("column")
-    order = [place for place in np.argsort(-worth, kind="stable") if share[place] > _DRIVES]
+    order = [place for place in np.argsort(-worth, kind="stable") if worth[place] > least]
     return ", ".join(
         f"{columns[place]} (AUC −{worth[place]:.3f} without it, {distance.loc[columns[place], 'distance']:.0%} of rows "
         f"apart, {distance.loc[columns[place], 'chance']:.0%} by chance)"

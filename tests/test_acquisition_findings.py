@@ -154,3 +154,4 @@ def test_a_stackers_own_probes_are_reported(half_blind: tuple[Experiment, Run]) 
     (probe,) = [finding for finding in found if finding.what.startswith("width, height and bytes")]
     assert probe.severity == "warning"
     assert probe.evidence == "AUC 0.9500 with it, +0.0400 [+0.0200, +0.0600]"
+    assert not [finding for finding in found if "bytes of the file would" in finding.what], "the same question twice"

@@ -69,7 +69,8 @@ def test_columns_of_train_alone_are_listed_in_one_note(tmp_path: Path) -> None:
         train["hint"] = np.where(np.random.default_rng(1).random(len(train)) < 0.8, train["target"], 0)
 
     (found,) = proxy_findings(world(tmp_path, plant))
-    assert found.what == "2 columns are in train and not in test"
+    assert found.what == "columns that the test csv lacks"
+    assert found.evidence.startswith("2, alone each: ")
     assert found.severity == "note"
     assert "`reader` AUC 0." in found.evidence
     assert "`hint` AUC 0.8" in found.evidence

@@ -126,5 +126,13 @@ def test_an_own_fold_column_that_tears_groups_never_gets_here(tmp_path: Path) ->
     assert "tears groups apart" in finding.what
 
 
+def test_rows_that_other_folds_leave_out_tear_nothing(tmp_path: Path) -> None:
+    def plant(train: pd.DataFrame, test: pd.DataFrame) -> None:
+        train["fold"] = pd.factorize(train["patient"])[0] % 5
+        train.loc[:30, "fold"] = -1
+
+    assert not of(row_findings(world(tmp_path, plant)), "`fold`")
+
+
 def test_a_clean_set_has_no_alarm(tmp_path: Path) -> None:
     assert [finding.severity for finding in row_findings(world(tmp_path))] == ["note"]
