@@ -31,9 +31,7 @@ def made(data: Path, folder: Path, *, n_jobs: int) -> dict[str, object]:
     """Every file of a whole experiment by its path: nets, frozen, studies of GBDTs and blend, stackers, submission."""
     folder.mkdir()
     features = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
-    # two threads: joblib would leave a process of two on two cores one
-    settings = {"n_jobs": n_jobs, "threads": 2, "features": features}
-    config = small_config(data, folder, image_models=MODELS, stackers=STACKERS, **settings)
+    config = small_config(data, folder, n_jobs=n_jobs, image_models=MODELS, features=features, stackers=STACKERS)
     runs = folder / "runs" / "small"
     gbdt = [f"--set=tuned.gbdt.{name}={runs}/studies/gbdt-{name}.yaml" for name in ("gbdt", "xgb")]
     blend = f"--set=tuned.blend={runs}/studies/blend.yaml"

@@ -128,6 +128,19 @@ def test_rare_sizes_and_sorted_rows_are_no_leak(tmp_path: Path, monkeypatch: pyt
     assert shuffled(experiment, run, QUIET, shuffles=2).mean > 0.7
 
 
+@pytest.mark.slow
+def test_false_alarms_are_as_rare_as_promised(tmp_path: Path) -> None:
+    """Of clean worlds, whose targets z tells: the mean of all shuffles is 0.5, and p is below 0.01 in 1 % of worlds."""
+    values, alarms = [], 0
+    for seed in range(12):
+        (folder := tmp_path / str(seed)).mkdir()
+        made = shuffled(*world(folder, [1, 2, 3, 4] * 8, mixed=0.5, seed=seed), QUIET, shuffles=10, seed=seed)
+        values.append(made.nested)
+        alarms += made.p < 0.01
+    assert alarms <= 1
+    assert ttest_1samp(np.concatenate(values), 0.5).pvalue > 0.01
+
+
 def test_an_exchange_keeps_each_vector_together_in_any_order(clean: tuple[Experiment, Run]) -> None:
     experiment = clean[0]
     after = exchanged(experiment, seed=3)
