@@ -16,6 +16,7 @@ from stack.errors import DataError, StoreError
 from stack.experiment import Experiment, write_rows
 from stack.matrix import to_logit
 from stack.ranks import AVERAGED
+from stack.reading import check_header
 from stack.settings import NAME
 from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
@@ -194,9 +195,10 @@ def _read(path: Path, columns: ImportedColumns, *, fold_unless: str | None) -> p
     """id (str), p in [0, 1] and fold, which may be missing only where no option ``fold_unless`` has to allow it."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    check_header(path)
     try:
         raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")  # an id "NA" is an id
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (ValueError, MemoryError) as error:
         raise DataError(f"{path}: not a readable csv in UTF-8 ({error})") from error
     wanted = {"id": columns.id, "p": columns.p}
     if columns.fold in raw or fold_unless:
