@@ -195,6 +195,10 @@ def _datasets(path: Path, wanted: set[str] | None, swap: bool) -> Iterator[tuple
     with _open_hdf5(path) as file:
         try:
             there = set(file)
+            if unnamed := [key for key in there if not isinstance(key, str)]:  # h5py gives what is no UTF-8 as bytes
+                raise ImageError(f"{path} holds {unnamed[0]!r}, a name that is no text: write the file again")
+        except ImageError:
+            raise
         except (OSError, RuntimeError, LookupError, ValueError) as error:
             raise ImageError(f"{path} can't be listed ({error}): download or write the file again") from error
         mtime = path.stat().st_mtime_ns

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.manifest import Manifest, is_inside
+from serving.manifest import Manifest, is_inside, run_settings
 from stack.errors import BundleError
 from stack.store import read_array
 
@@ -74,7 +74,7 @@ class Bundle:
     def image_runs(self) -> list[ImageRun]:
         """Level 1, in the order of the blend's columns."""
         return [
-            ImageRun(run["name"], run["kind"], run["settings"], tuple(run["positive"]))
+            ImageRun(run["name"], run["kind"], run_settings(run["settings"]), tuple(run["positive"]))
             for run in self.manifest["image_runs"]
         ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -44,9 +43,7 @@ class _ImageRun(_Said):
     @field_validator("settings")
     @classmethod
     def _as_in_a_config(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        text = json.dumps({**settings, "pretrained": False})
-        ImageModel.model_validate_json(text, strict=True, context={"folder": "."})
-        return settings
+        return run_settings(settings)
 
 
 class _Stacker(_Said):
@@ -84,7 +81,7 @@ class Manifest(_Said):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Manifest:
-        names = [run.name for run in (*self.image_runs, *self.stackers)]
+        names = [*(run.name for run in self.image_runs), *(stacker.name for stacker in self.stackers)]
         if len(set(names)) < len(names) or not set(self.embeddings) <= set(names):
             raise ValueError("runs that are named twice, or embeddings of none")
         if any(len(stacker.shifts) != self.folds for stacker in self.stackers):
@@ -92,6 +89,12 @@ class Manifest(_Said):
         if lacking := {"id", "target"} - set(self.columns):
             raise ValueError(f"no column of {', '.join(sorted(lacking))}")
         return self
+
+
+def run_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """An image run's settings as a config would hold them. Raises ValidationError for what no config may."""
+    model = ImageModel.model_validate({**settings, "pretrained": False}, context={"folder": "."})
+    return model.model_dump(mode="json", exclude={"pretrained", "enabled"})
 
 
 def is_inside(name: str) -> bool:
