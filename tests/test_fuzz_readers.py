@@ -198,7 +198,6 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "npy, deep": ("npy", lambda: npy("(" * 3_000 + ")" * 3_000)),
     "npy of a wide type": ("npy", lambda: npy("(1,)", "[('a', '<f2', (1000000000,))]")),
     "zip where an array should be": ("npy", lambda: zipped({"a.npy": npy("(1,)")})),
-    "safetensors": ("weights", lambda: struct.pack("<Q", 2**40) + b"{}"),
     "run.json": ("run", lambda: b'{"files": ' + b"[" * 100_000),
 }  # fmt: skip
 SPARE = 700 << 20  # bytes of address space beside what Python and the libraries take
