@@ -119,9 +119,10 @@ def read_bundle(path: Path) -> Bundle:
         bundle = _unpacked(path)
     else:
         raise BundleError(f"{path}: no such bundle: name the folder or .zip that `dermstack bundle` made")
+    root = bundle.folder.resolve()
     for name, expected in bundle.manifest["files"].items():
         file = bundle.folder / name
-        if not file.is_file() or file.is_symlink():
+        if not file.is_file() or file.resolve() != root / name:  # a link may lead out, that of a folder too
             raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
