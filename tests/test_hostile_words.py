@@ -1,9 +1,8 @@
-"""Words that came from data are text on every page, whatever they hold: no element, no attribute and no script is theirs."""
+"""Words that came from data are text on every page, whatever they hold: no element, attribute or script is theirs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from serving.others import Standing
 from serving.session import Lesion, Reading
 
 # Ends whatever a page may have put around it. An id has no slash.
-HOSTILE = """</script></style></title></textarea>--> ]]><evil-tag evil-attr=1 onload=evil()>"' evil-attr='1' x={{7*7}}&lt;evil-tag>"""
+HOSTILE = "</script></style></title></textarea>--> ]]><evil-tag evil-attr=1 onload=evil()>\"' evil-attr='1' x={{7*7}}&lt;evil-tag>"
 NO_SLASH = HOSTILE.replace("/", "")
 
 
@@ -73,7 +72,7 @@ def test_the_check_finds_what_it_looks_for() -> None:
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment all of whose words are hostile, those of its csv's header too, with a report that shows ids."""
     folder = tmp_path_factory.mktemp("hostile")
     config = write_world(folder)
@@ -104,14 +103,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert run_cli("stack", "-c", str(config), "-q") == 0
     assert run_cli("report", "-c", str(config), "-q", "--show-ids") == 0
     assert run_cli("eda", "-c", str(config), "-q") == 0
-    yield folder
+    return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["report.html", "eda.html"])
 def test_hostile_words_are_text_on_the_pages(page: str, hostile: Path) -> None:
     check((hostile / "runs" / "elsewhere" / page).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_hostile_words_are_text_in_the_model_card(hostile: Path) -> None:
     """As Markdown with all that the documentation's pages allow makes HTML of it."""
     markdown = pytest.importorskip("markdown")
@@ -119,6 +120,7 @@ def test_hostile_words_are_text_in_the_model_card(hostile: Path) -> None:
     check(markdown.markdown(text, extensions=["tables", "attr_list"]))
 
 
+@pytest.mark.slow
 def test_hostile_words_write_no_file_that_is_not_ours(hostile: Path) -> None:
     names = [path.name for path in hostile.rglob("*")]
     assert [name for name in names if "evil" in name] == []
@@ -140,7 +142,7 @@ def shown_by_the_app(reading: Reading | None, faults: list[str]) -> str:
 
 
 def test_hostile_words_are_text_in_the_app() -> None:
-    standing = Standing(place=1, distance=0.5, sentence=HOSTILE)
+    standing = Standing(1, 0.5, 1, (0.1, 0.2), 0.5, HOSTILE)
     lesion = Lesion(HOSTILE, HOSTILE, 0.5, 0.5, 0.995, True, b"jpeg", b"jpeg", standing)
     for reading, faults in ((None, []), (None, [HOSTILE]), (Reading([lesion, lesion], HOSTILE, [HOSTILE]), [])):
         page = shown_by_the_app(reading, faults)
