@@ -19,7 +19,8 @@ from serving.others import Standing
 from serving.session import Lesion, Reading
 
 # Ends whatever a page may have put around it. An id has no slash.
-HOSTILE = "</script></style></title></textarea>--> ]]><evil-tag evil-attr=1 onload=evil()>\"' evil-attr='1' x={{7*7}}&lt;evil-tag>"
+ENDS = "</script></style></title></textarea>--> ]]>"
+HOSTILE = ENDS + "<evil-tag evil-attr=1 onload=evil()>\"' evil-attr='1' x={{7*7}}&lt;evil-tag>"
 NO_SLASH = HOSTILE.replace("/", "")
 
 
