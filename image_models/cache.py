@@ -116,7 +116,10 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
             pd.read_parquet(folder / name) if known == settings and (folder / name).exists() else None
             for name in (INDEX, UNREADABLE)
         )
-    except (OSError, ValueError) as error:
+        if index is not None:
+            _check_index(index, format)
+    # What pyarrow and pandas raise for bytes that are no parquet.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as error:
         raise ImageError(
             f"{folder} is damaged ({error}): remove it (`dermstack clean --cache`) and run `dermstack oof`"
         ) from error
@@ -125,6 +128,16 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
     if unreadable is None:
         unreadable = pd.DataFrame(columns=["id", "file", "reason", "source_bytes", "stamp"])
     return ImageCache(folder, size, resize, format, index, unreadable)
+
+
+def _check_index(index: pd.DataFrame, format: Format) -> None:
+    """Raise ValueError or KeyError for an index that leads out of the file of pixels, as none that was written here."""
+    known = index[list(INDEX_COLUMNS)]
+    offset, length, height, width = (known[name].to_numpy(np.int64) for name in ("offset", "length", "height", "width"))
+    if (np.minimum.reduce([offset, length, height, width]) < 0).any() or ((offset | length) >= 1 << 53).any():
+        raise ValueError("a picture nowhere")
+    if format == "raw" and (length != height * width * 3).any():
+        raise ValueError("a picture of another length than its sides")
 
 
 def end_of(index: pd.DataFrame) -> int:

@@ -11,6 +11,7 @@ import pandas as pd
 from pyarrow import ArrowException
 
 from stack.errors import DataError
+from stack.reading import check_header
 
 MAX_FOLDS = 100  # as in a config; a column with more is no fold column
 
@@ -63,9 +64,10 @@ def _raw(path: Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         except (ArrowException, ValueError, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({error})") from error
+    check_header(path)
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")  # an id "NA" is an id
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (ValueError, MemoryError) as error:
         raise DataError(f"{path}: not a readable csv in UTF-8 ({error})") from error
 
 
@@ -99,7 +101,8 @@ def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.
     missing = text.isna() | text.str.lower().isin(["", "na", "nan", "none", "null"])
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
-        raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, first row {_line(row, path)}: fill them in")
+        where = f"first row {_line(row, path)}"
+        raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, {where}: fill them in")
     if text.nunique() > MAX_FOLDS:
         raise DataError(
             f"{path}: column {columns.fold!r} holds {text.nunique()} values: that is no fold, check --fold-column"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from stack.errors import StoreError
+
+# What pyarrow and pandas raise for bytes that are no parquet, and NumPy for what is no array: its header is Python.
+_NO_FRAME = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
+_NO_ARRAY = (*_NO_FRAME, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -40,22 +45,36 @@ class Run:
 
     def frame(self, name: str) -> pd.DataFrame:
         """``oof``, ``test`` or ``anchor``: id, fold, logit, p. Raises StoreError for a file that has changed."""
-        return pd.read_parquet(self.checked(f"{name}.parquet"))
+        path = self.checked(f"{name}.parquet")
+        try:
+            return pd.read_parquet(path)
+        except _NO_FRAME as error:
+            raise StoreError(
+                f"{path} is no parquet file that can be read ({_short(error)}): {_again(path.parent)}"
+            ) from error
 
     def array(self, name: str) -> NDArray[np.float16]:
         """``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the order of the frame's rows."""
-        array: NDArray[np.float16] = np.load(self.checked(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
-        return array
+        return read_array(self.checked(f"{name}.npy"), again=_again(self.folder))
 
     def checked(self, file: str) -> Path:
         """Where a file of the run lies. Raises StoreError for one that has changed since, or is gone."""
         path = self.folder / file
         if not path.exists() or _hash_once(path, path.stat().st_mtime_ns) != self.meta["files"].get(file):
-            raise StoreError(
-                f"{path} is {'damaged' if path.exists() else 'gone'}: remove {self.folder} and run the step again "
-                "(`dermstack oof` for an image model, `dermstack stack` for the rest)"
-            )
+            raise StoreError(f"{path} is {'damaged' if path.exists() else 'gone'}: {_again(self.folder)}")
         return path
+
+
+def read_array(path: Path, *, again: str) -> NDArray[Any]:
+    """A .npy file, memory-mapped, so that what its header claims is no memory; ``again`` is the error's next step.
+
+    Raises StoreError for anything else, also for pickled objects and for the zip of arrays that `np.load` would open.
+    """
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # objects are refused there
+    except _NO_ARRAY as error:
+        raise StoreError(f"{path} is no array that can be read ({_short(error)}): {again}") from error
+    return array
 
 
 def prediction_frame(ids: pd.Series[str] | list[str], fold: NDArray[Any] | int, logit: NDArray[Any]) -> pd.DataFrame:
@@ -100,7 +119,12 @@ def read_run(folder: Path) -> Run | None:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         return Run(folder, {**meta, "files": dict(meta["files"])})
-    except (KeyError, TypeError, ValueError) as error:  # ValueError: also of bytes that are no JSON or no UTF-8
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: also of bytes that are no JSON or no UTF-8
         raise StoreError(f"{path} is damaged ({error}): remove {folder} and run the step again") from error
 
 
@@ -166,6 +190,16 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _again(folder: Path) -> str:
+    return (
+        f"remove {folder} and run the step again (`dermstack oof` for an image model, `dermstack stack` for the rest)"
+    )
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager

@@ -61,6 +61,7 @@ ORDER = {
     ],
     "stack": [
         "errors",
+        "reading",
         "console",
         "settings",
         "image_config",
@@ -171,6 +172,7 @@ ORDER = {
         "evaluation",
     ],
     "serving": [
+        "manifest",
         "bundle",
         "fitted",
         "level1",
