@@ -1,8 +1,8 @@
 """Other explanations of who has seen what: fold models numbered otherwise, folds known from elsewhere, unknown ones.
 
 Each test asks whether something besides the claim says on which rows a fold model does worse than its siblings. Where
-the claim alone is true those of named folds err at their level or less often; that of unknown ones also needs models that
-are alike in which groups they do well on.
+the claim alone is true those of named folds err at their level or less often; that of unknown ones also needs models
+that are alike in which groups they do well on.
 """
 
 from __future__ import annotations

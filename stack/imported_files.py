@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
 
 from stack.errors import DataError
 from stack.reading import check_header
+from stack.store import NO_FRAME
 
 MAX_FOLDS = 100  # as in a config; a column with more is no fold column
 
@@ -62,7 +62,7 @@ def _raw(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         try:
             return pd.read_parquet(path)
-        except (ArrowException, ValueError, OSError) as error:
+        except NO_FRAME as error:
             raise DataError(f"{path}: not a readable parquet file ({error})") from error
     check_header(path)
     try:

@@ -23,8 +23,8 @@ from scipy.special import expit
 from stack.errors import StoreError
 
 # What pyarrow and pandas raise for bytes that are no parquet, and NumPy for what is no array: its header is Python.
-_NO_FRAME = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
-_NO_ARRAY = (*_NO_FRAME, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
+NO_FRAME = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
+_NO_ARRAY = (*NO_FRAME, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Run:
         path = self.checked(f"{name}.parquet")
         try:
             return pd.read_parquet(path)
-        except _NO_FRAME as error:
+        except NO_FRAME as error:
             raise StoreError(
                 f"{path} is no parquet file that can be read ({_short(error)}): {_again(path.parent)}"
             ) from error
