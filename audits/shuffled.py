@@ -37,6 +37,7 @@ from tabular.models import fit_bag
 COMPONENTS = 128  # of the frozen z, by a PCA of all rows, without targets: AUC 0.838 on HAM10000, 0.847 with 1,280
 STRENGTH = (1e-2,)  # of every head: what the real targets of HAM10000 choose; choosing anew would be four fits more
 ROUNDS: dict[str, float | bool] = {"rounds": 60, "patience": 5, "learning_rate": 0.1, "min_data_in_leaf": 10}
+TRIES = 50  # draws of one shuffle
 ALARM = 0.01  # two-sided probability of a z as large without a leak
 
 Floats = NDArray[np.float64]
@@ -144,7 +145,7 @@ def exchanged(experiment: Experiment, *, seed: int) -> Experiment:
 
 def _one(experiment: Experiment, name: str, z: Logits, seed: int) -> tuple[float, float]:
     """One shuffle's AUC, fully nested and of ordinary stacking."""
-    experiment = exchanged(experiment, seed=seed)
+    experiment = _drawn(experiment, seed)
     fold, nested = experiment.folds.frame["fold"].to_numpy(), np.empty(len(z), np.float32)
     for number in range(experiment.folds.k):
         held = fold == number
@@ -153,6 +154,27 @@ def _one(experiment: Experiment, name: str, z: Logits, seed: int) -> tuple[float
     size = experiment.folds.frame.groupby("split_group")["id"].transform("size").to_numpy()
     stratum = size * experiment.folds.k + fold
     return auc_within(experiment.target, nested, stratum), auc_within(experiment.target, ordinary, stratum)
+
+
+def _drawn(experiment: Experiment, seed: int) -> Experiment:
+    """A shuffle that leaves both classes in at least two groups of every set of rows that something is fitted to.
+
+    Whether it does hangs on which targets come to which fold, not on their places within it: AUC 0.5 stays the law.
+    """
+    for state in np.random.SeedSequence(seed).generate_state(TRIES):
+        drawn = exchanged(experiment, seed=int(state))
+        fold, group = drawn.folds.frame["fold"].to_numpy(), pd.Series(drawn.split_group)
+        if all(
+            group[(drawn.target == label) & (fold != one) & (fold != other)].nunique() > 1
+            for one in range(drawn.folds.k)
+            for other in range(one, drawn.folds.k)
+            for label in (0, 1)
+        ):
+            return drawn
+    raise DataError(
+        f"{TRIES} shuffles in a row left a class in fewer than two groups of rows that are fitted to: too few groups "
+        "hold it for shuffles with these folds; set a larger folds.k"
+    )
 
 
 def _without(experiment: Experiment, fold: int) -> Experiment:
@@ -171,7 +193,7 @@ def _stacked(experiment: Experiment, name: str, z: Logits, test_z: Logits) -> tu
     oof, test = np.empty((len(z), 1), np.float32), np.empty((k, len(test_z), 1), np.float32)
     fold = experiment.folds.frame["fold"].to_numpy(np.int8)
     for number, train, held in experiment.folds.pairs():
-        head = fit_head(z[train], target[train], inner_rows(experiment, train), strengths=STRENGTH)
+        head = fit_head(z[train], target[train], np.zeros(len(train), bool), strengths=STRENGTH)  # none to choose
         oof[held, 0], test[number, :, 0] = head.logit(z[held]), head.logit(test_z)
     predictions = standardised(
         Predictions((name,), np.arange(len(z)), oof, fold[:, None], test, np.arange(k, dtype=np.int8)[:, None])

@@ -213,3 +213,27 @@ def test_what_cannot_be_shuffled_is_refused(clean: tuple[Experiment, Run]) -> No
     train = experiment.table.train.assign(target=(experiment.split_group == experiment.split_group[0]).astype(np.int8))
     with pytest.raises(DataError):
         shuffled(replace(experiment, table=Table(train, experiment.table.test)), run, QUIET, shuffles=2)
+
+
+def few(experiment: Experiment, groups: int) -> Experiment:
+    """Positives in so many groups of one alone."""
+    train = experiment.table.train
+    alone = train["group"].map(train["group"].value_counts()) == 1
+    target = np.zeros(len(train), np.int8)
+    target[np.flatnonzero(alone)[:groups]] = 1
+    return replace(experiment, table=Table(train.assign(target=target), experiment.table.test))
+
+
+def test_a_draw_that_leaves_nothing_to_fit_is_drawn_again(clean: tuple[Experiment, Run]) -> None:
+    """With six groups of positives on three folds, two are often left with fewer than two of them."""
+    experiment, lacking = few(clean[0], 6), 0
+    fold = experiment.folds.frame["fold"].to_numpy()
+    for seed in range(30):
+        drawn = audits.shuffled._drawn(experiment, seed)
+        by_fold = np.bincount(fold[drawn.target == 1], minlength=3)
+        assert by_fold.min() >= 2, "a fold alone is what is left without the two others"
+        assert by_fold.sum() == 6
+        lacking += np.bincount(fold[exchanged(experiment, seed=seed).target == 1], minlength=3).min() < 2
+    assert lacking > 5
+    with pytest.raises(DataError, match=r"50 shuffles in a row .* folds.k"):
+        audits.shuffled._drawn(few(clean[0], 5), 0)
