@@ -21,7 +21,7 @@ from image_models.loss import risk_logit
 
 # What `timm.create_model` takes besides the network's own arguments: it would load files that nobody has looked at.
 _NOT_OF_THE_NETWORK = frozenset({
-    "cache_dir", "checkpoint_path", "model_name", "num_classes", "pretrained", "pretrained_cfg",
+    "cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg",
     "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict", "weights_only",
 })  # fmt: skip
 FUSION_WIDTH = 32  # features that metadata adds to the image's

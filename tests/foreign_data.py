@@ -34,9 +34,9 @@ def _read_table(path: Path) -> object:
 
 
 def _read_new(path: Path) -> object:
-    from stack.table import read_header, read_new_frame
+    from stack.table import read_cells, read_new_frame
 
-    return read_header(path), read_new_frame(path, COLUMNS)
+    return read_cells(path), read_new_frame(path, COLUMNS)
 
 
 def _read_external(path: Path) -> object:
