@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +67,10 @@ class ImageCache:
             stride = self.size * self.size * 3
             slots = self.index["offset"].to_numpy()[rows] // stride
             squares = stored[: len(stored) // stride * stride].reshape(-1, self.size, self.size, 3)
-            return np.asarray(squares[slots])
+            taken = np.asarray(squares[slots])
+            for row, image in zip(rows, taken, strict=True):
+                self._check(image, int(row))
+            return taken
         batch = np.empty((len(rows), self.size, self.size, 3), np.uint8)
         for place, row in enumerate(rows):
             image = self._decoded(stored, int(row))
@@ -82,20 +87,28 @@ class ImageCache:
         return hashlib.sha256(f"{self.size}{shape}\n{lines}".encode()).hexdigest()
 
     def _bytes(self) -> NDArray[np.uint8]:
-        path = self.folder / PIXELS
-        wanted = end_of(self.index)
-        if not wanted:
+        self.check_length()
+        if not end_of(self.index):
             return np.empty(0, np.uint8)
-        if not path.exists() or path.stat().st_size < wanted:
+        return np.memmap(self.folder / PIXELS, dtype=np.uint8, mode="r")
+
+    def check_length(self) -> None:
+        """Raise ImageError where the file of pixels lacks bytes that the index names."""
+        path = self.folder / PIXELS
+        if (path.stat().st_size if path.exists() else 0) < end_of(self.index):
+            raise ImageError(f"{path} is shorter than its index says: {_again(self.folder)}")
+
+    def _check(self, kept: NDArray[np.uint8], row: int) -> None:
+        """Whenever pixels are read: 0.04 ms an image of 224 px, far less than what is done with it."""
+        if zlib.crc32(kept.data) != self.index["crc"].iat[row]:
             raise ImageError(
-                f"{path} is shorter than its index says: remove {self.folder} (`dermstack clean --cache`) and run "
-                "`dermstack oof`"
+                f"{self.folder / PIXELS} is damaged at the image {self.index['id'].iat[row]}: {_again(self.folder)}"
             )
-        return np.memmap(path, dtype=np.uint8, mode="r")
 
     def _decoded(self, stored: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
         offset, length, height, width = self.index[["offset", "length", "height", "width"]].to_numpy()[row]
         kept = stored[offset : offset + length]
+        self._check(kept, row)
         if self.format == "jpeg":
             image: NDArray[np.uint8] = simplejpeg.decode_jpeg(kept.tobytes(), "RGB")
             return image
@@ -110,21 +123,45 @@ def cache_name(data_set: str, size: int, resize: Resize, format: Format) -> str:
 def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> ImageCache:
     """What is cached in ``folder`` so far, perhaps nothing. Raises ImageError for a damaged index."""
     settings = {"size": size, "resize": resize, "format": format}
+    path = folder / SETTINGS
     try:
-        known = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else None
-        index, unreadable = (
-            pd.read_parquet(folder / name) if known == settings and (folder / name).exists() else None
-            for name in (INDEX, UNREADABLE)
-        )
-    except (OSError, ValueError) as error:
-        raise ImageError(
-            f"{folder} is damaged ({error}): remove it (`dermstack clean --cache`) and run `dermstack oof`"
-        ) from error
+        known = json.loads(path.read_text()) if path.exists() else None
+        found = []
+        for path in (folder / INDEX, folder / UNREADABLE):
+            found.append(_read_table(path) if known == settings and path.exists() else None)
+    # Arrow's and JSON's own errors are among these.
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ImageError(f"{path} is damaged ({reason}): {_again(folder)}") from error
+    index, unreadable = found
     if index is None:
         index = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in INDEX_COLUMNS.items()})
     if unreadable is None:
         unreadable = pd.DataFrame(columns=["id", "file", "reason", "source_bytes", "stamp"])
     return ImageCache(folder, size, resize, format, index, unreadable)
+
+
+def table_bytes(frame: pd.DataFrame) -> bytes:
+    """A table of the cache as parquet, with a checksum of its values that reading compares."""
+    marked = pd.read_parquet(io.BytesIO(frame.to_parquet()))  # with the dtypes that the reader will meet
+    marked.attrs = {"crc": _crc(marked)}
+    return bytes(marked.to_parquet())
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    frame = pd.read_parquet(path)
+    if frame.attrs.pop("crc", None) not in (None, _crc(frame)):  # None: of an earlier dermstack
+        raise ValueError("it isn't what its checksum says")
+    return frame
+
+
+def _crc(frame: pd.DataFrame) -> int:
+    rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
+    return zlib.crc32(rows.tobytes(), zlib.crc32(" ".join(frame.columns).encode()))
+
+
+def _again(folder: Path) -> str:
+    return f"remove {folder} (`dermstack clean --cache`) and run `dermstack oof` again"
 
 
 def end_of(index: pd.DataFrame) -> int:

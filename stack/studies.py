@@ -23,6 +23,7 @@ from stack.console import Out
 from stack.curve import Floats
 from stack.errors import ConfigError
 from stack.experiment import Experiment
+from stack.lifeline import tied
 from stack.store import atomic
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -68,14 +69,19 @@ def run_study(
         return study
     context = multiprocessing.get_context("spawn")
     arguments = (experiment, name, make_objective, trials, deadline)
-    started = [context.Process(target=_work, args=(*arguments, number)) for number in range(workers)]
-    for process in started:
-        process.start()
-    done = ended(study)
-    while any(process.is_alive() for process in started):
-        time.sleep(0.5)
-        progress((now := ended(study)) - done)
-        done = now
+    started = [context.Process(target=tied(_work), args=(*arguments, number)) for number in range(workers)]
+    try:
+        for process in started:
+            process.start()
+        done = ended(study)
+        while any(process.is_alive() for process in started):
+            time.sleep(0.5)
+            progress((now := ended(study)) - done)
+            done = now
+    finally:
+        for process in started:  # interrupted: the others' trials are tried again with the next command
+            if process.is_alive():
+                process.kill()
     for number, process in enumerate(started):
         if process.exitcode:
             out.warn(f"{name}: worker {number} died (exit status {process.exitcode}); the others went on")

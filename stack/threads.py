@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from stack.config import Config
 from stack.console import Out
+from stack.lifeline import tied
 
 Made = TypeVar("Made")
 
@@ -24,7 +25,7 @@ def run_folds(tasks: Sequence[Callable[[], Made]], label: str, config: Config, o
     """What each task gives, in order: in ``n_jobs`` processes on the config's threads, with progress."""
     made: list[Made] = []
     with out.bar(label, len(tasks), "folds") as progress:
-        jobs = (joblib.delayed(on_threads)(config.threads, task) for task in tasks)
+        jobs = (joblib.delayed(tied(on_threads))(config.threads, task) for task in tasks)
         for result in joblib.Parallel(n_jobs=config.n_jobs, return_as="generator")(jobs):
             made.append(result)
             progress(1)

@@ -26,6 +26,7 @@ from stack.embeddings import read_embeddings
 from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
+from stack.lifeline import tied
 from stack.matrix import predictions_of, standardised
 from stack.metrics import score
 from stack.nested import left_out
@@ -127,7 +128,9 @@ def tune_blend(
     open_study(experiment, _blend_study_name(withouts[0]))  # refuses, or repairs, before others open it too
     share = None if timeout is None else timeout * workers / len(withouts)
     tasks = [
-        joblib.delayed(_weights_without)(experiment, p, y, fold, predictions.nets, columns, without, trials, share)
+        joblib.delayed(tied(_weights_without))(
+            experiment, p, y, fold, predictions.nets, columns, without, trials, share
+        )
         for without in withouts
     ]
     weights = []

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "image_models": [
         "errors",
+        "whole",
         "decode",
         "dicom",
         "tfrecord",
@@ -62,6 +63,7 @@ ORDER = {
     "stack": [
         "errors",
         "console",
+        "lifeline",
         "settings",
         "image_config",
         "config",
