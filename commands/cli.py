@@ -6,6 +6,7 @@ import errno
 import signal
 import sys
 import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
@@ -294,9 +295,18 @@ def _run(terminated: threading.Event) -> None:
             raise
         typer.echo(f"error: {error.filename or 'a file'}: {IN_THE_WAY[error.errno]}; {GO_ON}", err=True)
         sys.exit(2)
+    except BrokenProcessPool:
+        typer.echo(
+            "error: a worker process was killed, as the system does when memory runs out: lower `n_jobs` or the batch "
+            f"size where that is why; {GO_ON}",
+            err=True,
+        )
+        sys.exit(2)
     except SystemExit as ended:
         if ended.code != INTERRUPTED:
             raise
-        # typer has made it of a KeyboardInterrupt
+        from image_models.processes import end_workers
+
+        end_workers()  # typer has made it of a KeyboardInterrupt
         typer.echo(f"{'terminated' if terminated.is_set() else 'interrupted'}: {GO_ON}", err=True)
         sys.exit(TERMINATED if terminated.is_set() else INTERRUPTED)

@@ -9,11 +9,11 @@ import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 import simplejpeg
@@ -34,6 +34,7 @@ from image_models.cache import (
     table_bytes,
 )
 from image_models.errors import ImageError
+from image_models.processes import in_processes
 from image_models.readers import Source
 from image_models.whole import whole
 
@@ -115,10 +116,10 @@ def _fill(
 ) -> ImageCache:
     """Decode the rows ``todo``, append them to the pixels, save the index now and then."""
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(_decode_chunk)([sources[i] for i in chunk], cache.size, cache.resize, cache.format)
-        for chunk in chunks
+    tasks = (
+        partial(_decode_chunk, [sources[i] for i in chunk], cache.size, cache.resize, cache.format) for chunk in chunks
     )
+    jobs = in_processes(tasks, n_jobs)
     records = asked.to_dict("records")
     try:
         with (cache.folder / PIXELS).open("ab") as file:

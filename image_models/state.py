@@ -31,7 +31,10 @@ def read_state(path: Path, *, identity: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     content = path.read_bytes()
-    damaged = ImageError(f"{path}, the state of an unfinished training, is damaged: delete it to train this fold anew")
+    damaged = ImageError(
+        f"{path}, the state of an unfinished training, is damaged: remove {path} and run "
+        "`dermstack oof` again, which trains this fold anew"
+    )
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise damaged
     try:

@@ -24,12 +24,8 @@ from scipy.special import expit
 from stack.errors import StoreError
 
 RUN_FILE = "run.json"
-_MADE_BY = {
-    "image": "oof",
-    "frozen": "oof",
-    "imported": "import-oof",
-    "predictions": "predict",
-}  # by the kind of run; the rest by `stack`
+# The command that makes a run, by its kind; the rest are made by `stack`.
+_MADE_BY = {"image": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
 
 LOCK = ".lock"
 _DIGEST = "digest"  # the key under which a file keeps that of its content

@@ -19,11 +19,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from image_models.processes import tied
 from stack.console import Out
 from stack.curve import Floats
 from stack.errors import ConfigError
 from stack.experiment import Experiment
-from stack.lifeline import tied
 from stack.store import atomic
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 
+from image_models.processes import in_processes
 from stack.config import Config, Ray
 from stack.console import Out
 from stack.devices import count_gpus, own_device
 from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.fold_tasks import FoldTask, stored_features
-from stack.lifeline import tied
 from stack.store import LOCK, Run, atomic, locked, prediction_frame, read_run, write_run
 
 LET_GO_S = 10.0
@@ -36,9 +36,7 @@ def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldT
                 run_task(task, config.device, progress, out.say)
             yield task
         return
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(tied(_run_beside_others))(task, config.device, quiet=out.quiet) for task in tasks
-    )
+    jobs = in_processes((partial(_run_beside_others, task, config.device, quiet=out.quiet) for task in tasks), n_jobs)
     for task, _ in zip(tasks, jobs, strict=True):
         yield task
 
@@ -79,6 +77,8 @@ def _fit_and_write(
             temporary.write_text(task.encoder, encoding="utf-8")
         files.append(task.folder / "metadata.json")
     write_run(task.folder, task.meta | {"seconds": time.monotonic() - started}, frames={}, beside=sorted(files))
+    for state in task.folder.glob("state_*.pt"):
+        state.unlink()
 
 
 def is_complete(task: FoldTask) -> bool:

@@ -17,6 +17,7 @@ ORDER = {
     "image_models": [
         "errors",
         "whole",
+        "processes",
         "decode",
         "dicom",
         "tfrecord",
@@ -63,7 +64,6 @@ ORDER = {
     "stack": [
         "errors",
         "console",
-        "lifeline",
         "settings",
         "image_config",
         "config",

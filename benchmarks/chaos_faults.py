@@ -1,0 +1,392 @@
+"""What can happen to a run, made to happen: each time on a world of its own, which must end as if undisturbed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.chaos_world import Command, Ended, World, finish, new_world, run, write_config
+
+LINGERING_S = 3.0  # how long a worker may outlive its process: it looks for it five times a second
+DAMAGES = ("cut in half", "one byte flipped", "emptied", "removed")
+
+
+@dataclass
+class Tally:
+    """Of one fault: how often it was tried and survived, rows lost, and what went wrong."""
+
+    fault: str
+    tried: int = 0
+    survived: int = 0
+    lost: int = 0
+    refused: int = 0  # how many survived by a refusal whose advice was followed
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, what: str, failure: str | None, *, lost: int = 0, refused: bool = False) -> None:
+        self.tried += 1
+        self.survived += failure is None
+        self.lost += lost
+        self.refused += refused and failure is None
+        if failure is not None:
+            self.failures.append(f"{self.fault}, {what}: {failure}")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where faults are tried: a folder, the undisturbed outcome, how long that took, and worlds to start from."""
+
+    folder: Path
+    outcome: dict[str, str]
+    seconds: dict[str, float]  # of each command
+    finished: World
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def fresh(self, name: str, *, n_jobs: int = 1) -> World:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return new_world(self.folder / name, n_jobs=n_jobs)
+
+    def judge(self, world: World) -> tuple[str | None, int]:
+        """Bring the world to its end; what is wrong with it, if anything, and how many rows are lost."""
+        ended = finish(world, self.log)
+        if ended.status:
+            return f"can't be resumed, status {ended.status}: {ended.said[-1500:]}", 0
+        made, lost = world.outcome(), world.rows_lost()
+        other = sorted(name for name in {*made, *self.outcome} if made.get(name) != self.outcome.get(name))
+        return (f"other bytes in {', '.join(other)}" if other else None), lost
+
+
+def lay_ground(folder: Path) -> Ground:
+    """The undisturbed pipeline."""
+    world, seconds = new_world(folder / "undisturbed"), {}
+    run(["--help"], folder / "log.txt")  # the server imports before the clock runs
+    for arguments in world.commands():
+        started = time.monotonic()
+        ended = run(arguments, folder / "log.txt")
+        assert ended.status == 0, ended.said
+        seconds[arguments[0]] = time.monotonic() - started
+    with zipfile.ZipFile(world.folder / "bundle.zip") as archive:
+        archive.extractall(world.folder / "unpacked")
+    return Ground(folder, world.outcome(), seconds, world)
+
+
+def killed(ground: Ground, rng: np.random.Generator, tally: Tally, *, kills: int, whom: str, n_jobs: int) -> None:
+    """SIGKILL at ``kills`` random moments: to the whole group, the main process or one worker; up to 4 times a life."""
+    left, life = kills, 0
+    while left:
+        life += 1
+        world = ground.fresh("killed", n_jobs=n_jobs)
+        here = 0
+        while left and here < 4:
+            moment = float(rng.uniform(0, sum(ground.seconds.values()) * 0.6))
+            if not _kill_at(ground, world, moment, whom, rng):
+                break  # it had ended before
+            left, here = left - 1, here + 1
+        failure, lost = ground.judge(world)
+        for number in range(here):
+            tally.add(f"life {life}, kill {number + 1}", failure, lost=lost if number == 0 else 0)
+        if not here:  # the moments were too late for this world: as if it had not been
+            continue
+
+
+def _kill_at(ground: Ground, world: World, moment: float, whom: str, rng: np.random.Generator) -> bool:
+    """Start the pipeline and kill it so many seconds later; False where it has ended before."""
+    deadline = time.monotonic() + moment
+    for arguments in world.commands():
+        command = Command(arguments, ground.log)
+        ended = command.wait(max(0.0, deadline - time.monotonic()))
+        if ended is not None:
+            assert ended.status == 0, f"{arguments[0]}: {ended.said[-3000:]}"
+            continue
+        if whom == "worker":
+            return _kill_worker(command, rng)
+        command.send(signal.SIGKILL, group=whom == "group")
+        command.wait()
+        return True
+    return False
+
+
+def _kill_worker(command: Command, rng: np.random.Generator) -> bool:
+    """One of its workers, as soon as it has some; False where it ends without."""
+    while (ended := command.wait(0.02)) is None:
+        if workers := command.workers():
+            time.sleep(float(rng.uniform(0, 2)))
+            _kill(int(rng.choice(workers)))
+            ended = command.wait()
+            assert ended is not None
+            assert ended.clean, ended.said[-3000:]
+            return ended.status == 2
+    return False
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def asked_to_end(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int, number: int) -> None:
+    """SIGTERM to the main process, or Ctrl-C, which a terminal sends to the whole group."""
+    status = 128 + number
+    for trial in range(times):
+        world = ground.fresh("asked", n_jobs=1 + trial % 2)
+        command, failure = None, None
+        deadline = time.monotonic() + float(rng.uniform(0.3, sum(ground.seconds.values())))
+        for arguments in world.commands():
+            command = Command(arguments, ground.log)
+            if command.wait(max(0.3, deadline - time.monotonic())) is None:
+                break
+        assert command is not None
+        command.send(number, group=number == signal.SIGINT)
+        ended = command.wait(60)
+        if ended is None:
+            command.send(signal.SIGUSR1)
+            time.sleep(1)
+            failure = f"it went on for a minute: {ground.log.read_text()[-4000:]}"
+            command.send(signal.SIGKILL, group=True)
+            command.wait()
+        elif ended.status == 0:
+            continue  # it had ended before
+        elif ended.status != status or not ended.clean or "run the same command again" not in ended.said:
+            failure = f"status {ended.status}, said {ended.said[-3000:]}"
+        elif _outlived_by(command):
+            failure = f"workers {command.workers()} went on"
+        if failure is None:
+            failure, lost = ground.judge(world)
+            tally.add(f"trial {trial}", failure, lost=lost)
+        else:
+            tally.add(f"trial {trial}", failure)
+
+
+def _outlived_by(command: Command) -> bool:
+    deadline = time.monotonic() + LINGERING_S
+    while command.workers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(command.workers())
+
+
+def full_disk(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
+    """Everything on a small tmpfs that fills at a random moment; then it grows."""
+    needed = _size(ground.finished.folder)
+    for _ in range(times):
+        room = int(rng.uniform(0.02, 0.95) * needed)
+        shutil.rmtree(ground.folder / "full", ignore_errors=True)
+        with _tmpfs(ground.folder / "full", room) as folder:
+            world = World(folder)
+            write_config(folder)
+            ended = finish(world, ground.log)
+            failure, lost = _refusal(ended, "disk is full"), 0
+            if failure is None:
+                _grow(folder, 64 * needed)
+                failure, lost = ground.judge(world)
+            tally.add(f"{room >> 10} KiB", failure, lost=lost, refused=ended.status == 2)
+
+
+def _refusal(ended: Ended, wanted: str) -> str | None:
+    """What is wrong with a refusal; None where it is right, or where nothing stood in the way."""
+    if ended.status == 0:
+        return None
+    if ended.status != 2 or not ended.clean or wanted not in ended.said:
+        return f"status {ended.status}, said {ended.said[-3000:]}"
+    return None
+
+
+def no_right(ground: Ground, tally: Tally) -> None:
+    """One folder may be read and not written; then it may."""
+    for name in ("runs", "cache", "runs/chaos/models/tiny", "bundle.zip", "predictions.csv"):
+        world = ground.fresh("no_right")
+        barred = world.folder / name
+        if barred.suffix:  # what comes before is made, and the file is wanted in a folder of others
+            shutil.rmtree(world.folder)
+            world = ground.finished.copy(world.folder)
+            barred.unlink()
+            barred = world.folder
+        else:
+            barred.mkdir(parents=True)
+        barred.chmod(0o555)
+        for arguments in world.commands():
+            ended = run(arguments, ground.log, bound=True)
+            if ended.status:
+                break
+        failure, lost = f"status {ended.status}, said {ended.said[-3000:]}", 0
+        if ended.status == 2 and ended.clean and "no right" in ended.said and str(barred) in ended.said:
+            barred.chmod(0o755)
+            failure, lost = ground.judge(world)
+        tally.add(name, failure, lost=lost, refused=True)
+
+
+def read_only(ground: Ground, tally: Tally, *, commands: int) -> None:
+    """The file system becomes read-only before each of the commands, as it does when a disk fails."""
+    for number in range(commands):
+        shutil.rmtree(ground.folder / "read_only", ignore_errors=True)
+        with _tmpfs(ground.folder / "read_only", 1 << 28) as folder:
+            world = World(folder)
+            write_config(folder)
+            for arguments in world.commands()[:number]:
+                run(arguments, ground.log)
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+            ended = run(world.commands()[number], ground.log)
+            failure, lost = _refusal(ended, "read-only"), 0
+            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+            if failure is None:
+                failure, lost = ground.judge(world)
+            tally.add(world.commands()[number][0], failure, lost=lost, refused=ended.status == 2)
+
+
+def damaged(
+    ground: Ground, rng: np.random.Generator, tally: Tally, worlds: dict[str, World], files: list[tuple[str, str]]
+) -> None:
+    """Each of ``files`` (world, path in it), in each way: the same bytes, or a refusal whose advice leads to them."""
+    for name, file in files:
+        for damage in DAMAGES:
+            shutil.rmtree(ground.folder / "damaged", ignore_errors=True)
+            world = worlds[name].copy(ground.folder / "damaged")
+            path = world.folder / file
+            damage_file(path, damage, rng)
+            failure, lost, refused = _judge_damage(ground, world, path)
+            tally.add(f"{name}: {file} {damage}", failure, lost=lost, refused=refused)
+
+
+def damage_file(path: Path, damage: str, rng: np.random.Generator) -> None:
+    content = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "one byte flipped":
+        place = int(rng.integers(len(content)))
+        path.write_bytes(content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :])
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut in half" else b"")
+
+
+def _judge_damage(ground: Ground, world: World, path: Path) -> tuple[str | None, int, bool]:
+    commands = world.commands()
+    if path.name == "bundle.zip":
+        commands = commands[3:]
+    elif "unpacked" in path.parts:
+        commands = [[part.replace("bundle.zip", "unpacked") for part in commands[3]]]
+    for arguments in commands:
+        ended = run(arguments, ground.log)
+        if ended.status:
+            break
+    if ended.status == 0:
+        return (*ground.judge(world), False)
+    said = ended.said
+    if ended.status != 2 or not ended.clean:
+        return f"status {ended.status}, said {said[-3000:]}", 0, False
+    if path.name not in said and str(path.parent) not in said:
+        return f"the refusal does not name it: {said}", 0, True
+    follow_advice(world, said)
+    return (*ground.judge(world), True)
+
+
+def follow_advice(world: World, said: str) -> None:
+    """Do what a refusal says: remove what it names, set aside what it says to rebuild."""
+    for found in re.findall(r"remove (/\S+?)[,:]? ", said):
+        path = Path(found)
+        assert world.folder in path.parents, f"{said}: that is none of ours"
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if rebuilt := re.search(r"`dermstack oof --rebuild (\w+)", said):
+        run([*world.commands()[0], "--rebuild", rebuilt.group(1)], world.folder / "rebuild.log")
+
+
+def interrupted(ground: Ground, name: str, appears: str, *, command: int = 0) -> World:
+    """A world killed as soon as a file of this pattern is there, to be damaged in that state."""
+    shutil.rmtree(ground.folder / name, ignore_errors=True)
+    world = ground.finished.copy(ground.folder / name) if command else ground.fresh(name)
+    started = Command(world.commands()[command], ground.log)
+    while not list(world.folder.glob(appears)):
+        assert started.wait(0.002) is None, f"{appears} never came"
+    started.send(signal.SIGKILL, group=True)
+    started.wait()
+    assert list(world.folder.glob(appears)), f"{appears} went again"
+    return world
+
+
+def two_at_once(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
+    """The same command twice: the second is refused, or waits; neither harms. And two experiments on one cache."""
+    for trial in range(times):
+        world = ground.fresh("twice")
+        which = trial % 2
+        if which:
+            ended = run(world.commands()[0], ground.log)
+            assert ended.status == 0, ended.said
+        first = Command(world.commands()[which], ground.log)
+        time.sleep(float(rng.uniform(0, ground.seconds["stack" if which else "oof"])))
+        second = Command(world.commands()[which], ground.folder / "second.txt")
+        ends = [first.wait(), second.wait()]
+        failure = None
+        for ended in ends:
+            assert ended is not None
+            failure = failure or _refusal(ended, "another process is working on")
+        if failure is None and all(ended is not None and ended.status for ended in ends):
+            failure = "both were refused"
+        lost = 0
+        if failure is None:
+            failure, lost = ground.judge(world)
+        tally.add(f"trial {trial}", failure, lost=lost)
+
+
+def shared_cache(ground: Ground, tally: Tally) -> None:
+    """Two experiments fill one cache at the same time."""
+    worlds = [ground.fresh(name) for name in ("sharing", "sharing_too")]
+    for world in worlds:
+        path = world.folder / "chaos.yaml"
+        path.write_text(path.read_text().replace(str(world.folder / "cache"), str(ground.folder / "shared_cache")))
+    running = [Command(world.commands()[0], ground.folder / f"{world.folder.name}.txt") for world in worlds]
+    for command in running:
+        command.wait()
+    for world in worlds:
+        failure, lost = ground.judge(world)
+        tally.add(world.folder.name, failure, lost=lost)
+    shutil.rmtree(ground.folder / "shared_cache")
+
+
+def lock_of_the_dead(ground: Ground, tally: Tally, *, times: int) -> None:
+    """Killed while it holds its locks: the next one starts at once."""
+    for trial in range(times):
+        appears = f"runs/*/models/*/fold_0/{'state_0.pt' if trial % 2 else 'weights.safetensors'}"
+        world = interrupted(ground, "dead", appears)
+        failure, lost = ground.judge(world)
+        tally.add(f"trial {trial}", failure, lost=lost)
+
+
+@contextmanager
+def _tmpfs(folder: Path, room: int) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _grow(folder: Path, room: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={room}", str(folder)], check=True)
+
+
+def may_mount(folder: Path) -> bool:
+    """Whether this process may mount a tmpfs: the tests of a full disk need it."""
+    try:
+        with _tmpfs(folder / "probe", 1 << 20):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
