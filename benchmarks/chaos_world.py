@@ -181,10 +181,9 @@ def _command(arguments: list[str], log: str, bound: bool) -> None:
     os.dup2(to, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    if user is not None:
-        os.setgid(user)
-        os.setuid(user)
+    faulthandler.register(signal.SIGUSR1)  # says in the log where it hangs
+    if bound:
+        _obey_permissions()
     sys.argv = ["dermstack", *arguments]
     from commands.cli import main
 
