@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ import numpy as np
 from benchmarks.chaos_world import Command, Ended, World, finish, new_world, run, write_config
 
 LINGERING_S = 3.0  # how long a worker may outlive its process: it looks for it five times a second
-DAMAGES = ("cut in half", "one byte flipped", "emptied", "removed")
 
 
 @dataclass
@@ -243,65 +241,6 @@ def read_only(ground: Ground, tally: Tally, *, commands: int) -> None:
             if failure is None:
                 failure, lost = ground.judge(world)
             tally.add(world.commands()[number][0], failure, lost=lost, refused=ended.status == 2)
-
-
-def damaged(
-    ground: Ground, rng: np.random.Generator, tally: Tally, worlds: dict[str, World], files: list[tuple[str, str]]
-) -> None:
-    """Each of ``files`` (world, path in it), in each way: the same bytes, or a refusal whose advice leads to them."""
-    for name, file in files:
-        for damage in DAMAGES:
-            shutil.rmtree(ground.folder / "damaged", ignore_errors=True)
-            world = worlds[name].copy(ground.folder / "damaged")
-            path = world.folder / file
-            damage_file(path, damage, rng)
-            failure, lost, refused = _judge_damage(ground, world, path)
-            tally.add(f"{name}: {file} {damage}", failure, lost=lost, refused=refused)
-
-
-def damage_file(path: Path, damage: str, rng: np.random.Generator) -> None:
-    content = path.read_bytes()
-    if damage == "removed":
-        path.unlink()
-    elif damage == "one byte flipped":
-        place = int(rng.integers(len(content)))
-        path.write_bytes(content[:place] + bytes([content[place] ^ int(rng.integers(1, 256))]) + content[place + 1 :])
-    else:
-        path.write_bytes(content[: len(content) // 2] if damage == "cut in half" else b"")
-
-
-def _judge_damage(ground: Ground, world: World, path: Path) -> tuple[str | None, int, bool]:
-    commands = world.commands()
-    if path.name == "bundle.zip":
-        commands = commands[3:]
-    elif "unpacked" in path.parts:
-        commands = [[part.replace("bundle.zip", "unpacked") for part in commands[3]]]
-    for arguments in commands:
-        ended = run(arguments, ground.log)
-        if ended.status:
-            break
-    if ended.status == 0:
-        return (*ground.judge(world), False)
-    said = ended.said
-    if ended.status != 2 or not ended.clean:
-        return f"status {ended.status}, said {said[-3000:]}", 0, False
-    if path.name not in said and str(path.parent) not in said:
-        return f"the refusal does not name it: {said}", 0, True
-    follow_advice(world, said)
-    return (*ground.judge(world), True)
-
-
-def follow_advice(world: World, said: str) -> None:
-    """Do what a refusal says: remove what it names, set aside what it says to rebuild."""
-    for found in re.findall(r"remove (/\S+?)[,:]? ", said):
-        path = Path(found)
-        assert world.folder in path.parents, f"{said}: that is none of ours"
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    if rebuilt := re.search(r"`dermstack oof --rebuild (\w+)", said):
-        run([*world.commands()[0], "--rebuild", rebuilt.group(1)], world.folder / "rebuild.log")
 
 
 def interrupted(ground: Ground, name: str, appears: str, *, command: int = 0) -> World:

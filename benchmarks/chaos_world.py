@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class World:
     """One folder with data, config and everything that the pipeline makes of them."""
 
     folder: Path
+    tuned: bool = False  # whether a study chooses its stacker's parameters
 
     @property
     def experiment(self) -> Path:
@@ -55,11 +56,16 @@ class World:
         """The whole pipeline: image models, level 2 and blend, bundle, predictions for images as if they were new."""
         config, bundle = ["-c", str(self.folder / "chaos.yaml")], str(self.folder / "bundle.zip")
         data = self.folder.parent / "data"
+        tune, study = [], self.experiment / "studies" / "gbdt-gbdt.yaml"
+        if self.tuned:
+            tune = [["tune", "gbdt", *config, "-q", "--trials", "2"]]
+        chosen = ["--set", f"tuned={{gbdt: {{gbdt: {study}}}}}"] if self.tuned else []
         images = ["--images", str(data / "images"), "--metadata", str(data / "test.csv")]
         return [
             ["oof", *config, "-q"],
-            ["stack", *config, "-q"],
-            ["bundle", *config, "--out", bundle, "--replace", "-q"],
+            *tune,
+            ["stack", *config, *chosen, "-q"],
+            ["bundle", *config, *chosen, "--out", bundle, "--replace", "-q"],
             ["predict", "--bundle", bundle, *images, "--out", str(self.folder / "predictions.csv"), "-q"],
         ]
 
@@ -83,7 +89,7 @@ class World:
         """The same state in another folder, with a config of its own."""
         shutil.copytree(self.folder, folder)
         write_config(folder)
-        return World(folder)
+        return replace(self, folder=folder)
 
 
 def new_world(folder: Path, *, n_jobs: int = 1) -> World:

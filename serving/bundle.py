@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stack.errors import BundleError
+from stack.store import signed, verified
 
 FORMAT = 1  # raised when an older reader would misread a newer bundle
 MANIFEST = "manifest.json"
@@ -119,7 +120,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
         if path.is_file() and path.name != MANIFEST
     }
     manifest = {"format": FORMAT, **content, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(signed(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
     return Bundle(folder, json.loads(json.dumps(manifest)))
 
 
@@ -186,7 +187,10 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} has format {written!r}, this dermstack reads {FORMAT}: use {newer}, or bundle again")
     if not sound:
         raise BundleError(f"{path}: {MANIFEST} names a file outside the bundle: it is none of ours, don't use it")
-    return dict(manifest)
+    try:
+        return verified(manifest)
+    except ValueError as error:
+        raise BundleError(f"{path}: {MANIFEST} is damaged ({error}): {_AGAIN}") from error
 
 
 def _is_inside(name: str) -> bool:

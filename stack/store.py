@@ -173,16 +173,25 @@ def _hash_once(path: Path, mtime_ns: int) -> str:
 def write_json(path: Path, value: Mapping[str, Any], *, checked: bool = False) -> None:
     """Atomically; keys stay in their order. ``checked``: with a digest of all, which `read_json` compares."""
     if checked:
-        value = {**value, _DIGEST: _digest(value)}
+        value = signed(value)
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote. Raises ValueError where it is no JSON object or isn't what its digest says."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    return verified(json.loads(path.read_text(encoding="utf-8")))
+
+
+def signed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with a digest of all of it, as JSON keeps it."""
+    return {**value, _DIGEST: _digest(value)}
+
+
+def verified(value: Any) -> dict[str, Any]:
+    """What was `signed`, or came without a digest. Raises ValueError for anything else."""
     if not isinstance(value, dict):
-        raise ValueError("no JSON object")  # of a damaged file, not of an argument
+        raise ValueError("no JSON object")
     if (digest := value.pop(_DIGEST, None)) is not None and digest != _digest(value):
         raise ValueError("its content isn't what its digest says")
     return value

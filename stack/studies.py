@@ -15,7 +15,6 @@ import optuna
 import yaml
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,7 +23,9 @@ from stack.console import Out
 from stack.curve import Floats
 from stack.errors import ConfigError
 from stack.experiment import Experiment
+from stack.journal import Journal
 from stack.store import atomic
+from stack.tuned import digest_line
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 5, 20  # seconds between a database worker's signs of life, and without them until it counts as dead
@@ -156,9 +157,9 @@ def write_study(experiment: Experiment, name: str, result: dict[str, Any]) -> Pa
     """What a study chose, as the yaml that the config names under `tuned`."""
     path = experiment.folder / "studies" / f"{name}.yaml"
     origin = {"objective": experiment.config.objective, "rows_or_folds": experiment.rows_fingerprint}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({**origin, **result}, sort_keys=False)
     with atomic(path) as temporary:
-        temporary.write_text(yaml.safe_dump({**origin, **result}, sort_keys=False), encoding="utf-8")
+        temporary.write_text(f"{digest_line(text)}\n{text}", encoding="utf-8")
     return path
 
 
@@ -200,7 +201,7 @@ def _storage(experiment: Experiment, *, shared: bool) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not shared:  # a line that another process is just writing looks torn too
             _drop_torn_line(path)
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(Journal(path))
     try:
         return RDBStorage(
             url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stack.image_config import ImageModel
 from stack.store import sha256
 from stack.weighting import Weighting
 
+_MARK = "# sha256 of what follows: "
 Without = frozenset[int]  # the folds whose rows a choice has not looked at
 
 
@@ -67,10 +69,22 @@ def tuned_fingerprint(path: Path | None) -> str | None:
     return sha256(path) if path is not None and path.is_file() else None
 
 
+def digest_line(text: str) -> str:
+    """A comment that tells whether the yaml below it is as it was written."""
+    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def _read(experiment: Experiment, path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{key}: {path} is not there: run `dermstack tune`, or drop the key")
-    study: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+        first, _, rest = text.partition("\n")
+        if first.startswith(_MARK) and first != digest_line(rest):
+            raise ValueError("it isn't what its first line says; drop that line where you have changed the file")
+        study = dict(yaml.safe_load(text))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise StoreError(f"{key}: {path} is damaged ({error}): remove {path} and run `dermstack tune` again") from error
     if study.get("rows_or_folds") != experiment.rows_fingerprint:
         raise StoreError(f"{key}: {path} was tuned on other rows or folds: run `dermstack tune` again")
     return study

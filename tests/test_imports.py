@@ -86,6 +86,7 @@ ORDER = {
         "deal",
         "folds",
         "store",
+        "journal",
         "pseudonym",
         "pictures",
         "experiment",
