@@ -111,8 +111,11 @@ def main() -> None:
             tally, started = Tally(name), time.monotonic()
             fault(ground, np.random.default_rng([arguments.seed, *name.encode()]), tally)
             tallies.append(tally)
-            print(f"{name}: {tally.survived} of {tally.tried}, {time.monotonic() - started:.0f} s", file=sys.stderr)
-            print("\n".join(tally.failures), file=sys.stderr, flush=True)
+            print(
+                f"{name}: {tally.survived} of {tally.tried}, {time.monotonic() - started:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     print(table(tallies))
     print(f"\n`python -m benchmarks.chaos {' '.join(sys.argv[1:])}`, seed {arguments.seed}")
     sys.exit(any(tally.survived < tally.tried or tally.lost for tally in tallies))

@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,13 @@ LINGERING_S = 3.0  # how long a worker may outlive its process: it looks for it 
 
 @dataclass
 class Tally:
-    """Of one fault: how often it was tried and survived, rows lost, and what went wrong."""
+    """Of one fault: how often it was tried and survived, and rows lost; says what went wrong when it does."""
 
     fault: str
     tried: int = 0
     survived: int = 0
     lost: int = 0
     refused: int = 0  # how many survived by a refusal whose advice was followed
-    failures: list[str] = field(default_factory=list)
 
     def add(self, what: str, failure: str | None, *, lost: int = 0, refused: bool = False) -> None:
         self.tried += 1
@@ -37,7 +37,7 @@ class Tally:
         self.lost += lost
         self.refused += refused and failure is None
         if failure is not None:
-            self.failures.append(f"{self.fault}, {what}: {failure}")
+            print(f"{self.fault}, {what}: {failure}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

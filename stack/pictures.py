@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from stack.errors import StoreError
-from stack.store import atomic, read_json, sha256, write_json
+from stack.store import atomic, read_json, sha256, signed, write_json
 
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
@@ -62,4 +62,4 @@ def write_decided(folder: Path, decided: Decided) -> None:
             frame.to_csv(temporary, index=False)
         files[path.name] = sha256(path)
     summary = {"looked_at": decided.looked_at, "dropped": len(decided.dropped), "pairs": len(decided.pairs)}
-    write_json(folder / "pictures.json", summary | {"files": files}, checked=True)
+    write_json(folder / "pictures.json", signed(summary | {"files": files}))

@@ -103,7 +103,8 @@ def write_run(
         with atomic(path := folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)
         files[path.name] = sha256(path)
-    write_json(folder / RUN_FILE, run_json := {**meta, "files": files}, checked=True)
+    run_json = {**meta, "files": files}
+    write_json(folder / RUN_FILE, signed(run_json))
     return Run(folder, run_json)
 
 
@@ -170,16 +171,14 @@ def _hash_once(path: Path, mtime_ns: int) -> str:
     return sha256(path)
 
 
-def write_json(path: Path, value: Mapping[str, Any], *, checked: bool = False) -> None:
-    """Atomically; keys stay in their order. ``checked``: with a digest of all, which `read_json` compares."""
-    if checked:
-        value = signed(value)
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Atomically; keys stay in their order."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote. Raises ValueError where it is no JSON object or isn't what its digest says."""
+    """What `write_json` wrote, `signed` or not. Raises ValueError where it is no JSON object or isn't what its digest says."""
     return verified(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -246,9 +245,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def named(error: OSError, path: Path) -> OSError:
     """The same error of ``path``; of a library that gives no number (numpy's of a short write) that of a full disk."""
-    full = shutil.disk_usage(path.parent).free < _A_BLOCK
-    number = error.errno or (errno.ENOSPC if full else errno.EIO)
-    return OSError(number, os.strerror(number), str(path))
+    if error.errno is None:
+        full = shutil.disk_usage(path.parent).free < _A_BLOCK
+        return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path))
+    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 @contextmanager
