@@ -126,7 +126,7 @@ def _judge_damage(ground: Ground, world: World, path: Path) -> tuple[str | None,
         if ended.status:
             break
     if ended.status == 0:
-        return (*ground.judge(world), False)
+        return (*ground.compare(world), False)
     said = ended.said
     if ended.status != 2 or not ended.clean:
         return f"status {ended.status}, said {said[-3000:]}", 0, False

@@ -62,6 +62,10 @@ class Ground:
         ended = finish(world, self.log)
         if ended.status:
             return f"can't be resumed, status {ended.status}: {ended.said[-1500:]}", 0
+        return self.compare(world)
+
+    def compare(self, world: World) -> tuple[str | None, int]:
+        """What is wrong with a world that came to its end, and how many rows are lost."""
         made, lost = world.outcome(), world.rows_lost()
         other = sorted(name for name in {*made, *self.outcome} if made.get(name) != self.outcome.get(name))
         return (f"other bytes in {', '.join(other)}" if other else None), lost

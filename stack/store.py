@@ -178,7 +178,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote, `signed` or not. Raises ValueError where it is no JSON object or isn't what its digest says."""
+    """What `write_json` wrote, `signed` or not. Raises ValueError for anything else."""
     return verified(json.loads(path.read_text(encoding="utf-8")))
 
 
