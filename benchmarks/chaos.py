@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,6 @@ from benchmarks.chaos_faults import (
     shared_cache,
     two_at_once,
 )
-from benchmarks.chaos_world import World
 
 Fault = Callable[[Ground, np.random.Generator, Tally], None]
 
@@ -70,22 +69,10 @@ def faults(ground: Ground, kills: int, *, quick: bool, every_damage: bool) -> di
     worlds = worlds_to_damage(ground)
     for number, damage in enumerate(DAMAGES):
         those = files if every_damage else files[number :: len(DAMAGES)]
-        chosen[f"a file {damage}"] = partial(_damaged, worlds=worlds, files=those, damage=damage)
+        chosen[f"a file {damage}"] = partial(damaged, worlds=worlds, files=those, damages=[damage])
     if not quick:
         chosen["a study's file damaged"] = damage_studies
     return chosen
-
-
-def _damaged(
-    ground: Ground,
-    rng: np.random.Generator,
-    tally: Tally,
-    *,
-    worlds: dict[str, World],
-    files: Sequence[tuple[str, str]],
-    damage: str,
-) -> None:
-    damaged(ground, rng, tally, worlds, files, [damage])
 
 
 def main() -> None:

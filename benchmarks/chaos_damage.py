@@ -87,15 +87,21 @@ def damage_studies(ground: Ground, rng: np.random.Generator, tally: Tally) -> No
     ended = finish(world, ground.log)
     assert ended.status == 0, ended.said
     files = [("tuned", f"runs/chaos/studies/{name}") for name in ("journal.log", "gbdt-gbdt.yaml")]
-    damaged(replace(ground, outcome=world.outcome()), rng, tally, {"tuned": world}, files)
+    damaged(replace(ground, outcome=world.outcome()), rng, tally, worlds={"tuned": world}, files=files)
 
 
 def damaged(
-    ground: Ground, rng: np.random.Generator, tally: Tally, worlds: dict[str, World], files: list[tuple[str, str]]
+    ground: Ground,
+    rng: np.random.Generator,
+    tally: Tally,
+    *,
+    worlds: dict[str, World],
+    files: Sequence[tuple[str, str]],
+    damages: Sequence[str] = DAMAGES,
 ) -> None:
     """Each of ``files`` (world, path in it), in each way: the same bytes, or a refusal whose advice leads to them."""
     for name, file in files:
-        for damage in DAMAGES:
+        for damage in damages:
             shutil.rmtree(ground.folder / "damaged", ignore_errors=True)
             world = worlds[name].copy(ground.folder / "damaged")
             path = world.folder / file
