@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,9 +205,12 @@ def _refusal(ended: Ended, wanted: str) -> str | None:
     return None
 
 
-def no_right(ground: Ground, tally: Tally) -> None:
+BARRED = ("runs", "cache", "runs/chaos/models/tiny", "bundle.zip", "predictions.csv")
+
+
+def no_right(ground: Ground, tally: Tally, names: Sequence[str] = BARRED) -> None:
     """One folder may be read and not written; then it may."""
-    for name in ("runs", "cache", "runs/chaos/models/tiny", "bundle.zip", "predictions.csv"):
+    for name in names:
         world = ground.fresh("no_right")
         barred = world.folder / name
         if barred.suffix:  # what comes before is made, and the file is wanted in a folder of others
