@@ -42,7 +42,7 @@ Fault = Callable[[Ground, np.random.Generator, Tally], None]
 def faults(ground: Ground, kills: int, *, quick: bool, every_damage: bool) -> dict[str, Fault]:
     """Each fault by name, with how often it is tried."""
     some = 1 if quick else 4
-    among = {"group": kills // 2, "group with workers": kills // 4, "main": kills // 8}
+    among = {"group": kills * 3 // 4, "group with workers": kills // 10, "main": kills // 12}
     among["worker"] = kills - sum(among.values())
     chosen: dict[str, Fault] = {
         "SIGKILL, one process": lambda g, rng, t: killed(g, rng, t, kills=among["group"], whom="group", n_jobs=1),

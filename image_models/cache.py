@@ -157,7 +157,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def _crc(frame: pd.DataFrame) -> int:
     rows = pd.util.hash_pandas_object(frame, index=False).to_numpy()
-    return zlib.crc32(rows.tobytes(), zlib.crc32(" ".join(frame.columns).encode()))
+    return zlib.crc32(rows.tobytes(), zlib.crc32(str(frame.dtypes.to_dict()).encode()))
 
 
 def _again(folder: Path) -> str:

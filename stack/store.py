@@ -203,7 +203,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """As parquet, atomically, with a digest of its values that `read_frame` compares."""
     marked = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))  # with the dtypes that the reader will meet
-    marked.attrs = {_DIGEST: frame_fingerprint(marked)}
+    marked.attrs = {_DIGEST: _frame_digest(marked)}
     with atomic(path) as temporary:
         marked.to_parquet(temporary, index=False)
 
@@ -212,12 +212,16 @@ def read_frame(path: Path, *, again: str) -> pd.DataFrame:
     """What `write_frame` wrote. Raises StoreError for a damaged file, with what to run ``again``."""
     try:
         frame = pd.read_parquet(path)
-        whole = frame.attrs.pop(_DIGEST, None) in (None, frame_fingerprint(frame))  # None: of an earlier dermstack
+        whole = frame.attrs.pop(_DIGEST, None) in (None, _frame_digest(frame))  # None: of an earlier dermstack
     except UNREADABLE as error:
         raise StoreError(f"{path} is damaged ({_first_line(error)}): remove it and run `{again}`") from error
     if not whole:
         raise StoreError(f"{path} is damaged, it isn't what its digest says: remove it and run `{again}`")
     return frame
+
+
+def _frame_digest(frame: pd.DataFrame) -> str:
+    return fingerprint({"rows": frame_fingerprint(frame), "dtypes": list(frame.dtypes)})
 
 
 def _first_line(error: Exception) -> str:

@@ -74,15 +74,8 @@ def test_a_folder_that_may_not_be_written_is_named(ground: Ground) -> None:
 def test_a_damaged_file_is_named_with_the_way_out_or_changes_nothing(
     ground: Ground, state: str, file: str, damage: str
 ) -> None:
-    tally = Tally(damage)
-    damaged(
-        ground,
-        np.random.default_rng(3),
-        tally,
-        worlds=worlds_to_damage(ground),
-        files=[(state, file)],
-        damages=[damage],
-    )
+    tally, worlds = Tally(damage), worlds_to_damage(ground)
+    damaged(ground, np.random.default_rng(3), tally, worlds=worlds, files=[(state, file)], damages=[damage])
     assert survived(tally)
 
 

@@ -250,7 +250,7 @@ def test_a_disk_in_the_way_is_one_message_that_names_the_file(
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interr")]
+    ("number", "status", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int, status: int, said: str
@@ -267,7 +267,7 @@ def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
     before = signal.getsignal(signal.SIGTERM)
     assert run_cli("stack", "-c", str(config_path), "-q") == status
     assert ended
-    assert capsys.readouterr().err.strip().startswith(f"{said}")
+    assert capsys.readouterr().err.strip().startswith(f"{said}: run the same command again")
     assert signal.getsignal(signal.SIGTERM) == before
     with locked(config_path.parent / "runs" / "small"):
         pass  # the lock is free

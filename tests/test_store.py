@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.errors import StoreError
@@ -223,6 +223,7 @@ def test_a_stale_run_is_kept_whole_under_its_fingerprint(tmp_path: Path) -> None
     assert sorted(path.name for path in old.iterdir()) == ["net-0123456789ab", "net-incomplete"]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_byte_of_a_run_json_can_change_unnoticed(data: st.DataObject) -> None:
     """A blend's weights and a stacker's shift stand in it: refused, or what it says is the same."""
@@ -259,9 +260,14 @@ def test_a_frame_that_was_damaged_is_named_with_the_command(tmp_path: Path, dama
 def test_a_full_disk_names_the_file_whoever_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """numpy's error of a short write has neither number nor file."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(OSError, match="0 written") as caught, atomic(tmp_path / "z.npy") as temporary:
-        temporary.touch()
-        raise OSError("800 requested and 0 written")
+
+    def write() -> None:
+        with atomic(tmp_path / "z.npy") as temporary:
+            temporary.touch()
+            raise OSError("800 requested and 0 written")
+
+    with pytest.raises(OSError, match="0 written") as caught:
+        write()
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "z.npy"))
     assert not list(tmp_path.iterdir())
 
