@@ -21,17 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.chaos_damage import ARTEFACTS, DAMAGES, damage_studies, damaged, worlds_to_damage
+from benchmarks.chaos_disk import full_disk, may_mount, no_right, read_only
 from benchmarks.chaos_faults import (
     Ground,
     Tally,
     asked_to_end,
-    full_disk,
     killed,
     lay_ground,
     lock_of_the_dead,
-    may_mount,
-    no_right,
-    read_only,
     shared_cache,
     two_at_once,
 )

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.chaos_world import Command, Ended, World, finish, new_world, run, write_config
+from benchmarks.chaos_world import Command, Ended, World, finish, new_world, run
 
 LINGERING_S = 3.0  # how long a worker may outlive its process: it looks for it five times a second
 
@@ -179,77 +177,6 @@ def _outlived_by(command: Command) -> bool:
     return bool(command.workers())
 
 
-def full_disk(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
-    """Everything on a small tmpfs that fills at a random moment; then it grows."""
-    needed = _size(ground.finished.folder)
-    for _ in range(times):
-        room = int(rng.uniform(0.02, 0.95) * needed)
-        shutil.rmtree(ground.folder / "full", ignore_errors=True)
-        with _tmpfs(ground.folder / "full", room) as folder:
-            world = World(folder)
-            write_config(folder)
-            ended = finish(world, ground.log)
-            failure, lost = _refusal(ended, "disk is full"), 0
-            if failure is None:
-                _grow(folder, 64 * needed)
-                failure, lost = ground.judge(world)
-            tally.add(f"{room >> 10} KiB", failure, lost=lost, refused=ended.status == 2)
-
-
-def _refusal(ended: Ended, wanted: str) -> str | None:
-    """What is wrong with a refusal; None where it is right, or where nothing stood in the way."""
-    if ended.status == 0:
-        return None
-    if ended.status != 2 or not ended.clean or wanted not in ended.said:
-        return f"status {ended.status}, said {ended.said[-3000:]}"
-    return None
-
-
-BARRED = ("runs", "cache", "runs/chaos/models/tiny", "bundle.zip", "predictions.csv")
-
-
-def no_right(ground: Ground, tally: Tally, names: Sequence[str] = BARRED) -> None:
-    """One folder may be read and not written; then it may."""
-    for name in names:
-        world = ground.fresh("no_right")
-        barred = world.folder / name
-        if barred.suffix:  # what comes before is made, and the file is wanted in a folder of others
-            shutil.rmtree(world.folder)
-            world = ground.finished.copy(world.folder)
-            barred.unlink()
-            barred = world.folder
-        else:
-            barred.mkdir(parents=True)
-        barred.chmod(0o555)
-        for arguments in world.commands():
-            ended = run(arguments, ground.log, bound=True)
-            if ended.status:
-                break
-        failure, lost = f"status {ended.status}, said {ended.said[-3000:]}", 0
-        if ended.status == 2 and ended.clean and "no right" in ended.said and str(barred) in ended.said:
-            barred.chmod(0o755)
-            failure, lost = ground.judge(world)
-        tally.add(name, failure, lost=lost, refused=True)
-
-
-def read_only(ground: Ground, tally: Tally, *, commands: int) -> None:
-    """The file system becomes read-only before each of the commands, as it does when a disk fails."""
-    for number in range(commands):
-        shutil.rmtree(ground.folder / "read_only", ignore_errors=True)
-        with _tmpfs(ground.folder / "read_only", 1 << 28) as folder:
-            world = World(folder)
-            write_config(folder)
-            for arguments in world.commands()[:number]:
-                run(arguments, ground.log)
-            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-            ended = run(world.commands()[number], ground.log)
-            failure, lost = _refusal(ended, "read-only"), 0
-            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-            if failure is None:
-                failure, lost = ground.judge(world)
-            tally.add(world.commands()[number][0], failure, lost=lost, refused=ended.status == 2)
-
-
 def interrupted(ground: Ground, name: str, appears: str, *, command: int = 0) -> World:
     """A world killed as soon as a file of this pattern is there, to be damaged in that state."""
     shutil.rmtree(ground.folder / name, ignore_errors=True)
@@ -261,6 +188,15 @@ def interrupted(ground: Ground, name: str, appears: str, *, command: int = 0) ->
     started.wait()
     assert list(world.folder.glob(appears)), f"{appears} went again"
     return world
+
+
+def refusal(ended: Ended, wanted: str) -> str | None:
+    """What is wrong with a refusal; None where it is right, or where nothing stood in the way."""
+    if ended.status == 0:
+        return None
+    if ended.status != 2 or not ended.clean or wanted not in ended.said:
+        return f"status {ended.status}, said {ended.said[-3000:]}"
+    return None
 
 
 def two_at_once(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
@@ -278,7 +214,7 @@ def two_at_once(ground: Ground, rng: np.random.Generator, tally: Tally, *, times
         failure = None
         for ended in ends:
             assert ended is not None
-            failure = failure or _refusal(ended, "another process is working on")
+            failure = failure or refusal(ended, "another process is working on")
         if failure is None and all(ended is not None and ended.status for ended in ends):
             failure = "both were refused"
         lost = 0
@@ -309,30 +245,3 @@ def lock_of_the_dead(ground: Ground, tally: Tally, *, times: int) -> None:
         world = interrupted(ground, "dead", appears)
         failure, lost = ground.judge(world)
         tally.add(f"trial {trial}", failure, lost=lost)
-
-
-@contextmanager
-def _tmpfs(folder: Path, room: int) -> Iterator[Path]:
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _grow(folder: Path, room: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={room}", str(folder)], check=True)
-
-
-def may_mount(folder: Path) -> bool:
-    """Whether this process may mount a tmpfs: the tests of a full disk need it."""
-    try:
-        with _tmpfs(folder / "probe", 1 << 20):
-            return True
-    except (OSError, subprocess.CalledProcessError):
-        return False
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from benchmarks.chaos_damage import damaged, worlds_to_damage
+from benchmarks.chaos_disk import full_disk, may_mount, no_right
 from benchmarks.chaos_faults import (
     Ground,
     Tally,
     asked_to_end,
-    full_disk,
     killed,
     lay_ground,
-    may_mount,
-    no_right,
     two_at_once,
 )
 

@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from image_models.dataset import Batch, CachedImages, load
+from image_models.errors import ImageError
 
 PROGRAM = """
 import os, sys, time
@@ -72,3 +76,26 @@ def test_ctrl_c_in_a_terminal_reaches_the_main_process_alone_and_ends_all(tmp_pa
     _, said = process.communicate()
     assert (process.returncode, said) == (130, ""), "no worker has a word to say"
     assert all_ended(workers)
+
+
+class Failing(CachedImages):
+    """Its second batch meets a damaged picture, or the end of its process."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(np.zeros((8, 4, 4, 3), np.uint8), np.arange(8))
+        self.how = how
+
+    def __getitem__(self, batch: list[int]) -> Batch:
+        if 4 in batch and self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 4 in batch:
+            raise ImageError("images.bin is damaged at the image i4: remove it")
+        return super().__getitem__(batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "said"), [("damaged", "^images.bin is damaged"), ("killed", "lower `workers`")])
+def test_what_a_loading_process_meets_is_one_message_without_traceback(how: str, said: str) -> None:
+    with pytest.raises(ImageError, match=said) as caught:
+        list(load(Failing(how), [[0, 1, 2, 3], [4, 5, 6, 7]], workers=1, pin=False))
+    assert "Traceback" not in str(caught.value)
