@@ -295,7 +295,9 @@ def _run(terminated: threading.Event) -> None:
             raise
         typer.echo(f"error: {error.filename or 'a file'}: {IN_THE_WAY[error.errno]}; {GO_ON}", err=True)
         sys.exit(2)
-    except BrokenProcessPool:
+    except BrokenProcessPool as error:
+        if type(error).__name__ != "TerminatedWorkerError":
+            raise  # what a worker could not read or send: no user's mistake
         typer.echo(
             "error: a worker process was killed, as the system does when memory runs out: lower `n_jobs` or the batch "
             f"size where that is why; {GO_ON}",

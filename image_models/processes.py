@@ -39,7 +39,8 @@ def end_workers() -> None:
     """Kill the worker processes of this one, whatever they are at: else its end would wait for theirs."""
     from joblib.externals.loky import get_reusable_executor
 
-    get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    executor = get_reusable_executor(reuse=True)
+    getattr(executor, "terminate", executor.shutdown)(kill_workers=True)  # joblib's own drops its shared memory too
 
 
 @contextmanager

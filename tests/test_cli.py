@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import typer
 from conftest import WITHOUT_IMAGE_EXTRA, run_cli, small_config
 from elsewhere import bring_in, half_written, mistake, opened, predictions, write_world
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from commands.cli import app
 from stack.store import locked
@@ -275,7 +275,7 @@ def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
 
 def test_a_killed_worker_is_no_traceback(config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def work(experiment: object) -> None:
-        raise BrokenProcessPool
+        raise TerminatedWorkerError
 
     monkeypatch.setattr("stack.sources.level1_runs", work)
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
