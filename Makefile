@@ -1,14 +1,17 @@
 # Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
 PYTHON ?= python3
 VENV := .venv
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 CONFIG ?= configs/demo.yaml
 STUDY ?= blend
 EXPERIMENT ?= demo
+SECONDS ?= 60
+READERS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo oof stack tune dashboard report test test-all lint format docs bench chaos clean
+.PHONY: help env demo oof stack tune dashboard report test test-all fuzz audit-deps lint format docs bench chaos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -48,6 +51,15 @@ test: env  ## the fast tests
 test-all: env  ## every test
 	$(BIN)/pytest -n 2 $(ARGS)
 
+fuzz: env  ## SECONDS=60 READERS="dicom npy": hostile files for every reader, guided by coverage (atheris, Linux)
+	-$(BIN)/pip install --quiet --constraint constraints.txt 'atheris>=3.0; sys_platform == "linux"'
+	$(BIN)/python tests/fuzz_readers.py --seconds $(SECONDS) $(READERS)
+
+audit-deps:  ## what is known of the pinned versions' weaknesses; asks PyPI, so it needs network, and fails without
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet --constraint constraints.txt pip-audit; }
+	@$(AUDIT)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+		|| { echo "audit-deps: either a weakness is named above, or PyPI's data could not be reached: then nothing was audited" >&2; exit 1; }
+
 lint: env  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +79,4 @@ bench: env  ## the benchmark that needs no data (the others in benchmarks/ say h
 	$(BIN)/python benchmarks/metrics.py
 
 clean:  ## remove the environment and what tools left behind
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(AUDIT) .fuzz site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,17 +1,31 @@
-"""`dermstack audit`: everything that is looked for, in one list of findings, written beside the experiment's rows."""
+"""`dermstack audit`: everything that is looked for, in one list of findings kept beside the experiment's rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from audits.acquisition import acquisition_findings
 from audits.finding import Finding
 from audits.pictures import pair_kinds, picture_findings
+from audits.proxies import proxy_findings
+from audits.record import read_part, write_parts
+from audits.rows import row_findings
+from audits.runs import run_findings
+from audits.second_look import second_look, second_look_finding
+from audits.shift import drift_findings
+from stack.acquisition import FILE as ACQUISITION_FILE
 from stack.console import Out
+from stack.errors import ConfigError
 from stack.experiment import Experiment, published_duplicates
 from stack.images import encodings, looking_size, looks_of, with_images
-from stack.store import atomic
+from stack.store import Run, atomic, fingerprint, sha256
+
+ROWS_AND_RUNS = "rows and runs"
+SECOND_LOOK = "second_look.csv"
+_VERSION = 1  # of what is looked for: another one looks again
 
 
 @dataclass(frozen=True)
@@ -23,8 +37,59 @@ class Review:
     findings: list[Finding]
 
 
-def run_audit(experiment: Experiment, out: Out) -> Review:
-    """Look at every picture; write audit.csv and audit_pairs.csv into the experiment's folder, and nothing else."""
+def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffles: int = 0) -> Review:
+    """Look at the rows, at every picture, and at what level-1 runs there are.
+
+    With ``shuffles`` also at what comes of shuffled targets. Writes audit.json and audit.csv, audit_pairs.csv and
+    second_look.csv into the experiment's folder, and nothing else.
+    """
+    parts: dict[str, tuple[str, list[Finding]]] = {}
+    pairs, sizes = pair_kinds(experiment.decided.pairs, experiment.table), None
+    if pictures and experiment.config.data.images is not None:
+        experiment, pairs, sizes, found = _look_at_pictures(experiment, out)
+        parts["pictures"] = (_inputs(experiment, ()), found)
+        with atomic(experiment.folder / "audit_pairs.csv") as temporary:
+            pairs.to_csv(temporary, index=False)
+    runs = experiment.finished(level=1)
+    out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
+    parts[ROWS_AND_RUNS] = (_inputs(experiment, runs), _look_at_rows_and_runs(experiment, runs, sizes))
+    if shuffles:
+        parts["shuffles"] = (_inputs(experiment, runs), _shuffle(experiment, runs, out, shuffles))
+    return Review(experiment, pairs, write_parts(experiment, parts))
+
+
+def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> list[Finding]:
+    """What needs neither pictures nor fits, before level 2 is built on ``runs``: looked at again where it may differ.
+
+    What `dermstack audit` found of pictures and shuffles stays as it is. Returns the findings of all.
+    """
+    inputs = _inputs(experiment, runs)
+    if (known := read_part(experiment, ROWS_AND_RUNS, inputs)) is None:
+        out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
+        known = _look_at_rows_and_runs(experiment, runs)
+    return write_parts(experiment, {ROWS_AND_RUNS: (inputs, known)})
+
+
+def _look_at_rows_and_runs(
+    experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
+) -> list[Finding]:
+    """``sizes`` of the pictures where they were just looked at, else what an earlier step wrote down of them."""
+    doubtful = second_look(experiment, runs)
+    with atomic(experiment.folder / SECOND_LOOK) as temporary:
+        doubtful.to_csv(temporary, index=False)
+    doubt = second_look_finding(doubtful, len(experiment.target), runs)
+    return [
+        *row_findings(experiment),
+        *proxy_findings(experiment),
+        *drift_findings(experiment),
+        *acquisition_findings(experiment, sizes, runs),
+        *run_findings(experiment, runs),
+        *([doubt] if doubt else []),
+    ]
+
+
+def _look_at_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, pd.DataFrame, list[Finding]]:
+    """The experiment as its pictures leave it, pairs by kind, sizes of the originals, findings."""
     from image_models.looks import strange
 
     size = looking_size(experiment)
@@ -36,10 +101,33 @@ def run_audit(experiment: Experiment, out: Out) -> Review:
     pairs = pair_kinds(experiment.decided.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=encodings(experiment).loc[sizes["id"]].to_numpy())
-    split_group = experiment.folds.frame["split_group"]
     published = published_duplicates(experiment.config.data.duplicates)
-    findings = picture_findings(table, split_group, pairs, sizes, odd, experiment.decided.dropped, published)
-    for name, frame in (("audit", pd.DataFrame(findings)), ("audit_pairs", pairs)):
-        with atomic(experiment.folder / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False)
-    return Review(experiment, pairs, findings)
+    found = picture_findings(pairs, ids, odd, experiment.decided.dropped, published)
+    return experiment, pairs, sizes, found
+
+
+def _shuffle(experiment: Experiment, runs: Sequence[Run], out: Out, shuffles: int) -> list[Finding]:
+    from audits.shuffled import shuffled, shuffled_findings  # heads are of the image half, which is an extra
+
+    frozen = [run for run in runs if run.meta["kind"] == "frozen"]
+    if not frozen:
+        raise ConfigError(
+            "--shuffles fits heads again on a frozen image model, and the experiment has none: add one with "
+            "`frozen: true` to image_models and run `dermstack oof`, or use `--shuffle-target`"
+        )
+    return shuffled_findings(shuffled(experiment, frozen[0], out, shuffles=shuffles))
+
+
+def _inputs(experiment: Experiment, runs: Sequence[Run]) -> str:
+    """Of all that rows and runs are judged by."""
+    data = experiment.config.data
+    files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}
+    features = experiment.config.features.model_dump()
+    return fingerprint({
+        "version": _VERSION,
+        "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],
+        "files": files,
+        "features": features,
+        "acquisition": (experiment.folder / ACQUISITION_FILE).is_file(),
+        "runs": {run.name: run.meta["files"] for run in runs},
+    })  # fmt: skip

@@ -1,39 +1,35 @@
-"""What should be known of the pictures before a number is believed: duplicates by kind, odd pictures, telling sizes."""
+"""What should be known of the pictures before a number is believed: duplicates by kind, odd pictures."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from audits.finding import Finding, Severity, worst_first
 from stack.errors import DataError
-from stack.intervals import Interval, interval
 from stack.table import Table
 
 KINDS = ("different targets", "train and test", "across groups", "within a group")
-TELLING = 0.55  # AUC of a size alone above which it is worth a warning, if its interval leaves 0.5 out
 MOSTLY = 0.5  # share of odd pictures from which the whole set is odd
 
 
 def picture_findings(
-    table: Table,
-    split_group: pd.Series,
     pairs: pd.DataFrame,
-    sizes: pd.DataFrame,
+    ids: Sequence[str],
     odd: pd.DataFrame,
     dropped: pd.DataFrame,
     published: pd.DataFrame | None = None,
 ) -> list[Finding]:
     """All findings, the worst first.
 
-    ``pairs`` is of `pair_kinds`; ``sizes`` has id, source_height, source_width, source_bytes and encoding of the
-    pictures; ``odd`` id and fault; ``dropped`` id and reason; ``split_group`` (n,) stands beside the training rows.
+    ``pairs`` is of `pair_kinds`; ``ids`` those of all pictures; ``odd`` has id and fault, ``dropped`` id and reason.
     """
     found = [
         *duplicate_findings(pairs),
-        *published_findings(pairs, published, set(sizes["id"])),
-        *size_findings(sizes, table.train, split_group),
-        *odd_findings(odd, len(sizes)),
+        *published_findings(pairs, published, set(ids)),
+        *odd_findings(odd, len(ids)),
     ]
     if len(dropped):
         example = f"{dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
@@ -100,28 +96,6 @@ def published_findings(pairs: pd.DataFrame, published: pd.DataFrame | None, at_h
     return [Finding("note", "published duplicates", evidence, "both lists merge groups")]
 
 
-def size_findings(sizes: pd.DataFrame, train: pd.DataFrame, split_group: pd.Series) -> list[Finding]:
-    """Whether width, height, bytes or encoding of the originals tell the target: AUC of each alone, by group."""
-    rows = train[["id", "target"]].assign(split_group=np.asarray(split_group, dtype=object))
-    rows = rows.merge(sizes.drop_duplicates("id"), on="id", validate="one_to_one")
-    pixels = rows["source_height"] * rows["source_width"]
-    found = []
-    for what, values in {
-        "width": rows["source_width"],
-        "height": rows["source_height"],
-        "bytes of the file": rows["source_bytes"],
-        "bytes a pixel": rows["source_bytes"] / pixels,
-    }.items():
-        if values.nunique() > 1 and (what != "bytes a pixel" or pixels.nunique() > 1):
-            alone = interval("auc", rows["target"], values.to_numpy(np.float64), rows["split_group"])
-            found.append(_size_finding(what, alone))
-    for encoding in sorted(rows["encoding"].unique()) if rows["encoding"].nunique() > 1 else ():
-        is_it = (rows["encoding"] == encoding).to_numpy(np.float64)
-        alone = interval("auc", rows["target"], is_it, rows["split_group"])
-        found.append(_size_finding(f"encoding as {encoding}", alone))
-    return found
-
-
 def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
     """Pictures that can't be what they should (id, fault), of ``n`` in all."""
     found = []
@@ -135,17 +109,6 @@ def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
             severity: Severity = "note" if fault == "red and blue swapped" else "warning"
             found.append(Finding(severity, str(fault), evidence, "look", example))
     return found
-
-
-def _size_finding(what: str, alone: Interval) -> Finding:
-    tells = max(alone.value, 1 - alone.value) > TELLING and not alone.low <= 0.5 <= alone.high
-    evidence = f"AUC of the {what} alone {alone.value:.3f} [{alone.low:.3f}, {alone.high:.3f}]"
-    if tells:
-        remedy = (
-            "how pictures were collected tells the target: nets may learn it; never give it to level 2 as a feature"
-        )
-        return Finding("warning", f"{what} differs between the classes", evidence, remedy)
-    return Finding("note", f"{what} does not tell the classes apart", evidence, "none")
 
 
 def _where(kind: str) -> str:

@@ -87,8 +87,9 @@ def stack(
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
 ) -> None:
-    """Level-2 matrix, GBDTs, blend, submission.csv and report.html, from what `oof` and `import-oof` made."""
-    from commands.shown import show_blend, show_runs
+    """Audit, level-2 matrix, GBDTs, blend, submission.csv and report.html, from what `oof` and `import-oof` made."""
+    from audits.audit import audit_for_stack
+    from commands.shown import show_blend, show_findings, show_runs
     from pages.evidence import write_report
     from stack.ensemble import run_blend
     from stack.experiment import write_rows
@@ -101,6 +102,8 @@ def stack(
     with locked(experiment.folder):
         runs = level1_runs(experiment)
         write_rows(experiment)
+        if not experiment.shuffled:
+            show_findings(out, audit_for_stack(experiment, runs, out), notes=False)
         runs += run_stackers(experiment, runs, out)
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)
@@ -130,19 +133,27 @@ def import_oof(
     foreign_folds: Annotated[
         bool, typer.Option(help="Accept other folds than the experiment's; shown with every number.")
     ] = False,
+    all_rows: Annotated[
+        Path | None,
+        typer.Option(help="CSV or parquet of every fold model on every training row, for `audit`: as the test file."),
+    ] = None,
+    all_rows_prefix: Annotated[
+        str | None, typer.Option(help="That file has a column a fold model instead: this text, then its fold.")
+    ] = None,
     replace: Annotated[bool, typer.Option(help="Set an earlier import of this name aside.")] = False,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Bring another pipeline's out-of-fold and test predictions in as a level-1 run."""
     from commands.shown import show_runs
-    from stack.imported import ImportedColumns, import_oof
+    from stack.imported import import_oof
+    from stack.imported_files import ImportedColumns
 
     experiment, out = open_it(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
     run = import_oof(
         experiment, name, oof, test, out, columns=columns, test_averaged=test_averaged, exclude=exclude,
-        foreign_folds=foreign_folds, replace=replace,
+        foreign_folds=foreign_folds, replace=replace, all_rows=all_rows, all_rows_prefix=all_rows_prefix,
     )  # fmt: skip
     show_runs(experiment, out, [run])
 

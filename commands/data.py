@@ -14,21 +14,31 @@ SHOWN_PAIRS = 5  # of each kind; the csv holds them all
 
 
 @commands.command()
-def audit(config: ConfigOption, overrides: SetOption = None, quiet: QuietOption = False) -> None:
-    """Look at the pictures: near-duplicates by kind, odd colours, sizes that tell the class, what can't be read."""
-    import pandas as pd
-
+def audit(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+    pictures: Annotated[
+        bool, typer.Option(help="Look at every picture too: near-duplicates, odd colours, sizes.")
+    ] = True,
+    shuffles: Annotated[
+        int,
+        typer.Option(min=0, help="Refit a frozen model and level 2 on so many shuffles of the targets, say 20."),
+    ] = 0,
+) -> None:
+    """Leaks, shortcuts, drift and doubtful labels of rows, pictures and level-1 runs, each with evidence and remedy."""
     from audits.audit import run_audit
     from audits.pictures import KINDS
+    from commands.shown import show_findings
 
     experiment, out = open_it(config, overrides, quiet, introduced=False)
-    review = run_audit(experiment, out)
+    review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
     for kind in KINDS:
         some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
         if len(some):
             out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
-    out.table(pd.DataFrame(review.findings), f"{experiment.name}: audit")
-    out.say(f"all pairs: {review.experiment.folder / 'audit_pairs.csv'}")
+    show_findings(out, review.findings)
+    out.say(f"all findings: {review.experiment.folder / 'audit.csv'}")
 
 
 @commands.command()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pandas as pd
 
+from audits.finding import Finding, Severity
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.intervals import Interval
@@ -29,6 +32,19 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
                 f"{run.name}: what shortcuts would add to it, and how it does alone; groups of one and other groups "
                 "against the mean of its level-1 logits",
             )
+
+
+def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> None:
+    """Each finding with evidence, example and remedy; without ``notes`` those are only counted."""
+    for finding in findings:
+        if notes or finding.severity != "note":
+            told = out.say if finding.severity == "note" else out.warn
+            told(f"{finding.what} ({finding.severity})" if finding.severity == "error" else finding.what)
+            for prefix, text in (("  ", finding.evidence), ("  ", finding.example), ("  -> ", finding.remedy)):
+                if text and text != "none":
+                    out.say(prefix + text)
+    counts = [(sum(finding.severity == name for finding in findings), name) for name in get_args(Severity)]
+    out.say("audit: " + ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts))
 
 
 def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 _HOME = {
     "Blender": "stack.blend",
+    "Ensemble": "serving.session",
     "Interval": "stack.intervals",
+    "Out": "stack.console",
+    "Photo": "serving.session",
     "auc": "stack.metrics",
     "average_precision": "stack.metrics",
     "evaluate": "serving.evaluate",
@@ -16,13 +19,17 @@ _HOME = {
     "pauc80": "stack.metrics",
     "blend_nested": "stack.nested",
     "make_folds": "stack.folds",
+    "open_experiment": "stack.experiment",
     "predict_rows": "serving.predict",
     "read_bundle": "serving.bundle",
     "read_new_rows": "serving.predict",
     "read_labelled_rows": "serving.labelled",
     "read_config": "stack.config",
+    "read_patient": "serving.session",
     "read_run": "stack.store",
     "read_table": "stack.table",
+    "write_bundle": "serving.pack",
+    "write_report": "pages.evidence",
     "DermstackError": "stack.errors",
 }
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages
+from image_models.errors import ImageError
 from image_models.head import LinearHead
 from image_models.loss import risk_logit
 from image_models.predict import Predictions, pick_device, predict
@@ -73,8 +75,11 @@ def apply_frozen(
         workers=workers, progress=progress,
     ).z  # fmt: skip
     for path in weights:
-        tensors = load_file(path)
-        head = LinearHead(tensors["head.weight"][0], tensors["head.bias"][0], np.nan)
+        try:
+            tensors = load_file(path)
+            head = LinearHead(tensors["head.weight"][0], tensors["head.bias"][0], np.nan)
+        except (SafetensorError, OSError, LookupError, ValueError) as error:
+            raise ImageError(f"{path} holds no head that can be read ({error}): make the run again") from error
         yield Predictions(head.logit(z), z)
 
 

@@ -130,9 +130,12 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
         found = []
         for path in (folder / INDEX, folder / UNREADABLE):
             found.append(_read_table(path) if known == settings and path.exists() else None)
-    # Arrow's and JSON's own errors are among these.
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        reason = next(iter(str(error).splitlines()), "")
+        if found[0] is not None:
+            path = folder / INDEX
+            _check_index(found[0], format)
+    # What JSON, pyarrow and pandas raise for bytes that are none of theirs.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as error:
+        reason = next(iter(str(error).splitlines()), "")[:200]
         raise ImageError(f"{path} is damaged ({reason}): {_again(folder)}") from error
     index, unreadable = found
     if index is None:
@@ -163,6 +166,16 @@ def _crc(frame: pd.DataFrame) -> int:
 
 def _again(folder: Path) -> str:
     return f"remove {folder} (`dermstack clean --cache`) and run `dermstack oof` again"
+
+
+def _check_index(index: pd.DataFrame, format: Format) -> None:
+    """Raise ValueError or KeyError for an index that leads out of the file of pixels, as none that was written here."""
+    known = index[list(INDEX_COLUMNS)]
+    offset, length, height, width = (known[name].to_numpy(np.int64) for name in ("offset", "length", "height", "width"))
+    if (np.minimum.reduce([offset, length, height, width]) < 0).any() or ((offset | length) >= 1 << 53).any():
+        raise ValueError("a picture nowhere")
+    if format == "raw" and (length != height * width * 3).any():
+        raise ValueError("a picture of another length than its sides")
 
 
 def end_of(index: pd.DataFrame) -> int:

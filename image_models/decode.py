@@ -15,7 +15,8 @@ from image_models.errors import ImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # of Pillow's; the others are seldom used and often attacked
-MAX_PIXELS = 400_000_000  # a whole-slide scan is larger, a photograph of a lesion never
+MAX_PIXELS = 200_000_000  # a whole-slide scan is larger, a photograph of a lesion never
+MAX_ENCODED = 1 << 29  # bytes of one picture as it lies in a file
 
 SMALLEST_SCALE = 4  # a JPEG comes at no less than a quarter
 

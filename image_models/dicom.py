@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
@@ -14,19 +15,23 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.encaps import generate_frames
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
 
-from image_models.decode import MAX_PIXELS, Picture, decode
+from image_models.decode import MAX_ENCODED, MAX_PIXELS, Picture, decode
 from image_models.errors import ImageError
 
 # What may leave a file's header; nothing else of a patient is ever read into a file of ours.
 PATIENT = ("PatientID", "PatientSex", "PatientAge", "BodyPartExamined")
-MAX_INFLATED = 2 * MAX_PIXELS  # bytes of a deflated data set
 
+_STRIPE = 1 << 20  # grey values that are turned into shades at a time: in float64 a whole picture may take gigabytes
 _NEXT = "restore the file or drop its row from the csv"
 _SEXES = {"M": "male", "F": "female", "O": "other"}
 _YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})  # markers of JPEG and JPEG-LS that name a size
+_MARKERS = 10_000  # and bytes between them, after which a JPEG has had its chance to say its size
+_ALONE = frozenset({0x01, 0xFF, *range(0xD0, 0xDA)})  # those without a length
 # pydicom and its codecs raise what their parsing stumbles over.
 _FAULTS = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, AttributeError, ValueError, TypeError, LookupError,
@@ -89,6 +94,7 @@ def _read(path: Path, at_least: int) -> Picture:
     if "PixelData" not in tags:
         raise ImageError(f"{path}: holds no picture (no PixelData): {_NEXT}")
     _check_size(tags, path)
+    _check_codestream(tags, path)
     photometric = str(tags.PhotometricInterpretation)
     syntax = tags.file_meta.get("TransferSyntaxUID")
     if syntax == JPEGBaseline8Bit and photometric != "RGB":  # whose JPEG may not say that it isn't YCbCr
@@ -118,6 +124,14 @@ def _grey(tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
     stored = _twelve_bits(tags) if _is_twelve_bit_jpeg(tags) else pixel_array(tags)
     if stored.ndim != 2:
         raise ValueError(f"{photometric} of shape {stored.shape}")
+    grey, rows = np.empty(stored.shape, np.uint8), max(1, _STRIPE // stored.shape[1])
+    for top in range(0, len(stored), rows):
+        grey[top : top + rows] = _shades(stored[top : top + rows], tags, photometric)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _shades(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
+    """0 (black) to 255 of stored values (h, w)."""
     bits = int(tags.BitsStored)
     low = -(2.0 ** (bits - 1)) if tags.get("PixelRepresentation") else 0.0
     values, high = stored.astype(np.float64), low + 2.0**bits - 1
@@ -128,8 +142,10 @@ def _grey(tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
         values = np.asarray(apply_voi_lut(apply_modality_lut(stored, tags), tags), np.float64)
         low, high = 0.0, 2.0 ** int(tags.VOILUTSequence[0].LUTDescriptor[2]) - 1
     scaled = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-    grey = np.round(255 * (1 - scaled if photometric == "MONOCHROME1" else scaled)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    shades: NDArray[np.uint8] = np.round(255 * (1 - scaled if photometric == "MONOCHROME1" else scaled)).astype(
+        np.uint8
+    )
+    return shades
 
 
 def _is_twelve_bit_jpeg(tags: pydicom.Dataset) -> bool:
@@ -138,7 +154,8 @@ def _is_twelve_bit_jpeg(tags: pydicom.Dataset) -> bool:
 
 def _twelve_bits(tags: pydicom.Dataset) -> NDArray[np.uint16]:
     """Lossy JPEG of 12 bits, which no permissive codec of pydicom's can decode."""
-    stored: NDArray[np.uint16] = imagecodecs.jpeg_decode(next(generate_frames(tags.PixelData, number_of_frames=1)))
+    stored = np.empty((int(tags.Rows), int(tags.Columns)), np.uint16)
+    imagecodecs.jpeg_decode(next(generate_frames(tags.PixelData, number_of_frames=1)), out=stored)
     return stored
 
 
@@ -166,22 +183,60 @@ def _check_size(tags: pydicom.Dataset, path: Path) -> None:
     needed = rows * columns * samples * (int(tags.get("BitsAllocated") or 8) // 8)
     if tags.PhotometricInterpretation == "YBR_FULL_422":
         needed = needed * 2 // 3
+    if needed > MAX_ENCODED:
+        raise ImageError(f"{path}: its header claims {needed:,} bytes of pixels: {_NEXT}")
     if (syntax is None or not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian) and needed > len(
         tags.PixelData
     ):
         raise ImageError(f"{path}: is cut off, {len(tags.PixelData)} of {needed} bytes of pixels are there: {_NEXT}")
 
 
+def _check_codestream(tags: pydicom.Dataset, path: Path) -> None:
+    """What a picture in the file says of its size is what the file says: decoders believe it and take the memory."""
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    if syntax is None or not syntax.is_encapsulated:
+        return
+    said, size = (
+        (int(tags.Rows), int(tags.Columns)),
+        _claimed(next(generate_frames(tags.PixelData, number_of_frames=1))),
+    )
+    if size is not None and size != said:
+        raise ImageError(
+            f"{path}: {said[1]} × {said[0]} pixels, but {size[1]} × {size[0]} in the picture inside: {_NEXT}"
+        )
+
+
+def _claimed(data: bytes) -> tuple[int, int] | None:
+    """Height and width that a JPEG, JPEG-LS or JPEG 2000 claims; None of another coding. ValueError if it says none."""
+    if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # SIZ, perhaps in a JP2 file
+        right, lower, left, upper = struct.unpack_from(">4I", data, at + 8)
+        return lower - upper, right - left
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    at = 2
+    for _ in range(_MARKERS):
+        if at + 9 > len(data):
+            break
+        marker = data[at + 1]
+        if data[at] == 0xFF and marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+        alone = data[at] != 0xFF or marker in _ALONE
+        at += 1 if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise ValueError("a JPEG that doesn't say its size")
+
+
 def _check_inflated(path: Path) -> None:
     """A deflated data set is inflated whole by whoever opens it: see first how large it becomes."""
     with path.open("rb") as file:
-        head = file.read(4096)
-        if DeflatedExplicitVRLittleEndian.encode() not in head:
+        if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED:
+            raise ImageError(f"{path}: {length:,} bytes are more than a picture has: {_NEXT}")
+        read_preamble(file, force=False)
+        # pydicom's own, so that it finds what pydicom will: the group's length may lie.
+        if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
-        length = struct.unpack_from("<I", head, 140)[0] if head[132:136] == b"\x02\x00\x00\x00" else 0
-        file.seek(144 + length)
         inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while (packed := inflate.unconsumed_tail or file.read(1 << 20)) and not inflate.eof:
             total += len(inflate.decompress(packed, 1 << 22))
-            if total > MAX_INFLATED:
-                raise ImageError(f"{path}: inflates to more than {MAX_INFLATED >> 20} MiB, as a bomb does: {_NEXT}")
+            if total > MAX_ENCODED:
+                raise ImageError(f"{path}: inflates to more than {MAX_ENCODED >> 20} MiB, as a bomb does: {_NEXT}")

@@ -20,13 +20,19 @@ class LinearHead:
     bias: np.float32
     strength: float  # the C that the inner split chose
 
-    def logit(self, z: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Of float16 features (n, d): float32 (n,)."""
+    def logit(self, z: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Of features (n, d): float32 (n,)."""
         logit: NDArray[np.float32] = z.astype(np.float32) @ self.weight + self.bias
         return logit
 
 
-def fit_head(z: NDArray[np.float16], target: NDArray[np.int8], inner: NDArray[np.bool_]) -> LinearHead:
+def fit_head(
+    z: NDArray[np.floating],
+    target: NDArray[np.int8],
+    inner: NDArray[np.bool_],
+    *,
+    strengths: tuple[float, ...] = STRENGTHS,
+) -> LinearHead:
     """Choose the strength by log loss on the rows of ``inner`` (a grouped part of the training rows), refit on all.
 
     ``z`` (n, d), ``target`` (n,) and ``inner`` (n,) are of the fold's training rows only.
@@ -44,9 +50,9 @@ def fit_head(z: NDArray[np.float16], target: NDArray[np.int8], inner: NDArray[np
 
     losses = [
         log_loss(target[inner], fit(~inner, strength).predict_proba(x[inner])[:, 1], labels=[0, 1])
-        for strength in STRENGTHS
+        for strength in (strengths if len(strengths) > 1 else ())
     ]
-    strength = STRENGTHS[int(np.argmin(losses))]
+    strength = strengths[int(np.argmin(losses)) if losses else 0]
     model = fit(np.ones(len(x), bool), strength)
     weight = (model.coef_[0] / scale).astype(np.float32)
     return LinearHead(weight, np.float32(model.intercept_[0] - mean @ weight), strength)

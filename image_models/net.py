@@ -20,6 +20,11 @@ from image_models.errors import ImageError
 from image_models.loss import risk_logit
 from image_models.whole import whole
 
+# What `timm.create_model` takes besides the network's own arguments: it would load files that nobody has looked at.
+_NOT_OF_THE_NETWORK = frozenset({
+    "cache_dir", "checkpoint_path", "model_name", "num_classes", "pretrained", "pretrained_cfg",
+    "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict", "weights_only",
+})  # fmt: skip
 FUSION_WIDTH = 32  # features that metadata adds to the image's
 
 
@@ -170,6 +175,8 @@ def _fusion(columns: int) -> nn.Module:
 
 def _build_body(backbone: str, timm_args: Mapping[str, Any], *, fetch: bool) -> nn.Module:
     """The timm model without classifier, with weights from its hub where ``fetch`` says so."""
+    if odd := sorted(_NOT_OF_THE_NETWORK & set(timm_args)):
+        raise ImageError(f"{backbone}: timm_args {', '.join(odd)} says where weights come from: use `pretrained:`")
     try:
         body: nn.Module = timm.create_model(backbone, pretrained=fetch, num_classes=0, **timm_args)
     # The first three: how timm's backbones answer an argument they don't take. The others: that too, but also the hub

@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+from scipy.special import expit
 from torch import nn
 
 from image_models.dataset import Batch, CachedImages
@@ -18,11 +19,13 @@ from image_models.loss import risk_logit
 from image_models.net import Net
 
 OPSET = 18  # what torch's exporter writes without conversion; onnxruntime has read it since 1.14
+P_TOLERANCE = 1e-4  # absolute
 LOGIT_TOLERANCE = 1e-4  # absolute
 Z_TOLERANCE = 1e-4  # of the largest |z| of the pictures
 # A frozen net rounds z to float16. Sums in float32 of another order may fall on the other side of a rounding boundary:
 # then a feature is off by a whole step, and the logit by that step times its weight (5e-4 was seen), whoever computes.
-# So its z may be a step away, and its logit is held against torch's head on the z that ONNX gave.
+# So its z may be a step away, and its logit is held against torch's head on the z that ONNX gave. Its p is held against
+# torch's p as any other's.
 FLOAT16_STEP = 2.0**-10  # of the value that is rounded, at most
 
 
@@ -31,6 +34,7 @@ class Agreement:
     """How far ONNX and torch are apart at most, on these many pictures."""
 
     images: int
+    p: float  # absolute
     logit: float  # absolute
     logit_of_z: float  # the same where torch's head is given ONNX's z
     z: float  # of the largest |z|; of a frozen net, what is beyond one step of float16
@@ -77,7 +81,7 @@ def write_onnx(net: Net, path: Path, *, size: int, metadata: int) -> None:
 def check_onnx(path: Path, net: Net, images: CachedImages) -> Agreement:
     """Run the file and ``net`` on all ``images`` at once and on the first alone.
 
-    Raises ImageError where the file can't be run, or a logit or z is further from torch's than the tolerances.
+    Raises ImageError where the file can't be run, or a p, logit or z is further from torch's than the tolerances.
     """
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -86,15 +90,18 @@ def check_onnx(path: Path, net: Net, images: CachedImages) -> Agreement:
         raise ImageError(f"onnxruntime can't run what was exported ({str(error)[:200]}): bundle again") from error
     worst = Agreement(
         len(images),
+        p=max(one.p for one in found),
         logit=max(one.logit for one in found),
         logit_of_z=max(one.logit_of_z for one in found),
         z=max(one.z for one in found),
     )
     logit = worst.logit_of_z if net.frozen else worst.logit
-    if not (logit <= LOGIT_TOLERANCE and worst.z <= Z_TOLERANCE):  # written so that a NaN fails
+    # Written so that a NaN fails.
+    if not (worst.p <= P_TOLERANCE and logit <= LOGIT_TOLERANCE and worst.z <= Z_TOLERANCE):
         raise ImageError(
-            f"ONNX and torch differ by {logit:.2g} in logits and by {worst.z:.2g} of the largest z, where "
-            f"{LOGIT_TOLERANCE:g} and {Z_TOLERANCE:g} are allowed, on {worst.images} pictures: bundle without `--onnx`"
+            f"ONNX and torch differ by {worst.p:.2g} in p, {logit:.2g} in logits and {worst.z:.2g} of the largest z, "
+            f"where {P_TOLERANCE:g}, {LOGIT_TOLERANCE:g} and {Z_TOLERANCE:g} are allowed, on {worst.images} pictures: "
+            "bundle without `--onnx`"
         )
     return worst
 
@@ -132,13 +139,14 @@ def _compare(session: onnxruntime.InferenceSession, net: Net, batch: Batch) -> A
     apart = np.abs(z - torch_z) - (FLOAT16_STEP * np.abs(torch_z) if net.frozen else 0.0)
     return Agreement(
         len(logit),
+        p=_largest(expit(logit.astype(np.float64)) - expit(torch_logit.astype(np.float64))),
         logit=_largest(logit - torch_logit),
         logit_of_z=_largest(logit - of_z),
         z=float(np.maximum(apart, 0.0).max()) / (_largest(torch_z) or 1.0),
     )
 
 
-def _largest(values: NDArray[np.float32]) -> float:
+def _largest(values: NDArray[np.floating]) -> float:
     return float(np.abs(values).max())
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from image_models.decode import SUFFIXES, Picture, decode
+from image_models.decode import MAX_ENCODED, SUFFIXES, Picture, decode
 from image_models.errors import ImageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 DICOM_SUFFIXES = (".dcm", ".dicom")
 TFRECORD_SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
 HDF5_SUFFIXES = (".h5", ".hdf5")
-MAX_ENCODED = 1 << 30  # bytes of one encoded picture
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,8 @@ class Source:
                 return _hdf5_bytes(file, self.key, self.path)
         with self.path.open("rb") as file:
             if self.kind == "file":
+                if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED:
+                    raise ImageError(f"{self.path}: {length:,} bytes are more than a picture has: restore the file")
                 return file.read()
             file.seek(self.start)
             data = file.read(self.length)
@@ -192,7 +193,14 @@ def _records(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[st
 def _datasets(path: Path, wanted: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
     """ISIC 2024's form: a data set of encoded bytes for each id."""
     with _open_hdf5(path) as file:
-        there = set(file)
+        try:
+            there = set(file)
+            if unnamed := [key for key in there if not isinstance(key, str)]:  # h5py gives what is no UTF-8 as bytes
+                raise ImageError(f"{path} holds {unnamed[0]!r}, a name that is no text: write the file again")
+        except ImageError:
+            raise
+        except (OSError, RuntimeError, LookupError, ValueError) as error:
+            raise ImageError(f"{path} can't be listed ({error}): download or write the file again") from error
         mtime = path.stat().st_mtime_ns
         for key in sorted(there if wanted is None else there & wanted):
             length = int(_dataset(file, key, path).nbytes)
@@ -205,14 +213,15 @@ def _open_hdf5(path: Path) -> h5py.File:
 
     try:
         return h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, RuntimeError, LookupError, ValueError) as error:
         raise ImageError(f"{path}: no HDF5 file that can be read ({error}): download or write it again") from error
 
 
 def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
+    value = _dataset(file, key, path)
     try:
-        data = _dataset(file, key, path)[()]
-    except (OSError, RuntimeError, ValueError) as error:
+        data = value[()]
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError) as error:
         raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
     return data if isinstance(data, bytes) else np.asarray(data).tobytes()
 
@@ -229,6 +238,8 @@ def _dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
             raise ImageError(f"{path}[{key}] is no data set of this file itself: {advice}")
         if value.dtype.kind not in "VSOu" or value.ndim > 1 or value.nbytes > MAX_ENCODED:
             raise ImageError(f"{path}[{key}] holds {value.dtype} of shape {value.shape}: {advice}")
-    except (KeyError, OSError, RuntimeError, TypeError) as error:
+    except ImageError:
+        raise
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
     return value

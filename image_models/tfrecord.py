@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import google_crc32c
@@ -20,6 +21,7 @@ Values = list[bytes] | list[float] | list[int]
 
 _VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5  # wire types
 _BYTES, _FLOATS, _INTS = 1, 2, 3  # members of tf.train.Feature
+MOST_VALUES = 1 << 20  # of one feature: a byte of the file may become a hundred in memory
 _AGAIN = "download or write the file again"
 
 
@@ -114,7 +116,9 @@ def _read_feature(data: bytes, start: int, end: int) -> tuple[Values, list[tuple
         if number in (_BYTES, _FLOATS, _INTS) and wire == _LENGTH:
             if number != kind:  # a oneof: the last kind counts
                 kind, items = number, []
-            items += [(of, a, b) for field, of, a, b in _fields(data, begin, stop) if field == 1]
+            values = ((of, a, b) for field, of, a, b in _fields(data, begin, stop) if field == 1)
+            items += islice(values, MOST_VALUES + 1 - len(items))
+            _check_count(len(items))
     if kind == _BYTES:
         places = [(begin, stop) for wire, begin, stop in items if wire == _LENGTH]
         return [data[begin:stop] for begin, stop in places], places
@@ -122,14 +126,21 @@ def _read_feature(data: bytes, start: int, end: int) -> tuple[Values, list[tuple
         packed = b"".join(data[begin:stop] for wire, begin, stop in items if wire in (_LENGTH, _FOUR))
         if len(packed) % 4:
             raise ValueError(f"a list of floats of {len(packed)} bytes")
+        _check_count(len(packed) // 4)
         return list(struct.unpack(f"<{len(packed) // 4}f", packed)), []
     integers: list[int] = []
     for wire, begin, stop in items:
         at = begin if wire in (_LENGTH, _VARINT) else stop
         while at < stop:
             value, at = _varint(data, at, stop)
+            _check_count(len(integers) + 1)
             integers.append(value - (value >> 63 << 64))  # two's complement in 64 bits
     return integers, []
+
+
+def _check_count(values: int) -> None:
+    if values > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values in one feature")
 
 
 def _messages(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:

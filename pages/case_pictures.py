@@ -8,11 +8,13 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
 from pages.contact_sheet import Pixels, data_uri
 from stack.experiment import Experiment
+from stack.images import cache_at_hand
 from stack.store import Run
 from tabular.dense import DenseMetadata
 
@@ -34,7 +36,32 @@ class CasePictures:
     note: str = ""
 
 
-def case_pictures(experiment: Experiment, run: Run, pictures: ImageCache, ids: Sequence[str]) -> CasePictures:
+NO_PICTURES = CasePictures({}, {}, {})
+
+
+def pictures_at_hand(
+    experiment: Experiment, run: Run, ids: Sequence[str], *, heated: bool = True
+) -> tuple[CasePictures, str]:
+    """`case_pictures` of what is cached, and what must be said of them; none where they are not at hand."""
+    try:
+        pictures = cache_at_hand(experiment, run.meta["settings"]["size"])
+        if set(ids) <= set(pictures.index["id"]):
+            made = case_pictures(experiment, run, pictures, ids, heated=heated)
+            return made, made.note
+    except ImportError:
+        return NO_PICTURES, "Made where the image half is not installed: pip install 'dermstack[image]' for pictures."
+    return NO_PICTURES, "The image cache lacks these pictures: `dermstack oof` makes it again."
+
+
+def words_of(row: pd.Series) -> list[str]:
+    """Diagnosis, sex, site and age of a row of the table, as far as they are known."""
+    known = [str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))]
+    return known + ([f"{row['age']:.0f}\N{NO-BREAK SPACE}years"] if pd.notna(row["age"]) else [])
+
+
+def case_pictures(
+    experiment: Experiment, run: Run, pictures: ImageCache, ids: Sequence[str], *, heated: bool = True
+) -> CasePictures:
     """Of training rows, as the image run ``run`` saw them: heat by Grad-CAM from the first seed's net of their fold.
 
     Raises ImageError where a picture is not among ``pictures`` or weights can't be read.
@@ -46,7 +73,7 @@ def case_pictures(experiment: Experiment, run: Run, pictures: ImageCache, ids: S
     whole = zip(index["source_width"].tolist(), index["source_height"].tolist(), strict=True)
     shape = dict(zip(ids, whole if pictures.resize == "square" else [(SIDE, SIDE)] * len(ids), strict=True))
     picture = {row_id: data_uri(_small(image)) for row_id, image in zip(ids, pixels, strict=True)}
-    heat, note = _heat(experiment, run, ids, pixels)
+    heat, note = _heat(experiment, run, ids, pixels) if heated else ({}, "")
     return CasePictures(picture, heat, shape, note)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from audits.pictures import KINDS, pair_kinds
+from audits.record import COLUMNS, looked_at, read_findings
 from pages.report import DataFacts
 from stack.experiment import Experiment, published_duplicates
 from stack.survey import missing_values
@@ -27,12 +28,12 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
 
 def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
     """Duplicates, missing values and the audit's findings; without ``show_ids`` no id and no path is among them."""
-    pictures = experiment.config.data.images
+    is_left = experiment.config.data.images is not None and not looked_at(experiment, "pictures")
     return DataFacts(
         duplicates=_duplicates(experiment),
         missing=missing_values(experiment.table),
         findings=_findings(experiment, show_ids=show_ids),
-        audit_command="" if pictures is None else f"dermstack audit --config {experiment.config_path.name}",
+        audit_command=f"dermstack audit --config {experiment.config_path.name}" if is_left else "",
     )
 
 
@@ -57,11 +58,9 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
 
 
 def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
-    path = experiment.folder / "audit.csv"
-    if not path.exists():
+    found = read_findings(experiment)
+    if found is None:
         return None
-    found = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if show_ids:
-        return found
-    # Only where examples stand apart is what remains free of ids.
-    return found.drop(columns=["example"] if "example" in found else ["evidence"])
+    frame = pd.DataFrame(found, columns=list(COLUMNS))
+    # Only examples name rows.
+    return frame if show_ids else frame.drop(columns="example")

@@ -19,6 +19,7 @@ from pages.explorer import explorer
 from pages.hard_cases import hard_cases
 from pages.model_card import write_model_card
 from pages.report import Calibration, Comparison, Decision, ReportData, report_html
+from pages.second_look import second_look_section
 from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment
@@ -61,14 +62,17 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
     runs = blended_runs(experiment, blend)
     data = report_data(experiment, blend, runs, out, show_ids=show_ids)
     oof = blend.frame("oof")
+    name_of = str if show_ids else _codes(experiment)
+    level1 = [run for run in runs if run.meta["level"] == 1]
     sections = {
         "explorer": explorer(data.y, oof["p_calibrated"], _split_group(experiment, oof)),
-        "hard-cases": hard_cases(
-            experiment, blend, runs, name_of=str if show_ids else _codes(experiment), no_images=not images
-        ),
+        "hard-cases": hard_cases(experiment, blend, runs, name_of=name_of, no_images=not images),
+        "second-look": second_look_section(experiment, level1, name_of=name_of, no_images=not images),
     }
     with atomic(path) as temporary:
-        temporary.write_text(report_html(data, sections), encoding="utf-8")
+        temporary.write_text(
+            report_html(data, {place: made for place, made in sections.items() if made}), encoding="utf-8"
+        )
     write_model_card(experiment, blend, runs=data.runs, subgroups=_of_card(data.subgroups), notes=data.notes)
     return path
 

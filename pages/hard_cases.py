@@ -8,14 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pages.case_pictures import COVER, CasePictures, case_pictures, colour
+from pages.case_pictures import COVER, NO_PICTURES, colour, pictures_at_hand, words_of
 from pages.section import HERE, Section, rendered
 from stack.experiment import Experiment
-from stack.images import cache_at_hand
 from stack.metrics import auc
 from stack.store import Run
-
-NO_PICTURES = CasePictures({}, {}, {})
 
 
 class _Case(NamedTuple):
@@ -54,7 +51,7 @@ def hard_cases(
     elif run is None:
         note = "No image model of this experiment is in the blend: there are no pictures to show."
     elif ids:
-        pictures, note = _pictures(experiment, run, ids)
+        pictures, note = pictures_at_hand(experiment, run, ids)
     alone = run.frame("oof").set_index("id")["p"] if run else None
     table = experiment.table.train.set_index("id")
 
@@ -64,7 +61,7 @@ def hard_cases(
             name=name_of(row_id),
             p=row["p_calibrated"],
             alone=None if alone is None else float(alone.loc[row_id]),
-            words=_words(table.loc[row_id]),
+            words=words_of(table.loc[row_id]),
             picture=pictures.picture.get(row_id),
             heat=pictures.heat.get(row_id),
             shape=pictures.shape.get(row_id),
@@ -91,7 +88,7 @@ def hard_cases(
         ),
         prevalence=float(oof["target"].mean()),
     )
-    return Section(markup, (HERE / "hard_cases.css").read_text(encoding="utf-8"))
+    return Section(markup, (HERE / "cases.css").read_text(encoding="utf-8"))
 
 
 def most_wrong(oof: pd.DataFrame, *, each: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -121,20 +118,3 @@ def image_run(blend: Run, runs: Sequence[Run], experiment: Experiment) -> Run | 
         return weight[run.name], auc(experiment.target[rows], oof["logit"])
 
     return max(images, key=worth, default=None)
-
-
-def _pictures(experiment: Experiment, run: Run, ids: list[str]) -> tuple[CasePictures, str]:
-    """The pictures and what must be said of them; none where they are not at hand."""
-    try:
-        pictures = cache_at_hand(experiment, run.meta["settings"]["size"])
-        if set(ids) <= set(pictures.index["id"]):
-            made = case_pictures(experiment, run, pictures, ids)
-            return made, made.note
-    except ImportError:
-        return NO_PICTURES, "Made where the image half is not installed: pip install 'dermstack[image]' for pictures."
-    return NO_PICTURES, "The image cache lacks these pictures: `dermstack oof` makes it again."
-
-
-def _words(row: pd.Series) -> list[str]:
-    known = [str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))]
-    return known + ([f"{row['age']:.0f}\N{NO-BREAK SPACE}years"] if pd.notna(row["age"]) else [])

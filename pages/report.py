@@ -20,7 +20,7 @@ from stack.metrics import auc_by_fold
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
 
 # The page from top to bottom: id and title of each section. Of these the ones that bring their own markup:
-PLACES = ("explorer", "hard-cases")
+PLACES = ("explorer", "hard-cases", "second-look")
 _CONTENTS = {
     "result": "Result",
     "curves": "Curves",
@@ -31,6 +31,7 @@ _CONTENTS = {
     "methods": "Ways to blend",
     "subgroups": "Subgroups",
     "hard-cases": "Misses and false alarms",
+    "second-look": "Labels to look at",
     "importance": "What it looks at",
     "studies": "Studies",
     "data": "Data and folds",
@@ -70,7 +71,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     return template.render(
         data=data,
         entries=entries,
-        style=Markup("\n".join([page, *(section.style for section in sections.values())])),
+        style=Markup("\n".join(dict.fromkeys([page, *(section.style for section in sections.values())]))),
         scripts=script_policy(*(section.script for section in sections.values())),
         objective=objective,
         prevalence=prevalence,

@@ -48,7 +48,7 @@ class DataFacts:
     duplicates: Mapping[str, int | str] = field(default_factory=dict)
     missing: pd.DataFrame | None = None  # `survey.missing_values`
     findings: pd.DataFrame | None = None  # of the audit: severity, what, evidence, remedy, with ids also example
-    audit_command: str = ""  # what makes the findings
+    audit_command: str = ""  # what looks at the pictures, where they were not
 
 
 @dataclass(frozen=True)

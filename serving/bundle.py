@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.manifest import Manifest, is_inside, run_settings
 from stack.errors import BundleError
-from stack.store import signed, verified
+from stack.store import read_array, signed, verified
 
 FORMAT = 1  # raised when an older reader would misread a newer bundle
 MANIFEST = "manifest.json"
-MAX_MANIFEST = 1 << 26  # bytes
+MAX_MANIFEST = 1 << 23  # bytes
+MOST_PACKED = 20  # times its size that a zip may become: weights hardly shrink
 _AGAIN = "make it again with `dermstack bundle`, or copy it again from where it was made"
+
+# What zipfile and the packings inside a zip raise.
+_NO_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
+    ValueError, LookupError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Bundle:
     def image_runs(self) -> list[ImageRun]:
         """Level 1, in the order of the blend's columns."""
         return [
-            ImageRun(run["name"], run["kind"], run["settings"], tuple(run["positive"]))
+            ImageRun(run["name"], run["kind"], run_settings(run["settings"]), tuple(run["positive"]))
             for run in self.manifest["image_runs"]
         ]
 
@@ -82,12 +93,15 @@ class Bundle:
 
     def json(self, name: str) -> Any:
         """A JSON file of the bundle."""
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        try:
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"{self.folder}: {name} can't be read ({error}): {_AGAIN}") from error
 
     def arrays(self, folder: str) -> dict[str, NDArray[Any]]:
         """The .npy files directly in a folder of the bundle, by name; {} where there is no such folder."""
         files = sorted((self.folder / folder).glob("*.npy"))
-        return {path.stem: np.load(path, allow_pickle=False) for path in files}
+        return {path.stem: np.array(read_array(path, again=_AGAIN)) for path in files}
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -97,15 +111,18 @@ def read_bundle(path: Path) -> Bundle:
     """
     path = Path(path)
     if path.is_dir():
-        manifest = _checked_manifest((path / MANIFEST).read_bytes() if (path / MANIFEST).is_file() else None, path)
-        bundle = Bundle(path, manifest)
+        bundle = Bundle(path, _checked_manifest(_own_manifest(path), path))
+        there = {file.relative_to(path).as_posix() for file in path.rglob("[!.]*") if not file.is_dir()}
+        if strange := sorted(there - {MANIFEST, *bundle.manifest["files"]}):
+            raise BundleError(f"{path}: {strange[0]} is none of its files, {len(strange)} such: remove them")
     elif path.is_file():
         bundle = _unpacked(path)
     else:
         raise BundleError(f"{path}: no such bundle: name the folder or .zip that `dermstack bundle` made")
+    root = bundle.folder.resolve()
     for name, expected in bundle.manifest["files"].items():
         file = bundle.folder / name
-        if not file.is_file() or file.is_symlink():
+        if not file.is_file() or file.resolve() != root / name:  # a link may lead out, that of a folder too
             raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
             raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
@@ -134,6 +151,23 @@ def zip_bundle(bundle: Bundle, path: Path) -> None:
                 shutil.copyfileobj(source, target)
 
 
+def _own_manifest(folder: Path) -> bytes | None:
+    path = folder / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        return None
+    with path.open("rb") as file:
+        content = file.read(MAX_MANIFEST + 1)
+    _check_length(len(content), folder)
+    return content
+
+
+def _check_length(n_bytes: int, path: Path) -> None:
+    if n_bytes > MAX_MANIFEST:
+        raise BundleError(
+            f"{path}: its {MANIFEST} has more than {MAX_MANIFEST:,} bytes, which is none of ours: {_AGAIN}"
+        )
+
+
 def _unpacked(path: Path) -> Bundle:
     """What the manifest of a zip names, and nothing else, in a folder that goes with the process."""
     holder = TemporaryDirectory(prefix="dermstack-bundle-", ignore_cleanup_errors=True)
@@ -141,25 +175,35 @@ def _unpacked(path: Path) -> Bundle:
     try:
         with zipfile.ZipFile(path) as archive:
             listed = {info.filename: info for info in archive.infolist()}
-            info = listed.get(MANIFEST)
-            if info is not None and info.file_size > MAX_MANIFEST:
-                raise BundleError(
-                    f"{path}: its {MANIFEST} has {info.file_size:,} bytes, which is none of ours: {_AGAIN}"
-                )
-            manifest = _checked_manifest(archive.read(info) if info else None, path)
-            (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
+            if (info := listed.get(MANIFEST)) is not None:
+                _check_length(info.file_size, path)
+            content = archive.read(info) if info else None
+            manifest = _checked_manifest(content, path)
+            _check_room(manifest, path, folder)
+            (folder / MANIFEST).write_bytes(content or b"")
             for name, expected in manifest["files"].items():
                 if (member := listed.get(name)) is None:
                     raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
                 if member.file_size != expected["bytes"]:  # before it fills the disk
                     raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, (folder / name).open("wb") as target:
+                with archive.open(member) as source, (folder / name).open("xb") as target:
                     for part in _at_most(source, expected["bytes"]):
                         target.write(part)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _NO_ZIP as error:
         raise BundleError(f"{path} is no zip that can be read ({error}): {_AGAIN}") from error
     return Bundle(folder, manifest, holder)
+
+
+def _check_room(manifest: Mapping[str, Any], path: Path, folder: Path) -> None:
+    """Refuse what would fill the disk, before the first byte."""
+    wanted, packed = sum(file["bytes"] for file in manifest["files"].values()), path.stat().st_size
+    if wanted > max(MOST_PACKED * packed, 1 << 24):
+        raise BundleError(f"{path}: {packed:,} bytes that would become {wanted:,}, as a bomb does: {_AGAIN}")
+    if wanted > (free := shutil.disk_usage(folder).free):
+        raise BundleError(
+            f"{path}: unpacked it takes {wanted:,} bytes, {folder.parent} has {free:,}: set TMPDIR elsewhere"
+        )
 
 
 def _at_most(source: Any, n_bytes: int) -> Iterator[bytes]:
@@ -175,29 +219,23 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} holds no {MANIFEST}: it is no bundle, or one whose making was interrupted")
     try:
         manifest = json.loads(content)
-        written, files = manifest["format"], dict(manifest["files"])
-        sound = all(
-            _is_inside(name) and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
-            for name, entry in files.items()
-        )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        written, inside = manifest["format"], all(is_inside(name) for name in dict(manifest["files"]))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_AGAIN}") from error
     if written != FORMAT:
         newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack"
-        raise BundleError(f"{path} has format {written!r}, this dermstack reads {FORMAT}: use {newer}, or bundle again")
-    if not sound:
+        raise BundleError(
+            f"{path} has format {str(written)[:20]}, this dermstack reads {FORMAT}: use {newer}, or bundle again"
+        )
+    if not inside:
         raise BundleError(f"{path}: {MANIFEST} names a file outside the bundle: it is none of ours, don't use it")
     try:
-        return verified(manifest)
-    except ValueError as error:
-        raise BundleError(f"{path}: {MANIFEST} is damaged ({error}): {_AGAIN}") from error
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a name leads to a place below the folder, on any system."""
-    parts = PurePosixPath(name).parts
-    odd = "\\" in name or ":" in name or "\x00" in name or name != str(PurePosixPath(name))
-    return bool(parts) and not odd and not name.startswith("/") and ".." not in parts
+        sound = verified(manifest)
+        Manifest.model_validate(sound)
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic's is a ValueError
+        fault = str(error)[:400]
+        raise BundleError(f"{path}: {MANIFEST} says what none of ours does ({fault}): {_AGAIN}") from error
+    return dict(sound)
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from serving.bundle import Bundle, ImageRun
 from serving.fitted import Fitted, read_fitted
 from serving.level1 import encoded_metadata, fold_folder
 from stack.embeddings import read_embeddings
+from stack.errors import BundleError
 from stack.experiment import Experiment
 from stack.intervals import paired_difference
 from stack.matrix import predictions_of
@@ -57,9 +58,15 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     lacking = [name for name in KNOWN if name in missing]
     if not lacking or not (bundle.folder / FILE).is_file():
         return []
-    costs = {tuple(entry["without"]): entry for entry in bundle.json(FILE)}
     objective = bundle.manifest["objective"]
-    everything = max(costs, key=len)
+    try:
+        costs = {
+            tuple(map(str, entry["without"])): {name: float(entry[name]) for name in ("cost", "low", "high")}
+            for entry in bundle.json(FILE)
+        }
+        everything = max(costs, key=len)
+    except (LookupError, TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.folder}: {FILE} can't be read ({error}): bundle again") from error
     asked = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
     return [
         f"no {' and no '.join(names)}{_known_as(bundle, names)}: on the training rows that changes {objective} by "

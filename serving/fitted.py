@@ -108,7 +108,7 @@ def read_fitted(bundle: Bundle) -> Fitted:
         }
         blender = blender_of(bundle.json("blend/blend.json"), bundle.arrays("blend"))
         calibrator = read_calibrator(bundle.json("blend/calibration.json"))
-    except (DermstackError, TabularError, KeyError, TypeError, ValueError) as error:
+    except (DermstackError, TabularError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise BundleError(f"{bundle.folder}: level 2 can't be read ({error}): bundle again") from error
     return Fitted(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
 

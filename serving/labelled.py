@@ -10,7 +10,7 @@ from serving.bundle import Bundle
 from serving.predict import NewRows, read_new_rows
 from stack.errors import DataError
 from stack.measures import check_classes
-from stack.table import read_external_frame, read_header
+from stack.table import read_cells, read_external_frame
 
 _SHOWN = 5  # ids named of each fault
 
@@ -35,7 +35,7 @@ def read_labelled_rows(
         if not path.is_file():
             raise DataError(f"{path}: no such file: name the csv of the labels, and that of the metadata")
     called = {"id": id_column or bundle.columns["id"], "target": target_column or bundle.columns["target"]}
-    header = read_header(labels)
+    header = list(read_cells(labels).columns)
     for name, csv in called.items():
         if csv not in header:
             raise DataError(

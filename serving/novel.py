@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from image_models.predict import Predictions
 from serving.bundle import Bundle, ImageRun
+from stack.errors import BundleError, DermstackError
 from stack.experiment import Experiment
 from stack.metrics import auc
 from stack.store import Run, write_json
@@ -87,11 +88,17 @@ def read_novelty(bundle: Bundle) -> Novelty | None:
     if not (bundle.folder / FOLDER / "novelty.json").is_file():
         return None
     about = bundle.json(f"{FOLDER}/novelty.json")
-    densities = []
-    for fold in range(int(about["nets"])):
-        noise = float(bundle.json(f"{FOLDER}/fold_{fold}/noise.json")["noise"])
-        densities.append(Density(**bundle.arrays(f"{FOLDER}/fold_{fold}"), noise=noise))
-    return Novelty(str(about["run"]), tuple(densities))
+    try:
+        run = next(run for run in bundle.image_runs if run.name == about["run"])
+        densities = []
+        for fold in range(1 if run.kind == "frozen" else bundle.folds):
+            noise = float(bundle.json(f"{FOLDER}/fold_{fold}/noise.json")["noise"])
+            densities.append(Density(**bundle.arrays(f"{FOLDER}/fold_{fold}"), noise=noise))
+    except (DermstackError, LookupError, StopIteration, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.folder}: what says how unusual a picture is can't be read ({error}): bundle again"
+        ) from error
+    return Novelty(run.name, tuple(densities))
 
 
 def _auc(experiment: Experiment, run: Run) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -52,6 +53,6 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
                         agreement = check_onnx(path, net, images)
                     except ImageError as error:
                         raise BundleError(f"{run.name}, fold {fold}, {run.settings['backbone']}: {error}") from error
-                    nets[name] = {"logit": agreement.logit, "logit_of_z": agreement.logit_of_z, "z": agreement.z}
+                    nets[name] = {key: value for key, value in asdict(agreement).items() if key != "images"}
                 progress(1)
     return {"opset": OPSET, "torch": version("torch"), "pictures": len(rows), "differences": nets}

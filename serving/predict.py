@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from serving.fitted import Fitted, Level1, read_fitted
 from serving.level1 import looks_at, read_level1
 from serving.novel import Novelty, read_novelty
 from stack.console import Out
+from stack.errors import StoreError
 from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.table import ACQUISITION, read_new_frame
 
 PIXELS_AT_ONCE = 1 << 30  # bytes of decoded pictures that a part keeps on disk
 MOST_AT_ONCE, FEWEST_AT_ONCE = 16_384, 1_024  # images of a part
 _KIND = "predictions"  # of the runs that finished parts are kept as
+_OURS = re.compile(r"\..*|job\.json|pixels|part_\d+")
 _OF_CACHE = ("source_width", "source_height", "source_bytes")  # what ACQUISITION is called in the cache
 
 
@@ -206,8 +209,12 @@ def _made(work: Path, number: int) -> pd.DataFrame:
 
 
 def _begin(work: Path, job: str) -> None:
-    """Keep what belongs to this job, and nothing of another."""
+    """Keep what belongs to this job, and nothing of another. Raises StoreError where there is something else."""
     path = work / "job.json"
+    strange = sorted(file.name for file in work.iterdir() if not _OURS.fullmatch(file.name))
+    if strange or work.is_symlink():  # whoever asked for the predictions removes the folder when they are there
+        found = strange[0] if strange else "a link"
+        raise StoreError(f"{work} is for parts of predictions and holds {found}: move it away, or write elsewhere")
     try:
         same = json.loads(path.read_text(encoding="utf-8")).get("job") == job
     except (OSError, ValueError, AttributeError):

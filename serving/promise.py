@@ -44,4 +44,8 @@ def read_promise(bundle: Bundle) -> Promise:
             f"{bundle.folder} holds no {FILE}, an earlier dermstack made it: bundle the experiment again with "
             "`dermstack bundle`, so that there is something to compare with"
         )
-    return promise_of(bundle.json(FILE))
+    content = bundle.json(FILE)
+    try:
+        return promise_of(content)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{bundle.folder}: {FILE} can't be read ({error}): bundle again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,7 +11,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from stack.errors import ConfigError
 from stack.image_config import ImageModel
+from stack.reading import parse_yaml
 from stack.settings import ConfigPath, Name, Strict
+
+_SHOWN, _LONGEST = 20, 500  # faults of a config, and characters of each
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 120
 
 
 class Columns(Strict):
@@ -204,7 +210,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config: see configs/ for examples")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -214,7 +220,9 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     try:
         return Config.model_validate(raw, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise ConfigError(f"{path}:\n" + "\n".join(_explain(e) for e in error.errors())) from error
+        faults = [_explain(fault) for fault in error.errors()]
+        more = [f"  … {len(faults):,} faults in all"] if len(faults) > _SHOWN else []
+        raise ConfigError("\n".join([f"{path}:", *faults[:_SHOWN], *more])) from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -227,7 +235,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     try:
         for key in path:
             place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
-        place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
+        place[int(last) if isinstance(place, list) else last] = parse_yaml(text)
     except (IndexError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"--set {override}: the config has no such place ({error})") from error
     except yaml.YAMLError as error:
@@ -237,5 +245,6 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"] if "function-" not in str(part)) or "config"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] in {"missing", "value_error"} else f", got {error['input']!r}"
-    return f"  {where}: {message}{given}"
+    given = "" if error["type"] in {"missing", "value_error"} else f", got {_BRIEF.repr(error['input'])}"
+    line = f"  {where}: {message}{given}"
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"

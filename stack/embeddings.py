@@ -38,7 +38,7 @@ def read_embeddings(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Em
     taken = {}
     for run in runs:
         if run.meta["kind"] == "frozen" and (features.frozen_z or features.neighbours):
-            taken[run.name] = _frozen(experiment, run)
+            taken[run.name] = frozen_embedding(experiment, run)
         elif run.meta["kind"] == "image" and (features.aligned_z or features.neighbours):
             taken[run.name] = _aligned(experiment, run, features.aligned_z or COMPONENTS)
     return taken
@@ -61,7 +61,7 @@ def alignment_notes(embeddings: Mapping[str, Embedding], runs: Sequence[Run]) ->
     return notes
 
 
-def _frozen(experiment: Experiment, run: Run) -> Embedding:
+def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
     """One z an image, whatever the fold: that of the test rows stands once, in the order of each fold's rows."""
     oof, test = run.frame("oof"), run.frame("test")
     train = _every(run, oof, experiment.table.train["id"], "oof")

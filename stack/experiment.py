@@ -18,6 +18,7 @@ from stack.errors import DataError
 from stack.external import read_external
 from stack.folds import Folds, make_folds
 from stack.pictures import Decided, read_decided, write_decided
+from stack.reading import check_header
 from stack.store import Run, fingerprint, frame_fingerprint, read_runs, write_frame, write_json
 from stack.table import Table, read_table, shuffle_targets
 
@@ -207,7 +208,8 @@ def published_duplicates(path: Path | None) -> pd.DataFrame | None:
         return None
     if not path.is_file():
         raise DataError(f"data.duplicates {path} is not there: give a csv of two id columns, or drop the key")
+    check_header(path)
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (ValueError, MemoryError) as error:
         raise DataError(f"data.duplicates {path} is no readable csv ({error}): give two id columns") from error

@@ -29,7 +29,7 @@ def metadata_of_dicom(
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: name the one that holds the .dcm files")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in DICOM_SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in DICOM_SUFFIXES and path.is_file())
     if not paths:
         raise DataError(f"{folder} holds no {' or '.join(DICOM_SUFFIXES)} file: name the folder that does")
     rows: list[dict[str, str]] = []
@@ -64,7 +64,7 @@ def metadata_of_tfrecord(
     from image_models.tfrecord import read_records
 
     inside = sorted(place.rglob("*")) if place.is_dir() else [place]
-    shards = [path for path in inside if path.suffix.lower() in TFRECORD_SUFFIXES]
+    shards = [path for path in inside if path.suffix.lower() in TFRECORD_SUFFIXES and path.is_file()]
     if not shards:
         raise DataError(f"{place} is no TFRecord file and holds none ({', '.join(TFRECORD_SUFFIXES)}): name what does")
     if unknown := sorted((set(features) | set(codes)) - {*COLUMNS, "image"}):

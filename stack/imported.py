@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,13 @@ from numpy.typing import NDArray
 from stack.console import Out
 from stack.errors import DataError, StoreError
 from stack.experiment import Experiment, write_rows
+from stack.imported_files import ImportedColumns, read_predictions_file, read_wide_file
 from stack.matrix import to_logit
 from stack.ranks import AVERAGED
 from stack.settings import NAME
 from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
-MAX_FOLDS = 100  # as in a config; a column with more is no fold column
-
-
-@dataclass(frozen=True)
-class ImportedColumns:
-    """How the files name things; ``fold`` is the net that made a row, in either file."""
-
-    id: str
-    p: str
-    fold: str
+ROUNDING = 1e-3  # of probabilities written with three digits
 
 
 def import_oof(
@@ -43,12 +34,16 @@ def import_oof(
     exclude: int,
     foreign_folds: bool,
     replace: bool,
+    all_rows: Path | None = None,
+    all_rows_prefix: str | None = None,
 ) -> Run:
     """Write the run ``name`` from another pipeline's probabilities.
 
     ``exclude`` is how many training rows the file lacks: neither more nor fewer. Its fold column must put the rows
     into the experiment's folds (numbers may differ); other folds need ``foreign_folds``, which stays on record, as
     stacking on them is not fold-consistent. ``test_averaged`` is for a test file of one averaged row an id.
+    ``all_rows`` has what every fold model says of every row of the out-of-fold file, for the audit alone: a row an id
+    and model, or with ``all_rows_prefix`` a column a model, called the prefix and its fold.
 
     Raises DataError naming the file, rows and values; StoreError where the run exists and ``replace`` isn't set.
     """
@@ -59,7 +54,9 @@ def import_oof(
         raise DataError(f"{name} is a model of {experiment.config_path}: choose another name for the imported run")
     if read_run(folder) and not replace:
         raise StoreError(f"{folder} exists: add --replace to set it aside and import again")
-    oof = _read(oof_csv, columns, fold_unless=None if foreign_folds else "--foreign-folds")
+    if all_rows_prefix is not None and all_rows is None:
+        raise DataError(f"--all-rows-prefix {all_rows_prefix} is of no file: name it with --all-rows")
+    oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, unless="--foreign-folds")
     fold = _check_oof(experiment, oof, oof_csv, columns, exclude=exclude, foreign=foreign_folds)
     has_test = bool(len(experiment.table.test))
     if has_test and test_csv is None:
@@ -72,10 +69,11 @@ def import_oof(
         if has_test and test_csv
         else prediction_frame([], 0, np.empty(0, np.float32))
     )
-    inputs = {
-        "rows or folds": experiment.rows_fingerprint,
-        "files": fingerprint({"oof": sha256(oof_csv), "test": sha256(test_csv) if has_test and test_csv else None}),
-    }
+    files = {"oof": sha256(oof_csv), "test": sha256(test_csv) if has_test and test_csv else None}
+    if all_rows:
+        frames["all_rows"] = _all_rows_frame(all_rows, columns, oof, fold, prefix=all_rows_prefix)
+        files["all_rows"] = sha256(all_rows)
+    inputs = {"rows or folds": experiment.rows_fingerprint, "files": fingerprint(files)}
     meta = {
         "fingerprint": fingerprint(inputs),
         "level": 1,
@@ -95,7 +93,7 @@ def import_oof(
 @dataclass(frozen=True)
 class _FoldMatch:
     numbers: NDArray[np.int8]  # of each out-of-fold row: ours, or its own where they are foreign
-    theirs: dict[object, int]  # their number → ours
+    theirs: dict[object, int]  # their number → that in ``numbers``; empty where the file has no folds
     foreign: bool
 
 
@@ -138,7 +136,8 @@ def _check_oof(
             "(data.columns.fold), or add --foreign-folds, which is recorded and shown with the run's numbers"
         )
     _check_groups(experiment, oof, rows, path)
-    return _FoldMatch(pd.factorize(oof["fold"], sort=True)[0].astype(np.int8), {}, foreign=True)
+    numbers, theirs = pd.factorize(oof["fold"], sort=True)
+    return _FoldMatch(numbers.astype(np.int8), {net: number for number, net in enumerate(theirs)}, foreign=True)
 
 
 def _check_groups(experiment: Experiment, oof: pd.DataFrame, rows: NDArray[np.intp], path: Path) -> None:
@@ -155,79 +154,72 @@ def _check_groups(experiment: Experiment, oof: pd.DataFrame, rows: NDArray[np.in
 def _test_frame(
     experiment: Experiment, path: Path, columns: ImportedColumns, fold: _FoldMatch, *, averaged: bool
 ) -> pd.DataFrame:
-    test = _read(path, columns, fold_unless=None if averaged or fold.foreign else "--test-averaged")
+    test = read_predictions_file(path, columns, needs_fold=not (averaged or fold.foreign), unless="--test-averaged")
     if averaged or "fold" not in test:
         numbers = pd.Series(AVERAGED, index=test.index)
     elif fold.foreign:
         numbers = pd.Series(pd.factorize(test["fold"], sort=True)[0], index=test.index)
     else:
-        numbers = test["fold"].map(fold.theirs)
-        if numbers.isna().any():
-            strange = sorted(set(test["fold"][numbers.isna()].astype(str)))
-            raise DataError(
-                f"{path}: fold {', '.join(strange)} is none of the out-of-fold file's: check {columns.fold!r}, or add "
-                "--test-averaged for one averaged row an id"
-            )
-        if lacking := [str(theirs) for theirs, ours in fold.theirs.items() if ours not in set(numbers)]:
-            raise DataError(
-                f"{path}: no row is of net {', '.join(sorted(lacking))}, which the out-of-fold file has: give every "
-                "net's rows, or one averaged row an id with --test-averaged"
-            )
-    wanted = pd.Index(experiment.table.test["id"])
-    for number in sorted(set(numbers)):
-        ids = test["id"][numbers == number]
-        net = "" if number == AVERAGED else f" of net {number}"
-        if ids.duplicated().any():
-            raise DataError(
-                f"{path}: {ids.duplicated().sum()} ids in more than one row{net}: one row an id and net "
-                "(name the net's column with --fold-column, or give one averaged row with --test-averaged)"
-            )
-        if len(ids) != len(wanted) or not wanted.isin(ids).all():
-            raise DataError(
-                f"{path}: {(~wanted.isin(ids)).sum()} test rows have no prediction{net}, "
-                f"{(~ids.isin(wanted)).sum()} ids are no test rows: give exactly the test csv's ids"
-            )
+        numbers = _numbers(test["fold"], fold, path, columns, instead=", or one averaged row an id (--test-averaged)")
+    _check_rows(test["id"], numbers, pd.Index(experiment.table.test["id"]), path, what="test rows")
     return prediction_frame(test["id"], numbers.to_numpy(np.int8), to_logit(test["p"].to_numpy()))
 
 
-def _read(path: Path, columns: ImportedColumns, *, fold_unless: str | None) -> pd.DataFrame:
-    """id (str), p in [0, 1] and fold, which may be missing only where no option ``fold_unless`` has to allow it."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")  # an id "NA" is an id
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable csv in UTF-8 ({error})") from error
-    wanted = {"id": columns.id, "p": columns.p}
-    if columns.fold in raw or fold_unless:
-        wanted["fold"] = columns.fold
-    for key, name in wanted.items():
-        if name not in raw:
-            near = difflib.get_close_matches(name, map(str, raw.columns), n=1)
-            hint = f"did you mean --{key}-column {near[0]}?" if near else f"it has {', '.join(map(str, raw.columns))}"
-            without = f" (or do without folds: {fold_unless})" if key == "fold" else ""
-            raise DataError(f"{path}: no column {name!r}: {hint}{without}")
-    frame = pd.DataFrame({"id": raw[columns.id], "p": pd.to_numeric(raw[columns.p], errors="coerce")})
-    bad = ~frame["p"].between(0, 1)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
+def _all_rows_frame(
+    path: Path, columns: ImportedColumns, oof: pd.DataFrame, fold: _FoldMatch, *, prefix: str | None
+) -> pd.DataFrame:
+    """Every fold model on every row of the out-of-fold file, whose own numbers each model must repeat."""
+    if not fold.theirs:
         raise DataError(
-            f"{path}: {bad.sum()} values of {columns.p!r} are no probabilities, first "
-            f"{raw[columns.p].iloc[row]!r} in row {row + 2}: they must lie in [0, 1]"
+            f"{path}: the out-of-fold file has no column {columns.fold!r}, so no model claims to lack a row"
         )
-    return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in wanted else frame
+    if prefix is None:
+        made = read_predictions_file(path, columns, needs_fold=True, unless="--all-rows-prefix, for a column a net")
+    else:
+        made = read_wide_file(path, columns, prefix)
+    numbers = _numbers(made["fold"], fold, path, columns, instead="")
+    _check_rows(made["id"], numbers, pd.Index(oof["id"]), path, what="out-of-fold rows")
+    claimed = oof[["id", "p"]].assign(net=fold.numbers)
+    own = made.assign(net=numbers).merge(claimed, on=["id", "net"], suffixes=("", "_oof"), validate="one_to_one")
+    apart = (own["p"] - own["p_oof"]).abs()
+    if (apart > ROUNDING).any():
+        first = own.iloc[int(np.argmax(apart))]
+        raise DataError(
+            f"{path}: in {(apart > ROUNDING).sum()} rows the model that claims to have held them out has another p "
+            f"than in the out-of-fold file, furthest {first['id']!r}: {first['p']:.4f} and {first['p_oof']:.4f}; make "
+            "both files from the same models, or check their folds"
+        )
+    return prediction_frame(made["id"], numbers.to_numpy(np.int8), to_logit(made["p"].to_numpy()))
 
 
-def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.Series:
-    """Numbers where all are numbers, so that 0 and 0.0 are one fold; else the text."""
-    text = values.str.strip()
-    missing = text.str.lower().isin(["", "na", "nan", "none", "null"])
-    if missing.any():
-        row = int(np.flatnonzero(missing)[0])
-        raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, first row {row + 2}: fill them in")
-    if text.nunique() > MAX_FOLDS:
+def _numbers(labels: pd.Series, fold: _FoldMatch, path: Path, columns: ImportedColumns, *, instead: str) -> pd.Series:
+    """The number of the net that made each row, whose label must be one of the out-of-fold file's."""
+    numbers = labels.map(fold.theirs)
+    if numbers.isna().any():
+        strange = sorted(set(labels[numbers.isna()].astype(str)))
         raise DataError(
-            f"{path}: column {columns.fold!r} holds {text.nunique()} values: that is no fold, check --fold-column"
+            f"{path}: fold {', '.join(strange)} is none of the out-of-fold file's: check {columns.fold!r}{instead}"
         )
-    numbers = pd.to_numeric(text, errors="coerce")
-    return numbers if numbers.notna().all() else text
+    if lacking := [str(theirs) for theirs, ours in fold.theirs.items() if ours not in set(numbers)]:
+        raise DataError(
+            f"{path}: no row is of net {', '.join(sorted(lacking))}, which the out-of-fold file has: give every "
+            f"net's rows{instead}"
+        )
+    return numbers
+
+
+def _check_rows(ids: pd.Series, numbers: pd.Series, wanted: pd.Index, path: Path, *, what: str) -> None:
+    """Each net must have each of the wanted rows once, and no other."""
+    for number in sorted(set(numbers)):
+        here = ids[numbers == number]
+        net = "" if number == AVERAGED else f" of net {number}"
+        if here.duplicated().any():
+            raise DataError(
+                f"{path}: {here.duplicated().sum()} ids in more than one row{net}: one row an id and net "
+                "(name the net's column with --fold-column, or give one averaged test row with --test-averaged)"
+            )
+        if len(here) != len(wanted) or not wanted.isin(here).all():
+            raise DataError(
+                f"{path}: {(~wanted.isin(here)).sum()} {what} have no prediction{net}, "
+                f"{(~here.isin(wanted)).sum()} ids are no {what}: give exactly their ids"
+            )

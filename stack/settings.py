@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
+_NO_PATH = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _ENVIRONMENT = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
 
 
@@ -19,6 +20,8 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
         return value
     assert info.context is not None, "read_config says where the config file lies"
     text, base = str(value), Path(info.context["folder"])
+    if _NO_PATH.search(text):
+        raise ValueError("a path holds no control characters")
     if match := _ENVIRONMENT.fullmatch(text):
         name, default, rest = match.groups()
         if os.environ.get(name):
@@ -27,7 +30,10 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
             raise ValueError(f"the environment variable {name} is not set: export {name}=path/to/folder")
         else:
             text = default + rest
-    return Path(os.path.normpath(base / Path(text).expanduser()))
+    try:
+        return Path(os.path.normpath(base / Path(text).expanduser()))
+    except RuntimeError as error:  # ~name of nobody on this machine
+        raise ValueError(f"{text}: {error}") from error
 
 
 ConfigPath = Annotated[Path, BeforeValidator(resolve_path)]
@@ -46,7 +52,7 @@ class Strict(BaseModel):
         unknown = []
         for key in values if isinstance(values, dict) else ():
             if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                near = difflib.get_close_matches(str(key)[:100], cls.model_fields, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
                 unknown.append(f"unknown key {key!r}: {hint}")
         if unknown:

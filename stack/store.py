@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ LOCK = ".lock"
 _DIGEST = "digest"  # the key under which a file keeps that of its content
 _A_BLOCK = 1 << 16  # bytes: a disk with less room is full
 
-# What a damaged file can make its reader raise: Arrow's and JSON's own errors are among these.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, NotImplementedError)
+# What pyarrow and pandas raise for bytes that are no parquet, and NumPy for what is no array: its header is Python.
+NO_FRAME = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
+_NO_ARRAY = (*NO_FRAME, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -53,24 +55,39 @@ class Run:
 
     def frame(self, name: str) -> pd.DataFrame:
         """``oof``, ``test`` or ``anchor``: id, fold, logit, p. Raises StoreError for a file that has changed."""
-        return pd.read_parquet(self.checked(f"{name}.parquet"))
+        path = self.checked(f"{name}.parquet")
+        try:
+            return pd.read_parquet(path)
+        except NO_FRAME as error:
+            raise StoreError(
+                f"{path} is no parquet file that can be read ({_short(error)}): {_again(path.parent)}"
+            ) from error
 
     def array(self, name: str) -> NDArray[np.float16]:
         """``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the order of the frame's rows."""
-        array: NDArray[np.float16] = np.load(self.checked(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
-        return array
+        return read_array(self.checked(f"{name}.npy"), again=_again(self.folder))
 
     def checked(self, file: str) -> Path:
         """Where a file of the run lies. Raises StoreError for one that has changed since, or is gone."""
         path = self.folder / file
         if not path.exists() or _hash_once(path, path.stat().st_mtime_ns) != self.meta["files"].get(file):
-            whole = self.folder.parent  # a fold is made again with its run, once that is complete
-            remove = whole if (whole / RUN_FILE).exists() else self.folder
             step = _MADE_BY.get(str(self.meta.get("kind")), "stack")
             raise StoreError(
-                f"{path} is {'damaged' if path.exists() else 'gone'}: remove {remove} and run `dermstack {step}` again"
+                f"{path} is {'damaged' if path.exists() else 'gone'}: {_again(self.folder, f'`dermstack {step}`')}"
             )
         return path
+
+
+def read_array(path: Path, *, again: str) -> NDArray[Any]:
+    """A .npy file, memory-mapped, so that what its header claims is no memory; ``again`` is the error's next step.
+
+    Raises StoreError for anything else, also for pickled objects and for the zip of arrays that `np.load` would open.
+    """
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # objects are refused there
+    except _NO_ARRAY as error:
+        raise StoreError(f"{path} is no array that can be read ({_short(error)}): {again}") from error
+    return array
 
 
 def prediction_frame(ids: pd.Series[str] | list[str], fold: NDArray[Any] | int, logit: NDArray[Any]) -> pd.DataFrame:
@@ -116,12 +133,8 @@ def read_run(folder: Path) -> Run | None:
     try:
         meta = read_json(path)
         return Run(folder, {**meta, "files": dict(meta["files"])})
-    except (KeyError, TypeError, ValueError) as error:  # ValueError: also of bytes that are no JSON or no UTF-8
-        whole = folder.parent if (folder.parent / RUN_FILE).exists() else folder
-        raise StoreError(
-            f"{path} is damaged ({error}): remove {whole} and run the step again (`dermstack oof` for an image model, "
-            "`dermstack import-oof` for an imported one, `dermstack stack` for the rest)"
-        ) from error
+    except (LookupError, TypeError, ValueError, RecursionError) as error:  # ValueError: also of bytes that are no JSON
+        raise StoreError(f"{path} is damaged ({_short(error)}): {_again(folder)}") from error
 
 
 def read_runs(models: Path) -> list[Run]:
@@ -213,8 +226,8 @@ def read_frame(path: Path, *, again: str) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
         whole = frame.attrs.pop(_DIGEST, None) in (None, _frame_digest(frame))  # None: of an earlier dermstack
-    except UNREADABLE as error:
-        raise StoreError(f"{path} is damaged ({_first_line(error)}): remove it and run `{again}`") from error
+    except NO_FRAME as error:
+        raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{again}`") from error
     if not whole:
         raise StoreError(f"{path} is damaged, it isn't what its digest says: remove it and run `{again}`")
     return frame
@@ -222,10 +235,6 @@ def read_frame(path: Path, *, again: str) -> pd.DataFrame:
 
 def _frame_digest(frame: pd.DataFrame) -> str:
     return fingerprint({"rows": frame_fingerprint(frame), "dtypes": list(frame.dtypes)})
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -253,6 +262,21 @@ def named(error: OSError, path: Path) -> OSError:
         full = shutil.disk_usage(path.parent).free < _A_BLOCK
         return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path))
     return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def _again(folder: Path, step: str | None = None) -> str:
+    """What to remove and run: a fold is made again with its run, once that is complete."""
+    whole = folder.parent if (folder.parent / RUN_FILE).exists() else folder
+    if step is None:
+        return (
+            f"remove {whole} and run the step again (`dermstack oof` for an image model, `dermstack import-oof` for an "
+            "imported one, `dermstack stack` for the rest)"
+        )
+    return f"remove {whole} and run {step} again"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from stack.errors import DataError
+from stack.reading import check_header
 
 _SHOWN = 5  # offenders named in an error; their number is always given
 
@@ -89,12 +90,13 @@ def _as_sampled(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) -> tu
 
 def _read_sample(path: Path) -> pd.DataFrame:
     """A sample's two columns as the strings in the file: "007" stays "007", "NA" stays "NA"."""
+    check_header(path)
     try:
         # header=None: pandas would take a surplus column for the index, quietly.
         cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file: correct data.sample_submission in the config") from error
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         raise DataError(f"{path}: not a readable csv in UTF-8 ({str(error).strip()})") from error
     header = [str(name).strip() for name in cells.iloc[0]]
     if len(set(header)) != 2 or len(header) != 2:

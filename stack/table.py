@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from stack.errors import ConfigError, DataError
+from stack.reading import check_header
 
 REQUIRED = ("id", "group", "target")
 ACQUISITION = ("width", "height", "bytes")  # how the picture was made, not what it shows: law 8
@@ -103,13 +104,13 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
     return frame, [name for name in columns if name not in there and name not in TRAIN_ONLY]
 
 
-def read_header(path: Path) -> list[str]:
-    """The names of a csv's columns. Raises DataError where it can't be read or has no row."""
+def read_cells(path: Path) -> pd.DataFrame:
+    """Every cell of a csv as the string in the file, its columns named by the header. Raises DataError."""
     faults: list[str] = []
     raw = _read_strings(path, faults)
     if raw is None:
         raise DataError("\n".join(faults))
-    return list(raw.columns)
+    return raw
 
 
 def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
@@ -193,13 +194,16 @@ def _read_frame(
 def _read_strings(path: Path, faults: list[str]) -> pd.DataFrame | None:
     """Read every cell as the string in the file: "17" stays "17", "" stays ""."""
     try:
+        check_header(path)
         # header=None: pandas would rename a doubled column and take a surplus one for the index, quietly.
         cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     except FileNotFoundError:
         faults.append(f"{path}: no such file: correct its path in the config")
+    except DataError as error:
+        faults.append(str(error))
     except pd.errors.EmptyDataError:
         faults.append(f"{path}: the file is empty")
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         faults.append(f"{path}: not a readable csv in UTF-8 ({str(error).strip()}): save it as one")
     else:
         if len(cells) > 1:

@@ -21,10 +21,12 @@ def on_threads(threads: int, task: Callable[..., Made], *parts: Any) -> Made:
         return task(*parts)
 
 
-def run_folds(tasks: Sequence[Callable[[], Made]], label: str, config: Config, out: Out) -> list[Made]:
+def run_folds(
+    tasks: Sequence[Callable[[], Made]], label: str, config: Config, out: Out, *, unit: str = "folds"
+) -> list[Made]:
     """What each task gives, in order: in ``n_jobs`` processes on the config's threads, with progress."""
     made: list[Made] = []
-    with out.bar(label, len(tasks), "folds") as progress:
+    with out.bar(label, len(tasks), unit) as progress:
         jobs = (partial(on_threads, config.threads, task) for task in tasks)
         for result in in_processes(jobs, config.n_jobs):
             made.append(result)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from image_models.settings import Training
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
+from stack.reading import parse_yaml
 from stack.store import sha256
 from stack.weighting import Weighting
 
@@ -26,7 +29,7 @@ def tuned_params(experiment: Experiment, stacker: str, fold: int | None) -> dict
     study = _read(experiment, path, f"tuned.gbdt.{stacker}")
     try:
         return dict(study["all"] if fold is None else study["folds"][fold])
-    except KeyError as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise StoreError(
             f"tuned.gbdt.{stacker}: {path} lacks the study {'on all rows' if fold is None else f'without fold {fold}'}"
             ": run `dermstack tune gbdt` again, it continues"
@@ -39,15 +42,17 @@ def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without
     if path is None:
         return None
     study = _read(experiment, path, "tuned.blend")
-    if tuple(study["runs"]) != runs:
+    try:
+        weighed = tuple(map(str, study["runs"]))
+        found = {frozenset(entry["without"]): Weighting.from_dict(entry) for entry in study["weights"]}
+    except (LookupError, TypeError) as error:
+        raise StoreError(f"tuned.blend: {path} lacks {error}: run `dermstack tune blend` again") from error
+    if weighed != runs:
         raise StoreError(
-            f"tuned.blend: {path} weighs the runs {', '.join(study['runs'])}, the experiment has {', '.join(runs)}: "
+            f"tuned.blend: {path} weighs the runs {', '.join(weighed)}, the experiment has {', '.join(runs)}: "
             "run `dermstack tune blend` again"
         )
-    try:
-        return {frozenset(entry["without"]): Weighting.from_dict(entry) for entry in study["weights"]}
-    except KeyError as error:
-        raise StoreError(f"tuned.blend: {path} lacks {error}: run `dermstack tune blend` again") from error
+    return found
 
 
 def enabled_models(experiment: Experiment) -> list[ImageModel]:
@@ -60,8 +65,18 @@ def _with_study(experiment: Experiment, model: ImageModel) -> ImageModel:
     path = experiment.config.tuned.image.get(model.name)
     if path is None:
         return model
-    settings = dict(_read(experiment, path, f"tuned.image.{model.name}")["settings"])
-    return model.model_copy(update={**settings, "augment": tuple(settings["augment"].split("+"))})
+    key = f"tuned.image.{model.name}"
+    study = _read(experiment, path, key)
+    try:
+        settings = {**study["settings"], "augment": tuple(study["settings"]["augment"].split("+"))}
+        if odd := set(settings) - {"augment", *(field.name for field in fields(Training))}:
+            raise ValueError(f"{', '.join(sorted(map(str, odd)))} is nothing that a study chooses")
+        # A file may have been written by anyone: its values pass the same door as the config's.
+        return ImageModel.model_validate(model.model_dump() | settings, context={"folder": path.parent})
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # pydantic's is a ValueError
+        raise StoreError(
+            f"{key}: {path} is no study of an image model ({error}): run `dermstack tune image` again"
+        ) from error
 
 
 def tuned_fingerprint(path: Path | None) -> str | None:
@@ -82,9 +97,11 @@ def _read(experiment: Experiment, path: Path, key: str) -> dict[str, Any]:
         first, _, rest = text.partition("\n")
         if first.startswith(_MARK) and first != digest_line(rest):
             raise ValueError("it isn't what its first line says; drop that line where you have changed the file")
-        study = dict(yaml.safe_load(text))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+        study = parse_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
         raise StoreError(f"{key}: {path} is damaged ({error}): remove {path} and run `dermstack tune` again") from error
+    if not isinstance(study, dict):
+        raise StoreError(f"{key}: {path} holds no study: remove {path} and run `dermstack tune` again")
     if study.get("rows_or_folds") != experiment.rows_fingerprint:
         raise StoreError(f"{key}: {path} was tuned on other rows or folds: run `dermstack tune` again")
     return study

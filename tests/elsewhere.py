@@ -15,7 +15,8 @@ from stack.config import read_config
 from stack.console import Out
 from stack.errors import DermstackError
 from stack.experiment import Experiment, open_experiment, write_rows
-from stack.imported import ImportedColumns, import_oof
+from stack.imported import import_oof
+from stack.imported_files import ImportedColumns
 from stack.store import Run
 
 Files = tuple[pd.DataFrame, pd.DataFrame]
@@ -80,6 +81,8 @@ def bring_in(
     exclude: int = 0,
     foreign_folds: bool = False,
     replace: bool = False,
+    all_rows: Path | None = None,
+    all_rows_prefix: str | None = None,
 ) -> Run:
     """`import_oof` of these frames, by way of csv files beside the config."""
     folder = experiment.config_path.parent
@@ -89,7 +92,8 @@ def bring_in(
     return import_oof(
         experiment, name, folder / f"{name}-oof.csv", None if test is None else folder / f"{name}-test.csv",
         Out(quiet=True), columns=columns or ImportedColumns("isic", "p", "fold"), test_averaged=test_averaged,
-        exclude=exclude, foreign_folds=foreign_folds, replace=replace,
+        exclude=exclude, foreign_folds=foreign_folds, replace=replace, all_rows=all_rows,
+        all_rows_prefix=all_rows_prefix,
     )  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def test_a_header_that_claims_gigabytes_allocates_nothing(tmp_path: Path, claime
 
 
 def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("image_models.dicom.MAX_INFLATED", 20_000_000)
+    monkeypatch.setattr("image_models.dicom.MAX_ENCODED", 20_000_000)
     path = grey(tmp_path / "plain.dcm", np.zeros((8, 8), np.uint8))
     meta = pydicom.dcmread(path, stop_before_pixels=True)
     meta.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian

@@ -12,6 +12,8 @@ from elsewhere import bring_in, opened, predictions, write_world
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from audits.finding import Finding
+from audits.record import write_parts
 from pages.evidence import blended_runs, report_data
 from stack.console import Out
 from stack.experiment import Experiment
@@ -37,11 +39,6 @@ def experiment(config: Path) -> Experiment:
 def page(experiment: Experiment, *options: str) -> str:
     assert run_cli("report", "-c", str(experiment.config_path), "-q", *options) == 0
     return (experiment.folder / "report.html").read_text(encoding="utf-8")
-
-
-def findings(experiment: Experiment, **columns: str) -> None:
-    finding = {"severity": "error", "what": "near-duplicates", "remedy": "look at both", **columns}
-    pd.DataFrame([finding]).to_csv(experiment.folder / "audit.csv", index=False)
 
 
 def test_every_number_is_of_the_blends_own_rows(experiment: Experiment) -> None:
@@ -96,17 +93,11 @@ def test_nets_on_other_scales_agree_as_much(experiment: Experiment) -> None:
 
 
 def test_ids_that_the_audit_found_are_on_the_page_only_when_asked_for(experiment: Experiment) -> None:
-    findings(experiment, evidence="1 pairs", example="closest 0003 and 0007")
+    finding = Finding("error", "near-duplicates", "1 pairs", "look at both", "closest 0003 and 0007")
+    write_parts(experiment, {"pictures": ("today", [finding])})
     assert "closest 0003 and 0007" not in page(experiment)
     assert "1 pairs" in page(experiment)
     assert "closest 0003 and 0007" in page(experiment, "--show-ids")
-
-
-def test_findings_of_a_version_that_wrote_ids_into_the_evidence_come_without_it(experiment: Experiment) -> None:
-    findings(experiment, evidence="1 pairs, closest 0003 and 0007")
-    assert "0003 and 0007" not in page(experiment)
-    assert "look at both" in page(experiment)
-    assert "0003 and 0007" in page(experiment, "--show-ids")
 
 
 def test_the_page_does_not_say_where_files_lie(experiment: Experiment) -> None:

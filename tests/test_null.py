@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stack.null import auc_equal_size
+from stack.null import auc_equal_size, auc_within
 from stack.table import shuffle_targets
 
 
@@ -37,3 +37,11 @@ def test_it_counts_pairs_of_equal_size_alone() -> None:
     y, s, group = [1, 0, 1, 0, 0], [0.1, 0.9, 0.8, 0.5, 0.7], ["a", "b", "c", "c", "d"]
     # among the groups of one: row 0 loses to rows 1 and 4; within c: row 2 wins against row 3
     assert auc_equal_size(y, s, group, draws=20).value == pytest.approx(1 / 3)
+
+
+def test_pairs_within_strata_are_counted_one_by_one(rng: np.random.Generator) -> None:
+    y, s, stratum = rng.integers(0, 2, 60), rng.integers(0, 6, 60).astype(float), rng.integers(0, 5, 60)
+    pairs = [(s[i] > s[j]) + 0.5 * (s[i] == s[j]) for i in range(60) for j in range(60)
+             if y[i] > y[j] and stratum[i] == stratum[j]]  # fmt: skip
+    assert auc_within(y, s, stratum) == pytest.approx(np.mean(pairs))
+    assert np.isnan(auc_within(y, s, np.arange(60)))

@@ -6,10 +6,12 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import run_cli
 
 import serving.predict
@@ -203,16 +205,30 @@ def test_missing_pictures_are_counted_and_named(bundle: Bundle, small_data: Path
 def test_the_lines_that_the_docs_show_run(
     bundled: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One after the other: the report and the bundle of a finished experiment, new images, one patient."""
     text = (Path(__file__).parents[1] / "docs" / "new_images.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    shutil.copy(bundled / "bundle.zip", tmp_path / "ham.zip")
+    snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "configs").mkdir()
+    shutil.copytree(bundled / "runs", tmp_path / "runs")
+    settings = yaml.safe_load((bundled / "small.yaml").read_text(encoding="utf-8")) | {"runs": "../runs"}
+    (tmp_path / "configs" / "ham10000.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     shutil.copy(small_data / "test.csv", tmp_path / "new.csv")
     (tmp_path / "images").symlink_to(small_data / "images")
+    (tmp_path / "patient").mkdir()
+    for path in sorted((small_data / "images").iterdir())[:2]:
+        shutil.copy(path, tmp_path / "patient")
+    (tmp_path / "runs" / "small" / "report.html").unlink(missing_ok=True)
     monkeypatch.chdir(tmp_path)
-    seen: dict[str, object] = {}
-    exec(lines, seen)
+    seen: dict[str, Any] = {}
+    for snippet in snippets:
+        assert len(snippet.splitlines()) <= 12, "ten lines each, or two more"
+        exec(compile(snippet, "new_images.md", "exec"), seen)
+    assert seen["page"].samefile(tmp_path / "runs" / "small" / "report.html")
+    assert (tmp_path / "ham.zip").read_bytes() == (bundled / "bundle.zip").read_bytes()
     before = pd.read_parquet(bundled / "runs/small/predictions.parquet")
-    assert (seen["made"]["score"] == before["score"]).all()  # type: ignore[index]
+    assert (seen["made"]["score"] == before["score"]).all()
+    assert [lesion.name for lesion in seen["reading"].lesions] == [path.name for path in seen["files"]]
+    assert (tmp_path / "seen.jpg").read_bytes().startswith(b"\xff\xd8")
 
 
 def test_a_promise_that_a_study_of_the_training_rows_flatters_says_so_wherever_it_stands(

@@ -1,0 +1,140 @@
+"""What an audit says of runs: held out or not, hints that are called so, nets whose scales differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from elsewhere import bring_in, opened, write_world
+from scipy.special import expit
+
+from audits.finding import Finding
+from audits.runs import held_out_of, run_findings
+from benchmarks.held_out import simulated
+from stack.experiment import Experiment
+from stack.store import Run
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    """Simulated patients, folds of the experiment's own, no test rows."""
+    world = simulated(np.random.default_rng(0), memory=0, groups=600, rows=8, prevalence=0.06)
+    rows = pd.DataFrame({"isic": [f"i{row}" for row in range(len(world.y))], "patient": world.group})
+    train = rows.assign(patient="secret-" + rows["patient"].astype(str), malignant=world.y, years=50, sex="", site="")
+    config = write_world(tmp_path)
+    train.to_csv(tmp_path / "train.csv", index=False)
+    return opened(config, "data.test=null", "data.sample_submission=null", "folds.k=5")
+
+
+def brought(
+    experiment: Experiment,
+    name: str,
+    *,
+    memory: float = 1.0,
+    fold: np.ndarray | None = None,
+    claim: np.ndarray | None = None,
+    skill: float = 1.5,
+    shift: float = 0.0,
+    every_net: bool = True,
+    seed: int = 1,
+) -> Run:
+    """A run of five nets that have seen all but ``fold``, and claim to have seen all but ``claim``."""
+    rng = np.random.default_rng(seed)
+    ours = experiment.folds.frame["fold"].to_numpy()
+    fold = ours if fold is None else fold
+    claim = fold if claim is None else claim
+    n, y = len(ours), experiment.target
+    common = skill * y + rng.normal(0, 1, n)
+    logits = common[:, None] + rng.normal(0, 0.5, (n, 5))
+    seen = fold[:, None] != np.arange(5)
+    logits += memory * seen * np.where(y == 1, 1, -0.3)[:, None] + shift * np.arange(5) - 3
+    ids = experiment.table.train["id"]
+    oof = pd.DataFrame({"isic": ids, "p": expit(logits[np.arange(n), claim]), "fold": claim})
+    nets = pd.concat([pd.DataFrame({"isic": ids, "p": expit(logits[:, net]), "fold": net}) for net in range(5)])
+    path = experiment.config_path.parent / f"{name}-all.csv"
+    nets.to_csv(path, index=False)
+    foreign = not (np.array_equal(claim, ours) or np.array_equal(claim, (ours + 1) % 5))
+    return bring_in(experiment, name, oof, None, foreign_folds=foreign, all_rows=path if every_net else None)
+
+
+def dealt_otherwise(experiment: Experiment) -> np.ndarray:
+    codes, names = pd.factorize(experiment.split_group)
+    return (np.random.default_rng(7).permutation(len(names)) % 5)[codes]
+
+
+def of(findings: list[Finding], words: str) -> list[Finding]:
+    return [finding for finding in findings if words in finding.what]
+
+
+@pytest.mark.slow
+def test_each_verdict_has_its_finding_and_names_no_row(experiment: Experiment) -> None:
+    ours = experiment.folds.frame["fold"].to_numpy()
+    runs = [
+        brought(experiment, "good"),
+        brought(experiment, "flat", memory=0, seed=2),
+        brought(experiment, "turned", claim=(ours + 1) % 5, seed=3),
+    ]
+    found = run_findings(experiment, runs)
+    assert [(finding.severity, finding.what.partition(":")[0]) for finding in found][:2] == [
+        ("error", "turned"), ("warning", "flat"),
+    ]  # fmt: skip
+    assert "folds 0, 1, … fit the models 4, 0, 1, 2, 3" in of(found, "turned")[0].evidence
+    assert "cannot tell" in of(found, "flat")[0].what
+    assert "hardly overfits" in of(found, "flat")[0].remedy
+    (good,) = of(found, "good: held out what it claims")
+    assert good.severity == "note"
+    assert f"difference {held_out_of(experiment, runs[0]).gap} (98 % by group)" in good.evidence
+    assert not any("secret" in str(finding) for finding in found)
+
+
+def test_the_folds_of_another_run_explain_a_claim_that_is_not_true(experiment: Experiment) -> None:
+    """It claims folds of its own, and was made with the experiment's."""
+    ours = experiment.folds.frame["fold"].to_numpy()
+    other = dealt_otherwise(experiment)
+    runs = [brought(experiment, "honest", fold=other), brought(experiment, "false", claim=other, fold=ours, seed=4)]
+    found = run_findings(experiment, runs)
+    assert of(found, "honest")[0].severity == "note"
+    (false,) = of(found, "false: other rows were held out")
+    assert false.severity == "error"
+    assert "better explained by the experiment's folds" in false.evidence
+
+
+@pytest.mark.slow
+def test_a_run_far_better_than_all_else_gets_a_hint_that_is_called_one(experiment: Experiment) -> None:
+    plain = brought(experiment, "plain", every_net=False)
+    same = brought(experiment, "same", every_net=False, seed=2)
+    assert run_findings(experiment, [plain, same]) == [], "as good as each other"
+    assert run_findings(experiment, [brought(experiment, "alone", every_net=False, skill=4)]) == []
+    leaky = brought(experiment, "leaky", every_net=False, skill=4)
+    (hint,) = run_findings(experiment, [plain, same, leaky])
+    assert hint.severity == "note"
+    assert hint.what == "leaky: a hint that it is not out-of-fold"
+    assert hint.remedy.startswith("only a hint: a better model looks the same")
+
+
+def test_nets_of_other_scales_are_a_warning(experiment: Experiment) -> None:
+    (shifted,) = run_findings(experiment, [brought(experiment, "net", shift=1.0, every_net=False)])
+    assert shifted.severity == "warning"
+    assert shifted.what == "net: its fold models' scales differ"
+    assert run_findings(experiment, [brought(experiment, "even", every_net=False)]) == []
+
+
+def test_a_run_of_other_rows_is_named_and_left_out(experiment: Experiment) -> None:
+    run = brought(experiment, "net")
+    other = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"], "rows or folds": "before"}})
+    (finding,) = run_findings(experiment, [other])
+    assert finding.what == "net: not looked at"
+
+
+def test_too_few_groups_are_said_to_tell_nothing(tmp_path: Path) -> None:
+    config = write_world(tmp_path)
+    train = pd.read_csv(tmp_path / "train.csv", dtype={"isic": str}, keep_default_na=False)
+    train["malignant"] = (~train["patient"].duplicated() & (train.index < 15)).astype(int)
+    train.to_csv(tmp_path / "train.csv", index=False)
+    experiment = opened(config, "data.test=null", "data.sample_submission=null", "folds.k=5")
+    (finding,) = run_findings(experiment, [brought(experiment, "net")])
+    assert finding.what == "net: can't tell what its fold models have seen"
+    assert "groups hold positives" in finding.evidence
