@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from joblib.externals.loky import process_executor
 
 from commands.cli import main
 from stack.intervals import bootstrap_scores, interval, paired_difference
@@ -196,8 +197,11 @@ def _command(arguments: list[str], log: str, bound: bool) -> None:
     for function in (interval, paired_difference, bootstrap_scores):  # nothing that is compared depends on them
         function.__kwdefaults__["draws"] = 40
     sys.argv = ["dermstack", *arguments]
-
-    main()
+    try:
+        main()
+    finally:
+        # An interpreter that ends asks loky's workers to end first; a process of multiprocessing waits for them before.
+        process_executor._python_exit()
 
 
 def _obey_permissions() -> None:
