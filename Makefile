@@ -11,7 +11,7 @@ READERS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo oof stack tune dashboard report test test-all fuzz audit-deps lint format docs bench clean
+.PHONY: help env demo oof stack tune dashboard report test test-all fuzz audit-deps lint format docs bench chaos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -71,6 +71,9 @@ format: env  ## let ruff write the layout
 
 docs: env  ## the tutorials and the reference, as pages: site/index.html; fails on a link that leads nowhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+chaos: env  ## kill it, fill its disk, damage its files: prints what it survived (ARGS=--quick for a part)
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 bench: env  ## the benchmark that needs no data (the others in benchmarks/ say how they are called)
 	$(BIN)/python benchmarks/metrics.py

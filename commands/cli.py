@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
+import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +30,18 @@ EXTRAS = {  # what a user installs for whom
     "[onnx]' to export networks": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     "[image,app]' for the local page": {"starlette", "uvicorn"},
 }  # fmt: skip
-INTERRUPTED = 130  # what a shell expects after Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # what a shell expects after Ctrl-C and SIGTERM
+GO_ON = "run the same command again, it goes on from what is complete"
+_NO_RIGHT = "this user has no right to it: give it, or name another folder (in a config `runs` and `cache`)"
+IN_THE_WAY = {  # what a disk may answer
+    errno.ENOSPC: "the disk is full: free some room",
+    errno.EDQUOT: "the disk quota is used up: free some room",
+    errno.EFBIG: "the file is larger than the system allows: raise the limit",
+    errno.EROFS: "the file system is read-only: name another folder (in a config `runs` and `cache`)",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EIO: "the disk can't read or write it (input/output error): look after the disk",
+}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -257,7 +272,23 @@ app.add_typer(serve_commands)
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one message and exit status 2, Ctrl-C says how to go on."""
+    """Run the command line: a mistake or a disk in the way is one message and exit status 2, Ctrl-C and SIGTERM end
+    every step as it should be ended, and say how to go on."""
+    terminated = threading.Event()
+
+    def terminate(number: int, frame: object) -> None:
+        terminated.set()
+        signal.signal(number, signal.SIG_IGN)  # a second one shall not cut the first one's work short
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        _run(terminated)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(terminated: threading.Event) -> None:
     try:
         app()
     except (DermstackError, ImageError, TabularError) as error:
@@ -270,7 +301,25 @@ def main() -> None:
             raise
         typer.echo(f"error: {error.name} is not installed: pip install 'dermstack{extra}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in IN_THE_WAY:
+            raise
+        typer.echo(f"error: {error.filename or 'a file'}: {IN_THE_WAY[error.errno]}; {GO_ON}", err=True)
+        sys.exit(2)
+    except BrokenProcessPool as error:
+        if type(error).__name__ != "TerminatedWorkerError":
+            raise  # what a worker could not read or send: no user's mistake
+        typer.echo(
+            "error: a worker process was killed, as the system does when memory runs out: lower `n_jobs` or the batch "
+            f"size where that is why; {GO_ON}",
+            err=True,
+        )
+        sys.exit(2)
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # typer has made it of a KeyboardInterrupt
-            typer.echo("interrupted: run the same command again, it goes on from what is complete", err=True)
-        raise
+        if ended.code != INTERRUPTED:
+            raise
+        from image_models.processes import end_workers
+
+        end_workers()  # typer has made it of a KeyboardInterrupt
+        typer.echo(f"{'terminated' if terminated.is_set() else 'interrupted'}: {GO_ON}", err=True)
+        sys.exit(TERMINATED if terminated.is_set() else INTERRUPTED)

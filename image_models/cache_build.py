@@ -9,11 +9,11 @@ import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 import simplejpeg
@@ -31,9 +31,12 @@ from image_models.cache import (
     Resize,
     end_of,
     open_cache,
+    table_bytes,
 )
 from image_models.errors import ImageError
+from image_models.processes import in_processes
 from image_models.readers import Source
+from image_models.whole import whole
 
 CHUNK = 64  # images a job: enough to hide joblib's overhead
 SAVE_EVERY = 32  # chunks between two saves of the index: what a kill can cost
@@ -113,10 +116,10 @@ def _fill(
 ) -> ImageCache:
     """Decode the rows ``todo``, append them to the pixels, save the index now and then."""
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(_decode_chunk)([sources[i] for i in chunk], cache.size, cache.resize, cache.format)
-        for chunk in chunks
+    tasks = (
+        partial(_decode_chunk, [sources[i] for i in chunk], cache.size, cache.resize, cache.format) for chunk in chunks
     )
+    jobs = in_processes(tasks, n_jobs)
     records = asked.to_dict("records")
     try:
         with (cache.folder / PIXELS).open("ab") as file:
@@ -192,6 +195,7 @@ def _clear_room(cache: ImageCache) -> None:
         for path in cache.folder.iterdir():
             if path.is_file() and path.name != ".lock":
                 path.unlink()
+    cache.check_length()  # else the end would be moved up over a gap of zeros: black pictures
     _replace(cache.folder / SETTINGS, json.dumps(settings).encode())
     with (cache.folder / PIXELS).open("ab") as file:
         file.truncate(end_of(cache.index))
@@ -223,18 +227,13 @@ def _save(cache: ImageCache, rows: list[dict[str, object]], lost: list[dict[str,
     index = updated(cache.index, rows).astype(INDEX_COLUMNS).reset_index(drop=True)
     unreadable = updated(cache.unreadable, lost).reset_index(drop=True)
     for name, frame in ((UNREADABLE, unreadable), (INDEX, index)):
-        _replace(cache.folder / name, frame.to_parquet())
+        _replace(cache.folder / name, table_bytes(frame))
     return replace(cache, index=index, unreadable=unreadable)
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def _unreadable_text(lost: pd.DataFrame) -> str:

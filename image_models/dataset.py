@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from image_models.cache import ImageCache
+from image_models.errors import ImageError
 from image_models.transforms import Augment
 
 
@@ -93,6 +94,17 @@ def eval_batches(n: int, *, batch_size: int) -> list[list[int]]:
 
 
 def load(images: CachedImages, batches: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
-    """Fetch the batches in their order, by ``workers`` processes (0: this one)."""
+    """Fetch the batches in their order, by ``workers`` processes (0: this one). Raises ImageError where one dies."""
     # batch_size=None: the "sampler" hands whole batches to __getitem__, so there is nothing left to collate.
-    return iter(DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin))
+    loader = DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin)
+    try:
+        yield from loader
+    except ImageError as error:  # torch writes a worker's traceback before the message
+        raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ImageError(
+            f"a process that loads pictures died ({str(error).splitlines()[0]}), as when memory runs out: lower "
+            "`workers` or `batch_size` where that is why, and run the same command again"
+        ) from error

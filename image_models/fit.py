@@ -23,6 +23,7 @@ from image_models.predict import Predictions, pick_device, predict
 from image_models.settings import Training
 from image_models.train import prior_shift, train_net, training_prior
 from image_models.transforms import Augment
+from image_models.whole import whole
 
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
@@ -183,7 +184,8 @@ def fit_frozen_fold(
         head = fit_head(z, target, inner)
         logits = {name: head.logit(features) for name, features in sets.items()}
     progress(len(z))
-    save_file({"head.weight": head.weight[None], "head.bias": np.array([head.bias])}, weights / "weights.safetensors")
+    with whole(weights / "weights.safetensors") as partial:
+        save_file({"head.weight": head.weight[None], "head.bias": np.array([head.bias])}, partial)
     predictions = {name: Predictions(logits[name], features) for name, features in sets.items()}
     history = pd.DataFrame({"strength": [head.strength]})
     return FoldFit(predictions, {name: p.logit[:, None] for name, p in predictions.items()}, history)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from scipy.fft import dct
 from scipy.ndimage import gaussian_filter
 
 from image_models.cache import ImageCache
+from image_models.processes import in_processes
 
 SIDE = 32  # pixels of a thumbnail
 LOW = 8  # frequencies a side that the hash looks at
@@ -58,9 +59,7 @@ def read_looks(
 ) -> Looks:
     """Thumbnails and hashes of the cache's ``rows``, in their order. ``progress`` is told how many each step did."""
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(thumbnails_of)(cache, block, side=SIDE) for block in blocks
-    )
+    jobs = in_processes((partial(thumbnails_of, cache, block, side=SIDE) for block in blocks), n_jobs)
     thumbnails = np.empty((len(rows), SIDE, SIDE, 3), np.uint8)
     start = 0
     for block in jobs:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from image_models.errors import ImageError
 from image_models.loss import risk_logit
+from image_models.whole import whole
 
 # What `timm.create_model` takes besides the network's own arguments: it would load files that nobody has looked at.
 _NOT_OF_THE_NETWORK = frozenset({
@@ -151,7 +152,8 @@ def check_backbone(backbone: str, pretrained: bool | Path) -> None:
 
 def write_weights(net: nn.Module, path: Path) -> None:
     """All parameters and buffers as safetensors: nothing in the file is executed on load."""
-    safetensors.torch.save_model(net, str(path))
+    with whole(path) as partial:
+        safetensors.torch.save_model(net, str(partial))
 
 
 def read_weights(net: nn.Module, path: Path) -> None:

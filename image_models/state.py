@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from image_models.errors import ImageError
+from image_models.whole import whole
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -19,12 +19,8 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(hashlib.sha256(content).digest() + content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_bytes(hashlib.sha256(content).digest() + content)
 
 
 def read_state(path: Path, *, identity: str) -> dict[str, Any] | None:
@@ -35,7 +31,10 @@ def read_state(path: Path, *, identity: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     content = path.read_bytes()
-    damaged = ImageError(f"{path}, the state of an unfinished training, is damaged: delete it to train this fold anew")
+    damaged = ImageError(
+        f"{path}, the state of an unfinished training, is damaged: remove {path} and run "
+        "`dermstack oof` again, which trains this fold anew"
+    )
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise damaged
     try:

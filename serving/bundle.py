@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from serving.manifest import Manifest, is_inside, run_settings
 from stack.errors import BundleError
-from stack.store import read_array
+from stack.store import read_array, signed, verified
 
 FORMAT = 1  # raised when an older reader would misread a newer bundle
 MANIFEST = "manifest.json"
@@ -137,7 +137,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
         if path.is_file() and path.name != MANIFEST
     }
     manifest = {"format": FORMAT, **content, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(signed(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
     return Bundle(folder, json.loads(json.dumps(manifest)))
 
 
@@ -230,11 +230,12 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
     if not inside:
         raise BundleError(f"{path}: {MANIFEST} names a file outside the bundle: it is none of ours, don't use it")
     try:
-        Manifest.model_validate(manifest)
+        sound = verified(manifest)
+        Manifest.model_validate(sound)
     except (ValueError, TypeError, RecursionError) as error:  # pydantic's is a ValueError
         fault = str(error)[:400]
         raise BundleError(f"{path}: {MANIFEST} says what none of ours does ({fault}): {_AGAIN}") from error
-    return dict(manifest)
+    return dict(sound)
 
 
 def _sha256(path: Path) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from stack.errors import BundleError
 from stack.experiment import Experiment
 from stack.sources import level1_runs
 from stack.stackers import stacker_inputs
-from stack.store import Run, read_run, write_json
+from stack.store import LOCK, Run, locked, named, read_run, write_json
 
 _PRIVATE = {"runs", "cache", "storage", "tuned"}  # where things lie on the machine that trained
 
@@ -39,9 +40,8 @@ def write_bundle(
     if target.exists() and not replace:
         raise BundleError(f"{target} is there already: choose another name, or `--replace` it")
     image_runs, stackers, blend = _finished(experiment)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as making:
-        folder = Path(making) / "bundle"
+    with _making(target) as making:
+        folder = making / "bundle"
         folder.mkdir()
         with out.bar("bundle", len(image_runs) + len(stackers) + 1, "runs") as progress:
             for run in image_runs:
@@ -70,12 +70,30 @@ def write_bundle(
         bundle = write_manifest(folder, manifest)
         finished = folder
         if target.suffix == ".zip":
-            finished = Path(making) / target.name
+            finished = making / target.name
             zip_bundle(bundle, finished)
         if target.is_dir():
-            shutil.rmtree(target)
+            target.replace(making / "replaced")
         finished.replace(target)
     return Bundle(target, bundle.manifest)
+
+
+@contextmanager
+def _making(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to make it in. What a killed process left there goes first."""
+    folder = target.with_name(f".{target.name}.making")
+    with locked(folder):
+        try:
+            for left in folder.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK:
+                    left.unlink()
+            yield folder
+        except OSError as error:
+            raise named(error, target) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _finished(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:

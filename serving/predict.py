@@ -24,12 +24,13 @@ from serving.level1 import looks_at, read_level1
 from serving.novel import Novelty, read_novelty
 from stack.console import Out
 from stack.errors import StoreError
-from stack.store import atomic, fingerprint, frame_fingerprint, locked, write_json
+from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.table import ACQUISITION, read_new_frame
 
 PIXELS_AT_ONCE = 1 << 30  # bytes of decoded pictures that a part keeps on disk
 MOST_AT_ONCE, FEWEST_AT_ONCE = 16_384, 1_024  # images of a part
-_OURS = re.compile(r"\..*|job\.json|pixels|part_\d+\.parquet")
+_KIND = "predictions"  # of the runs that finished parts are kept as
+_OURS = re.compile(r"\..*|job\.json|pixels|part_\d+")
 _OF_CACHE = ("source_width", "source_height", "source_bytes")  # what ACQUISITION is called in the cache
 
 
@@ -92,17 +93,15 @@ def predict_rows(
         parts = list(_parts(bundle, rows.frame))
         with out.bar("predict", looks_at(bundle) * len(rows.frame)) as progress:
             for number, places in enumerate(parts):
-                path = work / f"part_{number:05}.parquet"
-                if path.exists():
+                if read_run(_part(work, number)) is not None:
                     progress(looks_at(bundle) * len(places))
                     continue
                 made = _predict_part(
                     bundle, fitted, novelty, rows, places, work, device=device, n_jobs=n_jobs, workers=workers,
                     drop_unreadable=drop_unreadable, progress=progress,
                 )  # fmt: skip
-                with atomic(path) as temporary:
-                    made.to_parquet(temporary, index=False)
-        kept = pd.concat([pd.read_parquet(work / f"part_{number:05}.parquet") for number in range(len(parts))])
+                write_run(_part(work, number), {"kind": _KIND}, frames={"made": made})
+        kept = pd.concat([_made(work, number) for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
     return together
@@ -199,6 +198,16 @@ def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
         start = end
 
 
+def _part(work: Path, number: int) -> Path:
+    return work / f"part_{number:05}"
+
+
+def _made(work: Path, number: int) -> pd.DataFrame:
+    run = read_run(_part(work, number))
+    assert run is not None, "a part is written before it is read"
+    return run.frame("made")
+
+
 def _begin(work: Path, job: str) -> None:
     """Keep what belongs to this job, and nothing of another. Raises StoreError where there is something else."""
     path = work / "job.json"
@@ -212,9 +221,9 @@ def _begin(work: Path, job: str) -> None:
         same = False
     if same:
         return
-    for part in [*work.glob("part_*.parquet"), path]:
-        part.unlink(missing_ok=True)
-    shutil.rmtree(work / "pixels", ignore_errors=True)
+    path.unlink(missing_ok=True)
+    for part in [*work.glob("part_*"), work / "pixels"]:
+        shutil.rmtree(part, ignore_errors=True)
     write_json(path, {"job": job})
 
 

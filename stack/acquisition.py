@@ -9,7 +9,7 @@ import pandas as pd
 
 from stack.errors import DataError
 from stack.experiment import Experiment
-from stack.store import atomic
+from stack.store import read_frame, write_frame
 from stack.table import ACQUISITION, Table
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def write_acquisition(experiment: Experiment, cache: ImageCache) -> None:
     ids = pd.concat([experiment.table.train["id"], experiment.table.test["id"]], ignore_index=True)
     known = cache.index.iloc[cache.rows_for(ids)][list(_OF_CACHE)].rename(columns=_OF_CACHE)
     frame = known.astype("float32").assign(id=ids.to_numpy())
-    with atomic(experiment.folder / FILE) as temporary:
-        frame.to_parquet(temporary, index=False)
+    write_frame(experiment.folder / FILE, frame)
 
 
 def with_acquisition(experiment: Experiment) -> Experiment | None:
@@ -35,7 +34,9 @@ def with_acquisition(experiment: Experiment) -> Experiment | None:
     path = experiment.folder / FILE
     if len(missing) == len(ACQUISITION) and not path.is_file():
         return None
-    known = pd.read_parquet(path).set_index("id") if path.is_file() else pd.DataFrame(columns=list(ACQUISITION))
+    known = pd.DataFrame(columns=list(ACQUISITION))
+    if path.is_file():
+        known = read_frame(path, again="dermstack oof").set_index("id")
     joined = []
     for table in tables:
         of_rows = known.reindex(table["id"])

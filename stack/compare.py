@@ -10,7 +10,7 @@ import pandas as pd
 from stack.delong import clustered_auc
 from stack.errors import DataError, StoreError
 from stack.intervals import Interval, paired_difference
-from stack.store import Run, read_run
+from stack.store import Run, read_frame, read_run
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     oof = run.frame("oof")
     score = oof["score"] if "score" in oof else oof["p"]
     rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64")})
-    table = pd.read_parquet(folder / "table.parquet", columns=["id", "target", "part"])
-    folds = pd.read_parquet(folder / "folds.parquet", columns=["id", "split_group"])
+    table, folds = (
+        read_frame(folder / f"{part}.parquet", again="dermstack stack")[columns]
+        for part, columns in (("table", ["id", "target", "part"]), ("folds", ["id", "split_group"]))
+    )
     return rows.merge(table[table["part"] == "train"][["id", "target"]], on="id").merge(folds, on="id")

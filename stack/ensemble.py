@@ -19,7 +19,7 @@ from stack.intervals import interval
 from stack.matrix import Predictions, predictions_of
 from stack.metrics import auc_by_fold
 from stack.nested import blend_nested
-from stack.store import Run, atomic, fingerprint, read_run, set_aside, write_run
+from stack.store import Run, atomic, fingerprint, read_run, set_aside, write_frame, write_run
 from stack.submit import submission, submission_text
 from stack.threads import on_threads
 from stack.tuned import tuned_fingerprint, tuned_weights
@@ -127,8 +127,7 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
         target_column=data.columns.target,
         sample=data.sample_submission,
     )
-    with atomic(experiment.folder / "predictions.parquet") as temporary:
-        test.to_parquet(temporary, index=False)
+    write_frame(experiment.folder / "predictions.parquet", test)
     with atomic(experiment.folder / "submission.csv") as temporary:
         temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
 

@@ -19,7 +19,7 @@ from stack.external import read_external
 from stack.folds import Folds, make_folds
 from stack.pictures import Decided, read_decided, write_decided
 from stack.reading import check_header
-from stack.store import Run, atomic, fingerprint, frame_fingerprint, read_runs, write_json
+from stack.store import Run, fingerprint, frame_fingerprint, read_runs, write_frame, write_json
 from stack.table import Table, read_table, shuffle_targets
 
 
@@ -121,8 +121,7 @@ def write_rows(experiment: Experiment) -> None:
     table = pd.concat([frame.assign(part=part) for part, frame in experiment._parts()], ignore_index=True)
     frames = {"table": table, "folds": experiment.folds.frame}
     for name, frame in frames.items():
-        with atomic(experiment.folder / f"{name}.parquet") as temporary:
-            frame.to_parquet(temporary, index=False)
+        write_frame(experiment.folder / f"{name}.parquet", frame)
     write_json(
         experiment.folder / "fingerprints.json",
         {name: frame_fingerprint(frame) for name, frame in frames.items()},

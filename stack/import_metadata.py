@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-import joblib
 import pandas as pd
 
+from image_models.processes import in_processes
 from stack.errors import DataError
 from stack.store import atomic
 
@@ -33,7 +34,7 @@ def metadata_of_dicom(
         raise DataError(f"{folder} holds no {' or '.join(DICOM_SUFFIXES)} file: name the folder that does")
     rows: list[dict[str, str]] = []
     faults: list[str] = []
-    for row in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(joblib.delayed(_row)(path) for path in paths):
+    for row in in_processes((partial(_row, path) for path in paths), n_jobs):
         if isinstance(row, str):
             faults.append(row)
         else:

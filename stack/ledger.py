@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.store import Run
+from stack.store import Run, named
 
 
 def add_line(experiment: Experiment, blend: Run) -> dict[str, Any]:
@@ -28,18 +30,33 @@ def add_line(experiment: Experiment, blend: Run) -> dict[str, Any]:
         "changed": changed,
         "settings": settings,
     }
-    with (experiment.folder / "ledger.jsonl").open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # what a crash tore would swallow this line too
-        file.write(json.dumps(line).encode() + b"\n")
+    path = experiment.folder / "ledger.jsonl"
+    try:
+        with path.open("ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # what a crash tore would swallow this line too
+            file.write(json.dumps(line).encode() + b"\n")
+    except OSError as error:
+        raise named(error, path) from error
     return line
 
 
 def read_lines(experiment: Experiment) -> list[dict[str, Any]]:
     """All lines, oldest first; a last line torn by a crash is left out."""
     path = experiment.folder / "ledger.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [_read(line, path, number) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _read(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        read = json.loads(line)
+        return {**read, "settings": dict(read["settings"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path}: line {number} is damaged ({error}): remove {path} (nothing is computed from this record) and run "
+            "`dermstack stack` again"
+        ) from error
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

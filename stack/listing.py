@@ -9,7 +9,7 @@ import pandas as pd
 
 from stack.errors import StoreError
 from stack.metrics import auc
-from stack.store import Run, read_run
+from stack.store import Run, read_frame, read_run
 
 COLUMNS = ["experiment", "run", "kind", "auc", "headline"]
 
@@ -22,7 +22,7 @@ def list_experiments(folder: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(folder.glob("*/table.parquet")):
         experiment = path.parent
-        table = pd.read_parquet(path, columns=["id", "target", "part"])
+        table = read_frame(path, again="dermstack stack")
         target = table[table["part"] == "train"].set_index("id")["target"]
         models = sorted(path for path in experiment.glob("models/*") if path.is_dir())
         for run_folder in [experiment / "blend", *models]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
+from image_models.processes import in_processes
 from stack.blend import METHODS, Blender
 from stack.curve import Floats
 from stack.errors import ConfigError, DataError
@@ -94,9 +95,14 @@ def blend_nested(
     folds = _checked_folds(fold, split_group, methods)
     columns = NetColumns().fit(frame, nets)
     blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
-    fitted = Parallel(n_jobs=n_jobs)(
-        delayed(_fit_without)(without, blenders, frame, y, nets, fold, columns, tuned)
-        for without in left_out(folds, methods)
+    fitted = list(
+        in_processes(
+            (
+                partial(_fit_without, without, blenders, frame, y, nets, fold, columns, tuned)
+                for without in left_out(folds, methods)
+            ),
+            n_jobs,
+        )
     )
     scores: dict[Without, list[Floats]] = {without: made for without, made, _ in fitted}
 

@@ -19,7 +19,7 @@ from stack.fold_tasks import FoldTask, frozen_tasks, trained_tasks
 from stack.image_config import ImageModel
 from stack.labels import labels_of
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, set_aside, sha256
-from stack.task_runner import put_together, run_tasks
+from stack.task_runner import drop_unfinished, is_complete, put_together, run_tasks
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
@@ -42,17 +42,20 @@ def run_image_models(
         for model in models:
             folder, cache = experiment.models / model.name, caches[model.size]
             inputs = _inputs(experiment, model, cache)
-            if model.name in rebuild and (aside := set_aside(folder, experiment.old)):
+            if model.name in rebuild and folder.exists():
+                with locked(folder):  # never under another process that is filling it
+                    aside = set_aside(folder, experiment.old)
                 out.say(f"{model.name}: the old run is kept as {aside}")
             check_fresh(experiment, folder, inputs)
             if read_run(folder):
+                drop_unfinished(folder)  # of a process that was killed before it could
                 out.say(f"{model.name}: complete, skipped")
                 continue
             locks.enter_context(locked(folder))
             make = frozen_tasks if model.frozen else trained_tasks
             tasks += make(experiment, model, cache, inputs, out)
         write_rows(experiment)
-        missing = [task for task in tasks if read_run(task.folder) is None]
+        missing = [task for task in tasks if not is_complete(task)]
         if len(missing) < len(tasks):
             out.say(f"{len(tasks) - len(missing)} of {len(tasks)} folds: complete, skipped")
         last = {task.folder.parent: task for task in tasks}  # the task after which a run's folds are all there

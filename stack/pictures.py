@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from stack.errors import StoreError
-from stack.store import atomic, write_json
+from stack.store import atomic, read_json, sha256, signed, write_json
 
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
@@ -39,7 +38,11 @@ def read_decided(folder: Path) -> Decided:
     if not path.exists():
         return NOTHING_DECIDED
     try:
-        looked_at = json.loads(path.read_text(encoding="utf-8"))["looked_at"]
+        noted = read_json(path)
+        looked_at = noted["looked_at"]
+        for file, digest in noted.get("files", {}).items():  # {}: of an earlier dermstack
+            if sha256(folder / file) != digest:
+                raise ValueError(f"{file} isn't what it was")
         dropped, pairs = (
             pd.read_csv(folder / file, dtype={"id": str, "id_1": str, "id_2": str}, keep_default_na=False)
             for file in ("dropped.csv", "near_duplicates.csv")
@@ -47,14 +50,16 @@ def read_decided(folder: Path) -> Decided:
         return Decided(dropped[DROPPED_COLUMNS], pairs[PAIR_COLUMNS], str(looked_at))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{path} or a csv beside it is damaged ({error}): remove them and run `dermstack oof`"
+            f"{path} or a csv beside it is damaged ({error}): remove {path} and run `dermstack oof`"
         ) from error
 
 
 def write_decided(folder: Path, decided: Decided) -> None:
     """dropped.csv and near_duplicates.csv, to be read by people too; pictures.json last."""
+    files = {}
     for name, frame in (("dropped", decided.dropped), ("near_duplicates", decided.pairs)):
-        with atomic(folder / f"{name}.csv") as temporary:
+        with atomic(path := folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
+        files[path.name] = sha256(path)
     summary = {"looked_at": decided.looked_at, "dropped": len(decided.dropped), "pairs": len(decided.pairs)}
-    write_json(folder / "pictures.json", summary)
+    write_json(folder / "pictures.json", signed(summary | {"files": files}))

@@ -20,7 +20,17 @@ from stack.experiment import Experiment
 from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
 from stack.matrix import Predictions, net_scales, predictions_of, standardised
 from stack.shortcuts import Probe, probe_experiments, probe_table
-from stack.store import Run, fingerprint, frame_fingerprint, prediction_frame, read_run, set_aside, write_run
+from stack.store import (
+    Run,
+    atomic,
+    fingerprint,
+    frame_fingerprint,
+    named,
+    prediction_frame,
+    read_run,
+    set_aside,
+    write_run,
+)
 from stack.table import ACQUISITION
 from stack.threads import on_threads, run_folds
 from stack.tuned import tuned_fingerprint, tuned_params
@@ -133,9 +143,13 @@ def _fit_fold(
         bag = kept = _fit(experiment, stacker, matrix, fold)
         if stacker.name in experiment.config.tuned.gbdt:  # scored above; what is submitted takes what all rows chose
             kept = _fit(experiment, stacker, matrix, None)
-        files = write_bag(kept, folder)
+        try:
+            files = write_bag(kept, folder)
+        except OSError as error:
+            raise named(error, folder / "model") from error
         files.append(folder / "features.json")
-        files[-1].write_text(matrix.features.to_json(), encoding="utf-8")
+        with atomic(files[-1]) as temporary:
+            temporary.write_text(matrix.features.to_json(), encoding="utf-8")
         meta = {"fold": fold, "chosen": kept.chosen, "shift": kept.shift}
         write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), beside=files)
         made.append({

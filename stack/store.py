@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,6 +23,14 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from stack.errors import StoreError
+
+RUN_FILE = "run.json"
+# The command that makes a run, by its kind; the rest are made by `stack`.
+_MADE_BY = {"image": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
+
+LOCK = ".lock"
+_DIGEST = "digest"  # the key under which a file keeps that of its content
+_A_BLOCK = 1 << 16  # bytes: a disk with less room is full
 
 # What pyarrow and pandas raise for bytes that are no parquet, and NumPy for what is no array: its header is Python.
 NO_FRAME = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
@@ -61,7 +71,10 @@ class Run:
         """Where a file of the run lies. Raises StoreError for one that has changed since, or is gone."""
         path = self.folder / file
         if not path.exists() or _hash_once(path, path.stat().st_mtime_ns) != self.meta["files"].get(file):
-            raise StoreError(f"{path} is {'damaged' if path.exists() else 'gone'}: {_again(self.folder)}")
+            step = _MADE_BY.get(str(self.meta.get("kind")), "stack")
+            raise StoreError(
+                f"{path} is {'damaged' if path.exists() else 'gone'}: {_again(self.folder, f'`dermstack {step}`')}"
+            )
         return path
 
 
@@ -107,25 +120,21 @@ def write_run(
         with atomic(path := folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)
         files[path.name] = sha256(path)
-    write_json(folder / "run.json", run_json := {**meta, "files": files})
+    run_json = {**meta, "files": files}
+    write_json(folder / RUN_FILE, signed(run_json))
     return Run(folder, run_json)
 
 
 def read_run(folder: Path) -> Run | None:
     """The run in ``folder``, or None where there is none or it isn't complete."""
-    path = folder / "run.json"
+    path = folder / RUN_FILE
     if not path.exists():
         return None
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_json(path)
         return Run(folder, {**meta, "files": dict(meta["files"])})
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: also of bytes that are no JSON or no UTF-8
-        raise StoreError(f"{path} is damaged ({error}): remove {folder} and run the step again") from error
+    except (LookupError, TypeError, ValueError, RecursionError) as error:  # ValueError: also of bytes that are no JSON
+        raise StoreError(f"{path} is damaged ({_short(error)}): {_again(folder)}") from error
 
 
 def read_runs(models: Path) -> list[Run]:
@@ -138,8 +147,11 @@ def set_aside(folder: Path, old: Path) -> Path | None:
     """Move a run that is stale to ``old/<name>-<fingerprint>``, kept for comparison until `dermstack clean`."""
     if not folder.exists():
         return None
-    run = read_run(folder)
-    mark = run.meta["fingerprint"] if run else "incomplete"
+    try:
+        run = read_run(folder)
+        mark = run.meta["fingerprint"] if run else "incomplete"
+    except StoreError:  # --rebuild is one way out of it
+        mark = "damaged"
     target = old / f"{folder.name}-{mark}"
     if target.exists():
         shutil.rmtree(target)
@@ -178,9 +190,59 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote, `signed` or not. Raises ValueError for anything else."""
+    return verified(json.loads(path.read_text(encoding="utf-8")))
+
+
+def signed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with a digest of all of it, as JSON keeps it."""
+    return {**value, _DIGEST: _digest(value)}
+
+
+def verified(value: Any) -> dict[str, Any]:
+    """What was `signed`, or came without a digest. Raises ValueError for anything else."""
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    if (digest := value.pop(_DIGEST, None)) is not None and digest != _digest(value):
+        raise ValueError("its content isn't what its digest says")
+    return value
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """As parquet, atomically, with a digest of its values that `read_frame` compares."""
+    marked = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))  # with the dtypes that the reader will meet
+    marked.attrs = {_DIGEST: _frame_digest(marked)}
+    with atomic(path) as temporary:
+        marked.to_parquet(temporary, index=False)
+
+
+def read_frame(path: Path, *, again: str) -> pd.DataFrame:
+    """What `write_frame` wrote. Raises StoreError for a damaged file, with what to run ``again``."""
+    try:
+        frame = pd.read_parquet(path)
+        whole = frame.attrs.pop(_DIGEST, None) in (None, _frame_digest(frame))  # None: of an earlier dermstack
+    except NO_FRAME as error:
+        raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{again}`") from error
+    if not whole:
+        raise StoreError(f"{path} is damaged, it isn't what its digest says: remove it and run `{again}`")
+    return frame
+
+
+def _frame_digest(frame: pd.DataFrame) -> str:
+    return fingerprint({"rows": frame_fingerprint(frame), "dtypes": list(frame.dtypes)})
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; on success it is flushed to the disk and takes ``path``'s place."""
+    """A temporary name beside ``path`` to write to; on success it is flushed to the disk and takes ``path``'s place.
+
+    An OSError of what is written names ``path``, whatever library wrote it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -188,14 +250,29 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise named(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _again(folder: Path) -> str:
-    return (
-        f"remove {folder} and run the step again (`dermstack oof` for an image model, `dermstack stack` for the rest)"
-    )
+def named(error: OSError, path: Path) -> OSError:
+    """The same error of ``path``; of a library that gives no number (numpy's of a short write) that of a full disk."""
+    if error.errno is None:
+        full = shutil.disk_usage(path.parent).free < _A_BLOCK
+        return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path))
+    return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def _again(folder: Path, step: str | None = None) -> str:
+    """What to remove and run: a fold is made again with its run, once that is complete."""
+    whole = folder.parent if (folder.parent / RUN_FILE).exists() else folder
+    if step is None:
+        return (
+            f"remove {whole} and run the step again (`dermstack oof` for an image model, `dermstack import-oof` for an "
+            "imported one, `dermstack stack` for the rest)"
+        )
+    return f"remove {whole} and run {step} again"
 
 
 def _short(error: BaseException) -> str:
@@ -203,11 +280,11 @@ def _short(error: BaseException) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Work on ``folder`` alone. The lock goes with its process, so a killed one leaves none behind."""
+def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+    """Work on ``folder`` alone, after ``wait`` seconds at most. The lock goes with its process, killed or not."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=wait):
             yield
     except Timeout as error:
         raise StoreError(f"another process is working on {folder}: wait for it, or stop it") from error

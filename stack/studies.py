@@ -15,15 +15,17 @@ import optuna
 import yaml
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from image_models.processes import tied
 from stack.console import Out
 from stack.curve import Floats
 from stack.errors import ConfigError
 from stack.experiment import Experiment
+from stack.journal import Journal
 from stack.store import atomic
+from stack.tuned import digest_line
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 5, 20  # seconds between a database worker's signs of life, and without them until it counts as dead
@@ -68,14 +70,19 @@ def run_study(
         return study
     context = multiprocessing.get_context("spawn")
     arguments = (experiment, name, make_objective, trials, deadline)
-    started = [context.Process(target=_work, args=(*arguments, number)) for number in range(workers)]
-    for process in started:
-        process.start()
-    done = ended(study)
-    while any(process.is_alive() for process in started):
-        time.sleep(0.5)
-        progress((now := ended(study)) - done)
-        done = now
+    started = [context.Process(target=tied(_work), args=(*arguments, number)) for number in range(workers)]
+    try:
+        for process in started:
+            process.start()
+        done = ended(study)
+        while any(process.is_alive() for process in started):
+            time.sleep(0.5)
+            progress((now := ended(study)) - done)
+            done = now
+    finally:
+        for process in started:  # interrupted: the others' trials are tried again with the next command
+            if process.is_alive():
+                process.kill()
     for number, process in enumerate(started):
         if process.exitcode:
             out.warn(f"{name}: worker {number} died (exit status {process.exitcode}); the others went on")
@@ -150,9 +157,9 @@ def write_study(experiment: Experiment, name: str, result: dict[str, Any]) -> Pa
     """What a study chose, as the yaml that the config names under `tuned`."""
     path = experiment.folder / "studies" / f"{name}.yaml"
     origin = {"objective": experiment.config.objective, "rows_or_folds": experiment.rows_fingerprint}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({**origin, **result}, sort_keys=False)
     with atomic(path) as temporary:
-        temporary.write_text(yaml.safe_dump({**origin, **result}, sort_keys=False), encoding="utf-8")
+        temporary.write_text(f"{digest_line(text)}\n{text}", encoding="utf-8")
     return path
 
 
@@ -194,7 +201,7 @@ def _storage(experiment: Experiment, *, shared: bool) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not shared:  # a line that another process is just writing looks torn too
             _drop_torn_line(path)
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(Journal(path))
     try:
         return RDBStorage(
             url,

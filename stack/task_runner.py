@@ -5,20 +5,23 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 
+from image_models.processes import in_processes
 from stack.config import Config, Ray
 from stack.console import Out
 from stack.devices import count_gpus, own_device
 from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.fold_tasks import FoldTask, stored_features
-from stack.store import Run, prediction_frame, read_run, write_run
+from stack.store import LOCK, Run, atomic, locked, prediction_frame, read_run, write_run
+
+LET_GO_S = 10.0
 
 
 def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldTask]:
@@ -33,17 +36,26 @@ def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldT
                 run_task(task, config.device, progress, out.say)
             yield task
         return
-    jobs = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
-        joblib.delayed(_run_beside_others)(task, config.device, quiet=out.quiet) for task in tasks
-    )
+    jobs = in_processes((partial(_run_beside_others, task, config.device, quiet=out.quiet) for task in tasks), n_jobs)
     for task, _ in zip(tasks, jobs, strict=True):
         yield task
 
 
 def run_task(task: FoldTask, device: str, progress: Callable[[int], object], say: Callable[[str], object]) -> None:
-    """Fit, then write the parts, then the fold's run.json: a kill in between costs an epoch of this fold alone."""
+    """Fit, then write the parts, then the fold's run.json: a kill in between costs an epoch of this fold alone.
+
+    The fold is locked meanwhile: a worker of a killed process may need a moment to notice and let go of it.
+    """
+    with locked(task.folder, wait=LET_GO_S):
+        _fit_and_write(task, device, progress, say)
+
+
+def _fit_and_write(
+    task: FoldTask, device: str, progress: Callable[[int], object], say: Callable[[str], object]
+) -> None:
     started = time.monotonic()
-    task.folder.mkdir(parents=True, exist_ok=True)
+    for stale in task.folder.glob("*.safetensors"):  # of other seeds, in a fold that was never finished
+        stale.unlink()
     settings: dict[str, Any] = {"device": device, "say": say} if task.trains else {}
     made = task.fit(weights=task.folder, progress=progress, **settings)
     predictions = dict(made.predictions)
@@ -57,13 +69,21 @@ def run_task(task: FoldTask, device: str, progress: Callable[[int], object], say
         )
     arrays = {f"{name}_z": predictions[name].z for name in task.ids} if task.trains else {}
     write_run(task.folder / "parts", task.meta | {"sets": list(frames)}, frames=frames, arrays=arrays)
-    made.history.to_csv(task.folder / "history.csv", index=False)
+    with atomic(task.folder / "history.csv") as temporary:
+        made.history.to_csv(temporary, index=False)
     files = [*task.folder.glob("*.safetensors"), task.folder / "history.csv"]
     if task.encoder is not None:
-        (task.folder / "metadata.json").write_text(task.encoder, encoding="utf-8")
+        with atomic(task.folder / "metadata.json") as temporary:
+            temporary.write_text(task.encoder, encoding="utf-8")
         files.append(task.folder / "metadata.json")
     write_run(task.folder, task.meta | {"seconds": time.monotonic() - started}, frames={}, beside=sorted(files))
-    _drop_states(task.folder)
+    for state in task.folder.glob("state_*.pt"):
+        state.unlink()
+
+
+def is_complete(task: FoldTask) -> bool:
+    """Whether the fold is on disk with what its run is put together from; that goes when the run is complete."""
+    return None not in (read_run(task.folder), read_run(task.folder / "parts"))
 
 
 def put_together(experiment: Experiment, task: FoldTask) -> Run:
@@ -90,17 +110,17 @@ def put_together(experiment: Experiment, task: FoldTask) -> Run:
     features = [] if task.trains else [stored_features(folder, part) for part in ("train", "test")]
     seconds = round(sum(part.meta["seconds"] for part in (*folds, *features)), 1)
     run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays)
-    for k in range(experiment.folds.k):
-        shutil.rmtree(folder / f"fold_{k}" / "parts")
-        _drop_states(folder / f"fold_{k}")  # of a task that was killed before it could
-    shutil.rmtree(folder / "features", ignore_errors=True)
+    drop_unfinished(folder)
     return run
 
 
-def _drop_states(folder: Path) -> None:
-    """The states of unfinished training, which a complete fold has no more use for."""
-    for state in folder.glob("state_*.pt"):
-        state.unlink()
+def drop_unfinished(folder: Path) -> None:
+    """What a complete run has no more use for: parts, features, states of its training, what a kill left of a write."""
+    for part in (folder / "features", *folder.glob("fold_*/parts")):
+        shutil.rmtree(part, ignore_errors=True)
+    for pattern in ("fold_*/state_*.pt", f"fold_*/{LOCK}", ".*.tmp", "fold_*/.*.tmp"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def _run_beside_others(task: FoldTask, device: str, *, quiet: bool) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-import joblib
 from threadpoolctl import threadpool_limits
 
+from image_models.processes import in_processes
 from stack.config import Config
 from stack.console import Out
 
@@ -26,8 +27,8 @@ def run_folds(
     """What each task gives, in order: in ``n_jobs`` processes on the config's threads, with progress."""
     made: list[Made] = []
     with out.bar(label, len(tasks), unit) as progress:
-        jobs = (joblib.delayed(on_threads)(config.threads, task) for task in tasks)
-        for result in joblib.Parallel(n_jobs=config.n_jobs, return_as="generator")(jobs):
+        jobs = (partial(on_threads, config.threads, task) for task in tasks)
+        for result in in_processes(jobs, config.n_jobs):
             made.append(result)
             progress(1)
     return made

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from image_models.processes import in_processes
 from stack.blend import Blender
 from stack.config import Stacker
 from stack.console import Out
@@ -127,14 +127,12 @@ def tune_blend(
     open_study(experiment, _blend_study_name(withouts[0]))  # refuses, or repairs, before others open it too
     share = None if timeout is None else timeout * workers / len(withouts)
     tasks = [
-        joblib.delayed(_weights_without)(experiment, p, y, fold, predictions.nets, columns, without, trials, share)
+        partial(_weights_without, experiment, p, y, fold, predictions.nets, columns, without, trials, share)
         for without in withouts
     ]
     weights = []
     with out.bar("tune blend", len(withouts), "studies") as progress:
-        for without, (weighting, done) in zip(
-            withouts, joblib.Parallel(n_jobs=workers, return_as="generator")(tasks), strict=True
-        ):
+        for without, (weighting, done) in zip(withouts, in_processes(tasks, workers), strict=True):
             weights.append({"without": sorted(without), **asdict(weighting), "trials": done})
             progress(1)
     short = sum(entry["trials"] < trials for entry in weights)

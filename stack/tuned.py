@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from stack.reading import parse_yaml
 from stack.store import sha256
 from stack.weighting import Weighting
 
+_MARK = "# sha256 of what follows: "
 Without = frozenset[int]  # the folds whose rows a choice has not looked at
 
 
@@ -82,15 +84,24 @@ def tuned_fingerprint(path: Path | None) -> str | None:
     return sha256(path) if path is not None and path.is_file() else None
 
 
+def digest_line(text: str) -> str:
+    """A comment that tells whether the yaml below it is as it was written."""
+    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def _read(experiment: Experiment, path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{key}: {path} is not there: run `dermstack tune`, or drop the key")
     try:
-        study = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StoreError(f"{key}: {path} is not valid YAML ({error}): run `dermstack tune` again") from error
+        text = path.read_text(encoding="utf-8")
+        first, _, rest = text.partition("\n")
+        if first.startswith(_MARK) and first != digest_line(rest):
+            raise ValueError("it isn't what its first line says; drop that line where you have changed the file")
+        study = parse_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise StoreError(f"{key}: {path} is damaged ({error}): remove {path} and run `dermstack tune` again") from error
     if not isinstance(study, dict):
-        raise StoreError(f"{key}: {path} holds no study: run `dermstack tune` again")
+        raise StoreError(f"{key}: {path} holds no study: remove {path} and run `dermstack tune` again")
     if study.get("rows_or_folds") != experiment.rows_fingerprint:
         raise StoreError(f"{key}: {path} was tuned on other rows or folds: run `dermstack tune` again")
     return study

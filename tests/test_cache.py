@@ -273,3 +273,46 @@ def test_a_cache_of_the_former_form_is_made_anew(pictures: list[Source], tmp_pat
 def test_the_folder_tells_how_a_cache_is_kept() -> None:
     assert cache_name("ham", 128, "square", "raw") == "ham-128"
     assert cache_name("ham", 128, "short_side", "jpeg") == "ham-128-short_side-jpeg"
+
+
+@pytest.mark.parametrize("format", ["raw", "jpeg"])
+@pytest.mark.parametrize("resize", ["square", "short_side"])
+def test_a_changed_pixel_is_named_and_never_seen(
+    pictures: list[Source], tmp_path: Path, format: str, resize: str
+) -> None:
+    cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE, resize=resize, format=format)
+    path = tmp_path / "c" / PIXELS
+    content = bytearray(path.read_bytes())
+    content[int(cache.index["offset"].iloc[7]) + 3] ^= 1
+    path.write_bytes(content)
+    cache.take(np.array([6, 8]))
+    for read in (lambda: cache.take(np.array([8, 7])), lambda: cache.image(7)):
+        with pytest.raises(ImageError, match=rf"images\.bin is damaged at the image i7: remove {tmp_path / 'c'}"):
+            read()
+
+
+def test_no_byte_of_the_index_can_change_unnoticed(pictures: list[Source], tmp_path: Path) -> None:
+    """Either it is refused by name, or what it says is the same (a byte that nobody reads)."""
+    folder, few = tmp_path / "c", pictures[:5]
+    index = build_cache(folder, ids(few), few, size=SIZE).index
+    path = folder / "index.parquet"
+    content = path.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        try:
+            again = open_cache(folder, size=SIZE, resize="square", format="raw").index
+            assert again.equals(index)
+            assert list(again) == list(index)
+        except ImageError as error:
+            assert "index.parquet is damaged" in str(error)  # noqa: PT017  # not every byte is read
+            refused += 1
+    assert refused > len(content) / 7 / 2
+
+
+def test_a_file_of_pixels_that_was_cut_is_not_filled_up_with_black(pictures: list[Source], tmp_path: Path) -> None:
+    few = pictures[:5]
+    build_cache(tmp_path / "c", ids(few), few, size=SIZE)
+    os.truncate(tmp_path / "c" / PIXELS, 100)
+    with pytest.raises(ImageError, match="shorter than its index says"):
+        build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import pytest
 import typer
 from conftest import WITHOUT_IMAGE_EXTRA, run_cli, small_config
 from elsewhere import bring_in, half_written, mistake, opened, predictions, write_world
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from commands.cli import app
 from stack.store import locked
@@ -224,3 +228,55 @@ main()
     assert made.returncode == 2
     assert "is not installed: pip install 'dermstack[image]'" in made.stderr
     assert "Traceback" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "no right"), (errno.EROFS, "read-only")],
+)
+def test_a_disk_in_the_way_is_one_message_that_names_the_file(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int, said: str
+) -> None:
+    def write(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/somewhere/table.parquet")
+
+    monkeypatch.setattr("stack.experiment.write_frame", write)
+    monkeypatch.setattr("stack.sources.level1_runs", lambda experiment: [])
+    assert run_cli("stack", "-c", str(config_path), "-q") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: /somewhere/table.parquet: ")
+    assert said in shown
+    assert "run the same command again" in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int, status: int, said: str
+) -> None:
+    ended = []
+
+    def work(experiment: object) -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            ended.append("as it should be")
+
+    monkeypatch.setattr("stack.sources.level1_runs", work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_cli("stack", "-c", str(config_path), "-q") == status
+    assert ended
+    assert capsys.readouterr().err.strip().startswith(f"{said}: run the same command again")
+    assert signal.getsignal(signal.SIGTERM) == before
+    with locked(config_path.parent / "runs" / "small"):
+        pass  # the lock is free
+
+
+def test_a_killed_worker_is_no_traceback(config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def work(experiment: object) -> None:
+        raise TerminatedWorkerError
+
+    monkeypatch.setattr("stack.sources.level1_runs", work)
+    assert run_cli("stack", "-c", str(config_path), "-q") == 2
+    assert "a worker process was killed" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_killed_after_predicting_it_goes_on_without_predicting_again(
         rows, targets = read_labelled_rows(bundle, small_data / "images", folder / "labels.csv")
         with pytest.raises(KeyboardInterrupt):
             evaluate_to_files(bundle, rows, targets, tmp_path / "out", Out(quiet=True), device="cpu")
-    assert list((tmp_path / "out").rglob("part_*.parquet"))
+    assert list((tmp_path / "out").rglob("part_*/made.parquet"))
     assert not (tmp_path / "out" / "evaluation.json").exists()
     monkeypatch.setattr(serving.predict, "score_pictures", None)
     assert run_cli(*command) == 0

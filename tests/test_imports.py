@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "image_models": [
         "errors",
+        "whole",
+        "processes",
         "decode",
         "dicom",
         "tfrecord",
@@ -85,6 +87,7 @@ ORDER = {
         "deal",
         "folds",
         "store",
+        "journal",
         "pseudonym",
         "pictures",
         "experiment",

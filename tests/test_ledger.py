@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from elsewhere import opened, write_world
 
+from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.ledger import add_line, read_lines
 from stack.store import Run
@@ -93,3 +94,11 @@ def test_a_line_torn_by_a_crash_is_left_out_and_swallows_no_other(experiment: Ex
         add_line(experiment, blend(experiment))
         assert path(experiment).read_bytes().startswith(first)
         assert len(read_lines(experiment)) == kept + 1
+
+
+def test_a_damaged_line_is_named_with_the_way_out(experiment: Experiment) -> None:
+    add_line(experiment, blend(experiment))
+    whole = path(experiment).read_bytes()
+    path(experiment).write_bytes(whole + whole[:20] + b"\xff" + whole[21:])
+    with pytest.raises(StoreError, match=r"ledger\.jsonl: line 2 is damaged .* remove .*dermstack stack"):
+        add_line(experiment, blend(experiment))

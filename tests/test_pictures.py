@@ -41,3 +41,13 @@ def test_damage_is_named_with_the_next_step(tmp_path: Path, damage: object) -> N
     damage(tmp_path)  # type: ignore[operator]
     with pytest.raises(StoreError, match=r"pictures\.json or a csv beside it is damaged.*run `dermstack oof`"):
         read_decided(tmp_path)
+
+
+def test_a_changed_character_in_either_csv_is_noticed(tmp_path: Path) -> None:
+    """Folds are dealt from them: other pairs would be other folds, and another submission."""
+    for name in ("dropped.csv", "near_duplicates.csv"):
+        write_decided(tmp_path, decided())
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text.replace("01", "02"))
+        with pytest.raises(StoreError, match=rf"damaged \({name} isn't what it was\): remove .*pictures\.json"):
+            read_decided(tmp_path)

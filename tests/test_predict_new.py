@@ -59,7 +59,7 @@ def test_parts_hold_whole_groups_and_change_the_scores_by_rounding_only(
     monkeypatch.setattr(serving.predict, "MOST_AT_ONCE", 8)
     monkeypatch.setattr(serving.predict, "FEWEST_AT_ONCE", 8)
     in_parts = predict_rows(bundle, rows, tmp_path / "many", QUIET)
-    parts = [pd.read_parquet(path)["id"] for path in sorted((tmp_path / "many").glob("part_*.parquet"))]
+    parts = [pd.read_parquet(path)["id"] for path in sorted((tmp_path / "many").glob("part_*/made.parquet"))]
     assert len(parts) > 3
     group = rows.frame.set_index("id")["group"]
     assert sum(group[ids].nunique() for ids in parts) == group.nunique()
@@ -87,7 +87,7 @@ def test_a_killed_prediction_goes_on_and_ends_the_same(
         predict_rows(bundle, rows, tmp_path / "work", QUIET)
     before = len(calls)
     pd.testing.assert_frame_equal(predict_rows(bundle, rows, tmp_path / "work", QUIET), whole, check_exact=True)
-    parts = len(list((tmp_path / "work").glob("part_*.parquet")))
+    parts = len(list((tmp_path / "work").glob("part_*/made.parquet")))
     assert len(calls) - before == parts - 1, "the first part isn't made again"
     changed = NewRows(rows.frame.assign(age=1.0), rows.sources, rows.missing)
     assert not predict_rows(bundle, changed, tmp_path / "work", QUIET).equals(whole), "other rows start anew"

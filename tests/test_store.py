@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.errors import StoreError
 from stack.store import (
     Run,
+    atomic,
     prediction_frame,
+    read_frame,
     read_run,
     read_runs,
     set_aside,
     sha256,
+    write_frame,
     write_json,
     write_run,
 )
@@ -214,3 +221,58 @@ def test_a_stale_run_is_kept_whole_under_its_fingerprint(tmp_path: Path) -> None
     write_small(folder)
     assert set_aside(folder, old) == target, "the same again takes the place of the same"
     assert sorted(path.name for path in old.iterdir()) == ["net-0123456789ab", "net-incomplete"]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_no_byte_of_a_run_json_can_change_unnoticed(data: st.DataObject) -> None:
+    """A blend's weights and a stacker's shift stand in it: refused, or what it says is the same."""
+    with TemporaryDirectory() as name:
+        run = write_small(Path(name) / "run")
+        path = run.folder / "run.json"
+        content = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        try:
+            again = read_run(run.folder)
+        except StoreError as error:
+            assert str(path) in str(error)  # noqa: PT017  # a changed space says the same
+        else:
+            assert again is not None
+            assert again.meta.items() >= run.meta.items()
+
+
+@pytest.mark.parametrize("damage", ["half", "flipped", "empty"])
+def test_a_frame_that_was_damaged_is_named_with_the_command(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "rows.parquet"
+    frame = pd.DataFrame({"id": ["a", "b"], "age": [40.0, np.nan]})
+    write_frame(path, frame)
+    pd.testing.assert_frame_equal(read_frame(path, again="dermstack oof"), frame, check_dtype=False)
+    content = path.read_bytes()
+    place = content.index(np.float64(40).tobytes())
+    flipped = content[:place] + b"\x01" + content[place + 1 :]
+    path.write_bytes({"half": content[: len(content) // 2], "flipped": flipped, "empty": b""}[damage])
+    with pytest.raises(StoreError, match=rf"{path} is damaged.*: remove it and run `dermstack oof`"):
+        read_frame(path, again="dermstack oof")
+
+
+def test_a_full_disk_names_the_file_whoever_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy's error of a short write has neither number nor file."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+
+    def write() -> None:
+        with atomic(tmp_path / "z.npy") as temporary:
+            temporary.touch()
+            raise OSError("800 requested and 0 written")
+
+    with pytest.raises(OSError, match="0 written") as caught:
+        write()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "z.npy"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_run_can_be_set_aside(tmp_path: Path) -> None:
+    run = write_small(tmp_path / "run")
+    (run.folder / "run.json").write_text("{")
+    assert set_aside(run.folder, tmp_path / "old") == tmp_path / "old" / "run-damaged"

@@ -18,7 +18,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from stack.console import Out
-from stack.errors import ConfigError
+from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.studies import Objective, ended, open_study, read_studies, run_study
 
@@ -128,3 +128,17 @@ def test_a_torn_line_of_a_running_worker_is_left_alone(tmp_path: Path) -> None:
     before = journal.read_bytes()
     assert [len(study.values) for study in read_studies(experiment)] == [2]
     assert journal.read_bytes() == before
+
+
+def test_a_line_of_the_journal_that_changed_is_noticed(tmp_path: Path) -> None:
+    """A trial's value, say: the next trials would be drawn from it."""
+    experiment = opened(write_world(tmp_path))
+    study_of(experiment, tmp_path / "told", trials=3, workers=1)
+    path = experiment.folder / "studies" / "journal.log"
+    text = path.read_text()
+    for damaged in (text.replace('"values":[-0.', '"values":[-1.', 1), text.replace("{", "(", 1)):
+        assert damaged != text
+        path.write_text(damaged)
+        for read in (lambda: open_study(experiment, "slow"), lambda: read_studies(experiment)):
+            with pytest.raises(StoreError, match=rf"{path} is damaged .*: remove {path} and run `dermstack tune`"):
+                read()

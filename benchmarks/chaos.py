@@ -1,0 +1,116 @@
+"""Kill it, fill its disk, damage its files: `make chaos` prints, as Markdown, what was tried and what it survived.
+
+    python -m benchmarks.chaos [--seed 0] [--kills 60] [--only FAULT …] [--quick]
+
+Every fault ends with the same commands run again until the pipeline is complete: the submission, the predictions of the
+bundle and every run's out-of-fold and test files must have the bytes of the undisturbed world, and no row may be lost.
+Exit status 1 where something was not survived. The same seed draws the same moments, places and bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.chaos_damage import ARTEFACTS, DAMAGES, damage_studies, damaged, worlds_to_damage
+from benchmarks.chaos_disk import full_disk, may_mount, no_right, read_only
+from benchmarks.chaos_faults import (
+    Ground,
+    Tally,
+    asked_to_end,
+    killed,
+    lay_ground,
+    lock_of_the_dead,
+    shared_cache,
+    two_at_once,
+)
+
+Fault = Callable[[Ground, np.random.Generator, Tally], None]
+
+
+def faults(ground: Ground, kills: int, *, quick: bool, every_damage: bool) -> dict[str, Fault]:
+    """Each fault by name, with how often it is tried."""
+    some = 1 if quick else 4
+    among = {"group": kills * 3 // 4, "group with workers": kills // 10, "main": kills // 12}
+    among["worker"] = kills - sum(among.values())
+    chosen: dict[str, Fault] = {
+        "SIGKILL, one process": lambda g, rng, t: killed(g, rng, t, kills=among["group"], whom="group", n_jobs=1),
+        "SIGKILL, with its workers": lambda g, rng, t: killed(
+            g, rng, t, kills=among["group with workers"], whom="group", n_jobs=2
+        ),
+        "SIGKILL, all but its workers": lambda g, rng, t: killed(g, rng, t, kills=among["main"], whom="main", n_jobs=2),
+        "SIGKILL, one of its workers": lambda g, rng, t: killed(
+            g, rng, t, kills=among["worker"], whom="worker", n_jobs=2
+        ),
+        "SIGTERM": lambda g, rng, t: asked_to_end(g, rng, t, times=2 * some, number=signal.SIGTERM),
+        "Ctrl-C": lambda g, rng, t: asked_to_end(g, rng, t, times=2 * some, number=signal.SIGINT),
+        "no right to write": lambda g, rng, t: no_right(g, t),
+        "the same command twice at once": lambda g, rng, t: two_at_once(g, rng, t, times=some),
+        "two experiments, one cache": lambda g, rng, t: shared_cache(g, t),
+        "locks of a killed process": lambda g, rng, t: lock_of_the_dead(g, t, times=some),
+    }
+    if may_mount(ground.folder):
+        chosen["disk full"] = lambda g, rng, t: full_disk(g, rng, t, times=2 * some)
+        chosen["file system read-only"] = lambda g, rng, t: read_only(g, t, commands=some)
+    else:
+        print("disk full, file system read-only: left out, this user may not mount a tmpfs", file=sys.stderr)
+    files = ARTEFACTS[::9] if quick else ARTEFACTS
+    worlds = worlds_to_damage(ground)
+    for number, damage in enumerate(DAMAGES):
+        those = files if every_damage else files[number :: len(DAMAGES)]
+        chosen[f"a file {damage}"] = partial(damaged, worlds=worlds, files=those, damages=[damage])
+    if not quick:
+        chosen["a study's file damaged"] = damage_studies
+    return chosen
+
+
+def main() -> None:
+    """Try the faults, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=60, help="SIGKILLs, shared among its four kinds")
+    parser.add_argument("--only", nargs="*", help="faults whose name begins so")
+    parser.add_argument("--quick", action="store_true", help="each fault once, a ninth of the artefacts")
+    parser.add_argument(
+        "--every-damage", action="store_true", help="each artefact in each of the four ways, not in one"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dermstack-chaos-") as folder:
+        ground = lay_ground(Path(folder))
+        print(f"undisturbed: {sum(ground.seconds.values()):.0f} s", file=sys.stderr, flush=True)
+        tallies = []
+        for name, fault in faults(
+            ground, arguments.kills, quick=arguments.quick, every_damage=arguments.every_damage
+        ).items():
+            if arguments.only and not name.startswith(tuple(arguments.only)):
+                continue
+            tally, started = Tally(name), time.monotonic()
+            fault(ground, np.random.default_rng([arguments.seed, *name.encode()]), tally)
+            tallies.append(tally)
+            print(
+                f"{name}: {tally.survived} of {tally.tried}, {time.monotonic() - started:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+    print(table(tallies))
+    print(f"\n`python -m benchmarks.chaos {' '.join(sys.argv[1:])}`, seed {arguments.seed}")
+    sys.exit(any(tally.survived < tally.tried or tally.lost for tally in tallies))
+
+
+def table(tallies: list[Tally]) -> str:
+    """One row a fault, as Markdown."""
+    lines = ["| fault | tried | survived | of these after a refusal | lost rows |", "|---|---|---|---|---|"]
+    lines += [f"| {one.fault} | {one.tried} | {one.survived} | {one.refused} | {one.lost} |" for one in tallies]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

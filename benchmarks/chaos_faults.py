@@ -1,0 +1,247 @@
+"""What can happen to a run, made to happen: each time on a world of its own, which must end as if undisturbed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.chaos_world import Command, Ended, World, finish, new_world, run
+
+LINGERING_S = 3.0  # how long a worker may outlive its process: it looks for it five times a second
+
+
+@dataclass
+class Tally:
+    """Of one fault: how often it was tried and survived, and rows lost; says what went wrong when it does."""
+
+    fault: str
+    tried: int = 0
+    survived: int = 0
+    lost: int = 0
+    refused: int = 0  # how many survived by a refusal whose advice was followed
+
+    def add(self, what: str, failure: str | None, *, lost: int = 0, refused: bool = False) -> None:
+        self.tried += 1
+        self.survived += failure is None
+        self.lost += lost
+        self.refused += refused and failure is None
+        if failure is not None:
+            print(f"{self.fault}, {what}: {failure}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where faults are tried: a folder, the undisturbed outcome, how long that took, and worlds to start from."""
+
+    folder: Path
+    outcome: dict[str, str]
+    seconds: dict[str, float]  # of each command
+    finished: World
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def fresh(self, name: str, *, n_jobs: int = 1) -> World:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        return new_world(self.folder / name, n_jobs=n_jobs)
+
+    def judge(self, world: World) -> tuple[str | None, int]:
+        """Bring the world to its end; what is wrong with it, if anything, and how many rows are lost."""
+        ended = finish(world, self.log)
+        if ended.status:
+            return f"can't be resumed, status {ended.status}: {ended.said[-1500:]}", 0
+        return self.compare(world)
+
+    def compare(self, world: World) -> tuple[str | None, int]:
+        """What is wrong with a world that came to its end, and how many rows are lost."""
+        made, lost = world.outcome(), world.rows_lost()
+        other = sorted(name for name in {*made, *self.outcome} if made.get(name) != self.outcome.get(name))
+        return (f"other bytes in {', '.join(other)}" if other else None), lost
+
+
+def lay_ground(folder: Path) -> Ground:
+    """The undisturbed pipeline."""
+    world, seconds = new_world(folder / "undisturbed"), {}
+    run(["--help"], folder / "log.txt")  # the server imports before the clock runs
+    for arguments in world.commands():
+        started = time.monotonic()
+        ended = run(arguments, folder / "log.txt")
+        assert ended.status == 0, ended.said
+        seconds[arguments[0]] = time.monotonic() - started
+    with zipfile.ZipFile(world.folder / "bundle.zip") as archive:
+        archive.extractall(world.folder / "unpacked")
+    return Ground(folder, world.outcome(), seconds, world)
+
+
+def killed(ground: Ground, rng: np.random.Generator, tally: Tally, *, kills: int, whom: str, n_jobs: int) -> None:
+    """SIGKILL at ``kills`` random moments: to the whole group, the main process or one worker; up to 4 times a life."""
+    left, life = kills, 0
+    while left:
+        life += 1
+        world = ground.fresh("killed", n_jobs=n_jobs)
+        here = 0
+        while left and here < 4:
+            moment = float(rng.uniform(0, sum(ground.seconds.values()) * 0.6))
+            if not _kill_at(ground, world, moment, whom, rng):
+                break  # it had ended before
+            left, here = left - 1, here + 1
+        failure, lost = ground.judge(world)
+        for number in range(here):
+            tally.add(f"life {life}, kill {number + 1}", failure, lost=lost if number == 0 else 0)
+        if not here:  # the moments were too late for this world: as if it had not been
+            continue
+
+
+def _kill_at(ground: Ground, world: World, moment: float, whom: str, rng: np.random.Generator) -> bool:
+    """Start the pipeline and kill it so many seconds later; False where it has ended before."""
+    deadline = time.monotonic() + moment
+    for arguments in world.commands():
+        command = Command(arguments, ground.log)
+        ended = command.wait(max(0.0, deadline - time.monotonic()))
+        if ended is not None:
+            assert ended.status == 0, f"{arguments[0]}: {ended.said[-3000:]}"
+            continue
+        if whom == "worker":
+            return _kill_worker(command, rng)
+        command.send(signal.SIGKILL, group=whom == "group")
+        command.wait()
+        return True
+    return False
+
+
+def _kill_worker(command: Command, rng: np.random.Generator) -> bool:
+    """One of its workers, as soon as it has some; False where it ends without."""
+    while (ended := command.wait(0.02)) is None:
+        if workers := command.workers():
+            time.sleep(float(rng.uniform(0, 2)))
+            _kill(int(rng.choice(workers)))
+            ended = command.wait()
+            assert ended is not None
+            assert ended.clean, ended.said[-3000:]
+            return ended.status == 2
+    return False
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def asked_to_end(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int, number: int) -> None:
+    """SIGTERM to the main process, or Ctrl-C, which a terminal sends to the whole group."""
+    status = 128 + number
+    for trial in range(times):
+        world = ground.fresh("asked", n_jobs=1 + trial % 2)
+        command, failure = None, None
+        deadline = time.monotonic() + float(rng.uniform(0.3, sum(ground.seconds.values())))
+        for arguments in world.commands():
+            command = Command(arguments, ground.log)
+            if command.wait(max(0.3, deadline - time.monotonic())) is None:
+                break
+        assert command is not None
+        command.send(number, group=number == signal.SIGINT)
+        ended = command.wait(60)
+        if ended is None:
+            command.send(signal.SIGUSR1)
+            time.sleep(1)
+            failure = f"it went on for a minute: {ground.log.read_text()[-4000:]}"
+            command.send(signal.SIGKILL, group=True)
+            command.wait()
+        elif ended.status == 0:
+            continue  # it had ended before
+        elif ended.status != status or not ended.clean or "run the same command again" not in ended.said:
+            failure = f"status {ended.status}, said {ended.said[-3000:]}"
+        elif _outlived_by(command):
+            failure = f"workers {command.workers()} went on"
+        if failure is None:
+            failure, lost = ground.judge(world)
+            tally.add(f"trial {trial}", failure, lost=lost)
+        else:
+            tally.add(f"trial {trial}", failure)
+
+
+def _outlived_by(command: Command) -> bool:
+    deadline = time.monotonic() + LINGERING_S
+    while command.workers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(command.workers())
+
+
+def interrupted(ground: Ground, name: str, appears: str, *, command: int = 0) -> World:
+    """A world killed as soon as a file of this pattern is there, to be damaged in that state."""
+    shutil.rmtree(ground.folder / name, ignore_errors=True)
+    world = ground.finished.copy(ground.folder / name) if command else ground.fresh(name)
+    started = Command(world.commands()[command], ground.log)
+    while not list(world.folder.glob(appears)):
+        assert started.wait(0.002) is None, f"{appears} never came"
+    started.send(signal.SIGKILL, group=True)
+    started.wait()
+    assert list(world.folder.glob(appears)), f"{appears} went again"
+    return world
+
+
+def refusal(ended: Ended, wanted: str) -> str | None:
+    """What is wrong with a refusal; None where it is right, or where nothing stood in the way."""
+    if ended.status == 0:
+        return None
+    if ended.status != 2 or not ended.clean or wanted not in ended.said:
+        return f"status {ended.status}, said {ended.said[-3000:]}"
+    return None
+
+
+def two_at_once(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
+    """The same command twice: the second is refused, or waits; neither harms. And two experiments on one cache."""
+    for trial in range(times):
+        world = ground.fresh("twice")
+        which = trial % 2
+        if which:
+            ended = run(world.commands()[0], ground.log)
+            assert ended.status == 0, ended.said
+        first = Command(world.commands()[which], ground.log)
+        time.sleep(float(rng.uniform(0, ground.seconds["stack" if which else "oof"])))
+        second = Command(world.commands()[which], ground.folder / "second.txt")
+        ends = [first.wait(), second.wait()]
+        failure = None
+        for ended in ends:
+            assert ended is not None
+            failure = failure or refusal(ended, "another process is working on")
+        if failure is None and all(ended is not None and ended.status for ended in ends):
+            failure = "both were refused"
+        lost = 0
+        if failure is None:
+            failure, lost = ground.judge(world)
+        tally.add(f"trial {trial}", failure, lost=lost)
+
+
+def shared_cache(ground: Ground, tally: Tally) -> None:
+    """Two experiments fill one cache at the same time."""
+    worlds = [ground.fresh(name) for name in ("sharing", "sharing_too")]
+    for world in worlds:
+        path = world.folder / "chaos.yaml"
+        path.write_text(path.read_text().replace(str(world.folder / "cache"), str(ground.folder / "shared_cache")))
+    running = [Command(world.commands()[0], ground.folder / f"{world.folder.name}.txt") for world in worlds]
+    for command in running:
+        command.wait()
+    for world in worlds:
+        failure, lost = ground.judge(world)
+        tally.add(world.folder.name, failure, lost=lost)
+    shutil.rmtree(ground.folder / "shared_cache")
+
+
+def lock_of_the_dead(ground: Ground, tally: Tally, *, times: int) -> None:
+    """Killed while it holds its locks: the next one starts at once."""
+    for trial in range(times):
+        appears = f"runs/*/models/*/fold_0/{'state_0.pt' if trial % 2 else 'weights.safetensors'}"
+        world = interrupted(ground, "dead", appears)
+        failure, lost = ground.judge(world)
+        tally.add(f"trial {trial}", failure, lost=lost)

@@ -1,0 +1,232 @@
+"""A tiny world for faults: its whole pipeline, as processes that can be killed, and what must come out of it."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from joblib.externals.loky import process_executor
+
+from commands.cli import main
+from stack.intervals import bootstrap_scores, interval, paired_difference
+
+EXPERIMENT = "chaos"
+ROWS, TEST_ROWS, PIXELS = 96, 24, 32
+KEPT = ("oof.parquet", "test.parquet", "oof_z.npy", "test_z.npy", "anchor.parquet", "anchor_z.npy")  # of each run
+
+# The commands run in children of one server that has imported the libraries: what is killed is work, not imports.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "commands.cli", "image_models.fit", "pages.evidence", "serving.pack"])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit status (negative: a signal) and what it said."""
+
+    status: int
+    said: str
+
+    @property
+    def clean(self) -> bool:
+        """Whether it spoke to a user, and not to a programmer."""
+        return "Traceback" not in self.said
+
+
+@dataclass(frozen=True)
+class World:
+    """One folder with data, config and everything that the pipeline makes of them."""
+
+    folder: Path
+    tuned: bool = False  # whether a study chooses its stacker's parameters
+
+    @property
+    def experiment(self) -> Path:
+        return self.folder / "runs" / EXPERIMENT
+
+    def commands(self) -> list[list[str]]:
+        """The whole pipeline: image models, level 2 and blend, bundle, predictions for images as if they were new."""
+        config, bundle = ["-c", str(self.folder / "chaos.yaml")], str(self.folder / "bundle.zip")
+        data = self.folder.parent / "data"
+        tune, study = [], self.experiment / "studies" / "gbdt-gbdt.yaml"
+        if self.tuned:
+            tune = [["tune", "gbdt", *config, "-q", "--trials", "2"]]
+        chosen = ["--set", f"tuned={{gbdt: {{gbdt: {study}}}}}"] if self.tuned else []
+        images = ["--images", str(data / "images"), "--metadata", str(data / "test.csv")]
+        return [
+            ["oof", *config, "-q"],
+            *tune,
+            ["stack", *config, *chosen, "-q"],
+            ["bundle", *config, *chosen, "--out", bundle, "--replace", "-q"],
+            ["predict", "--bundle", bundle, *images, "--out", str(self.folder / "predictions.csv"), "-q"],
+        ]
+
+    def outcome(self) -> dict[str, str]:
+        """Digest of all that must be the same: submission, predictions, each run's out-of-fold and test files."""
+        files = [self.experiment / "submission.csv", self.folder / "predictions.csv"]
+        files += [
+            path for run in sorted(self.experiment.glob("models/*")) for name in KEPT if (path := run / name).exists()
+        ]
+        return {str(path.relative_to(self.folder)): _digest(path) for path in files}
+
+    def rows_lost(self) -> int:
+        """Rows that some run, the submission or the predictions lack, or have twice."""
+        runs = sorted(self.experiment.glob("models/*/oof.parquet"))
+        wanted = [(ROWS, pd.read_parquet(path)["id"]) for path in runs]
+        wanted += [(TEST_ROWS, pd.read_csv(self.experiment / "submission.csv")["image_name"])]
+        wanted += [(TEST_ROWS, pd.read_csv(self.folder / "predictions.csv")["id"])]
+        return sum(abs(number - ids.nunique()) + abs(number - len(ids)) for number, ids in wanted)
+
+    def copy(self, folder: Path) -> World:
+        """The same state in another folder, with a config of its own."""
+        shutil.copytree(self.folder, folder)
+        write_config(folder)
+        return replace(self, folder=folder)
+
+
+def new_world(folder: Path, *, n_jobs: int = 1) -> World:
+    """A world in which nothing has happened; the data lie beside it and are shared by all worlds there."""
+    from stack.demo_data import write_demo_data
+
+    data = folder.parent / "data"
+    if not data.exists():
+        write_demo_data(data, n_train=ROWS, n_test=TEST_ROWS, size=PIXELS, seed=1)
+    folder.mkdir()
+    write_config(folder, n_jobs=n_jobs)
+    return World(folder)
+
+
+def write_config(folder: Path, *, n_jobs: int = 1) -> None:
+    data = folder.parent / "data"
+    net = {"backbone": "test_resnet", "pretrained": False, "size": PIXELS, "batch_size": 16}
+    columns = {"id": "image_name", "group": "patient_id", "target": "target", "age": "age_approx", "sex": "sex"}
+    settings = {
+        "experiment": EXPERIMENT,
+        "runs": str(folder / "runs"),
+        "cache": str(folder / "cache"),
+        "threads": 1,
+        "n_jobs": n_jobs,
+        "data": {
+            "name": "chaos",
+            "train": str(data / "train.csv"),
+            "test": str(data / "test.csv"),
+            "sample_submission": str(data / "sample_submission.csv"),
+            "images": str(data / "images"),
+            "columns": columns | {"site": "anatom_site_general_challenge"},
+        },
+        "folds": {"k": 3},
+        "image_models": [
+            {**net, "name": "tiny", "epochs": 3, "metadata": ["age", "sex"]},
+            {**net, "name": "still", "frozen": True},
+        ],
+        "features": {"frozen_z": 4, "aligned_z": 3},
+        "stackers": [{"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 15, "patience": 5}}],
+        "blend": {"trials": 3},
+    }
+    (folder / "chaos.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+
+class Command:
+    """A command of dermstack in a process group of its own."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, *, bound: bool = False) -> None:
+        self.log = log
+        self.process: BaseProcess = _context.Process(target=_command, args=(list(arguments), str(log), bound))
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid: int = self.process.pid
+
+    def wait(self, seconds: float | None = None) -> Ended | None:
+        """How it ended; None where it is still running after ``seconds``."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            return None
+        said = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return Ended(self.process.exitcode, said)
+
+    def send(self, number: int, *, group: bool = False) -> None:
+        """A signal to the process, or to it and all its workers; nothing where it has ended."""
+        with suppress(ProcessLookupError):  # it has ended
+            if group:
+                os.killpg(self.pid, number)
+            else:
+                os.kill(self.pid, number)
+
+    def workers(self) -> list[int]:
+        """Processes that live and were started by this one, directly or not."""
+        return [pid for pid, group in _groups() if group == self.pid and pid != self.pid]
+
+
+def run(arguments: Sequence[str], log: Path, *, bound: bool = False) -> Ended:
+    """A command to its end."""
+    ended = Command(arguments, log, bound=bound).wait()
+    assert ended is not None
+    return ended
+
+
+def finish(world: World, log: Path) -> Ended:
+    """The whole pipeline; stops at the first command that refuses."""
+    for arguments in world.commands():
+        ended = run(arguments, log)
+        if ended.status:
+            break
+    return ended
+
+
+def _command(arguments: list[str], log: str, bound: bool) -> None:
+    os.setpgid(0, 0)
+    to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(to, 1)
+    os.dup2(to, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1)  # says in the log where it hangs
+    if bound:
+        _obey_permissions()
+    for function in (interval, paired_difference, bootstrap_scores):  # nothing that is compared depends on them
+        function.__kwdefaults__["draws"] = 40
+    sys.argv = ["dermstack", *arguments]
+    try:
+        main()
+    finally:
+        # An interpreter that ends asks loky's workers to end first; a process of multiprocessing waits for them before.
+        process_executor._python_exit()
+
+
+def _obey_permissions() -> None:
+    """Root may write anywhere. Without that capability the kernel asks the permission bits, as of every other user."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, sets)
+    for place in (0, 1):  # effective, permitted
+        sets[place] &= ~(1 << 1)  # CAP_DAC_OVERRIDE
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _groups() -> list[tuple[int, int]]:
+    """(pid, process group) of every process that lives."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields[0] != "Z":
+            found.append((int(path.parent.name), int(fields[2])))
+    return found
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "gone"

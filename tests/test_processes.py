@@ -1,0 +1,101 @@
+"""Worker processes end with the process that started them, and leave Ctrl-C to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from image_models.dataset import Batch, CachedImages, load
+from image_models.errors import ImageError
+
+PROGRAM = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from image_models.processes import end_workers, in_processes
+
+def work(folder, number):
+    (Path(folder) / f"{os.getpid()}.worker").touch()
+    for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 600):
+        time.sleep(0.1)
+    return number
+
+try:
+    made = list(in_processes([partial(work, sys.argv[1], number) for number in range(4)], 2))
+except KeyboardInterrupt:
+    end_workers()
+    sys.exit(130)
+assert made == [0, 1, 2, 3], made
+"""
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def started(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """The program and its two workers, each at its task."""
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while len(workers := list(folder.glob("*.worker"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process, [int(path.stem) for path in workers]
+
+
+def all_ended(pids: list[int]) -> bool:
+    for _ in range(600):
+        if not any(map(lives, pids)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_killed_process_end_in_the_middle_of_their_task(tmp_path: Path) -> None:
+    process, workers = started(tmp_path)
+    process.kill()
+    process.wait()
+    assert all_ended(workers)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_reaches_the_main_process_alone_and_ends_all(tmp_path: Path) -> None:
+    process, workers = started(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert (process.returncode, said) == (130, ""), "no worker has a word to say"
+    assert all_ended(workers)
+
+
+class Failing(CachedImages):
+    """Its second batch meets a damaged picture, or the end of its process."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(np.zeros((8, 4, 4, 3), np.uint8), np.arange(8))
+        self.how = how
+
+    def __getitem__(self, batch: list[int]) -> Batch:
+        if 4 in batch and self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 4 in batch:
+            raise ImageError("images.bin is damaged at the image i4: remove it")
+        return super().__getitem__(batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "said"), [("damaged", "^images.bin is damaged"), ("killed", "lower `workers`")])
+def test_what_a_loading_process_meets_is_one_message_without_traceback(how: str, said: str) -> None:
+    with pytest.raises(ImageError, match=said) as caught:
+        list(load(Failing(how), [[0, 1, 2, 3], [4, 5, 6, 7]], workers=1, pin=False))
+    assert "Traceback" not in str(caught.value)
