@@ -55,7 +55,7 @@ def test_an_audit_writes_what_the_page_and_a_spreadsheet_read(experiment: Experi
 
 
 def test_shuffles_need_a_frozen_model_and_say_so(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="--shuffles .* `frozen: true`"):
+    with pytest.raises(ConfigError, match=r"--shuffles .* `frozen: true`"):
         run_audit(experiment, QUIET, shuffles=5)
     assert read_findings(experiment) is None, "nothing is half-written"
     assert run_cli("audit", "-c", str(experiment.config_path), "--shuffles", "5", "-q") == 2
