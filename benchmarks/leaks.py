@@ -149,7 +149,7 @@ PLANTS = [
     Plant("duplicates in train and test", "five pictures copied over test pictures", planted.copies_in_test, pictures,
           "across train and test"),
     Plant("size of the file", "positives saved with less compression", planted.larger_files, pictures,
-          "bytes of the file tells the target"),
+          "bytes of the file tells the target", honest=planted.equal_files),
     Plant("a group that is none", "the patient of one row in thirty is 'unknown'", planted.few_unknown_patients, rows,
           "name says unknown"),
     Plant("groups in two folds", "a column of other folds in the csv, dealt by row", planted.folds_elsewhere, rows,

@@ -275,6 +275,15 @@ def larger_files(world: World) -> None:
             picture.save(folder / f"{name}.png", compress_level=1)
 
 
+def equal_files(world: World) -> None:
+    """All of one size, as the pictures that were generated are not: positives have more in them."""
+    folder = world.own_pictures()
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as picture:
+            picture.save(path.with_suffix(".bmp"))
+        path.unlink()
+
+
 def whole_patients(world: World) -> None:
     """All pictures of a patient have one target, else a leak by group would tell little."""
     rows = world.read("train")
