@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def _read_stored(path: Path) -> object:
 def _index_seeds() -> list[bytes]:
     from image_models.cache import INDEX_COLUMNS
 
-    row = {"id": ["a"], "offset": [0], "length": [192], "height": [8], "width": [8]}
+    row = {"id": ["a"], "offset": [0], "length": [192], "height": [8], "width": [8], "crc": [zlib.crc32(bytes(192))]}
     frame = pd.DataFrame({name: row.get(name, [1]) for name in INDEX_COLUMNS}).astype(INDEX_COLUMNS)
     return [frame.to_parquet()]
 

@@ -256,6 +256,8 @@ def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int, status: int, said: str
 ) -> None:
     ended = []
+    # A shell starts what it puts into the background with SIGINT ignored.
+    at_first = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work(experiment: object) -> None:
         try:
@@ -271,6 +273,7 @@ def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
     assert signal.getsignal(signal.SIGTERM) == before
     with locked(config_path.parent / "runs" / "small"):
         pass  # the lock is free
+    signal.signal(signal.SIGINT, at_first)
 
 
 def test_a_killed_worker_is_no_traceback(config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

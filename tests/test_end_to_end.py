@@ -136,7 +136,7 @@ def test_a_killed_fold_alone_is_made_again_with_the_same_bytes(
     monkeypatch.setattr(fit_module, "train_net", stop_in_the_third)
     assert run_cli("oof", "-c", str(config), "-q") == 130
     tiny = experiment(tmp_path) / "models" / "tiny"
-    kept = {path: path.stat().st_mtime_ns for fold in (0, 1) for path in tiny.glob(f"fold_{fold}/*.*")}
+    kept = {path: path.stat().st_mtime_ns for fold in (0, 1) for path in tiny.glob(f"fold_{fold}/[!.]*.*")}
     assert len(kept) == 6
     assert not (tiny / "fold_2" / "run.json").exists()
     assert run_cli("oof", "-c", str(config), "-q") == 0

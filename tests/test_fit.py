@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,15 @@ def cache(tmp_path: Path, rng: np.random.Generator) -> ImageCache:
     pixels.tofile(tmp_path / PIXELS)
     length = 32 * 32 * 3
     index = pd.DataFrame({"id": [f"i{row}" for row in range(N)], "offset": np.arange(N) * length, "length": length})
+    index = index.assign(crc=[zlib.crc32(picture) for picture in pixels])
     return ImageCache(tmp_path, 32, "square", "raw", index, pd.DataFrame())
+
+
+def change(cache: ImageCache, rows: Any, by: int) -> None:
+    """Darken pictures where they are kept, as if they had been others from the beginning."""
+    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
+    pixels[rows] //= by
+    cache.index["crc"] = [zlib.crc32(picture) for picture in pixels]
 
 
 def fold(cache: ImageCache, folder: Path, seeds: list[int], **changes: Any) -> FoldFit:
@@ -128,10 +137,9 @@ def test_a_fold_net_has_seen_its_training_rows_and_no_other(cache: ImageCache, t
         return (tmp_path / name / "weights.safetensors").read_bytes()
 
     before = weights("before")
-    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
-    pixels[np.concatenate([HELD, TEST])] //= 3
+    change(cache, np.concatenate([HELD, TEST]), by=3)
     assert weights("other pictures held out") == before
-    pixels[TRAIN[4]] = 0
+    change(cache, TRAIN[4], by=255)
     assert weights("one other training picture") != before
 
 
@@ -246,8 +254,7 @@ def test_rows_that_choose_the_epoch_are_not_trained_on(cache: ImageCache, tmp_pa
         return (tmp_path / name / "weights.safetensors").read_bytes()
 
     before = weights("before")
-    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
-    pixels[TRAIN[choose]] //= 2
+    change(cache, TRAIN[choose], by=2)
     assert weights("other pictures to choose on") == before
-    pixels[TRAIN[5]] //= 2
+    change(cache, TRAIN[5], by=2)
     assert weights("another picture to train on") != before

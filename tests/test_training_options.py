@@ -157,7 +157,7 @@ def test_a_damaged_state_is_refused_by_name(damage: str, pixels: np.ndarray, tmp
     else:
         content = bytearray(b"cos\nsystem\n(S'touch hacked'\ntR.")
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"state\.pt.* is damaged: delete it"):
+    with pytest.raises(ImageError, match=r"state\.pt.* is damaged: remove"):
         train(tiny(), images, state=path)
 
 
