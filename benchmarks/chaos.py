@@ -93,7 +93,10 @@ def main() -> None:
             if arguments.only and not name.startswith(tuple(arguments.only)):
                 continue
             tally, started = Tally(name), time.monotonic()
-            fault(ground, np.random.default_rng([arguments.seed, *name.encode()]), tally)
+            try:
+                fault(ground, np.random.default_rng([arguments.seed, *name.encode()]), tally)
+            except AssertionError as error:  # what nothing can go on after is one that was not survived
+                tally.add("ended there", str(error))
             tallies.append(tally)
             print(
                 f"{name}: {tally.survived} of {tally.tried}, {time.monotonic() - started:.0f} s",

@@ -122,8 +122,10 @@ def _kill_at(ground: Ground, world: World, moment: float, whom: str, rng: np.ran
 def _kill_worker(command: Command, rng: np.random.Generator) -> bool:
     """One of its workers, as soon as it has some; False where it ends without."""
     while (ended := command.wait(0.02)) is None:
-        if workers := command.workers():
+        if command.workers("LokyProcess"):
             time.sleep(float(rng.uniform(0, 2)))
+            if not (workers := command.workers("LokyProcess")):
+                continue
             _kill(int(rng.choice(workers)))
             ended = command.wait()
             assert ended is not None

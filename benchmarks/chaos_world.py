@@ -164,9 +164,10 @@ class Command:
             else:
                 os.kill(self.pid, number)
 
-    def workers(self) -> list[int]:
-        """Processes that live and were started by this one, directly or not."""
-        return [pid for pid, group in _groups() if group == self.pid and pid != self.pid]
+    def workers(self, called: str = "") -> list[int]:
+        """Processes that live and were started by this one, directly or not, with ``called`` in their command line."""
+        others = [pid for pid, group in _groups() if group == self.pid and pid != self.pid]
+        return [pid for pid in others if called in _command_line(pid)]
 
 
 def run(arguments: Sequence[str], log: Path, *, bound: bool = False) -> Ended:
@@ -226,6 +227,13 @@ def _groups() -> list[tuple[int, int]]:
         if fields[0] != "Z":
             found.append((int(path.parent.name), int(fields[2])))
     return found
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _digest(path: Path) -> str:
