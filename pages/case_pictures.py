@@ -15,7 +15,7 @@ from PIL import Image
 from pages.contact_sheet import Pixels, data_uri
 from stack.experiment import Experiment
 from stack.images import cache_at_hand
-from stack.store import Run
+from stack.store import Run, read_whole
 from tabular.dense import DenseMetadata
 
 if TYPE_CHECKING:  # the image half is an extra
@@ -103,6 +103,7 @@ def _heat(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) 
     from image_models.explain import pixel_risk_maps
     from image_models.stored import read_fold_nets
 
+    read_whole(run.folder)
     fold = run.frame("oof").set_index("id")["fold"].loc[list(ids)].to_numpy()
     table = experiment.table.train.set_index("id").loc[list(ids)].reset_index()
     made: dict[str, str] = {}

@@ -123,7 +123,8 @@ def _finished(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
 def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
     """Weights and encoders of every fold net; a frozen run's backbone once."""
     if run.meta["kind"] == "frozen":
-        _copy(run.folder / "backbone.safetensors", folder)
+        body = "backbone.safetensors"
+        _copy(run.checked(body) if body in run.meta["files"] else run.folder / body, folder)  # of an earlier dermstack
     for fold in range(folds):
         of_fold = read_run(run.folder / f"fold_{fold}")
         if of_fold is None:

@@ -19,7 +19,7 @@ from stack.intervals import interval
 from stack.matrix import Predictions, predictions_of
 from stack.metrics import auc_by_fold
 from stack.nested import blend_nested
-from stack.store import Run, atomic, fingerprint, read_run, set_aside, write_frame, write_run
+from stack.store import Run, atomic, fingerprint, read_run, read_whole, set_aside, write_frame, write_run
 from stack.submit import submission, submission_text
 from stack.threads import on_threads
 from stack.tuned import tuned_fingerprint, tuned_weights
@@ -38,6 +38,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")
         run = on_threads(experiment.config.threads, _blend, experiment, runs, inputs, out)
     else:
+        read_whole(folder)
         out.say("blend: complete, skipped")
     if len(experiment.table.test):
         _write_predictions(experiment, run)

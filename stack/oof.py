@@ -18,7 +18,7 @@ from stack.experiment import Experiment, write_rows
 from stack.fold_tasks import FoldTask, frozen_tasks, trained_tasks
 from stack.image_config import ImageModel
 from stack.labels import labels_of
-from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, set_aside, sha256
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_whole, set_aside, sha256
 from stack.task_runner import drop_unfinished, is_complete, put_together, run_tasks
 from stack.tuned import enabled_models
 
@@ -47,7 +47,7 @@ def run_image_models(
                     aside = set_aside(folder, experiment.old)
                 out.say(f"{model.name}: the old run is kept as {aside}")
             check_fresh(experiment, folder, inputs)
-            if read_run(folder):
+            if read_whole(folder):
                 drop_unfinished(folder)  # of a process that was killed before it could
                 out.say(f"{model.name}: complete, skipped")
                 continue

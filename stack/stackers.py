@@ -28,6 +28,7 @@ from stack.store import (
     named,
     prediction_frame,
     read_run,
+    read_whole,
     set_aside,
     write_run,
 )
@@ -48,6 +49,7 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
         folder = experiment.models / stacker.name
         run = read_run(folder)
         if run and run.meta["inputs"] == inputs[stacker.name]:
+            read_whole(folder)
             out.say(f"{stacker.name}: complete, skipped")
             continue
         if run and (aside := set_aside(folder, experiment.old)):

@@ -78,6 +78,20 @@ class Run:
         return path
 
 
+def read_whole(folder: Path) -> Run | None:
+    """`read_run`, with every file of the run and of its folds looked at: what no step reads today may be read one day.
+
+    Raises StoreError naming the file that has changed or is gone, what to remove and what to run.
+    """
+    run = read_run(folder)
+    parts = [run, *map(read_run, sorted(folder.glob("fold_*")))] if run else []
+    for part in parts:
+        if part is not None:
+            for file in part.meta["files"]:
+                part.checked(file)
+    return run
+
+
 def read_array(path: Path, *, again: str) -> NDArray[Any]:
     """A .npy file, memory-mapped, so that what its header claims is no memory; ``again`` is the error's next step.
 

@@ -109,7 +109,8 @@ def put_together(experiment: Experiment, task: FoldTask) -> Run:
         }
     features = [] if task.trains else [stored_features(folder, part) for part in ("train", "test")]
     seconds = round(sum(part.meta["seconds"] for part in (*folds, *features)), 1)
-    run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays)
+    backbone = sorted(folder.glob("*.safetensors"))  # a frozen run's, beside its folds
+    run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays, beside=backbone)
     drop_unfinished(folder)
     return run
 

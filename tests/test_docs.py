@@ -85,12 +85,19 @@ def test_a_command_that_is_mentioned_exists_with_its_options(where: str, code: s
     name, *words = code.split()
     known = {"--help"} if name == "<command>" else set()
     if name not in {"--help", "<command>"}:
-        known |= {written for parameter in commands()[name].params for written in parameter.opts}
+        known |= {
+            written for parameter in commands()[name].params for written in [*parameter.opts, *parameter.secondary_opts]
+        }
     assert {word for word in words if word.startswith("-")} <= known
 
 
 def test_an_option_that_is_mentioned_alone_is_one_of_some_command() -> None:
-    known = {written for command in commands().values() for parameter in command.params for written in parameter.opts}
+    known = {
+        written
+        for command in commands().values()
+        for parameter in command.params
+        for written in [*parameter.opts, *parameter.secondary_opts]
+    }
     for path in TEXTS:
         mentioned = {code.split()[0] for code in inline_code(path) if code.startswith("--")}
         assert mentioned <= known, named(path)

@@ -27,6 +27,7 @@ from stack.store import (
     read_frame,
     read_run,
     read_runs,
+    read_whole,
     set_aside,
     sha256,
     write_frame,
@@ -276,3 +277,16 @@ def test_a_damaged_run_can_be_set_aside(tmp_path: Path) -> None:
     run = write_small(tmp_path / "run")
     (run.folder / "run.json").write_text("{")
     assert set_aside(run.folder, tmp_path / "old") == tmp_path / "old" / "run-damaged"
+
+
+def test_a_whole_run_is_one_whose_folds_files_are_whole_too(tmp_path: Path) -> None:
+    assert read_whole(tmp_path / "net") is None
+    (tmp_path / "net" / "fold_1").mkdir(parents=True)
+    weights = tmp_path / "net" / "fold_1" / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    write_run(tmp_path / "net" / "fold_1", {"kind": "image"}, frames={}, beside=[weights])
+    write_run(tmp_path / "net", {"kind": "image"}, frames={"oof": prediction_frame(["a"], 0, np.zeros(1))})
+    assert read_whole(tmp_path / "net") is not None
+    weights.write_bytes(b"weighty")
+    with pytest.raises(StoreError, match=r"weights.safetensors is damaged: remove .*net and run `dermstack oof` again"):
+        read_whole(tmp_path / "net")
