@@ -102,7 +102,7 @@ def new_world(folder: Path, *, n_jobs: int = 1) -> World:
 
     data = folder.parent / "data"
     if not data.exists():
-        write_demo_data(data, n_train=ROWS, n_test=TEST_ROWS, size=PIXELS, seed=1)
+        write_demo_data(data, n_train=ROWS, n_test=TEST_ROWS, size=PIXELS, seed=6)
     folder.mkdir()
     write_config(folder, n_jobs=n_jobs)
     return World(folder)
