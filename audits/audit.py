@@ -11,9 +11,9 @@ from audits.acquisition import acquisition_findings
 from audits.finding import Finding
 from audits.pictures import pair_kinds, picture_findings
 from audits.proxies import proxy_findings
-from audits.record import read_part, write_parts
+from audits.record import read_findings, read_part, write_parts
 from audits.rows import row_findings
-from audits.runs import run_findings
+from audits.runs import is_fresh, run_findings
 from audits.second_look import second_look, second_look_finding
 from audits.shift import drift_findings
 from stack.acquisition import FILE as ACQUISITION_FILE
@@ -64,25 +64,27 @@ def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> li
     What `dermstack audit` found of pictures and shuffles stays as it is. Returns the findings of all.
     """
     inputs = _inputs(experiment, runs)
-    if (known := read_part(experiment, ROWS_AND_RUNS, inputs)) is None:
-        out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-        known = _look_at_rows_and_runs(experiment, runs)
-    return write_parts(experiment, {ROWS_AND_RUNS: (inputs, known)})
+    if read_part(experiment, ROWS_AND_RUNS, inputs) is not None:
+        return read_findings(experiment) or []
+    out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
+    return write_parts(experiment, {ROWS_AND_RUNS: (inputs, _look_at_rows_and_runs(experiment, runs))})
 
 
 def _look_at_rows_and_runs(
     experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
 ) -> list[Finding]:
     """``sizes`` of the pictures where they were just looked at, else what an earlier step wrote down of them."""
-    doubtful = second_look(experiment, runs)
+    fresh = [run for run in runs if is_fresh(experiment, run)]
+    level2 = [run for run in experiment.finished(level=2) if is_fresh(experiment, run)]
+    doubtful = second_look(experiment, fresh)
     with atomic(experiment.folder / SECOND_LOOK) as temporary:
         doubtful.to_csv(temporary, index=False)
-    doubt = second_look_finding(doubtful, len(experiment.target), runs)
+    doubt = second_look_finding(doubtful, len(experiment.target), fresh)
     return [
         *row_findings(experiment),
         *proxy_findings(experiment),
         *drift_findings(experiment),
-        *acquisition_findings(experiment, sizes, runs),
+        *acquisition_findings(experiment, sizes, level2 or fresh),
         *run_findings(experiment, runs),
         *([doubt] if doubt else []),
     ]

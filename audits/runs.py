@@ -30,7 +30,7 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     Whether they did is asked of runs imported with what every net says of every row; a hint is given of other imported
     runs. Runs that were made for other rows or folds are named and left out.
     """
-    fresh = [run for run in runs if _is_fresh(experiment, run)]
+    fresh = [run for run in runs if is_fresh(experiment, run)]
     found = [_stale(run) for run in runs if run not in fresh]
     for run in fresh:
         if run.has("all_rows"):
@@ -195,7 +195,8 @@ def _same_parts(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
     return len(pairs) == pairs["a"].nunique() == pairs["b"].nunique()
 
 
-def _is_fresh(experiment: Experiment, run: Run) -> bool:
+def is_fresh(experiment: Experiment, run: Run) -> bool:
+    """Whether the run was made for the rows and folds that the experiment has now."""
     made_for = run.meta.get("inputs", {}).get("rows or folds", experiment.rows_fingerprint)
     return bool(made_for == experiment.rows_fingerprint and (_rows(experiment, run.frame("oof")) >= 0).all())
 

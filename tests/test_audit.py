@@ -54,6 +54,14 @@ def test_an_audit_writes_what_the_page_and_a_spreadsheet_read(experiment: Experi
     assert list(pd.read_csv(experiment.folder / "second_look.csv"))[:2] == ["id", "target"]
 
 
+def test_a_run_made_for_other_rows_is_named_and_the_rest_is_looked_at(experiment: Experiment) -> None:
+    train = experiment.config.data.train
+    pd.read_csv(train, dtype=str, keep_default_na=False).iloc[3:].to_csv(train, index=False)
+    findings = run_audit(opened(experiment.config_path), QUIET).findings
+    assert "net: not looked at" in [finding.what for finding in findings]
+    assert len(findings) > 3
+
+
 def test_shuffles_need_a_frozen_model_and_say_so(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"--shuffles .* `frozen: true`"):
         run_audit(experiment, QUIET, shuffles=5)
