@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from image_models.whole import whole
 from stack.errors import StoreError
 
 RUN_FILE = "run.json"
@@ -239,10 +240,10 @@ def read_frame(path: Path, *, again: str) -> pd.DataFrame:
     """What `write_frame` wrote. Raises StoreError for a damaged file, with what to run ``again``."""
     try:
         frame = pd.read_parquet(path)
-        whole = frame.attrs.pop(_DIGEST, None) in (None, _frame_digest(frame))  # None: of an earlier dermstack
+        is_whole = frame.attrs.pop(_DIGEST, None) in (None, _frame_digest(frame))  # None: of an earlier dermstack
     except NO_FRAME as error:
         raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{again}`") from error
-    if not whole:
+    if not is_whole:
         raise StoreError(f"{path} is damaged, it isn't what its digest says: remove it and run `{again}`")
     return frame
 
@@ -258,16 +259,11 @@ def atomic(path: Path) -> Iterator[Path]:
     An OSError of what is written names ``path``, whatever library wrote it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole(path) as temporary:
+            yield temporary
     except OSError as error:
         raise named(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def named(error: OSError, path: Path) -> OSError:
@@ -280,13 +276,13 @@ def named(error: OSError, path: Path) -> OSError:
 
 def _again(folder: Path, step: str | None = None) -> str:
     """What to remove and run: a fold is made again with its run, once that is complete."""
-    whole = folder.parent if (folder.parent / RUN_FILE).exists() else folder
+    run = folder.parent if (folder.parent / RUN_FILE).exists() else folder
     if step is None:
         return (
-            f"remove {whole} and run the step again (`dermstack oof` for an image model, `dermstack import-oof` for an "
+            f"remove {run} and run the step again (`dermstack oof` for an image model, `dermstack import-oof` for an "
             "imported one, `dermstack stack` for the rest)"
         )
-    return f"remove {whole} and run {step} again"
+    return f"remove {run} and run {step} again"
 
 
 def _short(error: BaseException) -> str:
