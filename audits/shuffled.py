@@ -28,9 +28,9 @@ from stack.experiment import Experiment
 from stack.fold_matrix import fold_matrix, inner_rows
 from stack.folds import Folds
 from stack.matrix import Predictions, standardised
-from stack.null import auc_within
+from stack.null import auc_within, shuffle_targets
 from stack.store import Run
-from stack.table import Table, shuffle_targets
+from stack.table import Table
 from stack.threads import on_threads, run_folds
 from tabular.models import fit_bag
 
@@ -132,15 +132,9 @@ def shuffled_findings(made: Shuffled) -> list[Finding]:
 
 
 def exchanged(experiment: Experiment, *, seed: int) -> Experiment:
-    """The same with target vectors exchanged between split_groups of equal size, in a random order within each."""
-    groups = experiment.split_group
-    drawn = shuffle_targets(experiment.table.train, groups, seed=seed)
-    codes, _ = pd.factorize(groups)
-    rows = np.argsort(codes, kind="stable")
-    mixed = np.lexsort((np.random.default_rng(seed).random(len(codes)), codes))
-    target = np.empty_like(experiment.target)
-    target[rows] = drawn["target"].to_numpy()[mixed]
-    return replace(experiment, table=Table(drawn.assign(target=target), experiment.table.test))
+    """The same with shuffled targets."""
+    drawn = shuffle_targets(experiment.table.train, experiment.split_group, seed=seed)
+    return replace(experiment, table=Table(drawn, experiment.table.test))
 
 
 def _one(experiment: Experiment, name: str, z: Logits, seed: int) -> tuple[float, float]:

@@ -17,10 +17,11 @@ from stack.console import Out
 from stack.errors import DataError
 from stack.external import read_external
 from stack.folds import Folds, make_folds
+from stack.null import shuffle_targets
 from stack.pictures import Decided, read_decided, write_decided
 from stack.reading import check_header
 from stack.store import Run, fingerprint, frame_fingerprint, read_runs, write_frame, write_json
-from stack.table import Table, read_table, shuffle_targets
+from stack.table import Table, read_table
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def open_experiment(
 
     ``decided`` is what the pictures decided about the rows; left out, what was written down before. With
     ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``: the same in all but the targets, which are
-    exchanged between split_groups of equal size (what it must score is in `stack.null`).
+    exchanged between split_groups of equal size (`stack.null` does it, and says what it must score).
     """
     data = config.data
     name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment

@@ -1,4 +1,4 @@
-"""What chance looks like after `--shuffle-target`: AUC among rows whose split_groups are of equal size.
+"""What chance looks like: targets shuffled among split_groups, and the AUC that must then be 0.5.
 
 Target vectors are exchanged between groups of equal size only, so the number of images of a group goes on
 predicting the target (AUC 0.70 on HAM10000), and a net that sees that number in the pictures scores above 0.5
@@ -11,10 +11,34 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from stack.errors import DataError
 from stack.intervals import Interval
 from stack.metrics import auc
 
 Floats = NDArray[np.float64]
+
+
+def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
+    """Return `train` with target vectors exchanged at random between split_groups of equal size, and mixed within.
+
+    `split_group` (n,) in the order of the rows. A group's targets stay together, so that a leak by group still shows; a
+    shuffle by row would hide it. Their order is drawn: a group whose size is unique keeps its targets, and where its
+    rows lie sorted by target each would keep its own.
+    """
+    codes, _ = pd.factorize(np.asarray(split_group, dtype=object), sort=True)
+    if len(codes) != len(train):
+        raise DataError(f"{len(codes)} split_groups for {len(train)} rows: give one for each row of the table")
+    rng = np.random.default_rng(seed)
+    rows = np.argsort(codes, kind="stable")
+    sizes = np.bincount(codes)
+    starts = np.cumsum(sizes) - sizes
+    origin = np.arange(len(train))
+    for size in np.unique(sizes):
+        members = rows[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
+        origin[members] = rng.permuted(rng.permutation(members), axis=1)
+    # The diagnosis says what the target is, and goes where it goes.
+    exchanged = [column for column in ("target", "diagnosis") if column in train]
+    return train.assign(**{column: train[column].to_numpy()[origin] for column in exchanged})
 
 
 def auc_equal_size(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 200, seed: int = 0) -> Interval:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from stack.errors import ConfigError, DataError
 from stack.reading import check_header
@@ -111,28 +111,6 @@ def read_cells(path: Path) -> pd.DataFrame:
     if raw is None:
         raise DataError("\n".join(faults))
     return raw
-
-
-def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
-    """Return `train` with target vectors exchanged at random between split_groups of equal size.
-
-    `split_group` (n,) in the order of the rows. A group's targets stay together, in row order, so that a leak
-    by group still shows; a shuffle by row would hide it. A group whose size is unique keeps its targets.
-    """
-    codes, _ = pd.factorize(np.asarray(split_group, dtype=object), sort=True)
-    if len(codes) != len(train):
-        raise DataError(f"{len(codes)} split_groups for {len(train)} rows: give one for each row of the table")
-    rng = np.random.default_rng(seed)
-    rows = np.argsort(codes, kind="stable")
-    sizes = np.bincount(codes)
-    starts = np.cumsum(sizes) - sizes
-    origin = np.arange(len(train))
-    for size in np.unique(sizes):
-        members = rows[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
-        origin[members] = rng.permutation(members)
-    # The diagnosis says what the target is, and goes where it goes.
-    exchanged = [column for column in ("target", "diagnosis") if column in train]
-    return train.assign(**{column: train[column].to_numpy()[origin] for column in exchanged})
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:

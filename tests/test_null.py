@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stack.null import auc_equal_size, auc_within
-from stack.table import shuffle_targets
+from stack.errors import DataError
+from stack.null import auc_equal_size, auc_within, shuffle_targets
 
 
 def world(rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -45,3 +47,55 @@ def test_pairs_within_strata_are_counted_one_by_one(rng: np.random.Generator) ->
              if y[i] > y[j] and stratum[i] == stratum[j]]  # fmt: skip
     assert auc_within(y, s, stratum) == pytest.approx(np.mean(pairs))
     assert np.isnan(auc_within(y, s, np.arange(60)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1)), min_size=1, max_size=60), st.integers(0, 5))
+def test_shuffled_targets_of_a_group_stay_together_and_only_go_to_groups_of_equal_size(
+    rows: list[tuple[int, int]], seed: int
+) -> None:
+    groups = np.array([f"g{group}" for group, _ in rows])
+    train = pd.DataFrame({"id": [f"i{i}" for i in range(len(rows))], "target": np.array([y for _, y in rows], np.int8)})
+    before = train.copy()
+    after = shuffle_targets(train, groups, seed=seed)
+    pd.testing.assert_frame_equal(train, before)
+    pd.testing.assert_series_equal(after["id"], before["id"])
+    assert after["target"].dtype == np.int8
+
+    def vectors(target: pd.Series) -> list[tuple[int, int]]:
+        by_group = target.groupby(groups)
+        return sorted(zip(by_group.size(), by_group.sum(), strict=True))
+
+    assert vectors(after["target"]) == vectors(before["target"])
+
+
+def test_shuffled_targets_lie_in_any_order_within_a_group() -> None:
+    """A group of a unique size keeps its targets: sorted as they lie, each row would keep its own."""
+    train = pd.DataFrame({"target": np.repeat([1, 0], [30, 90])})
+    kept = [(shuffle_targets(train, np.zeros(120), seed=s)["target"] == train["target"]).mean() for s in range(40)]
+    assert abs(np.mean(kept) - (0.25**2 + 0.75**2)) < 0.02
+
+
+def test_shuffling_breaks_the_link_between_a_group_and_its_target() -> None:
+    groups = np.repeat([f"g{i}" for i in range(400)], 3)
+    target = np.repeat(np.arange(400) % 2, 3).astype(np.int8)
+    train = pd.DataFrame({"target": target})
+    agreement = [(shuffle_targets(train, groups, seed=s)["target"] == target).mean() for s in range(40)]
+    assert abs(np.mean(agreement) - 0.5) < 5 * 0.5 / np.sqrt(400 * 40)
+    again = shuffle_targets(train, groups, seed=1)
+    pd.testing.assert_frame_equal(again, shuffle_targets(train, groups, seed=1))
+    assert not again.equals(shuffle_targets(train, groups, seed=2))
+
+
+def test_shuffle_wants_one_split_group_a_row() -> None:
+    with pytest.raises(DataError, match="2 split_groups for 3 rows"):
+        shuffle_targets(pd.DataFrame({"target": [0, 1, 0]}), ["a", "b"], seed=0)
+
+
+def test_a_shuffled_diagnosis_goes_with_its_target() -> None:
+    """Left behind, it would tell a model with `target: diagnosis` what the target was."""
+    target = np.tile([0, 1, 0], 40)
+    train = pd.DataFrame({"target": target, "diagnosis": np.where(target == 1, "melanoma", "nevus")})
+    shuffled = shuffle_targets(train, np.arange(120).astype(str), seed=0)
+    assert (shuffled["target"] != train["target"]).any()
+    assert (shuffled["diagnosis"] == np.where(shuffled["target"] == 1, "melanoma", "nevus")).all()

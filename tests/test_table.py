@@ -3,11 +3,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stack.errors import ConfigError, DataError
-from stack.table import read_new_frame, read_table, shuffle_targets
+from stack.table import read_new_frame, read_table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years", "sex": "sex", "site": "where"}
@@ -221,41 +219,6 @@ def test_the_column_mapping_is_checked(tmp_path: Path) -> None:
         read_table(train, None, columns=COLUMNS | {"sitee": "where"})
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1)), min_size=1, max_size=60), st.integers(0, 5))
-def test_shuffled_target_vectors_only_change_hands_between_groups_of_equal_size(
-    rows: list[tuple[int, int]], seed: int
-) -> None:
-    groups = np.array([f"g{group}" for group, _ in rows])
-    train = pd.DataFrame({"id": [f"i{i}" for i in range(len(rows))], "target": np.array([y for _, y in rows], np.int8)})
-    before = train.copy()
-    after = shuffle_targets(train, groups, seed=seed)
-    pd.testing.assert_frame_equal(train, before)
-    pd.testing.assert_series_equal(after["id"], before["id"])
-    assert after["target"].dtype == np.int8
-
-    def vectors(target: pd.Series) -> list[tuple[int, ...]]:
-        return sorted(tuple(target.to_numpy()[groups == name].tolist()) for name in np.unique(groups))
-
-    assert vectors(after["target"]) == vectors(before["target"])  # as multisets; the length is in the vector
-
-
-def test_shuffling_breaks_the_link_between_a_group_and_its_target() -> None:
-    groups = np.repeat([f"g{i}" for i in range(400)], 3)
-    target = np.repeat(np.arange(400) % 2, 3).astype(np.int8)
-    train = pd.DataFrame({"target": target})
-    agreement = [(shuffle_targets(train, groups, seed=s)["target"] == target).mean() for s in range(40)]
-    assert abs(np.mean(agreement) - 0.5) < 5 * 0.5 / np.sqrt(400 * 40)
-    again = shuffle_targets(train, groups, seed=1)
-    pd.testing.assert_frame_equal(again, shuffle_targets(train, groups, seed=1))
-    assert not again.equals(shuffle_targets(train, groups, seed=2))
-
-
-def test_shuffle_wants_one_split_group_a_row() -> None:
-    with pytest.raises(DataError, match="2 split_groups for 3 rows"):
-        shuffle_targets(pd.DataFrame({"target": [0, 1, 0]}), ["a", "b"], seed=0)
-
-
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real tables are not at ../shared/data")
 @pytest.mark.parametrize(
     ("name", "group", "rows", "positives", "groups"),
@@ -275,15 +238,6 @@ def test_published_tables_are_read_whole(
     raw = pd.read_csv(DATA / name / "train.csv")
     missing = raw[["age_approx", "sex", "anatom_site_general_challenge"]].isna().to_numpy()
     np.testing.assert_array_equal(table.train[["age", "sex", "site"]].isna().to_numpy(), missing)
-
-
-def test_a_shuffled_diagnosis_goes_with_its_target() -> None:
-    """Left behind, it would tell a model with `target: diagnosis` what the target was."""
-    target = np.tile([0, 1, 0], 40)
-    train = pd.DataFrame({"target": target, "diagnosis": np.where(target == 1, "melanoma", "nevus")})
-    shuffled = shuffle_targets(train, np.arange(120).astype(str), seed=0)
-    assert (shuffled["target"] != train["target"]).any()
-    assert (shuffled["diagnosis"] == np.where(shuffled["target"] == 1, "melanoma", "nevus")).all()
 
 
 def test_new_rows_say_what_they_lack_and_stand_alone_without_a_group(tmp_path: Path) -> None:
