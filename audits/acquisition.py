@@ -15,7 +15,7 @@ from audits.finding import Finding
 from stack.acquisition import with_acquisition
 from stack.experiment import Experiment
 from stack.intervals import Interval, paired_difference
-from stack.matrix import places_of
+from stack.join import places_in_run
 from stack.metrics import auc
 from stack.store import Run
 
@@ -109,7 +109,7 @@ def added(experiment: Experiment, run: Run, values: pd.Series) -> tuple[float, I
     """AUC of the run's logit and a fact (n,) in a cross-fitted logistic regression, and how much more that is than
     without the fact: a paired difference by group."""
     oof = run.frame("oof")
-    place = places_of(run, oof["id"], experiment.table.train["id"], "oof")
+    place = places_in_run(run, oof["id"], experiment.table.train["id"], "oof")
     rows = np.flatnonzero(place >= 0)
     y, group = experiment.target[rows], experiment.split_group[rows]
     fold = experiment.folds.frame["fold"].to_numpy()[rows]

@@ -48,7 +48,7 @@ def held_out_of(experiment: Experiment, run: Run, runs: Sequence[Run] = ()) -> H
     """
     oof = run.frame("oof")
     scores = run.frame("all_rows").pivot(index="id", columns="fold", values="logit").loc[oof["id"]]
-    rows = _rows(experiment, oof)
+    rows = experiment.rows_of(oof["id"])
     fold = oof["fold"].to_numpy()
     ours = experiment.folds.frame.set_index("id")["fold"]
     known = {"the experiment's folds": ours} | {
@@ -125,7 +125,7 @@ def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> l
 
 def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval | None:
     scores = pd.concat([_by_net(one.frame("oof")).rename(one.name) for one in (run, *others)], axis=1, join="inner")
-    places = pd.Index(experiment.table.train["id"]).get_indexer(scores.index)
+    places = experiment.rows_of(scores.index)
     frame, fold = experiment.table.train.iloc[places], experiment.folds.frame["fold"].to_numpy()[places]
     y, k = experiment.target[places], experiment.folds.k
     explained = np.empty(len(y))
@@ -153,7 +153,7 @@ def _shift_findings(experiment: Experiment, run: Run) -> list[Finding]:
     oof = run.frame("oof")
     if oof["fold"].nunique() < 2:
         return []
-    rows = _rows(experiment, oof)
+    rows = experiment.rows_of(oof["id"])
     ranked = oof.groupby("fold")["logit"].rank(pct=True)
     try:
         found = clustered_auc(
@@ -184,11 +184,6 @@ def _by_net(oof: pd.DataFrame) -> pd.Series[float]:
     return ((oof["logit"] - by_net.transform("mean")) / spread).set_axis(oof["id"])
 
 
-def _rows(experiment: Experiment, oof: pd.DataFrame) -> NDArray[np.intp]:
-    rows: NDArray[np.intp] = pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])
-    return rows
-
-
 def _same_parts(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
     """Whether two columns of labels part the rows alike, whatever the labels."""
     pairs = pd.DataFrame({"a": a, "b": b}).drop_duplicates()
@@ -198,7 +193,9 @@ def _same_parts(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
 def is_fresh(experiment: Experiment, run: Run) -> bool:
     """Whether the run was made for the rows and folds that the experiment has now."""
     made_for = run.meta.get("inputs", {}).get("rows or folds", experiment.rows_fingerprint)
-    return bool(made_for == experiment.rows_fingerprint and (_rows(experiment, run.frame("oof")) >= 0).all())
+    return bool(
+        made_for == experiment.rows_fingerprint and run.frame("oof")["id"].isin(experiment.table.train["id"]).all()
+    )
 
 
 def _stale(run: Run) -> Finding:

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from audits.finding import Finding
 from stack.experiment import Experiment
-from stack.matrix import places_of, predictions_of, standardised
+from stack.join import places_in_run
+from stack.matrix import predictions_of, standardised
 from stack.store import Run
 
 COLUMNS = ("id", "target", "doubt", "p", "neighbours", "like")
@@ -142,7 +143,7 @@ def _sample(y: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.intp
 def _space(run: Run, ids: pd.Series, rows: NDArray[np.intp]) -> Space:
     """The run's embeddings of these table rows, centred within each net; of a frozen backbone there is one."""
     oof = run.frame("oof")
-    place = places_of(run, oof["id"], ids, "oof")[rows]
+    place = places_in_run(run, oof["id"], ids, "oof")[rows]
     z = np.asarray(run.array("oof_z")[place], np.float32)
     net = np.zeros(len(rows), np.intp) if run.meta["kind"] == "frozen" else oof["fold"].to_numpy(np.intp)[place]
     for one in np.unique(net):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from audits.alone import alone
 from pages.contact_sheet import data_uri, pick, tiles
 from pages.eda_panels import panels
 from pages.eda_tables import crossed, drifted, duplicated, fold_rows, grouped, missing, ranked, sized
@@ -84,7 +85,7 @@ def eda_html(
     apart = _drift(table, seed=seed) if len(table.test) else None
     sizes = picture_sizes(train) if pictures else None
     groups = group_sizes(train)
-    ranking = shortcuts(train, {"images of the group": _group_size(train), **_size_facts(train)})
+    ranking = _ranking(train, folds)
     templates = environment()
     templates.filters["count"] = lambda value: f"{value:,}"
     return templates.get_template("eda.html.j2").render(
@@ -182,6 +183,21 @@ def _group_size(rows: pd.DataFrame) -> NDArray[np.float64]:
 
 def _size_facts(rows: pd.DataFrame) -> dict[str, Any]:
     return {words: rows[column] for column, words in PICTURE_FACTS.items() if column in rows}
+
+
+def _ranking(train: pd.DataFrame, folds: Folds | None) -> pd.DataFrame:
+    """`survey.shortcuts`, and with folds `shape_auc`, `shape_low`, `shape_high` of what each value's rate tells."""
+    facts = {"images of the group": _group_size(train), **_size_facts(train)}
+    table = shortcuts(train, facts)
+    if folds is None or table["low"].isna().any():  # no interval: too few groups hold a positive
+        return table
+    fold, group = folds.frame["fold"], folds.frame["split_group"]
+    looked = [alone(fact, pd.Series(values), train["target"], fold, group).learned for fact, values in facts.items()]
+    return table.assign(
+        shape_auc=[one.value for one in looked],
+        shape_low=[one.low for one in looked],
+        shape_high=[one.high for one in looked],
+    )
 
 
 def _sheet(train: pd.DataFrame, pictures: Pictures, *, each: int, seed: int) -> list[tuple[str, list[Any]]]:

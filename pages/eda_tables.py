@@ -93,15 +93,17 @@ def sized(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
 
 
 def ranked(shortcuts: pd.DataFrame) -> Grid:
-    """`survey.shortcuts`."""
+    """`survey.shortcuts`, where it is known with the AUC of any shape beside that of ranks."""
+    shapes = "shape_auc" in shortcuts
     rows = []
     for line in shortcuts.to_dict("records"):
-        auc = f"{line['auc']:.3f}"
-        if math.isfinite(line["low"]):
-            auc += f" ({line['low']:.3f} to {line['high']:.3f})"
+        aucs = [_with_interval(line["auc"], line["low"], line["high"])]
+        if shapes:
+            aucs.append(_with_interval(line["shape_auc"], line["shape_low"], line["shape_high"]))
         medians = [f"{line[label]:,.0f}" for label in ("negatives", "positives")]
-        rows.append([Cell(text) for text in (line["fact"], *medians, line["direction"], auc)])
+        rows.append([Cell(text) for text in (line["fact"], *medians, line["direction"], *aucs)])
     heads = ["fact", "median, negative", "median, positive", "positives are", "AUC (95 % interval)"]
+    heads += ["AUC of any shape"] if shapes else []
     return Grid([(head, head not in {"fact", "positives are"}) for head in heads], rows)
 
 
@@ -156,6 +158,10 @@ def _grid(
             cells.append(Cell(_number(value, ".2%" if name in percent else ".2f"), shade))
         rows.append([cells[0]._replace(text=_breakable(cells[0].text)), *cells[1:]])
     return Grid([(text, pd.api.types.is_numeric_dtype(frame[name])) for name, text in heads.items()], rows)
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if math.isfinite(low) else "")
 
 
 def _number(value: object, form: str) -> str:

@@ -65,7 +65,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
     name_of = str if show_ids else _codes(experiment)
     level1 = [run for run in runs if run.meta["level"] == 1]
     sections = {
-        "explorer": explorer(data.y, oof["p_calibrated"], _split_group(experiment, oof)),
+        "explorer": explorer(data.y, oof["p_calibrated"], experiment.split_group[experiment.rows_of(oof["id"])]),
         "hard-cases": hard_cases(experiment, blend, runs, name_of=name_of, no_images=not images),
         "second-look": second_look_section(experiment, level1, name_of=name_of, no_images=not images),
     }
@@ -86,8 +86,8 @@ def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
 def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *, show_ids: bool = False) -> ReportData:
     """Everything the page says of this blend and its ``runs``, on the rows that it covers."""
     oof = blend.frame("oof")
-    rows = pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])
-    y, split_group = experiment.target[rows], _split_group(experiment, oof)
+    rows = experiment.rows_of(oof["id"])
+    y, split_group = experiment.target[rows], experiment.split_group[rows]
     objective = experiment.config.objective
     table = run_table(experiment, runs)
     best = runs[int(table[objective].argmax())]
@@ -150,11 +150,6 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             **{run.name: run.meta["fingerprint"] for run in [*runs, blend]},
         },
     )  # fmt: skip
-
-
-def _split_group(experiment: Experiment, oof: pd.DataFrame) -> NDArray[np.object_]:
-    groups: NDArray[np.object_] = experiment.split_group[pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])]
-    return groups
 
 
 def _codes(experiment: Experiment) -> Callable[[str], str]:

@@ -40,7 +40,7 @@ def hard_cases(
     not at hand, the cases are a table. Raises ImageError for weights that can't be read.
     """
     oof = blend.frame("oof")
-    rows = pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])
+    rows = experiment.rows_of(oof["id"])
     oof = oof.assign(target=experiment.target[rows], split_group=experiment.split_group[rows])
     missed, alarms = most_wrong(oof, each=each)
     ids = [*missed["id"], *alarms["id"]]
@@ -114,7 +114,7 @@ def image_run(blend: Run, runs: Sequence[Run], experiment: Experiment) -> Run | 
 
     def worth(run: Run) -> tuple[float, float]:
         oof = run.frame("oof")
-        rows = pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])
+        rows = experiment.rows_of(oof["id"])
         return weight[run.name], auc(experiment.target[rows], oof["logit"])
 
     return max(images, key=worth, default=None)

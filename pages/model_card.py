@@ -45,7 +45,7 @@ def model_card(
     """
     oof = blend.frame("oof")
     train = experiment.table.train
-    rows = pd.Index(train["id"]).get_indexer(oof["id"])
+    rows = experiment.rows_of(oof["id"])
     y, split_group = experiment.target[rows], experiment.split_group[rows]
     sizes = train["group"].iloc[rows].value_counts()
     templates = environment(autoescape=False)  # Markdown: `plain` escapes what comes from the data

@@ -18,6 +18,7 @@ from stack.embeddings import read_embeddings
 from stack.errors import BundleError
 from stack.experiment import Experiment
 from stack.intervals import paired_difference
+from stack.join import places
 from stack.matrix import predictions_of
 from stack.store import Run
 
@@ -99,7 +100,7 @@ def _changes_of_heads(
     for place, (run, stored) in enumerate(zip(bundle.image_runs, runs, strict=True)):
         if not run.settings["metadata"]:
             continue
-        oof_z = stored.array("oof_z")[pd.Index(stored.frame("oof")["id"]).get_indexer(pd.Index(frames[0]["id"]))]
+        oof_z = stored.array("oof_z")[places(frames[0]["id"], stored.frame("oof")["id"], f"the rows of {run.name}")]
         for fold in range(bundle.folds):
             rows = np.flatnonzero(nets[:, place] == fold)
             known, *others = _heads(bundle, run, fold, oof_z[rows], [frame.iloc[rows] for frame in frames])

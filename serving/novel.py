@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from image_models.predict import Predictions
@@ -63,7 +62,7 @@ def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
     """
     run = max(runs, key=lambda run: (run.meta["kind"] == "image", _auc(experiment, run)))
     oof, z = run.frame("oof"), run.array("oof_z")
-    groups = experiment.split_group[_places(experiment, oof["id"])]
+    groups = experiment.split_group[experiment.rows_of(oof["id"])]
     nets = oof["fold"].to_numpy() if run.meta["kind"] == "image" else np.zeros(len(oof), np.int8)
     try:
         densities = [fit_density(z[nets == net], groups[nets == net]) for net in np.unique(nets)]
@@ -103,10 +102,5 @@ def read_novelty(bundle: Bundle) -> Novelty | None:
 
 def _auc(experiment: Experiment, run: Run) -> float:
     oof = run.frame("oof")
-    rows = _places(experiment, oof["id"])
+    rows = experiment.rows_of(oof["id"])
     return auc(experiment.target[rows], oof["logit"])
-
-
-def _places(experiment: Experiment, ids: pd.Series[str]) -> NDArray[np.intp]:
-    places: NDArray[np.intp] = pd.Index(experiment.table.train["id"]).get_indexer(pd.Index(ids))
-    return places

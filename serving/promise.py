@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from serving.bundle import Bundle
 from stack.errors import BundleError
@@ -21,7 +20,7 @@ FILE = "promise.json"
 def measure_promise(experiment: Experiment, blend: Run) -> Promise:
     """Of the nested scores and the nested calibrated p: each row's by what was chosen and fitted without its fold."""
     oof = blend.frame("oof")
-    places = pd.Index(experiment.table.train["id"]).get_indexer(pd.Index(oof["id"]))
+    places = experiment.rows_of(oof["id"])
     return make_promise(
         experiment.config.objective,
         experiment.target[places],

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.matrix import places_of
+from stack.join import places_in_run
 from stack.store import Run
 from tabular.align import Alignment, fit_alignment
 
@@ -96,7 +96,7 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
 
 def _every(run: Run, frame: pd.DataFrame, ids: pd.Series[str], part: str) -> NDArray[np.intp]:
     """Where each of ``ids`` stands in the frame. Raises StoreError where one has no embedding."""
-    place = places_of(run, frame["id"], ids, part)
+    place = places_in_run(run, frame["id"], ids, part)
     if (place < 0).any():
         raise StoreError(
             f"{run.folder}/{part}.parquet lacks {(place < 0).sum()} of {len(ids)} rows, which have no embedding: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from stack.console import Out
 from stack.errors import DataError
 from stack.external import read_external
 from stack.folds import Folds, make_folds
+from stack.join import places
 from stack.null import shuffle_targets
 from stack.pictures import Decided, read_decided, write_decided
 from stack.reading import check_header
@@ -66,6 +68,10 @@ class Experiment:
     def split_group(self) -> NDArray[np.object_]:
         """What folds, bootstrap and intervals run over, in table order."""
         return self.folds.frame["split_group"].to_numpy(object)
+
+    def rows_of(self, ids: Iterable[str]) -> NDArray[np.intp]:
+        """Where training ids (n,) stand in the table. Raises StoreError for one that doesn't."""
+        return places(ids, self.table.train["id"], f"the training rows of {self.name}")
 
     @cached_property
     def external(self) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 
 from stack.errors import StoreError
 from stack.experiment import Experiment
+from stack.join import places_in_run
 from stack.ranks import AVERAGED, net_moments
 from stack.store import Run
 from stack.table import ACQUISITION
@@ -199,24 +200,10 @@ class FoldFeatures:
         return pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_.T, np.float32)
 
 
-def places_of(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
-    """Where each of ``ids`` stands in the run's rows (-1: nowhere). Raises for doubled ids and strangers."""
-    index = pd.Index(own)
-    if not index.is_unique:
-        raise StoreError(f"{run.folder}/{part}.parquet holds {index.duplicated().sum()} ids twice: rebuild the run")
-    extra = index.difference(pd.Index(ids))
-    if len(extra):
-        raise StoreError(
-            f"{run.folder}/{part}.parquet holds {len(extra)} ids that are not in the table, first: "
-            f"{', '.join(map(str, extra[:3]))}: rebuild the run for these rows"
-        )
-    return index.get_indexer(pd.Index(ids))
-
-
 def _aligned(run: Run, ids: pd.Series[str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
     """The run's out-of-fold rows in the order of ``ids``, and which of them it covers."""
     oof = run.frame("oof")
-    place = places_of(run, oof["id"], ids, "oof")
+    place = places_in_run(run, oof["id"], ids, "oof")
     covered = place >= 0
     declared = run.meta.get("excluded", 0)
     if (~covered).sum() != declared:
@@ -240,7 +227,7 @@ def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.
     nets = np.array([AVERAGED if AVERAGED in by_net else k for k in range(folds)], np.int8)
     for k in range(folds if len(ids) else 0):
         frame = by_net[int(nets[k])]
-        place = places_of(run, frame["id"], ids, "test")
+        place = places_in_run(run, frame["id"], ids, "test")
         if (place < 0).any():
             raise StoreError(
                 f"{run.folder}: {(place < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"

@@ -18,6 +18,7 @@ from stack.console import Out
 from stack.embeddings import Embedding, alignment_notes, read_embeddings
 from stack.experiment import Experiment
 from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
+from stack.join import places
 from stack.matrix import Predictions, net_scales, predictions_of, standardised
 from stack.shortcuts import Probe, probe_experiments, probe_table
 from stack.store import (
@@ -94,7 +95,7 @@ def _fit_all(
     for number, stacker in enumerate(stackers):
         parts = [fold[number] for fold in fitted]
         oof = pd.concat([part["oof"] for part in parts], ignore_index=True)
-        order = pd.Index(oof["id"]).get_indexer(experiment.table.train["id"].iloc[predictions.rows])
+        order = places(experiment.table.train["id"].iloc[predictions.rows], oof["id"], f"the rows of {stacker.name}")
         frames = {
             "oof": oof.iloc[order],
             "test": pd.concat([part["test"] for part in parts], ignore_index=True),

@@ -22,11 +22,10 @@ def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     scales differ.
     """
     objective = experiment.config.objective
-    ids = pd.Index(experiment.table.train["id"])
     table = []
     for run in runs:
         oof = run.frame("oof")
-        rows = ids.get_indexer(oof["id"])
+        rows = experiment.rows_of(oof["id"])
         y, split_group = experiment.target[rows], experiment.split_group[rows]
         pooled = interval(objective, y, oof["p"].to_numpy(np.float64), split_group)
         by_fold = auc_by_fold(y, oof["logit"], oof["fold"])
@@ -53,12 +52,11 @@ def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
 
 def fold_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     """The AUC of each run within each fold: a row a run, columns run and fold 0, fold 1, …"""
-    ids = pd.Index(experiment.table.train["id"])
     fold = experiment.folds.frame["fold"].to_numpy()
     table = []
     for run in runs:
         oof = run.frame("oof")
-        rows = ids.get_indexer(oof["id"])  # by the experiment's folds: an imported run may have had others
+        rows = experiment.rows_of(oof["id"])  # by the experiment's folds: an imported run may have had others
         table.append(
             {"run": run.name, **auc_by_fold(experiment.target[rows], _score(oof), fold[rows]).add_prefix("fold ")}
         )
@@ -85,7 +83,7 @@ def _score(oof: pd.DataFrame) -> pd.Series[float]:
 def _null(experiment: Experiment, run: Run) -> Interval:
     """What shuffled targets must bring to 0.5."""
     oof = run.frame("oof")
-    rows = pd.Index(experiment.table.train["id"]).get_indexer(oof["id"])
+    rows = experiment.rows_of(oof["id"])
     return auc_equal_size(experiment.target[rows], oof["logit"], experiment.split_group[rows])
 
 

@@ -19,6 +19,7 @@ from stack.devices import count_gpus, own_device
 from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.fold_tasks import FoldTask, stored_features
+from stack.join import places
 from stack.store import LOCK, Run, atomic, locked, prediction_frame, read_run, write_run
 
 LET_GO_S = 10.0
@@ -96,7 +97,7 @@ def put_together(experiment: Experiment, task: FoldTask) -> Run:
     frames = {
         name: pd.concat([part.frame(name) for part in parts], ignore_index=True) for name in parts[0].meta["sets"]
     }
-    order = pd.Index(frames["oof"]["id"]).get_indexer(pd.Index(experiment.table.train["id"]))
+    order = places(experiment.table.train["id"], frames["oof"]["id"], f"the rows of {folder}")
     for name in ("oof", "oof_seeds"):
         if name in frames:
             frames[name] = frames[name].iloc[order]

@@ -137,6 +137,26 @@ def test_the_page_asks_the_network_for_nothing_and_runs_nothing(whole):
     assert "default-src 'none'" in html
 
 
+def test_a_middle_size_that_is_the_risky_one_shows_by_shape_where_ranks_are_blind(tmp_path):
+    table, rng = make_table(900), np.random.default_rng(2)
+    positive = table.train["target"] == 1
+    middle = np.where(positive, rng.random(900) < 0.9, rng.random(900) < 0.2)
+    height = np.where(middle, 2000, rng.choice([480, 4000], 900))
+    index = make_pictures(table).index.set_index("id")
+    index.loc[table.train["id"], "source_height"] = height
+    pictures = Pictures(index.reset_index(), make_pictures(table).thumbnails)
+    folds = make_folds(table.train, k=3, seed=0)
+
+    def line(**given):
+        page, _ = render(tmp_path, table, pictures=pictures, **given)
+        return next(cells for cells in page.cells if cells[:1] == ["picture height"])
+
+    *_, ranked, shape = line(folds=folds)
+    assert float(ranked.split()[0]) < 0.6
+    assert float(shape.split()[0]) > 0.8
+    assert line()[-1] == ranked, "without folds there is one AUC, that of ranks"
+
+
 def test_the_same_data_has_the_same_bytes_whatever_the_order_of_the_pictures(whole, tmp_path):
     _, html, table = whole
     folds = make_folds(table.train, k=3, seed=0)

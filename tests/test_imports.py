@@ -87,6 +87,7 @@ ORDER = {
         "deal",
         "folds",
         "store",
+        "join",
         "journal",
         "pseudonym",
         "pictures",
