@@ -135,9 +135,10 @@ def _difference(row: dict[object, object]) -> Interval:
 def _telling(one: Alone, number: int) -> Finding:
     evidence = f"{one} of it alone; p = {min(1.0, one.p * number):.1g} for {number} facts looked at"
     if one.strength <= TELLING:
-        return Finding("note", f"{one.name} tells the target a little", evidence, "keep it out of the features")
+        what = f"the target can be told a little from {one.name}"
+        return Finding("note", what, evidence, "keep it out of the features")
     remedy = "how rows were collected tells the target: nets may learn it; never give it to level 2 as a feature"
-    return Finding("warning", f"{one.name} tells the target", evidence, remedy)
+    return Finding("warning", f"the target can be told from {one.name}", evidence, remedy)
 
 
 def _picture_facts(train: pd.DataFrame, sizes: pd.DataFrame | None) -> dict[str, pd.Series]:

@@ -47,11 +47,11 @@ def other_source(train: pd.DataFrame, test: pd.DataFrame) -> None:
 
 
 PLANTED: dict[str, tuple[Change, str]] = {
-    "row order": (sorted_by_target, "row order tells the target"),
-    "id number": (numbered_by_target, "number in the id tells the target"),
-    "letters": (written_by_target, "way the id is written tells the target"),
-    "file size": (larger_files, "bytes of the file tells the target"),
-    "source": (other_source, "source tells the target"),
+    "row order": (sorted_by_target, "the target can be told from row order"),
+    "id number": (numbered_by_target, "the target can be told from number in the id"),
+    "letters": (written_by_target, "the target can be told from way the id is written"),
+    "file size": (larger_files, "the target can be told from bytes of the file"),
+    "source": (other_source, "the target can be told from source"),
 }
 
 
@@ -70,7 +70,7 @@ def test_the_facts_of_a_row_are_told_apart(tmp_path: Path) -> None:
 def test_a_planted_shortcut_is_found(fault: str, tmp_path: Path) -> None:
     change, what = PLANTED[fault]
     found = acquisition_findings(world(tmp_path, change, groups=120))
-    expected = [what, "bytes a pixel tells the target"] if fault == "file size" else [what]
+    expected = [what, "the target can be told from bytes a pixel"] if fault == "file size" else [what]
     assert loud(found) == expected
     assert "p = " in found[0].evidence
     assert "[" in found[0].evidence, "an AUC names its interval"
@@ -102,8 +102,8 @@ def test_sizes_of_the_pictures_go_before_those_of_the_csv(tmp_path: Path) -> Non
         "encoding": np.where(experiment.target == 1, ".png", ".jpg"),
     }).sample(frac=1, random_state=0)  # fmt: skip
     assert loud(acquisition_findings(experiment, sizes)) == [
-        "width tells the target", "bytes a pixel tells the target", "encoding tells the target",
-    ]  # fmt: skip
+        f"the target can be told from {fact}" for fact in ("width", "bytes a pixel", "encoding")
+    ]
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_stack_begins_with_the_audit_and_counts_what_it_only_notes(
     bring_in(changed, "net", *predictions(changed), replace=True)
     assert run_cli("stack", "-c", str(experiment.config_path)) == 0
     said = capsys.readouterr().out
-    assert "warning: row order tells the target" in said
+    assert "warning: the target can be told from row order" in said
     assert "-> how rows were collected" in said
     assert said.index("row order") < said.index("blend:")
     assert "errors" in said

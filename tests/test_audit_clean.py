@@ -15,7 +15,7 @@ from audits.rows import row_findings
 from audits.shift import drift_findings
 from stack.experiment import Experiment
 
-LOUD = ("tells the target", "would add", "separates", "train and test differ")  # also where they are a note
+LOUD = ("can be told", "would add", "separates", "train and test differ")  # also where they are a note
 
 
 @pytest.mark.slow

@@ -196,7 +196,7 @@ ORDER = {
         "session",
         "app",
     ],
-    "commands": ["shown", "options", "data", "serve", "cli"],
+    "commands": ["shown", "options", "data", "serve", "door", "cli"],
     "reference": ["sentences", "config_keys", "command_line", "field_comments", "hooks"],
 }
 MAY_IMPORT = {
