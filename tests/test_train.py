@@ -1,49 +1,15 @@
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from tiny_training import CPU, N, state, tiny, toy, train
 
 from image_models.dataset import Batch, CachedImages
 from image_models.errors import ImageError
-from image_models.net import Net, build_net
+from image_models.net import Net
 from image_models.predict import predict
-from image_models.settings import Training
-from image_models.train import train_net
 from image_models.transforms import Augment
-
-N = 24
-CPU = torch.device("cpu")
-
-
-def toy(rng: np.random.Generator, n: int = N) -> tuple[np.ndarray, np.ndarray]:
-    """Noise that is less red where the target is 1."""
-    pixels = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    target = (np.arange(n) % 2).astype(np.int8)
-    pixels[target == 1, :, :, 0] //= 2
-    return pixels, target
-
-
-def tiny(backbone: str = "test_resnet", *, seed: int = 0, **timm_args: float) -> Net:
-    return build_net(
-        backbone, pretrained=False, frozen=False, timm_args=timm_args, size=32, mean=None, std=None, prior=(0.5, 0.5),
-        seed=seed,
-    )  # fmt: skip
-
-
-def train(net: Net, images: CachedImages, **changes: Any) -> pd.DataFrame:
-    names = {field.name for field in fields(Training)}
-    training = {"epochs": 2, "batch_size": 8, "lr": 0.01} | {k: v for k, v in changes.items() if k in names}
-    others: dict[str, Any] = {"seed": 0} | {k: v for k, v in changes.items() if k not in names}
-    return train_net(net, images, device=CPU, training=Training(**training), **others)
-
-
-def state(net: Net) -> dict[str, bytes]:
-    return {key: tensor.numpy().tobytes() for key, tensor in net.state_dict().items()}
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
@@ -62,7 +28,7 @@ def test_a_seed_decides_every_byte_of_the_weights(augment: str, rng: np.random.G
     pixels, target = toy(rng)
 
     def weights(seed: int, *, drawn_before: int) -> dict[str, bytes]:
-        net = tiny(drop_rate=0.5)  # dropout draws too
+        net = tiny(timm_args={"drop_rate": 0.5})  # dropout draws too
         torch.rand(drawn_before)
         train(net, CachedImages(pixels, np.arange(N), target, augment=Augment(augment, seed=seed)), seed=seed, epochs=1)
         return state(net)

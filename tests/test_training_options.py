@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tiny_training import CPU, N, tiny, toy, train
 
-from image_models.dataset import Batch, CachedImages
+from image_models.dataset import CachedImages
 from image_models.ema import Average
-from image_models.errors import ImageError
-from image_models.net import Net, build_net
+from image_models.net import Net
 from image_models.predict import predict
 from image_models.settings import Training
-from image_models.train import class_weights, prior_shift, train_net, training_prior
-from image_models.transforms import Augment
+from image_models.train import class_weights, prior_shift, training_prior
 
-N = 24
-CPU = torch.device("cpu")
 POSITIVE = np.array([False, True])
+TARGET = (np.arange(N) % 2).astype(np.int8)
 
 
 @pytest.fixture
 def pixels(rng: np.random.Generator) -> np.ndarray:
-    """Noise; every second picture is less red."""
-    pixels = rng.integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
-    pixels[1::2, :, :, 0] //= 2
-    return pixels
-
-
-TARGET = (np.arange(N) % 2).astype(np.int8)
+    return toy(rng)[0]
 
 
 class MeanColour(torch.nn.Module):
@@ -42,126 +33,8 @@ class MeanColour(torch.nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def tiny(**changes: Any) -> Net:
-    settings: dict[str, Any] = {
-        "pretrained": False,
-        "frozen": False,
-        "timm_args": {},
-        "size": 32,
-        "mean": None,
-        "std": None,
-        "prior": (0.5, 0.5),
-        "seed": 0,
-    }
-    return build_net("test_resnet", **(settings | changes))
-
-
-def train(net: Net, images: CachedImages, *, seed: int = 0, **changes: Any) -> Any:
-    others = {key: changes.pop(key) for key in ("choose", "state", "identity", "say") if key in changes}
-    settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.01}
-    return train_net(net, images, training=Training(**(settings | changes)), seed=seed, device=CPU, **others)
-
-
-def state(net: Net) -> dict[str, bytes]:
-    return {key: tensor.numpy().tobytes() for key, tensor in net.state_dict().items()}
-
-
 def weights(net: Net) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
-
-
-# Resume
-
-EVERYTHING = {
-    "ema": 0.9,
-    "mixup": 0.5,
-    "cutmix": 0.5,
-    "dropout": 0.3,
-    "dropout_samples": 2,
-    "balance": "sqrt",
-    "clip_norm": 1.0,
-    "label_smoothing": 0.1,
-    "layer_decay": 0.8,
-    "accumulate": 2,
-}
-
-
-@pytest.mark.parametrize("killed_after", [1, 5, 8])
-def test_a_training_killed_in_any_step_ends_in_the_same_weights(
-    killed_after: int, pixels: np.ndarray, tmp_path: Path
-) -> None:
-    def images() -> CachedImages:
-        return CachedImages(pixels, np.arange(N), TARGET, augment=Augment("light", seed=0))
-
-    options: dict[str, Any] = EVERYTHING | {"epochs": 3, "identity": "a"}
-    whole = tiny(dropout=0.3, dropout_samples=2)
-    history = train(whole, images(), state=tmp_path / "whole.pt", **options)
-
-    class Killed(Exception):
-        pass
-
-    class Cut(CachedImages):
-        steps = 0
-
-        def __getitem__(self, batch: list[int]) -> Batch:
-            Cut.steps += 1
-            if Cut.steps > killed_after:
-                raise Killed
-            return super().__getitem__(batch)
-
-    cut = tiny(dropout=0.3, dropout_samples=2)
-    with pytest.raises(Killed):
-        train(
-            cut, Cut(pixels, np.arange(N), TARGET, augment=Augment("light", seed=0)), state=tmp_path / "cut.pt",
-            **options,
-        )  # fmt: skip
-    torch.rand(11)  # a new process has drawn otherwise
-    again = tiny(dropout=0.3, dropout_samples=2)
-    resumed = train(again, images(), state=tmp_path / "cut.pt", **options)
-    assert state(again) == state(whole)
-    assert resumed.drop(columns="images_per_s").equals(history.drop(columns="images_per_s"))
-
-
-def test_a_finished_training_is_taken_as_it_is(pixels: np.ndarray, tmp_path: Path) -> None:
-    images = CachedImages(pixels, np.arange(N), TARGET)
-    first, second = tiny(), tiny()
-    train(first, images, state=tmp_path / "state.pt", balance="full")
-    seen: list[int] = []
-    train_net(
-        second, images, training=Training(epochs=2, batch_size=8, lr=0.01, balance="full"), seed=0, device=CPU,
-        state=tmp_path / "state.pt", progress=seen.append,
-    )  # fmt: skip
-    assert state(first) == state(second), "the prior is corrected once"
-    assert seen == [2 * N]
-
-
-def test_the_state_of_another_training_is_not_taken_up(pixels: np.ndarray, tmp_path: Path) -> None:
-    images = CachedImages(pixels, np.arange(N), TARGET)
-    train(tiny(), images, state=tmp_path / "state.pt", identity="one")
-    alone, beside = tiny(), tiny()
-    train(alone, images)
-    train(beside, images, state=tmp_path / "state.pt", identity="two")
-    assert state(alone) == state(beside)
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "pickle"])
-def test_a_damaged_state_is_refused_by_name(damage: str, pixels: np.ndarray, tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
-    images = CachedImages(pixels, np.arange(N), TARGET)
-    train(tiny(), images, state=path)
-    content = bytearray(path.read_bytes())
-    if damage == "cut":
-        content = content[: len(content) // 2]
-    elif damage == "flipped":
-        content[len(content) // 2] ^= 1
-    else:
-        content = bytearray(b"cos\nsystem\n(S'touch hacked'\ntR.")
-    path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"state\.pt.* is damaged: remove"):
-        train(tiny(), images, state=path)
-
-
-# Options
 
 
 def test_the_average_follows_the_weights_with_its_decay() -> None:
