@@ -32,7 +32,11 @@ def oof(
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
     rebuild: Annotated[
-        list[str] | None, typer.Option(help="Set this image model's run aside and make it again. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Set this image model's run aside and make it again; where only `seeds` or `tta` changed, nets that "
+            "were trained are taken over. Repeatable."
+        ),
     ] = None,
 ) -> None:
     """Image cache, folds and image models: out-of-fold logits and embeddings, test predictions."""

@@ -18,15 +18,23 @@ from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, allowed_classes
 from image_models.errors import ImageError
 from image_models.head import fit_head
-from image_models.net import build_net, write_weights
+from image_models.net import build_net, read_weights, write_weights
 from image_models.predict import Predictions, pick_device, predict
 from image_models.settings import Training
-from image_models.train import prior_shift, train_net, training_prior
+from image_models.train import pick_precision, prior_shift, train_net, training_prior
 from image_models.transforms import Augment
 from image_models.whole import whole
 
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
+
+
+@dataclass(frozen=True)
+class TrainedNet:
+    """A net of one seed that was trained before, with the settings and rows of the fit that takes it over."""
+
+    weights: Path
+    history: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ def fit_fold(
     metadata: Mapping[str, NDArray[np.float32]] | None = None,
     choose: NDArray[np.bool_] | None = None,
     identity: str = "",
+    trained: Mapping[int, TrainedNet] = {},
     report: Callable[[int, float], object] = lambda epoch, auc: None,
     progress: Callable[[int], object] = lambda done: None,
     say: Callable[[str], object] = lambda line: None,
@@ -72,7 +81,8 @@ def fit_fold(
     rows that choose the epoch under `select: best` and are not trained on; ``report`` is told of each epoch
     and its AUC on them. ``weights`` is the folder for
     ``weights.safetensors`` (``weights_<seed>.safetensors`` from the second seed on) and, until the fold is complete,
-    for the state after each epoch, which a fit of the same ``identity`` takes up again.
+    for the state after each epoch, which a fit of the same ``identity`` takes up again. Seeds in ``trained`` only
+    predict.
 
     Raises ImageError for a backbone, weights or settings that can't be used, and for collapsed training.
     """
@@ -99,12 +109,18 @@ def fit_fold(
             prior=start.tolist(), seed=seed, positive=positive, dropout=training.dropout,
             dropout_samples=training.dropout_samples, metadata=metadata["train"].shape[1] if metadata else 0,
         )  # fmt: skip
-        of_row, of_batch = _augmentations(augment, seed, on_device=training.augment_on == "device")
-        history = train_net(
-            net, of_train(learn, of_row), training=training, seed=seed, device=where, augment=of_batch,
-            choose=None if choose is None else of_train(choose, None), state=weights / f"state_{seed}.pt",
-            identity=f"{identity} {seed}", workers=workers, report=report, progress=progress, say=say,
-        )  # fmt: skip
+        if before := trained.get(seed):
+            read_weights(net, before.weights)
+            net.precision = pick_precision(training.precision, where)
+            progress(training.epochs * int(learn.sum()))
+            history = before.history
+        else:
+            of_row, of_batch = _augmentations(augment, seed, on_device=training.augment_on == "device")
+            history = train_net(
+                net, of_train(learn, of_row), training=training, seed=seed, device=where, augment=of_batch,
+                choose=None if choose is None else of_train(choose, None), state=weights / f"state_{seed}.pt",
+                identity=f"{identity} {seed}", workers=workers, report=report, progress=progress, say=say,
+            )  # fmt: skip
         histories.append(history.assign(seed=seed))
         by_seed.append({
             name: predict(

@@ -19,6 +19,7 @@ from stack.folds import inner_split
 from stack.image_config import ImageModel
 from stack.labels import labels_of
 from stack.store import Run, fingerprint, read_run, write_run
+from stack.trained_before import trained_before
 from tabular.dense import DenseMetadata
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
@@ -62,7 +63,7 @@ def trained_tasks(
     external = cache.rows_for(experiment.external["id"])
     labels = labels_of(model, experiment.table.train, experiment.external)
     part, anchors = _anchors(len(train_ids), len(test_ids), seed=config.seed)
-    tasks = []
+    meta, tasks, taken = _meta(model, inputs), [], []
     for fold, train, held in experiment.folds.pairs():
         sets = {"oof": rows[held], "test": test_rows}
         ids = {"oof": train_ids.iloc[held], "test": test_ids}
@@ -74,6 +75,8 @@ def trained_tasks(
             inner = inner_split(target[train], experiment.split_group[train], seed=config.seed)
             choose = np.concatenate([inner, np.zeros(len(external), bool)])
         encoder, metadata = _encoded(experiment, model, train, held, anchors if part == "train" else None)
+        trained = trained_before(experiment, model, inputs, meta["settings"], fold)
+        taken += [net.weights for net in trained.values()]
         fit = partial(
             fit_fold,
             cache,
@@ -87,6 +90,7 @@ def trained_tasks(
             training=model.training,
             seeds=[seed + config.seed for seed in model.seeds],
             identity=fingerprint(inputs | {"fold": str(fold)}),
+            trained=trained,
             **network_settings(experiment, model),
         )
         learned = len(train) + len(external) - (0 if choose is None else int(choose.sum()))
@@ -101,11 +105,14 @@ def trained_tasks(
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
                 encoder=encoder,
-                meta=_meta(model, inputs)
+                meta=meta
                 | {"anchors": part, "classes": labels.names, "positive": labels.positive}
                 | {"selected": model.name in config.tuned.image},
             )
         )
+    if taken:
+        kept = ", ".join(sorted({str(weights.parents[1]) for weights in taken}))
+        out.say(f"{model.name}: {len(taken)} nets were trained before, in {kept}: they only predict")
     return tasks
 
 

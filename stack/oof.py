@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # the image half is an extra, imported when a command needs i
     from image_models.cache import ImageCache
 
 
+_FILES = {"pretrained weights", "images"}  # inputs that level 2 has not at hand
+
+
 def run_image_models(
     experiment: Experiment, caches: Mapping[int, ImageCache], out: Out, *, rebuild: Sequence[str] = ()
 ) -> list[Run]:
@@ -85,7 +88,12 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
     """Raise StoreError where the run in ``folder``, or a fold of it, was made from something else than ``inputs``."""
     for part in (folder, *sorted(folder.glob("fold_*"))):
         run = read_run(part)
-        changed = [name for name, value in inputs.items() if run and run.meta["inputs"].get(name) != value]
+        made_of = run.meta["inputs"] if run else inputs
+        changed = [
+            name
+            for name in {**inputs, **made_of}
+            if made_of.get(name) != inputs.get(name) and (name in inputs or name not in _FILES)
+        ]
         if changed:
             raise StoreError(
                 f"{part} was made with other {' and '.join(changed)}: take the change back, or rebuild it with "
@@ -111,6 +119,7 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     return {
         "settings": fingerprint(model.model_dump(exclude=unused)),
         "rows or folds": experiment.rows_fingerprint,
+        **({"seed": str(seed)} if (seed := experiment.config.seed) else {}),  # runs older than this input have seed 0
         **external,
         **learned,
     }

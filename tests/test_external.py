@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from elsewhere import opened, write_world
 
-from stack.errors import ConfigError, DataError
+from stack.errors import ConfigError, DataError, StoreError
 from stack.external import ExternalRows, duplicates_of_primary, read_external
+from stack.oof import check_fresh
+from stack.store import write_run
 from stack.table import Table
 
 COLUMNS = {"id": "isic", "group": "patient", "target": "malignant", "age": "years"}
@@ -80,3 +83,12 @@ def test_copies_of_scored_pictures_go_and_copies_among_themselves_stay() -> None
         duplicates_of_primary(external, pairs, {"more": "refuse", "other": "drop"})
     gone = duplicates_of_primary(external, pairs, {"more": "drop", "other": "drop"})
     assert gone.to_numpy().tolist() == [["x", "more", "the same picture as a"], ["z", "other", "the same picture as t"]]
+
+
+def test_a_run_made_with_external_rows_is_stale_without_them(tmp_path: Path) -> None:
+    experiment = opened(write_world(tmp_path))
+    meta = {"inputs": {"settings": "a", "images": "b", "external rows": "c"}}
+    run = write_run(experiment.models / "net", meta, frames={})
+    with pytest.raises(StoreError, match="net was made with other external rows: take the change back, or rebuild"):
+        check_fresh(experiment, run.folder, {"settings": "a"})
+    check_fresh(experiment, run.folder, {"settings": "a", "external rows": "c"})  # level 2 has no pictures at hand

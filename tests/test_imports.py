@@ -99,6 +99,7 @@ ORDER = {
         "images",
         "summary",
         "labels",
+        "trained_before",
         "fold_tasks",
         "devices",
         "task_runner",

@@ -1,0 +1,60 @@
+"""Nets in runs that were set aside, which a run with more seeds or other views would only train once more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from stack.errors import StoreError
+from stack.experiment import Experiment
+from stack.image_config import ImageModel
+from stack.store import Run, read_run
+
+if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+    from image_models.fit import TrainedNet
+
+_ANY = {"seeds", "tta", "name"}  # settings that say nothing of how one net is trained
+
+
+def trained_before(
+    experiment: Experiment, model: ImageModel, inputs: Mapping[str, str], settings: Mapping[str, Any], fold: int
+) -> dict[int, TrainedNet]:
+    """Nets of this fold in set-aside runs of the model, by seed, which training would make again byte by byte.
+
+    Of runs that differ from the one to be made, of ``inputs`` and ``settings``, in seeds or views alone. None where a
+    run with these very inputs was set aside: it is wanted anew. Raises StoreError for a file that has changed since.
+    """
+    from image_models.fit import TrainedNet
+
+    old = [run for folder in sorted(experiment.old.glob(f"{model.name}-*")) if (run := _fold_of(folder, fold))]
+    if any(run.meta["inputs"] == inputs for run in old):
+        return {}
+    found: dict[int, TrainedNet] = {}
+    for run in old:
+        if _of_training(run.meta["inputs"], run.meta["settings"]) != _of_training(inputs, settings):
+            continue
+        history = pd.read_csv(run.checked("history.csv"))
+        for number, seed in enumerate(run.meta["settings"]["seeds"]):
+            if seed in model.seeds:
+                drawn = seed + experiment.config.seed
+                weights = run.checked("weights.safetensors" if number == 0 else f"weights_{drawn}.safetensors")
+                found[drawn] = TrainedNet(weights, history[history["seed"] == drawn])
+    return found
+
+
+def _fold_of(folder: Path, fold: int) -> Run | None:
+    """That fold of a run set aside; None where it isn't complete, or is why the run was set aside: damaged."""
+    try:
+        return read_run(folder / f"fold_{fold}")
+    except StoreError:
+        return None
+
+
+def _of_training(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    return (
+        {name: value for name, value in inputs.items() if name != "settings"},
+        {name: value for name, value in settings.items() if name not in _ANY},
+    )

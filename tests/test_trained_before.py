@@ -1,0 +1,120 @@
+"""A run with more seeds or other views takes over the nets that were trained before it, and ends in the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import run_cli, small_config
+
+from image_models import fit as fit_module
+from stack.store import read_run
+
+NET = {"name": "tiny", "backbone": "test_resnet", "pretrained": False, "size": 32, "epochs": 1, "batch_size": 16}
+
+
+@pytest.fixture(scope="session")
+def one_seed(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a complete run of seed 0. Copy before changing it."""
+    folder = tmp_path_factory.mktemp("one_seed")
+    assert run_cli("oof", "-c", str(config(small_data, folder)), "-q") == 0
+    return folder
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of every training from now on."""
+    seeds: list[int] = []
+    train = fit_module.train_net
+
+    def counted(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        seeds.append(settings["seed"])
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(fit_module, "train_net", counted)
+    return seeds
+
+
+def config(data: Path, folder: Path, *, seed: int = 0, **net: Any) -> Path:
+    return small_config(data, folder, image_models=[NET | net], seed=seed)
+
+
+def copied(one_seed: Path, tmp_path: Path) -> Path:
+    shutil.copytree(one_seed, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What the run in ``folder`` predicts, its weights and its histories, but for what holds times."""
+    run = folder / "runs" / "small" / "models" / "tiny"
+    found: dict[str, Any] = {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.suffix in {".parquet", ".npy", ".safetensors"}
+    }
+    for path in run.rglob("history.csv"):
+        found[str(path.relative_to(run))] = pd.read_csv(path).drop(columns="images_per_s").to_dict()
+    return found
+
+
+@pytest.mark.parametrize("wanted", [{"seeds": [0, 3]}, {"seeds": [3, 0]}, {"tta": "flips"}], ids=str)
+def test_what_was_trained_is_taken_over_and_the_bytes_are_those_of_a_run_from_nothing(
+    wanted: dict[str, Any], one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = copied(one_seed, tmp_path)
+    assert run_cli("oof", "-c", str(config(small_data, folder, **wanted)), "--rebuild", "tiny") == 0
+    assert trained == ([3] * 3 if "seeds" in wanted else [])
+    assert "3 nets were trained before" in capsys.readouterr().out
+    assert run_cli("oof", "-c", str(config(small_data, tmp_path, **wanted)), "-q") == 0
+    assert contents(folder) == contents(tmp_path)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"lr": 0.002}, {"ema": 0.5}, {"seed": 1}], ids=str)
+def test_a_run_asked_for_anew_or_trained_otherwise_is_trained(
+    wanted: dict[str, Any], one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    folder = copied(one_seed, tmp_path)
+    assert run_cli("oof", "-c", str(config(small_data, folder, **wanted)), "--rebuild", "tiny", "-q") == 0
+    assert len(trained) == 3
+
+
+def test_other_rows_are_trained_on(one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]) -> None:
+    folder = copied(one_seed, tmp_path)
+    shutil.copytree(small_data, tmp_path / "data")
+    rows = pd.read_csv(tmp_path / "data" / "train.csv")
+    rows.iloc[1:].to_csv(tmp_path / "data" / "train.csv", index=False)
+    path = config(tmp_path / "data", folder, seeds=[0, 3])
+    assert run_cli("oof", "-c", str(path), "--rebuild", "tiny", "-q") == 0
+    assert sorted(trained) == [0] * 3 + [3] * 3
+
+
+def test_weights_that_have_changed_since_are_refused_by_name(
+    one_seed: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(one_seed, tmp_path)
+    weights = folder / "runs/small/models/tiny/fold_1/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    assert run_cli("oof", "-c", str(config(small_data, folder, seeds=[0, 3])), "--rebuild", "tiny", "-q") == 2
+    error = capsys.readouterr().err
+    assert "fold_1/weights.safetensors is damaged: remove" in error
+    assert "old/tiny-" in error
+
+
+@pytest.mark.parametrize("step", ["oof", "stack"])
+def test_another_seed_of_everything_makes_a_run_stale_both_ways(
+    step: str, one_seed: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(one_seed, tmp_path)
+    path = config(small_data, folder, seed=1)
+    assert run_cli(step, "-c", str(path), "-q") == 2
+    assert "was made with other seed" in capsys.readouterr().err
+    assert run_cli("oof", "-c", str(path), "--rebuild", "tiny", "-q") == 0
+    assert run_cli(step, "-c", str(config(small_data, folder)), "-q") == 2
+    assert "was made with other seed" in capsys.readouterr().err
+    run = read_run(folder / "runs/small/models/tiny")
+    assert run is not None
+    assert run.meta["inputs"]["seed"] == "1"
