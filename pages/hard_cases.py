@@ -11,8 +11,8 @@ import pandas as pd
 from pages.case_pictures import COVER, NO_PICTURES, colour, pictures_at_hand, words_of
 from pages.section import HERE, Section, rendered
 from stack.experiment import Experiment
-from stack.metrics import auc
 from stack.store import Run
+from stack.summary import auc_of
 
 
 class _Case(NamedTuple):
@@ -111,10 +111,4 @@ def image_run(blend: Run, runs: Sequence[Run], experiment: Experiment) -> Run | 
     """Of the blend's image models the one with the largest weight, of equal weights the one with the best AUC."""
     weight = blend.meta["weights"]
     images = [run for run in runs if run.name in weight and run.meta["kind"] in ("image", "frozen")]
-
-    def worth(run: Run) -> tuple[float, float]:
-        oof = run.frame("oof")
-        rows = experiment.rows_of(oof["id"])
-        return weight[run.name], auc(experiment.target[rows], oof["logit"])
-
-    return max(images, key=worth, default=None)
+    return max(images, key=lambda run: (weight[run.name], auc_of(experiment, run)), default=None)

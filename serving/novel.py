@@ -12,8 +12,8 @@ from image_models.predict import Predictions
 from serving.bundle import Bundle, ImageRun
 from stack.errors import BundleError, DermstackError
 from stack.experiment import Experiment
-from stack.metrics import auc
 from stack.store import Run, write_json
+from stack.summary import auc_of
 from tabular.density import Density, fit_density
 from tabular.errors import TabularError
 
@@ -60,7 +60,7 @@ def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
 
     None where a net has too few rows to say what is usual.
     """
-    run = max(runs, key=lambda run: (run.meta["kind"] == "image", _auc(experiment, run)))
+    run = max(runs, key=lambda run: (run.meta["kind"] == "image", auc_of(experiment, run)))
     oof, z = run.frame("oof"), run.array("oof_z")
     groups = experiment.split_group[experiment.rows_of(oof["id"])]
     nets = oof["fold"].to_numpy() if run.meta["kind"] == "image" else np.zeros(len(oof), np.int8)
@@ -98,9 +98,3 @@ def read_novelty(bundle: Bundle) -> Novelty | None:
             f"{bundle.folder}: what says how unusual a picture is can't be read ({error}): bundle again"
         ) from error
     return Novelty(run.name, tuple(densities))
-
-
-def _auc(experiment: Experiment, run: Run) -> float:
-    oof = run.frame("oof")
-    rows = experiment.rows_of(oof["id"])
-    return auc(experiment.target[rows], oof["logit"])

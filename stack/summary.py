@@ -15,6 +15,12 @@ from stack.null import auc_equal_size
 from stack.store import Run
 
 
+def auc_of(experiment: Experiment, run: Run) -> float:
+    """The run's out-of-fold AUC, pooled, on the rows that it covers."""
+    oof = run.frame("oof")
+    return auc(experiment.target[experiment.rows_of(oof["id"])], oof["logit"])
+
+
 def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     """One row a run, on the rows that it covers: run, kind, level, rows, the objective with its 95 % interval, ….
 
