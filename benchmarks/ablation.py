@@ -21,6 +21,7 @@ import torch
 from image_models.dataset import CachedImages
 from image_models.net import build_net, read_weights
 from image_models.predict import predict
+from image_models.views import VIEWS
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
@@ -38,7 +39,7 @@ def by_views(experiment: Experiment, run: Run, out: Out) -> dict[str, tuple[np.n
     _, caches = with_images(experiment, [model.size], out)
     cache, made = caches[model.size], {}
     rows = cache.rows_for(experiment.table.train["id"])
-    for tta in ("none", "flips", "d4"):
+    for tta in VIEWS:
         logit, started = np.empty(len(rows), np.float32), time.perf_counter()
         for fold, _, held in experiment.folds.pairs():
             net = build_net(
