@@ -18,8 +18,9 @@ from stack.experiment import Experiment, write_rows
 from stack.fold_tasks import FoldTask, frozen_tasks, trained_tasks
 from stack.image_config import ImageModel
 from stack.labels import labels_of
-from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_whole, set_aside, sha256
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_whole, sha256
 from stack.task_runner import drop_unfinished, is_complete, put_together, run_tasks
+from stack.trained_before import set_aside_for
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
@@ -47,7 +48,7 @@ def run_image_models(
             inputs = _inputs(experiment, model, cache)
             if model.name in rebuild and folder.exists():
                 with locked(folder):  # never under another process that is filling it
-                    aside = set_aside(folder, experiment.old)
+                    aside = set_aside_for(folder, experiment.old, inputs)
                 out.say(f"{model.name}: the old run is kept as {aside}")
             check_fresh(experiment, folder, inputs)
             if read_whole(folder):

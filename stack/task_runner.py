@@ -21,6 +21,7 @@ from stack.experiment import Experiment
 from stack.fold_tasks import FoldTask, stored_features
 from stack.join import places
 from stack.store import LOCK, Run, atomic, locked, prediction_frame, read_run, write_run
+from stack.trained_before import ANEW
 
 LET_GO_S = 10.0
 
@@ -120,7 +121,7 @@ def drop_unfinished(folder: Path) -> None:
     """What a complete run has no more use for: parts, features, states of its training, what a kill left of a write."""
     for part in (folder / "features", *folder.glob("fold_*/parts")):
         shutil.rmtree(part, ignore_errors=True)
-    for pattern in ("fold_*/state_*.pt", f"fold_*/{LOCK}", ".*.tmp", "fold_*/.*.tmp"):
+    for pattern in ("fold_*/state_*.pt", f"fold_*/{LOCK}", ".*.tmp", "fold_*/.*.tmp", ANEW):
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
 

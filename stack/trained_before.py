@@ -11,12 +11,13 @@ import pandas as pd
 from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
-from stack.store import Run, read_run
+from stack.store import Run, read_run, set_aside
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from image_models.fit import TrainedNet
 
 _ANY = {"seeds", "tta", "name"}  # settings that say nothing of how one net is trained
+ANEW = ".anew"  # in the folder of a run that shall take nothing over, until it is complete
 
 
 def trained_before(
@@ -24,17 +25,17 @@ def trained_before(
 ) -> dict[int, TrainedNet]:
     """Nets of this fold in set-aside runs of the model, by seed, which training would make again byte by byte.
 
-    Of runs that differ from the one to be made, of ``inputs`` and ``settings``, in seeds or views alone. None where a
-    run with these very inputs was set aside: it is wanted anew. Raises StoreError for a file that has changed since.
+    Of runs that differ from the one to be made, of ``inputs`` and ``settings``, in seeds or views alone; none for a run
+    that is wanted anew. Raises StoreError for a file that has changed since.
     """
     from image_models.fit import TrainedNet
 
-    old = [run for folder in sorted(experiment.old.glob(f"{model.name}-*")) if (run := _fold_of(folder, fold))]
-    if any(run.meta["inputs"] == inputs for run in old):
-        return {}
     found: dict[int, TrainedNet] = {}
-    for run in old:
-        if _of_training(run.meta["inputs"], run.meta["settings"]) != _of_training(inputs, settings):
+    if (experiment.models / model.name / ANEW).exists():
+        return found
+    for folder in sorted(experiment.old.glob(f"{model.name}-*")):
+        run = _fold_of(folder, fold)
+        if run is None or _of_training(run.meta["inputs"], run.meta["settings"]) != _of_training(inputs, settings):
             continue
         history = pd.read_csv(run.checked("history.csv"))
         for number, seed in enumerate(run.meta["settings"]["seeds"]):
@@ -43,6 +44,23 @@ def trained_before(
                 weights = run.checked("weights.safetensors" if number == 0 else f"weights_{drawn}.safetensors")
                 found[drawn] = TrainedNet(weights, history[history["seed"] == drawn])
     return found
+
+
+def set_aside_for(folder: Path, old: Path, inputs: Mapping[str, str]) -> Path | None:
+    """Move a run aside to be made of ``inputs``. Where it was made of these, nothing is taken over: it is wanted anew.
+
+    So is a run that can't be read. Returns where it is kept.
+    """
+    try:
+        made_of = [run.meta["inputs"] for part in (folder, *folder.glob("fold_*")) if (run := read_run(part))]
+        anew = inputs in made_of
+    except StoreError:
+        anew = True
+    aside = set_aside(folder, old)
+    if anew:
+        folder.mkdir()
+        (folder / ANEW).touch()
+    return aside
 
 
 def _fold_of(folder: Path, fold: int) -> Run | None:

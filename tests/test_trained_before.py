@@ -82,6 +82,39 @@ def test_a_run_asked_for_anew_or_trained_otherwise_is_trained(
     assert len(trained) == 3
 
 
+def test_views_may_go_and_come_back_without_a_training(
+    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    folder = copied(one_seed, tmp_path)
+    before = contents(folder)
+    for tta in ("flips", "none"):
+        assert run_cli("oof", "-c", str(config(small_data, folder, tta=tta)), "--rebuild", "tiny", "-q") == 0
+    assert contents(folder) == before
+    assert trained == []
+    assert run_cli("oof", "-c", str(config(small_data, folder)), "--rebuild", "tiny", "-q") == 0
+    assert len(trained) == 3, "settings are unchanged: it is wanted anew"
+
+
+def test_a_run_wanted_anew_stays_so_when_it_is_interrupted(
+    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(one_seed, tmp_path)
+    path, counted = config(small_data, folder), fit_module.train_net
+
+    def interrupted(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        return counted(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "train_net", interrupted)
+        assert run_cli("oof", "-c", str(path), "--rebuild", "tiny", "-q") == 130
+    assert run_cli("oof", "-c", str(path), "-q") == 0
+    assert len(trained) == 3
+    assert run_cli("oof", "-c", str(config(small_data, folder, tta="flips")), "--rebuild", "tiny", "-q") == 0
+    assert len(trained) == 3, "what was wanted anew is complete, and may be taken over"
+
+
 def test_other_rows_are_trained_on(one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]) -> None:
     folder = copied(one_seed, tmp_path)
     shutil.copytree(small_data, tmp_path / "data")
