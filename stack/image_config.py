@@ -46,7 +46,7 @@ class ImageModel(Strict):
     target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: its classes are learned, p is that of the target
     diagnosis: Diagnosis = Diagnosis()  # how diagnoses become classes
     metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # what is learned beside the image
-    tta: Literal["none", "flips", "d4", "d4_scales"] = "none"  # views averaged in logits: 1, 4, 8 or 16
+    tta: Literal["none", "flips", "d4"] = "none"  # views averaged in logits: 1, 4 or 8
 
     # How it is trained: image_models/settings.py says what each means and holds the same defaults.
 

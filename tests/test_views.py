@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from image_models.dataset import CachedImages
 from image_models.net import build_net
@@ -33,20 +32,6 @@ def test_the_first_view_is_the_picture_and_their_number_is_known(kind: str, rng:
     assert len(made) == VIEWS[kind]
     assert torch.equal(made[0], images)
     assert all(view.is_contiguous() for view in made)
-
-
-def test_the_other_scale_is_pillows_smaller_picture_within_its_mirrored_margin(rng: np.random.Generator) -> None:
-    smooth = rng.normal(size=(2, 8, 8, 3)).repeat(5, axis=1).repeat(5, axis=2)
-    images = np.clip(128 + 60 * smooth, 0, 255).astype(np.uint8)
-    made = list(views(torch.from_numpy(images), "d4_scales"))
-    assert all(
-        torch.equal(one, other) for one, other in zip(made[:8], views(torch.from_numpy(images), "d4"), strict=True)
-    )
-    for image, other in zip(images, made[8].numpy(), strict=True):
-        wider = Image.fromarray(np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect"))
-        expected = np.asarray(wider.resize((40, 40), Image.Resampling.BILINEAR), np.int16)
-        assert np.abs(other - expected).max() <= 1
-    assert torch.equal(made[9], made[8].flip(1))
 
 
 def test_views_are_averaged_in_logits_and_in_features(rng: np.random.Generator) -> None:
