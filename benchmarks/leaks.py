@@ -186,6 +186,6 @@ PLANTS = [
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or not sys.argv[1].isdigit():
         raise SystemExit(__doc__)
     main(int(sys.argv[1]))
