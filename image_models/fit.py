@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class FoldFit:
     predictions: dict[str, Predictions]  # by set: logits averaged over the seeds, z of the first seed
     seed_logits: dict[str, NDArray[np.float32]]  # by set: (n, seeds)
     history: pd.DataFrame
+    seconds_before: float = 0.0  # of its epochs that were not run now: in a process that was killed, or for another run
 
 
 def fit_fold(
@@ -100,7 +102,7 @@ def fit_fold(
         return CachedImages(cache, train[part], allowed[part], metadata=columns, augment=augmented)
 
     by_seed: list[dict[str, Predictions]] = []
-    histories = []
+    histories, seconds_before = [], 0.0
     shares = training_prior(allowed[learn], Training())
     start = shares * np.exp(prior_shift(allowed[learn], np.array(positive), training))
     for number, seed in enumerate(seeds):
@@ -109,6 +111,7 @@ def fit_fold(
             prior=start.tolist(), seed=seed, positive=positive, dropout=training.dropout,
             dropout_samples=training.dropout_samples, metadata=metadata["train"].shape[1] if metadata else 0,
         )  # fmt: skip
+        started = time.perf_counter()
         if before := trained.get(seed):
             read_weights(net, before.weights)
             net.precision = pick_precision(training.precision, where)
@@ -121,6 +124,8 @@ def fit_fold(
                 choose=None if choose is None else of_train(choose, None), state=weights / f"state_{seed}.pt",
                 identity=f"{identity} {seed}", workers=workers, report=report, progress=progress, say=say,
             )  # fmt: skip
+        epochs_took = float((learn.sum() / history["images_per_s"]).sum())
+        seconds_before += max(0.0, epochs_took - (time.perf_counter() - started))
         histories.append(history.assign(seed=seed))
         by_seed.append({
             name: predict(
@@ -140,7 +145,7 @@ def fit_fold(
     predictions = {
         name: Predictions(seed_logits[name].mean(axis=1, dtype=np.float32), by_seed[0][name].z) for name in sets
     }
-    return FoldFit(predictions, seed_logits, pd.concat(histories, ignore_index=True))
+    return FoldFit(predictions, seed_logits, pd.concat(histories, ignore_index=True), seconds_before)
 
 
 def _augmentations(

@@ -78,7 +78,8 @@ def _fit_and_write(
         with atomic(task.folder / "metadata.json") as temporary:
             temporary.write_text(task.encoder, encoding="utf-8")
         files.append(task.folder / "metadata.json")
-    write_run(task.folder, task.meta | {"seconds": time.monotonic() - started}, frames={}, beside=sorted(files))
+    seconds = time.monotonic() - started + made.seconds_before
+    write_run(task.folder, task.meta | {"seconds": seconds}, frames={}, beside=sorted(files))
     for state in task.folder.glob("state_*.pt"):
         state.unlink()
 

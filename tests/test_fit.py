@@ -15,7 +15,7 @@ import torch
 from image_models.cache import PIXELS, ImageCache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
-from image_models.fit import FoldFit, embed, fit_fold, fit_frozen_fold
+from image_models.fit import FoldFit, TrainedNet, embed, fit_fold, fit_frozen_fold
 from image_models.head import fit_head
 from image_models.net import Net, build_net, read_weights
 from image_models.predict import predict
@@ -129,6 +129,18 @@ def test_the_weights_on_disk_make_the_same_predictions(cache: ImageCache, tmp_pa
             assert (again.logit == made.seed_logits[name][:, column]).all()
             if column == 0:
                 assert (again.z == made.predictions[name].z).all()
+
+
+def test_a_net_that_is_taken_over_predicts_the_same_and_brings_its_hours(cache: ImageCache, tmp_path: Path) -> None:
+    made = fold(cache, tmp_path / "first", [0])
+    assert made.seconds_before == 0
+    slow = made.history.assign(images_per_s=0.5)
+    taken = TrainedNet(tmp_path / "first" / "weights.safetensors", slow)
+    again = fold(cache, tmp_path / "second", [0], trained={0: taken})
+    assert (again.predictions["oof"].logit == made.predictions["oof"].logit).all()
+    assert (again.predictions["oof"].z == made.predictions["oof"].z).all()
+    pd.testing.assert_frame_equal(again.history, slow)
+    assert again.seconds_before == pytest.approx(2 * len(TRAIN) / 0.5, rel=0.05), "two epochs of two seconds an image"
 
 
 def test_a_fold_net_has_seen_its_training_rows_and_no_other(cache: ImageCache, tmp_path: Path) -> None:
