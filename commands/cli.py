@@ -241,7 +241,9 @@ def compare(
         f"{delong} on {made.rows:,} rows; {verdict}"
     )
     for name in dict.fromkeys(made.selected):
-        out.warn(f"{name}: selected on these rows by a study, so its score is better than new rows will show")
+        out.warn(
+            f"{name}: selected on these rows, by a study or by hand, so its score is better than new rows will show"
+        )
 
 
 app.add_typer(data_commands)

@@ -56,7 +56,10 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
         f"tuned in-sample it would claim {meta['tuned_in_sample']:.4f}"
     )
     if meta["selected"]:
-        out.warn(f"{', '.join(meta['selected'])}: selected on these rows by a study, and so is what is built on it")
+        out.warn(
+            f"{', '.join(meta['selected'])}: selected on these rows, by a study or by hand, and so is what is built "
+            "on it"
+        )
     out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
     calibration = meta["calibration"]
     out.table(

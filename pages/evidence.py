@@ -213,8 +213,8 @@ def _notes(experiment: Experiment, blend: Run) -> list[str]:
         )
     if blend.meta["selected"]:
         notes.append(
-            f"{', '.join(blend.meta['selected'])}: settings chosen by a study of these rows. Their numbers, and "
-            "what level 2 and the blend make of them, are selected on these rows."
+            f"{', '.join(blend.meta['selected'])}: settings chosen on these rows, by a study or by hand. Their "
+            "numbers, and what level 2 and the blend make of them, are selected on these rows."
         )
     if experiment.shuffled:
         notes.append(

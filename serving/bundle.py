@@ -85,11 +85,11 @@ class Bundle:
 
     @property
     def flattered(self) -> str | None:
-        """What must be said beside the promised number where a study of the training rows chose something; or None."""
+        """What must be said beside the promised number where settings were chosen on the training rows; or None."""
         if not self.manifest["selected"]:
             return None
         names = ", ".join(self.manifest["selected"])
-        return f"{names}: settings chosen by a study of the training rows, so the promise may flatter."
+        return f"{names}: settings chosen on the training rows, by a study or by hand: the promise may flatter."
 
     def json(self, name: str) -> Any:
         """A JSON file of the bundle."""

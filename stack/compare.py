@@ -21,7 +21,7 @@ class Compared:
     rows: int
     objective: str
     p: float | None  # two-sided, of no difference, clustered by split_group; another objective than AUC has none
-    selected: tuple[str, ...]  # of a and b those that a study of these very rows has chosen, or its choice went into
+    selected: tuple[str, ...]  # of a and b those whose settings were chosen on these very rows, or went into
 
 
 def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Compared:

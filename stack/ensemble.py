@@ -101,7 +101,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
         "left_out": len(experiment.target) - len(rows),
-        "selected": [run.name for run in runs if run.meta.get("selected")],  # by a study of these very rows
+        "selected": [run.name for run in runs if run.meta.get("selected")],  # on these very rows
     }
     return write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
 

@@ -105,9 +105,7 @@ def trained_tasks(
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
                 encoder=encoder,
-                meta=meta
-                | {"anchors": part, "classes": labels.names, "positive": labels.positive}
-                | {"selected": model.name in config.tuned.image},
+                meta=meta | {"anchors": part, "classes": labels.names, "positive": labels.positive},
             )
         )
     if taken:
@@ -228,7 +226,8 @@ def _meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
         "level": 1,
         "kind": "frozen" if model.frozen else "image",
         "inputs": inputs,
-        "settings": model.model_dump(mode="json", exclude={"pretrained", "enabled"}),
+        "settings": model.model_dump(mode="json", exclude={"pretrained", "enabled", "selected"}),
+        "selected": model.selected,
     }
 
 

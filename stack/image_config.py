@@ -73,6 +73,7 @@ class ImageModel(Strict):
 
     seeds: tuple[int, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
     enabled: bool = True  # false: left out, its description kept
+    selected: bool = False  # its settings were chosen by how they do on these rows: said wherever its number stands
 
     @property
     def training(self) -> Training:

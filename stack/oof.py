@@ -105,7 +105,7 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
 def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     """What can be checked of an image run without its pictures and weights at hand: settings, rows, folds."""
     external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
-    unused = {"name", "enabled", "pretrained"}
+    unused = {"name", "enabled", "pretrained", "selected"}
     learned = {}
     if model.frozen:
         unused |= {field.name for field in fields(Training)} - {"batch_size"}
@@ -120,7 +120,9 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     return {
         "settings": fingerprint(model.model_dump(exclude=unused)),
         "rows or folds": experiment.rows_fingerprint,
-        **({"seed": str(seed)} if (seed := experiment.config.seed) else {}),  # runs older than this input have seed 0
+        # Runs that are older than these inputs have seed 0, and nothing was selected.
+        **({"seed": str(seed)} if (seed := experiment.config.seed) else {}),
+        **({"selection": "on these rows"} if model.selected else {}),
         **external,
         **learned,
     }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the image half is an extra, imported when a command needs i
     from image_models.fit import TrainedNet
 
 _ANY = {"seeds", "tta", "name"}  # settings that say nothing of how one net is trained
+_NOT_OF_TRAINING = {"settings", "selection"}  # inputs: what settings are is looked at one by one
 ANEW = ".anew"  # in the folder of a run that shall take nothing over, until it is complete
 
 
@@ -73,6 +74,6 @@ def _fold_of(folder: Path, fold: int) -> Run | None:
 
 def _of_training(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
     return (
-        {name: value for name, value in inputs.items() if name != "settings"},
+        {name: value for name, value in inputs.items() if name not in _NOT_OF_TRAINING},
         {name: value for name, value in settings.items() if name not in _ANY},
     )

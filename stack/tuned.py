@@ -56,7 +56,7 @@ def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without
 
 
 def enabled_models(experiment: Experiment) -> list[ImageModel]:
-    """The enabled image models, each with the settings that its study chose, where the config names one."""
+    """The enabled image models, each with the settings that its study selected, where the config names one."""
     models = [model for model in experiment.config.image_models if model.enabled]
     return [_with_study(experiment, model) for model in models]
 
@@ -72,7 +72,9 @@ def _with_study(experiment: Experiment, model: ImageModel) -> ImageModel:
         if odd := set(settings) - {"augment", *(field.name for field in fields(Training))}:
             raise ValueError(f"{', '.join(sorted(map(str, odd)))} is nothing that a study chooses")
         # A file may have been written by anyone: its values pass the same door as the config's.
-        return ImageModel.model_validate(model.model_dump() | settings, context={"folder": path.parent})
+        return ImageModel.model_validate(
+            model.model_dump() | settings | {"selected": True}, context={"folder": path.parent}
+        )
     except (LookupError, TypeError, AttributeError, ValueError) as error:  # pydantic's is a ValueError
         raise StoreError(
             f"{key}: {path} is no study of an image model ({error}): run `dermstack tune image` again"

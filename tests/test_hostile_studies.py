@@ -44,7 +44,7 @@ def test_a_study_as_tune_writes_it_is_used(tmp_path: Path) -> None:
     params, weights, models = read(yaml.safe_dump(GOOD), tmp_path)
     assert params == {"eta": 0.2}
     assert isinstance(weights, dict)
-    assert models == [MODEL.model_copy(update={"lr": 0.002, "augment": ("light", "hair")})]
+    assert models == [MODEL.model_copy(update={"lr": 0.002, "augment": ("light", "hair"), "selected": True})]
 
 
 @pytest.mark.parametrize("value", [3, None, "x", [], {}, [3], {"x": 3}, [[3]], {0: 3}, {0: [3]}])

@@ -241,7 +241,7 @@ def test_a_promise_that_a_study_of_the_training_rows_flatters_says_so_wherever_i
 
     with zipfile.ZipFile(bundled / "bundle.zip") as archive:
         archive.extractall(tmp_path / "b")
-    says = "tiny: settings chosen by a study of the training rows, so the promise may flatter."
+    says = "tiny: settings chosen on the training rows, by a study or by hand: the promise may flatter."
     command = ["predict", "--bundle", str(tmp_path / "b"), "--images", str(small_data / "images")]
     command += ["--metadata", str(small_data / "test.csv"), "--out", str(tmp_path / "p.csv")]
     for selected in ([], ["tiny"]):
@@ -250,4 +250,4 @@ def test_a_promise_that_a_study_of_the_training_rows_flatters_says_so_wherever_i
         assert run_cli(*command) == 0
         assert (says in " ".join(capsys.readouterr().out.split())) == bool(selected)
         page = TestClient(make_app(Ensemble(read_bundle(tmp_path / "b"))), base_url="http://localhost").get("/").text
-        assert ("settings chosen by a study" in page) == bool(selected)
+        assert ("settings chosen on the training rows" in page) == bool(selected)

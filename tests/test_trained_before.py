@@ -73,6 +73,23 @@ def test_what_was_trained_is_taken_over_and_the_bytes_are_those_of_a_run_from_no
     assert contents(folder) == contents(tmp_path)
 
 
+def test_a_label_by_hand_stands_beside_the_number_and_trains_nothing(
+    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(one_seed, tmp_path)
+    before, labelled = contents(folder), ["-c", str(config(small_data, folder, selected=True))]
+    assert run_cli("stack", *labelled, "-q") == 2, "the run does not say so yet"
+    assert "was made with other selection" in capsys.readouterr().err
+    assert run_cli("oof", *labelled, "--rebuild", "tiny") == 0
+    assert "selected on these rows" in " ".join(capsys.readouterr().out.split())
+    assert trained == []
+    assert contents(folder) == before
+    assert run_cli("stack", *labelled) == 0
+    assert "tiny, gbdt: selected on these rows" in " ".join(capsys.readouterr().out.split())
+    assert "are selected on these rows" in (folder / "runs/small/report.html").read_text()
+    assert run_cli("stack", "-c", str(config(small_data, folder)), "-q") == 2, "a label does not come off by itself"
+
+
 @pytest.mark.parametrize("wanted", [{}, {"lr": 0.002}, {"ema": 0.5}, {"seed": 1}], ids=str)
 def test_a_run_asked_for_anew_or_trained_otherwise_is_trained(
     wanted: dict[str, Any], one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]

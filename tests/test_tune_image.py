@@ -52,11 +52,11 @@ def test_interrupted_and_continued_it_chooses_the_same_and_the_winner_is_labelle
     assert run["settings"]["lr"] == 0.00123
     assert run["selected"]
     assert run_cli("stack", *use) == 0
-    assert "tiny: selected on these rows by a study" in " ".join(capsys.readouterr().out.split())
+    assert "tiny: selected on these rows, by a study" in " ".join(capsys.readouterr().out.split())
     assert run_cli("runs", "--folder", str(config.parent / "runs")) == 0
     assert capsys.readouterr().out.count("selected") >= 2, "of the run and of the blend"
     assert run_cli("compare", "small", "small/tiny", "--folder", str(config.parent / "runs")) == 0
-    assert " ".join(capsys.readouterr().out.split()).count("selected on these rows by a study") == 2
+    assert " ".join(capsys.readouterr().out.split()).count("selected on these rows, by a study") == 2
     report = (config.parent / "runs/small/report.html").read_text()
     assert "are selected on these rows" in report
     assert run_cli("oof", "-c", str(config), "-q") == 2, "without the study the run is stale"
