@@ -1,9 +1,9 @@
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from html_page import Page
 
 from pages.eda import Pictures, write_eda
 from stack.errors import DataError
@@ -11,7 +11,6 @@ from stack.folds import make_folds
 from stack.table import Table
 
 EVIL = "<script>alert(1)</script>\"'&"
-VOID = {"meta", "wbr", "br", "img"}
 
 
 def rows(n, rng, prefix="train"):
@@ -69,42 +68,6 @@ def make_pairs(table):
     )
 
 
-class Page(HTMLParser):
-    """Tags must close in order; collects what the tests ask for."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.cells, self.words = [], [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = re.sub(r"\s+", " ", "".join(self.words))
-        self.rows = {row[0]: row[1:] for row in self.cells if row}
-        self.ids = [attrs["id"] for _, attrs in self.tags if "id" in attrs]
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.cells.append([])
-        if tag in ("td", "th"):
-            self.cells[-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if "style" in self.open:
-            return
-        self.words.append(text)
-        if "td" in self.open or "th" in self.open:
-            self.cells[-1][-1] += text
-
-
 def render(tmp_path, table, **given):
     path = write_eda(tmp_path / "eda.html", name=given.pop("name", "small"), table=table, **given)
     html = path.read_text(encoding="utf-8")
@@ -149,7 +112,7 @@ def test_a_middle_size_that_is_the_risky_one_shows_by_shape_where_ranks_are_blin
 
     def line(**given):
         page, _ = render(tmp_path, table, pictures=pictures, **given)
-        return next(cells for cells in page.cells if cells[:1] == ["picture height"])
+        return next(cells for cells in page.rows if cells[:1] == ["picture height"])
 
     *_, ranked, shape = line(folds=folds)
     assert float(ranked.split()[0]) < 0.6
@@ -214,15 +177,15 @@ def test_the_numbers_of_the_page_are_those_of_the_table(whole):
     assert f"{100 * positives / 300:.2f} %" in page.text
     assert f"{positives} of 300" in page.text
     nevus = (train["diagnosis"] == "nevus").sum()
-    assert page.rows["nevus"] == [f"{nevus} ({nevus / (300 - positives):.1%})", "0 (0.0%)", "0.00%"]
-    assert page.rows["melanoma"] == ["0 (0.0%)", f"{positives} (100.0%)", "100.00%"]
+    assert page.named["nevus"] == [f"{nevus} ({nevus / (300 - positives):.1%})", "0 (0.0%)", "0.00%"]
+    assert page.named["melanoma"] == ["0 (0.0%)", f"{positives} (100.0%)", "100.00%"]
     sized = train.merge(make_pictures(table).index, on="id")
     large = sized[(sized["source_width"] == 1872) & (sized["source_height"] == 1053)]["target"]
-    assert page.rows["1872\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}1053"] == [
+    assert page.named["1872\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}1053"] == [
         *(str(len(large)), str(large.sum()), f"{large.mean():.2%}"),
     ]
-    assert page.rows["same group"] == ["4", "8"]
-    assert page.rows["across groups"] == ["2", "4"]
+    assert page.named["same group"] == ["4", "8"]
+    assert page.named["across groups"] == ["2", "4"]
     assert f"Negative: 5 of {300 - positives}" in page.text
 
 
@@ -247,7 +210,7 @@ def test_a_table_alone_makes_a_page(tmp_path):
     assert "Nobody has looked for near-duplicates yet." in page.text
     assert "img" not in {tag for tag, _ in page.tags}
     assert "iagnosis" not in page.text
-    assert "picture width" not in page.rows
+    assert "picture width" not in page.named
     assert not {"sheet", "folds", "drift-columns"} & set(page.ids)
 
 
@@ -256,7 +219,7 @@ def test_no_images_leaves_out_the_pictures_and_asks_for_none(tmp_path):
     pictures = make_pictures(table, asked)
     page, _ = render(tmp_path, table, pictures=pictures, pairs=make_pairs(table), sheet=0)
     assert "img" not in {tag for tag, _ in page.tags}
-    assert "picture width" in page.rows
+    assert "picture width" in page.named
     assert asked == []
 
 
@@ -267,7 +230,7 @@ def test_a_column_without_any_value_is_left_out(tmp_path, column):
         if column in frame:
             frame[column] = frame[column].mask(frame[column].notna())
     page, _ = render(tmp_path, table)
-    assert page.rows[column][:2] == ["300", "100.00%"]
+    assert page.named[column][:2] == ["300", "100.00%"]
     assert f"age by {column}" not in page.text.lower()
     assert ("No age is known." in page.text) == (column == "age")
 
@@ -275,8 +238,8 @@ def test_a_column_without_any_value_is_left_out(tmp_path, column):
 def test_one_site_makes_a_page(tmp_path):
     table = make_table()
     page, _ = render(tmp_path, Table(table.train.assign(site="torso"), table.test.assign(site="torso")))
-    assert page.rows["torso"][0] == f"{(table.train['target'] == 0).sum()} (100.0%)"
-    assert page.rows["site"][:3] == ["0.000", "0.000", "within chance"]
+    assert page.named["torso"][0] == f"{(table.train['target'] == 0).sum()} (100.0%)"
+    assert page.named["site"][:3] == ["0.000", "0.000", "within chance"]
 
 
 def test_positives_without_an_age_make_a_page(tmp_path):
@@ -311,7 +274,7 @@ def test_pairs_with_a_picture_that_is_not_at_hand_are_counted_and_not_shown(tmp_
     table = make_table()
     pairs = make_pairs(table).assign(id_2="elsewhere")
     page, _ = render(tmp_path, table, pictures=make_pictures(table), pairs=pairs, sheet=2)
-    assert page.rows["same group"] == ["4", "5"]
+    assert page.named["same group"] == ["4", "5"]
     assert not any("of a pair" in attrs.get("alt", "") for _, attrs in page.tags)
 
 

@@ -1,17 +1,16 @@
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from html_page import Page
 
 from pages.report import Comparison, ReportData, report_html
 from stack.intervals import Interval
 from stack.metrics import auc, auc_by_fold, average_precision
 
 EVIL = "<script>alert(1)</script>\"'&"
-VOID = {"meta", "wbr", "br", "img", "link", "input"}
 
 
 def make_data(n=400, seed=0):
@@ -69,40 +68,6 @@ def make_data(n=400, seed=0):
         settings="experiment: ham\nseed: 0\n",
         versions={"numpy": "2.4.0"},
     )
-
-
-class Page(HTMLParser):
-    """Tags must close in order; collects what the tests ask for."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.rows, self.words = [], [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = re.sub(r"\s+", " ", "".join(self.words))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if "style" in self.open or "script" in self.open:
-            return
-        self.words.append(text)
-        if "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] = re.sub(r"\s+", " ", self.rows[-1][-1] + text)
 
 
 @pytest.fixture(scope="module")
