@@ -9,7 +9,7 @@ VOID = {"meta", "wbr", "br", "img", "input", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """Tags, rows of cells, ids and text; tags must close in order."""
+    """Tags, rows of cells, ids and text, every white space one blank; tags must close in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -44,4 +44,4 @@ class Page(HTMLParser):
             return
         self._words.append(data)
         if "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] = re.sub(r"[ \n\t]+", " ", self.rows[-1][-1] + data)
+            self.rows[-1][-1] = re.sub(r"\s+", " ", self.rows[-1][-1] + data)

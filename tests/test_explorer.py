@@ -5,11 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_score, recall_score
-from test_report import Page
 
 from pages.explorer import MAX_POINTS, count_at_thresholds, explorer, operating_point
 from pages.section import script_policy

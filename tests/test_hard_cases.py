@@ -12,8 +12,8 @@ import pytest
 import torch
 from browser import SCHEMES, WIDTHS, barriers, hosted, opened
 from conftest import run_cli, small_config
+from html_page import Page
 from PIL import Image
-from test_report import Page
 
 from pages.case_pictures import colour, overlay
 from pages.hard_cases import hard_cases, image_run, most_wrong

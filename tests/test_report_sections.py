@@ -10,8 +10,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pandas as pd
 import pytest
+from html_page import Page
 from markupsafe import Markup
-from test_report import EVIL, Page, hold_together, make_data
+from test_report import EVIL, hold_together, make_data
 
 from pages.report import PLACES, Calibration, Comparison, DataFacts, Decision, report_html
 from pages.section import Section

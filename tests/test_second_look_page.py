@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from browser import SCHEMES, WIDTHS, barriers, hosted, opened
 from conftest import run_cli, small_config
+from html_page import Page
 from PIL import Image
 from test_hard_cases import EVIL, MODELS, named, pixels
-from test_report import Page
 
 import pages.second_look as page_module
 from pages.second_look import second_look_section
