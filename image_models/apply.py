@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages
+from image_models.device import pick_device, use_threads
 from image_models.errors import ImageError
 from image_models.head import LinearHead
 from image_models.loss import risk_logit
-from image_models.predict import Predictions, pick_device, predict
+from image_models.predict import Predictions, predict
 from image_models.stored import NetStore, read_fold_net
 
 
@@ -40,7 +41,7 @@ def apply_trained(
     ``settings`` are those of the run's run.json, ``metadata`` (n, m) is as its nets see it, and ``store`` reads these.
     Raises ImageError.
     """
-    torch.set_num_threads(threads)
+    use_threads(threads)
     images, where = CachedImages(cache, rows, metadata=metadata), pick_device(device)
     nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=where.type)
     by_seed = [
@@ -67,7 +68,7 @@ def apply_frozen(
     progress: Callable[[int], object],
 ) -> Iterator[Predictions]:
     """A frozen backbone on rows of a cache, once, and then the head in each of the folders ``folds`` on its z."""
-    torch.set_num_threads(threads)
+    use_threads(threads)
     where, weights = pick_device(device), [fold / "weights.safetensors" for fold in folds]
     (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=where.type)
     z = predict(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +23,7 @@ class Batch(NamedTuple):
     images: torch.Tensor  # (n, h, w, 3) uint8
     metadata: torch.Tensor  # (n, m) float32; m = 0 where there is none
     allowed: torch.Tensor  # (n, c) bool: the classes that a row may be of
-    rows: torch.Tensor  # (n,) their places in the data set
+    rows: torch.Tensor  # (n,) their places in the data set of N rows; N, 2 N … further on where drawn once more
 
     def to(self, device: torch.device) -> Batch:
         """The same rows on another device."""
@@ -30,6 +32,8 @@ class Batch(NamedTuple):
 
 class CachedImages(Dataset[Batch]):
     """Rows of an image cache, fetched a batch at a time: ``images[[3, 1, 2]]`` is the `Batch` of these three rows.
+
+    Of N rows, place N + 3 is row 3 once more, augmented otherwise.
 
     ``pictures`` is a cache or the images themselves (n, h, w, 3), ``rows`` are its rows; ``target`` stands beside them,
     0/1 (n,) or, for more classes, which of them each row may be of, bool (n, c); so does ``metadata`` (n, m). With
@@ -58,13 +62,14 @@ class CachedImages(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, batch: list[int]) -> Batch:
-        rows = self.rows[batch]
+        drawn = np.asarray(batch) % len(self)
+        rows = self.rows[drawn]
         images = self.pictures.take(rows) if isinstance(self.pictures, ImageCache) else self.pictures[rows]
         if self.augment is not None:
             images = np.stack(
                 [self.augment(image, epoch=self.epoch, row=i) for image, i in zip(images, batch, strict=True)]
             )
-        parts = (images, self.metadata[batch], self.allowed[batch], np.asarray(batch))
+        parts = (images, self.metadata[drawn], self.allowed[drawn], np.asarray(batch))
         return Batch(*map(torch.from_numpy, parts))
 
 
@@ -80,10 +85,14 @@ def train_batches(
 ) -> list[list[int]]:
     """The epoch's order of rows, or with ``weights`` (n,) as many draws with replacement.
 
+    A row's second draw is n + row, its third 2 n + row …: else all its pictures of an epoch would be augmented alike.
     A last batch of one is dropped: batch norm can't take it.
     """
     rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(n) if weights is None else rng.choice(n, n, p=weights / weights.sum())
+    order = rng.permutation(n)
+    if weights is not None:
+        drawn = pd.Series(rng.choice(n, n, p=weights / weights.sum()))
+        order = (drawn + n * drawn.groupby(drawn).cumcount()).to_numpy()
     batches = [order[start : start + batch_size].tolist() for start in range(0, n, batch_size)]
     return batches[:-1] if len(batches[-1]) == 1 else batches
 
@@ -96,7 +105,11 @@ def eval_batches(n: int, *, batch_size: int) -> list[list[int]]:
 def load(images: CachedImages, batches: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
     """Fetch the batches in their order, by ``workers`` processes (0: this one). Raises ImageError where one dies."""
     # batch_size=None: the "sampler" hands whole batches to __getitem__, so there is nothing left to collate.
-    loader = DataLoader(images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin)
+    # The system's own way to start processes: inside a task's process loky's is the default, which torch can't take.
+    start = multiprocessing.get_all_start_methods()[0] if workers else None
+    loader = DataLoader(
+        images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin, multiprocessing_context=start
+    )
     try:
         yield from loader
     except ImageError as error:  # torch writes a worker's traceback before the message

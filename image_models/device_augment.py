@@ -55,7 +55,7 @@ class DeviceAugment:
             x = enhance.adjust_brightness(enhance.adjust_contrast(x, 1 + contrast), light)
             x = enhance.adjust_hue(enhance.adjust_saturation(x, 1 + saturation), hue * 2 * math.pi)
             if limits.hole[1]:
-                x = x * ~_on(x, np.stack([_hole(rng, limits, side) for rng in rngs])).bool()[:, None]
+                x = x * ~_inside(_on(x, np.stack([_hole(rng, limits, side) for rng in rngs])), side)[:, None]
         return x.mul(255).permute(0, 2, 3, 1)
 
 
@@ -84,10 +84,18 @@ def _colour(rng: np.random.Generator, limits: Limits) -> np.ndarray:
 
 
 def _hole(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
-    """(side, side), 1 where the hole is."""
-    mask = np.zeros((side, side))
+    """(4,): top, bottom, left and right; all 0 where there is none."""
     height, width = (rng.uniform(*limits.hole, 2) * side).astype(int)
     top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
-    if rng.random() < 0.5:
-        mask[top : top + height, left : left + width] = 1
-    return mask
+    if rng.random() >= 0.5:
+        return np.zeros(4)
+    return np.array([top, top + height, left, left + width])
+
+
+def _inside(holes: torch.Tensor, side: int) -> torch.Tensor:
+    """(n, side, side), whether a pixel is in the hole (n, 4)."""
+    place = torch.arange(side, device=holes.device)
+    top, bottom, left, right = holes.T[:, :, None]
+    rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)
+    inside: torch.Tensor = rows[:, :, None] & columns[:, None]
+    return inside

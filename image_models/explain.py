@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchcam.methods import GradCAM
 
+from image_models.device import use_threads
 from image_models.errors import ImageError
 from image_models.net import Net
 
@@ -52,7 +53,7 @@ def pixel_risk_maps(
     net: Net, pixels: NDArray[np.uint8], metadata: NDArray[np.float32], *, threads: int = 1
 ) -> NDArray[np.float32]:
     """`risk_maps` of pictures (n, h, w, 3) and encoded metadata (n, m), a few at a time, on the device of ``net``."""
-    torch.set_num_threads(threads)
+    use_threads(threads)
     device = net.head.weight.device
     parts = [np.empty((0, *pixels.shape[1:3]), np.float32)]
     for start in range(0, len(pixels), AT_ONCE):

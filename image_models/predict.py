@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from image_models.dataset import CachedImages, eval_batches, load
+from image_models.dataset import Batch, CachedImages, eval_batches, load
+from image_models.device import in_parts, names_out_of_memory
 from image_models.errors import ImageError
 from image_models.net import Net
-from image_models.views import views
+from image_models.views import VIEWS, views
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Predictions:
         return Predictions(self.logit[rows], self.z[rows])
 
 
+@names_out_of_memory
 def predict(
     net: Net,
     images: CachedImages,
@@ -43,7 +46,7 @@ def predict(
     """
     assert images.augment is None, "predictions are made on images as they are"
     net = net.to(device).eval()
-    logits, features = [], []
+    logits, features, parts = [], [], 1
     with torch.inference_mode():
         for batch in load(
             images,
@@ -51,11 +54,10 @@ def predict(
             workers=workers,
             pin=device.type == "cuda",
         ):
-            here = batch.to(device)
-            made = [net(view, here.metadata) for view in views(here.images, tta)]
-            logits.append(torch.stack([logit for logit, _ in made]).mean(dim=0).cpu().numpy())
-            features.append(torch.stack([z for _, z in made]).mean(dim=0).half().cpu().numpy())
-            progress(len(made) * len(batch.rows))
+            (logit, z), parts = in_parts(partial(_averaged, net, batch.to(device), tta), parts, most=len(batch.rows))
+            logits.append(logit.cpu().numpy())
+            features.append(z.half().cpu().numpy())
+            progress(VIEWS[tta] * len(batch.rows))
     if not logits:
         return Predictions(np.empty(0, np.float32), np.empty((0, net.features), np.float16))
     predictions = Predictions(np.concatenate(logits), np.concatenate(features))
@@ -68,13 +70,11 @@ def predict(
     return predictions
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def visible_gpus() -> int:
-    """How many GPUs this process may use."""
-    return torch.cuda.device_count()
+def _averaged(net: Net, batch: Batch, tta: str, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logit (n,) and features (n, d), each the mean over the views."""
+    logits, features, parts = [], [], min(parts, len(batch.rows))
+    for images, metadata in zip(batch.images.tensor_split(parts), batch.metadata.tensor_split(parts), strict=True):
+        made = [net(view, metadata) for view in views(images, tta)]
+        logits.append(torch.stack([logit for logit, _ in made]).mean(dim=0))
+        features.append(torch.stack([z for _, z in made]).mean(dim=0))
+    return torch.cat(logits), torch.cat(features)

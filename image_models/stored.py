@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from image_models.device import pick_device, pick_precision
 from image_models.errors import ImageError
 from image_models.net import Net, build_net, read_weights
-from image_models.predict import pick_device
-from image_models.train import pick_precision
 
 BODY = "backbone.safetensors"  # of a frozen run: one for all its folds, beside them
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,14 @@ from sklearn.metrics import roc_auc_score
 from timm.optim import param_groups_layer_decay
 
 from image_models.dataset import Batch, CachedImages, load, train_batches
+from image_models.device import in_parts, pick_precision
 from image_models.ema import Average
 from image_models.errors import ImageError
 from image_models.loss import row_losses
 from image_models.mix import Mixed, mix_batch
 from image_models.net import Net
 from image_models.predict import predict
+from image_models.prior import class_weights, prior_shift
 from image_models.settings import Training
 from image_models.state import read_state, write_state
 
@@ -66,12 +70,14 @@ def train_net(
     scaler = torch.amp.GradScaler(device.type, enabled=net.precision == torch.float16)
     positive = net.positive.cpu().numpy()
     weights = class_weights(images.allowed, training.balance)
-    losses_of = _Losses(net, training)
+    unshift = (-prior_shift(images.allowed, positive, training)).tolist()
+    losses_of = _Losses(net, training, optimiser, scaler)
     parts, history, best, start = training.accumulate, [], None, 0
     if state and (kept := read_state(state, identity=identity)):
         net.load_state_dict(kept["net"])
         optimiser.load_state_dict(kept["optimiser"])
-        scaler.load_state_dict(kept["scaler"])
+        if kept["scaler"]:  # empty where float16 is not what it began in
+            scaler.load_state_dict(kept["scaler"])
         if average:
             average.tensors = {key: tensor.to(device) for key, tensor in kept["average"].items()}
             average.steps = kept["average_steps"]
@@ -79,6 +85,9 @@ def train_net(
 
     def order(epoch: int) -> list[list[int]]:
         return train_batches(len(images), batch_size=training.batch_size, seed=seed, epoch=epoch, weights=weights)
+
+    def too_large(parts: int) -> None:
+        say(f"out of memory on {device}: batches of {training.batch_size} now go through in {parts} parts")
 
     progress(start * len(images))
     step_count = training.epochs * len(order(0))
@@ -93,23 +102,14 @@ def train_net(
             rate = training.lr * _schedule(step, warmup=warmup, steps=step_count)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            batch = batch.to(device)
+            rows, batch = batch.rows.tolist(), batch.to(device)
             if augment:
-                images_now = augment(batch.images, epoch=epoch, rows=batch.rows.tolist())
-                batch = batch._replace(images=images_now)
+                batch = batch._replace(images=augment(batch.images, epoch=epoch, rows=rows))
             mixed = None
             if training.mixup or training.cutmix:
                 mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=draws)
-            while True:
-                optimiser.zero_grad(set_to_none=True)
-                try:
-                    losses.append(losses_of.backward(batch, mixed, parts=parts, scaler=scaler))
-                    break
-                except torch.OutOfMemoryError:
-                    if 2 * parts > len(batch.rows) // 2:  # batch norm needs two rows
-                        raise
-                    parts *= 2
-                    say(f"out of memory on {device}: batches of {training.batch_size} now go through in {parts} parts")
+            loss, parts = in_parts(partial(losses_of.backward, batch, mixed), parts, most=len(rows) // 2, say=too_large)
+            losses.append(loss)
             scaler.unscale_(optimiser)
             if training.clip_norm:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip_norm)
@@ -118,7 +118,7 @@ def train_net(
             if average:
                 average.update(net)
             step += 1
-            progress(len(batch.rows))
+            progress(len(rows))
         mean_loss = float(torch.stack(losses).mean())
         if not np.isfinite(mean_loss):
             raise ImageError(
@@ -127,14 +127,11 @@ def train_net(
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "images_per_s": sum(map(len, batches)) / seconds}
         if choose is not None:
-            if average:
-                average.swap(net)
-            row["auc"] = _auc(net, choose, positive, batch_size=training.batch_size, device=device, workers=workers)
-            if best is None or row["auc"] > best["auc"]:
-                best = {"auc": row["auc"], "net": {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}}
-            if average:
-                average.swap(net)
-            net.train()
+            with _as_handed_over(net, average, unshift):
+                row["auc"] = _auc(net, choose, positive, batch_size=training.batch_size, device=device, workers=workers)
+                if best is None or row["auc"] > best["auc"]:
+                    made = {key: tensor.detach().cpu().clone() for key, tensor in net.state_dict().items()}
+                    best = {"auc": row["auc"], "net": made}
             report(epoch + 1, row["auc"])
         history.append(row)
         if state:
@@ -145,67 +142,53 @@ def train_net(
             })  # fmt: skip
     if best is not None:
         net.load_state_dict(best["net"])
-    elif average:
+        return pd.DataFrame(history)
+    if average:
         average.swap(net)
-    net.shift_prior((-prior_shift(images.allowed, positive, training)).tolist())
+    net.shift_prior(unshift)
     return pd.DataFrame(history)
 
 
-def class_weights(allowed: NDArray[np.bool_], balance: str) -> NDArray[np.float64] | None:
-    """How often each row (n,) is drawn: by 1/rows of its class or the root of it; None where all are drawn once."""
-    if balance == "none":
-        return None
-    # A row of unknown diagnosis stands among the rows that allow the same classes.
-    _, kind, rows = np.unique(allowed, axis=0, return_inverse=True, return_counts=True)
-    weights: NDArray[np.float64] = (1 / rows if balance == "full" else 1 / np.sqrt(rows))[kind.ravel()]
-    return weights
-
-
-def training_prior(allowed: NDArray[np.bool_], training: Training) -> NDArray[np.float64]:
-    """Share (c,) of each class among the rows as they are drawn, half a row added to each; weights of loss not in."""
-    weights = class_weights(allowed, training.balance)
-    drawn = np.ones(len(allowed)) if weights is None else weights * (len(allowed) / weights.sum())
-    counts = ((allowed / allowed.sum(axis=1, keepdims=True)) * drawn[:, None]).sum(axis=0)
-    shares: NDArray[np.float64] = (counts + 0.5) / (counts + 0.5).sum()
-    return shares
-
-
-def prior_shift(allowed: NDArray[np.bool_], positive: NDArray[np.bool_], training: Training) -> NDArray[np.float64]:
-    """By how much (c,) drawing and weighting raised each class's log probability; taking it away restores the prior."""
-    plain = training_prior(allowed, Training())
-    weighted = np.where(positive, np.log(training.positive_weight), 0.0)
-    shift: NDArray[np.float64] = np.log(training_prior(allowed, training)) - np.log(plain) + weighted
-    return shift
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on a GPU that has it, float32 elsewhere; half precision on a CPU is slow and stays out."""
-    if device.type == "cpu" or name == "float32":
-        return torch.float32
-    if name == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+@contextmanager
+def _as_handed_over(net: Net, average: Average | None, unshift: list[float]) -> Iterator[None]:
+    """The net as it would be if this epoch were the last: averaged, with the prior put back. Training then goes on."""
+    if average:
+        average.swap(net)
+    bias = net.head.bias.detach().clone()
+    net.shift_prior(unshift)
+    yield
+    with torch.no_grad():
+        net.head.bias.copy_(bias)  # adding and taking away would not give the same bits
+    if average:
+        average.swap(net)
+    net.train()
 
 
 class _Losses:
     """The mean loss of a batch and its gradient, taken in parts where it doesn't fit at once."""
 
-    def __init__(self, net: Net, training: Training) -> None:
+    def __init__(
+        self, net: Net, training: Training, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
         self.net = net
         self.training = training
+        self.optimiser = optimiser
+        self.scaler = scaler
 
-    def backward(self, batch: Batch, mixed: Mixed | None, *, parts: int, scaler: torch.amp.GradScaler) -> torch.Tensor:
+    def backward(self, batch: Batch, mixed: Mixed | None, parts: int) -> torch.Tensor:
+        self.optimiser.zero_grad(set_to_none=True)
         n = len(batch.rows)
         images, metadata = (mixed.images, mixed.metadata) if mixed else (batch.images, batch.metadata)
         total = torch.zeros((), device=images.device)
-        step = math.ceil(n / max(1, min(parts, n // 2)))
-        for rows in [slice(first, first + step) for first in range(0, n, step)]:
+        parts = max(1, min(parts, n // 2))  # batch norm needs two rows
+        ends = [n * part // parts for part in range(parts + 1)]
+        for rows in map(slice, ends, ends[1:]):
             outputs, _ = self.net.outputs(images[rows], metadata[rows])
             loss = self._rows(outputs, batch.allowed[rows])
             if mixed:
                 loss = mixed.loss(loss, self._rows(outputs, batch.allowed[mixed.partner[rows]]))
             part = loss.sum() / n
-            scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             total += part.detach()
         return total
 

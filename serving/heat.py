@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_models.cache import ImageCache
+from image_models.device import pick_device
 from image_models.errors import ImageError
 from image_models.explain import pixel_risk_maps
-from image_models.predict import pick_device
 from image_models.stored import NetStore
 from pages.case_pictures import overlay
 from serving.bundle import Bundle, ImageRun

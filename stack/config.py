@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from stack.errors import ConfigError
 from stack.image_config import ImageModel
 from stack.reading import parse_yaml
-from stack.settings import ConfigPath, Name, Strict
+from stack.settings import ConfigPath, Name, Seed, Strict
 
 _SHOWN, _LONGEST = 20, 500  # faults of a config, and characters of each
 _BRIEF = reprlib.Repr()
@@ -93,7 +93,7 @@ class Folds(Strict):
     """How training rows are dealt into folds."""
 
     k: int = Field(5, ge=2, le=100)  # number of folds
-    seed: int = 0  # another deal for another seed
+    seed: Seed = 0  # another deal for another seed
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # besides the target
 
 
@@ -143,7 +143,7 @@ class Ray(Strict):
 
     address: str | None = None  # of a running cluster, or `auto`; none: one on this machine, for this command
     cpus: float = Field(1, ge=0)  # that a task reserves; usually as many as `threads`
-    gpus: float = Field(0, ge=0)  # that a task reserves; a share lets tasks share one
+    gpus: float = Field(0, ge=0)  # that a task reserves; a share lets tasks share one, with 0 they use the CPU
     retries: int = Field(3, ge=0)  # of a task whose worker or node was lost; it resumes from its last epoch
 
 
@@ -161,7 +161,7 @@ class Config(Strict):
     experiment: Name  # what it is called: its results lie in `runs/<experiment>/`
     runs: ConfigPath = Field("../runs", validate_default=True)  # where experiments lie
     cache: ConfigPath = Field("../cache", validate_default=True)  # where decoded images lie
-    seed: int = 0  # of everything that draws, but the deal of folds
+    seed: Seed = 0  # of everything that draws, but the deal of folds
     objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"  # the aim of blends and studies, and the headline
     threads: int = Field(2, ge=1)  # of each task; a setting, because it changes the bytes
     n_jobs: int = Field(1, ge=1)  # tasks at a time; on GPUs as many as there are GPUs
@@ -195,6 +195,8 @@ class Config(Strict):
             raise ValueError(f"tuned.image names {', '.join(sorted(strangers))}, which is no trained image model")
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
+        if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
+            raise ValueError("device: cuda on a Ray cluster needs ray.gpus: how many a task reserves, such as 1")
         if self.data.columns.diagnosis is None:
             for model in self.image_models:
                 if model.target == "diagnosis":

@@ -16,7 +16,7 @@ def count_gpus(device: str) -> int:
     """GPUs that tasks on ``device`` (auto, cpu, cuda) are spread over; 0 where they run on the CPU."""
     if device == "cpu":
         return 0
-    from image_models.predict import visible_gpus
+    from image_models.device import visible_gpus
 
     return visible_gpus()
 

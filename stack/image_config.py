@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from image_models.settings import Training
-from stack.settings import Name, Strict, resolve_path
+from stack.settings import Name, Seed, Strict, resolve_path
 
 
 class Normalise(Strict):
@@ -71,7 +71,7 @@ class ImageModel(Strict):
     compile: bool = False
     select: Literal["last", "best"] = "last"
 
-    seeds: tuple[int, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
     enabled: bool = True  # false: left out, its description kept
     selected: bool = False  # its settings were chosen by how they do on these rows: said wherever its number stands
 
@@ -82,6 +82,9 @@ class ImageModel(Strict):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
+        for what, listed in (("seeds", self.seeds), ("metadata", self.metadata)):
+            if len(set(listed)) < len(listed):
+                raise ValueError(f"{self.name}: {what} {list(listed)} names one twice")
         if self.frozen and (self.target == "diagnosis" or self.metadata):
             raise ValueError(
                 f"{self.name} is frozen: `target: diagnosis` and `metadata` are of trained models (metadata reaches "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ class Labels:
 def labels_of(model: ImageModel, train: pd.DataFrame, external: pd.DataFrame) -> Labels:
     """The classes that ``model`` learns, of frames with `target` and, for `target: diagnosis`, `diagnosis`.
 
-    Raises DataError where a class holds rows of both targets, or where all rows are of one class.
+    Raises DataError where `diagnosis.classes` names what no row has, where a class holds rows of both targets, or where
+    all rows are of one class.
     """
     both = pd.concat([train, external], ignore_index=True)
     target = both["target"].to_numpy(np.int8)
@@ -43,7 +45,14 @@ def _classes(
     diagnosis: pd.Series, target: NDArray[np.int8], settings: Diagnosis, name: str
 ) -> tuple[list[str], list[bool], NDArray[np.bool_]]:
     # The words of the data decide which classes there are, and their targets which of them count; no fold does.
-    words = diagnosis.astype("str").replace(settings.classes)
+    words = diagnosis.astype("str")
+    found = sorted(words.dropna().unique())
+    for word in settings.classes:
+        if word not in found:
+            near = difflib.get_close_matches(word, found, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the rows have {', '.join(map(repr, found))}"
+            raise DataError(f"{name}: diagnosis.classes names {word!r}, which is the diagnosis of no row: {hint}")
+    words = words.replace(settings.classes)
     missing = (words.isna() | (words.str.lower() == UNKNOWN)).to_numpy()
     if settings.unknown == "class":
         words = words.mask(missing, UNKNOWN)

@@ -39,6 +39,7 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
 ConfigPath = Annotated[Path, BeforeValidator(resolve_path)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names become folders
 Name = Annotated[str, Field(pattern=NAME)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what every library's generator takes
 
 
 class Strict(BaseModel):

@@ -144,11 +144,13 @@ def _on_ray(tasks: Sequence[FoldTask], config: Config, out: Out) -> Iterator[Fol
     started = not ray.is_initialized()
     if started:
         _connect(config.ray)
+    device = config.device if config.ray.gpus else "cpu"  # Ray hides no GPU from tasks that reserved none
     try:
+        _check_resources(config.ray, out)
         remote = ray.remote(_run_beside_others).options(
             num_cpus=config.ray.cpus, num_gpus=config.ray.gpus, max_retries=config.ray.retries
         )
-        waiting = [remote.remote(task, config.device, quiet=out.quiet) for task in tasks]
+        waiting = [remote.remote(task, device, quiet=out.quiet) for task in tasks]
         for task, reference in zip(tasks, waiting, strict=True):
             try:
                 ray.get(reference)
@@ -175,3 +177,18 @@ def _connect(settings: Ray) -> None:
             f"ray.address {settings.address}: no Ray cluster answers ({' '.join(str(error).split())[:200]}): start one "
             "with `ray start --head`, or drop the key for one on this machine"
         ) from error
+
+
+def _check_resources(settings: Ray, out: Out) -> None:
+    """A task that fits no node waits for one; on a cluster that this command started for itself, for ever."""
+    import ray
+
+    wanted = {"CPU": settings.cpus, "GPU": settings.gpus}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(kind, 0) >= number for kind, number in wanted.items()) for node in nodes):
+        return
+    has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    said = f"a task reserves ray.cpus {settings.cpus:g} and ray.gpus {settings.gpus:g}, and no node has as many ({has})"
+    if settings.address is None:
+        raise ConfigError(f"{said}: lower them, or name a larger cluster in ray.address")
+    out.warn(f"{said}: tasks wait until one joins")

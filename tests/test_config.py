@@ -190,6 +190,20 @@ def test_image_models_need_images(path: Path) -> None:
     assert read_config(path, ("data.images=null", "image_models=[]")).image_models == ()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["seed=-1"], "seed: Input should be greater than or equal to 0"),
+        (["image_models.0.seeds=[0, -1]"], "image_models.0.seeds.1: Input should be greater"),
+        (["image_models.0.seeds=[0, 1, 0]"], "seeds [0, 1, 0] names one twice"),
+        (["image_models.0.metadata=[age, age]"], "metadata ['age', 'age'] names one twice"),
+        (["backend=ray", "device=cuda"], "device: cuda on a Ray cluster needs ray.gpus"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(path: Path, overrides: list[str], says: str) -> None:
+    assert says in refused(path, *overrides)
+
+
 def test_a_tuned_stacker_must_be_one_of_the_config(path: Path) -> None:
     assert "tuned.gbdt names gone" in refused(path, "tuned.gbdt.gone=study.yaml")
 

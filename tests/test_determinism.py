@@ -28,11 +28,13 @@ OF_TIMES = {"history.csv", "digest", "crc"}  # checks of what holds times
 NOT_COMPARED = {".lock", "pseudonym.key", "report.html"}
 
 
-def made(data: Path, folder: Path, *, n_jobs: int) -> dict[str, object]:
+def made(data: Path, folder: Path, *, n_jobs: int, workers: int = 0) -> dict[str, object]:
     """Every file of a whole experiment by its path: nets, frozen, studies of GBDTs and blend, stackers, submission."""
     folder.mkdir()
     features = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
-    config = small_config(data, folder, n_jobs=n_jobs, image_models=MODELS, features=features, stackers=STACKERS)
+    config = small_config(
+        data, folder, n_jobs=n_jobs, workers=workers, image_models=MODELS, features=features, stackers=STACKERS
+    )
     runs = folder / "runs" / "small"
     gbdt = [f"--set=tuned.gbdt.{name}={runs}/studies/gbdt-{name}.yaml" for name in ("gbdt", "xgb")]
     blend = f"--set=tuned.blend={runs}/studies/blend.yaml"
@@ -75,11 +77,11 @@ def one_process(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize(("n_jobs", "workers"), [(1, 0), (2, 1)])
 def test_every_file_is_the_same_again(
-    n_jobs: int, one_process: dict[str, object], small_data: Path, tmp_path: Path
+    n_jobs: int, workers: int, one_process: dict[str, object], small_data: Path, tmp_path: Path
 ) -> None:
-    again = made(small_data, tmp_path / "again", n_jobs=n_jobs)
+    again = made(small_data, tmp_path / "again", n_jobs=n_jobs, workers=workers)
     assert list(again) == list(one_process)
     assert [name for name, content in again.items() if content != one_process[name]] == []
     kinds = {Path(name).suffix for name in again}

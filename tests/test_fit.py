@@ -161,6 +161,20 @@ def test_an_untrained_fold_predicts_its_training_rows_prevalence(cache: ImageCac
     np.testing.assert_allclose(p, TARGET[TRAIN].mean(), rtol=0.1)
 
 
+def test_a_net_that_says_the_same_of_all_is_refused(cache: ImageCache, tmp_path: Path) -> None:
+    """But for rounding: weight decay has emptied it."""
+    with pytest.raises(ImageError, match=r"collapsed.* 8 held-out images: lower `lr`, now 0\.01"):
+        fold(cache, tmp_path / "fold", [0], weight_decay=99.0, epochs=6)
+
+
+def test_test_pictures_that_are_all_the_same_are_no_collapse(cache: ImageCache, tmp_path: Path) -> None:
+    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
+    pixels[TEST] = pixels[TEST[0]]
+    cache.index["crc"] = [zlib.crc32(picture) for picture in pixels]
+    made = fold(cache, tmp_path / "fold", [0]).predictions
+    assert np.ptp(made["test"].logit) < 1e-6 < np.ptp(made["oof"].logit)
+
+
 def test_every_image_of_every_seed_is_counted_in_the_progress(cache: ImageCache, tmp_path: Path) -> None:
     seen: list[int] = []
     fold(cache, tmp_path / "fold", [0, 1], progress=seen.append)
@@ -252,7 +266,7 @@ def test_backbone_and_head_on_disk_are_one_net_with_the_same_logits(cache: Image
 def test_a_frozen_head_has_seen_its_training_rows_and_no_other(cache: ImageCache, tmp_path: Path) -> None:
     z = frozen_z(cache, np.arange(N), tmp_path / "frozen")
     frozen_fold(z, tmp_path / "before")
-    z[HELD] = z[TEST] = 0
+    z[HELD], z[TEST] = -z[HELD], 0
     frozen_fold(z, tmp_path / "after")
     before, after = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("before", "after"))
     assert before == after

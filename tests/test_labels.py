@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,6 +43,12 @@ def test_a_mapping_merges_diagnoses() -> None:
     labels = labels_of(model(diagnosis=mapping), table, NO_EXTERNAL)
     assert labels.names == ["nevus", "melanoma"]
     assert labels.train.argmax(axis=1).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("word", "hint"), [("neevus", "did you mean 'nevus'?"), ("zzz", "the rows have 'melanoma'")])
+def test_a_mapping_of_what_no_row_has_is_refused(word: str, hint: str) -> None:
+    with pytest.raises(DataError, match=rf"m: diagnosis.classes names '{word}'.*{re.escape(hint)}"):
+        labels_of(model(diagnosis={"classes": {word: "x"}}), rows(("nevus", 0), ("melanoma", 1)), NO_EXTERNAL)
 
 
 @pytest.mark.parametrize("unknown", [None, "unknown", "Unknown"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,11 @@ from conftest import run_cli, small_config
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
+
+from stack import task_runner  # noqa: E402
+from stack.config import Ray  # noqa: E402
+from stack.console import Out  # noqa: E402
+from stack.errors import ConfigError  # noqa: E402
 
 MODEL = {
     "name": "tiny",
@@ -60,6 +66,25 @@ def test_a_lost_nodes_task_is_run_again_and_ends_with_the_same_bytes(small_data:
         ray.shutdown()
         cluster.shutdown()
     assert oof(there) == oof(here)
+
+
+@pytest.mark.parametrize(("address", "status"), [(None, 2), ("auto", 0)])
+def test_a_task_that_fits_no_node_is_refused_or_waits_for_a_larger_one(
+    address: str | None, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (2.0, 8.0)]
+    gone = {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, gone])
+    task_runner._check_resources(Ray(address=address, cpus=8), Out())
+    assert capsys.readouterr().err == ""
+    said = "ray.cpus 8 and ray.gpus 1, and no node has as many (2 CPUs, 0 GPUs; 8 CPUs, 0 GPUs)"
+    asked = Ray(address=address, cpus=8, gpus=1)
+    if status == 2:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            task_runner._check_resources(asked, Out())
+    else:
+        task_runner._check_resources(asked, Out())
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_cluster_that_does_not_answer_is_named(

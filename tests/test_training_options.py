@@ -8,29 +8,19 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny_training import CPU, N, tiny, toy, train
+from tiny_training import CPU, MeanColour, N, tiny, toy, train
 
 from image_models.dataset import CachedImages
 from image_models.ema import Average
 from image_models.net import Net
 from image_models.predict import predict
-from image_models.settings import Training
-from image_models.train import class_weights, prior_shift, training_prior
 
-POSITIVE = np.array([False, True])
 TARGET = (np.arange(N) % 2).astype(np.int8)
 
 
 @pytest.fixture
 def pixels(rng: np.random.Generator) -> np.ndarray:
     return toy(rng)[0]
-
-
-class MeanColour(torch.nn.Module):
-    """A backbone without weights."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(dim=(2, 3))
 
 
 def weights(net: Net) -> torch.Tensor:
@@ -63,34 +53,6 @@ def test_the_average_is_the_model_and_lies_between(pixels: np.ndarray) -> None:
     assert (weights(averaged) - weights(start)).norm() < (weights(plain) - weights(start)).norm()
     running = "backbone.layer1.0.bn1.running_mean"
     assert not torch.equal(averaged.state_dict()[running], plain.state_dict()[running]), "statistics are averaged too"
-
-
-def test_rows_are_drawn_by_the_size_of_their_class() -> None:
-    allowed = np.repeat(np.eye(3, dtype=bool), [90, 9, 1], axis=0)
-    full, root = class_weights(allowed, "full"), class_weights(allowed, "sqrt")
-    assert full is not None
-    assert root is not None
-    np.testing.assert_allclose([full[:90].sum(), full[90:99].sum(), full[99:].sum()], 1)
-    np.testing.assert_allclose([root[:90].sum(), root[90:99].sum(), root[99:].sum()], np.sqrt([90, 9, 1]))
-    assert class_weights(allowed, "none") is None
-
-
-@pytest.mark.parametrize("options", [{"balance": "full"}, {"balance": "sqrt"}, {"positive_weight": 8.0}])
-def test_the_prior_that_training_changed_is_put_back(options: dict[str, Any], rng: np.random.Generator) -> None:
-    """Pictures that say nothing: the best that a net can say is the prevalence, whatever rows it was shown."""
-    pixels = np.full((200, 32, 32, 3), 128, np.uint8)
-    target = (np.arange(200) < 20).astype(np.int8)
-    images = CachedImages(pixels, np.arange(200), target)
-    prior = training_prior(images.allowed, Training()) * np.exp(
-        prior_shift(images.allowed, POSITIVE, Training(**options))
-    )
-    net = Net(MeanColour(), features=3, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=False)
-    torch.nn.init.zeros_(net.head.weight)
-    with torch.no_grad():
-        net.head.bias[:] = float(np.log(prior[1] / prior[0]))
-    train(net, images, epochs=20, batch_size=50, lr=0.01, **options)
-    logit = predict(net, CachedImages(pixels[:2], np.arange(2)), batch_size=2, device=CPU).logit
-    assert 1 / (1 + np.exp(-logit[0])) == pytest.approx(0.1, abs=0.035)
 
 
 def test_a_positive_row_weighs_as_much_as_so_many(pixels: np.ndarray) -> None:
@@ -129,30 +91,6 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(pixels: np.ndarray) -> N
     torch.testing.assert_close(trained(4), trained(1), atol=1e-5, rtol=1e-4)
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(pixels: np.ndarray) -> None:
-    sizes: list[int] = []
-
-    class Small(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if len(x) > 3:
-                raise torch.OutOfMemoryError("the device has room for three")
-            sizes.append(len(x))
-            return x.mean(dim=(2, 3))
-
-    net = Net(Small(), features=3, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=False)
-    said: list[str] = []
-    train(net, CachedImages(pixels, np.arange(N), TARGET), epochs=1, say=said.append)
-    assert said == [
-        "out of memory on cpu: batches of 8 now go through in 2 parts",
-        "out of memory on cpu: batches of 8 now go through in 4 parts",
-    ]
-    assert sum(sizes) == N
-    hopeless = Net(Small(), features=3, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=False)
-    hopeless.backbone.forward = lambda x: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))  # type: ignore[method-assign]
-    with pytest.raises(torch.OutOfMemoryError):
-        train(hopeless, CachedImages(pixels, np.arange(N), TARGET), epochs=1)
-
-
 def test_lower_layers_learn_slower(pixels: np.ndarray) -> None:
     images = CachedImages(pixels, np.arange(N), TARGET)
 
@@ -166,6 +104,13 @@ def test_lower_layers_learn_slower(pixels: np.ndarray) -> None:
     assert moved(first, 0.5) < 0.5 * moved(first, 1.0)
     assert moved(first, 0.5) / moved(first, 1.0) < moved(last, 0.5) / moved(last, 1.0) <= 1
     assert moved("head.weight", 0.5) == pytest.approx(moved("head.weight", 1.0), rel=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(7, 3), (13, 4), (21, 5), (5, 9)])
+def test_no_part_of_a_batch_is_a_single_row(rows: int, parts: int, rng: np.random.Generator) -> None:
+    """Batch norm can't take one."""
+    pixels, target = toy(rng, rows)
+    train(tiny(), CachedImages(pixels, np.arange(rows), target), epochs=1, batch_size=rows, accumulate=parts)
 
 
 def test_gradients_are_clipped(pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +138,24 @@ def test_the_best_epoch_is_chosen_on_the_rows_set_aside(pixels: np.ndarray, rng:
     history = train(net, images, epochs=6, choose=choose, lr=0.02)
     logit = predict(net, choose, batch_size=8, device=CPU).logit
     assert roc_auc_score(TARGET[16:], logit) == pytest.approx(history["auc"].max())
+
+
+def test_the_epoch_is_chosen_by_the_model_that_is_handed_over(rng: np.random.Generator) -> None:
+    """Balanced drawing raises classes by different amounts: putting the prior back changes the order of rows."""
+    kind = rng.choice(4, 60, p=[0.6, 0.25, 0.1, 0.05])
+    pixels = rng.integers(0, 200, (60, 32, 32, 3), dtype=np.uint8)
+    for k in range(1, 4):
+        pixels[kind == k, :, :, k % 3] //= 2
+    allowed, positive = np.eye(4, dtype=bool)[kind], (False, False, True, True)
+    images = CachedImages(pixels[:40], np.arange(40), allowed[:40])
+    choose = CachedImages(pixels[40:], np.arange(20), allowed[40:])
+    nets = [tiny(prior=(0.25,) * 4, positive=positive) for _ in range(2)]
+    history = train(nets[0], images, epochs=4, choose=choose, balance="full", ema=0.9, lr=0.003)
+    logit = predict(nets[0], choose, batch_size=8, device=CPU).logit
+    risky = kind[40:] > 1
+    assert roc_auc_score(risky, logit) == pytest.approx(history["auc"].max())
+    plain = train(nets[1], images, epochs=4, balance="full", ema=0.9, lr=0.003)
+    assert history["loss"].tolist() == plain["loss"].tolist(), "looking on leaves the training as it is"
 
 
 def test_a_net_of_classes_and_metadata_learns_from_both(rng: np.random.Generator) -> None:

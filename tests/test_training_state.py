@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_training import CPU, N, state, tiny, toy, train
 
+import image_models.train
 from image_models.dataset import Batch, CachedImages
 from image_models.errors import ImageError
 from image_models.settings import Training
@@ -85,6 +86,16 @@ def test_a_finished_training_is_taken_as_it_is(pixels: np.ndarray, tmp_path: Pat
     )  # fmt: skip
     assert state(first) == state(second), "the prior is corrected once"
     assert seen == [2 * N]
+
+
+def test_a_training_goes_on_where_float16_has_another_scaler(pixels: np.ndarray, tmp_path: Path) -> None:
+    """`precision: float16` is float32 on a CPU, whose state holds no scale to go on with."""
+    images = CachedImages(pixels, np.arange(N), TARGET)
+    train(tiny(), images, state=tmp_path / "state.pt", epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_models.train, "pick_precision", lambda name, device: torch.float16)
+        history = train(tiny(), images, state=tmp_path / "state.pt", epochs=2, precision="float16")
+    assert history["epoch"].tolist() == [1, 2]
 
 
 def test_the_state_of_another_training_is_not_taken_up(pixels: np.ndarray, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from image_models.dataset import CachedImages, eval_batches, load, train_batches
 from image_models.errors import ImageError
+from image_models.processes import in_processes
 from image_models.transforms import Augment
 
 
@@ -79,13 +81,18 @@ def test_albumentations_does_not_phone_home() -> None:
 
 
 @pytest.mark.slow
-def test_batches_are_the_same_with_and_without_loader_processes(pixels: np.ndarray) -> None:
-    def epoch(workers: int) -> list[bytes]:
-        images = CachedImages(pixels, np.arange(12), np.zeros(12, np.int8), augment=Augment("light", seed=0), epoch=2)
-        batches = train_batches(12, batch_size=5, seed=0, epoch=2)
-        return [batch.images.numpy().tobytes() for batch in load(images, batches, workers=workers, pin=False)]
+@pytest.mark.parametrize("recipe", ["light", "heavy"])
+def test_batches_are_the_same_with_and_without_loader_processes(pixels: np.ndarray, recipe: str) -> None:
+    """Also where the process that starts them is one of several that work on tasks."""
+    alone = _epoch(pixels, recipe, 0)
+    assert alone == _epoch(pixels, recipe, 2)
+    assert list(in_processes([partial(_epoch, pixels, recipe, 1)] * 2, 2)) == [alone, alone]
 
-    assert epoch(0) == epoch(2)
+
+def _epoch(pixels: np.ndarray, recipe: str, workers: int) -> list[bytes]:
+    images = CachedImages(pixels, np.arange(12), np.zeros(12, np.int8), augment=Augment(recipe, seed=0), epoch=2)
+    batches = train_batches(12, batch_size=5, seed=0, epoch=2, weights=np.arange(12.0))
+    return [batch.images.numpy().tobytes() for batch in load(images, batches, workers=workers, pin=False)]
 
 
 def test_a_batch_holds_its_rows_pictures_and_targets(pixels: np.ndarray) -> None:
@@ -102,6 +109,22 @@ def test_every_row_is_trained_on_once_an_epoch_in_another_order_each_time() -> N
     orders = [[row for batch in train_batches(23, batch_size=4, seed=0, epoch=e) for row in batch] for e in range(3)]
     assert all(sorted(order) == list(range(23)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
+
+
+def test_a_row_that_is_drawn_again_is_another_picture_of_it(pixels: np.ndarray) -> None:
+    weights = np.full(12, 1.0)
+    weights[3] = 20.0
+    places = [place for batch in train_batches(12, batch_size=5, seed=0, epoch=0, weights=weights) for place in batch]
+    assert len(set(places)) == len(places) == 12
+    assert sum(place % 12 == 3 for place in places) > 4
+    target = (np.arange(12) == 3).astype(np.int8)
+    images = CachedImages(pixels, np.arange(12), target, augment=Augment("standard", seed=0))
+    batch = images[[3, 15, 27, 4]]
+    assert batch.allowed[:, 1].tolist() == [True, True, True, False]
+    assert len({picture.numpy().tobytes() for picture in batch.images}) == 4
+    assert (images[[3]].images == batch.images[:1]).all(), "the first draw is as ever"
+    images.augment = None
+    assert (images[[3, 15]].images.numpy() == pixels[[3, 3]]).all()
 
 
 def test_a_last_batch_of_one_is_dropped_in_training_and_kept_in_prediction() -> None:

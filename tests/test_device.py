@@ -1,0 +1,99 @@
+"""Devices, precisions and threads by name, and what a full memory does to a batch."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_training import CPU, MeanColour, N, toy, train
+
+from image_models.dataset import CachedImages
+from image_models.device import names_out_of_memory, pick_device, pick_precision, use_threads
+from image_models.errors import ImageError
+from image_models.net import Net
+from image_models.predict import predict
+
+TARGET = (np.arange(N) % 2).astype(np.int8)
+
+
+@pytest.fixture
+def pixels(rng: np.random.Generator) -> np.ndarray:
+    return toy(rng)[0]
+
+
+class Small(MeanColour):
+    """Has room for three pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("the device has room for three")
+        self.sizes.append(len(x))
+        return super().forward(x)
+
+
+def net_of(body: torch.nn.Module) -> Net:
+    return Net(body, features=3, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=False)
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(ImageError, match="device cuda: torch finds no GPU"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize(("real", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_for_gpus_that_have_it(real: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says yes of a T4, which only imitates it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real)
+    gpu = torch.device("cuda")
+    assert pick_precision("auto", gpu) == dtype
+    assert pick_precision("float16", gpu) == torch.float16
+    assert pick_precision("float32", gpu) == pick_precision("auto", CPU) == torch.float32
+
+
+def test_threads_are_those_of_the_pictures_too() -> None:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        for threads in (2, 1):
+            use_threads(threads)
+            assert (torch.get_num_threads(), cv2.getNumThreads()) == (threads, threads)
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
+def test_training_halves_the_batch_and_says_so(pixels: np.ndarray) -> None:
+    body, said = Small(), list[str]()
+    train(net_of(body), CachedImages(pixels, np.arange(N), TARGET), epochs=1, say=said.append)
+    assert said == [
+        "out of memory on cpu: batches of 8 now go through in 2 parts",
+        "out of memory on cpu: batches of 8 now go through in 4 parts",
+    ]
+    assert body.sizes == [2] * (N // 2)
+
+
+@pytest.mark.parametrize("tta", ["none", "d4"])
+def test_prediction_halves_the_batch_and_says_the_same(tta: str, pixels: np.ndarray) -> None:
+    net = net_of(Small())
+    torch.nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
+    whole = net_of(MeanColour())
+    whole.load_state_dict(net.state_dict())
+    images = CachedImages(pixels, np.arange(N - 1))  # the last batch is a short one
+    made, expected = (predict(one, images, batch_size=9, device=CPU, tta=tta) for one in (net, whole))
+    np.testing.assert_allclose(made.logit, expected.logit, rtol=1e-5)
+    np.testing.assert_allclose(made.z, expected.z, rtol=1e-2)
+
+
+def test_where_a_single_picture_is_too_much_the_way_out_is_named(pixels: np.ndarray) -> None:
+    body = Small()
+    body.forward = lambda x: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))  # type: ignore[method-assign]
+    with pytest.raises(ImageError, match=r"memory is not enough \(none\): lower `batch_size`"):
+        predict(net_of(body), CachedImages(pixels, np.arange(N)), batch_size=8, device=CPU)
+    with pytest.raises(ImageError, match="lower `batch_size`"):
+        names_out_of_memory(train)(net_of(body), CachedImages(pixels, np.arange(N), TARGET), epochs=1)
