@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny_training import CPU, MeanColour, N, tiny, toy, train
 
 from image_models.dataset import CachedImages
 from image_models.ema import Average
-from image_models.net import Net
+from image_models.net import Net, read_weights, write_weights
 from image_models.predict import predict
 
 TARGET = (np.arange(N) % 2).astype(np.int8)
@@ -91,6 +92,34 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(pixels: np.ndarray) -> N
     torch.testing.assert_close(trained(4), trained(1), atol=1e-5, rtol=1e-4)
 
 
+def test_what_augments_on_the_device_is_told_each_picture_once_an_epoch(pixels: np.ndarray) -> None:
+    told: list[tuple[int, int]] = []
+
+    def augment(images: torch.Tensor, *, epoch: int, rows: list[int]) -> torch.Tensor:
+        told.extend((epoch, row) for row in rows)
+        assert torch.equal(images, torch.from_numpy(pixels[rows]))
+        return images.float()
+
+    plain, augmented = tiny(), tiny()
+    train(plain, CachedImages(pixels, np.arange(N), TARGET))
+    train(augmented, CachedImages(pixels, np.arange(N), TARGET), augment=augment)
+    assert sorted(told) == [(epoch, row) for epoch in range(2) for row in range(N)]
+    torch.testing.assert_close(weights(augmented), weights(plain))
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_trains_to_the_same_weights(pixels: np.ndarray, tmp_path: Path) -> None:
+    images = CachedImages(pixels, np.arange(N), TARGET)
+    plain, compiled, read = tiny(), tiny(), tiny()
+    train(plain, images)
+    train(compiled, images, compile=True)
+    write_weights(compiled, tmp_path / "weights.safetensors")
+    read_weights(read, tmp_path / "weights.safetensors")
+    assert torch.equal(weights(read), weights(compiled)), "the file is that of a plain net"
+    made, expected = (predict(net, images, batch_size=8, device=CPU).logit for net in (read, plain))
+    np.testing.assert_allclose(made, expected, atol=0.05)
+
+
 def test_lower_layers_learn_slower(pixels: np.ndarray) -> None:
     images = CachedImages(pixels, np.arange(N), TARGET)
 
@@ -98,7 +127,7 @@ def test_lower_layers_learn_slower(pixels: np.ndarray) -> None:
         net = tiny()
         before = net.get_parameter(name).detach().clone()
         train(net, images, epochs=1, batch_size=N, layer_decay=layer_decay, weight_decay=0.0)
-        return float((net.get_parameter(name) - before).abs().mean())
+        return float((net.get_parameter(name).detach() - before).abs().mean())
 
     first, last = "backbone.conv1.0.weight", "backbone.layer4.0.bn2.weight"
     assert moved(first, 0.5) < 0.5 * moved(first, 1.0)
