@@ -167,6 +167,17 @@ def test_a_net_that_says_the_same_of_all_is_refused(cache: ImageCache, tmp_path:
         fold(cache, tmp_path / "fold", [0], weight_decay=99.0, epochs=6)
 
 
+def test_a_fold_for_which_memory_is_not_enough_says_what_to_lower(
+    cache: ImageCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: torch.optim.AdamW) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)  # its state comes with the first step
+    with pytest.raises(ImageError, match=r"not enough \(CUDA out of memory\.\): lower `batch_size` or `size`"):
+        fold(cache, tmp_path / "fold", [0])
+
+
 def test_test_pictures_that_are_all_the_same_are_no_collapse(cache: ImageCache, tmp_path: Path) -> None:
     pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
     pixels[TEST] = pixels[TEST[0]]
