@@ -34,8 +34,8 @@ def oof(
     rebuild: Annotated[
         list[str] | None,
         typer.Option(
-            help="Set this image model's run aside and make it again; where only `seeds` or `tta` changed, nets that "
-            "were trained are taken over. Repeatable."
+            help="Set this image model's run aside and make it again; where only `seeds`, `tta` or `selected` changed, "
+            "nets that were trained are taken over. Repeatable."
         ),
     ] = None,
 ) -> None:
@@ -54,7 +54,7 @@ def oof(
     if caches:
         write_acquisition(experiment, caches[min(caches)])
     show_runs(experiment, out, runs)
-    out.say(f"next: dermstack stack --config {config}")
+    out.say(f"next: {experiment.command('stack')}")
 
 
 @app.command()

@@ -37,8 +37,10 @@ def open_it(
     from stack.experiment import introduce, open_experiment
 
     out = Out(quiet=quiet)
-    settings = read_config(config, tuple(overrides or ()))
-    experiment = open_experiment(settings, config, out, shuffle_target=shuffle_target)
+    given = tuple(overrides or ())
+    experiment = open_experiment(
+        read_config(config, given), config, out, overrides=given, shuffle_target=shuffle_target
+    )
     if introduced:
         introduce(experiment, out)
     return experiment, out

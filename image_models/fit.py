@@ -25,7 +25,7 @@ from image_models.prior import prior_shift, training_prior
 from image_models.settings import Training
 from image_models.train import train_net
 from image_models.transforms import Augment
-from image_models.whole import whole
+from image_models.whole import as_any_file, whole
 
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
@@ -213,6 +213,7 @@ def fit_frozen_fold(
     progress(len(z))
     with whole(weights / "weights.safetensors") as partial:
         save_file({"head.weight": head.weight[None], "head.bias": np.array([head.bias])}, partial)
+        as_any_file(partial)
     predictions = {name: Predictions(logits[name], features) for name, features in sets.items()}
     _refuse_collapsed(predictions, remedy="look at the weights and the pictures")
     history = pd.DataFrame({"strength": [head.strength]})

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from image_models.errors import ImageError
 from image_models.loss import risk_logit
-from image_models.whole import whole
+from image_models.whole import as_any_file, whole
 
 # What `timm.create_model` takes besides the network's own arguments: it would load files that nobody has looked at.
 _NOT_OF_THE_NETWORK = frozenset({
@@ -154,6 +154,7 @@ def write_weights(net: nn.Module, path: Path) -> None:
     """All parameters and buffers as safetensors: nothing in the file is executed on load."""
     with whole(path) as partial:
         safetensors.torch.save_model(net, str(partial))
+        as_any_file(partial)
 
 
 def read_weights(net: nn.Module, path: Path) -> None:

@@ -82,6 +82,8 @@ def train_net(
             average.tensors = {key: tensor.to(device) for key, tensor in kept["average"].items()}
             average.steps = kept["average_steps"]
         parts, history, best, start = kept["parts"], kept["history"], kept["best"], kept["epoch"]
+        if start < training.epochs:
+            say(f"seed {seed} goes on after epoch {start} of {training.epochs}")
 
     def order(epoch: int) -> list[list[int]]:
         return train_batches(len(images), batch_size=training.batch_size, seed=seed, epoch=epoch, weights=weights)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -31,3 +32,16 @@ def whole(path: Path) -> Iterator[Path]:
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def as_any_file(path: Path) -> None:
+    """Give a file the rights that a new one gets here: safetensors lets its own user alone read what it writes."""
+    path.chmod(0o666 & ~_umask())
+
+
+@cache
+def _umask() -> int:
+    """Of this process: it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

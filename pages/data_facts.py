@@ -28,12 +28,14 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
 
 def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
     """Duplicates, missing values and the audit's findings; without ``show_ids`` no id and no path is among them."""
+    path = experiment.config_path
+    shown = path.name if path.is_absolute() else path  # as typed, but nothing of this machine's folders
     is_left = experiment.config.data.images is not None and not looked_at(experiment, "pictures")
     return DataFacts(
         duplicates=_duplicates(experiment),
         missing=missing_values(experiment.table),
         findings=_findings(experiment, show_ids=show_ids),
-        audit_command=f"dermstack audit --config {experiment.config_path.name}" if is_left else "",
+        audit_command=f"dermstack audit --config {shown}" if is_left else "",
     )
 
 

@@ -55,9 +55,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
     """
     blend = read_run(experiment.folder / "blend")
     if blend is None:
-        raise StoreError(
-            f"{experiment.folder} has no blend yet: run `dermstack stack --config {experiment.config_path}`"
-        )
+        raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
     path = experiment.folder / "report.html"
     runs = blended_runs(experiment, blend)
     data = report_data(experiment, blend, runs, out, show_ids=show_ids)
@@ -111,7 +109,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         objective=objective,
         headline=Interval(**blend.meta["headline"]),
-        headline_label="nested from level 2 up, given the level-1 out-of-fold predictions",
+        headline_label="nested from level 2 up, given the level-1 out-of-fold predictions"
+        + (", some of whose settings were selected on these rows" if blend.meta["selected"] else ""),
         chosen=blend.meta["chosen"],
         comparisons=comparisons,
         runs=table,

@@ -57,6 +57,7 @@ def model_card(
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         fingerprint=blend.meta["fingerprint"],
         chosen=blend.meta["chosen"],
+        selected=blend.meta["selected"],
         objective=blend.meta["objective"],
         runs=runs.to_dict("records"),
         weights=blend.meta["weights"],

@@ -98,7 +98,7 @@ def _making(target: Path) -> Iterator[Path]:
 
 def _finished(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     """Image runs, stackers and blend of today's config. Raises BundleError naming what must be run first."""
-    again = f"run `dermstack stack --config {experiment.config_path}` first"
+    again = f"run `{experiment.command('stack')}` first"
     level1 = level1_runs(experiment)
     if imported := [run.name for run in level1 if run.meta["kind"] == "imported"]:
         raise BundleError(

@@ -197,10 +197,13 @@ class Config(Strict):
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
             raise ValueError("device: cuda on a Ray cluster needs ray.gpus: how many a task reserves, such as 1")
-        if self.data.columns.diagnosis is None:
-            for model in self.image_models:
-                if model.target == "diagnosis":
-                    raise ValueError(f"{model.name} has `target: diagnosis`: name the column in data.columns.diagnosis")
+        for model in self.image_models:
+            needed = dict.fromkeys(model.metadata, "metadata") | (
+                {"diagnosis": "target"} if model.target == "diagnosis" else {}
+            )
+            for name, key in needed.items():
+                if getattr(self.data.columns, name) is None:
+                    raise ValueError(f"{model.name} has `{key}: {name}`: name the column in data.columns.{name}")
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: {', '.join(doubled)} is the name of more than one table")

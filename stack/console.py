@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 15.0
-WIDTH_OF_A_FILE = 160
+WIDTH_OF_A_FILE, WIDEST = 160, 10_000
 
 
 class Out:
@@ -43,13 +44,23 @@ class Out:
         self._console.print(Text(f"warning: {text}", style="yellow"))
 
     def table(self, frame: pd.DataFrame, title: str) -> None:
-        """A summary table; floats with four digits."""
+        """A summary table, or on a terminal that is too narrow for it each row as lines; floats with four digits."""
         table = Table(title=Text(title), title_justify="left")
         for name, dtype in frame.dtypes.items():
             table.add_column(Text(str(name)), justify="right" if pd.api.types.is_numeric_dtype(dtype) else "left")
-        for row in frame.itertuples(index=False):
-            table.add_row(*(Text(_cell(value)) for value in row))
-        self._console.print(table)
+        rows = [[Text(_cell(value)) for value in row] for row in frame.itertuples(index=False)]
+        for row in rows:
+            table.add_row(*row)
+        needed = Measurement.get(self._console, self._console.options.update(width=WIDEST), table).maximum
+        if needed <= self._console.width:
+            self._console.print(table)
+            return
+        self.say(title)
+        for row in rows:
+            lines = Table.grid(padding=(0, 2))
+            for name, cell in zip(frame.columns, row, strict=True):
+                lines.add_row(Text(f"  {name}"), cell)
+            self._console.print(lines, "")
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
@@ -124,5 +135,5 @@ def _rate(speed: float) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.4f}"
+        return "–" if value != value else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

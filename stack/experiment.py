@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Experiment:
     decided: Decided  # what the pictures decided about the rows
     as_read: Table  # before rows left it
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that train level 1 and nothing else
+    overrides: tuple[str, ...] = ()  # of the config, as `--set` gave them
 
     @property
     def folder(self) -> Path:
@@ -48,6 +50,13 @@ class Experiment:
     def shuffled(self) -> bool:
         """Whether this is a twin with shuffled targets."""
         return self.name != self.config.experiment
+
+    def command(self, step: str, *options: str) -> str:
+        """The command line of another step of this experiment, to be copied."""
+        words = ["dermstack", step, "--config", str(self.config_path), *(f"--set={given}" for given in self.overrides)]
+        if self.shuffled:
+            words.append("--shuffle-target")
+        return shlex.join([*words, *options])
 
     @property
     def models(self) -> Path:
@@ -100,13 +109,20 @@ class Experiment:
 
 
 def open_experiment(
-    config: Config, config_path: Path, out: Out, *, shuffle_target: bool = False, decided: Decided | None = None
+    config: Config,
+    config_path: Path,
+    out: Out,
+    *,
+    overrides: tuple[str, ...] = (),
+    shuffle_target: bool = False,
+    decided: Decided | None = None,
 ) -> Experiment:
     """Read and check the rows and deal the folds, writing nothing. Raises DataError, ConfigError.
 
     ``decided`` is what the pictures decided about the rows; left out, what was written down before. With
     ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``: the same in all but the targets, which are
-    exchanged between split_groups of equal size (`stack.null` does it, and says what it must score).
+    exchanged between split_groups of equal size (`stack.null` does it, and says what it must score). ``overrides`` are
+    those that ``config`` was read with: commands that messages name repeat them.
     """
     data = config.data
     name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment
@@ -117,7 +133,9 @@ def open_experiment(
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     external = _external(config, as_read, out)
-    return Experiment(config, config_path, name, Table(kept, as_read.test), folds, decided, as_read, external)
+    return Experiment(
+        config, config_path, name, Table(kept, as_read.test), folds, decided, as_read, external, overrides
+    )
 
 
 def write_rows(experiment: Experiment) -> None:

@@ -40,7 +40,12 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
     decided = _decide(experiment, caches[min(caches)], ids, out)
     if decided is not experiment.decided:
         experiment = open_experiment(
-            experiment.config, experiment.config_path, out, shuffle_target=experiment.shuffled, decided=decided
+            experiment.config,
+            experiment.config_path,
+            out,
+            overrides=experiment.overrides,
+            shuffle_target=experiment.shuffled,
+            decided=decided,
         )
     return experiment, caches
 

@@ -41,16 +41,18 @@ def run_image_models(
     ImageError for missing or unreadable images, unknown backbones and weights that don't fit.
     """
     models = enabled_models(experiment)
+    made_of = {model.name: _inputs(experiment, model, caches[model.size]) for model in models}
+    for model in models:  # all of them before the first is set aside
+        if model.name not in rebuild:
+            check_fresh(experiment, experiment.models / model.name, made_of[model.name])
     with ExitStack() as locks:
         tasks: list[FoldTask] = []
         for model in models:
-            folder, cache = experiment.models / model.name, caches[model.size]
-            inputs = _inputs(experiment, model, cache)
+            folder, cache, inputs = experiment.models / model.name, caches[model.size], made_of[model.name]
             if model.name in rebuild and folder.exists():
                 with locked(folder):  # never under another process that is filling it
                     aside = set_aside_for(folder, experiment.old, inputs)
-                out.say(f"{model.name}: the old run is kept as {aside}")
-            check_fresh(experiment, folder, inputs)
+                out.say(f"{model.name}: " + (f"the old run is kept as {aside}" if aside else "goes on being rebuilt"))
             if read_whole(folder):
                 drop_unfinished(folder)  # of a process that was killed before it could
                 out.say(f"{model.name}: complete, skipped")
@@ -98,7 +100,7 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
         if changed:
             raise StoreError(
                 f"{part} was made with other {' and '.join(changed)}: take the change back, or rebuild it with "
-                f"`dermstack oof --config {experiment.config_path} --rebuild {folder.name}`"
+                f"`{experiment.command('oof', '--rebuild', folder.name)}`"
             )
 
 

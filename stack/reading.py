@@ -28,6 +28,10 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"it is nested more than {MOST_DEEP} deep")
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if doubled := sorted({key for key in keys if keys.count(key) > 1}):
+                raise yaml.YAMLError(f"{', '.join(doubled)} stands twice in one place, line {node.start_mark.line + 1}")
         return node
 
 

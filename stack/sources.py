@@ -21,8 +21,8 @@ def level1_runs(experiment: Experiment) -> list[Run]:
         run = read_run(folder)
         if run is None:
             raise StoreError(
-                f"image model {model.name} is not complete: run `dermstack oof --config {experiment.config_path}` "
-                f"first, or set `enabled: false`"
+                f"image model {model.name} is not complete: run `{experiment.command('oof')}` first, or set "
+                "`enabled: false`"
             )
         runs.append(run)
     imported = [run for run in experiment.finished(level=1) if run.meta["kind"] == "imported"]
@@ -30,7 +30,7 @@ def level1_runs(experiment: Experiment) -> list[Run]:
         check_imported(experiment, run)
     if not runs and not imported:
         raise StoreError(
-            f"{experiment.folder} has no level-1 run: run `dermstack oof --config {experiment.config_path}`, "
+            f"{experiment.folder} has no level-1 run: run `{experiment.command('oof')}`, "
             "or bring predictions in with `dermstack import-oof`"
         )
     return runs + imported

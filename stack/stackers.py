@@ -68,7 +68,6 @@ def _fit_all(
     sources: list[Run],
     out: Out,
 ) -> None:
-    started = time.monotonic()
     predictions = predictions_of(experiment, sources)
     scales = net_scales(predictions)
     predictions = standardised(predictions, scales)
@@ -120,7 +119,7 @@ def _fit_all(
             "scales": scales,  # what its level-1 logits were standardised by
             "excluded": left_out,
             "selected": [run.name for run in sources if run.meta.get("selected")],
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(sum(part["seconds"] for part in parts), 1),  # its own; the matrix is made for all at once
         }
         write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
 
@@ -140,6 +139,7 @@ def _fit_fold(
     x_test = matrix.features.transform(experiment.table.test, predictions.test[fold], test_z)
     made = []
     for stacker in stackers:
+        started = time.monotonic()
         folder = experiment.models / stacker.name / f"fold_{fold}"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         folder.mkdir(parents=True)
@@ -162,6 +162,7 @@ def _fit_fold(
             "features": list(matrix.train.columns),
             "chosen": kept.chosen,
             "unseen": matrix.features.encoder_.unseen_,
+            "seconds": time.monotonic() - started,
         })  # fmt: skip
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -168,7 +169,9 @@ def set_aside(folder: Path, old: Path) -> Path | None:
     except StoreError:  # --rebuild is one way out of it
         mark = "damaged"
     target = old / f"{folder.name}-{mark}"
-    if target.exists():
+    if mark in ("incomplete", "damaged"):  # not the same again: folds in it may be hours of work
+        target = next(free for k in itertools.count(1) if not (free := old / f"{target.name}-{k}").exists())
+    elif target.exists():
         shutil.rmtree(target)
     old.mkdir(parents=True, exist_ok=True)
     folder.replace(target)

@@ -58,7 +58,9 @@ def _fit_and_write(
     started = time.monotonic()
     for stale in task.folder.glob("*.safetensors"):  # of other seeds, in a fold that was never finished
         stale.unlink()
-    settings: dict[str, Any] = {"device": device, "say": say} if task.trains else {}
+    settings: dict[str, Any] = {}
+    if task.trains:
+        settings = {"device": device, "say": lambda line: say(f"{task.label}: {line}")}
     made = task.fit(weights=task.folder, progress=progress, **settings)
     predictions = dict(made.predictions)
     if task.anchors_of_test is not None:

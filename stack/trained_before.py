@@ -50,10 +50,13 @@ def trained_before(
 def set_aside_for(folder: Path, old: Path, inputs: Mapping[str, str]) -> Path | None:
     """Move a run aside to be made of ``inputs``. Where it was made of these, nothing is taken over: it is wanted anew.
 
-    So is a run that can't be read. Returns where it is kept.
+    So is a run that can't be read. Returns where it is kept; None where it isn't complete and all there is of it was
+    made of these inputs: then its making was interrupted, and goes on.
     """
     try:
         made_of = [run.meta["inputs"] for part in (folder, *folder.glob("fold_*")) if (run := read_run(part))]
+        if read_run(folder) is None and all(part == inputs for part in made_of):
+            return None
         anew = inputs in made_of
     except StoreError:
         anew = True

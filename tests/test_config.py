@@ -197,11 +197,22 @@ def test_image_models_need_images(path: Path) -> None:
         (["image_models.0.seeds=[0, -1]"], "image_models.0.seeds.1: Input should be greater"),
         (["image_models.0.seeds=[0, 1, 0]"], "seeds [0, 1, 0] names one twice"),
         (["image_models.0.metadata=[age, age]"], "metadata ['age', 'age'] names one twice"),
+        (
+            ["image_models.0.metadata=[age]", "data.columns.age=null"],
+            "`metadata: age`: name the column in data.columns.age",
+        ),
         (["backend=ray", "device=cuda"], "device: cuda on a Ray cluster needs ray.gpus"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(path: Path, overrides: list[str], says: str) -> None:
     assert says in refused(path, *overrides)
+
+
+def test_a_key_that_stands_twice_is_named(path: Path) -> None:
+    """YAML would let the last one win, in silence."""
+    path.write_text(path.read_text() + "\nseed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError, match="seed stands twice in one place"):
+        read_config(path)
 
 
 def test_a_tuned_stacker_must_be_one_of_the_config(path: Path) -> None:

@@ -139,3 +139,20 @@ def test_a_shown_speed_is_near_the_true_one(speed: float) -> None:
     shown = _rate(speed)
     assert abs(float(shown.replace(",", "")) / speed - 1) < 0.051
     assert "e" not in shown
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_a_table_loses_no_digit_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    frame = pd.DataFrame(
+        {"run": ["mobilenet", "lightgbm"], "interval": ["0.9108 – 0.9310"] * 2, "seconds": [2656.7, 5.0]}
+    )
+    Out().table(frame, "what it is")
+    said = capsys.readouterr().out
+    for part in ("what it is", "mobilenet", "lightgbm", "0.9108 – 0.9310", "interval", "2,656.7", "5.0000"):
+        assert part in said
+    assert "…" not in said
+    assert said.count("interval") == (1 if width == 100 else 2)

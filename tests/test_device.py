@@ -41,9 +41,15 @@ def net_of(body: torch.nn.Module) -> Net:
     return Net(body, features=3, mean=(0.5,) * 3, std=(0.2,) * 3, frozen=False)
 
 
+@pytest.mark.parametrize(("there", "picked"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_the_gpu_where_there_is_one(there: bool, picked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert pick_device("auto").type == picked
+    assert pick_device("cpu").type == "cpu"
+
+
 def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto").type == "cpu"
     with pytest.raises(ImageError, match="device cuda: torch finds no GPU"):
         pick_device("cuda")
 

@@ -220,6 +220,8 @@ def test_pictures_of_a_size_that_the_backbone_does_not_take_are_refused(cache: I
 def test_the_backbone_on_disk_makes_the_stored_features_again(cache: ImageCache, tmp_path: Path) -> None:
     z = frozen_z(cache, TRAIN, tmp_path / "frozen")
     assert names(tmp_path / "frozen") == ["backbone.safetensors"]
+    (tmp_path / "any").touch()
+    assert (tmp_path / "frozen" / "backbone.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
     net = blank(frozen=True)
     read_weights(net.backbone, tmp_path / "frozen" / "backbone.safetensors")
     again = predict(net, CachedImages(cache, TRAIN), batch_size=8, device=torch.device("cpu")).z

@@ -8,7 +8,7 @@ from torch import nn
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.net import Net, build_net
-from image_models.predict import Predictions, pick_device, predict
+from image_models.predict import Predictions, predict
 from image_models.transforms import Augment
 
 N = 17
@@ -121,10 +121,3 @@ def test_taking_rows_takes_logits_and_features_together() -> None:
     taken = Predictions(np.arange(4, dtype=np.float32), np.eye(4, dtype=np.float16)).take(np.array([2, 0]))
     assert taken.logit.tolist() == [2, 0]
     assert taken.z.argmax(axis=1).tolist() == [2, 0]
-
-
-@pytest.mark.parametrize(("there", "picked"), [(True, "cuda"), (False, "cpu")])
-def test_auto_is_the_gpu_where_there_is_one(there: bool, picked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert pick_device("auto").type == picked
-    assert pick_device("cpu").type == "cpu"

@@ -216,12 +216,13 @@ def test_a_stale_run_is_kept_whole_under_its_fingerprint(tmp_path: Path) -> None
     kept = read_run(target)
     assert kept is not None
     pd.testing.assert_frame_equal(kept.frame("oof"), Run(target, before.meta).frame("oof"))
-    folder.mkdir()
-    (folder / "half.parquet").write_text("")
-    assert set_aside(folder, old) == old / "net-incomplete"
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "half.parquet").write_text("")
+        assert set_aside(folder, old) == old / f"net-incomplete-{number}", "what was begun may be hours of work"
     write_small(folder)
     assert set_aside(folder, old) == target, "the same again takes the place of the same"
-    assert sorted(path.name for path in old.iterdir()) == ["net-0123456789ab", "net-incomplete"]
+    assert sorted(path.name for path in old.iterdir()) == ["net-0123456789ab", "net-incomplete-1", "net-incomplete-2"]
 
 
 @settings(deadline=None)
@@ -276,7 +277,7 @@ def test_a_full_disk_names_the_file_whoever_wrote_it(tmp_path: Path, monkeypatch
 def test_a_damaged_run_can_be_set_aside(tmp_path: Path) -> None:
     run = write_small(tmp_path / "run")
     (run.folder / "run.json").write_text("{")
-    assert set_aside(run.folder, tmp_path / "old") == tmp_path / "old" / "run-damaged"
+    assert set_aside(run.folder, tmp_path / "old") == tmp_path / "old" / "run-damaged-1"
 
 
 def test_a_whole_run_is_one_whose_folds_files_are_whole_too(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import run_cli, small_config
 
 from image_models import fit as fit_module
@@ -130,6 +132,65 @@ def test_a_run_wanted_anew_stays_so_when_it_is_interrupted(
     assert len(trained) == 3
     assert run_cli("oof", "-c", str(config(small_data, folder, tta="flips")), "--rebuild", "tiny", "-q") == 0
     assert len(trained) == 3, "what was wanted anew is complete, and may be taken over"
+
+
+def test_the_same_command_goes_on_with_what_it_was_rebuilding(
+    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who is told to run the same command again repeats `--rebuild` too."""
+    folder = copied(one_seed, tmp_path)
+    before, path, counted = contents(folder), config(small_data, folder), fit_module.train_net
+
+    def interrupted(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        if len(trained) in (1, 2) and len(trained) not in stopped:
+            stopped.append(len(trained))
+            raise KeyboardInterrupt
+        return counted(*arguments, **settings)
+
+    stopped: list[int] = []
+    monkeypatch.setattr(fit_module, "train_net", interrupted)
+    for _ in range(2):
+        assert run_cli("oof", "-c", str(path), "--rebuild", "tiny", "-q") == 130
+    assert run_cli("oof", "-c", str(path), "--rebuild", "tiny", "-q") == 0
+    assert len(trained) == 3, "no fold is trained twice"
+    assert contents(folder) == before
+    assert len(list((folder / "runs" / "small" / "old").iterdir())) == 1
+
+
+def test_the_command_that_rebuilds_is_the_one_that_was_typed(
+    one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(one_seed, tmp_path)
+    changed = [
+        "-c",
+        str(config(small_data, folder)),
+        "--set",
+        "image_models.0.name=tiny",
+        "--set",
+        "image_models.0.lr=0.02",
+    ]
+    assert run_cli("oof", *changed, "-q") == 2
+    command = shlex.split(capsys.readouterr().err.rpartition("rebuild it with `")[2].partition("`")[0])
+    assert command[0] == "dermstack"
+    assert run_cli(*command[1:]) == 0
+    assert len(trained) == 3
+    follows = shlex.split(capsys.readouterr().out.rpartition("next: ")[2].strip())
+    assert run_cli(*follows[1:], "-q") == 0, "and what comes next is of the same settings"
+
+
+def test_nothing_is_set_aside_where_another_run_is_refused(one_seed: Path, small_data: Path, tmp_path: Path) -> None:
+    folder = copied(one_seed, tmp_path)
+    path = config(small_data, folder)
+    other = yaml.safe_load(path.read_text())
+    other["image_models"].append({"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32})
+    other["image_models"][1]["frozen"] = True
+    path.write_text(yaml.safe_dump(other))
+    assert run_cli("oof", "-c", str(path), "-q") == 0
+    before = contents(folder)
+    changed = ["--set", "image_models.1.tta=flips"]
+    assert run_cli("oof", "-c", str(path), *changed, "--rebuild", "tiny", "-q") == 2
+    assert contents(folder) == before
+    assert not (folder / "runs" / "small" / "old").exists()
 
 
 def test_other_rows_are_trained_on(one_seed: Path, small_data: Path, tmp_path: Path, trained: list[int]) -> None:
