@@ -60,7 +60,7 @@ def fold(cache: ImageCache, folder: Path, seeds: list[int], **changes: Any) -> F
         "threads": 1,
         "workers": 0,
     }
-    sets = {"oof": HELD, "test": TEST}
+    sets = changes.pop("sets", {"oof": HELD, "test": TEST})
     training = {"epochs": 2, "batch_size": 8, "lr": 0.01}
     names = {field.name for field in fields(Training)}
     training |= {name: value for name, value in changes.items() if name in names}
@@ -176,6 +176,14 @@ def test_a_fold_for_which_memory_is_not_enough_says_what_to_lower(
     monkeypatch.setattr(torch.optim.AdamW, "step", full)  # its state comes with the first step
     with pytest.raises(ImageError, match=r"not enough \(CUDA out of memory\.\): lower `batch_size` or `size`"):
         fold(cache, tmp_path / "fold", [0])
+
+
+def test_a_study_trains_without_predicting(cache: ImageCache, tmp_path: Path) -> None:
+    told: list[int] = []
+    choose = np.arange(len(TRAIN)) >= 12
+    made = fold(cache, tmp_path / "fold", [0], sets={}, choose=choose, report=lambda epoch, auc: told.append(epoch))
+    assert made.predictions == {}
+    assert told == [1, 2]
 
 
 def test_test_pictures_that_are_all_the_same_are_no_collapse(cache: ImageCache, tmp_path: Path) -> None:
