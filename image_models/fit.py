@@ -149,7 +149,7 @@ def fit_fold(
 
 def _refuse_collapsed(made: Mapping[str, Predictions], *, remedy: str) -> None:
     """Held-out rows are many and differ; a few test pictures may well be the same. A study predicts none of them."""
-    logit = made["oof"].logit if "oof" in made else []
+    logit = made["oof"].logit if "oof" in made else np.empty(0, np.float32)
     if len(logit) > 1 and np.ptp(logit) < SAME:
         raise ImageError(f"the network collapsed: it says the same of all {len(logit)} held-out images: {remedy}")
 
