@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-            if doubled := sorted({key for key in keys if keys.count(key) > 1}):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+            if doubled := sorted(key for key, times in keys.items() if times > 1):
                 raise yaml.YAMLError(f"{', '.join(doubled)} stands twice in one place, line {node.start_mark.line + 1}")
         return node
 
