@@ -160,7 +160,10 @@ def read_runs(models: Path) -> list[Run]:
 
 
 def set_aside(folder: Path, old: Path) -> Path | None:
-    """Move a run that is stale to ``old/<name>-<fingerprint>``, kept for comparison until `dermstack clean`."""
+    """Move a run that is stale to ``old/<name>-<fingerprint>``, kept for comparison until `dermstack clean`.
+
+    One that is incomplete or damaged goes to the next free ``old/<name>-incomplete-<n>`` or ``-damaged-<n>``.
+    """
     if not folder.exists():
         return None
     try:
