@@ -26,8 +26,8 @@ from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.images import with_images
-from stack.intervals import interval, paired_difference
-from stack.metrics import accuracy, average_precision
+from stack.metrics.intervals import interval, paired_difference
+from stack.metrics.scores import accuracy, average_precision
 from stack.store import Run, read_run
 
 CONFIG = Path(__file__).with_name("ablation.yaml")

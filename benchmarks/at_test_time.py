@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from image_models.head import fit_head
+from image_models.frozen_head import fit_head
 from stack.config import read_config
 from stack.console import Out
 from stack.deal import deal, hand
 from stack.experiment import open_experiment
 from stack.folds import inner_split
-from stack.metrics import auc
+from stack.metrics.scores import auc
 from stack.store import read_run
-from tabular.aggregates import metadata_aggregates, prediction_aggregates
 from tabular.encode import MetadataEncoder
+from tabular.group_features import metadata_aggregates, prediction_aggregates
 from tabular.models import fit_bag
 
 FOLDS = 5

@@ -18,12 +18,12 @@ from metrics import best_of
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from stack.blend import Blender
-from stack.blend_study import study_in_memory
-from stack.curve import Floats
-from stack.hill_climb import hill_climb
-from stack.metrics import auc, scorer
-from stack.weighting import TRANSFORMS, NetColumns, weighted_sum
+from stack.blend.blender import Blender
+from stack.blend.columns import TRANSFORMS, NetColumns, weighted_sum
+from stack.blend.hill_climb import hill_climb
+from stack.blend.search import study_in_memory
+from stack.metrics.curve import Floats
+from stack.metrics.scores import auc, scorer
 
 ROWS, POSITIVES, TRIALS = 33_126, 584, 500
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from image_models.cache_build import build_cache
-from image_models.readers import image_sources
+from image_models.io.readers import image_sources
 
 N, SIDE, SIZE, REPEATS = 256, 1024, 256, 5
 COARSENESS = (2, 4, 8, 16, 32, 64)  # pixels: photographs have structure at every scale, the coarse the strongest

@@ -20,8 +20,8 @@ import pandas as pd
 import yaml
 from joblib.externals.loky import process_executor
 
-from commands.cli import main
-from stack.intervals import bootstrap_scores, interval, paired_difference
+from dermstack.cli.main import main
+from stack.metrics.intervals import bootstrap_scores, interval, paired_difference
 
 EXPERIMENT = "chaos"
 ROWS, TEST_ROWS, PIXELS = 96, 24, 32
@@ -29,7 +29,9 @@ KEPT = ("oof.parquet", "test.parquet", "oof_z.npy", "test_z.npy", "anchor.parque
 
 # The commands run in children of one server that has imported the libraries: what is killed is work, not imports.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "commands.cli", "image_models.fit", "pages.evidence", "serving.pack"])
+_context.set_forkserver_preload(
+    ["torch", "dermstack.cli.main", "image_models.fit", "dermstack.report.evidence", "dermstack.serve.write_bundle"]
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class World:
 
 def new_world(folder: Path, *, n_jobs: int = 1) -> World:
     """A world in which nothing has happened; the data lie beside it and are shared by all worlds there."""
-    from stack.demo_data import write_demo_data
+    from dermstack.cli.demo_data import write_demo_data
 
     data = folder.parent / "data"
     if not data.exists():

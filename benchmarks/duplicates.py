@@ -10,7 +10,7 @@ import time
 import cv2
 import numpy as np
 
-from image_models.looks import SIDE, Looks, hash_thumbnails, near_duplicates, turned
+from image_models.duplicates import SIDE, Looks, hash_thumbnails, near_duplicates, turned
 
 N, COPIES = 33_000, 425
 

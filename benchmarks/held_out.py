@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from audits.held_out import HeldOut, held_out
+from dermstack.audit.folds import HeldOut, held_out
 
 MEMORIES = (0.0, 0.1, 0.2, 0.4, 1.0)  # logits: AUC gaps of about 0, 0.01, 0.02, 0.04 and 0.07
 CLAIMS = ("true", "renumbered", "two swapped", "known elsewhere", "unknown")

@@ -20,18 +20,18 @@ import pandas as pd
 import planted
 from planted import World
 
-from audits.acquisition import acquisition_findings
-from audits.audit import run_audit
-from audits.finding import Finding
-from audits.proxies import proxy_findings
-from audits.rows import row_findings
-from audits.runs import run_findings
-from audits.second_look import second_look
-from audits.shift import drift_findings
-from audits.shuffled import shuffled, shuffled_findings
+from dermstack.audit.acquisition import acquisition_findings
+from dermstack.audit.finding import Finding
+from dermstack.audit.labels import second_look
+from dermstack.audit.proxies import proxy_findings
+from dermstack.audit.rows import row_findings
+from dermstack.audit.run import run_audit
+from dermstack.audit.runs import run_findings
+from dermstack.audit.shift import drift_findings
+from dermstack.audit.shuffled import shuffled, shuffled_findings
 from stack.console import Out
 from stack.errors import DermstackError
-from stack.matrix import FoldFeatures
+from stack.features import FoldFeatures
 from stack.store import read_runs
 
 QUIET = Out(quiet=True)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from stack.acquisition import with_acquisition
 from stack.config import read_config
 from stack.console import Out
-from stack.embeddings import alignment_notes, read_embeddings
 from stack.experiment import Experiment, open_experiment
+from stack.features import Predictions, predictions_of, standardised
 from stack.fold_matrix import fold_matrix, inner_rows
-from stack.intervals import interval, paired_difference
-from stack.matrix import Predictions, predictions_of, standardised
-from stack.metrics import auc
+from stack.metrics.intervals import interval, paired_difference
+from stack.metrics.scores import auc
+from stack.predictions import alignment_notes, read_embeddings
 from stack.sources import level1_runs
 from tabular.models import fit_bag
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stack.matrix import FeatureSettings, FoldFeatures
-from tabular.aggregates import prediction_aggregates
+from stack.features import FeatureSettings, FoldFeatures
+from tabular.group_features import prediction_aggregates
 
 ROWS, PATIENTS, LARGEST, RUNS, COMPONENTS = 401_059, 1_042, 9_000, 3, 64
 NAMES = tuple(f"run{number}" for number in range(RUNS))

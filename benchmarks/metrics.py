@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from stack.metrics import auc
-from tabular.aggregates import prediction_aggregates
+from stack.metrics.scores import auc
+from tabular.group_features import prediction_aggregates
 
 
 def best_of(times: int, work: Callable[[], object]) -> float:

@@ -14,13 +14,13 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from image_models.head import fit_head
+from dermstack.cli.demo_data import write_demo_data
+from image_models.frozen_head import fit_head
 from stack.config import read_config
 from stack.console import Out
-from stack.demo_data import write_demo_data
 from stack.experiment import Experiment, open_experiment
 from stack.fold_matrix import inner_rows
-from stack.imported import ImportedColumns, import_oof
+from stack.import_oof import ImportedColumns, import_oof
 from stack.store import Run, prediction_frame, write_run
 
 QUIET = Out(quiet=True)

@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from audits.second_look import second_look
+from dermstack.audit.labels import second_look
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment

@@ -28,8 +28,8 @@ from image_models.cache import ImageCache
 from image_models.cache_build import build_cache
 from image_models.dataset import Batch, CachedImages
 from image_models.device_augment import DeviceAugment
+from image_models.io.readers import image_sources
 from image_models.net import build_net
-from image_models.readers import image_sources
 from image_models.settings import Training
 from image_models.train import train_net
 from image_models.transforms import RECIPES, Augment

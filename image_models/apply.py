@@ -16,10 +16,10 @@ from image_models.cache import ImageCache
 from image_models.dataset import CachedImages
 from image_models.device import pick_device, use_threads
 from image_models.errors import ImageError
-from image_models.head import LinearHead
+from image_models.frozen_head import LinearHead
 from image_models.loss import risk_logit
 from image_models.predict import Predictions, predict
-from image_models.stored import NetStore, read_fold_net
+from image_models.saved import NetStore, read_fold_net
 
 
 def apply_trained(

@@ -34,9 +34,9 @@ from image_models.cache import (
     table_bytes,
 )
 from image_models.errors import ImageError
+from image_models.files import whole
+from image_models.io.readers import Source
 from image_models.processes import in_processes
-from image_models.readers import Source
-from image_models.whole import whole
 
 CHUNK = 64  # images a job: enough to hide joblib's overhead
 SAVE_EVERY = 32  # chunks between two saves of the index: what a kill can cost

@@ -18,14 +18,14 @@ from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, allowed_classes
 from image_models.device import names_out_of_memory, pick_device, pick_precision, use_threads
 from image_models.errors import ImageError
-from image_models.head import fit_head
+from image_models.files import as_any_file, whole
+from image_models.frozen_head import fit_head
 from image_models.net import build_net, read_weights, write_weights
 from image_models.predict import Predictions, predict
 from image_models.prior import prior_shift, training_prior
 from image_models.settings import Training
 from image_models.train import train_net
 from image_models.transforms import Augment
-from image_models.whole import as_any_file, whole
 
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment

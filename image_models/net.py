@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from image_models.errors import ImageError
+from image_models.files import as_any_file, whole
 from image_models.loss import risk_logit
-from image_models.whole import as_any_file, whole
 
 # What `timm.create_model` takes besides the network's own arguments: it would load files that nobody has looked at.
 _NOT_OF_THE_NETWORK = frozenset({

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from image_models.errors import ImageError
-from image_models.whole import whole
+from image_models.files import whole
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

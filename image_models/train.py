@@ -23,7 +23,7 @@ from image_models.device import in_parts, pick_precision
 from image_models.ema import Average
 from image_models.errors import ImageError
 from image_models.loss import row_losses
-from image_models.mix import Mixed, mix_batch
+from image_models.losses import Mixed, mix_batch
 from image_models.net import Net
 from image_models.predict import predict
 from image_models.prior import class_weights, prior_shift

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from commands.cli import app
+from dermstack.cli.main import app
 
 
 def commands_page() -> str:

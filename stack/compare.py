@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stack.delong import clustered_auc
 from stack.errors import DataError, StoreError
-from stack.intervals import Interval, paired_difference
+from stack.metrics.delong import clustered_auc
+from stack.metrics.intervals import Interval, paired_difference
 from stack.store import Run, read_frame, read_run
 
 

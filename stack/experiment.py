@@ -20,7 +20,7 @@ from stack.errors import DataError
 from stack.external import read_external
 from stack.folds import Folds, make_folds
 from stack.join import places
-from stack.null import shuffle_targets
+from stack.metrics.shuffle import shuffle_targets
 from stack.pictures import Decided, read_decided, write_decided
 from stack.reading import check_header
 from stack.store import Run, fingerprint, frame_fingerprint, read_runs, write_frame, write_json
@@ -121,7 +121,7 @@ def open_experiment(
 
     ``decided`` is what the pictures decided about the rows; left out, what was written down before. With
     ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``: the same in all but the targets, which are
-    exchanged between split_groups of equal size (`stack.null` does it, and says what it must score). ``overrides`` are
+    exchanged between split_groups of equal size (`stack.metrics.shuffle` does it, and says what it must score). ``overrides`` are
     those that ``config`` was read with: commands that messages name repeat them.
     """
     data = config.data

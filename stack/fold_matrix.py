@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.embeddings import Embedding
 from stack.experiment import Experiment
+from stack.features import FeatureSettings, FoldFeatures, Predictions
 from stack.folds import inner_split
-from stack.matrix import FeatureSettings, FoldFeatures, Predictions
+from stack.predictions import Embedding
 
 
 @dataclass(frozen=True)

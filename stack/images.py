@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # the image half is an extra, imported when a command needs i
     from pathlib import Path
 
     from image_models.cache import ImageCache
-    from image_models.looks import Looks
-    from image_models.readers import Source
+    from image_models.duplicates import Looks
+    from image_models.io.readers import Source
 
 LOOKING_SIZE = 128  # pixels a side of the cache that is looked at where no image model asks for one
 
@@ -65,7 +65,7 @@ def looking_size(experiment: Experiment) -> int:
 
 def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out: Out) -> Looks:
     """Thumbnails and perceptual hashes of these images, with progress."""
-    from image_models.looks import read_looks
+    from image_models.duplicates import read_looks
 
     with out.bar("perceptual hashes", len(ids)) as progress:
         return read_looks(cache, cache.rows_for(ids), n_jobs=experiment.config.n_jobs, progress=progress)
@@ -94,7 +94,7 @@ def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:
 
 
 def _find(place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> list[Source]:
-    from image_models.readers import TFRecordNames, image_sources
+    from image_models.io.readers import TFRecordNames, image_sources
 
     features = tfrecord.features
     names = TFRecordNames(image=features.get("image", "image"), id=features.get("image_name", "image_name"))
@@ -129,7 +129,7 @@ def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: 
 
 def _decide(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> Decided:
     """What stands already, where the pictures are the same; else looked at anew."""
-    from image_models.looks import near_duplicates
+    from image_models.duplicates import near_duplicates
 
     data = experiment.config.data
     unreadable = _unreadable(experiment, cache)

@@ -21,11 +21,11 @@ _SHOWN = 5
 def metadata_of_dicom(
     folder: Path, *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
 ) -> pd.DataFrame:
-    """One row a DICOM file below ``folder``, by id: image_name and what `image_models.dicom.PATIENT` allows.
+    """One row a DICOM file below ``folder``, by id: image_name and what `image_models.io.dicom.PATIENT` allows.
 
     Raises DataError listing every file that can't be read and ids that are there twice.
     """
-    from image_models.readers import DICOM_SUFFIXES
+    from image_models.io.readers import DICOM_SUFFIXES
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: name the one that holds the .dcm files")
@@ -60,8 +60,8 @@ def metadata_of_tfrecord(
     the features that no column took, pictures left out. Raises DataError for features that aren't there, codes without
     a word where some have one, and ids that are there twice.
     """
-    from image_models.readers import TFRECORD_SUFFIXES
-    from image_models.tfrecord import read_records
+    from image_models.io.readers import TFRECORD_SUFFIXES
+    from image_models.io.tfrecord import read_records
 
     inside = sorted(place.rglob("*")) if place.is_dir() else [place]
     shards = [path for path in inside if path.suffix.lower() in TFRECORD_SUFFIXES and path.is_file()]
@@ -100,8 +100,8 @@ def write_metadata(frame: pd.DataFrame, path: Path, *, replace: bool = False) ->
 
 
 def _row(path: Path) -> dict[str, str] | str:
-    from image_models.dicom import dicom_metadata
     from image_models.errors import ImageError
+    from image_models.io.dicom import dicom_metadata
 
     try:
         return dicom_metadata(path)

@@ -14,13 +14,13 @@ from scipy.stats import rankdata
 
 from stack.acquisition import needed_acquisition
 from stack.console import Out
-from stack.embeddings import Embedding, read_embeddings
 from stack.errors import StoreError
 from stack.experiment import Experiment
+from stack.features import METADATA, Predictions, predictions_of, standardised
 from stack.fold_matrix import fold_matrix
-from stack.matrix import METADATA, Predictions, predictions_of, standardised
+from stack.parallel import on_threads, run_folds
+from stack.predictions import Embedding, read_embeddings
 from stack.store import Run, fingerprint, read_run, write_run
-from stack.threads import on_threads, run_folds
 from tabular.models import read_bag
 
 ROWS = 2_000  # held-out rows that are explained, of all folds together

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stack.errors import StoreError
-from stack.metrics import auc
+from stack.metrics.scores import auc
 from stack.store import Run, read_frame, read_run
 
 COLUMNS = ["experiment", "run", "kind", "auc", "headline"]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from stack.acquisition import with_acquisition
 from stack.experiment import Experiment
-from stack.intervals import interval, paired_difference
-from stack.matrix import Predictions
+from stack.features import Predictions
+from stack.metrics.intervals import interval, paired_difference
 
 
 @dataclass(frozen=True)

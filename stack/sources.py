@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.oof import check_fresh, level1_inputs
+from stack.level1 import check_fresh, level1_inputs
 from stack.store import Run, read_run
 from stack.tuned import enabled_models
 

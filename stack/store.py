@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from image_models.whole import whole
+from image_models.files import whole
 from stack.errors import StoreError
 
 RUN_FILE = "run.json"

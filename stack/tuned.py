@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 
 from image_models.settings import Training
+from stack.blend.columns import Weighting
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.reading import parse_yaml
 from stack.store import sha256
-from stack.weighting import Weighting
 
 _MARK = "# sha256 of what follows: "
 Without = frozenset[int]  # the folds whose rows a choice has not looked at

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from tabular.aggregates import code_groups
 from tabular.errors import TabularError
+from tabular.group_features import code_groups
 
 NEIGHBOURS = 10  # of the local outlier factor
 MIN_OUTLIER_GROUP = 2 * NEIGHBOURS + 1  # fewer rows have no neighbourhood to stand out of

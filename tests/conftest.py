@@ -57,7 +57,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated data set of 240 training and 60 test images at 32 px."""
-    from stack.demo_data import write_demo_data
+    from dermstack.cli.demo_data import write_demo_data
 
     folder = tmp_path_factory.mktemp("small") / "data"
     write_demo_data(folder, n_train=240, n_test=60, size=32, seed=1)
@@ -139,7 +139,7 @@ def run_cli(*arguments: str) -> int:
     """The command line in this process: its exit status."""
     from unittest.mock import patch
 
-    from commands.cli import main
+    from dermstack.cli.main import main
 
     with patch("sys.argv", ["dermstack", *arguments]):
         try:

@@ -113,7 +113,7 @@ def _picture_seeds() -> list[bytes]:
 
 
 def _read_picture(path: Path) -> object:
-    from image_models.readers import Source
+    from image_models.io.readers import Source
 
     return Source(path, "file").read(at_least=8)
 
@@ -153,7 +153,7 @@ def _dicom_seeds() -> list[bytes]:
 
 
 def _read_dicom(path: Path) -> object:
-    from image_models.dicom import dicom_metadata, read_dicom
+    from image_models.io.dicom import dicom_metadata, read_dicom
 
     about = dicom_metadata(path)
     return about, read_dicom(path, at_least=8)
@@ -182,7 +182,7 @@ def _example_seeds() -> list[bytes]:
 
 
 def _read_tfrecord(path: Path) -> object:
-    from image_models.readers import image_ids, image_sources
+    from image_models.io.readers import image_ids, image_sources
     from stack.import_metadata import metadata_of_tfrecord
 
     metadata_of_tfrecord(path, features={}, codes={"target": {1: "one"}})
@@ -208,7 +208,7 @@ def _hdf5_seeds() -> list[bytes]:
 
 
 def _read_hdf5(path: Path) -> object:
-    from image_models.readers import image_ids, image_sources
+    from image_models.io.readers import image_ids, image_sources
 
     return [source.read(at_least=8) for source in image_sources(path, image_ids(path))]
 

@@ -118,8 +118,8 @@ def _bundle_seeds() -> list[bytes]:
 
 
 def _read_bundle(path: Path) -> object:
-    from serving.bundle import read_bundle
-    from serving.costs import cost_notes
+    from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.expectations import cost_notes
 
     bundle = read_bundle(path)
     said = bundle.image_runs, bundle.sizes, bundle.columns, bundle.folds, bundle.flattered, bundle.fingerprint

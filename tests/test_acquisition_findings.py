@@ -12,9 +12,9 @@ from elsewhere import bring_in, predictions
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 
-from audits.acquisition import acquisition_facts, acquisition_findings, added
-from audits.alone import one_hot
-from audits.finding import Finding
+from dermstack.audit.acquisition import acquisition_facts, acquisition_findings, added
+from dermstack.audit.finding import Finding
+from dermstack.audit.single_column import one_hot
 from stack.experiment import Experiment
 from stack.store import Run
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from tabular.aggregates import context_counts, metadata_aggregates, prediction_aggregates
 from tabular.errors import TabularError
+from tabular.group_features import context_counts, metadata_aggregates, prediction_aggregates
 
 RUN_FEATURES = ["mean", "max", "min", "std", "rank", "z", "others_mean", "others_diff"]
 

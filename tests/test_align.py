@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
-from tabular.align import fit_alignment
+from tabular.embeddings import fit_alignment
 from tabular.errors import TabularError
 
 

@@ -9,7 +9,7 @@ from audit_world import clean_rows
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from audits.alone import alone, association_p, one_hot, ordered_p
+from dermstack.audit.single_column import alone, association_p, one_hot, ordered_p
 
 
 def test_the_p_value_is_that_of_permutations(rng: np.random.Generator) -> None:

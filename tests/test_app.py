@@ -16,7 +16,7 @@ import pytest
 from conftest import run_cli
 from elsewhere import mistake
 
-from serving.app import MOST_BYTES, is_loopback, listen
+from dermstack.serve.app import MOST_BYTES, is_loopback, listen
 from stack.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ BOUNDARY = "-----part"
 @contextmanager
 def started(bundle: Path, temporary: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """`dermstack app` on a free port; it is stopped at the end."""
-    code = "import commands.cli; commands.cli.main()"
+    code = "import dermstack.cli.main; dermstack.cli.main.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "app", "--bundle", str(bundle), "--port", "0", "--device", "cpu"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -175,7 +175,7 @@ def test_a_bundle_that_is_none_is_a_mistake_too(tmp_path: Path, capsys: pytest.C
 def test_an_address_that_others_reach_is_warned_of(
     bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("serving.app.serve", lambda app, listener: None)
+    monkeypatch.setattr("dermstack.serve.app.serve", lambda app, listener: None)
     for host, warned in (("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)):
         assert run_cli("app", "--bundle", str(bundled / "bundle.zip"), "--host", host, "--port", "0") == 0
         assert ("no login" in capsys.readouterr().out) is warned

@@ -9,9 +9,9 @@ import pytest
 from conftest import run_cli
 from elsewhere import bring_in, opened, predictions, write_world
 
-import audits.audit
-from audits.audit import audit_for_stack, run_audit
-from audits.record import read_findings
+import dermstack.audit.run
+from dermstack.audit.record import read_findings
+from dermstack.audit.run import audit_for_stack, run_audit
 from stack.console import Out
 from stack.errors import ConfigError
 from stack.experiment import Experiment
@@ -31,9 +31,9 @@ def test_rows_and_runs_are_looked_at_again_where_they_may_differ(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, looked = experiment.finished(level=1), []
-    real = audits.audit._look_at_rows_and_runs
+    real = dermstack.audit.run._look_at_rows_and_runs
     monkeypatch.setattr(
-        audits.audit, "_look_at_rows_and_runs", lambda *given: looked.append(len(given[1])) or real(*given)
+        dermstack.audit.run, "_look_at_rows_and_runs", lambda *given: looked.append(len(given[1])) or real(*given)
     )
     first = audit_for_stack(experiment, runs, QUIET)
     assert audit_for_stack(experiment, runs, QUIET) == first == read_findings(experiment)

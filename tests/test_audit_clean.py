@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from audit_world import world
 
-from audits.acquisition import acquisition_findings
-from audits.finding import Finding
-from audits.proxies import proxy_findings
-from audits.rows import row_findings
-from audits.shift import drift_findings
+from dermstack.audit.acquisition import acquisition_findings
+from dermstack.audit.finding import Finding
+from dermstack.audit.proxies import proxy_findings
+from dermstack.audit.rows import row_findings
+from dermstack.audit.shift import drift_findings
 from stack.experiment import Experiment
 
 LOUD = ("can be told", "would add", "separates", "train and test differ")  # also where they are a note

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audits.pictures import odd_findings, pair_kinds, picture_findings, published_findings
+from dermstack.audit.pictures import odd_findings, pair_kinds, picture_findings, published_findings
 from stack.errors import DataError
 from stack.table import Table
 

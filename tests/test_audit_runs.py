@@ -11,9 +11,9 @@ import pytest
 from elsewhere import bring_in, opened, write_world
 from scipy.special import expit
 
-from audits.finding import Finding
-from audits.runs import held_out_of, run_findings
 from benchmarks.held_out import simulated
+from dermstack.audit.finding import Finding
+from dermstack.audit.runs import held_out_of, run_findings
 from stack.experiment import Experiment
 from stack.store import Run
 

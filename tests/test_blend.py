@@ -13,13 +13,13 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from stack import blend
-from stack.blend import METHODS, Blender
+from stack.blend.blender import METHODS, Blender
+from stack.blend.blender import blender as blend
+from stack.blend.columns import NetColumns, Weighting, weighted_sum
 from stack.errors import ConfigError, DataError
-from stack.intervals import interval
-from stack.metrics import auc, log_loss
+from stack.metrics.intervals import interval
+from stack.metrics.scores import auc, log_loss
 from stack.ranks import NetRanks
-from stack.weighting import NetColumns, Weighting, weighted_sum
 
 EVERY_METHOD = [Blender(method, trials=8) for method in METHODS]
 

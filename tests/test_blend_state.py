@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from stack.blend import METHODS, Blender
-from stack.blend_state import blender_of, blender_state
+from stack.blend.blend_state import blender_of, blender_state
+from stack.blend.blender import METHODS, Blender
 from stack.errors import StoreError
 from stack.ranks import AVERAGED
 

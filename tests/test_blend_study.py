@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from stack.blend import Blender
-from stack.blend_study import _step, completed, quiet_optuna, tune_weights, weighting_of
-from stack.curve import Floats
-from stack.metrics import auc
-from stack.weighting import NetColumns, Weighting
+from stack.blend.blender import Blender
+from stack.blend.columns import NetColumns, Weighting
+from stack.blend.search import _step, completed, quiet_optuna, tune_weights, weighting_of
+from stack.metrics.curve import Floats
+from stack.metrics.scores import auc
 
 ALLOWED = [("probability", "logit", "rank")] * 4
 

@@ -11,9 +11,9 @@ import pytest
 from browser import SCHEMES, WIDTHS, barriers, opened
 from test_app import started
 
-from serving.bundle import read_bundle
-from serving.others import percent
-from serving.session import Ensemble, Photo, read_patient
+from dermstack.serve.bundle import read_bundle
+from dermstack.serve.others import percent
+from dermstack.serve.patient import Ensemble, Photo, read_patient
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -10,7 +10,7 @@ import pytest
 from browser import SCHEMES, WIDTHS, barriers, opened
 from test_validation import drawn, judged, promised
 
-from pages.evaluation import evaluation_html
+from dermstack.report.evaluation import evaluation_html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

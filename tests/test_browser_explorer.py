@@ -10,8 +10,8 @@ import pytest
 from browser import SCHEMES, WIDTHS, barriers, hosted, opened
 from test_explorer import world
 
-from pages.explorer import OperatingPoint, Thresholds, count_at_thresholds, explorer, operating_point
-from pages.section import percent
+from dermstack.report.explorer import OperatingPoint, Thresholds, count_at_thresholds, explorer, operating_point
+from dermstack.report.section import percent
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -11,8 +11,8 @@ from browser import SCHEMES, WIDTHS, barriers, opened
 from test_browser_explorer import assert_shows
 from test_report import make_data
 
-from pages.explorer import count_at_thresholds
-from pages.report import report_html
+from dermstack.report.explorer import count_at_thresholds
+from dermstack.report.report import report_html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

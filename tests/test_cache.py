@@ -18,7 +18,7 @@ from image_models import cache_build as build_module
 from image_models.cache import PIXELS, cache_name, open_cache
 from image_models.cache_build import build_cache
 from image_models.errors import ImageError
-from image_models.readers import Source, image_sources
+from image_models.io.readers import Source, image_sources
 
 N, SIZE = 150, 16
 
@@ -150,7 +150,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_pixels(pictures: list[Source
 import sys
 from pathlib import Path
 from image_models import cache_build
-from image_models.readers import image_sources
+from image_models.io.readers import image_sources
 cache_build.CHUNK, cache_build.SAVE_EVERY = 4, 1
 ids = [f"i{{n}}" for n in range({N})]
 sources = image_sources(Path({str(pictures[0].path.parent)!r}), ids)

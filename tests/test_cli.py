@@ -18,7 +18,7 @@ from conftest import WITHOUT_IMAGE_EXTRA, run_cli, small_config
 from elsewhere import bring_in, half_written, mistake, opened, predictions, write_world
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from commands.cli import app
+from dermstack.cli.main import app
 from stack.store import locked
 
 Capture = pytest.CaptureFixture[str]
@@ -166,7 +166,7 @@ def test_ctrl_c_says_how_to_go_on(config_path: Path, capsys: Capture, monkeypatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stack.oof.run_image_models", interrupted)
+    monkeypatch.setattr("stack.level1.run_image_models", interrupted)
     assert run_cli("oof", "-c", str(config_path), "-q") == 130
     shown = capsys.readouterr()
     assert shown.err == "interrupted: run the same command again, it goes on from what is complete\n"
@@ -219,7 +219,7 @@ def test_without_the_image_extra_oof_says_what_to_install(config_path: Path) -> 
     code = (
         WITHOUT_IMAGE_EXTRA
         + """
-from commands.cli import main
+from dermstack.cli.main import main
 main()
 """
     )

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from stack.compare import compare
 from stack.errors import ConfigError, DataError, StoreError
 from stack.experiment import Experiment
-from stack.intervals import paired_difference
+from stack.metrics.intervals import paired_difference
 from stack.store import set_aside, write_run
 
 

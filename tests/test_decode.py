@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from image_models.decode import decode
 from image_models.errors import ImageError
+from image_models.io.decode import decode
 
 
 def read(path: Path, *, at_least: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def test_what_is_not_whole_is_an_error_that_names_the_file(tmp_path: Path) -> No
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    monkeypatch.setattr("image_models.decode.MAX_PIXELS", 100)
+    monkeypatch.setattr("image_models.io.decode.MAX_PIXELS", 100)
     with pytest.raises(ImageError, match=r"a\.png.*bomb"):
         read(tmp_path / "a.png", at_least=8)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from stack.delong import clustered_auc
 from stack.errors import DataError
-from stack.intervals import interval, paired_difference
+from stack.metrics.delong import clustered_auc
+from stack.metrics.intervals import interval, paired_difference
 
 
 def brute_force(y: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import stack.demo_data
-from stack.demo_data import _draw_rows, write_demo_data
+import dermstack.cli.demo_data
+from dermstack.cli.demo_data import _draw_rows, write_demo_data
 from stack.errors import ConfigError, DataError
 from stack.folds import make_folds
 from stack.table import Table, read_table
@@ -97,7 +97,7 @@ def test_an_interrupted_run_is_finished_by_running_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     write_small(tmp_path / "whole")
-    draw, drawn = stack.demo_data._draw_lesion, iter(range(after))
+    draw, drawn = dermstack.cli.demo_data._draw_lesion, iter(range(after))
 
     def stop(*args: float, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         if next(drawn, None) is None:
@@ -105,7 +105,7 @@ def test_an_interrupted_run_is_finished_by_running_it_again(
         return draw(*args, size=size, rng=rng)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stack.demo_data, "_draw_lesion", stop)
+        patch.setattr(dermstack.cli.demo_data, "_draw_lesion", stop)
         with pytest.raises(KeyboardInterrupt):
             write_small(tmp_path / "cut")
     assert not (tmp_path / "cut" / "train.csv").exists()

@@ -14,9 +14,9 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from image_models.decode import decode
-from image_models.dicom import dicom_metadata, read_dicom
 from image_models.errors import ImageError
+from image_models.io.decode import decode
+from image_models.io.dicom import dicom_metadata, read_dicom
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -175,7 +175,7 @@ def test_a_header_that_claims_gigabytes_allocates_nothing(tmp_path: Path, claime
 
 
 def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("image_models.dicom.MAX_ENCODED", 20_000_000)
+    monkeypatch.setattr("image_models.io.dicom.MAX_ENCODED", 20_000_000)
     path = grey(tmp_path / "plain.dcm", np.zeros((8, 8), np.uint8))
     meta = pydicom.dcmread(path, stop_before_pixels=True)
     meta.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian

@@ -19,7 +19,7 @@ import pytest
 import typer
 
 import dermstack
-from commands.cli import app
+from dermstack.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -228,7 +228,7 @@ def _anchors(path: Path) -> set[str]:
 
 def _write_demo_experiment(folder: Path) -> None:
     """What `make demo` leaves, in small: the data, and two runs that know the targets more and less well."""
-    from stack.demo_data import write_demo_data
+    from dermstack.cli.demo_data import write_demo_data
     from stack.store import prediction_frame, write_run
     from stack.table import read_table
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
-from stack.drift import drift
+from dermstack.audit.drift import drift
 
 
 def one(train, test, groups=None):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from html_page import Page
 
-from pages.eda import Pictures, write_eda
+from dermstack.report.eda import Pictures, write_eda
 from stack.errors import DataError
 from stack.folds import make_folds
 from stack.table import Table

@@ -157,7 +157,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
     finished: Path, small_data: Path, tmp_path: Path
 ) -> None:
     config = small_config(small_data, tmp_path)
-    command = [sys.executable, "-c", "from commands.cli import main; main()", "oof", "-c", str(config), "-q"]
+    command = [sys.executable, "-c", "from dermstack.cli.main import main; main()", "oof", "-c", str(config), "-q"]
     rng = np.random.default_rng(0)
     for delay in rng.uniform(2.5, 7, size=4):
         process = subprocess.Popen(command, start_new_session=True)

@@ -14,13 +14,13 @@ from conftest import run_cli, small_config
 from elsewhere import mistake
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-import serving.evaluate
-import serving.predict
-from serving.bundle import read_bundle, write_manifest
-from serving.evaluate import evaluate, evaluate_to_files
-from serving.labelled import read_labelled_rows
+import dermstack.serve.evaluate
+import dermstack.serve.predict
+from dermstack.serve.bundle import read_bundle, write_manifest
+from dermstack.serve.evaluate import evaluate, evaluate_to_files
+from dermstack.serve.labelled import read_labelled_rows
 from stack.console import Out
-from stack.measures import plain
+from stack.metrics.measures import plain
 from stack.store import read_run
 
 pytestmark = pytest.mark.slow
@@ -110,14 +110,14 @@ def test_killed_after_predicting_it_goes_on_without_predicting_again(
 ) -> None:
     command = [*arguments(folder, small_data, folder / "labels.csv", tmp_path / "out"), "--quiet"]
     with monkeypatch.context() as patched:
-        patched.setattr(serving.evaluate, "validate", _killed)
+        patched.setattr(dermstack.serve.evaluate, "validate", _killed)
         bundle = read_bundle(folder / "bundle")
         rows, targets = read_labelled_rows(bundle, small_data / "images", folder / "labels.csv")
         with pytest.raises(KeyboardInterrupt):
             evaluate_to_files(bundle, rows, targets, tmp_path / "out", Out(quiet=True), device="cpu")
     assert list((tmp_path / "out").rglob("part_*/made.parquet"))
     assert not (tmp_path / "out" / "evaluation.json").exists()
-    monkeypatch.setattr(serving.predict, "score_pictures", None)
+    monkeypatch.setattr(dermstack.serve.predict, "score_pictures", None)
     assert run_cli(*command) == 0
     assert (tmp_path / "out" / "evaluation.json").exists()
 

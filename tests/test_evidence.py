@@ -12,13 +12,13 @@ from elsewhere import bring_in, opened, predictions, write_world
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from audits.finding import Finding
-from audits.record import write_parts
-from pages.evidence import blended_runs, report_data
+from dermstack.audit.finding import Finding
+from dermstack.audit.record import write_parts
+from dermstack.report.evidence import blended_runs, report_data
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.history import agreement, fold_table
 from stack.store import read_run
-from stack.summary import agreement, fold_table
 
 
 @pytest.fixture(scope="module")

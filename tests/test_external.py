@@ -9,7 +9,7 @@ from elsewhere import opened, write_world
 
 from stack.errors import ConfigError, DataError, StoreError
 from stack.external import ExternalRows, duplicates_of_primary, read_external
-from stack.oof import check_fresh
+from stack.level1 import check_fresh
 from stack.store import write_run
 from stack.table import Table
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from pages.curves import (
+from dermstack.report.curves import (
     CURVE_POINTS,
     decision_figure,
     precision_recall_figure,
@@ -18,11 +18,11 @@ from pages.curves import (
     roc_figure,
     roc_points,
 )
-from pages.figures import Estimate, bar_figure, interval_figure
-from pages.model_figures import block_figure, feature_figure, history_figure
-from stack.net_benefit import decision_curve
-from stack.reliability import reliability
-from stack.studies import StudyHistory
+from dermstack.report.figures import Estimate, bar_figure, interval_figure
+from dermstack.report.model_figures import block_figure, feature_figure, history_figure
+from stack.metrics.decisions import decision_curve
+from stack.metrics.reliability import reliability
+from stack.tune.studies import StudyHistory
 
 ODD = ["$\\frac$", "<b>&amp;", 'id="x" url(#y)', "font-family: x; #00000a", "_hidden", "日本 −", "x" * 80]
 

@@ -16,7 +16,7 @@ from image_models.cache import PIXELS, ImageCache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.fit import FoldFit, TrainedNet, embed, fit_fold, fit_frozen_fold
-from image_models.head import fit_head
+from image_models.frozen_head import fit_head
 from image_models.net import Net, build_net, read_weights
 from image_models.predict import predict
 from image_models.settings import Training

@@ -13,7 +13,7 @@ from image_models.cache import ImageCache
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.fold_tasks import FoldTask, trained_tasks
+from stack.level1_folds import FoldTask, trained_tasks
 
 
 class Rows(ImageCache):

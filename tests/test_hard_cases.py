@@ -15,8 +15,8 @@ from conftest import run_cli, small_config
 from html_page import Page
 from PIL import Image
 
-from pages.case_pictures import colour, overlay
-from pages.hard_cases import hard_cases, image_run, most_wrong
+from dermstack.report.cases import colour, overlay
+from dermstack.report.hard_cases import hard_cases, image_run, most_wrong
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
@@ -94,7 +94,7 @@ def test_each_case_shows_its_picture_and_the_heat_of_the_net_that_did_not_see_it
     finished: tuple[Experiment, Run, list[Run]], small_data: Path
 ) -> None:
     from image_models.explain import risk_maps
-    from image_models.stored import read_fold_nets
+    from image_models.saved import read_fold_nets
     from tabular.dense import DenseMetadata
 
     experiment, blend, runs = finished

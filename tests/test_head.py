@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from image_models.head import STRENGTHS, fit_head
+from image_models.frozen_head import STRENGTHS, fit_head
 
 
 def features(rng: np.random.Generator, n: int, d: int = 12) -> np.ndarray:

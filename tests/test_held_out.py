@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy.stats import mannwhitneyu
 
-from audits.held_out import RENUMBERED, UNKNOWN, HeldOut, held_out
-from audits.partitions import unknown_folds
 from benchmarks.held_out import Simulated, simulated, verdict
+from dermstack.audit.folds import RENUMBERED, UNKNOWN, HeldOut, held_out
+from dermstack.audit.partitions import unknown_folds
 from stack.errors import DataError
 
 

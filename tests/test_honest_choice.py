@@ -7,8 +7,8 @@ import pytest
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
-from stack.metrics import auc
-from stack.nested import blend_nested
+from stack.blend.nested import blend_nested
+from stack.metrics.scores import auc
 
 STRENGTHS = np.array([1.3, 1.1, 0.9, *np.linspace(0, 0.36, 12)])  # three runs, and twelve at AUC 0.5 to 0.6
 

@@ -17,11 +17,11 @@ from elsewhere import bring_in, mistake, opened, predictions, write_world
 from foreign_data import encoded
 from foreign_runs import manifest, zipped
 
+from dermstack.serve.bundle import read_bundle
+from dermstack.serve.patient import Photo, _source
+from dermstack.serve.predict import _begin
 from image_models.errors import ImageError
-from image_models.readers import image_ids, image_sources
-from serving.bundle import read_bundle
-from serving.predict import _begin
-from serving.session import Photo, _source
+from image_models.io.readers import image_ids, image_sources
 from stack.errors import BundleError, DataError, StoreError
 from stack.import_metadata import metadata_of_dicom
 from stack.table import read_table

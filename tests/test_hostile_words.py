@@ -14,9 +14,9 @@ import yaml
 from conftest import run_cli
 from elsewhere import bring_in, opened, predictions, write_world
 
-from serving.app import _Page
-from serving.others import Standing
-from serving.session import Lesion, Reading
+from dermstack.serve.app import _Page
+from dermstack.serve.others import Standing
+from dermstack.serve.patient import Lesion, Reading
 
 # Ends whatever a page may have put around it. An id has no slash.
 ENDS = "</script></style></title></textarea>--> ]]>"

@@ -65,7 +65,7 @@ def show_the_same(world: Path, a: str, b: str) -> None:
 
 def external(world: Path, n: int = 40) -> dict[str, Any]:
     """Settings of an external table of ``n`` generated rows with pictures of their own, without groups."""
-    from stack.demo_data import write_demo_data
+    from dermstack.cli.demo_data import write_demo_data
 
     folder = world / "more"
     write_demo_data(folder, n_train=n, n_test=10, size=32, seed=7)

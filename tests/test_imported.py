@@ -13,9 +13,9 @@ from scipy.special import logit
 from stack.console import Out
 from stack.errors import DataError, StoreError
 from stack.experiment import Experiment
-from stack.imported import import_oof
+from stack.features import read_predictions
+from stack.import_oof import import_oof
 from stack.imported_files import ImportedColumns
-from stack.matrix import read_predictions
 from stack.store import read_run, read_runs
 
 

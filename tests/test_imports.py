@@ -217,8 +217,8 @@ HEAVY = {
     **dict.fromkeys(("pydicom", "gdcm", "simplejpeg", "h5py", "google_crc32c", "imagecodecs"), "image_models/"),
     **dict.fromkeys(("kornia", "torchcam"), "image_models/"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "image_models/"),
-    **dict.fromkeys(("starlette", "uvicorn"), "serving/app.py"),
-    "ray": "stack/task_runner.py",
+    **dict.fromkeys(("starlette", "uvicorn"), "dermstack/serve/app.py"),
+    "ray": "stack/level1_jobs.py",
     **dict.fromkeys(("lightgbm", "xgboost", "catboost"), "tabular/gbdt_libraries.py"),
 }
 
@@ -268,7 +268,7 @@ def test_level_2_and_the_blender_run_without_torch() -> None:
     code = (
         WITHOUT_IMAGE_EXTRA
         + """
-import commands.cli, stack.ensemble, stack.stackers, stack.imported, stack.tune, pages.report, stack.compare
+import dermstack.cli.main, stack.submission, stack.level2, stack.import_oof, stack.tune.run, dermstack.report.report, stack.compare
 from dermstack import Blender
 Blender()
 """
@@ -277,7 +277,7 @@ Blender()
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
-    code = "import sys, commands.cli; print([m for m in ('torch', 'pandas', 'lightgbm', 'optuna') if m in sys.modules])"
+    code = "import sys, dermstack.cli.main; print([m for m in ('torch', 'pandas', 'lightgbm', 'optuna') if m in sys.modules])"
     made = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert made.stdout.strip() == "[]"
 
@@ -313,4 +313,4 @@ def test_the_export_list_is_frozen() -> None:
         "write_report",
     ]  # fmt: skip
     for name in dermstack.__all__:
-        assert getattr(dermstack, name).__module__.startswith(("stack.", "pages.", "serving."))
+        assert getattr(dermstack, name).__module__.startswith(("stack.", "dermstack."))

@@ -8,11 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from test_metrics import ORACLES
 
-from stack import intervals
-from stack.curve import OBJECTIVES
 from stack.errors import DataError
-from stack.intervals import Interval, bootstrap_scores, interval, paired_difference
-from stack.metrics import auc
+from stack.metrics.curve import OBJECTIVES
+from stack.metrics.intervals import Interval, bootstrap_scores, interval, paired_difference
+from stack.metrics.scores import auc, intervals
 
 
 def world(*, rows: int = 300, groups: int = 60, steps: int = 20, seed: int = 0) -> tuple[NDArray[np.int64], ...]:

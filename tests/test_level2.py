@@ -14,11 +14,11 @@ from conftest import run_cli, small_config
 from stack.acquisition import FILE
 from stack.config import read_config
 from stack.console import Out
-from stack.embeddings import alignment_notes, read_embeddings
 from stack.errors import StoreError
 from stack.experiment import Experiment, open_experiment
+from stack.features import Predictions, predictions_of, standardised
 from stack.fold_matrix import fold_matrix
-from stack.matrix import Predictions, predictions_of, standardised
+from stack.predictions import alignment_notes, read_embeddings
 from stack.ranks import AVERAGED
 from stack.sources import level1_runs
 from stack.store import read_run

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from stack.curve import OBJECTIVES
 from stack.errors import ConfigError, DataError
-from stack.metrics import (
+from stack.metrics.curve import OBJECTIVES
+from stack.metrics.scores import (
     accuracy,
     auc,
     auc_by_fold,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from image_models.dataset import Batch, allowed_classes
-from image_models.mix import mix_batch
+from image_models.losses import mix_batch
 
 
 @pytest.fixture

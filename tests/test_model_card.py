@@ -9,13 +9,13 @@ import pytest
 from conftest import run_cli, small_config
 from sklearn.metrics import log_loss
 
-from pages.model_card import model_card, plain, write_model_card
+from dermstack.report.model_card import model_card, plain, write_model_card
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.intervals import interval
+from stack.history import run_table
+from stack.metrics.intervals import interval
 from stack.store import Run, read_run, read_runs
-from stack.summary import run_table
 
 SUBGROUPS = pd.DataFrame(
     [

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from stack.blend import METHODS, Blender
+from stack.blend.blender import METHODS, Blender
+from stack.blend.nested import NestedBlend, blend_nested, choose_method, left_out
 from stack.errors import ConfigError, DataError
-from stack.intervals import interval, paired_difference
-from stack.metrics import auc
-from stack.nested import NestedBlend, blend_nested, choose_method, left_out
+from stack.metrics.intervals import interval, paired_difference
+from stack.metrics.scores import auc
 from stack.ranks import Ecdf, NetRanks
 
 Rows = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stack.net_benefit import decision_curve, round_thresholds, sensible_thresholds
+from stack.metrics.decisions import decision_curve, round_thresholds, sensible_thresholds
 
 
 def rows(rng, n=3000):

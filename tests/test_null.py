@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.errors import DataError
-from stack.null import auc_equal_size, auc_within, shuffle_targets
+from stack.metrics.shuffle import auc_equal_size, auc_within, shuffle_targets
 
 
 def world(rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def world(rng: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray, np.ndarra
 
 
 def test_a_score_that_sees_group_size_beats_pooled_chance_and_not_this(rng: np.random.Generator) -> None:
-    from stack.metrics import auc
+    from stack.metrics.scores import auc
 
     frame, group, score = world(rng)
     shuffled = shuffle_targets(frame, group, seed=0)["target"]

@@ -3,8 +3,8 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from stack.errors import DataError
-from stack.metrics import sensitivity_at, specificity_at
-from stack.operating import AIMS, fixed_points, point_at
+from stack.metrics.operating import AIMS, fixed_points, point_at
+from stack.metrics.scores import sensitivity_at, specificity_at
 
 
 def rows(rng: np.random.Generator, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.heat import painted
-from serving.others import percent, standings
+from dermstack.serve.heat import painted
+from dermstack.serve.others import percent, standings
 
 
 def unlike_the_rest(z: np.ndarray) -> list[float]:

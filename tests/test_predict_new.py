@@ -14,16 +14,16 @@ import pytest
 import yaml
 from conftest import run_cli
 
-import serving.predict
+import dermstack.serve.predict
+from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
+from dermstack.serve.ensemble import read_fitted
+from dermstack.serve.expectations import _heads, measure_costs
+from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
 from image_models.errors import ImageError
-from serving.bundle import Bundle, read_bundle, write_manifest
-from serving.costs import _heads, measure_costs
-from serving.fitted import read_fitted
-from serving.predict import NewRows, predict_rows, read_new_rows
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
-from stack.metrics import auc
+from stack.metrics.scores import auc
 from stack.sources import level1_runs
 from stack.store import read_run
 
@@ -56,8 +56,8 @@ def test_parts_hold_whole_groups_and_change_the_scores_by_rounding_only(
     bundle: Bundle, rows: NewRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = predict_rows(bundle, rows, tmp_path / "one", QUIET)
-    monkeypatch.setattr(serving.predict, "MOST_AT_ONCE", 8)
-    monkeypatch.setattr(serving.predict, "FEWEST_AT_ONCE", 8)
+    monkeypatch.setattr(dermstack.serve.predict, "MOST_AT_ONCE", 8)
+    monkeypatch.setattr(dermstack.serve.predict, "FEWEST_AT_ONCE", 8)
     in_parts = predict_rows(bundle, rows, tmp_path / "many", QUIET)
     parts = [pd.read_parquet(path)["id"] for path in sorted((tmp_path / "many").glob("part_*/made.parquet"))]
     assert len(parts) > 3
@@ -71,10 +71,10 @@ def test_parts_hold_whole_groups_and_change_the_scores_by_rounding_only(
 def test_a_killed_prediction_goes_on_and_ends_the_same(
     bundle: Bundle, rows: NewRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving.predict, "MOST_AT_ONCE", 16)
-    monkeypatch.setattr(serving.predict, "FEWEST_AT_ONCE", 16)
+    monkeypatch.setattr(dermstack.serve.predict, "MOST_AT_ONCE", 16)
+    monkeypatch.setattr(dermstack.serve.predict, "FEWEST_AT_ONCE", 16)
     whole = predict_rows(bundle, rows, tmp_path / "undisturbed", QUIET)
-    real, calls = serving.predict.score_pictures, []
+    real, calls = dermstack.serve.predict.score_pictures, []
 
     def dies(*args: object, **settings: object) -> pd.DataFrame:
         calls.append(len(calls))
@@ -82,7 +82,7 @@ def test_a_killed_prediction_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return real(*args, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(serving.predict, "score_pictures", dies)
+    monkeypatch.setattr(dermstack.serve.predict, "score_pictures", dies)
     with pytest.raises(KeyboardInterrupt):
         predict_rows(bundle, rows, tmp_path / "work", QUIET)
     before = len(calls)
@@ -176,7 +176,7 @@ def test_an_image_that_cannot_be_read_is_named_or_dropped_on_the_record(
 def test_noise_lies_far_and_the_test_rows_do_not(bundle: Bundle, rows: NewRows, tmp_path: Path) -> None:
     from PIL import Image
 
-    from image_models.readers import image_sources
+    from image_models.io.readers import image_sources
 
     rng = np.random.default_rng(0)
     ids = [f"noise{i}" for i in range(5)]
@@ -236,8 +236,8 @@ def test_a_promise_that_a_study_of_the_training_rows_flatters_says_so_wherever_i
 ) -> None:
     from starlette.testclient import TestClient
 
-    from serving.app import make_app
-    from serving.session import Ensemble
+    from dermstack.serve.app import make_app
+    from dermstack.serve.patient import Ensemble
 
     with zipfile.ZipFile(bundled / "bundle.zip") as archive:
         archive.extractall(tmp_path / "b")

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from audit_world import COLUMNS, world
 
-from audits.finding import Finding
-from audits.proxies import numbers_or_words, proxy_findings
+from dermstack.audit.finding import Finding
+from dermstack.audit.proxies import numbers_or_words, proxy_findings
 
 
 def named(found: list[Finding], column: str) -> Finding:

@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
+from dermstack.report.pseudonym import pseudonym_key, pseudonyms
 from stack.errors import StoreError
-from stack.pseudonym import pseudonym_key, pseudonyms
 
 IDS = [f"ISIC_{number:07d}" for number in range(20_000)]
 

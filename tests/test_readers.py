@@ -11,7 +11,7 @@ from PIL import Image
 from tfrecord.writer import TFRecordWriter
 
 from image_models.errors import ImageError
-from image_models.readers import TFRecordNames, image_ids, image_sources
+from image_models.io.readers import TFRecordNames, image_ids, image_sources
 
 IDS = ["ISIC_1", "ISIC_2", "ISIC_3"]
 
@@ -155,7 +155,7 @@ def test_a_file_that_went_is_named(tmp_path: Path, encoded: dict[str, bytes]) ->
 
 
 def test_the_real_shards_are_read_with_their_own_names(shared_data: Path) -> None:
-    from image_models.tfrecord import read_records
+    from image_models.io.tfrecord import read_records
 
     for shard in sorted((shared_data / "siim2020" / "tfrec").glob("*.tfrec")):
         names = [record.features["image_name"][0].decode() for record in read_records(shard)]  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from stack.errors import DataError
-from stack.recalibration import recalibration
+from stack.metrics.calibration import recalibration
 
 
 def world(rng: np.random.Generator, n: int = 600, groups: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 import typer
 from pydantic import BaseModel, Field
 
-from commands.cli import app
+from dermstack.cli.main import app
 from image_models.settings import Training
 from reference.command_line import commands_page
 from reference.config_keys import config_page, key_sentences, sections

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from html_page import Page
 
-from pages.report import Comparison, ReportData, report_html
-from stack.intervals import Interval
-from stack.metrics import auc, auc_by_fold, average_precision
+from dermstack.report.report import Comparison, ReportData, report_html
+from stack.metrics.intervals import Interval
+from stack.metrics.scores import auc, auc_by_fold, average_precision
 
 EVIL = "<script>alert(1)</script>\"'&"
 

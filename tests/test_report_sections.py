@@ -14,12 +14,12 @@ from html_page import Page
 from markupsafe import Markup
 from test_report import EVIL, hold_together, make_data
 
-from pages.report import PLACES, Calibration, Comparison, DataFacts, Decision, report_html
-from pages.section import Section
-from stack.net_benefit import decision_curve
-from stack.reliability import calibration_scores, reliability
-from stack.studies import StudyHistory
-from stack.subgroups import Part, subgroups
+from dermstack.report.report import PLACES, Calibration, Comparison, DataFacts, Decision, report_html
+from dermstack.report.section import Section
+from stack.metrics.decisions import decision_curve
+from stack.metrics.reliability import calibration_scores, reliability
+from stack.metrics.subgroups import Part, subgroups
+from stack.tune.studies import StudyHistory
 
 
 def make_full_data(n=400, seed=0):

@@ -48,7 +48,7 @@ def config(data: Path, folder: Path) -> Path:
 
 
 def start(path: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from commands.cli import main; main()", "oof", "-c", str(path), "-q"]
+    command = [sys.executable, "-c", "from dermstack.cli.main import main; main()", "oof", "-c", str(path), "-q"]
     return subprocess.Popen(command, start_new_session=True)
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from audit_world import COLUMNS, Change, world
 
-from audits.finding import Finding
-from audits.rows import fold_findings, group_findings, listed_findings, row_findings
+from dermstack.audit.finding import Finding
+from dermstack.audit.rows import fold_findings, group_findings, listed_findings, row_findings
 from stack.errors import DataError
 from stack.experiment import Experiment
 

@@ -11,7 +11,15 @@ from audit_world import world
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from audits.second_look import COLUMNS, NEIGHBOURS, calibrated, contradicts, nearest, second_look, second_look_finding
+from dermstack.audit.labels import (
+    COLUMNS,
+    NEIGHBOURS,
+    calibrated,
+    contradicts,
+    nearest,
+    second_look,
+    second_look_finding,
+)
 from stack.experiment import Experiment
 from stack.store import Run, prediction_frame, write_run
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from conftest import run_cli
 
-import serving.heat
+import dermstack.serve.heat
+from dermstack.serve.bundle import read_bundle
+from dermstack.serve.level1 import encoded_metadata
+from dermstack.serve.patient import Ensemble, Photo, read_patient
 from image_models.errors import ImageError
 from image_models.explain import pixel_risk_maps, risk_maps
 from image_models.net import Net
-from image_models.stored import read_fold_nets
-from serving.bundle import read_bundle
-from serving.level1 import encoded_metadata
-from serving.session import Ensemble, Photo, read_patient
+from image_models.saved import read_fold_nets
 from stack.errors import DataError
 
 pytestmark = pytest.mark.slow  # the bundle takes seconds to make
@@ -82,7 +82,7 @@ def test_nets_that_stay_in_memory_say_what_nets_read_anew_say(
 ) -> None:
     read: list[Path] = []
     monkeypatch.setattr(
-        "image_models.stored.read_fold_nets",
+        "image_models.saved.read_fold_nets",
         lambda fold, *args, **kw: read.append(fold) or read_fold_nets(fold, *args, **kw),
     )
     forgetful, warm = Ensemble(read_bundle(bundled / "bundle.zip"), device="cpu", kept=0), ensemble
@@ -142,7 +142,7 @@ def test_unknown_columns_come_with_their_cost(ensemble: Ensemble, photos: list[P
 
 
 def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple[dict, pd.DataFrame]:
-    from serving.session import _caches, _frame, _source
+    from dermstack.serve.patient import _caches, _frame, _source
 
     frame = _frame(ensemble, photos, AGE, SEX, together=True)
     sources = [_source(tmp_path, row, photo) for row, photo in enumerate(photos)]
@@ -151,7 +151,9 @@ def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple
 
 def test_heat_is_the_mean_of_the_fold_nets_maps(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> None:
     caches, frame = heat_world(ensemble, photos, tmp_path)
-    heat, run = serving.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
+    heat, run = dermstack.serve.heat.heat_maps(
+        ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu"
+    )
     pixels = torch.from_numpy(caches[32].take(np.arange(len(photos))))
     mean = np.zeros((len(photos), 32, 32))
     for fold in range(3):
@@ -176,10 +178,12 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
             raise ImageError("as of a transformer")
         return pixel_risk_maps(net, *args, threads=threads)
 
-    monkeypatch.setattr(serving.heat, "pixel_risk_maps", only_frozen)
-    _, run = serving.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
+    monkeypatch.setattr(dermstack.serve.heat, "pixel_risk_maps", only_frozen)
+    _, run = dermstack.serve.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
     assert run.name == "still"
-    monkeypatch.setattr(serving.heat, "pixel_risk_maps", lambda net, pixels, *args, **kw: np.zeros(pixels.shape[:3]))
+    monkeypatch.setattr(
+        dermstack.serve.heat, "pixel_risk_maps", lambda net, pixels, *args, **kw: np.zeros(pixels.shape[:3])
+    )
     cold = read_patient(ensemble, photos)
     assert cold.seen_by == "tiny"
     assert {lesion.heat for lesion in cold.lesions} == {None}
@@ -187,9 +191,9 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
     def none(net: Net, *args: np.ndarray, threads: int) -> np.ndarray:
         raise ImageError("as of a transformer")
 
-    monkeypatch.setattr(serving.heat, "pixel_risk_maps", none)
+    monkeypatch.setattr(dermstack.serve.heat, "pixel_risk_maps", none)
     with pytest.raises(ImageError, match="none of tiny, still is a convolutional network"):
-        serving.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
+        dermstack.serve.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
     reading = read_patient(ensemble, photos)
     assert reading.seen_by is None
     assert {lesion.heat for lesion in reading.lesions} == {None}

@@ -12,14 +12,14 @@ import pytest
 from elsewhere import opened, write_world
 from scipy.stats import ttest_1samp
 
-import audits.shuffled
-from audits.shuffled import Shuffled, exchanged, shuffled, shuffled_findings
+import dermstack.audit.shuffled
+from dermstack.audit.shuffled import Shuffled, exchanged, shuffled, shuffled_findings
 from stack.console import Out
 from stack.errors import ConfigError, DataError
 from stack.experiment import Experiment
-from stack.matrix import FoldFeatures
-from stack.metrics import auc
-from stack.null import shuffle_targets
+from stack.features import FoldFeatures
+from stack.metrics.scores import auc
+from stack.metrics.shuffle import shuffle_targets
 from stack.store import Run, prediction_frame, write_run
 from stack.table import Table
 
@@ -69,7 +69,7 @@ def shuffle_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(train: pd.DataFrame, _: Any, *, seed: int) -> pd.DataFrame:
         return shuffle_targets(train, np.arange(len(train)), seed=seed)
 
-    monkeypatch.setattr(audits.shuffled, "shuffle_targets", rows)
+    monkeypatch.setattr(dermstack.audit.shuffled, "shuffle_targets", rows)
 
 
 def add_a_telling_feature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_rare_sizes_and_sorted_rows_are_no_leak(tmp_path: Path, monkeypatch: pyt
         drawn = shuffle_targets(train, group, seed=seed)
         return drawn.assign(target=-(-drawn["target"]).groupby(group).transform(np.sort))
 
-    monkeypatch.setattr(audits.shuffled, "shuffle_targets", plain)
+    monkeypatch.setattr(dermstack.audit.shuffled, "shuffle_targets", plain)
     assert shuffled(experiment, run, QUIET, shuffles=2).mean > 0.7
 
 
@@ -153,8 +153,8 @@ def test_no_level_has_seen_the_targets_of_the_fold_that_is_scored(
         scored.append(s)
         return auc(y, s)
 
-    monkeypatch.setattr(audits.shuffled, "auc_within", spy)
-    monkeypatch.setattr(audits.shuffled, "exchanged", lambda experiment, seed: experiment)
+    monkeypatch.setattr(dermstack.audit.shuffled, "auc_within", spy)
+    monkeypatch.setattr(dermstack.audit.shuffled, "exchanged", lambda experiment, seed: experiment)
     shuffled(experiment, run, QUIET, shuffles=2)
     held = experiment.folds.frame["fold"].to_numpy() == 1
     train = experiment.table.train
@@ -215,11 +215,11 @@ def test_a_draw_that_leaves_nothing_to_fit_is_drawn_again(clean: tuple[Experimen
     experiment, lacking = few(clean[0], 6), 0
     fold = experiment.folds.frame["fold"].to_numpy()
     for seed in range(30):
-        drawn = audits.shuffled._drawn(experiment, seed)
+        drawn = dermstack.audit.shuffled._drawn(experiment, seed)
         by_fold = np.bincount(fold[drawn.target == 1], minlength=3)
         assert by_fold.min() >= 2, "a fold alone is what is left without the two others"
         assert by_fold.sum() == 6
         lacking += np.bincount(fold[exchanged(experiment, seed=seed).target == 1], minlength=3).min() < 2
     assert lacking > 5
     with pytest.raises(DataError, match=r"50 shuffles in a row .* folds.k"):
-        audits.shuffled._drawn(few(clean[0], 5), 0)
+        dermstack.audit.shuffled._drawn(few(clean[0], 5), 0)

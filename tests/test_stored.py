@@ -14,7 +14,7 @@ from image_models.cache import ImageCache, open_cache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.predict import predict
-from image_models.stored import read_fold_net, read_fold_nets
+from image_models.saved import read_fold_net, read_fold_nets
 from stack.store import Run, read_run
 from tabular.dense import DenseMetadata
 

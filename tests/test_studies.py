@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from stack.console import Out
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
-from stack.studies import Objective, ended, open_study, read_studies, run_study
+from stack.tune.studies import Objective, ended, open_study, read_studies, run_study
 
 FIRST = {"x": 0.5}
 

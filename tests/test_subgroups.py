@@ -4,8 +4,8 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from stack.delong import clustered_auc
-from stack.subgroups import FEWEST, MISSING, Part, parts_of, subgroups
+from stack.metrics.delong import clustered_auc
+from stack.metrics.subgroups import FEWEST, MISSING, Part, parts_of, subgroups
 
 
 def drawn(rng, n=1500, groups=900, harder=0.0):

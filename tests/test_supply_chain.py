@@ -96,10 +96,10 @@ def test_the_promises_name_tests_that_are_there() -> None:
 
 
 def test_the_limits_in_the_promises_are_those_of_the_code() -> None:
-    from image_models.decode import MAX_ENCODED, MAX_PIXELS
-    from image_models.tfrecord import MOST_VALUES
-    from serving.app import MOST_BYTES
-    from serving.bundle import MOST_PACKED
+    from dermstack.serve.app import MOST_BYTES
+    from dermstack.serve.bundle import MOST_PACKED
+    from image_models.io.decode import MAX_ENCODED, MAX_PIXELS
+    from image_models.io.tfrecord import MOST_VALUES
     from stack.reading import MOST_COLUMNS, MOST_NODES
 
     text = " ".join(Path(ROOT / "SECURITY.md").read_text(encoding="utf-8").split())

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from stack.intervals import interval
-from stack.survey import (
+from dermstack.audit.survey import (
     AGE_EDGES,
     MISSING,
     age_histograms,
@@ -18,6 +17,7 @@ from stack.survey import (
     picture_sizes,
     shortcuts,
 )
+from stack.metrics.intervals import interval
 from stack.table import Table
 
 SITES = ["torso", "head", None, "torso", "palms", "head", "torso", None]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tfrecord import TFRecordWriter, example_pb2
 
 from image_models.errors import ImageError
-from image_models.tfrecord import image_span, read_records
+from image_models.io.tfrecord import image_span, read_records
 
 KAGGLE: dict[str, tuple[Any, str]] = {
     "image": (b"\xff\xd8 not really a picture \xff\xd9", "byte"),

@@ -10,14 +10,14 @@ import pytest
 from conftest import run_cli, small_config
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import dermstack.serve.level1
 import image_models.fit
-import serving.level1
-import stack.ensemble
+import stack.blend.logistic_weights
 import stack.fold_matrix
-import stack.logistic_weights
-import stack.stackers
-from serving.bundle import read_bundle
-from serving.predict import predict_rows, read_new_rows
+import stack.level2
+import stack.submission
+from dermstack.serve.bundle import read_bundle
+from dermstack.serve.predict import predict_rows, read_new_rows
 
 
 def blas_threads() -> set[int]:
@@ -38,13 +38,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
 
         monkeypatch.setattr(module, name, watched)
 
-    watch(stack.stackers, "read_embeddings")
-    watch(stack.stackers, "fold_matrix")
-    watch(stack.logistic_weights, "minimize")
-    watch(stack.ensemble, "calibrate_nested")
+    watch(stack.level2, "read_embeddings")
+    watch(stack.level2, "fold_matrix")
+    watch(stack.blend.logistic_weights, "minimize")
+    watch(stack.submission, "calibrate_nested")
     watch(image_models.fit, "fit_head")
-    watch(image_models.head.LinearHead, "logit")
-    watch(serving.level1, "alignments")
+    watch(image_models.frozen_head.LinearHead, "logit")
+    watch(dermstack.serve.level1, "alignments")
     watch(stack.fold_matrix.FoldFeatures, "transform")
     return found
 

@@ -13,12 +13,12 @@ from conftest import run_cli
 from elsewhere import bring_in, mistake, opened, predictions, write_world
 
 from stack.console import Out
-from stack.embeddings import read_embeddings
 from stack.errors import ConfigError
+from stack.features import predictions_of, standardised
 from stack.fold_matrix import fold_matrix
-from stack.matrix import predictions_of, standardised
+from stack.predictions import read_embeddings
 from stack.sources import level1_runs
-from stack.tune import tune_gbdt
+from stack.tune.run import tune_gbdt
 
 STACKER = {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 12, "patience": 4}}
 

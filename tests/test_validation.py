@@ -11,11 +11,11 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from pages.evaluation import evaluation_html
-from stack.delong import clustered_auc
+from dermstack.report.evaluation import evaluation_html
 from stack.errors import DataError
-from stack.measures import check_classes, measure, plain
-from stack.validation import (
+from stack.metrics.delong import clustered_auc
+from stack.metrics.measures import check_classes, measure, plain
+from stack.metrics.validation import (
     AGREES,
     HIGHER,
     LOWER,

@@ -1,0 +1,135 @@
+"""`dermstack audit`: everything that is looked for, in one list of findings kept beside the experiment's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from dermstack.audit.acquisition import acquisition_findings
+from dermstack.audit.finding import Finding
+from dermstack.audit.labels import second_look, second_look_finding
+from dermstack.audit.pictures import pair_kinds, picture_findings
+from dermstack.audit.proxies import proxy_findings
+from dermstack.audit.record import read_findings, read_part, write_parts
+from dermstack.audit.rows import row_findings
+from dermstack.audit.runs import is_fresh, run_findings
+from dermstack.audit.shift import drift_findings
+from stack.acquisition import FILE as ACQUISITION_FILE
+from stack.console import Out
+from stack.errors import ConfigError
+from stack.experiment import Experiment, published_duplicates
+from stack.images import encodings, looking_size, looks_of, with_images
+from stack.store import Run, atomic, fingerprint, sha256
+
+ROWS_AND_RUNS = "rows and runs"
+SECOND_LOOK = "second_look.csv"
+_VERSION = 1  # of what is looked for: another one looks again
+
+
+@dataclass(frozen=True)
+class Review:
+    """The experiment as its pictures leave it, its pairs of near-duplicates by kind, what the audit found."""
+
+    experiment: Experiment
+    pairs: pd.DataFrame
+    findings: list[Finding]
+
+
+def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffles: int = 0) -> Review:
+    """Look at the rows, at every picture, and at what level-1 runs there are.
+
+    With ``shuffles`` also at what comes of shuffled targets. Writes audit.json and audit.csv, audit_pairs.csv and
+    second_look.csv into the experiment's folder, and nothing else.
+    """
+    parts: dict[str, tuple[str, list[Finding]]] = {}
+    pairs, sizes = pair_kinds(experiment.decided.pairs, experiment.table), None
+    if pictures and experiment.config.data.images is not None:
+        experiment, pairs, sizes, found = _look_at_pictures(experiment, out)
+        parts["pictures"] = (_inputs(experiment, ()), found)
+        with atomic(experiment.folder / "audit_pairs.csv") as temporary:
+            pairs.to_csv(temporary, index=False)
+    runs = experiment.finished(level=1)
+    out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
+    parts[ROWS_AND_RUNS] = (_inputs(experiment, runs), _look_at_rows_and_runs(experiment, runs, sizes))
+    if shuffles:
+        parts["shuffles"] = (_inputs(experiment, runs), _shuffle(experiment, runs, out, shuffles))
+    return Review(experiment, pairs, write_parts(experiment, parts))
+
+
+def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> list[Finding]:
+    """What needs neither pictures nor fits, before level 2 is built on ``runs``: looked at again where it may differ.
+
+    What `dermstack audit` found of pictures and shuffles stays as it is. Returns the findings of all.
+    """
+    inputs = _inputs(experiment, runs)
+    if read_part(experiment, ROWS_AND_RUNS, inputs) is not None:
+        return read_findings(experiment) or []
+    out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
+    return write_parts(experiment, {ROWS_AND_RUNS: (inputs, _look_at_rows_and_runs(experiment, runs))})
+
+
+def _look_at_rows_and_runs(
+    experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
+) -> list[Finding]:
+    """``sizes`` of the pictures where they were just looked at, else what an earlier step wrote down of them."""
+    fresh = [run for run in runs if is_fresh(experiment, run)]
+    level2 = [run for run in experiment.finished(level=2) if is_fresh(experiment, run)]
+    doubtful = second_look(experiment, fresh)
+    with atomic(experiment.folder / SECOND_LOOK) as temporary:
+        doubtful.to_csv(temporary, index=False)
+    doubt = second_look_finding(doubtful, len(experiment.target), fresh)
+    return [
+        *row_findings(experiment),
+        *proxy_findings(experiment),
+        *drift_findings(experiment),
+        *acquisition_findings(experiment, sizes, level2 or fresh),
+        *run_findings(experiment, runs),
+        *([doubt] if doubt else []),
+    ]
+
+
+def _look_at_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, pd.DataFrame, list[Finding]]:
+    """The experiment as its pictures leave it, pairs by kind, sizes of the originals, findings."""
+    from image_models.duplicates import strange
+
+    size = looking_size(experiment)
+    experiment, caches = with_images(experiment, [size], out)
+    cache, table = caches[size], experiment.table
+    ids = [*table.train["id"], *table.test["id"]]
+    odd = strange(looks_of(experiment, cache, ids, out))
+    odd = pd.DataFrame({"id": [ids[position] for position in odd["position"]], "fault": odd["fault"]})
+    pairs = pair_kinds(experiment.decided.pairs, table)
+    sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
+    sizes = sizes.assign(encoding=encodings(experiment).loc[sizes["id"]].to_numpy())
+    published = published_duplicates(experiment.config.data.duplicates)
+    found = picture_findings(pairs, ids, odd, experiment.decided.dropped, published)
+    return experiment, pairs, sizes, found
+
+
+def _shuffle(experiment: Experiment, runs: Sequence[Run], out: Out, shuffles: int) -> list[Finding]:
+    from dermstack.audit.shuffled import shuffled, shuffled_findings  # heads are of the image half, which is an extra
+
+    frozen = [run for run in runs if run.meta["kind"] == "frozen"]
+    if not frozen:
+        raise ConfigError(
+            "--shuffles fits heads again on a frozen image model, and the experiment has none: add one with "
+            "`frozen: true` to image_models and run `dermstack oof`, or use `--shuffle-target`"
+        )
+    return shuffled_findings(shuffled(experiment, frozen[0], out, shuffles=shuffles))
+
+
+def _inputs(experiment: Experiment, runs: Sequence[Run]) -> str:
+    """Of all that rows and runs are judged by."""
+    data = experiment.config.data
+    files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}
+    features = experiment.config.features.model_dump()
+    return fingerprint({
+        "version": _VERSION,
+        "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],
+        "files": files,
+        "features": features,
+        "acquisition": (experiment.folder / ACQUISITION_FILE).is_file(),
+        "runs": {run.name: run.meta["files"] for run in runs},
+    })  # fmt: skip

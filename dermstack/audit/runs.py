@@ -1,0 +1,203 @@
+"""What should be known of runs before their numbers are believed: who saw which rows, nets whose scales differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermstack.audit.finding import Finding, worst_first
+from dermstack.audit.folds import RENUMBERED, UNKNOWN, HeldOut, held_out
+from stack.errors import DataError
+from stack.experiment import Experiment
+from stack.features import CATEGORICAL, NUMERIC
+from stack.metrics.delong import clustered_auc
+from stack.metrics.intervals import Interval
+from stack.ranks import net_moments
+from stack.store import Run
+from tabular.encode import MetadataEncoder
+from tabular.logistic import fit_logistic
+
+SHIFT = 0.005  # of AUC, that nets of other scales cost or feign, from which it is worth a warning
+EXCESS = 0.02  # of AUC over all else that is known, from which a run without its nets' predictions gets a hint
+
+
+def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
+    """Of each run, the worst first: whether its nets held out what they claim, or a hint, and shifts between its nets.
+
+    Whether they did is asked of runs imported with what every net says of every row; a hint is given of other imported
+    runs. Runs that were made for other rows or folds are named and left out.
+    """
+    fresh = [run for run in runs if is_fresh(experiment, run)]
+    found = [_stale(run) for run in runs if run not in fresh]
+    for run in fresh:
+        if run.has("all_rows"):
+            found += _held_out_findings(experiment, run, fresh)
+        elif run.meta["kind"] == "imported":
+            found += _excess_findings(experiment, run, fresh)
+        found += _shift_findings(experiment, run)
+    return worst_first(found)
+
+
+def held_out_of(experiment: Experiment, run: Run, runs: Sequence[Run] = ()) -> HeldOut:
+    """Verdict on a run imported with all rows, against its claim and the folds of the experiment and of other ``runs``.
+
+    Raises DataError where a fold holds too few groups to tell anything.
+    """
+    oof = run.frame("oof")
+    scores = run.frame("all_rows").pivot(index="id", columns="fold", values="logit").loc[oof["id"]]
+    rows = experiment.rows_of(oof["id"])
+    fold = oof["fold"].to_numpy()
+    ours = experiment.folds.frame.set_index("id")["fold"]
+    known = {"the experiment's folds": ours} | {
+        f"the folds of {other.name}": other.frame("oof").set_index("id")["fold"]
+        for other in runs
+        if other.name != run.name and other.meta.get("foreign_folds")
+    }
+    others: dict[str, NDArray[np.generic]] = {}
+    for name, series in known.items():
+        dealt = series.reindex(oof["id"]).to_numpy()
+        same = any(_same_parts(dealt, seen) for seen in (fold, *others.values()))
+        if not np.isnan(dealt).any() and len(np.unique(dealt)) > 1 and not same:
+            others[name] = dealt
+    target, split_group = experiment.target[rows], experiment.split_group[rows]
+    return held_out(scores.to_numpy(), fold, target, split_group, other_folds=others)
+
+
+def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Finding]:
+    try:
+        found = held_out_of(experiment, run, runs)
+    except DataError as error:
+        remedy = "more rows of both classes in each fold"
+        return [Finding("note", f"{run.name}: can't tell what its fold models have seen", str(error), remedy)]
+    means = found.by_fold[["auc", "siblings"]].mean()
+    evidence = (
+        f"AUC of fold models on the fold that each claims to have held out {means['auc']:.4f}, of the others on the "
+        f"same rows {means['siblings']:.4f}, difference {found.gap} (98 % by group)"
+    )
+    if found.better:
+        fits = ""
+        if found.better == RENUMBERED:
+            fits = f"; folds 0, 1, … fit the models {', '.join(map(str, found.numbers))}"
+        evidence += f"; better explained by {found.better}, p {found.against[found.better]:.2g}{fits}"
+        if found.better == UNKNOWN:  # a model that is weak on a kind of patient leaves the same trace
+            remedy = "look up how its folds were made: this, or models that differ in which patients they do worse on"
+            return [Finding("warning", f"{run.name}: other rows may be held out than it claims", evidence, remedy)]
+        remedy = "leave it out of the stack until its out-of-fold rows are made by the model that has not seen them"
+        return [Finding("error", f"{run.name}: other rows were held out than it claims", evidence, remedy)]
+    if found.verdict == "cannot tell":
+        remedy = (
+            "look up how its folds were made; a model that hardly overfits shows no difference either, so a promise "
+            "is worth what new rows confirm"
+        )
+        evidence += f"; if they held it out, they overfit by less than {max(-found.gap.low, 0):.4f}"
+        what = f"{run.name}: cannot tell, no sign that it held out what it claims"
+        return [Finding("warning", what, evidence, remedy)]
+    made = [Finding("note", f"{run.name}: held out what it claims", evidence, "none")]
+    for row in found.by_fold[found.by_fold["unlike"]].itertuples():
+        evidence = f"its difference {row.gap:+.4f} [{row.low:+.4f}, {row.high:+.4f}], that of all {found.gap}"
+        what = f"{run.name}: no sign that model {row.fold} held out its fold, as the others did"
+        made.append(Finding("warning", what, evidence, "look up what that model was trained on"))
+    return made
+
+
+def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Finding]:
+    """A hint where the run ranks far better than a logistic regression on metadata and all other level-1 runs.
+
+    The regression is fitted without the fold that it scores, and all scores are standardised within the net that made
+    them, so that differences between nets are no part of the excess.
+    """
+    others = [other for other in runs if other.meta["level"] == 1 and other.name != run.name]
+    if not others or experiment.folds.k < 3:
+        return []
+    excess = _excess(experiment, run, others)
+    if excess is None or excess.low <= EXCESS:
+        return []
+    evidence = (
+        f"AUC above that of metadata and {len(others)} other runs together by {excess.value:.4f} "
+        f"[{excess.low:.4f}, {excess.high:.4f}] (95 % by group)"
+    )
+    remedy = "only a hint: a better model looks the same; import it with --all-rows to have it looked into"
+    return [Finding("note", f"{run.name}: a hint that it is not out-of-fold", evidence, remedy)]
+
+
+def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval | None:
+    scores = pd.concat([_by_net(one.frame("oof")).rename(one.name) for one in (run, *others)], axis=1, join="inner")
+    places = experiment.rows_of(scores.index)
+    frame, fold = experiment.table.train.iloc[places], experiment.folds.frame["fold"].to_numpy()[places]
+    y, k = experiment.target[places], experiment.folds.k
+    explained = np.empty(len(y))
+    for held in range(k):
+        stop = (held + 1) % k
+        fitted = (fold != held) & (fold != stop)
+        if any(len(np.unique(y[rows])) < 2 for rows in (fitted, fold == stop)):
+            return None
+        encoder = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame[fitted])
+        known = [encoder.transform(frame).reset_index(drop=True), scores.drop(columns=run.name).reset_index(drop=True)]
+        X = pd.concat(known, axis=1)
+        model = fit_logistic(X[fitted], y[fitted], stop=(X[fold == stop], y[fold == stop]))
+        explained[fold == held] = model.logit(X[fold == held])
+    moments = net_moments(explained, fold)
+    means, spreads = (np.array([moments[int(number)][part] for number in fold]) for part in (0, 1))
+    both = np.column_stack([scores[run.name], (explained - means) / spreads])
+    try:
+        return clustered_auc(y, both, experiment.split_group[places]).difference()[0]
+    except DataError:
+        return None
+
+
+def _shift_findings(experiment: Experiment, run: Run) -> list[Finding]:
+    """Where the run's nets differ in scale: AUC of ranks within the nets against that of the scores as they are."""
+    oof = run.frame("oof")
+    if oof["fold"].nunique() < 2:
+        return []
+    rows = experiment.rows_of(oof["id"])
+    ranked = oof.groupby("fold")["logit"].rank(pct=True)
+    try:
+        found = clustered_auc(
+            experiment.target[rows], np.column_stack([ranked, oof["logit"]]), experiment.split_group[rows]
+        )
+    except DataError:
+        return []
+    shift = found.difference()[0]
+    if abs(shift.value) < SHIFT or shift.low <= 0 <= shift.high:
+        return []
+    evidence = (
+        f"AUC of ranks within nets {found.auc[0]:.4f}, pooled {found.auc[1]:.4f}, difference {shift.value:+.4f} "
+        f"[{shift.low:+.4f}, {shift.high:+.4f}] (95 % by group)"
+    )
+    if shift.value > 0:
+        what = f"{run.name}: its fold models' scales differ"
+        remedy = "blend ranks, or logits standardised by net; pooled, its AUC is too low"
+    else:
+        what = f"{run.name}: its fold models' scales tell the folds apart"
+        remedy = "believe the AUC within folds: pooled, it lives on folds with more positives scoring higher"
+    return [Finding("warning", what, evidence, remedy)]
+
+
+def _by_net(oof: pd.DataFrame) -> pd.Series[float]:
+    """Logits standardised within the net that made them, by id."""
+    by_net = oof.groupby("fold")["logit"]
+    spread = by_net.transform("std").clip(lower=1e-6)
+    return ((oof["logit"] - by_net.transform("mean")) / spread).set_axis(oof["id"])
+
+
+def _same_parts(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
+    """Whether two columns of labels part the rows alike, whatever the labels."""
+    pairs = pd.DataFrame({"a": a, "b": b}).drop_duplicates()
+    return len(pairs) == pairs["a"].nunique() == pairs["b"].nunique()
+
+
+def is_fresh(experiment: Experiment, run: Run) -> bool:
+    """Whether the run was made for the rows and folds that the experiment has now."""
+    made_for = run.meta.get("inputs", {}).get("rows or folds", experiment.rows_fingerprint)
+    return bool(
+        made_for == experiment.rows_fingerprint and run.frame("oof")["id"].isin(experiment.table.train["id"]).all()
+    )
+
+
+def _stale(run: Run) -> Finding:
+    evidence = "made for other rows or folds than the experiment has now"
+    return Finding("note", f"{run.name}: not looked at", evidence, "make or import it again")

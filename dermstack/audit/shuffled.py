@@ -1,0 +1,233 @@
+"""Law 7 on this experiment's own rows: level 1 and level 2 fitted again to shuffled targets must end at AUC 0.5.
+
+A target vector goes to another split_group of the same size, in a random order within it. So the targets of a fold that
+no fit has seen are exchangeable, and the AUC among its rows in groups of equal size is 0.5 on average, exactly,
+whatever the data: also where a size is rare and its groups keep their own targets, or where a group's rows are sorted
+by target, which a plain exchange would leave to be found. Pooled over folds it would be lower: the more positives are
+held out, the fewer were learned from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t
+from sklearn.decomposition import PCA
+
+from dermstack.audit.finding import Finding
+from image_models.frozen_head import fit_head
+from stack.acquisition import needed_acquisition
+from stack.console import Out
+from stack.errors import ConfigError, DataError
+from stack.experiment import Experiment
+from stack.features import Predictions, standardised
+from stack.fold_matrix import fold_matrix, inner_rows
+from stack.folds import Folds
+from stack.metrics.shuffle import auc_within, shuffle_targets
+from stack.parallel import on_threads, run_folds
+from stack.predictions import Embedding, frozen_embedding
+from stack.store import Run
+from stack.table import Table
+from tabular.models import fit_bag
+
+COMPONENTS = 128  # of the frozen z, by a PCA of all rows, without targets: AUC 0.838 on HAM10000, 0.847 with 1,280
+STRENGTH = (1e-2,)  # of every head: what the real targets of HAM10000 choose; choosing anew would be four fits more
+ROUNDS: dict[str, float | bool] = {"rounds": 60, "patience": 5, "learning_rate": 0.1, "min_data_in_leaf": 10}
+TRIES = 50  # draws of one shuffle
+ALARM = 0.01  # two-sided probability of a z as large without a leak
+
+Floats = NDArray[np.float64]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """AUCs among groups of equal size, of each shuffle (shuffles,)."""
+
+    nested: Floats  # of rows that neither level has seen
+    ordinary: Floats  # of level 2 on the same folds as level 1, as `dermstack stack` fits it
+
+    @property
+    def mean(self) -> float:
+        """Of `nested`: 0.5 but for noise."""
+        return float(self.nested.mean())
+
+    @property
+    def se(self) -> float:
+        """Standard error of `mean`: shuffles are drawn independently."""
+        return _standard_error(self.nested)
+
+    @property
+    def z(self) -> float:
+        """How many standard errors `mean` lies from 0.5."""
+        off = self.mean - 0.5
+        return off / self.se if self.se else float(np.sign(off) * np.inf) if off else 0.0
+
+    @property
+    def p(self) -> float:
+        """Two-sided probability of a `z` as large without a leak: Student's t, one degree less than shuffles."""
+        return float(2 * t.sf(abs(self.z), len(self.nested) - 1))
+
+    @property
+    def excess(self) -> float:
+        """What ordinary stacking gains from nothing: the mean of `ordinary`, less 0.5."""
+        return float(self.ordinary.mean()) - 0.5
+
+    @property
+    def excess_se(self) -> float:
+        """Standard error of `excess`."""
+        return _standard_error(self.ordinary)
+
+
+def shuffled(experiment: Experiment, run: Run, out: Out, *, shuffles: int = 20, seed: int = 0) -> Shuffled:
+    """Fit heads on the z of the frozen ``run``, and level 2 on these, to ``shuffles`` draws of shuffled targets.
+
+    Each fold is predicted as the test rows of an experiment that has the other folds alone: heads and level 2, with the
+    config's features but for `neighbours` (slow, and made of z alone), over these. Beside it stands what level 2 makes
+    out-of-fold on all folds.
+    Runs in ``n_jobs`` processes; external rows take no part. Raises ConfigError for fewer than two shuffles, fewer
+    than three folds or a run that isn't frozen; DataError where folds have no two rows to compare.
+    """
+    if run.meta["kind"] != "frozen":
+        raise ConfigError(f"{run.name} is {run.meta['kind']}, and shuffles refit heads: name a frozen image model")
+    if shuffles < 2:
+        raise ConfigError(f"{shuffles} shuffles have no standard error: ask for 20 or more")
+    if experiment.folds.k < 3:
+        raise ConfigError("shuffles hold a fold out of folds.k: 2, and one is none: set folds.k to 3 or more")
+    features = experiment.config.features
+    if features.shortcuts:
+        experiment = needed_acquisition(experiment)
+    config = experiment.config.model_copy(update={"features": features.model_copy(update={"neighbours": False})})
+    experiment = replace(experiment, config=config)
+    z = on_threads(experiment.config.threads, _reduced, frozen_embedding(experiment, run).oof, seed)
+    seeds = np.random.SeedSequence(seed).generate_state(shuffles)
+    tasks = [partial(_one, experiment, run.name, z, int(drawn)) for drawn in seeds]
+    nested, ordinary = np.array(run_folds(tasks, "shuffled targets", experiment.config, out, unit="shuffles")).T
+    if not (np.isfinite(nested).all() and np.isfinite(ordinary).all()):
+        raise DataError("no fold has rows of both classes in groups of one size: there is nothing to shuffle")
+    return Shuffled(nested, ordinary)
+
+
+def shuffled_findings(made: Shuffled) -> list[Finding]:
+    """Whether a leak by group is there, and what ordinary stacking adds to a headline."""
+    low, high = _interval(made.mean, made.nested)
+    n = len(made.nested)
+    evidence = (
+        f"AUC among groups of equal size {made.mean:.4f} [{low:.4f}, {high:.4f}], z = {made.z:.1f} "
+        f"(standard error {made.se:.4f}, {n} shuffles, two-sided p {_words(made.p)}), fully nested"
+    )
+    if made.p < ALARM:
+        remedy = "a leak by group: look for groups that sit in two folds and for features made of other rows' targets"
+        told = Finding("error", "shuffled targets are found again", evidence, remedy)
+    else:
+        told = Finding("note", "shuffled targets end at 0.5", evidence, "none")
+    low, high = _interval(made.excess, made.ordinary)
+    evidence = f"AUC above 0.5 on shuffled targets {made.excess:.4f} [{low:.4f}, {high:.4f}], {n} shuffles"
+    remedy = "keep it in mind beside the headline: level 2 on the folds of level 1 gains as much from nothing"
+    return [told, Finding("note", "same-fold excess of ordinary stacking", evidence, remedy)]
+
+
+def exchanged(experiment: Experiment, *, seed: int) -> Experiment:
+    """The same with shuffled targets."""
+    drawn = shuffle_targets(experiment.table.train, experiment.split_group, seed=seed)
+    return replace(experiment, table=Table(drawn, experiment.table.test))
+
+
+def _one(experiment: Experiment, name: str, z: Logits, seed: int) -> tuple[float, float]:
+    """One shuffle's AUC, fully nested and of ordinary stacking."""
+    experiment = _drawn(experiment, seed)
+    fold, nested = experiment.folds.frame["fold"].to_numpy(), np.empty(len(z), np.float32)
+    for number in range(experiment.folds.k):
+        held = fold == number
+        nested[held] = _stacked(_without(experiment, number), name, z[~held], z[held])[1]
+    ordinary = _stacked(experiment, name, z, z[:0])[0]
+    size = experiment.folds.frame.groupby("split_group")["id"].transform("size").to_numpy()
+    stratum = size * experiment.folds.k + fold
+    return auc_within(experiment.target, nested, stratum), auc_within(experiment.target, ordinary, stratum)
+
+
+def _drawn(experiment: Experiment, seed: int) -> Experiment:
+    """A shuffle that leaves both classes in at least two groups of every set of rows that something is fitted to.
+
+    Whether it does hangs on which targets come to which fold, not on their places within it: AUC 0.5 stays the law.
+    """
+    for state in np.random.SeedSequence(seed).generate_state(TRIES):
+        drawn = exchanged(experiment, seed=int(state))
+        fold, group = drawn.folds.frame["fold"].to_numpy(), pd.Series(drawn.split_group)
+        if all(
+            group[(drawn.target == label) & (fold != one) & (fold != other)].nunique() > 1
+            for one in range(drawn.folds.k)
+            for other in range(one, drawn.folds.k)
+            for label in (0, 1)
+        ):
+            return drawn
+    raise DataError(
+        f"{TRIES} shuffles in a row left a class in fewer than two groups of rows that are fitted to: too few groups "
+        "hold it for shuffles with these folds; set a larger folds.k"
+    )
+
+
+def _without(experiment: Experiment, fold: int) -> Experiment:
+    """The experiment of the other folds, whose test rows are those of ``fold``."""
+    train, frame = experiment.table.train, experiment.folds.frame
+    held = (frame["fold"] == fold).to_numpy()
+    others = frame[~held].reset_index(drop=True)
+    others = others.assign(fold=others["fold"] - (others["fold"] > fold))
+    table = Table(train[~held].reset_index(drop=True), train[held].reset_index(drop=True))
+    return replace(experiment, table=table, folds=Folds(others))
+
+
+def _stacked(experiment: Experiment, name: str, z: Logits, test_z: Logits) -> tuple[Logits, Logits]:
+    """Level-2 logits of the rows out-of-fold (n,) and of the test rows (m,), as `run_stackers` makes them."""
+    k, target, threads = experiment.folds.k, experiment.target, experiment.config.threads
+    oof, test = np.empty((len(z), 1), np.float32), np.empty((k, len(test_z), 1), np.float32)
+    fold = experiment.folds.frame["fold"].to_numpy(np.int8)
+    for number, train, held in experiment.folds.pairs():
+        head = fit_head(z[train], target[train], np.zeros(len(train), bool), strengths=STRENGTH)  # none to choose
+        oof[held, 0], test[number, :, 0] = head.logit(z[held]), head.logit(test_z)
+    predictions = standardised(
+        Predictions((name,), np.arange(len(z)), oof, fold[:, None], test, np.arange(k, dtype=np.int8)[:, None])
+    )
+    embeddings = {name: Embedding(z, (test_z,), None)} if experiment.config.features.frozen_z else {}
+    made, of_test = np.empty(len(z), np.float32), np.zeros(len(test_z), np.float32)
+    for number in range(k):
+        matrix = fold_matrix(experiment, embeddings, predictions, number)
+        rows = matrix.train_rows
+        bag = fit_bag(
+            "lightgbm",
+            matrix.train,
+            target[rows],
+            inner_rows(experiment, rows),
+            params=ROUNDS,
+            seed=experiment.config.seed,
+            threads=threads,
+        )
+        made[matrix.held_rows] = bag.logit(matrix.held, threads=threads)
+        if len(test_z):
+            seen = {run: embedding.test_of(number) for run, embedding in embeddings.items()}
+            x_test = matrix.features.transform(experiment.table.test, predictions.test[number], seen)
+            of_test += bag.logit(x_test, threads=threads) / k
+    return made, of_test
+
+
+def _reduced(z: NDArray[np.floating], seed: int) -> Logits:
+    values = z.astype(np.float32)
+    made = PCA(min(COMPONENTS, *values.shape), random_state=seed).fit_transform(values)
+    return np.asarray(made, np.float32)
+
+
+def _standard_error(values: Floats) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _interval(centre: float, values: Floats) -> tuple[float, float]:
+    half = float(t.ppf(0.975, len(values) - 1)) * _standard_error(values)
+    return centre - half, centre + half
+
+
+def _words(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "below 0.001"

@@ -1,0 +1,165 @@
+"""The commands that take the finished ensemble elsewhere: bundle it, predict new images with it, validate it there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_it
+
+commands = typer.Typer()
+
+BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="The folder or .zip that `dermstack bundle` made.")]
+ImagesOption = Annotated[
+    Path, typer.Option("--images", help="A folder of pictures or DICOM files (or TFRecord shards, an HDF5 file).")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+UnreadableOption = Annotated[
+    str, typer.Option(help="refuse, or drop: images that can't be read have no row, and are listed beside the rest.")
+]
+JobsOption = Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")]
+
+
+@commands.command()
+def bundle(
+    config: ConfigOption,
+    target: Annotated[Path, typer.Option("--out", "-o", help="The folder or .zip to write.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a bundle that is there.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Networks as ONNX too, each checked against torch on training images.")
+    ] = False,
+    notebook: Annotated[
+        bool,
+        typer.Option("--notebook", help="Beside it a notebook that predicts without network, and its wheels."),
+    ] = False,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Everything that predicts elsewhere in one folder or zip, each file with its hash; no row of the data."""
+    from dermstack.serve.notebook import check_free, write_notebook
+    from dermstack.serve.write_bundle import write_bundle
+    from stack.store import locked
+
+    experiment, out = open_it(config, overrides, quiet, introduced=False)
+    if notebook and not replace:
+        check_free(target)
+    with locked(experiment.folder):
+        made = write_bundle(experiment, target, out, replace=replace, onnx=onnx)
+    n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
+    out.say(
+        f"{target}: {len(made.image_runs)} image models, {len(made.manifest['stackers'])} stackers, the blend and "
+        f"its calibration in {len(made.manifest['files'])} files, {n_bytes / 2**20:,.1f} MiB; id {made.fingerprint}"
+    )
+    if onnx:
+        about, differences = made.manifest["onnx"], made.manifest["onnx"]["differences"].values()
+        worst, of_z = (max(one[name] for one in differences) for name in ("logit", "logit_of_z"))
+        out.say(
+            f"onnx: {len(differences)} networks, opset {about['opset']}; on {about['pictures']} training images logits "
+            f"differ from torch's by at most {worst:.1e}, and by {of_z:.1e} of the same z (a frozen z is float16)"
+        )
+    if notebook:
+        for path in write_notebook(made, target, experiment.config.data):
+            out.say(f"notebook: {path}")
+    out.say(f"next: dermstack predict --bundle {target} --images FOLDER --out predictions.csv")
+
+
+@commands.command()
+def predict(
+    bundle: BundleOption,
+    images: ImagesOption,
+    out_csv: Annotated[Path, typer.Option("--out", "-o", help="The csv to write.")],
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="A csv of the rows to predict, its columns named as in training; none: every picture."),
+    ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Also write a submission, id and score as the training experiment names them.")
+    ] = None,
+    sample: Annotated[Path | None, typer.Option(help="A sample submission, whose rows and order it takes.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Where finished parts wait until all are there; default: beside the csv.")
+    ] = None,
+    on_unreadable: UnreadableOption = "refuse",
+    device: DeviceOption = "auto",
+    n_jobs: JobsOption = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """Score and calibrated probability of new images, by the inference path of training. Killed, it goes on."""
+    from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.files import Wanted, predict_to_files
+    from stack.console import Out
+
+    predict_to_files(
+        read_bundle(bundle), images, metadata, Out(quiet=quiet),
+        Wanted(out_csv, submission=submission, sample=sample, work=work),
+        device=device, n_jobs=n_jobs, on_unreadable=on_unreadable,
+    )  # fmt: skip
+
+
+@commands.command()
+def evaluate(
+    bundle: BundleOption,
+    images: ImagesOption,
+    labels: Annotated[Path, typer.Option(help="A csv with the id and the target, 0 or 1, of each image to judge by.")],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="The folder for the page, its numbers and predictions.")],
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="A csv of the same ids with group, age, sex and site as in training; none: the labels csv."),
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The id's column in both files; default: as in training.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="The target's column in the labels csv; default: as in training.")
+    ] = None,
+    on_unreadable: UnreadableOption = "refuse",
+    device: DeviceOption = "auto",
+    n_jobs: JobsOption = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """External validation: what the ensemble is worth on labelled images, against what training promised."""
+    from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.evaluate import evaluate_to_files
+    from dermstack.serve.files import drops_unreadable
+    from dermstack.serve.labelled import read_labelled_rows
+    from stack.console import Out
+
+    dropping = drops_unreadable(on_unreadable)
+    opened = read_bundle(bundle)
+    rows, targets = read_labelled_rows(
+        opened, images, labels, metadata, id_column=id_column, target_column=target_column
+    )
+    evaluate_to_files(
+        opened, rows, targets, folder, Out(quiet=quiet), device=device, n_jobs=n_jobs, drop_unreadable=dropping
+    )
+
+
+@commands.command()
+def app(
+    bundle: BundleOption,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; the default is this machine's own.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")
+    ] = 8000,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+) -> None:
+    """A local page: drop one patient's pictures, see risk, heat map and which lesion is unlike the others."""
+    from dermstack.serve.app import is_loopback, listen, make_app, serve
+    from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.patient import Ensemble
+    from stack.console import Out
+
+    out = Out(quiet=quiet)
+    with listen(host, port) as listener:
+        page = make_app(Ensemble(read_bundle(bundle), device=device), host=host)
+        if not is_loopback(host):
+            out.warn(f"{host} can be reached from other machines, and the page has no login: whoever comes may use it")
+        shown = f"[{host}]" if ":" in host else host
+        out.say(f"open http://{shown}:{listener.getsockname()[1]}/ in a browser; Ctrl-C ends it")
+        serve(page, listener)
+    out.say("ended; nothing of the pictures was kept")

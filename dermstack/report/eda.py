@@ -1,0 +1,230 @@
+"""The first look at a data set: one page with what a person wants to see before any model is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermstack.audit.drift import drift
+from dermstack.audit.single_column import alone
+from dermstack.audit.survey import (
+    PICTURE_FACTS,
+    group_sizes,
+    level_counts,
+    missing_values,
+    picture_sizes,
+    shortcuts,
+)
+from dermstack.report.contact_sheet import data_uri, pick, tiles
+from dermstack.report.eda_panels import panels
+from dermstack.report.eda_tables import crossed, drifted, duplicated, fold_rows, grouped, missing, ranked, sized
+from dermstack.report.section import HERE, environment
+from stack.errors import DataError
+from stack.folds import Folds
+from stack.store import atomic
+from stack.table import Table
+
+_PAIRS = 8  # pairs of near-duplicates whose pictures are shown
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the page asks of the pictures.
+
+    `index` has a row for each image: id, source_height, source_width (pixels), source_bytes; rows of ids that the table
+    lacks are left out. `thumbnails` gives the pictures of n ids, in their order: (n, s, s, 3) uint8, s about 112.
+    """
+
+    index: pd.DataFrame
+    thumbnails: Callable[[list[str]], NDArray[np.uint8]]
+
+
+def write_eda(
+    path: Path,
+    *,
+    name: str,
+    table: Table,
+    folds: Folds | None = None,
+    pictures: Pictures | None = None,
+    pairs: pd.DataFrame | None = None,
+    sheet: int = 24,
+    seed: int = 0,
+) -> Path:
+    """Write the page to `path`. It is self-contained: no network, no JavaScript; text of the data is escaped.
+
+    `name` of the data set; `pairs` of near-duplicates with columns id_1, id_2, distance, kind, or None where nobody has
+    looked; `sheet`, how many pictures of each class are shown beside their edges, 0 for none. What is not given is
+    left out. Raises DataError where `pictures.index` lacks an id of the table or has one twice.
+    """
+    with atomic(path) as temporary:
+        page = eda_html(name, table, folds=folds, pictures=pictures, pairs=pairs, sheet=sheet, seed=seed)
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def eda_html(
+    name: str,
+    table: Table,
+    *,
+    folds: Folds | None,
+    pictures: Pictures | None,
+    pairs: pd.DataFrame | None,
+    sheet: int,
+    seed: int,
+) -> str:
+    """The page of `write_eda` as text, the same for the same data and seed."""
+    table = Table(_with_sizes(table.train, pictures), _with_sizes(table.test, pictures))
+    train = table.train
+    by = [column for column in ("sex", "site", "diagnosis") if column in train and train[column].notna().any()]
+    apart = _drift(table, seed=seed) if len(table.test) else None
+    sizes = picture_sizes(train) if pictures else None
+    groups = group_sizes(train)
+    ranking = _ranking(train, folds)
+    templates = environment()
+    templates.filters["count"] = lambda value: f"{value:,}"
+    return templates.get_template("eda.html.j2").render(
+        style=(HERE / "page.css").read_text(encoding="utf-8"),  # the report's: one look, written once
+        name=name,
+        by=by,
+        facts=_facts(table),
+        counts=_counts(table),
+        figures=panels(table, by, groups, sizes, apart),
+        crossed={column: crossed(level_counts(train, column), column) for column in reversed(by)},
+        groups=grouped(groups),
+        ranking=ranked(ranking),
+        missing=missing(missing_values(table)),
+        sizes=None if sizes is None else sized(sizes),
+        n_sizes=0 if sizes is None else len(sizes),
+        duplicates=None if pairs is None else duplicated(pairs),
+        pairs=_pair_tiles(pairs, pictures) if pairs is not None and pictures and sheet else [],
+        sheet=_sheet(train, pictures, each=sheet, seed=seed) if pictures and sheet else [],
+        drift=None if apart is None else drifted(apart),
+        folds=None if folds is None else fold_rows(folds.summary(train["target"])),
+    )
+
+
+class _Counts(NamedTuple):
+    rows: int
+    positives: int
+    groups: int
+    test: int
+    ages: int  # known
+    positive_ages: int
+
+
+def _counts(table: Table) -> _Counts:
+    train = table.train
+    positive = train["target"] == 1
+    return _Counts(
+        rows=len(train),
+        positives=int(positive.sum()),
+        groups=int(train["group"].nunique()),
+        test=len(table.test),
+        ages=int(train["age"].count()),
+        positive_ages=int(train.loc[positive, "age"].count()),
+    )
+
+
+def _facts(table: Table) -> dict[str, str]:
+    train, test = table.train, table.test
+    counts = train.groupby("group").size()
+    facts = {
+        "training images": f"{len(train):,}",
+        "groups (patients or lesions)": f"{len(counts):,}",
+        "groups with a positive": f"{train.loc[train['target'] == 1, 'group'].nunique():,}",
+        "images of a group, median": f"{counts.median():g}",
+        "images of a group, largest": f"{counts.max():,}",
+    }
+    if train["age"].notna().any():
+        facts["median age"] = f"{train['age'].median():.0f}"
+    if len(test):
+        facts |= {"test images": f"{len(test):,}", "test groups": f"{test['group'].nunique():,}"}
+        facts["groups in train and in test"] = f"{table.shared_groups:,}"
+    return facts
+
+
+def _drift(table: Table, *, seed: int) -> pd.DataFrame:
+    train, test = table.train, table.test
+    compared = []
+    for part in (train, test):
+        columns = {column: part[column] for column in ("age", "sex", "site")}
+        compared.append(columns | {"images of the group": pd.Series(_group_size(part))} | _size_facts(part))
+    known = [column for column in compared[0] if all(part[column].notna().any() for part in compared)]
+    first, second = ({column: part[column] for column in known} for part in compared)
+    return drift(first, second, train["group"], test["group"], seed=seed)
+
+
+def _with_sizes(rows: pd.DataFrame, pictures: Pictures | None) -> pd.DataFrame:
+    """`rows` with the sizes of their original pictures, where there are pictures."""
+    if pictures is None:
+        return rows
+    index = pictures.index
+    if index["id"].duplicated().any():
+        doubled = index.loc[index["id"].duplicated(), "id"].iloc[0]
+        raise DataError(f"the pictures' index names {doubled!r} twice: build the image cache again")
+    lacking = rows.loc[~rows["id"].isin(index["id"]), "id"]
+    if len(lacking):
+        raise DataError(
+            f"the pictures' index lacks {len(lacking)} of {len(rows)} ids, first {lacking.iloc[0]!r}: "
+            "build the image cache for this table, or look at the table alone with --no-images"
+        )
+    return rows.merge(index[["id", *PICTURE_FACTS]], on="id", how="left", validate="one_to_one")
+
+
+def _group_size(rows: pd.DataFrame) -> NDArray[np.float64]:
+    return rows.groupby("group")["id"].transform("size").to_numpy(np.float64)
+
+
+def _size_facts(rows: pd.DataFrame) -> dict[str, Any]:
+    return {words: rows[column] for column, words in PICTURE_FACTS.items() if column in rows}
+
+
+def _ranking(train: pd.DataFrame, folds: Folds | None) -> pd.DataFrame:
+    """`survey.shortcuts`, and with folds `shape_auc`, `shape_low`, `shape_high` of what each value's rate tells."""
+    facts = {"images of the group": _group_size(train), **_size_facts(train)}
+    table = shortcuts(train, facts)
+    if folds is None or table["low"].isna().any():  # no interval: too few groups hold a positive
+        return table
+    fold, group = folds.frame["fold"], folds.frame["split_group"]
+    looked = [alone(fact, pd.Series(values), train["target"], fold, group).learned for fact, values in facts.items()]
+    return table.assign(
+        shape_auc=[one.value for one in looked],
+        shape_low=[one.low for one in looked],
+        shape_high=[one.high for one in looked],
+    )
+
+
+def _sheet(train: pd.DataFrame, pictures: Pictures, *, each: int, seed: int) -> list[tuple[str, list[Any]]]:
+    ids = pick(train, each=each, seed=seed)
+    made = tiles(train, ids, pictures.thumbnails(ids))
+    label = train.set_index("id")["target"]
+    return [(words, [tile for tile in made if label[tile.id] == y]) for y, words in ((0, "negative"), (1, "positive"))]
+
+
+class _PairTile(NamedTuple):
+    ids: tuple[str, str]
+    kind: str
+    distance: str
+    pictures: tuple[str, str]
+
+
+def _pair_tiles(pairs: pd.DataFrame, pictures: Pictures) -> list[_PairTile]:
+    """Pairs of each kind in turn, those that are least alike first: they are what a person has to judge."""
+    seen = set(pictures.index["id"])
+    shown = pairs[pairs["id_1"].isin(seen) & pairs["id_2"].isin(seen)]
+    shown = shown.sort_values(["distance", "id_1", "id_2"], ascending=[False, True, True])
+    turn = shown.groupby("kind", sort=False).cumcount()
+    shown = shown.iloc[np.argsort(turn.to_numpy(), kind="stable")[:_PAIRS]]
+    found = []
+    for pair in shown.to_dict("records"):
+        ids = (str(pair["id_1"]), str(pair["id_2"]))
+        one, two = pictures.thumbnails(list(ids))
+        distance = f", distance {pair['distance']:.3g}" if pd.notna(pair["distance"]) else ""
+        found.append(_PairTile(ids, str(pair["kind"]), distance, (data_uri(one), data_uri(two))))
+    return found

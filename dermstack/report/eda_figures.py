@@ -1,0 +1,210 @@
+"""The figures of the first look at a data set, in the style of those of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from dermstack.report.figures import (
+    ACCENT,
+    INK,
+    LINE,
+    MUTED,
+    Drawing,
+    blank_figure,
+    label_axes,
+    page_style,
+    page_svg,
+    row_text,
+)
+
+Floats = NDArray[np.float64]
+
+_COUNTS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
+_SIZES = 150  # distinct sizes of pictures that a figure tells apart
+_PAGE = {INK: "var(--ink)", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
+
+
+def age_rows_figure(name: str, ages: pd.DataFrame, *, of: str) -> Drawing:
+    """A histogram of ages on a line of its own for each level: the rows `of` `survey.age_histograms`.
+
+    Each line is as high as its own highest bin, and a level without images is left out; both `of` share the axis.
+    """
+    bins = [column for column in ages if isinstance(column, int)]
+    rows = ages[(ages["of"] == of) & (ages["images"] > 0)]
+    last = int(np.flatnonzero(ages[bins].to_numpy().any(axis=0)).max(initial=0))
+    with page_style():
+        figure = blank_figure(height=0.75 + 0.56 * len(rows))
+        axes = label_axes(figure, len(rows), "age in years")
+        for row, line in enumerate(rows.to_dict("records")):
+            row_text(axes, row, str(line["level"]), f"{line['images']:,}")
+            axes.axhline(row + 0.28, color=LINE, linewidth=0.5)
+            shares = np.array([line[edge] for edge in bins])
+            heights = shares / max(shares.max(), 1e-9) * 0.5
+            axes.bar(bins, -heights, width=5, bottom=row + 0.28, align="edge", color=ACCENT, alpha=0.55, linewidth=0)
+            if line["known"]:
+                axes.plot([line["median"]] * 2, [row + 0.34, row - 0.22], color=INK, linewidth=1.6)
+        axes.set_xlim(0, bins[last] + 5)
+        spoken = "; ".join(map(_spoken_ages, rows.to_dict("records")))
+        return Drawing(page_svg(figure, name, f"Ages of {'all' if of == 'all' else 'positive'} images. {spoken}."), [])
+
+
+def outline_figure(name: str, edges: Sequence[float], shares: dict[str, Floats], *, axis: str) -> Drawing:
+    """Histograms (bins,) laid over each other as outlines, the second one filled: `edges` (bins + 1,) are shared."""
+    with page_style():
+        figure = blank_figure(height=2.6)
+        axes = figure.subplots()
+        (first, one), (second, other) = shares.items()
+        axes.stairs(other, edges, fill=True, color=ACCENT, alpha=0.3, linewidth=0)
+        axes.stairs(other, edges, color=ACCENT, linewidth=1.8)
+        axes.stairs(one, edges, color=INK, linewidth=1.4, linestyle=(0, (5, 2)))
+        axes.set(xlabel=axis, xlim=(edges[0], edges[-1]))
+        _share_axis(axes.yaxis, axes)
+        alt = f"Shares by {axis}. Most {first}: {_mode(edges, one)}; most {second}: {_mode(edges, other)}."
+        legend = [(first, _swatch(INK, dashes="6 3")), (second, _swatch(ACCENT, dashes="none"))]
+        return Drawing(page_svg(figure, name, alt), legend)
+
+
+def paired_figure(name: str, levels: Sequence[str], shares: dict[str, Floats], *, axis: str) -> Drawing:
+    """Two bars for each of `levels` (n,), one for each of the two entries of `shares` (n,)."""
+    (first, one), (second, other) = shares.items()
+    with page_style():
+        figure = blank_figure(height=0.75 + 0.56 * len(levels))
+        axes = label_axes(figure, len(levels), axis)
+        for row, level in enumerate(levels):
+            row_text(axes, row, level, f"{one[row]:.1%}\n{other[row]:.1%}")
+            axes.barh(row - 0.11, one[row], height=0.18, facecolor="none", edgecolor=INK, linewidth=1)
+            axes.barh(row + 0.11, other[row], height=0.2, color=ACCENT)
+        axes.axvline(0, color=LINE, linewidth=1)
+        axes.set_xlim(0, max(float(np.max([one, other])), 1e-3) * 1.02)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        spoken = "; ".join(f"{level} {a:.1%} and {b:.1%}" for level, a, b in zip(levels, one, other, strict=True))
+        legend = [(first, _swatch(INK, dashes="hollow")), (second, _swatch(ACCENT, dashes="bar"))]
+        return Drawing(page_svg(figure, name, f"{axis}, {first} and {second}. {spoken}."), legend)
+
+
+def count_figure(name: str, labels: Sequence[str], counts: Sequence[int], *, axis: str) -> Drawing:
+    """Horizontal bars of counts, top down."""
+    return _bars(name, labels, counts, [f"{count:,}" for count in counts], axis=axis, axis_format=_COUNTS)
+
+
+def rate_figure(name: str, labels: Sequence[str], rates: Sequence[float], of: Sequence[int], *, axis: str) -> Drawing:
+    """Horizontal bars of shares, top down, with the number that each is a share of."""
+    texts = [f"{rate:.1%}\nof {count:,}" if count else "–" for rate, count in zip(rates, of, strict=True)]
+    return _bars(name, labels, np.nan_to_num(rates).tolist(), texts, axis=axis, axis_format=PercentFormatter(1))
+
+
+def _bars(
+    name: str,
+    labels: Sequence[str],
+    values: Sequence[float],
+    texts: Sequence[str],
+    *,
+    axis: str,
+    axis_format: Formatter,
+) -> Drawing:
+    with page_style():
+        figure = blank_figure(height=0.75 + 0.46 * len(labels))
+        axes = label_axes(figure, len(labels), axis)
+        for row, (label, text) in enumerate(zip(labels, texts, strict=True)):
+            row_text(axes, row, label, text)
+        axes.barh(range(len(labels)), values, height=0.28, color=ACCENT)
+        axes.axvline(0, color=LINE, linewidth=1)
+        axes.set_xlim(0, max(1e-3, *values) * 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(axis_format)
+        spoken = "; ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True)).replace("\n", " ")
+        return Drawing(page_svg(figure, name, f"{axis}. {spoken}."), [])
+
+
+def sizes_figure(name: str, sizes: pd.DataFrame, *, column: str) -> Drawing:
+    """Width against height of pictures (`survey.picture_sizes`), a disc for each size; `column` is what it counts."""
+    sizes = _fewer(sizes)
+    shown = sizes[sizes[column] > 0]
+    with page_style():
+        figure = blank_figure(height=4.1)
+        axes = figure.subplots()
+        limit = max(float(sizes[["width", "height"]].to_numpy().max(initial=1)), 1.0) * 1.12
+        axes.plot([0, limit], [0, limit], color=LINE, linewidth=1)
+        shares = shown[column] / max(int(shown[column].sum()), 1)
+        axes.scatter(shown["width"], shown["height"], s=12 + 900 * shares, color=ACCENT, alpha=0.4, linewidth=0)
+        axes.scatter(shown["width"], shown["height"], s=4, color=INK, linewidth=0)
+        axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="width in pixels", ylabel="height in pixels", aspect="equal")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        top = "; ".join(
+            f"{w:.0f} × {h:.0f}: {n:,}" for w, h, n in shown[["width", "height", column]].head(5).to_numpy()
+        )
+        alt = f"Sizes of pictures by width and height, {column}. {len(shown)} sizes, most frequent: {top or 'none'}."
+        return Drawing(page_svg(figure, name, alt), [])
+
+
+def distance_figure(name: str, drift: pd.DataFrame) -> Drawing:
+    """Each column's distance between train and test as a dot, and how far chance goes as a bar (`drift.drift`)."""
+    with page_style():
+        figure = blank_figure(height=0.75 + 0.46 * len(drift))
+        axes = label_axes(figure, len(drift), "distance between train and test")
+        for row, line in enumerate(drift.to_dict("records")):
+            row_text(axes, row, line["column"], f"{line['distance']:.3f}", strong=line["beyond"])
+            if np.isfinite(line["chance"]):
+                axes.add_patch(Rectangle((0, row - 0.14), line["chance"], 0.28, facecolor=LINE, linewidth=0))
+            axes.plot(
+                line["distance"], row, "o", markersize=6.5, color=ACCENT if line["beyond"] else MUTED, markeredgewidth=0
+            )
+        axes.set_xlim(0, max(0.1, float(np.nanmax(drift[["distance", "chance"]].to_numpy(), initial=0))) * 1.06)
+        spoken = "; ".join(
+            f"{c} {d:.3f}, chance up to {n:.3f}" for c, d, n in _columns(drift, "column", "distance", "chance")
+        )
+        return Drawing(page_svg(figure, name, f"Distance between train and test. {spoken}."), [])
+
+
+def _fewer(sizes: pd.DataFrame) -> pd.DataFrame:
+    """Sizes on a grid where there are too many to draw: a data set of crops has one for each picture."""
+    if len(sizes) <= _SIZES:
+        return sizes
+    step = float(sizes[["width", "height"]].to_numpy().max()) / 24
+    grid = sizes.assign(width=(sizes["width"] / step).round() * step, height=(sizes["height"] / step).round() * step)
+    grid = grid.groupby(["width", "height"], as_index=False)[["rows", "negatives", "positives"]].sum()
+    return grid.sort_values("rows", ascending=False, ignore_index=True)
+
+
+def _share_axis(axis: Any, axes: Any) -> None:
+    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_major_locator(MaxNLocator(4))
+    axes.grid(True, axis="y")
+    axes.set_axisbelow(True)
+    axes.set_ylim(bottom=0)
+
+
+def _spoken_ages(line: dict[Any, Any]) -> str:
+    median = f"median {line['median']:.0f}" if line["known"] else "no age known"
+    return f"{line['level']} {line['images']:,} images, {median}"
+
+
+def _mode(edges: Sequence[float], shares: Floats) -> str:
+    most = int(np.argmax(shares))
+    return f"{edges[most]:g} to {edges[most + 1]:g} ({shares[most]:.0%})"
+
+
+def _columns(frame: pd.DataFrame, *names: str) -> Any:
+    return frame[list(names)].itertuples(index=False, name=None)
+
+
+def _swatch(colour: str, *, dashes: str) -> Markup:
+    """The legend's line ("none" or a pattern of dashes), or bar ("bar", "hollow")."""
+    shape = {
+        "bar": '<path d="M0 1H28V7H0Z" style="fill: {}"/>',
+        "hollow": '<path d="M1 1H27V7H1Z" style="fill: none; stroke: {}; stroke-width: 1"/>',
+    }.get(
+        dashes, '<path d="M0 4H28" style="fill: none; stroke: {}; stroke-width: 2; stroke-dasharray: ' + dashes + '"/>'
+    )
+    return Markup('<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">' + shape + "</svg>").format(_PAGE[colour])

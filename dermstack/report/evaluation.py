@@ -1,0 +1,183 @@
+"""The page of external validation: what the ensemble is worth on images it never met, against what was promised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from markupsafe import Markup
+from numpy.typing import ArrayLike
+
+from dermstack.report.curves import reliability_figure
+from dermstack.report.evaluation_figures import promise_figure, threshold_roc_figure
+from dermstack.report.section import HERE, environment
+from stack.metrics.intervals import Interval
+from stack.metrics.validation import AGREES, HIGHER, LOWER, UNTOLD, Comparison, Validation
+
+_QUANTITIES = {
+    "prevalence": "prevalence",
+    "auc": "AUC",
+    "pauc80": "partial AUC above 80\N{NO-BREAK SPACE}% sensitivity",
+    "slope": "calibration slope (right: 1)",
+    "ap": "average precision",
+    "log_loss": "log loss of p (lower is better)",
+    "in_the_large": "calibration in the large, log odds (right: 0)",
+}
+_IN_PERCENT = {"prevalence"}
+_SHORT = {AGREES: "agrees", LOWER: "lower", HIGHER: "higher", UNTOLD: "–"}  # in a narrow column
+
+
+class _Table(NamedTuple):
+    heads: list[tuple[str, bool]]  # text, whether its cells are numbers
+    rows: list[tuple[bool, list[str | Markup]]]  # whether it stands out, cells
+
+
+def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, created: str) -> str:
+    """The page as text: no network, no script, no id of a row; ``y`` and ``score`` (n,) are for the ROC curve."""
+    bins = pd.DataFrame(list(found.reliability))
+    templates = environment()
+    templates.filters |= {"number": number, "percent": percent}
+    template = templates.get_template("evaluation.html.j2")
+    return template.render(
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # one look, written once
+        found=found,
+        here=found.found,
+        promised=found.promise.measures,
+        auc=found.comparison("auc"),
+        prevalence=found.comparison("prevalence"),
+        higher=HIGHER,
+        lower=LOWER,
+        agrees=AGREES,
+        created=created,
+        tables={
+            "comparisons": _comparisons(found.comparisons),
+            "points": _points(found),
+            "predictive": _predictive(found),
+            "selected": _selected(found),
+            "calibration": _calibration(found),
+            "subgroups": _subgroups(found.subgroups),
+        },
+        figures={
+            "promise": promise_figure("promise", found),
+            "roc": threshold_roc_figure("roc", y, score, found.points),
+            "reliability": reliability_figure("reliability", bins, axis="calibrated p"),
+        },
+    )
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """With a true minus; what is unknown is a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.9021 → 90.2 %."""
+    return (
+        "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%".replace("-", "−")
+    )
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> _Table:
+    heads = [("quantity", False), ("promised", True), ("found", True), ("found less promised", True), ("noise", True)]
+    rows = []
+    for entry in comparisons:
+        show = percent if entry.quantity in _IN_PERCENT else number
+        plus = "+" if entry.difference > 0 else ""
+        rows.append((
+            entry.verdict in (LOWER, HIGHER),
+            [
+                _QUANTITIES[entry.quantity], show(entry.promised), show(entry.found),
+                plus + show(entry.difference), "± " + show(entry.noise), _worded(entry),
+            ],
+        ))  # fmt: skip
+    return _Table([*heads, ("verdict", False)], rows)
+
+
+def _points(found: Validation) -> _Table:
+    heads = [("fixed in training at", False), ("threshold of p", True)]
+    for share in ("sensitivity", "specificity"):
+        heads += [(f"{share} promised", True), (f"{share} found", True), ("verdict", False)]
+    rows = []
+    for of in found.points:
+        cells: list[str | Markup] = [
+            f"{of.promised.aim} {percent(of.promised.level, 0)}", percent(of.found.threshold, 2)
+        ]  # fmt: skip
+        for compared, here in ((of.sensitivity, of.found.sensitivity), (of.specificity, of.found.specificity)):
+            cells += [percent(compared.promised), _with_bounds(here), _SHORT[compared.verdict]]
+        apart = {of.sensitivity.verdict, of.specificity.verdict} & {LOWER, HIGHER}
+        rows.append((bool(apart), cells))
+    return _Table(heads, rows)
+
+
+def _predictive(found: Validation) -> _Table:
+    heads = [("fixed in training at", False), ("positive predictive value", True), ("negative predictive value", True)]
+    rows: list[tuple[bool, list[str | Markup]]] = []
+    for of in found.points:
+        name = f"{of.promised.aim} {percent(of.promised.level, 0)}"
+        rows.append((False, [name, _with_bounds(of.found.ppv), _with_bounds(of.found.npv)]))
+    return _Table(heads, rows)
+
+
+def _selected(found: Validation) -> _Table:
+    other = {"sensitivity": "specificity", "specificity": "sensitivity"}
+    rows: list[tuple[bool, list[str | Markup]]] = [
+        (False, [f"{of.aim} of at least {percent(of.level, 0)}", f"{other[of.aim]} {percent(of.other.value)}",
+                 f"{percent(of.other.low)} to {percent(of.other.high)}"])
+        for of in found.selected_on_these_rows
+    ]  # fmt: skip
+    return _Table([("held", False), ("reached at best", True), ("95 % interval", True)], rows)
+
+
+def _calibration(found: Validation) -> _Table:
+    def line(name: str, promised: str, here: str) -> tuple[bool, list[str | Markup]]:
+        return False, [name, promised, here]
+
+    both = (found.promise.measures, found.found)
+    rows = [
+        line("calibration in the large", *(_interval(of.in_the_large, 3) for of in both)),
+        line("slope", *(_interval(of.slope, 3) for of in both)),
+        line("log loss", *(_interval(of.log_loss) for of in both)),
+        line("Brier score", *(number(of.brier) for of in both)),
+        line("expected calibration error", *(number(of.ece) for of in both)),
+        line("the same if p were right", *(number(of.ece_by_chance) for of in both)),
+    ]
+    return _Table([("of calibrated p", False), ("in training", True), ("here", True)], rows)
+
+
+def _subgroups(subgroups: Sequence[dict[str, Any]]) -> _Table:
+    heads = [("subgroup", False), ("images", True), ("groups", True), ("positive", True), ("AUC", True)]
+    heads += [("95 % interval", True), ("in training", True), ("less the rest", True), ("beyond noise", False)]
+    rows = []
+    for of in subgroups:
+        bounds = "–" if of["low"] is None else f"{number(of['low'], 3)} to {number(of['high'], 3)}"
+        apart = "–" if of["auc"] is None else "no"
+        rows.append((
+            bool(of["apart"]),
+            [
+                f"{of['by']}: {of['subgroup']}", f"{of['rows']:,}", f"{of['groups']:,}", f"{of['positives']:,}",
+                number(of["auc"], 3), bounds, number(of["promised_auc"], 3), number(of["difference"], 3),
+                "yes" if of["apart"] else apart,
+            ],
+        ))  # fmt: skip
+    return _Table(heads, rows)
+
+
+def _worded(entry: Comparison) -> str:
+    """Of the prevalence nothing was promised; it differs or it doesn't."""
+    if entry.quantity != "prevalence":
+        return entry.verdict
+    return {HIGHER: "higher than in training, beyond noise", LOWER: "lower than in training, beyond noise"}.get(
+        entry.verdict, entry.verdict
+    )
+
+
+def _with_bounds(of: Interval) -> str:
+    return "–" if math.isnan(of.value) else f"{percent(of.value)} ({100 * of.low:.1f} to {100 * of.high:.1f})"
+
+
+def _interval(of: Interval, digits: int = 4) -> str:
+    if math.isnan(of.value):
+        return "–"
+    return f"{number(of.value, digits)} ({number(of.low, digits)} to {number(of.high, digits)})"

@@ -1,0 +1,253 @@
+"""What the report shows, gathered from the store."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from dermstack.report.data_facts import data_facts, table_facts
+from dermstack.report.explorer import explorer
+from dermstack.report.hard_cases import hard_cases
+from dermstack.report.model_card import write_model_card
+from dermstack.report.pseudonym import pseudonym_key, pseudonyms
+from dermstack.report.report import Calibration, Comparison, Decision, ReportData, report_html
+from dermstack.report.second_look import second_look_section
+from stack.console import Out
+from stack.errors import StoreError
+from stack.experiment import Experiment
+from stack.history import agreement, fold_table, run_table
+from stack.importance import importance
+from stack.metrics.decisions import decision_curve, round_thresholds
+from stack.metrics.intervals import Interval, interval, paired_difference
+from stack.metrics.reliability import calibration_scores, reliability
+from stack.metrics.subgroups import parts_of, subgroups
+from stack.store import Run, atomic, read_run, read_runs
+from stack.tune.studies import read_studies
+
+LIBRARIES = (
+    "dermstack",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "lightgbm",
+    "xgboost",
+    "catboost",
+    "optuna",
+    "torch",
+    "timm",
+    "albumentations",
+)
+
+
+def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
+    """Write runs/<experiment>/report.html and model_card.md. Raises StoreError where `stack` has not been run.
+
+    Ids of images and groups are on the page only with ``show_ids``, pictures only with ``images``.
+    """
+    blend = read_run(experiment.folder / "blend")
+    if blend is None:
+        raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
+    path = experiment.folder / "report.html"
+    runs = blended_runs(experiment, blend)
+    data = report_data(experiment, blend, runs, out, show_ids=show_ids)
+    oof = blend.frame("oof")
+    name_of = str if show_ids else _codes(experiment)
+    level1 = [run for run in runs if run.meta["level"] == 1]
+    sections = {
+        "explorer": explorer(data.y, oof["p_calibrated"], experiment.split_group[experiment.rows_of(oof["id"])]),
+        "hard-cases": hard_cases(experiment, blend, runs, name_of=name_of, no_images=not images),
+        "second-look": second_look_section(experiment, level1, name_of=name_of, no_images=not images),
+    }
+    with atomic(path) as temporary:
+        temporary.write_text(
+            report_html(data, {place: made for place, made in sections.items() if made}), encoding="utf-8"
+        )
+    write_model_card(experiment, blend, runs=data.runs, subgroups=_of_card(data.subgroups), notes=data.notes)
+    return path
+
+
+def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
+    """The runs that the blend is made of, in its order."""
+    by_name = {run.name: run for run in read_runs(experiment.models)}
+    return [by_name[name] for name in blend.meta["runs"]]
+
+
+def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *, show_ids: bool = False) -> ReportData:
+    """Everything the page says of this blend and its ``runs``, on the rows that it covers."""
+    oof = blend.frame("oof")
+    rows = experiment.rows_of(oof["id"])
+    y, split_group = experiment.target[rows], experiment.split_group[rows]
+    objective = experiment.config.objective
+    table = run_table(experiment, runs)
+    best = runs[int(table[objective].argmax())]
+    score = oof["score"].to_numpy(np.float64)
+    best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
+    curves = {"blend (nested)": score, f"best run, picked on these rows: {best.name}": best_score}
+    if "rank_mean_nested" in oof:
+        curves["rank average"] = oof["rank_mean_nested"].to_numpy(np.float64)
+    comparisons = [
+        Comparison(
+            label,
+            interval(objective, y, other, split_group),
+            paired_difference(objective, y, score, other, split_group),
+        )
+        for label, other in list(curves.items())[1:]
+    ]
+    levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
+    weights = blend.meta["weights"]
+    return ReportData(
+        experiment=experiment.name,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        objective=objective,
+        headline=Interval(**blend.meta["headline"]),
+        headline_label="nested from level 2 up, given the level-1 out-of-fold predictions"
+        + (", some of whose settings were selected on these rows" if blend.meta["selected"] else ""),
+        chosen=blend.meta["chosen"],
+        comparisons=comparisons,
+        runs=table,
+        methods=pd.DataFrame(blend.meta["methods"]),
+        weights=pd.DataFrame({
+            "run": list(weights), "weight": list(weights.values()),
+            "enters as": [blend.meta["transforms"][name] for name in weights],
+        }),
+        y=y,
+        curves=curves,
+        fold=oof["fold"].to_numpy(),
+        folds=experiment.folds.summary(experiment.target, experiment.table.train),
+        facts=table_facts(experiment),
+        notes=_notes(experiment, blend) + [note for run in runs for note in _level2_notes(run)],
+        settings=yaml.safe_dump(
+            _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
+            sort_keys=False,
+            allow_unicode=True,
+        ),
+        versions={"python": platform.python_version()} | _versions(),
+        calibration=_calibration(blend, oof, y, split_group),
+        decision=Decision(
+            decision_curve(y, oof["p_calibrated"], split_group),
+            decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
+        ),
+        by_fold=fold_table(experiment, [blend, *runs]),
+        agreement=agreement([blend, *runs]),
+        subgroups=subgroups(y, score, split_group, parts_of(experiment.table.train.iloc[rows])),
+        importance=importance(experiment, levels[1], levels[0], out),
+        studies=read_studies(experiment),
+        data=data_facts(experiment, show_ids=show_ids),
+        seeds=_seeds(experiment),
+        fingerprints={
+            "training rows, targets and folds": experiment.rows_fingerprint,
+            "metadata": experiment.metadata_fingerprint,
+            **{run.name: run.meta["fingerprint"] for run in [*runs, blend]},
+        },
+    )  # fmt: skip
+
+
+def _codes(experiment: Experiment) -> Callable[[str], str]:
+    key = pseudonym_key(experiment.folder)
+    return lambda row_id: pseudonyms([row_id], key)[0]
+
+
+def _of_card(found: pd.DataFrame | None) -> pd.DataFrame:
+    """Subgroups in the columns of the model card."""
+    if found is None:
+        return pd.DataFrame(columns=["subgroup", "level", "rows", "positives", "auc", "low", "high", "note"])
+    notes = np.where(found["apart"], "apart from the rest, beyond noise", "")
+    return found.rename(columns={"subgroup": "level"}).rename(columns={"by": "subgroup"}).assign(note=notes)
+
+
+def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group: NDArray[np.object_]) -> Calibration:
+    """The chosen method's own nested score, which was calibrated, beside what came of it."""
+    method, after = blend.meta["chosen"], oof["p_calibrated"].to_numpy()
+    before = oof[f"{method}_nested"].to_numpy()
+    told = {f"the score of {method}": before}
+    if method != "mean" and "mean_nested" in oof:
+        told["the mean of the runs' probabilities"] = oof["mean_nested"].to_numpy()
+    told["calibrated"] = after
+    scores = pd.DataFrame([{"probability": label, **calibration_scores(y, p)} for label, p in told.items()])
+    return Calibration(
+        method=method,
+        map=blend.meta["calibration"]["chosen"],
+        before=reliability(y, before, split_group),
+        after=reliability(y, after, split_group),
+        scores=scores,
+    )
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with files by their names alone: where they lie says whose machine it is."""
+    if isinstance(value, dict):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _seeds(experiment: Experiment) -> dict[str, int | str]:
+    config = experiment.config
+    return {
+        "experiment (models, studies, blend)": config.seed,
+        "folds": config.folds.seed,
+        **{f"{model.name}": ", ".join(map(str, model.seeds)) for model in config.image_models if model.enabled},
+    }
+
+
+def _notes(experiment: Experiment, blend: Run) -> list[str]:
+    notes = [
+        "Tuned in-sample is what the chosen method scores on the rows that its weights were fitted on: it flatters.",
+        "Level-2 models are fitted on out-of-fold predictions of nets that saw the held-out fold's images in "
+        "training; under shuffled targets this leaves a small excess over 0.5 (`--shuffle-target` measures it).",
+    ]
+    if blend.meta["left_out"]:
+        notes.append(
+            f"{blend.meta['left_out']} training rows are left out: an imported run declared that it lacks them."
+        )
+    if blend.meta["selected"]:
+        notes.append(
+            f"{', '.join(blend.meta['selected'])}: settings chosen on these rows, by a study or by hand. Their "
+            "numbers, and what level 2 and the blend make of them, are selected on these rows."
+        )
+    if experiment.shuffled:
+        notes.append(
+            "Targets are shuffled between groups of equal size: among groups of one size all should be chance."
+        )
+    return notes
+
+
+def _level2_notes(run: Run) -> list[str]:
+    """What a stacker must not live on, and how well the embeddings that it takes fit each other."""
+    if not run.has("probes"):
+        return []
+    says = {
+        "context_counts": "{run} would have AUC {auc:.4f} with the number of images of the group among its features: "
+        "{apart}. An artefact of how images were collected; off unless `features.context_counts`.",
+        "shortcuts": "{run} would have AUC {auc:.4f} with width, height and bytes of the pictures: {apart}. "
+        "An artefact of how images were made; off unless `features.shortcuts`.",
+        "alone": "{run} has AUC {auc:.4f} where every image is judged as if its group had no other: {apart}.",
+        "groups of one": "Among groups of one {run} has AUC {auc:.4f}, less the mean of its runs' logits {apart}.",
+    }
+    notes = []
+    for probe in run.frame("probes").to_dict("records"):
+        if text := says.get(str(probe["what"])):
+            low, high = probe["difference_low"], probe["difference_high"]
+            apart = f"{probe['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            notes.append(text.format(run=run.name, auc=probe["auc"], apart=apart))
+    return notes + list(run.meta.get("alignment", []))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # the image half is an extra
+    return found

@@ -1,0 +1,163 @@
+"""Move the threshold: what calling an image positive from some `p_calibrated` on brings, at any prevalence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
+
+from dermstack.report.section import HERE, Section, rendered
+from stack.metrics.curve import checked
+from stack.metrics.intervals import Interval
+from stack.metrics.operating import point_at
+
+MAX_POINTS = 2_000
+SENSITIVITIES = (0.80, 0.90, 0.95, 0.99)
+SPECIFICITIES = (0.80, 0.90, 0.95)
+_START = 0.90  # the sensitivity at which the page opens
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Exact counts at ascending thresholds: an image is called positive where its p is at or above the threshold."""
+
+    threshold: NDArray[np.float64]  # (k,)
+    true_positives: NDArray[np.int64]  # (k,)
+    false_positives: NDArray[np.int64]  # (k,)
+    positives: int
+    negatives: int
+
+    def first(self, *, sensitivity: float = 0.0, specificity: float = 0.0) -> int:
+        """The place with at least this sensitivity that spares most negatives, or, at least this specificity that
+        finds most positives; where no threshold is that specific, the last."""
+        if sensitivity:
+            return int(np.flatnonzero(self.true_positives >= sensitivity * self.positives * (1 - 1e-12))[-1])
+        spared = self.negatives - self.false_positives
+        enough = np.flatnonzero(spared >= specificity * self.negatives * (1 - 1e-12))
+        return int(enough[0]) if enough.size else len(self.threshold) - 1
+
+
+class OperatingPoint(NamedTuple):
+    """Shares in 0..1; None where nothing is called that way."""
+
+    sensitivity: float
+    specificity: float
+    accuracy: float
+    ppv: float | None
+    npv: float | None
+    biopsies: float | None  # for each positive found: 1 / ppv
+
+
+class _Aim(NamedTuple):
+    """A row of the static table."""
+
+    words: str
+    threshold: str
+    shares: list[Interval]  # sensitivity, specificity, ppv, npv
+    biopsies: float | None
+
+
+def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
+    """The section of targets (n,) and calibrated probabilities (n,), with intervals by ``split_group`` (n,).
+
+    Its script looks counts up in a table of at most MAX_POINTS thresholds and divides; without it, a table of some
+    operating points is there. Raises DataError for targets that are no 0 or 1 and for missing probabilities.
+    """
+    points = count_at_thresholds(y, p)
+    start = points.first(sensitivity=_START)
+    table = {
+        "threshold": points.threshold.tolist(),
+        "truePositives": points.true_positives.tolist(),
+        "falsePositives": points.false_positives.tolist(),
+        "positives": points.positives,
+        "negatives": points.negatives,
+    }
+    script = (HERE / "explorer.js").read_text(encoding="utf-8")
+    markup = rendered(
+        "explorer.html.j2",
+        points=points,
+        prevalence=points.positives / (points.positives + points.negatives),
+        start=start,
+        aims=_aims(points, y, p, split_group),
+        # A `<` in it could end the element: JSON has another way to write that character.
+        table=Markup(json.dumps(table, separators=(",", ":")).replace("<", "\\u003c")),
+        script=Markup(script),
+    )
+    return Section(markup, (HERE / "explorer.css").read_text(encoding="utf-8"), script)
+
+
+def operating_point(
+    true_positives: int, false_positives: int, positives: int, negatives: int, *, prevalence: float | None = None
+) -> OperatingPoint:
+    """What these counts say where ``prevalence`` of the images are positive (default: as among those counted).
+
+    Sensitivity and specificity stay; the rest follows by Bayes. The script of the page computes the same.
+    """
+    if prevalence is None:
+        prevalence = positives / (positives + negatives)
+    sensitivity, specificity = true_positives / positives, 1 - false_positives / negatives
+    found, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
+    alarms, spared = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
+    ppv = found / (found + alarms) if found + alarms > 0 else None
+    npv = spared / (spared + missed) if spared + missed > 0 else None
+    return OperatingPoint(sensitivity, specificity, found + spared, ppv, npv, 1 / ppv if ppv else None)
+
+
+def count_at_thresholds(y: ArrayLike, p: ArrayLike, *, limit: int = MAX_POINTS) -> Thresholds:
+    """Counts at every distinct p where there are at most ``limit``, else at those of positives.
+
+    Between two p of positives a threshold only adds false alarms, so that no better one is left out. Of more than
+    ``limit`` positives as many are taken, evenly. A threshold is a short decimal that parts the rows as its p does.
+    """
+    positive, p = checked(y, p)
+    p = p.astype(np.float64)
+    steps = np.unique(p)
+    if len(steps) > limit:
+        steps = np.union1d(np.unique(p[positive]), steps[:1])
+    if len(steps) > limit:
+        steps = steps[np.linspace(0, len(steps) - 1, limit).round().astype(np.intp)]
+    ordered = np.sort(p)
+    before = np.searchsorted(ordered, steps, "left") - 1
+    below = np.where(before >= 0, ordered[before], -np.inf)
+    return Thresholds(
+        threshold=_short(steps, below),
+        true_positives=_at_or_above(np.sort(p[positive]), steps),
+        false_positives=_at_or_above(np.sort(p[~positive]), steps),
+        positives=int(positive.sum()),
+        negatives=int((~positive).sum()),
+    )
+
+
+def _at_or_above(ordered: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = len(ordered) - np.searchsorted(ordered, steps, "left").astype(np.int64)
+    return counts
+
+
+def _short(steps: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each step rounded down to as few decimals, three at least, as keep it above what lies below it."""
+    short = steps.copy()
+    left = np.ones(len(steps), bool)
+    for decimals in range(3, 16):
+        shorter = np.floor(steps * 10.0**decimals) / 10.0**decimals
+        fits = left & (shorter > below) & (shorter <= steps)
+        short[fits] = shorter[fits]
+        left &= ~fits
+    return short
+
+
+def _aims(points: Thresholds, y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> list[_Aim]:
+    """Thresholds that are often asked for, with intervals that hold them as they are."""
+    aims = {("sensitivity", share): points.first(sensitivity=share) for share in SENSITIVITIES}
+    aims |= {("specificity", share): points.first(specificity=share) for share in SPECIFICITIES}
+    made = []
+    for (aim, share), place in aims.items():
+        threshold = float(points.threshold[place])
+        point = point_at(y, p, split_group, aim, share, threshold)
+        shares = [point.sensitivity, point.specificity, point.ppv, point.npv]
+        biopsies = 1 / point.ppv.value if point.ppv.value > 0 else None
+        made.append(_Aim(f"{aim} {100 * share:.0f}\N{NO-BREAK SPACE}%", f"{threshold:.15g}", shares, biopsies))
+    return made

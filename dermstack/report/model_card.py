@@ -1,0 +1,120 @@
+"""The model card: what the ensemble is for, what it was measured on, and what it can't be trusted with."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermstack.report.section import count, environment, percent
+from stack.experiment import Experiment
+from stack.metrics.intervals import Interval, interval
+from stack.store import Run, atomic
+from stack.tuned import enabled_models
+
+_AT = {  # what a reader who thinks in operating points asks first
+    "sensitivity at a specificity of 90 %": "sensitivity@0.9",
+    "specificity at a sensitivity of 90 %": "specificity@0.9",
+}
+
+
+def write_model_card(
+    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+) -> Path:
+    """Write runs/<experiment>/model_card.md, see `model_card`."""
+    path = experiment.folder / "model_card.md"
+    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def model_card(
+    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+) -> str:
+    """Markdown under the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
+
+    ``runs`` is `stack.history.run_table` of the blend's runs; ``subgroups`` has subgroup, level, rows, positives, auc,
+    low, high and note, NaN where nothing can be said; ``notes`` are what the report says beside its headline.
+    """
+    oof = blend.frame("oof")
+    train = experiment.table.train
+    rows = experiment.rows_of(oof["id"])
+    y, split_group = experiment.target[rows], experiment.split_group[rows]
+    sizes = train["group"].iloc[rows].value_counts()
+    templates = environment(autoescape=False)  # Markdown: `plain` escapes what comes from the data
+    templates.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
+    templates.globals["bounds"] = _bounds
+    return templates.get_template("model_card.md.j2").render(
+        name=experiment.name,
+        version=version("dermstack"),
+        created=datetime.now(UTC).strftime("%Y-%m-%d"),
+        fingerprint=blend.meta["fingerprint"],
+        chosen=blend.meta["chosen"],
+        selected=blend.meta["selected"],
+        objective=blend.meta["objective"],
+        runs=runs.to_dict("records"),
+        weights=blend.meta["weights"],
+        backbones=_backbones(experiment, blend),
+        looked_at=list(dict.fromkeys(subgroups["subgroup"])),
+        facts=_facts(experiment, y, split_group, rows),
+        folds=experiment.folds.k,
+        external=experiment.external["source"].value_counts().to_dict(),
+        headline=Interval(**blend.meta["headline"]),
+        tuned=blend.meta["tuned_in_sample"],
+        within_folds=blend.meta["within_folds"],
+        at={words: interval(objective, y, oof["score"], split_group) for words, objective in _AT.items()},
+        calibration=blend.meta["calibration"],
+        prevalence=float(y.mean()),
+        subgroups=subgroups.to_dict("records"),
+        notes=notes,
+        ones=int((sizes == 1).sum()),
+        groups=len(sizes),
+        rows=len(rows),
+    )
+
+
+def plain(text: object) -> str:
+    """Text of the data as Markdown that shows it as it is, in one line; what is missing as nothing."""
+    if text is None or text is pd.NA or (isinstance(text, float) and math.isnan(text)):
+        return ""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def _backbones(experiment: Experiment, blend: Run) -> list[str]:
+    names = [model.backbone for model in enabled_models(experiment) if model.name in blend.meta["runs"]]
+    return list(dict.fromkeys(names))
+
+
+def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows: np.ndarray) -> dict[str, str]:
+    train = experiment.table.train.iloc[rows]
+    facts = {
+        "data set": plain(experiment.config.data.name),
+        "rows": count(len(y)),
+        "positives": f"{count(y.sum())} ({percent(float(y.mean()))})",
+        "groups": count(train["group"].nunique()),
+        "split groups (duplicates merged)": count(len(np.unique(split_group))),
+        "training rows that the blend leaves out": count(len(experiment.table.train) - len(rows)),
+        "rows dropped, their picture unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+    }
+    known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
+    for name in ("age", "sex", "site"):
+        facts[f"{name} known"] = percent(float(train[name].notna().mean())) if name in known else "of no row"
+    if "age" in known:
+        low, middle, high = train["age"].quantile([0.05, 0.5, 0.95])
+        facts["age, median (5 % to 95 %)"] = f"{middle:.0f} ({low:.0f} to {high:.0f})"
+    return facts
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _bounds(low: float, high: float, digits: int = 4) -> str:
+    return f" ({_number(low, digits)} to {_number(high, digits)})" if math.isfinite(low) else ""

@@ -1,0 +1,237 @@
+"""The local page: a form for one patient's pictures, and what the ensemble says of them. Needs the extra [app].
+
+Everything is rendered here, and works without a script; nothing is fetched from elsewhere, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+from jinja2 import Environment, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dermstack.serve.others import percent
+from dermstack.serve.patient import OLDEST, Ensemble, Photo, Reading, read_patient
+from image_models.errors import ImageError
+from image_models.io.decode import SUFFIXES
+from image_models.io.readers import DICOM_SUFFIXES
+from stack.errors import ConfigError, DataError, DermstackError
+from tabular.errors import TabularError
+
+MOST_PICTURES = 50
+MOST_BYTES = 256 << 20  # of all of them
+_THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
+_WILDCARDS = ("0.0.0.0", "::", "")
+_OBJECTIVES = {"auc": "AUC", "pauc80": "partial AUC", "ap": "average precision", "logloss": "log loss, negated"}
+_HERE = Path(__file__).parent
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",  # with no-referrer a browser would not say where a form comes from
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
+    """The page as an ASGI application that answers to the names of this machine, or to ``host`` where that is another.
+
+    A page of another site can't reach it: neither by a name that it lets point here, nor by a form of its own.
+    """
+    files = {
+        name: ((_HERE / name).read_bytes(), kind)
+        for name, kind in (("app.css", "text/css"), ("app.js", "text/javascript"), ("app.svg", "image/svg+xml"))
+    }
+    page = _Page(ensemble)
+
+    async def asset(request: Request) -> Response:
+        content, kind = files[request.url.path.removeprefix("/")]
+        return Response(content, media_type=kind)
+
+    known = ["*"] if host in _WILDCARDS else [*_THIS_MACHINE, f"[{host}]" if ":" in host else host]
+    return Starlette(
+        routes=[
+            Route("/", page.empty, methods=["GET"]),
+            Route("/", page.answer, methods=["POST"]),
+            *(Route(f"/{name}", asset) for name in files),
+        ],
+        middleware=[
+            Middleware(_WithHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=known, www_redirect=False),
+        ],
+        exception_handlers={HTTPException: page.refused},
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for browsers; ``port`` 0 takes any that is free. Raises ConfigError where it can't."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"--host {host} --port {port} can't be listened on ({reason}): choose another port, or end what uses it"
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Answer until Ctrl-C, which this returns from."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=3
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn has closed everything, and raises the signal again
+        return
+
+
+class _Page:
+    """The form, with or without an answer above it."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.ensemble = ensemble
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters |= {"percent": percent, "data_uri": _data_uri}
+        self.template = environment.from_string((_HERE / "app.html.j2").read_text(encoding="utf-8"))
+
+    async def empty(self, request: Request) -> Response:
+        """Before anything was sent."""
+        return self._show({"together": self._together})
+
+    async def answer(self, request: Request) -> Response:
+        """What the ensemble says of what was sent, or what is wrong with it."""
+        await _check_sender(request)
+        async with request.form(max_files=MOST_PICTURES, max_fields=MOST_PICTURES + 8) as form:
+            known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "together")}
+            filled: dict[str, str | bool] = {**known, "together": known["together"] == "yes"}
+            try:
+                reading = await self._read(form, known)
+            except (DermstackError, ImageError, TabularError) as error:
+                return self._show(filled, faults=str(error).split("\n"))
+        return self._show(filled, reading=reading)
+
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """What the library or `_check_sender` turns down, as a page."""
+        assert isinstance(error, HTTPException)
+        return self._show({"together": self._together}, faults=[str(error.detail)], status=error.status_code)
+
+    async def _read(self, form: FormData, known: dict[str, str]) -> Reading:
+        files = [part for part in form.getlist("pictures") if isinstance(part, UploadFile) and part.filename]
+        sites = [str(part) for part in form.getlist("site_of")]
+        if len(sites) != len(files):  # without a script there is one for all
+            sites = [""] * len(files)
+        photos = [
+            Photo(str(file.filename), await file.read(), (site or known["site"]) or None)
+            for file, site in zip(files, sites, strict=True)
+        ]
+        return await run_in_threadpool(
+            read_patient, self.ensemble, photos, age=_age(known["age"]), sex=known["sex"] or None,
+            together=known["together"] == "yes",
+        )  # fmt: skip
+
+    @property
+    def _together(self) -> bool:
+        """Where groups were patients, a patient's pictures are one; where they were lesions, each is its own."""
+        return self.ensemble.group is not None and "lesion" not in self.ensemble.group.lower()
+
+    def _show(
+        self,
+        filled: dict[str, str | bool],
+        *,
+        reading: Reading | None = None,
+        faults: Sequence[str] = (),
+        status: int = 200,
+    ) -> Response:
+        ensemble = self.ensemble
+        return HTMLResponse(
+            self.template.render(
+                manifest=ensemble.bundle.manifest,
+                flattered=ensemble.bundle.flattered,
+                objective=_OBJECTIVES[ensemble.bundle.manifest["objective"]],
+                columns=ensemble.bundle.columns,
+                choices=ensemble.choices,
+                group=ensemble.group,
+                filled={"age": "", "sex": "", "site": "", **filled},
+                accepted=",".join((*SUFFIXES, *DICOM_SUFFIXES)),
+                most_pictures=MOST_PICTURES,
+                most_bytes=MOST_BYTES,
+                oldest=OLDEST,
+                reading=reading,
+                faults=faults,
+            ),
+            status,
+        )
+
+
+async def _check_sender(request: Request) -> None:
+    """Raise HTTPException for a form of another page and for one that is too large."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise HTTPException(403, "This form was sent by another page: open this address itself, and send it from here.")
+    length = request.headers.get("content-length", "")
+    if not length.isascii() or not length.isdigit():
+        raise HTTPException(411, "The size of the pictures was not said: send the form with a browser.")
+    if int(length) > MOST_BYTES:
+        async for _ in request.stream():  # a browser shows no answer before it has sent everything
+            pass
+        raise HTTPException(
+            413, f"The pictures have {int(length) >> 20:,} MiB, more than {MOST_BYTES >> 20}: send fewer at a time."
+        )
+
+
+def _age(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"age {text!r} is no number: give years, or leave it empty") from error
+
+
+def _data_uri(content: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+
+
+class _WithHeaders:
+    """What every answer tells the browser, that of another middleware too."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"], *((name.lower().encode(), text.encode()) for name, text in _HEADERS.items())
+                ]  # fmt: skip
+            await send(message)
+
+        await self.app(scope, receive, send_with)

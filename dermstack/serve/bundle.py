@@ -1,0 +1,243 @@
+"""The bundle: all that predicts elsewhere in one folder or zip, checked by hash; nothing in it is executed on load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermstack.serve.manifest import Manifest, is_inside, run_settings
+from stack.errors import BundleError
+from stack.store import read_array, signed, verified
+
+FORMAT = 1  # raised when an older reader would misread a newer bundle
+MANIFEST = "manifest.json"
+MAX_MANIFEST = 1 << 23  # bytes
+MOST_PACKED = 20  # times its size that a zip may become: weights hardly shrink
+_AGAIN = "make it again with `dermstack bundle`, or copy it again from where it was made"
+
+# What zipfile and the packings inside a zip raise.
+_NO_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
+    ValueError, LookupError, MemoryError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageRun:
+    """One image model of a bundle: its settings as in the config, and what makes p of its outputs."""
+
+    name: str
+    kind: str  # "image", one net a fold, or "frozen", one backbone with a head a fold
+    settings: dict[str, Any]
+    positive: tuple[bool, ...]  # of each class
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked. ``holder`` keeps what a zip was unpacked to, as long as it is used."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    holder: TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of everything in it."""
+        text = json.dumps(self.manifest, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def folds(self) -> int:
+        """How many nets and stackers of each run there are."""
+        return int(self.manifest["folds"])
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What a csv calls the id, the group, age, sex and site; the target too, for external validation."""
+        return dict(self.manifest["columns"])
+
+    @property
+    def image_runs(self) -> list[ImageRun]:
+        """Level 1, in the order of the blend's columns."""
+        return [
+            ImageRun(run["name"], run["kind"], run_settings(run["settings"]), tuple(run["positive"]))
+            for run in self.manifest["image_runs"]
+        ]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Pixels a side that its nets ask for."""
+        return sorted({int(run.settings["size"]) for run in self.image_runs})
+
+    @property
+    def flattered(self) -> str | None:
+        """What must be said beside the promised number where settings were chosen on the training rows; or None."""
+        if not self.manifest["selected"]:
+            return None
+        names = ", ".join(self.manifest["selected"])
+        return f"{names}: settings chosen on the training rows, by a study or by hand: the promise may flatter."
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the bundle."""
+        try:
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"{self.folder}: {name} can't be read ({error}): {_AGAIN}") from error
+
+    def arrays(self, folder: str) -> dict[str, NDArray[Any]]:
+        """The .npy files directly in a folder of the bundle, by name; {} where there is no such folder."""
+        files = sorted((self.folder / folder).glob("*.npy"))
+        return {path.stem: np.array(read_array(path, again=_AGAIN)) for path in files}
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Open a bundle, a folder or a zip, and check every file of it against its manifest.
+
+    Raises BundleError where it is no bundle, of another format, or not as it was made: which file, and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        bundle = Bundle(path, _checked_manifest(_own_manifest(path), path))
+        there = {file.relative_to(path).as_posix() for file in path.rglob("[!.]*") if not file.is_dir()}
+        if strange := sorted(there - {MANIFEST, *bundle.manifest["files"]}):
+            raise BundleError(f"{path}: {strange[0]} is none of its files, {len(strange)} such: remove them")
+    elif path.is_file():
+        bundle = _unpacked(path)
+    else:
+        raise BundleError(f"{path}: no such bundle: name the folder or .zip that `dermstack bundle` made")
+    root = bundle.folder.resolve()
+    for name, expected in bundle.manifest["files"].items():
+        file = bundle.folder / name
+        if not file.is_file() or file.resolve() != root / name:  # a link may lead out, that of a folder too
+            raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
+        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
+    return bundle
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
+    """Finish a bundle: ``content`` and the hash of every file in ``folder``, written last."""
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = {"format": FORMAT, **content, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(signed(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
+    return Bundle(folder, json.loads(json.dumps(manifest)))
+
+
+def zip_bundle(bundle: Bundle, path: Path) -> None:
+    """The same files as a zip: not compressed, since weights don't shrink, and the same bytes for the same bundle."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in [MANIFEST, *bundle.manifest["files"]]:
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            with archive.open(info, "w", force_zip64=True) as target, (bundle.folder / name).open("rb") as source:
+                shutil.copyfileobj(source, target)
+
+
+def _own_manifest(folder: Path) -> bytes | None:
+    path = folder / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        return None
+    with path.open("rb") as file:
+        content = file.read(MAX_MANIFEST + 1)
+    _check_length(len(content), folder)
+    return content
+
+
+def _check_length(n_bytes: int, path: Path) -> None:
+    if n_bytes > MAX_MANIFEST:
+        raise BundleError(
+            f"{path}: its {MANIFEST} has more than {MAX_MANIFEST:,} bytes, which is none of ours: {_AGAIN}"
+        )
+
+
+def _unpacked(path: Path) -> Bundle:
+    """What the manifest of a zip names, and nothing else, in a folder that goes with the process."""
+    holder = TemporaryDirectory(prefix="dermstack-bundle-", ignore_cleanup_errors=True)
+    folder = Path(holder.name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listed = {info.filename: info for info in archive.infolist()}
+            if (info := listed.get(MANIFEST)) is not None:
+                _check_length(info.file_size, path)
+            content = archive.read(info) if info else None
+            manifest = _checked_manifest(content, path)
+            _check_room(manifest, path, folder)
+            (folder / MANIFEST).write_bytes(content or b"")
+            for name, expected in manifest["files"].items():
+                if (member := listed.get(name)) is None:
+                    raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
+                if member.file_size != expected["bytes"]:  # before it fills the disk
+                    raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, (folder / name).open("xb") as target:
+                    for part in _at_most(source, expected["bytes"]):
+                        target.write(part)
+    except _NO_ZIP as error:
+        raise BundleError(f"{path} is no zip that can be read ({error}): {_AGAIN}") from error
+    return Bundle(folder, manifest, holder)
+
+
+def _check_room(manifest: Mapping[str, Any], path: Path, folder: Path) -> None:
+    """Refuse what would fill the disk, before the first byte."""
+    wanted, packed = sum(file["bytes"] for file in manifest["files"].values()), path.stat().st_size
+    if wanted > max(MOST_PACKED * packed, 1 << 24):
+        raise BundleError(f"{path}: {packed:,} bytes that would become {wanted:,}, as a bomb does: {_AGAIN}")
+    if wanted > (free := shutil.disk_usage(folder).free):
+        raise BundleError(
+            f"{path}: unpacked it takes {wanted:,} bytes, {folder.parent} has {free:,}: set TMPDIR elsewhere"
+        )
+
+
+def _at_most(source: Any, n_bytes: int) -> Iterator[bytes]:
+    """What a member holds, but never more than it says."""
+    left = n_bytes
+    while left > 0 and (part := source.read(min(left, 1 << 20))):
+        left -= len(part)
+        yield part
+
+
+def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
+    if content is None:
+        raise BundleError(f"{path} holds no {MANIFEST}: it is no bundle, or one whose making was interrupted")
+    try:
+        manifest = json.loads(content)
+        written, inside = manifest["format"], all(is_inside(name) for name in dict(manifest["files"]))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_AGAIN}") from error
+    if written != FORMAT:
+        newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack"
+        raise BundleError(
+            f"{path} has format {str(written)[:20]}, this dermstack reads {FORMAT}: use {newer}, or bundle again"
+        )
+    if not inside:
+        raise BundleError(f"{path}: {MANIFEST} names a file outside the bundle: it is none of ours, don't use it")
+    try:
+        sound = verified(manifest)
+        Manifest.model_validate(sound)
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic's is a ValueError
+        fault = str(error)[:400]
+        raise BundleError(f"{path}: {MANIFEST} says what none of ours does ({fault}): {_AGAIN}") from error
+    return dict(sound)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,136 @@
+"""The fitted whole in memory: what the nets say of some rows in, score and calibrated p out.
+
+Every transform is the one that `dermstack stack` used on the test rows, so that a row is scored as it would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermstack.serve.bundle import Bundle
+from stack.blend.blend_state import blender_of
+from stack.blend.blender import Blender
+from stack.blend.calibration import Calibrator, read_calibrator
+from stack.errors import BundleError, DermstackError
+from stack.features import FeatureSettings, FoldFeatures, Predictions, Scales, standardised
+from stack.submission import score_unseen
+from tabular.embeddings import Alignment
+from tabular.errors import TabularError
+from tabular.models import Bag, read_bag
+
+
+@dataclass(frozen=True)
+class Level1:
+    """What the image runs say of n rows: nothing here is averaged over the nets yet."""
+
+    logits: NDArray[np.float32]  # (folds, n, runs)
+    z: dict[str, NDArray[np.floating]]  # by run: (folds, n, r) aligned components, or (n, d) of a frozen backbone
+
+    def of_fold(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
+        """The embeddings as one fold's nets make them, (n, r) or (n, d)."""
+        return {name: values if name in frozen else values[fold] for name, values in self.z.items()}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Level 2 and the blend, read from a bundle."""
+
+    names: tuple[str, ...]  # of the image runs
+    scales: Scales
+    features: tuple[FoldFeatures, ...]  # of each fold; empty where there is no stacker
+    bags: dict[str, tuple[Bag, ...]]  # by stacker, of each fold
+    blender: Blender
+    calibrator: Calibrator
+    threads: int
+
+    def score(self, frame: pd.DataFrame, said: Level1) -> pd.DataFrame:
+        """score and p_calibrated of whole groups: ``frame`` (n rows: id, group, age, sex, site) beside ``said``."""
+        logits = self.all_logits(frame, said)
+        folds, rows, runs = logits.shape
+        nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
+        score = score_unseen(self.blender, _unseen((*self.names, *self.bags), logits, nets))
+        assert len(score) == rows
+        return pd.DataFrame({"score": score, "p_calibrated": self.calibrator(score)}, index=frame.index)
+
+    def all_logits(self, frame: pd.DataFrame, said: Level1) -> NDArray[np.float32]:
+        """(folds, n, runs) of the image runs and then the stackers, as fold k's nets and models see the rows."""
+        made = [
+            self.fold_logits(fold, frame, said.logits[fold], said.of_fold(fold, self._frozen))
+            for fold in range(len(said.logits))
+        ]
+        return np.stack(made)
+
+    def fold_logits(
+        self, fold: int, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
+    ) -> NDArray[np.float32]:
+        """The same of one fold (n, runs), from its nets' ``logits`` (n, image runs) and components ``z`` (n, r)."""
+        if not self.bags:
+            return logits
+        nets = np.full((1, logits.shape[1]), fold, np.int8)
+        scaled = standardised(_unseen(self.names, logits[None], nets), self.scales).test[0]
+        x = self.features[fold].transform(frame, scaled, z)
+        made = [bags[fold].logit(x, threads=self.threads) for bags in self.bags.values()]
+        return np.column_stack([logits, *made])
+
+    def embeddings(self, said: Level1) -> list[dict[str, NDArray[np.floating]]]:
+        """Of each fold, by run: the centred components (n, r) that level 2 measures distances in. [] without any."""
+        return [
+            {name: features.components(name, z) for name, z in said.of_fold(fold, self._frozen).items()}
+            for fold, features in enumerate(self.features)
+        ]
+
+    @property
+    def _frozen(self) -> frozenset[str]:
+        return frozenset(self.features[0].frozen) if self.features else frozenset()
+
+
+def read_fitted(bundle: Bundle) -> Fitted:
+    """Raises BundleError where a part can't be used."""
+    manifest = bundle.manifest
+    names = tuple(run.name for run in bundle.image_runs)
+    try:
+        features = tuple(_features(bundle, fold) for fold in range(bundle.folds)) if manifest["stackers"] else ()
+        bags = {
+            entry["name"]: tuple(
+                read_bag(entry["kind"], bundle.folder / "stackers" / entry["name"] / f"fold_{fold}", shift=shift)
+                for fold, shift in enumerate(entry["shifts"])
+            )
+            for entry in manifest["stackers"]
+        }
+        scales = {
+            run: {int(net): (float(mean), float(spread)) for net, (mean, spread) in of_nets.items()}
+            for run, of_nets in manifest["scales"].items()
+        }
+        blender = blender_of(bundle.json("blend/blend.json"), bundle.arrays("blend"))
+        calibrator = read_calibrator(bundle.json("blend/calibration.json"))
+    except (DermstackError, TabularError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise BundleError(f"{bundle.folder}: level 2 can't be read ({error}): bundle again") from error
+    return Fitted(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
+
+
+def alignments(bundle: Bundle) -> dict[str, Alignment]:
+    """By trained run that enters level 2 with its embedding: what brings its nets' z onto shared axes."""
+    kept = bundle.arrays("alignment")
+    names = [name for name, kind in bundle.manifest["embeddings"].items() if kind == "aligned"]
+    return {name: Alignment(kept[f"{name}_mean"], kept[f"{name}_turn"], np.nan, np.nan) for name in names}
+
+
+def _features(bundle: Bundle, fold: int) -> FoldFeatures:
+    manifest = bundle.manifest
+    frozen = {name for name, kind in manifest["embeddings"].items() if kind == "frozen"}
+    names = tuple(run.name for run in bundle.image_runs)
+    features = FoldFeatures(FeatureSettings(**manifest["features"]), names, frozen=frozen, seed=0)
+    place = f"features/fold_{fold}"
+    return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
+
+
+def _unseen(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
+    """Rows that are nobody's training rows, in the form that level 2 and the blend take test rows in."""
+    runs = len(names)
+    nothing = np.empty((0, runs), np.float32)
+    return Predictions(names, np.empty(0, np.intp), nothing, nothing.astype(np.int8), logits, nets)

@@ -1,0 +1,234 @@
+"""Predictions for new images: whole groups at a time, each part kept on disk until all are there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from dermstack.serve.bundle import Bundle
+from dermstack.serve.ensemble import Fitted, Level1, read_fitted
+from dermstack.serve.level1 import looks_at, read_level1
+from dermstack.serve.novel import Novelty, read_novelty
+from image_models.cache import ImageCache
+from image_models.cache_build import build_cache
+from image_models.io.readers import Source, image_ids, image_sources
+from image_models.saved import NetStore
+from stack.console import Out
+from stack.errors import StoreError
+from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
+from stack.table import ACQUISITION, read_new_frame
+
+PIXELS_AT_ONCE = 1 << 30  # bytes of decoded pictures that a part keeps on disk
+MOST_AT_ONCE, FEWEST_AT_ONCE = 16_384, 1_024  # images of a part
+_KIND = "predictions"  # of the runs that finished parts are kept as
+_OURS = re.compile(r"\..*|job\.json|pixels|part_\d+")
+_OF_CACHE = ("source_width", "source_height", "source_bytes")  # what ACQUISITION is called in the cache
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Rows to predict and their pictures: frame has id, group, age, sex, site."""
+
+    frame: pd.DataFrame
+    sources: list[Source]
+    missing: tuple[str, ...]  # columns that nothing is known of: each image then has no such value, or group
+
+
+def read_new_rows(bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None) -> NewRows:
+    """The rows of a csv with their pictures or, without a csv, every picture in ``images`` on its own.
+
+    ``id_column`` is what the csv calls the id, where that isn't training's name. Raises DataError, ImageError.
+    """
+    columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
+    if id_column:
+        columns["id"] = id_column
+    if metadata is not None:
+        frame, missing = read_new_frame(metadata, columns)
+    else:
+        ids = pd.Series(image_ids(images), dtype="str")
+        frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
+        frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
+        missing = [name for name in columns if name != "id"]
+    return NewRows(frame, image_sources(images, frame["id"].tolist()), tuple(missing))
+
+
+def predict_rows(
+    bundle: Bundle,
+    rows: NewRows,
+    work: Path,
+    out: Out | None = None,
+    *,
+    device: str = "auto",
+    n_jobs: int = 1,
+    workers: int = 0,
+    drop_unreadable: bool = False,
+) -> pd.DataFrame:
+    """id, score, p_calibrated, novelty and far of each row, in the order of ``rows``; one image or a million.
+
+    ``work`` holds what is finished: decoded pictures of the part in hand, predictions of the parts before it. A call
+    that was killed goes on there when it is made again; another bundle or other rows start anew. ``novelty`` is the
+    share of training images that lie nearer to the rest than this one, ``far`` where hardly one lies further.
+
+    Raises ImageError listing the unreadable images of a part, unless ``drop_unreadable``: they then have no row.
+    """
+    out = out or Out(quiet=True)
+    with locked(work):
+        job = fingerprint({
+            "bundle": bundle.fingerprint,
+            "rows": frame_fingerprint(rows.frame),
+            "pictures": [(source.name, source.n_bytes, source.stamp) for source in rows.sources],
+            "drop": drop_unreadable,
+        })  # fmt: skip
+        _begin(work, job)
+        fitted, novelty = read_fitted(bundle), read_novelty(bundle)
+        parts = list(_parts(bundle, rows.frame))
+        with out.bar("predict", looks_at(bundle) * len(rows.frame)) as progress:
+            for number, places in enumerate(parts):
+                if read_run(_part(work, number)) is not None:
+                    progress(looks_at(bundle) * len(places))
+                    continue
+                made = _predict_part(
+                    bundle, fitted, novelty, rows, places, work, device=device, n_jobs=n_jobs, workers=workers,
+                    drop_unreadable=drop_unreadable, progress=progress,
+                )  # fmt: skip
+                write_run(_part(work, number), {"kind": _KIND}, frames={"made": made})
+        kept = pd.concat([_made(work, number) for number in range(len(parts))])
+    order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
+    together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
+    return together
+
+
+def score_pictures(
+    bundle: Bundle,
+    fitted: Fitted,
+    novelty: Novelty | None,
+    caches: dict[int, ImageCache],
+    frame: pd.DataFrame,
+    *,
+    store: NetStore | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    tell: Callable[[Level1], object] = lambda said: None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> pd.DataFrame:
+    """The columns of `predict_rows` for whole groups (``frame``: id, group, age, sex, site), from cached pictures.
+
+    ``store`` may keep the nets for the next call; ``tell`` is told what the nets said, in the order of ``frame``.
+    """
+    frame = frame.reset_index(drop=True)
+    if bundle.manifest["features"]["shortcuts"]:
+        frame = _with_acquisition(frame, next(iter(caches.values())))
+    seen = novelty.watcher() if novelty else None
+    with threadpool_limits(fitted.threads):  # as in training: BLAS rounds by how many threads share its rows
+        said = read_level1(
+            bundle, caches, frame, store=store, device=device, workers=workers, progress=progress,
+            **({"see": seen.see} if seen else {}),
+        )  # fmt: skip
+        tell(said)
+        made = pd.concat([frame[["id"]], fitted.score(frame, said)], axis=1)
+    if seen:
+        made["novelty"], made["far"] = seen.novelty(), seen.far()
+    return made
+
+
+def _predict_part(
+    bundle: Bundle,
+    fitted: Fitted,
+    novelty: Novelty | None,
+    rows: NewRows,
+    places: NDArray[np.intp],
+    work: Path,
+    *,
+    device: str,
+    n_jobs: int,
+    workers: int,
+    drop_unreadable: bool,
+    progress: Callable[[int], object],
+) -> pd.DataFrame:
+    frame = rows.frame.iloc[places]
+    pixels = work / "pixels"
+    caches = {
+        size: build_cache(
+            pixels / str(size),
+            frame["id"].tolist(),
+            [rows.sources[place] for place in places],
+            size=size,
+            resize=bundle.manifest["resize"],
+            format=bundle.manifest["cache_format"],
+            n_jobs=n_jobs,
+            drop_unreadable=drop_unreadable,
+        )
+        for size in bundle.sizes
+    }
+    lost = pd.concat([cache.unreadable for cache in caches.values()])
+    if len(lost):
+        frame = frame[~frame["id"].isin(lost["id"])]
+    made = score_pictures(bundle, fitted, novelty, caches, frame, device=device, workers=workers, progress=progress)
+    shutil.rmtree(pixels)
+    return made
+
+
+def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
+    """Rows of whole groups, at most what fits at once (a larger group makes a larger part).
+
+    What fits at once stays in its order, so that nets see the batches that they saw in training's test rows.
+    """
+    each = sum(size * size * 3 for size in bundle.sizes)
+    at_once = int(np.clip(PIXELS_AT_ONCE // each, FEWEST_AT_ONCE, MOST_AT_ONCE))
+    if len(frame) <= at_once:
+        yield np.arange(len(frame))
+        return
+    codes, _ = pd.factorize(frame["group"])
+    order = np.argsort(codes, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(codes[order])) + 1, len(order))  # of each group
+    start = 0
+    while start < len(order):
+        fits = ends[(ends > start) & (ends <= start + at_once)]
+        end = int(fits[-1]) if len(fits) else int(ends[ends > start][0])
+        yield order[start:end]
+        start = end
+
+
+def _part(work: Path, number: int) -> Path:
+    return work / f"part_{number:05}"
+
+
+def _made(work: Path, number: int) -> pd.DataFrame:
+    run = read_run(_part(work, number))
+    assert run is not None, "a part is written before it is read"
+    return run.frame("made")
+
+
+def _begin(work: Path, job: str) -> None:
+    """Keep what belongs to this job, and nothing of another. Raises StoreError where there is something else."""
+    path = work / "job.json"
+    strange = sorted(file.name for file in work.iterdir() if not _OURS.fullmatch(file.name))
+    if strange or work.is_symlink():  # whoever asked for the predictions removes the folder when they are there
+        found = strange[0] if strange else "a link"
+        raise StoreError(f"{work} is for parts of predictions and holds {found}: move it away, or write elsewhere")
+    try:
+        same = json.loads(path.read_text(encoding="utf-8")).get("job") == job
+    except (OSError, ValueError, AttributeError):
+        same = False
+    if same:
+        return
+    path.unlink(missing_ok=True)
+    for part in [*work.glob("part_*"), work / "pixels"]:
+        shutil.rmtree(part, ignore_errors=True)
+    write_json(path, {"job": job})
+
+
+def _with_acquisition(frame: pd.DataFrame, cache: ImageCache) -> pd.DataFrame:
+    """Width, height and bytes of the originals, where the csv hasn't them."""
+    known = cache.index.iloc[cache.rows_for(frame["id"])][list(_OF_CACHE)].astype(np.float32).to_numpy()
+    own = {name: known[:, column] for column, name in enumerate(ACQUISITION) if name not in frame}
+    return frame.assign(**own)

@@ -1,0 +1,233 @@
+"""From a finished experiment to a bundle: what was fitted is copied, checked, and never fitted again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
+from dermstack.serve.expectations import FILE, measure_costs
+from dermstack.serve.novel import fit_novelty, write_novelty
+from dermstack.serve.promise import measure_promise, write_promise
+from stack.console import Out
+from stack.errors import BundleError
+from stack.experiment import Experiment
+from stack.level2 import stacker_inputs
+from stack.sources import level1_runs
+from stack.store import LOCK, Run, locked, named, read_run, write_json
+from stack.submission import blend_inputs
+
+_PRIVATE = {"runs", "cache", "storage", "tuned"}  # where things lie on the machine that trained
+
+
+def write_bundle(
+    experiment: Experiment, target: Path, out: Out, *, replace: bool = False, onnx: bool = False
+) -> Bundle:
+    """Write ``target``, a folder or, where its name ends so, a .zip; whole or not at all.
+
+    Holds weights as safetensors, GBDTs as their libraries' text, the rest as JSON and npy, and no id of any row; with
+    ``onnx`` the networks in that form too. Raises BundleError where the runs are missing, stale or made elsewhere,
+    where ``target`` is there already, and where ONNX and torch disagree.
+    """
+    if target.exists() and not replace:
+        raise BundleError(f"{target} is there already: choose another name, or `--replace` it")
+    image_runs, stackers, blend = _finished(experiment)
+    with _making(target) as making:
+        folder = making / "bundle"
+        folder.mkdir()
+        with out.bar("bundle", len(image_runs) + len(stackers) + 1, "runs") as progress:
+            for run in image_runs:
+                _copy_image_run(run, experiment.folds.k, folder / "image_models" / run.name)
+                progress(1)
+            shifts = {}
+            for run in stackers:
+                shifts[run.name] = _copy_stacker(run, experiment.folds.k, folder)
+                progress(1)
+            _copy_blend(blend, folder / "blend")
+            progress(1)
+        _write_settings(experiment, folder / "config.yaml")
+        if (card := experiment.folder / "model_card.md").is_file():
+            _copy(card, folder)
+        out.say("bundle: how far the training images lie apart, and what it costs not to know a column …")
+        if novelty := fit_novelty(experiment, image_runs):
+            write_novelty(novelty, folder)
+        write_promise(measure_promise(experiment, blend), folder)
+        manifest = _manifest(experiment, image_runs, stackers, blend, shifts)
+        if onnx:
+            from dermstack.serve.onnx_export import add_onnx  # an extra of its own
+
+            manifest["onnx"] = add_onnx(experiment, Bundle(folder, manifest), out)
+        costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
+        (folder / FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
+        bundle = write_manifest(folder, manifest)
+        finished = folder
+        if target.suffix == ".zip":
+            finished = making / target.name
+            zip_bundle(bundle, finished)
+        if target.is_dir():
+            target.replace(making / "replaced")
+        finished.replace(target)
+    return Bundle(target, bundle.manifest)
+
+
+@contextmanager
+def _making(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to make it in. What a killed process left there goes first."""
+    folder = target.with_name(f".{target.name}.making")
+    with locked(folder):
+        try:
+            for left in folder.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK:
+                    left.unlink()
+            yield folder
+        except OSError as error:
+            raise named(error, target) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finished(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
+    """Image runs, stackers and blend of today's config. Raises BundleError naming what must be run first."""
+    again = f"run `{experiment.command('stack')}` first"
+    level1 = level1_runs(experiment)
+    if imported := [run.name for run in level1 if run.meta["kind"] == "imported"]:
+        raise BundleError(
+            f"{', '.join(imported)}: predictions made elsewhere can't be made for new images: stack in an experiment "
+            "without these runs, and bundle that"
+        )
+    stackers = []
+    for stacker in experiment.config.stackers:
+        if stacker.enabled:
+            run = read_run(experiment.models / stacker.name)
+            if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, level1):
+                raise BundleError(f"{stacker.name} is {'stale' if run else 'not there'}: {again}")
+            stackers.append(run)
+    blend = read_run(experiment.folder / "blend")
+    if blend is None or blend.meta["inputs"] != blend_inputs(experiment, [*level1, *stackers]):
+        raise BundleError(f"the blend is {'stale' if blend else 'not there'}: {again}")
+    if "blender" not in blend.meta:
+        raise BundleError(f"{blend.folder} was made by an earlier dermstack: remove it and {again}")
+    return level1, stackers, blend
+
+
+def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
+    """Weights and encoders of every fold net; a frozen run's backbone once."""
+    if run.meta["kind"] == "frozen":
+        body = "backbone.safetensors"
+        _copy(run.checked(body) if body in run.meta["files"] else run.folder / body, folder)  # of an earlier dermstack
+    for fold in range(folds):
+        of_fold = read_run(run.folder / f"fold_{fold}")
+        if of_fold is None:
+            raise BundleError(f"{run.folder}/fold_{fold} is gone: run `dermstack oof --rebuild {run.name}`")
+        for name in of_fold.meta["files"]:
+            if name.endswith((".safetensors", ".json")):
+                _copy(of_fold.checked(name), folder / f"fold_{fold}")
+
+
+def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:
+    """The models of every fold; features and alignment too, which all stackers share. Each fold's shift of logits."""
+    shifts = []
+    for name in run.meta["files"]:
+        if name.endswith(".npy"):
+            _copy_shared(run.checked(name), bundle / "alignment", run.name)
+    for fold in range(folds):
+        of_fold = read_run(run.folder / f"fold_{fold}")
+        if of_fold is None:
+            raise BundleError(f"{run.folder}/fold_{fold} is gone: remove {run.folder} and run `dermstack stack`")
+        for name in of_fold.meta["files"]:
+            if name == "features.json" or name.endswith(".npy"):
+                _copy_shared(of_fold.checked(name), bundle / "features" / f"fold_{fold}", run.name)
+            else:
+                _copy(of_fold.checked(name), bundle / "stackers" / run.name / f"fold_{fold}")
+        shifts.append(float(of_fold.meta["shift"]))
+    return shifts
+
+
+def _copy_blend(blend: Run, folder: Path) -> None:
+    for name in ("values", "ranks"):
+        _copy(blend.checked(f"{name}.npy"), folder)
+    write_json(folder / "blend.json", blend.meta["blender"])
+    write_json(folder / "calibration.json", blend.meta["calibrator"])
+
+
+def _manifest(
+    experiment: Experiment, image_runs: list[Run], stackers: list[Run], blend: Run, shifts: dict[str, list[float]]
+) -> dict[str, Any]:
+    config = experiment.config
+    scales = stackers[0].meta["scales"] if stackers else {}
+    return {
+        "dermstack": version("dermstack"),
+        "experiment": experiment.name,
+        "objective": blend.meta["objective"],
+        "headline": blend.meta["headline"],
+        "chosen": blend.meta["chosen"],
+        "selected": blend.meta["selected"],
+        "folds": experiment.folds.k,
+        "threads": config.threads,
+        "columns": config.data.columns.model_dump(exclude_none=True, exclude={"fold", "diagnosis"}),
+        "resize": config.data.resize,
+        "cache_format": config.data.cache_format,
+        "features": config.features.model_dump(),
+        "embeddings": _embeddings(stackers, image_runs),
+        "image_runs": [
+            {
+                "name": run.name,
+                "kind": run.meta["kind"],
+                "settings": run.meta["settings"],
+                "positive": run.meta.get("positive", [False, True]),
+                "classes": run.meta.get("classes", ["0", "1"]),
+            }
+            for run in image_runs
+        ],
+        "stackers": [{"name": run.name, "kind": run.meta["kind"], "shifts": shifts[run.name]} for run in stackers],
+        "scales": scales,
+        "training": {
+            "rows": len(experiment.target),
+            "positives": int(experiment.target.sum()),
+            "split_groups": len(np.unique(experiment.split_group)),
+        },
+    }
+
+
+def _embeddings(stackers: list[Run], image_runs: list[Run]) -> dict[str, str]:
+    """Which runs enter level 2 with their z, and how, in the order of the matrix."""
+    if not stackers:
+        return {}
+    of_fold = read_run(stackers[0].folder / "fold_0")
+    assert of_fold is not None, "it has been copied"
+    kinds = {"aligned": stackers[0].meta["files"], "frozen": of_fold.meta["files"]}
+    return {run.name: kind for run in image_runs for kind, files in kinds.items() if f"{run.name}_turn.npy" in files}
+
+
+def _write_settings(experiment: Experiment, path: Path) -> None:
+    """For people to read; where things lie on this machine stays here."""
+    settings = experiment.config.model_dump(mode="json", exclude=_PRIVATE)
+    settings["data"] = {key: value for key, value in settings["data"].items() if key in {"name", "columns", "resize"}}
+    for model in settings["image_models"]:
+        model["pretrained"] = Path(model["pretrained"]).name if isinstance(model["pretrained"], str) else True
+    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _copy(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, folder / source.name)
+
+
+def _copy_shared(source: Path, folder: Path, stacker: str) -> None:
+    """A file that every stacker has alike."""
+    there = folder / source.name
+    if there.exists():
+        if there.read_bytes() != source.read_bytes():
+            raise BundleError(f"{stacker} was fitted on other features than the stackers before it: stack again")
+        return
+    _copy(source, folder)

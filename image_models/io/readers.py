@@ -1,0 +1,245 @@
+"""Where each picture lies, whatever the field ships: folders of pictures or DICOM, TFRecord shards, HDF5."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from image_models.errors import ImageError
+from image_models.io.decode import MAX_ENCODED, SUFFIXES, Picture, decode
+
+if TYPE_CHECKING:
+    import h5py
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+TFRECORD_SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
+HDF5_SUFFIXES = (".h5", ".hdf5")
+
+
+@dataclass(frozen=True)
+class TFRecordNames:
+    """Which feature of a record holds the encoded picture and which its id; the defaults are Kaggle's."""
+
+    image: str = "image"
+    id: str = "image_name"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the encoded bytes of one picture lie; small, so that it can be sent to a process."""
+
+    path: Path
+    kind: Literal["file", "dicom", "tfrecord", "hdf5"]
+    start: int = 0  # tfrecord: where the encoded picture begins in the file, and its length
+    length: int = 0
+    key: str = ""  # hdf5: the data set's name
+    n_bytes: int = 0  # of the encoded picture
+    stamp: int = 0  # changes when the picture does: a file's time in ns, a record's checksum
+    swap_red_blue: bool = False
+
+    @property
+    def name(self) -> str:
+        """As errors name it."""
+        if self.kind == "hdf5":
+            return f"{self.path}[{self.key}]"
+        return f"{self.path}, byte {self.start}" if self.kind == "tfrecord" else str(self.path)
+
+    def read(self, *, at_least: int) -> Picture:
+        """The picture; a JPEG perhaps at a reduced scale, its sides no less than ``at_least``. Raises ImageError."""
+        picture = self._decoded(at_least)
+        if self.swap_red_blue:
+            picture = picture._replace(image=np.ascontiguousarray(picture.image[..., ::-1]))
+        return picture
+
+    def _decoded(self, at_least: int) -> Picture:
+        if self.kind == "dicom":
+            from image_models.io.dicom import read_dicom
+
+            return read_dicom(self.path, at_least=at_least)
+        try:
+            data = self._encoded()
+        except FileNotFoundError as error:
+            raise ImageError(f"{self.path}: no such file: restore it or drop its rows from the csv") from error
+        except OSError as error:
+            raise ImageError(f"{self.name}: cannot be read ({error}): restore the file") from error
+        return decode(data, name=self.name, at_least=at_least)
+
+    def _encoded(self) -> bytes:
+        if self.kind == "hdf5":
+            with _open_hdf5(self.path) as file:
+                return _hdf5_bytes(file, self.key, self.path)
+        with self.path.open("rb") as file:
+            if self.kind == "file":
+                if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED:
+                    raise ImageError(f"{self.path}: {length:,} bytes are more than a picture has: restore the file")
+                return file.read()
+            file.seek(self.start)
+            data = file.read(self.length)
+        if zlib.crc32(data) != self.stamp:
+            raise ImageError(f"{self.name}: changed since the shard was indexed: run the command again")
+        return data
+
+
+def image_sources(
+    place: Path, ids: Sequence[str], *, names: TFRecordNames = TFRecordNames(), swap_red_blue: bool = False
+) -> list[Source]:
+    """Where the picture of each id lies, in the order of ``ids``.
+
+    ``place`` is a folder, searched through its subfolders for <id>.jpg, .png, … or .dcm and for TFRecord shards, or one
+    .hdf5 or .tfrec file. Raises ImageError for missing ids (how many, which) and for an id that is there twice.
+    """
+    wanted = set(ids)
+    found: dict[str, Source] = {}
+    twice: list[str] = []
+    for row_id, source in _all(place, wanted, names, swap_red_blue):
+        if row_id not in wanted:
+            continue
+        if row_id in found:
+            twice.append(f"{row_id}: {found[row_id].name} and {source.name}")
+        found[row_id] = source
+    if twice:
+        raise ImageError(
+            f"{len(twice)} ids have more than one image in {place}, first: {twice[0]}: keep one of them, or name the "
+            "folder that holds the right ones"
+        )
+    missing = [row_id for row_id in ids if row_id not in found]
+    if missing:
+        raise ImageError(
+            f"{len(missing)} of {len(ids)} images are missing in {place}, first: {', '.join(missing[:3])}: "
+            "restore the files or drop the rows from the csv"
+        )
+    return [found[row_id] for row_id in ids]
+
+
+def image_ids(place: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str]:
+    """The id of every picture in ``place``, which is as for `image_sources`: names of files without suffix, sorted."""
+    ids = sorted(row_id for row_id, _ in _all(place, None, names, swap=False))
+    if not ids:
+        raise ImageError(f"{place} holds no picture: name a folder with {', '.join(SUFFIXES + DICOM_SUFFIXES)} files")
+    if twice := sorted({a for a, b in pairwise(ids) if a == b}):
+        raise ImageError(
+            f"{len(twice)} ids have more than one image in {place}, first: {twice[0]}: keep one of them, or name the "
+            "folder that holds the right ones"
+        )
+    return ids
+
+
+def _all(place: Path, wanted: set[str] | None, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
+    """Pictures with their ids; of those not ``wanted`` as many are left out as is cheap."""
+    if place.is_dir():
+        shards = []
+        for entry in _files(place):
+            stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path for each of 33,000 files costs seconds)
+            suffix = suffix.lower()
+            if suffix in TFRECORD_SUFFIXES:
+                shards.append(Path(entry.path))
+            elif (wanted is None or stem in wanted) and suffix in SUFFIXES + DICOM_SUFFIXES:
+                stat = entry.stat()
+                kind: Literal["dicom", "file"] = "dicom" if suffix in DICOM_SUFFIXES else "file"
+                yield (
+                    stem,
+                    Source(Path(entry.path), kind, n_bytes=stat.st_size, stamp=stat.st_mtime_ns, swap_red_blue=swap),
+                )
+        for shard in sorted(shards):
+            yield from _records(shard, names, swap)
+    elif place.is_file() and place.suffix.lower() in TFRECORD_SUFFIXES:
+        yield from _records(place, names, swap)
+    elif place.is_file() and place.suffix.lower() in HDF5_SUFFIXES:
+        yield from _datasets(place, wanted, swap)
+    else:
+        raise ImageError(
+            f"{place} is not a folder, nor an .hdf5 or .tfrec file: set data.images to what holds the pictures"
+        )
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Files below ``folder``, sorted; hidden ones and what archives leave behind are passed over."""
+    with os.scandir(folder) as entries:
+        inside = sorted(entries, key=lambda entry: entry.name)
+    for entry in inside:
+        if entry.name.startswith((".", "__MACOSX")):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path))
+        elif entry.is_file():
+            yield entry
+
+
+def _records(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
+    from image_models.io.tfrecord import image_span, read_records
+
+    with shard.open("rb") as file:
+        for record in read_records(shard):
+            values = record.features.get(names.id, [])
+            if len(values) != 1 or not isinstance(values[0], bytes):
+                raise ImageError(
+                    f"{shard}: record at byte {record.start}: feature {names.id!r} holds no id: name the one that does "
+                    f"under data.tfrecord.features.image_name (there are {', '.join(sorted(record.features))})"
+                )
+            start, length = image_span(record, names.image)
+            file.seek(start)
+            stamp = zlib.crc32(file.read(length))
+            source = Source(shard, "tfrecord", start, length, n_bytes=length, stamp=stamp, swap_red_blue=swap)
+            yield values[0].decode("utf-8", "replace"), source
+
+
+def _datasets(path: Path, wanted: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
+    """ISIC 2024's form: a data set of encoded bytes for each id."""
+    with _open_hdf5(path) as file:
+        try:
+            there = set(file)
+            if unnamed := [key for key in there if not isinstance(key, str)]:  # h5py gives what is no UTF-8 as bytes
+                raise ImageError(f"{path} holds {unnamed[0]!r}, a name that is no text: write the file again")
+        except ImageError:
+            raise
+        except (OSError, RuntimeError, LookupError, ValueError) as error:
+            raise ImageError(f"{path} can't be listed ({error}): download or write the file again") from error
+        mtime = path.stat().st_mtime_ns
+        for key in sorted(there if wanted is None else there & wanted):
+            length = int(_dataset(file, key, path).nbytes)
+            # The file's time: a checksum of each picture would read the whole file before the first is decoded.
+            yield key, Source(path, "hdf5", key=key, n_bytes=length, stamp=mtime, swap_red_blue=swap)
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except (OSError, RuntimeError, LookupError, ValueError) as error:
+        raise ImageError(f"{path}: no HDF5 file that can be read ({error}): download or write it again") from error
+
+
+def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
+    value = _dataset(file, key, path)
+    try:
+        data = value[()]
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError) as error:
+        raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
+    return data if isinstance(data, bytes) else np.asarray(data).tobytes()
+
+
+def _dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
+    """The encoded picture under ``key``: a scalar of opaque bytes or a vector of uint8, in this file itself."""
+    import h5py
+
+    advice = "store the encoded bytes of one picture there"
+    try:
+        is_own = isinstance(file.get(key, getlink=True), h5py.HardLink)  # others may lead out of the file
+        value = file[key] if is_own else None
+        if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual:
+            raise ImageError(f"{path}[{key}] is no data set of this file itself: {advice}")
+        if value.dtype.kind not in "VSOu" or value.ndim > 1 or value.nbytes > MAX_ENCODED:
+            raise ImageError(f"{path}[{key}] holds {value.dtype} of shape {value.shape}: {advice}")
+    except ImageError:
+        raise
+    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
+    return value

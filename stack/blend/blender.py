@@ -1,0 +1,275 @@
+"""One score from many runs: a scikit-learn estimator over out-of-fold predictions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from stack.blend.columns import TRANSFORMS, NetColumns, Weighting, weighted_sum
+from stack.blend.hill_climb import hill_climb
+from stack.blend.logistic_weights import logistic_weights
+from stack.blend.search import completed, study_in_memory, tune_weights
+from stack.errors import ConfigError, DataError
+from stack.metrics.curve import OBJECTIVES, Bools, Floats
+from stack.metrics.intervals import Interval, interval
+from stack.ranks import AVERAGED, Ecdf
+
+METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
+
+
+class PredictionsError(DataError, ValueError):
+    """Predictions or targets that can't be blended; a ValueError too, as scikit-learn's contract asks."""
+
+
+class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A weighted mean of runs, for anyone's matrix of out-of-fold predictions (rows, runs) and two classes.
+
+    `method`, simplest first:
+
+    - `rank_mean`: equal weights on ranks.
+    - `mean`: equal weights on probabilities.
+    - `logistic`: a logistic regression on standardised logits, no weight negative; its score is a probability.
+    - `hill_climb`: greedy selection on ranks with (`replacement`) or without repetition, averaged over `bags` climbs.
+    - `optuna`: weights, a transform a run out of probability, logit and rank, and with `power` a power of its ranks, in
+      `trials` trials that begin with the four above; its score is a rank among the rows of the fit. For "logloss"
+      weights on probabilities, and its score is one. After `timeout` seconds no further trial begins.
+
+    A run that leaves [0, 1] enters by its rank, for "logloss" too. Each run must point the right way: high for the
+    second of `classes_`. `objective` is what hill_climb and optuna look for.
+
+    What comes out of ranks orders rows and is no probability (`stack.blend.calibration` makes one of it), and
+    what tuned weights score on the rows that tuned them is no estimate (`stack.blend.nested` makes one).
+
+    Fitted: `weighting_`, of which `weights_` (runs,), never negative, sum 1, and `transforms_` (runs,); `columns_`,
+    which were learnt without targets; `slope_` and `intercept_` of "logistic"; `classes_`; `trial_values_` (trials,),
+    empty unless tuned here; `in_sample_`, the Interval of the objective over `groups` on the very rows of the
+    fit, None where no groups were given.
+
+        >>> P = [[0.1, 0.3], [0.2, 0.1], [0.7, 0.8], [0.9, 0.6]]
+        >>> Blender("rank_mean").fit(P, [0, 0, 1, 1]).predict_proba(P)[:, 1]
+        array([0.25, 0.25, 0.75, 0.75])
+    """
+
+    def __init__(
+        self,
+        method: str = "rank_mean",
+        objective: str = "auc",
+        trials: int = 100,
+        power: bool = False,
+        replacement: bool = True,
+        bags: int = 5,
+        seed: int = 0,
+        timeout: float | None = None,
+    ) -> None:
+        self.method = method
+        self.objective = objective
+        self.trials = trials
+        self.power = power
+        self.replacement = replacement
+        self.bags = bags
+        self.seed = seed
+        self.timeout = timeout
+
+    def fit(
+        self,
+        P: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike | None = None,
+        *,
+        nets: ArrayLike | None = None,
+        columns_from: NetColumns | tuple[ArrayLike, ArrayLike] | None = None,
+        study: optuna.Study | None = None,
+        weighting: Weighting | None = None,
+    ) -> Blender:
+        """Choose the weights of predictions `P` (n, runs) for targets `y` (n,).
+
+        `nets` (n,) or (n, runs) says which fold net made a prediction (default: none in particular). Ranks and
+        scales are taken within run and net against `columns_from`: fitted NetColumns, or predictions and their nets,
+        which need no targets (default: `P` and `nets`). With "optuna", a `study` that is given is continued
+        up to `trials` trials instead of a new one in memory, and a `weighting` that a study has found already
+        is taken as it is.
+
+        Raises PredictionsError for NaN, naming the run, for anything but two classes and for weights off the
+        simplex; ConfigError for an unknown method or objective.
+        """
+        _refuse_unknown("blend method", self.method, METHODS)
+        _refuse_unknown("objective", self.objective, OBJECTIVES)
+        p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
+        self._refuse_gaps(p)
+        positive = self._learn_classes(labels)
+        made_by = _nets(nets, p)
+        given = columns_from if columns_from is not None else (p, made_by)
+        self.columns_ = given if isinstance(given, NetColumns) else NetColumns().fit(*given)
+        inside = self.columns_.inside_ & (p.min(axis=0) >= 0) & (p.max(axis=0) <= 1)
+        self.probabilities_ = np.where(inside, "probability", "rank")
+        self.slope_, self.intercept_, self.trial_values_ = 1.0, 0.0, np.empty(0)
+        if self.method == "optuna" and weighting is not None:
+            self.weighting_ = weighting.checked(p.shape[1])
+        else:
+            self.weighting_ = self._choose(p, positive, made_by, study)
+        total = self._total(p, made_by)
+        self.distribution_ = Ecdf().fit(total) if self._is_rank_of_sum() else None
+        self.in_sample_: Interval | None = None
+        if groups is not None:
+            self.in_sample_ = interval(self.objective, positive, self._score(total), groups)
+        return self
+
+    @property
+    def weights_(self) -> Floats:
+        """Of each run (runs,), none negative, with sum 1."""
+        return np.array(self.weighting_.weights)
+
+    @property
+    def transforms_(self) -> NDArray[np.str_]:
+        """How each run enters (runs,): "probability", "logit" or "rank"."""
+        return np.array(self.weighting_.transforms)
+
+    def predict_proba(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> Floats:
+        """1 - score and score, (n, 2), of predictions `P` (n, runs) made by `nets` (n,) or (n, runs)."""
+        check_is_fitted(self)
+        p = validate_data(self, P, dtype=np.float64, ensure_all_finite=False, reset=False)
+        self._refuse_gaps(p)
+        outside: Bools = (self.transforms_ != "rank") & ((p.min(axis=0) < 0) | (p.max(axis=0) > 1))
+        if outside.any():
+            raise PredictionsError(f"{self._named(outside)}: probabilities in fit, outside [0, 1] now")
+        score = self._score(self._total(p, _nets(nets, p)))
+        return np.column_stack([1 - score, score])
+
+    def predict(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> NDArray[Any]:
+        """The class with the higher column of predict_proba, (n,); of ranks it makes halves, no diagnosis."""
+        score = self.predict_proba(P, nets=nets)
+        labels: NDArray[Any] = self.classes_[np.argmax(score, axis=1)]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        tags.classifier_tags.poor_score = True  # columns of features, unlike predictions, point anywhere
+        return tags
+
+    def _choose(self, p: Floats, positive: Bools, nets: NDArray[Any], study: optuna.Study | None) -> Weighting:
+        ranks, equal = ("rank",) * p.shape[1], np.ones(p.shape[1])
+        if self.method == "rank_mean":
+            return Weighting.of(ranks, equal)
+        if self.method == "mean":
+            return Weighting.of(self.probabilities_, equal)
+        if self.method == "logistic":
+            weighting, coefficients, self.intercept_ = self._logistic(p, positive, nets)
+            self.slope_ = max(float(coefficients.sum()), 1e-6)  # of runs that all point the wrong way: their mean
+            return weighting
+        plain = tuple(self.probabilities_.tolist()) if self.objective == "logloss" else ranks
+        V = self.columns_.plain(p, nets, plain)
+
+        def climbed() -> Weighting:
+            weights = hill_climb(
+                V, positive, objective=self.objective, replacement=self.replacement, bags=self.bags, seed=self.seed
+            )
+            return Weighting.of(plain, weights)
+
+        if self.method == "hill_climb":
+            return climbed()
+        study = study or study_in_memory()
+        search = partial(
+            tune_weights,
+            y=positive,
+            objective=self.objective,
+            trials=self.trials,
+            timeout=self.timeout,
+            seed=self.seed,
+            study=study,
+        )
+        if self.objective == "logloss":
+            allowed: list[tuple[str, ...]] = [(kind,) for kind in plain]
+            begin = [lambda: Weighting.of(plain, equal), climbed]
+            found = search({"probability": V, "rank": V}, allowed, begin=begin)
+        else:
+            inside = self.probabilities_ == "probability"
+            spread = np.where(inside, [spread for _, spread in self.columns_.moments_], 1.0)
+            kinds = {
+                kind: self.columns_.standardised(p, nets, np.where(inside, kind, "rank").tolist())
+                for kind in TRANSFORMS
+            }
+            found = search(
+                kinds,
+                [TRANSFORMS if probability else ("rank",) for probability in inside],
+                begin=[
+                    lambda: Weighting.of(ranks, equal),
+                    lambda: Weighting.of(self.probabilities_, spread),  # the plain mean, on standardised columns
+                    lambda: Weighting.of(_logits(inside), equal),
+                    lambda: self._logistic(p, positive, nets)[0],
+                    climbed,
+                ],
+                ranks=self.columns_.ranks_.transform(p, nets) if self.power else None,
+            )
+        self.trial_values_ = np.array([trial.value for trial in completed(study)])
+        return found
+
+    def _logistic(self, p: Floats, positive: Bools, nets: NDArray[Any]) -> tuple[Weighting, Floats, float]:
+        transforms = _logits(self.probabilities_ == "probability")
+        coefficients, intercept = logistic_weights(self.columns_.standardised(p, nets, transforms), positive)
+        return Weighting.of(transforms, coefficients), coefficients, intercept
+
+    def _is_rank_of_sum(self) -> bool:
+        return self.method == "optuna" and self.objective != "logloss"
+
+    def _total(self, p: Floats, nets: NDArray[Any]) -> Floats:
+        weighting = self.weighting_
+        if self.method == "logistic" or self._is_rank_of_sum():
+            V = self.columns_.standardised(p, nets, weighting.transforms, weighting.powers)
+        else:
+            V = self.columns_.plain(p, nets, weighting.transforms)
+        return weighted_sum(V, weighting.weights)
+
+    def _score(self, total: Floats) -> Floats:
+        if self.distribution_ is not None:
+            return self.distribution_(total)
+        if self.method == "logistic":
+            score: Floats = expit(self.slope_ * total + self.intercept_)
+            return score
+        return np.clip(total, 0, 1)
+
+    def _learn_classes(self, y: NDArray[Any]) -> Bools:
+        check_classification_targets(y)
+        self.classes_, code = np.unique(y, return_inverse=True)
+        if len(self.classes_) == 1:
+            raise PredictionsError(f"only one class in {len(y)} targets, {self.classes_[0]}: a blend needs two")
+        if len(self.classes_) > 2:
+            raise PredictionsError(
+                "Only binary classification is supported. The type of the target is multiclass: "
+                f"{len(self.classes_)} classes, {self.classes_[:5]}"
+            )
+        positive: Bools = code == 1
+        return positive
+
+    def _refuse_gaps(self, P: Floats) -> None:
+        gaps: Bools = ~np.isfinite(P)
+        if gaps.any():
+            raise PredictionsError(
+                f"{self._named(np.any(gaps, axis=0))}: {gaps.sum()} predictions are NaN or inf "
+                f"(first in row {np.argmax(gaps.any(axis=1))}): drop these rows or leave the run out"
+            )
+
+    def _named(self, runs: Bools) -> str:
+        names = getattr(self, "feature_names_in_", np.arange(runs.size))[runs]
+        return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
+
+
+def _logits(inside: Bools) -> list[str]:
+    return ["logit" if probability else "rank" for probability in inside]
+
+
+def _nets(nets: ArrayLike | None, P: Floats) -> NDArray[Any]:
+    return np.full(len(P), AVERAGED) if nets is None else np.asarray(nets)
+
+
+def _refuse_unknown(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")

@@ -1,0 +1,219 @@
+"""The honest number: weights, and the choice of method itself, made without the rows that are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+from image_models.processes import in_processes
+from stack.blend.blender import METHODS, Blender
+from stack.blend.columns import NetColumns, Weighting
+from stack.errors import ConfigError, DataError
+from stack.metrics.curve import Floats
+from stack.metrics.intervals import bootstrap_scores, interval, paired_difference
+from stack.metrics.scores import score
+from stack.ranks import Ecdf
+
+Without = frozenset[int]  # the folds whose rows a choice has not looked at
+
+
+@dataclass(frozen=True)
+class NestedBlend:
+    """What `blend_nested` found; each score array is (n,), in the order of its rows.
+
+    `by_method[chosen]` has the scale of what `final` makes of new rows: calibrate on that. `score` need not: where the
+    folds chose different methods, probabilities here and ranks there, it is the rank within the fold.
+    """
+
+    chosen: str  # the method of the blend that is used
+    chosen_by_fold: dict[int, str]  # the method chosen without this fold
+    score: Floats  # the headline's: each fold by the method, and its weights, chosen on the others
+    by_method: dict[str, Floats]  # each fold by the method with weights from the others; simplest method first
+    tuned: dict[str, Floats]  # in-sample: by the method with weights from all rows, these included
+    final: Blender  # `chosen`, fitted on all rows
+
+    def summary(self, y: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """A row for each method, simplest first: `nested` beside what `tuned` in-sample would have claimed.
+
+        Columns: method; nested, with its interval low and high; tuned; gap, tuned less nested; difference,
+        nested less that of the first method, with its interval difference_low and difference_high; chosen.
+        Nothing may be called better than the first method while that interval holds 0.
+        """
+        objective, first = self.final.objective, next(iter(self.by_method.values()))
+        rows = []
+        for method, nested in self.by_method.items():
+            value = interval(objective, y, nested, split_group, draws=draws, seed=seed)
+            gain = paired_difference(objective, y, nested, first, split_group, draws=draws, seed=seed)
+            tuned = score(objective, y, self.tuned[method])
+            row = {"method": method, "nested": value.value, "low": value.low, "high": value.high}
+            row |= {"tuned": tuned, "gap": tuned - value.value}
+            row |= {"difference": gain.value, "difference_low": gain.low, "difference_high": gain.high}
+            rows.append(row | {"chosen": method == self.chosen})
+        return pd.DataFrame(rows)
+
+
+def blend_nested(
+    P: ArrayLike | pd.DataFrame,
+    y: ArrayLike,
+    *,
+    nets: ArrayLike,
+    fold: ArrayLike,
+    split_group: ArrayLike,
+    methods: Iterable[str] = METHODS,
+    objective: str = "auc",
+    trials: int = 100,
+    power: bool = False,
+    replacement: bool = True,
+    bags: int = 5,
+    seed: int = 0,
+    n_jobs: int = 1,
+    tuned: Mapping[Without, Weighting] | None = None,
+) -> NestedBlend:
+    """Blend out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), and say honestly how good that is.
+
+    The rows of a fold are scored by weights tuned on the other folds, and by the method chosen there, where
+    each method is nested once more: fold j of them is scored by weights that saw neither j nor the fold held
+    out. The same weights serve when it is j that is held out, so that k folds take 1 + k + k (k - 1) / 2
+    studies. Ranks and scales are taken within run and net (`nets` (n,) or (n, runs)) over all rows, but see no target.
+    `trials`, `power`, `replacement` and `bags` are the `Blender`'s; `tuned` holds what studies have found for
+    "optuna" before, by the folds these left out.
+
+    The same result for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than three
+    folds where there is a method to choose and for what `Blender` refuses; ConfigError for unknown methods.
+    """
+    frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
+    y, nets, fold = np.asarray(y), np.asarray(nets), np.asarray(fold)
+    split_group, methods = np.asarray(split_group), _simplest_first(methods)
+    folds = _checked_folds(fold, split_group, methods)
+    columns = NetColumns().fit(frame, nets)
+    blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
+    fitted = list(
+        in_processes(
+            (
+                partial(_fit_without, without, blenders, frame, y, nets, fold, columns, tuned)
+                for without in left_out(folds, methods)
+            ),
+            n_jobs,
+        )
+    )
+    scores: dict[Without, list[Floats]] = {without: made for without, made, _ in fitted}
+
+    def nested(without: Without) -> dict[str, Floats]:
+        """Each method's scores (n,), NaN in the folds of `without`, by weights that saw neither these nor the row's."""
+        pieces = {k: scores[without | {k}] for k in folds if k not in without}
+        return {m: _by_fold(fold, {k: made[i] for k, made in pieces.items()}) for i, m in enumerate(methods)}
+
+    def choice(without: Without) -> str:
+        if len(methods) == 1:
+            return methods[0]
+        rows = ~np.isin(fold, list(without))
+        candidates = {method: s[rows] for method, s in nested(without).items()}
+        return choose_method(objective, y[rows], candidates, split_group[rows], seed=seed)
+
+    by_method = nested(frozenset())
+    chosen, chosen_by_fold = choice(frozenset()), {k: choice(frozenset({k})) for k in folds}
+    headline = _by_fold(fold, {k: by_method[method] for k, method in chosen_by_fold.items()})
+    finals = dict(zip(methods, fitted[0][2], strict=True))
+    if len(set(chosen_by_fold.values())) > 1 and objective != "logloss":
+        headline = _by_fold(fold, {k: _ranked(headline, fold == k) for k in folds})
+    tuned_in_sample = dict(zip(methods, scores[frozenset()], strict=True))
+    return NestedBlend(chosen, chosen_by_fold, headline, by_method, tuned_in_sample, finals[chosen])
+
+
+def choose_method(
+    objective: str,
+    y: ArrayLike,
+    scores: Mapping[str, ArrayLike],
+    split_group: ArrayLike,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> str:
+    """The first of `scores` (n,), which stand simplest first, that the best does not beat by more than noise.
+
+    Noise is one standard error of the paired difference, by bootstrap over split_groups (the one-standard-error
+    rule of Breiman et al. 1984, on the difference rather than on the best score alone).
+    """
+    values = np.array([score(objective, y, s) for s in scores.values()])
+    drawn = bootstrap_scores(objective, y, np.column_stack(list(scores.values())), split_group, draws=draws, seed=seed)
+    best = int(np.argmax(values))
+    noise = np.nanstd(drawn[:, [best]] - drawn, axis=0)
+    return list(scores)[int(np.argmax(values[best] - values <= noise))]
+
+
+def left_out(folds: Iterable[int], methods: Iterable[str] = METHODS) -> list[Without]:
+    """The sets of folds that `blend_nested` leaves out of a fit: none first, each one, and each two for a choice."""
+    folds = sorted(folds)
+    sizes = (0, 1, 2) if len(tuple(methods)) > 1 else (0, 1)
+    return [frozenset(without) for size in sizes for without in combinations(folds, size)]
+
+
+def _fit_without(
+    without: Without,
+    blenders: list[Blender],
+    frame: pd.DataFrame,
+    y: NDArray[Any],
+    nets: NDArray[Any],
+    fold: NDArray[Any],
+    columns: NetColumns,
+    tuned: Mapping[Without, Weighting] | None,
+) -> tuple[Without, list[Floats], list[Blender]]:
+    """Fit each blender to the rows of the other folds and score these rows, or all where none is left out."""
+    if tuned is not None and without not in tuned:
+        raise ConfigError(f"no tuned weights that leave out the folds {sorted(without)}: tune the blend again")
+    weighting = None if tuned is None else tuned[without]
+    fitted = [clone(blender) for blender in blenders]
+    unseen = np.isin(fold, list(without))
+    scored = unseen if without else ~unseen
+    scores = []
+    for blender in fitted:
+        blender.fit(frame[~unseen], y[~unseen], nets=nets[~unseen], columns_from=columns, weighting=weighting)
+        made = np.full(len(fold), np.nan)
+        made[scored] = blender.predict_proba(frame[scored], nets=nets[scored])[:, 1]
+        scores.append(made)
+    return without, scores, [] if without else fitted
+
+
+def _by_fold(fold: NDArray[Any], pieces: Mapping[int, Floats]) -> Floats:
+    """Of each array (n,) the rows of its fold; NaN in folds that have none."""
+    whole = np.full(len(fold), np.nan)
+    for k, piece in pieces.items():
+        whole[fold == k] = piece[fold == k]
+    return whole
+
+
+def _ranked(score: Floats, rows: NDArray[np.bool_]) -> Floats:
+    ranks = np.full(len(score), np.nan)
+    ranks[rows] = Ecdf().fit(score[rows])(score[rows])
+    return ranks
+
+
+def _simplest_first(methods: Iterable[str]) -> tuple[str, ...]:
+    wanted = tuple(methods)
+    unknown = [method for method in wanted if method not in METHODS]
+    if unknown or not wanted:
+        raise ConfigError(f"blend methods {', '.join(wanted) or '(none)'}: choose from {', '.join(METHODS)}")
+    return tuple(method for method in METHODS if method in wanted)
+
+
+def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple[str, ...]) -> list[int]:
+    folds = [int(k) for k in np.unique(fold)]
+    needed = 3 if len(methods) > 1 else 2
+    if len(folds) < needed:
+        raise DataError(
+            f"{len(folds)} folds: blending {len(methods)} methods honestly takes {needed}; make more folds"
+            + (", or name one method" if len(folds) == 2 else "")
+        )
+    placed = pd.DataFrame({"split_group": split_group, "fold": fold}).drop_duplicates()
+    torn = placed["split_group"][placed["split_group"].duplicated()].unique()
+    if len(torn):
+        raise DataError(f"{len(torn)} split_groups sit in more than one fold ({torn[0]}): make the folds by group")
+    return folds

@@ -1,0 +1,225 @@
+"""Predictions made elsewhere, brought in as a run: checked row by row against the ids, groups and folds here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stack.console import Out
+from stack.errors import DataError, StoreError
+from stack.experiment import Experiment, write_rows
+from stack.features import to_logit
+from stack.imported_files import ImportedColumns, read_predictions_file, read_wide_file
+from stack.ranks import AVERAGED
+from stack.settings import NAME
+from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
+
+ROUNDING = 1e-3  # of probabilities written with three digits
+
+
+def import_oof(
+    experiment: Experiment,
+    name: str,
+    oof_csv: Path,
+    test_csv: Path | None,
+    out: Out,
+    *,
+    columns: ImportedColumns,
+    test_averaged: bool,
+    exclude: int,
+    foreign_folds: bool,
+    replace: bool,
+    all_rows: Path | None = None,
+    all_rows_prefix: str | None = None,
+) -> Run:
+    """Write the run ``name`` from another pipeline's probabilities.
+
+    ``exclude`` is how many training rows the file lacks: neither more nor fewer. Its fold column must put the rows
+    into the experiment's folds (numbers may differ); other folds need ``foreign_folds``, which stays on record, as
+    stacking on them is not fold-consistent. ``test_averaged`` is for a test file of one averaged row an id.
+    ``all_rows`` has what every fold model says of every row of the out-of-fold file, for the audit alone: a row an id
+    and model, or with ``all_rows_prefix`` a column a model, called the prefix and its fold.
+
+    Raises DataError naming the file, rows and values; StoreError where the run exists and ``replace`` isn't set.
+    """
+    folder = experiment.models / name
+    if not re.fullmatch(NAME, name):
+        raise DataError(f"{name!r} can't name a run: use letters, digits, '_', '-' and '.', 64 at most")
+    if name in experiment.config.model_names:
+        raise DataError(f"{name} is a model of {experiment.config_path}: choose another name for the imported run")
+    if read_run(folder) and not replace:
+        raise StoreError(f"{folder} exists: add --replace to set it aside and import again")
+    if all_rows_prefix is not None and all_rows is None:
+        raise DataError(f"--all-rows-prefix {all_rows_prefix} is of no file: name it with --all-rows")
+    oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, unless="--foreign-folds")
+    fold = _check_oof(experiment, oof, oof_csv, columns, exclude=exclude, foreign=foreign_folds)
+    has_test = bool(len(experiment.table.test))
+    if has_test and test_csv is None:
+        raise DataError("the experiment has test rows: give their predictions with --test")
+    if test_csv and not has_test:
+        out.warn(f"the experiment has no test rows (data.test): {test_csv} is not read")
+    frames = {"oof": prediction_frame(oof["id"], fold.numbers, to_logit(oof["p"].to_numpy()))}
+    frames["test"] = (
+        _test_frame(experiment, test_csv, columns, fold, averaged=test_averaged)
+        if has_test and test_csv
+        else prediction_frame([], 0, np.empty(0, np.float32))
+    )
+    files = {"oof": sha256(oof_csv), "test": sha256(test_csv) if has_test and test_csv else None}
+    if all_rows:
+        frames["all_rows"] = _all_rows_frame(all_rows, columns, oof, fold, prefix=all_rows_prefix)
+        files["all_rows"] = sha256(all_rows)
+    inputs = {"rows or folds": experiment.rows_fingerprint, "files": fingerprint(files)}
+    meta = {
+        "fingerprint": fingerprint(inputs),
+        "level": 1,
+        "kind": "imported",
+        "inputs": inputs,
+        "excluded": exclude,
+        "foreign_folds": fold.foreign,
+        "test_averaged": test_averaged,
+    }
+    with locked(experiment.folder):
+        write_rows(experiment)
+        if aside := set_aside(folder, experiment.old):
+            out.say(f"{name}: the old run is kept as {aside}")
+        return write_run(folder, meta, frames=frames)
+
+
+@dataclass(frozen=True)
+class _FoldMatch:
+    numbers: NDArray[np.int8]  # of each out-of-fold row: ours, or its own where they are foreign
+    theirs: dict[object, int]  # their number → that in ``numbers``; empty where the file has no folds
+    foreign: bool
+
+
+def _check_oof(
+    experiment: Experiment,
+    oof: pd.DataFrame,
+    path: Path,
+    columns: ImportedColumns,
+    *,
+    exclude: int,
+    foreign: bool,
+) -> _FoldMatch:
+    ids = pd.Index(experiment.table.train["id"])
+    doubled = oof["id"][oof["id"].duplicated()]
+    if len(doubled):
+        raise DataError(f"{path}: {len(doubled)} ids in more than one row, first {doubled.iloc[0]!r}: one row an id")
+    rows = ids.get_indexer(oof["id"])
+    if (rows < 0).any():
+        first = oof["id"][rows < 0].iloc[0]
+        raise DataError(
+            f"{path}: {(rows < 0).sum()} ids are no training rows, first {first!r}: drop them from the file"
+        )
+    lacking = len(ids) - len(rows)
+    if lacking != exclude:
+        raise DataError(
+            f"{path}: {lacking} of {len(ids)} training rows have no prediction, {exclude} declared: "
+            + (f"add `--exclude {lacking}` to leave them out of the stack" if lacking else "drop --exclude")
+        )
+    ours = experiment.folds.frame["fold"].to_numpy()[rows]
+    if empty := sorted(set(range(experiment.folds.k)) - set(ours)):
+        raise DataError(f"{path}: no prediction for any row of fold {empty[0]}: stacking needs rows of every fold")
+    if "fold" not in oof:
+        return _FoldMatch(np.zeros(len(oof), np.int8), {}, foreign=True)
+    pairs = pd.DataFrame({"theirs": oof["fold"], "ours": ours}).drop_duplicates()
+    if len(pairs) == pairs["theirs"].nunique() == pairs["ours"].nunique():
+        return _FoldMatch(ours.astype(np.int8), dict(zip(pairs["theirs"], pairs["ours"], strict=True)), foreign=False)
+    if not foreign:
+        raise DataError(
+            f"{path}: column {columns.fold!r} holds other folds than the experiment's: use its folds here "
+            "(data.columns.fold), or add --foreign-folds, which is recorded and shown with the run's numbers"
+        )
+    _check_groups(experiment, oof, rows, path)
+    numbers, theirs = pd.factorize(oof["fold"], sort=True)
+    return _FoldMatch(numbers.astype(np.int8), {net: number for number, net in enumerate(theirs)}, foreign=True)
+
+
+def _check_groups(experiment: Experiment, oof: pd.DataFrame, rows: NDArray[np.intp], path: Path) -> None:
+    """Foreign folds may differ from ours, but a group that they tear apart has leaked into the predictions."""
+    torn = pd.Series(oof["fold"].to_numpy()).groupby(experiment.split_group[rows]).nunique()
+    torn = torn[torn > 1]
+    if len(torn):
+        raise DataError(
+            f"{path}: its folds split {len(torn)} groups, first {torn.index[0]!r}: these predictions have seen "
+            "other rows of the groups that they are scored on; make them again with grouped folds"
+        )
+
+
+def _test_frame(
+    experiment: Experiment, path: Path, columns: ImportedColumns, fold: _FoldMatch, *, averaged: bool
+) -> pd.DataFrame:
+    test = read_predictions_file(path, columns, needs_fold=not (averaged or fold.foreign), unless="--test-averaged")
+    if averaged or "fold" not in test:
+        numbers = pd.Series(AVERAGED, index=test.index)
+    elif fold.foreign:
+        numbers = pd.Series(pd.factorize(test["fold"], sort=True)[0], index=test.index)
+    else:
+        numbers = _numbers(test["fold"], fold, path, columns, instead=", or one averaged row an id (--test-averaged)")
+    _check_rows(test["id"], numbers, pd.Index(experiment.table.test["id"]), path, what="test rows")
+    return prediction_frame(test["id"], numbers.to_numpy(np.int8), to_logit(test["p"].to_numpy()))
+
+
+def _all_rows_frame(
+    path: Path, columns: ImportedColumns, oof: pd.DataFrame, fold: _FoldMatch, *, prefix: str | None
+) -> pd.DataFrame:
+    """Every fold model on every row of the out-of-fold file, whose own numbers each model must repeat."""
+    if not fold.theirs:
+        raise DataError(
+            f"{path}: the out-of-fold file has no column {columns.fold!r}, so no model claims to lack a row"
+        )
+    if prefix is None:
+        made = read_predictions_file(path, columns, needs_fold=True, unless="--all-rows-prefix, for a column a net")
+    else:
+        made = read_wide_file(path, columns, prefix)
+    numbers = _numbers(made["fold"], fold, path, columns, instead="")
+    _check_rows(made["id"], numbers, pd.Index(oof["id"]), path, what="out-of-fold rows")
+    claimed = oof[["id", "p"]].assign(net=fold.numbers)
+    own = made.assign(net=numbers).merge(claimed, on=["id", "net"], suffixes=("", "_oof"), validate="one_to_one")
+    apart = (own["p"] - own["p_oof"]).abs()
+    if (apart > ROUNDING).any():
+        first = own.iloc[int(np.argmax(apart))]
+        raise DataError(
+            f"{path}: in {(apart > ROUNDING).sum()} rows the model that claims to have held them out has another p "
+            f"than in the out-of-fold file, furthest {first['id']!r}: {first['p']:.4f} and {first['p_oof']:.4f}; make "
+            "both files from the same models, or check their folds"
+        )
+    return prediction_frame(made["id"], numbers.to_numpy(np.int8), to_logit(made["p"].to_numpy()))
+
+
+def _numbers(labels: pd.Series, fold: _FoldMatch, path: Path, columns: ImportedColumns, *, instead: str) -> pd.Series:
+    """The number of the net that made each row, whose label must be one of the out-of-fold file's."""
+    numbers = labels.map(fold.theirs)
+    if numbers.isna().any():
+        strange = sorted(set(labels[numbers.isna()].astype(str)))
+        raise DataError(
+            f"{path}: fold {', '.join(strange)} is none of the out-of-fold file's: check {columns.fold!r}{instead}"
+        )
+    if lacking := [str(theirs) for theirs, ours in fold.theirs.items() if ours not in set(numbers)]:
+        raise DataError(
+            f"{path}: no row is of net {', '.join(sorted(lacking))}, which the out-of-fold file has: give every "
+            f"net's rows{instead}"
+        )
+    return numbers
+
+
+def _check_rows(ids: pd.Series, numbers: pd.Series, wanted: pd.Index, path: Path, *, what: str) -> None:
+    """Each net must have each of the wanted rows once, and no other."""
+    for number in sorted(set(numbers)):
+        here = ids[numbers == number]
+        net = "" if number == AVERAGED else f" of net {number}"
+        if here.duplicated().any():
+            raise DataError(
+                f"{path}: {here.duplicated().sum()} ids in more than one row{net}: one row an id and net "
+                "(name the net's column with --fold-column, or give one averaged test row with --test-averaged)"
+            )
+        if len(here) != len(wanted) or not wanted.isin(here).all():
+            raise DataError(
+                f"{path}: {(~wanted.isin(here)).sum()} {what} have no prediction{net}, "
+                f"{(~here.isin(wanted)).sum()} ids are no {what}: give exactly their ids"
+            )

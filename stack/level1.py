@@ -1,0 +1,142 @@
+"""Level 1: every image model over every fold, each row predicted by the net that did not see its split_group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from image_models.settings import Training
+from stack.console import Out
+from stack.errors import StoreError
+from stack.experiment import Experiment, write_rows
+from stack.image_config import ImageModel
+from stack.labels import labels_of
+from stack.level1_folds import FoldTask, frozen_tasks, trained_tasks
+from stack.level1_jobs import drop_unfinished, is_complete, put_together, run_tasks
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_whole, sha256
+from stack.trained_before import set_aside_for
+from stack.tuned import enabled_models
+
+if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+    from image_models.cache import ImageCache
+
+
+_FILES = {"pretrained weights", "images"}  # inputs that level 2 has not at hand
+
+
+def run_image_models(
+    experiment: Experiment, caches: Mapping[int, ImageCache], out: Out, *, rebuild: Sequence[str] = ()
+) -> list[Run]:
+    """Make every enabled image model of the config complete; what is complete already is skipped.
+
+    ``caches`` holds the pictures at each size that `check_image_models` names.
+
+    Raises StoreError for a run made with other settings or rows (naming what changed and the command that rebuilds it),
+    ImageError for missing or unreadable images, unknown backbones and weights that don't fit.
+    """
+    models = enabled_models(experiment)
+    made_of = {model.name: _inputs(experiment, model, caches[model.size]) for model in models}
+    for model in models:  # all of them before the first is set aside
+        if model.name not in rebuild:
+            check_fresh(experiment, experiment.models / model.name, made_of[model.name])
+    with ExitStack() as locks:
+        tasks: list[FoldTask] = []
+        for model in models:
+            folder, cache, inputs = experiment.models / model.name, caches[model.size], made_of[model.name]
+            if model.name in rebuild and folder.exists():
+                with locked(folder):  # never under another process that is filling it
+                    aside = set_aside_for(folder, experiment.old, inputs)
+                out.say(f"{model.name}: " + (f"the old run is kept as {aside}" if aside else "goes on being rebuilt"))
+            if read_whole(folder):
+                drop_unfinished(folder)  # of a process that was killed before it could
+                out.say(f"{model.name}: complete, skipped")
+                continue
+            locks.enter_context(locked(folder))
+            make = frozen_tasks if model.frozen else trained_tasks
+            tasks += make(experiment, model, cache, inputs, out)
+        write_rows(experiment)
+        missing = [task for task in tasks if not is_complete(task)]
+        if len(missing) < len(tasks):
+            out.say(f"{len(tasks) - len(missing)} of {len(tasks)} folds: complete, skipped")
+        last = {task.folder.parent: task for task in tasks}  # the task after which a run's folds are all there
+        for task in run_tasks(missing, experiment.config, out):
+            if task is last[task.folder.parent]:
+                put_together(experiment, last.pop(task.folder.parent))
+        for task in last.values():  # killed between the last fold and this line
+            put_together(experiment, task)
+    return [run for model in models if (run := read_run(experiment.models / model.name))]
+
+
+def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -> list[int]:
+    """Find a wrong name or file before the first minute of computing; the sizes in pixels that the models need."""
+    from image_models.net import check_backbone
+    from image_models.transforms import check_recipe
+
+    models = enabled_models(experiment)
+    if unknown := set(rebuild) - {model.name for model in models}:
+        raise StoreError(f"--rebuild {', '.join(sorted(unknown))}: no enabled image model of {experiment.config_path}")
+    for model in models:
+        check_backbone(model.backbone, model.pretrained)
+        check_recipe(model.augment)
+    return [model.size for model in models]
+
+
+def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) -> None:
+    """Raise StoreError where the run in ``folder``, or a fold of it, was made from something else than ``inputs``."""
+    for part in (folder, *sorted(folder.glob("fold_*"))):
+        run = read_run(part)
+        made_of = run.meta["inputs"] if run else inputs
+        changed = [
+            name
+            for name in {**inputs, **made_of}
+            if made_of.get(name) != inputs.get(name) and (name in inputs or name not in _FILES)
+        ]
+        if changed:
+            raise StoreError(
+                f"{part} was made with other {' and '.join(changed)}: take the change back, or rebuild it with "
+                f"`{experiment.command('oof', '--rebuild', folder.name)}`"
+            )
+
+
+def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
+    """What can be checked of an image run without its pictures and weights at hand: settings, rows, folds."""
+    external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
+    unused = {"name", "enabled", "pretrained", "selected"}
+    learned = {}
+    if model.frozen:
+        unused |= {field.name for field in fields(Training)} - {"batch_size"}
+        unused |= {"augment", "target", "diagnosis", "metadata"}
+    if model.target == "diagnosis":
+        labels = labels_of(model, experiment.table.train, experiment.external)
+        learned["diagnoses"] = frame_fingerprint(
+            pd.DataFrame(np.concatenate([labels.train, labels.external]), columns=labels.names)
+        )
+    if model.metadata:
+        learned["metadata"] = experiment.metadata_fingerprint
+    return {
+        "settings": fingerprint(model.model_dump(exclude=unused)),
+        "rows or folds": experiment.rows_fingerprint,
+        # Runs that are older than these inputs have seed 0, and nothing was selected.
+        **({"seed": str(seed)} if (seed := experiment.config.seed) else {}),
+        **({"selection": "on these rows"} if model.selected else {}),
+        **external,
+        **learned,
+    }
+
+
+def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dict[str, str]:
+    """What this run depends on, by name, so that a stale run can say what changed."""
+    weights = model.pretrained
+    return {
+        **level1_inputs(experiment, model),
+        "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
+        "images": cache.checksum(
+            [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
+        ),
+    }

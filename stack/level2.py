@@ -1,0 +1,249 @@
+"""Level 2: models on the matrix, over the same folds; the test rows are predicted as each fold net sees them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stack.acquisition import needed_acquisition
+from stack.config import Stacker
+from stack.console import Out
+from stack.experiment import Experiment
+from stack.features import Predictions, net_scales, predictions_of, standardised
+from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
+from stack.join import places
+from stack.parallel import on_threads, run_folds
+from stack.predictions import Embedding, alignment_notes, read_embeddings
+from stack.shortcuts import Probe, probe_experiments, probe_table
+from stack.store import (
+    Run,
+    atomic,
+    fingerprint,
+    frame_fingerprint,
+    named,
+    prediction_frame,
+    read_run,
+    read_whole,
+    set_aside,
+    write_run,
+)
+from stack.table import ACQUISITION
+from stack.tuned import tuned_fingerprint, tuned_params
+from tabular.models import Bag, fit_bag, write_bag
+
+
+def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[Run]:
+    """Make every enabled stacker complete on the level-1 runs ``sources``; a stale one is set aside and made again."""
+    if experiment.config.features.shortcuts:
+        experiment = needed_acquisition(experiment)
+    stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
+    inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
+    todo = []
+    for stacker in stackers:
+        folder = experiment.models / stacker.name
+        run = read_run(folder)
+        if run and run.meta["inputs"] == inputs[stacker.name]:
+            read_whole(folder)
+            out.say(f"{stacker.name}: complete, skipped")
+            continue
+        if run and (aside := set_aside(folder, experiment.old)):
+            out.say(f"{stacker.name}: its inputs changed; the old run is kept as {aside}")
+        todo.append(stacker)
+    if todo:
+        on_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out)
+    return [run for stacker in stackers if (run := read_run(experiment.models / stacker.name))]
+
+
+def _fit_all(
+    experiment: Experiment,
+    stackers: list[Stacker],
+    inputs: dict[str, dict[str, str]],
+    sources: list[Run],
+    out: Out,
+) -> None:
+    predictions = predictions_of(experiment, sources)
+    scales = net_scales(predictions)
+    predictions = standardised(predictions, scales)
+    left_out = len(experiment.target) - len(predictions.rows)
+    if left_out:
+        out.say(f"level 2: {left_out} training rows are left out, as declared by {_declarers(sources)}")
+    embeddings = read_embeddings(experiment, sources)
+    notes = alignment_notes(embeddings, sources)
+    for note, fits in notes:
+        (out.say if fits else out.warn)(note)
+    folds = range(experiment.folds.k)
+    asked = probe_experiments(experiment)
+    tasks: list[Callable[[], Any]] = [
+        partial(_fit_fold, experiment, stackers, embeddings, predictions, fold) for fold in folds
+    ]
+    tasks += [
+        partial(_held_out, changed, stackers[0], embeddings, predictions, fold)
+        for changed in asked.values()
+        for fold in folds
+    ]
+    made = run_folds(tasks, "level 2", experiment.config, out)
+    _warn_of_unseen([fold[0]["unseen"] for fold in made[: len(folds)]], out)
+    fitted, answers = made[: len(folds)], made[len(folds) :]
+    for number, stacker in enumerate(stackers):
+        parts = [fold[number] for fold in fitted]
+        oof = pd.concat([part["oof"] for part in parts], ignore_index=True)
+        order = places(experiment.table.train["id"].iloc[predictions.rows], oof["id"], f"the rows of {stacker.name}")
+        frames = {
+            "oof": oof.iloc[order],
+            "test": pd.concat([part["test"] for part in parts], ignore_index=True),
+        }
+        if number == 0:
+            logits = [np.concatenate([part["alone"] for part in parts])[order]]
+            logits += [
+                np.concatenate(answers[first : first + len(folds)])[order]
+                for first in range(0, len(answers), len(folds))
+            ]
+            probes = [Probe(name, logit) for name, logit in zip(["alone", *asked], logits, strict=True)]
+            frames["probes"] = probe_table(experiment, predictions, frames["oof"]["logit"].to_numpy(), probes)
+        meta = {
+            "fingerprint": fingerprint(inputs[stacker.name]),
+            "level": 2,
+            "kind": stacker.kind,
+            "inputs": inputs[stacker.name],
+            "settings": stacker.model_dump(mode="json", exclude={"enabled"}),
+            "features": parts[0]["features"],
+            "chosen": [part["chosen"] for part in parts],  # rounds, or the ridge strength
+            "alignment": [note for note, _ in notes],
+            "scales": scales,  # what its level-1 logits were standardised by
+            "excluded": left_out,
+            "selected": [run.name for run in sources if run.meta.get("selected")],
+            "seconds": round(sum(part["seconds"] for part in parts), 1),  # its own; the matrix is made for all at once
+        }
+        write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
+
+
+def _fit_fold(
+    experiment: Experiment,
+    stackers: list[Stacker],
+    embeddings: Mapping[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> list[dict[str, Any]]:
+    """Every stacker on one fold's matrix, which is built once."""
+    matrix = fold_matrix(experiment, embeddings, predictions, fold, alone=True)
+    assert matrix.held_alone is not None
+    threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
+    test_z = {name: embedding.test_of(fold) for name, embedding in embeddings.items()}
+    x_test = matrix.features.transform(experiment.table.test, predictions.test[fold], test_z)
+    made = []
+    for stacker in stackers:
+        started = time.monotonic()
+        folder = experiment.models / stacker.name / f"fold_{fold}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir(parents=True)
+        bag = kept = _fit(experiment, stacker, matrix, fold)
+        if stacker.name in experiment.config.tuned.gbdt:  # scored above; what is submitted takes what all rows chose
+            kept = _fit(experiment, stacker, matrix, None)
+        try:
+            files = write_bag(kept, folder)
+        except OSError as error:
+            raise named(error, folder / "model") from error
+        files.append(folder / "features.json")
+        with atomic(files[-1]) as temporary:
+            temporary.write_text(matrix.features.to_json(), encoding="utf-8")
+        meta = {"fold": fold, "chosen": kept.chosen, "shift": kept.shift}
+        write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), beside=files)
+        made.append({
+            "oof": prediction_frame(ids, fold, bag.logit(matrix.held, threads=threads)),
+            "test": prediction_frame(experiment.table.test["id"], fold, kept.logit(x_test, threads=threads)),
+            "alone": bag.logit(matrix.held_alone, threads=threads),
+            "features": list(matrix.train.columns),
+            "chosen": kept.chosen,
+            "unseen": matrix.features.encoder_.unseen_,
+            "seconds": time.monotonic() - started,
+        })  # fmt: skip
+    return made
+
+
+def _held_out(
+    experiment: Experiment,
+    stacker: Stacker,
+    embeddings: Mapping[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> NDArray[np.float32]:
+    """Logits of the held-out rows alone, of a model that is not kept."""
+    matrix = fold_matrix(experiment, embeddings, predictions, fold)
+    bag = _fit(experiment, stacker, matrix, fold)
+    return bag.logit(matrix.held, threads=experiment.config.threads)
+
+
+def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, chosen_without: int | None) -> Bag:
+    """With the parameters that a study chose without that fold, or on all rows."""
+    return fit_bag(
+        stacker.kind,
+        matrix.train,
+        experiment.target[matrix.train_rows],
+        inner_rows(experiment, matrix.train_rows),
+        params={**stacker.params, **tuned_params(experiment, stacker.name, chosen_without)},
+        seed=experiment.config.seed,
+        threads=experiment.config.threads,
+        bags=stacker.bags,
+        negatives=stacker.negatives,
+        positive_weight=stacker.positive_weight,
+        increasing=matrix.features.names if stacker.monotone else (),
+        gpu=stacker.device == "gpu",
+    )
+
+
+def _warn_of_unseen(by_fold: list[dict[str, dict[str, int]]], out: Out) -> None:
+    """Categories of the test rows that the training rows of a fold lack: encoded as none of those known."""
+    seen: dict[str, int] = {}
+    for unseen in by_fold:
+        for column, values in unseen.items():
+            for value, rows in values.items():
+                seen[f"{column} {value!r}"] = max(rows, seen.get(f"{column} {value!r}", 0))
+    if seen:
+        listed = ", ".join(f"{name} in {rows:,} rows" for name, rows in sorted(seen.items()))
+        out.warn(f"test rows hold categories that no training row of some fold has, taken as none: {listed}")
+
+
+def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.float32]]:
+    """What brings new images of each fold net onto the shared axes: (z - mean) @ turn, by run."""
+    kept = {}
+    for name, embedding in embeddings.items():
+        if (alignment := embedding.alignment) is not None:
+            kept[f"{name}_mean"] = alignment.mean
+            kept[f"{name}_turn"] = alignment.turn
+    return kept
+
+
+def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run]) -> dict[str, str]:
+    """What a stacker depends on, by name; a run made of anything else is stale."""
+    config = experiment.config
+    return {
+        "settings": fingerprint({
+            "stacker": stacker.model_dump(exclude={"enabled"}),
+            "features": config.features.model_dump(),
+            "seed": config.seed,
+            "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
+        }),
+        "level-1 runs": fingerprint({run.name: run.meta["files"] for run in sources}),
+        "metadata": experiment.metadata_fingerprint,
+        "rows or folds": experiment.rows_fingerprint,
+        **_acquired(experiment),
+    }  # fmt: skip
+
+
+def _acquired(experiment: Experiment) -> dict[str, str]:
+    if not experiment.config.features.shortcuts:
+        return {}
+    columns = list(ACQUISITION)
+    parts = (experiment.table.train[columns], experiment.table.test[columns])
+    return {"acquisition": " ".join(map(frame_fingerprint, parts))}
+
+
+def _declarers(runs: list[Run]) -> str:
+    return ", ".join(f"{run.name} ({run.meta['excluded']})" for run in runs if run.meta.get("excluded"))

@@ -1,0 +1,83 @@
+"""Whether to act on a probability is better than to act on everybody or on nobody: the decision curve."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import sparse
+
+from stack.metrics.curve import Bools, Floats, checked
+from stack.metrics.intervals import bootstrap_sums
+
+THRESHOLDS = 60
+_ROUND = np.array([1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
+
+
+def decision_curve(
+    y: ArrayLike,
+    p: ArrayLike,
+    split_group: ArrayLike,
+    *,
+    thresholds: ArrayLike | None = None,
+    draws: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Net benefit of acting where `p` (n,) reaches a threshold t (Vickers & Elkin 2006), for targets `y` (n,).
+
+    Net benefit is the share of rows that are found positives, less that of false alarms times t / (1 - t): who acts
+    from t on takes that many false alarms for one positive. Acting on nobody has 0. Columns: threshold, net_benefit
+    with its 95 % interval low and high, treat_all; gain, net_benefit less the better of acting on all and on nobody,
+    with gain_low and gain_high; sensitivity, called (share of rows). Intervals are over whole split_groups.
+    `thresholds` must rise; without them they are `sensible_thresholds`.
+    """
+    positive, p = checked(y, p)
+    at = sensible_thresholds(positive) if thresholds is None else np.asarray(thresholds, np.float64)
+    # The number of thresholds that p reaches, positives after negatives: one entry a row, so that it stays small.
+    reached = np.searchsorted(at, np.asarray(p, np.float64), "right")
+    place = reached + positive * (len(at) + 1)
+    values = sparse.csr_array((np.ones(len(p)), (np.arange(len(p)), place)), shape=(len(p), 2 * (len(at) + 1)))
+    counts = values.sum(axis=0)[None, :]
+    sums = bootstrap_sums(positive, values, split_group, draws=draws, seed=seed)
+    found, alarms = _at_or_above(counts, len(at))
+    benefit, everybody = _benefits(counts, at)
+    drawn, drawn_everybody = _benefits(sums, at)
+    gain, drawn_gain = (one - np.maximum(other, 0) for one, other in ((benefit, everybody), (drawn, drawn_everybody)))
+    (low, high), (gain_low, gain_high) = (np.percentile(values, [2.5, 97.5], axis=0) for values in (drawn, drawn_gain))
+    return pd.DataFrame({
+        "threshold": at, "net_benefit": benefit[0], "low": low, "high": high, "treat_all": everybody[0],
+        "gain": gain[0], "gain_low": gain_low, "gain_high": gain_high,
+        "sensitivity": found[0] / positive.sum(), "called": (found[0] + alarms[0]) / len(p),
+    })  # fmt: skip
+
+
+def sensible_thresholds(positive: Bools) -> Floats:
+    """(THRESHOLDS,) from a tenth of the prevalence to five times it, at most 0.9.
+
+    Nobody acts on a risk far below that of the average patient, or waits for one that hardly anyone reaches.
+    """
+    prevalence = float(np.mean(positive))
+    return np.linspace(prevalence / 10, min(0.9, 5 * prevalence), THRESHOLDS)
+
+
+def round_thresholds(positive: ArrayLike) -> Floats:
+    """Those of a series of round risks that lie among `sensible_thresholds`."""
+    span = sensible_thresholds(np.asarray(positive, bool))
+    within: Floats = _ROUND[(span[0] <= _ROUND) & (span[-1] >= _ROUND)]
+    return within
+
+
+def _at_or_above(counts: Floats, k: int) -> tuple[Floats, Floats]:
+    """Found positives and false alarms (draws, k) at each of k thresholds, from counts by how many were reached."""
+    negative, positive = (counts[:, part : part + k + 1] for part in (0, k + 1))
+    found, alarms = (np.cumsum(part[:, ::-1], axis=1)[:, -2::-1] for part in (positive, negative))
+    return found, alarms
+
+
+def _benefits(counts: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """Net benefit of the model and of acting on everybody, each (draws, thresholds)."""
+    k, odds = len(at), at / (1 - at)
+    found, alarms = _at_or_above(counts, k)
+    negatives, positives = (counts[:, part : part + k + 1].sum(axis=1, keepdims=True) for part in (0, k + 1))
+    rows = negatives + positives
+    return (found - alarms * odds) / rows, (positives - negatives * odds) / rows

@@ -1,0 +1,242 @@
+"""External validation: what an ensemble is worth on rows it never met, against what training promised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from stack.metrics.intervals import Interval, interval
+from stack.metrics.measures import Measures, measure, measures_of
+from stack.metrics.operating import AIMS, Point, fixed_points, point_at
+from stack.metrics.proportion import Z95
+from stack.metrics.reliability import reliability
+from stack.metrics.scores import auc
+from stack.metrics.subgroups import parts_of, subgroups
+
+AGREES, LOWER, HIGHER = "agrees", "lower than promised, beyond noise", "higher than promised, beyond noise"
+UNTOLD, SHIFTED = "can't be told", "doesn't compare: the prevalence differs"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What training says of new rows, from out-of-fold rows that neither blend nor calibration had seen."""
+
+    objective: str
+    measures: Measures
+    points: tuple[Point, ...]
+    subgroups: tuple[dict[str, Any], ...]  # the columns of `stack.metrics.subgroups`
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A quantity as promised and as found. They agree where they differ by less than ``noise``."""
+
+    quantity: str
+    promised: float
+    promised_se: float
+    found: float
+    found_se: float
+    difference: float  # found less promised
+    noise: float  # 1.96 √(promised_se² + found_se²)
+    verdict: str
+
+
+@dataclass(frozen=True)
+class PointOutcome:
+    """One threshold that training fixed: what it promised there, what it does here."""
+
+    promised: Point
+    found: Point
+    sensitivity: Comparison
+    specificity: Comparison
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What the best threshold of these very rows reaches: selected on them, so it flatters."""
+
+    aim: str  # what is held: sensitivity or specificity
+    level: float
+    other: Interval  # the highest value of the other one
+
+
+@dataclass(frozen=True)
+class Far:
+    """Images that lie further out than 99 % of the training images, and the AUC of the rest; NaN where it has none."""
+
+    rows: int
+    positives: int
+    share: float
+    auc_near: Interval
+    auc_far: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All that external validation found. Plain numbers: `stack.metrics.measures.plain` makes JSON of it."""
+
+    experiment: str
+    bundle: str  # its fingerprint
+    promise: Promise
+    found: Measures
+    comparisons: tuple[Comparison, ...]
+    points: tuple[PointOutcome, ...]
+    selected_on_these_rows: tuple[Selected, ...]
+    reliability: tuple[dict[str, float], ...]  # the columns of `stack.metrics.reliability`
+    subgroups: tuple[dict[str, Any], ...]  # those of `stack.metrics.subgroups`, and ``promised_auc``
+    far: Far | None  # None where the bundle can't tell
+    dropped: int  # rows whose image can't be read
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the AUC is as promised."""
+        return self.comparison("auc").verdict
+
+    @property
+    def prevalence_differs(self) -> bool:
+        """Whether the share of positives is another than in training, beyond noise."""
+        return self.comparison("prevalence").verdict in (LOWER, HIGHER)
+
+    def comparison(self, quantity: str) -> Comparison:
+        """One of ``comparisons`` by its name."""
+        return next(entry for entry in self.comparisons if entry.quantity == quantity)
+
+
+def make_promise(
+    objective: str,
+    y: ArrayLike,
+    score: ArrayLike,
+    p: ArrayLike,
+    split_group: ArrayLike,
+    rows: pd.DataFrame,
+    *,
+    draws: int = 1000,
+) -> Promise:
+    """From training rows (n,) that were scored by what had not seen them; ``rows``: age, sex, site of each."""
+    table = subgroups(y, score, split_group, parts_of(rows), draws=draws)
+    measures = measure(y, score, p, split_group, draws=draws)
+    return Promise(objective, measures, fixed_points(y, p, split_group), _records(table))
+
+
+def promise_of(content: Mapping[str, Any]) -> Promise:
+    """What `stack.metrics.measures.plain` made JSON of."""
+    points = []
+    for entry in content["points"]:
+        shares = {name: entry[name] for name in ("sensitivity", "specificity", "ppv", "npv")}
+        shares = {
+            name: Interval(**{k: math.nan if v is None else v for k, v in of.items()}) for name, of in shares.items()
+        }
+        points.append(Point(entry["aim"], entry["level"], entry["threshold"], **shares))
+    return Promise(content["objective"], measures_of(content["measures"]), tuple(points), tuple(content["subgroups"]))
+
+
+def validate(
+    promise: Promise,
+    made: pd.DataFrame,
+    y: ArrayLike,
+    rows: pd.DataFrame,
+    *,
+    experiment: str,
+    bundle: str,
+    dropped: int = 0,
+    notes: Sequence[str] = (),
+    draws: int = 1000,
+) -> Validation:
+    """Judge predictions ``made`` (n: score, p_calibrated, perhaps far) by their targets `y` (n,).
+
+    ``rows`` has group, age, sex and site of each, in the same order. Raises DataError as `check_classes`.
+    """
+    y = np.asarray(y)
+    score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
+    group = rows["group"].to_numpy(object)
+    found = measure(y, score, p, group, draws=draws)
+    parts = _records(subgroups(y, score, group, parts_of(rows), draws=draws))
+    return Validation(
+        experiment=experiment,
+        bundle=bundle,
+        promise=promise,
+        found=found,
+        comparisons=tuple(_comparisons(promise.measures, found)),
+        points=tuple(_outcome(point, y, p, group) for point in promise.points),
+        selected_on_these_rows=tuple(_selected(y, score, group, draws)),
+        reliability=tuple(_records(reliability(y, p, group))),
+        subgroups=tuple(_with_promise(parts, promise)),
+        far=_far(y, score, group, made["far"].to_numpy(bool), draws) if "far" in made else None,
+        dropped=dropped,
+        notes=tuple(notes),
+    )
+
+
+def compare(quantity: str, promised: float, promised_se: float, found: float, found_se: float) -> Comparison:
+    """Whether two independent estimates differ by more than noise; a standard error of 0 or NaN says nothing."""
+    difference, noise = found - promised, Z95 * math.hypot(promised_se, found_se)
+    if not (promised_se > 0 and found_se > 0 and math.isfinite(difference)):
+        verdict = UNTOLD
+    elif abs(difference) < noise:
+        verdict = AGREES
+    else:
+        verdict = HIGHER if difference > 0 else LOWER
+    return Comparison(quantity, promised, promised_se, found, found_se, difference, noise, verdict)
+
+
+def _comparisons(promised: Measures, found: Measures) -> list[Comparison]:
+    """Another prevalence moves AP, log loss and the mean of p by itself; AUC and slope it leaves alone.
+
+    The logit of a true p moves by a constant then, which the slope doesn't see.
+    """
+
+    def of(name: str) -> Comparison:
+        a, b = getattr(promised, name), getattr(found, name)
+        return compare(name, a.value, a.se, b.value, b.se)
+
+    prevalence = of("prevalence")
+    made = [
+        prevalence,
+        compare("auc", promised.auc.value, promised.auc_se, found.auc.value, found.auc_se),
+        *(of(name) for name in ("pauc80", "slope", "ap", "log_loss", "in_the_large")),
+    ]
+    if prevalence.verdict == AGREES:
+        return made
+    moved = {"ap", "log_loss", "in_the_large"}
+    return [Comparison(**{**vars(entry), "verdict": SHIFTED}) if entry.quantity in moved else entry for entry in made]
+
+
+def _outcome(point: Point, y: np.ndarray, p: np.ndarray, group: np.ndarray) -> PointOutcome:
+    here = point_at(y, p, group, point.aim, point.level, point.threshold)
+    pairs = ((name, getattr(point, name), getattr(here, name)) for name in ("sensitivity", "specificity"))
+    return PointOutcome(point, here, *(compare(name, a.value, a.se, b.value, b.se) for name, a, b in pairs))
+
+
+def _selected(y: np.ndarray, score: np.ndarray, group: np.ndarray, draws: int) -> list[Selected]:
+    other = {"sensitivity": "specificity", "specificity": "sensitivity"}
+    return [
+        Selected(aim, level, interval(f"{other[aim]}@{level}", y, score, group, draws=draws)) for aim, level in AIMS
+    ]
+
+
+def _far(y: np.ndarray, score: np.ndarray, group: np.ndarray, far: np.ndarray, draws: int) -> Far:
+    near = ~far
+    held = len(pd.unique(group[near & (y == 1)])) >= 2 and bool((near & (y == 0)).any())
+    of_near = interval("auc", y[near], score[near], group[near], draws=draws) if held else Interval(*[math.nan] * 4)
+    of_far = auc(y[far], score[far]) if 0 < y[far].sum() < far.sum() else math.nan
+    return Far(int(far.sum()), int(y[far].sum()), float(far.mean()), of_near, of_far)
+
+
+def _with_promise(found: Sequence[dict[str, Any]], promise: Promise) -> list[dict[str, Any]]:
+    promised = {(entry["by"], entry["subgroup"]): entry["auc"] for entry in promise.subgroups}
+    return [{**entry, "promised_auc": promised.get((entry["by"], entry["subgroup"]))} for entry in found]
+
+
+def _records(frame: pd.DataFrame) -> tuple[dict[str, Any], ...]:
+    """Rows of a table, what is NaN as None."""
+    return tuple(
+        {str(name): None if value != value else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    )

@@ -1,0 +1,211 @@
+"""Studies of GBDT parameters and of the blend, each without some folds' rows.
+
+A study that has not looked at fold k may choose what predicts fold k: so there is one for each outer fold, and one on
+all rows for the submission (for the blend, whose method is chosen inside each outer fold too, also one for each pair).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from image_models.processes import in_processes
+from stack.blend.blender import Blender
+from stack.blend.columns import NetColumns, Weighting
+from stack.blend.nested import left_out
+from stack.config import Stacker
+from stack.console import Out
+from stack.errors import ConfigError
+from stack.experiment import Experiment
+from stack.features import predictions_of, standardised
+from stack.fold_matrix import FoldMatrix, fold_matrix, inner_rows
+from stack.metrics.curve import Floats
+from stack.metrics.scores import score
+from stack.parallel import on_threads
+from stack.predictions import read_embeddings
+from stack.sources import level1_runs
+from stack.store import Run
+from stack.tune.studies import Objective, open_study, refuse_sqlite, run_study, write_study
+from tabular.gbdt import fit_gbdt, predict_logit
+from tabular.gbdt_params import DEFAULTS
+
+# low, high, logarithmic; around the defaults, which are each study's first trial
+SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
+    "lightgbm": {
+        "num_leaves": (4, 48, True),
+        "min_data_in_leaf": (10, 200, True),
+        "lambda_l2": (0.1, 100.0, True),
+        "bagging_fraction": (0.4, 1.0, False),
+        "feature_fraction": (0.1, 1.0, False),
+    },
+    "xgboost": {
+        "max_depth": (2, 7, False),
+        "min_child_weight": (0.3, 30.0, True),
+        "reg_lambda": (0.1, 100.0, True),
+        "subsample": (0.4, 1.0, False),
+        "colsample_bytree": (0.1, 1.0, False),
+    },
+    "catboost": {
+        "depth": (2, 7, False),
+        "l2_leaf_reg": (1.0, 100.0, True),
+        "random_strength": (0.1, 10.0, True),
+        "subsample": (0.4, 1.0, False),
+        "rsm": (0.1, 1.0, False),
+    },
+}
+
+
+def tune_gbdt(
+    experiment: Experiment, stacker: Stacker, out: Out, *, trials: int, timeout: float | None, workers: int = 1
+) -> Path:
+    """Choose a stacker's parameters for each outer fold, by the mean objective over the other folds, and for all.
+
+    Each study goes on until it has ``trials`` ended trials, and shares what is left of ``timeout`` seconds with those
+    after it; see `run_study`. Returns the yaml that the config names under ``tuned.gbdt``.
+    """
+    if stacker.kind not in SPACES:
+        raise ConfigError(f"{stacker.name} is a {stacker.kind} model: studies are for {', '.join(SPACES)}")
+    level1_runs(experiment)  # refuses before a study is opened
+    k = experiment.folds.k
+    started = time.monotonic()
+    chosen: dict[int | None, dict[str, Any]] = {}
+    inner_scores = {}
+    outers = [*range(k), None]
+    with out.bar(f"tune {stacker.name}", trials * len(outers), "trials") as progress:
+        for number, outer in enumerate(outers):
+            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - started))
+            study = run_study(
+                experiment,
+                f"gbdt-{stacker.name}-without-{'none' if outer is None else outer}",
+                partial(_gbdt_objective, experiment, stacker, outer),
+                out,
+                first={name: DEFAULTS[stacker.kind][name] for name in SPACES[stacker.kind]},
+                trials=trials,
+                timeout=None if left is None else left / (len(outers) - number),
+                workers=workers,
+                progress=progress,
+            )
+            if study.best_trials:
+                chosen[outer], inner_scores[outer] = study.best_params, study.best_value
+    if len(chosen) < len(outers):
+        out.warn(f"only {len(chosen)} of {len(outers)} studies have a finished trial: the same command continues them")
+    return write_study(
+        experiment,
+        f"gbdt-{stacker.name}",
+        {
+            "folds": {fold: params for fold, params in chosen.items() if fold is not None},
+            **({"all": chosen[None]} if None in chosen else {}),  # the submission's
+            "inner_scores": {"all" if fold is None else fold: value for fold, value in inner_scores.items()},
+            "trials": trials,
+        },
+    )
+
+
+def tune_blend(
+    experiment: Experiment, runs: list[Run], out: Out, *, trials: int, timeout: float | None = None, workers: int = 1
+) -> Path:
+    """Tune the blend's weights without each fold, without each pair of folds, and on all rows.
+
+    ``workers`` processes take one study each, and each study has its share of ``timeout`` seconds. Returns the yaml
+    that the config names under ``tuned.blend``; interrupted, it continues with the same result, by any number of
+    workers.
+    """
+    refuse_sqlite(experiment, workers)
+    predictions = predictions_of(experiment, runs)
+    p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
+    fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
+    columns = NetColumns().fit(p, predictions.nets)
+    withouts = left_out(range(experiment.folds.k))
+    open_study(experiment, _blend_study_name(withouts[0]))  # refuses, or repairs, before others open it too
+    share = None if timeout is None else timeout * workers / len(withouts)
+    tasks = [
+        partial(_weights_without, experiment, p, y, fold, predictions.nets, columns, without, trials, share)
+        for without in withouts
+    ]
+    weights = []
+    with out.bar("tune blend", len(withouts), "studies") as progress:
+        for without, (weighting, done) in zip(withouts, in_processes(tasks, workers), strict=True):
+            weights.append({"without": sorted(without), **asdict(weighting), "trials": done})
+            progress(1)
+    short = sum(entry["trials"] < trials for entry in weights)
+    if short:
+        out.warn(f"{short} of {len(weights)} studies had no time for {trials} trials: the same command continues them")
+    return write_study(experiment, "blend", {"runs": list(predictions.names), "weights": weights, "trials": trials})
+
+
+def _weights_without(
+    experiment: Experiment,
+    p: Floats,
+    y: NDArray[np.int8],
+    fold: NDArray[np.int8],
+    nets: NDArray[np.int8],
+    columns: NetColumns,
+    without: frozenset[int],
+    trials: int,
+    timeout: float | None,
+) -> tuple[Weighting, int]:
+    """What one study chose on the rows of the other folds, and how many trials it has."""
+    config, rows = experiment.config, ~np.isin(fold, list(without))
+    study = open_study(experiment, _blend_study_name(without), shared=True)
+    blender = Blender("optuna", objective=config.objective, trials=trials, timeout=timeout, seed=config.seed).fit(
+        p[rows], y[rows], nets=nets[rows], columns_from=columns, study=study
+    )
+    return blender.weighting_, len(blender.trial_values_)
+
+
+def _blend_study_name(without: frozenset[int]) -> str:
+    return f"blend-weighting-without-{'-'.join(map(str, sorted(without))) or 'none'}"
+
+
+def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None) -> Objective:
+    """Of a trial's parameters: the mean objective over the inner folds, pruned where the first of them say so."""
+    config = experiment.config
+    splits = on_threads(config.threads, _splits, experiment, outer)
+
+    def objective(trial: optuna.Trial) -> float:
+        params, scores = _suggested(trial, stacker.kind), []
+        for step, split in enumerate(splits):
+            stop, y = inner_rows(experiment, split.train_rows), experiment.target[split.train_rows]
+            model = fit_gbdt(
+                stacker.kind,
+                split.train[~stop],
+                y[~stop],
+                stop=(split.train[stop], y[stop]),
+                params={**stacker.params, **params},
+                seed=config.seed,
+                threads=config.threads,
+            )
+            p = expit(predict_logit(model, split.held, threads=config.threads).astype(np.float64))
+            scores.append(score(config.objective, experiment.target[split.held_rows], p))
+            trial.report(float(np.mean(scores)), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(np.mean(scores))
+
+    return objective
+
+
+def _splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]:
+    """One matrix for each inner fold, without the rows of fold ``outer``."""
+    sources = level1_runs(experiment)
+    predictions = standardised(predictions_of(experiment, sources))
+    embeddings = read_embeddings(experiment, sources)
+    inner = [fold for fold in range(experiment.folds.k) if fold != outer]
+    return [fold_matrix(experiment, embeddings, predictions, fold, without=outer) for fold in inner]
+
+
+def _suggested(trial: optuna.Trial, kind: str) -> dict[str, Any]:
+    return {
+        name: trial.suggest_int(name, int(low), int(high), log=log)
+        if isinstance(DEFAULTS[kind][name], int)
+        else trial.suggest_float(name, low, high, log=log)
+        for name, (low, high, log) in SPACES[kind].items()
+    }
