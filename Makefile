@@ -60,10 +60,11 @@ audit-deps:  ## what is known of the pinned versions' weaknesses; asks PyPI, so 
 	@$(AUDIT)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
 		|| { echo "audit-deps: either a weakness is named above, or PyPI's data could not be reached: then nothing was audited" >&2; exit 1; }
 
-lint: env  ## ruff and mypy
+lint: env  ## ruff, mypy and the import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: env  ## let ruff write the layout
 	$(BIN)/ruff check --fix .

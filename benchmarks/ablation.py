@@ -20,8 +20,7 @@ import torch
 
 from image_models.dataset import CachedImages
 from image_models.net import build_net, read_weights
-from image_models.predict import predict
-from image_models.views import VIEWS
+from image_models.predict import VIEWS, predict
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment

@@ -19,9 +19,8 @@ import pandas as pd
 from image_models.frozen_head import fit_head
 from stack.config import read_config
 from stack.console import Out
-from stack.deal import deal, hand
 from stack.experiment import open_experiment
-from stack.folds import inner_split
+from stack.folds import deal, hand, inner_split
 from stack.metrics.scores import auc
 from stack.store import read_run
 from tabular.encode import MetadataEncoder

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from image_models.cache_build import build_cache
+from image_models.cache import build_cache
 from image_models.io.readers import image_sources
 
 N, SIDE, SIZE, REPEATS = 256, 1024, 256, 5

@@ -21,13 +21,12 @@ import planted
 from planted import World
 
 from dermstack.audit.acquisition import acquisition_findings
+from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding
 from dermstack.audit.labels import second_look
-from dermstack.audit.proxies import proxy_findings
-from dermstack.audit.rows import row_findings
+from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.run import run_audit
 from dermstack.audit.runs import run_findings
-from dermstack.audit.shift import drift_findings
 from dermstack.audit.shuffled import shuffled, shuffled_findings
 from stack.console import Out
 from stack.errors import DermstackError

@@ -17,16 +17,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.acquisition import with_acquisition
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.features import Predictions, predictions_of, standardised
-from stack.fold_matrix import fold_matrix, inner_rows
+from stack.features import fold_matrix, inner_rows
+from stack.images import with_acquisition
+from stack.level1 import level1_runs
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
-from stack.predictions import alignment_notes, read_embeddings
-from stack.sources import level1_runs
+from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
 from tabular.models import fit_bag
 
 OFF = {

@@ -19,7 +19,7 @@ from image_models.frozen_head import fit_head
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.fold_matrix import inner_rows
+from stack.features import inner_rows
 from stack.import_oof import ImportedColumns, import_oof
 from stack.store import Run, prediction_frame, write_run
 

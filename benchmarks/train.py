@@ -24,8 +24,7 @@ import timm
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from image_models.cache import ImageCache
-from image_models.cache_build import build_cache
+from image_models.cache import ImageCache, build_cache
 from image_models.dataset import Batch, CachedImages
 from image_models.device_augment import DeviceAugment
 from image_models.io.readers import image_sources

@@ -23,7 +23,7 @@ _HOME = {
     "predict_rows": "dermstack.serve.predict",
     "read_bundle": "dermstack.serve.bundle",
     "read_new_rows": "dermstack.serve.predict",
-    "read_labelled_rows": "dermstack.serve.labelled",
+    "read_labelled_rows": "dermstack.serve.evaluate",
     "read_config": "stack.config",
     "read_patient": "dermstack.serve.patient",
     "read_run": "stack.store",

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
+import shutil
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
+import cv2
 import numpy as np
 import pandas as pd
 import simplejpeg
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from image_models.errors import ImageError
+from image_models.files import whole
+from image_models.io.readers import Source
+from image_models.processes import in_processes
 
 Resize = Literal["square", "short_side"]
 Format = Literal["raw", "jpeg"]
@@ -181,3 +190,210 @@ def _check_index(index: pd.DataFrame, format: Format) -> None:
 def end_of(index: pd.DataFrame) -> int:
     """Where the indexed bytes end in the file of pixels."""
     return int((index["offset"] + index["length"]).max()) if len(index) else 0
+
+
+CHUNK = 64  # images a job: enough to hide joblib's overhead
+SAVE_EVERY = 32  # chunks between two saves of the index: what a kill can cost
+SAMPLE = 24  # images that tell how large the rest will be
+QUALITY = 95
+_SHOWN = 20
+
+Stored = tuple[bytes, int, int, int, int]  # what is kept of an image, its height and width, those of the source
+
+
+def build_cache(
+    folder: Path,
+    ids: list[str],
+    sources: list[Source],
+    *,
+    size: int,
+    resize: Resize = "square",
+    format: Format = "raw",
+    n_jobs: int = 1,
+    drop_unreadable: bool = False,
+    progress: Callable[[int], object] = lambda done: None,
+) -> ImageCache:
+    """Decode what isn't cached yet or whose source changed since, shrink it, append it; keep the rest.
+
+    ``progress`` is told how many images each step finished. Pixels are appended and only then named by the index, so a
+    kill costs what came after the last save and never a row; what a changed source leaves behind stays until the cache
+    is removed. With ``drop_unreadable`` what can't be decoded is listed in the cache's ``unreadable``.
+
+    Raises ImageError listing every unreadable image with file, id and reason, and where the disk has too little room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # two experiments may share a cache; the lock goes with its process
+        cache = open_cache(folder, size=size, resize=resize, format=format)
+        asked = pd.DataFrame(
+            {"id": ids, "source_bytes": [s.n_bytes for s in sources], "stamp": [_stamp(s) for s in sources]}
+        )
+        known = _same(asked, cache.index)
+        if drop_unreadable:
+            known |= _same(asked, cache.unreadable)
+        progress(int(known.sum()))
+        todo = np.flatnonzero(~known)
+        if len(todo):
+            _clear_room(cache)
+            _check_room(cache, [sources[i] for i in todo])
+            cache = _fill(cache, asked, sources, todo, n_jobs=n_jobs, progress=progress)
+            lost = cache.unreadable[cache.unreadable["id"].isin(asked["id"].iloc[todo])]
+            if len(lost) and not drop_unreadable:
+                raise ImageError(_unreadable_text(lost))
+    lost = cache.unreadable[cache.unreadable["id"].isin(ids)]
+    return replace(cache, unreadable=lost[["id", "file", "reason"]].reset_index(drop=True))
+
+
+def shrink(image: NDArray[np.uint8], size: int, resize: Resize) -> NDArray[np.uint8]:
+    """To a square, or to the short side ``size`` with the aspect kept; grown where it is smaller."""
+    height, width = image.shape[:2]
+    if resize == "square":
+        target = (size, size)
+    else:
+        scale = size / min(height, width)
+        target = (max(size, round(width * scale)), max(size, round(height * scale)))
+    if target == (width, height):
+        return image
+    # Area averaging when shrinking (no aliasing); it has no meaning when growing.
+    shrinks = height >= target[1] and width >= target[0]
+    resized: NDArray[np.uint8] = cv2.resize(image, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return resized
+
+
+def _fill(
+    cache: ImageCache,
+    asked: pd.DataFrame,
+    sources: list[Source],
+    todo: NDArray[np.intp],
+    *,
+    n_jobs: int,
+    progress: Callable[[int], object],
+) -> ImageCache:
+    """Decode the rows ``todo``, append them to the pixels, save the index now and then."""
+    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
+    tasks = (
+        partial(_decode_chunk, [sources[i] for i in chunk], cache.size, cache.resize, cache.format) for chunk in chunks
+    )
+    jobs = in_processes(tasks, n_jobs)
+    records = asked.to_dict("records")
+    try:
+        with (cache.folder / PIXELS).open("ab") as file:
+            for number in range(0, len(chunks), SAVE_EVERY):
+                batch = chunks[number : number + SAVE_EVERY]
+                rows, lost = [], []
+                for chunk, results in zip(batch, jobs, strict=False):
+                    for i, result in zip(chunk, results, strict=True):
+                        source = records[i]
+                        if isinstance(result, str):
+                            lost.append(source | {"file": sources[i].name, "reason": result})
+                        else:
+                            rows.append(source | _append(file, result))
+                    progress(len(chunk))
+                file.flush()
+                os.fsync(file.fileno())
+                cache = _save(cache, rows, lost)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ImageError(
+            f"{cache.folder}: the disk is full: free some room or set `cache_format: jpeg`, then run the command "
+            "again; it goes on from what is saved"
+        ) from error
+    return cache
+
+
+def _append(file: BinaryIO, result: Stored) -> dict[str, object]:
+    kept, height, width, source_height, source_width = result
+    offset = file.tell()
+    file.write(kept)
+    return {
+        "offset": offset, "length": len(kept), "height": height, "width": width,
+        "source_height": source_height, "source_width": source_width, "crc": zlib.crc32(kept),
+    }  # fmt: skip
+
+
+def _decode_chunk(sources: list[Source], size: int, resize: Resize, format: Format) -> list[Stored | str]:
+    """What to keep of each image, or why it can't be read."""
+    made: list[Stored | str] = []
+    for source in sources:
+        try:
+            made.append(_store(source, size, resize, format))
+        except ImageError as error:
+            made.append(str(error))
+    return made
+
+
+def _store(source: Source, size: int, resize: Resize, format: Format) -> Stored:
+    picture = source.read(at_least=size)
+    small = np.ascontiguousarray(shrink(picture.image, size, resize))
+    # 4:4:4: at a network's size half the colour's resolution would be seen.
+    kept = simplejpeg.encode_jpeg(small, QUALITY, "RGB", "444") if format == "jpeg" else small.tobytes()
+    return kept, small.shape[0], small.shape[1], picture.height, picture.width
+
+
+def _stamp(source: Source) -> int:
+    return source.stamp * 2 + source.swap_red_blue
+
+
+def _same(asked: pd.DataFrame, kept: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which of the asked rows are kept as they are: the same id, bytes and stamp."""
+    columns = ["id", "source_bytes", "stamp"]
+    there = pd.MultiIndex.from_frame(kept[columns])
+    same: NDArray[np.bool_] = pd.MultiIndex.from_frame(asked[columns]).isin(there)
+    return same
+
+
+def _clear_room(cache: ImageCache) -> None:
+    """Settings first, then an end to what a kill left behind the indexed bytes (or another cache of this name)."""
+    settings = {"size": cache.size, "resize": cache.resize, "format": cache.format}
+    if not len(cache.index):
+        for path in cache.folder.iterdir():
+            if path.is_file() and path.name != ".lock":
+                path.unlink()
+    cache.check_length()  # else the end would be moved up over a gap of zeros: black pictures
+    _replace(cache.folder / SETTINGS, json.dumps(settings).encode())
+    with (cache.folder / PIXELS).open("ab") as file:
+        file.truncate(end_of(cache.index))
+
+
+def _check_room(cache: ImageCache, todo: list[Source]) -> None:
+    """Predict what the rest will take, before the first hour of decoding."""
+    each = cache.size * cache.size * 3.0
+    if cache.format == "jpeg" or cache.resize == "short_side":
+        results = _decode_chunk(todo[:: max(1, len(todo) // SAMPLE)], cache.size, cache.resize, cache.format)
+        each = float(np.mean([len(result[0]) for result in results if not isinstance(result, str)] or [int(each)]))
+    needed, free = each * len(todo), shutil.disk_usage(cache.folder).free
+    if needed > free:
+        advice = "" if cache.format == "jpeg" else "set `data.cache_format: jpeg`, which takes about a tenth, or "
+        raise ImageError(
+            f"{cache.folder}: {len(todo):,} images will take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+            f"free: {advice}set `cache:` to a folder on a larger disk"
+        )
+
+
+def _save(cache: ImageCache, rows: list[dict[str, object]], lost: list[dict[str, object]]) -> ImageCache:
+    """Name the new rows in the index; the last word on an id counts."""
+    done = {row["id"] for row in (*rows, *lost)}
+
+    def updated(kept: pd.DataFrame, new: list[dict[str, object]]) -> pd.DataFrame:
+        kept = kept[~kept["id"].isin(done)]
+        return pd.concat([kept, pd.DataFrame(new)], ignore_index=True)[list(kept.columns)] if new else kept
+
+    index = updated(cache.index, rows).astype(INDEX_COLUMNS).reset_index(drop=True)
+    unreadable = updated(cache.unreadable, lost).reset_index(drop=True)
+    for name, frame in ((UNREADABLE, unreadable), (INDEX, index)):
+        _replace(cache.folder / name, table_bytes(frame))
+    return replace(cache, index=index, unreadable=unreadable)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with whole(path) as partial:
+        partial.write_bytes(content)
+
+
+def _unreadable_text(lost: pd.DataFrame) -> str:
+    lines = [f"id {row_id}: {reason}" for row_id, reason in zip(lost["id"], lost["reason"], strict=True)]
+    more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return (
+        f"{len(lines)} images cannot be read; restore them, drop their rows from the csv, or set "
+        "`data.on_unreadable: drop`:\n  " + "\n  ".join(lines[:_SHOWN]) + more
+    )

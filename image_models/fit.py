@@ -20,9 +20,9 @@ from image_models.device import names_out_of_memory, pick_device, pick_precision
 from image_models.errors import ImageError
 from image_models.files import as_any_file, whole
 from image_models.frozen_head import fit_head
+from image_models.losses import prior_shift, training_prior
 from image_models.net import build_net, read_weights, write_weights
-from image_models.predict import Predictions, predict
-from image_models.prior import prior_shift, training_prior
+from image_models.predict import NetOutput, predict
 from image_models.settings import Training
 from image_models.train import train_net
 from image_models.transforms import Augment
@@ -45,7 +45,7 @@ class TrainedNet:
 class FoldFit:
     """What a fold model says of each set of rows, and how it was trained."""
 
-    predictions: dict[str, Predictions]  # by set: logits averaged over the seeds, z of the first seed
+    predictions: dict[str, NetOutput]  # by set: logits averaged over the seeds, z of the first seed
     seed_logits: dict[str, NDArray[np.float32]]  # by set: (n, seeds)
     history: pd.DataFrame
     seconds_before: float = 0.0  # of its epochs that were not run now: in a process that was killed, or for another run
@@ -105,7 +105,7 @@ def fit_fold(
         columns = metadata["train"][part] if metadata else None
         return CachedImages(cache, train[part], allowed[part], metadata=columns, augment=augmented)
 
-    by_seed: list[dict[str, Predictions]] = []
+    by_seed: list[dict[str, NetOutput]] = []
     histories, seconds_before = [], 0.0
     shares = training_prior(allowed[learn], Training())
     start = shares * np.exp(prior_shift(allowed[learn], np.array(positive), training))
@@ -142,12 +142,12 @@ def fit_fold(
         write_weights(net, weights / ("weights.safetensors" if number == 0 else f"weights_{seed}.safetensors"))
     seed_logits = {name: np.stack([made[name].logit for made in by_seed], axis=1) for name in sets}
     predictions = {
-        name: Predictions(seed_logits[name].mean(axis=1, dtype=np.float32), by_seed[0][name].z) for name in sets
+        name: NetOutput(seed_logits[name].mean(axis=1, dtype=np.float32), by_seed[0][name].z) for name in sets
     }
     return FoldFit(predictions, seed_logits, pd.concat(histories, ignore_index=True), seconds_before)
 
 
-def _refuse_collapsed(made: Mapping[str, Predictions], *, remedy: str) -> None:
+def _refuse_collapsed(made: Mapping[str, NetOutput], *, remedy: str) -> None:
     """Held-out rows are many and differ; a few test pictures may well be the same. A study predicts none of them."""
     logit = made["oof"].logit if "oof" in made else np.empty(0, np.float32)
     if len(logit) > 1 and np.ptp(logit) < SAME:
@@ -214,7 +214,7 @@ def fit_frozen_fold(
     with whole(weights / "weights.safetensors") as partial:
         save_file({"head.weight": head.weight[None], "head.bias": np.array([head.bias])}, partial)
         as_any_file(partial)
-    predictions = {name: Predictions(logits[name], features) for name, features in sets.items()}
+    predictions = {name: NetOutput(logits[name], features) for name, features in sets.items()}
     _refuse_collapsed(predictions, remedy="look at the weights and the pictures")
     history = pd.DataFrame({"strength": [head.strength]})
     return FoldFit(predictions, {name: p.logit[:, None] for name, p in predictions.items()}, history)

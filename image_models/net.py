@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from image_models.errors import ImageError
 from image_models.files import as_any_file, whole
-from image_models.loss import risk_logit
+from image_models.losses import risk_logit
 
 # What `timm.create_model` takes besides the network's own arguments: it would load files that nobody has looked at.
 _NOT_OF_THE_NETWORK = frozenset({

@@ -15,7 +15,7 @@ from torch import nn
 
 from image_models.dataset import Batch, CachedImages
 from image_models.errors import ImageError
-from image_models.loss import risk_logit
+from image_models.losses import risk_logit
 from image_models.net import Net
 
 OPSET = 18  # what torch's exporter writes without conversion; onnxruntime has read it since 1.14

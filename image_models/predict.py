@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,19 +14,29 @@ from image_models.dataset import Batch, CachedImages, eval_batches, load
 from image_models.device import in_parts, names_out_of_memory
 from image_models.errors import ImageError
 from image_models.net import Net
-from image_models.views import VIEWS, views
+
+VIEWS = {"none": 1, "flips": 4, "d4": 8}
+
+
+def views(images: torch.Tensor, kind: str) -> Iterator[torch.Tensor]:
+    """Of pictures (n, h, w, 3): themselves; their flips; the eight symmetries of the square (needs h = w)."""
+    for transposed in (False, True) if kind == "d4" else (False,):
+        turned = images.transpose(1, 2) if transposed else images
+        for axes in ((), (1,), (2,), (1, 2)) if kind != "none" else ((),):
+            # contiguous: the network's channels_last starts from whole pixels, and moving bytes is cheap.
+            yield turned.flip(axes).contiguous()
 
 
 @dataclass(frozen=True)
-class Predictions:
+class NetOutput:
     """Of one net, one row an image."""
 
     logit: NDArray[np.float32]  # (n,)
     z: NDArray[np.float16]  # (n, d)
 
-    def take(self, rows: NDArray[np.intp]) -> Predictions:
+    def take(self, rows: NDArray[np.intp]) -> NetOutput:
         """Of these rows only."""
-        return Predictions(self.logit[rows], self.z[rows])
+        return NetOutput(self.logit[rows], self.z[rows])
 
 
 @names_out_of_memory
@@ -39,7 +49,7 @@ def predict(
     tta: str = "none",
     workers: int = 0,
     progress: Callable[[int], object] = lambda done: None,
-) -> Predictions:
+) -> NetOutput:
     """Logit and pooled features of each image, in the order of ``images``: the mean over the views that ``tta`` names.
 
     Raises ImageError where a logit or a feature isn't finite or doesn't fit float16.
@@ -59,8 +69,8 @@ def predict(
             features.append(z.half().cpu().numpy())
             progress(VIEWS[tta] * len(batch.rows))
     if not logits:
-        return Predictions(np.empty(0, np.float32), np.empty((0, net.features), np.float16))
-    predictions = Predictions(np.concatenate(logits), np.concatenate(features))
+        return NetOutput(np.empty(0, np.float32), np.empty((0, net.features), np.float16))
+    predictions = NetOutput(np.concatenate(logits), np.concatenate(features))
     broken = ~(np.isfinite(predictions.logit) & np.isfinite(predictions.z).all(axis=1))
     if broken.any():
         raise ImageError(

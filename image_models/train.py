@@ -3,7 +3,10 @@ the model, unless `select: best` chooses an epoch on rows set aside."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,21 +20,83 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from timm.optim import param_groups_layer_decay
+from torch import nn
 
 from image_models.dataset import Batch, CachedImages, load, train_batches
 from image_models.device import in_parts, pick_precision
-from image_models.ema import Average
 from image_models.errors import ImageError
-from image_models.loss import row_losses
-from image_models.losses import Mixed, mix_batch
+from image_models.files import whole
+from image_models.losses import Mixed, class_weights, mix_batch, prior_shift, row_losses
 from image_models.net import Net
 from image_models.predict import predict
-from image_models.prior import class_weights, prior_shift
 from image_models.settings import Training
-from image_models.state import read_state, write_state
 
-if TYPE_CHECKING:  # kornia is for those who augment on the device
+if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
+
+
+class Average:
+    """Follows ``net`` with `update`; `swap` exchanges the two, so that the average can be used and put back.
+
+    The decay starts at 2/11 and rises to ``decay`` with the steps, as TensorFlow's does: early weights are forgotten.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.tensors = {key: tensor.detach().clone() for key, tensor in net.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """After a step of the optimiser."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        floats, targets = [], []
+        for key, tensor in net.state_dict().items():
+            if tensor.is_floating_point():
+                floats.append(self.tensors[key])
+                targets.append(tensor)
+            else:
+                self.tensors[key].copy_(tensor)
+        torch._foreach_lerp_(floats, targets, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, net: nn.Module) -> None:
+        """The net gets the average and this keeps what the net had; once more puts both back."""
+        for key, tensor in net.state_dict().items():
+            kept = tensor.clone()
+            tensor.copy_(self.tensors[key])
+            self.tensors[key].copy_(kept)
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers and strings under names; a SHA-256 of the bytes stands before them."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    with whole(path) as partial:
+        partial.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def read_state(path: Path, *, identity: str) -> dict[str, Any] | None:
+    """What `write_state` wrote for the same ``identity``; None where there is nothing, or of another training.
+
+    Raises ImageError for a damaged file.
+    """
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    damaged = ImageError(
+        f"{path}, the state of an unfinished training, is damaged: remove {path} and run "
+        "`dermstack oof` again, which trains this fold anew"
+    )
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise damaged
+    try:
+        state = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise damaged from error
+    return state if isinstance(state, dict) and state.get("identity") == identity else None
 
 
 def train_net(

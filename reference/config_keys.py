@@ -13,8 +13,7 @@ from pydantic.fields import FieldInfo
 from image_models.settings import Training
 from reference.sentences import sentences
 from stack.config import Config
-from stack.image_config import ImageModel
-from stack.settings import NAME
+from stack.image_config import NAME, ImageModel
 
 _WORDS = {"boolean": "true / false", "integer": "whole number", "number": "number", "string": "text"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

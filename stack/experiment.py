@@ -14,17 +14,79 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import Config
+from stack.config import Config, check_header
 from stack.console import Out
-from stack.errors import DataError
-from stack.external import read_external
+from stack.errors import DataError, StoreError
 from stack.folds import Folds, make_folds
-from stack.join import places
 from stack.metrics.shuffle import shuffle_targets
-from stack.pictures import Decided, read_decided, write_decided
-from stack.reading import check_header
-from stack.store import Run, fingerprint, frame_fingerprint, read_runs, write_frame, write_json
-from stack.table import Table, read_table
+from stack.store import (
+    Run,
+    atomic,
+    fingerprint,
+    frame_fingerprint,
+    places,
+    read_json,
+    read_runs,
+    sha256,
+    signed,
+    write_frame,
+    write_json,
+)
+from stack.table import Table, read_external, read_table
+
+DROPPED_COLUMNS = ["id", "source", "reason"]
+PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Rows that leave the table (id, source, reason) and near-duplicates (id_1, id_2, turn, distance).
+
+    Folds are dealt from them, so `oof` decides them once and they stay as long as the pictures do. ``looked_at`` is a
+    fingerprint of the pictures that were looked at; "" where nobody has looked yet.
+    """
+
+    dropped: pd.DataFrame
+    pairs: pd.DataFrame
+    looked_at: str = ""
+
+
+NOTHING_DECIDED = Decided(
+    pd.DataFrame(columns=DROPPED_COLUMNS, dtype="str"), pd.DataFrame(columns=PAIR_COLUMNS).astype({"id_1": "str"})
+)
+
+
+def read_decided(folder: Path) -> Decided:
+    """What lies in the experiment's ``folder``; nothing where its pictures were never looked at."""
+    path = folder / "pictures.json"
+    if not path.exists():
+        return NOTHING_DECIDED
+    try:
+        noted = read_json(path)
+        looked_at = noted["looked_at"]
+        for file, digest in noted.get("files", {}).items():  # {}: of an earlier dermstack
+            if sha256(folder / file) != digest:
+                raise ValueError(f"{file} isn't what it was")
+        dropped, pairs = (
+            pd.read_csv(folder / file, dtype={"id": str, "id_1": str, "id_2": str}, keep_default_na=False)
+            for file in ("dropped.csv", "near_duplicates.csv")
+        )
+        return Decided(dropped[DROPPED_COLUMNS], pairs[PAIR_COLUMNS], str(looked_at))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} or a csv beside it is damaged ({error}): remove {path} and run `dermstack oof`"
+        ) from error
+
+
+def write_decided(folder: Path, decided: Decided) -> None:
+    """dropped.csv and near_duplicates.csv, to be read by people too; pictures.json last."""
+    files = {}
+    for name, frame in (("dropped", decided.dropped), ("near_duplicates", decided.pairs)):
+        with atomic(path := folder / f"{name}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+        files[path.name] = sha256(path)
+    summary = {"looked_at": decided.looked_at, "dropped": len(decided.dropped), "pairs": len(decided.pairs)}
+    write_json(folder / "pictures.json", signed(summary | {"files": files}))
 
 
 @dataclass(frozen=True)
@@ -121,8 +183,8 @@ def open_experiment(
 
     ``decided`` is what the pictures decided about the rows; left out, what was written down before. With
     ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``: the same in all but the targets, which are
-    exchanged between split_groups of equal size (`stack.metrics.shuffle` does it, and says what it must score). ``overrides`` are
-    those that ``config`` was read with: commands that messages name repeat them.
+    exchanged between split_groups of equal size (see `stack.metrics.shuffle`, also for the expected score).
+    ``overrides`` are those that ``config`` was read with: commands that messages name repeat them.
     """
     data = config.data
     name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment

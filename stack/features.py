@@ -4,97 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import logit
 from sklearn.decomposition import PCA
 
-from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.join import places_in_run
-from stack.ranks import AVERAGED, net_moments
-from stack.store import Run
+from stack.folds import inner_split
+from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
-from tabular.cohort import CohortScore
 from tabular.encode import MetadataEncoder
-from tabular.group_features import context_counts, metadata_aggregates, prediction_aggregates
-from tabular.neighbours import embedding_aggregates
+from tabular.group_features import (
+    CohortScore,
+    context_counts,
+    embedding_aggregates,
+    metadata_aggregates,
+    prediction_aggregates,
+)
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE, METADATA = "image models", "metadata"  # blocks of columns, as `block_of_` calls them
 FEWEST_COMPONENTS = 32  # of a frozen embedding that is only measured within its group
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Several runs side by side, joined by id: of the training rows out-of-fold, of the test rows by each fold net."""
-
-    names: tuple[str, ...]
-    rows: NDArray[np.intp]  # the table rows that every run covers; all but the declared exclusions
-    oof: NDArray[np.float32]  # (rows, runs) logits
-    nets: NDArray[np.int8]  # (rows, runs): the fold net that made each
-    test: NDArray[np.float32]  # (folds, test rows, runs) logits
-    test_nets: NDArray[np.int8]  # (folds, runs): k, or AVERAGED
-
-
-def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
-    """`read_predictions` for the experiment's rows and folds."""
-    table = experiment.table
-    return read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
-
-
-def read_predictions(
-    runs: list[Run], train_ids: pd.Series[str], test_ids: pd.Series[str], *, folds: int
-) -> Predictions:
-    """Join the runs by id. Raises StoreError for missing, extra or doubled ids, unless a run declares them excluded."""
-    covered = np.ones(len(train_ids), bool)
-    oofs = []
-    for run in runs:
-        oof, mask = _aligned(run, train_ids)
-        oofs.append(oof)
-        covered &= mask
-    rows = np.flatnonzero(covered)
-    tests, test_nets = zip(*(_test_logits(run, test_ids, folds) for run in runs), strict=True)
-    return Predictions(
-        names=tuple(run.name for run in runs),
-        rows=rows,
-        oof=np.column_stack([oof["logit"].to_numpy(np.float32)[rows] for oof in oofs]),
-        nets=np.column_stack([oof["fold"].to_numpy()[rows].astype(np.int8) for oof in oofs]),
-        test=np.stack(tests, axis=2),
-        test_nets=np.stack(test_nets, axis=1),
-    )
-
-
-Scales = dict[str, dict[int, tuple[float, float]]]  # of each run, of each of its nets (and AVERAGED): mean, spread
-
-
-def net_scales(predictions: Predictions) -> Scales:
-    """Mean and spread of each net's out-of-fold logits; AVERAGED stands for the mean of the nets'. No targets."""
-    return {
-        name: net_moments(predictions.oof[:, run], predictions.nets[:, run])
-        for run, name in enumerate(predictions.names)
-    }
-
-
-def standardised(predictions: Predictions, scales: Scales | None = None) -> Predictions:
-    """Each run's logits on the scale of the net that made them (`net_scales`): less its mean, by its spread.
-
-    Fold nets differ in scale, and a tree can't tell a confident net from a risky lesion. A test column that
-    came averaged, or of a net without out-of-fold rows, takes the mean of the nets' scales.
-    """
-    scales = net_scales(predictions) if scales is None else scales
-    oof, test = predictions.oof.copy(), predictions.test.copy()
-    for run, name in enumerate(predictions.names):
-        for net, (mean, spread) in scales[name].items():
-            rows = predictions.nets[:, run] == net
-            oof[rows, run] = (predictions.oof[rows, run] - mean) / spread
-        for fold, net in enumerate(predictions.test_nets[:, run]):
-            mean, spread = scales[name].get(int(net), scales[name][AVERAGED])
-            test[fold, :, run] = (predictions.test[fold, :, run] - mean) / spread
-    return replace(predictions, oof=oof, test=test)
 
 
 @dataclass(frozen=True)
@@ -200,44 +132,55 @@ class FoldFeatures:
         return pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_.T, np.float32)
 
 
-def _aligned(run: Run, ids: pd.Series[str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
-    """The run's out-of-fold rows in the order of ``ids``, and which of them it covers."""
-    oof = run.frame("oof")
-    place = places_in_run(run, oof["id"], ids, "oof")
-    covered = place >= 0
-    declared = run.meta.get("excluded", 0)
-    if (~covered).sum() != declared:
-        raise StoreError(
-            f"{run.folder}: no prediction for {(~covered).sum()} of {len(ids)} training rows, {declared} declared: "
-            "import it again with `--exclude` and that number, or rebuild it"
-        )
-    return oof.iloc[place], covered
+@dataclass(frozen=True)
+class FoldMatrix:
+    """One fold's fitted transforms, its training and held-out features, and the table rows of both."""
+
+    features: FoldFeatures
+    train: pd.DataFrame
+    held: pd.DataFrame
+    held_alone: pd.DataFrame | None  # the held-out rows as if the group of each had no other
+    train_rows: NDArray[np.intp]
+    held_rows: NDArray[np.intp]
 
 
-def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """(folds, rows): the test rows as each fold net sees them; one row for all where the run came averaged."""
-    test = run.frame("test")
-    if run.meta.get("foreign_folds"):  # its nets are none of ours: each of our folds gets their mean
-        test = test.groupby("id", sort=False, as_index=False)["logit"].mean().assign(fold=AVERAGED)
-    by_net = {int(net): test[test["fold"] == net] for net in test["fold"].unique()}
-    expected = {AVERAGED} if AVERAGED in by_net else set(range(folds))
-    if len(ids) and set(by_net) != expected:
-        raise StoreError(f"{run.folder}: test predictions of the nets {sorted(by_net)}, expected {sorted(expected)}")
-    logits = np.empty((folds, len(ids)), np.float32)
-    nets = np.array([AVERAGED if AVERAGED in by_net else k for k in range(folds)], np.int8)
-    for k in range(folds if len(ids) else 0):
-        frame = by_net[int(nets[k])]
-        place = places_in_run(run, frame["id"], ids, "test")
-        if (place < 0).any():
-            raise StoreError(
-                f"{run.folder}: {(place < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"
-            )
-        logits[k] = frame["logit"].to_numpy(np.float32)[place]
-    return logits, nets
+def fold_matrix(
+    experiment: Experiment,
+    embeddings: Mapping[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+    *,
+    without: int | None = None,
+    alone: bool = False,
+) -> FoldMatrix:
+    """Transforms fitted on the training rows, applied to these and to the held-out rows of ``fold``.
+
+    A study for fold ``without`` has no row of it on either side. ``alone`` makes the held-out rows as lone ones too.
+    """
+    train = experiment.table.train
+    fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
+    parts = [np.flatnonzero((fold_of != fold) & (fold_of != without)), np.flatnonzero(fold_of == fold)]
+    rows = [predictions.rows[part] for part in parts]
+    frames = [train.iloc[places] for places in rows]
+    z = [{name: embedding.oof[places] for name, embedding in embeddings.items()} for places in rows]
+    settings = FeatureSettings(**experiment.config.features.model_dump())
+    frozen = {name for name, embedding in embeddings.items() if embedding.alignment is None}
+    features = FoldFeatures(settings, predictions.names, frozen=frozen, seed=experiment.config.seed)
+    features.fit(frames[0], predictions.oof[parts[0]], z[0])
+    x_train, x_held = (
+        features.transform(frame, predictions.oof[part], values)
+        for frame, part, values in zip(frames, parts, z, strict=True)
+    )
+    x_alone = None
+    if alone:
+        x_alone = features.transform(frames[1].assign(group=frames[1]["id"]), predictions.oof[parts[1]], z[1])
+    return FoldMatrix(features, x_train, x_held, x_alone, rows[0], rows[1])
 
 
-def to_logit(p: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Of probabilities, kept finite at 0 and 1."""
-    clipped = np.clip(np.asarray(p, np.float64), 1e-15, 1 - 1e-15)
-    result: NDArray[np.float32] = logit(clipped).astype(np.float32)
-    return result
+def inner_rows(experiment: Experiment, places: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """A grouped part of these training rows, for early stopping."""
+    return inner_split(
+        experiment.target[places],
+        experiment.split_group[places],
+        seed=experiment.config.seed,
+    )

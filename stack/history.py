@@ -2,17 +2,247 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stack.config import Config
+from stack.errors import DataError, StoreError
 from stack.experiment import Experiment
-from stack.metrics.intervals import Interval, interval
+from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
 from stack.metrics.scores import auc, auc_by_fold, average_precision
 from stack.metrics.shuffle import auc_equal_size
-from stack.store import Run
+from stack.store import Run, named, read_frame, read_run
+
+
+def add_line(experiment: Experiment, blend: Run) -> dict[str, Any]:
+    """Append to runs/<experiment>/ledger.jsonl and return the line."""
+    settings = _flat(
+        experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage", "n_jobs", "device", "workers"})
+    )
+    before = read_lines(experiment)
+    known = before[-1]["settings"] if before else settings
+    changed = {
+        key: [known.get(key), settings.get(key)]
+        for key in sorted({*known, *settings})
+        if known.get(key) != settings.get(key)
+    }
+    line = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{key: blend.meta[key] for key in ("fingerprint", "objective", "headline", "tuned_in_sample", "chosen")},
+        "changed": changed,
+        "settings": settings,
+    }
+    path = experiment.folder / "ledger.jsonl"
+    try:
+        with path.open("ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # what a crash tore would swallow this line too
+            file.write(json.dumps(line).encode() + b"\n")
+    except OSError as error:
+        raise named(error, path) from error
+    return line
+
+
+def read_lines(experiment: Experiment) -> list[dict[str, Any]]:
+    """All lines, oldest first; a last line torn by a crash is left out."""
+    path = experiment.folder / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [_read(line, path, number) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _read(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        read = json.loads(line)
+        return {**read, "settings": dict(read["settings"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path}: line {number} is damaged ({error}): remove {path} (nothing is computed from this record) and run "
+            "`dermstack stack` again"
+        ) from error
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"blend.trials": 100, "image_models.0.lr": …}``."""
+    if isinstance(settings, dict):
+        pairs = settings.items()
+    elif isinstance(settings, list):
+        pairs = enumerate(settings)  # type: ignore[assignment]
+    else:
+        return {prefix: settings}
+    return {
+        key: value
+        for name, part in pairs
+        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+COLUMNS = ["experiment", "run", "kind", "auc", "headline"]
+
+
+def list_experiments(folder: Path) -> pd.DataFrame:
+    """One row a run: experiment, run, kind, pooled out-of-fold AUC and, for a blend, its headline.
+
+    Unfinished and damaged runs are named so. The AUC is against today's table.parquet, NaN where that lacks the rows.
+    """
+    rows = []
+    for path in sorted(folder.glob("*/table.parquet")):
+        experiment = path.parent
+        table = read_frame(path, again="dermstack stack")
+        target = table[table["part"] == "train"].set_index("id")["target"]
+        models = sorted(path for path in experiment.glob("models/*") if path.is_dir())
+        for run_folder in [experiment / "blend", *models]:
+            if run_folder.is_dir():
+                line = {"experiment": experiment.name, "run": run_folder.name}
+                rows.append({**line, "auc": np.nan, "headline": "", **_describe(run_folder, target)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
+    try:
+        run = read_run(folder)
+        if run is None:
+            folds = len(list(folder.glob("fold_*/run.json")))
+            return {"kind": f"unfinished, {folds} folds"}
+        headline = run.meta.get("headline")
+        shown = f"{headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested" if headline else ""
+        selected = ", selected on these rows" if run.meta.get("selected") else ""
+        return {"kind": f"{run.meta['kind']}{selected}", "auc": _auc(run, target), "headline": shown}
+    except StoreError:  # the other runs are still worth a line; using this one says what to do
+        return {"kind": "damaged"}
+
+
+def _auc(run: Run, target: pd.Series) -> float:
+    oof = run.frame("oof")
+    score = oof["score"] if "score" in oof else oof["logit"]
+    y = target.reindex(oof["id"])
+    return auc(y, score) if not y.isna().any() and y.nunique() == 2 else np.nan
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`a` less `b` on the rows that both cover: the difference, how many rows, the objective, for AUC DeLong's p."""
+
+    difference: Interval
+    rows: int
+    objective: str
+    p: float | None  # two-sided, of no difference, clustered by split_group; another objective than AUC has none
+    selected: tuple[str, ...]  # of a and b those whose settings were chosen on these very rows, or went into
+
+
+def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Compared:
+    """The paired difference of two runs, with its bootstrap interval over split_groups.
+
+    ``a`` and ``b`` are ``<experiment>`` (its blend, nested), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
+    Raises StoreError where one isn't there and DataError where targets or groups of the same id differ.
+    """
+    run_a, run_b = _find(runs, a), _find(runs, b)
+    frame_a, frame_b = _scores(runs, a, run_a), _scores(runs, b, run_b)
+    both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
+    if both.empty:
+        raise DataError(f"{a} and {b} have no id in common: compare runs on the same data")
+    for column in ("target", "split_group"):
+        differ = both[f"{column}_a"] != both[f"{column}_b"]
+        if differ.any():
+            raise DataError(
+                f"{a} and {b} disagree on the {column} of {differ.sum()} rows, first id {both['id'][differ].iloc[0]}: "
+                "they are not of the same data (or one is shuffled)"
+            )
+    objective = objective or str((run_a.meta.get("objective") or run_b.meta.get("objective")) or "auc")
+    y, groups = both["target_a"], both["split_group_a"].to_numpy(object)
+    difference = paired_difference(objective, y, both["score_a"], both["score_b"], groups)
+    p = clustered_auc(y, both[["score_a", "score_b"]], groups).difference()[1] if objective == "auc" else None
+    selected = tuple(name for name, run in ((a, run_a), (b, run_b)) if run.meta.get("selected"))
+    return Compared(difference, len(both), objective, p, selected)
+
+
+def _find(runs: Path, name: str) -> Run:
+    experiment, _, part = name.partition("/")
+    folder = runs / experiment
+    place = folder / (part if part.startswith("old/") else f"models/{part}") if part else folder / "blend"
+    if ".." in place.parts or (run := read_run(place)) is None:
+        at_hand = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
+        hint = f"{experiment} has {', '.join(at_hand)}" if at_hand else f"`dermstack runs` lists what {runs} holds"
+        raise StoreError(f"{name}: no complete run: {hint}")
+    return run
+
+
+def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
+    """id, score, target, split_group."""
+    folder = runs / name.partition("/")[0]
+    oof = run.frame("oof")
+    score = oof["score"] if "score" in oof else oof["p"]
+    rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64")})
+    table, folds = (
+        read_frame(folder / f"{part}.parquet", again="dermstack stack")[columns]
+        for part, columns in (("table", ["id", "target", "part"]), ("folds", ["id", "split_group"]))
+    )
+    return rows.merge(table[table["part"] == "train"][["id", "target"]], on="id").merge(folds, on="id")
+
+
+INTERRUPTED_AFTER_S = 3600.0  # no write takes an hour: a younger temporary file may be somebody's at this moment
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that a command makes again, or that only served comparison."""
+
+    path: Path
+    what: str
+    size: int  # bytes
+
+
+def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
+    """Set-aside runs and temporary files of the config's experiments (also the shuffled ones), with ``cache`` the image
+    caches of its data set too."""
+    found = []
+    for folder in sorted(config.runs.glob("*")):
+        if not re.fullmatch(rf"{re.escape(config.experiment)}(-shuffled--?\d+)?", folder.name):
+            continue
+        aside = sorted(folder.glob("old/*"))
+        found += [(path, "set aside when its inputs changed") for path in aside]
+        torn = [path for path in sorted(folder.rglob(".*.tmp")) if not set(aside) & set(path.parents) and _is_old(path)]
+        found += [(path, "left by an interrupted write") for path in torn]
+    if cache:
+        caches = [path for path in sorted(config.cache.glob("*")) if _is_cache_of(config.data.name, path.name)]
+        found += [(path, "image cache") for path in caches]
+    return [Leftover(path, what, _size(path)) for path, what in found]
+
+
+def remove(found: list[Leftover]) -> None:
+    """Delete them."""
+    for leftover in found:
+        if leftover.path.is_dir():
+            shutil.rmtree(leftover.path)
+        else:
+            leftover.path.unlink(missing_ok=True)
+
+
+def _is_cache_of(data: str, folder: str) -> bool:
+    # <data set>-<pixels>, as image_models.cache.cache_name writes it
+    return re.fullmatch(rf"{re.escape(data)}-\d+(-short_side)?(-jpeg)?", folder) is not None
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > INTERRUPTED_AFTER_S
+    except FileNotFoundError:  # finished while we looked
+        return False
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def auc_of(experiment: Experiment, run: Run) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -10,18 +11,18 @@ import pandas as pd
 from stack.config import TFRecords
 from stack.console import Out
 from stack.errors import DataError
-from stack.experiment import Experiment, open_experiment
-from stack.external import duplicates_of_primary
-from stack.pictures import DROPPED_COLUMNS, NOTHING_DECIDED, PAIR_COLUMNS, Decided
-from stack.store import frame_fingerprint
+from stack.experiment import DROPPED_COLUMNS, NOTHING_DECIDED, PAIR_COLUMNS, Decided, Experiment, open_experiment
+from stack.store import frame_fingerprint, read_frame, write_frame
+from stack.table import ACQUISITION, Table, duplicates_of_primary
 from stack.tuned import enabled_models
 
-if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+if TYPE_CHECKING:
     from pathlib import Path
 
     from image_models.cache import ImageCache
     from image_models.duplicates import Looks
     from image_models.io.readers import Source
+
 
 LOOKING_SIZE = 128  # pixels a side of the cache that is looked at where no image model asks for one
 
@@ -109,7 +110,7 @@ def _cache_folder(experiment: Experiment, size: int) -> Path:
 
 
 def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: int, out: Out) -> ImageCache:
-    from image_models.cache_build import build_cache
+    from image_models.cache import build_cache
 
     config, data = experiment.config, experiment.config.data
     folder = _cache_folder(experiment, size)
@@ -170,3 +171,45 @@ def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
     external = dict(zip(experiment.external_as_read["id"], experiment.external_as_read["source"], strict=True))
     source = [external.get(row_id, "train") for row_id in lost["id"]]
     return pd.DataFrame({"id": lost["id"], "source": source, "reason": lost["reason"]})
+
+
+FILE = "acquisition.parquet"
+_OF_CACHE = {"source_width": "width", "source_height": "height", "source_bytes": "bytes"}
+
+
+def write_acquisition(experiment: Experiment, cache: ImageCache) -> None:
+    """Keep what the cache knows of the originals for steps that see no picture: id, width, height, bytes."""
+    ids = pd.concat([experiment.table.train["id"], experiment.table.test["id"]], ignore_index=True)
+    known = cache.index.iloc[cache.rows_for(ids)][list(_OF_CACHE)].rename(columns=_OF_CACHE)
+    frame = known.astype("float32").assign(id=ids.to_numpy())
+    write_frame(experiment.folder / FILE, frame)
+
+
+def with_acquisition(experiment: Experiment) -> Experiment | None:
+    """The experiment whose rows have width, height and bytes, of the csv or of the pictures; None where unknown."""
+    tables = [experiment.table.train, experiment.table.test]
+    missing = [name for name in ACQUISITION if name not in tables[0]]
+    path = experiment.folder / FILE
+    if len(missing) == len(ACQUISITION) and not path.is_file():
+        return None
+    known = pd.DataFrame(columns=list(ACQUISITION))
+    if path.is_file():
+        known = read_frame(path, again="dermstack oof").set_index("id")
+    joined = []
+    for table in tables:
+        of_rows = known.reindex(table["id"])
+        extra = {
+            name: of_rows[name].to_numpy("float32", na_value=float("nan")) for name in ACQUISITION if name not in table
+        }
+        joined.append(table.assign(**extra))
+    return replace(experiment, table=Table(*joined))
+
+
+def needed_acquisition(experiment: Experiment) -> Experiment:
+    """`with_acquisition`; raises DataError where `features.shortcuts` is on and nothing is known."""
+    if (known := with_acquisition(experiment)) is None:
+        raise DataError(
+            "features.shortcuts needs width, height and bytes of the pictures: run `dermstack oof` on images, or name "
+            "the csv's columns in data.columns.width, height, bytes"
+        )
+    return known

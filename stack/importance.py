@@ -12,14 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from stack.acquisition import needed_acquisition
 from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.features import METADATA, Predictions, predictions_of, standardised
-from stack.fold_matrix import fold_matrix
+from stack.features import METADATA, fold_matrix
+from stack.images import needed_acquisition
 from stack.parallel import on_threads, run_folds
-from stack.predictions import Embedding, read_embeddings
+from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised
 from stack.store import Run, fingerprint, read_run, write_run
 from tabular.models import read_bag
 

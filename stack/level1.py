@@ -16,14 +16,12 @@ from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment, write_rows
 from stack.image_config import ImageModel
-from stack.labels import labels_of
-from stack.level1_folds import FoldTask, frozen_tasks, trained_tasks
+from stack.level1_folds import FoldTask, frozen_tasks, labels_of, set_aside_for, trained_tasks
 from stack.level1_jobs import drop_unfinished, is_complete, put_together, run_tasks
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_whole, sha256
-from stack.trained_before import set_aside_for
 from stack.tuned import enabled_models
 
-if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+if TYPE_CHECKING:
     from image_models.cache import ImageCache
 
 
@@ -140,3 +138,42 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
             [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
         ),
     }
+
+
+def level1_runs(experiment: Experiment) -> list[Run]:
+    """The enabled image models, which must be complete and fresh, then the imported runs.
+
+    Raises StoreError naming the command that makes what is missing.
+    """
+    runs = []
+    for model in enabled_models(experiment):
+        folder = experiment.models / model.name
+        check_fresh(experiment, folder, level1_inputs(experiment, model))
+        run = read_run(folder)
+        if run is None:
+            raise StoreError(
+                f"image model {model.name} is not complete: run `{experiment.command('oof')}` first, or set "
+                "`enabled: false`"
+            )
+        runs.append(run)
+    imported = [run for run in experiment.finished(level=1) if run.meta["kind"] == "imported"]
+    for run in imported:
+        check_imported(experiment, run)
+    if not runs and not imported:
+        raise StoreError(
+            f"{experiment.folder} has no level-1 run: run `{experiment.command('oof')}`, "
+            "or bring predictions in with `dermstack import-oof`"
+        )
+    return runs + imported
+
+
+def check_imported(experiment: Experiment, run: Run) -> None:
+    """Raise StoreError where an imported run was checked against other rows or folds than today's, or lost its name."""
+    if run.name in experiment.config.model_names:
+        raise StoreError(
+            f"{run.folder} is an imported run, and {experiment.config_path} has a model of that name: rename the model"
+        )
+    if run.meta["inputs"]["rows or folds"] != experiment.rows_fingerprint:
+        raise StoreError(
+            f"{run.folder} was imported for other rows or folds: run `dermstack import-oof {run.name} --replace` again"
+        )

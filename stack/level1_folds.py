@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,17 +15,152 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stack.console import Out
+from stack.errors import DataError, StoreError
 from stack.experiment import Experiment
 from stack.folds import inner_split
-from stack.image_config import ImageModel
-from stack.labels import labels_of
-from stack.store import Run, fingerprint, read_run, write_run
-from stack.trained_before import trained_before
-from tabular.dense import DenseMetadata
+from stack.image_config import Diagnosis, ImageModel
+from stack.store import Run, fingerprint, read_run, set_aside, write_run
+from tabular.encode import DenseMetadata
 
-if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+if TYPE_CHECKING:
     from image_models.cache import ImageCache
-    from image_models.fit import FoldFit
+    from image_models.fit import FoldFit, TrainedNet
+
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Of training rows, then external rows: which classes each may be of."""
+
+    names: list[str]
+    positive: list[bool]  # the classes whose probability is p
+    train: NDArray[np.bool_]  # (n, c)
+    external: NDArray[np.bool_]  # (m, c)
+
+
+def labels_of(model: ImageModel, train: pd.DataFrame, external: pd.DataFrame) -> Labels:
+    """The classes that ``model`` learns, of frames with `target` and, for `target: diagnosis`, `diagnosis`.
+
+    Raises DataError where `diagnosis.classes` names what no row has, where a class holds rows of both targets, or where
+    all rows are of one class.
+    """
+    both = pd.concat([train, external], ignore_index=True)
+    target = both["target"].to_numpy(np.int8)
+    if model.target == "binary":
+        names, positive = ["0", "1"], [False, True]
+        allowed = np.stack([target == 0, target == 1], axis=1)
+    else:
+        names, positive, allowed = _classes(both["diagnosis"], target, model.diagnosis, model.name)
+    return Labels(names, positive, allowed[: len(train)], allowed[len(train) :])
+
+
+def _classes(
+    diagnosis: pd.Series, target: NDArray[np.int8], settings: Diagnosis, name: str
+) -> tuple[list[str], list[bool], NDArray[np.bool_]]:
+    # The words of the data decide which classes there are, and their targets which of them count; no fold does.
+    words = diagnosis.astype("str")
+    found = sorted(words.dropna().unique())
+    for word in settings.classes:
+        if word not in found:
+            near = difflib.get_close_matches(word, found, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the rows have {', '.join(map(repr, found))}"
+            raise DataError(f"{name}: diagnosis.classes names {word!r}, which is the diagnosis of no row: {hint}")
+    words = words.replace(settings.classes)
+    missing = (words.isna() | (words.str.lower() == UNKNOWN)).to_numpy()
+    if settings.unknown == "class":
+        words = words.mask(missing, UNKNOWN)
+        missing = np.zeros(len(words), bool)
+    counts = pd.crosstab(words[~missing], target[~missing]).reindex(columns=[0, 1], fill_value=0)
+    mixed = counts[(counts > 0).all(axis=1)]
+    if len(mixed):
+        first = mixed.iloc[0]
+        remedy = (
+            "set `diagnosis.unknown: target`"
+            if mixed.index[0] == UNKNOWN
+            else "map what it holds to classes of one target in `diagnosis.classes`, or to `unknown` with "
+            "`diagnosis.unknown: target`"
+        )
+        raise DataError(
+            f"{name}: diagnosis class {mixed.index[0]!r} has {first[0]} rows of target 0 and {first[1]} of target 1: "
+            + remedy
+        )
+    # Target 0 first: with two classes the second is the target.
+    ordered = counts.assign(positive=counts[1] > 0).reset_index(names="name").sort_values(["positive", "name"])
+    names, positive = ordered["name"].tolist(), ordered["positive"].tolist()
+    if len(set(positive)) < 2:
+        raise DataError(f"{name}: `target: diagnosis` needs diagnoses of both targets, found {', '.join(names)}")
+    allowed = words.to_numpy(object)[:, None] == np.array(names, object)
+    allowed[missing] = target[missing, None] == np.array(positive)
+    return names, positive, allowed
+
+
+_ANY = {"seeds", "tta", "name"}  # settings that say nothing of how one net is trained
+_NOT_OF_TRAINING = {"settings", "selection"}  # inputs: what settings are is looked at one by one
+ANEW = ".anew"  # in the folder of a run that shall take nothing over, until it is complete
+
+
+def trained_before(
+    experiment: Experiment, model: ImageModel, inputs: Mapping[str, str], settings: Mapping[str, Any], fold: int
+) -> dict[int, TrainedNet]:
+    """Nets of this fold in set-aside runs of the model, by seed, which training would make again byte by byte.
+
+    Of runs that differ from the one to be made, of ``inputs`` and ``settings``, in seeds or views alone; none for a run
+    that is wanted anew. Raises StoreError for a file that has changed since.
+    """
+    from image_models.fit import TrainedNet
+
+    found: dict[int, TrainedNet] = {}
+    if (experiment.models / model.name / ANEW).exists():
+        return found
+    for folder in sorted(experiment.old.glob(f"{model.name}-*")):
+        run = _fold_of(folder, fold)
+        if run is None or _of_training(run.meta["inputs"], run.meta["settings"]) != _of_training(inputs, settings):
+            continue
+        history = pd.read_csv(run.checked("history.csv"))
+        for number, seed in enumerate(run.meta["settings"]["seeds"]):
+            if seed in model.seeds:
+                drawn = seed + experiment.config.seed
+                weights = run.checked("weights.safetensors" if number == 0 else f"weights_{drawn}.safetensors")
+                found[drawn] = TrainedNet(weights, history[history["seed"] == drawn])
+    return found
+
+
+def set_aside_for(folder: Path, old: Path, inputs: Mapping[str, str]) -> Path | None:
+    """Move a run aside to be made of ``inputs``. Where it was made of these, nothing is taken over: it is wanted anew.
+
+    So is a run that can't be read. Returns where it is kept; None where it isn't complete and all there is of it was
+    made of these inputs: then its making was interrupted, and goes on.
+    """
+    try:
+        made_of = [run.meta["inputs"] for part in (folder, *folder.glob("fold_*")) if (run := read_run(part))]
+        if read_run(folder) is None and all(part == inputs for part in made_of):
+            return None
+        anew = inputs in made_of
+    except StoreError:
+        anew = True
+    aside = set_aside(folder, old)
+    if anew:
+        folder.mkdir()
+        (folder / ANEW).touch()
+    return aside
+
+
+def _fold_of(folder: Path, fold: int) -> Run | None:
+    """That fold of a run set aside; None where it isn't complete, or is why the run was set aside: damaged."""
+    try:
+        return read_run(folder / f"fold_{fold}")
+    except StoreError:
+        return None
+
+
+def _of_training(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    return (
+        {name: value for name, value in inputs.items() if name not in _NOT_OF_TRAINING},
+        {name: value for name, value in settings.items() if name not in _ANY},
+    )
+
 
 MAX_ANCHORS = 2_000
 MIN_TEST_ANCHORS = 500  # alignment keeps a fifth of the anchors as dimensions: fewer test rows say too little
@@ -55,7 +191,7 @@ def trained_tasks(
 ) -> list[FoldTask]:
     """Tasks that fine-tune a net each."""
     from image_models.fit import fit_fold
-    from image_models.views import VIEWS
+    from image_models.predict import VIEWS
 
     config, target = experiment.config, experiment.target
     train_ids, test_ids = experiment.table.train["id"], experiment.table.test["id"]
@@ -160,7 +296,7 @@ def _features(
     stored = read_run(folder / "features" / part)
     if stored is None or stored.meta["inputs"] != inputs:
         from image_models.fit import embed
-        from image_models.views import VIEWS
+        from image_models.predict import VIEWS
 
         frame = {"train": experiment.table.train, "test": experiment.table.test, "external": experiment.external}[part]
         rows = cache.rows_for(frame["id"])

@@ -15,13 +15,11 @@ import pandas as pd
 from image_models.processes import in_processes
 from stack.config import Config, Ray
 from stack.console import Out
-from stack.devices import count_gpus, own_device
 from stack.errors import ConfigError
 from stack.experiment import Experiment
-from stack.join import places
-from stack.level1_folds import FoldTask, stored_features
-from stack.store import LOCK, Run, atomic, locked, prediction_frame, read_run, write_run
-from stack.trained_before import ANEW
+from stack.level1_folds import ANEW, FoldTask, stored_features
+from stack.parallel import count_gpus, own_device
+from stack.store import LOCK, Run, atomic, locked, places, prediction_frame, read_run, write_run
 
 LET_GO_S = 10.0
 

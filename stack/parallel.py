@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
 from threadpoolctl import threadpool_limits
 
 from image_models.processes import in_processes
@@ -32,3 +38,41 @@ def run_folds(
             made.append(result)
             progress(1)
     return made
+
+
+def count_gpus(device: str) -> int:
+    """GPUs that tasks on ``device`` (auto, cpu, cuda) are spread over; 0 where they run on the CPU."""
+    if device == "cpu":
+        return 0
+    from image_models.device import visible_gpus
+
+    return visible_gpus()
+
+
+@contextmanager
+def own_device(device: str) -> Iterator[str]:
+    """``device``, or where there are several GPUs one that no other task of this user on this machine holds.
+
+    The lock is the operating system's and goes with its process. Waits while all are taken.
+    """
+    gpus = count_gpus(device)
+    if gpus < 2:
+        yield device
+        return
+    # Ray and schedulers renumber the GPUs that they leave visible: other names, other locks.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")
+    folder = Path(tempfile.gettempdir()) / f"dermstack-gpus-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    locks = [filelock.FileLock(folder / f"{visible}.{number}.lock") for number in range(gpus)]
+    while True:
+        for number, lock in enumerate(locks):
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                continue
+            try:
+                yield f"cuda:{number}"
+            finally:
+                lock.release()
+            return
+        time.sleep(0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,81 @@ from numpy.typing import NDArray
 
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.join import places_in_run
-from stack.store import Run
+from stack.ranks import AVERAGED, net_moments
+from stack.store import Run, places_in_run
 from tabular.embeddings import Alignment, fit_alignment
 
 COMPONENTS = 64  # of an aligned embedding that is only measured within its group
 BAD_RESIDUAL = 0.5  # half of what the nets see on their shared axes is their own
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Several runs side by side, joined by id: of the training rows out-of-fold, of the test rows by each fold net."""
+
+    names: tuple[str, ...]
+    rows: NDArray[np.intp]  # the table rows that every run covers; all but the declared exclusions
+    oof: NDArray[np.float32]  # (rows, runs) logits
+    nets: NDArray[np.int8]  # (rows, runs): the fold net that made each
+    test: NDArray[np.float32]  # (folds, test rows, runs) logits
+    test_nets: NDArray[np.int8]  # (folds, runs): k, or AVERAGED
+
+
+def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
+    """`read_predictions` for the experiment's rows and folds."""
+    table = experiment.table
+    return read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
+
+
+def read_predictions(
+    runs: list[Run], train_ids: pd.Series[str], test_ids: pd.Series[str], *, folds: int
+) -> Predictions:
+    """Join the runs by id. Raises StoreError for missing, extra or doubled ids, unless a run declares them excluded."""
+    covered = np.ones(len(train_ids), bool)
+    oofs = []
+    for run in runs:
+        oof, mask = _in_table_order(run, train_ids)
+        oofs.append(oof)
+        covered &= mask
+    rows = np.flatnonzero(covered)
+    tests, test_nets = zip(*(_test_logits(run, test_ids, folds) for run in runs), strict=True)
+    return Predictions(
+        names=tuple(run.name for run in runs),
+        rows=rows,
+        oof=np.column_stack([oof["logit"].to_numpy(np.float32)[rows] for oof in oofs]),
+        nets=np.column_stack([oof["fold"].to_numpy()[rows].astype(np.int8) for oof in oofs]),
+        test=np.stack(tests, axis=2),
+        test_nets=np.stack(test_nets, axis=1),
+    )
+
+
+Scales = dict[str, dict[int, tuple[float, float]]]  # of each run, of each of its nets (and AVERAGED): mean, spread
+
+
+def net_scales(predictions: Predictions) -> Scales:
+    """Mean and spread of each net's out-of-fold logits; AVERAGED stands for the mean of the nets'. No targets."""
+    return {
+        name: net_moments(predictions.oof[:, run], predictions.nets[:, run])
+        for run, name in enumerate(predictions.names)
+    }
+
+
+def standardised(predictions: Predictions, scales: Scales | None = None) -> Predictions:
+    """Each run's logits on the scale of the net that made them (`net_scales`): less its mean, by its spread.
+
+    Fold nets differ in scale, and a tree can't tell a confident net from a risky lesion. A test column that
+    came averaged, or of a net without out-of-fold rows, takes the mean of the nets' scales.
+    """
+    scales = net_scales(predictions) if scales is None else scales
+    oof, test = predictions.oof.copy(), predictions.test.copy()
+    for run, name in enumerate(predictions.names):
+        for net, (mean, spread) in scales[name].items():
+            rows = predictions.nets[:, run] == net
+            oof[rows, run] = (predictions.oof[rows, run] - mean) / spread
+        for fold, net in enumerate(predictions.test_nets[:, run]):
+            mean, spread = scales[name].get(int(net), scales[name][AVERAGED])
+            test[fold, :, run] = (predictions.test[fold, :, run] - mean) / spread
+    return replace(predictions, oof=oof, test=test)
 
 
 @dataclass(frozen=True)
@@ -103,3 +172,39 @@ def _every(run: Run, frame: pd.DataFrame, ids: pd.Series[str], part: str) -> NDA
             "rebuild the run"
         )
     return place
+
+
+def _in_table_order(run: Run, ids: pd.Series[str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+    """The run's out-of-fold rows in the order of ``ids``, and which of them it covers."""
+    oof = run.frame("oof")
+    place = places_in_run(run, oof["id"], ids, "oof")
+    covered = place >= 0
+    declared = run.meta.get("excluded", 0)
+    if (~covered).sum() != declared:
+        raise StoreError(
+            f"{run.folder}: no prediction for {(~covered).sum()} of {len(ids)} training rows, {declared} declared: "
+            "import it again with `--exclude` and that number, or rebuild it"
+        )
+    return oof.iloc[place], covered
+
+
+def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """(folds, rows): the test rows as each fold net sees them; one row for all where the run came averaged."""
+    test = run.frame("test")
+    if run.meta.get("foreign_folds"):  # its nets are none of ours: each of our folds gets their mean
+        test = test.groupby("id", sort=False, as_index=False)["logit"].mean().assign(fold=AVERAGED)
+    by_net = {int(net): test[test["fold"] == net] for net in test["fold"].unique()}
+    expected = {AVERAGED} if AVERAGED in by_net else set(range(folds))
+    if len(ids) and set(by_net) != expected:
+        raise StoreError(f"{run.folder}: test predictions of the nets {sorted(by_net)}, expected {sorted(expected)}")
+    logits = np.empty((folds, len(ids)), np.float32)
+    nets = np.array([AVERAGED if AVERAGED in by_net else k for k in range(folds)], np.int8)
+    for k in range(folds if len(ids) else 0):
+        frame = by_net[int(nets[k])]
+        place = places_in_run(run, frame["id"], ids, "test")
+        if (place < 0).any():
+            raise StoreError(
+                f"{run.folder}: {(place < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"
+            )
+        logits[k] = frame["logit"].to_numpy(np.float32)[place]
+    return logits, nets

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -304,3 +304,29 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
             yield
     except Timeout as error:
         raise StoreError(f"another process is working on {folder}: wait for it, or stop it") from error
+
+
+def places(ids: Iterable[str], among: Iterable[str], what: str) -> NDArray[np.intp]:
+    """Where each of ``ids`` (n,) stands in ``among``, which ``what`` names. Raises StoreError where one has no place,
+    or two."""
+    asked, index = pd.Index(ids), pd.Index(among)
+    if not index.is_unique:
+        raise StoreError(f"{what} hold id {index[index.duplicated()][0]!r} twice: make them again")
+    found: NDArray[np.intp] = index.get_indexer(asked)
+    if (lost := found < 0).any():
+        raise StoreError(f"{lost.sum()} ids are not among {what}, first {asked[lost][0]!r}: make the run again")
+    return found
+
+
+def places_in_run(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
+    """Where each of ``ids`` stands in the run's rows (-1: nowhere). Raises for doubled ids and strangers."""
+    index = pd.Index(own)
+    if not index.is_unique:
+        raise StoreError(f"{run.folder}/{part}.parquet holds {index.duplicated().sum()} ids twice: rebuild the run")
+    extra = index.difference(pd.Index(ids))
+    if len(extra):
+        raise StoreError(
+            f"{run.folder}/{part}.parquet holds {len(extra)} ids that are not in the table, first: "
+            f"{', '.join(map(str, extra[:3]))}: rebuild the run for these rows"
+        )
+    return index.get_indexer(pd.Index(ids))

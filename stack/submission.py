@@ -2,27 +2,150 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from stack.blend.blend_state import blender_state
-from stack.blend.blender import Blender
-from stack.blend.calibrate_nested import calibrate_nested, calibration_record
-from stack.blend.calibration import calibrator_state
+from stack.blend.blender import Blender, blender_state
+from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.nested import blend_nested
+from stack.config import check_header
 from stack.console import Out
+from stack.errors import DataError
 from stack.experiment import Experiment
-from stack.features import Predictions, predictions_of
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc_by_fold
 from stack.parallel import on_threads
+from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_whole, set_aside, write_frame, write_run
-from stack.submit import submission, submission_text
 from stack.tuned import tuned_fingerprint, tuned_weights
+
+_SHOWN = 5  # offenders named in an error; their number is always given
+
+
+def submission(
+    ids: Sequence[str] | pd.Series,
+    score: ArrayLike,
+    *,
+    id_column: str,
+    target_column: str,
+    sample: Path | None = None,
+) -> pd.DataFrame:
+    """Two columns, id (str) and score (float64 in [0, 1]), one row for each of `ids` (n,).
+
+    With `sample` (a sample_submission.csv) the rows are joined to it by id and take its order and its column
+    names: the id is its `id_column`, or its first column where it has none of that name. Without, the order
+    is that of `ids`. Raises DataError for ids that are missing, extra, doubled or no strings, and for a score
+    that is no number or outside [0, 1].
+    """
+    values = np.asarray(score, dtype=np.float64)
+    if values.shape != (len(ids),):
+        raise DataError(f"{len(ids)} ids and scores of shape {values.shape}: give one score for each id")
+    _check_ids(list(ids), "the predictions")
+    names = pd.Series(ids, dtype="str").to_numpy()
+    frame = pd.DataFrame({id_column: names, target_column: values})
+    if sample is not None:
+        frame, id_column = _as_sampled(frame, _read_sample(sample), sample)
+    check_submission(frame, id_column=id_column, sample=sample)
+    return frame
+
+
+def check_submission(frame: pd.DataFrame, *, id_column: str, sample: Path | None = None) -> None:
+    """Raise DataError unless `frame` could be handed in: ids and columns as in `sample`, scores in [0, 1]."""
+    if frame.shape[1] != 2 or id_column not in frame:
+        raise DataError(f"a submission has the column {id_column!r} and one score, not {list(frame.columns)}")
+    ids = frame[id_column]
+    _check_ids(list(ids), "the submission")
+    if sample is not None:
+        expected = _read_sample(sample)
+        if list(frame.columns) != list(expected.columns):
+            raise DataError(f"{sample} has the columns {list(expected.columns)}, not {list(frame.columns)}")
+        _check_same_ids(ids, expected[id_column], sample)
+        moved = ids.to_numpy() != expected[id_column].to_numpy()
+        if moved.any():
+            row = int(np.flatnonzero(moved)[0])
+            raise DataError(
+                f"{moved.sum()} ids stand in other rows than in {sample} (row {row + 2}: {ids.iloc[row]!r} "
+                f"for {expected[id_column].iloc[row]!r}): join the scores to the sample by id"
+            )
+    scores = frame[next(name for name in frame if name != id_column)].to_numpy(np.float64)
+    bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+    if bad.size:
+        named = _listed([f"{ids.iloc[row]}: {scores[row]}" for row in bad])
+        raise DataError(f"scores that are not in [0, 1] ({named}): a submission needs one number for each id")
+
+
+def submission_text(frame: pd.DataFrame) -> str:
+    """The csv of a submission, the same for the same scores on every machine.
+
+    Floats are written as Python's repr writes them, which is what pandas does without a float_format: the
+    fewest digits that read back as the same float64, so that two scores tie in the file only if they are
+    equal. A fixed number of digits would make ties in a rank blend; `%.17g` is as exact, but writes 0.1 as
+    0.10000000000000001.
+    """
+    return frame.to_csv(index=False, lineterminator="\n")  # not the platform's line ends
+
+
+def _as_sampled(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) -> tuple[pd.DataFrame, str]:
+    """`frame` (id, score) in the sample's order, under its names; and the name of its id column."""
+    id_column, target_column = map(str, frame.columns)
+    id_name = id_column if id_column in expected else str(expected.columns[0])
+    target_name = next(str(name) for name in expected if name != id_name)
+    _check_same_ids(frame[id_column], expected[id_name], sample)
+    scores = frame.set_index(id_column)[target_column].reindex(expected[id_name])
+    return expected.assign(**{target_name: scores.to_numpy()}), id_name
+
+
+def _read_sample(path: Path) -> pd.DataFrame:
+    """A sample's two columns as the strings in the file: "007" stays "007", "NA" stays "NA"."""
+    check_header(path)
+    try:
+        # header=None: pandas would take a surplus column for the index, quietly.
+        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file: correct data.sample_submission in the config") from error
+    except (ValueError, OSError, MemoryError) as error:
+        raise DataError(f"{path}: not a readable csv in UTF-8 ({str(error).strip()})") from error
+    header = [str(name).strip() for name in cells.iloc[0]]
+    if len(set(header)) != 2 or len(header) != 2:
+        raise DataError(f"{path}: a sample submission has two columns, an id and a target, not {header}")
+    return cells.iloc[1:].reset_index(drop=True).set_axis(header, axis="columns")
+
+
+def _check_ids(ids: list[object], where: str) -> None:
+    odd = [value for value in ids if not isinstance(value, str) or not value]
+    if odd:
+        raise DataError(f"{where}: {_listed(map(repr, odd))} is no id: read the column as strings")
+    counts = pd.Series(ids, dtype="str").value_counts()
+    doubled = sorted(counts.index[counts > 1])
+    if doubled:
+        raise DataError(f"{where}: doubled ids {_listed(doubled)}: each image has one row, drop the copies")
+
+
+def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
+    _check_ids(list(expected), str(sample))
+    ours, theirs = set(ids), set(expected)
+    faults = []
+    if missing := [name for name in expected if name not in ours]:
+        faults.append(f"without a score: {_listed(missing)}")
+    if extra := [name for name in ids if name not in theirs]:
+        faults.append(f"scored, but not in the sample: {_listed(extra)}")
+    if faults:
+        raise DataError(
+            f"the ids are not those of {sample}; {'; '.join(faults)}. "
+            "Check that data.test and data.sample_submission belong together"
+        )
+
+
+def _listed(values: Sequence[str] | map[str]) -> str:
+    names = list(values)
+    more = f", … {len(names)} in all" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:

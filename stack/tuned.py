@@ -11,10 +11,10 @@ import yaml
 
 from image_models.settings import Training
 from stack.blend.columns import Weighting
+from stack.config import parse_yaml
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
-from stack.reading import parse_yaml
 from stack.store import sha256
 
 _MARK = "# sha256 of what follows: "

@@ -6,12 +6,15 @@ Every feature comes from the rows of one group alone: never another group, never
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 
 from tabular.errors import TabularError
 
@@ -191,3 +194,157 @@ def _finite(values: Floats, name: str) -> Floats:
             "clip p away from 0 and 1 before taking logits, or mark the value as missing"
         )
     return values
+
+
+NEIGHBOURS = 10  # of the local outlier factor
+MIN_OUTLIER_GROUP = 2 * NEIGHBOURS + 1  # fewer rows have no neighbourhood to stand out of
+ROWS_AT_ONCE = 1024  # of a group's distance matrix, which for 9,000 rows would take 300 MB
+Floats32 = NDArray[np.float32]
+
+
+def embedding_aggregates(group: ArrayLike, z: NDArray[np.floating], name: str) -> pd.DataFrame:
+    """How each row's embedding stands in its group: group (n,), z (n, d) centred, so that directions differ.
+
+    Gives (n, 3) float32, in cosine distance (0 the same direction, 1 at right angles, 2 opposite):
+        <name>_group_centroid   to the mean direction of the group's other rows
+        <name>_group_nearest    to the nearest of the other rows
+        <name>_group_outlier    local outlier factor (Breunig et al. 2000) with 10 neighbours: 1 as dense as its
+                                neighbours, larger alone; 1 in groups of fewer than 21 rows
+    In a group of one both distances are 0. One BLAS call a group; the cost is the sum of squared group sizes.
+    """
+    codes, groups = code_groups(group)
+    if z.ndim != 2 or len(z) != len(codes):
+        raise TabularError(f"{name}: embeddings of shape {z.shape} for {len(codes)} rows: one row an id")
+    if not np.isfinite(z).all():
+        raise TabularError(f"{name}: embeddings of {int((~np.isfinite(z)).any(axis=1).sum())} rows are not finite")
+    order = np.argsort(codes, kind="stable")
+    size = np.bincount(codes, minlength=groups)
+    start = np.cumsum(size) - size
+    made = np.zeros((len(codes), 3), np.float32)
+    made[:, 2] = 1
+    for first, rows in zip(start[size > 1], size[size > 1], strict=True):  # over groups; the rows inside go to BLAS
+        members = order[first : first + rows]
+        made[members] = _within(_unit(z[members].astype(np.float32)))
+    columns = [f"{name}_group_{feature}" for feature in ("centroid", "nearest", "outlier")]
+    index = group.index if isinstance(group, pd.Series) else None
+    return pd.DataFrame(made, columns=columns, index=index)
+
+
+def _within(unit: Floats32) -> Floats32:
+    """The three features (n, 3) of one group's directions (n, d), n > 1."""
+    n = len(unit)
+    others = unit.sum(axis=0) - unit
+    centroid = 1 - np.einsum("nd,nd->n", _unit(others), unit)
+    nearest = np.empty(n, np.float32)
+    k = NEIGHBOURS if n >= MIN_OUTLIER_GROUP else 0
+    distance, neighbour = np.empty((n, k), np.float32), np.empty((n, k), np.intp)
+    for first in range(0, n, ROWS_AT_ONCE):
+        some = slice(first, min(first + ROWS_AT_ONCE, n))
+        apart = unit[some] @ unit.T
+        np.subtract(1, apart, out=apart)
+        apart[np.arange(len(apart)), np.arange(first, first + len(apart))] = np.inf  # itself
+        if k:
+            nearby = np.argpartition(apart, k, axis=1)[:, :k]
+            neighbour[some] = nearby
+            distance[some] = np.take_along_axis(apart, nearby, axis=1)
+            nearest[some] = distance[some].min(axis=1)
+        else:
+            nearest[some] = apart.min(axis=1)
+    outlier = _local_outlier_factor(distance, neighbour) if k else np.ones(n, np.float32)
+    return np.column_stack([np.maximum(centroid, 0), np.maximum(nearest, 0), outlier]).astype(np.float32)
+
+
+def _local_outlier_factor(distance: Floats32, neighbour: NDArray[np.intp]) -> Floats32:
+    """Breunig et al. 2000, of each row's k neighbours (n, k) and their distances."""
+    near = np.maximum(distance, 0)
+    reach = np.maximum(near, near.max(axis=1)[neighbour])
+    density = 1 / (reach.mean(axis=1) + np.float32(1e-10))  # as scikit-learn keeps copies apart
+    factor: Floats32 = (density[neighbour].mean(axis=1) / density).astype(np.float32)
+    return factor
+
+
+def _unit(z: Floats32) -> Floats32:
+    length = np.linalg.norm(z, axis=1, keepdims=True)
+    unit: Floats32 = (z / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
+    return unit
+
+
+LEVELS = (("band", "sex", "site"), ("band", "sex"), ("band",), ())  # the first that has enough rows is a row's cohort
+
+
+class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
+    """z-score of logits within (age band, sex, site): mean and spread of the fitted rows' cohort, never of targets.
+
+    A cohort of fewer than ``min_rows`` fitted rows gives way to the same without the site, then without the sex, then
+    to all rows. Missing values are values of their own; bands are ten years wide.
+
+    Fitted: `cells_`, {level: {cohort: (mean, std) a run}}.
+    """
+
+    def __init__(self, min_rows: int = 50) -> None:
+        self.min_rows = min_rows
+
+    def fit(self, frame: pd.DataFrame, logits: NDArray[np.floating]) -> Self:
+        """``frame`` holds age, sex and site of the training rows, ``logits`` (n, runs) stand beside them."""
+        if logits.shape[0] != len(frame) or not len(frame):
+            raise TabularError(f"logits of shape {logits.shape} for {len(frame)} rows: one row an id, and at least one")
+        keys = _keys(frame)
+        values = pd.DataFrame(logits.astype(np.float64))
+        self.runs_ = logits.shape[1]
+        self.cells_: dict[str, dict[str, list[list[float]]]] = {}
+        for level in LEVELS:
+            cohort = _cohort(keys, level)
+            grouped = values.groupby(cohort, sort=True)
+            mean, std, rows = grouped.mean(), grouped.std(ddof=0), grouped.size()
+            enough = rows.index[(rows >= self.min_rows) | (not level)]
+            self.cells_["+".join(level)] = {str(key): [mean.loc[key].tolist(), std.loc[key].tolist()] for key in enough}
+        return self
+
+    def transform(self, frame: pd.DataFrame, logits: NDArray[np.floating], names: tuple[str, ...]) -> pd.DataFrame:
+        """(n, runs) float32 named `<run>_cohort_z`; a cohort without spread gives the plain difference."""
+        keys = _keys(frame)
+        mean = np.full(logits.shape, np.nan)
+        std = np.full(logits.shape, np.nan)
+        for level in LEVELS:
+            cells = self.cells_["+".join(level)]
+            place = pd.Index(cells, dtype="str").get_indexer(pd.Index(_cohort(keys, level)))
+            here = (place >= 0) & np.isnan(mean[:, 0])
+            if here.any():
+                table = np.array(list(cells.values()))  # (cells, 2, runs)
+                mean[here], std[here] = table[place[here], 0], table[place[here], 1]
+        z = (logits - mean) / np.where(std > 1e-9, std, 1.0)
+        return pd.DataFrame(z.astype(np.float32), columns=[f"{name}_cohort_z" for name in names], index=frame.index)
+
+    def to_json(self) -> str:
+        """Everything that `from_json` needs to score new rows the same way."""
+        return json.dumps({"runs": self.runs_, "cells": self.cells_}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` gave; raises TabularError for anything else."""
+        try:
+            state = json.loads(text)
+            score = cls()
+            score.runs_ = int(state["runs"])
+            score.cells_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in LEVELS}
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise TabularError(f"no cohort statistics: {text[:60]!r} ({error}); fit the stacker again") from error
+        return score
+
+
+def _keys(frame: pd.DataFrame) -> pd.DataFrame:
+    band = (frame["age"].astype("float64") // 10).fillna(-1).astype(int).astype("str")
+    return pd.DataFrame({
+        "band": band.to_numpy(object),
+        "sex": frame["sex"].astype("str").fillna("?").to_numpy(object),
+        "site": frame["site"].astype("str").fillna("?").to_numpy(object),
+    })  # fmt: skip
+
+
+def _cohort(keys: pd.DataFrame, level: tuple[str, ...]) -> NDArray[np.object_]:
+    if not level:
+        return np.full(len(keys), "all", object)
+    text = keys[level[0]].astype("str")
+    for column in level[1:]:
+        text = text + "\x1f" + keys[column].astype("str")
+    return text.to_numpy(object)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # of the extra [dev]
     from playwright.sync_api import Browser, Page
 
-    from dermstack.report.section import Section
+    from dermstack.report.report import Section
 
 SCHEMES = ("light", "dark")
 WIDTHS = (360, 1400)  # a telephone, a desk
@@ -104,8 +104,7 @@ def hosted(*sections: Section) -> str:
     """A page of these sections alone, with the report's look and a policy that lets their scripts run and no other."""
     from test_report import make_data
 
-    from dermstack.report.report import report_html
-    from dermstack.report.section import script_policy
+    from dermstack.report.report import report_html, script_policy
 
     style = re.search(r"<style>(.*?)</style>", report_html(make_data()), re.DOTALL)
     assert style is not None

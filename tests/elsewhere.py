@@ -15,8 +15,7 @@ from stack.config import read_config
 from stack.console import Out
 from stack.errors import DermstackError
 from stack.experiment import Experiment, open_experiment, write_rows
-from stack.import_oof import import_oof
-from stack.imported_files import ImportedColumns
+from stack.import_oof import ImportedColumns, import_oof
 from stack.store import Run
 
 Files = tuple[pd.DataFrame, pd.DataFrame]

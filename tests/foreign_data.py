@@ -46,13 +46,13 @@ def _read_external(path: Path) -> object:
 
 
 def _read_predictions(path: Path) -> object:
-    from stack.imported_files import ImportedColumns, read_predictions_file
+    from stack.import_oof import ImportedColumns, read_predictions_file
 
     return read_predictions_file(path, ImportedColumns("image", "p", "fold"), needs_fold=False)
 
 
 def _read_sample(path: Path) -> object:
-    from stack.submit import submission
+    from stack.submission import submission
 
     return submission(["a", "b"], [0.1, 0.2], id_column="image", target_column="p", sample=path)
 

@@ -10,7 +10,7 @@ from conftest import run_cli
 from elsewhere import bring_in, opened, predictions, write_world
 
 import dermstack.audit.run
-from dermstack.audit.record import read_findings
+from dermstack.audit.finding import read_findings
 from dermstack.audit.run import audit_for_stack, run_audit
 from stack.console import Out
 from stack.errors import ConfigError

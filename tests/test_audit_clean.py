@@ -9,10 +9,9 @@ import pytest
 from audit_world import world
 
 from dermstack.audit.acquisition import acquisition_findings
+from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding
-from dermstack.audit.proxies import proxy_findings
-from dermstack.audit.rows import row_findings
-from dermstack.audit.shift import drift_findings
+from dermstack.audit.rows import proxy_findings, row_findings
 from stack.experiment import Experiment
 
 LOUD = ("can be told", "would add", "separates", "train and test differ")  # also where they are a note

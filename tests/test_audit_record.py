@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 from elsewhere import write_world
 
-from dermstack.audit.finding import Finding
-from dermstack.audit.record import looked_at, read_findings, read_part, write_parts
+from dermstack.audit.finding import Finding, looked_at, read_findings, read_part, write_parts
 from stack.config import read_config
 from stack.console import Out
 from stack.errors import StoreError

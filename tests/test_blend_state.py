@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from stack.blend.blend_state import blender_of, blender_state
-from stack.blend.blender import METHODS, Blender
+from stack.blend.blender import METHODS, Blender, blender_of, blender_state
 from stack.errors import StoreError
 from stack.ranks import AVERAGED
 

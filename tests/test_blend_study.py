@@ -17,8 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from stack.blend.blender import Blender
 from stack.blend.columns import NetColumns, Weighting
 from stack.blend.search import _step, completed, quiet_optuna, tune_weights, weighting_of
-from stack.metrics.curve import Floats
-from stack.metrics.scores import auc
+from stack.metrics.scores import Floats, auc
 
 ALLOWED = [("probability", "logit", "rank")] * 4
 

@@ -12,8 +12,7 @@ from browser import SCHEMES, WIDTHS, barriers, opened
 from test_app import started
 
 from dermstack.serve.bundle import read_bundle
-from dermstack.serve.others import percent
-from dermstack.serve.patient import Ensemble, Photo, read_patient
+from dermstack.serve.patient import Ensemble, Photo, percent, read_patient
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

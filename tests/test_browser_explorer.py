@@ -11,7 +11,7 @@ from browser import SCHEMES, WIDTHS, barriers, hosted, opened
 from test_explorer import world
 
 from dermstack.report.explorer import OperatingPoint, Thresholds, count_at_thresholds, explorer, operating_point
-from dermstack.report.section import percent
+from dermstack.report.report import percent
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_models import cache_build as build_module
-from image_models.cache import PIXELS, cache_name, open_cache
-from image_models.cache_build import build_cache
+from image_models import cache as build_module
+from image_models.cache import PIXELS, build_cache, cache_name, open_cache
 from image_models.errors import ImageError
 from image_models.io.readers import Source, image_sources
 
@@ -149,7 +148,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_pixels(pictures: list[Source
     code = f"""
 import sys
 from pathlib import Path
-from image_models import cache_build
+from image_models import cache as cache_build
 from image_models.io.readers import image_sources
 cache_build.CHUNK, cache_build.SAVE_EVERY = 4, 1
 ids = [f"i{{n}}" for n in range({N})]

@@ -13,8 +13,16 @@ from scipy.special import logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from stack.blend.calibrate_nested import calibrate_nested
-from stack.blend.calibration import FITS, Platt, calibrator_state, fit_beta, fit_isotonic, fit_platt, read_calibrator
+from stack.blend.calibration import (
+    FITS,
+    Platt,
+    calibrate_nested,
+    calibrator_state,
+    fit_beta,
+    fit_isotonic,
+    fit_platt,
+    read_calibrator,
+)
 from stack.errors import DataError
 from stack.metrics.scores import log_loss
 from stack.ranks import Ecdf

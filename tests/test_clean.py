@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from elsewhere import write_world
 
-from stack.clean import INTERRUPTED_AFTER_S, leftovers, remove
 from stack.config import Config, read_config
+from stack.history import INTERRUPTED_AFTER_S, leftovers, remove
 
 KEPT = [
     "runs/elsewhere/table.parquet",

@@ -241,7 +241,7 @@ def test_a_disk_in_the_way_is_one_message_that_names_the_file(
         raise OSError(number, os.strerror(number), "/somewhere/table.parquet")
 
     monkeypatch.setattr("stack.experiment.write_frame", write)
-    monkeypatch.setattr("stack.sources.level1_runs", lambda experiment: [])
+    monkeypatch.setattr("stack.level1.level1_runs", lambda experiment: [])
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: /somewhere/table.parquet: ")
@@ -265,7 +265,7 @@ def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
         finally:
             ended.append("as it should be")
 
-    monkeypatch.setattr("stack.sources.level1_runs", work)
+    monkeypatch.setattr("stack.level1.level1_runs", work)
     before = signal.getsignal(signal.SIGTERM)
     assert run_cli("stack", "-c", str(config_path), "-q") == status
     assert ended
@@ -280,6 +280,6 @@ def test_a_killed_worker_is_no_traceback(config_path: Path, monkeypatch: pytest.
     def work(experiment: object) -> None:
         raise TerminatedWorkerError
 
-    monkeypatch.setattr("stack.sources.level1_runs", work)
+    monkeypatch.setattr("stack.level1.level1_runs", work)
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
     assert "a worker process was killed" in capsys.readouterr().err

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tabular.cohort import CohortScore
 from tabular.errors import TabularError
+from tabular.group_features import CohortScore
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from elsewhere import bring_in, opened, predictions, write_world
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from stack.compare import compare
 from stack.errors import ConfigError, DataError, StoreError
 from stack.experiment import Experiment
+from stack.history import compare
 from stack.metrics.intervals import paired_difference
 from stack.store import set_aside, write_run
 

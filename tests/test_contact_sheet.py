@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dermstack.report.contact_sheet import data_uri, edges, pick, tiles
+from dermstack.report.cases import data_uri, edges, pick, tiles
 
 
 def make_train(n=300):

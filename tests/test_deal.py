@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.deal import DRAWS, SPREAD, Hand, deal, deal_evenly, hand, prevalence_spread
-from stack.folds import make_folds
+from stack.folds import DRAWS, SPREAD, Hand, deal, deal_evenly, hand, make_folds, prevalence_spread
 from stack.table import read_table
 
 
@@ -70,7 +69,7 @@ def test_an_uneven_draw_gives_way_to_the_best_of_twenty(monkeypatch: pytest.Monk
     def draw(cards: Hand, *, k: int, seed: int) -> np.ndarray:
         return lopsided if seed == 7 else deal(cards, k=k, seed=seed)
 
-    monkeypatch.setattr("stack.deal.deal", draw)
+    monkeypatch.setattr("stack.folds.deal", draw)
     fold = deal_evenly(cards, k=2, seed=7)
     best = min(prevalence_spread(cards, deal(cards, k=2, seed=8 + number)) for number in range(DRAWS))
     assert np.ptp(frame["target"].groupby(fold).mean()) == pytest.approx(best)

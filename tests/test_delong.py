@@ -5,8 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from stack.errors import DataError
-from stack.metrics.delong import clustered_auc
-from stack.metrics.intervals import interval, paired_difference
+from stack.metrics.intervals import clustered_auc, interval, paired_difference
 
 
 def brute_force(y: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

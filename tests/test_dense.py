@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tabular.dense import DenseMetadata
+from tabular.encode import DenseMetadata
 from tabular.errors import TabularError
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 
-from tabular.density import fit_density
+from tabular.embeddings import fit_density
 from tabular.errors import TabularError
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from image_models.device_augment import LIMITS, DeviceAugment, Limits
-from image_models.views import views
+from image_models.predict import views
 
 
 @pytest.fixture

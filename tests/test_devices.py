@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stack import devices
-from stack.devices import own_device
+from stack import parallel as devices
+from stack.parallel import own_device
 
 
 @pytest.fixture(autouse=True)

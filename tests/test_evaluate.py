@@ -17,10 +17,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import dermstack.serve.evaluate
 import dermstack.serve.predict
 from dermstack.serve.bundle import read_bundle, write_manifest
-from dermstack.serve.evaluate import evaluate, evaluate_to_files
-from dermstack.serve.labelled import read_labelled_rows
+from dermstack.serve.evaluate import evaluate, evaluate_to_files, read_labelled_rows
 from stack.console import Out
-from stack.metrics.measures import plain
+from stack.metrics.validation import plain
 from stack.store import read_run
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,7 @@ from elsewhere import bring_in, opened, predictions, write_world
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from dermstack.audit.finding import Finding
-from dermstack.audit.record import write_parts
+from dermstack.audit.finding import Finding, write_parts
 from dermstack.report.evidence import blended_runs, report_data
 from stack.console import Out
 from stack.experiment import Experiment

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_score, recall_score
 
 from dermstack.report.explorer import MAX_POINTS, count_at_thresholds, explorer, operating_point
-from dermstack.report.section import script_policy
+from dermstack.report.report import script_policy
+from stack.metrics.decisions import point_at
 from stack.metrics.intervals import interval
-from stack.metrics.operating import point_at
 
 
 def world(n: int = 500, *, decimals: int = 9, seed: int = 0) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray]:

@@ -8,10 +8,9 @@ import pytest
 from elsewhere import opened, write_world
 
 from stack.errors import ConfigError, DataError, StoreError
-from stack.external import ExternalRows, duplicates_of_primary, read_external
 from stack.level1 import check_fresh
 from stack.store import write_run
-from stack.table import Table
+from stack.table import ExternalRows, Table, duplicates_of_primary, read_external
 
 COLUMNS = {"id": "isic", "group": "patient", "target": "malignant", "age": "years"}
 

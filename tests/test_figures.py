@@ -9,19 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from dermstack.report.curves import (
+from dermstack.report.figures import (
     CURVE_POINTS,
+    Estimate,
+    bar_figure,
+    block_figure,
     decision_figure,
+    feature_figure,
+    history_figure,
+    interval_figure,
     precision_recall_figure,
     precision_recall_points,
     reliability_figure,
     roc_figure,
     roc_points,
 )
-from dermstack.report.figures import Estimate, bar_figure, interval_figure
-from dermstack.report.model_figures import block_figure, feature_figure, history_figure
+from stack.metrics.calibration import reliability
 from stack.metrics.decisions import decision_curve
-from stack.metrics.reliability import reliability
 from stack.tune.studies import StudyHistory
 
 ODD = ["$\\frac$", "<b>&amp;", 'id="x" url(#y)', "font-family: x; #00000a", "_hidden", "日本 −", "x" * 80]

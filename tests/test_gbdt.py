@@ -8,10 +8,8 @@ from scipy.special import expit, logit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tabular.errors import TabularError
-from tabular.gbdt import fit_gbdt, importance, predict_logit, shap_values
-from tabular.gbdt_files import read_gbdt, write_gbdt
-from tabular.gbdt_libraries import LIBRARIES
-from tabular.gbdt_params import DEFAULTS
+from tabular.gbdt import fit_gbdt, importance, predict_logit, read_gbdt, shap_values, write_gbdt
+from tabular.gbdt_libraries import DEFAULTS, LIBRARIES
 
 KINDS = sorted(DEFAULTS)
 both = pytest.mark.parametrize("kind", KINDS)

@@ -15,8 +15,7 @@ from conftest import run_cli, small_config
 from html_page import Page
 from PIL import Image
 
-from dermstack.report.cases import colour, overlay
-from dermstack.report.hard_cases import hard_cases, image_run, most_wrong
+from dermstack.report.cases import colour, hard_cases, image_run, most_wrong, overlay
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
@@ -95,7 +94,7 @@ def test_each_case_shows_its_picture_and_the_heat_of_the_net_that_did_not_see_it
 ) -> None:
     from image_models.explain import risk_maps
     from image_models.saved import read_fold_nets
-    from tabular.dense import DenseMetadata
+    from tabular.encode import DenseMetadata
 
     experiment, blend, runs = finished
     blend = weighted(blend, seeing=0.5, turning=0.2, gbdt=0.3)

@@ -10,8 +10,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from benchmarks.held_out import Simulated, simulated, verdict
-from dermstack.audit.folds import RENUMBERED, UNKNOWN, HeldOut, held_out
-from dermstack.audit.partitions import unknown_folds
+from dermstack.audit.folds import RENUMBERED, UNKNOWN, HeldOut, held_out, unknown_folds
 from stack.errors import DataError
 
 

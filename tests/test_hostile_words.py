@@ -15,8 +15,7 @@ from conftest import run_cli
 from elsewhere import bring_in, opened, predictions, write_world
 
 from dermstack.serve.app import _Page
-from dermstack.serve.others import Standing
-from dermstack.serve.patient import Lesion, Reading
+from dermstack.serve.patient import Lesion, Reading, Standing
 
 # Ends whatever a page may have put around it. An id has no slash.
 ENDS = "</script></style></title></textarea>--> ]]>"

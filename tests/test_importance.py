@@ -13,9 +13,9 @@ from elsewhere import bring_in, opened, predictions, write_world
 import stack.importance
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import predictions_of, standardised
-from stack.fold_matrix import fold_matrix
+from stack.features import fold_matrix
 from stack.importance import importance
+from stack.predictions import predictions_of, standardised
 from stack.store import Run, read_run, sha256
 from tabular.models import read_bag
 

@@ -13,9 +13,8 @@ from scipy.special import logit
 from stack.console import Out
 from stack.errors import DataError, StoreError
 from stack.experiment import Experiment
-from stack.features import read_predictions
-from stack.import_oof import import_oof
-from stack.imported_files import ImportedColumns
+from stack.import_oof import ImportedColumns, import_oof
+from stack.predictions import read_predictions
 from stack.store import read_run, read_runs
 
 

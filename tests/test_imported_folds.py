@@ -11,7 +11,7 @@ from elsewhere import Files, bring_in, by_id, opened, predictions, refused, writ
 from scipy.special import logit
 
 from stack.experiment import Experiment
-from stack.features import read_predictions
+from stack.predictions import read_predictions
 from stack.ranks import AVERAGED
 
 

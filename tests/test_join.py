@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stack.errors import StoreError
-from stack.join import places
+from stack.store import places
 
 
 @settings(deadline=None)

@@ -8,7 +8,7 @@ import pytest
 
 from stack.errors import DataError
 from stack.image_config import ImageModel
-from stack.labels import labels_of
+from stack.level1_folds import labels_of
 
 NO_EXTERNAL = pd.DataFrame({"id": [], "target": []})
 

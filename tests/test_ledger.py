@@ -11,7 +11,7 @@ from elsewhere import opened, write_world
 
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.ledger import add_line, read_lines
+from stack.history import add_line, read_lines
 from stack.store import Run
 
 META = {

@@ -11,20 +11,19 @@ import pandas as pd
 import pytest
 from conftest import run_cli, small_config
 
-from stack.acquisition import FILE
 from stack.config import read_config
 from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment, open_experiment
-from stack.features import Predictions, predictions_of, standardised
-from stack.fold_matrix import fold_matrix
-from stack.predictions import alignment_notes, read_embeddings
+from stack.features import fold_matrix
+from stack.images import FILE
+from stack.level1 import level1_runs
+from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
 from stack.ranks import AVERAGED
-from stack.sources import level1_runs
 from stack.store import read_run
 from stack.table import Table
-from tabular.cohort import CohortScore
 from tabular.encode import MetadataEncoder
+from tabular.group_features import CohortScore
 
 FEATURES = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
 STACKERS = [

@@ -11,7 +11,7 @@ from elsewhere import bring_in, opened, predictions, write_world
 from sklearn.metrics import roc_auc_score
 
 from stack.experiment import Experiment
-from stack.listing import list_experiments
+from stack.history import list_experiments
 from stack.store import write_run
 
 HEADLINE = {"value": 0.91234, "low": 0.9, "high": 0.92, "se": 0.005}

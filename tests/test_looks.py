@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from image_models.cache import ImageCache
-from image_models.cache_build import build_cache
+from image_models.cache import ImageCache, build_cache
 from image_models.duplicates import TURNS, Looks, hash_thumbnails, near_duplicates, read_looks, strange, turned
 from image_models.io.decode import decode
 from image_models.io.readers import image_sources

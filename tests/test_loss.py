@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from image_models.loss import log_probabilities, risk_logit, row_losses
+from image_models.losses import log_probabilities, risk_logit, row_losses
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from stack.errors import ConfigError, DataError
-from stack.metrics.curve import OBJECTIVES
 from stack.metrics.scores import (
+    OBJECTIVES,
     accuracy,
     auc,
     auc_by_fold,

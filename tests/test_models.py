@@ -10,8 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from tabular.errors import TabularError
-from tabular.logistic import fit_logistic, read_logistic
-from tabular.models import fit_bag, read_bag, write_bag
+from tabular.models import fit_bag, fit_logistic, read_bag, read_logistic, write_bag
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 

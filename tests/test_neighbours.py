@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cosine
 from sklearn.neighbors import LocalOutlierFactor
 
-from tabular import neighbours
+from tabular import group_features as neighbours
 from tabular.errors import TabularError
-from tabular.neighbours import embedding_aggregates
+from tabular.group_features import embedding_aggregates
 
 
 @settings(deadline=None, max_examples=40)

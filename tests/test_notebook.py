@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from conftest import run_cli, small_config
 
-from dermstack.serve.wheels import installed_needs, own_wheel_name
+from dermstack.serve.notebook import installed_needs, own_wheel_name
 from stack.errors import BundleError
 
 ROOT = Path(__file__).parents[1]

@@ -22,8 +22,8 @@ from test_imports import ROOT, files
 
 from image_models.errors import ImageError
 from image_models.net import build_net
-from image_models.state import read_state
-from tabular.gbdt_files import read_gbdt
+from image_models.train import read_state
+from tabular.gbdt import read_gbdt
 
 # Modules whose loading runs what was saved, and calls that run text.
 RUNS = {

@@ -12,8 +12,7 @@ import pytest
 from conftest import run_cli, small_config
 
 from dermstack.serve.bundle import read_bundle
-from image_models.cache import open_cache
-from image_models.cache_build import build_cache
+from image_models.cache import build_cache, open_cache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.io.readers import image_ids, image_sources
@@ -21,7 +20,7 @@ from image_models.net import Net, build_net
 from image_models.onnx_export import OPSET, check_onnx, write_onnx
 from stack.store import read_run
 from stack.table import read_new_frame
-from tabular.dense import DenseMetadata
+from tabular.encode import DenseMetadata
 
 pytestmark = pytest.mark.slow  # torch takes seconds to trace the smallest network
 
@@ -87,13 +86,13 @@ def test_onnxruntime_says_of_the_test_images_what_the_experiment_stored(
 def test_a_net_that_disagrees_leaves_no_bundle_behind(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import dermstack.serve.onnx_export
+    import dermstack.serve.write_bundle
 
     def wrong(net: Net, path: Path, *, size: int, metadata: int) -> None:
         write_onnx(net, path, size=size, metadata=metadata)
         corrupt(path)
 
-    monkeypatch.setattr(dermstack.serve.onnx_export, "write_onnx", wrong)
+    monkeypatch.setattr(dermstack.serve.write_bundle, "write_onnx", wrong)
     assert run_cli("bundle", "--config", str(experiment), "--out", str(tmp_path / "b.zip"), "--onnx", "--quiet") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: fused, fold 0, test_resnet: ONNX and torch differ by")
@@ -103,7 +102,7 @@ def test_a_net_that_disagrees_leaves_no_bundle_behind(
 def test_a_missing_extra_is_named(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("image_models.onnx_export", "dermstack.serve.onnx_export"):
+    for module in ("image_models.onnx_export", "dermstack.serve.write_bundle"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run_cli("bundle", "--config", str(experiment), "--out", str(tmp_path / "b"), "--onnx", "--quiet") == 2

@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from stack.errors import DataError
-from stack.metrics.operating import AIMS, fixed_points, point_at
+from stack.metrics.decisions import AIMS, fixed_points, point_at
 from stack.metrics.scores import sensitivity_at, specificity_at
 
 

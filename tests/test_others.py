@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dermstack.serve.heat import painted
-from dermstack.serve.others import percent, standings
+from dermstack.serve.patient import painted, percent, standings
 
 
 def unlike_the_rest(z: np.ndarray) -> list[float]:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from stack.errors import StoreError
-from stack.pictures import NOTHING_DECIDED, Decided, read_decided, write_decided
+from stack.experiment import NOTHING_DECIDED, Decided, read_decided, write_decided
 
 
 def decided() -> Decided:

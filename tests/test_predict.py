@@ -8,7 +8,7 @@ from torch import nn
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.net import Net, build_net
-from image_models.predict import Predictions, predict
+from image_models.predict import NetOutput, predict
 from image_models.transforms import Augment
 
 N = 17
@@ -118,6 +118,6 @@ def test_every_image_is_counted_in_the_progress(pixels: np.ndarray) -> None:
 
 
 def test_taking_rows_takes_logits_and_features_together() -> None:
-    taken = Predictions(np.arange(4, dtype=np.float32), np.eye(4, dtype=np.float16)).take(np.array([2, 0]))
+    taken = NetOutput(np.arange(4, dtype=np.float32), np.eye(4, dtype=np.float16)).take(np.array([2, 0]))
     assert taken.logit.tolist() == [2, 0]
     assert taken.z.argmax(axis=1).tolist() == [2, 0]

@@ -23,8 +23,8 @@ from image_models.errors import ImageError
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
+from stack.level1 import level1_runs
 from stack.metrics.scores import auc
-from stack.sources import level1_runs
 from stack.store import read_run
 
 QUIET = Out(quiet=True)

@@ -12,9 +12,9 @@ from scipy.special import log_softmax, logsumexp, softmax
 from tiny_training import CPU, MeanColour, train
 
 from image_models.dataset import CachedImages
+from image_models.losses import class_weights, prior_shift, training_prior
 from image_models.net import Net
 from image_models.predict import predict
-from image_models.prior import class_weights, prior_shift, training_prior
 from image_models.settings import Training
 
 POSITIVE = np.array([False, True])

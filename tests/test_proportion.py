@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from stack.metrics.proportion import proportion
+from stack.metrics.intervals import proportion
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 12), (7, 40), (40, 40), (999, 1000)])

@@ -9,7 +9,7 @@ import pandas as pd
 from audit_world import COLUMNS, world
 
 from dermstack.audit.finding import Finding
-from dermstack.audit.proxies import numbers_or_words, proxy_findings
+from dermstack.audit.rows import numbers_or_words, proxy_findings
 
 
 def named(found: list[Finding], column: str) -> Finding:

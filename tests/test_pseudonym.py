@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from dermstack.report.pseudonym import pseudonym_key, pseudonyms
+from dermstack.report.evidence import pseudonym_key, pseudonyms
 from stack.errors import StoreError
 
 IDS = [f"ISIC_{number:07d}" for number in range(20_000)]

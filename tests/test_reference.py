@@ -16,7 +16,7 @@ from reference.command_line import commands_page
 from reference.config_keys import config_page, key_sentences, sections
 from reference.sentences import fields_of, sentences
 from stack.config import Config
-from stack.settings import Strict
+from stack.image_config import Strict
 
 SOURCE = '''
 class Other:

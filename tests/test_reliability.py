@@ -4,7 +4,7 @@ from scipy.special import expit, logit
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, log_loss
 
-from stack.metrics.reliability import calibration_scores, reliability
+from stack.metrics.calibration import calibration_scores, reliability
 
 
 def promised(rng, n=5000, prevalence=0.05):

@@ -14,10 +14,9 @@ from html_page import Page
 from markupsafe import Markup
 from test_report import EVIL, hold_together, make_data
 
-from dermstack.report.report import PLACES, Calibration, Comparison, DataFacts, Decision, report_html
-from dermstack.report.section import Section
+from dermstack.report.report import PLACES, Calibration, Comparison, DataFacts, Decision, Section, report_html
+from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve
-from stack.metrics.reliability import calibration_scores, reliability
 from stack.metrics.subgroups import Part, subgroups
 from stack.tune.studies import StudyHistory
 

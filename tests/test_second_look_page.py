@@ -15,8 +15,8 @@ from html_page import Page
 from PIL import Image
 from test_hard_cases import EVIL, MODELS, named, pixels
 
-import dermstack.report.second_look as page_module
-from dermstack.report.second_look import second_look_section
+import dermstack.report.cases as page_module
+from dermstack.report.cases import second_look_section
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import run_cli
 
-import dermstack.serve.heat
+import dermstack.serve.patient
 from dermstack.serve.bundle import read_bundle
-from dermstack.serve.level1 import encoded_metadata
+from dermstack.serve.ensemble import encoded_metadata
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from image_models.errors import ImageError
 from image_models.explain import pixel_risk_maps, risk_maps
@@ -151,7 +151,7 @@ def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple
 
 def test_heat_is_the_mean_of_the_fold_nets_maps(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> None:
     caches, frame = heat_world(ensemble, photos, tmp_path)
-    heat, run = dermstack.serve.heat.heat_maps(
+    heat, run = dermstack.serve.patient.heat_maps(
         ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu"
     )
     pixels = torch.from_numpy(caches[32].take(np.arange(len(photos))))
@@ -178,11 +178,13 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
             raise ImageError("as of a transformer")
         return pixel_risk_maps(net, *args, threads=threads)
 
-    monkeypatch.setattr(dermstack.serve.heat, "pixel_risk_maps", only_frozen)
-    _, run = dermstack.serve.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
+    monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", only_frozen)
+    _, run = dermstack.serve.patient.heat_maps(
+        ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu"
+    )
     assert run.name == "still"
     monkeypatch.setattr(
-        dermstack.serve.heat, "pixel_risk_maps", lambda net, pixels, *args, **kw: np.zeros(pixels.shape[:3])
+        dermstack.serve.patient, "pixel_risk_maps", lambda net, pixels, *args, **kw: np.zeros(pixels.shape[:3])
     )
     cold = read_patient(ensemble, photos)
     assert cold.seen_by == "tiny"
@@ -191,9 +193,9 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
     def none(net: Net, *args: np.ndarray, threads: int) -> np.ndarray:
         raise ImageError("as of a transformer")
 
-    monkeypatch.setattr(dermstack.serve.heat, "pixel_risk_maps", none)
+    monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", none)
     with pytest.raises(ImageError, match="none of tiny, still is a convolutional network"):
-        dermstack.serve.heat.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
+        dermstack.serve.patient.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
     reading = read_patient(ensemble, photos)
     assert reading.seen_by is None
     assert {lesion.heat for lesion in reading.lesions} == {None}

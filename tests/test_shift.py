@@ -10,7 +10,7 @@ import pytest
 from audit_world import world
 from sklearn.metrics import roc_auc_score
 
-from dermstack.audit.shift import drift_findings, told_apart, told_apart_p
+from dermstack.audit.drift import drift_findings, told_apart, told_apart_p
 
 
 def older(train: pd.DataFrame, test: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ from image_models.errors import ImageError
 from image_models.predict import predict
 from image_models.saved import read_fold_net, read_fold_nets
 from stack.store import Run, read_run
-from tabular.dense import DenseMetadata
+from tabular.encode import DenseMetadata
 
 MODELS = [
     {"name": "plain", "normalise": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}},

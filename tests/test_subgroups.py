@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from stack.metrics.delong import clustered_auc
+from stack.metrics.intervals import clustered_auc
 from stack.metrics.subgroups import FEWEST, MISSING, Part, parts_of, subgroups
 
 

@@ -100,7 +100,7 @@ def test_the_limits_in_the_promises_are_those_of_the_code() -> None:
     from dermstack.serve.bundle import MOST_PACKED
     from image_models.io.decode import MAX_ENCODED, MAX_PIXELS
     from image_models.io.tfrecord import MOST_VALUES
-    from stack.reading import MOST_COLUMNS, MOST_NODES
+    from stack.config import MOST_COLUMNS, MOST_NODES
 
     text = " ".join(Path(ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
     for said in (

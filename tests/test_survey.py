@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from dermstack.audit.survey import (
+from dermstack.audit.drift import (
     AGE_EDGES,
     MISSING,
     age_histograms,

@@ -10,10 +10,10 @@ import pytest
 from conftest import run_cli, small_config
 from threadpoolctl import threadpool_info, threadpool_limits
 
-import dermstack.serve.level1
+import dermstack.serve.ensemble
 import image_models.fit
-import stack.blend.logistic_weights
-import stack.fold_matrix
+import stack.blend.search
+import stack.features
 import stack.level2
 import stack.submission
 from dermstack.serve.bundle import read_bundle
@@ -40,12 +40,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
 
     watch(stack.level2, "read_embeddings")
     watch(stack.level2, "fold_matrix")
-    watch(stack.blend.logistic_weights, "minimize")
+    watch(stack.blend.search, "minimize")
     watch(stack.submission, "calibrate_nested")
     watch(image_models.fit, "fit_head")
     watch(image_models.frozen_head.LinearHead, "logit")
-    watch(dermstack.serve.level1, "alignments")
-    watch(stack.fold_matrix.FoldFeatures, "transform")
+    watch(dermstack.serve.ensemble, "alignments")
+    watch(stack.features.FoldFeatures, "transform")
     return found
 
 

@@ -13,9 +13,9 @@ from tiny_training import CPU, MeanColour, N, state, tiny, toy, train
 
 import image_models.train
 from image_models.dataset import CachedImages
-from image_models.ema import Average
 from image_models.net import Net, read_weights, write_weights
 from image_models.predict import predict
+from image_models.train import Average
 
 TARGET = (np.arange(N) % 2).astype(np.int8)
 

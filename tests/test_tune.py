@@ -14,10 +14,9 @@ from elsewhere import bring_in, mistake, opened, predictions, write_world
 
 from stack.console import Out
 from stack.errors import ConfigError
-from stack.features import predictions_of, standardised
-from stack.fold_matrix import fold_matrix
-from stack.predictions import read_embeddings
-from stack.sources import level1_runs
+from stack.features import fold_matrix
+from stack.level1 import level1_runs
+from stack.predictions import predictions_of, read_embeddings, standardised
 from stack.tune.run import tune_gbdt
 
 STACKER = {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 12, "patience": 4}}

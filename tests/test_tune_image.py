@@ -15,7 +15,7 @@ from stack.console import Out
 from stack.experiment import open_experiment
 from stack.folds import inner_split
 from stack.images import with_images
-from stack.tune.tune_image import _objective
+from stack.tune.run import _objective
 
 TINY = {
     "name": "tiny", "backbone": "test_resnet", "pretrained": False, "size": 32, "epochs": 2, "batch_size": 16,

@@ -13,8 +13,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 from dermstack.report.evaluation import evaluation_html
 from stack.errors import DataError
-from stack.metrics.delong import clustered_auc
-from stack.metrics.measures import check_classes, measure, plain
+from stack.metrics.intervals import clustered_auc
 from stack.metrics.validation import (
     AGREES,
     HIGHER,
@@ -23,8 +22,11 @@ from stack.metrics.validation import (
     UNTOLD,
     Promise,
     Validation,
+    check_classes,
     compare,
     make_promise,
+    measure,
+    plain,
     promise_of,
     validate,
 )

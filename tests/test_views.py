@@ -8,8 +8,7 @@ import torch
 
 from image_models.dataset import CachedImages
 from image_models.net import build_net
-from image_models.predict import predict
-from image_models.views import VIEWS, views
+from image_models.predict import VIEWS, predict, views
 
 CPU = torch.device("cpu")
 

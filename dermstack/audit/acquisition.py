@@ -12,12 +12,11 @@ from sklearn.linear_model import LogisticRegression
 
 from dermstack.audit.finding import Finding
 from dermstack.audit.single_column import ALARM, Alone, alone, one_hot
-from stack.acquisition import with_acquisition
 from stack.experiment import Experiment
-from stack.join import places_in_run
+from stack.images import with_acquisition
 from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import auc
-from stack.store import Run
+from stack.store import Run, places_in_run
 
 TELLING = 0.55  # AUC of a fact alone above which it is worth a warning, where chance is out of question
 _SAME = 0.999  # rank correlation from which two facts are one

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from stack.errors import StoreError
+from stack.experiment import Experiment
+from stack.store import atomic, write_json
 
 Severity = Literal["error", "warning", "note"]
 
@@ -27,3 +34,57 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """By severity, otherwise in their order."""
     order = get_args(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+COLUMNS = ("severity", "what", "evidence", "remedy", "example")
+
+
+def read_part(experiment: Experiment, part: str, inputs: str) -> list[Finding] | None:
+    """What ``part`` found on the same ``inputs``; None where it was looked for on others, or never."""
+    known = _read(experiment).get(part)
+    if known is None or known["inputs"] != inputs:
+        return None
+    return [Finding(**finding) for finding in known["findings"]]
+
+
+def write_parts(experiment: Experiment, parts: Mapping[str, tuple[str, list[Finding]]]) -> list[Finding]:
+    """Keep each part's inputs and findings in audit.json, and all findings, the worst first, in audit.csv.
+
+    Parts that are not among ``parts`` stay as they are. Returns the findings of all.
+    """
+    known = _read(experiment) | {
+        part: {"inputs": inputs, "findings": [asdict(finding) for finding in findings]}
+        for part, (inputs, findings) in parts.items()
+    }
+    write_json(experiment.folder / "audit.json", known)
+    findings = _together(known)
+    with atomic(experiment.folder / "audit.csv") as temporary:
+        pd.DataFrame(findings, columns=list(COLUMNS)).to_csv(temporary, index=False)
+    return findings
+
+
+def read_findings(experiment: Experiment) -> list[Finding] | None:
+    """All findings, the worst first; None where no audit was made."""
+    known = _read(experiment)
+    return _together(known) if known else None
+
+
+def looked_at(experiment: Experiment, part: str) -> bool:
+    """Whether ``part`` has been looked for, on whatever inputs."""
+    return part in _read(experiment)
+
+
+def _together(known: Mapping[str, Any]) -> list[Finding]:
+    return worst_first(Finding(**finding) for part in known.values() for finding in part["findings"])
+
+
+def _read(experiment: Experiment) -> dict[str, Any]:
+    path = experiment.folder / "audit.json"
+    if not path.exists():
+        return {}
+    try:
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _together(known)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}): remove it and run `dermstack audit` again") from error
+    return known

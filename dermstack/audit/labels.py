@@ -12,9 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from dermstack.audit.finding import Finding
 from stack.experiment import Experiment
-from stack.features import predictions_of, standardised
-from stack.join import places_in_run
-from stack.store import Run
+from stack.predictions import predictions_of, standardised
+from stack.store import Run, places_in_run
 
 COLUMNS = ("id", "target", "doubt", "p", "neighbours", "like")
 NEIGHBOURS = 20

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dermstack.audit.acquisition import acquisition_findings
-from dermstack.audit.finding import Finding
+from dermstack.audit.drift import drift_findings
+from dermstack.audit.finding import Finding, read_findings, read_part, write_parts
 from dermstack.audit.labels import second_look, second_look_finding
 from dermstack.audit.pictures import pair_kinds, picture_findings
-from dermstack.audit.proxies import proxy_findings
-from dermstack.audit.record import read_findings, read_part, write_parts
-from dermstack.audit.rows import row_findings
+from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import is_fresh, run_findings
-from dermstack.audit.shift import drift_findings
-from stack.acquisition import FILE as ACQUISITION_FILE
 from stack.console import Out
 from stack.errors import ConfigError
 from stack.experiment import Experiment, published_duplicates
+from stack.images import FILE as ACQUISITION_FILE
 from stack.images import encodings, looking_size, looks_of, with_images
 from stack.store import Run, atomic, fingerprint, sha256
 

@@ -13,12 +13,11 @@ from dermstack.audit.folds import RENUMBERED, UNKNOWN, HeldOut, held_out
 from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC
-from stack.metrics.delong import clustered_auc
-from stack.metrics.intervals import Interval
+from stack.metrics.intervals import Interval, clustered_auc
 from stack.ranks import net_moments
 from stack.store import Run
 from tabular.encode import MetadataEncoder
-from tabular.logistic import fit_logistic
+from tabular.models import fit_logistic
 
 SHIFT = 0.005  # of AUC, that nets of other scales cost or feign, from which it is worth a warning
 EXCESS = 0.02  # of AUC over all else that is known, from which a run without its nets' predictions gets a hint

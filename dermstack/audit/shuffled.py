@@ -20,16 +20,15 @@ from sklearn.decomposition import PCA
 
 from dermstack.audit.finding import Finding
 from image_models.frozen_head import fit_head
-from stack.acquisition import needed_acquisition
 from stack.console import Out
 from stack.errors import ConfigError, DataError
 from stack.experiment import Experiment
-from stack.features import Predictions, standardised
-from stack.fold_matrix import fold_matrix, inner_rows
+from stack.features import fold_matrix, inner_rows
 from stack.folds import Folds
+from stack.images import needed_acquisition
 from stack.metrics.shuffle import auc_within, shuffle_targets
 from stack.parallel import on_threads, run_folds
-from stack.predictions import Embedding, frozen_embedding
+from stack.predictions import Embedding, Predictions, frozen_embedding, standardised
 from stack.store import Run
 from stack.table import Table
 from tabular.models import fit_bag

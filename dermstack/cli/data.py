@@ -29,7 +29,7 @@ def audit(
     """Leaks, shortcuts, drift and doubtful labels of rows, pictures and level-1 runs, each with evidence and remedy."""
     from dermstack.audit.pictures import KINDS
     from dermstack.audit.run import run_audit
-    from dermstack.cli.shown import show_findings
+    from dermstack.cli.options import show_findings
 
     experiment, out = open_it(config, overrides, quiet, introduced=False)
     review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
@@ -50,7 +50,7 @@ def eda(
     no_images: Annotated[bool, typer.Option("--no-images", help="No picture on the page, to show it around.")] = False,
 ) -> None:
     """One page with what one wants to see first: targets, ages, sites, missing values, sizes, duplicates, drift."""
-    from dermstack.report.first_look import run_eda
+    from dermstack.report.eda import run_eda
 
     experiment, out = open_it(config, overrides, quiet, introduced=False)
     out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
@@ -106,9 +106,9 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
 ) -> None:
     """Free what can be rebuilt: runs set aside, interrupted writes, with --cache the image caches."""
-    from stack.clean import leftovers, remove
     from stack.config import read_config
     from stack.console import Out
+    from stack.history import leftovers, remove
 
     out = Out()
     found = leftovers(read_config(config, tuple(overrides or ())), cache=cache)

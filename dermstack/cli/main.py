@@ -2,16 +2,99 @@
 
 from __future__ import annotations
 
+import errno
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dermstack.cli.data import commands as data_commands
-from dermstack.cli.door import end_well
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_it
 from dermstack.cli.serve import commands as serve_commands
-from stack.errors import ConfigError
+from image_models.errors import ImageError
+from stack.errors import ConfigError, DermstackError
+from tabular.errors import TabularError
+
+EXTRAS = {  # what a user installs for whom
+    "[image]' to work on images": {
+        "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
+        "google_crc32c", "kornia", "torchcam",
+    },
+    "[onnx]' to export networks": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "[image,app]' for the local page": {"starlette", "uvicorn"},
+}  # fmt: skip
+INTERRUPTED, TERMINATED = 130, 143  # what a shell expects after Ctrl-C and SIGTERM
+GO_ON = "run the same command again, it goes on from what is complete"
+_NO_RIGHT = "this user has no right to it: give it, or name another folder (in a config `runs` and `cache`)"
+IN_THE_WAY = {  # what a disk may answer
+    errno.ENOSPC: "the disk is full: free some room",
+    errno.EDQUOT: "the disk quota is used up: free some room",
+    errno.EFBIG: "the file is larger than the system allows: raise the limit",
+    errno.EROFS: "the file system is read-only: name another folder (in a config `runs` and `cache`)",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EIO: "the disk can't read or write it (input/output error): look after the disk",
+}
+
+
+def end_well(app: Callable[[], object]) -> None:
+    """Run the command line ``app``: a mistake or a disk in the way is one message and exit status 2, Ctrl-C and SIGTERM
+    end every step as it should be ended, and say how to go on."""
+    terminated = threading.Event()
+
+    def terminate(number: int, frame: object) -> None:
+        terminated.set()
+        signal.signal(number, signal.SIG_IGN)  # a second one shall not cut the first one's work short
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        _run(app, terminated)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(app: Callable[[], object], terminated: threading.Event) -> None:
+    try:
+        app()
+    except (DermstackError, ImageError, TabularError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        lacking = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if lacking in modules), None)
+        if extra is None:
+            raise
+        typer.echo(f"error: {error.name} is not installed: pip install 'dermstack{extra}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in IN_THE_WAY:
+            raise
+        typer.echo(f"error: {error.filename or 'a file'}: {IN_THE_WAY[error.errno]}; {GO_ON}", err=True)
+        sys.exit(2)
+    except BrokenProcessPool as error:
+        if type(error).__name__ != "TerminatedWorkerError":
+            raise  # what a worker could not read or send: no user's mistake
+        typer.echo(
+            "error: a worker process was killed, as the system does when memory runs out: lower `n_jobs` or the batch "
+            f"size where that is why; {GO_ON}",
+            err=True,
+        )
+        sys.exit(2)
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
+        from image_models.processes import end_workers
+
+        end_workers()  # typer has made it of a KeyboardInterrupt
+        typer.echo(f"{'terminated' if terminated.is_set() else 'interrupted'}: {GO_ON}", err=True)
+        sys.exit(TERMINATED if terminated.is_set() else INTERRUPTED)
+
 
 # Everything heavier is imported by the command that needs it: `dermstack --help` answers at once, and level 2 runs
 # where torch isn't installed.
@@ -40,10 +123,9 @@ def oof(
     ] = None,
 ) -> None:
     """Image cache, folds and image models: out-of-fold logits and embeddings, test predictions."""
-    from dermstack.cli.shown import show_runs
-    from stack.acquisition import write_acquisition
+    from dermstack.cli.options import show_runs
     from stack.experiment import introduce
-    from stack.images import with_images
+    from stack.images import with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
 
     experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
@@ -66,12 +148,12 @@ def stack(
 ) -> None:
     """Audit, level-2 matrix, GBDTs, blend, submission.csv and report.html, from what `oof` and `import-oof` made."""
     from dermstack.audit.run import audit_for_stack
-    from dermstack.cli.shown import show_blend, show_findings, show_runs
+    from dermstack.cli.options import show_blend, show_findings, show_runs
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
-    from stack.ledger import add_line
+    from stack.history import add_line
+    from stack.level1 import level1_runs
     from stack.level2 import run_stackers
-    from stack.sources import level1_runs
     from stack.store import locked
     from stack.submission import run_blend
 
@@ -122,9 +204,8 @@ def import_oof(
     quiet: QuietOption = False,
 ) -> None:
     """Bring another pipeline's out-of-fold and test predictions in as a level-1 run."""
-    from dermstack.cli.shown import show_runs
-    from stack.import_oof import import_oof
-    from stack.imported_files import ImportedColumns
+    from dermstack.cli.options import show_runs
+    from stack.import_oof import ImportedColumns, import_oof
 
     experiment, out = open_it(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
@@ -151,11 +232,10 @@ def tune(
     quiet: QuietOption = False,
 ) -> None:
     """Optuna studies that survive and continue; the config uses what they chose under `tuned:`."""
+    from stack.level1 import level1_runs
     from stack.level2 import run_stackers
-    from stack.sources import level1_runs
     from stack.store import locked
-    from stack.tune.run import tune_blend, tune_gbdt
-    from stack.tune.tune_image import tune_images
+    from stack.tune.run import tune_blend, tune_gbdt, tune_images
 
     if study not in {"blend", "gbdt", "image"}:
         raise ConfigError(f"unknown study {study!r}: choose blend, gbdt or image")
@@ -204,7 +284,7 @@ def runs(
 ) -> None:
     """List what exists: every experiment with its runs and its headline."""
     from stack.console import Out
-    from stack.listing import list_experiments
+    from stack.history import list_experiments
 
     out = Out(quiet=quiet)
     listing = list_experiments(folder)
@@ -224,8 +304,8 @@ def compare(
     ] = None,
 ) -> None:
     """The paired difference A less B on the rows that both cover, with its 95 % interval by group."""
-    from stack.compare import compare
     from stack.console import Out
+    from stack.history import compare
 
     made = compare(folder, a, b, objective=objective)
     difference = made.difference

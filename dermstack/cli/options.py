@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
+import pandas as pd
 import typer
 
-# Heavy libraries are imported by the command that needs them: `dermstack --help` answers at once.
+from dermstack.audit.finding import Finding, Severity
+from stack.console import Out
+from stack.experiment import Experiment
+from stack.history import run_table
+from stack.metrics.intervals import Interval
+from stack.store import Run
+
 if TYPE_CHECKING:
     from stack.console import Out
     from stack.experiment import Experiment
+
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment's YAML file, see configs/.")]
 SetOption = Annotated[
@@ -44,3 +52,60 @@ def open_it(
     if introduced:
         introduce(experiment, out)
     return experiment, out
+
+
+def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
+    """Each run's out-of-fold score with its interval; of level 2 also what it must not live on."""
+    if runs:
+        objective = experiment.config.objective
+        table = run_table(experiment, runs)
+        table["95 % interval"] = [
+            f"{low:.4f} – {high:.4f}" for low, high in zip(table["low"], table["high"], strict=True)
+        ]
+        shown = ["run", "kind", "rows", objective, "95 % interval", "ap", "within_folds", "seconds", "note"]
+        shown += [column for column in ("equal_size",) if column in table]
+        out.table(table[shown], f"{experiment.name}: out-of-fold {objective} of each run, interval by group")
+    for run in runs:
+        if run.has("probes"):
+            out.table(
+                run.frame("probes"),
+                f"{run.name}: what shortcuts would add to it, and how it does alone; groups of one and other groups "
+                "against the mean of its level-1 logits",
+            )
+
+
+def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> None:
+    """Each finding with evidence, example and remedy; without ``notes`` those are only counted."""
+    for finding in findings:
+        if notes or finding.severity != "note":
+            told = out.say if finding.severity == "note" else out.warn
+            told(f"{finding.what} ({finding.severity})" if finding.severity == "error" else finding.what)
+            for prefix, text in (("  ", finding.evidence), ("  ", finding.example), ("  -> ", finding.remedy)):
+                if text and text != "none":
+                    out.say(prefix + text)
+    counts = [(sum(finding.severity == name for finding in findings), name) for name in get_args(Severity)]
+    out.say("audit: " + ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts))
+
+
+def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
+    """The headline, the methods beside each other, the weights."""
+    meta, headline = blend.meta, Interval(**blend.meta["headline"])
+    out.say(
+        f"{experiment.name}: {meta['objective']} {headline.value:.4f} [{headline.low:.4f}, {headline.high:.4f}] nested "
+        f"(mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
+        f"tuned in-sample it would claim {meta['tuned_in_sample']:.4f}"
+    )
+    if meta["selected"]:
+        out.warn(
+            f"{', '.join(meta['selected'])}: selected on these rows, by a study or by hand, and so is what is built "
+            "on it"
+        )
+    out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
+    calibration = meta["calibration"]
+    out.table(
+        pd.DataFrame(calibration["maps"]),
+        f"p_calibrated, by {calibration['chosen']}: each map fitted without the fold that it is scored on",
+    )
+    weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
+    weights["enters by"] = list(meta["transforms"].values())
+    out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")

@@ -88,7 +88,7 @@ def predict(
 ) -> None:
     """Score and calibrated probability of new images, by the inference path of training. Killed, it goes on."""
     from dermstack.serve.bundle import read_bundle
-    from dermstack.serve.files import Wanted, predict_to_files
+    from dermstack.serve.predict import Wanted, predict_to_files
     from stack.console import Out
 
     predict_to_files(
@@ -121,9 +121,8 @@ def evaluate(
 ) -> None:
     """External validation: what the ensemble is worth on labelled images, against what training promised."""
     from dermstack.serve.bundle import read_bundle
-    from dermstack.serve.evaluate import evaluate_to_files
-    from dermstack.serve.files import drops_unreadable
-    from dermstack.serve.labelled import read_labelled_rows
+    from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
+    from dermstack.serve.predict import drops_unreadable
     from stack.console import Out
 
     dropping = drops_unreadable(on_unreadable)

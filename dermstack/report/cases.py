@@ -2,24 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
-from dermstack.report.contact_sheet import Pixels, data_uri
+from dermstack.audit.labels import NEIGHBOURS, second_look
+from dermstack.report.report import HERE, Section, rendered
 from stack.experiment import Experiment
+from stack.history import auc_of
 from stack.images import cache_at_hand
 from stack.store import Run, read_whole
-from tabular.dense import DenseMetadata
+from tabular.encode import DenseMetadata
 
-if TYPE_CHECKING:  # the image half is an extra
+if TYPE_CHECKING:
     from image_models.cache import ImageCache
+
+
+Pixels = NDArray[np.uint8]
+
+
+class Tile(NamedTuple):
+    """One picture and its edges, each as the data URI of a JPEG."""
+
+    id: str
+    words: str  # what the table says of it
+    picture: str
+    edges: str
+
+
+def pick(train: pd.DataFrame, *, each: int, seed: int) -> list[str]:
+    """Ids of at most `each` negatives, then as many positives, at random; of a group one, as long as groups last.
+
+    The same ids whatever the order of the rows.
+    """
+    rng = np.random.default_rng(seed)
+    ids: list[str] = []
+    for label in (0, 1):
+        rows = train.loc[train["target"] == label, ["id", "group"]].sort_values("id")
+        rows = rows.iloc[rng.permutation(len(rows))]
+        turn = rows.groupby("group", sort=False).cumcount()  # the first of each group, then the second, …
+        ids += rows.iloc[np.argsort(turn.to_numpy(), kind="stable")[:each]]["id"].tolist()
+    return ids
+
+
+def tiles(train: pd.DataFrame, ids: list[str], thumbnails: Pixels) -> list[Tile]:
+    """Tiles for pictures (n, h, w, 3) of these `ids` of `train`, in their order."""
+    rows = train.set_index("id").loc[ids].reset_index()
+    return [
+        Tile(row["id"], _words(row), data_uri(picture), data_uri(edges(picture)))
+        for (_, row), picture in zip(rows.iterrows(), thumbnails, strict=True)
+    ]
+
+
+def edges(picture: Pixels) -> Pixels:
+    """Edges of a picture (h, w, 3) as dark lines on white, (h, w): Sobel's gradient of the smoothed brightness.
+
+    The strongest hundredth of the pixels is black; a picture of one colour stays white.
+    """
+    grey = ndimage.gaussian_filter(picture.astype(np.float64) @ (0.299, 0.587, 0.114), 1.0)
+    strength = np.hypot(ndimage.sobel(grey, axis=0), ndimage.sobel(grey, axis=1))
+    # Under a few grey levels it is the noise of the encoding, which should not be stretched to black.
+    darkest = max(float(np.quantile(strength, 0.99)), 16.0)
+    drawn: Pixels = (255 * (1 - np.clip(strength / darkest, 0, 1))).round().astype(np.uint8)
+    return drawn
+
+
+def data_uri(pixels: Pixels) -> str:
+    """A picture (h, w) or (h, w, 3) as a JPEG inside a data URI."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _words(row: pd.Series) -> str:
+    known = [f"{row['age']:.0f} years"] if pd.notna(row["age"]) else []
+    return ", ".join([str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))] + known)
+
 
 SIDE = 160  # pixels
 _HEAT = "viridis"  # no skin has its colours, and it reads the same without red or green
@@ -131,3 +198,185 @@ def _heat(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) 
 
 def _small(picture: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+class _HardCase(NamedTuple):
+    name: str
+    p: float  # calibrated
+    alone: float | None  # p of the image run
+    words: list[str]  # diagnosis, sex, site, age, as far as they are known
+    picture: str | None
+    heat: str | None
+    shape: tuple[int, int] | None
+
+
+def hard_cases(
+    experiment: Experiment,
+    blend: Run,
+    runs: Sequence[Run],
+    *,
+    name_of: Callable[[str], str],
+    no_images: bool = False,
+    each: int = 20,
+) -> Section:
+    """The ``each`` most confident misses and false alarms of the blend of ``runs``, with picture, heat and metadata.
+
+    ``name_of`` makes of an id what the page shows. With ``no_images``, and where the pictures or the image half are
+    not at hand, the cases are a table. Raises ImageError for weights that can't be read.
+    """
+    oof = blend.frame("oof")
+    rows = experiment.rows_of(oof["id"])
+    oof = oof.assign(target=experiment.target[rows], split_group=experiment.split_group[rows])
+    missed, alarms = most_wrong(oof, each=each)
+    ids = [*missed["id"], *alarms["id"]]
+    run = image_run(blend, runs, experiment)
+    pictures, note = NO_PICTURES, ""
+    if no_images:
+        note = "Made without pictures."
+    elif run is None:
+        note = "No image model of this experiment is in the blend: there are no pictures to show."
+    elif ids:
+        pictures, note = pictures_at_hand(experiment, run, ids)
+    alone = run.frame("oof").set_index("id")["p"] if run else None
+    table = experiment.table.train.set_index("id")
+
+    def case(row: pd.Series) -> _HardCase:
+        row_id = row["id"]
+        return _HardCase(
+            name=name_of(row_id),
+            p=row["p_calibrated"],
+            alone=None if alone is None else float(alone.loc[row_id]),
+            words=words_of(table.loc[row_id]),
+            picture=pictures.picture.get(row_id),
+            heat=pictures.heat.get(row_id),
+            shape=pictures.shape.get(row_id),
+        )
+
+    markup = rendered(
+        "hard_cases.html.j2",
+        lists=[
+            ("missed", "Positives that were given the lowest probability", [case(row) for _, row in missed.iterrows()]),
+            (
+                "alarms",
+                "Negatives that were given the highest probability",
+                [case(row) for _, row in alarms.iterrows()],
+            ),
+        ],
+        each=each,
+        run=run.name if run else None,
+        note=note,
+        shown=bool(pictures.picture),
+        heated=bool(pictures.heat),
+        stops=", ".join(
+            "rgb({:.0f} {:.0f} {:.0f} / {:.2f})".format(*colour(np.array(heat)), COVER * heat)
+            for heat in np.linspace(0, 1, 6)
+        ),
+        prevalence=float(oof["target"].mean()),
+    )
+    return Section(markup, (HERE / "cases.css").read_text(encoding="utf-8"))
+
+
+def most_wrong(oof: pd.DataFrame, *, each: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Positives with the lowest `p_calibrated`, negatives with the highest; of a split_group one of each at most.
+
+    ``oof`` has id, target, split_group, score and p_calibrated. Only what lies on the wrong side of the prevalence is
+    wrong; ties go by score, then by id.
+    """
+    prevalence = oof["target"].mean()
+    found = []
+    for target, rising in ((1, True), (0, False)):
+        wrong = oof["p_calibrated"] < prevalence if target else oof["p_calibrated"] > prevalence
+        some = oof[wrong & (oof["target"] == target)]
+        some = some.sort_values(["p_calibrated", "score", "id"], ascending=[rising, rising, True])
+        found.append(some.drop_duplicates("split_group").head(each))
+    return found[0], found[1]
+
+
+def image_run(blend: Run, runs: Sequence[Run], experiment: Experiment) -> Run | None:
+    """Of the blend's image models the one with the largest weight, of equal weights the one with the best AUC."""
+    weight = blend.meta["weights"]
+    images = [run for run in runs if run.name in weight and run.meta["kind"] in ("image", "frozen")]
+    return max(images, key=lambda run: (weight[run.name], auc_of(experiment, run)), default=None)
+
+
+WORDS = {0: "negative", 1: "positive"}
+
+
+class _Shown(NamedTuple):
+    name: str
+    target: str
+    words: list[str]
+    picture: str
+    shape: tuple[int, int]
+
+
+class _DoubtfulCase(NamedTuple):
+    name: str
+    p: float
+    neighbours: float | None  # share of positives
+    words: list[str]
+    like: str | None
+    pictures: list[_Shown]  # its own, then that of the nearest of the other target
+
+
+def second_look_section(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    *,
+    name_of: Callable[[str], str],
+    no_images: bool = False,
+    each: int = 12,
+) -> Section | None:
+    """What `second_look` finds with the level-1 ``runs``, ``each`` of either target at most; None without runs.
+
+    ``name_of`` makes of an id what the page shows. With ``no_images``, and where no picture is at hand, a table.
+    """
+    if not runs:
+        return None
+    look = second_look(experiment, runs)
+    group = experiment.folds.frame.set_index("id")["split_group"].loc[look["id"]].to_numpy()
+    one_each = look[~look.assign(group=group).duplicated(["target", "group"])]
+    lists = {target: one_each[one_each["target"] == target].head(each) for target in (1, 0)}
+    shown = pd.concat(lists.values())
+    ids = list(dict.fromkeys([*shown["id"], *shown["like"].dropna()]))
+    image_runs = [run for run in runs if run.meta["kind"] in ("image", "frozen")]
+    pictures, note = NO_PICTURES, ""
+    if no_images:
+        note = "Made without pictures."
+    elif not image_runs:
+        note = "No image model of this experiment is in the blend: there are no pictures to show."
+    elif ids:
+        pictures, note = pictures_at_hand(experiment, image_runs[0], ids, heated=False)
+    table = experiment.table.train.set_index("id")
+    titles = {1: "Labelled positive, and like negatives", 0: "Labelled negative, and like positives"}
+    cases = {
+        target: [_case(row, table, pictures, name_of) for _, row in some.iterrows()] for target, some in lists.items()
+    }
+    markup = rendered(
+        "second_look.html.j2",
+        found=len(look),
+        rows=len(experiment.target),
+        runs=", ".join(run.name for run in runs),
+        neighbours=NEIGHBOURS if any(run.has("oof_z") for run in runs) else None,
+        each=each,
+        note=note,
+        lists=[(WORDS[target], titles[target], some) for target, some in cases.items()],
+        shown=bool(pictures.picture),
+    )
+    return Section(markup, (HERE / "cases.css").read_text(encoding="utf-8"))
+
+
+def _case(row: pd.Series, table: pd.DataFrame, pictures: CasePictures, name_of: Callable[[str], str]) -> _DoubtfulCase:
+    pair = [(row["id"], row["target"])] + ([] if pd.isna(row["like"]) else [(row["like"], 1 - row["target"])])
+    return _DoubtfulCase(
+        name=name_of(row["id"]),
+        p=row["p"],
+        neighbours=None if pd.isna(row["neighbours"]) else row["neighbours"],
+        words=words_of(table.loc[row["id"]]),
+        like=name_of(row["like"]) if len(pair) > 1 else None,
+        pictures=[
+            _Shown(name_of(one), WORDS[of], words_of(table.loc[one]), pictures.picture[one], pictures.shape[one])
+            for one, of in pair
+            if one in pictures.picture
+        ],
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import platform
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,24 +17,118 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from dermstack.report.data_facts import data_facts, table_facts
+from dermstack.audit.drift import missing_values
+from dermstack.audit.finding import COLUMNS, looked_at, read_findings
+from dermstack.audit.pictures import KINDS, pair_kinds
+from dermstack.report.cases import hard_cases, second_look_section
 from dermstack.report.explorer import explorer
-from dermstack.report.hard_cases import hard_cases
 from dermstack.report.model_card import write_model_card
-from dermstack.report.pseudonym import pseudonym_key, pseudonyms
-from dermstack.report.report import Calibration, Comparison, Decision, ReportData, report_html
-from dermstack.report.second_look import second_look_section
+from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
 from stack.console import Out
 from stack.errors import StoreError
-from stack.experiment import Experiment
+from stack.experiment import Experiment, published_duplicates
 from stack.history import agreement, fold_table, run_table
 from stack.importance import importance
+from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
-from stack.metrics.reliability import calibration_scores, reliability
 from stack.metrics.subgroups import parts_of, subgroups
 from stack.store import Run, atomic, read_run, read_runs
 from stack.tune.studies import read_studies
+
+
+def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
+    """The size of the table."""
+    train, test = experiment.table.train, experiment.table.test
+    facts: dict[str, int | float | str] = {
+        "training rows": len(train),
+        "positives": int(experiment.target.sum()),
+        "groups": int(train["group"].nunique()),
+        "split_groups": int(experiment.folds.frame["split_group"].nunique()),
+        "test rows": len(test),
+    }
+    if len(experiment.external_as_read):
+        facts["external rows, which only train level 1"] = len(experiment.external_as_read)
+    return facts
+
+
+def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
+    """Duplicates, missing values and the audit's findings; without ``show_ids`` no id and no path is among them."""
+    path = experiment.config_path
+    shown = path.name if path.is_absolute() else path  # as typed, but nothing of this machine's folders
+    is_left = experiment.config.data.images is not None and not looked_at(experiment, "pictures")
+    return DataFacts(
+        duplicates=_duplicates(experiment),
+        missing=missing_values(experiment.table),
+        findings=_findings(experiment, show_ids=show_ids),
+        audit_command=f"dermstack audit --config {shown}" if is_left else "",
+    )
+
+
+def _duplicates(experiment: Experiment) -> dict[str, int | str]:
+    train = experiment.table.train
+    facts: dict[str, int | str] = {}
+    published = published_duplicates(experiment.config.data.duplicates)
+    if published is not None:
+        facts["published pairs"] = len(published)
+        facts["of these with an id outside the training rows"] = experiment.folds.unknown_pairs
+    if experiment.decided.looked_at:
+        kinds = pair_kinds(experiment.decided.pairs, experiment.table)["kind"].value_counts()
+        facts |= {f"near-duplicates found, {kind}": int(kinds.get(kind, 0)) for kind in KINDS}
+    else:
+        facts["near-duplicates"] = "the pictures were not looked at"
+    facts["groups that duplicates merged away"] = int(
+        train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
+    )
+    facts["groups with rows in train and in test"] = experiment.table.shared_groups
+    facts["training rows dropped, pictures that can't be read"] = len(experiment.as_read.train) - len(train)
+    return facts
+
+
+def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
+    found = read_findings(experiment)
+    if found is None:
+        return None
+    frame = pd.DataFrame(found, columns=list(COLUMNS))
+    # Only examples name rows.
+    return frame if show_ids else frame.drop(columns="example")
+
+
+_KEY_BYTES = 32
+_CODE_BYTES = 6  # of 400,000 ids two have the same code with a chance of 0.03 %
+
+
+def pseudonyms(ids: Iterable[str], key: bytes) -> list[str]:
+    """A code of ten letters and digits for each id, the same for the same id and key.
+
+    A keyed hash (BLAKE2s): without the key nobody can try ids until a code comes out, though ids are few and guessable.
+    """
+    return [_code(str(name), key) for name in ids]
+
+
+def pseudonym_key(folder: Path) -> bytes:
+    """The key of the experiment in ``folder``, made at random once and kept in ``pseudonym.key``, for its owner's eyes.
+
+    Who has it can tell which id a code stands for, by trying. Raises StoreError for a file that is no key.
+    """
+    path = folder / "pseudonym.key"
+    if not path.exists():
+        with atomic(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
+            temporary.chmod(0o600)
+    key = path.read_bytes()
+    if len(key) != _KEY_BYTES:
+        raise StoreError(
+            f"{path} holds {len(key)} bytes, a key has {_KEY_BYTES}: remove it, and codes will be new ones"
+        )
+    return key
+
+
+def _code(name: str, key: bytes) -> str:
+    digest = hashlib.blake2s(name.encode(), key=key, digest_size=_CODE_BYTES).digest()
+    return base64.b32encode(digest).decode().rstrip("=").lower()
+
 
 LIBRARIES = (
     "dermstack",

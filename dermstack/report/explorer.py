@@ -10,10 +10,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-from dermstack.report.section import HERE, Section, rendered
-from stack.metrics.curve import checked
+from dermstack.report.report import HERE, Section, rendered
+from stack.metrics.decisions import point_at
 from stack.metrics.intervals import Interval
-from stack.metrics.operating import point_at
+from stack.metrics.scores import checked
 
 MAX_POINTS = 2_000
 SENSITIVITIES = (0.80, 0.90, 0.95, 0.99)

@@ -11,10 +11,16 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from stack.tune.studies import StudyHistory
 
 WIDTH = 4.4  # inches, 317 units: about the pixels of a telephone, where text is shown at its size
 _LABEL = 40  # characters of a label that fit above its bar
@@ -174,3 +180,229 @@ def _spoken(entry: Estimate) -> str:
     bounds = f", {entry.low:.4f} to {entry.high:.4f}" if math.isfinite(entry.low) else ""
     tuned = "" if entry.tuned is None else f", tuned in-sample {entry.tuned:.4f}"
     return f"{entry.label} {entry.value:.4f}{bounds}{tuned}"
+
+
+Floats = NDArray[np.float64]
+
+CURVE_POINTS = 2_000  # vertices kept of a curve: less than a pixel apart, whatever the number of rows
+FOLD_POINTS = 500  # of a curve within a fold, of which there may be many
+_CURVES = (  # colour, width, dashes: curves differ in more than colour
+    (ACCENT, 2.4, (None, None)),
+    (INK, 1.4, (6, 2)),
+    (MUTED, 1.8, (2, 1.2)),
+    (MUTED, 1.2, (6, 2, 1.5, 2)),
+)
+_THIN: dict[str, Any] = {"color": ACCENT, "linewidth": 0.7, "alpha": 0.45}
+
+
+def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: ArrayLike | None = None) -> Drawing:
+    """ROC curves of each of `scores` (n,), the first one stressed, and thin ones of it within each `fold` (n,)."""
+    with page_style():
+        figure = blank_figure(height=WIDTH)
+        axes = _unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
+        axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
+        for held, s in _by_fold(y, next(iter(scores.values())), fold):
+            axes.plot(*roc_points(held, s, most=FOLD_POINTS), **_THIN)
+        for (colour, width, dashes), s in reversed(_styled(scores.values())):
+            axes.plot(*roc_points(y, s), color=colour, linewidth=width, dashes=dashes)
+        return Drawing(page_svg(figure, name, f"ROC curves. {'; '.join(scores)}."), _legend(scores, fold))
+
+
+def precision_recall_figure(
+    name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: ArrayLike | None = None
+) -> Drawing:
+    """Precision against recall as `roc_figure` draws it, and the prevalence, which chance has."""
+    with page_style():
+        figure = blank_figure(height=WIDTH)
+        axes = _unit_axes(figure, "recall (sensitivity)", "precision (positive predictive value)")
+        axes.axhline(float(np.mean(np.asarray(y))), color=LINE, linewidth=1)
+        for held, s in _by_fold(y, next(iter(scores.values())), fold):
+            axes.plot(*precision_recall_points(held, s, most=FOLD_POINTS), drawstyle="steps-pre", **_THIN)
+        for (colour, width, dashes), s in reversed(_styled(scores.values())):
+            points = precision_recall_points(y, s)
+            axes.plot(*points, color=colour, linewidth=width, dashes=dashes, drawstyle="steps-pre")
+        return Drawing(page_svg(figure, name, f"Precision-recall curves. {'; '.join(scores)}."), _legend(scores, fold))
+
+
+def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
+    """`net_benefit.decision_curve` with its interval, and the net benefit of acting on all and on nobody."""
+    at = curve["threshold"].to_numpy()
+    with page_style():
+        figure = blank_figure(height=0.8 * WIDTH)
+        axes = figure.subplots()
+        axes.axhline(0, color=MUTED, linewidth=1.2, dashes=(2, 1.2))
+        axes.plot(at, curve["treat_all"], color=INK, linewidth=1.4, dashes=(6, 2))
+        axes.fill_between(at, curve["low"], curve["high"], color=ACCENT, alpha=0.2, linewidth=0)
+        axes.plot(at, curve["net_benefit"], color=ACCENT, linewidth=2.4)
+        top = float(max(curve["high"].max(), curve["treat_all"].max()))
+        axes.set(xlim=(0, at[-1]), ylim=(-0.25 * top, 1.05 * top))
+        axes.set(xlabel="threshold: the risk from which one acts", ylabel="net benefit")
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        shown = curve.iloc[np.linspace(0, len(curve) - 1, min(6, len(curve))).astype(int)].to_dict("records")
+        spoken = "; ".join(
+            f"at {line['threshold']:.1%} {line['net_benefit']:.4f}, acting on all {line['treat_all']:.4f}"
+            for line in shown
+        )
+        legend = [
+            ("act on the calibrated p, with its 95 % interval", swatch(ACCENT, width=2.4)),
+            ("act on all", swatch(INK, width=1.4, dashes=(6, 2))),
+            ("act on nobody", swatch(MUTED, width=1.2, dashes=(2, 1.2))),
+        ]
+        return Drawing(page_svg(figure, name, f"Net benefit by threshold. {spoken}."), legend)
+
+
+def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
+    """`reliability.reliability`: the share of positives against what was told, with intervals, and the diagonal."""
+    top = min(1.0, 1.06 * float(table[["p", "high"]].to_numpy().max()))
+    with page_style():
+        figure = blank_figure(height=WIDTH)
+        axes = figure.subplots()
+        axes.plot([0, top], [0, top], color=LINE, linewidth=1)
+        axes.vlines(table["p"], table["low"], table["high"], color=ACCENT, linewidth=1.6)
+        axes.plot(table["p"], table["share"], "o-", color=ACCENT, markersize=6, linewidth=1, markeredgewidth=0)
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel=axis, ylabel="share that was positive", aspect="equal")
+        for scale in (axes.xaxis, axes.yaxis):
+            scale.set_major_locator(MaxNLocator(5))
+            scale.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.1 else 1))
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        spoken = "; ".join(
+            f"told {line['p']:.1%}, seen {line['share']:.1%}, {line['low']:.1%} to {line['high']:.1%}"
+            for line in table.to_dict("records")
+        )
+        return Drawing(page_svg(figure, name, f"Reliability. {spoken}."), [])
+
+
+def roc_points(y: ArrayLike, s: ArrayLike, *, most: int = CURVE_POINTS) -> tuple[Floats, Floats]:
+    """False and true positive rates, each (at most `most`,), from (0, 0) to (1, 1)."""
+    false_positives, sensitivity, _ = roc_curve(y, s)
+    return _thinned(false_positives, sensitivity, most)
+
+
+def precision_recall_points(y: ArrayLike, s: ArrayLike, *, most: int = CURVE_POINTS) -> tuple[Floats, Floats]:
+    """Recall and precision, each (at most `most`,), recall rising from 0: steps whose area is the AP.
+
+    The precision at a point holds for the recall up to it, from the point before.
+    """
+    precision, recall, _ = precision_recall_curve(y, s)
+    precision, recall = precision[::-1], recall[::-1]
+    first = np.flatnonzero(np.diff(recall, prepend=-1) > 0)  # of each recall, the highest threshold
+    recall, precision = recall[first], precision[first]
+    precision[0] = precision[1]  # scikit-learn starts at precision 1, which no threshold has
+    return _thinned(recall, precision, most)
+
+
+def _thinned(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
+    """At most `most` of the vertices, at even distances along the curve; both ends stay."""
+    if x.size > most:
+        walked = np.cumsum(np.abs(np.diff(x, prepend=x[0])) + np.abs(np.diff(y, prepend=y[0])))
+        keep = np.unique(np.searchsorted(walked, np.linspace(0, walked[-1], most)))
+        x, y = x[keep], y[keep]
+    return x, y
+
+
+def _unit_axes(figure: Figure, x: str, y: str) -> Axes:
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel=x, ylabel=y, aspect="equal")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike | None) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Targets and scores within each fold that holds both classes."""
+    y, s = np.asarray(y), np.asarray(s)
+    for k in [] if fold is None else np.unique(np.asarray(fold)):
+        held = np.asarray(fold) == k
+        if 0 < y[held].sum() < held.sum():
+            yield y[held], s[held]
+
+
+def _styled(scores: Any) -> list[tuple[Any, Any]]:
+    return [(_CURVES[min(i, len(_CURVES) - 1)], s) for i, s in enumerate(scores)]
+
+
+def _legend(scores: Mapping[str, ArrayLike], fold: ArrayLike | None) -> list[tuple[str, Markup]]:
+    lines = [
+        (label, swatch(colour, width=width, dashes=[dash for dash in dashes if dash]))
+        for (colour, width, dashes), label in _styled(scores)
+    ]
+    return lines if fold is None else [*lines, ("the first, within each fold", swatch(ACCENT, width=0.7))]
+
+
+TOP = 20  # features that are shown of each stacker
+_CLEAR = 0.3  # rank correlation from which a feature is said to raise or lower the logit
+_SEEN = 5e-4  # what rounds to 0.001 or more
+_AXIS = "mean size of what it adds to the logit"
+_BARS = ((ACCENT, 1.0), (INK, 0.75), (MUTED, 0.6), (LINE, 1.0))  # colour, opacity
+
+
+def block_figure(name: str, importance: pd.DataFrame) -> Drawing:
+    """A bar for each stacker in each block of `importance.importance`, blocks by what they add in all."""
+    blocks = importance[importance["of"] == "block"]
+    sizes = blocks.pivot(index="name", columns="stacker", values="size").fillna(0.0)
+    sizes = sizes.loc[sizes.mean(axis=1).sort_values(ascending=False).index, list(dict.fromkeys(blocks["stacker"]))]
+    stackers, height = list(map(str, sizes)), 0.42 / len(sizes.columns)
+    with page_style():
+        figure = blank_figure(height=0.75 + 0.66 * len(sizes))
+        axes = label_axes(figure, len(sizes), _AXIS)
+        for row, (block, line) in enumerate(sizes.iterrows()):
+            row_text(axes, row, str(block), "")
+            for number, stacker in enumerate(stackers):
+                colour, alpha = _BARS[min(number, len(_BARS) - 1)]
+                middle = row - 0.16 + (number + 0.5) * height
+                axes.barh(middle, float(line[stacker]), height=0.86 * height, color=colour, alpha=alpha, linewidth=0)
+        axes.axvline(0, color=LINE, linewidth=1)
+        axes.set_xlim(0, max(1e-3, float(sizes.to_numpy().max())) * 1.02)
+        spoken = "; ".join(
+            f"{block}: {', '.join(f'{stacker} {value:.3f}' for stacker, value in line.items())}"
+            for block, line in sizes.iterrows()
+        )
+        legend = [(stacker, _bar(*_BARS[min(number, len(_BARS) - 1)])) for number, stacker in enumerate(stackers)]
+        return Drawing(page_svg(figure, name, f"{_AXIS}, by kind of feature. {spoken}."), legend)
+
+
+def feature_figure(name: str, importance: pd.DataFrame, stacker: str) -> Drawing:
+    """The TOP features that one stacker uses; an arrow says whether more of a feature goes with a higher logit."""
+    rows = importance[(importance["of"] == "feature") & (importance["stacker"] == stacker)]
+    rows = rows[rows["size"] >= min(_SEEN, rows["size"].max())].head(TOP)
+    marks = [" ↑" if trend > _CLEAR else " ↓" if trend < -_CLEAR else "" for trend in rows["trend"]]
+    return bar_figure(name, dict(zip(rows["name"], rows["size"], strict=True)), axis=_AXIS, marks=marks)
+
+
+def history_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Drawing:
+    """The best value so far by trial of each study with a value; the one on all rows is stressed."""
+    with page_style():
+        figure = blank_figure(height=0.7 * 4.4)
+        axes = figure.subplots()
+        spoken = []
+        for study in studies:
+            trials = np.arange(1, len(study.values) + 1)
+            whole = study.name.endswith("-without-none")
+            colour, width, alpha = (ACCENT, 2.4, 1.0) if whole else (MUTED, 0.9, 0.7)
+            axes.plot(trials, study.best_so_far, drawstyle="steps-post", color=colour, linewidth=width, alpha=alpha)
+            spoken.append(f"{study.name} {study.best_so_far[-1]:.4f} after {len(trials)} trials")
+        axes.set(xlabel="trial", ylabel=f"best {axis} so far")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        legend = [
+            ("the study on all rows", swatch(ACCENT, width=2.4)),
+            ("one without some folds, each", swatch(MUTED, width=0.9)),
+        ]
+        names = [study.name.endswith("-without-none") for study in studies]
+        shown = [line for line, there in zip(legend, (any(names), not all(names)), strict=True) if there]
+        return Drawing(page_svg(figure, name, f"Best {axis} by trial. {'; '.join(spoken)}."), shown)
+
+
+def _bar(colour: str, alpha: float) -> Markup:
+    return Markup('<span style="opacity: {}; display: inline-flex">{}</span>').format(
+        alpha, swatch(colour, shape="bar")
+    )

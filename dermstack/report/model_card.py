@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermstack.report.section import count, environment, percent
+from dermstack.report.report import count, environment, percent
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
 from stack.store import Run, atomic

@@ -2,20 +2,341 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from dermstack.report.report_data import Calibration, Comparison, DataFacts, Decision, ReportData
-from dermstack.report.report_panels import OBJECTIVES, panels, subgroup_verdicts, tables
-from dermstack.report.section import HERE, Section, environment, script_policy
-from dermstack.report.tables import breakable, coded, number, signed
+from dermstack.report.figures import (
+    Estimate,
+    bar_figure,
+    block_figure,
+    decision_figure,
+    feature_figure,
+    history_figure,
+    interval_figure,
+    precision_recall_figure,
+    reliability_figure,
+    roc_figure,
+)
+from dermstack.report.tables import Table, breakable, coded, heat_table, number, rows_of, signed, table
 from stack.metrics.intervals import Interval
-from stack.metrics.scores import auc_by_fold
+from stack.metrics.scores import auc, auc_by_fold, average_precision
+from stack.tune.studies import StudyHistory
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the headline was measured against, on the same rows."""
+
+    label: str
+    value: Interval
+    difference: Interval  # headline less this one, paired
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether probabilities mean what they say, before calibration and after; both were made without their own row."""
+
+    method: str  # whose score was calibrated
+    map: str  # the map of the submission's p: platt, beta or isotonic
+    before: pd.DataFrame  # `reliability.reliability`
+    after: pd.DataFrame
+    scores: pd.DataFrame  # probability (its label), then those of `reliability.calibration_scores`
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to act on the calibrated p is better than to act on all or on nobody (`net_benefit.decision_curve`)."""
+
+    curve: pd.DataFrame  # at thresholds close to each other
+    at: pd.DataFrame  # at a few round ones
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the rows; a frame that is None was not looked at."""
+
+    duplicates: Mapping[str, int | str] = field(default_factory=dict)
+    missing: pd.DataFrame | None = None  # `survey.missing_values`
+    findings: pd.DataFrame | None = None  # of the audit: severity, what, evidence, remedy, with ids also example
+    audit_command: str = ""  # what looks at the pictures, where they were not
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that the page shows; columns and facts beyond those named are shown as they come.
+
+    Columns: `runs` run, kind, level, rows, <objective>, low, high, ap, within_folds, min_fold, max_fold, note;
+    `methods` method, nested, low, high, tuned, gap, difference (nested less that of the first method),
+    difference_low, difference_high, chosen; `weights` run, weight, and how it enters; `folds` fold, rows, groups,
+    positives, prevalence. A number that is NaN is shown as a dash. What has a default is left out where it is empty.
+    """
+
+    experiment: str
+    created: str
+    objective: str
+    headline: Interval
+    headline_label: str  # how it was estimated: "nested from level 2 up, given the level-1 out-of-fold predictions"
+    chosen: str  # the method
+    comparisons: Sequence[Comparison]
+    runs: pd.DataFrame
+    methods: pd.DataFrame
+    weights: pd.DataFrame
+    y: NDArray[Any]  # (n,) 0 or 1
+    curves: Mapping[str, NDArray[Any]]  # label -> scores (n,), the headline's first
+    fold: NDArray[Any]  # (n,)
+    folds: pd.DataFrame
+    facts: Mapping[str, int | float | str]
+    notes: Sequence[str]
+    settings: str  # YAML
+    versions: Mapping[str, str]
+    calibration: Calibration | None = None
+    decision: Decision | None = None
+    by_fold: pd.DataFrame | None = None  # `summary.fold_table`, the blend's line first
+    agreement: pd.DataFrame | None = None  # `summary.agreement`
+    subgroups: pd.DataFrame | None = None  # `subgroups.subgroups`
+    importance: pd.DataFrame | None = None  # `importance.importance`
+    studies: Sequence[StudyHistory] = ()
+    data: DataFacts = field(default_factory=DataFacts)
+    seeds: Mapping[str, int | str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+OBJECTIVES = {
+    "auc": "AUC",
+    "pauc80": "partial AUC",
+    "ap": "average precision",
+    "logloss": "log loss, negated",
+}
+_PERCENT = ".1%"
+
+
+def panels(data: ReportData, objective: str) -> dict[str, Any]:
+    """Drawings by name; `features` is a list of a stacker and its drawing, `histories` of a family and its drawing."""
+    headline = Estimate("this blend", data.headline.value, data.headline.low, data.headline.high, strong=True)
+    compared = [Estimate(c.label, c.value.value, c.value.low, c.value.high) for c in data.comparisons]
+    runs = [Estimate(*row) for row in rows_of(data.runs, "run", data.objective, "low", "high")]
+    methods = [
+        Estimate(*row)._replace(strong=row[0] == data.chosen)
+        for row in rows_of(data.methods, "method", "nested", "low", "high", "tuned")
+    ]
+    weights = {_entering(line): line["weight"] for line in data.weights.to_dict("records")}
+    roc = {f"{label}: AUC {auc(data.y, s):.4f}": s for label, s in data.curves.items()}
+    recall = {f"{label}: AP {average_precision(data.y, s):.4f}": s for label, s in data.curves.items()}
+    drawn: dict[str, Any] = {
+        "compared": interval_figure("compared", [headline, *compared], axis=objective, reference=headline.value),
+        "roc": roc_figure("roc", data.y, roc, data.fold),
+        "recall": precision_recall_figure("recall", data.y, recall, data.fold),
+    }
+    if runs:
+        drawn["runs"] = interval_figure("runs", runs, axis=objective, reference=headline.value)
+    if methods:
+        drawn["methods"] = interval_figure("methods", methods, axis=objective)
+    if weights:
+        drawn["weights"] = bar_figure("weights", weights, axis="weight in the blend")
+    if data.calibration is not None:
+        for when, shown in (("before", data.calibration.before), ("after", data.calibration.after)):
+            axis = "score, read as a probability" if when == "before" else "calibrated p"
+            drawn[when] = reliability_figure(when, shown, axis=axis)
+    if data.decision is not None:
+        drawn["decision"] = decision_figure("decision", data.decision.curve)
+    if data.subgroups is not None and (measured := _measured(data.subgroups)):
+        whole = auc(data.y, next(iter(data.curves.values())))
+        drawn["subgroups"] = interval_figure("subgroups", measured, axis="AUC", reference=whole)
+    if data.importance is not None:
+        drawn["blocks"] = block_figure("blocks", data.importance)
+        drawn["features"] = [
+            (stacker, feature_figure(f"features{number}", data.importance, stacker))
+            for number, stacker in enumerate(data.importance["stacker"].unique())
+        ]
+    drawn["histories"] = [
+        (family, history_figure(f"history{number}", studies, axis=objective))
+        for number, (family, studies) in enumerate(_families(data.studies).items())
+    ]
+    return drawn
+
+
+def tables(data: ReportData, within: pd.Series[float]) -> dict[str, Table]:
+    """Tables by name; `within` is the AUC of the blend within each fold."""
+    folds = data.folds.merge(within.reset_index(), on="fold", how="left", validate="one_to_one")
+    shares = {str(name): _PERCENT for name in folds.columns[5:-1] if name not in {"median age"}}
+    # Where each fold has its column, the lowest and the highest need none.
+    runs = data.runs if data.by_fold is None else data.runs.drop(columns=["min_fold", "max_fold"], errors="ignore")
+    made = {
+        "runs": table(runs, intervals={data.objective: ("low", "high")}),
+        "methods": table(
+            data.methods,
+            intervals={"nested": ("low", "high"), "difference": ("difference_low", "difference_high")},
+            tags={data.chosen: "chosen"},
+        ),
+        "folds": table(folds, formats={"median age": ".0f", **shares}),
+    }
+    if data.calibration is not None:
+        made["calibration"] = table(data.calibration.scores, formats={"mean p": ".2%", "log loss": ".4f"})
+        heads = {"p": "told", "share": "was positive"}
+        for when, shown in (("before", data.calibration.before), ("after", data.calibration.after)):
+            made[f"reliability_{when}"] = table(
+                shown, intervals={"share": ("low", "high")}, heads=heads, formats={"p": _PERCENT, "share": _PERCENT}
+            )
+    if data.decision is not None:
+        made["decision"] = _decision_table(data.decision.at)
+    if data.by_fold is not None:
+        made["by_fold"] = table(data.by_fold)
+    if data.agreement is not None:
+        made["agreement"] = heat_table(data.agreement, corner="run")
+    if data.subgroups is not None:
+        made["subgroups"] = _subgroup_table(data.subgroups)
+    if data.studies:
+        made["studies"] = _study_table(data.studies)
+    return made | _data_tables(data.data)
+
+
+def subgroup_verdicts(subgroups: pd.DataFrame | None) -> list[str]:
+    """One sentence for each subgroup that differs from the rest beyond noise."""
+    if subgroups is None:
+        return []
+    return [
+        f"{line['by']} {line['subgroup']}: AUC {line['auc']:.3f}, {abs(line['difference']):.3f} "
+        f"{'above' if line['difference'] > 0 else 'below'} that of all other rows"
+        for line in subgroups[subgroups["apart"]].to_dict("records")
+    ]
+
+
+def _entering(line: dict[Any, Any]) -> str:
+    return f"{line['run']}, as {line['enters as']}" if "enters as" in line else str(line["run"])
+
+
+def _measured(subgroups: pd.DataFrame) -> list[Estimate]:
+    known = subgroups[subgroups["auc"].notna()]
+    return [
+        Estimate(f"{line['by']}: {line['subgroup']}", line["auc"], line["low"], line["high"], strong=line["apart"])
+        for line in known.to_dict("records")
+    ]
+
+
+def _subgroup_table(subgroups: pd.DataFrame) -> Table:
+    named = subgroups["by"] + ": " + subgroups["subgroup"]
+    frame = subgroups.drop(columns=["by", "subgroup", "apart"])
+    frame.insert(0, "subgroup", named)
+    return table(
+        frame,
+        intervals={"auc": ("low", "high"), "difference": ("wide_low", "wide_high")},
+        tags=dict.fromkeys(named[subgroups["apart"]], "differs"),
+        heads={"difference": "less the rest", "wide_low": "interval for all comparisons"},
+        formats={"auc": ".3f", "difference": "+.3f", "prevalence": _PERCENT},
+    )
+
+
+def _decision_table(curve: pd.DataFrame) -> Table:
+    frame = pd.DataFrame({
+        "threshold": curve["threshold"],
+        "called": 1000 * curve["called"],
+        "sensitivity": curve["sensitivity"],
+        "net_benefit": curve["net_benefit"], "low": curve["low"], "high": curve["high"],
+        "treat_all": curve["treat_all"],
+        "gain": curve["gain"], "gain_low": curve["gain_low"], "gain_high": curve["gain_high"],
+    })  # fmt: skip
+    return table(
+        frame,
+        intervals={"net_benefit": ("low", "high"), "gain": ("gain_low", "gain_high")},
+        heads={
+            "called": "called positive of 1,000",
+            "treat_all": "acting on all",
+            "gain": "gain on the better of all and nobody",
+        },
+        formats={"called": ".0f", "sensitivity": _PERCENT, "gain": "+.4f"},
+    )
+
+
+def _families(studies: Sequence[StudyHistory]) -> dict[str, list[StudyHistory]]:
+    """Studies that have a value, by what they are about: those of one stacker without each fold are one family."""
+    found: dict[str, list[StudyHistory]] = {}
+    for study in studies:
+        if np.isfinite(study.values).any():
+            found.setdefault(study.name.partition("-without-")[0], []).append(study)
+    return found
+
+
+def _study_table(studies: Sequence[StudyHistory]) -> Table:
+    records = []
+    for study in studies:
+        known = np.isfinite(study.values).any()
+        first = study.values[0] if len(study.values) else np.nan
+        best = float(np.nanmax(study.values)) if known else np.nan
+        counts = [sum(state == name for state in study.states) for name in ("complete", "pruned", "fail")]
+        records.append(
+            [study.name, *counts, first, best, best - first, int(np.nanargmax(study.values)) + 1 if known else None]
+        )
+    columns = ["study", "complete", "pruned", "failed", "first trial", "best", "gained", "in trial"]
+    return table(pd.DataFrame(records, columns=columns), formats={"gained": "+.4f", "in trial": ".0f"})
+
+
+def _data_tables(data: DataFacts) -> dict[str, Table]:
+    made = {}
+    if data.missing is not None:
+        shares = dict.fromkeys(("train", "negatives", "positives", "test"), _PERCENT)
+        heads = {"train": "of train", "negatives": "of the negative", "positives": "of the positive", "test": "of test"}
+        made["missing"] = table(data.missing, formats=shares, heads=heads)
+    if data.findings is not None:
+        made["findings"] = table(data.findings)
+    return made
+
+
+HERE = Path(__file__).parent
+
+
+class Section(NamedTuple):
+    """One `<section>`; ``style`` belongs into the page's style sheet, ``script`` stands inside ``markup`` already."""
+
+    markup: Markup
+    style: str = ""
+    script: str = ""
+
+
+def script_policy(*scripts: str) -> str:
+    """What a Content-Security-Policy says after `script-src` to let these very texts run and no others."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts if text]
+    return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
+
+
+def rendered(template: str, **values: object) -> Markup:
+    """A template of this folder; text in ``values`` is escaped, a name that is missing is an error."""
+    templates = environment()
+    templates.filters |= {"percent": percent, "count": count}
+    return Markup(templates.get_template(template).render(**values))
+
+
+def environment(*, autoescape: bool = True) -> Environment:
+    """The templates of this folder: what is missing is an error, and blocks leave no lines behind."""
+    return Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def percent(share: float | None) -> str:
+    """0.9021 → 90.2 %; what is unknown is a dash."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def count(number: float) -> str:
+    """1234 → 1,234."""
+    return f"{number:,.0f}"
+
 
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
 

@@ -25,8 +25,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dermstack.serve.others import percent
-from dermstack.serve.patient import OLDEST, Ensemble, Photo, Reading, read_patient
+from dermstack.serve.patient import OLDEST, Ensemble, Photo, Reading, percent, read_patient
 from image_models.errors import ImageError
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,18 +14,56 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import Fitted, read_fitted
-from dermstack.serve.level1 import encoded_metadata, fold_folder
-from image_models.apply import head_logits
-from stack.errors import BundleError
+from dermstack.serve.ensemble import Fitted, encoded_metadata, fold_folder, read_fitted
+from image_models.predict import NetOutput
+from image_models.saved import head_logits
+from stack.errors import BundleError, DermstackError
 from stack.experiment import Experiment
-from stack.features import predictions_of
-from stack.join import places
+from stack.history import auc_of
 from stack.metrics.intervals import paired_difference
-from stack.predictions import read_embeddings
-from stack.store import Run
+from stack.metrics.validation import Promise, make_promise, plain, promise_of
+from stack.predictions import predictions_of, read_embeddings
+from stack.store import Run, places, write_json
+from tabular.embeddings import Density, fit_density
+from tabular.errors import TabularError
 
-FILE = "costs.json"
+PROMISE_FILE = "promise.json"
+
+
+def measure_promise(experiment: Experiment, blend: Run) -> Promise:
+    """Of the nested scores and the nested calibrated p: each row's by what was chosen and fitted without its fold."""
+    oof = blend.frame("oof")
+    places = experiment.rows_of(oof["id"])
+    return make_promise(
+        experiment.config.objective,
+        experiment.target[places],
+        oof["score"].to_numpy(np.float64),
+        oof["p_calibrated"].to_numpy(np.float64),
+        experiment.split_group[places],
+        experiment.table.train.iloc[places].reset_index(drop=True),
+    )
+
+
+def write_promise(promise: Promise, bundle: Path) -> None:
+    """Into the folder of a bundle in the making."""
+    (bundle / PROMISE_FILE).write_text(json.dumps(plain(promise), indent=1), encoding="utf-8")
+
+
+def read_promise(bundle: Bundle) -> Promise:
+    """Raises BundleError where the bundle is older than its promise."""
+    if not (bundle.folder / PROMISE_FILE).is_file():
+        raise BundleError(
+            f"{bundle.folder} holds no {PROMISE_FILE}, an earlier dermstack made it: bundle the experiment again with "
+            "`dermstack bundle`, so that there is something to compare with"
+        )
+    content = bundle.json(PROMISE_FILE)
+    try:
+        return promise_of(content)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} can't be read ({error}): bundle again") from error
+
+
+COSTS_FILE = "costs.json"
 KNOWN = ("age", "sex", "site", "group")  # what a new image may come without
 
 
@@ -57,17 +98,17 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     """What a user who lacks these columns should know; nothing where nothing is missing."""
     lacking = [name for name in KNOWN if name in missing]
-    if not lacking or not (bundle.folder / FILE).is_file():
+    if not lacking or not (bundle.folder / COSTS_FILE).is_file():
         return []
     objective = bundle.manifest["objective"]
     try:
         costs = {
             tuple(map(str, entry["without"])): {name: float(entry[name]) for name in ("cost", "low", "high")}
-            for entry in bundle.json(FILE)
+            for entry in bundle.json(COSTS_FILE)
         }
         everything = max(costs, key=len)
     except (LookupError, TypeError, ValueError) as error:
-        raise BundleError(f"{bundle.folder}: {FILE} can't be read ({error}): bundle again") from error
+        raise BundleError(f"{bundle.folder}: {COSTS_FILE} can't be read ({error}): bundle again") from error
     asked = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
     return [
         f"no {' and no '.join(names)}{_known_as(bundle, names)}: on the training rows that changes {objective} by "
@@ -135,3 +176,86 @@ def _out_of_fold(
         p = expit(made.astype(np.float64))
         score[rows] = fitted.blender.predict_proba(p, nets=np.full(len(rows), fold))[:, 1]
     return score
+
+
+FAR = 0.99  # of training images no more than about one in a hundred lies further out
+FOLDER = "novelty"
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """A density for each fold net of one run, or one for a frozen backbone."""
+
+    run: str
+    densities: tuple[Density, ...]
+
+    def watcher(self) -> Watcher:
+        """Something to show the nets' predictions to."""
+        return Watcher(self)
+
+
+@dataclass
+class Watcher:
+    """Looks at raw predictions as they are made, so that embeddings needn't be kept."""
+
+    model: Novelty
+    shares: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def see(self, run: ImageRun, fold: int, made: NetOutput) -> None:
+        """One net's predictions of all rows."""
+        if run.name == self.model.run:
+            self.shares.append(self.model.densities[fold].share_nearer(made.z))
+
+    def novelty(self) -> NDArray[np.float64]:
+        """(n,) in 0..1: the share of training images nearer to the rest than this one, averaged over the nets."""
+        mean: NDArray[np.float64] = np.mean(self.shares, axis=0)
+        return mean
+
+    def far(self) -> NDArray[np.bool_]:
+        """(n,): those that a prediction should not be believed of without a look."""
+        return self.novelty() > FAR
+
+
+def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
+    """Of the best trained run (else the best frozen one), each net on the rows that it didn't train on.
+
+    None where a net has too few rows to say what is usual.
+    """
+    run = max(runs, key=lambda run: (run.meta["kind"] == "image", auc_of(experiment, run)))
+    oof, z = run.frame("oof"), run.array("oof_z")
+    groups = experiment.split_group[experiment.rows_of(oof["id"])]
+    nets = oof["fold"].to_numpy() if run.meta["kind"] == "image" else np.zeros(len(oof), np.int8)
+    try:
+        densities = [fit_density(z[nets == net], groups[nets == net]) for net in np.unique(nets)]
+    except TabularError:
+        return None
+    return Novelty(run.name, tuple(densities))
+
+
+def write_novelty(novelty: Novelty, bundle: Path) -> None:
+    """Into the folder of a bundle in the making."""
+    for fold, density in enumerate(novelty.densities):
+        folder = bundle / FOLDER / f"fold_{fold}"
+        folder.mkdir(parents=True)
+        for name in ("mean", "axes", "reference"):
+            np.save(folder / f"{name}.npy", getattr(density, name), allow_pickle=False)
+        write_json(folder / "noise.json", {"noise": density.noise})
+    write_json(bundle / FOLDER / "novelty.json", {"run": novelty.run, "nets": len(novelty.densities)})
+
+
+def read_novelty(bundle: Bundle) -> Novelty | None:
+    """None where the bundle has none."""
+    if not (bundle.folder / FOLDER / "novelty.json").is_file():
+        return None
+    about = bundle.json(f"{FOLDER}/novelty.json")
+    try:
+        run = next(run for run in bundle.image_runs if run.name == about["run"])
+        densities = []
+        for fold in range(1 if run.kind == "frozen" else bundle.folds):
+            noise = float(bundle.json(f"{FOLDER}/fold_{fold}/noise.json")["noise"])
+            densities.append(Density(**bundle.arrays(f"{FOLDER}/fold_{fold}"), noise=noise))
+    except (DermstackError, LookupError, StopIteration, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.folder}: what says how unusual a picture is can't be read ({error}): bundle again"
+        ) from error
+    return Novelty(run.name, tuple(densities))

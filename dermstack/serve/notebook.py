@@ -2,16 +2,157 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-from importlib.metadata import version
+import platform
+import sys
+import zipfile
+from collections.abc import Collection
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.wheels import own_wheel_name, wheel_list, write_own_wheel
 from stack.config import Data
 from stack.errors import BundleError
 from stack.store import atomic
+
+OWN = "dermstack"
+EXTRA = "image"
+# An image made for GPUs has these, built for its driver, and they weigh gigabytes.
+OF_THE_HOST = ("torch", "torchvision")
+_GPU_LIBRARIES = ("nvidia-", "cuda-")
+_WHEEL = "Wheel-Version: 1.0\nGenerator: dermstack\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+def wheel_list(wheel: str) -> str:
+    """A requirements file: ``wheel``, all that ``dermstack[image]`` needs as it is installed here, and how to fetch it.
+
+    What only torch brings is commented out. Raises BundleError for a distribution that isn't installed here.
+    """
+    everything = installed_needs(OWN, (EXTRA,))
+    needed = installed_needs(OWN, (EXTRA,), stop_at=OF_THE_HOST)
+    host = {
+        name: version
+        for name, version in everything.items()
+        if name in OF_THE_HOST or name not in needed or name.startswith(_GPU_LIBRARIES)
+    }
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return "\n".join([
+        f"# All that dermstack predicts with, as installed where the bundle was made: CPython {python}, "
+        f"{platform.system()} {platform.machine()}.",
+        "# Fetch beside this file, with the notebook's own Python (one with network, of the same image, is surest):",
+        "#   pip download --only-binary=:all: --no-deps -r THIS_FILE -d wheels",
+        f"# then attach wheels/, this file and the bundle. From another machine: --python-version {python}",
+        "# --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64. The same versions give the same numbers.",
+        f"./{wheel}",
+        *(f"{name}=={version}" for name, version in needed.items() if name not in host),
+        "",
+        "# An image made for GPUs has these already, perhaps in other versions; uncomment what shall be replaced.",
+        *(f"# {name}=={version}" for name, version in host.items()),
+        "",
+    ])  # fmt: skip
+
+
+def installed_needs(root: str, extras: Collection[str], *, stop_at: Collection[str] = ()) -> dict[str, str]:
+    """Version by name, sorted, of what ``root`` with ``extras`` needs on this Python and system, all the way down.
+
+    What the distributions ``stop_at`` need is left out, they themselves are not. Raises BundleError where one is
+    needed and not installed.
+    """
+    found: dict[str, str] = {}
+    waiting, seen = [(root, frozenset(extras))], set()
+    while waiting:
+        asked = waiting.pop()
+        if asked in seen:
+            continue
+        seen.add(asked)
+        name, its_extras = asked
+        here = _installed(name)
+        if name != root:
+            found[name] = Version(here.version).public  # a local part, such as +cu130, is on no public index
+        if name not in stop_at:
+            waiting += [(canonicalize_name(need.name), frozenset(need.extras)) for need in _needs(here, its_extras)]
+    return dict(sorted(found.items()))
+
+
+def check_environment() -> None:
+    """Raises BundleError listing what ``dermstack[image]`` needs and is not here, or in another version."""
+    unmet = []
+    for need in _needs(_installed(OWN), {EXTRA}):
+        try:
+            here = distribution(need.name).version
+        except PackageNotFoundError:
+            here = "none"
+        if here == "none" or not need.specifier.contains(here, prereleases=True):
+            unmet.append(f"{need.name}{need.specifier} ({here} here)")
+    if unmet:
+        raise BundleError(f"not as dermstack needs it: {', '.join(unmet)}: attach and list their wheels")
+
+
+def write_own_wheel(folder: Path) -> Path:
+    """The dermstack that runs, editable or not, as a wheel: the same code predicts elsewhere. Same code, same bytes."""
+    own = _installed(OWN)
+    info = f"{OWN}-{own.version}.dist-info"
+    kept = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
+    texts = {name: own.read_text(name) for name in kept}
+    # A checkout that was installed in place and stands first on the path is found by its .egg-info, which has neither.
+    texts["METADATA"] = texts["METADATA"] or own.read_text("PKG-INFO")
+    texts["WHEEL"] = texts["WHEEL"] or _WHEEL
+    files = {f"{info}/{name}": text.encode() for name, text in texts.items() if text is not None}
+    for package in (own.read_text("top_level.txt") or "").split():
+        spec = find_spec(package)
+        assert spec is not None, "its packages are importable, this is one of them"
+        assert spec.origin is not None, "each has an __init__.py"
+        root = Path(spec.origin).parent
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                files[f"{package}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+    record = f"{info}/RECORD"
+    lines = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in files.items()]
+    files[record] = "\n".join([*lines, f"{record},,", ""]).encode()
+    wheel = folder / own_wheel_name()
+    with atomic(wheel) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            member.external_attr = 0o100644 << 16
+            archive.writestr(member, content, zipfile.ZIP_DEFLATED)
+    return wheel
+
+
+def own_wheel_name() -> str:
+    """Of the dermstack that runs."""
+    return f"{OWN}-{_installed(OWN).version}-py3-none-any.whl"
+
+
+def _needs(of: Distribution, extras: Collection[str]) -> list[Requirement]:
+    """Its requirements that hold on this Python and system."""
+    needs = [Requirement(line) for line in of.requires or []]
+    return [
+        need
+        for need in needs
+        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+    ]
+
+
+def _installed(name: str) -> Distribution:
+    try:
+        return distribution(name)
+    except PackageNotFoundError as error:
+        raise BundleError(
+            f"{name}, which dermstack[{EXTRA}] needs, is not installed: pip install 'dermstack[{EXTRA}]'"
+        ) from error
+
+
+def _digest(content: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
 
 _ATTACH = """# {experiment}: predictions without network
 {objective} {value:.4f} [{low:.4f}, {high:.4f}] nested, on {rows:,} training rows. Attach, as one data set or several:
@@ -64,13 +205,12 @@ if lacking:
     subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", *links, *lacking], check=True)"""
 
 _READ = """from dermstack.serve.bundle import read_bundle
-from dermstack.serve.wheels import check_environment
 
 check_environment()
 bundle = read_bundle(BUNDLE)
 print(f"bundle {bundle.fingerprint}, made by dermstack {bundle.manifest['dermstack']}")"""
 
-_PREDICT = """from dermstack.serve.files import Wanted, predict_to_files
+_PREDICT = """from dermstack.serve.predict import Wanted, predict_to_files
 from stack.console import Out
 
 predictions = predict_to_files(

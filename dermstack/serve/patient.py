@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +12,174 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
-from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import Level1, read_fitted
-from dermstack.serve.expectations import cost_notes
-from dermstack.serve.heat import heat_maps, jpeg, painted, shown
-from dermstack.serve.level1 import ENCODER
-from dermstack.serve.novel import read_novelty
-from dermstack.serve.others import Standing, standings
+from dermstack.report.cases import overlay
+from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.ensemble import ENCODER, Level1, encoded_metadata, fold_folder, read_fitted
+from dermstack.serve.expectations import cost_notes, read_novelty
 from dermstack.serve.predict import score_pictures
-from image_models.cache import ImageCache
-from image_models.cache_build import build_cache
+from image_models.cache import ImageCache, build_cache
+from image_models.device import pick_device
 from image_models.errors import ImageError
+from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetStore
 from stack.errors import DataError
-from tabular.dense import DenseMetadata
+from tabular.encode import DenseMetadata
+from tabular.group_features import embedding_aggregates, prediction_aggregates
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One lesion among the others that were given with it."""
+
+    others: int  # how many there are
+    distance: float | None  # cosine distance of its embedding to the others' mean direction, 0..2; None: not measured
+    place: int | None  # 1: no lesion lies further from the rest; None where two can't be told apart
+    others_distance: tuple[float, float] | None  # least and greatest of the others'
+    others_risk: float | None  # mean calibrated risk of the others
+    sentence: str
+
+
+def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.floating]]]) -> list[Standing]:
+    """Of the n pictures of a patient: calibrated ``risk`` (n,), and each fold's centred components (n, r) by run.
+
+    Distances are level 2's feature `<run>_group_centroid`, averaged over folds and runs.
+    """
+    n = len(risk)
+    if n == 1:
+        return [Standing(0, None, None, None, None, _ALONE)]
+    patient = np.zeros(n, np.intp)
+    others_risk = prediction_aggregates(patient, risk[:, None], ["risk"])["risk_group_others_mean"].to_numpy(np.float64)
+    apart = [
+        embedding_aggregates(patient, z, name)[f"{name}_group_centroid"].to_numpy(np.float64)
+        for fold in embeddings
+        for name, z in fold.items()
+    ]
+    if not apart:
+        return [
+            Standing(n - 1, None, None, None, float(mean), f"{_NOT_MEASURED} {_risk_sentence(own, mean, n - 1)}")
+            for own, mean in zip(risk, others_risk, strict=True)
+        ]
+    distance = np.mean(apart, axis=0)
+    made = []
+    for row, (own, mean) in enumerate(zip(risk, others_risk, strict=True)):
+        rest = np.delete(distance, row)
+        place = int((distance > distance[row]).sum()) + 1 if n > 2 else None
+        span = (float(rest.min()), float(rest.max()))
+        sentence = f"{_place_sentence(float(distance[row]), place, span, n)} {_risk_sentence(own, mean, n - 1)}"
+        made.append(Standing(n - 1, float(distance[row]), place, span, float(mean), sentence))
+    return made
+
+
+_ALONE = "The only picture: there are no others of this patient to compare it with."
+_NOT_MEASURED = "This ensemble's level 2 takes no embedding, so how alike the lesions look is not measured."
+
+
+def _place_sentence(distance: float, place: int | None, span: tuple[float, float], n: int) -> str:
+    if place is None:
+        return f"Its distance to the other lesion is {distance:.2f}; of two, neither can be the odd one."
+    others = f"{span[0]:.2f}" if f"{span[0]:.2f}" == f"{span[1]:.2f}" else f"{span[0]:.2f} to {span[1]:.2f}"
+    rest = f"distance {distance:.2f}, the others' {others}"
+    if place == 1:
+        return f"Of these {n} lesions the networks find this one least like the rest ({rest})."
+    return f"Number {place} of {n} by how far it lies from the rest ({rest})."
+
+
+def _risk_sentence(own: float, mean: float, others: int) -> str:
+    return f"Its risk is {percent(own)}, {'the mean of the others' if others > 1 else 'the other'} {percent(mean)}."
+
+
+def percent(share: float) -> str:
+    """A risk as people read it: two digits that count, and never "0 %" for what isn't nothing."""
+    if 0 < share < 0.001:
+        return "under 0.1 %"
+    if 0.999 < share < 1:
+        return "over 99.9 %"
+    return f"{100 * share:.1f} %" if share < 0.1 or share > 0.99 else f"{100 * share:.0f} %"
+
+
+SIDE = 480  # pixels of a shown picture's longer side
+_QUALITY = 90
+
+
+def heat_maps(
+    bundle: Bundle,
+    store: NetStore,
+    caches: dict[int, ImageCache],
+    frame: pd.DataFrame,
+    *,
+    first: str | None = None,
+    device: str = "auto",
+) -> tuple[NDArray[np.float32], ImageRun]:
+    """Grad-CAM (n, s, s) in 0..1 of the rows' cached pictures by one run, and that run: the mean over its fold nets,
+    as `risk_maps` of each, as a share of the picture's greatest; all zero where no net finds any.
+
+    The run is ``first``, or else the next that has a map: trained ones before frozen ones, of which one head is asked.
+    Raises ImageError where no run is a convolutional net with a late feature map.
+    """
+    where = pick_device(device).type
+    runs = sorted(bundle.image_runs, key=lambda run: (run.kind == "frozen", run.name != first))
+    for run in runs:
+        cache = caches[int(run.settings["size"])]
+        pixels = cache.take(cache.rows_for(frame["id"]))
+        folds = range(bundle.folds if run.kind != "frozen" else 1)
+        try:
+            maps = [_of_net(bundle, store, run, fold, pixels, frame, where) for fold in folds]
+        except ImageError:  # a transformer: another run may have a map
+            continue
+        mean = np.mean(maps, axis=0, dtype=np.float32)
+        top = mean.max(axis=(1, 2), keepdims=True)
+        return np.where(top > 0, mean / np.where(top > 0, top, 1), 0).astype(np.float32), run
+    raise ImageError(
+        f"no heat map: none of {', '.join(run.name for run in runs)} is a convolutional network whose last feature "
+        "map has more than one place"
+    )
+
+
+def painted(image: NDArray[np.uint8], heat: NDArray[np.float32], *, squeezed: bool) -> NDArray[np.uint8]:
+    """A picture (h, w, 3) under its heat (s, s), which covers all of it or, if not ``squeezed``, the middle square."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    covered = (height, width) if squeezed else (side, side)
+    stretched = np.asarray(Image.fromarray(heat).resize(covered[::-1], Image.Resampling.BILINEAR)).clip(0, 1)
+    top, left = (height - covered[0]) // 2, (width - covered[1]) // 2
+    whole = np.zeros((height, width), np.float32)
+    whole[top : top + covered[0], left : left + covered[1]] = stretched
+    return overlay(image, whole)
+
+
+def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (h, w, 3) no larger than a page shows it."""
+    small = Image.fromarray(image)
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(small)
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    """Pixels alone: what else the file said, of place or patient, is not in it."""
+    with io.BytesIO() as file:
+        Image.fromarray(image).save(file, "JPEG", quality=_QUALITY)
+        return file.getvalue()
+
+
+def _of_net(
+    bundle: Bundle,
+    store: NetStore,
+    run: ImageRun,
+    fold: int,
+    pixels: NDArray[np.uint8],
+    frame: pd.DataFrame,
+    device: str,
+) -> NDArray[np.float32]:
+    """By the first seed's net of a fold."""
+    metadata = encoded_metadata(bundle, run, fold, frame)
+    nets = store.read(
+        fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1], device=device
+    )
+    return pixel_risk_maps(nets[0], pixels, metadata, threads=int(bundle.manifest["threads"]))
+
 
 KEPT = 4 << 30  # bytes of weights that stay in memory between two patients; what is beyond is read again
 OLDEST = 120  # years

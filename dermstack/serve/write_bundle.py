@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,66 @@ import numpy as np
 import yaml
 
 from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
-from dermstack.serve.expectations import FILE, measure_costs
-from dermstack.serve.novel import fit_novelty, write_novelty
-from dermstack.serve.promise import measure_promise, write_promise
+from dermstack.serve.ensemble import encoded_metadata, fold_folder
+from dermstack.serve.expectations import (
+    COSTS_FILE,
+    fit_novelty,
+    measure_costs,
+    measure_promise,
+    write_novelty,
+    write_promise,
+)
+from image_models.dataset import CachedImages
+from image_models.errors import ImageError
+from image_models.onnx_export import OPSET, check_onnx, write_onnx
+from image_models.saved import read_fold_nets
 from stack.console import Out
 from stack.errors import BundleError
 from stack.experiment import Experiment
+from stack.images import with_images
+from stack.level1 import level1_runs
 from stack.level2 import stacker_inputs
-from stack.sources import level1_runs
 from stack.store import LOCK, Run, locked, named, read_run, write_json
 from stack.submission import blend_inputs
+
+FOLDER = "onnx"
+PICTURES = 32  # of the experiment's training images, evenly over its rows
+
+
+def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]:
+    """Write ``onnx/<run>/fold_<k>.onnx`` for each fold net, ``fold_<k>_<seed>.onnx`` for those of further seeds.
+
+    Returns what the manifest says of them: opset and, by file, how far ONNX and torch were apart on the pictures. A
+    frozen run's files each hold its backbone. Raises BundleError naming the net that can't be exported or disagrees.
+    """
+    experiment, caches = with_images(experiment, bundle.sizes, out)
+    train = experiment.table.train
+    rows = np.unique(np.linspace(0, len(train) - 1, PICTURES).astype(np.intp))
+    frame = train.iloc[rows].reset_index(drop=True)
+    nets: dict[str, dict[str, float]] = {}
+    with out.bar("onnx", len(bundle.image_runs) * bundle.folds, "folds") as progress:
+        for run in bundle.image_runs:
+            size, seeds = int(run.settings["size"]), run.settings["seeds"]
+            cache = caches[size]
+            for fold in range(bundle.folds):
+                metadata = encoded_metadata(bundle, run, fold, frame)
+                images = CachedImages(cache, cache.rows_for(frame["id"]), metadata=metadata)
+                made = read_fold_nets(
+                    fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1]
+                )
+                for place, net in enumerate(made):
+                    name = f"{FOLDER}/{run.name}/fold_{fold}{f'_{seeds[place]}' if place else ''}.onnx"
+                    path = bundle.folder / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        write_onnx(net, path, size=size, metadata=metadata.shape[1])
+                        agreement = check_onnx(path, net, images)
+                    except ImageError as error:
+                        raise BundleError(f"{run.name}, fold {fold}, {run.settings['backbone']}: {error}") from error
+                    nets[name] = {key: value for key, value in asdict(agreement).items() if key != "images"}
+                progress(1)
+    return {"opset": OPSET, "torch": version("torch"), "pictures": len(rows), "differences": nets}
+
 
 _PRIVATE = {"runs", "cache", "storage", "tuned"}  # where things lie on the machine that trained
 
@@ -62,11 +113,9 @@ def write_bundle(
         write_promise(measure_promise(experiment, blend), folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts)
         if onnx:
-            from dermstack.serve.onnx_export import add_onnx  # an extra of its own
-
             manifest["onnx"] = add_onnx(experiment, Bundle(folder, manifest), out)
         costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
-        (folder / FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
+        (folder / COSTS_FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
         bundle = write_manifest(folder, manifest)
         finished = folder
         if target.suffix == ".zip":

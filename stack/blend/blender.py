@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,13 +16,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from stack.blend.columns import TRANSFORMS, NetColumns, Weighting, weighted_sum
-from stack.blend.hill_climb import hill_climb
-from stack.blend.logistic_weights import logistic_weights
-from stack.blend.search import completed, study_in_memory, tune_weights
-from stack.errors import ConfigError, DataError
-from stack.metrics.curve import OBJECTIVES, Bools, Floats
+from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
+from stack.errors import ConfigError, DataError, StoreError
 from stack.metrics.intervals import Interval, interval
-from stack.ranks import AVERAGED, Ecdf
+from stack.metrics.scores import OBJECTIVES, Bools, Floats
+from stack.ranks import AVERAGED, Ecdf, NetRanks
 
 METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
 
@@ -273,3 +273,76 @@ def _nets(nets: ArrayLike | None, P: Floats) -> NDArray[Any]:
 def _refuse_unknown(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+
+
+State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # for JSON, and for npy
+
+
+def blender_state(blender: Blender) -> State:
+    """Everything that `predict_proba` reads, floats to the last bit: settings for JSON, distributions as arrays.
+
+    Arrays: `values` and `ranks` of all distributions end to end; the settings say which part is whose.
+    """
+    columns = blender.columns_
+    distributions: list[tuple[str, Ecdf]] = [
+        (f"{run} {net}", ecdf) for run, ecdfs in enumerate(columns.ranks_.ecdfs_) for net, ecdf in ecdfs.items()
+    ]
+    if blender.distribution_ is not None:
+        distributions.append(("total", blender.distribution_))
+    settings = {
+        "method": blender.method,
+        "objective": blender.objective,
+        "classes": blender.classes_.tolist(),
+        "weighting": asdict(blender.weighting_),
+        "slope": blender.slope_,
+        "intercept": blender.intercept_,
+        "inside": columns.inside_.tolist(),
+        "moments": columns.moments_,
+        "logit_moments": [{str(net): pair for net, pair in moments.items()} for moments in columns.logit_moments_],
+        "distributions": [[name, len(ecdf.values_)] for name, ecdf in distributions],
+    }
+    arrays = {
+        "values": np.concatenate([ecdf.values_ for _, ecdf in distributions]),
+        "ranks": np.concatenate([ecdf.ranks_ for _, ecdf in distributions]),
+    }
+    return settings, arrays
+
+
+def blender_of(settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Blender:
+    """A Blender that predicts what the one of this `blender_state` did. Raises StoreError for anything else."""
+    try:
+        found = _distributions(settings["distributions"], arrays["values"], arrays["ranks"])
+        blender = Blender(str(settings["method"]), str(settings["objective"]))
+        runs = len(settings["inside"])
+        columns = NetColumns()
+        columns.ranks_ = NetRanks()
+        columns.ranks_.ecdfs_ = [
+            {int(name.split()[1]): ecdf for name, ecdf in found.items() if name.split()[0] == str(run)}
+            for run in range(runs)
+        ]
+        columns.inside_ = np.array(settings["inside"], bool)
+        columns.moments_ = [(float(mean), float(spread)) for mean, spread in settings["moments"]]
+        columns.logit_moments_ = [
+            {int(net): (float(mean), float(spread)) for net, (mean, spread) in moments.items()}
+            for moments in settings["logit_moments"]
+        ]
+        blender.columns_ = columns
+        blender.weighting_ = Weighting.from_dict(settings["weighting"]).checked(runs)
+        blender.slope_, blender.intercept_ = float(settings["slope"]), float(settings["intercept"])
+        blender.distribution_ = found.get("total")
+        blender.classes_ = np.array(settings["classes"])
+        blender.n_features_in_ = runs
+    except (DataError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise StoreError(f"no fitted blend ({type(error).__name__}: {error}): run `dermstack stack` again") from error
+    return blender
+
+
+def _distributions(parts: list[tuple[str, int]], values: Floats, ranks: Floats) -> dict[str, Ecdf]:
+    found, start = {}, 0
+    for name, length in parts:
+        ecdf = Ecdf()
+        ecdf.values_, ecdf.ranks_ = (np.array(whole[start : start + length], np.float64) for whole in (values, ranks))
+        if not (len(ecdf.values_) == len(ecdf.ranks_) == length > 0):
+            raise ValueError(f"{length} values of {name} expected, {len(ecdf.values_)} there")
+        found[str(name)], start = ecdf, start + length
+    return found

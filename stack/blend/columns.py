@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
 
 from stack.errors import DataError
-from stack.metrics.curve import Bools, Floats
+from stack.metrics.scores import Bools, Floats
 from stack.ranks import AVERAGED, NetRanks, net_moments
 
 TRANSFORMS = ("probability", "logit", "rank")

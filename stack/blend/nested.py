@@ -17,9 +17,8 @@ from image_models.processes import in_processes
 from stack.blend.blender import METHODS, Blender
 from stack.blend.columns import NetColumns, Weighting
 from stack.errors import ConfigError, DataError
-from stack.metrics.curve import Floats
 from stack.metrics.intervals import bootstrap_scores, interval, paired_difference
-from stack.metrics.scores import score
+from stack.metrics.scores import Floats, score
 from stack.ranks import Ecdf
 
 Without = frozenset[int]  # the folds whose rows a choice has not looked at

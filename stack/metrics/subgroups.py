@@ -11,10 +11,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from stack.metrics.curve import Bools, checked
-from stack.metrics.delong import clustered_auc, components
-from stack.metrics.intervals import interval
-from stack.metrics.scores import auc
+from stack.metrics.intervals import clustered_auc, components, interval
+from stack.metrics.scores import Bools, auc, checked
 
 FEWEST = 5  # groups with a positive, and with a negative, on either side: with fewer only the counts are shown
 AGE_BANDS = (0, 20, 40, 60, 80)  # years: the lower edges, the last one open above

@@ -1,0 +1,1 @@
+"""Optuna studies of the blend, the GBDTs and the image models."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,65 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
+from filelock import FileLock
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from image_models.processes import tied
 from stack.console import Out
-from stack.errors import ConfigError
+from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
-from stack.metrics.curve import Floats
-from stack.store import atomic
-from stack.tune.journal import Journal
+from stack.metrics.scores import Floats
+from stack.store import LOCK, atomic
 from stack.tuned import digest_line
+
+
+class Journal(JournalFileBackend):
+    """The same lines, each with a key `crc` that other readers of the file ignore; older lines come without."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=_Lock(path.with_name(LOCK)))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write a line for each."""
+        super().append_logs([{**log, "crc": _crc(log)} for log in logs])
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # narrower
+        """Every line from this number on. Raises StoreError for one that isn't what was written."""
+        try:
+            for log in super().read_logs(log_number_from):
+                if not isinstance(log, dict) or log.pop("crc", _crc(log)) != _crc(log):
+                    raise ValueError("a line isn't what its checksum says")
+                yield log
+        except ValueError as error:  # of JSON and UTF-8 too
+            raise StoreError(
+                f"{self._path} is damaged ({error}): remove {self._path} and run `dermstack tune` again, which starts "
+                "the studies anew"
+            ) from error
+
+
+class _Lock(BaseJournalFileLock):
+    """Optuna's own is a symbolic link, which a killed process leaves behind for half a minute."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def _crc(log: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps({key: value for key, value in log.items() if key != "crc"}).encode())
+
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 5, 20  # seconds between a database worker's signs of life, and without them until it counts as dead
