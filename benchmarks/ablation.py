@@ -21,6 +21,7 @@ import torch
 from image_models.dataset import CachedImages
 from image_models.net import build_net, read_weights
 from image_models.predict import VIEWS, predict
+from image_models.saved import net_files
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
@@ -48,7 +49,7 @@ def by_views(experiment: Experiment, run: Run, out: Out) -> dict[str, tuple[np.n
                 prior=[1.0] * len(run.meta["classes"]),  # overwritten by the weights
                 positive=run.meta["positive"], seed=0,
             )  # fmt: skip
-            read_weights(net, run.folder / f"fold_{fold}" / "weights.safetensors")
+            read_weights(net, net_files(run.folder / f"fold_{fold}", model.seeds)[0])
             logit[held] = predict(
                 net, CachedImages(cache, rows[held]), batch_size=64, device=torch.device("cpu"), tta=tta
             ).logit

@@ -20,7 +20,8 @@ _OF_EXPERIMENT = (
     "near_duplicates.csv", "predictions.parquet", "submission.csv", "ledger.jsonl",
     *(f"models/tiny/{name}" for name in (
         "run.json", "oof.parquet", "test.parquet", "oof_z.npy", "test_z.npy", "anchor.parquet", "anchor_z.npy",
-        "fold_1/run.json", "fold_1/weights.safetensors", "fold_1/history.csv", "fold_1/metadata.json",
+        "fold_1/run.json", "fold_1/metadata.json", *(f"fold_1/seed_0/{file}" for file in (
+            "run.json", "weights.safetensors", "history.csv")),
     )),
     *(f"models/still/{name}" for name in (
         "run.json", "oof.parquet", "oof_z.npy", "backbone.safetensors", "fold_1/run.json", "fold_1/weights.safetensors",
@@ -36,8 +37,10 @@ _OF_CACHE = tuple(
 )
 _OF_BUNDLE = ("manifest.json", "blend/values.npy", "stackers/gbdt/fold_1/model.txt", "config.yaml",
               "image_models/tiny/fold_1/weights.safetensors")  # fmt: skip
-_UNFINISHED = ("fold_1/state_0.pt", "fold_0/run.json", "fold_0/weights.safetensors", "fold_0/parts/run.json",
-               "fold_0/parts/oof.parquet", "fold_0/parts/oof_z.npy")  # fmt: skip
+_UNFINISHED = (
+    "fold_1/seed_0/state.pt", "fold_0/run.json", "fold_0/seed_0/run.json", "fold_0/seed_0/weights.safetensors",
+    "fold_0/parts/run.json", "fold_0/parts/oof.parquet", "fold_0/parts/oof_z.npy",
+)  # fmt: skip
 _PARTS = "predictions.csv.parts"
 
 # (in which state of the world, the file)
@@ -67,7 +70,7 @@ class _Worlds(dict[str, World]):
     def __missing__(self, state: str) -> World:
         ground = self._ground
         if state == "training":
-            self[state] = interrupted(ground, state, "runs/*/models/tiny/fold_1/state_0.pt")
+            self[state] = interrupted(ground, state, "runs/*/models/tiny/fold_1/seed_0/state.pt")
         elif state == "predicting":
             self[state] = interrupted(ground, state, f"{_PARTS}/pixels/32/index.parquet", command=-1)
         else:  # refused after the last part: the sample is of other rows

@@ -243,7 +243,7 @@ def shared_cache(ground: Ground, tally: Tally) -> None:
 def lock_of_the_dead(ground: Ground, tally: Tally, *, times: int) -> None:
     """Killed while it holds its locks: the next one starts at once."""
     for trial in range(times):
-        appears = f"runs/*/models/*/fold_0/{'state_0.pt' if trial % 2 else 'weights.safetensors'}"
+        appears = f"runs/*/models/*/fold_0/seed_0/{'state.pt' if trial % 2 else 'weights.safetensors'}"
         world = interrupted(ground, "dead", appears)
         failure, lost = ground.judge(world)
         tally.add(f"trial {trial}", failure, lost=lost)

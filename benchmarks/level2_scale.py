@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stack.features import FeatureSettings, FoldFeatures
+from stack.config import Features
+from stack.features import FoldFeatures
 from tabular.group_features import prediction_aggregates
 
 ROWS, PATIENTS, LARGEST, RUNS, COMPONENTS = 401_059, 1_042, 9_000, 3, 64
 NAMES = tuple(f"run{number}" for number in range(RUNS))
-EVERYTHING = FeatureSettings(
+EVERYTHING = Features(
     logits=True, metadata=True, aggregates=True, cohort=True, neighbours=True, frozen_z=0, aligned_z=COMPONENTS,
     context_counts=True, shortcuts=False,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,12 @@ class NetOutput:
     def take(self, rows: NDArray[np.intp]) -> NetOutput:
         """Of these rows only."""
         return NetOutput(self.logit[rows], self.z[rows])
+
+
+def mean_over_seeds(by_seed: Sequence[NetOutput]) -> NetOutput:
+    """One output out of those of a fold's nets: the mean of their logits, and z of the first."""
+    logit = np.stack([made.logit for made in by_seed], axis=1).mean(axis=1, dtype=np.float32)
+    return NetOutput(logit, by_seed[0].z)
 
 
 @names_out_of_memory

@@ -20,9 +20,12 @@ from image_models.errors import ImageError
 from image_models.frozen_head import LinearHead
 from image_models.losses import risk_logit
 from image_models.net import Net, build_net, read_weights
-from image_models.predict import NetOutput, predict
+from image_models.predict import NetOutput, mean_over_seeds, predict
 
 BODY = "backbone.safetensors"  # of a frozen run: one for all its folds, beside them
+WEIGHTS = "weights.safetensors"  # of one net
+HISTORY = "history.csv"  # of one net's training
+STATE = "state.pt"  # of a training that has not ended
 
 
 class NetStore:
@@ -60,11 +63,40 @@ def read_fold_nets(
     ``settings`` and ``positive`` are those of the run's run.json, ``metadata`` is the number of encoded columns that
     the net saw beside the picture. Raises ImageError for weights that are missing, damaged or of other settings.
     """
-    further = [] if settings["frozen"] else settings["seeds"][1:]  # a frozen run has one head, whatever its seeds
+    seeds = settings["seeds"][:1] if settings["frozen"] else settings["seeds"]  # a frozen run has one head
     return [
         read_fold_net(path, settings, positive=positive, metadata=metadata, device=device)
-        for path in (fold / "weights.safetensors", *_further_weights(fold, further))
+        for path in net_files(fold, seeds)
     ]
+
+
+def net_folder(fold: Path, seed: int) -> Path:
+    """The folder of one trained net of a fold; ``seed`` is the model's plus the experiment's."""
+    return fold / f"seed_{seed}"
+
+
+def net_files(fold: Path, seeds: Sequence[int]) -> list[Path]:
+    """The weights of a fold's nets, in the order of the run's ``seeds``.
+
+    They lie in ``seed_<s>/weights.safetensors``, or, in bundles, in frozen runs and in runs made by dermstack 0.1, in
+    ``weights.safetensors`` for the first seed and ``weights_<s>.safetensors`` for each other. ``s`` is the run's seed
+    plus the experiment's, which the run does not tell: the order is the same. Raises ImageError for another number of
+    files.
+    """
+    folders = sorted(fold.glob(f"seed_*/{WEIGHTS}"), key=lambda path: int(path.parent.name.removeprefix("seed_")))
+    if folders:
+        first, found, rest = [], folders, list(seeds)
+    else:
+        further = fold.glob("weights_*.safetensors")
+        found = sorted(further, key=lambda path: int(path.stem.removeprefix("weights_")))
+        first, rest = [fold / WEIGHTS], list(seeds[1:])
+    if len(found) != len(rest):
+        raise ImageError(
+            f"{fold} has the weights of {len(first) + len(found)} seeds where its settings name {len(seeds)}: restore "
+            "the run's files, or make it again with `dermstack oof --rebuild`"
+        )
+    by_seed = dict(zip(sorted(rest), found, strict=True))
+    return first + [by_seed[seed] for seed in rest]
 
 
 def read_fold_net(
@@ -106,21 +138,6 @@ def read_fold_net(
     return net.to(where).eval()
 
 
-def _further_weights(fold: Path, seeds: Sequence[int]) -> list[Path]:
-    """The files of the second seed and those after it, in the order of ``seeds``.
-
-    They are named by seed plus the experiment's own, which the run doesn't tell: the order is the same.
-    """
-    found = sorted(fold.glob("weights_*.safetensors"), key=lambda path: int(path.stem.removeprefix("weights_")))
-    if len(found) != len(seeds):
-        raise ImageError(
-            f"{fold} has the weights of {len(found) + 1} seeds where its settings name {len(seeds) + 1}: restore the "
-            "run's files, or make it again with `dermstack oof --rebuild`"
-        )
-    by_seed = dict(zip(sorted(seeds), found, strict=True))
-    return [by_seed[seed] for seed in seeds]
-
-
 def apply_trained(
     fold: Path,
     settings: Mapping[str, Any],
@@ -141,17 +158,32 @@ def apply_trained(
     Raises ImageError.
     """
     use_threads(threads)
-    images, where = CachedImages(cache, rows, metadata=metadata), pick_device(device)
-    nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=where.type)
-    by_seed = [
+    nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=pick_device(device).type)
+    return mean_over_seeds(
+        predict_by_seed(nets, settings, cache, rows, metadata, device=device, workers=workers, progress=progress)
+    )
+
+
+def predict_by_seed(
+    nets: Sequence[Net],
+    settings: Mapping[str, Any],
+    cache: ImageCache,
+    rows: NDArray[np.intp],
+    metadata: NDArray[np.float32],
+    *,
+    device: str,
+    workers: int,
+    progress: Callable[[int], object],
+) -> list[NetOutput]:
+    """What each of a fold's nets predicts for rows of a cache, with the batch size and the views of its settings."""
+    images = CachedImages(cache, rows, metadata=metadata)
+    return [
         predict(
-            net, images, batch_size=settings["batch_size"], device=where, tta=settings["tta"], workers=workers,
-            progress=progress,
+            net, images, batch_size=settings["batch_size"], device=pick_device(device), tta=settings["tta"],
+            workers=workers, progress=progress,
         )
         for net in nets
     ]  # fmt: skip
-    logit = np.stack([one.logit for one in by_seed], axis=1).mean(axis=1, dtype=np.float32)
-    return NetOutput(logit, by_seed[0].z)
 
 
 def apply_frozen(
@@ -168,7 +200,7 @@ def apply_frozen(
 ) -> Iterator[NetOutput]:
     """A frozen backbone on rows of a cache, once, and then the head in each of the folders ``folds`` on its z."""
     use_threads(threads)
-    where, weights = pick_device(device), [fold / "weights.safetensors" for fold in folds]
+    where, weights = pick_device(device), [fold / WEIGHTS for fold in folds]
     (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=where.type)
     z = predict(
         net, CachedImages(cache, rows), batch_size=settings["batch_size"], device=where, tta=settings["tta"],

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from stack.config import Features
 from stack.experiment import Experiment
 from stack.folds import inner_split
 from stack.predictions import Embedding, Predictions
@@ -29,27 +30,10 @@ IMAGE, METADATA = "image models", "metadata"  # blocks of columns, as `block_of_
 FEWEST_COMPONENTS = 32  # of a frozen embedding that is only measured within its group
 
 
-@dataclass(frozen=True)
-class FeatureSettings:
-    """Which blocks the matrix holds; see the config's `features`."""
-
-    logits: bool
-    metadata: bool
-    aggregates: bool
-    frozen_z: int
-    aligned_z: int
-    neighbours: bool
-    cohort: bool
-    context_counts: bool
-    shortcuts: bool
-
-
 class FoldFeatures:
     """Level-2 features of one fold: fitted on its training rows, the same code for held-out, test and new rows."""
 
-    def __init__(
-        self, settings: FeatureSettings, names: tuple[str, ...], *, frozen: Collection[str] = (), seed: int
-    ) -> None:
+    def __init__(self, settings: Features, names: tuple[str, ...], *, frozen: Collection[str] = (), seed: int) -> None:
         """``names`` of the runs; the z of those in ``frozen`` are a backbone's own and are reduced here, to be aligned
         with nothing, the others' are components already."""
         self.settings = settings
@@ -163,9 +147,8 @@ def fold_matrix(
     rows = [predictions.rows[part] for part in parts]
     frames = [train.iloc[places] for places in rows]
     z = [{name: embedding.oof[places] for name, embedding in embeddings.items()} for places in rows]
-    settings = FeatureSettings(**experiment.config.features.model_dump())
     frozen = {name for name, embedding in embeddings.items() if embedding.alignment is None}
-    features = FoldFeatures(settings, predictions.names, frozen=frozen, seed=experiment.config.seed)
+    features = FoldFeatures(experiment.config.features, predictions.names, frozen=frozen, seed=experiment.config.seed)
     features.fit(frames[0], predictions.oof[parts[0]], z[0])
     x_train, x_held = (
         features.transform(frame, predictions.oof[part], values)

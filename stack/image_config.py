@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from image_models.settings import Training
+from image_models.settings import AugmentOn, Balance, Network, Precision, Select, Training
 
 _NO_PATH = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _ENVIRONMENT = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
@@ -78,6 +78,9 @@ class Diagnosis(Strict):
     unknown: Literal["class", "target"] = "class"  # a missing diagnosis is its own class, or any class of its target
 
 
+DEFAULT = Training()
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -92,44 +95,50 @@ class ImageModel(Strict):
     size: int = Field(128, ge=16, le=2048)  # pixels a side
     timm_args: dict[str, Any] = {}  # what else `timm.create_model` is told
     normalise: Normalise | None = None  # of the pixels; otherwise as the backbone was trained
-    # recipes, one after the other: `none`, `light`, `standard`, `heavy`; `microscope`, `hair`
-    augment: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("light",)
-    augment_on: Literal["cpu", "device"] = "cpu"  # `device`: light or standard, a batch at a time, on the GPU
     target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: its classes are learned, p is that of the target
     diagnosis: Diagnosis = Diagnosis()  # how diagnoses become classes
     metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # what is learned beside the image
     tta: Literal["none", "flips", "d4"] = "none"  # views averaged in logits: 1, 4 or 8
 
-    # How it is trained: image_models/settings.py says what each means and holds the same defaults.
+    # How it is trained: image_models/settings.py says what each key means, and holds its default.
 
-    epochs: int = Field(4, ge=1)
-    batch_size: int = Field(32, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: float = Field(0.1, ge=0, le=1)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    balance: Literal["none", "sqrt", "full"] = "none"
-    positive_weight: float = Field(1.0, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    focal_gamma: float = Field(0.0, ge=0)
-    mixup: float = Field(0.0, ge=0)
-    cutmix: float = Field(0.0, ge=0)
-    ema: float = Field(0.0, ge=0, lt=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    dropout_samples: int = Field(1, ge=1)
-    accumulate: int = Field(1, ge=1)
-    clip_norm: float = Field(0.0, ge=0)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = False
-    select: Literal["last", "best"] = "last"
+    epochs: int = Field(DEFAULT.epochs, ge=1)
+    batch_size: int = Field(DEFAULT.batch_size, ge=2)
+    lr: float = Field(DEFAULT.lr, gt=0)
+    weight_decay: float = Field(DEFAULT.weight_decay, ge=0)
+    warmup: float = Field(DEFAULT.warmup, ge=0, le=1)
+    layer_decay: float = Field(DEFAULT.layer_decay, gt=0, le=1)
+    balance: Balance = DEFAULT.balance
+    positive_weight: float = Field(DEFAULT.positive_weight, gt=0)
+    label_smoothing: float = Field(DEFAULT.label_smoothing, ge=0, lt=1)
+    focal_gamma: float = Field(DEFAULT.focal_gamma, ge=0)
+    mixup: float = Field(DEFAULT.mixup, ge=0)
+    cutmix: float = Field(DEFAULT.cutmix, ge=0)
+    ema: float = Field(DEFAULT.ema, ge=0, lt=1)
+    dropout: float = Field(DEFAULT.dropout, ge=0, lt=1)
+    dropout_samples: int = Field(DEFAULT.dropout_samples, ge=1)
+    accumulate: int = Field(DEFAULT.accumulate, ge=1)
+    clip_norm: float = Field(DEFAULT.clip_norm, ge=0)
+    precision: Precision = DEFAULT.precision
+    compile: bool = DEFAULT.compile
+    select: Select = DEFAULT.select
+    # recipes, one after the other: `none`, `light`, `standard`, `heavy`; `microscope`, `hair`
+    augment: Annotated[tuple[str, ...], BeforeValidator(_listed)] = DEFAULT.augment
+    augment_on: AugmentOn = DEFAULT.augment_on  # `device`: light or standard, a batch at a time, on the GPU
 
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
     enabled: bool = True  # false: left out, its description kept
     selected: bool = False  # its settings were chosen by how they do on these rows: said wherever its number stands
 
     @property
+    def network(self) -> Network:
+        """Which network it is, as the fit takes it."""
+        mean, std = (self.normalise.mean, self.normalise.std) if self.normalise else (None, None)
+        return Network(self.backbone, self.pretrained, self.timm_args, mean, std)
+
+    @property
     def training(self) -> Training:
-        """What the training loop takes."""
+        """How it is trained, as the training loop takes it."""
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
 
     @model_validator(mode="after")

@@ -16,8 +16,9 @@ from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment, write_rows
 from stack.image_config import ImageModel
-from stack.level1_folds import FoldTask, frozen_tasks, labels_of, set_aside_for, trained_tasks
+from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks
 from stack.level1_jobs import drop_unfinished, is_complete, put_together, run_tasks
+from stack.level1_nets import finish_set_aside, set_aside_for
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_whole, sha256
 from stack.tuned import enabled_models
 
@@ -47,10 +48,11 @@ def run_image_models(
         tasks: list[FoldTask] = []
         for model in models:
             folder, cache, inputs = experiment.models / model.name, caches[model.size], made_of[model.name]
+            finish_set_aside(folder)
             if model.name in rebuild and folder.exists():
                 with locked(folder):  # never under another process that is filling it
-                    aside = set_aside_for(folder, experiment.old, inputs)
-                out.say(f"{model.name}: " + (f"the old run is kept as {aside}" if aside else "goes on being rebuilt"))
+                    aside = set_aside_for(folder, experiment.old, inputs, net_metas(experiment, model, inputs))
+                out.say(f"{model.name}: {_of_rebuilding(aside)}")
             if read_whole(folder):
                 drop_unfinished(folder)  # of a process that was killed before it could
                 out.say(f"{model.name}: complete, skipped")
@@ -69,6 +71,14 @@ def run_image_models(
         for task in last.values():  # killed between the last fold and this line
             put_together(experiment, task)
     return [run for model in models if (run := read_run(experiment.models / model.name))]
+
+
+def _of_rebuilding(aside: tuple[Path, int] | None) -> str:
+    if aside is None:
+        return "goes on being rebuilt"
+    kept, taken = aside
+    nets = f"; {taken} trained nets are taken over and only predict" if taken else ""
+    return f"the old run is kept as {kept}{nets}"
 
 
 def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -> list[int]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +12,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from image_models.settings import Compute, Network, Training
 from stack.console import Out
-from stack.errors import DataError, StoreError
+from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.folds import inner_split
 from stack.image_config import Diagnosis, ImageModel
-from stack.store import Run, fingerprint, read_run, set_aside, write_run
+from stack.level1_nets import net_meta
+from stack.store import Run, fingerprint, read_run, write_run
 from tabular.encode import DenseMetadata
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
-    from image_models.fit import FoldFit, TrainedNet
+    from image_models.fit import TrainingRows
 
 
 UNKNOWN = "unknown"
@@ -96,74 +96,35 @@ def _classes(
     return names, positive, allowed
 
 
-_ANY = {"seeds", "tta", "name"}  # settings that say nothing of how one net is trained
-_NOT_OF_TRAINING = {"settings", "selection"}  # inputs: what settings are is looked at one by one
-ANEW = ".anew"  # in the folder of a run that shall take nothing over, until it is complete
-
-
-def trained_before(
-    experiment: Experiment, model: ImageModel, inputs: Mapping[str, str], settings: Mapping[str, Any], fold: int
-) -> dict[int, TrainedNet]:
-    """Nets of this fold in set-aside runs of the model, by seed, which training would make again byte by byte.
-
-    Of runs that differ from the one to be made, of ``inputs`` and ``settings``, in seeds or views alone; none for a run
-    that is wanted anew. Raises StoreError for a file that has changed since.
-    """
-    from image_models.fit import TrainedNet
-
-    found: dict[int, TrainedNet] = {}
-    if (experiment.models / model.name / ANEW).exists():
-        return found
-    for folder in sorted(experiment.old.glob(f"{model.name}-*")):
-        run = _fold_of(folder, fold)
-        if run is None or _of_training(run.meta["inputs"], run.meta["settings"]) != _of_training(inputs, settings):
-            continue
-        history = pd.read_csv(run.checked("history.csv"))
-        for number, seed in enumerate(run.meta["settings"]["seeds"]):
-            if seed in model.seeds:
-                drawn = seed + experiment.config.seed
-                weights = run.checked("weights.safetensors" if number == 0 else f"weights_{drawn}.safetensors")
-                found[drawn] = TrainedNet(weights, history[history["seed"] == drawn])
-    return found
-
-
-def set_aside_for(folder: Path, old: Path, inputs: Mapping[str, str]) -> Path | None:
-    """Move a run aside to be made of ``inputs``. Where it was made of these, nothing is taken over: it is wanted anew.
-
-    So is a run that can't be read. Returns where it is kept; None where it isn't complete and all there is of it was
-    made of these inputs: then its making was interrupted, and goes on.
-    """
-    try:
-        made_of = [run.meta["inputs"] for part in (folder, *folder.glob("fold_*")) if (run := read_run(part))]
-        if read_run(folder) is None and all(part == inputs for part in made_of):
-            return None
-        anew = inputs in made_of
-    except StoreError:
-        anew = True
-    aside = set_aside(folder, old)
-    if anew:
-        folder.mkdir()
-        (folder / ANEW).touch()
-    return aside
-
-
-def _fold_of(folder: Path, fold: int) -> Run | None:
-    """That fold of a run set aside; None where it isn't complete, or is why the run was set aside: damaged."""
-    try:
-        return read_run(folder / f"fold_{fold}")
-    except StoreError:
-        return None
-
-
-def _of_training(inputs: Mapping[str, str], settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    return (
-        {name: value for name, value in inputs.items() if name not in _NOT_OF_TRAINING},
-        {name: value for name, value in settings.items() if name not in _ANY},
-    )
-
-
 MAX_ANCHORS = 2_000
 MIN_TEST_ANCHORS = 500  # alignment keeps a fifth of the anchors as dimensions: fewer test rows say too little
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """What a fold of trained nets needs: its rows, its settings, and the rows that it predicts."""
+
+    cache: ImageCache
+    data: TrainingRows
+    network: Network
+    training: Training
+    nets: dict[int, dict[str, Any]]  # by seed: what the run.json of each net says besides its files
+    sets: dict[str, NDArray[np.intp]]  # cache rows to predict, by set
+    metadata: dict[str, NDArray[np.float32]]  # (n, m) encoded columns of each set; empty where the nets see none
+    encoder: str | None  # of the metadata, as JSON
+    threads: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class FrozenFold:
+    """What a fold of a frozen backbone needs: features and targets for its head, and the features that it predicts."""
+
+    z: NDArray[np.float16]  # (n, d)
+    target: NDArray[np.int8]  # (n,)
+    inner: NDArray[np.bool_]  # (n,) rows on which the head's regularisation is chosen
+    sets: dict[str, NDArray[np.float16]]  # (m, d) features to predict, by set
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -172,25 +133,23 @@ class FoldTask:
 
     folder: Path  # …/models/<name>/fold_<k>
     fold: int
-    fit: Callable[..., FoldFit]  # called with weights=folder, progress=…, and where it trains device=…, say=…
-    trains: bool
-    work: int  # images that go through the network
+    fit: TrainedFold | FrozenFold
+    images: int  # that go through the network
     ids: dict[str, pd.Series[str]]  # of each predicted set: oof, test, anchor
     anchors_of_test: NDArray[np.intp] | None  # which test rows are the anchors, where they are test rows
-    encoder: str | None  # of the metadata that the net sees, as JSON
     meta: dict[str, Any]
 
     @property
     def label(self) -> str:
-        """As progress names it."""
+        """Its name in progress bars."""
         return f"{self.folder.parent.name} fold {self.fold}"
 
 
 def trained_tasks(
     experiment: Experiment, model: ImageModel, cache: ImageCache, inputs: dict[str, str], out: Out
 ) -> list[FoldTask]:
-    """Tasks that fine-tune a net each."""
-    from image_models.fit import fit_fold
+    """Tasks that each fine-tune the nets of one fold, one net a seed."""
+    from image_models.fit import TrainingRows
     from image_models.predict import VIEWS
 
     config, target = experiment.config, experiment.target
@@ -199,7 +158,7 @@ def trained_tasks(
     external = cache.rows_for(experiment.external["id"])
     labels = labels_of(model, experiment.table.train, experiment.external)
     part, anchors = _anchors(len(train_ids), len(test_ids), seed=config.seed)
-    meta, tasks, taken = _meta(model, inputs), [], []
+    meta, nets, tasks = run_meta(model, inputs), net_metas(experiment, model, inputs), []
     for fold, train, held in experiment.folds.pairs():
         sets = {"oof": rows[held], "test": test_rows}
         ids = {"oof": train_ids.iloc[held], "test": test_ids}
@@ -211,23 +170,12 @@ def trained_tasks(
             inner = inner_split(target[train], experiment.split_group[train], seed=config.seed)
             choose = np.concatenate([inner, np.zeros(len(external), bool)])
         encoder, metadata = _encoded(experiment, model, train, held, anchors if part == "train" else None)
-        trained = trained_before(experiment, model, inputs, meta["settings"], fold)
-        taken += [net.weights for net in trained.values()]
-        fit = partial(
-            fit_fold,
-            cache,
-            np.concatenate([rows[train], external]),
-            np.concatenate([labels.train[train], labels.external]),
-            sets,
+        data = TrainingRows(
+            rows=np.concatenate([rows[train], external]),
+            target=np.concatenate([labels.train[train], labels.external]),
             positive=labels.positive,
-            metadata=metadata,
+            metadata=metadata.pop("train", None),
             choose=choose,
-            augment=model.augment,
-            training=model.training,
-            seeds=[seed + config.seed for seed in model.seeds],
-            identity=fingerprint(inputs | {"fold": str(fold)}),
-            trained=trained,
-            **network_settings(experiment, model),
         )
         learned = len(train) + len(external) - (0 if choose is None else int(choose.sum()))
         predicted = VIEWS[model.tta] * sum(map(len, sets.values()))
@@ -235,27 +183,46 @@ def trained_tasks(
             FoldTask(
                 folder=experiment.models / model.name / f"fold_{fold}",
                 fold=fold,
-                fit=fit,
-                trains=True,
-                work=len(model.seeds) * (model.epochs * learned + predicted),
+                fit=TrainedFold(
+                    cache=cache,
+                    data=data,
+                    network=model.network,
+                    training=model.training,
+                    nets={seed: of_net for (of_fold, seed), of_net in nets.items() if of_fold == fold},
+                    sets=sets,
+                    metadata=metadata,
+                    encoder=encoder,
+                    threads=config.threads,
+                    workers=config.workers,
+                ),
+                images=len(model.seeds) * (model.epochs * learned + predicted),
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
-                encoder=encoder,
                 meta=meta | {"anchors": part, "classes": labels.names, "positive": labels.positive},
             )
         )
-    if taken:
-        kept = ", ".join(sorted({str(weights.parents[1]) for weights in taken}))
-        out.say(f"{model.name}: {len(taken)} nets were trained before, in {kept}: they only predict")
     return tasks
+
+
+def net_metas(
+    experiment: Experiment, model: ImageModel, inputs: dict[str, str]
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """What the run.json of each net of the model says, by fold and seed; none for a frozen model."""
+    if model.frozen:
+        return {}
+    settings = run_meta(model, inputs)["settings"]
+    seeds = [seed + experiment.config.seed for seed in model.seeds]
+    return {
+        (fold, seed): net_meta(inputs, settings, fold=fold, seed=seed)
+        for fold in range(experiment.folds.k)
+        for seed in seeds
+    }
 
 
 def frozen_tasks(
     experiment: Experiment, model: ImageModel, cache: ImageCache, inputs: dict[str, str], out: Out
 ) -> list[FoldTask]:
-    """Tasks that fit a logistic head each, on features that are made once, here, before the first of them."""
-    from image_models.fit import fit_frozen_fold
-
+    """Tasks that each fit a logistic head, on features that are made once, here, before the first of them."""
     train_z, test_z = (_features(experiment, model, cache, part, inputs, out) for part in ("train", "test"))
     target, external_target = experiment.target, _external_target(experiment)
     external_z = train_z[:0]
@@ -264,25 +231,22 @@ def frozen_tasks(
     tasks = []
     for fold, train, held in experiment.folds.pairs():
         inner = inner_split(target[train], experiment.split_group[train], seed=experiment.config.seed)
-        sets = {"oof": train_z[held], "test": test_z}
         tasks.append(
             FoldTask(
                 folder=experiment.models / model.name / f"fold_{fold}",
                 fold=fold,
-                fit=partial(
-                    fit_frozen_fold,
-                    np.concatenate([train_z[train], external_z]),
-                    np.concatenate([target[train], external_target]),
-                    np.concatenate([inner, np.zeros(len(external_target), bool)]),  # chosen on rows like those scored
-                    sets,
+                fit=FrozenFold(
+                    z=np.concatenate([train_z[train], external_z]),
+                    target=np.concatenate([target[train], external_target]),
+                    # The regularisation is chosen on rows like those scored, which external rows are not.
+                    inner=np.concatenate([inner, np.zeros(len(external_target), bool)]),
+                    sets={"oof": train_z[held], "test": test_z},
                     threads=experiment.config.threads,
                 ),
-                trains=False,
-                work=len(train) + len(external_target),
+                images=len(train) + len(external_target),
                 ids={"oof": experiment.table.train["id"].iloc[held], "test": experiment.table.test["id"]},
                 anchors_of_test=None,
-                encoder=None,
-                meta=_meta(model, inputs),
+                meta=run_meta(model, inputs),
             )
         )
     return tasks
@@ -302,11 +266,13 @@ def _features(
         rows = cache.rows_for(frame["id"])
         started = time.monotonic()
         with out.bar(f"{model.name} features of the {part} rows", VIEWS[model.tta] * len(rows)) as progress:
+            config = experiment.config
             z = embed(
-                cache, rows, seed=model.seeds[0] + experiment.config.seed, weights=folder, progress=progress,
-                batch_size=model.batch_size, device=experiment.config.device, **network_settings(experiment, model),
+                cache, rows, model.network, batch_size=model.batch_size, tta=model.tta,
+                seed=model.seeds[0] + config.seed, folder=folder, progress=progress,
+                compute=Compute(config.device, config.threads, config.workers),
             )  # fmt: skip
-        meta = _meta(model, inputs) | {"seconds": time.monotonic() - started}
+        meta = run_meta(model, inputs) | {"seconds": time.monotonic() - started}
         write_run(folder / "features" / part, meta, frames={}, arrays={"z": z})
     return stored_features(folder, part).array("z")
 
@@ -322,31 +288,16 @@ def stored_features(folder: Path, part: str) -> Run:
     return stored
 
 
-def network_settings(experiment: Experiment, model: ImageModel) -> dict[str, Any]:
-    """What a fit takes of the config besides its rows, recipe and training."""
-    config, normalise = experiment.config, model.normalise
-    return {
-        "backbone": model.backbone,
-        "pretrained": model.pretrained,
-        "timm_args": model.timm_args,
-        "mean": normalise.mean if normalise else None,
-        "std": normalise.std if normalise else None,
-        "tta": model.tta,
-        "threads": config.threads,
-        "workers": config.workers,
-    }
-
-
 def _encoded(
     experiment: Experiment,
     model: ImageModel,
     train: NDArray[np.intp],
     held: NDArray[np.intp],
     anchors: NDArray[np.intp] | None,
-) -> tuple[str | None, dict[str, NDArray[np.float32]] | None]:
+) -> tuple[str | None, dict[str, NDArray[np.float32]]]:
     """The metadata that the net sees of each set, by what the fold's training rows hold; and the encoder as JSON."""
     if not model.metadata:
-        return None, None
+        return None, {}
     rows, test = experiment.table.train, experiment.table.test
     learned = pd.concat([rows.iloc[train], experiment.external], ignore_index=True)
     encoder = DenseMetadata(model.metadata).fit(learned)
@@ -356,7 +307,8 @@ def _encoded(
     return encoder.to_json(), {name: encoder.transform(frame) for name, frame in frames.items()}
 
 
-def _meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
+def run_meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
+    """What the run.json of the model and of each of its folds says besides files and seconds."""
     return {
         "fingerprint": fingerprint(inputs),
         "level": 1,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from image_models.processes import in_processes
+from image_models.settings import Callbacks, Compute
 from stack.config import Config, Ray
 from stack.console import Out
 from stack.errors import ConfigError
 from stack.experiment import Experiment
-from stack.level1_folds import ANEW, FoldTask, stored_features
+from stack.level1_folds import FoldTask, FrozenFold, TrainedFold, stored_features
 from stack.parallel import count_gpus, own_device
 from stack.store import LOCK, Run, atomic, locked, places, prediction_frame, read_run, write_run
+
+if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+    from image_models.predict import NetOutput
 
 LET_GO_S = 10.0
 
@@ -32,7 +37,7 @@ def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldT
     n_jobs = count_gpus(config.device) or config.n_jobs
     if n_jobs == 1 or len(tasks) <= 1:
         for task in tasks:
-            with out.bar(task.label, task.work) as progress:
+            with out.bar(task.label, task.images) as progress:
                 run_task(task, config.device, progress, out.say)
             yield task
         return
@@ -47,41 +52,114 @@ def run_task(task: FoldTask, device: str, progress: Callable[[int], object], say
     The fold is locked meanwhile: a worker of a killed process may need a moment to notice and let go of it.
     """
     with locked(task.folder, wait=LET_GO_S):
-        _fit_and_write(task, device, progress, say)
+        if isinstance(task.fit, TrainedFold):
+            _train_and_write(task, task.fit, device, progress, lambda line: say(f"{task.label}: {line}"))
+        else:
+            _fit_head_and_write(task, task.fit, progress)
 
 
-def _fit_and_write(
-    task: FoldTask, device: str, progress: Callable[[int], object], say: Callable[[str], object]
+def _train_and_write(
+    task: FoldTask,
+    fit: TrainedFold,
+    device: str,
+    progress: Callable[[int], object],
+    say: Callable[[str], object],
 ) -> None:
+    """Train the nets that are not complete yet, then predict with all of them."""
+    from image_models.fit import predict_fold
+
+    _remove_other_nets(task.folder, fit)
+    compute = Compute(device, fit.threads, fit.workers)
+    seconds = sum(_complete_net(task.folder, fit, seed, compute, progress, say) for seed in fit.nets)
     started = time.monotonic()
-    for stale in task.folder.glob("*.safetensors"):  # of other seeds, in a fold that was never finished
-        stale.unlink()
-    settings: dict[str, Any] = {}
-    if task.trains:
-        settings = {"device": device, "say": lambda line: say(f"{task.label}: {line}")}
-    made = task.fit(weights=task.folder, progress=progress, **settings)
+    made = predict_fold(
+        task.folder, task.meta["settings"], fit.cache, fit.sets, fit.metadata, positive=fit.data.positive,
+        compute=compute, progress=progress,
+    )  # fmt: skip
     predictions = dict(made.predictions)
     if task.anchors_of_test is not None:
         predictions["anchor"] = predictions["test"].take(task.anchors_of_test)
-    frames = {name: prediction_frame(ids, task.fold, predictions[name].logit) for name, ids in task.ids.items()}
-    if made.seed_logits["oof"].shape[1] > 1:
-        columns = [f"logit_{number}" for number in range(made.seed_logits["oof"].shape[1])]
-        frames["oof_seeds"] = pd.DataFrame(made.seed_logits["oof"], columns=columns).assign(
-            id=task.ids["oof"].to_numpy()
-        )
-    arrays = {f"{name}_z": predictions[name].z for name in task.ids} if task.trains else {}
-    write_run(task.folder / "parts", task.meta | {"sets": list(frames)}, frames=frames, arrays=arrays)
-    with atomic(task.folder / "history.csv") as temporary:
-        made.history.to_csv(temporary, index=False)
-    files = [*task.folder.glob("*.safetensors"), task.folder / "history.csv"]
-    if task.encoder is not None:
+    seed_logits = made.seed_logits["oof"]
+    if seed_logits.shape[1] > 1:
+        columns = [f"logit_{number}" for number in range(seed_logits.shape[1])]
+        spread = {"oof_seeds": pd.DataFrame(seed_logits, columns=columns).assign(id=task.ids["oof"].to_numpy())}
+    else:
+        spread = {}
+    arrays = {f"{name}_z": predictions[name].z for name in task.ids}
+    _write_parts(task, predictions, spread, arrays)
+    files = []
+    if fit.encoder is not None:
         with atomic(task.folder / "metadata.json") as temporary:
-            temporary.write_text(task.encoder, encoding="utf-8")
+            temporary.write_text(fit.encoder, encoding="utf-8")
         files.append(task.folder / "metadata.json")
-    seconds = time.monotonic() - started + made.seconds_before
-    write_run(task.folder, task.meta | {"seconds": seconds}, frames={}, beside=sorted(files))
-    for state in task.folder.glob("state_*.pt"):
-        state.unlink()
+    seconds += time.monotonic() - started
+    write_run(task.folder, task.meta | {"seconds": seconds}, frames={}, beside=files)
+
+
+def _complete_net(
+    fold: Path,
+    fit: TrainedFold,
+    seed: int,
+    compute: Compute,
+    progress: Callable[[int], object],
+    say: Callable[[str], object],
+) -> float:
+    """Train one net, unless it is complete; the seconds that its training took."""
+    from image_models.fit import train_fold_net
+    from image_models.saved import HISTORY, STATE, WEIGHTS, net_folder
+
+    folder, meta = net_folder(fold, seed), fit.nets[seed]
+    if (net := read_run(folder)) is not None:
+        for file in (WEIGHTS, HISTORY):
+            net.checked(file)
+        choose = fit.data.choose
+        progress(fit.training.epochs * (len(fit.data.rows) - (0 if choose is None else int(choose.sum()))))
+        say(f"seed {seed} is trained already")
+        return float(net.meta["seconds"])
+    folder.mkdir(exist_ok=True)
+    seconds = train_fold_net(
+        fit.cache, fit.data, fit.network, fit.training, seed=seed, folder=folder, compute=compute,
+        identity=meta["fingerprint"], callbacks=Callbacks(progress=progress, say=say),
+    )  # fmt: skip
+    write_run(folder, meta | {"seconds": seconds}, frames={}, beside=[folder / HISTORY, folder / WEIGHTS])
+    (folder / STATE).unlink(missing_ok=True)
+    return seconds
+
+
+def _remove_other_nets(fold: Path, fit: TrainedFold) -> None:
+    """Remove nets of other seeds or settings from an unfinished fold: predictions read every net that is there."""
+    from image_models.saved import net_folder
+
+    wanted = {net_folder(fold, seed): meta["fingerprint"] for seed, meta in fit.nets.items()}
+    for folder in fold.glob("seed_*"):
+        net = read_run(folder)
+        if folder not in wanted or (net is not None and net.meta["fingerprint"] != wanted[folder]):
+            shutil.rmtree(folder)
+
+
+def _fit_head_and_write(task: FoldTask, fit: FrozenFold, progress: Callable[[int], object]) -> None:
+    from image_models.fit import fit_frozen_fold
+    from image_models.saved import HISTORY, WEIGHTS
+
+    started = time.monotonic()
+    made = fit_frozen_fold(
+        fit.z, fit.target, fit.inner, fit.sets, folder=task.folder, threads=fit.threads, progress=progress
+    )
+    _write_parts(task, made.predictions, {}, {})
+    files = [task.folder / HISTORY, task.folder / WEIGHTS]
+    write_run(task.folder, task.meta | {"seconds": time.monotonic() - started}, frames={}, beside=files)
+
+
+def _write_parts(
+    task: FoldTask,
+    predictions: Mapping[str, NetOutput],
+    further: Mapping[str, pd.DataFrame],
+    arrays: Mapping[str, NDArray[np.float16]],
+) -> None:
+    """The fold's predictions, from which the run is put together; ``further`` are frames besides id, fold, logit, p."""
+    frames = {name: prediction_frame(ids, task.fold, predictions[name].logit) for name, ids in task.ids.items()}
+    frames |= further
+    write_run(task.folder / "parts", task.meta | {"sets": list(frames)}, frames=frames, arrays=arrays)
 
 
 def is_complete(task: FoldTask) -> bool:
@@ -103,14 +181,16 @@ def put_together(experiment: Experiment, task: FoldTask) -> Run:
     for name in ("oof", "oof_seeds"):
         if name in frames:
             frames[name] = frames[name].iloc[order]
-    if task.trains:
+    if isinstance(task.fit, TrainedFold):
         arrays = {f"{name}_z": np.concatenate([part.array(f"{name}_z") for part in parts]) for name in task.ids}
         arrays["oof_z"] = arrays["oof_z"][order]
     else:
         arrays = {
             f"{name}_z": stored_features(folder, part).array("z") for name, part in (("oof", "train"), ("test", "test"))
         }
-    features = [] if task.trains else [stored_features(folder, part) for part in ("train", "test")]
+    features = (
+        [] if isinstance(task.fit, TrainedFold) else [stored_features(folder, part) for part in ("train", "test")]
+    )
     seconds = round(sum(part.meta["seconds"] for part in (*folds, *features)), 1)
     backbone = sorted(folder.glob("*.safetensors"))  # a frozen run's, beside its folds
     run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays, beside=backbone)
@@ -122,14 +202,14 @@ def drop_unfinished(folder: Path) -> None:
     """What a complete run has no more use for: parts, features, states of its training, what a kill left of a write."""
     for part in (folder / "features", *folder.glob("fold_*/parts")):
         shutil.rmtree(part, ignore_errors=True)
-    for pattern in ("fold_*/state_*.pt", f"fold_*/{LOCK}", ".*.tmp", "fold_*/.*.tmp", ANEW):
+    for pattern in ("fold_*/seed_*/state.pt", f"fold_*/{LOCK}", ".*.tmp", "fold_*/.*.tmp", "fold_*/seed_*/.*.tmp"):
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
 
 
 def _run_beside_others(task: FoldTask, device: str, *, quiet: bool) -> None:
     out = Out(quiet=quiet)
-    with own_device(device) as mine, out.plain_bar(task.label, task.work) as progress:
+    with own_device(device) as mine, out.plain_bar(task.label, task.images) as progress:
         run_task(task, mine, progress, out.say)
 
 

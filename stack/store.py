@@ -28,7 +28,7 @@ from stack.errors import StoreError
 
 RUN_FILE = "run.json"
 # The command that makes a run, by its kind; the rest are made by `stack`.
-_MADE_BY = {"image": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
+_MADE_BY = {"image": "oof", "net": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
 
 LOCK = ".lock"
 _DIGEST = "digest"  # the key under which a file keeps that of its content
@@ -81,12 +81,13 @@ class Run:
 
 
 def read_whole(folder: Path) -> Run | None:
-    """`read_run`, with every file of the run and of its folds looked at: what no step reads today may be read one day.
+    """`read_run`, after checking every file of the run, its folds and their nets.
 
     Raises StoreError naming the file that has changed or is gone, what to remove and what to run.
     """
     run = read_run(folder)
-    parts = [run, *map(read_run, sorted(folder.glob("fold_*")))] if run else []
+    folders = [*sorted(folder.glob("fold_*")), *sorted(folder.glob("fold_*/seed_*"))]
+    parts = [run, *map(read_run, folders)] if run else []
     for part in parts:
         if part is not None:
             for file in part.meta["files"]:
@@ -282,7 +283,7 @@ def named(error: OSError, path: Path) -> OSError:
 
 def _again(folder: Path, step: str | None = None) -> str:
     """What to remove and run: a fold is made again with its run, once that is complete."""
-    run = folder.parent if (folder.parent / RUN_FILE).exists() else folder
+    run = next((above for above in (folder.parents[1], folder.parent) if (above / RUN_FILE).exists()), folder)
     if step is None:
         return (
             f"remove {run} and run the step again (`dermstack oof` for an image model, `dermstack import-oof` for an "

@@ -13,8 +13,8 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from stack.blend import blender as blender_module
 from stack.blend.blender import METHODS, Blender
-from stack.blend.blender import blender as blend
 from stack.blend.columns import NetColumns, Weighting, weighted_sum
 from stack.errors import ConfigError, DataError
 from stack.metrics.intervals import interval
@@ -166,8 +166,8 @@ def test_equal_rows_tie_whatever_their_place() -> None:
 
 
 def test_the_docstrings_example_runs() -> None:
-    assert doctest.testmod(blend).attempted > 0
-    assert doctest.testmod(blend).failed == 0
+    assert doctest.testmod(blender_module).attempted > 0
+    assert doctest.testmod(blender_module).failed == 0
 
 
 def test_columns_come_from_the_reference_that_is_named() -> None:

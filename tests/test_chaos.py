@@ -62,7 +62,7 @@ def test_a_folder_that_may_not_be_written_is_named(ground: Ground) -> None:
     ("state", "file", "damage"),
     [
         ("finished", "runs/chaos/models/still/run.json", "removed"),
-        ("finished", "runs/chaos/models/tiny/fold_1/weights.safetensors", "one byte flipped"),
+        ("finished", "runs/chaos/models/tiny/fold_1/seed_0/weights.safetensors", "one byte flipped"),
         ("finished", "runs/chaos/blend/run.json", "cut in half"),
         ("training", "runs/chaos/models/tiny/fold_0/parts/run.json", "removed"),
         ("training", "cache/chaos-32/images.bin", "one byte flipped"),

@@ -75,10 +75,12 @@ def test_what_lies_on_disk_is_what_the_design_says(finished: Path) -> None:
     assert still.array("test_z").shape[0] == m, "a frozen backbone has one z, whatever the fold"
     assert tiny.meta["anchors"] == "train", "60 test rows are too few for anchors"
     assert len(tiny.frame("anchor")) == len(tiny.array("anchor_z")) == k * n
-    assert {path.name for path in (models / "tiny" / "fold_0").iterdir()} == {
-        "weights.safetensors",
-        "history.csv",
+    fold = models / "tiny" / "fold_0"
+    assert {str(path.relative_to(fold)) for path in fold.rglob("*") if path.is_file()} == {
         "run.json",
+        "seed_0/weights.safetensors",
+        "seed_0/history.csv",
+        "seed_0/run.json",
     }
     assert (models / "gbdt" / "fold_2" / "model.txt").exists()
 
@@ -136,8 +138,9 @@ def test_a_killed_fold_alone_is_made_again_with_the_same_bytes(
     monkeypatch.setattr(fit_module, "train_net", stop_in_the_third)
     assert run_cli("oof", "-c", str(config), "-q") == 130
     tiny = experiment(tmp_path) / "models" / "tiny"
-    kept = {path: path.stat().st_mtime_ns for fold in (0, 1) for path in tiny.glob(f"fold_{fold}/[!.]*.*")}
-    assert len(kept) == 6
+    files = [path for fold in (0, 1) for path in tiny.glob(f"fold_{fold}/**/[!.]*.*") if "parts" not in path.parts]
+    kept = {path: path.stat().st_mtime_ns for path in files}
+    assert len(kept) == 2 * 4, "run.json, and of the net weights, history and run.json"
     assert not (tiny / "fold_2" / "run.json").exists()
     assert run_cli("oof", "-c", str(config), "-q") == 0
     assert len(calls) == 4, "one fold was left to train"
@@ -213,7 +216,8 @@ def test_several_seeds_are_one_run_with_their_spread_on_record(small_data: Path,
     seeds = run.frame("oof_seeds").set_index("id").loc[run.frame("oof")["id"]]
     assert np.allclose(seeds.mean(axis=1), run.frame("oof")["logit"], atol=1e-6)
     assert not np.allclose(seeds["logit_0"], seeds["logit_1"])
-    assert {"weights.safetensors", "weights_1.safetensors"} <= {path.name for path in (run.folder / "fold_0").iterdir()}
+    for seed in (0, 1):
+        assert (run.folder / "fold_0" / f"seed_{seed}" / "weights.safetensors").is_file()
 
 
 def test_shuffled_targets_live_in_an_experiment_of_their_own(copy: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import io
 import zlib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 from image_models.cache import PIXELS, ImageCache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
-from image_models.fit import FoldFit, TrainedNet, embed, fit_fold, fit_frozen_fold
+from image_models.fit import FoldPredictions, TrainingRows, embed, fit_frozen_fold, predict_fold, train_fold_net
 from image_models.frozen_head import fit_head
 from image_models.net import Net, build_net, read_weights
 from image_models.predict import predict
-from image_models.settings import Training
+from image_models.saved import net_folder
+from image_models.settings import SILENT, Callbacks, Compute, Network, Training
+from image_models.train import write_state
 
 N = 36
 TRAIN, HELD, TEST = np.arange(0, 18), np.arange(18, 26), np.arange(26, N)
@@ -46,46 +48,52 @@ def change(cache: ImageCache, rows: Any, by: int) -> None:
     cache.index["crc"] = [zlib.crc32(picture) for picture in pixels]
 
 
-def fold(cache: ImageCache, folder: Path, seeds: list[int], **changes: Any) -> FoldFit:
-    folder.mkdir()
-    settings: dict[str, Any] = {
-        "backbone": "test_resnet",
-        "pretrained": False,
-        "timm_args": {},
-        "mean": MEAN,
-        "std": STD,
-        "augment": ["light"],
-        "tta": "none",
-        "device": "cpu",
-        "threads": 1,
-        "workers": 0,
-    }
-    sets = changes.pop("sets", {"oof": HELD, "test": TEST})
-    training = {"epochs": 2, "batch_size": 8, "lr": 0.01}
-    names = {field.name for field in fields(Training)}
-    training |= {name: value for name, value in changes.items() if name in names}
-    settings |= {name: value for name, value in changes.items() if name not in names}
-    return fit_fold(
-        cache, TRAIN, TARGET[TRAIN], sets, seeds=seeds, weights=folder, training=Training(**training), **settings
+COMPUTE = Compute(device="cpu", threads=1, workers=0)
+
+
+def network(backbone: str = "test_resnet", **timm_args: Any) -> Network:
+    return Network(backbone, pretrained=False, timm_args=timm_args, mean=MEAN, std=STD)
+
+
+def settings_of(seeds: list[int], training: Training) -> dict[str, Any]:
+    """What the run.json of a run of these nets holds, as far as predictions need it."""
+    return {
+        "backbone": "test_resnet", "timm_args": {}, "size": 32, "normalise": {"mean": MEAN, "std": STD},
+        "frozen": False,
+        "seeds": seeds, "tta": "none", "batch_size": training.batch_size, "precision": training.precision,
+        "lr": training.lr,
+    }  # fmt: skip
+
+
+def train(
+    cache: ImageCache, folder: Path, seed: int, callbacks: Callbacks = SILENT, *, net: Network | None = None,
+    choose: Any = None, **changes: Any,
+) -> float:  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    training = Training(**({"epochs": 2, "batch_size": 8, "lr": 0.01} | changes))
+    data = TrainingRows(TRAIN, TARGET[TRAIN], choose=choose)
+    return train_fold_net(
+        cache, data, net or network(), training, seed=seed, folder=folder, compute=COMPUTE, callbacks=callbacks
     )
 
 
-def frozen_z(cache: ImageCache, rows: np.ndarray, folder: Path, **changes: Any) -> np.ndarray:
+def fold(
+    cache: ImageCache, folder: Path, seeds: list[int], progress: Any = SILENT.progress, **changes: Any
+) -> FoldPredictions:
+    """A fold as level 1 makes it: a net a seed, and the predictions of all of them."""
+    for seed in seeds:
+        train(cache, net_folder(folder, seed), seed, Callbacks(progress=progress), **changes)
+    training = Training(**({"epochs": 2, "batch_size": 8, "lr": 0.01} | changes))
+    sets = {"oof": HELD, "test": TEST}
+    return predict_fold(
+        folder, settings_of(seeds, training), cache, sets, {}, positive=(False, True), compute=COMPUTE,
+        progress=progress,
+    )  # fmt: skip
+
+
+def frozen_z(cache: ImageCache, rows: np.ndarray, folder: Path, *, net: Network | None = None) -> np.ndarray:
     folder.mkdir()
-    settings: dict[str, Any] = {
-        "backbone": "test_resnet",
-        "pretrained": False,
-        "timm_args": {},
-        "mean": MEAN,
-        "std": STD,
-        "batch_size": 8,
-        "tta": "none",
-        "seed": 0,
-        "device": "cpu",
-        "threads": 1,
-        "workers": 0,
-    }
-    return embed(cache, rows, weights=folder, **(settings | changes))
+    return embed(cache, rows, net or network(), batch_size=8, tta="none", seed=0, folder=folder, compute=COMPUTE)
 
 
 def names(folder: Path) -> list[str]:
@@ -114,16 +122,21 @@ def test_several_seeds_are_the_mean_of_their_logits_and_the_features_of_the_firs
         assert both.predictions[name].logit.dtype == np.float32
         assert (both.predictions[name].z == alone[5].predictions[name].z).all()
         assert (both.predictions[name].z != alone[2].predictions[name].z).any()
-    assert both.history[["seed", "epoch"]].to_numpy().tolist() == [[5, 1], [5, 2], [2, 1], [2, 2]]
-    assert names(tmp_path / "both") == ["state_2.pt", "state_5.pt", "weights.safetensors", "weights_2.safetensors"]
-    assert names(tmp_path / "seed 2") == ["state_2.pt", "weights.safetensors"]
+    assert names(tmp_path / "both") == ["seed_2", "seed_5"]
+    for seed in (2, 5):
+        net = tmp_path / "both" / f"seed_{seed}"
+        assert names(net) == ["history.csv", "state.pt", "weights.safetensors"]
+        assert pd.read_csv(net / "history.csv")["epoch"].tolist() == [1, 2]
+        assert (net / "weights.safetensors").read_bytes() == (
+            tmp_path / f"seed {seed}" / f"seed_{seed}" / "weights.safetensors"
+        ).read_bytes()
 
 
 def test_the_weights_on_disk_make_the_same_predictions(cache: ImageCache, tmp_path: Path) -> None:
     made = fold(cache, tmp_path / "fold", [0, 1])
-    for column, file in enumerate(("weights.safetensors", "weights_1.safetensors")):
+    for column, seed in enumerate((0, 1)):
         net = blank(frozen=False)
-        read_weights(net, tmp_path / "fold" / file)
+        read_weights(net, tmp_path / "fold" / f"seed_{seed}" / "weights.safetensors")
         for name, rows in (("oof", HELD), ("test", TEST)):
             again = predict(net, CachedImages(cache, rows), batch_size=8, device=torch.device("cpu"))
             assert (again.logit == made.seed_logits[name][:, column]).all()
@@ -131,21 +144,19 @@ def test_the_weights_on_disk_make_the_same_predictions(cache: ImageCache, tmp_pa
                 assert (again.z == made.predictions[name].z).all()
 
 
-def test_a_net_that_is_taken_over_predicts_the_same_and_brings_its_hours(cache: ImageCache, tmp_path: Path) -> None:
-    made = fold(cache, tmp_path / "first", [0])
-    assert made.seconds_before == 0
-    slow = made.history.assign(images_per_s=0.5)
-    taken = TrainedNet(tmp_path / "first" / "weights.safetensors", slow)
-    again = fold(cache, tmp_path / "second", [0], trained={0: taken})
-    assert (again.predictions["oof"].logit == made.predictions["oof"].logit).all()
-    assert (again.predictions["oof"].z == made.predictions["oof"].z).all()
-    pd.testing.assert_frame_equal(again.history, slow)
-    assert again.seconds_before == pytest.approx(2 * len(TRAIN) / 0.5, rel=0.05), "two epochs of two seconds an image"
+def test_seconds_count_the_epochs_before_an_interruption(cache: ImageCache, tmp_path: Path) -> None:
+    train(cache, tmp_path / "net", 0)
+    state = tmp_path / "net" / "state.pt"
+    kept = torch.load(io.BytesIO(state.read_bytes()[32:]), weights_only=True)
+    kept["history"][0]["images_per_s"] = 0.5
+    write_state(state, kept)
+    seconds = train(cache, tmp_path / "net", 0)
+    assert seconds == pytest.approx(len(TRAIN) / 0.5, rel=0.2), "its first epoch took two seconds an image"
 
 
 def test_a_fold_net_has_seen_its_training_rows_and_no_other(cache: ImageCache, tmp_path: Path) -> None:
     def weights(name: str) -> bytes:
-        fold(cache, tmp_path / name, [0])
+        train(cache, tmp_path / name, 0)
         return (tmp_path / name / "weights.safetensors").read_bytes()
 
     before = weights("before")
@@ -178,11 +189,10 @@ def test_a_fold_for_which_memory_is_not_enough_says_what_to_lower(
         fold(cache, tmp_path / "fold", [0])
 
 
-def test_a_study_trains_without_predicting(cache: ImageCache, tmp_path: Path) -> None:
+def test_each_epoch_is_reported_to_a_study(cache: ImageCache, tmp_path: Path) -> None:
     told: list[int] = []
     choose = np.arange(len(TRAIN)) >= 12
-    made = fold(cache, tmp_path / "fold", [0], sets={}, choose=choose, report=lambda epoch, auc: told.append(epoch))
-    assert made.predictions == {}
+    train(cache, tmp_path / "net", 0, Callbacks(report=lambda epoch, auc: told.append(epoch)), choose=choose)
     assert told == [1, 2]
 
 
@@ -196,7 +206,7 @@ def test_test_pictures_that_are_all_the_same_are_no_collapse(cache: ImageCache, 
 
 def test_every_image_of_every_seed_is_counted_in_the_progress(cache: ImageCache, tmp_path: Path) -> None:
     seen: list[int] = []
-    fold(cache, tmp_path / "fold", [0, 1], progress=seen.append)
+    fold(cache, tmp_path / "fold", [0, 1], seen.append)
     assert sum(seen) == 2 * (2 * len(TRAIN) + len(HELD) + len(TEST))
 
 
@@ -205,21 +215,21 @@ def test_the_settings_threads_hold(cache: ImageCache, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        frozen_z(cache, TEST, tmp_path / "a", threads=1)
+        frozen_z(cache, TEST, tmp_path / "a")
         assert torch.get_num_threads() == 1
         torch.set_num_threads(2)
-        fold(cache, tmp_path / "b", [0], threads=1, epochs=1)
+        train(cache, tmp_path / "b", 0, epochs=1)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 
 
 def test_pictures_of_a_size_that_the_backbone_does_not_take_are_refused(cache: ImageCache, tmp_path: Path) -> None:
-    transformer = {"backbone": "test_vit", "timm_args": {"img_size": 64, "dynamic_img_size": False}}
+    transformer = network("test_vit", img_size=64, dynamic_img_size=False)
     with pytest.raises(ImageError, match="32 px"):
-        fold(cache, tmp_path / "a", [0], **transformer)
+        train(cache, tmp_path / "a", 0, net=transformer)
     with pytest.raises(ImageError, match="32 px"):
-        frozen_z(cache, TEST, tmp_path / "b", **transformer)
+        frozen_z(cache, TEST, tmp_path / "b", net=transformer)
 
 
 # Frozen backbones
@@ -247,12 +257,12 @@ def test_training_and_test_rows_are_embedded_by_the_same_backbone(cache: ImageCa
     assert len(written) == 1
 
 
-def frozen_fold(z: np.ndarray, folder: Path, **changes: Any) -> FoldFit:
+def frozen_fold(z: np.ndarray, folder: Path, **changes: Any) -> FoldPredictions:
     folder.mkdir()
     sets = {"oof": z[HELD], "test": z[TEST]}
     inner = np.arange(len(TRAIN)) % 3 < 1
     inner[:2] = [False, True]  # both targets in both parts
-    return fit_frozen_fold(z[TRAIN], TARGET[TRAIN], inner, sets, weights=folder, threads=1, **changes)
+    return fit_frozen_fold(z[TRAIN], TARGET[TRAIN], inner, sets, folder=folder, threads=1, **changes)
 
 
 def test_a_frozen_fold_is_its_head_applied_to_each_sets_features(cache: ImageCache, tmp_path: Path) -> None:
@@ -266,14 +276,14 @@ def test_a_frozen_fold_is_its_head_applied_to_each_sets_features(cache: ImageCac
         np.testing.assert_allclose(made.predictions[name].logit, head.logit(z[rows]), rtol=1e-6)
         assert (made.predictions[name].z == z[rows]).all()
         assert (made.seed_logits[name] == made.predictions[name].logit[:, None]).all()
-    assert made.history["strength"].tolist() == [head.strength]
+    assert pd.read_csv(tmp_path / "fold" / "history.csv")["strength"].tolist() == [head.strength]
     assert sum(seen) == len(TRAIN)
 
 
 def test_backbone_and_head_on_disk_are_one_net_with_the_same_logits(cache: ImageCache, tmp_path: Path) -> None:
     """What is handed on predicts from pictures what was stored from features."""
     made = frozen_fold(frozen_z(cache, np.arange(N), tmp_path / "frozen"), tmp_path / "fold")
-    assert names(tmp_path / "fold") == ["weights.safetensors"]
+    assert names(tmp_path / "fold") == ["history.csv", "weights.safetensors"]
     net = blank(frozen=True)
     read_weights(net.backbone, tmp_path / "frozen" / "backbone.safetensors")
     head = safetensors.torch.load_file(tmp_path / "fold" / "weights.safetensors")
@@ -297,7 +307,7 @@ def test_rows_that_choose_the_epoch_are_not_trained_on(cache: ImageCache, tmp_pa
     choose = np.isin(np.arange(len(TRAIN)), [0, 1, 2, 3])
 
     def weights(name: str) -> bytes:
-        fold(cache, tmp_path / name, [0], epochs=1, select="best", choose=choose)
+        train(cache, tmp_path / name, 0, epochs=1, select="best", choose=choose)
         return (tmp_path / name / "weights.safetensors").read_bytes()
 
     before = weights("before")

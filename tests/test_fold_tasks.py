@@ -13,7 +13,7 @@ from image_models.cache import ImageCache
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.level1_folds import FoldTask, trained_tasks
+from stack.level1_folds import FoldTask, TrainedFold, trained_tasks
 
 
 class Rows(ImageCache):
@@ -45,11 +45,13 @@ def test_metadata_is_encoded_by_the_folds_training_rows_alone(small_data: Path, 
     made = tasks(experiment)
     means = []
     for task, (_, rows, held) in zip(made, experiment.folds.pairs(), strict=True):
-        assert task.encoder is not None
-        encoder = json.loads(task.encoder)
+        assert isinstance(task.fit, TrainedFold)
+        assert task.fit.encoder is not None
+        encoder = json.loads(task.fit.encoder)
         assert encoder["mean"][0] == pytest.approx(train["age"].iloc[rows].mean(), rel=1e-5)
         means.append(encoder["mean"][0])
-        metadata = task.fit.keywords["metadata"]  # type: ignore[attr-defined]
+        assert task.fit.data.metadata is not None
+        metadata = {"train": task.fit.data.metadata} | task.fit.metadata
         assert {name: len(values) for name, values in metadata.items()} == {
             "train": len(rows),
             "oof": len(held),
@@ -62,7 +64,9 @@ def test_metadata_is_encoded_by_the_folds_training_rows_alone(small_data: Path, 
 def test_the_epoch_is_chosen_on_whole_groups_of_training_rows(small_data: Path, tmp_path: Path) -> None:
     experiment = opened(small_data, tmp_path, select="best")
     for task, (_, rows, _) in zip(tasks(experiment), experiment.folds.pairs(), strict=True):
-        choose = task.fit.keywords["choose"]  # type: ignore[attr-defined]
+        assert isinstance(task.fit, TrainedFold)
+        choose = task.fit.data.choose
+        assert choose is not None
         groups = experiment.split_group[rows]
         assert 0.1 < choose.mean() < 0.5
         assert not set(groups[choose]) & set(groups[~choose])
@@ -71,6 +75,7 @@ def test_the_epoch_is_chosen_on_whole_groups_of_training_rows(small_data: Path, 
 def test_a_diagnosis_model_learns_classes_whose_targets_are_the_rows(small_data: Path, tmp_path: Path) -> None:
     experiment = opened(small_data, tmp_path, target="diagnosis", diagnosis={"unknown": "target"})
     for task, (_, rows, _) in zip(tasks(experiment), experiment.folds.pairs(), strict=True):
-        allowed, positive = task.fit.args[2], np.array(task.fit.keywords["positive"])  # type: ignore[attr-defined]
+        assert isinstance(task.fit, TrainedFold)
+        allowed, positive = task.fit.data.target, np.array(task.fit.data.positive)
         assert ((allowed & positive).any(axis=1) == experiment.target[rows]).all()
         assert not ((allowed & positive).any(axis=1) & (allowed & ~positive).any(axis=1)).any()

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from conftest import WITHOUT_IMAGE_EXTRA
-
-ROOT = Path(__file__).parents[1]
+from sources import ROOT
 
 
 def test_imports_keep_the_contracts_of_pyproject() -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from test_metrics import ORACLES
 
 from stack.errors import DataError
+from stack.metrics import intervals
 from stack.metrics.intervals import Interval, bootstrap_scores, interval, paired_difference
-from stack.metrics.scores import OBJECTIVES, auc, intervals
+from stack.metrics.scores import OBJECTIVES, auc
 
 
 def world(*, rows: int = 300, groups: int = 60, steps: int = 20, seed: int = 0) -> tuple[NDArray[np.int64], ...]:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from foreign_runs import READERS
 from fuzzing import OWN, is_read
-from test_imports import ROOT, files
+from sources import source_files
 
 from image_models.errors import ImageError
 from image_models.net import build_net
@@ -52,7 +52,7 @@ NEVER = {
     "os.popen", "subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output",
     "importlib.import_module",
 }  # fmt: skip
-SOURCES = [path for _, path in files()] + sorted((ROOT / "dermstack").glob("*.py"))
+SOURCES = source_files()
 
 
 def dotted(node: ast.expr) -> str:

@@ -54,7 +54,7 @@ def test_a_lost_nodes_task_is_run_again_and_ends_with_the_same_bytes(small_data:
         run = there.parent / "runs" / "small" / "models" / "tiny"
 
         def lose_a_node() -> None:
-            while not (len(list(run.glob("fold_*/state_*.pt"))) == 2 or list(run.glob("fold_*/run.json"))):
+            while not (len(list(run.glob("fold_*/seed_*/state.pt"))) == 2 or list(run.glob("fold_*/run.json"))):
                 time.sleep(0.02)
             cluster.remove_node(nodes[0], allow_graceful=False)
             lost.set()

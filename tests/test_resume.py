@@ -70,7 +70,7 @@ def test_killed_in_mid_training_it_ends_with_the_same_bytes(small_data: Path, tm
         process = start(killed)
         before = time.time_ns()
         while process.poll() is None:  # until this process has finished an epoch, and then into the next
-            states = [state.stat().st_mtime_ns for state in run.glob("fold_*/state_*.pt") if state.is_file()]
+            states = [state.stat().st_mtime_ns for state in run.glob("fold_*/seed_*/state.pt") if state.is_file()]
             if max(states, default=0) > before:
                 break
             time.sleep(0.01)
@@ -78,8 +78,8 @@ def test_killed_in_mid_training_it_ends_with_the_same_bytes(small_data: Path, tm
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        resumed += any(run.glob("fold_*/state_*.pt"))
+        resumed += any(run.glob("fold_*/seed_*/state.pt"))
     assert resumed >= 3, "the kills came while a fold was training"
     assert start(killed).wait() == 0
     assert made(killed) == made(whole)
-    assert not list(run.rglob("state_*.pt")), "a complete fold has no more use for its state"
+    assert not list(run.rglob("state.pt")), "a complete fold has no more use for its state"

@@ -14,7 +14,7 @@ from image_models.cache import ImageCache, open_cache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.predict import predict
-from image_models.saved import read_fold_net, read_fold_nets
+from image_models.saved import net_files, read_fold_net, read_fold_nets
 from stack.store import Run, read_run
 from tabular.encode import DenseMetadata
 
@@ -87,7 +87,7 @@ def test_reading_a_net_leaves_chance_where_it_was(folder: Path) -> None:
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    read_fold_net(run.folder / "fold_0" / "weights.safetensors", run.meta["settings"])
+    read_fold_net(net_files(run.folder / "fold_0", run.meta["settings"]["seeds"])[0], run.meta["settings"])
     assert torch.equal(torch.rand(2), wanted)
 
 

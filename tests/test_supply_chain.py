@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from test_imports import ROOT, files, imports
+from sources import PACKAGES, ROOT, imported_names, source_files
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -79,10 +79,10 @@ def test_what_they_need_in_turn_is_pinned_too() -> None:
 def test_what_is_imported_is_asked_for() -> None:
     """Not only brought along by another, which may one day do without."""
     asked = {canonicalize_name(need.name) for need in DIRECT}
-    own = {package for package, _ in files()} | {"dermstack"}
+    own = {*PACKAGES, "reference"}
     known = packages_distributions()
-    for package, path in files():
-        for name in {name.split(".")[0] for name in imports(path, package)} - own - set(sys.stdlib_module_names):
+    for path in source_files():
+        for name in {name.split(".")[0] for name in imported_names(path)} - own - set(sys.stdlib_module_names):
             of = {canonicalize_name(distribution) for distribution in known.get(name, [])}
             assert of & asked or not of, f"{path.name} imports {name} of {', '.join(of)}: pyproject.toml asks for none"
 

@@ -70,7 +70,7 @@ def test_what_was_trained_is_taken_over_and_the_bytes_are_those_of_a_run_from_no
     folder = copied(one_seed, tmp_path)
     assert run_cli("oof", "-c", str(config(small_data, folder, **wanted)), "--rebuild", "tiny") == 0
     assert trained == ([3] * 3 if "seeds" in wanted else [])
-    assert "3 nets were trained before" in capsys.readouterr().out
+    assert "3 trained nets are taken over" in " ".join(capsys.readouterr().out.split())
     assert run_cli("oof", "-c", str(config(small_data, tmp_path, **wanted)), "-q") == 0
     assert contents(folder) == contents(tmp_path)
 
@@ -207,12 +207,13 @@ def test_weights_that_have_changed_since_are_refused_by_name(
     one_seed: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(one_seed, tmp_path)
-    weights = folder / "runs/small/models/tiny/fold_1/weights.safetensors"
+    weights = folder / "runs/small/models/tiny/fold_1/seed_0/weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     assert run_cli("oof", "-c", str(config(small_data, folder, seeds=[0, 3])), "--rebuild", "tiny", "-q") == 2
     error = capsys.readouterr().err
-    assert "fold_1/weights.safetensors is damaged: remove" in error
-    assert "old/tiny-" in error
+    assert "fold_1/seed_0/weights.safetensors is damaged: remove" in error
+    assert "models/tiny and run `dermstack oof` again" in error
+    assert not (folder / "runs/small/old").exists(), "nothing was moved"
 
 
 @pytest.mark.parametrize("step", ["oof", "stack"])

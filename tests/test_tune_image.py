@@ -10,6 +10,8 @@ import pytest
 import yaml
 from conftest import run_cli, small_config
 
+from image_models.fit import TrainingRows
+from image_models.settings import Callbacks
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
@@ -69,14 +71,14 @@ def test_a_trial_is_scored_on_groups_that_it_did_not_learn_from(
     experiment, caches = with_images(
         open_experiment(read_config(config), config, Out(quiet=True)), [32], Out(quiet=True)
     )
-    called = {}
+    called: list[TrainingRows] = []
 
-    def fit(cache: object, rows: np.ndarray, target: np.ndarray, sets: dict[str, object], **settings: object) -> None:
-        called.update(settings, rows=len(rows), sets=sets)
+    def train(cache: object, data: TrainingRows, *_: object, callbacks: Callbacks, **settings: object) -> None:
+        called.append(data)
         for epoch, auc in ((1, 0.6), (2, 0.7)):
-            settings["report"](epoch, auc)
+            callbacks.report(epoch, auc)
 
-    monkeypatch.setattr("image_models.fit.fit_fold", fit)
+    monkeypatch.setattr("image_models.fit.train_fold_net", train)
     import optuna
 
     study = optuna.create_study(direction="maximize")
@@ -84,16 +86,18 @@ def test_a_trial_is_scored_on_groups_that_it_did_not_learn_from(
     study.optimize(_objective(experiment, model, caches[32]), n_trials=1)
     assert study.best_value == 0.7, "the last epoch's"
     assert study.best_trial.intermediate_values == {1: 0.6, 2: 0.7}
-    chosen = called["choose"]
+    (data,) = called
+    chosen = data.choose
+    assert chosen is not None
+    assert data.metadata is not None
     np.testing.assert_array_equal(
         chosen, inner_split(experiment.target, experiment.split_group, seed=experiment.config.seed)
     )
     groups = experiment.split_group
     assert not set(groups[chosen]) & set(groups[~chosen])
-    learned = called["metadata"]["train"][~chosen]
+    learned = data.metadata[~chosen]
     np.testing.assert_allclose(learned.mean(axis=0), 0, atol=1e-5)  # standardised by the rows that it learns from
-    assert called["sets"] == {}
-    assert called["rows"] == len(experiment.target)
+    assert len(data.rows) == len(experiment.target)
 
 
 def test_only_trained_models_have_a_study(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

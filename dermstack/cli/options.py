@@ -5,19 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
-import pandas as pd
 import typer
 
-from dermstack.audit.finding import Finding, Severity
-from stack.console import Out
-from stack.experiment import Experiment
-from stack.history import run_table
-from stack.metrics.intervals import Interval
-from stack.store import Run
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pandas takes its time to import, and `--help` shall not wait for it
+    from dermstack.audit.finding import Finding
     from stack.console import Out
     from stack.experiment import Experiment
+    from stack.store import Run
 
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment's YAML file, see configs/.")]
@@ -55,7 +49,9 @@ def open_it(
 
 
 def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
-    """Each run's out-of-fold score with its interval; of level 2 also what it must not live on."""
+    """Print each run's out-of-fold score with its interval, and what shortcuts would add to each level-2 run."""
+    from stack.history import run_table
+
     if runs:
         objective = experiment.config.objective
         table = run_table(experiment, runs)
@@ -75,7 +71,9 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
 
 
 def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> None:
-    """Each finding with evidence, example and remedy; without ``notes`` those are only counted."""
+    """Print each finding with evidence, example and remedy; without ``notes`` those are only counted."""
+    from dermstack.audit.finding import Severity
+
     for finding in findings:
         if notes or finding.severity != "note":
             told = out.say if finding.severity == "note" else out.warn
@@ -88,7 +86,11 @@ def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> N
 
 
 def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
-    """The headline, the methods beside each other, the weights."""
+    """Print the headline, the methods beside each other and the weights."""
+    import pandas as pd
+
+    from stack.metrics.intervals import Interval
+
     meta, headline = blend.meta, Interval(**blend.meta["headline"])
     out.say(
         f"{experiment.name}: {meta['objective']} {headline.value:.4f} [{headline.low:.4f}, {headline.high:.4f}] nested "

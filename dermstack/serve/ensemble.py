@@ -20,8 +20,9 @@ from image_models.predict import VIEWS, NetOutput
 from image_models.saved import NetStore, apply_frozen, apply_trained
 from stack.blend.blender import Blender, blender_of
 from stack.blend.calibration import Calibrator, read_calibrator
+from stack.config import Features
 from stack.errors import BundleError, DermstackError
-from stack.features import FeatureSettings, FoldFeatures
+from stack.features import FoldFeatures
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
 from tabular.embeddings import Alignment
@@ -130,7 +131,7 @@ def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     manifest = bundle.manifest
     frozen = {name for name, kind in manifest["embeddings"].items() if kind == "frozen"}
     names = tuple(run.name for run in bundle.image_runs)
-    features = FoldFeatures(FeatureSettings(**manifest["features"]), names, frozen=frozen, seed=0)
+    features = FoldFeatures(Features(**manifest["features"]), names, frozen=frozen, seed=0)
     place = f"features/fold_{fold}"
     return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
 

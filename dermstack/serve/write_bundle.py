@@ -27,7 +27,7 @@ from dermstack.serve.expectations import (
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.onnx_export import OPSET, check_onnx, write_onnx
-from image_models.saved import read_fold_nets
+from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from stack.console import Out
 from stack.errors import BundleError
 from stack.experiment import Experiment
@@ -181,6 +181,12 @@ def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
         for name in of_fold.meta["files"]:
             if name.endswith((".safetensors", ".json")):
                 _copy(of_fold.checked(name), folder / f"fold_{fold}")
+        for number, seed in enumerate(run.meta["settings"]["seeds"] if run.meta["kind"] == "image" else []):
+            own = seed + int(run.meta["inputs"].get("seed", 0))
+            if (net := read_run(net_folder(of_fold.folder, own))) is not None:  # else of dermstack 0.1, copied above
+                target = folder / f"fold_{fold}" / (WEIGHTS if number == 0 else f"weights_{own}.safetensors")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(net.checked(WEIGHTS), target)
 
 
 def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from image_models.processes import in_processes
+from image_models.settings import Callbacks, Compute
 from stack.blend.blender import Blender
 from stack.blend.columns import NetColumns, Weighting
 from stack.blend.nested import left_out
@@ -31,7 +32,7 @@ from stack.features import FoldMatrix, fold_matrix, inner_rows
 from stack.folds import inner_split
 from stack.image_config import ImageModel
 from stack.level1 import level1_runs
-from stack.level1_folds import labels_of, network_settings
+from stack.level1_folds import labels_of
 from stack.metrics.scores import Floats, score
 from stack.parallel import on_threads
 from stack.predictions import predictions_of, read_embeddings, standardised
@@ -286,7 +287,7 @@ def tune_image(
 
 def _objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> Objective:
     from image_models.errors import ImageError
-    from image_models.fit import fit_fold
+    from image_models.fit import TrainingRows, train_fold_net
 
     config, table = experiment.config, experiment.table
     inner = inner_split(experiment.target, experiment.split_group, seed=config.seed)
@@ -295,8 +296,15 @@ def _objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> 
     labels = labels_of(model, table.train, experiment.external)
     metadata = None
     if model.metadata:
-        metadata = {"train": DenseMetadata(model.metadata).fit(learned[~choose]).transform(learned)}
-    rows, target = cache.rows_for(learned["id"]), np.concatenate([labels.train, labels.external])
+        metadata = DenseMetadata(model.metadata).fit(learned[~choose]).transform(learned)
+    data = TrainingRows(
+        rows=cache.rows_for(learned["id"]),
+        target=np.concatenate([labels.train, labels.external]),
+        positive=labels.positive,
+        metadata=metadata,
+        choose=choose,
+    )
+    compute = Compute(config.device, config.threads, config.workers)
 
     def objective(trial: optuna.Trial) -> float:
         tried = model.model_copy(update=_settings(_suggested_training(trial, model)))
@@ -311,10 +319,9 @@ def _objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> 
 
         try:
             with TemporaryDirectory(prefix="dermstack-tune-") as folder:
-                fit_fold(
-                    cache, rows, target, {}, positive=labels.positive, metadata=metadata, choose=choose,
-                    augment=tried.augment, training=tried.training, seeds=[model.seeds[0] + config.seed],
-                    weights=Path(folder), device=config.device, report=report, **network_settings(experiment, tried),
+                train_fold_net(
+                    cache, data, model.network, tried.training, seed=model.seeds[0] + config.seed, folder=Path(folder),
+                    compute=compute, callbacks=Callbacks(report=report),
                 )  # fmt: skip
         except ImageError as error:  # collapsed: no better settings, and no reason to stop the study
             trial.set_user_attr("error", str(error))
