@@ -20,7 +20,7 @@ import torch
 
 from image_models.dataset import CachedImages
 from image_models.net import build_net, read_weights
-from image_models.predict import VIEWS, predict
+from image_models.predict import VIEW_COUNTS, predict
 from image_models.saved import net_files
 from stack.config import read_config
 from stack.console import Out
@@ -33,13 +33,13 @@ from stack.store import Run, read_run
 CONFIG = Path(__file__).with_name("ablation.yaml")
 
 
-def by_views(experiment: Experiment, run: Run, out: Out) -> dict[str, tuple[np.ndarray, float]]:
+def logits_by_tta(experiment: Experiment, run: Run, out: Out) -> dict[str, tuple[np.ndarray, float]]:
     """Logits of the run's out-of-fold rows under each kind of test-time augmentation, and the seconds they took."""
     model = next(model for model in experiment.config.image_models if model.name == run.name)
     _, caches = with_images(experiment, [model.size], out)
     cache, made = caches[model.size], {}
     rows = cache.rows_for(experiment.table.train["id"])
-    for tta in VIEWS:
+    for tta in VIEW_COUNTS:
         logit, started = np.empty(len(rows), np.float32), time.perf_counter()
         for fold, _, held in experiment.folds.pairs():
             net = build_net(
@@ -75,14 +75,14 @@ def main() -> None:
         oof = run.frame("oof").set_index("id").loc[experiment.table.train["id"]]
         logits[model.name] = oof["logit"].to_numpy(), run.meta["seconds"]
         if model.name == options.tta:
-            for tta, made in by_views(experiment, run, out).items():
+            for tta, made in logits_by_tta(experiment, run, out).items():
                 logits[f"{model.name}, tta {tta}"] = made
     y, groups = experiment.target, experiment.split_group
     base = logits[options.against][0]
     table = []
     for name, (logit, seconds) in logits.items():
         auc = interval("auc", y, logit, groups)
-        apart = paired_difference("auc", y, logit, base, groups)
+        difference = paired_difference("auc", y, logit, base, groups)
         p = 1 / (1 + np.exp(-logit.astype(np.float64)))
         table.append({
             "run": name,
@@ -90,7 +90,7 @@ def main() -> None:
             "AP": f"{average_precision(y, p):.3f}",
             "accuracy": f"{accuracy(y, p):.4f}",
             "seconds": f"{seconds:.0f}",
-            f"AUC - {options.against}": f"{apart.value:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]",
+            f"AUC - {options.against}": f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
         })  # fmt: skip
     print(pd.DataFrame(table).to_string(index=False))
 

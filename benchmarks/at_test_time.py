@@ -20,7 +20,7 @@ from image_models.frozen_head import fit_head
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment
-from stack.folds import deal, hand, inner_split
+from stack.folds import assign_folds, count_groups, inner_split
 from stack.metrics.scores import auc
 from stack.store import read_run
 from tabular.encode import MetadataEncoder
@@ -43,8 +43,8 @@ def repeat(
 ) -> tuple[float, float, float]:
     test = inner_split(y, groups, seed=seed)
     train = np.flatnonzero(~test)
-    cards = hand(y[train], pd.Series(groups[train]))
-    fold = deal(cards, k=FOLDS, seed=seed)[cards.codes]
+    group_counts = count_groups(y[train], pd.Series(groups[train]))
+    fold = assign_folds(group_counts, k=FOLDS, seed=seed)[group_counts.codes]
     oof, by_net = np.empty(len(train), np.float32), []
     for k in range(FOLDS):
         rows = train[fold != k]
@@ -80,11 +80,11 @@ def main() -> None:
         for seed in range(options.repeats)
     ]
     level1, within, first = np.array(found).T
-    apart = within - first
+    difference = within - first
     print(f"{len(found)} draws of a fifth of the groups as test rows, {options.run}")
-    error = apart.std(ddof=1) / len(apart) ** 0.5
+    error = difference.std(ddof=1) / len(difference) ** 0.5
     print(f"level 1, heads averaged: {level1.mean():.4f}; within each fold: {within.mean():.4f}", end="; ")
-    print(f"averaged first: {first.mean():.4f}; difference {apart.mean():+.4f}, standard error {error:.4f}")
+    print(f"averaged first: {first.mean():.4f}; difference {difference.mean():+.4f}, standard error {error:.4f}")
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from stack.blend.blender import Blender
-from stack.blend.columns import TRANSFORMS, NetColumns, weighted_sum
+from stack.blend.columns import TRANSFORMS, NetScaler, weighted_sum
 from stack.blend.search import hill_climb, study_in_memory
 from stack.metrics.scores import Floats, auc, scorer
 
 ROWS, POSITIVES, TRIALS = 33_126, 584, 500
 
 
-def world(runs: int, *, rows: int = ROWS, positives: int = POSITIVES, seed: int = 0) -> tuple[Floats, NDArray[Any]]:
+def simulated_runs(
+    runs: int, *, rows: int = ROWS, positives: int = POSITIVES, seed: int = 0
+) -> tuple[Floats, NDArray[Any]]:
     """Probabilities (rows, runs) of runs on common ground, a third of them weak, and targets."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(rows) < positives).astype(int)
@@ -36,11 +38,11 @@ def world(runs: int, *, rows: int = ROWS, positives: int = POSITIVES, seed: int 
     return 1 / (1 + np.exp(-logits)), y
 
 
-def one_auc() -> None:
+def bench_auc() -> None:
     """By a function made once for the targets, as a study calls it, and by one that checks its input."""
     print("| AUC of | ours, targets known | ours, once | scikit-learn | ratio |\n|---|---|---|---|---|")
     for rows, positives in ((ROWS, POSITIVES), (401_059, 393)):
-        P, y = world(1, rows=rows, positives=positives)
+        P, y = simulated_runs(1, rows=rows, positives=positives)
         s = P[:, 0]
         value_of = scorer("auc", y)
         assert abs(value_of(s) - roc_auc_score(y, s)) < 1e-12
@@ -57,7 +59,7 @@ def one_auc() -> None:
 def plain_study(P: Floats, y: NDArray[Any]) -> tuple[float, float, float, float]:
     """The same space with Optuna's own sampler and scikit-learn: seconds, those of objectives, best, when it was."""
     nets = np.zeros(len(P), int)
-    columns = NetColumns().fit(P, nets)
+    columns = NetScaler().fit(P, nets)
     kinds = {kind: columns.standardised(P, nets, [kind] * P.shape[1]) for kind in TRANSFORMS}
     spent, best, best_at, started = 0.0, 0.0, 0.0, time.perf_counter()
 
@@ -79,18 +81,18 @@ def plain_study(P: Floats, y: NDArray[Any]) -> tuple[float, float, float, float]
     return time.perf_counter() - started, spent, best, best_at
 
 
-def studies() -> None:
+def bench_studies() -> None:
     """Wholes, parts, and how long until ours has reached the best of the plain one's 500 trials."""
-    P, y = world(12)
-    whole, spent, best, best_at = plain_study(P, y)
+    P, y = simulated_runs(12)
+    plain_seconds, spent, best, best_at = plain_study(P, y)
     study, started = study_in_memory(), time.time()
     blender = Blender("optuna", trials=TRIALS).fit(P, y, study=study)
     ours = time.time() - started
     nets = np.zeros(len(P), int)
-    columns = NetColumns().fit(P, nets)
+    columns = NetScaler().fit(P, nets)
     V = columns.standardised(P, nets, ["rank"] * 12)
     value_of, weights = scorer("auc", y), np.full(12, 1 / 12)
-    alone = best_of(9, lambda: value_of(weighted_sum(np.stack(list(V.T)).T, weights))) * TRIALS
+    objective_seconds = best_of(9, lambda: value_of(weighted_sum(np.stack(list(V.T)).T, weights))) * TRIALS
     values = blender.trial_values_
     reached = int(np.argmax(values >= best))
     until = study.trials[reached].datetime_complete
@@ -98,8 +100,8 @@ def studies() -> None:
     assert until is not None
     seconds = until.timestamp() - started
     print("\n| 500 trials, 12 runs, 33,126 rows | ours | plain Optuna and scikit-learn | ratio |\n|---|---|---|---|")
-    print(f"| whole | {ours:.1f} s | {whole:.1f} s | {whole / ours:.1f} x |")
-    print(f"| without the sampler | {alone:.2f} s | {spent:.1f} s | {spent / alone:.1f} x |")
+    print(f"| whole | {ours:.1f} s | {plain_seconds:.1f} s | {plain_seconds / ours:.1f} x |")
+    print(f"| without the sampler | {objective_seconds:.2f} s | {spent:.1f} s | {spent / objective_seconds:.1f} x |")
     print(
         f"| until AUC {best:.5f}, the plain study's best | {seconds:.2f} s (trial {reached + 1}) | {best_at:.1f} s | "
         f"{best_at / seconds:.1f} x |"
@@ -107,7 +109,7 @@ def studies() -> None:
     print(f"| best in-sample AUC | {values.max():.5f} | {best:.5f} | |")
 
 
-def climbs() -> None:
+def bench_hill_climb() -> None:
     """Over 18 runs' probabilities, as hillclimbers takes them; it needs no targets but the frame's."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -115,7 +117,7 @@ def climbs() -> None:
     except ImportError:
         print("\nhillclimbers is not installed: `pip install hillclimbers`, and run this again")
         return
-    P, y = world(18, seed=1)
+    P, y = simulated_runs(18, seed=1)
     frame = pd.DataFrame(P, columns=[f"run_{run}" for run in range(18)])
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -135,9 +137,9 @@ def climbs() -> None:
 
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    one_auc()
-    studies()
-    climbs()
+    bench_auc()
+    bench_studies()
+    bench_hill_climb()
 
 
 if __name__ == "__main__":

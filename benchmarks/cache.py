@@ -47,7 +47,7 @@ def by_pillow(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX))
 
 
-def rate(work: Callable[[], object]) -> float:
+def images_per_second(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return N / (time.perf_counter() - started)
@@ -72,13 +72,13 @@ def main() -> None:
                 "Pillow": lambda: [by_pillow(path) for path in paths],
             }
             for job, work in jobs.items():
-                rates.setdefault(job, []).append(rate(work))
+                rates.setdefault(job, []).append(images_per_second(work))
             made = {
                 format: build_cache(path, ids, sources, size=SIZE, format=format) for format, path in caches.items()
             }
             for format, cache in made.items():
                 reading = [cache.rows_for([ids[i] for i in order[start : start + 32]]) for start in range(0, N, 32)]
-                read = rate(lambda cache=cache, reading=reading: [cache.take(rows) for rows in reading])
+                read = images_per_second(lambda cache=cache, reading=reading: [cache.take(rows) for rows in reading])
                 rates.setdefault(f"read {format}", []).append(read)
     middle = {job: statistics.median(values) for job, values in rates.items()}
     print(f"{N} JPEGs of {SIDE} × {SIDE} pixels, {kilobytes:.0f} kB each, to {SIZE} × {SIZE}")

@@ -20,53 +20,57 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.chaos_damage import ARTEFACTS, DAMAGES, damage_studies, damaged, worlds_to_damage
-from benchmarks.chaos_disk import full_disk, may_mount, no_right, read_only
+from benchmarks.chaos_damage import ARTEFACTS, DAMAGES, damage_files, damage_studies, worlds_to_damage
+from benchmarks.chaos_disk import full_disk, may_mount, no_write_permission, read_only
 from benchmarks.chaos_faults import (
-    Ground,
+    Baseline,
     Tally,
-    asked_to_end,
-    killed,
-    lay_ground,
-    lock_of_the_dead,
+    kill_at_random,
+    run_baseline,
+    run_twice_at_once,
     shared_cache,
-    two_at_once,
+    stale_lock,
+    terminate,
 )
 
-Fault = Callable[[Ground, np.random.Generator, Tally], None]
+Fault = Callable[[Baseline, np.random.Generator, Tally], None]
 
 
-def faults(ground: Ground, kills: int, *, quick: bool, every_damage: bool) -> dict[str, Fault]:
+def faults(baseline: Baseline, kills: int, *, quick: bool, every_damage: bool) -> dict[str, Fault]:
     """Each fault by name, with how often it is tried."""
     some = 1 if quick else 4
     among = {"group": kills * 3 // 4, "group with workers": kills // 10, "main": kills // 12}
     among["worker"] = kills - sum(among.values())
     chosen: dict[str, Fault] = {
-        "SIGKILL, one process": lambda g, rng, t: killed(g, rng, t, kills=among["group"], whom="group", n_jobs=1),
-        "SIGKILL, with its workers": lambda g, rng, t: killed(
-            g, rng, t, kills=among["group with workers"], whom="group", n_jobs=2
+        "SIGKILL, one process": lambda g, rng, t: kill_at_random(
+            g, rng, t, kills=among["group"], victim="group", n_jobs=1
         ),
-        "SIGKILL, all but its workers": lambda g, rng, t: killed(g, rng, t, kills=among["main"], whom="main", n_jobs=2),
-        "SIGKILL, one of its workers": lambda g, rng, t: killed(
-            g, rng, t, kills=among["worker"], whom="worker", n_jobs=2
+        "SIGKILL, with its workers": lambda g, rng, t: kill_at_random(
+            g, rng, t, kills=among["group with workers"], victim="group", n_jobs=2
         ),
-        "SIGTERM": lambda g, rng, t: asked_to_end(g, rng, t, times=2 * some, number=signal.SIGTERM),
-        "Ctrl-C": lambda g, rng, t: asked_to_end(g, rng, t, times=2 * some, number=signal.SIGINT),
-        "no right to write": lambda g, rng, t: no_right(g, t),
-        "the same command twice at once": lambda g, rng, t: two_at_once(g, rng, t, times=some),
+        "SIGKILL, all but its workers": lambda g, rng, t: kill_at_random(
+            g, rng, t, kills=among["main"], victim="main", n_jobs=2
+        ),
+        "SIGKILL, one of its workers": lambda g, rng, t: kill_at_random(
+            g, rng, t, kills=among["worker"], victim="worker", n_jobs=2
+        ),
+        "SIGTERM": lambda g, rng, t: terminate(g, rng, t, times=2 * some, number=signal.SIGTERM),
+        "Ctrl-C": lambda g, rng, t: terminate(g, rng, t, times=2 * some, number=signal.SIGINT),
+        "no right to write": lambda g, rng, t: no_write_permission(g, t),
+        "the same command twice at once": lambda g, rng, t: run_twice_at_once(g, rng, t, times=some),
         "two experiments, one cache": lambda g, rng, t: shared_cache(g, t),
-        "locks of a killed process": lambda g, rng, t: lock_of_the_dead(g, t, times=some),
+        "locks of a killed process": lambda g, rng, t: stale_lock(g, t, times=some),
     }
-    if may_mount(ground.folder):
+    if may_mount(baseline.folder):
         chosen["disk full"] = lambda g, rng, t: full_disk(g, rng, t, times=2 * some)
         chosen["file system read-only"] = lambda g, rng, t: read_only(g, t, commands=some)
     else:
         print("disk full, file system read-only: left out, this user may not mount a tmpfs", file=sys.stderr)
     files = ARTEFACTS[::9] if quick else ARTEFACTS
-    worlds = worlds_to_damage(ground)
+    worlds = worlds_to_damage(baseline)
     for number, damage in enumerate(DAMAGES):
         those = files if every_damage else files[number :: len(DAMAGES)]
-        chosen[f"a file {damage}"] = partial(damaged, worlds=worlds, files=those, damages=[damage])
+        chosen[f"a file {damage}"] = partial(damage_files, worlds=worlds, files=those, damages=[damage])
     if not quick:
         chosen["a study's file damaged"] = damage_studies
     return chosen
@@ -84,17 +88,17 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dermstack-chaos-") as folder:
-        ground = lay_ground(Path(folder))
-        print(f"undisturbed: {sum(ground.seconds.values()):.0f} s", file=sys.stderr, flush=True)
+        baseline = run_baseline(Path(folder))
+        print(f"undisturbed: {sum(baseline.seconds.values()):.0f} s", file=sys.stderr, flush=True)
         tallies = []
         for name, fault in faults(
-            ground, arguments.kills, quick=arguments.quick, every_damage=arguments.every_damage
+            baseline, arguments.kills, quick=arguments.quick, every_damage=arguments.every_damage
         ).items():
             if arguments.only and not name.startswith(tuple(arguments.only)):
                 continue
             tally, started = Tally(name), time.monotonic()
             try:
-                fault(ground, np.random.default_rng([arguments.seed, *name.encode()]), tally)
+                fault(baseline, np.random.default_rng([arguments.seed, *name.encode()]), tally)
             except AssertionError as error:  # what nothing can go on after is one that was not survived
                 tally.add("ended there", str(error))
             tallies.append(tally)

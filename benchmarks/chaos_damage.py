@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.chaos_faults import Ground, Tally, interrupted
-from benchmarks.chaos_world import World, finish, run
+from benchmarks.chaos_faults import Baseline, Tally, interrupted
+from benchmarks.chaos_world import PipelineFolder, finish, run
 
 DAMAGES = ("cut in half", "one byte flipped", "emptied", "removed")
 
@@ -57,60 +57,60 @@ ARTEFACTS: tuple[tuple[str, str], ...] = (
 )
 
 
-def worlds_to_damage(ground: Ground) -> dict[str, World]:
+def worlds_to_damage(baseline: Baseline) -> dict[str, PipelineFolder]:
     """The states of the world in which files are damaged, each made when it is first asked for."""
-    return _Worlds(ground)
+    return _Worlds(baseline)
 
 
-class _Worlds(dict[str, World]):
-    def __init__(self, ground: Ground) -> None:
-        super().__init__(finished=ground.finished)
-        self._ground = ground
+class _Worlds(dict[str, PipelineFolder]):
+    def __init__(self, baseline: Baseline) -> None:
+        super().__init__(finished=baseline.finished)
+        self._ground = baseline
 
-    def __missing__(self, state: str) -> World:
-        ground = self._ground
+    def __missing__(self, state: str) -> PipelineFolder:
+        baseline = self._ground
         if state == "training":
-            self[state] = interrupted(ground, state, "runs/*/models/tiny/fold_1/seed_0/state.pt")
+            self[state] = interrupted(baseline, state, "runs/*/models/tiny/fold_1/seed_0/state.pt")
         elif state == "predicting":
-            self[state] = interrupted(ground, state, f"{_PARTS}/pixels/32/index.parquet", command=-1)
+            self[state] = interrupted(baseline, state, f"{_PARTS}/pixels/32/index.parquet", command=-1)
         else:  # refused after the last part: the sample is of other rows
-            world = self[state] = ground.finished.copy(ground.folder / state)
-            sample = ground.folder / "data" / "train.csv"
+            world = self[state] = baseline.finished.copy(baseline.folder / state)
+            sample = baseline.folder / "data" / "train.csv"
             run(
                 [*world.commands()[-1], "--submission", str(world.folder / "s.csv"), "--sample", str(sample)],
-                ground.log,
+                baseline.log,
             )
             (world.folder / "predictions.csv").unlink()
         return self[state]
 
 
-def damage_studies(ground: Ground, rng: np.random.Generator, tally: Tally) -> None:
+def damage_studies(baseline: Baseline, rng: np.random.Generator, tally: Tally) -> None:
     """The journal of a study and what it chose, in a world whose stacker is tuned by it."""
-    shutil.rmtree(ground.folder / "tuned", ignore_errors=True)
-    world = replace(ground.finished.copy(ground.folder / "tuned"), tuned=True)
-    ended = finish(world, ground.log)
-    assert ended.status == 0, ended.said
+    shutil.rmtree(baseline.folder / "tuned", ignore_errors=True)
+    world = replace(baseline.finished.copy(baseline.folder / "tuned"), tuned=True)
+    ended = finish(world, baseline.log)
+    assert ended.status == 0, ended.output
     files = [("tuned", f"runs/chaos/studies/{name}") for name in ("journal.log", "gbdt-gbdt.yaml")]
-    damaged(replace(ground, outcome=world.outcome()), rng, tally, worlds={"tuned": world}, files=files)
+    damage_files(replace(baseline, outcome=world.outcome()), rng, tally, worlds={"tuned": world}, files=files)
 
 
-def damaged(
-    ground: Ground,
+def damage_files(
+    baseline: Baseline,
     rng: np.random.Generator,
     tally: Tally,
     *,
-    worlds: dict[str, World],
+    worlds: dict[str, PipelineFolder],
     files: Sequence[tuple[str, str]],
     damages: Sequence[str] = DAMAGES,
 ) -> None:
     """Each of ``files`` (world, path in it), in each way: the same bytes, or a refusal whose advice leads to them."""
     for name, file in files:
         for damage in damages:
-            shutil.rmtree(ground.folder / "damaged", ignore_errors=True)
-            world = worlds[name].copy(ground.folder / "damaged")
+            shutil.rmtree(baseline.folder / "damaged", ignore_errors=True)
+            world = worlds[name].copy(baseline.folder / "damaged")
             path = world.folder / file
             damage_file(path, damage, rng)
-            failure, lost, refused = _judge_damage(ground, world, path)
+            failure, lost, refused = _judge_damage(baseline, world, path)
             tally.add(f"{name}: {file} {damage}", failure, lost=lost, refused=refused)
 
 
@@ -125,35 +125,35 @@ def damage_file(path: Path, damage: str, rng: np.random.Generator) -> None:
         path.write_bytes(content[: len(content) // 2] if damage == "cut in half" else b"")
 
 
-def _judge_damage(ground: Ground, world: World, path: Path) -> tuple[str | None, int, bool]:
+def _judge_damage(baseline: Baseline, world: PipelineFolder, path: Path) -> tuple[str | None, int, bool]:
     commands = world.commands()
     if path.name == "bundle.zip":
         commands = commands[-1:]
     elif "unpacked" in path.parts:
         commands = [[part.replace("bundle.zip", "unpacked") for part in commands[-1]]]
     for arguments in commands:
-        ended = run(arguments, ground.log)
+        ended = run(arguments, baseline.log)
         if ended.status:
             break
     if ended.status == 0:
-        return (*ground.compare(world), False)
-    said = ended.said
+        return (*baseline.compare(world), False)
+    output = ended.output
     if ended.status != 2 or not ended.clean:
-        return f"status {ended.status}, said {said[-3000:]}", 0, False
-    if path.name not in said and str(path.parent) not in said:
-        return f"the refusal does not name it: {said}", 0, True
-    follow_advice(world, said)
-    return (*ground.judge(world), True)
+        return f"status {ended.status}, said {output[-3000:]}", 0, False
+    if path.name not in output and str(path.parent) not in output:
+        return f"the refusal does not name it: {output}", 0, True
+    follow_advice(world, output)
+    return (*baseline.judge(world), True)
 
 
-def follow_advice(world: World, said: str) -> None:
+def follow_advice(world: PipelineFolder, output: str) -> None:
     """Do what a refusal says: remove what it names, set aside what it says to rebuild."""
-    for found in re.findall(r"remove (/\S+?)[,:]? ", said):
+    for found in re.findall(r"remove (/\S+?)[,:]? ", output):
         path = Path(found)
-        assert world.folder in path.parents, f"{said}: that is none of ours"
+        assert world.folder in path.parents, f"{output}: that is none of ours"
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    if rebuilt := re.search(r"`dermstack oof --rebuild (\w+)", said):
+    if rebuilt := re.search(r"`dermstack oof --rebuild (\w+)", output):
         run([*world.commands()[0], "--rebuild", rebuilt.group(1)], world.folder / "rebuild.log")

@@ -10,69 +10,69 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.chaos_faults import Ground, Tally, refusal
-from benchmarks.chaos_world import World, finish, run, write_config
+from benchmarks.chaos_faults import Baseline, Tally, refusal
+from benchmarks.chaos_world import PipelineFolder, finish, run, write_config
 
 
-def full_disk(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
+def full_disk(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
     """Everything on a small tmpfs that fills at a random moment; then it grows."""
-    needed = _size(ground.finished.folder)
+    needed = _size(baseline.finished.folder)
     for _ in range(times):
         room = int(rng.uniform(0.02, 0.95) * needed)
-        shutil.rmtree(ground.folder / "full", ignore_errors=True)
-        with _tmpfs(ground.folder / "full", room) as folder:
-            world = World(folder)
+        shutil.rmtree(baseline.folder / "full", ignore_errors=True)
+        with _tmpfs(baseline.folder / "full", room) as folder:
+            world = PipelineFolder(folder)
             write_config(folder)
-            ended = finish(world, ground.log)
+            ended = finish(world, baseline.log)
             failure, lost = refusal(ended, "disk is full"), 0
             if failure is None:
                 _grow(folder, 64 * needed)
-                failure, lost = ground.judge(world)
+                failure, lost = baseline.judge(world)
             tally.add(f"{room >> 10} KiB", failure, lost=lost, refused=ended.status == 2)
 
 
-BARRED = ("runs", "cache", "runs/chaos/models/tiny", "bundle.zip", "predictions.csv")
+UNWRITABLE = ("runs", "cache", "runs/chaos/models/tiny", "bundle.zip", "predictions.csv")
 
 
-def no_right(ground: Ground, tally: Tally, names: Sequence[str] = BARRED) -> None:
+def no_write_permission(baseline: Baseline, tally: Tally, names: Sequence[str] = UNWRITABLE) -> None:
     """One folder may be read and not written; then it may."""
     for name in names:
-        world = ground.fresh("no_right")
+        world = baseline.fresh("no_right")
         barred = world.folder / name
         if barred.suffix:  # what comes before is made, and the file is wanted in a folder of others
             shutil.rmtree(world.folder)
-            world = ground.finished.copy(world.folder)
+            world = baseline.finished.copy(world.folder)
             barred.unlink()
             barred = world.folder
         else:
             barred.mkdir(parents=True)
         barred.chmod(0o555)
         for arguments in world.commands():
-            ended = run(arguments, ground.log, bound=True)
+            ended = run(arguments, baseline.log, as_user=True)
             if ended.status:
                 break
-        failure, lost = f"status {ended.status}, said {ended.said[-3000:]}", 0
-        if ended.status == 2 and ended.clean and "no right" in ended.said and str(barred) in ended.said:
+        failure, lost = f"status {ended.status}, said {ended.output[-3000:]}", 0
+        if ended.status == 2 and ended.clean and "no right" in ended.output and str(barred) in ended.output:
             barred.chmod(0o755)
-            failure, lost = ground.judge(world)
+            failure, lost = baseline.judge(world)
         tally.add(name, failure, lost=lost, refused=True)
 
 
-def read_only(ground: Ground, tally: Tally, *, commands: int) -> None:
+def read_only(baseline: Baseline, tally: Tally, *, commands: int) -> None:
     """The file system becomes read-only before each of the commands, as it does when a disk fails."""
     for number in range(commands):
-        shutil.rmtree(ground.folder / "read_only", ignore_errors=True)
-        with _tmpfs(ground.folder / "read_only", 1 << 28) as folder:
-            world = World(folder)
+        shutil.rmtree(baseline.folder / "read_only", ignore_errors=True)
+        with _tmpfs(baseline.folder / "read_only", 1 << 28) as folder:
+            world = PipelineFolder(folder)
             write_config(folder)
             for arguments in world.commands()[:number]:
-                run(arguments, ground.log)
+                run(arguments, baseline.log)
             subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-            ended = run(world.commands()[number], ground.log)
+            ended = run(world.commands()[number], baseline.log)
             failure, lost = refusal(ended, "read-only"), 0
             subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
             if failure is None:
-                failure, lost = ground.judge(world)
+                failure, lost = baseline.judge(world)
             tally.add(world.commands()[number][0], failure, lost=lost, refused=ended.status == 2)
 
 

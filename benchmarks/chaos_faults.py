@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.chaos_world import Command, Ended, World, finish, new_world, run
+from benchmarks.chaos_world import Command, CommandResult, PipelineFolder, finish, new_world, run
 
 LINGERING_S = 3.0  # how long a worker may outlive its process: it looks for it five times a second
 
@@ -39,81 +39,83 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Baseline:
     """Where faults are tried: a folder, the undisturbed outcome, how long that took, and worlds to start from."""
 
     folder: Path
     outcome: dict[str, str]
     seconds: dict[str, float]  # of each command
-    finished: World
+    finished: PipelineFolder
 
     @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 
-    def fresh(self, name: str, *, n_jobs: int = 1) -> World:
+    def fresh(self, name: str, *, n_jobs: int = 1) -> PipelineFolder:
         shutil.rmtree(self.folder / name, ignore_errors=True)
         return new_world(self.folder / name, n_jobs=n_jobs)
 
-    def judge(self, world: World) -> tuple[str | None, int]:
+    def judge(self, world: PipelineFolder) -> tuple[str | None, int]:
         """Bring the world to its end; what is wrong with it, if anything, and how many rows are lost."""
         ended = finish(world, self.log)
         if ended.status:
-            return f"can't be resumed, status {ended.status}: {ended.said[-1500:]}", 0
+            return f"can't be resumed, status {ended.status}: {ended.output[-1500:]}", 0
         return self.compare(world)
 
-    def compare(self, world: World) -> tuple[str | None, int]:
+    def compare(self, world: PipelineFolder) -> tuple[str | None, int]:
         """What is wrong with a world that came to its end, and how many rows are lost."""
         made, lost = world.outcome(), world.rows_lost()
         other = sorted(name for name in {*made, *self.outcome} if made.get(name) != self.outcome.get(name))
         return (f"other bytes in {', '.join(other)}" if other else None), lost
 
 
-def lay_ground(folder: Path) -> Ground:
+def run_baseline(folder: Path) -> Baseline:
     """The undisturbed pipeline."""
     world, seconds = new_world(folder / "undisturbed"), {}
     run(["--help"], folder / "log.txt")  # the server imports before the clock runs
     for arguments in world.commands():
         started = time.monotonic()
         ended = run(arguments, folder / "log.txt")
-        assert ended.status == 0, ended.said
+        assert ended.status == 0, ended.output
         seconds[arguments[0]] = time.monotonic() - started
     with zipfile.ZipFile(world.folder / "bundle.zip") as archive:
         archive.extractall(world.folder / "unpacked")
-    return Ground(folder, world.outcome(), seconds, world)
+    return Baseline(folder, world.outcome(), seconds, world)
 
 
-def killed(ground: Ground, rng: np.random.Generator, tally: Tally, *, kills: int, whom: str, n_jobs: int) -> None:
+def kill_at_random(
+    baseline: Baseline, rng: np.random.Generator, tally: Tally, *, kills: int, victim: str, n_jobs: int
+) -> None:
     """SIGKILL at ``kills`` random moments: to the whole group, the main process or one worker; up to 4 times a life."""
     left, life = kills, 0
     while left:
         life += 1
-        world = ground.fresh("killed", n_jobs=n_jobs)
+        world = baseline.fresh("killed", n_jobs=n_jobs)
         here = 0
         while left and here < 4:
-            moment = float(rng.uniform(0, sum(ground.seconds.values()) * 0.6))
-            if not _kill_at(ground, world, moment, whom, rng):
+            moment = float(rng.uniform(0, sum(baseline.seconds.values()) * 0.6))
+            if not _kill_at(baseline, world, moment, victim, rng):
                 break  # it had ended before
             left, here = left - 1, here + 1
-        failure, lost = ground.judge(world)
+        failure, lost = baseline.judge(world)
         for number in range(here):
             tally.add(f"life {life}, kill {number + 1}", failure, lost=lost if number == 0 else 0)
         if not here:  # the moments were too late for this world: as if it had not been
             continue
 
 
-def _kill_at(ground: Ground, world: World, moment: float, whom: str, rng: np.random.Generator) -> bool:
+def _kill_at(baseline: Baseline, world: PipelineFolder, moment: float, victim: str, rng: np.random.Generator) -> bool:
     """Start the pipeline and kill it so many seconds later; False where it has ended before."""
     deadline = time.monotonic() + moment
     for arguments in world.commands():
-        command = Command(arguments, ground.log)
+        command = Command(arguments, baseline.log)
         ended = command.wait(max(0.0, deadline - time.monotonic()))
         if ended is not None:
-            assert ended.status == 0, f"{arguments[0]}: {ended.said[-3000:]}"
+            assert ended.status == 0, f"{arguments[0]}: {ended.output[-3000:]}"
             continue
-        if whom == "worker":
+        if victim == "worker":
             return _kill_worker(command, rng)
-        command.send(signal.SIGKILL, group=whom == "group")
+        command.send(signal.SIGKILL, group=victim == "group")
         command.wait()
         return True
     return False
@@ -129,7 +131,7 @@ def _kill_worker(command: Command, rng: np.random.Generator) -> bool:
             _kill(int(rng.choice(workers)))
             ended = command.wait()
             assert ended is not None
-            assert ended.clean, ended.said[-3000:]
+            assert ended.clean, ended.output[-3000:]
             return ended.status == 2
     return False
 
@@ -139,15 +141,15 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def asked_to_end(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int, number: int) -> None:
+def terminate(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, times: int, number: int) -> None:
     """SIGTERM to the main process, or Ctrl-C, which a terminal sends to the whole group."""
     status = 128 + number
     for trial in range(times):
-        world = ground.fresh("asked", n_jobs=1 + trial % 2)
+        world = baseline.fresh("asked", n_jobs=1 + trial % 2)
         command, failure = None, None
-        deadline = time.monotonic() + float(rng.uniform(0.3, sum(ground.seconds.values())))
+        deadline = time.monotonic() + float(rng.uniform(0.3, sum(baseline.seconds.values())))
         for arguments in world.commands():
-            command = Command(arguments, ground.log)
+            command = Command(arguments, baseline.log)
             if command.wait(max(0.3, deadline - time.monotonic())) is None:
                 break
         assert command is not None
@@ -156,17 +158,17 @@ def asked_to_end(ground: Ground, rng: np.random.Generator, tally: Tally, *, time
         if ended is None:
             command.send(signal.SIGUSR1)
             time.sleep(1)
-            failure = f"it went on for a minute: {ground.log.read_text()[-4000:]}"
+            failure = f"it went on for a minute: {baseline.log.read_text()[-4000:]}"
             command.send(signal.SIGKILL, group=True)
             command.wait()
         elif ended.status == 0:
             continue  # it had ended before
-        elif ended.status != status or not ended.clean or "run the same command again" not in ended.said:
-            failure = f"status {ended.status}, said {ended.said[-3000:]}"
+        elif ended.status != status or not ended.clean or "run the same command again" not in ended.output:
+            failure = f"status {ended.status}, said {ended.output[-3000:]}"
         elif _outlived_by(command):
             failure = f"workers {command.workers()} went on"
         if failure is None:
-            failure, lost = ground.judge(world)
+            failure, lost = baseline.judge(world)
             tally.add(f"trial {trial}", failure, lost=lost)
         else:
             tally.add(f"trial {trial}", failure)
@@ -179,11 +181,11 @@ def _outlived_by(command: Command) -> bool:
     return bool(command.workers())
 
 
-def interrupted(ground: Ground, name: str, appears: str, *, command: int = 0) -> World:
+def interrupted(baseline: Baseline, name: str, appears: str, *, command: int = 0) -> PipelineFolder:
     """A world killed as soon as a file of this pattern is there, to be damaged in that state."""
-    shutil.rmtree(ground.folder / name, ignore_errors=True)
-    world = ground.finished.copy(ground.folder / name) if command else ground.fresh(name)
-    started = Command(world.commands()[command], ground.log)
+    shutil.rmtree(baseline.folder / name, ignore_errors=True)
+    world = baseline.finished.copy(baseline.folder / name) if command else baseline.fresh(name)
+    started = Command(world.commands()[command], baseline.log)
     while not list(world.folder.glob(appears)):
         assert started.wait(0.002) is None, f"{appears} never came"
     started.send(signal.SIGKILL, group=True)
@@ -192,26 +194,26 @@ def interrupted(ground: Ground, name: str, appears: str, *, command: int = 0) ->
     return world
 
 
-def refusal(ended: Ended, wanted: str) -> str | None:
+def refusal(ended: CommandResult, wanted: str) -> str | None:
     """What is wrong with a refusal; None where it is right, or where nothing stood in the way."""
     if ended.status == 0:
         return None
-    if ended.status != 2 or not ended.clean or wanted not in ended.said:
-        return f"status {ended.status}, said {ended.said[-3000:]}"
+    if ended.status != 2 or not ended.clean or wanted not in ended.output:
+        return f"status {ended.status}, said {ended.output[-3000:]}"
     return None
 
 
-def two_at_once(ground: Ground, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
+def run_twice_at_once(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
     """The same command twice: the second is refused, or waits; neither harms. And two experiments on one cache."""
     for trial in range(times):
-        world = ground.fresh("twice")
+        world = baseline.fresh("twice")
         which = trial % 2
         if which:
-            ended = run(world.commands()[0], ground.log)
-            assert ended.status == 0, ended.said
-        first = Command(world.commands()[which], ground.log)
-        time.sleep(float(rng.uniform(0, ground.seconds["stack" if which else "oof"])))
-        second = Command(world.commands()[which], ground.folder / "second.txt")
+            ended = run(world.commands()[0], baseline.log)
+            assert ended.status == 0, ended.output
+        first = Command(world.commands()[which], baseline.log)
+        time.sleep(float(rng.uniform(0, baseline.seconds["stack" if which else "oof"])))
+        second = Command(world.commands()[which], baseline.folder / "second.txt")
         ends = [first.wait(), second.wait()]
         failure = None
         for ended in ends:
@@ -221,29 +223,29 @@ def two_at_once(ground: Ground, rng: np.random.Generator, tally: Tally, *, times
             failure = "both were refused"
         lost = 0
         if failure is None:
-            failure, lost = ground.judge(world)
+            failure, lost = baseline.judge(world)
         tally.add(f"trial {trial}", failure, lost=lost)
 
 
-def shared_cache(ground: Ground, tally: Tally) -> None:
+def shared_cache(baseline: Baseline, tally: Tally) -> None:
     """Two experiments fill one cache at the same time."""
-    worlds = [ground.fresh(name) for name in ("sharing", "sharing_too")]
+    worlds = [baseline.fresh(name) for name in ("sharing", "sharing_too")]
     for world in worlds:
         path = world.folder / "chaos.yaml"
-        path.write_text(path.read_text().replace(str(world.folder / "cache"), str(ground.folder / "shared_cache")))
-    running = [Command(world.commands()[0], ground.folder / f"{world.folder.name}.txt") for world in worlds]
+        path.write_text(path.read_text().replace(str(world.folder / "cache"), str(baseline.folder / "shared_cache")))
+    running = [Command(world.commands()[0], baseline.folder / f"{world.folder.name}.txt") for world in worlds]
     for command in running:
         command.wait()
     for world in worlds:
-        failure, lost = ground.judge(world)
+        failure, lost = baseline.judge(world)
         tally.add(world.folder.name, failure, lost=lost)
-    shutil.rmtree(ground.folder / "shared_cache")
+    shutil.rmtree(baseline.folder / "shared_cache")
 
 
-def lock_of_the_dead(ground: Ground, tally: Tally, *, times: int) -> None:
+def stale_lock(baseline: Baseline, tally: Tally, *, times: int) -> None:
     """Killed while it holds its locks: the next one starts at once."""
     for trial in range(times):
         appears = f"runs/*/models/*/fold_0/seed_0/{'state.pt' if trial % 2 else 'weights.safetensors'}"
-        world = interrupted(ground, "dead", appears)
-        failure, lost = ground.judge(world)
+        world = interrupted(baseline, "dead", appears)
+        failure, lost = baseline.judge(world)
         tally.add(f"trial {trial}", failure, lost=lost)

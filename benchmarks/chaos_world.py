@@ -25,7 +25,14 @@ from stack.metrics.intervals import bootstrap_scores, interval, paired_differenc
 
 EXPERIMENT = "chaos"
 ROWS, TEST_ROWS, PIXELS = 96, 24, 32
-KEPT = ("oof.parquet", "test.parquet", "oof_z.npy", "test_z.npy", "anchor.parquet", "anchor_z.npy")  # of each run
+COMPARED_FILES = (
+    "oof.parquet",
+    "test.parquet",
+    "oof_z.npy",
+    "test_z.npy",
+    "anchor.parquet",
+    "anchor_z.npy",
+)  # of each run
 
 # The commands run in children of one server that has imported the libraries: what is killed is work, not imports.
 _context = multiprocessing.get_context("forkserver")
@@ -35,20 +42,20 @@ _context.set_forkserver_preload(
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """How a command ended: its exit status (negative: a signal) and what it said."""
 
     status: int
-    said: str
+    output: str
 
     @property
     def clean(self) -> bool:
         """Whether it spoke to a user, and not to a programmer."""
-        return "Traceback" not in self.said
+        return "Traceback" not in self.output
 
 
 @dataclass(frozen=True)
-class World:
+class PipelineFolder:
     """One folder with data, config and everything that the pipeline makes of them."""
 
     folder: Path
@@ -79,7 +86,10 @@ class World:
         """Digest of all that must be the same: submission, predictions, each run's out-of-fold and test files."""
         files = [self.experiment / "submission.csv", self.folder / "predictions.csv"]
         files += [
-            path for run in sorted(self.experiment.glob("models/*")) for name in KEPT if (path := run / name).exists()
+            path
+            for run in sorted(self.experiment.glob("models/*"))
+            for name in COMPARED_FILES
+            if (path := run / name).exists()
         ]
         return {str(path.relative_to(self.folder)): _digest(path) for path in files}
 
@@ -91,14 +101,14 @@ class World:
         wanted += [(TEST_ROWS, pd.read_csv(self.folder / "predictions.csv")["id"])]
         return sum(abs(number - ids.nunique()) + abs(number - len(ids)) for number, ids in wanted)
 
-    def copy(self, folder: Path) -> World:
+    def copy(self, folder: Path) -> PipelineFolder:
         """The same state in another folder, with a config of its own."""
         shutil.copytree(self.folder, folder)
         write_config(folder)
         return replace(self, folder=folder)
 
 
-def new_world(folder: Path, *, n_jobs: int = 1) -> World:
+def new_world(folder: Path, *, n_jobs: int = 1) -> PipelineFolder:
     """A world in which nothing has happened; the data lie beside it and are shared by all worlds there."""
     from dermstack.cli.demo_data import write_demo_data
 
@@ -107,7 +117,7 @@ def new_world(folder: Path, *, n_jobs: int = 1) -> World:
         write_demo_data(data, n_train=ROWS, n_test=TEST_ROWS, size=PIXELS, seed=6)
     folder.mkdir()
     write_config(folder, n_jobs=n_jobs)
-    return World(folder)
+    return PipelineFolder(folder)
 
 
 def write_config(folder: Path, *, n_jobs: int = 1) -> None:
@@ -143,20 +153,20 @@ def write_config(folder: Path, *, n_jobs: int = 1) -> None:
 class Command:
     """A command of dermstack in a process group of its own."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, *, bound: bool = False) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, *, as_user: bool = False) -> None:
         self.log = log
-        self.process: BaseProcess = _context.Process(target=_command, args=(list(arguments), str(log), bound))
+        self.process: BaseProcess = _context.Process(target=_command, args=(list(arguments), str(log), as_user))
         self.process.start()
         assert self.process.pid is not None
         self.pid: int = self.process.pid
 
-    def wait(self, seconds: float | None = None) -> Ended | None:
+    def wait(self, seconds: float | None = None) -> CommandResult | None:
         """How it ended; None where it is still running after ``seconds``."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             return None
-        said = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return Ended(self.process.exitcode, said)
+        output = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return CommandResult(self.process.exitcode, output)
 
     def send(self, number: int, *, group: bool = False) -> None:
         """A signal to the process, or to it and all its workers; nothing where it has ended."""
@@ -172,14 +182,14 @@ class Command:
         return [pid for pid in others if called in _command_line(pid)]
 
 
-def run(arguments: Sequence[str], log: Path, *, bound: bool = False) -> Ended:
+def run(arguments: Sequence[str], log: Path, *, as_user: bool = False) -> CommandResult:
     """A command to its end."""
-    ended = Command(arguments, log, bound=bound).wait()
+    ended = Command(arguments, log, as_user=as_user).wait()
     assert ended is not None
     return ended
 
 
-def finish(world: World, log: Path) -> Ended:
+def finish(world: PipelineFolder, log: Path) -> CommandResult:
     """The whole pipeline; stops at the first command that refuses."""
     for arguments in world.commands():
         ended = run(arguments, log)
@@ -188,15 +198,15 @@ def finish(world: World, log: Path) -> Ended:
     return ended
 
 
-def _command(arguments: list[str], log: str, bound: bool) -> None:
+def _command(arguments: list[str], log: str, as_user: bool) -> None:
     os.setpgid(0, 0)
     to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(to, 1)
     os.dup2(to, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.register(signal.SIGUSR1)  # says in the log where it hangs
-    if bound:
-        _obey_permissions()
+    if as_user:
+        _drop_root_override()
     for function in (interval, paired_difference, bootstrap_scores):  # nothing that is compared depends on them
         function.__kwdefaults__["draws"] = 40
     sys.argv = ["dermstack", *arguments]
@@ -207,7 +217,7 @@ def _command(arguments: list[str], log: str, bound: bool) -> None:
         process_executor._python_exit()
 
 
-def _obey_permissions() -> None:
+def _drop_root_override() -> None:
     """Root may write anywhere. Without that capability the kernel asks the permission bits, as of every other user."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()

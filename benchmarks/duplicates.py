@@ -10,7 +10,7 @@ import time
 import cv2
 import numpy as np
 
-from image_models.duplicates import SIDE, Looks, hash_thumbnails, near_duplicates, turned
+from image_models.duplicates import THUMBNAIL_SIDE, HashedImages, apply_symmetry, hash_thumbnails, near_duplicates
 
 N, COPIES = 33_000, 425
 
@@ -18,12 +18,12 @@ N, COPIES = 33_000, 425
 def lesions(n: int) -> np.ndarray:
     """Thumbnails of dark blots on rough skin: alike as dermoscopy is."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-    made = np.empty((n, SIDE, SIDE, 3), np.uint8)
+    y, x = np.mgrid[-1 : 1 : THUMBNAIL_SIDE * 1j, -1 : 1 : THUMBNAIL_SIDE * 1j]
+    made = np.empty((n, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), np.uint8)
     for number in range(n):
         cx, cy = rng.normal(0, 0.15, 2)
         blot = np.exp(-((((x - cx) ** 2 + (y - cy) ** 2) / rng.uniform(0.05, 0.3)) ** 2))
-        rough = cv2.GaussianBlur(rng.normal(0, 1, (SIDE, SIDE)).astype(np.float32), (0, 0), 2.5)
+        rough = cv2.GaussianBlur(rng.normal(0, 1, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).astype(np.float32), (0, 0), 2.5)
         made[number] = np.clip(
             (190 - 80 * blot + 12 * rough / rough.std())[..., None] * np.array([1.0, 0.8, 0.75]), 0, 255
         )
@@ -33,11 +33,11 @@ def lesions(n: int) -> np.ndarray:
 def main() -> None:
     thumbnails = lesions(N)
     for number in range(COPIES):
-        thumbnails[N - 1 - number] = turned(thumbnails[number : number + 1], number % 8)[0]
+        thumbnails[N - 1 - number] = apply_symmetry(thumbnails[number : number + 1], number % 8)[0]
     started = time.perf_counter()
-    looks = Looks(thumbnails, hash_thumbnails(thumbnails))
+    hashed_images = HashedImages(thumbnails, hash_thumbnails(thumbnails))
     hashed = time.perf_counter()
-    pairs = near_duplicates(looks)
+    pairs = near_duplicates(hashed_images)
     compared = time.perf_counter()
     right = (pairs["a"] + pairs["b"] == N - 1).sum()
     print("| pictures | hashing | all pairs | copies found | other pairs |")

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dermstack.audit.folds import HeldOut, held_out
+from dermstack.audit.folds import HeldOutVerdict, held_out_verdict
 
-MEMORIES = (0.0, 0.1, 0.2, 0.4, 1.0)  # logits: AUC gaps of about 0, 0.01, 0.02, 0.04 and 0.07
+OVERFITS = (0.0, 0.1, 0.2, 0.4, 1.0)  # logits: AUC gaps of about 0, 0.01, 0.02, 0.04 and 0.07
 CLAIMS = ("true", "renumbered", "two swapped", "known elsewhere", "unknown")
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulatedRun:
     """Scores (n, K) of fold models, targets and groups (n,), the folds that they held out and the others (n,)."""
 
     scores: np.ndarray
@@ -40,7 +40,7 @@ def simulated(
     prevalence: float = 0.018,
     style: float = 0.3,
     ability: float = 0.1,
-) -> Simulated:
+) -> SimulatedRun:
     """Patients of about ``rows`` pictures; fold models that share most of what they see and most of their errors.
 
     ``memory`` is by how much a seen positive is scored higher, and a seen negative lower by 0.3 times that, on average;
@@ -67,13 +67,13 @@ def simulated(
         "known elsewhere": other,
         "unknown": other,
     }
-    return Simulated(scores, y, group, true, claims)
+    return SimulatedRun(scores, y, group, true, claims)
 
 
-def verdict(world: Simulated, claim: str) -> HeldOut:
+def verdict(world: SimulatedRun, claim: str) -> HeldOutVerdict:
     """What the audit says of this claim; where the true folds are known from elsewhere, it is given them."""
     elsewhere = {"another run": world.true} if claim == "known elsewhere" else {}
-    return held_out(world.scores, world.claims[claim], world.y, world.group, other_folds=elsewhere)
+    return held_out_verdict(world.scores, world.claims[claim], world.y, world.group, other_folds=elsewhere)
 
 
 def simulate(runs: int) -> pd.DataFrame:
@@ -82,29 +82,29 @@ def simulate(runs: int) -> pd.DataFrame:
     ``unlike`` counts runs of which some model is said to be unlike the others.
     """
     records = []
-    for memory in MEMORIES:
+    for memory in OVERFITS:
         for number in range(runs):
             world = simulated(np.random.default_rng((number, int(1000 * memory))), memory=memory)
             for claim in CLAIMS if number < runs // 5 else ("true",):
                 found = verdict(world, claim)
                 unlike = bool(found.by_fold["unlike"].any())
-                records.append([memory, claim, found.gap.value, unlike, found.better or found.verdict])
+                records.append([memory, claim, found.gap.value, unlike, found.better_explanation or found.verdict])
     frame = pd.DataFrame(records, columns=["memory", "claim", "gap", "unlike", "verdict"])
     runs_by = frame.groupby(["memory", "claim"], sort=False)
     table = runs_by.agg(gap=("gap", "mean"), unlike=("unlike", "sum")).round(4)
     return table.join(runs_by["verdict"].value_counts().unstack(fill_value=0))
 
 
-def real(path: str, nets: list[str]) -> None:
+def judge_real_nets(path: str, nets: list[str]) -> None:
     """Each net of the file, ``<net>_fold<k>`` beside patient_id, target and fold."""
     frame = pd.read_parquet(path)
     k = frame["fold"].nunique()
     for net in nets:
         started = time.perf_counter()
         scores = frame[[f"{net}_fold{number}" for number in range(k)]]
-        found = held_out(scores, frame["fold"], frame["target"], frame["patient_id"])
+        found = held_out_verdict(scores, frame["fold"], frame["target"], frame["patient_id"])
         print(f"{net}: {found.verdict}; AUC gap {found.gap} (98 %), {time.perf_counter() - started:.1f} s")
-        print(f"  p of other explanations {found.against}; the claimed folds fit models {found.numbers} best")
+        print(f"  p of other explanations {found.p_values}; the claimed folds fit models {found.best_numbering} best")
         print(found.by_fold.round(4).to_string(index=False))
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     if sys.argv[1:2] == ["simulate"]:
         print(simulate(int(sys.argv[2]) if len(sys.argv) > 2 else 200).to_string())
     else:
-        real(sys.argv[1], sys.argv[2:])
+        judge_real_nets(sys.argv[1], sys.argv[2:])
 
 
 if __name__ == "__main__":

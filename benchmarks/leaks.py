@@ -18,16 +18,16 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import planted
-from planted import World
+from planted import LeakDataSet
 
 from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding
-from dermstack.audit.labels import second_look
+from dermstack.audit.labels import doubtful_labels
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.run import run_audit
 from dermstack.audit.runs import run_findings
-from dermstack.audit.shuffled import shuffled, shuffled_findings
+from dermstack.audit.shuffled import shuffled_findings, shuffled_target_aucs
 from stack.console import Out
 from stack.errors import DermstackError
 from stack.features import FoldFeatures
@@ -36,12 +36,12 @@ from stack.store import read_runs
 QUIET = Out(quiet=True)
 SHUFFLES = 10
 
-Planting = Callable[[World], None]
-Finder = Callable[[World], list[Finding]]
+Planting = Callable[[LeakDataSet], None]
+Finder = Callable[[LeakDataSet], list[Finding]]
 
 
 @dataclass(frozen=True)
-class Plant:
+class PlantedLeak:
     """A kind of leak. ``tells`` stands in what the finding says; ``honest`` makes the clean world comparable."""
 
     kind: str
@@ -59,8 +59,8 @@ class Plant:
 def main(clean: int) -> None:
     print("| kind | how planted | found by | caught | false alarms |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        for plant in PLANTS:
-            world = planted.make_world(Path(temporary), seed=0)
+        for plant in PLANTED_LEAKS:
+            world = planted.make_data_set(Path(temporary), seed=0)
             plant.plant(world)
             says = "yes" if plant.among(plant.finder(world)) else "**no**"
             seeds = range(1, clean + 1)
@@ -71,7 +71,7 @@ def main(clean: int) -> None:
 
 @cache
 def _of_clean(base: Path, honest: Planting, finder: Finder, seed: int) -> list[Finding]:
-    world = planted.make_world(base, seed=seed)
+    world = planted.make_data_set(base, seed=seed)
     honest(world)
     return finder(world)
 
@@ -79,7 +79,7 @@ def _of_clean(base: Path, honest: Planting, finder: Finder, seed: int) -> list[F
 # finders
 
 
-def refusal(world: World) -> list[Finding]:
+def refusal(world: LeakDataSet) -> list[Finding]:
     """What opening the experiment says."""
     try:
         world.open()
@@ -88,45 +88,45 @@ def refusal(world: World) -> list[Finding]:
     return []
 
 
-def pictures(world: World) -> list[Finding]:
+def pictures(world: LeakDataSet) -> list[Finding]:
     return run_audit(world.open(), QUIET).findings
 
 
-def rows(world: World) -> list[Finding]:
+def rows(world: LeakDataSet) -> list[Finding]:
     return row_findings(world.open())
 
 
-def columns(world: World) -> list[Finding]:
+def columns(world: LeakDataSet) -> list[Finding]:
     return proxy_findings(world.open())
 
 
-def collection(world: World) -> list[Finding]:
+def collection(world: LeakDataSet) -> list[Finding]:
     return acquisition_findings(world.open())
 
 
-def train_and_test(world: World) -> list[Finding]:
+def train_and_test(world: LeakDataSet) -> list[Finding]:
     return drift_findings(world.open())
 
 
-def runs(world: World) -> list[Finding]:
+def runs(world: LeakDataSet) -> list[Finding]:
     experiment = world.open()
     return run_findings(experiment, read_runs(experiment.models))
 
 
-def second_looks(world: World) -> list[Finding]:
+def second_looks(world: LeakDataSet) -> list[Finding]:
     """Caught: half of the flipped are listed. A false alarm: more than 1 % of clean rows are."""
     experiment = world.open()
-    listed = second_look(experiment, [world.frozen(experiment, tells=5, own=0.1)])["id"]
+    listed = doubtful_labels(experiment, [world.frozen(experiment, tells=5, own=0.1)])["id"]
     hits, most = listed.isin(world.flipped).sum(), len(experiment.target) / 100
     told = hits >= len(world.flipped) / 2 if world.flipped else len(listed) > most
     evidence = f"{hits} of {len(world.flipped)} flipped, {len(listed)} listed"
     return [Finding("note", "labels worth a second look", evidence, "")] if told else []
 
 
-def shuffles(world: World) -> list[Finding]:
+def shuffles(world: LeakDataSet) -> list[Finding]:
     experiment = world.open()
-    with patch.object(FoldFeatures, "transform", _telling) if world.telling else nullcontext():
-        return shuffled_findings(shuffled(experiment, world.frozen(experiment), QUIET, shuffles=SHUFFLES))
+    with patch.object(FoldFeatures, "transform", _telling) if world.leaking_feature else nullcontext():
+        return shuffled_findings(shuffled_target_aucs(experiment, world.frozen(experiment), QUIET, shuffles=SHUFFLES))
 
 
 _honest_transform = FoldFeatures.transform
@@ -138,48 +138,57 @@ def _telling(self: FoldFeatures, frame: pd.DataFrame, *parts: Any) -> pd.DataFra
     return _honest_transform(self, frame, *parts).assign(told=mean.to_numpy(np.float32))
 
 
-PLANTS = [
-    Plant("groups in two folds", "a fold column of the csv, dealt by row", planted.folds_by_row, refusal, "splits",
+PLANTED_LEAKS = [
+    PlantedLeak("groups in two folds", "a fold column of the csv, dealt by row", planted.folds_by_row, refusal,
+    "splits",
           honest=planted.folds_by_group),
-    Plant("a group that is none", "the patient of a fifth of the rows is 'unknown'", planted.unknown_patients, refusal,
+    PlantedLeak("a group that is none", "the patient of a fifth of the rows is 'unknown'", planted.unknown_patients,
+    refusal,
           "looks like a mark for 'unknown'"),
-    Plant("duplicates with different targets", "five pictures copied over pictures of the other class",
+    PlantedLeak("duplicates with different targets", "five pictures copied over pictures of the other class",
           planted.conflicting_copies, pictures, "with different targets"),
-    Plant("duplicates in train and test", "five pictures copied over test pictures", planted.copies_in_test, pictures,
+    PlantedLeak("duplicates in train and test", "five pictures copied over test pictures", planted.copies_in_test,
+    pictures,
           "across train and test"),
-    Plant("size of the file", "positives saved with less compression", planted.larger_files, pictures,
+    PlantedLeak("size of the file", "positives saved with less compression", planted.larger_files, pictures,
           "the target can be told from bytes of the file", honest=planted.equal_files),
-    Plant("a group that is none", "the patient of one row in thirty is 'unknown'", planted.few_unknown_patients, rows,
+    PlantedLeak("a group that is none", "the patient of one row in thirty is 'unknown'", planted.few_unknown_patients,
+    rows,
           "name says unknown"),
-    Plant("groups in two folds", "a column of other folds in the csv, dealt by row", planted.folds_elsewhere, rows,
+    PlantedLeak("groups in two folds", "a column of other folds in the csv, dealt by row", planted.folds_elsewhere,
+    rows,
           "tears groups apart", honest=planted.honest_folds_elsewhere),
-    Plant("duplicates with different targets", "five listed pairs of both classes", planted.listed_conflicts, rows,
+    PlantedLeak("duplicates with different targets", "five listed pairs of both classes", planted.listed_conflicts,
+    rows,
           "listed duplicates with different targets"),
-    Plant("duplicates in train and test", "five listed pairs", planted.listed_in_test, rows,
+    PlantedLeak("duplicates in train and test", "five listed pairs", planted.listed_in_test, rows,
           "listed duplicates across train and test"),
-    Plant("a proxy of the target", "a column of words in train and test", planted.proxy, columns,
+    PlantedLeak("a proxy of the target", "a column of words in train and test", planted.proxy, columns,
           "`referral` separates the target", honest=planted.harmless_columns),
-    Plant("a proxy of the target, in train alone", "a column of numbers with noise", planted.proxy_in_train, columns,
+    PlantedLeak("a proxy of the target, in train alone", "a column of numbers with noise", planted.proxy_in_train,
+    columns,
           "`thickness` separates the target", honest=planted.harmless_columns),
-    Plant("a proxy of the target among the features", "the site of positives is 'excised'", planted.proxy_as_site,
+    PlantedLeak("a proxy of the target among the features", "the site of positives is 'excised'", planted.proxy_as_site,
           columns, "`anatom_site_general_challenge` separates the target", honest=planted.harmless_columns),
-    Plant("order of rows", "train.csv sorted by target", planted.sorted_rows, collection, "row order"),
-    Plant("number in the id", "positives numbered later, by half of the range", planted.later_ids, collection,
+    PlantedLeak("order of rows", "train.csv sorted by target", planted.sorted_rows, collection, "row order"),
+    PlantedLeak("number in the id", "positives numbered later, by half of the range", planted.later_ids, collection,
           "number in the id", honest=planted.honest_ids),
-    Plant("source", "hospital A has 60 % of positives, 20 % of the others", planted.sources, collection,
+    PlantedLeak("source", "hospital A has 60 % of positives, 20 % of the others", planted.sources, collection,
           "the target can be told from source", honest=planted.honest_sources),
-    Plant("drift", "test patients twenty years older", planted.older_in_test, train_and_test,
+    PlantedLeak("drift", "test patients twenty years older", planted.older_in_test, train_and_test,
           "train and test differ in what models use"),
-    Plant("predictions that are not out-of-fold", "each net claims the fold of another", planted.other_rows_held_out,
+    PlantedLeak("predictions that are not out-of-fold", "each net claims the fold of another",
+    planted.other_rows_held_out,
           runs, "other rows were held out than it claims", honest=planted.honest_nets),
-    Plant("predictions that are not out-of-fold", "every net has seen all rows", planted.nothing_held_out, runs,
+    PlantedLeak("predictions that are not out-of-fold", "every net has seen all rows", planted.nothing_held_out, runs,
           "cannot tell", honest=planted.honest_nets),
-    Plant("scales of fold models", "logits of one net two higher than those of the next", planted.scales_differ, runs,
+    PlantedLeak("scales of fold models", "logits of one net two higher than those of the next", planted.scales_differ,
+    runs,
           "scales", honest=planted.honest_nets),
-    Plant("flipped labels", "six negatives called positive", planted.flipped_labels, second_looks, "second look"),
-    Plant("groups in two folds", "folds dealt by row in the code", planted.torn_by_code, shuffles, "found again",
+    PlantedLeak("flipped labels", "six negatives called positive", planted.flipped_labels, second_looks, "second look"),
+    PlantedLeak("groups in two folds", "folds dealt by row in the code", planted.torn_by_code, shuffles, "found again",
           honest=planted.whole_patients),
-    Plant("a feature of the group's targets", "mean target of the group's other rows, in the level-2 matrix",
+    PlantedLeak("a feature of the group's targets", "mean target of the group's other rows, in the level-2 matrix",
           planted.telling_feature, shuffles, "found again", honest=planted.whole_patients),
 ]  # fmt: skip
 

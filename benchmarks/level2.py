@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.features import fold_matrix, inner_rows
+from stack.features import early_stopping_rows, fold_matrix
 from stack.images import with_acquisition
 from stack.level1 import level1_runs
 from stack.metrics.intervals import interval, paired_difference
@@ -61,7 +61,7 @@ def one_fold(
     experiment: Experiment, embeddings: dict, predictions: Predictions, fold: int, kinds: list[str]
 ) -> tuple[NDArray[np.intp], list[NDArray[np.float32]]]:
     matrix = fold_matrix(experiment, embeddings, predictions, fold)
-    inner = inner_rows(experiment, matrix.train_rows)
+    inner = early_stopping_rows(experiment, matrix.train_rows)
     y = experiment.target[matrix.train_rows]
     made = []
     for kind in kinds:
@@ -116,11 +116,11 @@ def main() -> None:
         scores[f"{name}, both"] = np.mean([by_fold_scale(logit, fold) for logit in logits], axis=0)
     table = []
     for name, s in scores.items():
-        value, apart = interval("auc", y, s, groups), paired_difference("auc", y, s, ranks, groups)
+        value, difference = interval("auc", y, s, groups), paired_difference("auc", y, s, ranks, groups)
         table.append({
             "what": name,
             "AUC": f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]",
-            "less the rank average": f"{apart.value:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]",
+            "less the rank average": f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
         })  # fmt: skip
     print(pd.DataFrame(table).to_string(index=False))
 

@@ -24,7 +24,7 @@ from tabular.group_features import prediction_aggregates
 
 ROWS, PATIENTS, LARGEST, RUNS, COMPONENTS = 401_059, 1_042, 9_000, 3, 64
 NAMES = tuple(f"run{number}" for number in range(RUNS))
-EVERYTHING = Features(
+ALL_FEATURES = Features(
     logits=True, metadata=True, aggregates=True, cohort=True, neighbours=True, frozen_z=0, aligned_z=COMPONENTS,
     context_counts=True, shortcuts=False,
 )  # fmt: skip
@@ -41,7 +41,7 @@ def group_sizes(rng: np.random.Generator) -> np.ndarray:
     return sizes
 
 
-def write_world(folder: Path) -> None:
+def write_arrays(folder: Path) -> None:
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(PATIENTS), group_sizes(rng))
     n = len(group)
@@ -68,7 +68,7 @@ def measure(folder: Path, rows: int, queue: multiprocessing.Queue) -> None:
         "site": rng.choice(["posterior torso", "lower extremity", "anterior torso", "upper extremity", "head/neck"], n),
     })  # fmt: skip
     started = time.perf_counter()
-    features = FoldFeatures(EVERYTHING, NAMES, seed=0).fit(frame, logits, z)
+    features = FoldFeatures(ALL_FEATURES, NAMES, seed=0).fit(frame, logits, z)
     matrix = features.transform(frame, logits, z)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -95,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
-        write_world(Path(name))
+        write_arrays(Path(name))
         print(f"{'rows':>8}{'columns':>9}{'seconds':>9}{'µs a row':>10}{'peak GB':>9}{'sum of squared sizes':>22}")
         for rows in options.rows:
             queue = context.Queue()

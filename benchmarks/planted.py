@@ -19,7 +19,7 @@ from image_models.frozen_head import fit_head
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.features import inner_rows
+from stack.features import early_stopping_rows
 from stack.import_oof import ImportedColumns, import_oof
 from stack.store import Run, prediction_frame, write_run
 
@@ -31,15 +31,15 @@ COLUMNS = {
 
 
 @dataclass
-class World:
+class LeakDataSet:
     """One generated data set on disk, its config, and what is done to code rather than to files."""
 
     folder: Path
     settings: dict[str, Any]
     rng: np.random.Generator
-    torn: bool = False  # folds are dealt by row, which no config can ask for
+    folds_by_row_in_code: bool = False  # folds are dealt by row, which no config can ask for
     flipped: tuple[str, ...] = ()  # ids whose target was turned
-    telling: bool = False  # level 2 has a feature of the group's targets, which none of ours is
+    leaking_feature: bool = False  # level 2 has a feature of the group's targets, which none of ours is
 
     def read(self, part: str) -> pd.DataFrame:
         """train or test, every cell as text."""
@@ -64,7 +64,7 @@ class World:
         path = self.folder / "world.yaml"
         path.write_text(yaml.safe_dump(self.settings), encoding="utf-8")
         experiment = open_experiment(read_config(path), path, QUIET)
-        if not self.torn:
+        if not self.folds_by_row_in_code:
             return experiment
         frame = experiment.folds.frame
         fold = self.rng.permutation(np.arange(len(frame)) % experiment.folds.k).astype(np.int8)
@@ -80,7 +80,7 @@ class World:
         z = np.column_stack([tells * true, of_group]) + noise
         logit = np.empty(len(y), np.float32)
         for _, train, held in experiment.folds.pairs():
-            logit[held] = fit_head(z[train], y[train], inner_rows(experiment, train)).logit(z[held])
+            logit[held] = fit_head(z[train], y[train], early_stopping_rows(experiment, train)).logit(z[held])
         k, nothing = experiment.folds.k, np.zeros(len(test))
         frames = {
             "oof": prediction_frame(experiment.table.train["id"], experiment.folds.frame["fold"].to_numpy(), logit),
@@ -91,7 +91,7 @@ class World:
         return write_run(experiment.models / "frozen", meta, frames=frames, arrays=arrays)
 
 
-def make_world(base: Path, *, seed: int) -> World:
+def make_data_set(base: Path, *, seed: int) -> LeakDataSet:
     data = base / f"data{seed}"
     write_demo_data(data, n_train=600, n_test=200, size=32, seed=seed)
     folder = Path(tempfile.mkdtemp(dir=base))
@@ -103,48 +103,48 @@ def make_world(base: Path, *, seed: int) -> World:
                  "columns": dict(COLUMNS)},
         "features": {"frozen_z": 4},
     }  # fmt: skip
-    return World(folder, settings, np.random.default_rng(seed))
+    return LeakDataSet(folder, settings, np.random.default_rng(seed))
 
 
-def nothing(world: World) -> None:
+def nothing(world: LeakDataSet) -> None:
     """The world as it was generated."""
 
 
-def folds_by_row(world: World) -> None:
+def folds_by_row(world: LeakDataSet) -> None:
     rows = world.read("train")
     _own_folds(world, rows, world.rng.permutation(np.arange(len(rows)) % 3))
 
 
-def folds_by_group(world: World) -> None:
+def folds_by_group(world: LeakDataSet) -> None:
     rows = world.read("train")
     _own_folds(world, rows, pd.factorize(rows["patient_id"])[0] % 3)
 
 
-def _own_folds(world: World, rows: pd.DataFrame, fold: np.ndarray) -> None:
+def _own_folds(world: LeakDataSet, rows: pd.DataFrame, fold: np.ndarray) -> None:
     world.write("train", rows.assign(fold=fold))
     world.settings["data"]["columns"]["fold"] = "fold"
 
 
-def unknown_patients(world: World) -> None:
+def unknown_patients(world: LeakDataSet) -> None:
     rows = world.read("train")
     unknown = world.rng.random(len(rows)) < 0.2
     world.write("train", rows.assign(patient_id=rows["patient_id"].mask(unknown, "unknown")))
 
 
-def few_unknown_patients(world: World) -> None:
+def few_unknown_patients(world: LeakDataSet) -> None:
     names = world.read("train")["patient_id"]
     world.change("train", patient_id=names.mask(np.arange(len(names)) % 30 == 0, "unknown"))
 
 
-def folds_elsewhere(world: World) -> None:
+def folds_elsewhere(world: LeakDataSet) -> None:
     world.change("train", their_fold=world.rng.integers(0, 5, 600))
 
 
-def honest_folds_elsewhere(world: World) -> None:
+def honest_folds_elsewhere(world: LeakDataSet) -> None:
     world.change("train", their_fold=pd.factorize(world.read("train")["patient_id"])[0] % 5)
 
 
-def _listed(world: World, other: pd.Series[str]) -> None:
+def _write_listed_pairs(world: LeakDataSet, other: pd.Series[str]) -> None:
     """The first five positives as copies of other rows, in a file of pairs."""
     train = world.read("train")
     positive = train.loc[train["target"] == "1", "image_name"].iloc[:5].to_numpy()
@@ -153,67 +153,67 @@ def _listed(world: World, other: pd.Series[str]) -> None:
     world.settings["data"]["duplicates"] = "pairs.csv"
 
 
-def listed_conflicts(world: World) -> None:
+def listed_conflicts(world: LeakDataSet) -> None:
     train = world.read("train")
-    _listed(world, train.loc[train["target"] == "0", "image_name"])
+    _write_listed_pairs(world, train.loc[train["target"] == "0", "image_name"])
 
 
-def listed_in_test(world: World) -> None:
-    _listed(world, world.read("test")["image_name"])
+def listed_in_test(world: LeakDataSet) -> None:
+    _write_listed_pairs(world, world.read("test")["image_name"])
 
 
-def proxy(world: World) -> None:
+def proxy(world: LeakDataSet) -> None:
     """In both csv files, as an answer that was left in."""
     train, test = world.read("train"), world.read("test")
     world.write("train", train.assign(referral=np.where(train["target"] == "1", "urgent", "routine")))
     world.write("test", test.assign(referral="routine"))
 
 
-def proxy_in_train(world: World) -> None:
+def proxy_in_train(world: LeakDataSet) -> None:
     target = world.read("train")["target"].astype(int)
     world.change("train", thickness=target * 0.8 + world.rng.normal(0, 0.05, len(target)))
 
 
-def proxy_as_site(world: World) -> None:
+def proxy_as_site(world: LeakDataSet) -> None:
     target = world.read("train")["target"]
     world.change("train", anatom_site_general_challenge=np.where(target == "1", "excised", "torso"))
 
 
-def harmless_columns(world: World) -> None:
+def harmless_columns(world: LeakDataSet) -> None:
     drawn = world.rng.normal(size=600)
     world.change("train", referral=np.where(drawn > 0, "urgent", "routine"), thickness=drawn)
 
 
-def sorted_rows(world: World) -> None:
+def sorted_rows(world: LeakDataSet) -> None:
     world.write("train", world.read("train").sort_values("target", ascending=False, kind="stable"))
 
 
-def later_ids(world: World) -> None:
+def later_ids(world: LeakDataSet) -> None:
     train = world.read("train")
     late = (world.rng.random(600) + (train["target"] == "1") * 0.5).rank().astype(int)
     world.write("train", train.assign(image_name="ISIC_" + late.astype(str)))
 
 
-def honest_ids(world: World) -> None:
+def honest_ids(world: LeakDataSet) -> None:
     world.change("train", image_name=[f"ISIC_{number}" for number in world.rng.permutation(600)])
 
 
-def sources(world: World, *, tell: float = 0.4) -> None:
+def sources(world: LeakDataSet, *, tell: float = 0.4) -> None:
     target = world.read("train")["target"] == "1"
     world.change("train", hospital=np.where(world.rng.random(600) < 0.2 + tell * target, "A", "B"))
     world.settings["data"]["columns"]["source"] = "hospital"
 
 
-def honest_sources(world: World) -> None:
+def honest_sources(world: LeakDataSet) -> None:
     sources(world, tell=0)
 
 
-def older_in_test(world: World) -> None:
+def older_in_test(world: LeakDataSet) -> None:
     age = pd.to_numeric(world.read("test")["age_approx"])
     world.change("test", age_approx=(age + 20).fillna(""))
 
 
-def _elsewhere(world: World, seen: Callable[[np.ndarray, int], np.ndarray], *, scale: float = 0.0) -> None:
+def _import_nets(world: LeakDataSet, seen: Callable[[np.ndarray, int], np.ndarray], *, scale: float = 0.0) -> None:
     """Import three nets that know a row's target better where ``seen`` (fold, net) says that they were fitted to it."""
     experiment = world.open()
     y, fold, ids = experiment.target, experiment.folds.frame["fold"].to_numpy(), experiment.table.train["id"]
@@ -231,51 +231,51 @@ def _elsewhere(world: World, seen: Callable[[np.ndarray, int], np.ndarray], *, s
                replace=False, all_rows=world.folder / "all.csv")  # fmt: skip
 
 
-def other_rows_held_out(world: World) -> None:
-    _elsewhere(world, lambda fold, net: (fold + 1) % 3 != net)
+def other_rows_held_out(world: LeakDataSet) -> None:
+    _import_nets(world, lambda fold, net: (fold + 1) % 3 != net)
 
 
-def nothing_held_out(world: World) -> None:
-    _elsewhere(world, lambda fold, net: fold >= 0)
+def nothing_held_out(world: LeakDataSet) -> None:
+    _import_nets(world, lambda fold, net: fold >= 0)
 
 
-def honest_nets(world: World) -> None:
-    _elsewhere(world, lambda fold, net: fold != net)
+def honest_nets(world: LeakDataSet) -> None:
+    _import_nets(world, lambda fold, net: fold != net)
 
 
-def scales_differ(world: World) -> None:
-    _elsewhere(world, lambda fold, net: fold != net, scale=2.0)
+def scales_differ(world: LeakDataSet) -> None:
+    _import_nets(world, lambda fold, net: fold != net, scale=2.0)
 
 
-def flipped_labels(world: World) -> None:
+def flipped_labels(world: LeakDataSet) -> None:
     train = world.read("train")
     taken = world.rng.choice(np.flatnonzero(train["target"] == "0"), 6, replace=False)
     world.flipped = tuple(train["image_name"].iloc[taken])
     world.change("train", target=np.where(train["image_name"].isin(world.flipped), "1", train["target"]))
 
 
-def conflicting_copies(world: World) -> None:
+def conflicting_copies(world: LeakDataSet) -> None:
     rows, folder = world.read("train"), world.own_pictures()
     of = [rows.loc[rows["target"] == target, "image_name"].iloc[:5] for target in ("1", "0")]
     for positive, negative in zip(*of, strict=True):
         shutil.copy(folder / f"{positive}.png", folder / f"{negative}.png")
 
 
-def copies_in_test(world: World) -> None:
+def copies_in_test(world: LeakDataSet) -> None:
     folder = world.own_pictures()
     pairs = zip(world.read("train")["image_name"].iloc[:5], world.read("test")["image_name"].iloc[:5], strict=True)
     for train, test in pairs:
         shutil.copy(folder / f"{train}.png", folder / f"{test}.png")
 
 
-def larger_files(world: World) -> None:
+def larger_files(world: LeakDataSet) -> None:
     rows, folder = world.read("train"), world.own_pictures()
     for name in rows.loc[rows["target"] == "1", "image_name"]:
         with Image.open(folder / f"{name}.png") as picture:
             picture.save(folder / f"{name}.png", compress_level=1)
 
 
-def equal_files(world: World) -> None:
+def equal_files(world: LeakDataSet) -> None:
     """All of one size, as the pictures that were generated are not: positives have more in them."""
     folder = world.own_pictures()
     for path in sorted(folder.glob("*.png")):
@@ -284,7 +284,7 @@ def equal_files(world: World) -> None:
         path.unlink()
 
 
-def whole_patients(world: World) -> None:
+def whole_patients(world: LeakDataSet) -> None:
     """All pictures of a patient have one target, else a leak by group would tell little."""
     rows = world.read("train")
     patients = rows["patient_id"].unique()
@@ -292,11 +292,11 @@ def whole_patients(world: World) -> None:
     world.write("train", rows.assign(target=rows["patient_id"].isin(ill).astype(int), diagnosis=""))
 
 
-def torn_by_code(world: World) -> None:
+def torn_by_code(world: LeakDataSet) -> None:
     whole_patients(world)
-    world.torn = True
+    world.folds_by_row_in_code = True
 
 
-def telling_feature(world: World) -> None:
+def telling_feature(world: LeakDataSet) -> None:
     whole_patients(world)
-    world.telling = True
+    world.leaking_feature = True

@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from dermstack.audit.labels import second_look
+from dermstack.audit.labels import doubtful_labels
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
@@ -57,10 +57,14 @@ def main() -> None:
         table = Table(experiment.table.train.assign(target=target), experiment.table.test)
         other = replace(experiment, table=table)
         with tempfile.TemporaryDirectory() as folder:
-            look = second_look(other, [refitted(other, z, Path(folder))])
-        hit = look["id"].isin(experiment.table.train["id"][turned])
+            doubtful = doubtful_labels(other, [refitted(other, z, Path(folder))])
+        hit = doubtful["id"].isin(experiment.table.train["id"][turned])
         shares = [hit.mean(), hit.sum() / max(turned.sum(), 1), hit.head(50).mean()]
-        print(f"| {turned.sum()} ({rate:.0%}) | {len(look)} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
+        print(
+            f"| {turned.sum()} ({rate:.0%}) | {len(doubtful)} | "
+            + " | ".join(f"{share:.0%}" for share in shares)
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -23,19 +23,24 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from image_models.errors import ImageError
-from image_models.files import whole
+from image_models.files import atomic_write
 from image_models.io.readers import Source
-from image_models.processes import in_processes
+from image_models.processes import run_parallel
 
 Resize = Literal["square", "short_side"]
 Format = Literal["raw", "jpeg"]
 
-PIXELS, INDEX, UNREADABLE, SETTINGS = "images.bin", "index.parquet", "unreadable.parquet", "settings.json"
+PIXELS_FILE, INDEX_FILE, UNREADABLE_FILE, SETTINGS_FILE = (
+    "images.bin",
+    "index.parquet",
+    "unreadable.parquet",
+    "settings.json",
+)
 INDEX_COLUMNS = {
     "id": "str", "offset": "int64", "length": "int64", "height": "int32", "width": "int32",
     "source_height": "int32", "source_width": "int32", "source_bytes": "int64", "stamp": "int64", "crc": "int64",
 }  # fmt: skip
-_WHERE = ("offset", "length", "height", "width", "crc")  # what reading one image takes of its row
+_READ_COLUMNS = ("offset", "length", "height", "width", "crc")  # what reading one image takes of its row
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ class ImageCache:
 
     def rows_for(self, ids: Iterable[str]) -> NDArray[np.intp]:
         """The row of each id; raises ImageError when one isn't cached."""
-        wanted = pd.Index(ids)
-        rows: NDArray[np.intp] = pd.Index(self.index["id"]).get_indexer(wanted)
+        requested = pd.Index(ids)
+        rows: NDArray[np.intp] = pd.Index(self.index["id"]).get_indexer(requested)
         if (rows < 0).any():
-            lost = wanted[rows < 0]
+            lost = requested[rows < 0]
             raise ImageError(
                 f"{len(lost)} ids are not in {self.folder}, first: {', '.join(lost[:3])}: run `dermstack oof`"
             )
@@ -68,11 +73,11 @@ class ImageCache:
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """The image of a row as stored: (height, width, 3)."""
-        return self._decoded(self._bytes(), row)
+        return self._decode_row(self._open_pixels(), row)
 
     def take(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
         """A batch: (n, size, size, 3). Of a ``short_side`` image the central square."""
-        stored = self._bytes()
+        stored = self._open_pixels()
         if self.format == "raw" and self.resize == "square":
             stride = self.size * self.size * 3
             slots = self.index["offset"].to_numpy()[rows] // stride
@@ -80,13 +85,13 @@ class ImageCache:
             taken = np.asarray(squares[slots])
             stored_crc = self.index["crc"].to_numpy()[rows]
             for row, image, crc in zip(rows, taken, stored_crc, strict=True):
-                self._check(image, crc, row)
+                self._check_crc(image, crc, row)
             return taken
         batch = np.empty((len(rows), self.size, self.size, 3), np.uint8)
-        for place, row in enumerate(rows):
-            image = self._decoded(stored, int(row))
+        for position, row in enumerate(rows):
+            image = self._decode_row(stored, int(row))
             top, left = ((side - self.size) // 2 for side in image.shape[:2])
-            batch[place] = image[top : top + self.size, left : left + self.size]
+            batch[position] = image[top : top + self.size, left : left + self.size]
         return batch
 
     def checksum(self, ids: Iterable[str]) -> str:
@@ -97,28 +102,30 @@ class ImageCache:
         shape = "" if (self.resize, self.format) == ("square", "raw") else f" {self.resize} {self.format}"
         return hashlib.sha256(f"{self.size}{shape}\n{lines}".encode()).hexdigest()
 
-    def _bytes(self) -> NDArray[np.uint8]:
+    def _open_pixels(self) -> NDArray[np.uint8]:
         self.check_length()
-        if not end_of(self.index):
+        if not indexed_end(self.index):
             return np.empty(0, np.uint8)
-        return np.memmap(self.folder / PIXELS, dtype=np.uint8, mode="r")
+        return np.memmap(self.folder / PIXELS_FILE, dtype=np.uint8, mode="r")
 
     def check_length(self) -> None:
         """Raise ImageError where the file of pixels lacks bytes that the index names."""
-        path = self.folder / PIXELS
-        if (path.stat().st_size if path.exists() else 0) < end_of(self.index):
-            raise ImageError(f"{path} is shorter than its index says: {_again(self.folder)}")
+        path = self.folder / PIXELS_FILE
+        if (path.stat().st_size if path.exists() else 0) < indexed_end(self.index):
+            raise ImageError(f"{path} is shorter than its index says: {_rebuild_advice(self.folder)}")
 
-    def _check(self, kept: NDArray[np.uint8], crc: int, row: int | np.intp) -> None:
+    def _check_crc(self, kept: NDArray[np.uint8], crc: int, row: int | np.intp) -> None:
         """Whenever pixels are read: 0.05 ms an image of 224 px, far less than what is done with it."""
         if zlib.crc32(kept.data) != crc:
             name = self.index["id"].iat[int(row)]
-            raise ImageError(f"{self.folder / PIXELS} is damaged at the image {name}: {_again(self.folder)}")
+            raise ImageError(
+                f"{self.folder / PIXELS_FILE} is damaged at the image {name}: {_rebuild_advice(self.folder)}"
+            )
 
-    def _decoded(self, stored: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
-        offset, length, height, width, crc = (int(self.index[name].to_numpy()[row]) for name in _WHERE)
+    def _decode_row(self, stored: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
+        offset, length, height, width, crc = (int(self.index[name].to_numpy()[row]) for name in _READ_COLUMNS)
         kept = stored[offset : offset + length]
-        self._check(kept, crc, row)
+        self._check_crc(kept, crc, row)
         if self.format == "jpeg":
             image: NDArray[np.uint8] = simplejpeg.decode_jpeg(kept.tobytes(), "RGB")
             return image
@@ -133,19 +140,19 @@ def cache_name(data_set: str, size: int, resize: Resize, format: Format) -> str:
 def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> ImageCache:
     """What is cached in ``folder`` so far, perhaps nothing. Raises ImageError for a damaged index."""
     settings = {"size": size, "resize": resize, "format": format}
-    path = folder / SETTINGS
+    path = folder / SETTINGS_FILE
     try:
         known = json.loads(path.read_text()) if path.exists() else None
         found = []
-        for path in (folder / INDEX, folder / UNREADABLE):
+        for path in (folder / INDEX_FILE, folder / UNREADABLE_FILE):
             found.append(_read_table(path) if known == settings and path.exists() else None)
         if found[0] is not None:
-            path = folder / INDEX
+            path = folder / INDEX_FILE
             _check_index(found[0], format)
     # What JSON, pyarrow and pandas raise for bytes that are none of theirs.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
-        raise ImageError(f"{path} is damaged ({reason}): {_again(folder)}") from error
+        raise ImageError(f"{path} is damaged ({reason}): {_rebuild_advice(folder)}") from error
     index, unreadable = found
     if index is None:
         index = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in INDEX_COLUMNS.items()})
@@ -173,7 +180,7 @@ def _crc(frame: pd.DataFrame) -> int:
     return zlib.crc32(rows.tobytes(), zlib.crc32(str(frame.dtypes.to_dict()).encode()))
 
 
-def _again(folder: Path) -> str:
+def _rebuild_advice(folder: Path) -> str:
     return f"remove {folder} (`dermstack clean --cache`) and run `dermstack oof` again"
 
 
@@ -187,18 +194,18 @@ def _check_index(index: pd.DataFrame, format: Format) -> None:
         raise ValueError("a picture of another length than its sides")
 
 
-def end_of(index: pd.DataFrame) -> int:
+def indexed_end(index: pd.DataFrame) -> int:
     """Where the indexed bytes end in the file of pixels."""
     return int((index["offset"] + index["length"]).max()) if len(index) else 0
 
 
 CHUNK = 64  # images a job: enough to hide joblib's overhead
 SAVE_EVERY = 32  # chunks between two saves of the index: what a kill can cost
-SAMPLE = 24  # images that tell how large the rest will be
-QUALITY = 95
-_SHOWN = 20
+SIZE_SAMPLE = 24  # images that tell how large the rest will be
+JPEG_QUALITY = 95
+_MAX_LISTED = 20
 
-Stored = tuple[bytes, int, int, int, int]  # what is kept of an image, its height and width, those of the source
+StoredImage = tuple[bytes, int, int, int, int]  # what is kept of an image, its height and width, those of the source
 
 
 def build_cache(
@@ -224,26 +231,26 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # two experiments may share a cache; the lock goes with its process
         cache = open_cache(folder, size=size, resize=resize, format=format)
-        asked = pd.DataFrame(
+        requested = pd.DataFrame(
             {"id": ids, "source_bytes": [s.n_bytes for s in sources], "stamp": [_stamp(s) for s in sources]}
         )
-        known = _same(asked, cache.index)
+        known = _unchanged(requested, cache.index)
         if drop_unreadable:
-            known |= _same(asked, cache.unreadable)
+            known |= _unchanged(requested, cache.unreadable)
         progress(int(known.sum()))
         todo = np.flatnonzero(~known)
         if len(todo):
-            _clear_room(cache)
-            _check_room(cache, [sources[i] for i in todo])
-            cache = _fill(cache, asked, sources, todo, n_jobs=n_jobs, progress=progress)
-            lost = cache.unreadable[cache.unreadable["id"].isin(asked["id"].iloc[todo])]
+            _truncate_leftovers(cache)
+            _check_disk_space(cache, [sources[i] for i in todo])
+            cache = _decode_missing(cache, requested, sources, todo, n_jobs=n_jobs, progress=progress)
+            lost = cache.unreadable[cache.unreadable["id"].isin(requested["id"].iloc[todo])]
             if len(lost) and not drop_unreadable:
                 raise ImageError(_unreadable_text(lost))
     lost = cache.unreadable[cache.unreadable["id"].isin(ids)]
     return replace(cache, unreadable=lost[["id", "file", "reason"]].reset_index(drop=True))
 
 
-def shrink(image: NDArray[np.uint8], size: int, resize: Resize) -> NDArray[np.uint8]:
+def resize_image(image: NDArray[np.uint8], size: int, resize: Resize) -> NDArray[np.uint8]:
     """To a square, or to the short side ``size`` with the aspect kept; grown where it is smaller."""
     height, width = image.shape[:2]
     if resize == "square":
@@ -259,9 +266,9 @@ def shrink(image: NDArray[np.uint8], size: int, resize: Resize) -> NDArray[np.ui
     return resized
 
 
-def _fill(
+def _decode_missing(
     cache: ImageCache,
-    asked: pd.DataFrame,
+    requested: pd.DataFrame,
     sources: list[Source],
     todo: NDArray[np.intp],
     *,
@@ -273,10 +280,10 @@ def _fill(
     tasks = (
         partial(_decode_chunk, [sources[i] for i in chunk], cache.size, cache.resize, cache.format) for chunk in chunks
     )
-    jobs = in_processes(tasks, n_jobs)
-    records = asked.to_dict("records")
+    jobs = run_parallel(tasks, n_jobs)
+    records = requested.to_dict("records")
     try:
-        with (cache.folder / PIXELS).open("ab") as file:
+        with (cache.folder / PIXELS_FILE).open("ab") as file:
             for number in range(0, len(chunks), SAVE_EVERY):
                 batch = chunks[number : number + SAVE_EVERY]
                 rows, lost = [], []
@@ -290,7 +297,7 @@ def _fill(
                     progress(len(chunk))
                 file.flush()
                 os.fsync(file.fileno())
-                cache = _save(cache, rows, lost)
+                cache = _update_index(cache, rows, lost)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -301,7 +308,7 @@ def _fill(
     return cache
 
 
-def _append(file: BinaryIO, result: Stored) -> dict[str, object]:
+def _append(file: BinaryIO, result: StoredImage) -> dict[str, object]:
     kept, height, width, source_height, source_width = result
     offset = file.tell()
     file.write(kept)
@@ -311,22 +318,22 @@ def _append(file: BinaryIO, result: Stored) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _decode_chunk(sources: list[Source], size: int, resize: Resize, format: Format) -> list[Stored | str]:
+def _decode_chunk(sources: list[Source], size: int, resize: Resize, format: Format) -> list[StoredImage | str]:
     """What to keep of each image, or why it can't be read."""
-    made: list[Stored | str] = []
+    made: list[StoredImage | str] = []
     for source in sources:
         try:
-            made.append(_store(source, size, resize, format))
+            made.append(_encode_source(source, size, resize, format))
         except ImageError as error:
             made.append(str(error))
     return made
 
 
-def _store(source: Source, size: int, resize: Resize, format: Format) -> Stored:
-    picture = source.read(at_least=size)
-    small = np.ascontiguousarray(shrink(picture.image, size, resize))
+def _encode_source(source: Source, size: int, resize: Resize, format: Format) -> StoredImage:
+    picture = source.read(min_side=size)
+    small = np.ascontiguousarray(resize_image(picture.image, size, resize))
     # 4:4:4: at a network's size half the colour's resolution would be seen.
-    kept = simplejpeg.encode_jpeg(small, QUALITY, "RGB", "444") if format == "jpeg" else small.tobytes()
+    kept = simplejpeg.encode_jpeg(small, JPEG_QUALITY, "RGB", "444") if format == "jpeg" else small.tobytes()
     return kept, small.shape[0], small.shape[1], picture.height, picture.width
 
 
@@ -334,15 +341,15 @@ def _stamp(source: Source) -> int:
     return source.stamp * 2 + source.swap_red_blue
 
 
-def _same(asked: pd.DataFrame, kept: pd.DataFrame) -> NDArray[np.bool_]:
+def _unchanged(requested: pd.DataFrame, kept: pd.DataFrame) -> NDArray[np.bool_]:
     """Which of the asked rows are kept as they are: the same id, bytes and stamp."""
     columns = ["id", "source_bytes", "stamp"]
     there = pd.MultiIndex.from_frame(kept[columns])
-    same: NDArray[np.bool_] = pd.MultiIndex.from_frame(asked[columns]).isin(there)
+    same: NDArray[np.bool_] = pd.MultiIndex.from_frame(requested[columns]).isin(there)
     return same
 
 
-def _clear_room(cache: ImageCache) -> None:
+def _truncate_leftovers(cache: ImageCache) -> None:
     """Settings first, then an end to what a kill left behind the indexed bytes (or another cache of this name)."""
     settings = {"size": cache.size, "resize": cache.resize, "format": cache.format}
     if not len(cache.index):
@@ -350,16 +357,16 @@ def _clear_room(cache: ImageCache) -> None:
             if path.is_file() and path.name != ".lock":
                 path.unlink()
     cache.check_length()  # else the end would be moved up over a gap of zeros: black pictures
-    _replace(cache.folder / SETTINGS, json.dumps(settings).encode())
-    with (cache.folder / PIXELS).open("ab") as file:
-        file.truncate(end_of(cache.index))
+    _write_atomically(cache.folder / SETTINGS_FILE, json.dumps(settings).encode())
+    with (cache.folder / PIXELS_FILE).open("ab") as file:
+        file.truncate(indexed_end(cache.index))
 
 
-def _check_room(cache: ImageCache, todo: list[Source]) -> None:
+def _check_disk_space(cache: ImageCache, todo: list[Source]) -> None:
     """Predict what the rest will take, before the first hour of decoding."""
     each = cache.size * cache.size * 3.0
     if cache.format == "jpeg" or cache.resize == "short_side":
-        results = _decode_chunk(todo[:: max(1, len(todo) // SAMPLE)], cache.size, cache.resize, cache.format)
+        results = _decode_chunk(todo[:: max(1, len(todo) // SIZE_SAMPLE)], cache.size, cache.resize, cache.format)
         each = float(np.mean([len(result[0]) for result in results if not isinstance(result, str)] or [int(each)]))
     needed, free = each * len(todo), shutil.disk_usage(cache.folder).free
     if needed > free:
@@ -370,7 +377,7 @@ def _check_room(cache: ImageCache, todo: list[Source]) -> None:
         )
 
 
-def _save(cache: ImageCache, rows: list[dict[str, object]], lost: list[dict[str, object]]) -> ImageCache:
+def _update_index(cache: ImageCache, rows: list[dict[str, object]], lost: list[dict[str, object]]) -> ImageCache:
     """Name the new rows in the index; the last word on an id counts."""
     done = {row["id"] for row in (*rows, *lost)}
 
@@ -380,20 +387,20 @@ def _save(cache: ImageCache, rows: list[dict[str, object]], lost: list[dict[str,
 
     index = updated(cache.index, rows).astype(INDEX_COLUMNS).reset_index(drop=True)
     unreadable = updated(cache.unreadable, lost).reset_index(drop=True)
-    for name, frame in ((UNREADABLE, unreadable), (INDEX, index)):
-        _replace(cache.folder / name, table_bytes(frame))
+    for name, frame in ((UNREADABLE_FILE, unreadable), (INDEX_FILE, index)):
+        _write_atomically(cache.folder / name, table_bytes(frame))
     return replace(cache, index=index, unreadable=unreadable)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    with whole(path) as partial:
+def _write_atomically(path: Path, content: bytes) -> None:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
 
 
 def _unreadable_text(lost: pd.DataFrame) -> str:
     lines = [f"id {row_id}: {reason}" for row_id, reason in zip(lost["id"], lost["reason"], strict=True)]
-    more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    more = f"\n  … and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
     return (
         f"{len(lines)} images cannot be read; restore them, drop their rows from the csv, or set "
-        "`data.on_unreadable: drop`:\n  " + "\n  ".join(lines[:_SHOWN]) + more
+        "`data.on_unreadable: drop`:\n  " + "\n  ".join(lines[:_MAX_LISTED]) + more
     )

@@ -102,7 +102,7 @@ def eval_batches(n: int, *, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, n))) for start in range(0, n, batch_size)]
 
 
-def load(images: CachedImages, batches: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
+def load_batches(images: CachedImages, batches: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
     """Fetch the batches in their order, by ``workers`` processes (0: this one). Raises ImageError where one dies."""
     # batch_size=None: the "sampler" hands whole batches to __getitem__, so there is nothing left to collate.
     # The system's own way to start processes: inside a task's process loky's is the default, which torch can't take.

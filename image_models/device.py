@@ -11,8 +11,8 @@ import torch
 
 from image_models.errors import ImageError
 
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,10 +45,11 @@ def use_threads(threads: int) -> None:
     cv2.setNumThreads(threads)
 
 
-def in_parts(
-    step: Callable[[int], Made], parts: int, *, most: int, say: Callable[[int], object] = lambda parts: None
-) -> tuple[Made, int]:
-    """What ``step`` makes of a batch in so many parts: in twice as many whenever memory doesn't hold one, at ``most``.
+def retry_on_oom(
+    step: Callable[[int], Result], parts: int, *, max_parts: int, say: Callable[[int], object] = lambda parts: None
+) -> tuple[Result, int]:
+    """What ``step`` makes of a batch in so many parts: in twice as many whenever memory doesn't hold one, at
+    ``max_parts``.
 
     Returns how many it took too; ``say`` is told each increase. Raises torch's OutOfMemoryError where nothing helps.
     """
@@ -56,23 +57,23 @@ def in_parts(
         try:
             return step(parts), parts
         except torch.OutOfMemoryError:
-            if parts >= most:
+            if parts >= max_parts:
                 raise
-        parts = min(2 * parts, most)
+        parts = min(2 * parts, max_parts)
         say(parts)
 
 
-def names_out_of_memory(work: Callable[Given, Made]) -> Callable[Given, Made]:
+def explain_oom(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """The same function, which raises ImageError with what to do where a GPU's memory is not enough."""
 
-    @wraps(work)
-    def named(*given: Given.args, **named: Given.kwargs) -> Made:
+    @wraps(function)
+    def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
         try:
-            return work(*given, **named)
+            return function(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             raise ImageError(
                 f"the GPU's memory is not enough ({str(error).splitlines()[0]}): lower `batch_size` or `size`, or take "
                 "a smaller backbone"
             ) from error
 
-    return named
+    return wrapper

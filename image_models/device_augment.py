@@ -49,21 +49,21 @@ class DeviceAugment:
         x = images.permute(0, 3, 1, 2).float().div_(255)
         side = x.shape[2]
         for limits in self.limits:
-            matrices = np.stack([_geometry(rng, limits, side) for rng in rngs])
-            x = warp_affine(x, _on(x, matrices)[:, :2], (side, side), padding_mode="reflection")
-            light, contrast, hue, saturation = _on(x, np.stack([_colour(rng, limits) for rng in rngs])).T
+            matrices = np.stack([_affine_matrix(rng, limits, side) for rng in rngs])
+            x = warp_affine(x, _to_device(x, matrices)[:, :2], (side, side), padding_mode="reflection")
+            light, contrast, hue, saturation = _to_device(x, np.stack([_colour_jitter(rng, limits) for rng in rngs])).T
             x = enhance.adjust_brightness(enhance.adjust_contrast(x, 1 + contrast), light)
             x = enhance.adjust_hue(enhance.adjust_saturation(x, 1 + saturation), hue * 2 * math.pi)
             if limits.hole[1]:
-                x = x * ~_inside(_on(x, np.stack([_hole(rng, limits, side) for rng in rngs])), side)[:, None]
+                x = x * ~_hole_mask(_to_device(x, np.stack([_hole(rng, limits, side) for rng in rngs])), side)[:, None]
         return x.mul(255).permute(0, 2, 3, 1)
 
 
-def _on(x: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
+def _to_device(x: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(drawn.astype(np.float32)).to(x.device, non_blocking=True)
 
 
-def _geometry(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
+def _affine_matrix(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
     """(3, 3), from places in the old picture to places in the new: about the middle, then shifted."""
     turn = math.radians(90 * int(rng.integers(4)) + limits.degrees * rng.uniform(-1, 1))
     size = 1 + limits.scale * rng.uniform(-1, 1)
@@ -79,7 +79,7 @@ def _geometry(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray
     return matrix
 
 
-def _colour(rng: np.random.Generator, limits: Limits) -> np.ndarray:
+def _colour_jitter(rng: np.random.Generator, limits: Limits) -> np.ndarray:
     return rng.uniform(-1, 1, 4) * [limits.light, limits.light, limits.hue, limits.saturation]
 
 
@@ -92,10 +92,10 @@ def _hole(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
     return np.array([top, top + height, left, left + width])
 
 
-def _inside(holes: torch.Tensor, side: int) -> torch.Tensor:
+def _hole_mask(holes: torch.Tensor, side: int) -> torch.Tensor:
     """(n, side, side), whether a pixel is in the hole (n, 4)."""
-    place = torch.arange(side, device=holes.device)
+    pixel_index = torch.arange(side, device=holes.device)
     top, bottom, left, right = holes.T[:, :, None]
-    rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)
+    rows, columns = (pixel_index >= top) & (pixel_index < bottom), (pixel_index >= left) & (pixel_index < right)
     inside: torch.Tensor = rows[:, :, None] & columns[:, None]
     return inside

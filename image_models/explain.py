@@ -15,10 +15,10 @@ from image_models.device import use_threads
 from image_models.errors import ImageError
 from image_models.net import Net
 
-AT_ONCE = 4  # pictures whose gradients are in memory together
+CAM_BATCH_SIZE = 4  # pictures whose gradients are in memory together
 
 
-class _Risk(nn.Module):
+class _RiskLogit(nn.Module):
     """Pictures as the backbone takes them → the logit of p as one class; metadata stays as it is."""
 
     def __init__(self, net: Net, metadata: torch.Tensor | None) -> None:
@@ -38,8 +38,8 @@ def risk_maps(net: Net, images: torch.Tensor, metadata: torch.Tensor | None = No
     transformer.
     """
     net = net.eval()
-    layer = _last_map(net, images[:1], metadata[:1] if metadata is not None else None)
-    risk = _Risk(net, metadata)
+    layer = _last_map_layer(net, images[:1], metadata[:1] if metadata is not None else None)
+    risk = _RiskLogit(net, metadata)
     with torch.enable_grad(), GradCAM(risk, target_layer=layer) as extractor:
         scores = risk(images)
         maps = extractor([0] * len(images), scores)[0].float()
@@ -56,22 +56,22 @@ def pixel_risk_maps(
     use_threads(threads)
     device = net.head.weight.device
     parts = [np.empty((0, *pixels.shape[1:3]), np.float32)]
-    for start in range(0, len(pixels), AT_ONCE):
-        some = slice(start, start + AT_ONCE)
-        known = torch.from_numpy(metadata[some]).to(device) if metadata.shape[1] else None
-        parts.append(risk_maps(net, torch.from_numpy(pixels[some]).to(device), known))
+    for start in range(0, len(pixels), CAM_BATCH_SIZE):
+        some = slice(start, start + CAM_BATCH_SIZE)
+        encoded = torch.from_numpy(metadata[some]).to(device) if metadata.shape[1] else None
+        parts.append(risk_maps(net, torch.from_numpy(pixels[some]).to(device), encoded))
     return np.concatenate(parts)
 
 
-def _last_map(net: Net, images: torch.Tensor, metadata: torch.Tensor | None) -> nn.Module:
+def _last_map_layer(net: Net, images: torch.Tensor, metadata: torch.Tensor | None) -> nn.Module:
     """The module that gives the last feature map (1, c, s, s), s > 1, after which everything is pooled."""
     ran: list[tuple[nn.Module, tuple[int, ...]]] = []
 
-    def note(module: nn.Module, _: object, output: object) -> None:
+    def record_output(module: nn.Module, _: object, output: object) -> None:
         ran.append((module, tuple(output.shape) if isinstance(output, torch.Tensor) else ()))
 
     leaves = [module for module in net.backbone.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
+    hooks = [module.register_forward_hook(record_output) for module in leaves]
     with torch.no_grad():
         net(images, metadata)
     for hook in hooks:

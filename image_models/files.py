@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; on success it is flushed to the disk and takes ``path``'s place.
 
     An OSError, which safetensors hides in one of its own, names ``path``.
@@ -34,7 +34,7 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def as_any_file(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file the rights that a new one gets here: safetensors lets its own user alone read what it writes."""
     path.chmod(0o666 & ~_umask())
 

@@ -16,14 +16,14 @@ from threadpoolctl import threadpool_limits
 
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, allowed_classes
-from image_models.device import names_out_of_memory, pick_device, use_threads
+from image_models.device import explain_oom, pick_device, use_threads
 from image_models.errors import ImageError
-from image_models.files import as_any_file, whole
+from image_models.files import apply_umask, atomic_write
 from image_models.frozen_head import fit_head
 from image_models.losses import prior_shift, training_prior
 from image_models.net import build_net, write_weights
 from image_models.predict import NetOutput, mean_over_seeds, predict
-from image_models.saved import BODY, HISTORY, STATE, WEIGHTS, predict_by_seed, read_fold_nets
+from image_models.saved import BACKBONE, HISTORY, STATE, WEIGHTS, predict_by_seed, read_fold_nets
 from image_models.settings import SILENT, Callbacks, Compute, Network, Training
 from image_models.train import train_net
 from image_models.transforms import Augment
@@ -31,7 +31,7 @@ from image_models.transforms import Augment
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
 
-SAME = 1e-4  # logits that differ by less differ by rounding, or weight decay has emptied the net
+MIN_LOGIT_RANGE = 1e-4  # logits that differ by less differ by rounding, or weight decay has emptied the net
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class TrainingRows:
     target: NDArray[np.int8] | NDArray[np.bool_]  # 0/1 (n,), or (n, c): the classes that each row may be of
     positive: Sequence[bool] = (False, True)  # (c,) the classes whose probabilities add up to p
     metadata: NDArray[np.float32] | None = None  # (n, m) encoded columns that the nets see beside the image
-    choose: NDArray[np.bool_] | None = None  # (n,) rows that choose the epoch under `select: best`, and train nothing
+    inner_val: NDArray[np.bool_] | None = (
+        None  # (n,) rows that choose the epoch under `select: best`, and train nothing
+    )
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class FoldPredictions:
     seed_logits: dict[str, NDArray[np.float32]]  # by set: (n, seeds)
 
 
-@names_out_of_memory
+@explain_oom
 def train_fold_net(
     cache: ImageCache,
     data: TrainingRows,
@@ -75,34 +77,34 @@ def train_fold_net(
     started = time.perf_counter()
     use_threads(compute.threads)
     allowed, metadata = allowed_classes(data.target), data.metadata
-    learn = np.ones(len(data.rows), bool) if data.choose is None else ~data.choose
+    train_mask = np.ones(len(data.rows), bool) if data.inner_val is None else ~data.inner_val
 
     def images(part: NDArray[np.bool_], augmented: Augment | None) -> CachedImages:
         columns = None if metadata is None else metadata[part]
         return CachedImages(cache, data.rows[part], allowed[part], metadata=columns, augment=augmented)
 
-    shares = training_prior(allowed[learn], Training())
-    prior = shares * np.exp(prior_shift(allowed[learn], np.array(data.positive), training))
+    shares = training_prior(allowed[train_mask], Training())
+    prior = shares * np.exp(prior_shift(allowed[train_mask], np.array(data.positive), training))
     net = build_net(
         network.backbone, pretrained=network.pretrained, frozen=False, timm_args=network.timm_args, size=cache.size,
         mean=network.mean, std=network.std, prior=prior.tolist(), seed=seed, positive=data.positive,
         dropout=training.dropout, dropout_samples=training.dropout_samples,
         metadata=0 if metadata is None else metadata.shape[1],
     )  # fmt: skip
-    of_row, of_batch = _augmentations(training, seed)
+    row_augment, batch_augment = _augmentations(training, seed)
     history = train_net(
-        net, images(learn, of_row), training=training, seed=seed, device=pick_device(compute.device), augment=of_batch,
-        choose=None if data.choose is None else images(data.choose, None), state=folder / STATE,
-        identity=identity, workers=compute.workers, report=callbacks.report, progress=callbacks.progress,
+        net, images(train_mask, row_augment), training=training, seed=seed, device=pick_device(compute.device),
+        augment=batch_augment, inner_val=None if data.inner_val is None else images(data.inner_val, None), state=folder
+        / STATE, identity=identity, workers=compute.workers, report=callbacks.report, progress=callbacks.progress,
         say=callbacks.say,
     )  # fmt: skip
     write_weights(net, folder / WEIGHTS)
     _write_history(folder, history)
-    epochs = float((learn.sum() / history["images_per_s"]).sum())
+    epochs = float((train_mask.sum() / history["images_per_s"]).sum())
     return max(epochs, time.perf_counter() - started)
 
 
-@names_out_of_memory
+@explain_oom
 def predict_fold(
     fold: Path,
     settings: Mapping[str, Any],
@@ -139,16 +141,16 @@ def predict_fold(
 
 def _refuse_collapsed(held_out: NetOutput, *, remedy: str) -> None:
     """Raise ImageError where all held-out rows get the same logit. A few test images may well be identical."""
-    if len(held_out.logit) > 1 and np.ptp(held_out.logit) < SAME:
+    if len(held_out.logit) > 1 and np.ptp(held_out.logit) < MIN_LOGIT_RANGE:
         raise ImageError(
             f"the network collapsed: it predicts the same for all {len(held_out.logit)} held-out images: {remedy}"
         )
 
 
 def _write_history(folder: Path, history: pd.DataFrame) -> None:
-    with whole(folder / HISTORY) as partial:
+    with atomic_write(folder / HISTORY) as partial:
         history.to_csv(partial, index=False)
-        as_any_file(partial)
+        apply_umask(partial)
 
 
 def _augmentations(training: Training, seed: int) -> tuple[Augment | None, DeviceAugment | None]:
@@ -178,7 +180,7 @@ def embed(
         network.backbone, pretrained=network.pretrained, frozen=True, timm_args=network.timm_args, size=cache.size,
         mean=network.mean, std=network.std, prior=(0.5, 0.5), seed=seed,
     )  # fmt: skip
-    write_weights(net.backbone, folder / BODY)
+    write_weights(net.backbone, folder / BACKBONE)
     return predict(
         net, CachedImages(cache, rows), batch_size=batch_size, device=pick_device(compute.device), tta=tta,
         workers=compute.workers, progress=progress,
@@ -204,9 +206,9 @@ def fit_frozen_fold(
         head = fit_head(z, target, inner)
         logits = {name: head.logit(features) for name, features in sets.items()}
     progress(len(z))
-    with whole(folder / WEIGHTS) as partial:
+    with atomic_write(folder / WEIGHTS) as partial:
         save_file({"head.weight": head.weight[None], "head.bias": np.array([head.bias])}, partial)
-        as_any_file(partial)
+        apply_umask(partial)
     predictions = {name: NetOutput(logits[name], features) for name, features in sets.items()}
     _refuse_collapsed(predictions["oof"], remedy="check the weights and the images")
     _write_history(folder, pd.DataFrame({"strength": [head.strength]}))

@@ -41,8 +41,8 @@ def fit_head(
     mean, std = x.mean(axis=0), x.std(axis=0)
     # A feature that never moves says nothing. Its std isn't quite zero: float32 sums of more than 8,192 equal float16
     # values round, and dividing by that rounding made a constant the heaviest feature of all.
-    moves = (z.max(axis=0) > z.min(axis=0)) & (std > 1e-6)
-    scale = np.where(moves, std, 1.0)
+    varies = (z.max(axis=0) > z.min(axis=0)) & (std > 1e-6)
+    scale = np.where(varies, std, 1.0)
     x = (x - mean) / scale
 
     def fit(rows: NDArray[np.bool_], strength: float) -> LogisticRegression:

@@ -47,7 +47,7 @@ def row_losses(
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedBatch:
     """A batch of which each row is ``share`` of itself and the rest of row ``partner``."""
 
     images: torch.Tensor  # (n, h, w, 3), float where pixels were averaged
@@ -60,7 +60,7 @@ class Mixed:
         return self.share * own + (1 - self.share) * of_partner
 
 
-def mix_batch(batch: Batch, *, mixup: float, cutmix: float, rng: np.random.Generator) -> Mixed:
+def mix_batch(batch: Batch, *, mixup: float, cutmix: float, rng: np.random.Generator) -> MixedBatch:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019); the two are alphas, and 0 switches one off.
 
     With cutmix one box of the same place is cut for the whole batch, and ``share`` is what of the picture is left.
@@ -82,7 +82,7 @@ def mix_batch(batch: Batch, *, mixup: float, cutmix: float, rng: np.random.Gener
     else:
         images = torch.lerp(other.float(), batch.images.float(), share)
     metadata = torch.lerp(batch.metadata[partner], batch.metadata, share)
-    return Mixed(images, metadata, partner, share)
+    return MixedBatch(images, metadata, partner, share)
 
 
 def class_weights(allowed: NDArray[np.bool_], balance: str) -> NDArray[np.float64] | None:

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from image_models.errors import ImageError
-from image_models.files import as_any_file, whole
+from image_models.files import apply_umask, atomic_write
 from image_models.losses import risk_logit
 
 # What `timm.create_model` takes besides the network's own arguments: it would load files that nobody has looked at.
-_NOT_OF_THE_NETWORK = frozenset({
+_REFUSED_TIMM_ARGS = frozenset({
     "cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg",
     "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict", "weights_only",
 })  # fmt: skip
@@ -152,9 +152,9 @@ def check_backbone(backbone: str, pretrained: bool | Path) -> None:
 
 def write_weights(net: nn.Module, path: Path) -> None:
     """All parameters and buffers as safetensors: nothing in the file is executed on load."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         safetensors.torch.save_model(net, str(partial))
-        as_any_file(partial)
+        apply_umask(partial)
 
 
 def read_weights(net: nn.Module, path: Path) -> None:
@@ -176,7 +176,7 @@ def _fusion(columns: int) -> nn.Module:
 
 def _build_body(backbone: str, timm_args: Mapping[str, Any], *, fetch: bool) -> nn.Module:
     """The timm model without classifier, with weights from its hub where ``fetch`` says so."""
-    if odd := sorted(_NOT_OF_THE_NETWORK & set(timm_args)):
+    if odd := sorted(_REFUSED_TIMM_ARGS & set(timm_args)):
         raise ImageError(f"{backbone}: timm_args {', '.join(odd)} says where weights come from: use `pretrained:`")
     try:
         body: nn.Module = timm.create_model(backbone, pretrained=fetch, num_classes=0, **timm_args)
@@ -222,11 +222,11 @@ def _load_body(body: nn.Module, path: Path, backbone: str) -> None:
         ) from error
     classifier = _pretrained_config(body).get("classifier") or ()  # some have two, some none
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    strange = [key for key in unexpected if not key.startswith(tuple(f"{head}." for head in heads))]
-    if missing or strange:
+    unknown_keys = [key for key in unexpected if not key.startswith(tuple(f"{head}." for head in heads))]
+    if missing or unknown_keys:
         raise ImageError(
-            f"{path} is not of a {backbone}: {len(missing)} tensors missing, {len(strange)} unknown, first: "
-            f"{', '.join([*missing, *strange][:3])}: name the backbone that the weights belong to"
+            f"{path} is not of a {backbone}: {len(missing)} tensors missing, {len(unknown_keys)} unknown, first: "
+            f"{', '.join([*missing, *unknown_keys][:3])}: name the backbone that the weights belong to"
         )
 
 

@@ -30,7 +30,7 @@ FLOAT16_STEP = 2.0**-10  # of the value that is rounded, at most
 
 
 @dataclass(frozen=True)
-class Agreement:
+class OnnxDifferences:
     """How far ONNX and torch are apart at most, on these many pictures."""
 
     images: int
@@ -78,7 +78,7 @@ def write_onnx(net: Net, path: Path, *, size: int, metadata: int) -> None:
         raise ImageError(f"can't be expressed in ONNX ({reason[:200]}): bundle without `--onnx`") from error
 
 
-def check_onnx(path: Path, net: Net, images: CachedImages) -> Agreement:
+def check_onnx(path: Path, net: Net, images: CachedImages) -> OnnxDifferences:
     """Run the file and ``net`` on all ``images`` at once and on the first alone.
 
     Raises ImageError where the file can't be run, or a p, logit or z is further from torch's than the tolerances.
@@ -88,7 +88,7 @@ def check_onnx(path: Path, net: Net, images: CachedImages) -> Agreement:
         found = [_compare(session, net, images[rows]) for rows in (list(range(len(images))), [0])]
     except _RUNTIME_ERRORS as error:
         raise ImageError(f"onnxruntime can't run what was exported ({str(error)[:200]}): bundle again") from error
-    worst = Agreement(
+    worst = OnnxDifferences(
         len(images),
         p=max(one.p for one in found),
         logit=max(one.logit for one in found),
@@ -112,37 +112,39 @@ class _Traceable(nn.Module):
     def __init__(self, net: Net) -> None:
         super().__init__()
         self.net = net
-        self.yes: list[int] = net.positive.nonzero()[:, 0].tolist()
-        self.no: list[int] = (~net.positive).nonzero()[:, 0].tolist()
+        self.positive_classes: list[int] = net.positive.nonzero()[:, 0].tolist()
+        self.negative_classes: list[int] = (~net.positive).nonzero()[:, 0].tolist()
 
     def forward(self, images: torch.Tensor, metadata: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         outputs, z = self.net.outputs(images, metadata)
         if outputs.shape[1] == 1:
             return outputs[:, 0], z
-        return torch.logsumexp(outputs[:, self.yes], dim=1) - torch.logsumexp(outputs[:, self.no], dim=1), z
+        return torch.logsumexp(outputs[:, self.positive_classes], dim=1) - torch.logsumexp(
+            outputs[:, self.negative_classes], dim=1
+        ), z
 
 
-def _compare(session: onnxruntime.InferenceSession, net: Net, batch: Batch) -> Agreement:
+def _compare(session: onnxruntime.InferenceSession, net: Net, batch: Batch) -> OnnxDifferences:
     feeds = {"images": batch.images.numpy()}
     if batch.metadata.shape[1]:
         feeds["metadata"] = batch.metadata.numpy()
     logit, z = session.run(["logit", "z"], feeds)
-    here = batch.to(net.head.weight.device)
+    device_batch = batch.to(net.head.weight.device)
     with torch.inference_mode():
-        torch_logit, torch_z = (one.cpu().numpy() for one in net(here.images, here.metadata))
-        joined = torch.from_numpy(z).to(here.images.device)
+        torch_logit, torch_z = (one.cpu().numpy() for one in net(device_batch.images, device_batch.metadata))
+        joined = torch.from_numpy(z).to(device_batch.images.device)
         if net.fusion is not None:
-            joined = torch.cat([joined, net.fusion(here.metadata)], dim=1)
+            joined = torch.cat([joined, net.fusion(device_batch.metadata)], dim=1)
         of_z = risk_logit(net.head(joined), net.positive).cpu().numpy()
     if logit.shape != torch_logit.shape or z.shape != torch_z.shape:
         raise ImageError(f"ONNX gives {logit.shape} and {z.shape}, torch {torch_logit.shape} and {torch_z.shape}")
-    apart = np.abs(z - torch_z) - (FLOAT16_STEP * np.abs(torch_z) if net.frozen else 0.0)
-    return Agreement(
+    z_difference = np.abs(z - torch_z) - (FLOAT16_STEP * np.abs(torch_z) if net.frozen else 0.0)
+    return OnnxDifferences(
         len(logit),
         p=_largest(expit(logit.astype(np.float64)) - expit(torch_logit.astype(np.float64))),
         logit=_largest(logit - torch_logit),
         logit_of_z=_largest(logit - of_z),
-        z=float(np.maximum(apart, 0.0).max()) / (_largest(torch_z) or 1.0),
+        z=float(np.maximum(z_difference, 0.0).max()) / (_largest(torch_z) or 1.0),
     )
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from image_models.dataset import Batch, CachedImages, eval_batches, load
-from image_models.device import in_parts, names_out_of_memory
+from image_models.dataset import Batch, CachedImages, eval_batches, load_batches
+from image_models.device import explain_oom, retry_on_oom
 from image_models.errors import ImageError
 from image_models.net import Net
 
-VIEWS = {"none": 1, "flips": 4, "d4": 8}
+VIEW_COUNTS = {"none": 1, "flips": 4, "d4": 8}
 
 
 def views(images: torch.Tensor, kind: str) -> Iterator[torch.Tensor]:
@@ -45,7 +45,7 @@ def mean_over_seeds(by_seed: Sequence[NetOutput]) -> NetOutput:
     return NetOutput(logit, by_seed[0].z)
 
 
-@names_out_of_memory
+@explain_oom
 def predict(
     net: Net,
     images: CachedImages,
@@ -64,16 +64,18 @@ def predict(
     net = net.to(device).eval()
     logits, features, parts = [], [], 1
     with torch.inference_mode():
-        for batch in load(
+        for batch in load_batches(
             images,
             eval_batches(len(images), batch_size=batch_size),
             workers=workers,
             pin=device.type == "cuda",
         ):
-            (logit, z), parts = in_parts(partial(_averaged, net, batch.to(device), tta), parts, most=len(batch.rows))
+            (logit, z), parts = retry_on_oom(
+                partial(_mean_over_views, net, batch.to(device), tta), parts, max_parts=len(batch.rows)
+            )
             logits.append(logit.cpu().numpy())
             features.append(z.half().cpu().numpy())
-            progress(VIEWS[tta] * len(batch.rows))
+            progress(VIEW_COUNTS[tta] * len(batch.rows))
     if not logits:
         return NetOutput(np.empty(0, np.float32), np.empty((0, net.features), np.float16))
     predictions = NetOutput(np.concatenate(logits), np.concatenate(features))
@@ -86,7 +88,7 @@ def predict(
     return predictions
 
 
-def _averaged(net: Net, batch: Batch, tta: str, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _mean_over_views(net: Net, batch: Batch, tta: str, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logit (n,) and features (n, d), each the mean over the views."""
     logits, features, parts = [], [], min(parts, len(batch.rows))
     for images, metadata in zip(batch.images.tensor_split(parts), batch.metadata.tensor_split(parts), strict=True):

@@ -13,20 +13,22 @@ from typing import ParamSpec, TypeVar
 
 import joblib
 
-LOOK_EVERY_S = 0.2
+PARENT_POLL_SECONDS = 0.2
 
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
 
 
-def in_processes(tasks: Iterable[Callable[[], Made]], n_jobs: int) -> Iterator[Made]:
+def run_parallel(tasks: Iterable[Callable[[], Result]], n_jobs: int) -> Iterator[Result]:
     """What each task gives, in order, as soon as it is there: by ``n_jobs`` processes, or here where that is 1."""
-    with _ctrl_c_waits():
-        made = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(joblib.delayed(tied(task))() for task in tasks)
+    with _sigint_blocked():
+        made = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
+            joblib.delayed(exit_with_parent(task))() for task in tasks
+        )
     yield from made
 
 
-def tied(task: Callable[Given, Made]) -> Callable[Given, Made]:
+def exit_with_parent(task: Callable[Params, Result]) -> Callable[Params, Result]:
     """The same task, to be sent to a worker process, which then ends as soon as this process is gone.
 
     Nobody tells a worker that its parent was killed (SIGKILL, the memory killer): it would go on with its task for
@@ -44,7 +46,7 @@ def end_workers() -> None:
 
 
 @contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
+def _sigint_blocked() -> Iterator[None]:
     """Ctrl-C goes to every process of a terminal: those started in here never see it, this one does afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -56,17 +58,17 @@ def _ctrl_c_waits() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run(parent: int, task: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
+def _run(parent: int, task: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
     if os.getpid() != parent:
-        _end_with(os.getpid(), parent)
-    return task(*given, **named)
+        _watch_parent(os.getpid(), parent)
+    return task(*args, **kwargs)
 
 
 @cache  # one thread a process
-def _end_with(_process: int, parent: int) -> None:
-    def look() -> None:
+def _watch_parent(_process: int, parent: int) -> None:
+    def poll() -> None:
         while os.getppid() == parent:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(PARENT_POLL_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=poll, daemon=True).start()

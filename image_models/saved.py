@@ -22,18 +22,18 @@ from image_models.losses import risk_logit
 from image_models.net import Net, build_net, read_weights
 from image_models.predict import NetOutput, mean_over_seeds, predict
 
-BODY = "backbone.safetensors"  # of a frozen run: one for all its folds, beside them
+BACKBONE = "backbone.safetensors"  # of a frozen run: one for all its folds, beside them
 WEIGHTS = "weights.safetensors"  # of one net
 HISTORY = "history.csv"  # of one net's training
 STATE = "state.pt"  # of a training that has not ended
 
 
-class NetStore:
+class NetCache:
     """`read_fold_nets` for one set of pictures after the other: what it read is kept as long as there is room."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         """``room``: bytes of weights that may be kept."""
-        self._room = room
+        self._bytes_left = max_bytes
         self._kept: dict[tuple[Path, str], list[Net]] = {}
 
     def read(
@@ -44,8 +44,8 @@ class NetStore:
             return self._kept[fold, device]
         nets = read_fold_nets(fold, settings, positive=positive, metadata=metadata, device=device)
         weight = sum(tensor.nbytes for net in nets for tensor in (*net.parameters(), *net.buffers()))
-        if weight <= self._room:
-            self._room -= weight
+        if weight <= self._bytes_left:
+            self._bytes_left -= weight
             self._kept[fold, device] = nets
         return nets
 
@@ -105,15 +105,15 @@ def read_fold_net(
     *,
     positive: Sequence[bool] = (False, True),
     metadata: int = 0,
-    body: Path | None = None,
+    backbone_weights: Path | None = None,
     device: str = "cpu",
 ) -> Net:
     """The net whose weights lie in one file, in eval mode and in the precision that it was validated in.
 
-    A frozen run keeps only its heads in ``weights``: its ``body`` is by default the file backbone.safetensors one
-    folder up. Arguments and errors as those of `read_fold_nets`.
+    A frozen run keeps only its heads in ``weights``: its ``backbone_weights`` is by default the file
+    backbone.safetensors one folder up. Arguments and errors as those of `read_fold_nets`.
     """
-    normalise, where = settings["normalise"] or {}, pick_device(device)
+    normalise, torch_device = settings["normalise"] or {}, pick_device(device)
     frozen: bool = settings["frozen"]
     with torch.random.fork_rng(devices=[]):  # the draws that start a net are overwritten: they shall not move others'
         net = build_net(
@@ -130,15 +130,15 @@ def read_fold_net(
             metadata=metadata,
         )
     if frozen:
-        read_weights(net.backbone, body or weights.parent.parent / BODY)
+        read_weights(net.backbone, backbone_weights or weights.parent.parent / BACKBONE)
         read_weights(nn.ModuleDict({"head": net.head}), weights)
     else:
         read_weights(net, weights)
-        net.precision = pick_precision(settings["precision"], where)
-    return net.to(where).eval()
+        net.precision = pick_precision(settings["precision"], torch_device)
+    return net.to(torch_device).eval()
 
 
-def apply_trained(
+def predict_trained(
     fold: Path,
     settings: Mapping[str, Any],
     cache: ImageCache,
@@ -146,7 +146,7 @@ def apply_trained(
     metadata: NDArray[np.float32],
     *,
     positive: Sequence[bool],
-    store: NetStore,
+    store: NetCache,
     device: str,
     threads: int,
     workers: int,
@@ -186,13 +186,13 @@ def predict_by_seed(
     ]  # fmt: skip
 
 
-def apply_frozen(
+def predict_frozen(
     folds: Sequence[Path],
     settings: Mapping[str, Any],
     cache: ImageCache,
     rows: NDArray[np.intp],
     *,
-    store: NetStore,
+    store: NetCache,
     device: str,
     threads: int,
     workers: int,
@@ -200,10 +200,10 @@ def apply_frozen(
 ) -> Iterator[NetOutput]:
     """A frozen backbone on rows of a cache, once, and then the head in each of the folders ``folds`` on its z."""
     use_threads(threads)
-    where, weights = pick_device(device), [fold / WEIGHTS for fold in folds]
-    (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=where.type)
+    torch_device, weights = pick_device(device), [fold / WEIGHTS for fold in folds]
+    (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=torch_device.type)
     z = predict(
-        net, CachedImages(cache, rows), batch_size=settings["batch_size"], device=where, tta=settings["tta"],
+        net, CachedImages(cache, rows), batch_size=settings["batch_size"], device=torch_device, tta=settings["tta"],
         workers=workers, progress=progress,
     ).z  # fmt: skip
     for path in weights:

@@ -22,11 +22,11 @@ from sklearn.metrics import roc_auc_score
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from image_models.dataset import Batch, CachedImages, load, train_batches
-from image_models.device import in_parts, pick_precision
+from image_models.dataset import Batch, CachedImages, load_batches, train_batches
+from image_models.device import pick_precision, retry_on_oom
 from image_models.errors import ImageError
-from image_models.files import whole
-from image_models.losses import Mixed, class_weights, mix_batch, prior_shift, row_losses
+from image_models.files import atomic_write
+from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses
 from image_models.net import Net
 from image_models.predict import predict
 from image_models.settings import Training
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
 
 
-class Average:
+class WeightAverage:
     """Follows ``net`` with `update`; `swap` exchanges the two, so that the average can be used and put back.
 
     The decay starts at 2/11 and rises to ``decay`` with the steps, as TensorFlow's does: early weights are forgotten.
@@ -74,7 +74,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(hashlib.sha256(content).digest() + content)
 
 
@@ -107,7 +107,7 @@ def train_net(
     seed: int,
     device: torch.device,
     augment: DeviceAugment | None = None,
-    choose: CachedImages | None = None,
+    inner_val: CachedImages | None = None,
     state: Path | None = None,
     identity: str = "",
     workers: int = 0,
@@ -118,25 +118,25 @@ def train_net(
     """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
 
     No row that is scored comes in here. ``augment`` works on batches on the device, where the rows' own recipe doesn't.
-    ``choose`` are the rows on which `select: best` finds its epoch, and ``report`` is told each epoch's AUC on them.
+    ``inner_val`` are the rows on which `select: best` finds its epoch, and ``report`` is told each epoch's AUC on them.
     ``state`` is a file that is written after each epoch and taken up where it is of the same ``identity``: every draw
     comes from (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the
     images of each step, ``say`` what a user should know.
 
     Returns the history, a row an epoch: epoch, loss (mean training loss), lr (at its end), images_per_s, and auc of
-    ``choose``. Raises ImageError when the loss is no number any more.
+    ``inner_val``. Raises ImageError when the loss is no number any more.
     """
     net = net.to(device).train()
     net.precision = pick_precision(training.precision, device)
     if training.compile:
         net.backbone.compile()
     optimiser = torch.optim.AdamW(_parameter_groups(net, training), lr=training.lr)
-    average = Average(net, training.ema) if training.ema else None
+    average = WeightAverage(net, training.ema) if training.ema else None
     scaler = torch.amp.GradScaler(device.type, enabled=net.precision == torch.float16)
     positive = net.positive.cpu().numpy()
     weights = class_weights(images.allowed, training.balance)
-    unshift = (-prior_shift(images.allowed, positive, training)).tolist()
-    losses_of = _Losses(net, training, optimiser, scaler)
+    prior_correction = (-prior_shift(images.allowed, positive, training)).tolist()
+    batch_loss = _BatchLoss(net, training, optimiser, scaler)
     parts, history, best, start = training.accumulate, [], None, 0
     if state and (kept := read_state(state, identity=identity)):
         net.load_state_dict(kept["net"])
@@ -150,22 +150,22 @@ def train_net(
         if start < training.epochs:
             say(f"seed {seed} goes on after epoch {start} of {training.epochs}")
 
-    def order(epoch: int) -> list[list[int]]:
+    def epoch_batches(epoch: int) -> list[list[int]]:
         return train_batches(len(images), batch_size=training.batch_size, seed=seed, epoch=epoch, weights=weights)
 
-    def too_large(parts: int) -> None:
+    def report_split(parts: int) -> None:
         say(f"out of memory on {device}: batches of {training.batch_size} now go through in {parts} parts")
 
     progress(start * len(images))
-    step_count = training.epochs * len(order(0))
+    step_count = training.epochs * len(epoch_batches(0))
     warmup = max(1, int(step_count * training.warmup))
-    step = start * len(order(0))
+    step = start * len(epoch_batches(0))
     for epoch in range(start, training.epochs):
-        started, losses, batches = time.perf_counter(), [], order(epoch)
+        started, losses, batches = time.perf_counter(), [], epoch_batches(epoch)
         images.epoch = epoch
-        draws = np.random.default_rng((seed, epoch, 1))  # of mixup and cutmix; (seed, epoch) is the order's
+        mix_rng = np.random.default_rng((seed, epoch, 1))  # of mixup and cutmix; (seed, epoch) is the order's
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))  # dropout
-        for batch in load(images, batches, workers=workers, pin=device.type == "cuda"):
+        for batch in load_batches(images, batches, workers=workers, pin=device.type == "cuda"):
             rate = training.lr * _schedule(step, warmup=warmup, steps=step_count)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -174,8 +174,10 @@ def train_net(
                 batch = batch._replace(images=augment(batch.images, epoch=epoch, rows=rows))
             mixed = None
             if training.mixup or training.cutmix:
-                mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=draws)
-            loss, parts = in_parts(partial(losses_of.backward, batch, mixed), parts, most=len(rows) // 2, say=too_large)
+                mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=mix_rng)
+            loss, parts = retry_on_oom(
+                partial(batch_loss.backward, batch, mixed), parts, max_parts=len(rows) // 2, say=report_split
+            )
             losses.append(loss)
             scaler.unscale_(optimiser)
             if training.clip_norm:
@@ -193,9 +195,11 @@ def train_net(
             )
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "images_per_s": sum(map(len, batches)) / seconds}
-        if choose is not None:
-            with _as_handed_over(net, average, unshift):
-                row["auc"] = _auc(net, choose, positive, batch_size=training.batch_size, device=device, workers=workers)
+        if inner_val is not None:
+            with _as_final_net(net, average, prior_correction):
+                row["auc"] = _auc(
+                    net, inner_val, positive, batch_size=training.batch_size, device=device, workers=workers
+                )
                 if best is None or row["auc"] > best["auc"]:
                     made = {key: tensor.detach().cpu().clone() for key, tensor in net.state_dict().items()}
                     best = {"auc": row["auc"], "net": made}
@@ -212,17 +216,17 @@ def train_net(
         return pd.DataFrame(history)
     if average:
         average.swap(net)
-    net.shift_prior(unshift)
+    net.shift_prior(prior_correction)
     return pd.DataFrame(history)
 
 
 @contextmanager
-def _as_handed_over(net: Net, average: Average | None, unshift: list[float]) -> Iterator[None]:
+def _as_final_net(net: Net, average: WeightAverage | None, prior_correction: list[float]) -> Iterator[None]:
     """The net as it would be if this epoch were the last: averaged, with the prior put back. Training then goes on."""
     if average:
         average.swap(net)
     bias = net.head.bias.detach().clone()
-    net.shift_prior(unshift)
+    net.shift_prior(prior_correction)
     yield
     with torch.no_grad():
         net.head.bias.copy_(bias)  # adding and taking away would not give the same bits
@@ -231,7 +235,7 @@ def _as_handed_over(net: Net, average: Average | None, unshift: list[float]) -> 
     net.train()
 
 
-class _Losses:
+class _BatchLoss:
     """The mean loss of a batch and its gradient, taken in parts where it doesn't fit at once."""
 
     def __init__(
@@ -242,7 +246,7 @@ class _Losses:
         self.optimiser = optimiser
         self.scaler = scaler
 
-    def backward(self, batch: Batch, mixed: Mixed | None, parts: int) -> torch.Tensor:
+    def backward(self, batch: Batch, mixed: MixedBatch | None, parts: int) -> torch.Tensor:
         self.optimiser.zero_grad(set_to_none=True)
         n = len(batch.rows)
         images, metadata = (mixed.images, mixed.metadata) if mixed else (batch.images, batch.metadata)
@@ -268,8 +272,8 @@ class _Losses:
         )
         if self.training.positive_weight == 1:
             return loss
-        risky = ~(allowed & ~self.net.positive).any(dim=1)
-        return torch.where(risky, self.training.positive_weight * loss, loss)
+        is_positive = ~(allowed & ~self.net.positive).any(dim=1)
+        return torch.where(is_positive, self.training.positive_weight * loss, loss)
 
 
 def _parameter_groups(net: Net, training: Training) -> list[dict[str, Any]]:
@@ -298,5 +302,5 @@ def _auc(
     net: Net, images: CachedImages, positive: NDArray[np.bool_], *, batch_size: int, device: torch.device, workers: int
 ) -> float:
     made = predict(net, images, batch_size=batch_size, device=device, workers=workers)
-    risky = ~(images.allowed & ~positive).any(axis=1)
-    return float(roc_auc_score(risky, made.logit))
+    is_positive = ~(images.allowed & ~positive).any(axis=1)
+    return float(roc_auc_score(is_positive, made.logit))

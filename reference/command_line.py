@@ -22,9 +22,9 @@ def commands_page() -> str:
         for parameter in command.params:
             term, text = parameter.get_help_record(inside)
             term = term.replace(" range>", ">").replace("list[str]", "str")
-            said = parameter.help or ""
-            given = text.removeprefix(said).strip(" []").replace("x>=", "≥ ")  # required; default: 30; x>=1
-            lines += [f"`{term}`" + (f" *{_text(given)}*" if given else ""), f":   {_text(said)}", ""]
+            help_text = parameter.help or ""
+            given = text.removeprefix(help_text).strip(" []").replace("x>=", "≥ ")  # required; default: 30; x>=1
+            lines += [f"`{term}`" + (f" *{_text(given)}*" if given else ""), f":   {_text(help_text)}", ""]
     return "\n".join(lines)
 
 

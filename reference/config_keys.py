@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from image_models.settings import Training
 from reference.sentences import sentences
 from stack.config import Config
-from stack.image_config import NAME, ImageModel
+from stack.image_config import NAME_PATTERN, ImageModel
 
 _WORDS = {"boolean": "true / false", "integer": "whole number", "number": "number", "string": "text"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -24,8 +24,8 @@ class Key:
     """One key of a section, in words."""
 
     name: str
-    takes: str  # what a value must be
-    otherwise: str  # what it is where it isn't given
+    value_type: str  # what a value must be
+    default: str  # what it is where it isn't given
     sentence: str
     section: type[BaseModel] | None  # the model of what stands under it
 
@@ -80,19 +80,19 @@ def key_sentences(model: type[BaseModel]) -> dict[str, str]:
 
 def _keys(model: type[BaseModel]) -> Iterator[Key]:
     schema = model.model_json_schema()
-    said = key_sentences(model)
+    descriptions = key_sentences(model)
     for name, field in model.model_fields.items():
-        if name not in said:
+        if name not in descriptions:
             raise LookupError(f"{model.__name__}.{name} has no sentence: write a comment at the end of its line")
         entry = schema["properties"][name]
-        yield Key(name, _takes(entry), _otherwise(field, entry), said[name], _section(field.annotation))
+        yield Key(name, _value_type(entry), _default(field, entry), descriptions[name], _section(field.annotation))
 
 
 def _described(key: Key, place_of: dict[type[BaseModel], str]) -> str:
-    takes = key.takes
+    value_type = key.value_type
     if key.section is not None:
-        takes = takes.replace("section", f"[section](#{place_of[key.section]})")
-    return f"*{takes}, {key.otherwise}* — {key.sentence}"
+        value_type = value_type.replace("section", f"[section](#{place_of[key.section]})")
+    return f"*{value_type}, {key.default}* — {key.sentence}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -102,7 +102,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_section, get_args(annotation))), None)
 
 
-def _otherwise(field: FieldInfo, entry: dict[str, Any]) -> str:
+def _default(field: FieldInfo, entry: dict[str, Any]) -> str:
     if field.is_required():
         return "required"
     if "$ref" in entry or entry["default"] is None:
@@ -112,7 +112,7 @@ def _otherwise(field: FieldInfo, entry: dict[str, Any]) -> str:
     return f"default `{written}`"
 
 
-def _takes(entry: dict[str, Any]) -> str:
+def _value_type(entry: dict[str, Any]) -> str:
     """What a value must be, in words."""
     if "$ref" in entry:
         return "section"
@@ -121,18 +121,18 @@ def _takes(entry: dict[str, Any]) -> str:
     if "const" in entry:
         return f"`{entry['const']}`"
     if "anyOf" in entry:
-        return " or ".join(_takes(part) for part in entry["anyOf"] if part.get("type") != "null")
+        return " or ".join(_value_type(part) for part in entry["anyOf"] if part.get("type") != "null")
     if entry.get("type") == "array":
         if "prefixItems" in entry:
-            return f"list of {len(entry['prefixItems'])}: {_takes(entry['prefixItems'][0])}"
+            return f"list of {len(entry['prefixItems'])}: {_value_type(entry['prefixItems'][0])}"
         least = f", at least {entry['minItems']}" if "minItems" in entry else ""
-        return f"list: {_takes(entry['items'])}{least}"
+        return f"list: {_value_type(entry['items'])}{least}"
     if entry.get("type") == "object":
         values = entry["additionalProperties"]
-        return "mapping" if values is True else f"mapping: {_takes(values)}"
+        return "mapping" if values is True else f"mapping: {_value_type(values)}"
     if entry.get("format") == "path":
         return "path"
-    if entry.get("pattern") == NAME:
+    if entry.get("pattern") == NAME_PATTERN:
         return "name"
     bounds = [f"{sign} {entry[bound]:g}" for bound, sign in _BOUNDS.items() if bound in entry]
     return " ".join([_WORDS[entry["type"]], " and ".join(bounds)]).strip()

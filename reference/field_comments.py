@@ -6,7 +6,7 @@ from typing import Any
 
 from griffe import Class, Docstring, Extension
 
-from reference.sentences import fields_of
+from reference.sentences import field_sentences
 
 
 class FieldComments(Extension):
@@ -15,7 +15,7 @@ class FieldComments(Extension):
     def on_class(self, *, cls: Class, **_: Any) -> None:
         """Of a class that griffe has read, with its members."""
         source = "\n".join(cls.lines_collection[cls.filepath])  # type: ignore[index]
-        for name, sentence in fields_of(source, cls.name).items():
+        for name, sentence in field_sentences(source, cls.name).items():
             member = cls.members.get(name)
             if member is not None and member.docstring is None:
                 member.docstring = Docstring(sentence, parent=member)  # type: ignore[arg-type]

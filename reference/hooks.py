@@ -8,14 +8,14 @@ from typing import Any
 from reference.command_line import commands_page
 from reference.config_keys import config_page
 
-MADE: dict[str, Callable[[], str]] = {"<!-- commands -->": commands_page, "<!-- config keys -->": config_page}
+PAGE_MARKERS: dict[str, Callable[[], str]] = {"<!-- commands -->": commands_page, "<!-- config keys -->": config_page}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The page's text with each marker replaced."""
-    for marker, made in MADE.items():
+    for marker, make_page in PAGE_MARKERS.items():
         if marker in markdown:
-            markdown = markdown.replace(marker, made())
+            markdown = markdown.replace(marker, make_page())
     return markdown
 
 

@@ -18,10 +18,10 @@ def sentences(model: type) -> dict[str, str]:
     """
     file = inspect.getsourcefile(model)
     assert file is not None, "a class of a module has a file"
-    return fields_of(Path(file).read_text(encoding="utf-8"), model.__name__)
+    return field_sentences(Path(file).read_text(encoding="utf-8"), model.__name__)
 
 
-def fields_of(source: str, class_name: str) -> dict[str, str]:
+def field_sentences(source: str, class_name: str) -> dict[str, str]:
     """`sentences` of a class of this source, which is read and not run."""
     comments = _comments(source)
     found = {}
@@ -38,7 +38,7 @@ def fields_of(source: str, class_name: str) -> dict[str, str]:
 @dataclass(frozen=True)
 class _Comment:
     text: str
-    alone: bool  # nothing else is on its line
+    own_line: bool  # nothing else is on its line
 
 
 def _sentence(field: ast.AnnAssign, comments: dict[int, _Comment]) -> str:
@@ -47,7 +47,7 @@ def _sentence(field: ast.AnnAssign, comments: dict[int, _Comment]) -> str:
         return last.text
     above: list[str] = []
     line = field.lineno - 1
-    while line in comments and comments[line].alone:
+    while line in comments and comments[line].own_line:
         above.insert(0, comments[line].text)
         line -= 1
     return " ".join(above)

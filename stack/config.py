@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 from stack.errors import ConfigError, DataError
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 
-MOST_YAML = 1 << 22  # characters
-MOST_DEEP, MOST_NODES = 64, 200_000  # of a YAML document, each alias counted as what it stands for
-MOST_COLUMNS = 10_000
-_HEADER = 1 << 20  # bytes that a csv's header ends within
+MAX_YAML_CHARACTERS = 1 << 22  # characters
+MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # of a YAML document, each alias counted as what it stands for
+MAX_CSV_COLUMNS = 10_000
+_MAX_HEADER_BYTES = 1 << 20  # bytes that a csv's header ends within
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,8 +28,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
-        if self.depth > MOST_DEEP:
-            raise yaml.YAMLError(f"it is nested more than {MOST_DEEP} deep")
+        if self.depth > MAX_YAML_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_YAML_DEPTH} deep")
         node = super().compose_node(parent, index)
         self.depth -= 1
         if isinstance(node, yaml.MappingNode):
@@ -44,13 +44,13 @@ def parse_yaml(text: str) -> Any:
 
     Raises yaml.YAMLError for whatever is wrong with it, values that PyYAML stumbles over (``!!int ''``) too.
     """
-    if len(text) > MOST_YAML:
-        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {MOST_YAML:,}")
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {MAX_YAML_CHARACTERS:,}")
     try:
         loader = _Loader(text)
         if (node := loader.get_single_node()) is None:
             return None
-        _expanded(node, {})
+        _expanded_size(node, {})
         return loader.construct_document(node)
     # What PyYAML's constructors raise for numbers, dates and tags that aren't what they say.
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
@@ -65,7 +65,7 @@ def check_header(path: Path) -> None:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        head = file.read(_HEADER)
+        head = file.read(_MAX_HEADER_BYTES)
         is_all = not file.read(1)
     text = head.decode("utf-8-sig", "replace")
     lines = csv.reader(cells := io.StringIO(text, newline=""))
@@ -74,29 +74,31 @@ def check_header(path: Path) -> None:
         ends = is_all or cells.tell() < len(text)
     except csv.Error as error:
         raise DataError(f"{path}: not a readable csv in UTF-8 ({error}): save it as one") from error
-    if len(first) > MOST_COLUMNS or not ends:
-        found = f"{len(first):,} columns" if ends else f"no end in its first {_HEADER:,} bytes"
-        raise DataError(f"{path}: its header has {found}, a table has at most {MOST_COLUMNS:,} columns: check the file")
+    if len(first) > MAX_CSV_COLUMNS or not ends:
+        found = f"{len(first):,} columns" if ends else f"no end in its first {_MAX_HEADER_BYTES:,} bytes"
+        raise DataError(
+            f"{path}: its header has {found}, a table has at most {MAX_CSV_COLUMNS:,} columns: check the file"
+        )
 
 
-def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Values below a node, those of an alias each time; raises YAMLError above `MOST_NODES` and for a loop."""
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Values below a node, those of an alias each time; raises YAMLError above `MAX_YAML_NODES` and for a loop."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if (known := sizes.get(id(node))) is not None:
         return known
-    sizes[id(node)] = MOST_NODES + 1  # whoever comes back here while it is counted never ends
+    sizes[id(node)] = MAX_YAML_NODES + 1  # whoever comes back here while it is counted never ends
     pairs = node.value if isinstance(node, yaml.MappingNode) else [(value,) for value in node.value]
-    total = 1 + sum(_expanded(value, sizes) for pair in pairs for value in pair)
-    if total > MOST_NODES:
-        raise yaml.YAMLError(f"its aliases stand for more than {MOST_NODES:,} values, or for themselves")
+    total = 1 + sum(_expanded_size(value, sizes) for pair in pairs for value in pair)
+    if total > MAX_YAML_NODES:
+        raise yaml.YAMLError(f"its aliases stand for more than {MAX_YAML_NODES:,} values, or for themselves")
     sizes[id(node)] = total
     return total
 
 
-_SHOWN, _LONGEST = 20, 500  # faults of a config, and characters of each
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = 120
+_MAX_LISTED, _MAX_ERROR_CHARACTERS = 20, 500  # faults of a config, and characters of each
+_SHORT_REPR = reprlib.Repr()
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = 120
 
 
 class Columns(Strict):
@@ -264,7 +266,7 @@ class Config(Strict):
         return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _check_references(self) -> Self:
         names = self.model_names
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
@@ -306,8 +308,8 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         return Config.model_validate(raw, context={"folder": path.resolve().parent})
     except ValidationError as error:
         faults = [_explain(fault) for fault in error.errors()]
-        more = [f"  … {len(faults):,} faults in all"] if len(faults) > _SHOWN else []
-        raise ConfigError("\n".join([f"{path}:", *faults[:_SHOWN], *more])) from error
+        more = [f"  … {len(faults):,} faults in all"] if len(faults) > _MAX_LISTED else []
+        raise ConfigError("\n".join([f"{path}:", *faults[:_MAX_LISTED], *more])) from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -330,6 +332,6 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"] if "function-" not in str(part)) or "config"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] in {"missing", "value_error"} else f", got {_BRIEF.repr(error['input'])}"
+    given = "" if error["type"] in {"missing", "value_error"} else f", got {_SHORT_REPR.repr(error['input'])}"
     line = f"  {where}: {message}{given}"
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"
+    return line if len(line) <= _MAX_ERROR_CHARACTERS else f"{line[:_MAX_ERROR_CHARACTERS]} …"

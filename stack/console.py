@@ -22,8 +22,8 @@ from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_EVERY_S = 15.0
-WIDTH_OF_A_FILE, WIDEST = 160, 10_000
+PLAIN_INTERVAL_S = 15.0
+FILE_WIDTH, MAX_TABLE_WIDTH = 160, 10_000
 
 
 class Out:
@@ -33,7 +33,7 @@ class Out:
         self.quiet = quiet
         self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         if not self._console.is_terminal:
-            self._console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=WIDTH_OF_A_FILE)
+            self._console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=FILE_WIDTH)
 
     def say(self, text: str) -> None:
         """One plain line; square brackets and colons in it are text."""
@@ -51,7 +51,7 @@ class Out:
         rows = [[Text(_cell(value)) for value in row] for row in frame.itertuples(index=False)]
         for row in rows:
             table.add_row(*row)
-        needed = Measurement.get(self._console, self._console.options.update(width=WIDEST), table).maximum
+        needed = Measurement.get(self._console, self._console.options.update(width=MAX_TABLE_WIDTH), table).maximum
         if needed <= self._console.width:
             self._console.print(table)
             return
@@ -94,13 +94,13 @@ class _PlainBar:
     def __init__(self, label: str, total: int, unit: str, say: Callable[[str], None]) -> None:
         self._label, self._total, self._unit, self._say = label, total, unit, say
         self._done, self._started = 0, time.monotonic()
-        self._next = self._started + PLAIN_EVERY_S
+        self._next = self._started + PLAIN_INTERVAL_S
 
     def __call__(self, done: int) -> None:
         self._done += done
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + PLAIN_EVERY_S
+            self._next = now + PLAIN_INTERVAL_S
             left = (self._total - self._done) * (now - self._started) / max(self._done, 1)
             self._say(
                 f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {self._speed(now)}, {left:,.0f} s left"

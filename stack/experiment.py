@@ -24,11 +24,11 @@ from stack.store import (
     atomic,
     fingerprint,
     frame_fingerprint,
-    places,
     read_json,
     read_runs,
+    row_positions,
     sha256,
-    signed,
+    with_digest,
     write_frame,
     write_json,
 )
@@ -39,7 +39,7 @@ PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
 
 
 @dataclass(frozen=True)
-class Decided:
+class Curation:
     """Rows that leave the table (id, source, reason) and near-duplicates (id_1, id_2, turn, distance).
 
     Folds are dealt from them, so `oof` decides them once and they stay as long as the pictures do. ``looked_at`` is a
@@ -48,22 +48,22 @@ class Decided:
 
     dropped: pd.DataFrame
     pairs: pd.DataFrame
-    looked_at: str = ""
+    images_fingerprint: str = ""
 
 
-NOTHING_DECIDED = Decided(
+NO_CURATION = Curation(
     pd.DataFrame(columns=DROPPED_COLUMNS, dtype="str"), pd.DataFrame(columns=PAIR_COLUMNS).astype({"id_1": "str"})
 )
 
 
-def read_decided(folder: Path) -> Decided:
+def read_curation(folder: Path) -> Curation:
     """What lies in the experiment's ``folder``; nothing where its pictures were never looked at."""
     path = folder / "pictures.json"
     if not path.exists():
-        return NOTHING_DECIDED
+        return NO_CURATION
     try:
         noted = read_json(path)
-        looked_at = noted["looked_at"]
+        images_fingerprint = noted["looked_at"]
         for file, digest in noted.get("files", {}).items():  # {}: of an earlier dermstack
             if sha256(folder / file) != digest:
                 raise ValueError(f"{file} isn't what it was")
@@ -71,22 +71,22 @@ def read_decided(folder: Path) -> Decided:
             pd.read_csv(folder / file, dtype={"id": str, "id_1": str, "id_2": str}, keep_default_na=False)
             for file in ("dropped.csv", "near_duplicates.csv")
         )
-        return Decided(dropped[DROPPED_COLUMNS], pairs[PAIR_COLUMNS], str(looked_at))
+        return Curation(dropped[DROPPED_COLUMNS], pairs[PAIR_COLUMNS], str(images_fingerprint))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} or a csv beside it is damaged ({error}): remove {path} and run `dermstack oof`"
         ) from error
 
 
-def write_decided(folder: Path, decided: Decided) -> None:
+def write_curation(folder: Path, curation: Curation) -> None:
     """dropped.csv and near_duplicates.csv, to be read by people too; pictures.json last."""
     files = {}
-    for name, frame in (("dropped", decided.dropped), ("near_duplicates", decided.pairs)):
+    for name, frame in (("dropped", curation.dropped), ("near_duplicates", curation.pairs)):
         with atomic(path := folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
         files[path.name] = sha256(path)
-    summary = {"looked_at": decided.looked_at, "dropped": len(decided.dropped), "pairs": len(decided.pairs)}
-    write_json(folder / "pictures.json", signed(summary | {"files": files}))
+    summary = {"looked_at": curation.images_fingerprint, "dropped": len(curation.dropped), "pairs": len(curation.pairs)}
+    write_json(folder / "pictures.json", with_digest(summary | {"files": files}))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Experiment:
     name: str
     table: Table
     folds: Folds
-    decided: Decided  # what the pictures decided about the rows
+    curation: Curation  # what the pictures decided about the rows
     as_read: Table  # before rows left it
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that train level 1 and nothing else
     overrides: tuple[str, ...] = ()  # of the config, as `--set` gave them
@@ -142,12 +142,12 @@ class Experiment:
 
     def rows_of(self, ids: Iterable[str]) -> NDArray[np.intp]:
         """Where training ids (n,) stand in the table. Raises StoreError for one that doesn't."""
-        return places(ids, self.table.train["id"], f"the training rows of {self.name}")
+        return row_positions(ids, self.table.train["id"], f"the training rows of {self.name}")
 
     @cached_property
     def external(self) -> pd.DataFrame:
         """External rows less those that the pictures dropped."""
-        dropped = self.decided.dropped["id"]
+        dropped = self.curation.dropped["id"]
         return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
 
     @cached_property
@@ -177,7 +177,7 @@ def open_experiment(
     *,
     overrides: tuple[str, ...] = (),
     shuffle_target: bool = False,
-    decided: Decided | None = None,
+    curation: Curation | None = None,
 ) -> Experiment:
     """Read and check the rows and deal the folds, writing nothing. Raises DataError, ConfigError.
 
@@ -188,15 +188,15 @@ def open_experiment(
     """
     data = config.data
     name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment
-    decided = read_decided(config.runs / name) if decided is None else decided
+    curation = read_curation(config.runs / name) if curation is None else curation
     as_read = read_table(data.train, data.test, columns=data.columns.model_dump(exclude_none=True))
-    kept = as_read.train[~as_read.train["id"].isin(decided.dropped["id"])].reset_index(drop=True)
-    folds = _folds(config, kept, decided, out)
+    kept = as_read.train[~as_read.train["id"].isin(curation.dropped["id"])].reset_index(drop=True)
+    folds = _make_folds(config, kept, curation, out)
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
-    external = _external(config, as_read, out)
+    external = _read_external_tables(config, as_read, out)
     return Experiment(
-        config, config_path, name, Table(kept, as_read.test), folds, decided, as_read, external, overrides
+        config, config_path, name, Table(kept, as_read.test), folds, curation, as_read, external, overrides
     )
 
 
@@ -213,11 +213,11 @@ def write_rows(experiment: Experiment) -> None:
         experiment.folder / "fingerprints.json",
         {name: frame_fingerprint(frame) for name, frame in frames.items()},
     )
-    if experiment.decided.looked_at:
-        write_decided(experiment.folder, experiment.decided)
+    if experiment.curation.images_fingerprint:
+        write_curation(experiment.folder, experiment.curation)
 
 
-def introduce(experiment: Experiment, out: Out) -> None:
+def print_overview(experiment: Experiment, out: Out) -> None:
     """Say what the experiment starts from: rows, groups, folds."""
     train, test = experiment.table.train, experiment.table.test
     out.say(
@@ -231,14 +231,14 @@ def introduce(experiment: Experiment, out: Out) -> None:
     if experiment.config.data.duplicates:
         unknown = experiment.folds.unknown_pairs
         out.say(f"duplicates: listed pairs merge groups; {unknown} of them name an id outside the training rows")
-    if found := len(train_pairs(experiment.decided, train)):
+    if found := len(train_pairs(experiment.curation, train)):
         out.say(f"near-duplicates: {found} pairs of training pictures count as one split_group each")
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
 
 
-def _external(config: Config, primary: Table, out: Out) -> pd.DataFrame:
+def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFrame:
     """The rows of every external table, with the table's name as `source`."""
     tables = []
     for external in config.data.external:
@@ -259,9 +259,9 @@ def _external(config: Config, primary: Table, out: Out) -> pd.DataFrame:
     return together
 
 
-def _folds(config: Config, train: pd.DataFrame, decided: Decided, out: Out) -> Folds:
-    published = published_duplicates(config.data.duplicates)
-    pairs = [train_pairs(decided, train).set_axis(["a", "b"], axis=1)]
+def _make_folds(config: Config, train: pd.DataFrame, curation: Curation, out: Out) -> Folds:
+    published = read_duplicate_pairs(config.data.duplicates)
+    pairs = [train_pairs(curation, train).set_axis(["a", "b"], axis=1)]
     if published is not None and published.shape[1] == 2:
         pairs.append(published.set_axis(["a", "b"], axis=1))
     elif published is not None:
@@ -283,13 +283,13 @@ def _folds(config: Config, train: pd.DataFrame, decided: Decided, out: Out) -> F
     return folds
 
 
-def train_pairs(decided: Decided, train: pd.DataFrame) -> pd.DataFrame:
+def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:
     """Near-duplicates that are both training rows: id_1, id_2."""
-    found = decided.pairs[["id_1", "id_2"]].astype("str")
+    found = curation.pairs[["id_1", "id_2"]].astype("str")
     return found[found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])]
 
 
-def published_duplicates(path: Path | None) -> pd.DataFrame | None:
+def read_duplicate_pairs(path: Path | None) -> pd.DataFrame | None:
     """The csv of duplicate pairs that the config names."""
     if path is None:
         return None

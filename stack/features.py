@@ -26,8 +26,8 @@ from tabular.group_features import (
 )
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
-IMAGE, METADATA = "image models", "metadata"  # blocks of columns, as `block_of_` calls them
-FEWEST_COMPONENTS = 32  # of a frozen embedding that is only measured within its group
+IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # blocks of columns, as `block_of_` calls them
+FROZEN_COMPONENTS = 32  # of a frozen embedding that is only measured within its group
 
 
 class FoldFeatures:
@@ -59,9 +59,9 @@ class FoldFeatures:
         """
         blocks: list[tuple[str, pd.DataFrame]] = []
         if self.settings.logits:
-            blocks.append((IMAGE, pd.DataFrame(logits, columns=list(self.names))))
+            blocks.append((IMAGE_BLOCK, pd.DataFrame(logits, columns=list(self.names))))
         if self.settings.metadata:
-            blocks.append((METADATA, self.encoder_.transform(frame)))
+            blocks.append((METADATA_BLOCK, self.encoder_.transform(frame)))
         if self.settings.aggregates:
             blocks.append(("ages of the group", metadata_aggregates(frame[["group", "age"]])))
             blocks.append(("image models, within the group", prediction_aggregates(frame["group"], logits, self.names)))
@@ -111,7 +111,7 @@ class FoldFeatures:
         return self
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        components = min(self.settings.frozen_z or FEWEST_COMPONENTS, *z.shape)
+        components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)
         pca = PCA(components, random_state=self.seed).fit(z.astype(np.float32))
         return pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_.T, np.float32)
 
@@ -123,7 +123,7 @@ class FoldMatrix:
     features: FoldFeatures
     train: pd.DataFrame
     held: pd.DataFrame
-    held_alone: pd.DataFrame | None  # the held-out rows as if the group of each had no other
+    held_ungrouped: pd.DataFrame | None  # the held-out rows as if the group of each had no other
     train_rows: NDArray[np.intp]
     held_rows: NDArray[np.intp]
 
@@ -135,7 +135,7 @@ def fold_matrix(
     fold: int,
     *,
     without: int | None = None,
-    alone: bool = False,
+    ungrouped: bool = False,
 ) -> FoldMatrix:
     """Transforms fitted on the training rows, applied to these and to the held-out rows of ``fold``.
 
@@ -145,8 +145,8 @@ def fold_matrix(
     fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     parts = [np.flatnonzero((fold_of != fold) & (fold_of != without)), np.flatnonzero(fold_of == fold)]
     rows = [predictions.rows[part] for part in parts]
-    frames = [train.iloc[places] for places in rows]
-    z = [{name: embedding.oof[places] for name, embedding in embeddings.items()} for places in rows]
+    frames = [train.iloc[positions] for positions in rows]
+    z = [{name: embedding.oof[positions] for name, embedding in embeddings.items()} for positions in rows]
     frozen = {name for name, embedding in embeddings.items() if embedding.alignment is None}
     features = FoldFeatures(experiment.config.features, predictions.names, frozen=frozen, seed=experiment.config.seed)
     features.fit(frames[0], predictions.oof[parts[0]], z[0])
@@ -154,16 +154,16 @@ def fold_matrix(
         features.transform(frame, predictions.oof[part], values)
         for frame, part, values in zip(frames, parts, z, strict=True)
     )
-    x_alone = None
-    if alone:
-        x_alone = features.transform(frames[1].assign(group=frames[1]["id"]), predictions.oof[parts[1]], z[1])
-    return FoldMatrix(features, x_train, x_held, x_alone, rows[0], rows[1])
+    x_ungrouped = None
+    if ungrouped:
+        x_ungrouped = features.transform(frames[1].assign(group=frames[1]["id"]), predictions.oof[parts[1]], z[1])
+    return FoldMatrix(features, x_train, x_held, x_ungrouped, rows[0], rows[1])
 
 
-def inner_rows(experiment: Experiment, places: NDArray[np.intp]) -> NDArray[np.bool_]:
+def early_stopping_rows(experiment: Experiment, positions: NDArray[np.intp]) -> NDArray[np.bool_]:
     """A grouped part of these training rows, for early stopping."""
     return inner_split(
-        experiment.target[places],
-        experiment.split_group[places],
+        experiment.target[positions],
+        experiment.split_group[positions],
         seed=experiment.config.seed,
     )

@@ -17,16 +17,16 @@ from stack.errors import ConfigError, DataError
 
 Stratum = Literal["group_size", "age"]
 
-DRAWS = 20
-SPREAD = 1.10  # of the best draw's
-AGE_BAND = 20  # years
+CANDIDATE_ASSIGNMENTS = 20
+SPREAD_TOLERANCE = 1.10  # of the best draw's
+AGE_BAND_YEARS = 20  # years
 AGE_BANDS = 5  # the last is open; the missing are a band of their own
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Hand:
+class GroupCounts:
     """The groups to be dealt: ``codes`` (n,) is the group of each row, ``counts`` (groups, c) what each one brings.
 
     Its first two columns are rows and positives, the rest groups of each size band and rows of each age band.
@@ -36,9 +36,9 @@ class Hand:
     counts: Ints
 
 
-def hand(
+def count_groups(
     target: ArrayLike, split_group: ArrayLike, *, stratify: tuple[Stratum, ...] = (), age: ArrayLike | None = None
-) -> Hand:
+) -> GroupCounts:
     """Of rows with ``target`` 0/1, ``split_group`` and, to stratify by it, ``age`` in years: (n,) each, NaN unknown."""
     codes, names = pd.factorize(np.asarray(split_group, dtype=object), sort=True)
 
@@ -52,50 +52,50 @@ def hand(
         columns += [(band == value).astype(np.int64) for value in np.unique(band)]
     if "age" in stratify:
         known = np.asarray(age, dtype=np.float64)
-        band = np.where(np.isnan(known), AGE_BANDS, np.clip(np.nan_to_num(known) // AGE_BAND, 0, AGE_BANDS - 1))
+        band = np.where(np.isnan(known), AGE_BANDS, np.clip(np.nan_to_num(known) // AGE_BAND_YEARS, 0, AGE_BANDS - 1))
         columns += [tally(band == value) for value in np.unique(band)]
-    return Hand(codes, np.stack(columns, axis=1))
+    return GroupCounts(codes, np.stack(columns, axis=1))
 
 
-def deal_evenly(cards: Hand, *, k: int, seed: int) -> NDArray[np.int8]:
+def assign_balanced_folds(group_counts: GroupCounts, *, k: int, seed: int) -> NDArray[np.int8]:
     """The fold (n,) of each row, its spread of prevalence within a tenth, or one positive, of the best of 20 draws.
 
     The draw of ``seed`` itself where it is as even as that; else the best. Raises DataError where fewer than k groups
     hold a class.
     """
-    fold = deal(cards, k=k, seed=seed)
-    own, one_positive = prevalence_spread(cards, fold), 1 / np.bincount(fold[cards.codes]).min()
+    fold = assign_folds(group_counts, k=k, seed=seed)
+    own, one_positive = prevalence_spread(group_counts, fold), 1 / np.bincount(fold[group_counts.codes]).min()
     if own > one_positive:  # closer no draw can be asked to come
-        others = [deal(cards, k=k, seed=seed + 1 + draw) for draw in range(DRAWS)]
-        spreads = [prevalence_spread(cards, other) for other in others]
+        others = [assign_folds(group_counts, k=k, seed=seed + 1 + draw) for draw in range(CANDIDATE_ASSIGNMENTS)]
+        spreads = [prevalence_spread(group_counts, other) for other in others]
         best = int(np.argmin(spreads))
-        if own > SPREAD * spreads[best] + one_positive:
+        if own > SPREAD_TOLERANCE * spreads[best] + one_positive:
             fold = others[best]
-    return fold[cards.codes].astype(np.int8)
+    return fold[group_counts.codes].astype(np.int8)
 
 
-def prevalence_spread(cards: Hand, fold: NDArray[np.intp]) -> float:
+def prevalence_spread(group_counts: GroupCounts, fold: NDArray[np.intp]) -> float:
     """The largest prevalence of a fold less the smallest; ``fold`` (groups,)."""
-    rows, positives = (np.bincount(fold, cards.counts[:, column]) for column in (0, 1))
+    rows, positives = (np.bincount(fold, group_counts.counts[:, column]) for column in (0, 1))
     return float(np.ptp(positives / rows))
 
 
-def deal(cards: Hand, *, k: int, seed: int) -> NDArray[np.intp]:
+def assign_folds(group_counts: GroupCounts, *, k: int, seed: int) -> NDArray[np.intp]:
     """The fold (groups,) of each group: equal shares of groups of the same kind, the rest greedily, hardest first.
 
     Of m groups that bring the same every fold gets m // k: exact balance without a loop over the groups. What is left
     of each kind (fewer than k) goes, hardest first, where the squared load grows least.
     """
-    counts = cards.counts
+    counts = group_counts.counts
     rows, positives = counts[:, 0], counts[:, 1]
     _check_enough(rows, positives, k)
     share = counts * (k / counts.sum(axis=0, dtype=np.float64))  # (groups, c): 1.0 is a fold's fair load
 
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(counts))  # by sorted name, then shuffled: the order of the rows leaves no trace
-    besides = tuple(counts[order, column] for column in range(2, counts.shape[1]))
+    stratum_columns = tuple(counts[order, column] for column in range(2, counts.shape[1]))
     order = order[
-        np.lexsort((*besides, -rows[order], -positives[order], -share[order, :2].max(axis=1)))
+        np.lexsort((*stratum_columns, -rows[order], -positives[order], -share[order, :2].max(axis=1)))
     ]  # hardest first
     fold = np.full(len(counts), -1, dtype=np.int64)
     load = np.zeros((k, counts.shape[1]))
@@ -108,10 +108,10 @@ def deal(cards: Hand, *, k: int, seed: int) -> NDArray[np.intp]:
     changes = (np.diff(counts[left], axis=0) != 0).any(axis=1)
     remainder: list[int] = []
     for kind in np.split(left, np.flatnonzero(changes) + 1):
-        dealt = len(kind) // k * k
-        fold[kind[:dealt]] = np.arange(dealt) % k
-        load += share[kind[:dealt]].sum(axis=0) / k
-        remainder.extend(kind[dealt:])
+        n_equal = len(kind) // k * k
+        fold[kind[:n_equal]] = np.arange(n_equal) % k
+        load += share[kind[:n_equal]].sum(axis=0) / k
+        remainder.extend(kind[n_equal:])
     for group in remainder:
         # load² grows by 2·load·share + share²: the fold with the least load·share grows least
         best = int(np.argmin(load @ share[group]))
@@ -144,8 +144,8 @@ def _check_enough(rows: Ints, positives: Ints, k: int) -> None:
 
 
 LARGE_COMPONENT = 0.05  # share of the rows from which a merged component is worth a warning
-_SHOWN = 5
-_SITES = 4  # shown in the table of folds
+_MAX_LISTED = 5
+_MAX_SITES = 4  # shown in the table of folds
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Folds:
             if train["age"].notna().any():
                 table["median age"] = train["age"].groupby(fold).median()
                 table["no age"] = train["age"].isna().groupby(fold).mean()
-            for site in train["site"].value_counts().index[:_SITES]:
+            for site in train["site"].value_counts().index[:_MAX_SITES]:
                 table[str(site)] = (train["site"] == site).groupby(fold).mean()
         return table.reset_index()
 
@@ -218,10 +218,10 @@ def make_folds(
     target = train["target"].to_numpy()
     if own is None:
         age = train["age"].to_numpy() if "age" in stratify else None
-        fold = deal_evenly(hand(target, split_group, stratify=stratify, age=age), k=k, seed=seed)
+        fold = assign_balanced_folds(count_groups(target, split_group, stratify=stratify, age=age), k=k, seed=seed)
     else:
-        fold = _own_folds(own, k)
-        _check_own(fold, target, split_group)
+        fold = _folds_from_column(own, k)
+        _check_fold_column(fold, target, split_group)
     frame = train[["id", "group"]].reset_index(drop=True)
     frame = frame.assign(split_group=split_group.to_numpy(), fold=fold).astype({"split_group": "str"})
     return Folds(frame, unknown)
@@ -237,8 +237,8 @@ def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: 
         raise ConfigError(f"parts is {parts}: an inner split needs at least 2")
     target, groups = np.asarray(target), pd.Series(np.asarray(split_group, dtype=object))
     holding = min(groups[target == label].nunique() for label in (0, 1))
-    cards = hand(target, groups)
-    part = deal(cards, k=max(2, min(parts, holding)), seed=seed)[cards.codes]
+    group_counts = count_groups(target, groups)
+    part = assign_folds(group_counts, k=max(2, min(parts, holding)), seed=seed)[group_counts.codes]
     return np.equal(part, 0)
 
 
@@ -272,13 +272,13 @@ def _warn_of_large(component: NDArray[np.int32], codes: NDArray[np.intp], names:
         )
 
 
-def _own_folds(own: pd.Series, k: int) -> NDArray[np.int8]:
+def _folds_from_column(own: pd.Series, k: int) -> NDArray[np.int8]:
     values = pd.Series(own.to_numpy())
     numbers = pd.to_numeric(values, errors="coerce")
     numeric = bool((numbers.notna() | values.isna()).all())
     missing = values.isna() | (values.astype("str").str.strip() == "") | (numbers < 0)
     if missing.any():
-        shown = ", ".join(str(row + 2) for row in np.flatnonzero(missing)[:_SHOWN])
+        shown = ", ".join(str(row + 2) for row in np.flatnonzero(missing)[:_MAX_LISTED])
         count = int(missing.sum())
         raise DataError(
             f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): every row needs a fold"
@@ -289,13 +289,15 @@ def _own_folds(own: pd.Series, k: int) -> NDArray[np.int8]:
     return codes.astype(np.int8)
 
 
-def _check_own(fold: NDArray[np.int8], target: NDArray[np.generic], split_group: pd.Series) -> None:
+def _check_fold_column(fold: NDArray[np.int8], target: NDArray[np.generic], split_group: pd.Series) -> None:
     if len(fold) != len(split_group):
         raise DataError(f"the fold column has {len(fold)} values for {len(split_group)} rows: give one a row")
     folds_of = pd.Series(fold).groupby(split_group.to_numpy()).unique()
     torn = folds_of[folds_of.map(len) > 1]
     if len(torn):
-        shown = "; ".join(f"{name!r} in folds {', '.join(map(str, sorted(f)))}" for name, f in torn[:_SHOWN].items())
+        shown = "; ".join(
+            f"{name!r} in folds {', '.join(map(str, sorted(f)))}" for name, f in torn[:_MAX_LISTED].items()
+        )
         raise DataError(
             f"the fold column splits {len(torn)} groups ({shown}{_more(len(torn))}): "
             "put a group and its duplicates into one fold, or leave the column out and let folds be made"
@@ -306,4 +308,4 @@ def _check_own(fold: NDArray[np.int8], target: NDArray[np.generic], split_group:
 
 
 def _more(count: int) -> str:
-    return ", …" if count > _SHOWN else ""
+    return ", …" if count > _MAX_LISTED else ""

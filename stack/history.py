@@ -22,15 +22,15 @@ from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
 from stack.metrics.scores import auc, auc_by_fold, average_precision
 from stack.metrics.shuffle import auc_equal_size
-from stack.store import Run, named, read_frame, read_run
+from stack.store import Run, error_with_path, read_frame, read_run
 
 
-def add_line(experiment: Experiment, blend: Run) -> dict[str, Any]:
+def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
     """Append to runs/<experiment>/ledger.jsonl and return the line."""
     settings = _flat(
         experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage", "n_jobs", "device", "workers"})
     )
-    before = read_lines(experiment)
+    before = read_ledger(experiment)
     known = before[-1]["settings"] if before else settings
     changed = {
         key: [known.get(key), settings.get(key)]
@@ -50,11 +50,11 @@ def add_line(experiment: Experiment, blend: Run) -> dict[str, Any]:
             file.truncate(file.read().rfind(b"\n") + 1)  # what a crash tore would swallow this line too
             file.write(json.dumps(line).encode() + b"\n")
     except OSError as error:
-        raise named(error, path) from error
+        raise error_with_path(error, path) from error
     return line
 
 
-def read_lines(experiment: Experiment) -> list[dict[str, Any]]:
+def read_ledger(experiment: Experiment) -> list[dict[str, Any]]:
     """All lines, oldest first; a last line torn by a crash is left out."""
     path = experiment.folder / "ledger.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -98,7 +98,7 @@ def list_experiments(folder: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(folder.glob("*/table.parquet")):
         experiment = path.parent
-        table = read_frame(path, again="dermstack stack")
+        table = read_frame(path, remedy="dermstack stack")
         target = table[table["part"] == "train"].set_index("id")["target"]
         models = sorted(path for path in experiment.glob("models/*") if path.is_dir())
         for run_folder in [experiment / "blend", *models]:
@@ -130,7 +130,7 @@ def _auc(run: Run, target: pd.Series) -> float:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """`a` less `b` on the rows that both cover: the difference, how many rows, the objective, for AUC DeLong's p."""
 
     difference: Interval
@@ -140,7 +140,7 @@ class Compared:
     selected: tuple[str, ...]  # of a and b those whose settings were chosen on these very rows, or went into
 
 
-def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Compared:
+def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comparison:
     """The paired difference of two runs, with its bootstrap interval over split_groups.
 
     ``a`` and ``b`` are ``<experiment>`` (its blend, nested), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
@@ -163,7 +163,7 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     difference = paired_difference(objective, y, both["score_a"], both["score_b"], groups)
     p = clustered_auc(y, both[["score_a", "score_b"]], groups).difference()[1] if objective == "auc" else None
     selected = tuple(name for name, run in ((a, run_a), (b, run_b)) if run.meta.get("selected"))
-    return Compared(difference, len(both), objective, p, selected)
+    return Comparison(difference, len(both), objective, p, selected)
 
 
 def _find(runs: Path, name: str) -> Run:
@@ -171,8 +171,8 @@ def _find(runs: Path, name: str) -> Run:
     folder = runs / experiment
     place = folder / (part if part.startswith("old/") else f"models/{part}") if part else folder / "blend"
     if ".." in place.parts or (run := read_run(place)) is None:
-        at_hand = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
-        hint = f"{experiment} has {', '.join(at_hand)}" if at_hand else f"`dermstack runs` lists what {runs} holds"
+        available = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
+        hint = f"{experiment} has {', '.join(available)}" if available else f"`dermstack runs` lists what {runs} holds"
         raise StoreError(f"{name}: no complete run: {hint}")
     return run
 
@@ -184,7 +184,7 @@ def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     score = oof["score"] if "score" in oof else oof["p"]
     rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64")})
     table, folds = (
-        read_frame(folder / f"{part}.parquet", again="dermstack stack")[columns]
+        read_frame(folder / f"{part}.parquet", remedy="dermstack stack")[columns]
         for part, columns in (("table", ["id", "target", "part"]), ("folds", ["id", "split_group"]))
     )
     return rows.merge(table[table["part"] == "train"][["id", "target"]], on="id").merge(folds, on="id")
@@ -219,7 +219,7 @@ def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
     return [Leftover(path, what, _size(path)) for path, what in found]
 
 
-def remove(found: list[Leftover]) -> None:
+def remove_leftovers(found: list[Leftover]) -> None:
     """Delete them."""
     for leftover in found:
         if leftover.path.is_dir():
@@ -282,7 +282,7 @@ def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
         })  # fmt: skip
     frame = pd.DataFrame(table)
     if experiment.shuffled:
-        frame["equal_size"] = [str(_null(experiment, run)) for run in runs]
+        frame["equal_size"] = [str(_equal_size_auc(experiment, run)) for run in runs]
     return frame
 
 
@@ -299,7 +299,7 @@ def fold_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def agreement(runs: Sequence[Run]) -> pd.DataFrame:
+def rank_correlations(runs: Sequence[Run]) -> pd.DataFrame:
     """Rank correlation of the runs' out-of-fold scores, runs by runs, on the rows that all cover.
 
     Of ranks within the fold net that made them, as nets differ in scale (Spearman's, averaged over nets).
@@ -316,7 +316,7 @@ def _score(oof: pd.DataFrame) -> pd.Series[float]:
     return oof["score" if "score" in oof else "logit"]
 
 
-def _null(experiment: Experiment, run: Run) -> Interval:
+def _equal_size_auc(experiment: Experiment, run: Run) -> Interval:
     """What shuffled targets must bring to 0.5."""
     oof = run.frame("oof")
     rows = experiment.rows_of(oof["id"])

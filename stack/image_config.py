@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from image_models.settings import AugmentOn, Balance, Network, Precision, Select, Training
 
-_NO_PATH = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_ENVIRONMENT = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_ENVIRONMENT_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
 
 
 def resolve_path(value: object, info: ValidationInfo) -> object:
@@ -23,9 +23,9 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
         return value
     assert info.context is not None, "read_config says where the config file lies"
     text, base = str(value), Path(info.context["folder"])
-    if _NO_PATH.search(text):
+    if _CONTROL_CHARACTERS.search(text):
         raise ValueError("a path holds no control characters")
-    if match := _ENVIRONMENT.fullmatch(text):
+    if match := _ENVIRONMENT_VARIABLE.fullmatch(text):
         name, default, rest = match.groups()
         if os.environ.get(name):
             text, base = os.environ[name] + rest, Path.cwd()
@@ -40,8 +40,8 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
 
 
 ConfigPath = Annotated[Path, BeforeValidator(resolve_path)]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names become folders
-Name = Annotated[str, Field(pattern=NAME)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names become folders
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what every library's generator takes
 
 
@@ -81,7 +81,7 @@ class Diagnosis(Strict):
 DEFAULT = Training()
 
 
-def _listed(value: object) -> object:
+def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
@@ -123,7 +123,7 @@ class ImageModel(Strict):
     compile: bool = DEFAULT.compile
     select: Select = DEFAULT.select
     # recipes, one after the other: `none`, `light`, `standard`, `heavy`; `microscope`, `hair`
-    augment: Annotated[tuple[str, ...], BeforeValidator(_listed)] = DEFAULT.augment
+    augment: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = DEFAULT.augment
     augment_on: AugmentOn = DEFAULT.augment_on  # `device`: light or standard, a batch at a time, on the GPU
 
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
@@ -142,7 +142,7 @@ class ImageModel(Strict):
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
 
     @model_validator(mode="after")
-    def _settings_fit(self) -> Self:
+    def _check_settings(self) -> Self:
         for what, listed in (("seeds", self.seeds), ("metadata", self.metadata)):
             if len(set(listed)) < len(listed):
                 raise ValueError(f"{self.name}: {what} {list(listed)} names one twice")

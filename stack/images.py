@@ -11,7 +11,7 @@ import pandas as pd
 from stack.config import TFRecords
 from stack.console import Out
 from stack.errors import DataError
-from stack.experiment import DROPPED_COLUMNS, NOTHING_DECIDED, PAIR_COLUMNS, Decided, Experiment, open_experiment
+from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.store import frame_fingerprint, read_frame, write_frame
 from stack.table import ACQUISITION, Table, duplicates_of_primary
 from stack.tuned import enabled_models
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from image_models.cache import ImageCache
-    from image_models.duplicates import Looks
+    from image_models.duplicates import HashedImages
     from image_models.io.readers import Source
 
 
-LOOKING_SIZE = 128  # pixels a side of the cache that is looked at where no image model asks for one
+DEFAULT_CACHE_SIZE = 128  # pixels a side of the cache that is looked at where no image model asks for one
 
 
 def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple[Experiment, dict[int, ImageCache]]:
@@ -38,20 +38,20 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
         return experiment, {}
     ids, sources = _sources(experiment)
     caches = {size: _cache(experiment, ids, sources, size, out) for size in sorted(set(sizes))}
-    decided = _decide(experiment, caches[min(caches)], ids, out)
-    if decided is not experiment.decided:
+    curation = _curate(experiment, caches[min(caches)], ids, out)
+    if curation is not experiment.curation:
         experiment = open_experiment(
             experiment.config,
             experiment.config_path,
             out,
             overrides=experiment.overrides,
             shuffle_target=experiment.shuffled,
-            decided=decided,
+            curation=curation,
         )
     return experiment, caches
 
 
-def cache_at_hand(experiment: Experiment, size: int) -> ImageCache:
+def existing_cache(experiment: Experiment, size: int) -> ImageCache:
     """What was cached at ``size`` before, looked up and not completed: for pages, which can do without a picture."""
     from image_models.cache import open_cache
 
@@ -59,20 +59,20 @@ def cache_at_hand(experiment: Experiment, size: int) -> ImageCache:
     return open_cache(_cache_folder(experiment, size), size=size, resize=data.resize, format=data.cache_format)
 
 
-def looking_size(experiment: Experiment) -> int:
+def smallest_cache_size(experiment: Experiment) -> int:
     """Of the cache that audit and eda look at: the smallest that an image model needs anyway."""
-    return min((model.size for model in enabled_models(experiment)), default=LOOKING_SIZE)
+    return min((model.size for model in enabled_models(experiment)), default=DEFAULT_CACHE_SIZE)
 
 
-def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out: Out) -> Looks:
+def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out: Out) -> HashedImages:
     """Thumbnails and perceptual hashes of these images, with progress."""
-    from image_models.duplicates import read_looks
+    from image_models.duplicates import read_hashed_images
 
     with out.bar("perceptual hashes", len(ids)) as progress:
-        return read_looks(cache, cache.rows_for(ids), n_jobs=experiment.config.n_jobs, progress=progress)
+        return read_hashed_images(cache, cache.rows_for(ids), n_jobs=experiment.config.n_jobs, progress=progress)
 
 
-def encodings(experiment: Experiment) -> pd.Series[str]:
+def file_suffixes(experiment: Experiment) -> pd.Series[str]:
     """How the picture of each id is kept: the suffix of its file, by id."""
     ids, sources = _sources(experiment)
     return pd.Series([source.path.suffix.lower() for source in sources], index=ids)
@@ -128,7 +128,7 @@ def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: 
         )
 
 
-def _decide(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> Decided:
+def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> Curation:
     """What stands already, where the pictures are the same; else looked at anew."""
     from image_models.duplicates import near_duplicates
 
@@ -136,10 +136,10 @@ def _decide(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
     unreadable = _unreadable(experiment, cache)
     seen = sorted(set(ids) - set(unreadable["id"]))
     pictures = cache.index.iloc[cache.rows_for(seen)][["id", "source_height", "source_width", "source_bytes"]]
-    looked_at = frame_fingerprint(pictures.assign(find=data.find_duplicates).reset_index(drop=True))
-    if experiment.decided.looked_at == looked_at:
-        return experiment.decided
-    pairs = NOTHING_DECIDED.pairs
+    images_fingerprint = frame_fingerprint(pictures.assign(find=data.find_duplicates).reset_index(drop=True))
+    if experiment.curation.images_fingerprint == images_fingerprint:
+        return experiment.curation
+    pairs = NO_CURATION.pairs
     if data.find_duplicates:
         found = near_duplicates(looks_of(experiment, cache, seen, out))
         names = pd.Series(seen)
@@ -156,7 +156,7 @@ def _decide(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
     dropped = pd.concat([unreadable, copies], ignore_index=True)[DROPPED_COLUMNS]
     for source, rows in dropped.groupby("source"):
         out.warn(f"{len(rows)} rows of {source} are dropped, see dropped.csv")
-    return Decided(dropped, pairs, looked_at)
+    return Curation(dropped, pairs, images_fingerprint)
 
 
 def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
@@ -173,28 +173,28 @@ def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
     return pd.DataFrame({"id": lost["id"], "source": source, "reason": lost["reason"]})
 
 
-FILE = "acquisition.parquet"
-_OF_CACHE = {"source_width": "width", "source_height": "height", "source_bytes": "bytes"}
+ACQUISITION_FILE = "acquisition.parquet"
+_CACHE_COLUMNS = {"source_width": "width", "source_height": "height", "source_bytes": "bytes"}
 
 
 def write_acquisition(experiment: Experiment, cache: ImageCache) -> None:
     """Keep what the cache knows of the originals for steps that see no picture: id, width, height, bytes."""
     ids = pd.concat([experiment.table.train["id"], experiment.table.test["id"]], ignore_index=True)
-    known = cache.index.iloc[cache.rows_for(ids)][list(_OF_CACHE)].rename(columns=_OF_CACHE)
+    known = cache.index.iloc[cache.rows_for(ids)][list(_CACHE_COLUMNS)].rename(columns=_CACHE_COLUMNS)
     frame = known.astype("float32").assign(id=ids.to_numpy())
-    write_frame(experiment.folder / FILE, frame)
+    write_frame(experiment.folder / ACQUISITION_FILE, frame)
 
 
 def with_acquisition(experiment: Experiment) -> Experiment | None:
     """The experiment whose rows have width, height and bytes, of the csv or of the pictures; None where unknown."""
     tables = [experiment.table.train, experiment.table.test]
     missing = [name for name in ACQUISITION if name not in tables[0]]
-    path = experiment.folder / FILE
+    path = experiment.folder / ACQUISITION_FILE
     if len(missing) == len(ACQUISITION) and not path.is_file():
         return None
     known = pd.DataFrame(columns=list(ACQUISITION))
     if path.is_file():
-        known = read_frame(path, again="dermstack oof").set_index("id")
+        known = read_frame(path, remedy="dermstack oof").set_index("id")
     joined = []
     for table in tables:
         of_rows = known.reindex(table["id"])
@@ -205,7 +205,7 @@ def with_acquisition(experiment: Experiment) -> Experiment | None:
     return replace(experiment, table=Table(*joined))
 
 
-def needed_acquisition(experiment: Experiment) -> Experiment:
+def require_acquisition(experiment: Experiment) -> Experiment:
     """`with_acquisition`; raises DataError where `features.shortcuts` is on and nothing is known."""
     if (known := with_acquisition(experiment)) is None:
         raise DataError(

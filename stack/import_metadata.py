@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from image_models.processes import in_processes
+from image_models.processes import run_parallel
 from stack.errors import DataError
 from stack.store import atomic
 
 # Kaggle's names; the id first. Pictures are no metadata.
 COLUMNS = ("image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis", "target")
 NUMBERS = ("age_approx", "target")
-_SHOWN = 5
+_MAX_LISTED = 5
 
 
-def metadata_of_dicom(
+def read_dicom_metadata(
     folder: Path, *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
 ) -> pd.DataFrame:
-    """One row a DICOM file below ``folder``, by id: image_name and what `image_models.io.dicom.PATIENT` allows.
+    """One row a DICOM file below ``folder``, by id: image_name and what `image_models.io.dicom.ALLOWED_TAGS` allows.
 
     Raises DataError listing every file that can't be read and ids that are there twice.
     """
@@ -34,19 +34,19 @@ def metadata_of_dicom(
         raise DataError(f"{folder} holds no {' or '.join(DICOM_SUFFIXES)} file: name the folder that does")
     rows: list[dict[str, str]] = []
     faults: list[str] = []
-    for row in in_processes((partial(_row, path) for path in paths), n_jobs):
+    for row in run_parallel((partial(_row, path) for path in paths), n_jobs):
         if isinstance(row, str):
             faults.append(row)
         else:
             rows.append(row)
         progress(1)
     if faults:
-        more = f"\n  … {len(faults)} in all" if len(faults) > _SHOWN else ""
-        raise DataError(f"{len(faults)} files cannot be read:\n  " + "\n  ".join(faults[:_SHOWN]) + more)
+        more = f"\n  … {len(faults)} in all" if len(faults) > _MAX_LISTED else ""
+        raise DataError(f"{len(faults)} files cannot be read:\n  " + "\n  ".join(faults[:_MAX_LISTED]) + more)
     return _by_id(pd.DataFrame(rows), folder)
 
 
-def metadata_of_tfrecord(
+def read_tfrecord_metadata(
     place: Path,
     *,
     features: Mapping[str, str],
@@ -73,17 +73,21 @@ def metadata_of_tfrecord(
     unused: set[str] = set()
     for shard in shards:
         for record in read_records(shard):
-            there = {column: features.get(column, column) for column in COLUMNS}
+            feature_of = {column: features.get(column, column) for column in COLUMNS}
             asked = {"image_name", *features} - {"image"}
-            if lost := [name for column, name in there.items() if column in asked and name not in record.features]:
+            if lost := [name for column, name in feature_of.items() if column in asked and name not in record.features]:
                 raise DataError(
                     f"{shard}: record at byte {record.start} has no feature {', '.join(lost)}; it has "
                     f"{', '.join(sorted(record.features))}: name them under data.tfrecord.features"
                 )
             rows.append(
-                {column: _value(record.features[name]) for column, name in there.items() if name in record.features}
+                {
+                    column: _value(record.features[name])
+                    for column, name in feature_of.items()
+                    if name in record.features
+                }
             )
-            unused |= set(record.features) - set(there.values()) - {features.get("image", "image")}
+            unused |= set(record.features) - set(feature_of.values()) - {features.get("image", "image")}
             progress(1)
     frame = pd.DataFrame(rows)
     words = {column: _words(frame[column], column, codes) for column in COLUMNS if column in frame}

@@ -16,9 +16,9 @@ from stack.config import check_header
 from stack.console import Out
 from stack.errors import DataError, StoreError
 from stack.experiment import Experiment, write_rows
-from stack.image_config import NAME
+from stack.image_config import NAME_PATTERN
 from stack.ranks import AVERAGED
-from stack.store import NO_FRAME, Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
+from stack.store import FRAME_ERRORS, Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
 MAX_FOLDS = 100  # as in a config; a column with more is no fold column
 
@@ -32,25 +32,27 @@ class ImportedColumns:
     fold: str
 
 
-def read_predictions_file(path: Path, columns: ImportedColumns, *, needs_fold: bool, unless: str = "") -> pd.DataFrame:
+def read_predictions_file(
+    path: Path, columns: ImportedColumns, *, needs_fold: bool, alternative: str = ""
+) -> pd.DataFrame:
     """id (str), p in [0, 1] and fold, which may be missing where the caller doesn't need it.
 
-    ``unless`` is the option that would do without. Raises DataError for an absent column or a p that is none.
+    ``alternative`` is the option that would do without. Raises DataError for an absent column or a p that is none.
     """
-    raw = _raw(path)
-    wanted = {"id": columns.id, "p": columns.p}
+    raw = _read_raw(path)
+    expected = {"id": columns.id, "p": columns.p}
     if columns.fold in raw or needs_fold:
-        wanted["fold"] = columns.fold
-    for key, name in wanted.items():
-        without = f" (or do without folds: {unless})" if key == "fold" and unless else ""
+        expected["fold"] = columns.fold
+    for key, name in expected.items():
+        without = f" (or do without folds: {alternative})" if key == "fold" and alternative else ""
         _check_column(raw, name, path, option=f"--{key}-column", without=without)
     frame = pd.DataFrame({"id": raw[columns.id].astype("str"), "p": _probabilities(raw[columns.p], path)})
-    return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in wanted else frame
+    return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in expected else frame
 
 
 def read_wide_file(path: Path, columns: ImportedColumns, prefix: str) -> pd.DataFrame:
     """id, p and fold, a row an id and net, of a file with a column a net: the prefix, then the net's label."""
-    raw = _raw(path)
+    raw = _read_raw(path)
     _check_column(raw, columns.id, path, option="--id-column")
     nets = [name for name in map(str, raw.columns) if name.startswith(prefix) and name not in (prefix, columns.id)]
     if not nets:
@@ -63,13 +65,13 @@ def read_wide_file(path: Path, columns: ImportedColumns, prefix: str) -> pd.Data
     return pd.concat([part.assign(fold=label) for part, label in zip(parts, labels, strict=True)], ignore_index=True)
 
 
-def _raw(path: Path) -> pd.DataFrame:
+def _read_raw(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix == ".parquet":
         try:
             return pd.read_parquet(path)
-        except NO_FRAME as error:
+        except FRAME_ERRORS as error:
             raise DataError(f"{path}: not a readable parquet file ({error})") from error
     check_header(path)
     try:
@@ -92,12 +94,12 @@ def _probabilities(values: pd.Series, path: Path) -> pd.Series:
         row = int(np.flatnonzero(bad)[0])
         raise DataError(
             f"{path}: {bad.sum()} values of {values.name!r} are no probabilities, first "
-            f"{values.iloc[row]!r} in row {_line(row, path)}: they must lie in [0, 1]"
+            f"{values.iloc[row]!r} in row {_row_number(row, path)}: they must lie in [0, 1]"
         )
     return numbers
 
 
-def _line(row: int, path: Path) -> int:
+def _row_number(row: int, path: Path) -> int:
     """As one counts: from 1, and in a csv after the line of the names."""
     return row + (1 if path.suffix == ".parquet" else 2)
 
@@ -108,7 +110,7 @@ def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.
     missing = text.isna() | text.str.lower().isin(["", "na", "nan", "none", "null"])
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
-        where = f"first row {_line(row, path)}"
+        where = f"first row {_row_number(row, path)}"
         raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, {where}: fill them in")
     if text.nunique() > MAX_FOLDS:
         raise DataError(
@@ -118,7 +120,7 @@ def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.
     return numbers if numbers.notna().all() else text
 
 
-ROUNDING = 1e-3  # of probabilities written with three digits
+ROUNDING_TOLERANCE = 1e-3  # of probabilities written with three digits
 
 
 def import_oof(
@@ -147,7 +149,7 @@ def import_oof(
     Raises DataError naming the file, rows and values; StoreError where the run exists and ``replace`` isn't set.
     """
     folder = experiment.models / name
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise DataError(f"{name!r} can't name a run: use letters, digits, '_', '-' and '.', 64 at most")
     if name in experiment.config.model_names:
         raise DataError(f"{name} is a model of {experiment.config_path}: choose another name for the imported run")
@@ -155,7 +157,7 @@ def import_oof(
         raise StoreError(f"{folder} exists: add --replace to set it aside and import again")
     if all_rows_prefix is not None and all_rows is None:
         raise DataError(f"--all-rows-prefix {all_rows_prefix} is of no file: name it with --all-rows")
-    oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, unless="--foreign-folds")
+    oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, alternative="--foreign-folds")
     fold = _check_oof(experiment, oof, oof_csv, columns, exclude=exclude, foreign=foreign_folds)
     has_test = bool(len(experiment.table.test))
     if has_test and test_csv is None:
@@ -253,13 +255,17 @@ def _check_groups(experiment: Experiment, oof: pd.DataFrame, rows: NDArray[np.in
 def _test_frame(
     experiment: Experiment, path: Path, columns: ImportedColumns, fold: _FoldMatch, *, averaged: bool
 ) -> pd.DataFrame:
-    test = read_predictions_file(path, columns, needs_fold=not (averaged or fold.foreign), unless="--test-averaged")
+    test = read_predictions_file(
+        path, columns, needs_fold=not (averaged or fold.foreign), alternative="--test-averaged"
+    )
     if averaged or "fold" not in test:
         numbers = pd.Series(AVERAGED, index=test.index)
     elif fold.foreign:
         numbers = pd.Series(pd.factorize(test["fold"], sort=True)[0], index=test.index)
     else:
-        numbers = _numbers(test["fold"], fold, path, columns, instead=", or one averaged row an id (--test-averaged)")
+        numbers = _net_numbers(
+            test["fold"], fold, path, columns, instead=", or one averaged row an id (--test-averaged)"
+        )
     _check_rows(test["id"], numbers, pd.Index(experiment.table.test["id"]), path, what="test rows")
     return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"].to_numpy()))
 
@@ -273,25 +279,30 @@ def _all_rows_frame(
             f"{path}: the out-of-fold file has no column {columns.fold!r}, so no model claims to lack a row"
         )
     if prefix is None:
-        made = read_predictions_file(path, columns, needs_fold=True, unless="--all-rows-prefix, for a column a net")
+        made = read_predictions_file(
+            path, columns, needs_fold=True, alternative="--all-rows-prefix, for a column a net"
+        )
     else:
         made = read_wide_file(path, columns, prefix)
-    numbers = _numbers(made["fold"], fold, path, columns, instead="")
+    numbers = _net_numbers(made["fold"], fold, path, columns, instead="")
     _check_rows(made["id"], numbers, pd.Index(oof["id"]), path, what="out-of-fold rows")
     claimed = oof[["id", "p"]].assign(net=fold.numbers)
     own = made.assign(net=numbers).merge(claimed, on=["id", "net"], suffixes=("", "_oof"), validate="one_to_one")
     apart = (own["p"] - own["p_oof"]).abs()
-    if (apart > ROUNDING).any():
+    if (apart > ROUNDING_TOLERANCE).any():
         first = own.iloc[int(np.argmax(apart))]
         raise DataError(
-            f"{path}: in {(apart > ROUNDING).sum()} rows the model that claims to have held them out has another p "
+            f"{path}: in {(apart > ROUNDING_TOLERANCE).sum()} rows the model that claims to have held them out has "
+            f"another p "
             f"than in the out-of-fold file, furthest {first['id']!r}: {first['p']:.4f} and {first['p_oof']:.4f}; make "
             "both files from the same models, or check their folds"
         )
     return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"].to_numpy()))
 
 
-def _numbers(labels: pd.Series, fold: _FoldMatch, path: Path, columns: ImportedColumns, *, instead: str) -> pd.Series:
+def _net_numbers(
+    labels: pd.Series, fold: _FoldMatch, path: Path, columns: ImportedColumns, *, instead: str
+) -> pd.Series:
     """The number of the net that made each row, whose label must be one of the out-of-fold file's."""
     numbers = labels.map(fold.theirs)
     if numbers.isna().any():
@@ -307,8 +318,8 @@ def _numbers(labels: pd.Series, fold: _FoldMatch, path: Path, columns: ImportedC
     return numbers
 
 
-def _check_rows(ids: pd.Series, numbers: pd.Series, wanted: pd.Index, path: Path, *, what: str) -> None:
-    """Each net must have each of the wanted rows once, and no other."""
+def _check_rows(ids: pd.Series, numbers: pd.Series, expected: pd.Index, path: Path, *, what: str) -> None:
+    """Each net must have each of the expected rows once, and no other."""
     for number in sorted(set(numbers)):
         here = ids[numbers == number]
         net = "" if number == AVERAGED else f" of net {number}"
@@ -317,10 +328,10 @@ def _check_rows(ids: pd.Series, numbers: pd.Series, wanted: pd.Index, path: Path
                 f"{path}: {here.duplicated().sum()} ids in more than one row{net}: one row an id and net "
                 "(name the net's column with --fold-column, or give one averaged test row with --test-averaged)"
             )
-        if len(here) != len(wanted) or not wanted.isin(here).all():
+        if len(here) != len(expected) or not expected.isin(here).all():
             raise DataError(
-                f"{path}: {(~wanted.isin(here)).sum()} {what} have no prediction{net}, "
-                f"{(~here.isin(wanted)).sum()} ids are no {what}: give exactly their ids"
+                f"{path}: {(~expected.isin(here)).sum()} {what} have no prediction{net}, "
+                f"{(~here.isin(expected)).sum()} ids are no {what}: give exactly their ids"
             )
 
 

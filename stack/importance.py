@@ -15,14 +15,14 @@ from scipy.stats import rankdata
 from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment
-from stack.features import METADATA, fold_matrix
-from stack.images import needed_acquisition
-from stack.parallel import on_threads, run_folds
+from stack.features import METADATA_BLOCK, fold_matrix
+from stack.images import require_acquisition
+from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised
 from stack.store import Run, fingerprint, read_run, write_run
 from tabular.models import read_bag
 
-ROWS = 2_000  # held-out rows that are explained, of all folds together
+MAX_ROWS = 2_000  # held-out rows that are explained, of all folds together
 _VERSION = 1  # another one where this file comes to other numbers
 
 
@@ -39,16 +39,20 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     if not stackers:
         return None
     folder = experiment.folder / "report" / "importance"
-    asked = {"version": _VERSION, "rows": ROWS, "stackers": {run.name: run.meta["fingerprint"] for run in stackers}}
-    mark = fingerprint(asked)
+    inputs = {
+        "version": _VERSION,
+        "rows": MAX_ROWS,
+        "stackers": {run.name: run.meta["fingerprint"] for run in stackers},
+    }
+    inputs_fingerprint = fingerprint(inputs)
     kept = read_run(folder)
-    if kept is not None and kept.meta["fingerprint"] == mark:
+    if kept is not None and kept.meta["fingerprint"] == inputs_fingerprint:
         return kept.frame("importance")
     if experiment.config.features.shortcuts:
-        experiment = needed_acquisition(experiment)
+        experiment = require_acquisition(experiment)
     shutil.rmtree(folder, ignore_errors=True)  # it is made of runs that are there, and kept for no comparison
-    frame = on_threads(experiment.config.threads, _importance, experiment, stackers, sources, out)
-    write_run(folder, {"fingerprint": mark, **asked}, frames={"importance": frame})
+    frame = run_with_threads(experiment.config.threads, _importance, experiment, stackers, sources, out)
+    write_run(folder, {"fingerprint": inputs_fingerprint, **inputs}, frames={"importance": frame})
     return frame
 
 
@@ -56,15 +60,15 @@ def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run],
     predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
     folds = range(experiment.folds.k)
-    tasks = [partial(_of_fold, experiment, stackers, embeddings, predictions, fold) for fold in folds]
+    tasks = [partial(_fold_contributions, experiment, stackers, embeddings, predictions, fold) for fold in folds]
     made = run_folds(tasks, "feature importance", experiment.config, out)
     values = pd.concat([fold.rows for fold in made], ignore_index=True)
     blocks = {column: block for fold in made for column, block in fold.block_of.items()}
     tables = []
     for run in stackers:
         # A category that the training rows of some fold lack has no column there, and adds nothing.
-        added = pd.concat([fold.added[run.name] for fold in made], ignore_index=True).fillna(0.0)
-        tables += [_features(run.name, added, values, blocks), _blocks(run.name, added, blocks)]
+        contributions = pd.concat([fold.contributions[run.name] for fold in made], ignore_index=True).fillna(0.0)
+        tables += [_features(run.name, contributions, values, blocks), _blocks(run.name, contributions, blocks)]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -72,11 +76,11 @@ class _Explained(NamedTuple):
     """Held-out rows of one fold, drawn at random."""
 
     rows: pd.DataFrame  # their features
-    added: dict[str, pd.DataFrame]  # what each adds to the logit, by stacker
+    contributions: dict[str, pd.DataFrame]  # what each adds to the logit, by stacker
     block_of: dict[str, str]  # which kind of knowledge a feature is
 
 
-def _of_fold(
+def _fold_contributions(
     experiment: Experiment,
     stackers: list[Run],
     embeddings: Mapping[str, Embedding],
@@ -85,31 +89,31 @@ def _of_fold(
 ) -> _Explained:
     matrix = fold_matrix(experiment, embeddings, predictions, fold)
     rng = np.random.default_rng((experiment.config.seed, fold))
-    most = -(-ROWS // experiment.folds.k)
+    most = -(-MAX_ROWS // experiment.folds.k)
     rows = matrix.held.iloc[np.sort(rng.permutation(len(matrix.held))[:most])].reset_index(drop=True)
-    added = {}
+    contributions = {}
     for run in stackers:
         place = run.folder / f"fold_{fold}"
         kept = read_run(place)
         if kept is None:
             raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
         bag = read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
-        added[run.name] = bag.contributions(rows, threads=experiment.config.threads)[0]
-    return _Explained(rows, added, matrix.features.block_of_)
+        contributions[run.name] = bag.contributions(rows, threads=experiment.config.threads)[0]
+    return _Explained(rows, contributions, matrix.features.block_of_)
 
 
-def _features(run: str, added: pd.DataFrame, values: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
+def _features(run: str, contributions: pd.DataFrame, values: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
     records = []
-    fields = pd.Series({column: _field(str(column), blocks[str(column)]) for column in added})
+    fields = pd.Series({column: _field(str(column), blocks[str(column)]) for column in contributions})
     for field, columns in fields.groupby(fields, sort=False).groups.items():
-        together = added[list(columns)].sum(axis=1).to_numpy()
+        together = contributions[list(columns)].sum(axis=1).to_numpy()
         trend = _trend(values[columns[0]].to_numpy(np.float64), together) if len(columns) == 1 else np.nan
         records.append([run, "feature", str(field), blocks[columns[0]], float(np.abs(together).mean()), trend])
     return _sorted(records)
 
 
-def _blocks(run: str, added: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
-    sums = added.T.groupby([blocks[str(column)] for column in added], sort=False).sum().T
+def _blocks(run: str, contributions: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
+    sums = contributions.T.groupby([blocks[str(column)] for column in contributions], sort=False).sum().T
     return _sorted([[run, "block", name, name, float(sums[name].abs().mean()), np.nan] for name in map(str, sums)])
 
 
@@ -120,11 +124,11 @@ def _sorted(records: list[list[object]]) -> pd.DataFrame:
 
 def _field(column: str, block: str) -> str:
     """The table's column that a metadata feature was made of: `site=torso` and `site_missing` are of the site."""
-    return column.partition("=")[0].removesuffix("_missing") if block == METADATA else column
+    return column.partition("=")[0].removesuffix("_missing") if block == METADATA_BLOCK else column
 
 
-def _trend(value: NDArray[np.float64], added: NDArray[np.float64]) -> float:
+def _trend(value: NDArray[np.float64], contributions: NDArray[np.float64]) -> float:
     known = np.isfinite(value)
-    if known.sum() < 3 or np.ptp(value[known]) == 0 or np.ptp(added[known]) == 0:
+    if known.sum() < 3 or np.ptp(value[known]) == 0 or np.ptp(contributions[known]) == 0:
         return np.nan
-    return float(np.corrcoef(rankdata(value[known]), rankdata(added[known]))[0, 1])
+    return float(np.corrcoef(rankdata(value[known]), rankdata(contributions[known]))[0, 1])

@@ -17,16 +17,16 @@ from stack.errors import StoreError
 from stack.experiment import Experiment, write_rows
 from stack.image_config import ImageModel
 from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks
-from stack.level1_jobs import drop_unfinished, is_complete, put_together, run_tasks
+from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, run_tasks
 from stack.level1_nets import finish_set_aside, set_aside_for
-from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_whole, sha256
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run, sha256
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
 
 
-_FILES = {"pretrained weights", "images"}  # inputs that level 2 has not at hand
+_FILE_INPUTS = {"pretrained weights", "images"}  # inputs that level 2 has not at hand
 
 
 def run_image_models(
@@ -53,8 +53,8 @@ def run_image_models(
                 with locked(folder):  # never under another process that is filling it
                     aside = set_aside_for(folder, experiment.old, inputs, net_metas(experiment, model, inputs))
                 out.say(f"{model.name}: {_of_rebuilding(aside)}")
-            if read_whole(folder):
-                drop_unfinished(folder)  # of a process that was killed before it could
+            if read_verified_run(folder):
+                remove_intermediates(folder)  # of a process that was killed before it could
                 out.say(f"{model.name}: complete, skipped")
                 continue
             locks.enter_context(locked(folder))
@@ -67,9 +67,9 @@ def run_image_models(
         last = {task.folder.parent: task for task in tasks}  # the task after which a run's folds are all there
         for task in run_tasks(missing, experiment.config, out):
             if task is last[task.folder.parent]:
-                put_together(experiment, last.pop(task.folder.parent))
+                assemble_run(experiment, last.pop(task.folder.parent))
         for task in last.values():  # killed between the last fold and this line
-            put_together(experiment, task)
+            assemble_run(experiment, task)
     return [run for model in models if (run := read_run(experiment.models / model.name))]
 
 
@@ -103,7 +103,7 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
         changed = [
             name
             for name in {**inputs, **made_of}
-            if made_of.get(name) != inputs.get(name) and (name in inputs or name not in _FILES)
+            if made_of.get(name) != inputs.get(name) and (name in inputs or name not in _FILE_INPUTS)
         ]
         if changed:
             raise StoreError(

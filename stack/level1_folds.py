@@ -150,7 +150,7 @@ def trained_tasks(
 ) -> list[FoldTask]:
     """Tasks that each fine-tune the nets of one fold, one net a seed."""
     from image_models.fit import TrainingRows
-    from image_models.predict import VIEWS
+    from image_models.predict import VIEW_COUNTS
 
     config, target = experiment.config, experiment.target
     train_ids, test_ids = experiment.table.train["id"], experiment.table.test["id"]
@@ -165,20 +165,20 @@ def trained_tasks(
         if part == "train":
             sets["anchor"] = rows[anchors]
         ids["anchor"] = (train_ids if part == "train" else test_ids).iloc[anchors]
-        choose = None
+        inner_val = None
         if model.select == "best":  # chosen on rows like those scored
             inner = inner_split(target[train], experiment.split_group[train], seed=config.seed)
-            choose = np.concatenate([inner, np.zeros(len(external), bool)])
-        encoder, metadata = _encoded(experiment, model, train, held, anchors if part == "train" else None)
+            inner_val = np.concatenate([inner, np.zeros(len(external), bool)])
+        encoder, metadata = _encode_metadata(experiment, model, train, held, anchors if part == "train" else None)
         data = TrainingRows(
             rows=np.concatenate([rows[train], external]),
             target=np.concatenate([labels.train[train], labels.external]),
             positive=labels.positive,
             metadata=metadata.pop("train", None),
-            choose=choose,
+            inner_val=inner_val,
         )
-        learned = len(train) + len(external) - (0 if choose is None else int(choose.sum()))
-        predicted = VIEWS[model.tta] * sum(map(len, sets.values()))
+        learned = len(train) + len(external) - (0 if inner_val is None else int(inner_val.sum()))
+        predicted = VIEW_COUNTS[model.tta] * sum(map(len, sets.values()))
         tasks.append(
             FoldTask(
                 folder=experiment.models / model.name / f"fold_{fold}",
@@ -260,12 +260,12 @@ def _features(
     stored = read_run(folder / "features" / part)
     if stored is None or stored.meta["inputs"] != inputs:
         from image_models.fit import embed
-        from image_models.predict import VIEWS
+        from image_models.predict import VIEW_COUNTS
 
         frame = {"train": experiment.table.train, "test": experiment.table.test, "external": experiment.external}[part]
         rows = cache.rows_for(frame["id"])
         started = time.monotonic()
-        with out.bar(f"{model.name} features of the {part} rows", VIEWS[model.tta] * len(rows)) as progress:
+        with out.bar(f"{model.name} features of the {part} rows", VIEW_COUNTS[model.tta] * len(rows)) as progress:
             config = experiment.config
             z = embed(
                 cache, rows, model.network, batch_size=model.batch_size, tta=model.tta,
@@ -274,21 +274,21 @@ def _features(
             )  # fmt: skip
         meta = run_meta(model, inputs) | {"seconds": time.monotonic() - started}
         write_run(folder / "features" / part, meta, frames={}, arrays={"z": z})
-    return stored_features(folder, part).array("z")
+    return read_stored_features(folder, part).array("z")
 
 
 def _external_target(experiment: Experiment) -> NDArray[np.int8]:
     return experiment.external["target"].to_numpy(np.int8)
 
 
-def stored_features(folder: Path, part: str) -> Run:
+def read_stored_features(folder: Path, part: str) -> Run:
     """A frozen backbone's features of the train, test or external rows, where they were written."""
     stored = read_run(folder / "features" / part)
     assert stored is not None, f"{folder}/features/{part} is written before it is read"
     return stored
 
 
-def _encoded(
+def _encode_metadata(
     experiment: Experiment,
     model: ImageModel,
     train: NDArray[np.intp],

@@ -13,20 +13,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from image_models.processes import in_processes
+from image_models.processes import run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.config import Config, Ray
 from stack.console import Out
 from stack.errors import ConfigError
 from stack.experiment import Experiment
-from stack.level1_folds import FoldTask, FrozenFold, TrainedFold, stored_features
-from stack.parallel import count_gpus, own_device
-from stack.store import LOCK, Run, atomic, locked, places, prediction_frame, read_run, write_run
+from stack.level1_folds import FoldTask, FrozenFold, TrainedFold, read_stored_features
+from stack.parallel import count_gpus, reserve_device
+from stack.store import LOCK_FILE, Run, atomic, locked, prediction_frame, read_run, row_positions, write_run
 
 if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
     from image_models.predict import NetOutput
 
-LET_GO_S = 10.0
+LOCK_TIMEOUT_S = 10.0
 
 
 def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldTask]:
@@ -41,7 +41,7 @@ def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldT
                 run_task(task, config.device, progress, out.say)
             yield task
         return
-    jobs = in_processes((partial(_run_beside_others, task, config.device, quiet=out.quiet) for task in tasks), n_jobs)
+    jobs = run_parallel((partial(_run_in_worker, task, config.device, quiet=out.quiet) for task in tasks), n_jobs)
     for task, _ in zip(tasks, jobs, strict=True):
         yield task
 
@@ -51,7 +51,7 @@ def run_task(task: FoldTask, device: str, progress: Callable[[int], object], say
 
     The fold is locked meanwhile: a worker of a killed process may need a moment to notice and let go of it.
     """
-    with locked(task.folder, wait=LET_GO_S):
+    with locked(task.folder, wait=LOCK_TIMEOUT_S):
         if isinstance(task.fit, TrainedFold):
             _train_and_write(task, task.fit, device, progress, lambda line: say(f"{task.label}: {line}"))
         else:
@@ -93,7 +93,7 @@ def _train_and_write(
             temporary.write_text(fit.encoder, encoding="utf-8")
         files.append(task.folder / "metadata.json")
     seconds += time.monotonic() - started
-    write_run(task.folder, task.meta | {"seconds": seconds}, frames={}, beside=files)
+    write_run(task.folder, task.meta | {"seconds": seconds}, frames={}, existing_files=files)
 
 
 def _complete_net(
@@ -111,9 +111,9 @@ def _complete_net(
     folder, meta = net_folder(fold, seed), fit.nets[seed]
     if (net := read_run(folder)) is not None:
         for file in (WEIGHTS, HISTORY):
-            net.checked(file)
-        choose = fit.data.choose
-        progress(fit.training.epochs * (len(fit.data.rows) - (0 if choose is None else int(choose.sum()))))
+            net.verified_path(file)
+        inner_val = fit.data.inner_val
+        progress(fit.training.epochs * (len(fit.data.rows) - (0 if inner_val is None else int(inner_val.sum()))))
         say(f"seed {seed} is trained already")
         return float(net.meta["seconds"])
     folder.mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ def _complete_net(
         fit.cache, fit.data, fit.network, fit.training, seed=seed, folder=folder, compute=compute,
         identity=meta["fingerprint"], callbacks=Callbacks(progress=progress, say=say),
     )  # fmt: skip
-    write_run(folder, meta | {"seconds": seconds}, frames={}, beside=[folder / HISTORY, folder / WEIGHTS])
+    write_run(folder, meta | {"seconds": seconds}, frames={}, existing_files=[folder / HISTORY, folder / WEIGHTS])
     (folder / STATE).unlink(missing_ok=True)
     return seconds
 
@@ -130,10 +130,10 @@ def _remove_other_nets(fold: Path, fit: TrainedFold) -> None:
     """Remove nets of other seeds or settings from an unfinished fold: predictions read every net that is there."""
     from image_models.saved import net_folder
 
-    wanted = {net_folder(fold, seed): meta["fingerprint"] for seed, meta in fit.nets.items()}
+    required = {net_folder(fold, seed): meta["fingerprint"] for seed, meta in fit.nets.items()}
     for folder in fold.glob("seed_*"):
         net = read_run(folder)
-        if folder not in wanted or (net is not None and net.meta["fingerprint"] != wanted[folder]):
+        if folder not in required or (net is not None and net.meta["fingerprint"] != required[folder]):
             shutil.rmtree(folder)
 
 
@@ -147,7 +147,7 @@ def _fit_head_and_write(task: FoldTask, fit: FrozenFold, progress: Callable[[int
     )
     _write_parts(task, made.predictions, {}, {})
     files = [task.folder / HISTORY, task.folder / WEIGHTS]
-    write_run(task.folder, task.meta | {"seconds": time.monotonic() - started}, frames={}, beside=files)
+    write_run(task.folder, task.meta | {"seconds": time.monotonic() - started}, frames={}, existing_files=files)
 
 
 def _write_parts(
@@ -167,7 +167,7 @@ def is_complete(task: FoldTask) -> bool:
     return None not in (read_run(task.folder), read_run(task.folder / "parts"))
 
 
-def put_together(experiment: Experiment, task: FoldTask) -> Run:
+def assemble_run(experiment: Experiment, task: FoldTask) -> Run:
     """One run out of its complete folds: rows in table order, then run.json, then what only unfinished folds need."""
     folder = task.folder.parent
     folds = [fold for k in range(experiment.folds.k) if (fold := read_run(folder / f"fold_{k}"))]
@@ -177,7 +177,7 @@ def put_together(experiment: Experiment, task: FoldTask) -> Run:
     frames = {
         name: pd.concat([part.frame(name) for part in parts], ignore_index=True) for name in parts[0].meta["sets"]
     }
-    order = places(experiment.table.train["id"], frames["oof"]["id"], f"the rows of {folder}")
+    order = row_positions(experiment.table.train["id"], frames["oof"]["id"], f"the rows of {folder}")
     for name in ("oof", "oof_seeds"):
         if name in frames:
             frames[name] = frames[name].iloc[order]
@@ -186,30 +186,31 @@ def put_together(experiment: Experiment, task: FoldTask) -> Run:
         arrays["oof_z"] = arrays["oof_z"][order]
     else:
         arrays = {
-            f"{name}_z": stored_features(folder, part).array("z") for name, part in (("oof", "train"), ("test", "test"))
+            f"{name}_z": read_stored_features(folder, part).array("z")
+            for name, part in (("oof", "train"), ("test", "test"))
         }
     features = (
-        [] if isinstance(task.fit, TrainedFold) else [stored_features(folder, part) for part in ("train", "test")]
+        [] if isinstance(task.fit, TrainedFold) else [read_stored_features(folder, part) for part in ("train", "test")]
     )
     seconds = round(sum(part.meta["seconds"] for part in (*folds, *features)), 1)
     backbone = sorted(folder.glob("*.safetensors"))  # a frozen run's, beside its folds
-    run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays, beside=backbone)
-    drop_unfinished(folder)
+    run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays, existing_files=backbone)
+    remove_intermediates(folder)
     return run
 
 
-def drop_unfinished(folder: Path) -> None:
+def remove_intermediates(folder: Path) -> None:
     """What a complete run has no more use for: parts, features, states of its training, what a kill left of a write."""
     for part in (folder / "features", *folder.glob("fold_*/parts")):
         shutil.rmtree(part, ignore_errors=True)
-    for pattern in ("fold_*/seed_*/state.pt", f"fold_*/{LOCK}", ".*.tmp", "fold_*/.*.tmp", "fold_*/seed_*/.*.tmp"):
+    for pattern in ("fold_*/seed_*/state.pt", f"fold_*/{LOCK_FILE}", ".*.tmp", "fold_*/.*.tmp", "fold_*/seed_*/.*.tmp"):
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
 
 
-def _run_beside_others(task: FoldTask, device: str, *, quiet: bool) -> None:
+def _run_in_worker(task: FoldTask, device: str, *, quiet: bool) -> None:
     out = Out(quiet=quiet)
-    with own_device(device) as mine, out.plain_bar(task.label, task.images) as progress:
+    with reserve_device(device) as mine, out.plain_bar(task.label, task.images) as progress:
         run_task(task, mine, progress, out.say)
 
 
@@ -227,7 +228,7 @@ def _on_ray(tasks: Sequence[FoldTask], config: Config, out: Out) -> Iterator[Fol
     device = config.device if config.ray.gpus else "cpu"  # Ray hides no GPU from tasks that reserved none
     try:
         _check_resources(config.ray, out)
-        remote = ray.remote(_run_beside_others).options(
+        remote = ray.remote(_run_in_worker).options(
             num_cpus=config.ray.cpus, num_gpus=config.ray.gpus, max_retries=config.ray.retries
         )
         waiting = [remote.remote(task, device, quiet=out.quiet) for task in tasks]
@@ -263,9 +264,9 @@ def _check_resources(settings: Ray, out: Out) -> None:
     """A task that fits no node waits for one; on a cluster that this command started for itself, for ever."""
     import ray
 
-    wanted = {"CPU": settings.cpus, "GPU": settings.gpus}
+    required = {"CPU": settings.cpus, "GPU": settings.gpus}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(kind, 0) >= number for kind, number in wanted.items()) for node in nodes):
+    if any(all(node.get(kind, 0) >= number for kind, number in required.items()) for node in nodes):
         return
     has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
     said = f"a task reserves ray.cpus {settings.cpus:g} and ray.gpus {settings.gpus:g}, and no node has as many ({has})"

@@ -16,12 +16,12 @@ from typing import Any
 
 import pandas as pd
 
-from image_models.files import as_any_file, whole
+from image_models.files import apply_umask, atomic_write
 from stack.errors import StoreError
 from stack.store import Run, fingerprint, read_run, set_aside, write_run
 
-_NOT_OF_A_NET = {"settings", "selection"}  # inputs of a run; of its settings a net's fingerprint holds those it needs
-_NOT_OF_ITS_TRAINING = {"name", "seeds", "tta"}
+_NON_NET_INPUTS = {"settings", "selection"}  # inputs of a run; of its settings a net's fingerprint holds those it needs
+_NON_TRAINING_SETTINGS = {"name", "seeds", "tta"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def net_meta(inputs: Mapping[str, str], settings: Mapping[str, Any], *, fold: in
 
     ``seed`` is the net's own: the model's plus the experiment's.
     """
-    training = {name: value for name, value in settings.items() if name not in _NOT_OF_ITS_TRAINING}
-    made_of = {name: value for name, value in inputs.items() if name not in _NOT_OF_A_NET}
+    training = {name: value for name, value in settings.items() if name not in _NON_TRAINING_SETTINGS}
+    made_of = {name: value for name, value in inputs.items() if name not in _NON_NET_INPUTS}
     made_of |= {"training": fingerprint(training), "fold": str(fold), "net seed": str(seed)}
     return {"fingerprint": fingerprint(made_of), "level": 1, "kind": "net", "inputs": made_of}
 
@@ -61,7 +61,9 @@ def stored_nets(fold_folder: Path, fold: int) -> dict[str, StoredNet]:
     except StoreError:  # damaged, and perhaps set aside for it
         return {}
     nets = {
-        run.meta["fingerprint"]: StoredNet(run.checked("weights.safetensors"), _read_history(run), run.meta["seconds"])
+        run.meta["fingerprint"]: StoredNet(
+            run.verified_path("weights.safetensors"), _read_history(run), run.meta["seconds"]
+        )
         for run in found
         if run is not None
     }
@@ -72,7 +74,7 @@ def stored_nets(fold_folder: Path, fold: int) -> dict[str, StoredNet]:
     for number, seed in enumerate(settings["seeds"]):
         own = seed + int(inputs.get("seed", 0))
         meta = net_meta(inputs, settings, fold=fold, seed=own)
-        weights = of_fold.checked("weights.safetensors" if number == 0 else f"weights_{own}.safetensors")
+        weights = of_fold.verified_path("weights.safetensors" if number == 0 else f"weights_{own}.safetensors")
         seconds = of_fold.meta["seconds"] / len(settings["seeds"])
         nets[meta["fingerprint"]] = StoredNet(
             weights, history[history["seed"] == str(own)].drop(columns="seed"), seconds
@@ -94,13 +96,13 @@ def set_aside_for(
         made_of = [run.meta["inputs"] for part in (folder, *folder.glob("fold_*")) if (run := read_run(part))]
         if read_run(folder) is None and all(part == inputs for part in made_of):
             return None
-        anew = inputs in made_of
+        retrain = inputs in made_of
     except StoreError:
-        anew = True
+        retrain = True
     successor = _successor(folder)
     shutil.rmtree(successor, ignore_errors=True)
     successor.mkdir()
-    taken = 0 if anew else _take_over(successor, [folder, *sorted(old.glob(f"{folder.name}-*"))], wanted)
+    taken = 0 if retrain else _take_over(successor, [folder, *sorted(old.glob(f"{folder.name}-*"))], wanted)
     kept = set_aside(folder, old)
     assert kept is not None, "the folder exists"
     successor.rename(folder)
@@ -131,16 +133,18 @@ def _take_over(successor: Path, sources: list[Path], wanted: Mapping[tuple[int, 
             folder.mkdir(parents=True)
             weights, history = folder / "weights.safetensors", folder / "history.csv"
             _link(net.weights, weights)
-            with whole(history) as partial:
+            with atomic_write(history) as partial:
                 net.history.to_csv(partial, index=False)
-                as_any_file(partial)
-            write_run(folder, {**meta, "seconds": net.seconds}, frames={}, beside=[history, weights])
+                apply_umask(partial)
+            write_run(folder, {**meta, "seconds": net.seconds}, frames={}, existing_files=[history, weights])
             taken += 1
     return taken
 
 
 def _read_history(run: Run) -> pd.DataFrame:
-    return pd.read_csv(run.checked("history.csv"), dtype=str)  # text, so that it is written again with the same digits
+    return pd.read_csv(
+        run.verified_path("history.csv"), dtype=str
+    )  # text, so that it is written again with the same digits
 
 
 def _link(source: Path, target: Path) -> None:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, fold_matrix, inner_rows
-from stack.images import needed_acquisition, with_acquisition
+from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.images import require_acquisition, with_acquisition
 from stack.metrics.intervals import interval, paired_difference
-from stack.parallel import on_threads, run_folds
+from stack.parallel import run_folds, run_with_threads
 from stack.predictions import (
     Embedding,
     Predictions,
@@ -32,13 +32,13 @@ from stack.predictions import (
 from stack.store import (
     Run,
     atomic,
+    error_with_path,
     fingerprint,
     frame_fingerprint,
-    named,
-    places,
     prediction_frame,
     read_run,
-    read_whole,
+    read_verified_run,
+    row_positions,
     set_aside,
     write_run,
 )
@@ -60,9 +60,9 @@ def probe_experiments(experiment: Experiment) -> dict[str, Experiment]:
     features = experiment.config.features
     found = {}
     if not features.context_counts:
-        found["context_counts"] = _changed(experiment, context_counts=True)
+        found["context_counts"] = _with_features(experiment, context_counts=True)
     if not features.shortcuts and (known := with_acquisition(experiment)) is not None:
-        found["shortcuts"] = _changed(known, shortcuts=True)
+        found["shortcuts"] = _with_features(known, shortcuts=True)
     return found
 
 
@@ -90,14 +90,14 @@ def probe_table(
 def _row(
     name: str, y: NDArray[np.int8], s: NDArray[np.floating], base: NDArray[np.floating], groups: NDArray[np.object_]
 ) -> dict[str, object]:
-    value, apart = interval("auc", y, s, groups), paired_difference("auc", y, s, base, groups)
+    value, difference = interval("auc", y, s, groups), paired_difference("auc", y, s, base, groups)
     return {
         "what": name, "rows": len(y), "auc": value.value, "low": value.low, "high": value.high,
-        "difference": apart.value, "difference_low": apart.low, "difference_high": apart.high,
+        "difference": difference.value, "difference_low": difference.low, "difference_high": difference.high,
     }  # fmt: skip
 
 
-def _changed(experiment: Experiment, **features: bool) -> Experiment:
+def _with_features(experiment: Experiment, **features: bool) -> Experiment:
     config = experiment.config
     return replace(
         experiment, config=config.model_copy(update={"features": config.features.model_copy(update=features)})
@@ -107,7 +107,7 @@ def _changed(experiment: Experiment, **features: bool) -> Experiment:
 def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[Run]:
     """Make every enabled stacker complete on the level-1 runs ``sources``; a stale one is set aside and made again."""
     if experiment.config.features.shortcuts:
-        experiment = needed_acquisition(experiment)
+        experiment = require_acquisition(experiment)
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
     todo = []
@@ -115,14 +115,14 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
         folder = experiment.models / stacker.name
         run = read_run(folder)
         if run and run.meta["inputs"] == inputs[stacker.name]:
-            read_whole(folder)
+            read_verified_run(folder)
             out.say(f"{stacker.name}: complete, skipped")
             continue
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"{stacker.name}: its inputs changed; the old run is kept as {aside}")
         todo.append(stacker)
     if todo:
-        on_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out)
+        run_with_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out)
     return [run for stacker in stackers if (run := read_run(experiment.models / stacker.name))]
 
 
@@ -138,19 +138,19 @@ def _fit_all(
     predictions = standardised(predictions, scales)
     left_out = len(experiment.target) - len(predictions.rows)
     if left_out:
-        out.say(f"level 2: {left_out} training rows are left out, as declared by {_declarers(sources)}")
+        out.say(f"level 2: {left_out} training rows are left out, as declared by {_runs_with_exclusions(sources)}")
     embeddings = read_embeddings(experiment, sources)
     notes = alignment_notes(embeddings, sources)
     for note, fits in notes:
         (out.say if fits else out.warn)(note)
     folds = range(experiment.folds.k)
-    asked = probe_experiments(experiment)
+    probed = probe_experiments(experiment)
     tasks: list[Callable[[], Any]] = [
         partial(_fit_fold, experiment, stackers, embeddings, predictions, fold) for fold in folds
     ]
     tasks += [
-        partial(_held_out, changed, stackers[0], embeddings, predictions, fold)
-        for changed in asked.values()
+        partial(_probe_logits, changed, stackers[0], embeddings, predictions, fold)
+        for changed in probed.values()
         for fold in folds
     ]
     made = run_folds(tasks, "level 2", experiment.config, out)
@@ -159,7 +159,9 @@ def _fit_all(
     for number, stacker in enumerate(stackers):
         parts = [fold[number] for fold in fitted]
         oof = pd.concat([part["oof"] for part in parts], ignore_index=True)
-        order = places(experiment.table.train["id"].iloc[predictions.rows], oof["id"], f"the rows of {stacker.name}")
+        order = row_positions(
+            experiment.table.train["id"].iloc[predictions.rows], oof["id"], f"the rows of {stacker.name}"
+        )
         frames = {
             "oof": oof.iloc[order],
             "test": pd.concat([part["test"] for part in parts], ignore_index=True),
@@ -170,7 +172,7 @@ def _fit_all(
                 np.concatenate(answers[first : first + len(folds)])[order]
                 for first in range(0, len(answers), len(folds))
             ]
-            probes = [Probe(name, logit) for name, logit in zip(["alone", *asked], logits, strict=True)]
+            probes = [Probe(name, logit) for name, logit in zip(["alone", *probed], logits, strict=True)]
             frames["probes"] = probe_table(experiment, predictions, frames["oof"]["logit"].to_numpy(), probes)
         meta = {
             "fingerprint": fingerprint(inputs[stacker.name]),
@@ -197,8 +199,8 @@ def _fit_fold(
     fold: int,
 ) -> list[dict[str, Any]]:
     """Every stacker on one fold's matrix, which is built once."""
-    matrix = fold_matrix(experiment, embeddings, predictions, fold, alone=True)
-    assert matrix.held_alone is not None
+    matrix = fold_matrix(experiment, embeddings, predictions, fold, ungrouped=True)
+    assert matrix.held_ungrouped is not None
     threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
     test_z = {name: embedding.test_of(fold) for name, embedding in embeddings.items()}
     x_test = matrix.features.transform(experiment.table.test, predictions.test[fold], test_z)
@@ -214,16 +216,16 @@ def _fit_fold(
         try:
             files = write_bag(kept, folder)
         except OSError as error:
-            raise named(error, folder / "model") from error
+            raise error_with_path(error, folder / "model") from error
         files.append(folder / "features.json")
         with atomic(files[-1]) as temporary:
             temporary.write_text(matrix.features.to_json(), encoding="utf-8")
         meta = {"fold": fold, "chosen": kept.chosen, "shift": kept.shift}
-        write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), beside=files)
+        write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), existing_files=files)
         made.append({
             "oof": prediction_frame(ids, fold, bag.logit(matrix.held, threads=threads)),
             "test": prediction_frame(experiment.table.test["id"], fold, kept.logit(x_test, threads=threads)),
-            "alone": bag.logit(matrix.held_alone, threads=threads),
+            "alone": bag.logit(matrix.held_ungrouped, threads=threads),
             "features": list(matrix.train.columns),
             "chosen": kept.chosen,
             "unseen": matrix.features.encoder_.unseen_,
@@ -232,7 +234,7 @@ def _fit_fold(
     return made
 
 
-def _held_out(
+def _probe_logits(
     experiment: Experiment,
     stacker: Stacker,
     embeddings: Mapping[str, Embedding],
@@ -245,14 +247,14 @@ def _held_out(
     return bag.logit(matrix.held, threads=experiment.config.threads)
 
 
-def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, chosen_without: int | None) -> Bag:
+def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_fold: int | None) -> Bag:
     """With the parameters that a study chose without that fold, or on all rows."""
     return fit_bag(
         stacker.kind,
         matrix.train,
         experiment.target[matrix.train_rows],
-        inner_rows(experiment, matrix.train_rows),
-        params={**stacker.params, **tuned_params(experiment, stacker.name, chosen_without)},
+        early_stopping_rows(experiment, matrix.train_rows),
+        params={**stacker.params, **tuned_params(experiment, stacker.name, excluded_fold)},
         seed=experiment.config.seed,
         threads=experiment.config.threads,
         bags=stacker.bags,
@@ -265,13 +267,13 @@ def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, chosen_wi
 
 def _warn_of_unseen(by_fold: list[dict[str, dict[str, int]]], out: Out) -> None:
     """Categories of the test rows that the training rows of a fold lack: encoded as none of those known."""
-    seen: dict[str, int] = {}
+    row_counts: dict[str, int] = {}
     for unseen in by_fold:
         for column, values in unseen.items():
             for value, rows in values.items():
-                seen[f"{column} {value!r}"] = max(rows, seen.get(f"{column} {value!r}", 0))
-    if seen:
-        listed = ", ".join(f"{name} in {rows:,} rows" for name, rows in sorted(seen.items()))
+                row_counts[f"{column} {value!r}"] = max(rows, row_counts.get(f"{column} {value!r}", 0))
+    if row_counts:
+        listed = ", ".join(f"{name} in {rows:,} rows" for name, rows in sorted(row_counts.items()))
         out.warn(f"test rows hold categories that no training row of some fold has, taken as none: {listed}")
 
 
@@ -281,7 +283,7 @@ def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.floa
     for name, embedding in embeddings.items():
         if (alignment := embedding.alignment) is not None:
             kept[f"{name}_mean"] = alignment.mean
-            kept[f"{name}_turn"] = alignment.turn
+            kept[f"{name}_turn"] = alignment.projection
     return kept
 
 
@@ -298,11 +300,11 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run])
         "level-1 runs": fingerprint({run.name: run.meta["files"] for run in sources}),
         "metadata": experiment.metadata_fingerprint,
         "rows or folds": experiment.rows_fingerprint,
-        **_acquired(experiment),
+        **_acquisition_inputs(experiment),
     }  # fmt: skip
 
 
-def _acquired(experiment: Experiment) -> dict[str, str]:
+def _acquisition_inputs(experiment: Experiment) -> dict[str, str]:
     if not experiment.config.features.shortcuts:
         return {}
     columns = list(ACQUISITION)
@@ -310,5 +312,5 @@ def _acquired(experiment: Experiment) -> dict[str, str]:
     return {"acquisition": " ".join(map(frame_fingerprint, parts))}
 
 
-def _declarers(runs: list[Run]) -> str:
+def _runs_with_exclusions(runs: list[Run]) -> str:
     return ", ".join(f"{run.name} ({run.meta['excluded']})" for run in runs if run.meta.get("excluded"))

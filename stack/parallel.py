@@ -14,27 +14,27 @@ from typing import Any, TypeVar
 import filelock
 from threadpoolctl import threadpool_limits
 
-from image_models.processes import in_processes
+from image_models.processes import run_parallel
 from stack.config import Config
 from stack.console import Out
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-def on_threads(threads: int, task: Callable[..., Made], *parts: Any) -> Made:
+def run_with_threads(threads: int, task: Callable[..., Result], *parts: Any) -> Result:
     """``task(*parts)``, here or in a process of joblib's, which would take as many threads as cores / n_jobs."""
     with threadpool_limits(threads):
         return task(*parts)
 
 
 def run_folds(
-    tasks: Sequence[Callable[[], Made]], label: str, config: Config, out: Out, *, unit: str = "folds"
-) -> list[Made]:
+    tasks: Sequence[Callable[[], Result]], label: str, config: Config, out: Out, *, unit: str = "folds"
+) -> list[Result]:
     """What each task gives, in order: in ``n_jobs`` processes on the config's threads, with progress."""
-    made: list[Made] = []
+    made: list[Result] = []
     with out.bar(label, len(tasks), unit) as progress:
-        jobs = (partial(on_threads, config.threads, task) for task in tasks)
-        for result in in_processes(jobs, config.n_jobs):
+        jobs = (partial(run_with_threads, config.threads, task) for task in tasks)
+        for result in run_parallel(jobs, config.n_jobs):
             made.append(result)
             progress(1)
     return made
@@ -50,7 +50,7 @@ def count_gpus(device: str) -> int:
 
 
 @contextmanager
-def own_device(device: str) -> Iterator[str]:
+def reserve_device(device: str) -> Iterator[str]:
     """``device``, or where there are several GPUs one that no other task of this user on this machine holds.
 
     The lock is the operating system's and goes with its process. Waits while all are taken.

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.ranks import AVERAGED, net_moments
-from stack.store import Run, places_in_run
+from stack.store import Run, row_positions_in_run
 from tabular.embeddings import Alignment, fit_alignment
 
-COMPONENTS = 64  # of an aligned embedding that is only measured within its group
+ALIGNED_COMPONENTS = 64  # of an aligned embedding that is only measured within its group
 BAD_RESIDUAL = 0.5  # half of what the nets see on their shared axes is their own
 
 
@@ -109,7 +109,7 @@ def read_embeddings(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Em
         if run.meta["kind"] == "frozen" and (features.frozen_z or features.neighbours):
             taken[run.name] = frozen_embedding(experiment, run)
         elif run.meta["kind"] == "image" and (features.aligned_z or features.neighbours):
-            taken[run.name] = _aligned(experiment, run, features.aligned_z or COMPONENTS)
+            taken[run.name] = _aligned(experiment, run, features.aligned_z or ALIGNED_COMPONENTS)
     return taken
 
 
@@ -133,8 +133,8 @@ def alignment_notes(embeddings: Mapping[str, Embedding], runs: Sequence[Run]) ->
 def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
     """One z an image, whatever the fold: that of the test rows stands once, in the order of each fold's rows."""
     oof, test = run.frame("oof"), run.frame("test")
-    train = _every(run, oof, experiment.table.train["id"], "oof")
-    once = _every(run, test[test["fold"] == 0], experiment.table.test["id"], "test")
+    train = _embedding_rows(run, oof, experiment.table.train["id"], "oof")
+    once = _embedding_rows(run, test[test["fold"] == 0], experiment.table.test["id"], "test")
     return Embedding(run.array("oof_z")[train], (run.array("test_z")[once],), None)
 
 
@@ -147,7 +147,7 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
     by_net = []
     for net in range(k):
         rows = np.flatnonzero(anchors["fold"].to_numpy() == net)
-        by_net.append(rows[_every(run, anchors.iloc[rows], first, "anchor")])
+        by_net.append(rows[_embedding_rows(run, anchors.iloc[rows], first, "anchor")])
     alignment = fit_alignment(np.stack([anchor_z[rows] for rows in by_net]), components)
     oof, z = run.frame("oof"), run.array("oof_z")
     made = np.empty((len(oof), alignment.components), np.float32)
@@ -158,34 +158,34 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
     tests = []
     for net in range(k):
         rows = np.flatnonzero(test["fold"].to_numpy() == net)
-        order = _every(run, test.iloc[rows], experiment.table.test["id"], "test")
+        order = _embedding_rows(run, test.iloc[rows], experiment.table.test["id"], "test")
         tests.append(alignment.transform(test_z[rows[order]], net))
-    return Embedding(made[_every(run, oof, experiment.table.train["id"], "oof")], tuple(tests), alignment)
+    return Embedding(made[_embedding_rows(run, oof, experiment.table.train["id"], "oof")], tuple(tests), alignment)
 
 
-def _every(run: Run, frame: pd.DataFrame, ids: pd.Series[str], part: str) -> NDArray[np.intp]:
+def _embedding_rows(run: Run, frame: pd.DataFrame, ids: pd.Series[str], part: str) -> NDArray[np.intp]:
     """Where each of ``ids`` stands in the frame. Raises StoreError where one has no embedding."""
-    place = places_in_run(run, frame["id"], ids, part)
-    if (place < 0).any():
+    positions = row_positions_in_run(run, frame["id"], ids, part)
+    if (positions < 0).any():
         raise StoreError(
-            f"{run.folder}/{part}.parquet lacks {(place < 0).sum()} of {len(ids)} rows, which have no embedding: "
+            f"{run.folder}/{part}.parquet lacks {(positions < 0).sum()} of {len(ids)} rows, which have no embedding: "
             "rebuild the run"
         )
-    return place
+    return positions
 
 
 def _in_table_order(run: Run, ids: pd.Series[str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
     """The run's out-of-fold rows in the order of ``ids``, and which of them it covers."""
     oof = run.frame("oof")
-    place = places_in_run(run, oof["id"], ids, "oof")
-    covered = place >= 0
+    positions = row_positions_in_run(run, oof["id"], ids, "oof")
+    covered = positions >= 0
     declared = run.meta.get("excluded", 0)
     if (~covered).sum() != declared:
         raise StoreError(
             f"{run.folder}: no prediction for {(~covered).sum()} of {len(ids)} training rows, {declared} declared: "
             "import it again with `--exclude` and that number, or rebuild it"
         )
-    return oof.iloc[place], covered
+    return oof.iloc[positions], covered
 
 
 def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
@@ -201,10 +201,10 @@ def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.
     nets = np.array([AVERAGED if AVERAGED in by_net else k for k in range(folds)], np.int8)
     for k in range(folds if len(ids) else 0):
         frame = by_net[int(nets[k])]
-        place = places_in_run(run, frame["id"], ids, "test")
-        if (place < 0).any():
+        positions = row_positions_in_run(run, frame["id"], ids, "test")
+        if (positions < 0).any():
             raise StoreError(
-                f"{run.folder}: {(place < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"
+                f"{run.folder}: {(positions < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"
             )
-        logits[k] = frame["logit"].to_numpy(np.float32)[place]
+        logits[k] = frame["logit"].to_numpy(np.float32)[positions]
     return logits, nets

@@ -23,20 +23,20 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from image_models.files import whole
+from image_models.files import atomic_write
 from stack.errors import StoreError
 
 RUN_FILE = "run.json"
 # The command that makes a run, by its kind; the rest are made by `stack`.
 _MADE_BY = {"image": "oof", "net": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
 
-LOCK = ".lock"
-_DIGEST = "digest"  # the key under which a file keeps that of its content
-_A_BLOCK = 1 << 16  # bytes: a disk with less room is full
+LOCK_FILE = ".lock"
+_DIGEST_KEY = "digest"  # the key under which a file keeps that of its content
+_DISK_BLOCK_BYTES = 1 << 16  # bytes: a disk with less room is full
 
 # What pyarrow and pandas raise for bytes that are no parquet, and NumPy for what is no array: its header is Python.
-NO_FRAME = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
-_NO_ARRAY = (*NO_FRAME, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
+FRAME_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
+_ARRAY_ERRORS = (*FRAME_ERRORS, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,30 @@ class Run:
 
     def frame(self, name: str) -> pd.DataFrame:
         """``oof``, ``test`` or ``anchor``: id, fold, logit, p. Raises StoreError for a file that has changed."""
-        path = self.checked(f"{name}.parquet")
+        path = self.verified_path(f"{name}.parquet")
         try:
             return pd.read_parquet(path)
-        except NO_FRAME as error:
+        except FRAME_ERRORS as error:
             raise StoreError(
-                f"{path} is no parquet file that can be read ({_short(error)}): {_again(path.parent)}"
+                f"{path} is no parquet file that can be read ({_short(error)}): {_remedy(path.parent)}"
             ) from error
 
     def array(self, name: str) -> NDArray[np.float16]:
         """``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the order of the frame's rows."""
-        return read_array(self.checked(f"{name}.npy"), again=_again(self.folder))
+        return read_array(self.verified_path(f"{name}.npy"), remedy=_remedy(self.folder))
 
-    def checked(self, file: str) -> Path:
+    def verified_path(self, file: str) -> Path:
         """Where a file of the run lies. Raises StoreError for one that has changed since, or is gone."""
         path = self.folder / file
         if not path.exists() or _hash_once(path, path.stat().st_mtime_ns) != self.meta["files"].get(file):
             step = _MADE_BY.get(str(self.meta.get("kind")), "stack")
             raise StoreError(
-                f"{path} is {'damaged' if path.exists() else 'gone'}: {_again(self.folder, f'`dermstack {step}`')}"
+                f"{path} is {'damaged' if path.exists() else 'gone'}: {_remedy(self.folder, f'`dermstack {step}`')}"
             )
         return path
 
 
-def read_whole(folder: Path) -> Run | None:
+def read_verified_run(folder: Path) -> Run | None:
     """`read_run`, after checking every file of the run, its folds and their nets.
 
     Raises StoreError naming the file that has changed or is gone, what to remove and what to run.
@@ -91,19 +91,19 @@ def read_whole(folder: Path) -> Run | None:
     for part in parts:
         if part is not None:
             for file in part.meta["files"]:
-                part.checked(file)
+                part.verified_path(file)
     return run
 
 
-def read_array(path: Path, *, again: str) -> NDArray[Any]:
+def read_array(path: Path, *, remedy: str) -> NDArray[Any]:
     """A .npy file, memory-mapped, so that what its header claims is no memory; ``again`` is the error's next step.
 
     Raises StoreError for anything else, also for pickled objects and for the zip of arrays that `np.load` would open.
     """
     try:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # objects are refused there
-    except _NO_ARRAY as error:
-        raise StoreError(f"{path} is no array that can be read ({_short(error)}): {again}") from error
+    except _ARRAY_ERRORS as error:
+        raise StoreError(f"{path} is no array that can be read ({_short(error)}): {remedy}") from error
     return array
 
 
@@ -122,13 +122,13 @@ def write_run(
     *,
     frames: Mapping[str, pd.DataFrame],
     arrays: Mapping[str, NDArray[Any]] | None = None,
-    beside: Sequence[Path] = (),
+    existing_files: Sequence[Path] = (),
 ) -> Run:
     """Write the frames as parquet, the arrays as npy and, when all of it is on the disk, ``run.json``.
 
     ``beside`` are files that already lie in the folder and belong to the run (weights, model texts, history).
     """
-    files = {path.name: sha256(path) for path in beside}
+    files = {path.name: sha256(path) for path in existing_files}
     for name, frame in frames.items():
         with atomic(path := folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
@@ -138,7 +138,7 @@ def write_run(
             np.save(file, array, allow_pickle=False)
         files[path.name] = sha256(path)
     run_json = {**meta, "files": files}
-    write_json(folder / RUN_FILE, signed(run_json))
+    write_json(folder / RUN_FILE, with_digest(run_json))
     return Run(folder, run_json)
 
 
@@ -151,7 +151,7 @@ def read_run(folder: Path) -> Run | None:
         meta = read_json(path)
         return Run(folder, {**meta, "files": dict(meta["files"])})
     except (LookupError, TypeError, ValueError, RecursionError) as error:  # ValueError: also of bytes that are no JSON
-        raise StoreError(f"{path} is damaged ({_short(error)}): {_again(folder)}") from error
+        raise StoreError(f"{path} is damaged ({_short(error)}): {_remedy(folder)}") from error
 
 
 def read_runs(models: Path) -> list[Run]:
@@ -169,11 +169,11 @@ def set_aside(folder: Path, old: Path) -> Path | None:
         return None
     try:
         run = read_run(folder)
-        mark = run.meta["fingerprint"] if run else "incomplete"
+        suffix = run.meta["fingerprint"] if run else "incomplete"
     except StoreError:  # --rebuild is one way out of it
-        mark = "damaged"
-    target = old / f"{folder.name}-{mark}"
-    if mark in ("incomplete", "damaged"):  # not the same again: folds in it may be hours of work
+        suffix = "damaged"
+    target = old / f"{folder.name}-{suffix}"
+    if suffix in ("incomplete", "damaged"):  # not the same again: folds in it may be hours of work
         target = next(free for k in itertools.count(1) if not (free := old / f"{target.name}-{k}").exists())
     elif target.exists():
         shutil.rmtree(target)
@@ -214,19 +214,19 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote, `signed` or not. Raises ValueError for anything else."""
-    return verified(json.loads(path.read_text(encoding="utf-8")))
+    return verify_digest(json.loads(path.read_text(encoding="utf-8")))
 
 
-def signed(value: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
     """The same with a digest of all of it, as JSON keeps it."""
-    return {**value, _DIGEST: _digest(value)}
+    return {**value, _DIGEST_KEY: _digest(value)}
 
 
-def verified(value: Any) -> dict[str, Any]:
+def verify_digest(value: Any) -> dict[str, Any]:
     """What was `signed`, or came without a digest. Raises ValueError for anything else."""
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
-    if (digest := value.pop(_DIGEST, None)) is not None and digest != _digest(value):
+    if (digest := value.pop(_DIGEST_KEY, None)) is not None and digest != _digest(value):
         raise ValueError("its content isn't what its digest says")
     return value
 
@@ -237,21 +237,21 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """As parquet, atomically, with a digest of its values that `read_frame` compares."""
-    marked = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))  # with the dtypes that the reader will meet
-    marked.attrs = {_DIGEST: _frame_digest(marked)}
+    stamped = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))  # with the dtypes that the reader will meet
+    stamped.attrs = {_DIGEST_KEY: _frame_digest(stamped)}
     with atomic(path) as temporary:
-        marked.to_parquet(temporary, index=False)
+        stamped.to_parquet(temporary, index=False)
 
 
-def read_frame(path: Path, *, again: str) -> pd.DataFrame:
+def read_frame(path: Path, *, remedy: str) -> pd.DataFrame:
     """What `write_frame` wrote. Raises StoreError for a damaged file, with what to run ``again``."""
     try:
         frame = pd.read_parquet(path)
-        is_whole = frame.attrs.pop(_DIGEST, None) in (None, _frame_digest(frame))  # None: of an earlier dermstack
-    except NO_FRAME as error:
-        raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{again}`") from error
-    if not is_whole:
-        raise StoreError(f"{path} is damaged, it isn't what its digest says: remove it and run `{again}`")
+        is_intact = frame.attrs.pop(_DIGEST_KEY, None) in (None, _frame_digest(frame))  # None: of an earlier dermstack
+    except FRAME_ERRORS as error:
+        raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{remedy}`") from error
+    if not is_intact:
+        raise StoreError(f"{path} is damaged, it isn't what its digest says: remove it and run `{remedy}`")
     return frame
 
 
@@ -267,21 +267,21 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             yield temporary
     except OSError as error:
-        raise named(error, path) from error
+        raise error_with_path(error, path) from error
 
 
-def named(error: OSError, path: Path) -> OSError:
+def error_with_path(error: OSError, path: Path) -> OSError:
     """The same error of ``path``; of a library that gives no number (numpy's of a short write) that of a full disk."""
     if error.errno is None:
-        full = shutil.disk_usage(path.parent).free < _A_BLOCK
+        full = shutil.disk_usage(path.parent).free < _DISK_BLOCK_BYTES
         return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path))
     return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
-def _again(folder: Path, step: str | None = None) -> str:
+def _remedy(folder: Path, step: str | None = None) -> str:
     """What to remove and run: a fold is made again with its run, once that is complete."""
     run = next((above for above in (folder.parents[1], folder.parent) if (above / RUN_FILE).exists()), folder)
     if step is None:
@@ -301,13 +301,13 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Work on ``folder`` alone, after ``wait`` seconds at most. The lock goes with its process, killed or not."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=wait):
+        with FileLock(folder / LOCK_FILE, timeout=wait):
             yield
     except Timeout as error:
         raise StoreError(f"another process is working on {folder}: wait for it, or stop it") from error
 
 
-def places(ids: Iterable[str], among: Iterable[str], what: str) -> NDArray[np.intp]:
+def row_positions(ids: Iterable[str], among: Iterable[str], what: str) -> NDArray[np.intp]:
     """Where each of ``ids`` (n,) stands in ``among``, which ``what`` names. Raises StoreError where one has no place,
     or two."""
     asked, index = pd.Index(ids), pd.Index(among)
@@ -319,7 +319,7 @@ def places(ids: Iterable[str], among: Iterable[str], what: str) -> NDArray[np.in
     return found
 
 
-def places_in_run(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
+def row_positions_in_run(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
     """Where each of ``ids`` stands in the run's rows (-1: nowhere). Raises for doubled ids and strangers."""
     index = pd.Index(own)
     if not index.is_unique:

@@ -20,12 +20,12 @@ from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc_by_fold
-from stack.parallel import on_threads
+from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
-from stack.store import Run, atomic, fingerprint, read_run, read_whole, set_aside, write_frame, write_run
+from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.tuned import tuned_fingerprint, tuned_weights
 
-_SHOWN = 5  # offenders named in an error; their number is always given
+_MAX_LISTED = 5  # offenders named in an error; their number is always given
 
 
 def submission(
@@ -50,7 +50,7 @@ def submission(
     names = pd.Series(ids, dtype="str").to_numpy()
     frame = pd.DataFrame({id_column: names, target_column: values})
     if sample is not None:
-        frame, id_column = _as_sampled(frame, _read_sample(sample), sample)
+        frame, id_column = _in_sample_order(frame, _read_sample(sample), sample)
     check_submission(frame, id_column=id_column, sample=sample)
     return frame
 
@@ -91,7 +91,7 @@ def submission_text(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, lineterminator="\n")  # not the platform's line ends
 
 
-def _as_sampled(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) -> tuple[pd.DataFrame, str]:
+def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) -> tuple[pd.DataFrame, str]:
     """`frame` (id, score) in the sample's order, under its names; and the name of its id column."""
     id_column, target_column = map(str, frame.columns)
     id_name = id_column if id_column in expected else str(expected.columns[0])
@@ -144,8 +144,8 @@ def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
 
 def _listed(values: Sequence[str] | map[str]) -> str:
     names = list(values)
-    more = f", … {len(names)} in all" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f", … {len(names)} in all" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
@@ -159,9 +159,9 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")
-        run = on_threads(experiment.config.threads, _blend, experiment, runs, inputs, out)
+        run = run_with_threads(experiment.config.threads, _blend, experiment, runs, inputs, out)
     else:
-        read_whole(folder)
+        read_verified_run(folder)
         out.say("blend: complete, skipped")
     if len(experiment.table.test):
         _write_predictions(experiment, run)

@@ -23,7 +23,7 @@ TRAIN_ONLY = ("target", "diagnosis", "source", "fold")
 # What exporters write into a group column when nothing is known about the group.
 SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
-_SHOWN = 5  # offenders shown of each kind; their number is always given
+_MAX_LISTED = 5  # offenders shown of each kind; their number is always given
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,16 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
     raw = _read_strings(path, faults)
     if raw is None:
         raise DataError("\n".join(faults))
-    there = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
-    if "id" not in there:
+    present = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
+    if "id" not in present:
         near = _nearest(columns["id"], raw.columns)
         raise DataError(f"{path}: no column {columns['id']!r}{near}: it names each row's image, rename the column")
-    frame = _read_frame(path, there, faults, is_train=False, is_external="group" not in there)
+    frame = _read_frame(path, present, faults, is_train=False, is_external="group" not in present)
     if frame is None or faults:
         raise DataError("\n".join(faults))
-    if "group" not in there:
+    if "group" not in present:
         frame["group"] = frame["id"]
-    return frame, [name for name in columns if name not in there and name not in TRAIN_ONLY]
+    return frame, [name for name in columns if name not in present and name not in TRAIN_ONLY]
 
 
 def read_cells(path: Path) -> pd.DataFrame:
@@ -132,8 +132,8 @@ def _read_frame(
     raw = _read_strings(path, faults)
     if raw is None:
         return None
-    wanted = {name: csv for name, csv in columns.items() if is_train or name not in TRAIN_ONLY}
-    for name, csv in wanted.items():
+    mapped = {name: csv for name, csv in columns.items() if is_train or name not in TRAIN_ONLY}
+    for name, csv in mapped.items():
         number = list(raw.columns).count(csv)
         if number == 0:
             near = _nearest(csv, raw.columns)
@@ -142,7 +142,7 @@ def _read_frame(
             faults.append(f"{path}: {number} columns are named {csv!r} (columns.{name}): rename all but one")
     if len(faults) > found:
         return None
-    text = pd.DataFrame({name: raw[csv] for name, csv in wanted.items()})
+    text = pd.DataFrame({name: raw[csv] for name, csv in mapped.items()})
     # An id stays as written (it must equal the submission's); the rest loses blanks around it.
     for name in text.columns.drop("id"):
         text[name] = text[name].str.strip()
@@ -270,14 +270,14 @@ def _rows(mask: pd.Series) -> str:
     numbers = np.flatnonzero(mask.to_numpy()) + 2
     if len(numbers) == 1:
         return f"row {numbers[0]}"
-    more = f", … {len(numbers)} in all" if len(numbers) > _SHOWN else ""
-    return "rows " + ", ".join(map(str, numbers[:_SHOWN])) + more
+    more = f", … {len(numbers)} in all" if len(numbers) > _MAX_LISTED else ""
+    return "rows " + ", ".join(map(str, numbers[:_MAX_LISTED])) + more
 
 
 def _listed(values: pd.Series) -> str:
     unique = values.drop_duplicates()
-    more = f", … {len(unique)} in all" if len(unique) > _SHOWN else ""
-    return ", ".join(repr(value) for value in unique[:_SHOWN]) + more
+    more = f", … {len(unique)} in all" if len(unique) > _MAX_LISTED else ""
+    return ", ".join(repr(value) for value in unique[:_MAX_LISTED]) + more
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -286,7 +286,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 OnCollision = Literal["refuse", "drop"]
-_DROP = "set `on_collision: drop` to leave them out, or remove them from the csv"
+_DROP_ADVICE = "set `on_collision: drop` to leave them out, or remove them from the csv"
 
 
 @dataclass(frozen=True)
@@ -294,13 +294,13 @@ class ExternalRows:
     """Checked rows (id, group, target, age, sex, site, where mapped diagnosis), and what was done to them.
 
     Groups are named ``<table>:<group>``, so that a patient number used twice never becomes one patient. ``collided``
-    rows were dropped because their id is one of train or test; ``lone`` rows had no group and became one each.
+    rows were dropped because their id is one of train or test; ``ungrouped`` rows had no group and became one each.
     """
 
     name: str
     frame: pd.DataFrame
     collided: int
-    lone: int
+    ungrouped: int
 
     def summary(self) -> str:
         """One line that says what comes in."""
@@ -310,7 +310,7 @@ class ExternalRows:
         )
         if self.collided:
             text += f"; {self.collided:,} dropped, their ids are in train or test"
-        return text + (f"; {self.lone:,} without a group are one each" if self.lone else "")
+        return text + (f"; {self.ungrouped:,} without a group are one each" if self.ungrouped else "")
 
 
 def read_external(
@@ -324,13 +324,13 @@ def read_external(
     taken = frame["id"].isin(primary.train["id"]) | frame["id"].isin(primary.test["id"])
     if taken.any() and on_collision == "refuse":
         first = ", ".join(frame["id"][taken].iloc[:3])
-        raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP}")
+        raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")
     frame = frame[~taken].reset_index(drop=True)
     if frame.empty:
         raise DataError(f"{path}: every id is also in train or test: take the table out of data.external")
-    is_lone = frame["group"].str.lower().isin(SENTINELS)
-    group = frame["group"].where(~is_lone, "id " + frame["id"])
-    return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_lone.sum()))
+    is_ungrouped = frame["group"].str.lower().isin(SENTINELS)
+    group = frame["group"].where(~is_ungrouped, "id " + frame["id"])
+    return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_ungrouped.sum()))
 
 
 def duplicates_of_primary(
@@ -350,7 +350,7 @@ def duplicates_of_primary(
         if on_collision[str(table)] == "refuse":
             first = ", ".join(f"{a} (as {b})" for a, b in rows[["id", "of"]].iloc[:3].to_numpy())
             raise DataError(
-                f"external {table}: {len(rows)} pictures are also in train or test, first: {first}: {_DROP}"
+                f"external {table}: {len(rows)} pictures are also in train or test, first: {first}: {_DROP_ADVICE}"
             )
     return pd.DataFrame({
         "id": copies["id"],

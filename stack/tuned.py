@@ -10,15 +10,14 @@ from typing import Any
 import yaml
 
 from image_models.settings import Training
-from stack.blend.columns import Weighting
+from stack.blend.columns import LeftOutFolds, Weighting
 from stack.config import parse_yaml
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.store import sha256
 
-_MARK = "# sha256 of what follows: "
-Without = frozenset[int]  # the folds whose rows a choice has not looked at
+_DIGEST_PREFIX = "# sha256 of what follows: "
 
 
 def tuned_params(experiment: Experiment, stacker: str, fold: int | None) -> dict[str, Any]:
@@ -36,20 +35,20 @@ def tuned_params(experiment: Experiment, stacker: str, fold: int | None) -> dict
         ) from error
 
 
-def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without, Weighting] | None:
+def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[LeftOutFolds, Weighting] | None:
     """How to blend for each set of folds left out, in the order of ``runs``; None where nothing is tuned."""
     path = experiment.config.tuned.blend
     if path is None:
         return None
     study = _read(experiment, path, "tuned.blend")
     try:
-        weighed = tuple(map(str, study["runs"]))
+        tuned_runs = tuple(map(str, study["runs"]))
         found = {frozenset(entry["without"]): Weighting.from_dict(entry) for entry in study["weights"]}
     except (LookupError, TypeError) as error:
         raise StoreError(f"tuned.blend: {path} lacks {error}: run `dermstack tune blend` again") from error
-    if weighed != runs:
+    if tuned_runs != runs:
         raise StoreError(
-            f"tuned.blend: {path} weighs the runs {', '.join(weighed)}, the experiment has {', '.join(runs)}: "
+            f"tuned.blend: {path} weighs the runs {', '.join(tuned_runs)}, the experiment has {', '.join(runs)}: "
             "run `dermstack tune blend` again"
         )
     return found
@@ -58,10 +57,10 @@ def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[Without
 def enabled_models(experiment: Experiment) -> list[ImageModel]:
     """The enabled image models, each with the settings that its study selected, where the config names one."""
     models = [model for model in experiment.config.image_models if model.enabled]
-    return [_with_study(experiment, model) for model in models]
+    return [_with_tuned_settings(experiment, model) for model in models]
 
 
-def _with_study(experiment: Experiment, model: ImageModel) -> ImageModel:
+def _with_tuned_settings(experiment: Experiment, model: ImageModel) -> ImageModel:
     path = experiment.config.tuned.image.get(model.name)
     if path is None:
         return model
@@ -88,7 +87,7 @@ def tuned_fingerprint(path: Path | None) -> str | None:
 
 def digest_line(text: str) -> str:
     """A comment that tells whether the yaml below it is as it was written."""
-    return f"{_MARK}{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{_DIGEST_PREFIX}{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _read(experiment: Experiment, path: Path, key: str) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def _read(experiment: Experiment, path: Path, key: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         first, _, rest = text.partition("\n")
-        if first.startswith(_MARK) and first != digest_line(rest):
+        if first.startswith(_DIGEST_PREFIX) and first != digest_line(rest):
             raise ValueError("it isn't what its first line says; drop that line where you have changed the file")
         study = parse_yaml(text)
     except (ValueError, yaml.YAMLError) as error:

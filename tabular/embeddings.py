@@ -10,32 +10,32 @@ from sklearn.decomposition import PCA
 
 from tabular.errors import TabularError
 
-ROUNDS = 5  # of generalised Procrustes; the residual moves no more after three
-HELD_OUT = 5  # every fifth anchor measures how well the others' rotation fits
+PROCRUSTES_ROUNDS = 5  # of generalised Procrustes; the residual moves no more after three
+HELD_OUT_EVERY = 5  # every fifth anchor measures how well the others' rotation fits
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """z of net k → (z - mean[k]) @ turn[k]: components (n, r) that mean the same for all nets.
+    """z of net k → (z - mean[k]) @ projection[k]: components (n, r) that mean the same for all nets.
 
-    A turn is the net's scale, shared principal axes and a rotation, which is orthogonal, so that distances within one
-    net stay what they are but for the scale.
+    A projection is the net's scale, shared principal axes and a rotation, which is orthogonal, so that distances within
+    one net stay what they are but for the scale.
     """
 
     mean: NDArray[np.float32]  # (nets, d)
-    turn: NDArray[np.float32]  # (nets, d, r)
+    projection: NDArray[np.float32]  # (nets, d, r)
     residual: float  # on held-out anchors, share of the shared components' spread: 0 perfect, 1 no better than nothing
     unaligned: float  # the same without rotations
 
     def transform(self, z: NDArray[np.floating], net: int) -> NDArray[np.float32]:
         """Components (n, r) of net ``net``'s embeddings (n, d)."""
-        components: NDArray[np.float32] = (z.astype(np.float32) - self.mean[net]) @ self.turn[net]
+        components: NDArray[np.float32] = (z.astype(np.float32) - self.mean[net]) @ self.projection[net]
         return components
 
     @property
     def components(self) -> int:
         """The number r of shared axes."""
-        return int(self.turn.shape[2])
+        return int(self.projection.shape[2])
 
 
 def fit_alignment(anchors: NDArray[np.floating], components: int) -> Alignment:
@@ -50,18 +50,18 @@ def fit_alignment(anchors: NDArray[np.floating], components: int) -> Alignment:
     if n < 25:
         raise TabularError(f"{n} anchors are too few to align embeddings on: give at least 25, or drop the embeddings")
     r = max(1, min(components, n // 5, width))
-    held = np.arange(n) % HELD_OUT == 0
+    held = np.arange(n) % HELD_OUT_EVERY == 0
     trial = _fit(anchors[:, ~held], min(r, max(1, int((~held).sum()) // 5)))
     residual = _residual(trial, anchors[:, held])
-    still = _Fitted(trial.mean, trial.scale, trial.basis, np.stack([np.eye(trial.basis.shape[1])] * nets))
-    unaligned = _residual(still, anchors[:, held])
+    unrotated = _Procrustes(trial.mean, trial.scale, trial.basis, np.stack([np.eye(trial.basis.shape[1])] * nets))
+    unaligned = _residual(unrotated, anchors[:, held])
     fitted = _fit(anchors, r)
-    turn = (fitted.basis @ fitted.rotation) / fitted.scale[:, None, None]
-    return Alignment(fitted.mean.astype(np.float32), turn.astype(np.float32), residual, unaligned)
+    projection = (fitted.basis @ fitted.rotation) / fitted.scale[:, None, None]
+    return Alignment(fitted.mean.astype(np.float32), projection.astype(np.float32), residual, unaligned)
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class _Procrustes:
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     basis: NDArray[np.float64]
@@ -74,7 +74,7 @@ class _Fitted:
         return turned
 
 
-def _fit(anchors: NDArray[np.floating], r: int) -> _Fitted:
+def _fit(anchors: NDArray[np.floating], r: int) -> _Procrustes:
     z = anchors.astype(np.float64)
     mean = z.mean(axis=1)
     centred = z - mean[:, None]
@@ -89,28 +89,28 @@ def _fit(anchors: NDArray[np.floating], r: int) -> _Fitted:
     plain = centred @ basis
     rotation = np.stack([np.eye(r)] * len(z))
     reference = plain[0]
-    for _ in range(ROUNDS):
+    for _ in range(PROCRUSTES_ROUNDS):
         for net, own in enumerate(plain):
             left, _, right = np.linalg.svd(own.T @ reference)
             rotation[net] = left @ right
         reference = (plain @ rotation).mean(axis=0)
-    return _Fitted(mean, scale, basis, rotation)
+    return _Procrustes(mean, scale, basis, rotation)
 
 
-def _residual(fitted: _Fitted, anchors: NDArray[np.floating]) -> float:
+def _residual(fitted: _Procrustes, anchors: NDArray[np.floating]) -> float:
     """Spread of the nets about their mean, as a share of all spread: its least is 0, unrelated nets have 1."""
     nets = len(anchors)
     if nets == 1:
         return 0.0
     components = fitted.components(anchors)
-    apart = ((components - components.mean(axis=0)) ** 2).sum() / (nets - 1)
-    whole = (components**2).sum() / nets
-    return float(apart / whole) if whole else 0.0
+    between = ((components - components.mean(axis=0)) ** 2).sum() / (nets - 1)
+    total = (components**2).sum() / nets
+    return float(between / total) if total else 0.0
 
 
-COMPONENTS = 64
-FEWEST = 25  # rows, below which nothing is said
-QUANTILES = 1001  # of the distances that are kept to compare with
+MAX_COMPONENTS = 64
+MIN_ROWS = 25  # rows, below which nothing is said
+N_QUANTILES = 1001  # of the distances that are kept to compare with
 
 
 @dataclass(frozen=True)
@@ -145,16 +145,18 @@ def fit_density(z: NDArray[np.floating], group: ArrayLike) -> Density:
     """
     codes = np.unique(np.asarray(group).astype(str), return_inverse=True)[1]
     half = codes % 2 == 0
-    if len(z) < FEWEST or half.all() or not half.any():
+    if len(z) < MIN_ROWS or half.all() or not half.any():
         raise TabularError(f"{len(z)} rows in {codes.max(initial=-1) + 1} groups are too few to say what is usual")
-    distances = [Density(*_axes(z[learn]), np.empty(0, np.float32)).distance(z[~learn]) for learn in (half, ~half)]
-    quantiles = np.quantile(np.concatenate(distances), np.linspace(0, 1, QUANTILES)).astype(np.float32)
-    return Density(*_axes(z), quantiles)
+    distances = [
+        Density(*_principal_axes(z[train]), np.empty(0, np.float32)).distance(z[~train]) for train in (half, ~half)
+    ]
+    quantiles = np.quantile(np.concatenate(distances), np.linspace(0, 1, N_QUANTILES)).astype(np.float32)
+    return Density(*_principal_axes(z), quantiles)
 
 
-def _axes(z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+def _principal_axes(z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
     rows, width = z.shape
-    r = max(1, min(COMPONENTS, rows // 5, width - 1))
+    r = max(1, min(MAX_COMPONENTS, rows // 5, width - 1))
     pca = PCA(r, svd_solver="covariance_eigh").fit(
         z.astype(np.float64)
     )  # eigenvalues over d - r axes, also of few rows

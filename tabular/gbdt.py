@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from tabular.errors import TabularError
 from tabular.gbdt_libraries import (
     DEFAULTS,
-    FIXED,
+    FIXED_PARAMS,
+    GPU_PARAMS,
     LIBRARIES,
-    ON_GPU,
+    LabelledRows,
     Matrix,
-    Rows,
+    did_you_mean,
     gbdt_settings,
     library_names,
-    nearest,
 )
 
 
@@ -42,7 +42,7 @@ def fit_gbdt(
     X: pd.DataFrame,
     y: ArrayLike,
     *,
-    stop: tuple[pd.DataFrame, ArrayLike] | None,
+    eval_set: tuple[pd.DataFrame, ArrayLike] | None,
     params: Mapping[str, float | bool],
     seed: int,
     threads: int,
@@ -52,9 +52,9 @@ def fit_gbdt(
 ) -> Gbdt:
     """Fit a binary logistic GBDT to X (n, columns), numeric with NaN where missing, and y (n,) of 0 and 1.
 
-    `stop` holds the rows (X, y) that early stopping watches, of other groups than X. It watches the log loss,
+    `eval_set` holds the rows (X, y) that early stopping watches, of other groups than X. It watches the log loss,
     which moves with every row, where AUC jumps at few positives. The model is then fitted again on the rows
-    of both with the rounds found. Without `stop`, `params["rounds"]` is the number of rounds.
+    of both with the rounds found. Without `eval_set`, `params["rounds"]` is the number of rounds.
 
     With more of a column of `increasing` the logit never falls; of a column that X lacks nothing is asked.
     `positive_weight` weighs the positive rows, which raises the logits by about its log.
@@ -62,28 +62,28 @@ def fit_gbdt(
     for an unknown kind or parameter, columns that aren't finite numbers, and targets other than both 0 and 1.
     """
     if kind not in DEFAULTS:
-        raise TabularError(f"unknown GBDT {kind!r}: {nearest(kind, DEFAULTS)}")
+        raise TabularError(f"unknown GBDT {kind!r}: {did_you_mean(kind, DEFAULTS)}")
     settings = gbdt_settings(kind, params)
     rounds, patience = int(settings.pop("rounds")), int(settings.pop("patience"))
     library, columns = LIBRARIES[kind], _columns(X)
     # nthread is LightGBM's name too; it derives all its other seeds from `seed`
-    fixed = {**settings, **FIXED[kind], **(ON_GPU[kind] if gpu else {}), "seed": seed, "nthread": threads}
+    fixed = {**settings, **FIXED_PARAMS[kind], **(GPU_PARAMS[kind] if gpu else {}), "seed": seed, "nthread": threads}
     if any(flags := [name in increasing for name in columns]):
         fixed |= library.increasing(flags)
-    train = _rows(X, y, positive_weight)
+    train = _labelled_rows(X, y, positive_weight)
     if len(np.unique(train[1])) < 2:
         raise TabularError(f"the {len(X)} training rows hold one class only: both are needed")
-    if (stop is None and "rounds" not in params) or (stop is not None and not len(stop[0])):
+    if (eval_set is None and "rounds" not in params) or (eval_set is not None and not len(eval_set[0])):
         raise TabularError(f"{kind} has no rows to stop early on: give them, or None and params['rounds']")
     names = library_names(columns)
     try:
-        if stop is not None:
-            _check_columns(columns, stop[0])
-            watch = _rows(*stop, positive_weight)
-            rounds = library.boost(train, rounds, names, fixed, watch, patience)[1]
-            train = _rows(*_joined((X, y), stop), positive_weight)
+        if eval_set is not None:
+            _check_columns(columns, eval_set[0])
+            eval_rows = _labelled_rows(*eval_set, positive_weight)
+            rounds = library.boost(train, rounds, names, fixed, eval_rows, patience)[1]
+            train = _labelled_rows(*_joined((X, y), eval_set), positive_weight)
         booster, rounds = library.boost(train, rounds, names, fixed, None, patience)
-    except library.refusals as error:
+    except library.exceptions as error:
         reason = str(error).strip().splitlines()[0]
         raise TabularError(f"{kind} refuses {dict(params)}: {reason}") from error
     return Gbdt(kind, booster, columns, rounds)
@@ -120,7 +120,7 @@ def importance(model: Gbdt) -> pd.Series:
     return gain.rename("gain").sort_values(ascending=False, kind="stable")
 
 
-def _rows(X: pd.DataFrame, y: ArrayLike, positive_weight: float) -> Rows:
+def _labelled_rows(X: pd.DataFrame, y: ArrayLike, positive_weight: float) -> LabelledRows:
     target = _targets(y, len(X))
     weight = None if positive_weight == 1 else np.where(target == 1, np.float32(positive_weight), np.float32(1))
     return _features(X), target, weight
@@ -175,9 +175,9 @@ def _targets(y: ArrayLike, rows: int) -> Matrix:
     return targets
 
 
-UNREADABLE: tuple[type[Exception], ...] = (
+LOAD_ERRORS: tuple[type[Exception], ...] = (
     UnicodeDecodeError,
-    *(refusal for library in LIBRARIES.values() for refusal in library.refusals),
+    *(refusal for library in LIBRARIES.values() for refusal in library.exceptions),
 )
 
 
@@ -203,10 +203,10 @@ def read_gbdt(path: Path) -> Gbdt:
             f"{path}: a model's name ends in {' or '.join(library.suffix for library in LIBRARIES.values())}"
         )
     content, library = path.read_bytes(), LIBRARIES[kind]
-    if not library.is_whole(content):
+    if not library.is_complete(content):
         raise TabularError(f"{path} is no whole {kind} model: remove it and fit it again")
     try:
         booster, names, rounds = library.load(content)
-    except UNREADABLE as error:
+    except LOAD_ERRORS as error:
         raise TabularError(f"{path} is a damaged {kind} model: remove it and fit it again") from error
     return Gbdt(kind, booster, tuple(unquote(name) for name in names), rounds)

@@ -68,7 +68,7 @@ DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
         "border_count": 128,
     },
 }
-FIXED: Mapping[str, Params] = {
+FIXED_PARAMS: Mapping[str, Params] = {
     "lightgbm": {
         "objective": "binary",
         "metric": "binary_logloss",
@@ -89,7 +89,7 @@ FIXED: Mapping[str, Params] = {
         "logging_level": "Silent",
     },
 }
-ON_GPU: Mapping[str, Params] = {
+GPU_PARAMS: Mapping[str, Params] = {
     "lightgbm": {"device_type": "gpu"},
     "xgboost": {"device": "cuda"},
     "catboost": {"task_type": "GPU", "rsm": 1.0},  # it has no columns to leave out there
@@ -101,7 +101,7 @@ def gbdt_settings(kind: str, params: Mapping[str, float | bool]) -> dict[str, fl
     defaults = DEFAULTS[kind]
     for name, value in params.items():
         if name not in defaults:
-            raise TabularError(f"{kind} has no parameter {name!r} here: {nearest(name, defaults)}")
+            raise TabularError(f"{kind} has no parameter {name!r} here: {did_you_mean(name, defaults)}")
         wanted = type(defaults[name])
         taken = (int, float) if wanted is float else wanted
         if not isinstance(value, taken) or isinstance(value, bool) != (wanted is bool):
@@ -111,14 +111,14 @@ def gbdt_settings(kind: str, params: Mapping[str, float | bool]) -> dict[str, fl
     return {**defaults, **params}
 
 
-def nearest(name: str, known: Mapping[str, Any]) -> str:
+def did_you_mean(name: str, known: Mapping[str, Any]) -> str:
     """What an unknown name may have meant."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 Matrix = NDArray[np.float32]
-Rows = tuple[Matrix, Matrix, Matrix | None]  # features (n, columns), targets (n,), weights (n,) or all one
+LabelledRows = tuple[Matrix, Matrix, Matrix | None]  # features (n, columns), targets (n,), weights (n,) or all one
 Boosted = tuple[Any, int]  # the booster and its rounds
 
 
@@ -129,8 +129,8 @@ class Library:
     suffix: str  # of its file
     # Whether a file has its whole length. On some that were cut short LightGBM and XGBoost end the process (abort,
     # segmentation fault), and LightGBM and CatBoost read others as if nothing were wrong.
-    is_whole: Callable[[bytes], bool]
-    boost: Callable[[Rows, int, list[str], Params, Rows | None, int], Boosted]
+    is_complete: Callable[[bytes], bool]
+    boost: Callable[[LabelledRows, int, list[str], Params, LabelledRows | None, int], Boosted]
     margin: Callable[[Any, Matrix, int], NDArray[np.floating]]  # log odds (n,)
     # What each column adds to the log odds of a row, by exact TreeSHAP, and last what all rows start from:
     # (n, columns + 1) that sum to the margin.
@@ -139,19 +139,19 @@ class Library:
     load: Callable[[bytes], tuple[Any, list[str], int]]  # booster, names, rounds
     gain: Callable[[Any, list[str]], NDArray[np.float64]]
     increasing: Callable[[list[bool]], Params]  # which columns may only raise the logit
-    refusals: tuple[type[Exception], ...]
+    exceptions: tuple[type[Exception], ...]
 
 
 def _boost_lightgbm(
-    train: Rows, rounds: int, names: list[str], params: Params, watch: Rows | None, patience: int
+    train: LabelledRows, rounds: int, names: list[str], params: Params, eval_rows: LabelledRows | None, patience: int
 ) -> Boosted:
     data = lightgbm.Dataset(train[0], train[1], weight=train[2], feature_name=names)
-    if watch is None:
+    if eval_rows is None:
         booster = lightgbm.train(dict(params), data, rounds)
         return booster, booster.num_trees()
-    watched = lightgbm.Dataset(watch[0], watch[1], weight=watch[2], reference=data)
+    eval_data = lightgbm.Dataset(eval_rows[0], eval_rows[1], weight=eval_rows[2], reference=data)
     stopping = lightgbm.early_stopping(patience, verbose=False)
-    booster = lightgbm.train(dict(params), data, rounds, valid_sets=[watched], callbacks=[stopping])
+    booster = lightgbm.train(dict(params), data, rounds, valid_sets=[eval_data], callbacks=[stopping])
     return booster, booster.best_iteration
 
 
@@ -161,15 +161,15 @@ def _load_lightgbm(content: bytes) -> tuple[Any, list[str], int]:
 
 
 def _boost_xgboost(
-    train: Rows, rounds: int, names: list[str], params: Params, watch: Rows | None, patience: int
+    train: LabelledRows, rounds: int, names: list[str], params: Params, eval_rows: LabelledRows | None, patience: int
 ) -> Boosted:
     threads = params["nthread"]
     data = xgboost.DMatrix(train[0], train[1], weight=train[2], feature_names=names, nthread=threads)
-    if watch is None:
+    if eval_rows is None:
         booster = xgboost.train(params, data, rounds)
         return booster, booster.num_boosted_rounds()
-    watched = xgboost.DMatrix(watch[0], watch[1], weight=watch[2], feature_names=names, nthread=threads)
-    early = {"evals": [(watched, "stop")], "early_stopping_rounds": patience, "verbose_eval": False}
+    eval_data = xgboost.DMatrix(eval_rows[0], eval_rows[1], weight=eval_rows[2], feature_names=names, nthread=threads)
+    early = {"evals": [(eval_data, "stop")], "early_stopping_rounds": patience, "verbose_eval": False}
     booster = xgboost.train(params, data, rounds, **early)
     return booster, booster.best_iteration + 1
 
@@ -197,13 +197,13 @@ def _gain_xgboost(booster: Any, names: list[str]) -> NDArray[np.float64]:
     return np.array([found.get(name, 0.0) for name in names], np.float64)
 
 
-class _CatBoostRefuses(Exception):
+class _CatBoostError(Exception):
     """CatBoost's own error, under a name that is there before CatBoost is imported: that takes a second."""
 
 
 @contextmanager
-def _refusing() -> Iterator[Any]:
-    """The catboost module, whose error becomes `_CatBoostRefuses`. Raises TabularError where it is not installed."""
+def _imported_catboost() -> Iterator[Any]:
+    """The catboost module, whose error becomes `_CatBoostError`. Raises TabularError where it is not installed."""
     try:
         import catboost
     except ImportError as error:
@@ -211,27 +211,27 @@ def _refusing() -> Iterator[Any]:
     try:
         yield catboost
     except catboost.CatBoostError as error:
-        raise _CatBoostRefuses(str(error)) from error
+        raise _CatBoostError(str(error)) from error
 
 
 def _boost_catboost(
-    train: Rows, rounds: int, names: list[str], params: Params, watch: Rows | None, patience: int
+    train: LabelledRows, rounds: int, names: list[str], params: Params, eval_rows: LabelledRows | None, patience: int
 ) -> Boosted:
     renamed = {"nthread": "thread_count", "seed": "random_seed"}
     settings = {renamed.get(name, name): value for name, value in params.items()}
-    with _refusing() as catboost:
+    with _imported_catboost() as catboost:
         model = catboost.CatBoost(settings | {"iterations": rounds})
         data = catboost.Pool(train[0], train[1], weight=train[2], feature_names=names)
-        if watch is None:
+        if eval_rows is None:
             model.fit(data)
         else:
-            watched = catboost.Pool(watch[0], watch[1], weight=watch[2], feature_names=names)
-            model.fit(data, eval_set=watched, early_stopping_rounds=patience, use_best_model=True)
+            eval_data = catboost.Pool(eval_rows[0], eval_rows[1], weight=eval_rows[2], feature_names=names)
+            model.fit(data, eval_set=eval_data, early_stopping_rounds=patience, use_best_model=True)
     return model, model.tree_count_
 
 
 def _contributions_catboost(model: Any, features: Matrix, names: list[str], threads: int) -> NDArray[np.floating]:
-    with _refusing() as catboost:
+    with _imported_catboost() as catboost:
         rows = catboost.Pool(features, feature_names=names)
         found = model.get_feature_importance(rows, type="ShapValues", thread_count=threads)
     return np.asarray(found, np.float64)
@@ -245,12 +245,12 @@ def _dump_catboost(model: Any) -> bytes:
     return content
 
 
-def _is_whole_catboost(content: bytes) -> bool:
+def _is_complete_catboost(content: bytes) -> bool:
     return content.startswith(b"CBM1") and len(content) == 8 + int.from_bytes(content[4:8], "little")
 
 
 def _load_catboost(content: bytes) -> tuple[Any, list[str], int]:
-    with _refusing() as catboost:
+    with _imported_catboost() as catboost:
         model = catboost.CatBoost()
         model.load_model(blob=content)
     return model, model.feature_names_, model.tree_count_
@@ -263,7 +263,7 @@ def _flags(increasing: list[bool]) -> list[int]:
 LIBRARIES: Mapping[str, Library] = {
     "lightgbm": Library(
         suffix=".txt",
-        is_whole=lambda content: content.startswith(b"tree\n") and content.endswith(b"pandas_categorical:null\n"),
+        is_complete=lambda content: content.startswith(b"tree\n") and content.endswith(b"pandas_categorical:null\n"),
         boost=_boost_lightgbm,
         margin=lambda booster, x, threads: booster.predict(x, raw_score=True, num_threads=threads),
         contributions=lambda booster, x, _, threads: booster.predict(x, pred_contrib=True, num_threads=threads),
@@ -271,11 +271,11 @@ LIBRARIES: Mapping[str, Library] = {
         load=_load_lightgbm,
         gain=lambda booster, names: booster.feature_importance("gain").astype(np.float64),
         increasing=lambda flags: {"monotone_constraints": ",".join(map(str, _flags(flags)))},
-        refusals=(lightgbm.basic.LightGBMError,),
+        exceptions=(lightgbm.basic.LightGBMError,),
     ),
     "xgboost": Library(
         suffix=".ubj",
-        is_whole=lambda content: content.startswith(b"{") and content.endswith(b"}"),
+        is_complete=lambda content: content.startswith(b"{") and content.endswith(b"}"),
         boost=_boost_xgboost,
         margin=_margin_xgboost,
         contributions=_contributions_xgboost,
@@ -283,11 +283,11 @@ LIBRARIES: Mapping[str, Library] = {
         load=_load_xgboost,
         gain=_gain_xgboost,
         increasing=lambda flags: {"monotone_constraints": f"({','.join(map(str, _flags(flags)))})"},
-        refusals=(xgboost.core.XGBoostError,),
+        exceptions=(xgboost.core.XGBoostError,),
     ),
     "catboost": Library(
         suffix=".cbm",
-        is_whole=_is_whole_catboost,
+        is_complete=_is_complete_catboost,
         boost=_boost_catboost,
         margin=lambda model, x, threads: model.predict(x, prediction_type="RawFormulaVal", thread_count=threads),
         contributions=_contributions_catboost,
@@ -295,7 +295,7 @@ LIBRARIES: Mapping[str, Library] = {
         load=_load_catboost,
         gain=lambda model, names: np.asarray(model.get_feature_importance(), np.float64),
         increasing=lambda flags: {"monotone_constraints": f"({','.join(map(str, _flags(flags)))})"},
-        refusals=(_CatBoostRefuses,),
+        exceptions=(_CatBoostError,),
     ),
 }
 

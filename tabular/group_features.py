@@ -32,9 +32,9 @@ def metadata_aggregates(frame: pd.DataFrame) -> pd.DataFrame:
     if absent:
         raise TabularError(f"column {', '.join(map(repr, absent))} absent: age aggregates need 'group' and 'age'")
     codes, groups = code_groups(frame["group"])
-    age = _finite(frame["age"].to_numpy(np.float64, na_value=np.nan), "age")
-    known = _Known.of(age, codes)
-    youngest, oldest = known.for_groups(known.min, groups)[codes], known.for_groups(known.max, groups)[codes]
+    age = _check_finite(frame["age"].to_numpy(np.float64, na_value=np.nan), "age")
+    known = _SortedByGroup.of(age, codes)
+    youngest, oldest = known.scatter_groups(known.min, groups)[codes], known.scatter_groups(known.max, groups)[codes]
     features = {
         "age_group_min": youngest,
         "age_group_max": oldest,
@@ -68,7 +68,7 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
         raise TabularError(f"a run is named twice in {', '.join(names)}: give each its own name")
     features: dict[str, NDArray[np.float32]] = {}
     for column, run in zip(matrix.T, names, strict=True):
-        known = _Known.of(_finite(column, run), codes)
+        known = _SortedByGroup.of(_check_finite(column, run), codes)
         for name, values in _run_features(known, codes, groups).items():
             features[f"{run}_group_{name}"] = values.astype(np.float32)
     return pd.DataFrame(features, index=pd.RangeIndex(len(codes)) if index is None else index)
@@ -105,7 +105,7 @@ def code_groups(group: ArrayLike) -> tuple[Positions, int]:
     return codes, len(groups)
 
 
-def _run_features(known: _Known, codes: Positions, groups: int) -> dict[str, Floats]:
+def _run_features(known: _SortedByGroup, codes: Positions, groups: int) -> dict[str, Floats]:
     size, segment = known.size, known.segment
     # Shifted by the minimum first: equal logits then have deviations of exactly zero, and a z of 0 instead of
     # a rounding error divided by a rounding error.
@@ -118,28 +118,28 @@ def _run_features(known: _Known, codes: Positions, groups: int) -> dict[str, Flo
     mean = known.min + mean_shift
     # Through deviations and not as (sum - own) / (size - 1), which cancels where the logits are large.
     others = np.maximum(size - 1, 1)[segment]
-    group_mean = known.for_groups(mean, groups)[codes]
+    group_mean = known.scatter_groups(mean, groups)[codes]
     others_mean = group_mean.copy()
     others_mean[known.row] = mean[segment] - deviation / others
     return {
         "mean": group_mean,
-        "max": known.for_groups(known.max, groups)[codes],
-        "min": known.for_groups(known.min, groups)[codes],
-        "std": known.for_groups(std, groups)[codes],
-        "rank": known.for_rows(_scaled_rank(known), len(codes)),
-        "z": known.for_rows(z, len(codes)),
+        "max": known.scatter_groups(known.max, groups)[codes],
+        "min": known.scatter_groups(known.min, groups)[codes],
+        "std": known.scatter_groups(std, groups)[codes],
+        "rank": known.scatter_rows(_scaled_rank(known), len(codes)),
+        "z": known.scatter_rows(z, len(codes)),
         "others_mean": others_mean,
-        "others_diff": known.for_rows(deviation * (size[segment] / others), len(codes)),
+        "others_diff": known.scatter_rows(deviation * (size[segment] / others), len(codes)),
     }
 
 
-def _scaled_rank(known: _Known) -> Floats:
+def _scaled_rank(known: _SortedByGroup) -> Floats:
     """(average rank - 1) / (size - 1) of each known value; equal values share the middle of their places."""
     new = np.ones(len(known.value), dtype=np.bool_)
     new[1:] = (known.value[1:] != known.value[:-1]) | (known.segment[1:] != known.segment[:-1])
     first = np.flatnonzero(new)
-    tied = np.diff(first, append=len(new))
-    place = np.repeat(first + (tied - 1) / 2, tied) - known.start[known.segment]
+    tie_count = np.diff(first, append=len(new))
+    place = np.repeat(first + (tie_count - 1) / 2, tie_count) - known.start[known.segment]
     last = (known.size - 1)[known.segment]
     scaled = np.full(len(place), 0.5)
     np.divide(place, last, out=scaled, where=last > 0)
@@ -147,7 +147,7 @@ def _scaled_rank(known: _Known) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _SortedByGroup:
     """The values that aren't missing, sorted by group, then value: minimum, maximum and ranks are places, and
     sums run in an order that the rows of the table can't change."""
 
@@ -159,7 +159,7 @@ class _Known:
     segment: Positions  # segment of each value
 
     @classmethod
-    def of(cls, values: Floats, codes: Positions) -> _Known:
+    def of(cls, values: Floats, codes: Positions) -> _SortedByGroup:
         known = np.flatnonzero(~np.isnan(values))
         row = known[np.lexsort((values[known], codes[known]))]
         code = codes[row]
@@ -175,18 +175,18 @@ class _Known:
     def max(self) -> Floats:
         return np.take(self.value, self.start + self.size - 1)
 
-    def for_groups(self, values: Floats, groups: int) -> Floats:
+    def scatter_groups(self, values: Floats, groups: int) -> Floats:
         spread = np.full(groups, np.nan)
         spread[self.group] = values
         return spread
 
-    def for_rows(self, values: Floats, rows: int) -> Floats:
+    def scatter_rows(self, values: Floats, rows: int) -> Floats:
         spread = np.full(rows, np.nan)
         spread[self.row] = values
         return spread
 
 
-def _finite(values: Floats, name: str) -> Floats:
+def _check_finite(values: Floats, name: str) -> Floats:
     infinite = np.isinf(values)
     if infinite.any():
         raise TabularError(
@@ -198,7 +198,7 @@ def _finite(values: Floats, name: str) -> Floats:
 
 NEIGHBOURS = 10  # of the local outlier factor
 MIN_OUTLIER_GROUP = 2 * NEIGHBOURS + 1  # fewer rows have no neighbourhood to stand out of
-ROWS_AT_ONCE = 1024  # of a group's distance matrix, which for 9,000 rows would take 300 MB
+CHUNK_ROWS = 1024  # of a group's distance matrix, which for 9,000 rows would take 300 MB
 Floats32 = NDArray[np.float32]
 
 
@@ -224,13 +224,13 @@ def embedding_aggregates(group: ArrayLike, z: NDArray[np.floating], name: str) -
     made[:, 2] = 1
     for first, rows in zip(start[size > 1], size[size > 1], strict=True):  # over groups; the rows inside go to BLAS
         members = order[first : first + rows]
-        made[members] = _within(_unit(z[members].astype(np.float32)))
+        made[members] = _embedding_features(_unit(z[members].astype(np.float32)))
     columns = [f"{name}_group_{feature}" for feature in ("centroid", "nearest", "outlier")]
     index = group.index if isinstance(group, pd.Series) else None
     return pd.DataFrame(made, columns=columns, index=index)
 
 
-def _within(unit: Floats32) -> Floats32:
+def _embedding_features(unit: Floats32) -> Floats32:
     """The three features (n, 3) of one group's directions (n, d), n > 1."""
     n = len(unit)
     others = unit.sum(axis=0) - unit
@@ -238,18 +238,18 @@ def _within(unit: Floats32) -> Floats32:
     nearest = np.empty(n, np.float32)
     k = NEIGHBOURS if n >= MIN_OUTLIER_GROUP else 0
     distance, neighbour = np.empty((n, k), np.float32), np.empty((n, k), np.intp)
-    for first in range(0, n, ROWS_AT_ONCE):
-        some = slice(first, min(first + ROWS_AT_ONCE, n))
-        apart = unit[some] @ unit.T
-        np.subtract(1, apart, out=apart)
-        apart[np.arange(len(apart)), np.arange(first, first + len(apart))] = np.inf  # itself
+    for first in range(0, n, CHUNK_ROWS):
+        chunk = slice(first, min(first + CHUNK_ROWS, n))
+        distances = unit[chunk] @ unit.T
+        np.subtract(1, distances, out=distances)
+        distances[np.arange(len(distances)), np.arange(first, first + len(distances))] = np.inf  # itself
         if k:
-            nearby = np.argpartition(apart, k, axis=1)[:, :k]
-            neighbour[some] = nearby
-            distance[some] = np.take_along_axis(apart, nearby, axis=1)
-            nearest[some] = distance[some].min(axis=1)
+            nearby = np.argpartition(distances, k, axis=1)[:, :k]
+            neighbour[chunk] = nearby
+            distance[chunk] = np.take_along_axis(distances, nearby, axis=1)
+            nearest[chunk] = distance[chunk].min(axis=1)
         else:
-            nearest[some] = apart.min(axis=1)
+            nearest[chunk] = distances.min(axis=1)
     outlier = _local_outlier_factor(distance, neighbour) if k else np.ones(n, np.float32)
     return np.column_stack([np.maximum(centroid, 0), np.maximum(nearest, 0), outlier]).astype(np.float32)
 
@@ -269,7 +269,12 @@ def _unit(z: Floats32) -> Floats32:
     return unit
 
 
-LEVELS = (("band", "sex", "site"), ("band", "sex"), ("band",), ())  # the first that has enough rows is a row's cohort
+COHORT_LEVELS = (
+    ("band", "sex", "site"),
+    ("band", "sex"),
+    ("band",),
+    (),
+)  # the first that has enough rows is a row's cohort
 
 
 class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
@@ -278,7 +283,7 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
     A cohort of fewer than ``min_rows`` fitted rows gives way to the same without the site, then without the sex, then
     to all rows. Missing values are values of their own; bands are ten years wide.
 
-    Fitted: `cells_`, {level: {cohort: (mean, std) a run}}.
+    Fitted: `cohorts_`, {level: {cohort: (mean, std) a run}}.
     """
 
     def __init__(self, min_rows: int = 50) -> None:
@@ -288,26 +293,28 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
         """``frame`` holds age, sex and site of the training rows, ``logits`` (n, runs) stand beside them."""
         if logits.shape[0] != len(frame) or not len(frame):
             raise TabularError(f"logits of shape {logits.shape} for {len(frame)} rows: one row an id, and at least one")
-        keys = _keys(frame)
+        keys = _cohort_columns(frame)
         values = pd.DataFrame(logits.astype(np.float64))
         self.runs_ = logits.shape[1]
-        self.cells_: dict[str, dict[str, list[list[float]]]] = {}
-        for level in LEVELS:
-            cohort = _cohort(keys, level)
+        self.cohorts_: dict[str, dict[str, list[list[float]]]] = {}
+        for level in COHORT_LEVELS:
+            cohort = _cohort_keys(keys, level)
             grouped = values.groupby(cohort, sort=True)
             mean, std, rows = grouped.mean(), grouped.std(ddof=0), grouped.size()
             enough = rows.index[(rows >= self.min_rows) | (not level)]
-            self.cells_["+".join(level)] = {str(key): [mean.loc[key].tolist(), std.loc[key].tolist()] for key in enough}
+            self.cohorts_["+".join(level)] = {
+                str(key): [mean.loc[key].tolist(), std.loc[key].tolist()] for key in enough
+            }
         return self
 
     def transform(self, frame: pd.DataFrame, logits: NDArray[np.floating], names: tuple[str, ...]) -> pd.DataFrame:
         """(n, runs) float32 named `<run>_cohort_z`; a cohort without spread gives the plain difference."""
-        keys = _keys(frame)
+        keys = _cohort_columns(frame)
         mean = np.full(logits.shape, np.nan)
         std = np.full(logits.shape, np.nan)
-        for level in LEVELS:
-            cells = self.cells_["+".join(level)]
-            place = pd.Index(cells, dtype="str").get_indexer(pd.Index(_cohort(keys, level)))
+        for level in COHORT_LEVELS:
+            cells = self.cohorts_["+".join(level)]
+            place = pd.Index(cells, dtype="str").get_indexer(pd.Index(_cohort_keys(keys, level)))
             here = (place >= 0) & np.isnan(mean[:, 0])
             if here.any():
                 table = np.array(list(cells.values()))  # (cells, 2, runs)
@@ -317,7 +324,7 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
 
     def to_json(self) -> str:
         """Everything that `from_json` needs to score new rows the same way."""
-        return json.dumps({"runs": self.runs_, "cells": self.cells_}, ensure_ascii=False)
+        return json.dumps({"runs": self.runs_, "cells": self.cohorts_}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -326,13 +333,13 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
             state = json.loads(text)
             score = cls()
             score.runs_ = int(state["runs"])
-            score.cells_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in LEVELS}
+            score.cohorts_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in COHORT_LEVELS}
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise TabularError(f"no cohort statistics: {text[:60]!r} ({error}); fit the stacker again") from error
         return score
 
 
-def _keys(frame: pd.DataFrame) -> pd.DataFrame:
+def _cohort_columns(frame: pd.DataFrame) -> pd.DataFrame:
     band = (frame["age"].astype("float64") // 10).fillna(-1).astype(int).astype("str")
     return pd.DataFrame({
         "band": band.to_numpy(object),
@@ -341,7 +348,7 @@ def _keys(frame: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def _cohort(keys: pd.DataFrame, level: tuple[str, ...]) -> NDArray[np.object_]:
+def _cohort_keys(keys: pd.DataFrame, level: tuple[str, ...]) -> NDArray[np.object_]:
     if not level:
         return np.full(len(keys), "all", object)
     text = keys[level[0]].astype("str")

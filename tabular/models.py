@@ -17,8 +17,8 @@ from tabular.errors import TabularError
 from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge strengths, on standardised features
-EXTREME = 6.0  # standard deviations at which a standardised feature is cut: one row must not steer the line
+C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge C_grid, on standardised features
+CLIP_SD = 6.0  # standard deviations at which a standardised feature is cut: one row must not steer the line
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Logistic:
     scale: NDArray[np.float64]
     weight: NDArray[np.float64]
     bias: float
-    strength: float
+    C: float
 
     def logit(self, X: pd.DataFrame) -> NDArray[np.float32]:
         """Of features (n, columns): float32 (n,). Raises TabularError unless X has the columns of the fit."""
@@ -52,31 +52,29 @@ class Logistic:
 
 
 def fit_logistic(
-    X: pd.DataFrame, y: ArrayLike, *, stop: tuple[pd.DataFrame, ArrayLike], strengths: tuple[float, ...] = STRENGTHS
+    X: pd.DataFrame, y: ArrayLike, *, eval_set: tuple[pd.DataFrame, ArrayLike], C_grid: tuple[float, ...] = C_GRID
 ) -> Logistic:
-    """Choose the ridge strength by log loss on the rows of ``stop`` (X, y), of other groups; refit on the rows of both.
+    """Choose the ridge strength by log loss on the rows of ``eval_set`` (X, y), of other groups; refit on the rows of
+    both.
 
     X (n, columns) may hold NaN, y (n,) is 0 and 1.
     """
     train, target = X, np.asarray(y)
     mean, scale = _moments(train)
-    x, watched = _standardised(train, mean, scale), _standardised(stop[0], mean, scale)
-    losses = [
-        log_loss(stop[1], _fit(x, target, strength).predict_proba(watched)[:, 1], labels=[0, 1])
-        for strength in strengths
-    ]
-    strength = strengths[int(np.argmin(losses))]
-    both, target = pd.concat([train, stop[0]]), np.concatenate([target, np.asarray(stop[1])])
+    x, eval_x = _standardised(train, mean, scale), _standardised(eval_set[0], mean, scale)
+    losses = [log_loss(eval_set[1], _fit(x, target, C).predict_proba(eval_x)[:, 1], labels=[0, 1]) for C in C_grid]
+    C = C_grid[int(np.argmin(losses))]
+    both, target = pd.concat([train, eval_set[0]]), np.concatenate([target, np.asarray(eval_set[1])])
     mean, scale = _moments(both)
-    model = _fit(_standardised(both, mean, scale), target, strength)
-    return Logistic(tuple(map(str, X.columns)), mean, scale, model.coef_[0], float(model.intercept_[0]), strength)
+    model = _fit(_standardised(both, mean, scale), target, C)
+    return Logistic(tuple(map(str, X.columns)), mean, scale, model.coef_[0], float(model.intercept_[0]), C)
 
 
 def write_logistic(model: Logistic, path: Path) -> None:
     """As JSON, all or nothing; its floats read back to the last bit."""
     state = {
         "columns": model.columns, "mean": model.mean.tolist(), "scale": model.scale.tolist(),
-        "weight": model.weight.tolist(), "bias": model.bias, "strength": model.strength,
+        "weight": model.weight.tolist(), "bias": model.bias, "strength": model.C,
     }  # fmt: skip
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -103,11 +101,11 @@ def _moments(X: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def _standardised(X: pd.DataFrame, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
     values = np.nan_to_num((X.to_numpy(np.float64) - mean) / scale)
-    return np.clip(values, -EXTREME, EXTREME)
+    return np.clip(values, -CLIP_SD, CLIP_SD)
 
 
-def _fit(x: NDArray[np.float64], y: NDArray[np.generic], strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=2000).fit(x, y)
+def _fit(x: NDArray[np.float64], y: NDArray[np.generic], C: float) -> LogisticRegression:
+    return LogisticRegression(C=C, max_iter=2000).fit(x, y)
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class Bag:
     @property
     def chosen(self) -> list[float]:
         """What the inner part chose for each: rounds, or the ridge strength."""
-        return [model.strength if isinstance(model, Logistic) else model.rounds for model in self.models]
+        return [model.C if isinstance(model, Logistic) else model.rounds for model in self.models]
 
 
 def fit_bag(
@@ -178,15 +176,15 @@ def fit_bag(
         taken = np.ones(len(target), bool)
         if negatives < 1:
             taken = (target == 1) | (np.random.default_rng((seed, number)).random(len(target)) < negatives)
-        learn, watch = taken & ~inner, taken & inner
-        stop = X[watch], target[watch]
+        train_mask, eval_mask = taken & ~inner, taken & inner
+        eval_set = X[eval_mask], target[eval_mask]
         if kind == "logistic":
-            models.append(fit_logistic(X[learn], target[learn], stop=stop))
+            models.append(fit_logistic(X[train_mask], target[train_mask], eval_set=eval_set))
         else:
             models.append(
                 fit_gbdt(
-                    kind, X[learn], target[learn], stop=stop, params=params, seed=seed + number, threads=threads,
-                    increasing=increasing, positive_weight=positive_weight, gpu=gpu,
+                    kind, X[train_mask], target[train_mask], eval_set=eval_set, params=params, seed=seed + number,
+                    threads=threads, increasing=increasing, positive_weight=positive_weight, gpu=gpu,
                 )
             )  # fmt: skip
     return Bag(tuple(models), float(np.log(negatives) - np.log(positive_weight)))

@@ -45,22 +45,22 @@ def chromium() -> Iterator[Browser]:
 
 
 @dataclass
-class Opened:
+class LoadedPage:
     """A page, what it complained of (console errors and warnings, uncaught exceptions), and what it asked for."""
 
     page: Page
-    complaints: list[str] = field(default_factory=list)
+    console_errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
     @property
-    def sideways(self) -> int:
+    def overflow_px(self) -> int:
         """Pixels by which the page is wider than the window."""
         too_wide: int = self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         return max(too_wide, 0)
 
 
 @contextmanager
-def opened(
+def opened_page(
     browser: Browser,
     target: Path | str,
     *,
@@ -68,7 +68,7 @@ def opened(
     width: int = 1400,
     scripts: bool = True,
     bypass_csp: bool = False,
-) -> Iterator[Opened]:
+) -> Iterator[LoadedPage]:
     """A file or a URL in a window of its own, loaded. Only `barriers` needs ``bypass_csp``."""
     context = browser.new_context(
         color_scheme=scheme,
@@ -78,9 +78,9 @@ def opened(
         reduced_motion="reduce",
     )
     page = context.new_page()
-    seen = Opened(page)
-    page.on("console", lambda m: seen.complaints.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    seen = LoadedPage(page)
+    page.on("console", lambda m: seen.console_errors.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: seen.console_errors.append(str(error)))
     page.on("request", lambda request: seen.requests.append(request.url))
     page.goto(target.resolve().as_uri() if isinstance(target, Path) else target, wait_until="load")
     try:
@@ -89,7 +89,7 @@ def opened(
         context.close()
 
 
-def barriers(page: Page) -> list[str]:
+def accessibility_violations(page: Page) -> list[str]:
     """The serious and critical violations that axe-core finds: rule, what it asks for, the first elements."""
     from axe_playwright_python.sync_playwright import Axe
 
@@ -100,7 +100,7 @@ def barriers(page: Page) -> list[str]:
     ]
 
 
-def hosted(*sections: Section) -> str:
+def page_of_sections(*sections: Section) -> str:
     """A page of these sections alone, with the report's look and a policy that lets their scripts run and no other."""
     from test_report import make_data
 

@@ -109,7 +109,7 @@ def small_config(data: Path, folder: Path, **changes: object) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundled(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundled_experiment(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished experiment, small.yaml, and its bundle.zip: nets that see metadata, two seeds, frozen, stackers."""
     folder = tmp_path_factory.mktemp("bundled")
     tiny = {"backbone": "test_resnet", "pretrained": False, "size": 32, "batch_size": 16}

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 FOUND = Path(__file__).parents[1] / ".fuzz"
-SLOWEST, MOST_MEMORY = 30, 3072  # seconds, MiB
+MAX_SECONDS, MAX_MEMORY = 30, 3072  # seconds, MiB
 # Coverage of these; of the whole of pydicom or NumPy the start would take longer than CI's minute.
 GUIDED_BY = [
     "stack",
@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="of all readers together")
     parser.add_argument("readers", nargs="*", help="default: all")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     try:
         import atheris
     except ImportError:
@@ -42,18 +42,18 @@ def main() -> int:
         )
         return 0
     with atheris.instrument_imports(include=GUIDED_BY, enable_loader_override=False):
-        import foreign_data
-        import foreign_runs
-        from fuzzing import is_read
+        from fuzzing import reader_accepts
 
-        readers = foreign_data.READERS | foreign_runs.READERS
-        if strange := set(asked.readers) - set(readers):
+        readers = fuzz_seeds_data.READERS | fuzz_seeds_runs.READERS
+        if strange := set(options.readers) - set(readers):
             parser.error(f"no reader {', '.join(sorted(strange))}: choose from {', '.join(readers)}")
-        chosen = asked.readers or list(readers)
+        chosen = options.readers or list(readers)
         for name in chosen:  # what a reader imports when it is called is watched too
             with tempfile.TemporaryDirectory() as folder:
-                assert is_read(readers[name], readers[name].seeds()[0], Path(folder)), f"{name} refuses its own seed"
-    failed = [name for name in chosen if not _fuzzed(readers[name], name, max(1, round(asked.seconds / len(chosen))))]
+                assert reader_accepts(readers[name], readers[name].seeds()[0], Path(folder)), (
+                    f"{name} refuses its own seed"
+                )
+    failed = [name for name in chosen if not _fuzzed(readers[name], name, max(1, round(options.seconds / len(chosen))))]
     for name in failed:
         print(f"{name}: fails, see the trace above and {FOUND}/")
     return 1 if failed else 0
@@ -71,7 +71,7 @@ def _fuzzed(reader, name: str, seconds: int) -> bool:
 
 def _fuzz(reader, name: str, seconds: int, folder: Path) -> None:
     import atheris
-    from fuzzing import is_read
+    from fuzzing import reader_accepts
 
     FOUND.mkdir(exist_ok=True)
     seeds = folder / "seeds"
@@ -79,10 +79,10 @@ def _fuzz(reader, name: str, seconds: int, folder: Path) -> None:
     for number, content in enumerate(reader.seeds()):
         (seeds / str(number)).write_bytes(content)
     options = [
-        f"-max_total_time={seconds}", f"-timeout={SLOWEST}", f"-rss_limit_mb={MOST_MEMORY}", "-print_final_stats=1",
+        f"-max_total_time={seconds}", f"-timeout={MAX_SECONDS}", f"-rss_limit_mb={MAX_MEMORY}", "-print_final_stats=1",
         f"-artifact_prefix={FOUND}/{name.replace(' ', '_')}-","-verbosity=0",
     ]  # fmt: skip
-    atheris.Setup([sys.argv[0], *options, str(seeds)], lambda content: is_read(reader, content, folder))
+    atheris.Setup([sys.argv[0], *options, str(seeds)], lambda content: reader_accepts(reader, content, folder))
     atheris.Fuzz()
 
 

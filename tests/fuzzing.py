@@ -17,7 +17,11 @@ from image_models.errors import ImageError
 from stack.errors import DermstackError
 from tabular.errors import TabularError
 
-OWN = (DermstackError, ImageError, TabularError)  # what a command shows as a message; anything else is a traceback
+OWN_ERRORS = (
+    DermstackError,
+    ImageError,
+    TabularError,
+)  # what a command shows as a message; anything else is a traceback
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Reader:
     read: Callable[[Path], object]
 
 
-def is_read(reader: Reader, content: bytes, folder: Path) -> bool:
+def reader_accepts(reader: Reader, content: bytes, folder: Path) -> bool:
     """Whether the reader takes the content; False where it refuses in its own words, anything else is raised."""
     place = folder / str(next(_numbers))  # no name twice: the store remembers what it has checked
     place.mkdir()
@@ -37,8 +41,8 @@ def is_read(reader: Reader, content: bytes, folder: Path) -> bool:
     try:
         path.write_bytes(content)
         reader.read(path)
-    except OWN as error:
-        if len(str(error)) > MOST_SAID:
+    except OWN_ERRORS as error:
+        if len(str(error)) > MAX_MESSAGE_LENGTH:
             raise OverflowError(f"{len(str(error)):,} characters are no message") from error
         return False
     finally:
@@ -46,11 +50,11 @@ def is_read(reader: Reader, content: bytes, folder: Path) -> bool:
     return True
 
 
-MOST_SAID = 20_000
+MAX_MESSAGE_LENGTH = 20_000
 _numbers = itertools.count()
 
 
-def spoiled(content: bytes, rng: np.random.Generator, others: list[bytes]) -> bytes:
+def mutated(content: bytes, rng: np.random.Generator, others: list[bytes]) -> bytes:
     """The content after some accidents: bytes turned, cut, doubled, put in, numbers made extreme, parts of others."""
     data = bytearray(content)
     for _ in range(int(rng.integers(1, 5))):

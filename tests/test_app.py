@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from conftest import run_cli
-from elsewhere import mistake
+from imported_experiment import command_error
 
-from dermstack.serve.app import MOST_BYTES, is_loopback, listen
+from dermstack.serve.app import MAX_UPLOAD_BYTES, is_loopback, listen
 from stack.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -45,10 +45,10 @@ def started(bundle: Path, temporary: Path) -> Iterator[tuple[int, subprocess.Pop
 
 
 @pytest.fixture(scope="module")
-def app(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+def app(bundled_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
     """Its port, and where its temporary files go."""
     temporary = tmp_path_factory.mktemp("temporary")
-    with started(bundled / "bundle.zip", temporary) as (port, _):
+    with started(bundled_experiment / "bundle.zip", temporary) as (port, _):
         yield port, temporary
 
 
@@ -124,7 +124,7 @@ def test_other_names_other_pages_and_too_much_are_turned_away(app: tuple[int, Pa
     assert ask(port, "POST", body=body, Origin="https://evil.example")[0] == 403
     assert ask(port, "POST", body=body, Origin="null")[0] == 403
     assert ask(port, "POST", body=body, Origin=f"http://127.0.0.1:{port}")[0] == 200
-    status, _, text = ask(port, "POST", body=bytes(MOST_BYTES + 1))
+    status, _, text = ask(port, "POST", body=bytes(MAX_UPLOAD_BYTES + 1))
     assert status == 413
     assert "send fewer at a time" in text
     assert "Too many files" in ask(port, "POST", body=form({f"{i}.png": b"" for i in range(51)}))[2]
@@ -147,8 +147,8 @@ def test_a_browser_is_told_to_fetch_nothing_and_keep_nothing(app: tuple[int, Pat
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_cleanly(bundled: Path, tmp_path: Path) -> None:
-    with started(bundled / "bundle.zip", tmp_path) as (port, process):
+def test_ctrl_c_ends_it_cleanly(bundled_experiment: Path, tmp_path: Path) -> None:
+    with started(bundled_experiment / "bundle.zip", tmp_path) as (port, process):
         assert ask(port)[0] == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
@@ -160,7 +160,7 @@ def test_ctrl_c_ends_it_cleanly(bundled: Path, tmp_path: Path) -> None:
 def test_a_port_in_use_is_a_mistake_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        message = mistake(capsys, "app", "--bundle", str(tmp_path), "--port", str(port))
+        message = command_error(capsys, "app", "--bundle", str(tmp_path), "--port", str(port))
     assert f"--host 127.0.0.1 --port {port} can't be listened on" in message
     assert "choose another port" in message
     with pytest.raises(ConfigError, match=r"--host no\.such\.host\.invalid"):
@@ -168,16 +168,16 @@ def test_a_port_in_use_is_a_mistake_of_the_user(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_bundle_that_is_none_is_a_mistake_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no such bundle" in mistake(capsys, "app", "--bundle", str(tmp_path / "none.zip"), "--port", "0")
+    assert "no such bundle" in command_error(capsys, "app", "--bundle", str(tmp_path / "none.zip"), "--port", "0")
 
 
 @pytest.mark.slow
 def test_an_address_that_others_reach_is_warned_of(
-    bundled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundled_experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dermstack.serve.app.serve", lambda app, listener: None)
     for host, warned in (("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)):
-        assert run_cli("app", "--bundle", str(bundled / "bundle.zip"), "--host", host, "--port", "0") == 0
+        assert run_cli("app", "--bundle", str(bundled_experiment / "bundle.zip"), "--host", host, "--port", "0") == 0
         assert ("no login" in capsys.readouterr().out) is warned
     assert is_loopback("::1")
     assert not is_loopback("192.168.0.7")

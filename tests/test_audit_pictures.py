@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermstack.audit.pictures import odd_findings, pair_kinds, picture_findings, published_findings
+from dermstack.audit.pictures import odd_findings, pair_kinds, picture_findings, published_duplicate_findings
 from stack.errors import DataError
 from stack.table import Table
 
@@ -57,10 +57,10 @@ def test_ids_stand_in_the_example_alone(table: Table) -> None:
 
 def test_a_published_list_is_compared_where_both_pictures_are_at_hand() -> None:
     published = pd.DataFrame([("a", "b"), ("d", "c"), ("a", "gone")])
-    (finding,) = published_findings(pairs("ba", "ac"), published, set("abcd"))
+    (finding,) = published_duplicate_findings(pairs("ba", "ac"), published, set("abcd"))
     assert finding.evidence == "3 listed, 2 with both pictures at hand: 1 of these found, 1 found that are not listed"
     with pytest.raises(DataError, match="3 columns"):
-        published_findings(pairs("ab"), pd.DataFrame([("a", "b", "c")]), set())
+        published_duplicate_findings(pairs("ab"), pd.DataFrame([("a", "b", "c")]), set())
 
 
 def test_a_set_with_swapped_channels_says_which_key_mends_it() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from elsewhere import bring_in, opened, write_world
+from imported_experiment import import_frames, opened_experiment, write_experiment
 from scipy.special import expit
 
 from benchmarks.held_out import simulated
 from dermstack.audit.finding import Finding
-from dermstack.audit.runs import held_out_of, run_findings
+from dermstack.audit.runs import run_findings, run_held_out_verdict
 from stack.experiment import Experiment
 from stack.store import Run
 
@@ -24,12 +24,12 @@ def experiment(tmp_path: Path) -> Experiment:
     world = simulated(np.random.default_rng(0), memory=0, groups=600, rows=8, prevalence=0.06)
     rows = pd.DataFrame({"isic": [f"i{row}" for row in range(len(world.y))], "patient": world.group})
     train = rows.assign(patient="secret-" + rows["patient"].astype(str), malignant=world.y, years=50, sex="", site="")
-    config = write_world(tmp_path)
+    config = write_experiment(tmp_path)
     train.to_csv(tmp_path / "train.csv", index=False)
-    return opened(config, "data.test=null", "data.sample_submission=null", "folds.k=5")
+    return opened_experiment(config, "data.test=null", "data.sample_submission=null", "folds.k=5")
 
 
-def brought(
+def imported_run(
     experiment: Experiment,
     name: str,
     *,
@@ -57,10 +57,10 @@ def brought(
     path = experiment.config_path.parent / f"{name}-all.csv"
     nets.to_csv(path, index=False)
     foreign = not (np.array_equal(claim, ours) or np.array_equal(claim, (ours + 1) % 5))
-    return bring_in(experiment, name, oof, None, foreign_folds=foreign, all_rows=path if every_net else None)
+    return import_frames(experiment, name, oof, None, foreign_folds=foreign, all_rows=path if every_net else None)
 
 
-def dealt_otherwise(experiment: Experiment) -> np.ndarray:
+def other_folds(experiment: Experiment) -> np.ndarray:
     codes, names = pd.factorize(experiment.split_group)
     return (np.random.default_rng(7).permutation(len(names)) % 5)[codes]
 
@@ -73,9 +73,9 @@ def of(findings: list[Finding], words: str) -> list[Finding]:
 def test_each_verdict_has_its_finding_and_names_no_row(experiment: Experiment) -> None:
     ours = experiment.folds.frame["fold"].to_numpy()
     runs = [
-        brought(experiment, "good"),
-        brought(experiment, "flat", memory=0, seed=2),
-        brought(experiment, "turned", claim=(ours + 1) % 5, seed=3),
+        imported_run(experiment, "good"),
+        imported_run(experiment, "flat", memory=0, seed=2),
+        imported_run(experiment, "turned", claim=(ours + 1) % 5, seed=3),
     ]
     found = run_findings(experiment, runs)
     assert [(finding.severity, finding.what.partition(":")[0]) for finding in found][:2] == [
@@ -86,15 +86,18 @@ def test_each_verdict_has_its_finding_and_names_no_row(experiment: Experiment) -
     assert "hardly overfits" in of(found, "flat")[0].remedy
     (good,) = of(found, "good: held out what it claims")
     assert good.severity == "note"
-    assert f"difference {held_out_of(experiment, runs[0]).gap} (98 % by group)" in good.evidence
+    assert f"difference {run_held_out_verdict(experiment, runs[0]).gap} (98 % by group)" in good.evidence
     assert not any("secret" in str(finding) for finding in found)
 
 
 def test_the_folds_of_another_run_explain_a_claim_that_is_not_true(experiment: Experiment) -> None:
     """It claims folds of its own, and was made with the experiment's."""
     ours = experiment.folds.frame["fold"].to_numpy()
-    other = dealt_otherwise(experiment)
-    runs = [brought(experiment, "honest", fold=other), brought(experiment, "false", claim=other, fold=ours, seed=4)]
+    other = other_folds(experiment)
+    runs = [
+        imported_run(experiment, "honest", fold=other),
+        imported_run(experiment, "false", claim=other, fold=ours, seed=4),
+    ]
     found = run_findings(experiment, runs)
     assert of(found, "honest")[0].severity == "note"
     (false,) = of(found, "false: other rows were held out")
@@ -104,11 +107,11 @@ def test_the_folds_of_another_run_explain_a_claim_that_is_not_true(experiment: E
 
 @pytest.mark.slow
 def test_a_run_far_better_than_all_else_gets_a_hint_that_is_called_one(experiment: Experiment) -> None:
-    plain = brought(experiment, "plain", every_net=False)
-    same = brought(experiment, "same", every_net=False, seed=2)
+    plain = imported_run(experiment, "plain", every_net=False)
+    same = imported_run(experiment, "same", every_net=False, seed=2)
     assert run_findings(experiment, [plain, same]) == [], "as good as each other"
-    assert run_findings(experiment, [brought(experiment, "alone", every_net=False, skill=4)]) == []
-    leaky = brought(experiment, "leaky", every_net=False, skill=4)
+    assert run_findings(experiment, [imported_run(experiment, "alone", every_net=False, skill=4)]) == []
+    leaky = imported_run(experiment, "leaky", every_net=False, skill=4)
     (hint,) = run_findings(experiment, [plain, same, leaky])
     assert hint.severity == "note"
     assert hint.what == "leaky: a hint that it is not out-of-fold"
@@ -116,25 +119,25 @@ def test_a_run_far_better_than_all_else_gets_a_hint_that_is_called_one(experimen
 
 
 def test_nets_of_other_scales_are_a_warning(experiment: Experiment) -> None:
-    (shifted,) = run_findings(experiment, [brought(experiment, "net", shift=1.0, every_net=False)])
+    (shifted,) = run_findings(experiment, [imported_run(experiment, "net", shift=1.0, every_net=False)])
     assert shifted.severity == "warning"
     assert shifted.what == "net: its fold models' scales differ"
-    assert run_findings(experiment, [brought(experiment, "even", every_net=False)]) == []
+    assert run_findings(experiment, [imported_run(experiment, "even", every_net=False)]) == []
 
 
 def test_a_run_of_other_rows_is_named_and_left_out(experiment: Experiment) -> None:
-    run = brought(experiment, "net")
+    run = imported_run(experiment, "net")
     other = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"], "rows or folds": "before"}})
     (finding,) = run_findings(experiment, [other])
     assert finding.what == "net: not looked at"
 
 
 def test_too_few_groups_are_said_to_tell_nothing(tmp_path: Path) -> None:
-    config = write_world(tmp_path)
+    config = write_experiment(tmp_path)
     train = pd.read_csv(tmp_path / "train.csv", dtype={"isic": str}, keep_default_na=False)
     train["malignant"] = (~train["patient"].duplicated() & (train.index < 15)).astype(int)
     train.to_csv(tmp_path / "train.csv", index=False)
-    experiment = opened(config, "data.test=null", "data.sample_submission=null", "folds.k=5")
-    (finding,) = run_findings(experiment, [brought(experiment, "net")])
+    experiment = opened_experiment(config, "data.test=null", "data.sample_submission=null", "folds.k=5")
+    (finding,) = run_findings(experiment, [imported_run(experiment, "net")])
     assert finding.what == "net: can't tell what its fold models have seen"
     assert "groups hold positives" in finding.evidence

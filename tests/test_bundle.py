@@ -23,9 +23,9 @@ INERT = {".json", ".npy", ".safetensors", ".txt", ".ubj", ".cbm", ".yaml", ".md"
 
 
 @pytest.fixture
-def unpacked(bundled: Path, tmp_path: Path) -> Path:
+def unpacked(bundled_experiment: Path, tmp_path: Path) -> Path:
     """The bundle as a folder of one's own."""
-    with zipfile.ZipFile(bundled / "bundle.zip") as archive:
+    with zipfile.ZipFile(bundled_experiment / "bundle.zip") as archive:
         archive.extractall(tmp_path / "bundle")
     return tmp_path / "bundle"
 
@@ -35,9 +35,11 @@ def experiment_of(folder: Path) -> Experiment:
     return open_experiment(read_config(path), path, Out(quiet=True))
 
 
-def test_no_id_group_or_path_of_the_training_data_is_in_it(bundled: Path, unpacked: Path, small_data: Path) -> None:
+def test_no_id_group_or_path_of_the_training_data_is_in_it(
+    bundled_experiment: Path, unpacked: Path, small_data: Path
+) -> None:
     rows = pd.concat([pd.read_csv(small_data / f"{part}.csv", dtype=str) for part in ("train", "test")])
-    words = [*rows["image_name"], *rows["patient_id"].unique(), str(small_data), str(bundled)]
+    words = [*rows["image_name"], *rows["patient_id"].unique(), str(small_data), str(bundled_experiment)]
     for path in unpacked.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -49,9 +51,9 @@ def test_nothing_in_it_is_of_a_kind_that_runs_when_it_is_read(unpacked: Path) ->
     assert (unpacked / "model_card.md").read_text(encoding="utf-8").startswith("# ")
 
 
-def test_the_same_runs_make_the_same_bytes(bundled: Path, tmp_path: Path) -> None:
-    write_bundle(experiment_of(bundled), tmp_path / "again.zip", Out(quiet=True))
-    assert (tmp_path / "again.zip").read_bytes() == (bundled / "bundle.zip").read_bytes()
+def test_the_same_runs_make_the_same_bytes(bundled_experiment: Path, tmp_path: Path) -> None:
+    write_bundle(experiment_of(bundled_experiment), tmp_path / "again.zip", Out(quiet=True))
+    assert (tmp_path / "again.zip").read_bytes() == (bundled_experiment / "bundle.zip").read_bytes()
 
 
 def test_every_file_that_changes_or_goes_is_named(unpacked: Path, tmp_path: Path) -> None:
@@ -103,9 +105,9 @@ def test_a_zip_that_holds_more_than_it_says_does_not_fill_the_disk(unpacked: Pat
         read_bundle(tmp_path / "fat.zip")
 
 
-def test_what_is_no_bundle_says_so(tmp_path: Path, unpacked: Path, bundled: Path) -> None:
+def test_what_is_no_bundle_says_so(tmp_path: Path, unpacked: Path, bundled_experiment: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
-    (tmp_path / "cut.zip").write_bytes((bundled / "bundle.zip").read_bytes()[:-100])
+    (tmp_path / "cut.zip").write_bytes((bundled_experiment / "bundle.zip").read_bytes()[:-100])
     (tmp_path / "empty").mkdir()
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -136,9 +138,9 @@ def test_a_damaged_part_behind_a_right_hash_is_a_named_error(unpacked: Path) -> 
 
 
 def test_a_bundle_is_of_what_the_config_says_today(
-    bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    bundled_experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config, target = bundled / "small.yaml", tmp_path / "b"
+    config, target = bundled_experiment / "small.yaml", tmp_path / "b"
     for change, says in {
         "blend.trials=6": "the blend is stale", "features.cohort=false": "gbdt is stale",
         "stackers.1.name=other": "other is not there",
@@ -150,16 +152,16 @@ def test_a_bundle_is_of_what_the_config_says_today(
     assert run_cli("bundle", "-c", str(config), "--out", str(target), "-q") == 2
     assert "is there already" in capsys.readouterr().err
     assert run_cli("bundle", "-c", str(config), "--out", str(target), "--replace", "-q") == 0
-    assert read_bundle(target).fingerprint == read_bundle(bundled / "bundle.zip").fingerprint
+    assert read_bundle(target).fingerprint == read_bundle(bundled_experiment / "bundle.zip").fingerprint
 
 
 def test_predictions_made_elsewhere_can_not_be_bundled(
-    bundled: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    bundled_experiment: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    shutil.copytree(bundled / "runs", tmp_path / "runs")
+    shutil.copytree(bundled_experiment / "runs", tmp_path / "runs")
     config = small_config(small_data, tmp_path, stackers=[], image_models=[])
     for part in ("oof", "test"):
-        rows = pd.read_parquet(bundled / f"runs/small/models/still/{part}.parquet")
+        rows = pd.read_parquet(bundled_experiment / f"runs/small/models/still/{part}.parquet")
         rows.rename(columns={"id": "image_name"}).to_csv(tmp_path / f"{part}.csv", index=False)
     files = ["--oof", str(tmp_path / "oof.csv"), "--test", str(tmp_path / "test.csv")]
     assert run_cli("import-oof", "theirs", "-c", str(config), *files, "-q") == 0

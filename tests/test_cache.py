@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from image_models import cache as build_module
-from image_models.cache import PIXELS, build_cache, cache_name, open_cache
+from image_models.cache import PIXELS_FILE, build_cache, cache_name, open_cache
 from image_models.errors import ImageError
 from image_models.io.readers import Source, image_sources
 
@@ -59,7 +59,7 @@ def test_each_row_holds_its_own_picture(pictures: list[Source], tmp_path: Path, 
 def test_the_bytes_depend_on_no_number_of_processes(pictures: list[Source], tmp_path: Path) -> None:
     for n_jobs in (1, 2):
         build_cache(tmp_path / str(n_jobs), ids(pictures), pictures, size=SIZE, n_jobs=n_jobs)
-    assert (tmp_path / "1" / PIXELS).read_bytes() == (tmp_path / "2" / PIXELS).read_bytes()
+    assert (tmp_path / "1" / PIXELS_FILE).read_bytes() == (tmp_path / "2" / PIXELS_FILE).read_bytes()
 
 
 def test_a_short_side_image_keeps_its_aspect_and_a_batch_its_central_square(
@@ -90,7 +90,7 @@ def test_reencoded_images_are_the_pictures_within_jpegs_error(tmp_path: Path, re
     for row in (3, 0, 4):
         assert np.abs(raw.image(row).astype(int) - jpeg.image(row)).mean() < 2
     assert jpeg.take(np.array([4, 4, 1])).shape == (3, 32, 32, 3)
-    assert (tmp_path / "jpeg" / PIXELS).stat().st_size < (tmp_path / "raw" / PIXELS).stat().st_size
+    assert (tmp_path / "jpeg" / PIXELS_FILE).stat().st_size < (tmp_path / "raw" / PIXELS_FILE).stat().st_size
     assert raw.checksum(["i0"]) != jpeg.checksum(["i0"])
 
 
@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_is_an_error_and_the_next_start_goes_on(
 
 def test_half_a_picture_left_behind_by_a_kill_moves_none_of_the_rest(pictures: list[Source], tmp_path: Path) -> None:
     build_cache(tmp_path / "c", ids(pictures[:10]), pictures[:10], size=SIZE)
-    with (tmp_path / "c" / PIXELS).open("ab") as file:
+    with (tmp_path / "c" / PIXELS_FILE).open("ab") as file:
         file.write(b"half a picture")
     cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
     batch = cache.take(cache.rows_for(ids(pictures)))
@@ -255,7 +255,7 @@ def test_half_a_picture_left_behind_by_a_kill_moves_none_of_the_rest(pictures: l
 
 def test_a_pixel_file_that_was_cut_off_is_refused(pictures: list[Source], tmp_path: Path) -> None:
     cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
-    os.truncate(tmp_path / "c" / PIXELS, 1000)
+    os.truncate(tmp_path / "c" / PIXELS_FILE, 1000)
     with pytest.raises(ImageError, match="shorter than its index says: remove"):
         cache.take(np.array([0]))
 
@@ -280,7 +280,7 @@ def test_a_changed_pixel_is_named_and_never_seen(
     pictures: list[Source], tmp_path: Path, format: str, resize: str
 ) -> None:
     cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE, resize=resize, format=format)
-    path = tmp_path / "c" / PIXELS
+    path = tmp_path / "c" / PIXELS_FILE
     content = bytearray(path.read_bytes())
     content[int(cache.index["offset"].iloc[7]) + 3] ^= 1
     path.write_bytes(content)
@@ -312,6 +312,6 @@ def test_no_byte_of_the_index_can_change_unnoticed(pictures: list[Source], tmp_p
 def test_a_file_of_pixels_that_was_cut_is_not_filled_up_with_black(pictures: list[Source], tmp_path: Path) -> None:
     few = pictures[:5]
     build_cache(tmp_path / "c", ids(few), few, size=SIZE)
-    os.truncate(tmp_path / "c" / PIXELS, 100)
+    os.truncate(tmp_path / "c" / PIXELS_FILE, 100)
     with pytest.raises(ImageError, match="shorter than its index says"):
         build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)

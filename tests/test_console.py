@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stack.console import PLAIN_EVERY_S, Out, _rate
+from stack.console import PLAIN_INTERVAL_S, Out, _rate
 
 ODD = ["[red]x[/red]", "[/]", "[bold]", "a [link=x]b", ":warning: :x:", "c:\\temp\\", "100 %", "{task.total}", "[1, 2]"]
 
@@ -111,7 +111,7 @@ def test_progress_is_a_line_now_and_then_and_one_at_the_end(
             clock[0] += 1
             progress(10)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == int(100 // PLAIN_EVERY_S) + 1
+    assert len(lines) == int(100 // PLAIN_INTERVAL_S) + 1
     assert lines[0] == "net: 150/1,000 images, 10 images/s, 85 s left"
     assert lines[-1] == "net: 1,000 images in 100 s, 10 images/s"
 

@@ -16,8 +16,8 @@ from image_models.errors import ImageError
 from image_models.io.decode import decode
 
 
-def read(path: Path, *, at_least: int) -> np.ndarray:
-    return decode(path.read_bytes(), name=str(path), at_least=at_least).image
+def read(path: Path, *, min_side: int) -> np.ndarray:
+    return decode(path.read_bytes(), name=str(path), min_side=min_side).image
 
 
 def picture(height: int = 40, width: int = 60) -> np.ndarray:
@@ -34,12 +34,12 @@ def picture(height: int = 40, width: int = 60) -> np.ndarray:
 
 def test_png_comes_back_exactly(tmp_path: Path) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    assert (read(tmp_path / "a.png", at_least=8) == picture()).all()
+    assert (read(tmp_path / "a.png", min_side=8) == picture()).all()
 
 
 def test_reduced_jpeg_keeps_the_asked_size_and_the_picture(tmp_path: Path) -> None:
     Image.fromarray(picture(400, 600)).save(tmp_path / "a.jpg", quality=95)
-    small = read(tmp_path / "a.jpg", at_least=100)
+    small = read(tmp_path / "a.jpg", min_side=100)
     assert min(small.shape[:2]) >= 100
     assert small.shape[0] < 400, "libjpeg should have skipped work"
     full = np.asarray(
@@ -54,7 +54,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str, expected: int)
     grey = grey.quantize(4) if mode == "P" else grey.convert(mode)
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     grey.save(path)
-    image = read(path, at_least=8)
+    image = read(path, min_side=8)
     assert image.shape == (10, 20, 3)
     assert image.dtype == np.uint8
     assert np.abs(image.astype(int) - expected).max() <= 6
@@ -62,7 +62,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str, expected: int)
 
 def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
     Image.fromarray(np.full((10, 10), 0x8040, np.uint16)).save(tmp_path / "a.png")
-    assert (read(tmp_path / "a.png", at_least=8) == 0x80).all()
+    assert (read(tmp_path / "a.png", min_side=8) == 0x80).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -70,7 +70,7 @@ def test_every_way_to_hold_a_camera_is_undone_as_pillow_does(tmp_path: Path, ori
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(picture(48, 64)).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    made = decode((tmp_path / "a.jpg").read_bytes(), name="a", at_least=48)
+    made = decode((tmp_path / "a.jpg").read_bytes(), name="a", min_side=48)
     with Image.open(tmp_path / "a.jpg") as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
     assert made.image.shape == upright.shape
@@ -82,7 +82,7 @@ def test_exif_rotation_is_undone(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90° clockwise
     Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    assert read(tmp_path / "a.jpg", at_least=40).shape == (60, 40, 3)
+    assert read(tmp_path / "a.jpg", min_side=40).shape == (60, 40, 3)
 
 
 def test_what_is_not_whole_is_an_error_that_names_the_file(tmp_path: Path) -> None:
@@ -96,14 +96,14 @@ def test_what_is_not_whole_is_an_error_that_names_the_file(tmp_path: Path) -> No
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=name):
-            read(tmp_path / name, at_least=8)
+            read(tmp_path / name, min_side=8)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
     monkeypatch.setattr("image_models.io.decode.MAX_PIXELS", 100)
     with pytest.raises(ImageError, match=r"a\.png.*bomb"):
-        read(tmp_path / "a.png", at_least=8)
+        read(tmp_path / "a.png", min_side=8)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -120,7 +120,7 @@ def test_a_header_that_claims_gigabytes_allocates_nothing(tmp_path: Path, suffix
         data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
     tracemalloc.start()
     with pytest.raises(ImageError, match=r"60000 × 60000 pixels|exceeds limit"):
-        decode(bytes(data), name="bomb", at_least=64)
+        decode(bytes(data), name="bomb", min_side=64)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
 
@@ -128,19 +128,19 @@ def test_a_header_that_claims_gigabytes_allocates_nothing(tmp_path: Path, suffix
 @pytest.mark.parametrize(("written", "named"), [("PNG", "a.jpg"), ("JPEG", "a.png")])
 def test_the_content_counts_and_not_the_suffix(tmp_path: Path, written: str, named: str) -> None:
     Image.fromarray(picture()).save(tmp_path / named, format=written, quality=95)
-    assert np.abs(read(tmp_path / named, at_least=40).astype(int) - picture()).mean() < 3
+    assert np.abs(read(tmp_path / named, min_side=40).astype(int) - picture()).mean() < 3
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     clear = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
     Image.fromarray(clear).save(tmp_path / "a.png")
-    assert (read(tmp_path / "a.png", at_least=8) == 255).all()
+    assert (read(tmp_path / "a.png", min_side=8) == 255).all()
 
 
 def test_a_progressive_jpeg_is_the_plain_one(tmp_path: Path) -> None:
     for name, progressive in (("a.jpg", False), ("b.jpg", True)):
         Image.fromarray(picture(80, 90)).save(tmp_path / name, quality=90, progressive=progressive)
-    assert (read(tmp_path / "a.jpg", at_least=80) == read(tmp_path / "b.jpg", at_least=80)).all()
+    assert (read(tmp_path / "a.jpg", min_side=80) == read(tmp_path / "b.jpg", min_side=80)).all()
 
 
 def noise(rng: np.random.Generator) -> np.ndarray:
@@ -156,7 +156,7 @@ def test_reduced_decoding_ends_within_two_grey_levels(tmp_path: Path, rng: np.ra
         full = cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1]
         ours, wanted = (
             cv2.resize(each, (size, size), interpolation=cv2.INTER_AREA).astype(int)
-            for each in (read(tmp_path / "a.jpg", at_least=size), full)
+            for each in (read(tmp_path / "a.jpg", min_side=size), full)
         )
         assert np.abs(ours - wanted).mean() < 2
 
@@ -166,7 +166,7 @@ def test_real_photographs_too(shared_data: Path) -> None:
         for size in (32, 64, 96):
             ours, wanted = (
                 cv2.resize(each, (size, size), interpolation=cv2.INTER_AREA).astype(int)
-                for each in (read(path, at_least=size), cv2.imread(str(path))[..., ::-1])
+                for each in (read(path, min_side=size), cv2.imread(str(path))[..., ::-1])
             )
             assert np.abs(ours - wanted).mean() < 2
 
@@ -183,7 +183,7 @@ def test_damage_is_a_picture_or_an_image_error(seed: int, kind: str) -> None:
     if rng.random() < 0.4:
         data = data[: rng.integers(0, len(data))]
     try:
-        made = decode(bytes(data), name="damaged", at_least=16)
+        made = decode(bytes(data), name="damaged", min_side=16)
     except ImageError:
         return
     assert made.image.dtype == np.uint8
@@ -194,13 +194,13 @@ def test_damage_is_a_picture_or_an_image_error(seed: int, kind: str) -> None:
 @given(data=st.binary(max_size=300))
 def test_random_bytes_are_an_image_error(data: bytes) -> None:
     with pytest.raises(ImageError):
-        decode(data, name="noise", at_least=16)
+        decode(data, name="noise", min_side=16)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.99])
 def test_a_cut_off_jpeg_is_never_half_a_picture(tmp_path: Path, rng: np.random.Generator, share: float) -> None:
     Image.fromarray(noise(rng)).save(tmp_path / "a.jpg", quality=90)
     whole = (tmp_path / "a.jpg").read_bytes()
-    for at_least in (64, 512):
+    for min_side in (64, 512):
         with pytest.raises(ImageError, match="cannot decode"):
-            decode(whole[: int(len(whole) * share)], name="cut", at_least=at_least)
+            decode(whole[: int(len(whole) * share)], name="cut", min_side=min_side)

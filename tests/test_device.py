@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_training import CPU, MeanColour, N, toy, train
+from tiny_training import CPU, MeanColour, N, toy_pictures, train
 
 from image_models.dataset import CachedImages
-from image_models.device import in_parts, pick_device, pick_precision, use_threads
+from image_models.device import pick_device, pick_precision, retry_on_oom, use_threads
 from image_models.errors import ImageError
 from image_models.net import Net
 from image_models.predict import predict
@@ -19,7 +19,7 @@ TARGET = (np.arange(N) % 2).astype(np.int8)
 
 @pytest.fixture
 def pixels(rng: np.random.Generator) -> np.ndarray:
-    return toy(rng)[0]
+    return toy_pictures(rng)[0]
 
 
 class Small(MeanColour):
@@ -84,10 +84,10 @@ def test_parts_double_until_they_fit_and_no_further_than_allowed() -> None:
             raise torch.OutOfMemoryError
         return "made"
 
-    assert in_parts(step, 1, most=5) == ("made", 5)
+    assert retry_on_oom(step, 1, max_parts=5) == ("made", 5)
     assert tried == [1, 2, 4, 5]
     with pytest.raises(torch.OutOfMemoryError):
-        in_parts(step, 1, most=3)
+        retry_on_oom(step, 1, max_parts=3)
     assert tried[4:] == [1, 2, 3]
 
 

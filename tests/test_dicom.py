@@ -92,7 +92,7 @@ def jpeg_in_dicom(path: Path, data: bytes, *, grey: bool = False) -> Path:
 @pytest.mark.parametrize("name", PICTURES.values(), ids=PICTURES.keys())
 def test_every_codec_and_colour_is_read(name: str) -> None:
     path = shipped(name)
-    picture = read_dicom(path, at_least=4096)
+    picture = read_dicom(path, min_side=4096)
     tags = pydicom.dcmread(path, stop_before_pixels=True)
     assert picture.image.dtype == np.uint8
     assert picture.image.shape == (tags.Rows, tags.Columns, 3)
@@ -119,27 +119,27 @@ def test_every_codec_and_colour_is_read(name: str) -> None:
     ],
 )
 def test_the_same_picture_packed_differently_looks_the_same(packed: str, plain: str, tolerance: int) -> None:
-    a, b = (read_dicom(shipped(name), at_least=4096).image.astype(int) for name in (packed, plain))
+    a, b = (read_dicom(shipped(name), min_side=4096).image.astype(int) for name in (packed, plain))
     assert np.abs(a - b).mean() <= tolerance
 
 
-@pytest.mark.parametrize("at_least", [16, 64, 400])
+@pytest.mark.parametrize("min_side", [16, 64, 400])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_jpeg_in_dicom_is_the_jpeg_outside(
-    tmp_path: Path, rng: np.random.Generator, at_least: int, mode: str
+    tmp_path: Path, rng: np.random.Generator, min_side: int, mode: str
 ) -> None:
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (150, 200, 3), dtype=np.uint8)).convert(mode).save(buffer, "JPEG")
-    inside = read_dicom(jpeg_in_dicom(tmp_path / "a.dcm", buffer.getvalue(), grey=mode == "L"), at_least=at_least)
-    outside = decode(buffer.getvalue(), name="a", at_least=at_least)
+    inside = read_dicom(jpeg_in_dicom(tmp_path / "a.dcm", buffer.getvalue(), grey=mode == "L"), min_side=min_side)
+    outside = decode(buffer.getvalue(), name="a", min_side=min_side)
     assert (inside.image == outside.image).all()
     assert inside[1:] == outside[1:]
 
 
 def test_black_and_white_change_places_in_monochrome1(tmp_path: Path) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    two = read_dicom(grey(tmp_path / "2.dcm", values), at_least=8).image
-    one = read_dicom(grey(tmp_path / "1.dcm", values, PhotometricInterpretation="MONOCHROME1"), at_least=8).image
+    two = read_dicom(grey(tmp_path / "2.dcm", values), min_side=8).image
+    one = read_dicom(grey(tmp_path / "1.dcm", values, PhotometricInterpretation="MONOCHROME1"), min_side=8).image
     assert (two[..., 0] == values).all()
     assert (one == 255 - two).all()
 
@@ -149,7 +149,7 @@ def test_without_a_window_the_range_of_the_stored_bits_is_shown(
     tmp_path: Path, kind: type, low: int, high: int
 ) -> None:
     values = np.linspace(low, high, 64).astype(kind).reshape(8, 8)
-    image = read_dicom(grey(tmp_path / "a.dcm", values, BitsStored=12, HighBit=11), at_least=8).image
+    image = read_dicom(grey(tmp_path / "a.dcm", values, BitsStored=12, HighBit=11), min_side=8).image
     assert np.abs(image[..., 0].astype(int) - (values.astype(float) - low) / 4095 * 255).max() <= 0.5
 
 
@@ -161,7 +161,7 @@ def test_a_window_is_applied_to_what_the_values_mean(tmp_path: Path) -> None:
     )
     meant = values * 2.0 - 300
     wanted = np.clip(((meant - (100 - 0.5)) / (201 - 1) + 0.5) * 255, 0, 255)
-    assert np.abs(read_dicom(path, at_least=8).image[..., 0] - wanted).max() <= 0.51
+    assert np.abs(read_dicom(path, min_side=8).image[..., 0] - wanted).max() <= 0.51
 
 
 @pytest.mark.parametrize("claimed", [{"Rows": 60_000, "Columns": 60_000}, {"NumberOfFrames": 1_000_000}])
@@ -169,13 +169,13 @@ def test_a_header_that_claims_gigabytes_allocates_nothing(tmp_path: Path, claime
     path = grey(tmp_path / "a.dcm", np.zeros((8, 8), np.uint8), **claimed)
     tracemalloc.start()
     with pytest.raises(ImageError, match=r"a\.dcm: .*(claims|frames)"):
-        read_dicom(path, at_least=8)
+        read_dicom(path, min_side=8)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
 
 def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("image_models.io.dicom.MAX_ENCODED", 20_000_000)
+    monkeypatch.setattr("image_models.io.dicom.MAX_ENCODED_BYTES", 20_000_000)
     path = grey(tmp_path / "plain.dcm", np.zeros((8, 8), np.uint8))
     meta = pydicom.dcmread(path, stop_before_pixels=True)
     meta.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -186,7 +186,7 @@ def test_a_deflated_bomb_is_refused_before_it_is_inflated(tmp_path: Path, monkey
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
     (tmp_path / "bomb.dcm").write_bytes(whole[:end] + bomb)
     tracemalloc.start()
-    for read in (lambda path: read_dicom(path, at_least=8), dicom_metadata):
+    for read in (lambda path: read_dicom(path, min_side=8), dicom_metadata):
         with pytest.raises(ImageError, match="inflates to more than"):
             read(tmp_path / "bomb.dcm")
     assert tracemalloc.get_traced_memory()[1] < 40_000_000
@@ -201,15 +201,15 @@ def test_what_is_not_whole_is_an_error_that_names_the_file(tmp_path: Path) -> No
     }.items():  # fmt: skip
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=name):
-            read_dicom(tmp_path / name, at_least=8)
+            read_dicom(tmp_path / name, min_side=8)
     with pytest.raises(ImageError, match="no such file"):
-        read_dicom(tmp_path / "gone.dcm", at_least=8)
+        read_dicom(tmp_path / "gone.dcm", min_side=8)
     with pytest.raises(ImageError, match="holds no picture"):
-        read_dicom(shipped("rtplan.dcm"), at_least=8)
+        read_dicom(shipped("rtplan.dcm"), min_side=8)
     with pytest.raises(ImageError, match="2 frames"):
-        read_dicom(shipped("SC_rgb_rle_2frame.dcm"), at_least=8)
+        read_dicom(shipped("SC_rgb_rle_2frame.dcm"), min_side=8)
     with pytest.raises(ImageError, match="cut off, 8130 of 8192 bytes"):
-        read_dicom(shipped("MR_truncated.dcm"), at_least=8)
+        read_dicom(shipped("MR_truncated.dcm"), min_side=8)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -221,7 +221,7 @@ def test_damage_is_a_picture_or_an_image_error(tmp_path: Path, seed: int) -> Non
         data[place] = rng.integers(0, 256)
     (tmp_path / "a.dcm").write_bytes(bytes(data))
     try:
-        image = read_dicom(tmp_path / "a.dcm", at_least=64).image
+        image = read_dicom(tmp_path / "a.dcm", min_side=64).image
     except ImageError:
         return
     assert image.dtype == np.uint8

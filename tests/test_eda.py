@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from html_page import Page
 
-from dermstack.report.eda import Pictures, write_eda
+from dermstack.report.eda import EdaPictures, write_eda
 from stack.errors import DataError
 from stack.folds import make_folds
 from stack.table import Table
@@ -53,7 +53,7 @@ def make_pictures(table, asked=None):
             asked.extend(wanted)
         return np.stack([np.full((112, 112, 3), ids.index(name) % 256, np.uint8) for name in wanted])
 
-    return Pictures(index.sample(frac=1, random_state=0, ignore_index=True), thumbnails)
+    return EdaPictures(index.sample(frac=1, random_state=0, ignore_index=True), thumbnails)
 
 
 def make_pairs(table):
@@ -107,7 +107,7 @@ def test_a_middle_size_that_is_the_risky_one_shows_by_shape_where_ranks_are_blin
     height = np.where(middle, 2000, rng.choice([480, 4000], 900))
     index = make_pictures(table).index.set_index("id")
     index.loc[table.train["id"], "source_height"] = height
-    pictures = Pictures(index.reset_index(), make_pictures(table).thumbnails)
+    pictures = EdaPictures(index.reset_index(), make_pictures(table).thumbnails)
     folds = make_folds(table.train, k=3, seed=0)
 
     def line(**given):
@@ -123,7 +123,7 @@ def test_a_middle_size_that_is_the_risky_one_shows_by_shape_where_ranks_are_blin
 def test_the_same_data_has_the_same_bytes_whatever_the_order_of_the_pictures(whole, tmp_path):
     _, html, table = whole
     folds = make_folds(table.train, k=3, seed=0)
-    again = Pictures(make_pictures(table).index.sort_values("id"), make_pictures(table).thumbnails)
+    again = EdaPictures(make_pictures(table).index.sort_values("id"), make_pictures(table).thumbnails)
     assert render(tmp_path, table, folds=folds, pictures=again, pairs=make_pairs(table), sheet=5)[1] == html
 
 
@@ -261,10 +261,10 @@ def test_two_rows_make_a_page(tmp_path):
 def test_pictures_that_lack_an_id_are_refused(tmp_path):
     table = make_table()
     pictures = make_pictures(table)
-    lacking = Pictures(pictures.index[pictures.index["id"] != "test_00003"], pictures.thumbnails)
+    lacking = EdaPictures(pictures.index[pictures.index["id"] != "test_00003"], pictures.thumbnails)
     with pytest.raises(DataError, match="lacks 1 of 120 ids, first 'test_00003'"):
         render(tmp_path, table, pictures=lacking)
-    twice = Pictures(pd.concat([pictures.index, pictures.index.iloc[:1]]), pictures.thumbnails)
+    twice = EdaPictures(pd.concat([pictures.index, pictures.index.iloc[:1]]), pictures.thumbnails)
     with pytest.raises(DataError, match="twice"):
         render(tmp_path, table, pictures=twice)
     assert not (tmp_path / "eda.html").exists()
@@ -284,6 +284,6 @@ def test_a_page_of_33_126_rows_is_below_5_mb(tmp_path):
     rng = np.random.default_rng(0)
     index = make_pictures(table).index.assign(source_width=lambda f: rng.integers(100, 9_000, len(f)))
     noise = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)  # what compresses worst
-    pictures = Pictures(index, lambda ids: np.stack([noise] * len(ids)))
+    pictures = EdaPictures(index, lambda ids: np.stack([noise] * len(ids)))
     _, html = render(tmp_path, table, pictures=pictures, pairs=make_pairs(table), sheet=24)
     assert len(html.encode()) < 5_000_000

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cli, small_config
-from elsewhere import mistake
+from imported_experiment import command_error
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import dermstack.serve.evaluate
@@ -19,7 +19,7 @@ import dermstack.serve.predict
 from dermstack.serve.bundle import read_bundle, write_manifest
 from dermstack.serve.evaluate import evaluate, evaluate_to_files, read_labelled_rows
 from stack.console import Out
-from stack.metrics.validation import plain
+from stack.metrics.validation import jsonable
 from stack.store import read_run
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_from_a_notebook_it_is_the_same(folder: Path, small_data: Path, tmp_path
     bundle = read_bundle(folder / "bundle")
     rows, targets = read_labelled_rows(bundle, small_data / "images", folder / "labels.csv")
     found = evaluate(bundle, rows, targets.sample(frac=1, random_state=0), device="cpu")
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == plain(found)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == jsonable(found)
 
 
 def test_the_lines_of_the_page_run(
@@ -157,7 +157,7 @@ def test_labels_that_do_not_fit_are_refused_by_name(
 
     def refused(changed: pd.DataFrame, *more: str) -> str:
         changed.to_csv(tmp_path / "y.csv", index=False)
-        return mistake(capsys, *arguments(folder, small_data, tmp_path / "y.csv", tmp_path / "out"), *more)
+        return command_error(capsys, *arguments(folder, small_data, tmp_path / "y.csv", tmp_path / "out"), *more)
 
     metadata = ("--metadata", str(folder / "labels.csv"))
     only = labels[["image_name", "target"]]
@@ -185,7 +185,7 @@ def test_a_bundle_older_than_its_promise_is_refused(
     (old / "promise.json").unlink()
     content = {name: value for name, value in read_bundle(folder / "bundle").manifest.items() if name != "files"}
     write_manifest(old, content)
-    said = mistake(capsys, *arguments(tmp_path, small_data, folder / "labels.csv", tmp_path / "out"))
+    said = command_error(capsys, *arguments(tmp_path, small_data, folder / "labels.csv", tmp_path / "out"))
     assert "bundle the experiment again" in said
 
 

@@ -8,31 +8,31 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cli
-from elsewhere import bring_in, opened, predictions, write_world
+from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from dermstack.audit.finding import Finding, write_parts
+from dermstack.audit.finding import Finding, write_part_findings
 from dermstack.report.evidence import blended_runs, report_data
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.history import agreement, fold_table
+from stack.history import fold_table, rank_correlations
 from stack.store import read_run
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = write_world(tmp_path_factory.mktemp("evidence"), stackers=[{"name": "line", "kind": "logistic"}])
-    experiment = opened(config)
+    config = write_experiment(tmp_path_factory.mktemp("evidence"), stackers=[{"name": "line", "kind": "logistic"}])
+    experiment = opened_experiment(config)
     for seed, name in enumerate(("net_a", "net_b")):
-        bring_in(experiment, name, *predictions(experiment, seed=seed))
+        import_frames(experiment, name, *predictions(experiment, seed=seed))
     assert run_cli("stack", "-c", str(config), "-q") == 0
     return config
 
 
 @pytest.fixture
 def experiment(config: Path) -> Experiment:
-    return opened(config)
+    return opened_experiment(config)
 
 
 def page(experiment: Experiment, *options: str) -> str:
@@ -72,7 +72,7 @@ def test_runs_are_compared_within_folds(experiment: Experiment) -> None:
         one, other = a[a["fold"] == fold].set_index("id"), b[b["fold"] == fold].set_index("id")
         assert table.loc["net_a", f"fold {fold}"] == pytest.approx(roc_auc_score(y.loc[one.index], one["logit"]))
         correlations.append(spearmanr(one["logit"], other["logit"].loc[one.index]).statistic)
-    found = agreement(runs)
+    found = rank_correlations(runs)
     assert found.loc["net_a", "net_b"] == pytest.approx(np.mean(correlations), abs=0.01)
     assert np.diag(found) == pytest.approx([1, 1])
 
@@ -88,12 +88,12 @@ def test_nets_on_other_scales_agree_as_much(experiment: Experiment) -> None:
             return oof.assign(logit=oof["logit"] * (1 + oof["fold"]) + 5 * oof["fold"])
 
     run = experiment.finished(level=1)[0]
-    assert agreement([run, Scaled(run)]).loc["net_a", "scaled"] == pytest.approx(1)  # type: ignore[list-item]
+    assert rank_correlations([run, Scaled(run)]).loc["net_a", "scaled"] == pytest.approx(1)  # type: ignore[list-item]
 
 
 def test_ids_that_the_audit_found_are_on_the_page_only_when_asked_for(experiment: Experiment) -> None:
     finding = Finding("error", "near-duplicates", "1 pairs", "look at both", "closest 0003 and 0007")
-    write_parts(experiment, {"pictures": ("today", [finding])})
+    write_part_findings(experiment, {"pictures": ("today", [finding])})
     assert "closest 0003 and 0007" not in page(experiment)
     assert "1 pairs" in page(experiment)
     assert "closest 0003 and 0007" in page(experiment, "--show-ids")
@@ -106,7 +106,7 @@ def test_the_page_does_not_say_where_files_lie(experiment: Experiment) -> None:
 
 
 def test_no_id_and_no_group_is_on_the_page(tmp_path: Path) -> None:
-    config = write_world(tmp_path)
+    config = write_experiment(tmp_path)
     names = {}
     for part in ("train", "test", "sample"):
         frame = pd.read_csv(tmp_path / f"{part}.csv", dtype=str, keep_default_na=False)
@@ -115,7 +115,7 @@ def test_no_id_and_no_group_is_on_the_page(tmp_path: Path) -> None:
         if "patient" in frame:
             frame["patient"] = "patient-secret-" + frame["patient"]
         frame.to_csv(tmp_path / f"{part}.csv", index=False)
-    experiment = opened(config)
-    bring_in(experiment, "net", *predictions(experiment))
+    experiment = opened_experiment(config)
+    import_frames(experiment, "net", *predictions(experiment))
     assert run_cli("stack", "-c", str(config), "-q") == 0
     assert "secret" not in page(experiment)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from image_models.errors import ImageError
-from image_models.explain import AT_ONCE, pixel_risk_maps, risk_maps
+from image_models.explain import CAM_BATCH_SIZE, pixel_risk_maps, risk_maps
 from image_models.net import Net, build_net
 
 
@@ -81,8 +81,8 @@ def test_maps_of_pixels_come_a_few_at_a_time(rng: np.random.Generator, monkeypat
         "test_resnet", pretrained=False, frozen=False, timm_args={}, size=64, mean=None, std=None, prior=(0.5, 0.5),
         metadata=2, seed=0,
     )  # fmt: skip
-    pixels = rng.integers(0, 256, (AT_ONCE + 1, 64, 64, 3), dtype=np.uint8)
-    metadata = rng.normal(size=(AT_ONCE + 1, 2)).astype(np.float32)
+    pixels = rng.integers(0, 256, (CAM_BATCH_SIZE + 1, 64, 64, 3), dtype=np.uint8)
+    metadata = rng.normal(size=(CAM_BATCH_SIZE + 1, 2)).astype(np.float32)
     seen: list[int] = []
 
     def noted(net: Net, images: torch.Tensor, known: torch.Tensor) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_maps_of_pixels_come_a_few_at_a_time(rng: np.random.Generator, monkeypat
 
     monkeypatch.setattr("image_models.explain.risk_maps", noted)
     made = pixel_risk_maps(net, pixels, metadata)
-    assert seen == [AT_ONCE, 1]
+    assert seen == [CAM_BATCH_SIZE, 1]
     whole = risk_maps(net, torch.from_numpy(pixels), torch.from_numpy(metadata))
     np.testing.assert_allclose(made, whole, atol=1e-4)
     assert all(parameter.grad is None for parameter in net.parameters())

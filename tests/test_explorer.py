@@ -13,11 +13,13 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_score, r
 
 from dermstack.report.explorer import MAX_POINTS, count_at_thresholds, explorer, operating_point
 from dermstack.report.report import script_policy
-from stack.metrics.decisions import point_at
+from stack.metrics.decisions import operating_point_at
 from stack.metrics.intervals import interval
 
 
-def world(n: int = 500, *, decimals: int = 9, seed: int = 0) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray]:
+def simulated_rows(
+    n: int = 500, *, decimals: int = 9, seed: int = 0
+) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray]:
     """Targets, probabilities (tied where ``decimals`` are few) and groups."""
     rng = np.random.default_rng(seed)
     y = (rng.random(n) < 0.15).astype(np.int8)
@@ -28,7 +30,7 @@ def world(n: int = 500, *, decimals: int = 9, seed: int = 0) -> tuple[NDArray[np
 @pytest.mark.parametrize("decimals", [1, 3, 12])
 @pytest.mark.parametrize("limit", [2000, 400, 20])
 def test_counts_are_those_of_the_rows_at_or_above_each_threshold(decimals: int, limit: int) -> None:
-    y, p, _ = world(decimals=decimals)
+    y, p, _ = simulated_rows(decimals=decimals)
     points = count_at_thresholds(y, p, limit=limit)
     assert len(points.threshold) <= limit
     assert (np.diff(points.threshold) > 0).all()
@@ -58,7 +60,7 @@ def test_thresholds_are_short_where_rows_lie_apart() -> None:
 
 @pytest.mark.parametrize("prevalence", [None, 0.001, 0.02, 0.5, 0.9])
 def test_operating_points_are_those_of_rows_weighted_to_the_prevalence(prevalence: float | None) -> None:
-    y, p, _ = world()
+    y, p, _ = simulated_rows()
     share = y.mean() if prevalence is None else prevalence
     weight = np.where(y == 1, share / y.mean(), (1 - share) / (1 - y.mean()))
     points = count_at_thresholds(y, p)
@@ -88,7 +90,7 @@ def test_what_nobody_is_called_has_no_predictive_value() -> None:
 
 
 def test_the_table_without_javascript_holds_what_the_aims_bring() -> None:
-    y, p, group = world()
+    y, p, group = simulated_rows()
     rows = {row[0]: row for row in Page(explorer(y, p, group).markup).rows}
     for aim, objective in (("sensitivity 90 %", "specificity@0.9"), ("specificity 80 %", "sensitivity@0.8")):
         row = rows[aim]
@@ -97,7 +99,7 @@ def test_the_table_without_javascript_holds_what_the_aims_bring() -> None:
         best = interval(objective, y, p, group).value
         shown = row[3] if aim.startswith("sens") else row[2]
         assert shown.startswith(f"{100 * best:.1f} %")
-        point = point_at(y, p, group, *aim.split()[:2], threshold)
+        point = operating_point_at(y, p, group, *aim.split()[:2], threshold)
         shares = (point.sensitivity, point.specificity, point.ppv, point.npv)
         assert point.sensitivity.value == pytest.approx(recall_score(y, called))
         for cell, share in zip(row[2:6], shares, strict=True):
@@ -112,7 +114,7 @@ def test_a_specificity_that_no_threshold_reaches_is_answered_with_the_highest() 
 
 
 def test_the_section_carries_the_exact_table_and_its_script() -> None:
-    y, p, group = world(6_000)
+    y, p, group = simulated_rows(6_000)
     section = explorer(y, p, group)
     table = json.loads(re.search(r'id="explorer-data">(.*?)</script>', section.markup, re.DOTALL)[1])
     points = count_at_thresholds(y, p)
@@ -126,4 +128,4 @@ def test_the_section_carries_the_exact_table_and_its_script() -> None:
 
 @pytest.mark.slow
 def test_half_a_million_rows_keep_the_section_small() -> None:
-    assert len(explorer(*world(400_000)).markup.encode()) < 200_000
+    assert len(explorer(*simulated_rows(400_000)).markup.encode()) < 200_000

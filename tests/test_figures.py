@@ -13,16 +13,16 @@ from dermstack.report.figures import (
     CURVE_POINTS,
     Estimate,
     bar_figure,
-    block_figure,
+    block_importance_figure,
     decision_figure,
-    feature_figure,
-    history_figure,
+    feature_importance_figure,
     interval_figure,
     precision_recall_figure,
     precision_recall_points,
     reliability_figure,
     roc_figure,
     roc_points,
+    study_figure,
 )
 from stack.metrics.calibration import reliability
 from stack.metrics.decisions import decision_curve
@@ -87,9 +87,9 @@ def draw_more(labels):
     return [
         reliability_figure("reliability", reliability(y, p, group), axis="p"),
         decision_figure("decision", decision_curve(y, p, group, draws=5)),
-        block_figure("blocks", importance),
-        feature_figure("features", importance, labels[0]),
-        history_figure("history", studies, axis="AUC"),
+        block_importance_figure("blocks", importance),
+        feature_importance_figure("features", importance, labels[0]),
+        study_figure("history", studies, axis="AUC"),
         roc_figure("folds", y, {labels[0]: p}, group % 3),
     ]
 
@@ -175,4 +175,4 @@ def test_a_history_never_falls_and_skips_what_has_no_value():
     study = StudyHistory("x", np.array([np.nan, 0.5, 0.4, np.nan, 0.7]), ("fail", *["complete"] * 4))
     assert study.best_so_far[1:].tolist() == [0.5, 0.5, 0.5, 0.7]
     assert np.isnan(study.best_so_far[0])
-    assert "x 0.7000 after 5 trials" in history_figure("h", [study], axis="AUC").svg
+    assert "x 0.7000 after 5 trials" in study_figure("h", [study], axis="AUC").svg

@@ -12,7 +12,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from image_models.cache import PIXELS, ImageCache
+from image_models.cache import PIXELS_FILE, ImageCache
 from image_models.dataset import CachedImages
 from image_models.errors import ImageError
 from image_models.fit import FoldPredictions, TrainingRows, embed, fit_frozen_fold, predict_fold, train_fold_net
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, rng: np.random.Generator) -> ImageCache:
     """Noise that is less red where the target is 1."""
     pixels = rng.integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
     pixels[TARGET == 1, :, :, 0] //= 2
-    pixels.tofile(tmp_path / PIXELS)
+    pixels.tofile(tmp_path / PIXELS_FILE)
     length = 32 * 32 * 3
     index = pd.DataFrame({"id": [f"i{row}" for row in range(N)], "offset": np.arange(N) * length, "length": length})
     index = index.assign(crc=[zlib.crc32(picture) for picture in pixels])
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, rng: np.random.Generator) -> ImageCache:
 
 def change(cache: ImageCache, rows: Any, by: int) -> None:
     """Darken pictures where they are kept, as if they had been others from the beginning."""
-    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
+    pixels = np.memmap(cache.folder / PIXELS_FILE, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
     pixels[rows] //= by
     cache.index["crc"] = [zlib.crc32(picture) for picture in pixels]
 
@@ -67,11 +67,11 @@ def settings_of(seeds: list[int], training: Training) -> dict[str, Any]:
 
 def train(
     cache: ImageCache, folder: Path, seed: int, callbacks: Callbacks = SILENT, *, net: Network | None = None,
-    choose: Any = None, **changes: Any,
+    inner_val: Any = None, **changes: Any,
 ) -> float:  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     training = Training(**({"epochs": 2, "batch_size": 8, "lr": 0.01} | changes))
-    data = TrainingRows(TRAIN, TARGET[TRAIN], choose=choose)
+    data = TrainingRows(TRAIN, TARGET[TRAIN], inner_val=inner_val)
     return train_fold_net(
         cache, data, net or network(), training, seed=seed, folder=folder, compute=COMPUTE, callbacks=callbacks
     )
@@ -191,13 +191,13 @@ def test_a_fold_for_which_memory_is_not_enough_says_what_to_lower(
 
 def test_each_epoch_is_reported_to_a_study(cache: ImageCache, tmp_path: Path) -> None:
     told: list[int] = []
-    choose = np.arange(len(TRAIN)) >= 12
-    train(cache, tmp_path / "net", 0, Callbacks(report=lambda epoch, auc: told.append(epoch)), choose=choose)
+    inner_val = np.arange(len(TRAIN)) >= 12
+    train(cache, tmp_path / "net", 0, Callbacks(report=lambda epoch, auc: told.append(epoch)), inner_val=inner_val)
     assert told == [1, 2]
 
 
 def test_test_pictures_that_are_all_the_same_are_no_collapse(cache: ImageCache, tmp_path: Path) -> None:
-    pixels = np.memmap(cache.folder / PIXELS, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
+    pixels = np.memmap(cache.folder / PIXELS_FILE, dtype=np.uint8, mode="r+", shape=(N, 32, 32, 3))
     pixels[TEST] = pixels[TEST[0]]
     cache.index["crc"] = [zlib.crc32(picture) for picture in pixels]
     made = fold(cache, tmp_path / "fold", [0]).predictions
@@ -304,14 +304,14 @@ def test_a_frozen_head_has_seen_its_training_rows_and_no_other(cache: ImageCache
 
 
 def test_rows_that_choose_the_epoch_are_not_trained_on(cache: ImageCache, tmp_path: Path) -> None:
-    choose = np.isin(np.arange(len(TRAIN)), [0, 1, 2, 3])
+    inner_val = np.isin(np.arange(len(TRAIN)), [0, 1, 2, 3])
 
     def weights(name: str) -> bytes:
-        train(cache, tmp_path / name, 0, epochs=1, select="best", choose=choose)
+        train(cache, tmp_path / name, 0, epochs=1, select="best", inner_val=inner_val)
         return (tmp_path / name / "weights.safetensors").read_bytes()
 
     before = weights("before")
-    change(cache, TRAIN[choose], by=2)
+    change(cache, TRAIN[inner_val], by=2)
     assert weights("other pictures to choose on") == before
     change(cache, TRAIN[5], by=2)
     assert weights("another picture to train on") != before

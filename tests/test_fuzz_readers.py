@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_data import READERS as DATA
-from foreign_data import dicom, encoded
-from foreign_runs import READERS as RUNS
-from foreign_runs import zipped
-from fuzzing import is_read, spoiled
+from fuzz_seeds_data import READERS as DATA
+from fuzz_seeds_data import dicom, encoded
+from fuzz_seeds_runs import READERS as RUNS
+from fuzz_seeds_runs import zipped
+from fuzzing import mutated, reader_accepts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
@@ -29,7 +29,7 @@ EXAMPLES = dict.fromkeys(READERS, 25) | dict.fromkeys(("npy", "example", "manife
 @pytest.mark.parametrize("name", READERS)
 def test_every_reader_reads_what_it_is_spoiled_from(name: str, tmp_path: Path) -> None:
     """Else the others would show nothing."""
-    taken = [is_read(READERS[name], content, tmp_path) for content in READERS[name].seeds()]
+    taken = [reader_accepts(READERS[name], content, tmp_path) for content in READERS[name].seeds()]
     assert taken[0]
 
 
@@ -42,7 +42,7 @@ def test_a_spoiled_file_is_read_or_refused_in_own_words(name: str, tmp_path_fact
     @given(seed=st.integers(0, 2**32 - 1))
     def holds(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        is_read(READERS[name], spoiled(seeds[int(rng.integers(len(seeds)))], rng, seeds), folder)
+        reader_accepts(READERS[name], mutated(seeds[int(rng.integers(len(seeds)))], rng, seeds), folder)
 
     holds()
 
@@ -78,7 +78,7 @@ NASTY_YAML = {
 @pytest.mark.parametrize("name", NASTY_YAML)
 def test_a_config_made_to_do_harm_is_refused_in_few_words(name: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    assert not is_read(READERS["config"], NASTY_YAML[name].replace("{trace}", str(trace)).encode(), tmp_path)
+    assert not reader_accepts(READERS["config"], NASTY_YAML[name].replace("{trace}", str(trace)).encode(), tmp_path)
     assert not trace.exists()
 
 
@@ -100,14 +100,14 @@ NASTY_CSV = {
 )
 def test_a_csv_made_to_do_harm_ends_no_process(reader: str, tmp_path: Path) -> None:
     for content in NASTY_CSV.values():
-        is_read(READERS[reader], content, tmp_path)
+        reader_accepts(READERS[reader], content, tmp_path)
 
 
 def test_a_long_cell_and_many_columns_are_still_a_table(tmp_path: Path) -> None:
     columns = ",".join(f"c{n}" for n in range(2_000))
     rows = "".join(f"a{n},p{n},{n % 2},20,f,torso,{n % 2}{',' * 2_000}\n" for n in range(4))
     content = f"image,patient,y,age,sex,site,fold,{columns}\n{rows}".replace("torso", f'"{"x" * 300_000}"', 1)
-    assert is_read(READERS["table"], content.encode(), tmp_path)
+    assert reader_accepts(READERS["table"], content.encode(), tmp_path)
 
 
 def png(width: int, height: int) -> bytes:
@@ -205,18 +205,18 @@ IN_A_CHILD_EACH = f"""
 import os, resource, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from foreign_data import READERS as DATA
-from foreign_runs import READERS as RUNS
-from fuzzing import is_read
+from fuzz_seeds_data import READERS as DATA
+from fuzz_seeds_runs import READERS as RUNS
+from fuzzing import reader_accepts
 READERS, folder = DATA | RUNS, Path(sys.argv[1])
 for reader in {sorted({reader for reader, _ in BOMBS.values()})!r}:
-    assert is_read(READERS[reader], READERS[reader].seeds()[0], folder), reader
+    assert reader_accepts(READERS[reader], READERS[reader].seeds()[0], folder), reader
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 for path in sorted(folder.glob("*.bomb")):
     if (child := os.fork()) == 0:
         resource.setrlimit(resource.RLIMIT_AS, (taken + {SPARE},) * 2)
         reader = path.name.split(".")[1]
-        os._exit(int(is_read(READERS[reader], path.read_bytes(), folder)))
+        os._exit(int(reader_accepts(READERS[reader], path.read_bytes(), folder)))
     print(path.name.split(".")[0], os.waitpid(child, 0)[1], flush=True)
 """
 

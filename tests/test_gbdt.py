@@ -26,9 +26,9 @@ def rows(n: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
     return X.mask(rng.random(X.shape) < 0.1), y
 
 
-def fit(kind, *, stop=True, params=QUICK, seed=0, threads=1):
-    watch = rows(300, 1) if stop else None
-    return fit_gbdt(kind, *rows(600, 0), stop=watch, params=params, seed=seed, threads=threads)
+def fit(kind, *, eval_set=True, params=QUICK, seed=0, threads=1):
+    watch = rows(300, 1) if eval_set else None
+    return fit_gbdt(kind, *rows(600, 0), eval_set=watch, params=params, seed=seed, threads=threads)
 
 
 @both
@@ -45,7 +45,7 @@ def test_it_learns_what_the_rows_hold_and_ranks_new_rows(kind):
 @both
 def test_predictions_are_log_odds_at_the_prevalence(kind):
     X, y = rows(600, 0)
-    assert abs(expit(predict_logit(fit(kind, stop=False), X)).mean() - y.mean()) < 0.02
+    assert abs(expit(predict_logit(fit(kind, eval_set=False), X)).mean() - y.mean()) < 0.02
 
 
 @both
@@ -56,12 +56,12 @@ def test_rounds_are_found_on_the_stop_rows_and_the_refit_uses_all_rows(kind):
     # the oracle: plain fits of the first rows alone, one for each number of rounds that early stopping saw
     losses = []
     for rounds in range(1, model.rounds + QUICK["patience"] + 1):
-        plain = fit_gbdt(kind, X, y, stop=None, params={**QUICK, "rounds": rounds}, seed=0, threads=1)
+        plain = fit_gbdt(kind, X, y, eval_set=None, params={**QUICK, "rounds": rounds}, seed=0, threads=1)
         losses.append(log_loss(y_stop, expit(predict_logit(plain, X_stop))))
     assert model.rounds == np.argmin(losses) + 1
     everything = pd.concat([X, X_stop], ignore_index=True), np.concatenate([y, y_stop])
     params = {**QUICK, "rounds": model.rounds}
-    refit = fit_gbdt(kind, *everything, stop=None, params=params, seed=0, threads=1)
+    refit = fit_gbdt(kind, *everything, eval_set=None, params=params, seed=0, threads=1)
     np.testing.assert_array_equal(predict_logit(model, X), predict_logit(refit, X))
 
 
@@ -117,7 +117,7 @@ def test_missing_values_carry_their_own_signal(kind):
     rng = np.random.default_rng(3)
     y = np.repeat([0, 1], 200)
     X = pd.DataFrame({"age": np.where(y == 1, np.nan, rng.normal(size=400)), "noise": rng.normal(size=400)})
-    model = fit_gbdt(kind, X, y, stop=None, params=QUICK, seed=0, threads=1)
+    model = fit_gbdt(kind, X, y, eval_set=None, params=QUICK, seed=0, threads=1)
     margin = predict_logit(model, pd.DataFrame({"age": [np.nan, 0.0], "noise": [0.0, 0.0]}))
     assert margin[0] > 0 > margin[1]
 
@@ -125,7 +125,7 @@ def test_missing_values_carry_their_own_signal(kind):
 @both
 def test_gain_is_largest_for_the_signal_and_zero_for_what_no_tree_uses(kind):
     X, y = rows(600, 0)
-    model = fit_gbdt(kind, X.assign(constant=1.0), y, stop=None, params=QUICK, seed=0, threads=1)
+    model = fit_gbdt(kind, X.assign(constant=1.0), y, eval_set=None, params=QUICK, seed=0, threads=1)
     gain = importance(model)
     assert gain.index[0] == COLUMNS[0]
     assert gain["constant"] == 0
@@ -140,9 +140,9 @@ def test_targets_without_signal_leave_the_base_rate(kind):
     noise = X.notna() * 0.0
     if kind == "catboost":
         with pytest.raises(TabularError, match="constant"):
-            fit_gbdt(kind, noise, y, stop=(noise[:100], y[:100]), params={}, seed=0, threads=1)
+            fit_gbdt(kind, noise, y, eval_set=(noise[:100], y[:100]), params={}, seed=0, threads=1)
         return
-    model = fit_gbdt(kind, noise, y, stop=(noise[:100], y[:100]), params={}, seed=0, threads=1)
+    model = fit_gbdt(kind, noise, y, eval_set=(noise[:100], y[:100]), params={}, seed=0, threads=1)
     np.testing.assert_allclose(predict_logit(model, noise), logit(0.25), atol=0.02)
 
 
@@ -155,7 +155,7 @@ def test_columns_at_prediction_must_be_those_of_the_fit(kind):
     with pytest.raises(TabularError, match="order differs"):
         predict_logit(model, X[COLUMNS[::-1]])
     with pytest.raises(TabularError, match="missing: cnn a_logit"):
-        fit_gbdt(kind, *rows(50, 0), stop=(X[COLUMNS[1:]], np.zeros(20)), params=QUICK, seed=0, threads=1)
+        fit_gbdt(kind, *rows(50, 0), eval_set=(X[COLUMNS[1:]], np.zeros(20)), params=QUICK, seed=0, threads=1)
 
 
 def test_an_unknown_kind_or_parameter_names_the_nearest():
@@ -186,14 +186,14 @@ def test_a_bad_value_names_the_parameter(kind, params, message):
 @both
 def test_overrides_reach_the_library(kind):
     X, _ = rows(600, 0)
-    stump = fit(kind, stop=False, params={**QUICK, "rounds": 1, "depth" if kind == "catboost" else "max_depth": 1})
+    stump = fit(kind, eval_set=False, params={**QUICK, "rounds": 1, "depth" if kind == "catboost" else "max_depth": 1})
     assert len(np.unique(predict_logit(stump, X))) == 2
 
 
 @both
 def test_bad_rows_are_refused_by_name(kind):
     X, y = rows(50, 0)
-    common = {"stop": None, "params": QUICK, "seed": 0, "threads": 1}
+    common = {"eval_set": None, "params": QUICK, "seed": 0, "threads": 1}
     with pytest.raises(TabularError, match="targets are 0 or 1"):
         fit_gbdt(kind, X, np.full(50, 2), **common)
     with pytest.raises(TabularError, match="target nan in row 0"):
@@ -211,7 +211,7 @@ def test_bad_rows_are_refused_by_name(kind):
     with pytest.raises(TabularError, match=r"no rows to stop early on"):
         fit_gbdt(kind, X, y, **{**common, "params": {}})
     with pytest.raises(TabularError, match=r"no rows to stop early on"):
-        fit_gbdt(kind, X, y, **{**common, "stop": (X[:0], y[:0])})
+        fit_gbdt(kind, X, y, **{**common, "eval_set": (X[:0], y[:0])})
 
 
 def test_the_suffix_decides_whose_model_it_is(tmp_path):
@@ -236,7 +236,7 @@ def test_shap_values_and_the_bias_sum_to_the_logit(kind):
 def test_a_column_that_no_tree_splits_on_adds_nothing(kind):
     X, y = rows(600, 0)
     X = X.assign(still=np.float32(1))
-    model = fit_gbdt(kind, X, y, stop=None, params=QUICK, seed=0, threads=1)
+    model = fit_gbdt(kind, X, y, eval_set=None, params=QUICK, seed=0, threads=1)
     assert (shap_values(model, X)[0]["still"] == 0).all()
 
 
@@ -244,7 +244,7 @@ def test_shap_values_are_shapleys_of_the_trees_by_brute_force():
     """Over all subsets of columns; a split on a column that is not among them goes both ways, by rows of the fit."""
     X, y = (part.to_numpy() if hasattr(part, "to_numpy") else part for part in rows(600, 0))
     frame = pd.DataFrame(np.nan_to_num(X), columns=COLUMNS)
-    model = fit_gbdt("lightgbm", frame, y, stop=None, params={"rounds": 4, "learning_rate": 0.3}, seed=0, threads=1)
+    model = fit_gbdt("lightgbm", frame, y, eval_set=None, params={"rounds": 4, "learning_rate": 0.3}, seed=0, threads=1)
     trees = [tree["tree_structure"] for tree in model.booster.dump_model()["tree_info"]]
 
     def count(node):

@@ -13,17 +13,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from elsewhere import bring_in, mistake, opened, predictions, write_world
-from foreign_data import encoded
-from foreign_runs import manifest, zipped
+from fuzz_seeds_data import encoded
+from fuzz_seeds_runs import manifest, zipped
+from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.patient import Photo, _source
-from dermstack.serve.predict import _begin
+from dermstack.serve.predict import _start_job
 from image_models.errors import ImageError
 from image_models.io.readers import image_ids, image_sources
 from stack.errors import BundleError, DataError, StoreError
-from stack.import_metadata import metadata_of_dicom
+from stack.import_metadata import read_dicom_metadata
 from stack.table import read_table
 
 OUTSIDE = [
@@ -61,7 +61,7 @@ def test_an_id_that_could_lead_somewhere_is_refused(name: str, tmp_path: Path) -
 )
 def test_an_odd_id_is_an_id_and_names_no_file(name: str, tmp_path: Path) -> None:
     """Pixels and predictions are found by an index, so that what another system can't write is no harm."""
-    config = write_world(tmp_path, blend={"methods": ["mean"]})
+    config = write_experiment(tmp_path, blend={"methods": ["mean"]})
     for part in ("train.csv", "test.csv", "sample.csv"):
         rows = pd.read_csv(tmp_path / part, dtype=str, keep_default_na=False)
         rows.loc[1, "isic"] = f"{part[:2]}{name}"
@@ -70,8 +70,8 @@ def test_an_odd_id_is_an_id_and_names_no_file(name: str, tmp_path: Path) -> None
         rows = pd.read_csv(tmp_path / "test.csv", dtype=str)
         rows[["isic"]].assign(malignant=0).to_csv(tmp_path / "sample.csv", index=False)
     before = tree(tmp_path)
-    experiment = opened(config)
-    bring_in(experiment, "net", *predictions(experiment))
+    experiment = opened_experiment(config)
+    import_frames(experiment, "net", *predictions(experiment))
     written = set(tree(tmp_path)) - set(before) - {"net-oof.csv", "net-test.csv"}
     assert written
     assert all(file.startswith("runs/elsewhere/") and name not in file for file in written)
@@ -205,11 +205,11 @@ def test_a_folder_for_parts_that_holds_something_else_is_left_alone(tmp_path: Pa
     (tmp_path / "p.csv.parts").mkdir()
     (tmp_path / "p.csv.parts" / "thesis.tex").write_text("years of work")
     with pytest.raises(StoreError, match=r"holds thesis\.tex: move it away"):
-        _begin(tmp_path / "p.csv.parts", "job")
+        _start_job(tmp_path / "p.csv.parts", "job")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match="holds a link"):
-        _begin(tmp_path / "link", "job")
+        _start_job(tmp_path / "link", "job")
 
 
 def test_links_among_pictures_lead_into_no_other_folder_and_no_circle(tmp_path: Path) -> None:
@@ -227,16 +227,16 @@ def test_links_among_pictures_lead_into_no_other_folder_and_no_circle(tmp_path: 
     os.mkfifo(place / "pipe.dcm")  # nobody writes to it: whoever opens it waits
     assert image_ids(place) == ["linked", "own", "text"]
     with pytest.raises(ImageError, match="not an image") as error:
-        image_sources(place, ["text"])[0].read(at_least=8)
+        image_sources(place, ["text"])[0].read(min_side=8)
     assert "/bin/" not in str(error.value), "what it holds is not told"
     with pytest.raises(DataError, match=r"holds no \.dcm"):
-        metadata_of_dicom(place)
+        read_dicom_metadata(place)
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "..", ".hidden", "a b", "-rf", "a\x1b[2J"])
 def test_names_in_a_config_are_no_paths(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for change in ({"experiment": name}, {"stackers": [{"name": name, "kind": "logistic"}]}):
-        config = write_world(tmp_path, **change)
+        config = write_experiment(tmp_path, **change)
         before = tree(tmp_path)
-        assert "String should match pattern" in mistake(capsys, "stack", "-c", str(config))
+        assert "String should match pattern" in command_error(capsys, "stack", "-c", str(config))
         assert tree(tmp_path) == before

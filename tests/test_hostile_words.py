@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import run_cli
-from elsewhere import bring_in, opened, predictions, write_world
+from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
 from dermstack.serve.app import _Page
 from dermstack.serve.patient import Lesion, Reading, Standing
@@ -75,7 +75,7 @@ def test_the_check_finds_what_it_looks_for() -> None:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment all of whose words are hostile, those of its csv's header too, with a report that shows ids."""
     folder = tmp_path_factory.mktemp("hostile")
-    config = write_world(folder)
+    config = write_experiment(folder)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     columns = {name: f"{csv} {HOSTILE}" for name, csv in settings["data"]["columns"].items()}
     columns |= {"source": f"hospital {HOSTILE}", "diagnosis": f"diagnosis {HOSTILE}"}
@@ -96,10 +96,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sample.to_csv(folder / "sample.csv", index=False)
     settings["data"]["columns"] = columns
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    experiment = opened(config)
+    experiment = opened_experiment(config)
     for number, name in enumerate(("net", "other")):
         oof, test = predictions(experiment, seed=number)
-        bring_in(experiment, name, oof, test)
+        import_frames(experiment, name, oof, test)
     assert run_cli("stack", "-c", str(config), "-q") == 0
     assert run_cli("report", "-c", str(config), "-q", "--show-ids") == 0
     assert run_cli("eda", "-c", str(config), "-q") == 0
@@ -134,10 +134,10 @@ def shown_by_the_app(reading: Reading | None, faults: list[str]) -> str:
     said = {"experiment": HOSTILE, "objective": "auc", "image_runs": [1], "stackers": [], "chosen": HOSTILE,
             "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0}}  # fmt: skip
     columns = dict.fromkeys(("id", "group", "target", "age", "sex", "site"), HOSTILE)
-    bundle = SimpleNamespace(manifest=said, flattered=HOSTILE, columns=columns)
+    bundle = SimpleNamespace(manifest=said, selection_note=HOSTILE, columns=columns)
     ensemble = SimpleNamespace(bundle=bundle, choices={"sex": [HOSTILE], "site": [HOSTILE]}, group=HOSTILE)
     filled = {"age": HOSTILE, "sex": HOSTILE, "site": HOSTILE, "together": True}
-    response = _Page(ensemble)._show(filled, reading=reading, faults=faults)  # type: ignore[arg-type]
+    response = _Page(ensemble)._render(filled, reading=reading, faults=faults)  # type: ignore[arg-type]
     return bytes(response.body).decode()
 
 

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 import yaml
 from conftest import run_cli, small_config
-from elsewhere import half_written, mistake
+from imported_experiment import command_error, unexpected_files
 from PIL import Image, ImageOps
 from tfrecord.writer import TFRecordWriter
 
@@ -125,7 +125,7 @@ def test_looking_for_them_after_all_is_noticed(world: Path, capsys: Capture) -> 
     """Else the runs beside would have been made on other folds."""
     show_the_same(world, *strangers(world))
     assert run_cli("oof", "-c", str(config(world, find_duplicates=False)), "-q") == 0
-    assert "was made with other rows or folds" in mistake(capsys, "oof", "-c", str(config(world)))
+    assert "was made with other rows or folds" in command_error(capsys, "oof", "-c", str(config(world)))
 
 
 def test_an_unreadable_training_image_leaves_the_table_on_the_record(world: Path) -> None:
@@ -141,9 +141,9 @@ def test_an_unreadable_training_image_leaves_the_table_on_the_record(world: Path
 def test_an_unreadable_test_image_is_never_dropped(world: Path, capsys: Capture) -> None:
     lost = rows(world, "test")["image_name"].iloc[5]
     picture(world, lost).write_bytes(b"no image")
-    message = mistake(capsys, "oof", "-c", str(config(world, on_unreadable="drop")))
+    message = command_error(capsys, "oof", "-c", str(config(world, on_unreadable="drop")))
     assert f"1 test images cannot be read, first: {lost}" in message
-    assert half_written(world) == []
+    assert unexpected_files(world) == []
 
 
 def test_external_rows_train_every_fold_and_reach_nothing_else(world: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_change_of_the_external_rows_is_noticed(world: Path, capsys: Capture) 
     assert run_cli("oof", "-c", str(path), "-q") == 0
     table = pd.read_csv(more["table"], dtype=str)
     table.assign(target=np.where(table.index == 0, "1", table["target"])).iloc[:-3].to_csv(more["table"], index=False)
-    assert "was made with other" in mistake(capsys, "oof", "-c", str(path))
+    assert "was made with other" in command_error(capsys, "oof", "-c", str(path))
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -178,10 +178,10 @@ def test_an_external_copy_of_a_scored_picture_is_refused_or_dropped(world: Path,
     with Image.open(picture(world, rows(world, part)["image_name"].iloc[0])) as image:
         file = next(Path(more["images"]).glob(f"{copy}.*"))
         image.convert("RGB").resize((60, 60)).save(file)
-    message = mistake(capsys, "oof", "-c", str(config(world, external=[more])))
+    message = command_error(capsys, "oof", "-c", str(config(world, external=[more])))
     assert copy in message
     assert "on_collision: drop" in message
-    assert half_written(world) == []
+    assert unexpected_files(world) == []
     assert run_cli("oof", "-c", str(config(world, external=[more | {"on_collision": "drop"}])), "-q") == 0
     dropped = pd.read_csv(world / "runs" / "small" / "dropped.csv", dtype=str)
     assert dropped[["id", "source"]].to_numpy().tolist() == [[copy, "more"]]

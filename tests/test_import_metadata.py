@@ -11,7 +11,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from tfrecord.writer import TFRecordWriter
 
 from stack.errors import DataError
-from stack.import_metadata import metadata_of_dicom, metadata_of_tfrecord, write_metadata
+from stack.import_metadata import read_dicom_metadata, read_tfrecord_metadata, write_metadata
 
 
 def write_dicom(path: Path, **tags: str) -> None:
@@ -45,13 +45,13 @@ def test_a_folder_of_dicom_implies_its_csv(tmp_path: Path) -> None:
         tmp_path / "a" / "ISIC_1.dcm", PatientID="IP_1", PatientSex="M", PatientAge="045Y", BodyPartExamined="TORSO"
     )
     seen: list[int] = []
-    frame = metadata_of_dicom(tmp_path, progress=seen.append)
+    frame = read_dicom_metadata(tmp_path, progress=seen.append)
     assert frame.to_numpy().tolist() == [
         ["ISIC_1", "IP_1", "male", "45", "torso"],
         ["ISIC_2", "IP_2", "female", "1.5", ""],
     ]
     assert sum(seen) == 2
-    assert metadata_of_dicom(tmp_path, n_jobs=2).equals(frame)
+    assert read_dicom_metadata(tmp_path, n_jobs=2).equals(frame)
 
 
 def test_no_other_field_of_a_patient_gets_out(tmp_path: Path) -> None:
@@ -73,14 +73,14 @@ def test_files_that_cannot_be_read_are_told_together(tmp_path: Path) -> None:
     (tmp_path / "ISIC_2.dcm").write_bytes(b"no DICOM")
     (tmp_path / "ISIC_3.dcm").write_bytes(b"")
     with pytest.raises(DataError, match=r"2 files cannot be read:(.|\n)*ISIC_2\.dcm(.|\n)*ISIC_3\.dcm"):
-        metadata_of_dicom(tmp_path)
+        read_dicom_metadata(tmp_path)
     write_dicom(tmp_path / "again" / "ISIC_1.dcm", PatientID="IP_1")
     for name in ("ISIC_2", "ISIC_3"):
         (tmp_path / f"{name}.dcm").unlink()
     with pytest.raises(DataError, match="1 ids are there more than once, first: ISIC_1"):
-        metadata_of_dicom(tmp_path)
+        read_dicom_metadata(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
-        metadata_of_dicom(tmp_path / "nowhere")
+        read_dicom_metadata(tmp_path / "nowhere")
 
 
 def test_kaggles_records_imply_their_csv(tmp_path: Path) -> None:
@@ -92,11 +92,11 @@ def test_kaggles_records_imply_their_csv(tmp_path: Path) -> None:
             for name, age in ((b"ISIC_2", 45), (b"ISIC_1", -1))
         ],
     )  # fmt: skip
-    frame, unused = metadata_of_tfrecord(place, features={}, codes={"sex": {0: "male", 1: "female"}})
+    frame, unused = read_tfrecord_metadata(place, features={}, codes={"sex": {0: "male", 1: "female"}})
     assert frame.columns.tolist() == ["image_name", "patient_id", "sex", "age_approx", "target"]
     assert frame.to_numpy().tolist() == [["ISIC_1", "IP_1", "female", "", "1"], ["ISIC_2", "IP_1", "female", "45", "1"]]
     assert unused == []
-    plain, _ = metadata_of_tfrecord(tmp_path, features={}, codes={})
+    plain, _ = read_tfrecord_metadata(tmp_path, features={}, codes={})
     assert plain["sex"].tolist() == ["1", "1"], "codes without any word stay numbers"
 
 
@@ -105,14 +105,14 @@ def test_unknown_features_and_codes_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"has no feature site; it has image_name, location: name them under data\.tfrecord"
     ):
-        metadata_of_tfrecord(place, features={"anatom_site_general_challenge": "site"}, codes={})
+        read_tfrecord_metadata(place, features={"anatom_site_general_challenge": "site"}, codes={})
     named = {"anatom_site_general_challenge": "location"}
     with pytest.raises(DataError, match=r"codes 3, which data\.tfrecord\.codes\.anatom_site.*add them"):
-        metadata_of_tfrecord(place, features=named, codes={"anatom_site_general_challenge": {0: "torso"}})
+        read_tfrecord_metadata(place, features=named, codes={"anatom_site_general_challenge": {0: "torso"}})
     with pytest.raises(DataError, match="names ages: columns are image_name"):
-        metadata_of_tfrecord(place, features={"ages": "x"}, codes={})
+        read_tfrecord_metadata(place, features={"ages": "x"}, codes={})
     with pytest.raises(DataError, match="no TFRecord file"):
-        metadata_of_tfrecord(tmp_path / "none", features={}, codes={})
+        read_tfrecord_metadata(tmp_path / "none", features={}, codes={})
 
 
 def test_a_csv_that_is_there_is_not_written_over(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_a_csv_that_is_there_is_not_written_over(tmp_path: Path) -> None:
 def test_the_real_shards_imply_a_csv(shared_data: Path) -> None:
     shard = shared_data / "siim2020" / "tfrec" / "test38-21.tfrec"
     names = {"anatom_site_general_challenge": "anatom_site_general"}
-    frame, unused = metadata_of_tfrecord(shard, features=names, codes={"sex": {0: "male", 1: "female"}})
+    frame, unused = read_tfrecord_metadata(shard, features=names, codes={"sex": {0: "male", 1: "female"}})
     assert len(frame) == 21
     assert unused == []
-    assert metadata_of_tfrecord(shard, features={}, codes={})[1] == ["anatom_site_general"]
+    assert read_tfrecord_metadata(shard, features={}, codes={})[1] == ["anatom_site_general"]
     assert set(frame["sex"]) <= {"male", "female", ""}
     assert not frame.isin(["-1"]).any().any()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cli
-from elsewhere import bring_in, opened, predictions, write_world
+from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
 import stack.importance
 from stack.console import Out
@@ -28,10 +28,10 @@ STACKERS = [
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     folder = tmp_path_factory.mktemp("importance")
-    config = write_world(folder, stackers=STACKERS)
-    experiment = opened(config)
+    config = write_experiment(folder, stackers=STACKERS)
+    experiment = opened_experiment(config)
     for seed, name in enumerate(("net_a", "net_b")):
-        bring_in(experiment, name, *predictions(experiment, seed=seed))
+        import_frames(experiment, name, *predictions(experiment, seed=seed))
     assert run_cli("stack", "-c", str(config), "-q") == 0
     return experiment
 

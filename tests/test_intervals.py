@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
-from test_metrics import ORACLES
+from test_scores import ORACLES
 
 from stack.errors import DataError
 from stack.metrics import intervals
@@ -14,7 +14,9 @@ from stack.metrics.intervals import Interval, bootstrap_scores, interval, paired
 from stack.metrics.scores import OBJECTIVES, auc
 
 
-def world(*, rows: int = 300, groups: int = 60, steps: int = 20, seed: int = 0) -> tuple[NDArray[np.int64], ...]:
+def simulated_rows(
+    *, rows: int = 300, groups: int = 60, steps: int = 20, seed: int = 0
+) -> tuple[NDArray[np.int64], ...]:
     """Targets, tied scores in [0, 1] and groups of unequal size, in no order."""
     rng = np.random.default_rng(seed)
     y = (rng.random(rows) < 0.15).astype(int)
@@ -25,7 +27,7 @@ def world(*, rows: int = 300, groups: int = 60, steps: int = 20, seed: int = 0) 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("steps", [4, 10_000])
 def test_the_bootstrap_equals_repeating_the_rows_of_drawn_groups(objective: str, steps: int) -> None:
-    y, s, group = world(steps=steps)
+    y, s, group = simulated_rows(steps=steps)
     other = s[::-1]
     fast = bootstrap_scores(objective, y, np.column_stack([s, other]), group, draws=30, seed=5)
     codes = np.unique(group, return_inverse=True)[1]
@@ -37,7 +39,7 @@ def test_the_bootstrap_equals_repeating_the_rows_of_drawn_groups(objective: str,
 
 
 def test_groups_with_and_without_positives_are_drawn_apart() -> None:
-    y, _, group = world()
+    y, _, group = simulated_rows()
     codes = np.unique(group, return_inverse=True)[1]
     held = np.bincount(codes, y) > 0
     drawn = intervals._drawn_groups(y == 1, codes, np.random.default_rng(0))
@@ -47,21 +49,21 @@ def test_groups_with_and_without_positives_are_drawn_apart() -> None:
 
 
 def test_draws_do_not_hang_on_how_many_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    y, s, group = world()
+    y, s, group = simulated_rows()
     at_once = bootstrap_scores("auc", y, s, group, draws=50)
     monkeypatch.setattr(intervals, "_CHUNK_BYTES", 1)
     np.testing.assert_array_equal(bootstrap_scores("auc", y, s, group, draws=50), at_once)
 
 
 def test_draws_do_not_hang_on_the_order_of_rows(rng: np.random.Generator) -> None:
-    y, s, group = world()
+    y, s, group = simulated_rows()
     mixed = rng.permutation(len(y))
     names = np.array([f"patient {g}" for g in range(group.max() + 1)])[group]
     assert interval("ap", y, s, names) == interval("ap", y[mixed], s[mixed], pd.Series(names[mixed]))
 
 
 def test_copies_of_a_row_in_its_group_do_not_narrow_the_interval() -> None:
-    y, s, group = world()
+    y, s, group = simulated_rows()
     once = interval("auc", y, s, group)
     twice = interval("auc", np.tile(y, 2), np.tile(s, 2), np.tile(group, 2))
     assert (once.value, once.se) == pytest.approx((twice.value, twice.se))
@@ -85,7 +87,7 @@ def test_an_interval_prints_as_value_and_bounds() -> None:
 
 
 def test_an_interval_is_the_middle_of_its_draws() -> None:
-    y, s, group = world()
+    y, s, group = simulated_rows()
     drawn = bootstrap_scores("auc", y, s, group, draws=500, seed=3)[:, 0]
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert interval("auc", y, s, group, draws=500, seed=3) == Interval(auc(y, s), low, high, drawn.std())
@@ -93,7 +95,7 @@ def test_an_interval_is_the_middle_of_its_draws() -> None:
 
 
 def test_a_paired_difference_shares_its_draws(rng: np.random.Generator) -> None:
-    y, a, group = world(steps=10_000)
+    y, a, group = simulated_rows(steps=10_000)
     b = a + rng.normal(0, 0.02, len(y))
     paired = paired_difference("auc", y, a, b, group)
     assert paired.value == pytest.approx(auc(y, a) - auc(y, b), abs=1e-15)

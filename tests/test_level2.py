@@ -16,7 +16,7 @@ from stack.console import Out
 from stack.errors import StoreError
 from stack.experiment import Experiment, open_experiment
 from stack.features import fold_matrix
-from stack.images import FILE
+from stack.images import ACQUISITION_FILE
 from stack.level1 import level1_runs
 from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
 from stack.ranks import AVERAGED
@@ -211,7 +211,7 @@ def test_shortcuts_are_features_only_when_asked_for(
     assert run_cli("stack", "-c", str(config), "-q") == 0
     columns = read_run(copy / "runs" / "small" / "models" / "gbdt").meta["features"]  # type: ignore[union-attr]
     assert {"width", "height", "bytes", "group_images", "group_images_of_site"} <= {*columns}
-    (copy / "runs" / "small" / FILE).unlink()
+    (copy / "runs" / "small" / ACQUISITION_FILE).unlink()
     assert run_cli("stack", "-c", str(config), "-q") == 2
     assert "features.shortcuts needs width, height and bytes" in capsys.readouterr().err
 
@@ -241,7 +241,7 @@ def test_a_category_that_only_test_rows_have_is_counted(
 
 def test_a_lone_image_is_judged_without_its_group(experiment: Experiment, predictions: Predictions) -> None:
     embeddings = read_embeddings(experiment, level1_runs(experiment))
-    alone = fold_matrix(experiment, embeddings, predictions, 0, alone=True).held_alone
+    alone = fold_matrix(experiment, embeddings, predictions, 0, alone=True).held_ungrouped
     assert alone is not None
     assert (alone["tiny_group_std"] == 0).all()
     assert (alone["tiny_group_rank"] == 0.5).all()

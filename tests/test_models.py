@@ -72,7 +72,7 @@ def test_contributions_of_a_bag_sum_to_its_logit(kind: str, rows: tuple) -> None
 
 def test_a_logistic_contribution_is_the_weight_times_the_distance_from_the_mean(rows: tuple) -> None:
     X, y, inner = rows
-    model = fit_logistic(X[~inner], y[~inner], stop=(X[inner], y[inner]))
+    model = fit_logistic(X[~inner], y[~inner], eval_set=(X[inner], y[inner]))
     slope = np.diff(model.logit(pd.concat([X[:1].assign(q=0.0), X[:1].assign(q=1.0)])))[0]
     added, _ = model.contributions(X)
     np.testing.assert_allclose(added["q"], slope * (X["q"] - X["q"].mean()), atol=2e-3)
@@ -87,7 +87,7 @@ def test_logistic_refuses_parameters(rows: tuple) -> None:
 
 def test_the_logistic_regression_is_scikit_learns_on_standardised_rows(rows: tuple) -> None:
     X, y, inner = rows
-    model = fit_logistic(X[~inner], y[~inner], stop=(X[inner], y[inner]), strengths=(0.01,))
+    model = fit_logistic(X[~inner], y[~inner], eval_set=(X[inner], y[inner]), C_grid=(0.01,))
     x = X.to_numpy(np.float64)
     z = np.nan_to_num((x - np.nanmean(x, axis=0)) / np.nanstd(x, axis=0))
     order = np.r_[np.flatnonzero(~inner), np.flatnonzero(inner)]
@@ -97,7 +97,7 @@ def test_the_logistic_regression_is_scikit_learns_on_standardised_rows(rows: tup
 
 def test_one_extreme_value_steers_nothing(rows: tuple) -> None:
     X, y, inner = rows
-    model = fit_logistic(X[~inner], y[~inner], stop=(X[inner], y[inner]))
+    model = fit_logistic(X[~inner], y[~inner], eval_set=(X[inner], y[inner]))
     far = X[:1].assign(p=1e9)
     assert model.logit(far)[0] == model.logit(X[:1].assign(p=1e6))[0]
     with pytest.raises(TabularError, match="columns aren't those of the fit"):

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stack.blend.blender import METHODS, Blender
-from stack.blend.nested import NestedBlend, blend_nested, choose_method, left_out
+from stack.blend.nested import NestedBlend, blend_nested, choose_method, left_out_sets
 from stack.errors import ConfigError, DataError
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
@@ -19,7 +19,9 @@ from stack.ranks import Ecdf, NetRanks
 Rows = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 
 
-def world(strengths: list[float], *, rows: int = 240, positives: int = 60, folds: int = 3, seed: int = 0) -> Rows:
+def simulated_rows(
+    strengths: list[float], *, rows: int = 240, positives: int = 60, folds: int = 3, seed: int = 0
+) -> Rows:
     """Probabilities of runs that carry the target this strongly, the targets, and folds with as many positives each."""
     rng = np.random.default_rng(seed)
     y = (np.arange(rows) < positives).astype(int)
@@ -44,7 +46,7 @@ def assert_same(one: NestedBlend, other: NestedBlend) -> None:
 
 def test_no_choice_has_seen_the_targets_that_it_is_scored_on() -> None:
     """Turning the targets of one large fold turns the final choice, but nothing about the scores of its own rows."""
-    P, y, _ = world([4, 0, 0, 0])
+    P, y, _ = simulated_rows([4, 0, 0, 0])
     fold = np.where(np.arange(len(y)) % 4 < 2, 0, np.arange(len(y)) % 4 - 1)
     held, turned = fold == 0, y.copy()
     noise = P[held][:, 1:].mean(axis=1)
@@ -60,7 +62,7 @@ def test_no_choice_has_seen_the_targets_that_it_is_scored_on() -> None:
 
 
 def test_each_fold_is_scored_by_a_blender_fitted_to_the_others() -> None:
-    P, y, fold = rows = world([2, 1, 0])
+    P, y, fold = rows = simulated_rows([2, 1, 0])
     found = blended(rows)
     for method in METHODS:
         for k in range(3):
@@ -72,7 +74,7 @@ def test_each_fold_is_scored_by_a_blender_fitted_to_the_others() -> None:
 
 
 def test_the_final_blend_and_the_tuned_scores_come_from_all_rows() -> None:
-    P, y, fold = rows = world([2.5, 2, 0, 0])
+    P, y, fold = rows = simulated_rows([2.5, 2, 0, 0])
     found = blended(rows, trials=20, methods=("rank_mean", "optuna"))
     again = Blender("optuna", trials=20).fit(P, y, nets=fold)
     assert (found.chosen, found.final.method) == ("optuna", "optuna")
@@ -85,7 +87,7 @@ def test_the_final_blend_and_the_tuned_scores_come_from_all_rows() -> None:
 
 
 def test_the_choice_without_a_fold_is_nested_in_the_folds_that_are_left() -> None:
-    P, y, fold = rows = world([1.2, 0.6, 0.6], folds=4, seed=2)
+    P, y, fold = rows = simulated_rows([1.2, 0.6, 0.6], folds=4, seed=2)
     found, rest = blended(rows), fold != 3
     inner = blend_nested(
         P[rest], y[rest], nets=fold[rest], fold=fold[rest], split_group=np.flatnonzero(rest), trials=12
@@ -94,7 +96,7 @@ def test_the_choice_without_a_fold_is_nested_in_the_folds_that_are_left() -> Non
 
 
 def test_the_headline_is_made_of_what_each_fold_chose() -> None:
-    _, _, fold = rows = world([3, 0, 0])
+    _, _, fold = rows = simulated_rows([3, 0, 0])
     found = blended(rows, methods=("rank_mean", "hill_climb"))
     assert set(found.chosen_by_fold.values()) == {"hill_climb"}
     for k, method in found.chosen_by_fold.items():
@@ -103,7 +105,7 @@ def test_the_headline_is_made_of_what_each_fold_chose() -> None:
 
 def test_folds_that_chose_different_scales_are_pooled_by_rank() -> None:
     """A mean of probabilities lies near the prevalence, a mean of ranks near one half: together they order nothing."""
-    P, y, fold = world([1, 1, 1], rows=90, positives=30, seed=14)
+    P, y, fold = simulated_rows([1, 1, 1], rows=90, positives=30, seed=14)
     found = blended((P**3, y, fold), methods=("rank_mean", "mean"))
     assert len(set(found.chosen_by_fold.values())) == 2
     for k, method in found.chosen_by_fold.items():
@@ -112,29 +114,29 @@ def test_folds_that_chose_different_scales_are_pooled_by_rank() -> None:
 
 
 def test_ranks_of_a_fold_are_taken_within_its_net() -> None:
-    P, y, fold = world([1, 2])
+    P, y, fold = simulated_rows([1, 2])
     nets = np.stack([fold, (fold + np.arange(len(y))) % 2], axis=1)  # the second run has folds of its own
     found = blended((P / (1 + 5 * nets), y, fold), nets=nets, methods=("rank_mean",))
     np.testing.assert_allclose(found.score, NetRanks().fit_transform(P, nets).mean(axis=1))
 
 
 def test_one_method_leaves_nothing_to_choose() -> None:
-    rows = world([1, 2], folds=2)
+    rows = simulated_rows([1, 2], folds=2)
     found = blended(rows, methods=("rank_mean",))
     assert (found.chosen, found.chosen_by_fold) == ("rank_mean", {0: "rank_mean", 1: "rank_mean"})
     np.testing.assert_array_equal(found.score, found.by_method["rank_mean"])
 
 
 def test_a_frame_names_the_runs_of_the_final_blend() -> None:
-    P, y, fold = world([1, 2])
+    P, y, fold = simulated_rows([1, 2])
     found = blended((pd.DataFrame(P, columns=["net_a", "net_b"]), y, fold), methods=("mean",))
     assert found.final.feature_names_in_.tolist() == ["net_a", "net_b"]
 
 
 def test_tuned_weights_stand_in_for_the_studies() -> None:
-    P, y, fold = rows = world([2, 1, 0])
+    P, y, fold = rows = simulated_rows([2, 1, 0])
     tuned = {}
-    for without in left_out(range(3)):
+    for without in left_out_sets(range(3)):
         seen = ~np.isin(fold, list(without))
         blender = Blender("optuna", trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=(P, fold))
         tuned[without] = blender.weighting_
@@ -145,18 +147,18 @@ def test_tuned_weights_stand_in_for_the_studies() -> None:
 
 
 def test_two_folds_share_the_study_that_sees_neither() -> None:
-    assert len(left_out(range(5))) == 1 + 5 + 10
-    assert left_out([2, 0], methods=("mean",)) == [frozenset(), frozenset({0}), frozenset({2})]
+    assert len(left_out_sets(range(5))) == 1 + 5 + 10
+    assert left_out_sets([2, 0], methods=("mean",)) == [frozenset(), frozenset({0}), frozenset({2})]
 
 
 @pytest.mark.slow
 def test_the_number_of_jobs_changes_nothing() -> None:
-    rows = world([1, 1, 0])
+    rows = simulated_rows([1, 1, 0])
     assert_same(blended(rows, n_jobs=1), blended(rows, n_jobs=2))
 
 
 def test_what_cannot_be_nested_is_refused_by_name() -> None:
-    P, y, fold = world([1, 2])
+    P, y, fold = simulated_rows([1, 2])
     with pytest.raises(DataError, match=r"1 split_groups sit in more than one fold \(patient 7\)"):
         blended((P, y, fold), split_group=[f"patient {max(row, 7)}" if row < 9 else str(row) for row in range(len(y))])
     with pytest.raises(DataError, match=r"2 folds: .* takes 3; make more folds, or name one method"):
@@ -190,7 +192,7 @@ def test_of_equal_methods_the_simplest_is_chosen() -> None:
 
 
 def test_the_summary_sets_nested_beside_tuned() -> None:
-    _, y, _ = rows = world([3, 0, 0])
+    _, y, _ = rows = simulated_rows([3, 0, 0])
     found, group = blended(rows, methods=("optuna", "rank_mean")), np.arange(len(y))
     table = found.summary(y, group).set_index("method")
     assert table.index.tolist() == ["rank_mean", "optuna"]
@@ -205,14 +207,14 @@ def test_the_summary_sets_nested_beside_tuned() -> None:
     assert table.loc["optuna", "difference_low"] == gain.low > 0
 
 
-def noisy_world(seed: int) -> Rows:
+def noisy_rows(seed: int) -> Rows:
     """15 runs of which 12 are noise at AUC 0.5 to 0.6; 300 rows, 15 positives."""
     strengths = np.random.default_rng(seed).uniform([0.9] * 3 + [0.0] * 12, [1.3] * 3 + [0.35] * 12)
-    return world(list(strengths), rows=300, positives=15, seed=seed)
+    return simulated_rows(list(strengths), rows=300, positives=15, seed=seed)
 
 
 def test_tuning_on_the_rows_that_are_scored_flatters() -> None:
-    _, y, _ = rows = noisy_world(0)
+    _, y, _ = rows = noisy_rows(0)
     found = blended(rows, methods=("optuna",), trials=30)
     assert auc(y, found.tuned["optuna"]) > auc(y, found.score) + 0.03
 
@@ -221,7 +223,7 @@ def test_tuning_on_the_rows_that_are_scored_flatters() -> None:
 def test_the_honest_number_shows_the_optimism_and_keeps_up_with_the_rank_average() -> None:
     gaps, gains = [], []
     for seed in range(8):
-        _, y, _ = rows = noisy_world(seed)
+        _, y, _ = rows = noisy_rows(seed)
         found = blended(rows, trials=30)
         gaps.append(auc(y, found.tuned["optuna"]) - auc(y, found.by_method["optuna"]))
         gains.append(auc(y, found.score) - auc(y, found.by_method["rank_mean"]))
@@ -234,7 +236,7 @@ def test_shuffled_targets_end_at_one_half_where_tuned_scores_do_not() -> None:
     """Law 7, as far as the blend goes."""
     nested, tuned = [], []
     for seed in range(12):
-        _, y, _ = rows = world([0] * 6, rows=600, positives=120, seed=seed)
+        _, y, _ = rows = simulated_rows([0] * 6, rows=600, positives=120, seed=seed)
         found = blended(rows, trials=30)
         nested.append(auc(y, found.score))
         tuned.append(auc(y, found.tuned["optuna"]))

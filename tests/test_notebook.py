@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from conftest import run_cli, small_config
 
-from dermstack.serve.notebook import installed_needs, own_wheel_name
+from dermstack.serve.notebook import installed_requirements, own_wheel_name
 from stack.errors import BundleError
 
 ROOT = Path(__file__).parents[1]
@@ -190,12 +190,12 @@ def test_needs_are_followed_through_extras_and_markers_and_stop_where_told(
     put(tmp_path, "low_made_up", "4", [])
     monkeypatch.syspath_prepend(str(tmp_path))
     everything = {"deep-made-up": "3", "low-made-up": "4", "middle-made-up": "2.0"}
-    assert installed_needs("top-made-up", ()) == everything
-    assert installed_needs("top-made-up", (), stop_at=["deep-made-up"]) == {
+    assert installed_requirements("top-made-up", ()) == everything
+    assert installed_requirements("top-made-up", (), stop_at=["deep-made-up"]) == {
         name: everything[name] for name in ("deep-made-up", "middle-made-up")
     }
     with pytest.raises(BundleError, match="unasked, which"):
-        installed_needs("top-made-up", ("x",))
+        installed_requirements("top-made-up", ("x",))
 
 
 def put(folder: Path, name: str, version: str, needs: list[str]) -> None:

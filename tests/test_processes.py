@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from image_models.dataset import Batch, CachedImages, load
+from image_models.dataset import Batch, CachedImages, load_batches
 from image_models.errors import ImageError
 
 PROGRAM = """
 import os, sys, time
 from functools import partial
 from pathlib import Path
-from image_models.processes import end_workers, in_processes
+from image_models.processes import end_workers, run_parallel
 
 def work(folder, number):
     (Path(folder) / f"{os.getpid()}.worker").touch()
@@ -28,7 +28,7 @@ def work(folder, number):
     return number
 
 try:
-    made = list(in_processes([partial(work, sys.argv[1], number) for number in range(4)], 2))
+    made = list(run_parallel([partial(work, sys.argv[1], number) for number in range(4)], 2))
 except KeyboardInterrupt:
     end_workers()
     sys.exit(130)
@@ -97,5 +97,5 @@ class Failing(CachedImages):
 @pytest.mark.parametrize(("how", "said"), [("damaged", "^images.bin is damaged"), ("killed", "lower `workers`")])
 def test_what_a_loading_process_meets_is_one_message_without_traceback(how: str, said: str) -> None:
     with pytest.raises(ImageError, match=said) as caught:
-        list(load(Failing(how), [[0, 1, 2, 3], [4, 5, 6, 7]], workers=1, pin=False))
+        list(load_batches(Failing(how), [[0, 1, 2, 3], [4, 5, 6, 7]], workers=1, pin=False))
     assert "Traceback" not in str(caught.value)

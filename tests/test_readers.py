@@ -55,7 +55,7 @@ def as_tfrecord(folder: Path, encoded: dict[str, bytes], *, id_name: str = "imag
 
 def pixels(place: Path, **settings: object) -> list[np.ndarray]:
     sources = image_sources(place, IDS, **settings)  # type: ignore[arg-type]
-    return [source.read(at_least=40).image for source in sources]
+    return [source.read(min_side=40).image for source in sources]
 
 
 @pytest.mark.parametrize("opaque", [True, False])
@@ -125,7 +125,7 @@ def test_a_shard_that_changed_since_it_was_indexed_is_noticed(tmp_path: Path, en
     data[source.start + 30] ^= 255
     source.path.write_bytes(bytes(data))
     with pytest.raises(ImageError, match="changed since the shard was indexed"):
-        source.read(at_least=8)
+        source.read(min_side=8)
 
 
 def test_an_hdf5_that_leads_elsewhere_or_holds_something_else_is_refused(
@@ -151,7 +151,7 @@ def test_a_file_that_went_is_named(tmp_path: Path, encoded: dict[str, bytes]) ->
     source = image_sources(as_folder(tmp_path, encoded), IDS)[0]
     source.path.unlink()
     with pytest.raises(ImageError, match=r"ISIC_1\.jpg: no such file"):
-        source.read(at_least=8)
+        source.read(min_side=8)
 
 
 def test_the_real_shards_are_read_with_their_own_names(shared_data: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_real_shards_are_read_with_their_own_names(shared_data: Path) -> Non
         names = [record.features["image_name"][0].decode() for record in read_records(shard)]  # type: ignore[union-attr]
         ids = [name for name in names if names.count(name) == 1]
         for source in image_sources(shard, ids, swap_red_blue=True)[::5]:
-            red, _, blue = source.read(at_least=64).image.reshape(-1, 3).mean(axis=0)
+            red, _, blue = source.read(min_side=64).image.reshape(-1, 3).mean(axis=0)
             assert red > blue, "skin is not blue"
 
 

@@ -14,7 +14,7 @@ from dermstack.cli.main import app
 from image_models.settings import Training
 from reference.command_line import commands_page
 from reference.config_keys import config_page, key_sentences, sections
-from reference.sentences import fields_of, sentences
+from reference.sentences import field_sentences, sentences
 from stack.config import Config
 from stack.image_config import Strict
 
@@ -56,7 +56,7 @@ def commands() -> dict[str, Any]:
 
 
 def test_a_sentence_is_the_comment_at_the_end_or_right_above() -> None:
-    assert fields_of(SOURCE, "Model") == {
+    assert field_sentences(SOURCE, "Model") == {
         "a": "at the end of its line",
         "c": "above, and in two lines",
         "e": "at the end of the last line",
@@ -104,7 +104,7 @@ def test_the_config_page_says_what_is_taken_and_what_is_so_anyway() -> None:
         inners: tuple[Inner, ...] = ()  # a list of the same
 
     outer, inner = sections(Outer)
-    said = {key.name: (key.takes, key.otherwise) for key in outer.keys}
+    said = {key.name: (key.value_type, key.default) for key in outer.keys}
     assert said == {
         "share": ("number > 0 and ≤ 1", "default `0.5`"),
         "kind": ("`a`, `b` or `c`", "default `b`"),

@@ -14,10 +14,18 @@ from html_page import Page
 from markupsafe import Markup
 from test_report import EVIL, hold_together, make_data
 
-from dermstack.report.report import PLACES, Calibration, Comparison, DataFacts, Decision, Section, report_html
+from dermstack.report.report import (
+    OPTIONAL_SECTIONS,
+    Calibration,
+    Comparison,
+    DataFacts,
+    Decision,
+    Section,
+    report_html,
+)
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve
-from stack.metrics.subgroups import Part, subgroups
+from stack.metrics.subgroups import Subgroup, subgroups
 from stack.tune.studies import StudyHistory
 
 
@@ -28,7 +36,7 @@ def make_full_data(n=400, seed=0):
     s, group = data.curves["blend, nested"], rng.integers(0, n, n)
     before, after = 1 / (1 + np.exp(-s)), 1 / (1 + np.exp(2.5 - 1.5 * s))
     sex = rng.random(n) < 0.5
-    parts = [Part("sex", "male", sex), Part("sex", "female", ~sex), Part("site", "palms", np.arange(n) < 3)]
+    parts = [Subgroup("sex", "male", sex), Subgroup("sex", "female", ~sex), Subgroup("site", "palms", np.arange(n) < 3)]
     worse = subgroups(data.y, np.where(sex, s, -s), group, parts, draws=20)
     assert worse["apart"].tolist() == [True, True, False]
     importance = pd.DataFrame(
@@ -199,7 +207,7 @@ def test_sections_stand_at_their_places_and_only_their_scripts_may_run(full):
             style=f".of-{place} {{ color: var(--ink); }}",
             script=script,
         )
-        for place in PLACES
+        for place in OPTIONAL_SECTIONS
     }  # fmt: skip
     html = report_html(full, made)
     page = Page(html)

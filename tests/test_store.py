@@ -27,7 +27,7 @@ from stack.store import (
     read_frame,
     read_run,
     read_runs,
-    read_whole,
+    read_verified_run,
     set_aside,
     sha256,
     write_frame,
@@ -51,7 +51,7 @@ def write_small(folder: Path) -> Run:
         META,
         frames={"oof": oof, "test": test},
         arrays={"oof_z": z},
-        beside=[folder / "weights.safetensors"],
+        existing_files=[folder / "weights.safetensors"],
     )
 
 
@@ -250,13 +250,13 @@ def test_a_frame_that_was_damaged_is_named_with_the_command(tmp_path: Path, dama
     path = tmp_path / "rows.parquet"
     frame = pd.DataFrame({"id": ["a", "b"], "age": [40.0, np.nan]})
     write_frame(path, frame)
-    pd.testing.assert_frame_equal(read_frame(path, again="dermstack oof"), frame, check_dtype=False)
+    pd.testing.assert_frame_equal(read_frame(path, remedy="dermstack oof"), frame, check_dtype=False)
     content = path.read_bytes()
     place = content.index(np.float64(40).tobytes())
     flipped = content[:place] + b"\x01" + content[place + 1 :]
     path.write_bytes({"half": content[: len(content) // 2], "flipped": flipped, "empty": b""}[damage])
     with pytest.raises(StoreError, match=rf"{path} is damaged.*: remove it and run `dermstack oof`"):
-        read_frame(path, again="dermstack oof")
+        read_frame(path, remedy="dermstack oof")
 
 
 def test_a_full_disk_names_the_file_whoever_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,13 +281,13 @@ def test_a_damaged_run_can_be_set_aside(tmp_path: Path) -> None:
 
 
 def test_a_whole_run_is_one_whose_folds_files_are_whole_too(tmp_path: Path) -> None:
-    assert read_whole(tmp_path / "net") is None
+    assert read_verified_run(tmp_path / "net") is None
     (tmp_path / "net" / "fold_1").mkdir(parents=True)
     weights = tmp_path / "net" / "fold_1" / "weights.safetensors"
     weights.write_bytes(b"weights")
-    write_run(tmp_path / "net" / "fold_1", {"kind": "image"}, frames={}, beside=[weights])
+    write_run(tmp_path / "net" / "fold_1", {"kind": "image"}, frames={}, existing_files=[weights])
     write_run(tmp_path / "net", {"kind": "image"}, frames={"oof": prediction_frame(["a"], 0, np.zeros(1))})
-    assert read_whole(tmp_path / "net") is not None
+    assert read_verified_run(tmp_path / "net") is not None
     weights.write_bytes(b"weighty")
     with pytest.raises(StoreError, match=r"weights.safetensors is damaged: remove .*net and run `dermstack oof` again"):
-        read_whole(tmp_path / "net")
+        read_verified_run(tmp_path / "net")

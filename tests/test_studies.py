@@ -13,14 +13,14 @@ from uuid import uuid4
 import numpy as np
 import optuna
 import pytest
-from elsewhere import opened, write_world
+from imported_experiment import opened_experiment, write_experiment
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from stack.console import Out
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
-from stack.tune.studies import Objective, ended, open_study, read_studies, run_study
+from stack.tune.studies import Objective, count_ended, open_study, read_studies, run_study
 
 FIRST = {"x": 0.5}
 
@@ -44,23 +44,25 @@ def study_of(experiment: Experiment, told: Path, *, trials: int, workers: int, s
 
 
 def test_workers_share_a_journal(tmp_path: Path) -> None:
-    experiment = opened(write_world(tmp_path))
+    experiment = opened_experiment(write_experiment(tmp_path))
     study = study_of(experiment, tmp_path / "told", trials=8, workers=2, seconds=0.2)
-    assert ended(study) == len((tmp_path / "told").read_text().split()) >= 8
+    assert count_ended(study) == len((tmp_path / "told").read_text().split()) >= 8
     assert len(set((tmp_path / "told").read_text().split())) == 2
     assert study.trials[0].params == FIRST
     assert study.best_value > -0.05
 
 
 def test_sqlite_is_refused_for_several_workers(tmp_path: Path) -> None:
-    experiment = opened(write_world(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db"))
+    experiment = opened_experiment(write_experiment(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db"))
     with pytest.raises(ConfigError, match="SQLite can't serve several workers"):
         study_of(experiment, tmp_path / "told", trials=2, workers=2)
-    assert ended(study_of(experiment, tmp_path / "told", trials=2, workers=1)) == 2
+    assert count_ended(study_of(experiment, tmp_path / "told", trials=2, workers=1)) == 2
 
 
 def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
-    experiment = opened(write_world(tmp_path, storage="postgresql+nodriver://me:secret@127.0.0.1:1/studies"))
+    experiment = opened_experiment(
+        write_experiment(tmp_path, storage="postgresql+nodriver://me:secret@127.0.0.1:1/studies")
+    )
     with pytest.raises(ConfigError, match=r"storage: 127\.0\.0\.1:1/studies can't be opened") as caught:
         open_study(experiment, "slow")
     assert "secret" not in str(caught.value)
@@ -70,8 +72,10 @@ def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Pa
     "DERMSTACK_TEST_POSTGRESQL" not in os.environ, reason="no PostgreSQL: `source .ci/postgresql` starts one"
 )
 def test_a_worker_killed_on_postgresql_leaves_its_trial_to_the_others(tmp_path: Path) -> None:
-    experiment = opened(
-        write_world(tmp_path, storage=os.environ["DERMSTACK_TEST_POSTGRESQL"], experiment=f"kill-{uuid4().hex[:8]}")
+    experiment = opened_experiment(
+        write_experiment(
+            tmp_path, storage=os.environ["DERMSTACK_TEST_POSTGRESQL"], experiment=f"kill-{uuid4().hex[:8]}"
+        )
     )
     told = tmp_path / "told"
     told.touch()
@@ -98,8 +102,8 @@ def test_a_worker_killed_on_postgresql_leaves_its_trial_to_the_others(tmp_path: 
 
 
 def test_histories_are_those_of_these_rows_and_reading_makes_no_file(tmp_path: Path) -> None:
-    config = write_world(tmp_path)
-    experiment = opened(config)
+    config = write_experiment(tmp_path)
+    experiment = opened_experiment(config)
     assert read_studies(experiment) == []
     assert not (experiment.folder / "studies").exists()
     study_of(experiment, tmp_path / "told", trials=3, workers=1)
@@ -116,11 +120,11 @@ def test_histories_are_those_of_these_rows_and_reading_makes_no_file(tmp_path: P
     assert np.isnan(other.values[0])
     assert other.best_so_far[1:].tolist() == [0.5, 0.5]
     assert slow.values.tolist() == [trial.value for trial in open_study(experiment, "slow").trials]
-    assert read_studies(opened(config, "folds.seed=9")) == []
+    assert read_studies(opened_experiment(config, "folds.seed=9")) == []
 
 
 def test_a_torn_line_of_a_running_worker_is_left_alone(tmp_path: Path) -> None:
-    experiment = opened(write_world(tmp_path))
+    experiment = opened_experiment(write_experiment(tmp_path))
     study_of(experiment, tmp_path / "told", trials=2, workers=1)
     journal = experiment.folder / "studies" / "journal.log"
     with journal.open("ab") as file:
@@ -132,7 +136,7 @@ def test_a_torn_line_of_a_running_worker_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_line_of_the_journal_that_changed_is_noticed(tmp_path: Path) -> None:
     """A trial's value, say: the next trials would be drawn from it."""
-    experiment = opened(write_world(tmp_path))
+    experiment = opened_experiment(write_experiment(tmp_path))
     study_of(experiment, tmp_path / "told", trials=3, workers=1)
     path = experiment.folder / "studies" / "journal.log"
     text = path.read_text()

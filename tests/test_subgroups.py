@@ -5,7 +5,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from stack.metrics.intervals import clustered_auc
-from stack.metrics.subgroups import FEWEST, MISSING, Part, parts_of, subgroups
+from stack.metrics.subgroups import MIN_GROUPS, MISSING, Subgroup, find_subgroups, subgroups
 
 
 def drawn(rng, n=1500, groups=900, harder=0.0):
@@ -16,7 +16,9 @@ def drawn(rng, n=1500, groups=900, harder=0.0):
     site = rng.choice(8, n, p=[0.3, 0.25, 0.2, 0.1, 0.05, 0.04, 0.03, 0.03])
     sex = rng.integers(0, 2, groups)[group]
     s = 0.3 * risk + np.where(site == 0, 1.8 - harder, 1.8) * y + rng.normal(size=n)
-    parts = [Part("sex", str(k), sex == k) for k in range(2)] + [Part("site", str(k), site == k) for k in range(8)]
+    parts = [Subgroup("sex", str(k), sex == k) for k in range(2)] + [
+        Subgroup("site", str(k), site == k) for k in range(8)
+    ]
     return y, s, group, parts
 
 
@@ -56,7 +58,7 @@ def test_a_random_half_has_the_standard_error_that_delong_gives_it(rng):
     y, s = (rng.random(6000) < 0.1).astype(int), rng.normal(size=6000)
     s = s + y
     half = rng.random(6000) < 0.5
-    table = subgroups(y, s, np.arange(6000), [Part("coin", "heads", half)], draws=20)
+    table = subgroups(y, s, np.arange(6000), [Subgroup("coin", "heads", half)], draws=20)
     variance = sum(clustered_auc(y[side], s[side], np.arange(side.sum())).covariance[0, 0] for side in (half, ~half))
     width = (table["wide_high"] - table["wide_low"])[0] / 2 / norm.isf(0.025)
     assert width == pytest.approx(np.sqrt(variance), rel=0.05)
@@ -65,9 +67,9 @@ def test_a_random_half_has_the_standard_error_that_delong_gives_it(rng):
 def test_rows_that_a_group_repeats_count_once(rng):
     y, s = (rng.random(800) < 0.2).astype(int), rng.normal(size=800)
     s, half = s + y, rng.random(800) < 0.5
-    alone = subgroups(y, s, np.arange(800), [Part("coin", "heads", half)], draws=20)
+    alone = subgroups(y, s, np.arange(800), [Subgroup("coin", "heads", half)], draws=20)
     fourfold = [np.repeat(values, 4) for values in (y, s, np.arange(800), half)]
-    repeated = subgroups(*fourfold[:3], [Part("coin", "heads", fourfold[3])], draws=20)
+    repeated = subgroups(*fourfold[:3], [Subgroup("coin", "heads", fourfold[3])], draws=20)
     assert repeated["wide_low"][0] == pytest.approx(alone["wide_low"][0], abs=2e-3)
 
 
@@ -91,14 +93,14 @@ def test_a_subgroup_that_is_ordered_worse_is_flagged():
 def test_where_few_groups_hold_a_class_only_counts_are_given(rng):
     y, s, group, _ = drawn(rng)
     few = np.zeros(len(y), bool)
-    few[np.flatnonzero(y == 1)[: FEWEST - 1]] = True
+    few[np.flatnonzero(y == 1)[: MIN_GROUPS - 1]] = True
     few[np.flatnonzero(y == 0)[:50]] = True
     patients = np.where(few & (y == 1), -1, group)  # a dozen pictures of one lesion are one lesion
     many = few.copy()
     many[np.flatnonzero(y == 1)[:20]] = True
     one_patient = np.where(many & (y == 1), -1, patients)
     for rows, groups in ((few, group), (many, one_patient)):
-        line = subgroups(y, s, groups, [Part("site", "x", rows)], draws=20).iloc[0]
+        line = subgroups(y, s, groups, [Subgroup("site", "x", rows)], draws=20).iloc[0]
         assert line["rows"] == rows.sum()
         assert np.isnan([line["auc"], line["low"], line["difference"], line["wide_low"]]).all()
         assert not line["apart"]
@@ -120,7 +122,7 @@ def test_rows_are_cut_by_sex_age_band_site_and_source_and_what_is_not_known():
         "site": ["torso"] * 4,
         "source": ["Vienna", "Vienna", "Sydney", "Sydney"],
     })  # fmt: skip
-    cut = {part[:2]: part.rows.tolist() for part in parts_of(frame)}
+    cut = {part[:2]: part.rows.tolist() for part in find_subgroups(frame)}
     assert cut == {
         ("sex", "male"): [True, False, False, True],
         ("sex", "female"): [False, True, False, False],
@@ -132,11 +134,11 @@ def test_rows_are_cut_by_sex_age_band_site_and_source_and_what_is_not_known():
         ("source", "Vienna"): [True, True, False, False],
         ("source", "Sydney"): [False, False, True, True],
     }
-    assert parts_of(frame[["site"]]) == []
+    assert find_subgroups(frame[["site"]]) == []
 
 
 def test_the_rarest_of_many_sites_share_a_line():
     frame = pd.DataFrame({"site": [f"s{k}" for k in range(20) for _ in range(21 - k)]})
-    parts = parts_of(frame)
+    parts = find_subgroups(frame)
     assert parts[-1].name == "other (9 kinds)"
     assert np.all(sum(part.rows.astype(int) for part in parts) == 1)

@@ -96,17 +96,17 @@ def test_the_promises_name_tests_that_are_there() -> None:
 
 
 def test_the_limits_in_the_promises_are_those_of_the_code() -> None:
-    from dermstack.serve.app import MOST_BYTES
-    from dermstack.serve.bundle import MOST_PACKED
-    from image_models.io.decode import MAX_ENCODED, MAX_PIXELS
-    from image_models.io.tfrecord import MOST_VALUES
-    from stack.config import MOST_COLUMNS, MOST_NODES
+    from dermstack.serve.app import MAX_UPLOAD_BYTES
+    from dermstack.serve.bundle import MAX_COMPRESSION_RATIO
+    from image_models.io.decode import MAX_ENCODED_BYTES, MAX_PIXELS
+    from image_models.io.tfrecord import MAX_VALUES
+    from stack.config import MAX_CSV_COLUMNS, MAX_YAML_NODES
 
     text = " ".join(Path(ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
     for said in (
-        f"at most {MAX_PIXELS // 10**6} million pixels and {MAX_ENCODED >> 20} MiB",
-        f"a table {MOST_COLUMNS:,} columns",
-        f"{MOST_NODES:,} values", f"at most {MOST_BYTES >> 20} MiB at a time",
+        f"at most {MAX_PIXELS // 10**6} million pixels and {MAX_ENCODED_BYTES >> 20} MiB",
+        f"a table {MAX_CSV_COLUMNS:,} columns",
+        f"{MAX_YAML_NODES:,} values", f"at most {MAX_UPLOAD_BYTES >> 20} MiB at a time",
     ):  # fmt: skip
         assert said in text
-    assert (MOST_PACKED, MOST_VALUES) == (20, 1 << 20)  # "twenty times", "a million"
+    assert (MAX_COMPRESSION_RATIO, MAX_VALUES) == (20, 1 << 20)  # "twenty times", "a million"

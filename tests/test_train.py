@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_training import CPU, N, state, tiny, toy, train
+from tiny_training import CPU, N, state, tiny_net, toy_pictures, train
 
 from image_models.dataset import Batch, CachedImages
 from image_models.errors import ImageError
@@ -14,8 +14,8 @@ from image_models.transforms import Augment
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet"])
 def test_the_loss_falls_and_fresh_images_are_separated(backbone: str, rng: np.random.Generator) -> None:
-    (pixels, target), (new, new_target) = toy(rng), toy(rng)
-    net = tiny(backbone)
+    (pixels, target), (new, new_target) = toy_pictures(rng), toy_pictures(rng)
+    net = tiny_net(backbone)
     history = train(net, CachedImages(pixels, np.arange(N), target, augment=Augment("none", seed=0)), epochs=6)
     assert history["loss"].iloc[-1] < 0.3 * history["loss"].iloc[0]
     logit = predict(net, CachedImages(new, np.arange(N)), batch_size=8, device=CPU).logit
@@ -25,10 +25,10 @@ def test_the_loss_falls_and_fresh_images_are_separated(backbone: str, rng: np.ra
 
 @pytest.mark.parametrize("augment", ["none", "light"])
 def test_a_seed_decides_every_byte_of_the_weights(augment: str, rng: np.random.Generator) -> None:
-    pixels, target = toy(rng)
+    pixels, target = toy_pictures(rng)
 
     def weights(seed: int, *, drawn_before: int) -> dict[str, bytes]:
-        net = tiny(timm_args={"drop_rate": 0.5})  # dropout draws too
+        net = tiny_net(timm_args={"drop_rate": 0.5})  # dropout draws too
         torch.rand(drawn_before)
         train(net, CachedImages(pixels, np.arange(N), target, augment=Augment(augment, seed=seed)), seed=seed, epochs=1)
         return state(net)
@@ -39,9 +39,9 @@ def test_a_seed_decides_every_byte_of_the_weights(augment: str, rng: np.random.G
 
 
 def test_the_history_has_a_row_an_epoch_and_the_rate_warms_up_and_falls_to_zero(rng: np.random.Generator) -> None:
-    pixels, target = toy(rng)
+    pixels, target = toy_pictures(rng)
     seen: list[int] = []
-    history = train(tiny(), CachedImages(pixels, np.arange(N), target), epochs=10, lr=0.004, progress=seen.append)
+    history = train(tiny_net(), CachedImages(pixels, np.arange(N), target), epochs=10, lr=0.004, progress=seen.append)
     assert history.columns.tolist() == ["epoch", "loss", "lr", "images_per_s"]
     assert history["epoch"].tolist() == list(range(1, 11))
     assert sum(seen) == 10 * N
@@ -60,7 +60,7 @@ def test_the_history_has_a_row_an_epoch_and_the_rate_warms_up_and_falls_to_zero(
 def test_the_rate_of_the_history_is_the_rate_of_the_steps(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels, target = toy(rng)
+    pixels, target = toy_pictures(rng)
     used: list[float] = []
     step = torch.optim.AdamW.step
 
@@ -70,7 +70,7 @@ def test_the_rate_of_the_history_is_the_rate_of_the_steps(
         step(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
-    history = train(tiny(), CachedImages(pixels, np.arange(N), target), epochs=4)
+    history = train(tiny_net(), CachedImages(pixels, np.arange(N), target), epochs=4)
     assert len(used) == 12
     assert history["lr"].tolist() == used[2::3]
 
@@ -82,7 +82,7 @@ def test_training_is_adamw_written_out_by_hand(rng: np.random.Generator) -> None
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean(dim=(2, 3))
 
-    (pixels, target), steps, lr, weight_decay = toy(rng), 20, 0.1, 0.5
+    (pixels, target), steps, lr, weight_decay = toy_pictures(rng), 20, 0.1, 0.5
     net = Net(MeanColour(), features=3, mean=(0.4,) * 3, std=(0.1,) * 3, frozen=False)
     x = np.c_[(pixels.mean(axis=(1, 2)) / 255 - 0.4) / 0.1, np.ones(N)]
     weight = np.r_[net.head.weight.detach().numpy()[0], net.head.bias.item()].astype(np.float64)
@@ -100,9 +100,9 @@ def test_training_is_adamw_written_out_by_hand(rng: np.random.Generator) -> None
 
 
 def test_the_loss_of_the_history_is_the_mean_cross_entropy(rng: np.random.Generator) -> None:
-    pixels, target = toy(rng)
+    pixels, target = toy_pictures(rng)
     target[:] = rng.random(N) < 0.3
-    net = tiny()
+    net = tiny_net()
     torch.nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
     logits: list[np.ndarray] = []
     net.head.register_forward_hook(lambda _, __, out: logits.append(out.detach().numpy()[:, 0].astype(np.float64)))
@@ -119,7 +119,7 @@ def test_the_loss_of_the_history_is_the_mean_cross_entropy(rng: np.random.Genera
 
 
 def test_each_epoch_draws_its_own_augmentation_of_each_row(rng: np.random.Generator) -> None:
-    pixels, target = toy(rng)
+    pixels, target = toy_pictures(rng)
     drawn: list[tuple[int, int]] = []
 
     class Recorded(Augment):
@@ -127,26 +127,26 @@ def test_each_epoch_draws_its_own_augmentation_of_each_row(rng: np.random.Genera
             drawn.append((epoch, row))
             return super().__call__(image, epoch=epoch, row=row)
 
-    train(tiny(), CachedImages(pixels, np.arange(N), target, augment=Recorded("light", seed=0)), epochs=3)
+    train(tiny_net(), CachedImages(pixels, np.arange(N), target, augment=Recorded("light", seed=0)), epochs=3)
     assert sorted(drawn) == [(epoch, row) for epoch in range(3) for row in range(N)]
 
 
 def test_weight_decay_shrinks_weights_but_no_bias_and_no_norm(rng: np.random.Generator) -> None:
-    pixels, target = toy(rng)
-    kept, shrunk = tiny(), tiny()
+    pixels, target = toy_pictures(rng)
+    kept, shrunk = tiny_net(), tiny_net()
     for net, weight_decay in ((kept, 0.0), (shrunk, 10.0)):  # one step: the gradients are still the same
         train(net, CachedImages(pixels, np.arange(N), target), epochs=1, batch_size=N, weight_decay=weight_decay)
     for name, parameter in kept.named_parameters():
         same = torch.equal(parameter, shrunk.get_parameter(name))
         assert same == (parameter.ndim <= 1), name
     # AdamW decays apart from the gradient: one step takes lr × weight_decay of the weight itself.
-    start, weight = tiny().get_parameter("head.weight"), shrunk.get_parameter("head.weight")
+    start, weight = tiny_net().get_parameter("head.weight"), shrunk.get_parameter("head.weight")
     torch.testing.assert_close(weight, kept.get_parameter("head.weight") - 0.01 * 10.0 * start)
 
 
 def test_the_net_is_trained_in_training_mode_wherever_it_came_from(rng: np.random.Generator) -> None:
-    pixels, target = toy(rng)
-    net = tiny().eval()
+    pixels, target = toy_pictures(rng)
+    net = tiny_net().eval()
     before = {key: tensor.clone() for key, tensor in net.state_dict().items() if "running_mean" in key}
     train(net, CachedImages(pixels, np.arange(N), target), epochs=1)
     assert before
@@ -154,14 +154,14 @@ def test_the_net_is_trained_in_training_mode_wherever_it_came_from(rng: np.rando
 
 
 def test_a_last_batch_of_one_does_not_stop_the_training(rng: np.random.Generator) -> None:
-    pixels, target = toy(rng, 9)
+    pixels, target = toy_pictures(rng, 9)
     seen: list[int] = []
     # At 32 px the deepest features of this backbone are 1 × 1: batch norm can't take one image.
-    train(tiny(), CachedImages(pixels, np.arange(9), target), batch_size=4, epochs=2, progress=seen.append)
+    train(tiny_net(), CachedImages(pixels, np.arange(9), target), batch_size=4, epochs=2, progress=seen.append)
     assert seen == [0, 4, 4, 4, 4]
 
 
 def test_a_collapsed_training_names_epoch_loss_and_rate(rng: np.random.Generator) -> None:
-    pixels, target = toy(rng)
+    pixels, target = toy_pictures(rng)
     with pytest.raises(ImageError, match=r"collapsed in epoch \d \(loss nan\): lower `lr`, now 1e\+20"):
-        train(tiny(), CachedImages(pixels, np.arange(N), target), lr=1e20)
+        train(tiny_net(), CachedImages(pixels, np.arange(N), target), lr=1e20)

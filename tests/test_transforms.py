@@ -7,9 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from image_models.dataset import CachedImages, eval_batches, load, train_batches
+from image_models.dataset import CachedImages, eval_batches, load_batches, train_batches
 from image_models.errors import ImageError
-from image_models.processes import in_processes
+from image_models.processes import run_parallel
 from image_models.transforms import Augment
 
 
@@ -86,13 +86,13 @@ def test_batches_are_the_same_with_and_without_loader_processes(pixels: np.ndarr
     """Also where the process that starts them is one of several that work on tasks."""
     alone = _epoch(pixels, recipe, 0)
     assert alone == _epoch(pixels, recipe, 2)
-    assert list(in_processes([partial(_epoch, pixels, recipe, 1)] * 2, 2)) == [alone, alone]
+    assert list(run_parallel([partial(_epoch, pixels, recipe, 1)] * 2, 2)) == [alone, alone]
 
 
 def _epoch(pixels: np.ndarray, recipe: str, workers: int) -> list[bytes]:
     images = CachedImages(pixels, np.arange(12), np.zeros(12, np.int8), augment=Augment(recipe, seed=0), epoch=2)
     batches = train_batches(12, batch_size=5, seed=0, epoch=2, weights=np.arange(12.0))
-    return [batch.images.numpy().tobytes() for batch in load(images, batches, workers=workers, pin=False)]
+    return [batch.images.numpy().tobytes() for batch in load_batches(images, batches, workers=workers, pin=False)]
 
 
 def test_a_batch_holds_its_rows_pictures_and_targets(pixels: np.ndarray) -> None:

@@ -18,16 +18,16 @@ from stack.metrics.validation import (
     AGREES,
     HIGHER,
     LOWER,
-    SHIFTED,
-    UNTOLD,
-    Promise,
+    NOT_COMPARABLE,
+    UNDECIDED,
+    InternalValidation,
     Validation,
     check_classes,
     compare,
-    make_promise,
+    internal_validation,
+    internal_validation_from_json,
+    jsonable,
     measure,
-    plain,
-    promise_of,
     validate,
 )
 
@@ -45,12 +45,12 @@ def drawn(rng: np.random.Generator, n: int = 1500, *, prevalence: float = 0.15) 
     return y, p, frame.assign(site=rng.choice(["torso", "head/neck"], n))
 
 
-def promised(rng: np.random.Generator) -> Promise:
+def promised(rng: np.random.Generator) -> InternalValidation:
     y, p, frame = drawn(rng, 3000)
-    return make_promise("auc", y, p, p, frame["group"], frame, draws=100)
+    return internal_validation("auc", y, p, p, frame["group"], frame, draws=100)
 
 
-def judged(promise: Promise, y: np.ndarray, p: np.ndarray, frame: pd.DataFrame, **more: Any) -> Validation:
+def judged(promise: InternalValidation, y: np.ndarray, p: np.ndarray, frame: pd.DataFrame, **more: Any) -> Validation:
     made = pd.DataFrame({"score": p, "p_calibrated": p, **more})
     return validate(promise, made, y, frame, experiment="x", bundle="0123456789ab", draws=100)
 
@@ -83,7 +83,13 @@ def test_a_p_that_is_right_has_about_the_ece_that_chance_gives_it(rng: np.random
 
 @pytest.mark.parametrize(
     ("found", "found_se", "verdict"),
-    [(0.85, 0.02, AGREES), (0.84, 0.02, LOWER), (0.96, 0.02, HIGHER), (0.99, 0.0, UNTOLD), (np.nan, 0.02, UNTOLD)],
+    [
+        (0.85, 0.02, AGREES),
+        (0.84, 0.02, LOWER),
+        (0.96, 0.02, HIGHER),
+        (0.99, 0.0, UNDECIDED),
+        (np.nan, 0.02, UNDECIDED),
+    ],
 )
 def test_estimates_agree_within_the_noise_of_both(found: float, found_se: float, verdict: str) -> None:
     made = compare("auc", 0.90, 0.02, found, found_se)  # 1.96 √(0.02² + 0.02²) = 0.0554
@@ -129,7 +135,7 @@ def test_another_prevalence_is_named_and_only_what_it_leaves_alone_is_compared(r
     assert found.prevalence_differs
     said = verdicts(found)
     assert said.pop("prevalence") == HIGHER
-    assert {name for name, verdict in said.items() if verdict == SHIFTED} == {"ap", "log_loss", "in_the_large"}
+    assert {name for name, verdict in said.items() if verdict == NOT_COMPARABLE} == {"ap", "log_loss", "in_the_large"}
     assert {name for name, verdict in said.items() if verdict == AGREES} == {"auc", "pauc80", "slope"}
     assert all(of.sensitivity.verdict == of.specificity.verdict == AGREES for of in found.points)
 
@@ -195,7 +201,7 @@ def test_too_few_groups_of_a_class_are_refused_by_name() -> None:
 
 def test_a_promise_comes_back_from_json_as_it_was(rng: np.random.Generator) -> None:
     promise = promised(rng)
-    assert promise_of(json.loads(json.dumps(plain(promise), allow_nan=False))) == promise
+    assert internal_validation_from_json(json.loads(json.dumps(jsonable(promise), allow_nan=False))) == promise
 
 
 def test_the_page_says_what_the_json_says_and_names_no_row(rng: np.random.Generator) -> None:
@@ -203,7 +209,7 @@ def test_the_page_says_what_the_json_says_and_names_no_row(rng: np.random.Genera
     frame["group"] = [f"PATIENT_{number}" for number in frame["group"]]
     frame["id"] = [f"IMAGE_{number}" for number in range(len(y))]
     found = judged(promised(rng), y, p, frame, far=rng.random(len(y)) < 0.2)
-    content = json.loads(json.dumps(plain(found), allow_nan=False))
+    content = json.loads(json.dumps(jsonable(found), allow_nan=False))
     page = evaluation_html(found, y, p, created="2026-01-01")
     shown = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
     auc = content["found"]["auc"]
@@ -216,7 +222,7 @@ def test_the_page_says_what_the_json_says_and_names_no_row(rng: np.random.Genera
         share = of["found"]["sensitivity"]
         assert f"{share['value']:.1%}".replace("%", " %") + f" ({100 * share['low']:.1f} to " in shown
     assert f"{content['far']['rows']:,} of {content['found']['rows']:,} images" in shown
-    assert shown.count(SHIFTED) == 3
+    assert shown.count(NOT_COMPARABLE) == 3
     assert "Content-Security-Policy" in page
     assert not re.search(r"PATIENT|IMAGE_|<script|https?://(?!www\.w3\.org)", page)
 

@@ -18,7 +18,7 @@ N = 24
 CPU = torch.device("cpu")
 
 
-def toy(rng: np.random.Generator, n: int = N) -> tuple[np.ndarray, np.ndarray]:
+def toy_pictures(rng: np.random.Generator, n: int = N) -> tuple[np.ndarray, np.ndarray]:
     """Noise (n, 32, 32, 3) that is less red where the target (n,) is 1: every second picture."""
     pixels = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
     target = (np.arange(n) % 2).astype(np.int8)
@@ -26,7 +26,7 @@ def toy(rng: np.random.Generator, n: int = N) -> tuple[np.ndarray, np.ndarray]:
     return pixels, target
 
 
-def tiny(backbone: str = "test_resnet", **changes: Any) -> Net:
+def tiny_net(backbone: str = "test_resnet", **changes: Any) -> Net:
     """A new net for them; ``changes`` are of `build_net`."""
     settings: dict[str, Any] = {
         "pretrained": False, "frozen": False, "timm_args": {}, "size": 32, "mean": None, "std": None,

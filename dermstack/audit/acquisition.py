@@ -11,17 +11,17 @@ from scipy.stats import norm, spearmanr
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.audit.finding import Finding
-from dermstack.audit.single_column import ALARM, Alone, alone, one_hot
+from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association, one_hot
 from stack.experiment import Experiment
 from stack.images import with_acquisition
 from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import auc
-from stack.store import Run, places_in_run
+from stack.store import Run, row_positions_in_run
 
-TELLING = 0.55  # AUC of a fact alone above which it is worth a warning, where chance is out of question
-_SAME = 0.999  # rank correlation from which two facts are one
-_MARKS = 50  # at most so many ways in which ids are written are a fact about them
-_NUMBERED = 0.9  # share of names with digits from which their numbers are a fact
+WARNING_AUC = 0.55  # AUC of a fact alone above which it is worth a warning, where chance is out of question
+_SAME_CORRELATION = 0.999  # rank correlation from which two facts are one
+_MAX_ID_PATTERNS = 50  # at most so many ways in which ids are written are a fact about them
+_MIN_NUMBERED_SHARE = 0.9  # share of names with digits from which their numbers are a fact
 
 _PROBES = {  # of stackers: their words, and the facts that need no asking again
     "context_counts": ("the number of images of the group", ("images of the group",)),
@@ -40,13 +40,13 @@ def acquisition_findings(
     """
     facts = acquisition_facts(experiment, sizes)
     y, fold, group = experiment.target, experiment.folds.frame["fold"], experiment.split_group
-    looked = [alone(name, values, y, fold, group) for name, values in facts.items()]
-    telling = [one for one in looked if one.p * len(looked) < ALARM]
-    found = [_telling(one, len(looked)) for one in telling]
-    if quiet := [f"{one.name} {one}" for one in looked if one not in telling]:
+    associations = [column_association(name, values, y, fold, group) for name, values in facts.items()]
+    telling = [one for one in associations if one.p * len(associations) < FALSE_ALARM_RATE]
+    found = [_fact_finding(one, len(associations)) for one in telling]
+    if quiet := [f"{one.name} {one}" for one in associations if one not in telling]:
         evidence = f"beyond chance none of: {'; '.join(quiet)}"
         found.append(Finding("note", "how rows were collected does not tell the target", evidence, "none"))
-    return found + added_findings(experiment, {one.name: facts[one.name] for one in telling}, runs)
+    return found + gain_findings(experiment, {one.name: facts[one.name] for one in telling}, runs)
 
 
 def acquisition_facts(experiment: Experiment, sizes: pd.DataFrame | None = None) -> dict[str, pd.Series]:
@@ -56,42 +56,45 @@ def acquisition_facts(experiment: Experiment, sizes: pd.DataFrame | None = None)
     group = train["group"]
     facts = {
         "row order": pd.Series(np.arange(len(train))),
-        "number in the id": _numbers(train["id"]),
+        "number in the id": _last_numbers(train["id"]),
         "way the id is written": train["id"].str.replace(r"\d+", "0", regex=True),
         "images of the group": group.map(group.value_counts()),
     }
     if not (group == train["id"]).all():
-        facts["number in the group's name"] = _numbers(group)
+        facts["number in the group's name"] = _last_numbers(group)
     if "source" in train:
         facts["source"] = train["source"]
     facts |= _picture_facts(train, sizes)
-    if facts["way the id is written"].nunique() > _MARKS:
+    if facts["way the id is written"].nunique() > _MAX_ID_PATTERNS:
         facts.pop("way the id is written")
     facts = {name: values for name, values in facts.items() if values.nunique(dropna=False) > 1}
-    if "number in the id" in facts and _same(facts["row order"], facts["number in the id"]):
+    if "number in the id" in facts and _same_order(facts["row order"], facts["number in the id"]):
         facts = {"row order (that of the ids)": facts.pop("row order"), **facts}
         facts.pop("number in the id")
     return facts
 
 
-def added_findings(experiment: Experiment, facts: dict[str, pd.Series], runs: Sequence[Run]) -> list[Finding]:
+def gain_findings(experiment: Experiment, facts: dict[str, pd.Series], runs: Sequence[Run]) -> list[Finding]:
     """What ``facts`` and the stackers' own probes would add to a run's AUC: features that no model should be given."""
-    told = [
-        (run.name, row["what"], row["auc"], _difference(row))
+    gains = [
+        (run.name, row["what"], row["auc"], _probe_difference(row))
         for run in runs
         if run.has("probes")
         for row in run.frame("probes").to_dict("records")
         if row["what"] in _PROBES
     ]
     ordered = sorted(runs, key=lambda run: (not run.has("probes"), -run.meta["level"]))
-    known = {fact for _, what, *_ in told for fact in _PROBES[what][1]}
-    told = [(run, _PROBES[what][0], value, difference) for run, what, value, difference in told]
+    known = {fact for _, what, *_ in gains for fact in _PROBES[what][1]}
+    gains = [(run, _PROBES[what][0], value, difference) for run, what, value, difference in gains]
     for name, values in facts.items() if ordered else ():
         if name not in known:
-            told.append((ordered[0].name, name, *added(experiment, ordered[0], values)))
+            gains.append((ordered[0].name, name, *gain_over_run(experiment, ordered[0], values)))
     found, quiet = [], []
-    for run, what, value, difference in told:
-        beyond = difference.value > 0 and norm.sf(difference.value / max(difference.se, 1e-9)) * len(told) < ALARM
+    for run, what, value, difference in gains:
+        beyond = (
+            difference.value > 0
+            and norm.sf(difference.value / max(difference.se, 1e-9)) * len(gains) < FALSE_ALARM_RATE
+        )
         evidence = f"AUC {value:.4f} with it, {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
         if beyond:
             remedy = "keep it out of the features: other rows are collected otherwise"
@@ -104,11 +107,11 @@ def added_findings(experiment: Experiment, facts: dict[str, pd.Series], runs: Se
     return found
 
 
-def added(experiment: Experiment, run: Run, values: pd.Series) -> tuple[float, Interval]:
+def gain_over_run(experiment: Experiment, run: Run, values: pd.Series) -> tuple[float, Interval]:
     """AUC of the run's logit and a fact (n,) in a cross-fitted logistic regression, and how much more that is than
     without the fact: a paired difference by group."""
     oof = run.frame("oof")
-    place = places_in_run(run, oof["id"], experiment.table.train["id"], "oof")
+    place = row_positions_in_run(run, oof["id"], experiment.table.train["id"], "oof")
     rows = np.flatnonzero(place >= 0)
     y, group = experiment.target[rows], experiment.split_group[rows]
     fold = experiment.folds.frame["fold"].to_numpy()[rows]
@@ -126,14 +129,14 @@ def _out_of_fold(x: NDArray[np.float64], y: NDArray[np.int8], fold: NDArray[np.g
     return made
 
 
-def _difference(row: dict[object, object]) -> Interval:
+def _probe_difference(row: dict[object, object]) -> Interval:
     value, low, high = (float(str(row[name])) for name in ("difference", "difference_low", "difference_high"))
     return Interval(value, low, high, (high - low) / (2 * 1.959964))
 
 
-def _telling(one: Alone, number: int) -> Finding:
+def _fact_finding(one: ColumnAssociation, number: int) -> Finding:
     evidence = f"{one} of it alone; p = {min(1.0, one.p * number):.1g} for {number} facts looked at"
-    if one.strength <= TELLING:
+    if one.strength <= WARNING_AUC:
         what = f"the target can be told a little from {one.name}"
         return Finding("note", what, evidence, "keep it out of the features")
     remedy = "how rows were collected tells the target: nets may learn it; never give it to level 2 as a feature"
@@ -153,13 +156,13 @@ def _picture_facts(train: pd.DataFrame, sizes: pd.DataFrame | None) -> dict[str,
     return facts | ({"encoding": train["encoding"]} if "encoding" in train else {})
 
 
-def _numbers(names: pd.Series) -> pd.Series:
+def _last_numbers(names: pd.Series) -> pd.Series:
     """The last number in each name; nothing where most have none."""
     digits = names.str.extract(r"(\d+)\D*$")[0]
-    if digits.notna().mean() < _NUMBERED:
+    if digits.notna().mean() < _MIN_NUMBERED_SHARE:
         return pd.Series(np.nan, index=range(len(names)))
     return digits.astype("float64")
 
 
-def _same(a: pd.Series, b: pd.Series) -> bool:
-    return bool(abs(spearmanr(a, b, nan_policy="omit").statistic) > _SAME)
+def _same_order(a: pd.Series, b: pd.Series) -> bool:
+    return bool(abs(spearmanr(a, b, nan_policy="omit").statistic) > _SAME_CORRELATION)

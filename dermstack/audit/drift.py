@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from dermstack.audit.finding import Finding, Severity
-from dermstack.audit.single_column import ALARM, ordered_p
+from dermstack.audit.single_column import FALSE_ALARM_RATE, one_sided_rank_p
 from stack.experiment import Experiment
 from stack.images import with_acquisition
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.scores import auc
-from stack.parallel import on_threads
+from stack.parallel import run_with_threads
 from stack.table import ACQUISITION, Table
 
 _DRAWS = 200
@@ -96,12 +96,12 @@ def _auc(counts: NDArray[np.float64], numeric: bool) -> float:
     return max(value, 1 - value)
 
 
-DRIFTED = 0.55  # AUC between train and test from which it is worth a warning, where chance is out of question
-FEWEST = 10  # groups on either side, with fewer of which nothing is said
-HALVES = 9  # splits of the groups into a half to learn from and a half to test on
-_PARTS = 5
-_COMMON = 50  # levels of words that the classifier tells apart
-_DRIVES = 0.1  # share of what the AUC has above 0.5 that a column must be worth to be named as what drives it
+WARNING_AUC = 0.55  # AUC between train and test from which it is worth a warning, where chance is out of question
+MIN_GROUPS = 10  # groups on either side, with fewer of which nothing is said
+HALF_SPLITS = 9  # splits of the groups into a half to learn from and a half to test on
+_FOLDS = 5
+_CLASSIFIER_LEVELS = 50  # levels of words that the classifier tells apart
+_MIN_DRIVER_SHARE = 0.1  # share of what the AUC has above 0.5 that a column must be worth to be named as what drives it
 
 Floats = NDArray[np.float64]
 
@@ -112,7 +112,7 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
     The AUC is of a gradient boosting that tells test rows from training rows out of fold, whole groups held out. Ids,
     and what is in train alone, take no part. Drift of what no model uses is a note.
     """
-    parts = _parts(experiment)
+    parts = _train_and_test(experiment)
     if not len(parts[1]):
         return []
     features = experiment.config.features
@@ -124,45 +124,47 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
         known = [name for name in columns if all(name in part and part[name].notna().any() for part in parts)]
         known = [name for name in known if pd.concat([part[name] for part in parts]).nunique(dropna=False) > 1]
         if known:
-            found.append(on_threads(experiment.config.threads, _finding, parts, known, is_used, seed))
+            found.append(run_with_threads(experiment.config.threads, _drift_finding, parts, known, is_used, seed))
     return found
 
 
-def _finding(parts: list[pd.DataFrame], columns: list[str], is_used: bool, seed: int) -> Finding:
+def _drift_finding(parts: list[pd.DataFrame], columns: list[str], is_used: bool, seed: int) -> Finding:
     what = f"train and test differ in {'what models use' if is_used else 'what no model uses'}"
     groups = [part["group"].nunique() for part in parts]
-    if min(groups) < FEWEST:
+    if min(groups) < MIN_GROUPS:
         evidence = f"{groups[0]} groups in train, {groups[1]} in test"
         return Finding("note", "too few groups to tell train from test", evidence, "none")
     both = pd.concat(parts, ignore_index=True)
     in_test = np.repeat([0, 1], [len(part) for part in parts])
     x, group = _matrix(both[columns]), both["group"].to_numpy(object)
-    apart, worth = told_apart(x, in_test, group, seed=seed)
-    p = told_apart_p(x, in_test, group, seed=seed)
-    evidence = f"AUC {apart} between them, of {', '.join(columns)}; p = {min(1.0, 2 * p):.1g}"
-    if 2 * p >= ALARM:  # what is used, what is not: two looks
+    separation, importances = adversarial_validation(x, in_test, group, seed=seed)
+    p = adversarial_validation_p(x, in_test, group, seed=seed)
+    evidence = f"AUC {separation} between them, of {', '.join(columns)}; p = {min(1.0, 2 * p):.1g}"
+    if 2 * p >= FALSE_ALARM_RATE:  # what is used, what is not: two looks
         evidence += ": within chance"
         return Finding("note", what.replace("differ", "don't differ beyond chance"), evidence, "none")
-    drivers = _drivers(parts, columns, worth, least=_DRIVES * max(apart.value - 0.5, 0.0), seed=seed)
+    drivers = _drivers(
+        parts, columns, importances, least=_MIN_DRIVER_SHARE * max(separation.value - 0.5, 0.0), seed=seed
+    )
     evidence += f"; driven by {drivers}" if drivers else "; by no column alone"
     if not is_used:
         return Finding("note", what, evidence, "harmless as long as no model is given these")
-    severity: Severity = "warning" if apart.value > DRIFTED else "note"
+    severity: Severity = "warning" if separation.value > WARNING_AUC else "note"
     remedy = "the estimate is of rows like those of train; look at its subgroups, which say how it does on others"
     return Finding(severity, what, evidence, remedy)
 
 
-def told_apart(
+def adversarial_validation(
     x: Floats, in_test: NDArray[np.generic], group: NDArray[np.object_], *, seed: int
 ) -> tuple[Interval, Floats]:
     """AUC between train and test out of fold, and what it loses where a column (k,) is shuffled among held-out rows."""
     made = np.empty(len(x))
     shuffled = np.empty((x.shape[1], len(x)))
     rng = np.random.default_rng(seed)
-    part = _dealt(in_test, group, _PARTS, rng)
-    for k in range(_PARTS):
+    part = _random_group_parts(in_test, group, _FOLDS, rng)
+    for k in range(_FOLDS):
         held = np.flatnonzero(part == k)
-        score = _fit(x[part != k], in_test[part != k])
+        score = _fit_classifier(x[part != k], in_test[part != k])
         made[held] = score(x[held])
         for column in range(x.shape[1]):
             other = x[held].copy()
@@ -172,7 +174,9 @@ def told_apart(
     return found, found.value - np.array([auc(in_test, s) for s in shuffled])
 
 
-def told_apart_p(x: Floats, in_test: NDArray[np.generic], group: NDArray[np.object_], *, seed: int) -> float:
+def adversarial_validation_p(
+    x: Floats, in_test: NDArray[np.generic], group: NDArray[np.object_], *, seed: int
+) -> float:
     """p-value of rows (n, k) not telling whether they are of test: learned on half of the groups, tested on the other.
 
     Twice the median over splits, which is valid however the splits depend (Meinshausen, Meier & Bühlmann 2009). The
@@ -180,13 +184,15 @@ def told_apart_p(x: Floats, in_test: NDArray[np.generic], group: NDArray[np.obje
     """
     rng = np.random.default_rng(seed)
     p_values = []
-    for _ in range(HALVES):
-        held = _dealt(in_test, group, 2, rng) == 1
-        p_values.append(ordered_p(in_test[held], _fit(x[~held], in_test[~held])(x[held]), group[held]))
+    for _ in range(HALF_SPLITS):
+        held = _random_group_parts(in_test, group, 2, rng) == 1
+        p_values.append(
+            one_sided_rank_p(in_test[held], _fit_classifier(x[~held], in_test[~held])(x[held]), group[held])
+        )
     return min(1.0, 2 * float(np.median(p_values)))
 
 
-def _dealt(
+def _random_group_parts(
     in_test: NDArray[np.generic], group: NDArray[np.object_], k: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
     """A part 0..k-1 of each row (n,), whole groups, those of test and the others dealt apart."""
@@ -200,7 +206,7 @@ def _dealt(
     return dealt
 
 
-def _fit(x: Floats, y: NDArray[np.generic]) -> Callable[[Floats], Floats]:
+def _fit_classifier(x: Floats, y: NDArray[np.generic]) -> Callable[[Floats], Floats]:
     model = HistGradientBoostingClassifier(
         max_iter=50, max_leaf_nodes=8, min_samples_leaf=20, early_stopping=False, random_state=0
     ).fit(x, y)
@@ -215,24 +221,25 @@ def _matrix(rows: pd.DataFrame) -> Floats:
             columns.append(rows[name].to_numpy(np.float64, na_value=np.nan))
         else:
             words = rows[name].astype("object").where(rows[name].notna(), "")
-            common = pd.Index(words.value_counts().index[:_COMMON].sort_values())
+            common = pd.Index(words.value_counts().index[:_CLASSIFIER_LEVELS].sort_values())
             columns.append(common.get_indexer(pd.Index(words)).astype(np.float64))
     return np.column_stack(columns)
 
 
-def _parts(experiment: Experiment) -> list[pd.DataFrame]:
+def _train_and_test(experiment: Experiment) -> list[pd.DataFrame]:
     known = with_acquisition(experiment) or experiment
     tables = [part.reset_index(drop=True) for part in (known.table.train, known.table.test)]
     return [part.assign(**{"images of the group": part.groupby("group")["id"].transform("size")}) for part in tables]
 
 
-def _drivers(parts: list[pd.DataFrame], columns: list[str], worth: Floats, *, least: float, seed: int) -> str:
+def _drivers(parts: list[pd.DataFrame], columns: list[str], importances: Floats, *, least: float, seed: int) -> str:
     """Columns by what they are worth, with how far apart the two sides are in each."""
     sides = [{name: part[name] for name in columns} for part in parts]
     distance = drift(sides[0], sides[1], parts[0]["group"], parts[1]["group"], seed=seed).set_index("column")
-    order = [place for place in np.argsort(-worth, kind="stable") if worth[place] > least]
+    order = [place for place in np.argsort(-importances, kind="stable") if importances[place] > least]
     return ", ".join(
-        f"{columns[place]} (AUC −{worth[place]:.3f} without it, {distance.loc[columns[place], 'distance']:.0%} of rows "
+        f"{columns[place]} (AUC −{importances[place]:.3f} without it, "
+        f"{distance.loc[columns[place], 'distance']:.0%} of rows "
         f"apart, {distance.loc[columns[place], 'chance']:.0%} by chance)"
         for place in order
     )
@@ -240,15 +247,15 @@ def _drivers(parts: list[pd.DataFrame], columns: list[str], worth: Floats, *, le
 
 MISSING = "(missing)"
 AGE_EDGES = np.arange(0, 105, 5)  # years: the lower edges of the bins; the last one, 100, is open above
-PICTURE_FACTS = {  # what the files say of the original pictures, and its words
+SIZE_LABELS = {  # what the files say of the original pictures, and its words
     "source_width": "picture width",
     "source_height": "picture height",
     "source_bytes": "picture file size",
 }
-_MOST = 14  # levels of a column that are told apart; the rarest share a line
+_TABLE_LEVELS = 14  # levels of a column that are told apart; the rarest share a line
 
 
-def level_counts(train: pd.DataFrame, column: str, *, most: int = _MOST) -> pd.DataFrame:
+def level_counts(train: pd.DataFrame, column: str, *, most: int = _TABLE_LEVELS) -> pd.DataFrame:
     """What `column` holds against the target, most frequent first: level, rows, negatives, positives, prevalence.
 
     What is missing is a level of its own, the last one; beyond `most` the rarest are one line, "other (9 kinds)".
@@ -263,7 +270,7 @@ def level_counts(train: pd.DataFrame, column: str, *, most: int = _MOST) -> pd.D
     return frame.drop(columns="place").reset_index(drop=True)
 
 
-def age_histograms(train: pd.DataFrame, column: str, *, most: int = _MOST) -> pd.DataFrame:
+def age_histograms(train: pd.DataFrame, column: str, *, most: int = _TABLE_LEVELS) -> pd.DataFrame:
     """Ages within each level of `column`: level, of ("all" or "positive"), images, known, median, then the bins.
 
     The bins are named 0, 5, … 100 (years, the last one open above) and hold shares of the images of known age: they

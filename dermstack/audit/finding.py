@@ -36,10 +36,10 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 
 
-COLUMNS = ("severity", "what", "evidence", "remedy", "example")
+FINDING_COLUMNS = ("severity", "what", "evidence", "remedy", "example")
 
 
-def read_part(experiment: Experiment, part: str, inputs: str) -> list[Finding] | None:
+def read_part_findings(experiment: Experiment, part: str, inputs: str) -> list[Finding] | None:
     """What ``part`` found on the same ``inputs``; None where it was looked for on others, or never."""
     known = _read(experiment).get(part)
     if known is None or known["inputs"] != inputs:
@@ -47,7 +47,7 @@ def read_part(experiment: Experiment, part: str, inputs: str) -> list[Finding] |
     return [Finding(**finding) for finding in known["findings"]]
 
 
-def write_parts(experiment: Experiment, parts: Mapping[str, tuple[str, list[Finding]]]) -> list[Finding]:
+def write_part_findings(experiment: Experiment, parts: Mapping[str, tuple[str, list[Finding]]]) -> list[Finding]:
     """Keep each part's inputs and findings in audit.json, and all findings, the worst first, in audit.csv.
 
     Parts that are not among ``parts`` stay as they are. Returns the findings of all.
@@ -57,24 +57,24 @@ def write_parts(experiment: Experiment, parts: Mapping[str, tuple[str, list[Find
         for part, (inputs, findings) in parts.items()
     }
     write_json(experiment.folder / "audit.json", known)
-    findings = _together(known)
+    findings = _all_findings(known)
     with atomic(experiment.folder / "audit.csv") as temporary:
-        pd.DataFrame(findings, columns=list(COLUMNS)).to_csv(temporary, index=False)
+        pd.DataFrame(findings, columns=list(FINDING_COLUMNS)).to_csv(temporary, index=False)
     return findings
 
 
 def read_findings(experiment: Experiment) -> list[Finding] | None:
     """All findings, the worst first; None where no audit was made."""
     known = _read(experiment)
-    return _together(known) if known else None
+    return _all_findings(known) if known else None
 
 
-def looked_at(experiment: Experiment, part: str) -> bool:
+def is_audited(experiment: Experiment, part: str) -> bool:
     """Whether ``part`` has been looked for, on whatever inputs."""
     return part in _read(experiment)
 
 
-def _together(known: Mapping[str, Any]) -> list[Finding]:
+def _all_findings(known: Mapping[str, Any]) -> list[Finding]:
     return worst_first(Finding(**finding) for part in known.values() for finding in part["findings"])
 
 
@@ -84,7 +84,7 @@ def _read(experiment: Experiment) -> dict[str, Any]:
         return {}
     try:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _together(known)
+        _all_findings(known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error}): remove it and run `dermstack audit` again") from error
     return known

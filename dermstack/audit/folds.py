@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
 from stack.errors import DataError
-from stack.metrics.intervals import clustered_auc, components
-from stack.metrics.scores import checked, one_a_row, refuse
+from stack.metrics.intervals import auc_components, clustered_auc
+from stack.metrics.scores import check_one_per_row, checked, raise_for_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -27,8 +27,8 @@ FEWEST_GROUPS = 20  # with two rows of each class: fewer can't show that halves 
 _SPLITS = 20  # of the rows of a group into halves, averaged
 
 
-def renumbered(
-    auc: Floats, covariance: Floats, freedom: Floats, *, draws: int, rng: np.random.Generator
+def renumbering_p(
+    auc: Floats, covariance: Floats, dof: Floats, *, draws: int, rng: np.random.Generator
 ) -> tuple[float, Ints]:
     """Whether the claimed folds fit better when the models are numbered otherwise: p, and the model of each fold.
 
@@ -37,15 +37,15 @@ def renumbered(
     draws have the noise of these AUCs and no gap at all, where other numbers look better most often.
     """
     k = len(auc)
-    spread = np.stack([_root(part) for part in covariance])
+    spread = np.stack([_matrix_root(part) for part in covariance])
     noise = np.einsum("fij,dfj->dif", spread, rng.standard_normal((draws, k, k)))
-    noise *= np.sqrt(freedom / rng.chisquare(freedom, (draws, k)))[:, None, :]  # few groups: heavier tails
-    found, numbers = _gain(auc)
-    chance = np.array([_gain(drawn)[0] for drawn in noise])
-    return _p(found, chance), numbers
+    noise *= np.sqrt(dof / rng.chisquare(dof, (draws, k)))[:, None, :]  # few groups: heavier tails
+    found, numbers = _renumbering_gain(auc)
+    chance = np.array([_renumbering_gain(drawn)[0] for drawn in noise])
+    return _permutation_p(found, chance), numbers
 
 
-def known_folds(
+def known_folds_p(
     residual: Floats,
     y: NDArray[np.bool_],
     group: Ints,
@@ -57,8 +57,8 @@ def known_folds(
 ) -> float:
     """Whether folds known from elsewhere, ``other`` (n,), say where a model does worst, beyond the claimed: p.
 
-    ``residual`` (n, K) is of `residuals`. Reference: the other folds dealt again to whole groups, within the claimed
-    fold and among groups with positives and those without, so that the test holds whatever the models are like.
+    ``residual`` (n, K) is of `rank_residuals`. Reference: the other folds dealt again to whole groups, within the
+    claimed fold and among groups with positives and those without, so that the test holds whatever the models are like.
     """
     n_groups = int(group.max()) + 1
     weight = np.where(y, 1 / y.sum(), 1 / (~y).sum())
@@ -76,10 +76,10 @@ def known_folds(
         return float(-np.min(by_label, axis=0).sum())
 
     chance = [deficit(np.concatenate([rng.permutation(part) for part in strata])) for _ in range(draws)]
-    return _p(deficit(label), np.array(chance))
+    return _permutation_p(deficit(label), np.array(chance))
 
 
-def unknown_folds(
+def unknown_folds_p(
     scores: Floats, y: NDArray[np.bool_], group: Ints, fold: Ints, *, draws: int, rng: np.random.Generator
 ) -> float | None:
     """Whether some unknown partition of whole groups says where a model does worst, beyond the claimed: p.
@@ -91,31 +91,31 @@ def unknown_folds(
     fewer than `FEWEST_GROUPS` groups have two rows of either class.
     """
     counts = [np.bincount(group[rows], minlength=int(group.max()) + 1) for rows in (y, ~y)]
-    telling = np.flatnonzero((counts[0] > 1) & (counts[1] > 1))
-    if len(telling) < FEWEST_GROUPS:
+    usable_groups = np.flatnonzero((counts[0] > 1) & (counts[1] > 1))
+    if len(usable_groups) < FEWEST_GROUPS:
         return None
-    members = [np.flatnonzero(group == number) for number in telling]
+    members = [np.flatnonzero(group == number) for number in usable_groups]
     crossed = [np.meshgrid(rows[y[rows]], rows[~y[rows]], indexing="ij") for rows in members]
     above, below = (np.concatenate([sides[side].ravel() for sides in crossed]) for side in (0, 1))
-    of = np.repeat(np.arange(len(telling)), [sides[0].size for sides in crossed])
+    of = np.repeat(np.arange(len(usable_groups)), [sides[0].size for sides in crossed])
     won = (np.sign(scores[above] - scores[below]) + 1) / 2
     won -= won.mean(axis=1, keepdims=True)
     for number in np.unique(fold):
         won[fold[above] == number] -= won[fold[above] == number].mean(axis=0)
-    n, k = len(telling), scores.shape[1]
+    n, k = len(usable_groups), scores.shape[1]
     agree = np.zeros((n, k, k))  # of a group: models in one half times models in the other
     for _ in range(_SPLITS):
-        half = _half(group * 2 + y, rng)
+        half = _random_half(group * 2 + y, rng)
         one, two = (_mean_by(of, won, n, (half[above] == side) & (half[below] == side)) for side in (False, True))
         agree += one[:, :, None] * two[:, None, :]
     agree += agree.transpose(0, 2, 1)
     places, models = np.arange(n)[:, None], np.arange(k)
     exchanged = np.tile(models, (n, 1))
     chance = np.array([agree[places, models, rng.permuted(exchanged, axis=1)].sum() for _ in range(draws)])
-    return _p(float(agree[:, models, models].sum()), chance)
+    return _permutation_p(float(agree[:, models, models].sum()), chance)
 
 
-def residuals(scores: Floats, y: NDArray[np.bool_], fold: Ints) -> Floats:
+def rank_residuals(scores: Floats, y: NDArray[np.bool_], fold: Ints) -> Floats:
     """How much better than its siblings each model ranks each row, less what the claimed folds explain: (n, K).
 
     The rank of a row is its structural component within its claimed fold (DeLong et al. 1988): the share of the other
@@ -124,13 +124,15 @@ def residuals(scores: Floats, y: NDArray[np.bool_], fold: Ints) -> Floats:
     made = np.empty_like(scores)
     for number in np.unique(fold):
         rows = np.flatnonzero(fold == number)
-        for side, ranked in enumerate(zip(*(components(column, y[rows]) for column in scores[rows].T), strict=True)):
+        for side, ranked in enumerate(
+            zip(*(auc_components(column, y[rows]) for column in scores[rows].T), strict=True)
+        ):
             ranks = np.stack(ranked, axis=1)
             made[rows[y[rows] == (side == 0)]] = ranks - ranks.mean(axis=0)
     return np.asarray(made - made.mean(axis=1, keepdims=True))
 
 
-def _gain(auc: Floats) -> tuple[float, Ints]:
+def _renumbering_gain(auc: Floats) -> tuple[float, Ints]:
     """By how much the mean AUC of claimed models is above that of the best numbering, and its model of each fold.
 
     That is how much wider the gap is, but for a factor: the siblings' mean is that of all models, and theirs cancels.
@@ -139,12 +141,12 @@ def _gain(auc: Floats) -> tuple[float, Ints]:
     return float(np.diag(auc).mean() - auc[models, folds].mean()), models
 
 
-def _root(covariance: Floats) -> Floats:
+def _matrix_root(covariance: Floats) -> Floats:
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
-def _half(cell: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
+def _random_half(cell: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Rows of each cell dealt to two halves, of equal size or one more, in chance order."""
     order = np.lexsort((rng.random(len(cell)), cell))
     first = np.searchsorted(cell[order], cell[order])
@@ -160,16 +162,16 @@ def _mean_by(of: Ints, values: Floats, n: int, among: NDArray[np.bool_]) -> Floa
     return np.asarray(sums / np.bincount(of[among], minlength=n)[:, None])
 
 
-def _p(found: float, chance: Floats) -> float:
+def _permutation_p(found: float, chance: Floats) -> float:
     """Share of draws that reach what was found, itself among them (Phipson & Smyth 2010)."""
     return float((1 + (chance >= found - 1e-12).sum()) / (1 + len(chance)))
 
 
 Verdict = Literal["held out", "cannot tell", "another partition"]
 
-LEVEL = 0.01  # at which a true claim is called false, all tests together; and no gap is called one
-RENUMBERED, UNKNOWN = "the claimed folds under other numbers", "unknown folds of whole groups"
-_DRAWS = 2000  # p down to 0.0005: room for twenty tests at LEVEL
+SIGNIFICANCE_LEVEL = 0.01  # at which a true claim is called false, all tests together; and no gap is called one
+RENUMBERED_FOLDS, UNKNOWN_FOLDS = "the claimed folds under other numbers", "unknown folds of whole groups"
+_DRAWS = 2000  # p down to 0.0005: room for twenty tests at SIGNIFICANCE_LEVEL
 
 
 @dataclass(frozen=True)
@@ -188,18 +190,18 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutVerdict:
     """What the fold models of a run show of the folds that they claim to have held out."""
 
     verdict: Verdict
     gap: Gap  # mean over folds
     by_fold: pd.DataFrame  # fold, rows, positives, auc, siblings, gap, low, high, unlike (the other models)
-    against: dict[str, float]  # p of every other explanation that was tried, by its name
-    better: str  # the explanation that took the verdict away from the claim, or ""
-    numbers: tuple[int, ...]  # the model that each claimed fold fits best: 0, 1, 2 … where the claim does
+    p_values: dict[str, float]  # p of every other explanation that was tried, by its name
+    better_explanation: str  # the explanation that took the verdict away from the claim, or ""
+    best_numbering: tuple[int, ...]  # the model that each claimed fold fits best: 0, 1, 2 … where the claim does
 
 
-def held_out(
+def held_out_verdict(
     scores: ArrayLike,
     fold: ArrayLike,
     y: ArrayLike,
@@ -207,7 +209,7 @@ def held_out(
     *,
     other_folds: Mapping[str, ArrayLike] | None = None,
     seed: int = 0,
-) -> HeldOut:
+) -> HeldOutVerdict:
     """Verdict on fold models whose ``scores`` (n, K) of every row are at hand; model k claims not to have seen fold k.
 
     The gap is the mean over folds of [AUC of model k less the mean AUC of the others, on the rows of fold k]. Every
@@ -215,17 +217,17 @@ def held_out(
     Standard errors are DeLong's by ``split_group`` (n,) (Obuchowski 1997), added over folds, with Student's t on
     Satterthwaite's (1946) degrees of freedom.
 
-    "another partition" where a test of this module rejects the claim, at `LEVEL` for all together (Bonferroni):
-    other numbers of the models; each of ``other_folds`` (n,); and, only where the claim shows no gap, unknown folds,
-    whose trace is also left by models that are weak on other kinds of patients: that is no proof.
-    Else "held out" where the interval lies below zero, else "cannot tell".
+    "another partition" where a test of this module rejects the claim, at `SIGNIFICANCE_LEVEL` for all together
+    (Bonferroni): other numbers of the models; each of ``other_folds`` (n,); and, only where the claim shows no gap,
+    unknown folds, whose trace is also left by models that are weak on other kinds of patients: that is no proof. Else
+    "held out" where the interval lies below zero, else "cannot tell".
 
     Raises DataError unless ``fold`` (n,) is 0 … K - 1, no group sits in two folds and two groups of each fold hold
     each class.
     """
     positive, columns, fold, group = _checked(scores, fold, y, split_group)
     k = columns.shape[1]
-    auc, covariance, freedom = np.empty((k, k)), np.empty((k, k, k)), np.empty(k)
+    auc, covariance, dof = np.empty((k, k)), np.empty((k, k, k)), np.empty(k)
     for number in range(k):
         rows = fold == number
         try:
@@ -233,39 +235,40 @@ def held_out(
         except DataError as error:
             raise DataError(f"fold {number}: {error}") from error
         auc[:, number], covariance[number] = found.auc, found.covariance
-        freedom[number] = min(len(np.unique(group[rows & side])) for side in (positive, ~positive)) - 1
+        dof[number] = min(len(np.unique(group[rows & side])) for side in (positive, ~positive)) - 1
     claimed = np.stack([_contrast(k, number) for number in range(k)])
-    gap = _gap(claimed.mean(axis=0), auc, covariance, freedom, level=LEVEL)
+    gap = _gap(claimed.mean(axis=0), auc, covariance, dof, level=SIGNIFICANCE_LEVEL)
     rng = np.random.default_rng(seed)
-    against: dict[str, float] = {}
-    against[RENUMBERED], numbers = renumbered(auc, covariance, freedom, draws=_DRAWS, rng=rng)
-    apart = residuals(columns, positive, fold)
+    p_values: dict[str, float] = {}
+    p_values[RENUMBERED_FOLDS], numbers = renumbering_p(auc, covariance, dof, draws=_DRAWS, rng=rng)
+    apart = rank_residuals(columns, positive, fold)
     for name, other in (other_folds or {}).items():
         codes = _codes(other, group, name)
-        against[name] = known_folds(apart, positive, group, fold, codes, draws=_DRAWS, rng=rng)
-    if gap.high >= 0 and (p := unknown_folds(columns, positive, group, fold, draws=_DRAWS, rng=rng)) is not None:
-        against[UNKNOWN] = p
-    better = min(against, key=lambda name: against[name])
-    if against[better] >= LEVEL / len(against):
-        better = ""
-    verdict: Verdict = "another partition" if better else "held out" if gap.high < 0 else "cannot tell"
-    by_fold = _by_fold(claimed, auc, covariance, freedom)
+        p_values[name] = known_folds_p(apart, positive, group, fold, codes, draws=_DRAWS, rng=rng)
+    if gap.high >= 0 and (p := unknown_folds_p(columns, positive, group, fold, draws=_DRAWS, rng=rng)) is not None:
+        p_values[UNKNOWN_FOLDS] = p
+    better_explanation = min(p_values, key=lambda name: p_values[name])
+    if p_values[better_explanation] >= SIGNIFICANCE_LEVEL / len(p_values):
+        better_explanation = ""
+    verdict: Verdict = "another partition" if better_explanation else "held out" if gap.high < 0 else "cannot tell"
+    by_fold = _by_fold(claimed, auc, covariance, dof)
     by_fold.insert(1, "rows", np.bincount(fold, minlength=k))
     by_fold.insert(2, "positives", np.bincount(fold, positive, minlength=k).astype(int))
-    return HeldOut(verdict, gap, by_fold, against, better, tuple(map(int, numbers)))
+    return HeldOutVerdict(verdict, gap, by_fold, p_values, better_explanation, tuple(map(int, numbers)))
 
 
-def _by_fold(claimed: Floats, auc: Floats, covariance: Floats, freedom: Floats) -> pd.DataFrame:
+def _by_fold(claimed: Floats, auc: Floats, covariance: Floats, dof: Floats) -> pd.DataFrame:
     """Each model's gap, less what it is better or worse by on rows that neither side held out (from three models on).
 
-    ``unlike``: its interval holds zero and it lies above the other models' mean gap, at `LEVEL` for all together.
+    ``unlike``: its interval holds zero and it lies above the other models' mean gap, at `SIGNIFICANCE_LEVEL` for all
+    together.
     """
     k = len(auc)
     records = []
     for number in range(k):
-        gap = _gap(claimed[number], auc, covariance, freedom, level=LEVEL / k)
+        gap = _gap(claimed[number], auc, covariance, dof, level=SIGNIFICANCE_LEVEL / k)
         others = claimed[np.arange(k) != number].mean(axis=0)
-        apart = _gap(claimed[number] - others, auc, covariance, freedom, level=LEVEL / k)
+        apart = _gap(claimed[number] - others, auc, covariance, dof, level=SIGNIFICANCE_LEVEL / k)
         siblings = float(np.delete(auc[:, number], number).mean())
         unlike = k > 2 and gap.high >= 0 and apart.low > 0  # of two models either may be the better one
         records.append([number, float(auc[number, number]), siblings, gap.value, gap.low, gap.high, unlike])
@@ -284,13 +287,13 @@ def _contrast(k: int, number: int) -> Floats:
     return weights
 
 
-def _gap(weights: Floats, auc: Floats, covariance: Floats, freedom: Floats, *, level: float) -> Gap:
+def _gap(weights: Floats, auc: Floats, covariance: Floats, dof: Floats, *, level: float) -> Gap:
     """Of ``weights`` (models, folds), with an interval that either side of which holds ``level``."""
     value = float((weights * auc).sum())
     parts = np.maximum(np.einsum("kf,fkl,lf->f", weights, covariance, weights), 0)
     if not parts.sum():
         return Gap(value, value, value)
-    reach = student.ppf(1 - level, parts.sum() ** 2 / (parts**2 / freedom).sum()) * np.sqrt(parts.sum())
+    reach = student.ppf(1 - level, parts.sum() ** 2 / (parts**2 / dof).sum()) * np.sqrt(parts.sum())
     return Gap(value, float(value - reach), float(value + reach))
 
 
@@ -301,12 +304,12 @@ def _checked(
     if columns.ndim != 2 or columns.shape[1] < 2:
         raise DataError(f"scores of shape {columns.shape}: give a column for each of two or more fold models")
     positive, _ = checked(y, columns[:, 0])
-    claimed = one_a_row(fold, positive, "folds")
+    claimed = check_one_per_row(fold, positive, "folds")
     k = columns.shape[1]
     if set(np.unique(claimed)) != set(range(k)):
         raise DataError(f"{k} fold models, and folds {sorted(set(np.unique(claimed)))}: they must be 0 to {k - 1}")
-    group, names = pd.factorize(one_a_row(split_group, positive, "split_groups"))
-    refuse(group < 0, group, "split_groups are missing", "give each row its group, or one of its own")
+    group, names = pd.factorize(check_one_per_row(split_group, positive, "split_groups"))
+    raise_for_rows(group < 0, group, "split_groups are missing", "give each row its group, or one of its own")
     numbers = claimed.astype(np.intp)
     torn = pd.Series(numbers).groupby(group).nunique() > 1
     if torn.any():

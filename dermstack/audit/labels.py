@@ -13,19 +13,19 @@ from sklearn.linear_model import LogisticRegression
 from dermstack.audit.finding import Finding
 from stack.experiment import Experiment
 from stack.predictions import predictions_of, standardised
-from stack.store import Run, places_in_run
+from stack.store import Run, row_positions_in_run
 
 COLUMNS = ("id", "target", "doubt", "p", "neighbours", "like")
 NEIGHBOURS = 20
-SPEAKS = 2.0  # times the odds of the prevalence: an opinion that moves them less is none
-_SAMPLE = 2_000  # rows of each class from which it is learned what neighbours tell
-_AT_ONCE = 512  # rows of a distance matrix
+MIN_ODDS_RATIO = 2.0  # times the odds of the prevalence: an opinion that moves them less is none
+_SAMPLE_PER_CLASS = 2_000  # rows of each class from which it is learned what neighbours tell
+_CHUNK_ROWS = 512  # rows of a distance matrix
 
 Floats = NDArray[np.float64]
-Space = tuple[NDArray[np.float32], NDArray[np.integer]]  # directions (n, d), and the net (n,) that made each
+EmbeddingSpace = tuple[NDArray[np.float32], NDArray[np.integer]]  # directions (n, d), and the net (n,) that made each
 
 
-def second_look(experiment: Experiment, runs: Sequence[Run], *, seed: int = 0) -> pd.DataFrame:
+def doubtful_labels(experiment: Experiment, runs: Sequence[Run], *, seed: int = 0) -> pd.DataFrame:
     """Rows whose target each of the level-1 ``runs`` and the nearest neighbours contradict, the most doubtful first.
 
     Columns: id; target; doubt, how far the target is from the mean of all opinions, 0 to 1; p, the runs' mean;
@@ -45,21 +45,22 @@ def second_look(experiment: Experiment, runs: Sequence[Run], *, seed: int = 0) -
     y, group = experiment.target[rows], pd.factorize(experiment.split_group[rows])[0]
     every = np.arange(len(rows))
     opinions = {
-        f"p_{name}": calibrated(predictions.oof[:, run], y, every) for run, name in enumerate(predictions.names)
+        f"p_{name}": platt_probabilities(predictions.oof[:, run], y, every)
+        for run, name in enumerate(predictions.names)
     }
     doubted = np.all([contradicts(p, y, every) for p in opinions.values()], axis=0)
     frame = pd.DataFrame({"id": train["id"].to_numpy(object)[rows], "target": y}).assign(**opinions)
     frame["p"] = np.mean(list(opinions.values()), axis=0)
     frame["neighbours"], frame["like"] = np.nan, None
     votes = []
-    spaces = [_space(run, train["id"], rows) for run in runs if run.has("oof_z")]
+    spaces = [_embedding_space(run, train["id"], rows) for run in runs if run.has("oof_z")]
     if spaces and doubted.any():
         sample = _sample(y, np.random.default_rng(seed))
         asked = np.union1d(np.flatnonzero(doubted), sample)
-        found = [nearest(asked, space, group, y) for space in spaces]
+        found = [nearest_neighbours(asked, space, group, y) for space in spaces]
         share, like = np.full(len(rows), np.nan), found[-1][1]
         share[asked] = np.mean([shares for shares, _ in found], axis=0)
-        vote = calibrated(logit((NEIGHBOURS * share + 0.5) / (NEIGHBOURS + 1)), y, sample)
+        vote = platt_probabilities(logit((NEIGHBOURS * share + 0.5) / (NEIGHBOURS + 1)), y, sample)
         doubted &= contradicts(vote, y, sample)
         votes = [vote]
         frame["neighbours"] = share
@@ -69,22 +70,22 @@ def second_look(experiment: Experiment, runs: Sequence[Run], *, seed: int = 0) -
     return ordered[[*COLUMNS, *opinions]]
 
 
-def second_look_finding(look: pd.DataFrame, n: int, runs: Sequence[Run]) -> Finding | None:
+def doubtful_labels_finding(doubtful: pd.DataFrame, n: int, runs: Sequence[Run]) -> Finding | None:
     """How many of ``n`` rows `second_look` has listed; None where there was no run to ask."""
     if not runs:
         return None
     named = ", ".join(run.name for run in runs)
     neighbours = any(run.has("oof_z") for run in runs)
     evidence = (
-        f"{len(look)} of {n} rows, {int((look['target'] == 1).sum())} of them positive: contradicted by {named}"
+        f"{len(doubtful)} of {n} rows, {int((doubtful['target'] == 1).sum())} of them positive: contradicted by {named}"
         + (f" and the {NEIGHBOURS} nearest neighbours" if neighbours else "; no run has embeddings to find neighbours")
     )
-    example = f"first {', '.join(map(str, look['id'].iloc[:3]))}" if len(look) else ""
+    example = f"first {', '.join(map(str, doubtful['id'].iloc[:3]))}" if len(doubtful) else ""
     remedy = "look at the pictures in the report; hard cases look like this too, and nothing is changed here"
-    return Finding("note", "labels worth a second look", evidence, remedy if len(look) else "none", example)
+    return Finding("note", "labels worth a second look", evidence, remedy if len(doubtful) else "none", example)
 
 
-def calibrated(s: NDArray[np.floating], y: NDArray[np.integer], sample: NDArray[np.intp]) -> Floats:
+def platt_probabilities(s: NDArray[np.floating], y: NDArray[np.integer], sample: NDArray[np.intp]) -> Floats:
     """Probabilities (n,) of scores (n,), NaN where these are, by Platt's map of the rows in ``sample``.
 
     Where the sample holds fewer rows of a class than there are, each counts for as many.
@@ -101,13 +102,13 @@ def contradicts(p: Floats, y: NDArray[np.integer], sample: NDArray[np.intp]) -> 
     """Which targets (n,) an opinion (n,) contradicts, by what it says in the mean of each class of the sample."""
     of_class = [float(p[sample[y[sample] == label]].mean()) for label in (0, 1)]
     odds = float(y.mean() / (1 - y.mean()))
-    low, high = (odds * factor / (1 + odds * factor) for factor in (1 / SPEAKS, SPEAKS))
+    low, high = (odds * factor / (1 + odds * factor) for factor in (1 / MIN_ODDS_RATIO, MIN_ODDS_RATIO))
     found: NDArray[np.bool_] = np.where(y == 1, p <= min(of_class[0], low), p >= max(of_class[1], high, 0.5))
     return found
 
 
-def nearest(
-    asked: NDArray[np.intp], space: Space, group: NDArray[np.intp], y: NDArray[np.integer]
+def nearest_neighbours(
+    asked: NDArray[np.intp], space: EmbeddingSpace, group: NDArray[np.intp], y: NDArray[np.integer]
 ) -> tuple[Floats, NDArray[np.intp]]:
     """Of each row asked for: the share of positives among its nearest rows, and the nearest of the other target.
 
@@ -118,8 +119,8 @@ def nearest(
     for one in np.unique(net[asked]):
         members = np.flatnonzero(net == one)
         of_net = np.flatnonzero(net[asked] == one)
-        for first in range(0, len(of_net), _AT_ONCE):
-            places = of_net[first : first + _AT_ONCE]
+        for first in range(0, len(of_net), _CHUNK_ROWS):
+            places = of_net[first : first + _CHUNK_ROWS]
             some = asked[places]
             near = z[some] @ z[members].T
             near[group[some][:, None] == group[members]] = -np.inf
@@ -136,13 +137,13 @@ def nearest(
 
 
 def _sample(y: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.intp]:
-    return np.concatenate([rng.permutation(np.flatnonzero(y == label))[:_SAMPLE] for label in (0, 1)])
+    return np.concatenate([rng.permutation(np.flatnonzero(y == label))[:_SAMPLE_PER_CLASS] for label in (0, 1)])
 
 
-def _space(run: Run, ids: pd.Series, rows: NDArray[np.intp]) -> Space:
+def _embedding_space(run: Run, ids: pd.Series, rows: NDArray[np.intp]) -> EmbeddingSpace:
     """The run's embeddings of these table rows, centred within each net; of a frozen backbone there is one."""
     oof = run.frame("oof")
-    place = places_in_run(run, oof["id"], ids, "oof")[rows]
+    place = row_positions_in_run(run, oof["id"], ids, "oof")[rows]
     z = np.asarray(run.array("oof_z")[place], np.float32)
     net = np.zeros(len(rows), np.intp) if run.meta["kind"] == "frozen" else oof["fold"].to_numpy(np.intp)[place]
     for one in np.unique(net):

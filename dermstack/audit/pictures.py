@@ -11,8 +11,8 @@ from dermstack.audit.finding import Finding, Severity, worst_first
 from stack.errors import DataError
 from stack.table import Table
 
-KINDS = ("different targets", "train and test", "across groups", "within a group")
-MOSTLY = 0.5  # share of odd pictures from which the whole set is odd
+PAIR_KINDS = ("different targets", "train and test", "across groups", "within a group")
+SYSTEMATIC_SHARE = 0.5  # share of odd pictures from which the whole set is odd
 
 
 def picture_findings(
@@ -28,7 +28,7 @@ def picture_findings(
     """
     found = [
         *duplicate_findings(pairs),
-        *published_findings(pairs, published, set(ids)),
+        *published_duplicate_findings(pairs, published, set(ids)),
         *odd_findings(odd, len(ids)),
     ]
     if len(dropped):
@@ -55,8 +55,8 @@ def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
             made["part_1"] != made["part_2"],
             made["group_1"] != made["group_2"],
         ],
-        list(KINDS[:3]),
-        KINDS[3],
+        list(PAIR_KINDS[:3]),
+        PAIR_KINDS[3],
     )
     return made.assign(kind=kind.astype(object))
 
@@ -64,13 +64,13 @@ def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
 def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
     """One finding for each kind of pair that is there."""
     says: dict[str, tuple[Severity, str]] = {
-        KINDS[0]: ("error", "look at both: one target is wrong, or the pictures only look alike"),
-        KINDS[1]: ("warning", "a score on these test rows is not of unseen pictures; drop them where that counts"),
-        KINDS[2]: ("warning", "their groups count as one split_group in folds and intervals"),
-        KINDS[3]: ("note", "harmless: a group never sits in two folds"),
+        PAIR_KINDS[0]: ("error", "look at both: one target is wrong, or the pictures only look alike"),
+        PAIR_KINDS[1]: ("warning", "a score on these test rows is not of unseen pictures; drop them where that counts"),
+        PAIR_KINDS[2]: ("warning", "their groups count as one split_group in folds and intervals"),
+        PAIR_KINDS[3]: ("note", "harmless: a group never sits in two folds"),
     }
     found = []
-    for kind in KINDS:
+    for kind in PAIR_KINDS:
         some = pairs[pairs["kind"] == kind]
         if len(some):
             severity, remedy = says[kind]
@@ -80,14 +80,16 @@ def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def published_findings(pairs: pd.DataFrame, published: pd.DataFrame | None, at_hand: set[str]) -> list[Finding]:
+def published_duplicate_findings(
+    pairs: pd.DataFrame, published: pd.DataFrame | None, picture_ids: set[str]
+) -> list[Finding]:
     """How the pairs found agree with a published list (two columns of ids), where both pictures are at hand."""
     if published is None:
         return []
     if published.shape[1] != 2:
         raise DataError(f"the published duplicates have {published.shape[1]} columns: keep the two that hold ids")
     listed = {frozenset(pair) for pair in published.astype("str").to_numpy()}
-    seen = {pair for pair in listed if pair <= at_hand}
+    seen = {pair for pair in listed if pair <= picture_ids}
     found = {frozenset(pair) for pair in pairs[["id_1", "id_2"]].astype("str").to_numpy()}
     evidence = (
         f"{len(listed)} listed, {len(seen)} with both pictures at hand: {len(seen & found)} of these found, "
@@ -101,7 +103,7 @@ def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
     found = []
     for fault, rows in odd.groupby("fault"):
         evidence, example = f"{len(rows)} of {n} pictures", f"first {', '.join(rows['id'].iloc[:3])}"
-        if len(rows) > MOSTLY * n:
+        if len(rows) > SYSTEMATIC_SHARE * n:
             swapped = fault == "red and blue swapped"
             remedy = "set `data.swap_red_blue: true`" if swapped else "look at how the pictures were written"
             found.append(Finding("error", f"most pictures: {fault}", evidence, remedy, example))
@@ -112,4 +114,4 @@ def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
 
 
 def _where(kind: str) -> str:
-    return {KINDS[0]: "with different targets", KINDS[1]: "across train and test"}.get(kind, kind)
+    return {PAIR_KINDS[0]: "with different targets", PAIR_KINDS[1]: "across train and test"}.get(kind, kind)

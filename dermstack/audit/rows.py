@@ -6,23 +6,27 @@ import numpy as np
 import pandas as pd
 
 from dermstack.audit.finding import Finding, Severity, worst_first
-from dermstack.audit.pictures import KINDS, pair_kinds
-from dermstack.audit.single_column import ALARM, Alone, alone
-from stack.experiment import Experiment, published_duplicates, train_pairs
+from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
+from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association
+from stack.experiment import Experiment, read_duplicate_pairs, train_pairs
 from stack.table import ACQUISITION, SENTINELS, read_cells
 
-LARGE = 5  # times the 99th percentile of the others: a group of so many rows is looked at
-LARGE_ROWS = 20  # and of no fewer rows
+LARGE_GROUP_RATIO = 5  # times the 99th percentile of the others: a group of so many rows is looked at
+LARGE_GROUP_ROWS = 20  # and of no fewer rows
 
-_SAYS: dict[str, tuple[Severity, str, str]] = {  # by kind of pair
-    KINDS[0]: ("error", "listed duplicates with different targets", "one target is wrong, or the pair is none: look"),
-    KINDS[1]: (
+_LISTED_PAIR_FINDINGS: dict[str, tuple[Severity, str, str]] = {  # by kind of pair
+    PAIR_KINDS[0]: (
+        "error",
+        "listed duplicates with different targets",
+        "one target is wrong, or the pair is none: look",
+    ),
+    PAIR_KINDS[1]: (
         "warning",
         "listed duplicates across train and test",
         "a score on these test rows is not of unseen lesions; drop them where that counts",
     ),
-    KINDS[2]: ("note", "listed duplicates across groups", "their groups count as one split_group already"),
-    KINDS[3]: ("note", "listed duplicates within a group", "harmless: a group never sits in two folds"),
+    PAIR_KINDS[2]: ("note", "listed duplicates across groups", "their groups count as one split_group already"),
+    PAIR_KINDS[3]: ("note", "listed duplicates within a group", "harmless: a group never sits in two folds"),
 }
 
 
@@ -30,29 +34,29 @@ def row_findings(experiment: Experiment) -> list[Finding]:
     """All findings about duplicates and groups, the worst first."""
     return worst_first(
         [
-            *listed_findings(experiment),
+            *listed_duplicate_findings(experiment),
             *group_findings(experiment),
             *fold_findings(experiment),
         ]
     )
 
 
-def listed_findings(experiment: Experiment) -> list[Finding]:
+def listed_duplicate_findings(experiment: Experiment) -> list[Finding]:
     """One finding for each kind of pair in `data.duplicates`, but for those that the pictures show as well."""
-    listed = published_duplicates(experiment.config.data.duplicates)
+    listed = read_duplicate_pairs(experiment.config.data.duplicates)
     if listed is None:
         return []
     pairs = listed.set_axis(["id_1", "id_2"], axis=1).astype("str")
-    of_pictures = experiment.decided.pairs[["id_1", "id_2"]].astype("str").to_numpy()
+    of_pictures = experiment.curation.pairs[["id_1", "id_2"]].astype("str").to_numpy()
     seen = {frozenset(pair) for pair in of_pictures}
     also = np.array([frozenset(pair) in seen for pair in pairs.to_numpy()], bool)
     made = pair_kinds(pairs[~also].reset_index(drop=True), experiment.table)
     beside = f", and {int(also.sum())} that the pictures show as well" if also.any() else ""
     found = []
-    for kind in KINDS:
+    for kind in PAIR_KINDS:
         some = made[made["kind"] == kind]
         if len(some):
-            severity, what, remedy = _SAYS[kind]
+            severity, what, remedy = _LISTED_PAIR_FINDINGS[kind]
             example = f"first {some['id_1'].iloc[0]} and {some['id_2'].iloc[0]}"
             found.append(Finding(severity, what, f"{len(some)} of {len(pairs)} pairs{beside}", remedy, example))
     if strangers := int((~also).sum()) - len(made):
@@ -73,7 +77,9 @@ def group_findings(experiment: Experiment) -> list[Finding]:
                 remedy = "give each of these rows a group of its own: unknown patients are not one patient"
                 found.append(Finding("warning", "a group whose name says unknown", evidence, remedy))
         others = sizes[~is_sentinel]
-        if len(others) > 1 and others.iloc[0] >= max(LARGE_ROWS, LARGE * np.quantile(others.iloc[1:], 0.99)):
+        if len(others) > 1 and others.iloc[0] >= max(
+            LARGE_GROUP_ROWS, LARGE_GROUP_RATIO * np.quantile(others.iloc[1:], 0.99)
+        ):
             evidence = (
                 f"{others.iloc[0]} of {len(rows)} rows in {part}; the next has {others.iloc[1]}, "
                 f"99 % of the others at most {np.quantile(others.iloc[1:], 0.99):.0f}"
@@ -89,8 +95,8 @@ def fold_findings(experiment: Experiment) -> list[Finding]:
     """That no group and no known duplicate sits in two folds; and what columns of other folds would tear apart."""
     frame = experiment.folds.frame
     fold_of = frame.set_index("id")["fold"]
-    pairs = [train_pairs(experiment.decided, experiment.table.train)]
-    listed = published_duplicates(experiment.config.data.duplicates)
+    pairs = [train_pairs(experiment.curation, experiment.table.train)]
+    listed = read_duplicate_pairs(experiment.config.data.duplicates)
     if listed is not None:
         listed = listed.set_axis(["id_1", "id_2"], axis=1).astype("str")
         pairs.append(listed[listed["id_1"].isin(fold_of.index) & listed["id_2"].isin(fold_of.index)])
@@ -142,8 +148,8 @@ def _other_folds(experiment: Experiment) -> list[Finding]:
     return found
 
 
-SEPARATES = 0.98  # AUC from which a column says the same as the target
-_LISTED = ("id", "group", "target", "source", *ACQUISITION)  # what they are, or looked at elsewhere
+PROXY_AUC = 0.98  # AUC from which a column says the same as the target
+_CHECKED_ELSEWHERE = ("id", "group", "target", "source", *ACQUISITION)  # what they are, or looked at elsewhere
 
 
 def proxy_findings(experiment: Experiment) -> list[Finding]:
@@ -158,16 +164,16 @@ def proxy_findings(experiment: Experiment) -> list[Finding]:
     rows = cells.set_index(config.data.columns.id).loc[experiment.table.train["id"]]
     in_test = set(read_cells(config.data.test).columns) if config.data.test else None
     y, fold, group = experiment.target, experiment.folds.frame["fold"], experiment.split_group
-    looked: list[Alone] = []
+    associations: list[ColumnAssociation] = []
     for csv in dict.fromkeys(rows.columns):
-        if columns.get(csv) not in _LISTED and list(rows.columns).count(csv) == 1:
+        if columns.get(csv) not in _CHECKED_ELSEWHERE and list(rows.columns).count(csv) == 1:
             values = numbers_or_words(rows[csv])
             if values.nunique(dropna=False) > 1:
-                looked.append(alone(csv, values, y, fold, group))
+                associations.append(column_association(csv, values, y, fold, group))
     found, lacking = [], []
-    for one in looked:
-        if one.strength >= SEPARATES and one.p * len(looked) < ALARM:
-            found.append(_proxy(one, columns.get(one.name), in_test))
+    for one in associations:
+        if one.strength >= PROXY_AUC and one.p * len(associations) < FALSE_ALARM_RATE:
+            found.append(_proxy_finding(one, columns.get(one.name), in_test))
         elif in_test is not None and one.name not in in_test and columns.get(one.name) != "fold":
             lacking.append(f"`{one.name}` {one}")
     if lacking:
@@ -185,7 +191,7 @@ def numbers_or_words(cells: pd.Series) -> pd.Series:
     return numbers.astype("float64") if (numbers.notna() == text.notna()).all() else text
 
 
-def _proxy(one: Alone, mapped: str | None, in_test: set[str] | None) -> Finding:
+def _proxy_finding(one: ColumnAssociation, mapped: str | None, in_test: set[str] | None) -> Finding:
     what = f"the column `{one.name}` separates the target"
     where = "" if in_test is None else ", in train and in test" if one.name in in_test else ", in train alone"
     evidence = f"{one} of it alone{where}; p = {one.p:.1g}"

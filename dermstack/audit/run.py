@@ -9,16 +9,15 @@ import pandas as pd
 
 from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
-from dermstack.audit.finding import Finding, read_findings, read_part, write_parts
-from dermstack.audit.labels import second_look, second_look_finding
+from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
+from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import pair_kinds, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import is_fresh, run_findings
 from stack.console import Out
 from stack.errors import ConfigError
-from stack.experiment import Experiment, published_duplicates
-from stack.images import FILE as ACQUISITION_FILE
-from stack.images import encodings, looking_size, looks_of, with_images
+from stack.experiment import Experiment, read_duplicate_pairs
+from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
 from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
@@ -27,7 +26,7 @@ _VERSION = 1  # of what is looked for: another one looks again
 
 
 @dataclass(frozen=True)
-class Review:
+class AuditResult:
     """The experiment as its pictures leave it, its pairs of near-duplicates by kind, what the audit found."""
 
     experiment: Experiment
@@ -35,25 +34,28 @@ class Review:
     findings: list[Finding]
 
 
-def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffles: int = 0) -> Review:
+def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffles: int = 0) -> AuditResult:
     """Look at the rows, at every picture, and at what level-1 runs there are.
 
     With ``shuffles`` also at what comes of shuffled targets. Writes audit.json and audit.csv, audit_pairs.csv and
     second_look.csv into the experiment's folder, and nothing else.
     """
     parts: dict[str, tuple[str, list[Finding]]] = {}
-    pairs, sizes = pair_kinds(experiment.decided.pairs, experiment.table), None
+    pairs, sizes = pair_kinds(experiment.curation.pairs, experiment.table), None
     if pictures and experiment.config.data.images is not None:
-        experiment, pairs, sizes, found = _look_at_pictures(experiment, out)
-        parts["pictures"] = (_inputs(experiment, ()), found)
+        experiment, pairs, sizes, found = _audit_pictures(experiment, out)
+        parts["pictures"] = (_inputs_fingerprint(experiment, ()), found)
         with atomic(experiment.folder / "audit_pairs.csv") as temporary:
             pairs.to_csv(temporary, index=False)
     runs = experiment.finished(level=1)
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    parts[ROWS_AND_RUNS] = (_inputs(experiment, runs), _look_at_rows_and_runs(experiment, runs, sizes))
+    parts[ROWS_AND_RUNS] = (_inputs_fingerprint(experiment, runs), _audit_rows_and_runs(experiment, runs, sizes))
     if shuffles:
-        parts["shuffles"] = (_inputs(experiment, runs), _shuffle(experiment, runs, out, shuffles))
-    return Review(experiment, pairs, write_parts(experiment, parts))
+        parts["shuffles"] = (
+            _inputs_fingerprint(experiment, runs),
+            _audit_shuffled_targets(experiment, runs, out, shuffles),
+        )
+    return AuditResult(experiment, pairs, write_part_findings(experiment, parts))
 
 
 def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> list[Finding]:
@@ -61,23 +63,23 @@ def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> li
 
     What `dermstack audit` found of pictures and shuffles stays as it is. Returns the findings of all.
     """
-    inputs = _inputs(experiment, runs)
-    if read_part(experiment, ROWS_AND_RUNS, inputs) is not None:
+    inputs = _inputs_fingerprint(experiment, runs)
+    if read_part_findings(experiment, ROWS_AND_RUNS, inputs) is not None:
         return read_findings(experiment) or []
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    return write_parts(experiment, {ROWS_AND_RUNS: (inputs, _look_at_rows_and_runs(experiment, runs))})
+    return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, _audit_rows_and_runs(experiment, runs))})
 
 
-def _look_at_rows_and_runs(
+def _audit_rows_and_runs(
     experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
 ) -> list[Finding]:
     """``sizes`` of the pictures where they were just looked at, else what an earlier step wrote down of them."""
     fresh = [run for run in runs if is_fresh(experiment, run)]
     level2 = [run for run in experiment.finished(level=2) if is_fresh(experiment, run)]
-    doubtful = second_look(experiment, fresh)
+    doubtful = doubtful_labels(experiment, fresh)
     with atomic(experiment.folder / SECOND_LOOK) as temporary:
         doubtful.to_csv(temporary, index=False)
-    doubt = second_look_finding(doubtful, len(experiment.target), fresh)
+    doubt = doubtful_labels_finding(doubtful, len(experiment.target), fresh)
     return [
         *row_findings(experiment),
         *proxy_findings(experiment),
@@ -88,26 +90,29 @@ def _look_at_rows_and_runs(
     ]
 
 
-def _look_at_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, pd.DataFrame, list[Finding]]:
+def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, pd.DataFrame, list[Finding]]:
     """The experiment as its pictures leave it, pairs by kind, sizes of the originals, findings."""
-    from image_models.duplicates import strange
+    from image_models.duplicates import image_faults
 
-    size = looking_size(experiment)
+    size = smallest_cache_size(experiment)
     experiment, caches = with_images(experiment, [size], out)
     cache, table = caches[size], experiment.table
     ids = [*table.train["id"], *table.test["id"]]
-    odd = strange(looks_of(experiment, cache, ids, out))
+    odd = image_faults(looks_of(experiment, cache, ids, out))
     odd = pd.DataFrame({"id": [ids[position] for position in odd["position"]], "fault": odd["fault"]})
-    pairs = pair_kinds(experiment.decided.pairs, table)
+    pairs = pair_kinds(experiment.curation.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
-    sizes = sizes.assign(encoding=encodings(experiment).loc[sizes["id"]].to_numpy())
-    published = published_duplicates(experiment.config.data.duplicates)
-    found = picture_findings(pairs, ids, odd, experiment.decided.dropped, published)
+    sizes = sizes.assign(encoding=file_suffixes(experiment).loc[sizes["id"]].to_numpy())
+    published = read_duplicate_pairs(experiment.config.data.duplicates)
+    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, published)
     return experiment, pairs, sizes, found
 
 
-def _shuffle(experiment: Experiment, runs: Sequence[Run], out: Out, shuffles: int) -> list[Finding]:
-    from dermstack.audit.shuffled import shuffled, shuffled_findings  # heads are of the image half, which is an extra
+def _audit_shuffled_targets(experiment: Experiment, runs: Sequence[Run], out: Out, shuffles: int) -> list[Finding]:
+    from dermstack.audit.shuffled import (  # heads are of the image half, which is an extra
+        shuffled_findings,
+        shuffled_target_aucs,
+    )
 
     frozen = [run for run in runs if run.meta["kind"] == "frozen"]
     if not frozen:
@@ -115,10 +120,10 @@ def _shuffle(experiment: Experiment, runs: Sequence[Run], out: Out, shuffles: in
             "--shuffles fits heads again on a frozen image model, and the experiment has none: add one with "
             "`frozen: true` to image_models and run `dermstack oof`, or use `--shuffle-target`"
         )
-    return shuffled_findings(shuffled(experiment, frozen[0], out, shuffles=shuffles))
+    return shuffled_findings(shuffled_target_aucs(experiment, frozen[0], out, shuffles=shuffles))
 
 
-def _inputs(experiment: Experiment, runs: Sequence[Run]) -> str:
+def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
     """Of all that rows and runs are judged by."""
     data = experiment.config.data
     files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.audit.finding import Finding, worst_first
-from dermstack.audit.folds import RENUMBERED, UNKNOWN, HeldOut, held_out
+from dermstack.audit.folds import RENUMBERED_FOLDS, UNKNOWN_FOLDS, HeldOutVerdict, held_out_verdict
 from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC
@@ -19,8 +19,8 @@ from stack.store import Run
 from tabular.encode import MetadataEncoder
 from tabular.models import fit_logistic
 
-SHIFT = 0.005  # of AUC, that nets of other scales cost or feign, from which it is worth a warning
-EXCESS = 0.02  # of AUC over all else that is known, from which a run without its nets' predictions gets a hint
+MIN_SCALE_SHIFT = 0.005  # of AUC, that nets of other scales cost or feign, from which it is worth a warning
+MIN_EXCESS = 0.02  # of AUC over all else that is known, from which a run without its nets' predictions gets a hint
 
 
 def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
@@ -30,17 +30,17 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     runs. Runs that were made for other rows or folds are named and left out.
     """
     fresh = [run for run in runs if is_fresh(experiment, run)]
-    found = [_stale(run) for run in runs if run not in fresh]
+    found = [_stale_finding(run) for run in runs if run not in fresh]
     for run in fresh:
         if run.has("all_rows"):
             found += _held_out_findings(experiment, run, fresh)
         elif run.meta["kind"] == "imported":
             found += _excess_findings(experiment, run, fresh)
-        found += _shift_findings(experiment, run)
+        found += _scale_findings(experiment, run)
     return worst_first(found)
 
 
-def held_out_of(experiment: Experiment, run: Run, runs: Sequence[Run] = ()) -> HeldOut:
+def run_held_out_verdict(experiment: Experiment, run: Run, runs: Sequence[Run] = ()) -> HeldOutVerdict:
     """Verdict on a run imported with all rows, against its claim and the folds of the experiment and of other ``runs``.
 
     Raises DataError where a fold holds too few groups to tell anything.
@@ -57,17 +57,17 @@ def held_out_of(experiment: Experiment, run: Run, runs: Sequence[Run] = ()) -> H
     }
     others: dict[str, NDArray[np.generic]] = {}
     for name, series in known.items():
-        dealt = series.reindex(oof["id"]).to_numpy()
-        same = any(_same_parts(dealt, seen) for seen in (fold, *others.values()))
-        if not np.isnan(dealt).any() and len(np.unique(dealt)) > 1 and not same:
-            others[name] = dealt
+        other_fold = series.reindex(oof["id"]).to_numpy()
+        same = any(_same_partition(other_fold, seen) for seen in (fold, *others.values()))
+        if not np.isnan(other_fold).any() and len(np.unique(other_fold)) > 1 and not same:
+            others[name] = other_fold
     target, split_group = experiment.target[rows], experiment.split_group[rows]
-    return held_out(scores.to_numpy(), fold, target, split_group, other_folds=others)
+    return held_out_verdict(scores.to_numpy(), fold, target, split_group, other_folds=others)
 
 
 def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Finding]:
     try:
-        found = held_out_of(experiment, run, runs)
+        found = run_held_out_verdict(experiment, run, runs)
     except DataError as error:
         remedy = "more rows of both classes in each fold"
         return [Finding("note", f"{run.name}: can't tell what its fold models have seen", str(error), remedy)]
@@ -76,12 +76,14 @@ def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) ->
         f"AUC of fold models on the fold that each claims to have held out {means['auc']:.4f}, of the others on the "
         f"same rows {means['siblings']:.4f}, difference {found.gap} (98 % by group)"
     )
-    if found.better:
+    if found.better_explanation:
         fits = ""
-        if found.better == RENUMBERED:
-            fits = f"; folds 0, 1, … fit the models {', '.join(map(str, found.numbers))}"
-        evidence += f"; better explained by {found.better}, p {found.against[found.better]:.2g}{fits}"
-        if found.better == UNKNOWN:  # a model that is weak on a kind of patient leaves the same trace
+        if found.better_explanation == RENUMBERED_FOLDS:
+            fits = f"; folds 0, 1, … fit the models {', '.join(map(str, found.best_numbering))}"
+        evidence += (
+            f"; better explained by {found.better_explanation}, p {found.p_values[found.better_explanation]:.2g}{fits}"
+        )
+        if found.better_explanation == UNKNOWN_FOLDS:  # a model that is weak on a kind of patient leaves the same trace
             remedy = "look up how its folds were made: this, or models that differ in which patients they do worse on"
             return [Finding("warning", f"{run.name}: other rows may be held out than it claims", evidence, remedy)]
         remedy = "leave it out of the stack until its out-of-fold rows are made by the model that has not seen them"
@@ -112,7 +114,7 @@ def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> l
     if not others or experiment.folds.k < 3:
         return []
     excess = _excess(experiment, run, others)
-    if excess is None or excess.low <= EXCESS:
+    if excess is None or excess.low <= MIN_EXCESS:
         return []
     evidence = (
         f"AUC above that of metadata and {len(others)} other runs together by {excess.value:.4f} "
@@ -123,7 +125,9 @@ def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> l
 
 
 def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval | None:
-    scores = pd.concat([_by_net(one.frame("oof")).rename(one.name) for one in (run, *others)], axis=1, join="inner")
+    scores = pd.concat(
+        [_standardised_by_net(one.frame("oof")).rename(one.name) for one in (run, *others)], axis=1, join="inner"
+    )
     places = experiment.rows_of(scores.index)
     frame, fold = experiment.table.train.iloc[places], experiment.folds.frame["fold"].to_numpy()[places]
     y, k = experiment.target[places], experiment.folds.k
@@ -136,7 +140,7 @@ def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval
         encoder = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame[fitted])
         known = [encoder.transform(frame).reset_index(drop=True), scores.drop(columns=run.name).reset_index(drop=True)]
         X = pd.concat(known, axis=1)
-        model = fit_logistic(X[fitted], y[fitted], stop=(X[fold == stop], y[fold == stop]))
+        model = fit_logistic(X[fitted], y[fitted], eval_set=(X[fold == stop], y[fold == stop]))
         explained[fold == held] = model.logit(X[fold == held])
     moments = net_moments(explained, fold)
     means, spreads = (np.array([moments[int(number)][part] for number in fold]) for part in (0, 1))
@@ -147,7 +151,7 @@ def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval
         return None
 
 
-def _shift_findings(experiment: Experiment, run: Run) -> list[Finding]:
+def _scale_findings(experiment: Experiment, run: Run) -> list[Finding]:
     """Where the run's nets differ in scale: AUC of ranks within the nets against that of the scores as they are."""
     oof = run.frame("oof")
     if oof["fold"].nunique() < 2:
@@ -161,7 +165,7 @@ def _shift_findings(experiment: Experiment, run: Run) -> list[Finding]:
     except DataError:
         return []
     shift = found.difference()[0]
-    if abs(shift.value) < SHIFT or shift.low <= 0 <= shift.high:
+    if abs(shift.value) < MIN_SCALE_SHIFT or shift.low <= 0 <= shift.high:
         return []
     evidence = (
         f"AUC of ranks within nets {found.auc[0]:.4f}, pooled {found.auc[1]:.4f}, difference {shift.value:+.4f} "
@@ -176,14 +180,14 @@ def _shift_findings(experiment: Experiment, run: Run) -> list[Finding]:
     return [Finding("warning", what, evidence, remedy)]
 
 
-def _by_net(oof: pd.DataFrame) -> pd.Series[float]:
+def _standardised_by_net(oof: pd.DataFrame) -> pd.Series[float]:
     """Logits standardised within the net that made them, by id."""
     by_net = oof.groupby("fold")["logit"]
     spread = by_net.transform("std").clip(lower=1e-6)
     return ((oof["logit"] - by_net.transform("mean")) / spread).set_axis(oof["id"])
 
 
-def _same_parts(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
+def _same_partition(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
     """Whether two columns of labels part the rows alike, whatever the labels."""
     pairs = pd.DataFrame({"a": a, "b": b}).drop_duplicates()
     return len(pairs) == pairs["a"].nunique() == pairs["b"].nunique()
@@ -197,6 +201,6 @@ def is_fresh(experiment: Experiment, run: Run) -> bool:
     )
 
 
-def _stale(run: Run) -> Finding:
+def _stale_finding(run: Run) -> Finding:
     evidence = "made for other rows or folds than the experiment has now"
     return Finding("note", f"{run.name}: not looked at", evidence, "make or import it again")

@@ -23,28 +23,30 @@ from image_models.frozen_head import fit_head
 from stack.console import Out
 from stack.errors import ConfigError, DataError
 from stack.experiment import Experiment
-from stack.features import fold_matrix, inner_rows
+from stack.features import early_stopping_rows, fold_matrix
 from stack.folds import Folds
-from stack.images import needed_acquisition
-from stack.metrics.shuffle import auc_within, shuffle_targets
-from stack.parallel import on_threads, run_folds
+from stack.images import require_acquisition
+from stack.metrics.shuffle import auc_within_strata, shuffle_targets
+from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, frozen_embedding, standardised
 from stack.store import Run
 from stack.table import Table
 from tabular.models import fit_bag
 
 COMPONENTS = 128  # of the frozen z, by a PCA of all rows, without targets: AUC 0.838 on HAM10000, 0.847 with 1,280
-STRENGTH = (1e-2,)  # of every head: what the real targets of HAM10000 choose; choosing anew would be four fits more
-ROUNDS: dict[str, float | bool] = {"rounds": 60, "patience": 5, "learning_rate": 0.1, "min_data_in_leaf": 10}
-TRIES = 50  # draws of one shuffle
-ALARM = 0.01  # two-sided probability of a z as large without a leak
+HEAD_STRENGTHS = (
+    1e-2,
+)  # of every head: what the real targets of HAM10000 choose; choosing anew would be four fits more
+GBDT_PARAMS: dict[str, float | bool] = {"rounds": 60, "patience": 5, "learning_rate": 0.1, "min_data_in_leaf": 10}
+MAX_DRAWS = 50  # draws of one shuffle
+FALSE_ALARM_RATE = 0.01  # two-sided probability of a z as large without a leak
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Shuffled:
+class ShuffledAucs:
     """AUCs among groups of equal size, of each shuffle (shuffles,)."""
 
     nested: Floats  # of rows that neither level has seen
@@ -82,7 +84,9 @@ class Shuffled:
         return _standard_error(self.ordinary)
 
 
-def shuffled(experiment: Experiment, run: Run, out: Out, *, shuffles: int = 20, seed: int = 0) -> Shuffled:
+def shuffled_target_aucs(
+    experiment: Experiment, run: Run, out: Out, *, shuffles: int = 20, seed: int = 0
+) -> ShuffledAucs:
     """Fit heads on the z of the frozen ``run``, and level 2 on these, to ``shuffles`` draws of shuffled targets.
 
     Each fold is predicted as the test rows of an experiment that has the other folds alone: heads and level 2, with the
@@ -99,27 +103,27 @@ def shuffled(experiment: Experiment, run: Run, out: Out, *, shuffles: int = 20, 
         raise ConfigError("shuffles hold a fold out of folds.k: 2, and one is none: set folds.k to 3 or more")
     features = experiment.config.features
     if features.shortcuts:
-        experiment = needed_acquisition(experiment)
+        experiment = require_acquisition(experiment)
     config = experiment.config.model_copy(update={"features": features.model_copy(update={"neighbours": False})})
     experiment = replace(experiment, config=config)
-    z = on_threads(experiment.config.threads, _reduced, frozen_embedding(experiment, run).oof, seed)
+    z = run_with_threads(experiment.config.threads, _principal_components, frozen_embedding(experiment, run).oof, seed)
     seeds = np.random.SeedSequence(seed).generate_state(shuffles)
-    tasks = [partial(_one, experiment, run.name, z, int(drawn)) for drawn in seeds]
+    tasks = [partial(_shuffle_aucs, experiment, run.name, z, int(drawn)) for drawn in seeds]
     nested, ordinary = np.array(run_folds(tasks, "shuffled targets", experiment.config, out, unit="shuffles")).T
     if not (np.isfinite(nested).all() and np.isfinite(ordinary).all()):
         raise DataError("no fold has rows of both classes in groups of one size: there is nothing to shuffle")
-    return Shuffled(nested, ordinary)
+    return ShuffledAucs(nested, ordinary)
 
 
-def shuffled_findings(made: Shuffled) -> list[Finding]:
+def shuffled_findings(made: ShuffledAucs) -> list[Finding]:
     """Whether a leak by group is there, and what ordinary stacking adds to a headline."""
     low, high = _interval(made.mean, made.nested)
     n = len(made.nested)
     evidence = (
         f"AUC among groups of equal size {made.mean:.4f} [{low:.4f}, {high:.4f}], z = {made.z:.1f} "
-        f"(standard error {made.se:.4f}, {n} shuffles, two-sided p {_words(made.p)}), fully nested"
+        f"(standard error {made.se:.4f}, {n} shuffles, two-sided p {_p_text(made.p)}), fully nested"
     )
-    if made.p < ALARM:
+    if made.p < FALSE_ALARM_RATE:
         remedy = "a leak by group: look for groups that sit in two folds and for features made of other rows' targets"
         told = Finding("error", "shuffled targets are found again", evidence, remedy)
     else:
@@ -130,32 +134,34 @@ def shuffled_findings(made: Shuffled) -> list[Finding]:
     return [told, Finding("note", "same-fold excess of ordinary stacking", evidence, remedy)]
 
 
-def exchanged(experiment: Experiment, *, seed: int) -> Experiment:
+def with_shuffled_targets(experiment: Experiment, *, seed: int) -> Experiment:
     """The same with shuffled targets."""
     drawn = shuffle_targets(experiment.table.train, experiment.split_group, seed=seed)
     return replace(experiment, table=Table(drawn, experiment.table.test))
 
 
-def _one(experiment: Experiment, name: str, z: Logits, seed: int) -> tuple[float, float]:
+def _shuffle_aucs(experiment: Experiment, name: str, z: Logits, seed: int) -> tuple[float, float]:
     """One shuffle's AUC, fully nested and of ordinary stacking."""
-    experiment = _drawn(experiment, seed)
+    experiment = _usable_shuffle(experiment, seed)
     fold, nested = experiment.folds.frame["fold"].to_numpy(), np.empty(len(z), np.float32)
     for number in range(experiment.folds.k):
         held = fold == number
-        nested[held] = _stacked(_without(experiment, number), name, z[~held], z[held])[1]
-    ordinary = _stacked(experiment, name, z, z[:0])[0]
+        nested[held] = _stacked_logits(_without_fold(experiment, number), name, z[~held], z[held])[1]
+    ordinary = _stacked_logits(experiment, name, z, z[:0])[0]
     size = experiment.folds.frame.groupby("split_group")["id"].transform("size").to_numpy()
     stratum = size * experiment.folds.k + fold
-    return auc_within(experiment.target, nested, stratum), auc_within(experiment.target, ordinary, stratum)
+    return auc_within_strata(experiment.target, nested, stratum), auc_within_strata(
+        experiment.target, ordinary, stratum
+    )
 
 
-def _drawn(experiment: Experiment, seed: int) -> Experiment:
+def _usable_shuffle(experiment: Experiment, seed: int) -> Experiment:
     """A shuffle that leaves both classes in at least two groups of every set of rows that something is fitted to.
 
     Whether it does hangs on which targets come to which fold, not on their places within it: AUC 0.5 stays the law.
     """
-    for state in np.random.SeedSequence(seed).generate_state(TRIES):
-        drawn = exchanged(experiment, seed=int(state))
+    for state in np.random.SeedSequence(seed).generate_state(MAX_DRAWS):
+        drawn = with_shuffled_targets(experiment, seed=int(state))
         fold, group = drawn.folds.frame["fold"].to_numpy(), pd.Series(drawn.split_group)
         if all(
             group[(drawn.target == label) & (fold != one) & (fold != other)].nunique() > 1
@@ -165,12 +171,13 @@ def _drawn(experiment: Experiment, seed: int) -> Experiment:
         ):
             return drawn
     raise DataError(
-        f"{TRIES} shuffles in a row left a class in fewer than two groups of rows that are fitted to: too few groups "
+        f"{MAX_DRAWS} shuffles in a row left a class in fewer than two groups of rows that are fitted to: "
+        "too few groups "
         "hold it for shuffles with these folds; set a larger folds.k"
     )
 
 
-def _without(experiment: Experiment, fold: int) -> Experiment:
+def _without_fold(experiment: Experiment, fold: int) -> Experiment:
     """The experiment of the other folds, whose test rows are those of ``fold``."""
     train, frame = experiment.table.train, experiment.folds.frame
     held = (frame["fold"] == fold).to_numpy()
@@ -180,13 +187,13 @@ def _without(experiment: Experiment, fold: int) -> Experiment:
     return replace(experiment, table=table, folds=Folds(others))
 
 
-def _stacked(experiment: Experiment, name: str, z: Logits, test_z: Logits) -> tuple[Logits, Logits]:
+def _stacked_logits(experiment: Experiment, name: str, z: Logits, test_z: Logits) -> tuple[Logits, Logits]:
     """Level-2 logits of the rows out-of-fold (n,) and of the test rows (m,), as `run_stackers` makes them."""
     k, target, threads = experiment.folds.k, experiment.target, experiment.config.threads
     oof, test = np.empty((len(z), 1), np.float32), np.empty((k, len(test_z), 1), np.float32)
     fold = experiment.folds.frame["fold"].to_numpy(np.int8)
     for number, train, held in experiment.folds.pairs():
-        head = fit_head(z[train], target[train], np.zeros(len(train), bool), strengths=STRENGTH)  # none to choose
+        head = fit_head(z[train], target[train], np.zeros(len(train), bool), strengths=HEAD_STRENGTHS)  # none to choose
         oof[held, 0], test[number, :, 0] = head.logit(z[held]), head.logit(test_z)
     predictions = standardised(
         Predictions((name,), np.arange(len(z)), oof, fold[:, None], test, np.arange(k, dtype=np.int8)[:, None])
@@ -200,8 +207,8 @@ def _stacked(experiment: Experiment, name: str, z: Logits, test_z: Logits) -> tu
             "lightgbm",
             matrix.train,
             target[rows],
-            inner_rows(experiment, rows),
-            params=ROUNDS,
+            early_stopping_rows(experiment, rows),
+            params=GBDT_PARAMS,
             seed=experiment.config.seed,
             threads=threads,
         )
@@ -213,7 +220,7 @@ def _stacked(experiment: Experiment, name: str, z: Logits, test_z: Logits) -> tu
     return made, of_test
 
 
-def _reduced(z: NDArray[np.floating], seed: int) -> Logits:
+def _principal_components(z: NDArray[np.floating], seed: int) -> Logits:
     values = z.astype(np.float32)
     made = PCA(min(COMPONENTS, *values.shape), random_state=seed).fit_transform(values)
     return np.asarray(made, np.float32)
@@ -228,5 +235,5 @@ def _interval(centre: float, values: Floats) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _words(p: float) -> str:
+def _p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "below 0.001"

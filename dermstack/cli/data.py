@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_it
+from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command
 
 commands = typer.Typer()
 SHOWN_PAIRS = 5  # of each kind; the csv holds them all
@@ -27,13 +27,13 @@ def audit(
     ] = 0,
 ) -> None:
     """Leaks, shortcuts, drift and doubtful labels of rows, pictures and level-1 runs, each with evidence and remedy."""
-    from dermstack.audit.pictures import KINDS
+    from dermstack.audit.pictures import PAIR_KINDS
     from dermstack.audit.run import run_audit
     from dermstack.cli.options import show_findings
 
-    experiment, out = open_it(config, overrides, quiet, introduced=False)
+    experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
-    for kind in KINDS:
+    for kind in PAIR_KINDS:
         some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
         if len(some):
             out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
@@ -52,7 +52,7 @@ def eda(
     """One page with what one wants to see first: targets, ages, sites, missing values, sizes, duplicates, drift."""
     from dermstack.report.eda import run_eda
 
-    experiment, out = open_it(config, overrides, quiet, introduced=False)
+    experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
 
 
@@ -66,11 +66,11 @@ def import_dicom(
 ) -> None:
     """Write the metadata csv that a folder of DICOM files implies: patient, sex, age, site; no other patient field."""
     from stack.console import Out
-    from stack.import_metadata import metadata_of_dicom, write_metadata
+    from stack.import_metadata import read_dicom_metadata, write_metadata
 
     out = Out(quiet=quiet)
     with out.bar("DICOM headers", sum(1 for _ in folder.rglob("*.dcm")), "files") as progress:
-        frame = metadata_of_dicom(folder, n_jobs=n_jobs, progress=progress)
+        frame = read_dicom_metadata(folder, n_jobs=n_jobs, progress=progress)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
 
 
@@ -88,11 +88,11 @@ def import_tfrecord(
     """Write the metadata csv that TFRecord shards imply; other names and integer codes come from a config."""
     from stack.config import TFRecords, read_config
     from stack.console import Out
-    from stack.import_metadata import metadata_of_tfrecord, write_metadata
+    from stack.import_metadata import read_tfrecord_metadata, write_metadata
 
     out = Out(quiet=quiet)
     names = read_config(config, tuple(overrides or ())).data.tfrecord if config else TFRecords()
-    frame, unused = metadata_of_tfrecord(place, features=names.features, codes=names.codes)
+    frame, unused = read_tfrecord_metadata(place, features=names.features, codes=names.codes)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
     if unused:
         out.warn(f"no column took the features {', '.join(unused)}: name them under data.tfrecord.features of a config")
@@ -108,7 +108,7 @@ def clean(
     """Free what can be rebuilt: runs set aside, interrupted writes, with --cache the image caches."""
     from stack.config import read_config
     from stack.console import Out
-    from stack.history import leftovers, remove
+    from stack.history import leftovers, remove_leftovers
 
     out = Out()
     found = leftovers(read_config(config, tuple(overrides or ())), cache=cache)
@@ -118,7 +118,7 @@ def clean(
     if not found:
         out.say("nothing to clean")
     elif yes or typer.confirm(f"remove these {len(found)}, {total:.1f} MiB?"):
-        remove(found)
+        remove_leftovers(found)
         out.say(f"freed {total:.1f} MiB")
 
 

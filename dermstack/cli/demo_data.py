@@ -58,9 +58,9 @@ def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, siz
     folder.mkdir(parents=True, exist_ok=True)
     _write_manifest(folder, parameters, finished=False)  # from here on the folder is known as ours
     (folder / "images").mkdir(exist_ok=True)
-    looks = rows[["tone", *_CUES]].to_numpy()
+    appearance = rows[["tone", *_CUES]].to_numpy()
     for number, name in enumerate(rows["image_name"]):
-        pixels = _draw_lesion(*looks[number], size=size, rng=np.random.default_rng([seed, 1, number]))
+        pixels = _draw_lesion(*appearance[number], size=size, rng=np.random.default_rng([seed, 1, number]))
         png = BytesIO()
         Image.fromarray(pixels).save(png, format="PNG", compress_level=6)
         _write(folder / "images" / f"{name}.png", png.getvalue())

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dermstack.cli.data import commands as data_commands
-from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_it
+from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
 from dermstack.cli.serve import commands as serve_commands
 from image_models.errors import ImageError
 from stack.errors import ConfigError, DermstackError
@@ -29,20 +29,20 @@ EXTRAS = {  # what a user installs for whom
     "[image,app]' for the local page": {"starlette", "uvicorn"},
 }  # fmt: skip
 INTERRUPTED, TERMINATED = 130, 143  # what a shell expects after Ctrl-C and SIGTERM
-GO_ON = "run the same command again, it goes on from what is complete"
-_NO_RIGHT = "this user has no right to it: give it, or name another folder (in a config `runs` and `cache`)"
-IN_THE_WAY = {  # what a disk may answer
+RESUME_ADVICE = "run the same command again, it goes on from what is complete"
+_NO_PERMISSION = "this user has no right to it: give it, or name another folder (in a config `runs` and `cache`)"
+DISK_ERRORS = {  # what a disk may answer
     errno.ENOSPC: "the disk is full: free some room",
     errno.EDQUOT: "the disk quota is used up: free some room",
     errno.EFBIG: "the file is larger than the system allows: raise the limit",
     errno.EROFS: "the file system is read-only: name another folder (in a config `runs` and `cache`)",
-    errno.EACCES: _NO_RIGHT,
-    errno.EPERM: _NO_RIGHT,
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
     errno.EIO: "the disk can't read or write it (input/output error): look after the disk",
 }
 
 
-def end_well(app: Callable[[], object]) -> None:
+def run_app(app: Callable[[], object]) -> None:
     """Run the command line ``app``: a mistake or a disk in the way is one message and exit status 2, Ctrl-C and SIGTERM
     end every step as it should be ended, and say how to go on."""
     terminated = threading.Event()
@@ -66,23 +66,23 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        lacking = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if lacking in modules), None)
+        missing_module = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if missing_module in modules), None)
         if extra is None:
             raise
         typer.echo(f"error: {error.name} is not installed: pip install 'dermstack{extra}", err=True)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in IN_THE_WAY:
+        if error.errno not in DISK_ERRORS:
             raise
-        typer.echo(f"error: {error.filename or 'a file'}: {IN_THE_WAY[error.errno]}; {GO_ON}", err=True)
+        typer.echo(f"error: {error.filename or 'a file'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True)
         sys.exit(2)
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":
             raise  # what a worker could not read or send: no user's mistake
         typer.echo(
             "error: a worker process was killed, as the system does when memory runs out: lower `n_jobs` or the batch "
-            f"size where that is why; {GO_ON}",
+            f"size where that is why; {RESUME_ADVICE}",
             err=True,
         )
         sys.exit(2)
@@ -92,7 +92,7 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
         from image_models.processes import end_workers
 
         end_workers()  # typer has made it of a KeyboardInterrupt
-        typer.echo(f"{'terminated' if terminated.is_set() else 'interrupted'}: {GO_ON}", err=True)
+        typer.echo(f"{'terminated' if terminated.is_set() else 'interrupted'}: {RESUME_ADVICE}", err=True)
         sys.exit(TERMINATED if terminated.is_set() else INTERRUPTED)
 
 
@@ -124,14 +124,14 @@ def oof(
 ) -> None:
     """Image cache, folds and image models: out-of-fold logits and embeddings, test predictions."""
     from dermstack.cli.options import show_runs
-    from stack.experiment import introduce
+    from stack.experiment import print_overview
     from stack.images import with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
 
-    experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
+    experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
     sizes = check_image_models(experiment, rebuild=rebuild or [])
     experiment, caches = with_images(experiment, sizes, out)
-    introduce(experiment, out)
+    print_overview(experiment, out)
     runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
     if caches:
         write_acquisition(experiment, caches[min(caches)])
@@ -151,13 +151,13 @@ def stack(
     from dermstack.cli.options import show_blend, show_findings, show_runs
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
-    from stack.history import add_line
+    from stack.history import append_ledger
     from stack.level1 import level1_runs
     from stack.level2 import run_stackers
     from stack.store import locked
     from stack.submission import run_blend
 
-    experiment, out = open_it(config, overrides, quiet, shuffle_target=shuffle_target)
+    experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target)
     with locked(experiment.folder):
         runs = level1_runs(experiment)
         write_rows(experiment)
@@ -166,7 +166,7 @@ def stack(
         runs += run_stackers(experiment, runs, out)
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)
-        add_line(experiment, blend)
+        append_ledger(experiment, blend)
     show_runs(experiment, out, runs)
     show_blend(experiment, out, blend)
     if (submission := experiment.folder / "submission.csv").exists():
@@ -207,7 +207,7 @@ def import_oof(
     from dermstack.cli.options import show_runs
     from stack.import_oof import ImportedColumns, import_oof
 
-    experiment, out = open_it(config, overrides, quiet)
+    experiment, out = open_for_command(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
     run = import_oof(
         experiment, name, oof, test, out, columns=columns, test_averaged=test_averaged, exclude=exclude,
@@ -239,7 +239,7 @@ def tune(
 
     if study not in {"blend", "gbdt", "image"}:
         raise ConfigError(f"unknown study {study!r}: choose blend, gbdt or image")
-    experiment, out = open_it(config, overrides, quiet)
+    experiment, out = open_for_command(config, overrides, quiet)
     with locked(experiment.folder):
         if study == "image":
             tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
@@ -273,7 +273,7 @@ def report(
     """Write report.html again, from what `stack` made."""
     from dermstack.report.evidence import write_report
 
-    experiment, out = open_it(config, overrides, quiet)
+    experiment, out = open_for_command(config, overrides, quiet)
     out.say(f"report: {write_report(experiment, out, show_ids=show_ids, images=not no_images)}")
 
 
@@ -332,4 +332,4 @@ app.add_typer(serve_commands)
 
 def main() -> None:
     """Run the command line."""
-    end_well(app)
+    run_app(app)

@@ -30,13 +30,13 @@ ShuffleOption = Annotated[
 ]
 
 
-def open_it(
+def open_for_command(
     config: Path, overrides: list[str] | None, quiet: bool, *, shuffle_target: bool = False, introduced: bool = True
 ) -> tuple[Experiment, Out]:
     """The experiment of a config, and where its command speaks; ``introduced``: it says what it starts from."""
     from stack.config import read_config
     from stack.console import Out
-    from stack.experiment import introduce, open_experiment
+    from stack.experiment import open_experiment, print_overview
 
     out = Out(quiet=quiet)
     given = tuple(overrides or ())
@@ -44,7 +44,7 @@ def open_it(
         read_config(config, given), config, out, overrides=given, shuffle_target=shuffle_target
     )
     if introduced:
-        introduce(experiment, out)
+        print_overview(experiment, out)
     return experiment, out
 
 
@@ -58,9 +58,9 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
         table["95 % interval"] = [
             f"{low:.4f} – {high:.4f}" for low, high in zip(table["low"], table["high"], strict=True)
         ]
-        shown = ["run", "kind", "rows", objective, "95 % interval", "ap", "within_folds", "seconds", "note"]
-        shown += [column for column in ("equal_size",) if column in table]
-        out.table(table[shown], f"{experiment.name}: out-of-fold {objective} of each run, interval by group")
+        columns = ["run", "kind", "rows", objective, "95 % interval", "ap", "within_folds", "seconds", "note"]
+        columns += [column for column in ("equal_size",) if column in table]
+        out.table(table[columns], f"{experiment.name}: out-of-fold {objective} of each run, interval by group")
     for run in runs:
         if run.has("probes"):
             out.table(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_it
+from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command
 
 commands = typer.Typer()
 
@@ -38,13 +38,13 @@ def bundle(
     quiet: QuietOption = False,
 ) -> None:
     """Everything that predicts elsewhere in one folder or zip, each file with its hash; no row of the data."""
-    from dermstack.serve.notebook import check_free, write_notebook
+    from dermstack.serve.notebook import check_no_notebook, write_notebook
     from dermstack.serve.write_bundle import write_bundle
     from stack.store import locked
 
-    experiment, out = open_it(config, overrides, quiet, introduced=False)
+    experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     if notebook and not replace:
-        check_free(target)
+        check_no_notebook(target)
     with locked(experiment.folder):
         made = write_bundle(experiment, target, out, replace=replace, onnx=onnx)
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
@@ -88,12 +88,12 @@ def predict(
 ) -> None:
     """Score and calibrated probability of new images, by the inference path of training. Killed, it goes on."""
     from dermstack.serve.bundle import read_bundle
-    from dermstack.serve.predict import Wanted, predict_to_files
+    from dermstack.serve.predict import OutputFiles, predict_to_files
     from stack.console import Out
 
     predict_to_files(
         read_bundle(bundle), images, metadata, Out(quiet=quiet),
-        Wanted(out_csv, submission=submission, sample=sample, work=work),
+        OutputFiles(out_csv, submission=submission, sample=sample, work=work),
         device=device, n_jobs=n_jobs, on_unreadable=on_unreadable,
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def app(
         page = make_app(Ensemble(read_bundle(bundle), device=device), host=host)
         if not is_loopback(host):
             out.warn(f"{host} can be reached from other machines, and the page has no login: whoever comes may use it")
-        shown = f"[{host}]" if ":" in host else host
-        out.say(f"open http://{shown}:{listener.getsockname()[1]}/ in a browser; Ctrl-C ends it")
+        url_host = f"[{host}]" if ":" in host else host
+        out.say(f"open http://{url_host}:{listener.getsockname()[1]}/ in a browser; Ctrl-C ends it")
         serve(page, listener)
     out.say("ended; nothing of the pictures was kept")

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from dermstack.audit.labels import NEIGHBOURS, second_look
-from dermstack.report.report import HERE, Section, rendered
+from dermstack.audit.labels import NEIGHBOURS, doubtful_labels
+from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
 from stack.experiment import Experiment
 from stack.history import auc_of
-from stack.images import cache_at_hand
-from stack.store import Run, read_whole
+from stack.images import existing_cache
+from stack.store import Run, read_verified_run
 from tabular.encode import DenseMetadata
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Tile(NamedTuple):
     edges: str
 
 
-def pick(train: pd.DataFrame, *, each: int, seed: int) -> list[str]:
+def sample_ids(train: pd.DataFrame, *, each: int, seed: int) -> list[str]:
     """Ids of at most `each` negatives, then as many positives, at random; of a group one, as long as groups last.
 
     The same ids whatever the order of the rows.
@@ -58,7 +58,7 @@ def tiles(train: pd.DataFrame, ids: list[str], thumbnails: Pixels) -> list[Tile]
     """Tiles for pictures (n, h, w, 3) of these `ids` of `train`, in their order."""
     rows = train.set_index("id").loc[ids].reset_index()
     return [
-        Tile(row["id"], _words(row), data_uri(picture), data_uri(edges(picture)))
+        Tile(row["id"], _tile_caption(row), data_uri(picture), data_uri(edges(picture)))
         for (_, row), picture in zip(rows.iterrows(), thumbnails, strict=True)
     ]
 
@@ -83,14 +83,14 @@ def data_uri(pixels: Pixels) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _words(row: pd.Series) -> str:
+def _tile_caption(row: pd.Series) -> str:
     known = [f"{row['age']:.0f} years"] if pd.notna(row["age"]) else []
     return ", ".join([str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))] + known)
 
 
-SIDE = 160  # pixels
-_HEAT = "viridis"  # no skin has its colours, and it reads the same without red or green
-COVER = 0.65  # how much of the picture the strongest heat hides
+PICTURE_SIDE = 160  # pixels
+_COLOUR_MAP = "viridis"  # no skin has its colours, and it reads the same without red or green
+HEAT_OPACITY = 0.65  # how much of the picture the strongest heat hides
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class CasePictures:
 NO_PICTURES = CasePictures({}, {}, {})
 
 
-def pictures_at_hand(
+def cached_case_pictures(
     experiment: Experiment, run: Run, ids: Sequence[str], *, heated: bool = True
 ) -> tuple[CasePictures, str]:
     """`case_pictures` of what is cached, and what must be said of them; none where they are not at hand."""
     try:
-        pictures = cache_at_hand(experiment, run.meta["settings"]["size"])
+        pictures = existing_cache(experiment, run.meta["settings"]["size"])
         if set(ids) <= set(pictures.index["id"]):
             made = case_pictures(experiment, run, pictures, ids, heated=heated)
             return made, made.note
@@ -120,7 +120,7 @@ def pictures_at_hand(
     return NO_PICTURES, "The image cache lacks these pictures: `dermstack oof` makes it again."
 
 
-def words_of(row: pd.Series) -> list[str]:
+def metadata_words(row: pd.Series) -> list[str]:
     """Diagnosis, sex, site and age of a row of the table, as far as they are known."""
     known = [str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))]
     return known + ([f"{row['age']:.0f}\N{NO-BREAK SPACE}years"] if pd.notna(row["age"]) else [])
@@ -137,40 +137,44 @@ def case_pictures(
     pixels = pictures.take(rows)
     index = pictures.index.iloc[rows]
     # Of a picture kept by its short side the net sees the central square, of another the whole, squeezed.
-    whole = zip(index["source_width"].tolist(), index["source_height"].tolist(), strict=True)
-    shape = dict(zip(ids, whole if pictures.resize == "square" else [(SIDE, SIDE)] * len(ids), strict=True))
-    picture = {row_id: data_uri(_small(image)) for row_id, image in zip(ids, pixels, strict=True)}
-    heat, note = _heat(experiment, run, ids, pixels) if heated else ({}, "")
+    source_sizes = zip(index["source_width"].tolist(), index["source_height"].tolist(), strict=True)
+    shape = dict(
+        zip(
+            ids, source_sizes if pictures.resize == "square" else [(PICTURE_SIDE, PICTURE_SIDE)] * len(ids), strict=True
+        )
+    )
+    picture = {row_id: data_uri(_resized(image)) for row_id, image in zip(ids, pixels, strict=True)}
+    heat, note = _heat_overlays(experiment, run, ids, pixels) if heated else ({}, "")
     return CasePictures(picture, heat, shape, note)
 
 
 def overlay(picture: Pixels, heat: NDArray[np.float32]) -> Pixels:
     """A picture (h, w, 3) under its heat (h, w) in 0..1: the hotter, the more of it is covered."""
-    cover = COVER * heat[..., None]
+    cover = HEAT_OPACITY * heat[..., None]
     covered: Pixels = ((1 - cover) * picture + cover * colour(heat)).round().astype(np.uint8)
     return covered
 
 
 def colour(heat: NDArray[np.floating]) -> NDArray[np.float64]:
     """RGB in 0..255 of heat (…) in 0..1: (…, 3)."""
-    rgb: NDArray[np.float64] = _map()[np.rint(255 * heat).astype(np.intp)]
+    rgb: NDArray[np.float64] = _colour_map()[np.rint(255 * heat).astype(np.intp)]
     return rgb
 
 
 @cache
-def _map() -> NDArray[np.float64]:
+def _colour_map() -> NDArray[np.float64]:
     from matplotlib import colormaps
 
-    return 255 * colormaps[_HEAT](np.arange(256))[:, :3]
+    return 255 * colormaps[_COLOUR_MAP](np.arange(256))[:, :3]
 
 
-def _heat(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) -> tuple[dict[str, str], str]:
+def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) -> tuple[dict[str, str], str]:
     """The overlays by id, or none and why."""
     from image_models.errors import ImageError
     from image_models.explain import pixel_risk_maps
     from image_models.saved import read_fold_nets
 
-    read_whole(run.folder)
+    read_verified_run(run.folder)
     fold = run.frame("oof").set_index("id")["fold"].loc[list(ids)].to_numpy()
     table = experiment.table.train.set_index("id").loc[list(ids)].reset_index()
     made: dict[str, str] = {}
@@ -192,18 +196,18 @@ def _heat(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) 
         except ImageError as error:  # a transformer: it has no map to look at
             return {}, f"No heat maps of {run.name}: {error}."
         for place, heat in zip(held.tolist(), maps, strict=True):
-            made[ids[place]] = data_uri(_small(overlay(pixels[place], heat)))
+            made[ids[place]] = data_uri(_resized(overlay(pixels[place], heat)))
     return made, ""
 
 
-def _small(picture: Pixels) -> Pixels:
-    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+def _resized(picture: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(picture).resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS))
 
 
 class _HardCase(NamedTuple):
     name: str
     p: float  # calibrated
-    alone: float | None  # p of the image run
+    p_image_model: float | None  # p of the image run
     words: list[str]  # diagnosis, sex, site, age, as far as they are known
     picture: str | None
     heat: str | None
@@ -215,14 +219,14 @@ def hard_cases(
     blend: Run,
     runs: Sequence[Run],
     *,
-    name_of: Callable[[str], str],
+    display_name: Callable[[str], str],
     no_images: bool = False,
     each: int = 20,
 ) -> Section:
     """The ``each`` most confident misses and false alarms of the blend of ``runs``, with picture, heat and metadata.
 
-    ``name_of`` makes of an id what the page shows. With ``no_images``, and where the pictures or the image half are
-    not at hand, the cases are a table. Raises ImageError for weights that can't be read.
+    ``display_name`` makes of an id what the page shows. With ``no_images``, and where the pictures or the image half
+    are not at hand, the cases are a table. Raises ImageError for weights that can't be read.
     """
     oof = blend.frame("oof")
     rows = experiment.rows_of(oof["id"])
@@ -236,23 +240,23 @@ def hard_cases(
     elif run is None:
         note = "No image model of this experiment is in the blend: there are no pictures to show."
     elif ids:
-        pictures, note = pictures_at_hand(experiment, run, ids)
-    alone = run.frame("oof").set_index("id")["p"] if run else None
+        pictures, note = cached_case_pictures(experiment, run, ids)
+    p_image_model = run.frame("oof").set_index("id")["p"] if run else None
     table = experiment.table.train.set_index("id")
 
     def case(row: pd.Series) -> _HardCase:
         row_id = row["id"]
         return _HardCase(
-            name=name_of(row_id),
+            name=display_name(row_id),
             p=row["p_calibrated"],
-            alone=None if alone is None else float(alone.loc[row_id]),
-            words=words_of(table.loc[row_id]),
+            p_image_model=None if p_image_model is None else float(p_image_model.loc[row_id]),
+            words=metadata_words(table.loc[row_id]),
             picture=pictures.picture.get(row_id),
             heat=pictures.heat.get(row_id),
             shape=pictures.shape.get(row_id),
         )
 
-    markup = rendered(
+    markup = render_template(
         "hard_cases.html.j2",
         lists=[
             ("missed", "Positives that were given the lowest probability", [case(row) for _, row in missed.iterrows()]),
@@ -268,12 +272,12 @@ def hard_cases(
         shown=bool(pictures.picture),
         heated=bool(pictures.heat),
         stops=", ".join(
-            "rgb({:.0f} {:.0f} {:.0f} / {:.2f})".format(*colour(np.array(heat)), COVER * heat)
+            "rgb({:.0f} {:.0f} {:.0f} / {:.2f})".format(*colour(np.array(heat)), HEAT_OPACITY * heat)
             for heat in np.linspace(0, 1, 6)
         ),
         prevalence=float(oof["target"].mean()),
     )
-    return Section(markup, (HERE / "cases.css").read_text(encoding="utf-8"))
+    return Section(markup, (TEMPLATE_FOLDER / "cases.css").read_text(encoding="utf-8"))
 
 
 def most_wrong(oof: pd.DataFrame, *, each: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -299,10 +303,10 @@ def image_run(blend: Run, runs: Sequence[Run], experiment: Experiment) -> Run | 
     return max(images, key=lambda run: (weight[run.name], auc_of(experiment, run)), default=None)
 
 
-WORDS = {0: "negative", 1: "positive"}
+TARGET_NAMES = {0: "negative", 1: "positive"}
 
 
-class _Shown(NamedTuple):
+class _CasePicture(NamedTuple):
     name: str
     target: str
     words: list[str]
@@ -316,27 +320,27 @@ class _DoubtfulCase(NamedTuple):
     neighbours: float | None  # share of positives
     words: list[str]
     like: str | None
-    pictures: list[_Shown]  # its own, then that of the nearest of the other target
+    pictures: list[_CasePicture]  # its own, then that of the nearest of the other target
 
 
-def second_look_section(
+def doubtful_labels_section(
     experiment: Experiment,
     runs: Sequence[Run],
     *,
-    name_of: Callable[[str], str],
+    display_name: Callable[[str], str],
     no_images: bool = False,
     each: int = 12,
 ) -> Section | None:
     """What `second_look` finds with the level-1 ``runs``, ``each`` of either target at most; None without runs.
 
-    ``name_of`` makes of an id what the page shows. With ``no_images``, and where no picture is at hand, a table.
+    ``display_name`` makes of an id what the page shows. With ``no_images``, and where no picture is at hand, a table.
     """
     if not runs:
         return None
-    look = second_look(experiment, runs)
-    group = experiment.folds.frame.set_index("id")["split_group"].loc[look["id"]].to_numpy()
-    one_each = look[~look.assign(group=group).duplicated(["target", "group"])]
-    lists = {target: one_each[one_each["target"] == target].head(each) for target in (1, 0)}
+    doubtful = doubtful_labels(experiment, runs)
+    group = experiment.folds.frame.set_index("id")["split_group"].loc[doubtful["id"]].to_numpy()
+    one_per_group = doubtful[~doubtful.assign(group=group).duplicated(["target", "group"])]
+    lists = {target: one_per_group[one_per_group["target"] == target].head(each) for target in (1, 0)}
     shown = pd.concat(lists.values())
     ids = list(dict.fromkeys([*shown["id"], *shown["like"].dropna()]))
     image_runs = [run for run in runs if run.meta["kind"] in ("image", "frozen")]
@@ -346,36 +350,45 @@ def second_look_section(
     elif not image_runs:
         note = "No image model of this experiment is in the blend: there are no pictures to show."
     elif ids:
-        pictures, note = pictures_at_hand(experiment, image_runs[0], ids, heated=False)
+        pictures, note = cached_case_pictures(experiment, image_runs[0], ids, heated=False)
     table = experiment.table.train.set_index("id")
     titles = {1: "Labelled positive, and like negatives", 0: "Labelled negative, and like positives"}
     cases = {
-        target: [_case(row, table, pictures, name_of) for _, row in some.iterrows()] for target, some in lists.items()
+        target: [_doubtful_case(row, table, pictures, display_name) for _, row in some.iterrows()]
+        for target, some in lists.items()
     }
-    markup = rendered(
+    markup = render_template(
         "second_look.html.j2",
-        found=len(look),
+        found=len(doubtful),
         rows=len(experiment.target),
         runs=", ".join(run.name for run in runs),
         neighbours=NEIGHBOURS if any(run.has("oof_z") for run in runs) else None,
         each=each,
         note=note,
-        lists=[(WORDS[target], titles[target], some) for target, some in cases.items()],
+        lists=[(TARGET_NAMES[target], titles[target], some) for target, some in cases.items()],
         shown=bool(pictures.picture),
     )
-    return Section(markup, (HERE / "cases.css").read_text(encoding="utf-8"))
+    return Section(markup, (TEMPLATE_FOLDER / "cases.css").read_text(encoding="utf-8"))
 
 
-def _case(row: pd.Series, table: pd.DataFrame, pictures: CasePictures, name_of: Callable[[str], str]) -> _DoubtfulCase:
+def _doubtful_case(
+    row: pd.Series, table: pd.DataFrame, pictures: CasePictures, display_name: Callable[[str], str]
+) -> _DoubtfulCase:
     pair = [(row["id"], row["target"])] + ([] if pd.isna(row["like"]) else [(row["like"], 1 - row["target"])])
     return _DoubtfulCase(
-        name=name_of(row["id"]),
+        name=display_name(row["id"]),
         p=row["p"],
         neighbours=None if pd.isna(row["neighbours"]) else row["neighbours"],
-        words=words_of(table.loc[row["id"]]),
-        like=name_of(row["like"]) if len(pair) > 1 else None,
+        words=metadata_words(table.loc[row["id"]]),
+        like=display_name(row["like"]) if len(pair) > 1 else None,
         pictures=[
-            _Shown(name_of(one), WORDS[of], words_of(table.loc[one]), pictures.picture[one], pictures.shape[one])
+            _CasePicture(
+                display_name(one),
+                TARGET_NAMES[of],
+                metadata_words(table.loc[one]),
+                pictures.picture[one],
+                pictures.shape[one],
+            )
             for one, of in pair
             if one in pictures.picture
         ],

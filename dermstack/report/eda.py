@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dermstack.audit.drift import (
     AGE_EDGES,
-    PICTURE_FACTS,
+    SIZE_LABELS,
     age_histograms,
     age_rates,
     age_shares,
@@ -25,25 +25,34 @@ from dermstack.audit.drift import (
     shortcuts,
 )
 from dermstack.audit.pictures import pair_kinds
-from dermstack.audit.single_column import alone
-from dermstack.report.cases import data_uri, pick, tiles
+from dermstack.audit.single_column import column_association
+from dermstack.report.cases import data_uri, sample_ids, tiles
 from dermstack.report.eda_figures import (
     age_rows_figure,
     count_figure,
-    distance_figure,
-    outline_figure,
+    drift_figure,
+    histogram_figure,
     paired_figure,
     rate_figure,
     sizes_figure,
 )
-from dermstack.report.eda_tables import crossed, drifted, duplicated, fold_rows, grouped, missing, ranked, sized
+from dermstack.report.eda_tables import (
+    drift_table,
+    duplicate_table,
+    fold_summary_table,
+    group_size_table,
+    level_table,
+    missing_table,
+    picture_size_table,
+    shortcut_table,
+)
 from dermstack.report.figures import Drawing
-from dermstack.report.report import HERE, environment
+from dermstack.report.report import TEMPLATE_FOLDER, environment
 from stack.console import Out
 from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.folds import Folds
-from stack.images import looking_size, with_images
+from stack.images import smallest_cache_size, with_images
 from stack.store import atomic
 from stack.table import Table
 
@@ -51,8 +60,8 @@ if TYPE_CHECKING:
     from image_models.cache import ImageCache
 
 
-def panels(
-    table: Table, by: list[str], groups: pd.DataFrame, sizes: pd.DataFrame | None, apart: pd.DataFrame | None
+def page_figures(
+    table: Table, by: list[str], groups: pd.DataFrame, sizes: pd.DataFrame | None, drift_frame: pd.DataFrame | None
 ) -> dict[str, Drawing]:
     """The figures by name; one that has nothing to show is left out.
 
@@ -67,7 +76,7 @@ def panels(
         "groups: none positive": train["group"].nunique() - with_positive,
         "groups: with a positive": with_positive,
     }
-    labels = groups["images"].map(_images).tolist()
+    labels = groups["images"].map(_image_count_label).tolist()
     drawn = {
         "balance": count_figure("balance", list(balance), list(balance.values()), axis="images or groups"),
         "groups": count_figure("groups", labels, groups["groups"].tolist(), axis="groups"),
@@ -79,7 +88,7 @@ def panels(
             "negative": age_shares(train.loc[~positive, "age"]),
             "positive": age_shares(train.loc[positive, "age"]),
         }
-        drawn["age"] = outline_figure("age", ages, shares, axis="age in years")
+        drawn["age"] = histogram_figure("age", ages, shares, axis="age in years")
         rates = age_rates(train)
         columns = (rates[column].tolist() for column in ("ages", "prevalence", "images"))
         drawn["age_rate"] = rate_figure("age_rate", *columns, axis="positive of the images")
@@ -90,18 +99,18 @@ def panels(
     if sizes is not None:
         drawn["sizes"] = sizes_figure("sizes", sizes, column="rows")
         drawn["sizes_positive"] = sizes_figure("sizes_positive", sizes, column="positives")
-    if apart is not None:
-        drawn["drift"] = distance_figure("drift", apart)
-        drawn |= _drift_figures(table, apart, ages)
+    if drift_frame is not None:
+        drawn["drift"] = drift_figure("drift", drift_frame)
+        drawn |= _drift_figures(table, drift_frame, ages)
     return drawn
 
 
-def _drift_figures(table: Table, apart: pd.DataFrame, ages: list[int]) -> dict[str, Drawing]:
+def _drift_figures(table: Table, drift_frame: pd.DataFrame, ages: list[int]) -> dict[str, Drawing]:
     train, test, drawn = table.train, table.test, {}
-    if "age" in set(apart["column"]):
+    if "age" in set(drift_frame["column"]):
         shares = {"train": age_shares(train["age"]), "test": age_shares(test["age"])}
-        drawn["drift_age"] = outline_figure("drift_age", ages, shares, axis="age in years")
-    for column in [column for column in ("sex", "site") if column in set(apart["column"])]:
+        drawn["drift_age"] = histogram_figure("drift_age", ages, shares, axis="age in years")
+    for column in [column for column in ("sex", "site") if column in set(drift_frame["column"])]:
         both = pd.concat([train.assign(target=0), test.assign(target=1)])[[column, "target"]]
         counts = level_counts(both, column)
         parts = {"train": counts["negatives"] / len(train), "test": counts["positives"] / len(test)}
@@ -111,8 +120,8 @@ def _drift_figures(table: Table, apart: pd.DataFrame, ages: list[int]) -> dict[s
             {part: share.to_numpy() for part, share in parts.items()},
             axis="share of images",
         )
-    width = PICTURE_FACTS["source_width"]
-    if width in set(apart["column"]):
+    width = SIZE_LABELS["source_width"]
+    if width in set(drift_frame["column"]):
         values = [part["source_width"].to_numpy(np.float64) for part in (train, test)]
         low, high = np.min(np.concatenate(values)), np.max(np.concatenate(values))
         if high > low:  # pictures of one width have nothing to draw
@@ -120,19 +129,21 @@ def _drift_figures(table: Table, apart: pd.DataFrame, ages: list[int]) -> dict[s
             shares = {
                 part: np.histogram(v, edges)[0] / len(v) for part, v in zip(("train", "test"), values, strict=True)
             }
-            drawn["drift_width"] = outline_figure("drift_width", edges.tolist(), shares, axis="picture width in pixels")
+            drawn["drift_width"] = histogram_figure(
+                "drift_width", edges.tolist(), shares, axis="picture width in pixels"
+            )
     return drawn
 
 
-def _images(size: str) -> str:
+def _image_count_label(size: str) -> str:
     return f"{size} image" if size == "1" else f"{size} images"
 
 
-_PAIRS = 8  # pairs of near-duplicates whose pictures are shown
+_MAX_SHOWN_PAIRS = 8  # pairs of near-duplicates whose pictures are shown
 
 
 @dataclass(frozen=True)
-class Pictures:
+class EdaPictures:
     """What the page asks of the pictures.
 
     `index` has a row for each image: id, source_height, source_width (pixels), source_bytes; rows of ids that the table
@@ -149,7 +160,7 @@ def write_eda(
     name: str,
     table: Table,
     folds: Folds | None = None,
-    pictures: Pictures | None = None,
+    pictures: EdaPictures | None = None,
     pairs: pd.DataFrame | None = None,
     sheet: int = 24,
     seed: int = 0,
@@ -171,7 +182,7 @@ def eda_html(
     table: Table,
     *,
     folds: Folds | None,
-    pictures: Pictures | None,
+    pictures: EdaPictures | None,
     pairs: pd.DataFrame | None,
     sheet: int,
     seed: int,
@@ -180,30 +191,30 @@ def eda_html(
     table = Table(_with_sizes(table.train, pictures), _with_sizes(table.test, pictures))
     train = table.train
     by = [column for column in ("sex", "site", "diagnosis") if column in train and train[column].notna().any()]
-    apart = _drift(table, seed=seed) if len(table.test) else None
+    drift_frame = _drift(table, seed=seed) if len(table.test) else None
     sizes = picture_sizes(train) if pictures else None
     groups = group_sizes(train)
-    ranking = _ranking(train, folds)
+    ranking = _shortcut_aucs(train, folds)
     templates = environment()
     templates.filters["count"] = lambda value: f"{value:,}"
     return templates.get_template("eda.html.j2").render(
-        style=(HERE / "page.css").read_text(encoding="utf-8"),  # the report's: one look, written once
+        style=(TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8"),  # the report's: one look, written once
         name=name,
         by=by,
         facts=_facts(table),
         counts=_counts(table),
-        figures=panels(table, by, groups, sizes, apart),
-        crossed={column: crossed(level_counts(train, column), column) for column in reversed(by)},
-        groups=grouped(groups),
-        ranking=ranked(ranking),
-        missing=missing(missing_values(table)),
-        sizes=None if sizes is None else sized(sizes),
+        figures=page_figures(table, by, groups, sizes, drift_frame),
+        crossed={column: level_table(level_counts(train, column), column) for column in reversed(by)},
+        groups=group_size_table(groups),
+        ranking=shortcut_table(ranking),
+        missing=missing_table(missing_values(table)),
+        sizes=None if sizes is None else picture_size_table(sizes),
         n_sizes=0 if sizes is None else len(sizes),
-        duplicates=None if pairs is None else duplicated(pairs),
+        duplicates=None if pairs is None else duplicate_table(pairs),
         pairs=_pair_tiles(pairs, pictures) if pairs is not None and pictures and sheet else [],
-        sheet=_sheet(train, pictures, each=sheet, seed=seed) if pictures and sheet else [],
-        drift=None if apart is None else drifted(apart),
-        folds=None if folds is None else fold_rows(folds.summary(train["target"])),
+        sheet=_contact_sheet(train, pictures, each=sheet, seed=seed) if pictures and sheet else [],
+        drift=None if drift_frame is None else drift_table(drift_frame),
+        folds=None if folds is None else fold_summary_table(folds.summary(train["target"])),
     )
 
 
@@ -258,7 +269,7 @@ def _drift(table: Table, *, seed: int) -> pd.DataFrame:
     return drift(first, second, train["group"], test["group"], seed=seed)
 
 
-def _with_sizes(rows: pd.DataFrame, pictures: Pictures | None) -> pd.DataFrame:
+def _with_sizes(rows: pd.DataFrame, pictures: EdaPictures | None) -> pd.DataFrame:
     """`rows` with the sizes of their original pictures, where there are pictures."""
     if pictures is None:
         return rows
@@ -272,7 +283,7 @@ def _with_sizes(rows: pd.DataFrame, pictures: Pictures | None) -> pd.DataFrame:
             f"the pictures' index lacks {len(lacking)} of {len(rows)} ids, first {lacking.iloc[0]!r}: "
             "build the image cache for this table, or look at the table alone with --no-images"
         )
-    return rows.merge(index[["id", *PICTURE_FACTS]], on="id", how="left", validate="one_to_one")
+    return rows.merge(index[["id", *SIZE_LABELS]], on="id", how="left", validate="one_to_one")
 
 
 def _group_size(rows: pd.DataFrame) -> NDArray[np.float64]:
@@ -280,26 +291,29 @@ def _group_size(rows: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def _size_facts(rows: pd.DataFrame) -> dict[str, Any]:
-    return {words: rows[column] for column, words in PICTURE_FACTS.items() if column in rows}
+    return {words: rows[column] for column, words in SIZE_LABELS.items() if column in rows}
 
 
-def _ranking(train: pd.DataFrame, folds: Folds | None) -> pd.DataFrame:
+def _shortcut_aucs(train: pd.DataFrame, folds: Folds | None) -> pd.DataFrame:
     """`survey.shortcuts`, and with folds `shape_auc`, `shape_low`, `shape_high` of what each value's rate tells."""
     facts = {"images of the group": _group_size(train), **_size_facts(train)}
     table = shortcuts(train, facts)
     if folds is None or table["low"].isna().any():  # no interval: too few groups hold a positive
         return table
     fold, group = folds.frame["fold"], folds.frame["split_group"]
-    looked = [alone(fact, pd.Series(values), train["target"], fold, group).learned for fact, values in facts.items()]
+    shape_aucs = [
+        column_association(fact, pd.Series(values), train["target"], fold, group).fitted_auc
+        for fact, values in facts.items()
+    ]
     return table.assign(
-        shape_auc=[one.value for one in looked],
-        shape_low=[one.low for one in looked],
-        shape_high=[one.high for one in looked],
+        shape_auc=[one.value for one in shape_aucs],
+        shape_low=[one.low for one in shape_aucs],
+        shape_high=[one.high for one in shape_aucs],
     )
 
 
-def _sheet(train: pd.DataFrame, pictures: Pictures, *, each: int, seed: int) -> list[tuple[str, list[Any]]]:
-    ids = pick(train, each=each, seed=seed)
+def _contact_sheet(train: pd.DataFrame, pictures: EdaPictures, *, each: int, seed: int) -> list[tuple[str, list[Any]]]:
+    ids = sample_ids(train, each=each, seed=seed)
     made = tiles(train, ids, pictures.thumbnails(ids))
     label = train.set_index("id")["target"]
     return [(words, [tile for tile in made if label[tile.id] == y]) for y, words in ((0, "negative"), (1, "positive"))]
@@ -312,13 +326,13 @@ class _PairTile(NamedTuple):
     pictures: tuple[str, str]
 
 
-def _pair_tiles(pairs: pd.DataFrame, pictures: Pictures) -> list[_PairTile]:
+def _pair_tiles(pairs: pd.DataFrame, pictures: EdaPictures) -> list[_PairTile]:
     """Pairs of each kind in turn, those that are least alike first: they are what a person has to judge."""
     seen = set(pictures.index["id"])
     shown = pairs[pairs["id_1"].isin(seen) & pairs["id_2"].isin(seen)]
     shown = shown.sort_values(["distance", "id_1", "id_2"], ascending=[False, True, True])
     turn = shown.groupby("kind", sort=False).cumcount()
-    shown = shown.iloc[np.argsort(turn.to_numpy(), kind="stable")[:_PAIRS]]
+    shown = shown.iloc[np.argsort(turn.to_numpy(), kind="stable")[:_MAX_SHOWN_PAIRS]]
     found = []
     for pair in shown.to_dict("records"):
         ids = (str(pair["id_1"]), str(pair["id_2"]))
@@ -335,10 +349,10 @@ def run_eda(experiment: Experiment, out: Out, *, sheet: int) -> Path:
     """Write eda.html into the experiment's folder; with ``sheet`` pictures of each class, 0 for none on the page."""
     pictures = pairs = None
     if experiment.config.data.images is not None:
-        size = looking_size(experiment)
+        size = smallest_cache_size(experiment)
         experiment, caches = with_images(experiment, [size], out)
         pictures = _pictures(caches[size])
-        pairs = pair_kinds(experiment.decided.pairs, experiment.table)
+        pairs = pair_kinds(experiment.curation.pairs, experiment.table)
     return write_eda(
         experiment.folder / "eda.html",
         name=experiment.config.data.name,
@@ -351,8 +365,8 @@ def run_eda(experiment: Experiment, out: Out, *, sheet: int) -> Path:
     )
 
 
-def _pictures(cache: ImageCache) -> Pictures:
+def _pictures(cache: ImageCache) -> EdaPictures:
     from image_models.duplicates import thumbnails_of
 
     index = cache.index[["id", "source_height", "source_width", "source_bytes"]]
-    return Pictures(index, lambda ids: thumbnails_of(cache, cache.rows_for(ids), side=THUMBNAIL))
+    return EdaPictures(index, lambda ids: thumbnails_of(cache, cache.rows_for(ids), side=THUMBNAIL))

@@ -27,9 +27,9 @@ from dermstack.report.figures import (
 
 Floats = NDArray[np.float64]
 
-_COUNTS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
-_SIZES = 150  # distinct sizes of pictures that a figure tells apart
-_PAGE = {INK: "var(--ink)", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
+_COUNT_FORMAT = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
+_MAX_SIZES = 150  # distinct sizes of pictures that a figure tells apart
+_PAGE_COLOURS = {INK: "var(--ink)", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
 
 
 def age_rows_figure(name: str, ages: pd.DataFrame, *, of: str) -> Drawing:
@@ -52,11 +52,13 @@ def age_rows_figure(name: str, ages: pd.DataFrame, *, of: str) -> Drawing:
             if line["known"]:
                 axes.plot([line["median"]] * 2, [row + 0.34, row - 0.22], color=INK, linewidth=1.6)
         axes.set_xlim(0, bins[last] + 5)
-        spoken = "; ".join(map(_spoken_ages, rows.to_dict("records")))
-        return Drawing(page_svg(figure, name, f"Ages of {'all' if of == 'all' else 'positive'} images. {spoken}."), [])
+        alt_text = "; ".join(map(_ages_alt_text, rows.to_dict("records")))
+        return Drawing(
+            page_svg(figure, name, f"Ages of {'all' if of == 'all' else 'positive'} images. {alt_text}."), []
+        )
 
 
-def outline_figure(name: str, edges: Sequence[float], shares: dict[str, Floats], *, axis: str) -> Drawing:
+def histogram_figure(name: str, edges: Sequence[float], shares: dict[str, Floats], *, axis: str) -> Drawing:
     """Histograms (bins,) laid over each other as outlines, the second one filled: `edges` (bins + 1,) are shared."""
     with page_style():
         figure = blank_figure(height=2.6)
@@ -85,14 +87,14 @@ def paired_figure(name: str, levels: Sequence[str], shares: dict[str, Floats], *
         axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(0, max(float(np.max([one, other])), 1e-3) * 1.02)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        spoken = "; ".join(f"{level} {a:.1%} and {b:.1%}" for level, a, b in zip(levels, one, other, strict=True))
+        alt_text = "; ".join(f"{level} {a:.1%} and {b:.1%}" for level, a, b in zip(levels, one, other, strict=True))
         legend = [(first, _swatch(INK, dashes="hollow")), (second, _swatch(ACCENT, dashes="bar"))]
-        return Drawing(page_svg(figure, name, f"{axis}, {first} and {second}. {spoken}."), legend)
+        return Drawing(page_svg(figure, name, f"{axis}, {first} and {second}. {alt_text}."), legend)
 
 
 def count_figure(name: str, labels: Sequence[str], counts: Sequence[int], *, axis: str) -> Drawing:
     """Horizontal bars of counts, top down."""
-    return _bars(name, labels, counts, [f"{count:,}" for count in counts], axis=axis, axis_format=_COUNTS)
+    return _bars(name, labels, counts, [f"{count:,}" for count in counts], axis=axis, axis_format=_COUNT_FORMAT)
 
 
 def rate_figure(name: str, labels: Sequence[str], rates: Sequence[float], of: Sequence[int], *, axis: str) -> Drawing:
@@ -120,13 +122,13 @@ def _bars(
         axes.set_xlim(0, max(1e-3, *values) * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(axis_format)
-        spoken = "; ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True)).replace("\n", " ")
-        return Drawing(page_svg(figure, name, f"{axis}. {spoken}."), [])
+        alt_text = "; ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True)).replace("\n", " ")
+        return Drawing(page_svg(figure, name, f"{axis}. {alt_text}."), [])
 
 
 def sizes_figure(name: str, sizes: pd.DataFrame, *, column: str) -> Drawing:
     """Width against height of pictures (`survey.picture_sizes`), a disc for each size; `column` is what it counts."""
-    sizes = _fewer(sizes)
+    sizes = _binned_sizes(sizes)
     shown = sizes[sizes[column] > 0]
     with page_style():
         figure = blank_figure(height=4.1)
@@ -148,7 +150,7 @@ def sizes_figure(name: str, sizes: pd.DataFrame, *, column: str) -> Drawing:
         return Drawing(page_svg(figure, name, alt), [])
 
 
-def distance_figure(name: str, drift: pd.DataFrame) -> Drawing:
+def drift_figure(name: str, drift: pd.DataFrame) -> Drawing:
     """Each column's distance between train and test as a dot, and how far chance goes as a bar (`drift.drift`)."""
     with page_style():
         figure = blank_figure(height=0.75 + 0.46 * len(drift))
@@ -161,15 +163,15 @@ def distance_figure(name: str, drift: pd.DataFrame) -> Drawing:
                 line["distance"], row, "o", markersize=6.5, color=ACCENT if line["beyond"] else MUTED, markeredgewidth=0
             )
         axes.set_xlim(0, max(0.1, float(np.nanmax(drift[["distance", "chance"]].to_numpy(), initial=0))) * 1.06)
-        spoken = "; ".join(
+        alt_text = "; ".join(
             f"{c} {d:.3f}, chance up to {n:.3f}" for c, d, n in _columns(drift, "column", "distance", "chance")
         )
-        return Drawing(page_svg(figure, name, f"Distance between train and test. {spoken}."), [])
+        return Drawing(page_svg(figure, name, f"Distance between train and test. {alt_text}."), [])
 
 
-def _fewer(sizes: pd.DataFrame) -> pd.DataFrame:
+def _binned_sizes(sizes: pd.DataFrame) -> pd.DataFrame:
     """Sizes on a grid where there are too many to draw: a data set of crops has one for each picture."""
-    if len(sizes) <= _SIZES:
+    if len(sizes) <= _MAX_SIZES:
         return sizes
     step = float(sizes[["width", "height"]].to_numpy().max()) / 24
     grid = sizes.assign(width=(sizes["width"] / step).round() * step, height=(sizes["height"] / step).round() * step)
@@ -185,7 +187,7 @@ def _share_axis(axis: Any, axes: Any) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _spoken_ages(line: dict[Any, Any]) -> str:
+def _ages_alt_text(line: dict[Any, Any]) -> str:
     median = f"median {line['median']:.0f}" if line["known"] else "no age known"
     return f"{line['level']} {line['images']:,} images, {median}"
 
@@ -207,4 +209,6 @@ def _swatch(colour: str, *, dashes: str) -> Markup:
     }.get(
         dashes, '<path d="M0 4H28" style="fill: none; stroke: {}; stroke-width: 2; stroke-dasharray: ' + dashes + '"/>'
     )
-    return Markup('<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">' + shape + "</svg>").format(_PAGE[colour])
+    return Markup('<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">' + shape + "</svg>").format(
+        _PAGE_COLOURS[colour]
+    )

@@ -25,7 +25,7 @@ class Grid(NamedTuple):
     rows: list[list[Cell]]
 
 
-def crossed(counts: pd.DataFrame, column: str) -> Grid:
+def level_table(counts: pd.DataFrame, column: str) -> Grid:
     """`survey.level_counts` of `column` as a heatmap: the share of each target that has the level is the shade.
 
     The largest share of the table has the full shade.
@@ -43,7 +43,7 @@ def crossed(counts: pd.DataFrame, column: str) -> Grid:
     return Grid([(column, False), *[(head, True) for head in columns.values()], ("share positive", True)], rows)
 
 
-def grouped(sizes: pd.DataFrame) -> Grid:
+def group_size_table(sizes: pd.DataFrame) -> Grid:
     """`survey.group_sizes`."""
     heads = {
         "images": "images of a group",
@@ -56,7 +56,7 @@ def grouped(sizes: pd.DataFrame) -> Grid:
     return _grid(sizes, heads, percent={"prevalence"})
 
 
-def missing(values: pd.DataFrame) -> Grid:
+def missing_table(values: pd.DataFrame) -> Grid:
     """`survey.missing_values`, the share of what is missing as the shade."""
     heads = {
         "column": "column",
@@ -70,7 +70,7 @@ def missing(values: pd.DataFrame) -> Grid:
     return _grid(values, heads, percent=shares, shaded=shares)
 
 
-def sized(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
+def picture_size_table(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
     """`survey.picture_sizes`: the `most` frequent, and the others together."""
     shown = sizes.iloc[:most]
     named = [
@@ -92,7 +92,7 @@ def sized(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
     return _grid(lines, heads, percent={"prevalence"})
 
 
-def ranked(shortcuts: pd.DataFrame) -> Grid:
+def shortcut_table(shortcuts: pd.DataFrame) -> Grid:
     """`survey.shortcuts`, where it is known with the AUC of any shape beside that of ranks."""
     shapes = "shape_auc" in shortcuts
     rows = []
@@ -107,7 +107,7 @@ def ranked(shortcuts: pd.DataFrame) -> Grid:
     return Grid([(head, head not in {"fact", "positives are"}) for head in heads], rows)
 
 
-def duplicated(pairs: pd.DataFrame) -> Grid:
+def duplicate_table(pairs: pd.DataFrame) -> Grid:
     """Near-duplicates by kind: pairs, and the images in them."""
     rows = [
         (str(kind), len(found), len(set(found["id_1"]) | set(found["id_2"]))) for kind, found in pairs.groupby("kind")
@@ -118,7 +118,7 @@ def duplicated(pairs: pd.DataFrame) -> Grid:
     return _grid(frame, {"kind": "kind", "pairs": "pairs", "images": "images in them"})
 
 
-def drifted(drift: pd.DataFrame) -> Grid:
+def drift_table(drift: pd.DataFrame) -> Grid:
     """`drift.drift`."""
     rows = []
     for line in drift.to_dict("records"):
@@ -137,7 +137,7 @@ def drifted(drift: pd.DataFrame) -> Grid:
     return Grid([(head, head not in {"column", "it is"}) for head in heads], rows)
 
 
-def fold_rows(summary: pd.DataFrame) -> Grid:
+def fold_summary_table(summary: pd.DataFrame) -> Grid:
     """`Folds.summary`, with whatever columns it has."""
     return _grid(summary, {str(name): str(name).replace("_", " ") for name in summary}, percent={"prevalence"})
 

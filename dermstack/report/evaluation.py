@@ -25,14 +25,14 @@ from dermstack.report.figures import (
     reliability_figure,
     roc_points,
 )
-from dermstack.report.report import HERE, environment
+from dermstack.report.report import TEMPLATE_FOLDER, environment
 from stack.metrics.intervals import Interval
-from stack.metrics.validation import AGREES, HIGHER, LOWER, UNTOLD, Comparison, PointOutcome, Validation
+from stack.metrics.validation import AGREES, HIGHER, LOWER, UNDECIDED, Comparison, PointOutcome, Validation
 
-FOUND, PROMISED = Markup('<span class="dot found"></span>'), Markup('<span class="dot hollow"></span>')
+FOUND_DOT, PROMISED_DOT = Markup('<span class="dot found"></span>'), Markup('<span class="dot hollow"></span>')
 
 
-def promise_figure(name: str, found: Validation) -> Drawing:
+def auc_comparison_figure(name: str, found: Validation) -> Drawing:
     """The AUC of these rows under that of training, each with its interval."""
     here, promised = found.found.auc, found.promise.measures.auc
     estimates = [
@@ -53,7 +53,7 @@ def threshold_roc_figure(name: str, y: ArrayLike, score: ArrayLike, points: Sequ
         axes.set_axisbelow(True)
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
         axes.plot(*roc_points(y, score), color=ACCENT, linewidth=2.4)
-        spoken = []
+        alt_text = []
         for point in points:
             (x0, y0), (x1, y1) = (
                 (1 - of.specificity.value, of.sensitivity.value) for of in (point.promised, point.found)
@@ -61,12 +61,12 @@ def threshold_roc_figure(name: str, y: ArrayLike, score: ArrayLike, points: Sequ
             axes.plot([x0, x1], [y0, y1], color=MUTED, linewidth=1)
             axes.plot(x0, y0, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=INK, clip_on=False)
             axes.plot(x1, y1, "o", markersize=6.5, color=ACCENT, markeredgewidth=0, clip_on=False)
-            spoken.append(
+            alt_text.append(
                 f"fixed at {point.promised.aim} {point.promised.level:.0%}: "
                 f"sensitivity {y0:.3f} promised, {y1:.3f} found, specificity {1 - x0:.3f} promised, {1 - x1:.3f} found"
             )
-        legend = [("in training, at a threshold fixed there", PROMISED), ("here, at the same threshold", FOUND)]
-        return Drawing(page_svg(figure, name, f"ROC curve. {'; '.join(spoken)}."), legend)
+        legend = [("in training, at a threshold fixed there", PROMISED_DOT), ("here, at the same threshold", FOUND_DOT)]
+        return Drawing(page_svg(figure, name, f"ROC curve. {'; '.join(alt_text)}."), legend)
 
 
 _QUANTITIES = {
@@ -79,7 +79,7 @@ _QUANTITIES = {
     "in_the_large": "calibration in the large, log odds (right: 0)",
 }
 _IN_PERCENT = {"prevalence"}
-_SHORT = {AGREES: "agrees", LOWER: "lower", HIGHER: "higher", UNTOLD: "–"}  # in a narrow column
+_SHORT_VERDICTS = {AGREES: "agrees", LOWER: "lower", HIGHER: "higher", UNDECIDED: "–"}  # in a narrow column
 
 
 class _Table(NamedTuple):
@@ -94,7 +94,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
     templates.filters |= {"number": number, "percent": percent}
     template = templates.get_template("evaluation.html.j2")
     return template.render(
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),  # one look, written once
+        style=Markup((TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")),  # one look, written once
         found=found,
         here=found.found,
         promised=found.promise.measures,
@@ -113,7 +113,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
             "subgroups": _subgroups(found.subgroups),
         },
         figures={
-            "promise": promise_figure("promise", found),
+            "promise": auc_comparison_figure("promise", found),
             "roc": threshold_roc_figure("roc", y, score, found.points),
             "reliability": reliability_figure("reliability", bins, axis="calibrated p"),
         },
@@ -142,7 +142,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> _Table:
             entry.verdict in (LOWER, HIGHER),
             [
                 _QUANTITIES[entry.quantity], show(entry.promised), show(entry.found),
-                plus + show(entry.difference), "± " + show(entry.noise), _worded(entry),
+                plus + show(entry.difference), "± " + show(entry.noise), _verdict_text(entry),
             ],
         ))  # fmt: skip
     return _Table([*heads, ("verdict", False)], rows)
@@ -158,7 +158,7 @@ def _points(found: Validation) -> _Table:
             f"{of.promised.aim} {percent(of.promised.level, 0)}", percent(of.found.threshold, 2)
         ]  # fmt: skip
         for compared, here in ((of.sensitivity, of.found.sensitivity), (of.specificity, of.found.specificity)):
-            cells += [percent(compared.promised), _with_bounds(here), _SHORT[compared.verdict]]
+            cells += [percent(compared.promised), _with_bounds(here), _SHORT_VERDICTS[compared.verdict]]
         apart = {of.sensitivity.verdict, of.specificity.verdict} & {LOWER, HIGHER}
         rows.append((bool(apart), cells))
     return _Table(heads, rows)
@@ -217,7 +217,7 @@ def _subgroups(subgroups: Sequence[dict[str, Any]]) -> _Table:
     return _Table(heads, rows)
 
 
-def _worded(entry: Comparison) -> str:
+def _verdict_text(entry: Comparison) -> str:
     """Of the prevalence nothing was promised; it differs or it doesn't."""
     if entry.quantity != "prevalence":
         return entry.verdict

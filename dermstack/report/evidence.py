@@ -18,21 +18,21 @@ import yaml
 from numpy.typing import NDArray
 
 from dermstack.audit.drift import missing_values
-from dermstack.audit.finding import COLUMNS, looked_at, read_findings
-from dermstack.audit.pictures import KINDS, pair_kinds
-from dermstack.report.cases import hard_cases, second_look_section
+from dermstack.audit.finding import FINDING_COLUMNS, is_audited, read_findings
+from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
+from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
 from stack.console import Out
 from stack.errors import StoreError
-from stack.experiment import Experiment, published_duplicates
-from stack.history import agreement, fold_table, run_table
+from stack.experiment import Experiment, read_duplicate_pairs
+from stack.history import fold_table, rank_correlations, run_table
 from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
-from stack.metrics.subgroups import parts_of, subgroups
+from stack.metrics.subgroups import find_subgroups, subgroups
 from stack.store import Run, atomic, read_run, read_runs
 from stack.tune.studies import read_studies
 
@@ -56,25 +56,25 @@ def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
     """Duplicates, missing values and the audit's findings; without ``show_ids`` no id and no path is among them."""
     path = experiment.config_path
     shown = path.name if path.is_absolute() else path  # as typed, but nothing of this machine's folders
-    is_left = experiment.config.data.images is not None and not looked_at(experiment, "pictures")
+    pictures_unaudited = experiment.config.data.images is not None and not is_audited(experiment, "pictures")
     return DataFacts(
         duplicates=_duplicates(experiment),
         missing=missing_values(experiment.table),
         findings=_findings(experiment, show_ids=show_ids),
-        audit_command=f"dermstack audit --config {shown}" if is_left else "",
+        audit_command=f"dermstack audit --config {shown}" if pictures_unaudited else "",
     )
 
 
 def _duplicates(experiment: Experiment) -> dict[str, int | str]:
     train = experiment.table.train
     facts: dict[str, int | str] = {}
-    published = published_duplicates(experiment.config.data.duplicates)
+    published = read_duplicate_pairs(experiment.config.data.duplicates)
     if published is not None:
         facts["published pairs"] = len(published)
         facts["of these with an id outside the training rows"] = experiment.folds.unknown_pairs
-    if experiment.decided.looked_at:
-        kinds = pair_kinds(experiment.decided.pairs, experiment.table)["kind"].value_counts()
-        facts |= {f"near-duplicates found, {kind}": int(kinds.get(kind, 0)) for kind in KINDS}
+    if experiment.curation.images_fingerprint:
+        kinds = pair_kinds(experiment.curation.pairs, experiment.table)["kind"].value_counts()
+        facts |= {f"near-duplicates found, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
     else:
         facts["near-duplicates"] = "the pictures were not looked at"
     facts["groups that duplicates merged away"] = int(
@@ -89,7 +89,7 @@ def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
     found = read_findings(experiment)
     if found is None:
         return None
-    frame = pd.DataFrame(found, columns=list(COLUMNS))
+    frame = pd.DataFrame(found, columns=list(FINDING_COLUMNS))
     # Only examples name rows.
     return frame if show_ids else frame.drop(columns="example")
 
@@ -103,7 +103,7 @@ def pseudonyms(ids: Iterable[str], key: bytes) -> list[str]:
 
     A keyed hash (BLAKE2s): without the key nobody can try ids until a code comes out, though ids are few and guessable.
     """
-    return [_code(str(name), key) for name in ids]
+    return [_pseudonym(str(name), key) for name in ids]
 
 
 def pseudonym_key(folder: Path) -> bytes:
@@ -125,7 +125,7 @@ def pseudonym_key(folder: Path) -> bytes:
     return key
 
 
-def _code(name: str, key: bytes) -> str:
+def _pseudonym(name: str, key: bytes) -> str:
     digest = hashlib.blake2s(name.encode(), key=key, digest_size=_CODE_BYTES).digest()
     return base64.b32encode(digest).decode().rstrip("=").lower()
 
@@ -157,18 +157,18 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
     runs = blended_runs(experiment, blend)
     data = report_data(experiment, blend, runs, out, show_ids=show_ids)
     oof = blend.frame("oof")
-    name_of = str if show_ids else _codes(experiment)
+    display_name = str if show_ids else _pseudonymiser(experiment)
     level1 = [run for run in runs if run.meta["level"] == 1]
     sections = {
         "explorer": explorer(data.y, oof["p_calibrated"], experiment.split_group[experiment.rows_of(oof["id"])]),
-        "hard-cases": hard_cases(experiment, blend, runs, name_of=name_of, no_images=not images),
-        "second-look": second_look_section(experiment, level1, name_of=name_of, no_images=not images),
+        "hard-cases": hard_cases(experiment, blend, runs, display_name=display_name, no_images=not images),
+        "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
     with atomic(path) as temporary:
         temporary.write_text(
             report_html(data, {place: made for place, made in sections.items() if made}), encoding="utf-8"
         )
-    write_model_card(experiment, blend, runs=data.runs, subgroups=_of_card(data.subgroups), notes=data.notes)
+    write_model_card(experiment, blend, runs=data.runs, subgroups=_card_subgroups(data.subgroups), notes=data.notes)
     return path
 
 
@@ -234,8 +234,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
         ),
         by_fold=fold_table(experiment, [blend, *runs]),
-        agreement=agreement([blend, *runs]),
-        subgroups=subgroups(y, score, split_group, parts_of(experiment.table.train.iloc[rows])),
+        agreement=rank_correlations([blend, *runs]),
+        subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows])),
         importance=importance(experiment, levels[1], levels[0], out),
         studies=read_studies(experiment),
         data=data_facts(experiment, show_ids=show_ids),
@@ -248,12 +248,12 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
     )  # fmt: skip
 
 
-def _codes(experiment: Experiment) -> Callable[[str], str]:
+def _pseudonymiser(experiment: Experiment) -> Callable[[str], str]:
     key = pseudonym_key(experiment.folder)
     return lambda row_id: pseudonyms([row_id], key)[0]
 
 
-def _of_card(found: pd.DataFrame | None) -> pd.DataFrame:
+def _card_subgroups(found: pd.DataFrame | None) -> pd.DataFrame:
     """Subgroups in the columns of the model card."""
     if found is None:
         return pd.DataFrame(columns=["subgroup", "level", "rows", "positives", "auc", "low", "high", "note"])
@@ -265,11 +265,11 @@ def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group
     """The chosen method's own nested score, which was calibrated, beside what came of it."""
     method, after = blend.meta["chosen"], oof["p_calibrated"].to_numpy()
     before = oof[f"{method}_nested"].to_numpy()
-    told = {f"the score of {method}": before}
+    probabilities = {f"the score of {method}": before}
     if method != "mean" and "mean_nested" in oof:
-        told["the mean of the runs' probabilities"] = oof["mean_nested"].to_numpy()
-    told["calibrated"] = after
-    scores = pd.DataFrame([{"probability": label, **calibration_scores(y, p)} for label, p in told.items()])
+        probabilities["the mean of the runs' probabilities"] = oof["mean_nested"].to_numpy()
+    probabilities["calibrated"] = after
+    scores = pd.DataFrame([{"probability": label, **calibration_scores(y, p)} for label, p in probabilities.items()])
     return Calibration(
         method=method,
         map=blend.meta["calibration"]["chosen"],

@@ -10,15 +10,15 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-from dermstack.report.report import HERE, Section, rendered
-from stack.metrics.decisions import point_at
+from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
+from stack.metrics.decisions import operating_point_at
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import checked
 
 MAX_POINTS = 2_000
 SENSITIVITIES = (0.80, 0.90, 0.95, 0.99)
 SPECIFICITIES = (0.80, 0.90, 0.95)
-_START = 0.90  # the sensitivity at which the page opens
+_START_SENSITIVITY = 0.90  # the sensitivity at which the page opens
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Thresholds:
     positives: int
     negatives: int
 
-    def first(self, *, sensitivity: float = 0.0, specificity: float = 0.0) -> int:
+    def index_reaching(self, *, sensitivity: float = 0.0, specificity: float = 0.0) -> int:
         """The place with at least this sensitivity that spares most negatives, or, at least this specificity that
         finds most positives; where no threshold is that specific, the last."""
         if sensitivity:
@@ -68,7 +68,7 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
     operating points is there. Raises DataError for targets that are no 0 or 1 and for missing probabilities.
     """
     points = count_at_thresholds(y, p)
-    start = points.first(sensitivity=_START)
+    start = points.index_reaching(sensitivity=_START_SENSITIVITY)
     table = {
         "threshold": points.threshold.tolist(),
         "truePositives": points.true_positives.tolist(),
@@ -76,8 +76,8 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
         "positives": points.positives,
         "negatives": points.negatives,
     }
-    script = (HERE / "explorer.js").read_text(encoding="utf-8")
-    markup = rendered(
+    script = (TEMPLATE_FOLDER / "explorer.js").read_text(encoding="utf-8")
+    markup = render_template(
         "explorer.html.j2",
         points=points,
         prevalence=points.positives / (points.positives + points.negatives),
@@ -87,7 +87,7 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
         table=Markup(json.dumps(table, separators=(",", ":")).replace("<", "\\u003c")),
         script=Markup(script),
     )
-    return Section(markup, (HERE / "explorer.css").read_text(encoding="utf-8"), script)
+    return Section(markup, (TEMPLATE_FOLDER / "explorer.css").read_text(encoding="utf-8"), script)
 
 
 def operating_point(
@@ -124,7 +124,7 @@ def count_at_thresholds(y: ArrayLike, p: ArrayLike, *, limit: int = MAX_POINTS) 
     before = np.searchsorted(ordered, steps, "left") - 1
     below = np.where(before >= 0, ordered[before], -np.inf)
     return Thresholds(
-        threshold=_short(steps, below),
+        threshold=_rounded_down(steps, below),
         true_positives=_at_or_above(np.sort(p[positive]), steps),
         false_positives=_at_or_above(np.sort(p[~positive]), steps),
         positives=int(positive.sum()),
@@ -137,7 +137,7 @@ def _at_or_above(ordered: NDArray[np.float64], steps: NDArray[np.float64]) -> ND
     return counts
 
 
-def _short(steps: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rounded_down(steps: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each step rounded down to as few decimals, three at least, as keep it above what lies below it."""
     short = steps.copy()
     left = np.ones(len(steps), bool)
@@ -151,12 +151,12 @@ def _short(steps: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np
 
 def _aims(points: Thresholds, y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> list[_Aim]:
     """Thresholds that are often asked for, with intervals that hold them as they are."""
-    aims = {("sensitivity", share): points.first(sensitivity=share) for share in SENSITIVITIES}
-    aims |= {("specificity", share): points.first(specificity=share) for share in SPECIFICITIES}
+    aims = {("sensitivity", share): points.index_reaching(sensitivity=share) for share in SENSITIVITIES}
+    aims |= {("specificity", share): points.index_reaching(specificity=share) for share in SPECIFICITIES}
     made = []
     for (aim, share), place in aims.items():
         threshold = float(points.threshold[place])
-        point = point_at(y, p, split_group, aim, share, threshold)
+        point = operating_point_at(y, p, split_group, aim, share, threshold)
         shares = [point.sensitivity, point.specificity, point.ppv, point.npv]
         biopsies = 1 / point.ppv.value if point.ppv.value > 0 else None
         made.append(_Aim(f"{aim} {100 * share:.0f}\N{NO-BREAK SPACE}%", f"{threshold:.15g}", shares, biopsies))

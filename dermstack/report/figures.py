@@ -23,7 +23,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from stack.tune.studies import StudyHistory
 
 WIDTH = 4.4  # inches, 317 units: about the pixels of a telephone, where text is shown at its size
-_LABEL = 40  # characters of a label that fit above its bar
+_MAX_LABEL_LENGTH = 40  # characters of a label that fit above its bar
 
 # Figures are drawn in these stand-ins, each of which then becomes a colour of the page.
 _COLOURS = {
@@ -68,7 +68,9 @@ def interval_figure(name: str, estimates: Sequence[Estimate], *, axis: str, refe
                 axes.plot(entry.tuned, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=MUTED)
             axes.plot(entry.value, row, "o", markersize=6.5, color=colour, markeredgewidth=0)
         axes.margins(x=0.04)
-        return Drawing(page_svg(figure, name, f"{axis} with 95 % intervals. {'; '.join(map(_spoken, estimates))}."), [])
+        return Drawing(
+            page_svg(figure, name, f"{axis} with 95 % intervals. {'; '.join(map(_alt_text, estimates))}."), []
+        )
 
 
 def bar_figure(name: str, values: Mapping[str, float], *, axis: str, marks: Sequence[str] = ()) -> Drawing:
@@ -157,7 +159,7 @@ def label_axes(figure: Figure, rows: int, axis: str) -> Axes:
 
 def row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = False) -> None:
     """The label above line `row` of `label_axes`, cut where it is long, and the value right of it."""
-    short = label if len(label) <= _LABEL else label[: _LABEL - 1] + "…"
+    short = label if len(label) <= _MAX_LABEL_LENGTH else label[: _MAX_LABEL_LENGTH - 1] + "…"
     weight = "bold" if strong else "normal"
     at = axes.get_yaxis_transform()
     axes.text(0, row - 0.27, short, transform=at, ha="left", va="bottom", weight=weight)
@@ -176,7 +178,7 @@ def swatch(colour: str, *, width: float = 2.0, dashes: Sequence[float] = (), sha
     return opening + Markup(drawn).format(_COLOURS[colour], width, dash) + Markup("</svg>")
 
 
-def _spoken(entry: Estimate) -> str:
+def _alt_text(entry: Estimate) -> str:
     bounds = f", {entry.low:.4f} to {entry.high:.4f}" if math.isfinite(entry.low) else ""
     tuned = "" if entry.tuned is None else f", tuned in-sample {entry.tuned:.4f}"
     return f"{entry.label} {entry.value:.4f}{bounds}{tuned}"
@@ -186,13 +188,13 @@ Floats = NDArray[np.float64]
 
 CURVE_POINTS = 2_000  # vertices kept of a curve: less than a pixel apart, whatever the number of rows
 FOLD_POINTS = 500  # of a curve within a fold, of which there may be many
-_CURVES = (  # colour, width, dashes: curves differ in more than colour
+_CURVE_STYLES = (  # colour, width, dashes: curves differ in more than colour
     (ACCENT, 2.4, (None, None)),
     (INK, 1.4, (6, 2)),
     (MUTED, 1.8, (2, 1.2)),
     (MUTED, 1.2, (6, 2, 1.5, 2)),
 )
-_THIN: dict[str, Any] = {"color": ACCENT, "linewidth": 0.7, "alpha": 0.45}
+_FOLD_CURVE_STYLE: dict[str, Any] = {"color": ACCENT, "linewidth": 0.7, "alpha": 0.45}
 
 
 def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: ArrayLike | None = None) -> Drawing:
@@ -202,7 +204,7 @@ def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: A
         axes = _unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
         for held, s in _by_fold(y, next(iter(scores.values())), fold):
-            axes.plot(*roc_points(held, s, most=FOLD_POINTS), **_THIN)
+            axes.plot(*roc_points(held, s, most=FOLD_POINTS), **_FOLD_CURVE_STYLE)
         for (colour, width, dashes), s in reversed(_styled(scores.values())):
             axes.plot(*roc_points(y, s), color=colour, linewidth=width, dashes=dashes)
         return Drawing(page_svg(figure, name, f"ROC curves. {'; '.join(scores)}."), _legend(scores, fold))
@@ -217,7 +219,7 @@ def precision_recall_figure(
         axes = _unit_axes(figure, "recall (sensitivity)", "precision (positive predictive value)")
         axes.axhline(float(np.mean(np.asarray(y))), color=LINE, linewidth=1)
         for held, s in _by_fold(y, next(iter(scores.values())), fold):
-            axes.plot(*precision_recall_points(held, s, most=FOLD_POINTS), drawstyle="steps-pre", **_THIN)
+            axes.plot(*precision_recall_points(held, s, most=FOLD_POINTS), drawstyle="steps-pre", **_FOLD_CURVE_STYLE)
         for (colour, width, dashes), s in reversed(_styled(scores.values())):
             points = precision_recall_points(y, s)
             axes.plot(*points, color=colour, linewidth=width, dashes=dashes, drawstyle="steps-pre")
@@ -243,7 +245,7 @@ def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
         axes.grid(True)
         axes.set_axisbelow(True)
         shown = curve.iloc[np.linspace(0, len(curve) - 1, min(6, len(curve))).astype(int)].to_dict("records")
-        spoken = "; ".join(
+        alt_text = "; ".join(
             f"at {line['threshold']:.1%} {line['net_benefit']:.4f}, acting on all {line['treat_all']:.4f}"
             for line in shown
         )
@@ -252,7 +254,7 @@ def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
             ("act on all", swatch(INK, width=1.4, dashes=(6, 2))),
             ("act on nobody", swatch(MUTED, width=1.2, dashes=(2, 1.2))),
         ]
-        return Drawing(page_svg(figure, name, f"Net benefit by threshold. {spoken}."), legend)
+        return Drawing(page_svg(figure, name, f"Net benefit by threshold. {alt_text}."), legend)
 
 
 def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
@@ -270,11 +272,11 @@ def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
             scale.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.1 else 1))
         axes.grid(True)
         axes.set_axisbelow(True)
-        spoken = "; ".join(
+        alt_text = "; ".join(
             f"told {line['p']:.1%}, seen {line['share']:.1%}, {line['low']:.1%} to {line['high']:.1%}"
             for line in table.to_dict("records")
         )
-        return Drawing(page_svg(figure, name, f"Reliability. {spoken}."), [])
+        return Drawing(page_svg(figure, name, f"Reliability. {alt_text}."), [])
 
 
 def roc_points(y: ArrayLike, s: ArrayLike, *, most: int = CURVE_POINTS) -> tuple[Floats, Floats]:
@@ -325,7 +327,7 @@ def _by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike | None) -> Iterator[tup
 
 
 def _styled(scores: Any) -> list[tuple[Any, Any]]:
-    return [(_CURVES[min(i, len(_CURVES) - 1)], s) for i, s in enumerate(scores)]
+    return [(_CURVE_STYLES[min(i, len(_CURVE_STYLES) - 1)], s) for i, s in enumerate(scores)]
 
 
 def _legend(scores: Mapping[str, ArrayLike], fold: ArrayLike | None) -> list[tuple[str, Markup]]:
@@ -336,14 +338,14 @@ def _legend(scores: Mapping[str, ArrayLike], fold: ArrayLike | None) -> list[tup
     return lines if fold is None else [*lines, ("the first, within each fold", swatch(ACCENT, width=0.7))]
 
 
-TOP = 20  # features that are shown of each stacker
-_CLEAR = 0.3  # rank correlation from which a feature is said to raise or lower the logit
-_SEEN = 5e-4  # what rounds to 0.001 or more
-_AXIS = "mean size of what it adds to the logit"
-_BARS = ((ACCENT, 1.0), (INK, 0.75), (MUTED, 0.6), (LINE, 1.0))  # colour, opacity
+TOP_FEATURES = 20  # features that are shown of each stacker
+_MIN_TREND = 0.3  # rank correlation from which a feature is said to raise or lower the logit
+_MIN_SIZE = 5e-4  # what rounds to 0.001 or more
+_IMPORTANCE_AXIS = "mean size of what it adds to the logit"
+_BAR_STYLES = ((ACCENT, 1.0), (INK, 0.75), (MUTED, 0.6), (LINE, 1.0))  # colour, opacity
 
 
-def block_figure(name: str, importance: pd.DataFrame) -> Drawing:
+def block_importance_figure(name: str, importance: pd.DataFrame) -> Drawing:
     """A bar for each stacker in each block of `importance.importance`, blocks by what they add in all."""
     blocks = importance[importance["of"] == "block"]
     sizes = blocks.pivot(index="name", columns="stacker", values="size").fillna(0.0)
@@ -351,43 +353,45 @@ def block_figure(name: str, importance: pd.DataFrame) -> Drawing:
     stackers, height = list(map(str, sizes)), 0.42 / len(sizes.columns)
     with page_style():
         figure = blank_figure(height=0.75 + 0.66 * len(sizes))
-        axes = label_axes(figure, len(sizes), _AXIS)
+        axes = label_axes(figure, len(sizes), _IMPORTANCE_AXIS)
         for row, (block, line) in enumerate(sizes.iterrows()):
             row_text(axes, row, str(block), "")
             for number, stacker in enumerate(stackers):
-                colour, alpha = _BARS[min(number, len(_BARS) - 1)]
+                colour, alpha = _BAR_STYLES[min(number, len(_BAR_STYLES) - 1)]
                 middle = row - 0.16 + (number + 0.5) * height
                 axes.barh(middle, float(line[stacker]), height=0.86 * height, color=colour, alpha=alpha, linewidth=0)
         axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(0, max(1e-3, float(sizes.to_numpy().max())) * 1.02)
-        spoken = "; ".join(
+        alt_text = "; ".join(
             f"{block}: {', '.join(f'{stacker} {value:.3f}' for stacker, value in line.items())}"
             for block, line in sizes.iterrows()
         )
-        legend = [(stacker, _bar(*_BARS[min(number, len(_BARS) - 1)])) for number, stacker in enumerate(stackers)]
-        return Drawing(page_svg(figure, name, f"{_AXIS}, by kind of feature. {spoken}."), legend)
+        legend = [
+            (stacker, _bar(*_BAR_STYLES[min(number, len(_BAR_STYLES) - 1)])) for number, stacker in enumerate(stackers)
+        ]
+        return Drawing(page_svg(figure, name, f"{_IMPORTANCE_AXIS}, by kind of feature. {alt_text}."), legend)
 
 
-def feature_figure(name: str, importance: pd.DataFrame, stacker: str) -> Drawing:
+def feature_importance_figure(name: str, importance: pd.DataFrame, stacker: str) -> Drawing:
     """The TOP features that one stacker uses; an arrow says whether more of a feature goes with a higher logit."""
     rows = importance[(importance["of"] == "feature") & (importance["stacker"] == stacker)]
-    rows = rows[rows["size"] >= min(_SEEN, rows["size"].max())].head(TOP)
-    marks = [" ↑" if trend > _CLEAR else " ↓" if trend < -_CLEAR else "" for trend in rows["trend"]]
-    return bar_figure(name, dict(zip(rows["name"], rows["size"], strict=True)), axis=_AXIS, marks=marks)
+    rows = rows[rows["size"] >= min(_MIN_SIZE, rows["size"].max())].head(TOP_FEATURES)
+    marks = [" ↑" if trend > _MIN_TREND else " ↓" if trend < -_MIN_TREND else "" for trend in rows["trend"]]
+    return bar_figure(name, dict(zip(rows["name"], rows["size"], strict=True)), axis=_IMPORTANCE_AXIS, marks=marks)
 
 
-def history_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Drawing:
+def study_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Drawing:
     """The best value so far by trial of each study with a value; the one on all rows is stressed."""
     with page_style():
         figure = blank_figure(height=0.7 * 4.4)
         axes = figure.subplots()
-        spoken = []
+        alt_text = []
         for study in studies:
             trials = np.arange(1, len(study.values) + 1)
-            whole = study.name.endswith("-without-none")
-            colour, width, alpha = (ACCENT, 2.4, 1.0) if whole else (MUTED, 0.9, 0.7)
+            on_all_rows = study.name.endswith("-without-none")
+            colour, width, alpha = (ACCENT, 2.4, 1.0) if on_all_rows else (MUTED, 0.9, 0.7)
             axes.plot(trials, study.best_so_far, drawstyle="steps-post", color=colour, linewidth=width, alpha=alpha)
-            spoken.append(f"{study.name} {study.best_so_far[-1]:.4f} after {len(trials)} trials")
+            alt_text.append(f"{study.name} {study.best_so_far[-1]:.4f} after {len(trials)} trials")
         axes.set(xlabel="trial", ylabel=f"best {axis} so far")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -399,7 +403,7 @@ def history_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> 
         ]
         names = [study.name.endswith("-without-none") for study in studies]
         shown = [line for line, there in zip(legend, (any(names), not all(names)), strict=True) if there]
-        return Drawing(page_svg(figure, name, f"Best {axis} by trial. {'; '.join(spoken)}."), shown)
+        return Drawing(page_svg(figure, name, f"Best {axis} by trial. {'; '.join(alt_text)}."), shown)
 
 
 def _bar(colour: str, alpha: float) -> Markup:

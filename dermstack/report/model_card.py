@@ -18,7 +18,7 @@ from stack.metrics.intervals import Interval, interval
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
 
-_AT = {  # what a reader who thinks in operating points asks first
+_OPERATING_POINTS = {  # what a reader who thinks in operating points asks first
     "sensitivity at a specificity of 90 %": "sensitivity@0.9",
     "specificity at a sensitivity of 90 %": "specificity@0.9",
 }
@@ -69,7 +69,7 @@ def model_card(
         headline=Interval(**blend.meta["headline"]),
         tuned=blend.meta["tuned_in_sample"],
         within_folds=blend.meta["within_folds"],
-        at={words: interval(objective, y, oof["score"], split_group) for words, objective in _AT.items()},
+        at={words: interval(objective, y, oof["score"], split_group) for words, objective in _OPERATING_POINTS.items()},
         calibration=blend.meta["calibration"],
         prevalence=float(y.mean()),
         subgroups=subgroups.to_dict("records"),

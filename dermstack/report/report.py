@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from dermstack.report.figures import (
     Estimate,
     bar_figure,
-    block_figure,
+    block_importance_figure,
     decision_figure,
-    feature_figure,
-    history_figure,
+    feature_importance_figure,
     interval_figure,
     precision_recall_figure,
     reliability_figure,
     roc_figure,
+    study_figure,
 )
-from dermstack.report.tables import Table, breakable, coded, heat_table, number, rows_of, signed, table
+from dermstack.report.tables import HtmlTable, breakable, heat_table, number, rows_of, signed, table, with_code_spans
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import auc, auc_by_fold, average_precision
 from stack.tune.studies import StudyHistory
@@ -59,7 +59,7 @@ class Decision:
     """Whether to act on the calibrated p is better than to act on all or on nobody (`net_benefit.decision_curve`)."""
 
     curve: pd.DataFrame  # at thresholds close to each other
-    at: pd.DataFrame  # at a few round ones
+    at_round_thresholds: pd.DataFrame  # at a few round ones
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ OBJECTIVES = {
 _PERCENT = ".1%"
 
 
-def panels(data: ReportData, objective: str) -> dict[str, Any]:
+def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
     """Drawings by name; `features` is a list of a stacker and its drawing, `histories` of a family and its drawing."""
     headline = Estimate("this blend", data.headline.value, data.headline.low, data.headline.high, strong=True)
     compared = [Estimate(c.label, c.value.value, c.value.low, c.value.high) for c in data.comparisons]
@@ -130,7 +130,7 @@ def panels(data: ReportData, objective: str) -> dict[str, Any]:
         Estimate(*row)._replace(strong=row[0] == data.chosen)
         for row in rows_of(data.methods, "method", "nested", "low", "high", "tuned")
     ]
-    weights = {_entering(line): line["weight"] for line in data.weights.to_dict("records")}
+    weights = {_weight_label(line): line["weight"] for line in data.weights.to_dict("records")}
     roc = {f"{label}: AUC {auc(data.y, s):.4f}": s for label, s in data.curves.items()}
     recall = {f"{label}: AP {average_precision(data.y, s):.4f}": s for label, s in data.curves.items()}
     drawn: dict[str, Any] = {
@@ -150,23 +150,23 @@ def panels(data: ReportData, objective: str) -> dict[str, Any]:
             drawn[when] = reliability_figure(when, shown, axis=axis)
     if data.decision is not None:
         drawn["decision"] = decision_figure("decision", data.decision.curve)
-    if data.subgroups is not None and (measured := _measured(data.subgroups)):
-        whole = auc(data.y, next(iter(data.curves.values())))
-        drawn["subgroups"] = interval_figure("subgroups", measured, axis="AUC", reference=whole)
+    if data.subgroups is not None and (measured := _subgroup_estimates(data.subgroups)):
+        overall_auc = auc(data.y, next(iter(data.curves.values())))
+        drawn["subgroups"] = interval_figure("subgroups", measured, axis="AUC", reference=overall_auc)
     if data.importance is not None:
-        drawn["blocks"] = block_figure("blocks", data.importance)
+        drawn["blocks"] = block_importance_figure("blocks", data.importance)
         drawn["features"] = [
-            (stacker, feature_figure(f"features{number}", data.importance, stacker))
+            (stacker, feature_importance_figure(f"features{number}", data.importance, stacker))
             for number, stacker in enumerate(data.importance["stacker"].unique())
         ]
     drawn["histories"] = [
-        (family, history_figure(f"history{number}", studies, axis=objective))
+        (family, study_figure(f"history{number}", studies, axis=objective))
         for number, (family, studies) in enumerate(_families(data.studies).items())
     ]
     return drawn
 
 
-def tables(data: ReportData, within: pd.Series[float]) -> dict[str, Table]:
+def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
     """Tables by name; `within` is the AUC of the blend within each fold."""
     folds = data.folds.merge(within.reset_index(), on="fold", how="left", validate="one_to_one")
     shares = {str(name): _PERCENT for name in folds.columns[5:-1] if name not in {"median age"}}
@@ -189,7 +189,7 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, Table]:
                 shown, intervals={"share": ("low", "high")}, heads=heads, formats={"p": _PERCENT, "share": _PERCENT}
             )
     if data.decision is not None:
-        made["decision"] = _decision_table(data.decision.at)
+        made["decision"] = _decision_table(data.decision.at_round_thresholds)
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
@@ -212,11 +212,11 @@ def subgroup_verdicts(subgroups: pd.DataFrame | None) -> list[str]:
     ]
 
 
-def _entering(line: dict[Any, Any]) -> str:
+def _weight_label(line: dict[Any, Any]) -> str:
     return f"{line['run']}, as {line['enters as']}" if "enters as" in line else str(line["run"])
 
 
-def _measured(subgroups: pd.DataFrame) -> list[Estimate]:
+def _subgroup_estimates(subgroups: pd.DataFrame) -> list[Estimate]:
     known = subgroups[subgroups["auc"].notna()]
     return [
         Estimate(f"{line['by']}: {line['subgroup']}", line["auc"], line["low"], line["high"], strong=line["apart"])
@@ -224,7 +224,7 @@ def _measured(subgroups: pd.DataFrame) -> list[Estimate]:
     ]
 
 
-def _subgroup_table(subgroups: pd.DataFrame) -> Table:
+def _subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
     named = subgroups["by"] + ": " + subgroups["subgroup"]
     frame = subgroups.drop(columns=["by", "subgroup", "apart"])
     frame.insert(0, "subgroup", named)
@@ -237,7 +237,7 @@ def _subgroup_table(subgroups: pd.DataFrame) -> Table:
     )
 
 
-def _decision_table(curve: pd.DataFrame) -> Table:
+def _decision_table(curve: pd.DataFrame) -> HtmlTable:
     frame = pd.DataFrame({
         "threshold": curve["threshold"],
         "called": 1000 * curve["called"],
@@ -267,7 +267,7 @@ def _families(studies: Sequence[StudyHistory]) -> dict[str, list[StudyHistory]]:
     return found
 
 
-def _study_table(studies: Sequence[StudyHistory]) -> Table:
+def _study_table(studies: Sequence[StudyHistory]) -> HtmlTable:
     records = []
     for study in studies:
         known = np.isfinite(study.values).any()
@@ -281,7 +281,7 @@ def _study_table(studies: Sequence[StudyHistory]) -> Table:
     return table(pd.DataFrame(records, columns=columns), formats={"gained": "+.4f", "in trial": ".0f"})
 
 
-def _data_tables(data: DataFacts) -> dict[str, Table]:
+def _data_tables(data: DataFacts) -> dict[str, HtmlTable]:
     made = {}
     if data.missing is not None:
         shares = dict.fromkeys(("train", "negatives", "positives", "test"), _PERCENT)
@@ -292,7 +292,7 @@ def _data_tables(data: DataFacts) -> dict[str, Table]:
     return made
 
 
-HERE = Path(__file__).parent
+TEMPLATE_FOLDER = Path(__file__).parent
 
 
 class Section(NamedTuple):
@@ -309,7 +309,7 @@ def script_policy(*scripts: str) -> str:
     return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
 
 
-def rendered(template: str, **values: object) -> Markup:
+def render_template(template: str, **values: object) -> Markup:
     """A template of this folder; text in ``values`` is escaped, a name that is missing is an error."""
     templates = environment()
     templates.filters |= {"percent": percent, "count": count}
@@ -319,7 +319,7 @@ def rendered(template: str, **values: object) -> Markup:
 def environment(*, autoescape: bool = True) -> Environment:
     """The templates of this folder: what is missing is an error, and blocks leave no lines behind."""
     return Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -341,7 +341,7 @@ def count(number: float) -> str:
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
 
 # The page from top to bottom: id and title of each section. Of these the ones that bring their own markup:
-PLACES = ("explorer", "hard-cases", "second-look")
+OPTIONAL_SECTIONS = ("explorer", "hard-cases", "second-look")
 _CONTENTS = {
     "result": "Result",
     "curves": "Curves",
@@ -376,9 +376,9 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     """
     sections = sections or {}
     for place, section in sections.items():
-        assert place in PLACES, f"{place}: the page has places for {', '.join(PLACES)}"
+        assert place in OPTIONAL_SECTIONS, f"{place}: the page has places for {', '.join(OPTIONAL_SECTIONS)}"
         assert f'id="{place}"' in section.markup, f"{place}: a section of another id"
-    empty = _empty(data) | (set(PLACES) - set(sections))
+    empty = _empty_sections(data) | (set(OPTIONAL_SECTIONS) - set(sections))
     entries = [
         _Entry(name, title, sections[name].markup if name in sections else None)
         for name, title in _CONTENTS.items()
@@ -387,7 +387,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     prevalence = float(np.mean(data.y))
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
     objective = OBJECTIVES.get(data.objective, data.objective)
-    page = (HERE / "page.css").read_text(encoding="utf-8")
+    page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
     template = _templates().get_template("report.html.j2")
     return template.render(
         data=data,
@@ -400,12 +400,12 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         within=within,
         made_of=_made_of(data),
         tables=tables(data, within),
-        figures=panels(data, objective),
+        figures=page_figures(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
     )
 
 
-def _empty(data: ReportData) -> set[str]:
+def _empty_sections(data: ReportData) -> set[str]:
     """The sections that have nothing to show."""
     given = {
         "calibration": data.calibration is not None,
@@ -429,7 +429,7 @@ def _made_of(data: ReportData) -> str:
 def _templates() -> Environment:
     templates = environment()
     templates.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
-    templates.filters["coded"] = coded
+    templates.filters["with_code_spans"] = with_code_spans
     return templates
 
 

@@ -30,7 +30,7 @@ _HEADS = {
 _FORMATS = {"prevalence": ".2%", "seconds": ",.0f", "p": ".2%", "share": ".2%", "threshold": ".2%", "slope": ".2f"}
 
 
-class Table(NamedTuple):
+class HtmlTable(NamedTuple):
     """The first column names the row."""
 
     heads: list[tuple[str, bool]]  # text, whether its cells are numbers
@@ -46,7 +46,7 @@ def table(
     tags: Mapping[str, str] | None = None,
     heads: Mapping[str, str] | None = None,
     formats: Mapping[str, str] | None = None,
-) -> Table:
+) -> HtmlTable:
     """A frame's cells as text; `intervals` names the low and high of a column, shown as one beside it.
 
     `tags` has a word for each row that stands out, by its first cell; `heads` and `formats` go before what columns have
@@ -66,10 +66,10 @@ def table(
             shown.append((heads.get(intervals[name][0], "95 % interval"), True))
             columns.append([_bounds(low, high, form) for low, high in rows_of(frame, *intervals[name])])
     rows = [((tags or {}).get(row[0], ""), row) for row in zip(*columns, strict=True)]
-    return Table(shown, rows, longest=max((len(row[0]) for _, row in rows), default=0), shades=[])
+    return HtmlTable(shown, rows, longest=max((len(row[0]) for _, row in rows), default=0), shades=[])
 
 
-def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> Table:
+def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> HtmlTable:
     """A square of correlations by name, each shaded by where it stands between the lowest and 1."""
     cells = matrix.to_numpy(np.float64)
     lowest = float(np.nanmin(cells))
@@ -79,7 +79,7 @@ def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> Table
     ]
     shades = [(0.0, *np.nan_to_num((line - lowest) / max(1 - lowest, 1e-9)).tolist()) for line in cells]
     heads = [(corner, False), *((str(name), True) for name in matrix)]
-    return Table(heads, rows, max((len(row[0]) for _, row in rows), default=0), shades)
+    return HtmlTable(heads, rows, max((len(row[0]) for _, row in rows), default=0), shades)
 
 
 def rows_of(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
@@ -108,7 +108,7 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
-def coded(text: str) -> Markup:
+def with_code_spans(text: str) -> Markup:
     """Escaped; what stands in backticks is code, and a minus before a digit is one."""
     escaped = re.sub(r"(?<![\w.-])-(?=\d)", "−", str(escape(text)))
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))

@@ -25,16 +25,16 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dermstack.serve.patient import OLDEST, Ensemble, Photo, Reading, percent, read_patient
+from dermstack.serve.patient import MAX_AGE, Ensemble, Photo, Reading, percent, read_patient
 from image_models.errors import ImageError
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
 from stack.errors import ConfigError, DataError, DermstackError
 from tabular.errors import TabularError
 
-MOST_PICTURES = 50
-MOST_BYTES = 256 << 20  # of all of them
-_THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
+MAX_PICTURES = 50
+MAX_UPLOAD_BYTES = 256 << 20  # of all of them
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _WILDCARDS = ("0.0.0.0", "::", "")
 _OBJECTIVES = {"auc": "AUC", "pauc80": "partial AUC", "ap": "average precision", "logloss": "log loss, negated"}
 _HERE = Path(__file__).parent
@@ -66,7 +66,7 @@ def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
         content, kind = files[request.url.path.removeprefix("/")]
         return Response(content, media_type=kind)
 
-    known = ["*"] if host in _WILDCARDS else [*_THIS_MACHINE, f"[{host}]" if ":" in host else host]
+    known = ["*"] if host in _WILDCARDS else [*_LOCAL_HOSTS, f"[{host}]" if ":" in host else host]
     return Starlette(
         routes=[
             Route("/", page.empty, methods=["GET"]),
@@ -123,24 +123,24 @@ class _Page:
 
     async def empty(self, request: Request) -> Response:
         """Before anything was sent."""
-        return self._show({"together": self._together})
+        return self._render({"together": self._together})
 
     async def answer(self, request: Request) -> Response:
         """What the ensemble says of what was sent, or what is wrong with it."""
         await _check_sender(request)
-        async with request.form(max_files=MOST_PICTURES, max_fields=MOST_PICTURES + 8) as form:
+        async with request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES + 8) as form:
             known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "together")}
             filled: dict[str, str | bool] = {**known, "together": known["together"] == "yes"}
             try:
                 reading = await self._read(form, known)
             except (DermstackError, ImageError, TabularError) as error:
-                return self._show(filled, faults=str(error).split("\n"))
-        return self._show(filled, reading=reading)
+                return self._render(filled, faults=str(error).split("\n"))
+        return self._render(filled, reading=reading)
 
     async def refused(self, request: Request, error: Exception) -> Response:
         """What the library or `_check_sender` turns down, as a page."""
         assert isinstance(error, HTTPException)
-        return self._show({"together": self._together}, faults=[str(error.detail)], status=error.status_code)
+        return self._render({"together": self._together}, faults=[str(error.detail)], status=error.status_code)
 
     async def _read(self, form: FormData, known: dict[str, str]) -> Reading:
         files = [part for part in form.getlist("pictures") if isinstance(part, UploadFile) and part.filename]
@@ -161,7 +161,7 @@ class _Page:
         """Where groups were patients, a patient's pictures are one; where they were lesions, each is its own."""
         return self.ensemble.group is not None and "lesion" not in self.ensemble.group.lower()
 
-    def _show(
+    def _render(
         self,
         filled: dict[str, str | bool],
         *,
@@ -173,16 +173,16 @@ class _Page:
         return HTMLResponse(
             self.template.render(
                 manifest=ensemble.bundle.manifest,
-                flattered=ensemble.bundle.flattered,
+                selection_note=ensemble.bundle.selection_note,
                 objective=_OBJECTIVES[ensemble.bundle.manifest["objective"]],
                 columns=ensemble.bundle.columns,
                 choices=ensemble.choices,
                 group=ensemble.group,
                 filled={"age": "", "sex": "", "site": "", **filled},
                 accepted=",".join((*SUFFIXES, *DICOM_SUFFIXES)),
-                most_pictures=MOST_PICTURES,
-                most_bytes=MOST_BYTES,
-                oldest=OLDEST,
+                most_pictures=MAX_PICTURES,
+                most_bytes=MAX_UPLOAD_BYTES,
+                oldest=MAX_AGE,
                 reading=reading,
                 faults=faults,
             ),
@@ -198,11 +198,12 @@ async def _check_sender(request: Request) -> None:
     length = request.headers.get("content-length", "")
     if not length.isascii() or not length.isdigit():
         raise HTTPException(411, "The size of the pictures was not said: send the form with a browser.")
-    if int(length) > MOST_BYTES:
+    if int(length) > MAX_UPLOAD_BYTES:
         async for _ in request.stream():  # a browser shows no answer before it has sent everything
             pass
         raise HTTPException(
-            413, f"The pictures have {int(length) >> 20:,} MiB, more than {MOST_BYTES >> 20}: send fewer at a time."
+            413,
+            f"The pictures have {int(length) >> 20:,} MiB, more than {MAX_UPLOAD_BYTES >> 20}: send fewer at a time.",
         )
 
 

@@ -22,33 +22,39 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from stack.errors import BundleError
 from stack.image_config import ImageModel, Name
-from stack.store import read_array, signed, verified
+from stack.store import read_array, verify_digest, with_digest
 
 _SHA256 = r"^[0-9a-f]{64}$"
 # Names of devices on Windows, whatever follows the first point.
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+_WINDOWS_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
+}
 
-Short = Annotated[str, Field(max_length=200)]
+ShortText = Annotated[str, Field(max_length=200)]
 
 
-class _Said(BaseModel):
+class _StrictModel(BaseModel):
     """Values of the very types that JSON has; what else stands there is of no concern."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class _File(_Said):
+class _File(_StrictModel):
     sha256: str = Field(pattern=_SHA256)
     bytes: int = Field(ge=0)
 
 
-class _Interval(_Said):
+class _Interval(_StrictModel):
     value: float
     low: float
     high: float
 
 
-class _ImageRun(_Said):
+class _ImageRun(_StrictModel):
     name: Name
     kind: Literal["image", "frozen"]
     settings: dict[str, Any]
@@ -56,36 +62,36 @@ class _ImageRun(_Said):
 
     @field_validator("settings")
     @classmethod
-    def _as_in_a_config(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    def _validate_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
         return run_settings(settings)
 
 
-class _Stacker(_Said):
+class _Stacker(_StrictModel):
     name: Name
     kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
     shifts: list[float]
 
 
-class _Training(_Said):
+class _Training(_StrictModel):
     rows: int = Field(ge=1)
     positives: int = Field(ge=0)
 
 
-class Manifest(_Said):
+class Manifest(_StrictModel):
     """Every key that is read somewhere; see `dermstack.serve.write_bundle` for what writes it."""
 
-    dermstack: Short
+    dermstack: ShortText
     experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     objective: Literal["auc", "pauc80", "ap", "logloss"]
     headline: _Interval
-    chosen: Short
-    selected: list[Short]
+    chosen: ShortText
+    selected: list[ShortText]
     folds: int = Field(ge=2, le=100)
     threads: int = Field(ge=1, le=1024)
-    columns: dict[Short, Short]
+    columns: dict[ShortText, ShortText]
     resize: Literal["square", "short_side"]
     cache_format: Literal["raw", "jpeg"]
-    features: dict[Short, bool | int]
+    features: dict[ShortText, bool | int]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
     image_runs: list[_ImageRun] = Field(min_length=1)
     stackers: list[_Stacker]
@@ -94,7 +100,7 @@ class Manifest(_Said):
     files: dict[str, _File]
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Manifest:
+    def _check_consistency(self) -> Manifest:
         names = [*(run.name for run in self.image_runs), *(stacker.name for stacker in self.stackers)]
         if len(set(names)) < len(names) or not set(self.embeddings) <= set(names):
             raise ValueError("runs that are named twice, or embeddings of none")
@@ -115,18 +121,20 @@ def is_inside(name: str) -> bool:
     """Whether a name leads to a place below the folder, on any system."""
     parts = PurePosixPath(name).parts
     odd = any(sign in name for sign in '\\:*?"<>|') or not name.isprintable() or name != str(PurePosixPath(name))
-    hidden = any(part.startswith(".") or part[-1:] in ". " or part.split(".")[0].lower() in _DEVICES for part in parts)
+    hidden = any(
+        part.startswith(".") or part[-1:] in ". " or part.split(".")[0].lower() in _WINDOWS_DEVICES for part in parts
+    )
     return bool(parts) and not odd and not hidden and not name.startswith("/")
 
 
 FORMAT = 1  # raised when an older reader would misread a newer bundle
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 23  # bytes
-MOST_PACKED = 20  # times its size that a zip may become: weights hardly shrink
-_AGAIN = "make it again with `dermstack bundle`, or copy it again from where it was made"
+MAX_COMPRESSION_RATIO = 20  # times its size that a zip may become: weights hardly shrink
+_ADVICE = "make it again with `dermstack bundle`, or copy it again from where it was made"
 
 # What zipfile and the packings inside a zip raise.
-_NO_ZIP = (
+_ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
     ValueError, LookupError, MemoryError,
 )  # fmt: skip
@@ -180,7 +188,7 @@ class Bundle:
         return sorted({int(run.settings["size"]) for run in self.image_runs})
 
     @property
-    def flattered(self) -> str | None:
+    def selection_note(self) -> str | None:
         """What must be said beside the promised number where settings were chosen on the training rows; or None."""
         if not self.manifest["selected"]:
             return None
@@ -192,12 +200,12 @@ class Bundle:
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{self.folder}: {name} can't be read ({error}): {_AGAIN}") from error
+            raise BundleError(f"{self.folder}: {name} can't be read ({error}): {_ADVICE}") from error
 
     def arrays(self, folder: str) -> dict[str, NDArray[Any]]:
         """The .npy files directly in a folder of the bundle, by name; {} where there is no such folder."""
         files = sorted((self.folder / folder).glob("*.npy"))
-        return {path.stem: np.array(read_array(path, again=_AGAIN)) for path in files}
+        return {path.stem: np.array(read_array(path, remedy=_ADVICE)) for path in files}
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -207,21 +215,21 @@ def read_bundle(path: Path) -> Bundle:
     """
     path = Path(path)
     if path.is_dir():
-        bundle = Bundle(path, _checked_manifest(_own_manifest(path), path))
+        bundle = Bundle(path, _checked_manifest(_read_manifest(path), path))
         there = {file.relative_to(path).as_posix() for file in path.rglob("[!.]*") if not file.is_dir()}
         if strange := sorted(there - {MANIFEST, *bundle.manifest["files"]}):
             raise BundleError(f"{path}: {strange[0]} is none of its files, {len(strange)} such: remove them")
     elif path.is_file():
-        bundle = _unpacked(path)
+        bundle = _unpack_zip(path)
     else:
         raise BundleError(f"{path}: no such bundle: name the folder or .zip that `dermstack bundle` made")
     root = bundle.folder.resolve()
     for name, expected in bundle.manifest["files"].items():
         file = bundle.folder / name
         if not file.is_file() or file.resolve() != root / name:  # a link may lead out, that of a folder too
-            raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
+            raise BundleError(f"{path}: {name} is missing: {_ADVICE}")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
-            raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
+            raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_ADVICE}")
     return bundle
 
 
@@ -233,7 +241,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
         if path.is_file() and path.name != MANIFEST
     }
     manifest = {"format": FORMAT, **content, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(signed(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(with_digest(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
     return Bundle(folder, json.loads(json.dumps(manifest)))
 
 
@@ -247,7 +255,7 @@ def zip_bundle(bundle: Bundle, path: Path) -> None:
                 shutil.copyfileobj(source, target)
 
 
-def _own_manifest(folder: Path) -> bytes | None:
+def _read_manifest(folder: Path) -> bytes | None:
     path = folder / MANIFEST
     if not path.is_file() or path.is_symlink():
         return None
@@ -260,11 +268,11 @@ def _own_manifest(folder: Path) -> bytes | None:
 def _check_length(n_bytes: int, path: Path) -> None:
     if n_bytes > MAX_MANIFEST:
         raise BundleError(
-            f"{path}: its {MANIFEST} has more than {MAX_MANIFEST:,} bytes, which is none of ours: {_AGAIN}"
+            f"{path}: its {MANIFEST} has more than {MAX_MANIFEST:,} bytes, which is none of ours: {_ADVICE}"
         )
 
 
-def _unpacked(path: Path) -> Bundle:
+def _unpack_zip(path: Path) -> Bundle:
     """What the manifest of a zip names, and nothing else, in a folder that goes with the process."""
     holder = TemporaryDirectory(prefix="dermstack-bundle-", ignore_cleanup_errors=True)
     folder = Path(holder.name)
@@ -275,34 +283,34 @@ def _unpacked(path: Path) -> Bundle:
                 _check_length(info.file_size, path)
             content = archive.read(info) if info else None
             manifest = _checked_manifest(content, path)
-            _check_room(manifest, path, folder)
+            _check_disk_space(manifest, path, folder)
             (folder / MANIFEST).write_bytes(content or b"")
             for name, expected in manifest["files"].items():
                 if (member := listed.get(name)) is None:
-                    raise BundleError(f"{path}: {name} is missing: {_AGAIN}")
+                    raise BundleError(f"{path}: {name} is missing: {_ADVICE}")
                 if member.file_size != expected["bytes"]:  # before it fills the disk
-                    raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_AGAIN}")
+                    raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_ADVICE}")
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, (folder / name).open("xb") as target:
-                    for part in _at_most(source, expected["bytes"]):
+                    for part in _read_limited(source, expected["bytes"]):
                         target.write(part)
-    except _NO_ZIP as error:
-        raise BundleError(f"{path} is no zip that can be read ({error}): {_AGAIN}") from error
+    except _ZIP_ERRORS as error:
+        raise BundleError(f"{path} is no zip that can be read ({error}): {_ADVICE}") from error
     return Bundle(folder, manifest, holder)
 
 
-def _check_room(manifest: Mapping[str, Any], path: Path, folder: Path) -> None:
+def _check_disk_space(manifest: Mapping[str, Any], path: Path, folder: Path) -> None:
     """Refuse what would fill the disk, before the first byte."""
-    wanted, packed = sum(file["bytes"] for file in manifest["files"].values()), path.stat().st_size
-    if wanted > max(MOST_PACKED * packed, 1 << 24):
-        raise BundleError(f"{path}: {packed:,} bytes that would become {wanted:,}, as a bomb does: {_AGAIN}")
-    if wanted > (free := shutil.disk_usage(folder).free):
+    unpacked_bytes, packed = sum(file["bytes"] for file in manifest["files"].values()), path.stat().st_size
+    if unpacked_bytes > max(MAX_COMPRESSION_RATIO * packed, 1 << 24):
+        raise BundleError(f"{path}: {packed:,} bytes that would become {unpacked_bytes:,}, as a bomb does: {_ADVICE}")
+    if unpacked_bytes > (free := shutil.disk_usage(folder).free):
         raise BundleError(
-            f"{path}: unpacked it takes {wanted:,} bytes, {folder.parent} has {free:,}: set TMPDIR elsewhere"
+            f"{path}: unpacked it takes {unpacked_bytes:,} bytes, {folder.parent} has {free:,}: set TMPDIR elsewhere"
         )
 
 
-def _at_most(source: Any, n_bytes: int) -> Iterator[bytes]:
+def _read_limited(source: Any, n_bytes: int) -> Iterator[bytes]:
     """What a member holds, but never more than it says."""
     left = n_bytes
     while left > 0 and (part := source.read(min(left, 1 << 20))):
@@ -317,7 +325,7 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
         manifest = json.loads(content)
         written, inside = manifest["format"], all(is_inside(name) for name in dict(manifest["files"]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_AGAIN}") from error
+        raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_ADVICE}") from error
     if written != FORMAT:
         newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack"
         raise BundleError(
@@ -326,11 +334,11 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
     if not inside:
         raise BundleError(f"{path}: {MANIFEST} names a file outside the bundle: it is none of ours, don't use it")
     try:
-        sound = verified(manifest)
+        sound = verify_digest(manifest)
         Manifest.model_validate(sound)
     except (ValueError, TypeError, RecursionError) as error:  # pydantic's is a ValueError
         fault = str(error)[:400]
-        raise BundleError(f"{path}: {MANIFEST} says what none of ours does ({fault}): {_AGAIN}") from error
+        raise BundleError(f"{path}: {MANIFEST} says what none of ours does ({fault}): {_ADVICE}") from error
     return dict(sound)
 
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from dermstack.serve.bundle import Bundle, ImageRun
 from image_models.cache import ImageCache
-from image_models.predict import VIEWS, NetOutput
-from image_models.saved import NetStore, apply_frozen, apply_trained
-from stack.blend.blender import Blender, blender_of
-from stack.blend.calibration import Calibrator, read_calibrator
+from image_models.predict import VIEW_COUNTS, NetOutput
+from image_models.saved import NetCache, predict_frozen, predict_trained
+from stack.blend.blender import Blender, blender_from_state
+from stack.blend.calibration import Calibrator, calibrator_from_state
 from stack.config import Features
 from stack.errors import BundleError, DermstackError
 from stack.features import FoldFeatures
@@ -38,13 +38,13 @@ class Level1:
     logits: NDArray[np.float32]  # (folds, n, runs)
     z: dict[str, NDArray[np.floating]]  # by run: (folds, n, r) aligned components, or (n, d) of a frozen backbone
 
-    def of_fold(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
+    def fold_embeddings(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
         """The embeddings as one fold's nets make them, (n, r) or (n, d)."""
         return {name: values if name in frozen else values[fold] for name, values in self.z.items()}
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedEnsemble:
     """Level 2 and the blend, read from a bundle."""
 
     names: tuple[str, ...]  # of the image runs
@@ -55,20 +55,20 @@ class Fitted:
     calibrator: Calibrator
     threads: int
 
-    def score(self, frame: pd.DataFrame, said: Level1) -> pd.DataFrame:
-        """score and p_calibrated of whole groups: ``frame`` (n rows: id, group, age, sex, site) beside ``said``."""
-        logits = self.all_logits(frame, said)
+    def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
+        """score and p_calibrated of whole groups: ``frame`` (n rows: id, group, age, sex, site) beside ``level1``."""
+        logits = self.all_logits(frame, level1)
         folds, rows, runs = logits.shape
         nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
-        score = score_unseen(self.blender, _unseen((*self.names, *self.bags), logits, nets))
+        score = score_unseen(self.blender, _as_test_predictions((*self.names, *self.bags), logits, nets))
         assert len(score) == rows
         return pd.DataFrame({"score": score, "p_calibrated": self.calibrator(score)}, index=frame.index)
 
-    def all_logits(self, frame: pd.DataFrame, said: Level1) -> NDArray[np.float32]:
+    def all_logits(self, frame: pd.DataFrame, level1: Level1) -> NDArray[np.float32]:
         """(folds, n, runs) of the image runs and then the stackers, as fold k's nets and models see the rows."""
         made = [
-            self.fold_logits(fold, frame, said.logits[fold], said.of_fold(fold, self._frozen))
-            for fold in range(len(said.logits))
+            self.fold_logits(fold, frame, level1.logits[fold], level1.fold_embeddings(fold, self._frozen))
+            for fold in range(len(level1.logits))
         ]
         return np.stack(made)
 
@@ -79,15 +79,15 @@ class Fitted:
         if not self.bags:
             return logits
         nets = np.full((1, logits.shape[1]), fold, np.int8)
-        scaled = standardised(_unseen(self.names, logits[None], nets), self.scales).test[0]
+        scaled = standardised(_as_test_predictions(self.names, logits[None], nets), self.scales).test[0]
         x = self.features[fold].transform(frame, scaled, z)
         made = [bags[fold].logit(x, threads=self.threads) for bags in self.bags.values()]
         return np.column_stack([logits, *made])
 
-    def embeddings(self, said: Level1) -> list[dict[str, NDArray[np.floating]]]:
+    def embeddings(self, level1: Level1) -> list[dict[str, NDArray[np.floating]]]:
         """Of each fold, by run: the centred components (n, r) that level 2 measures distances in. [] without any."""
         return [
-            {name: features.components(name, z) for name, z in said.of_fold(fold, self._frozen).items()}
+            {name: features.components(name, z) for name, z in level1.fold_embeddings(fold, self._frozen).items()}
             for fold, features in enumerate(self.features)
         ]
 
@@ -96,7 +96,7 @@ class Fitted:
         return frozenset(self.features[0].frozen) if self.features else frozenset()
 
 
-def read_fitted(bundle: Bundle) -> Fitted:
+def read_fitted(bundle: Bundle) -> FittedEnsemble:
     """Raises BundleError where a part can't be used."""
     manifest = bundle.manifest
     names = tuple(run.name for run in bundle.image_runs)
@@ -113,11 +113,11 @@ def read_fitted(bundle: Bundle) -> Fitted:
             run: {int(net): (float(mean), float(spread)) for net, (mean, spread) in of_nets.items()}
             for run, of_nets in manifest["scales"].items()
         }
-        blender = blender_of(bundle.json("blend/blend.json"), bundle.arrays("blend"))
-        calibrator = read_calibrator(bundle.json("blend/calibration.json"))
+        blender = blender_from_state(bundle.json("blend/blend.json"), bundle.arrays("blend"))
+        calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
     except (DermstackError, TabularError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise BundleError(f"{bundle.folder}: level 2 can't be read ({error}): bundle again") from error
-    return Fitted(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
+    return FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
 
 
 def alignments(bundle: Bundle) -> dict[str, Alignment]:
@@ -136,7 +136,7 @@ def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
 
 
-def _unseen(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
+def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
     """Rows that are nobody's training rows, in the form that level 2 and the blend take test rows in."""
     runs = len(names)
     nothing = np.empty((0, runs), np.float32)
@@ -146,10 +146,10 @@ def _unseen(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[n
 ENCODER = "metadata.json"  # beside the weights of a net that sees metadata
 
 
-def looks_at(bundle: Bundle) -> int:
+def passes_per_image(bundle: Bundle) -> int:
     """How many times each picture goes through a network."""
     return sum(
-        VIEWS[run.settings["tta"]] * (1 if run.kind == "frozen" else bundle.folds * len(run.settings["seeds"]))
+        VIEW_COUNTS[run.settings["tta"]] * (1 if run.kind == "frozen" else bundle.folds * len(run.settings["seeds"]))
         for run in bundle.image_runs
     )
 
@@ -159,7 +159,7 @@ def read_level1(
     caches: dict[int, ImageCache],
     frame: pd.DataFrame,
     *,
-    store: NetStore | None = None,
+    store: NetCache | None = None,
     device: str = "auto",
     workers: int = 0,
     see: Callable[[ImageRun, int, NetOutput], object] = lambda run, fold, made: None,
@@ -170,8 +170,8 @@ def read_level1(
     ``see`` is shown each net's raw predictions (a frozen backbone's once, as fold 0), ``progress`` is told how many
     images have gone through a network. ``store`` may keep the nets for the next call. Raises ImageError.
     """
-    how = {
-        "store": store or NetStore(room=0), "device": device, "threads": int(bundle.manifest["threads"]),
+    options = {
+        "store": store or NetCache(max_bytes=0), "device": device, "threads": int(bundle.manifest["threads"]),
         "workers": workers, "progress": progress,
     }  # fmt: skip
     aligned, kinds = alignments(bundle), bundle.manifest["embeddings"]
@@ -179,7 +179,7 @@ def read_level1(
     z: dict[str, NDArray[np.floating]] = {}
     for place, run in enumerate(bundle.image_runs):
         cache = caches[int(run.settings["size"])]
-        for fold, made in enumerate(_by_fold(bundle, run, cache, frame, **how)):
+        for fold, made in enumerate(_predict_folds(bundle, run, cache, frame, **options)):
             logits[fold, :, place] = made.logit
             if fold == 0 or run.kind != "frozen":
                 see(run, fold, made)
@@ -204,12 +204,14 @@ def encoded_metadata(bundle: Bundle, run: ImageRun, fold: int, frame: pd.DataFra
     return DenseMetadata.from_json(path.read_text(encoding="utf-8")).transform(frame)
 
 
-def _by_fold(bundle: Bundle, run: ImageRun, cache: ImageCache, frame: pd.DataFrame, **how: Any) -> Iterator[NetOutput]:
+def _predict_folds(
+    bundle: Bundle, run: ImageRun, cache: ImageCache, frame: pd.DataFrame, **options: Any
+) -> Iterator[NetOutput]:
     rows = cache.rows_for(frame["id"])
     folds = [fold_folder(bundle, run, fold) for fold in range(bundle.folds)]
     if run.kind == "frozen":
-        yield from apply_frozen(folds, run.settings, cache, rows, **how)
+        yield from predict_frozen(folds, run.settings, cache, rows, **options)
         return
     for number, fold in enumerate(folds):
         metadata = encoded_metadata(bundle, run, number, frame)
-        yield apply_trained(fold, run.settings, cache, rows, metadata, positive=run.positive, **how)
+        yield predict_trained(fold, run.settings, cache, rows, metadata, positive=run.positive, **options)

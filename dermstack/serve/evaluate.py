@@ -17,11 +17,11 @@ from dermstack.serve.expectations import cost_notes, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
 from stack.console import Out
 from stack.errors import DataError
-from stack.metrics.validation import Validation, check_classes, plain, validate
+from stack.metrics.validation import Validation, check_classes, jsonable, validate
 from stack.store import atomic
 from stack.table import read_cells, read_external_frame
 
-_SHOWN = 5  # ids named of each fault
+_MAX_LISTED = 5  # ids named of each fault
 
 
 def read_labelled_rows(
@@ -43,16 +43,16 @@ def read_labelled_rows(
     for path in filter(None, (labels, metadata)):
         if not path.is_file():
             raise DataError(f"{path}: no such file: name the csv of the labels, and that of the metadata")
-    called = {"id": id_column or bundle.columns["id"], "target": target_column or bundle.columns["target"]}
+    csv_names = {"id": id_column or bundle.columns["id"], "target": target_column or bundle.columns["target"]}
     header = list(read_cells(labels).columns)
-    for name, csv in called.items():
+    for name, csv in csv_names.items():
         if csv not in header:
             raise DataError(
                 f"{labels}: no column {csv!r}, it has {', '.join(map(repr, header))}: name the one that holds the "
                 f"{name} with --{name}-column"
             )
-    targets = read_external_frame(labels, called).set_index("id")["target"]
-    rows = read_new_rows(bundle, images, metadata or labels, id_column=called["id"])
+    targets = read_external_frame(labels, csv_names).set_index("id")["target"]
+    rows = read_new_rows(bundle, images, metadata or labels, id_column=csv_names["id"])
     if metadata:
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)
     y = targets_of(rows, targets)
@@ -63,7 +63,9 @@ def read_labelled_rows(
 def targets_of(rows: NewRows, labels: pd.Series) -> pd.Series:
     """The targets of these rows, in their order, joined by id. Raises DataError where an id has none, or several."""
     if labels.index.has_duplicates:
-        raise DataError(f"labels: {_named(labels.index[labels.index.duplicated()].unique())} more than once: keep one")
+        raise DataError(
+            f"labels: {_listed_ids(labels.index[labels.index.duplicated()].unique())} more than once: keep one"
+        )
     _check_same_ids(labels.index, pd.Index(rows.frame["id"]), "labels", "the rows")
     y = labels.loc[rows.frame["id"]]
     if len(odd := y[~y.isin([0, 1])]):
@@ -73,7 +75,7 @@ def targets_of(rows: NewRows, labels: pd.Series) -> pd.Series:
 
 def _check_same_ids(labelled: pd.Index, described: pd.Index, labels: Path | str, metadata: Path | str) -> None:
     faults = [
-        f"{there} has no row for {_named(missing)} of {here}"
+        f"{there} has no row for {_listed_ids(missing)} of {here}"
         for missing, here, there in (
             (labelled.difference(described, sort=False), labels, metadata),
             (described.difference(labelled, sort=False), metadata, labels),
@@ -84,9 +86,9 @@ def _check_same_ids(labelled: pd.Index, described: pd.Index, labels: Path | str,
         raise DataError(f"{'; '.join(faults)}: give both the same ids, each once")
 
 
-def _named(ids: pd.Index) -> str:
-    more = f", … {len(ids):,} in all" if len(ids) > _SHOWN else ""
-    return ", ".join(map(repr, ids[:_SHOWN])) + more
+def _listed_ids(ids: pd.Index) -> str:
+    more = f", … {len(ids):,} in all" if len(ids) > _MAX_LISTED else ""
+    return ", ".join(map(repr, ids[:_MAX_LISTED])) + more
 
 
 def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = "auto", n_jobs: int = 1) -> Validation:
@@ -134,7 +136,7 @@ def evaluate_to_files(
     if not there.all():
         _write_csv(rows.frame.loc[~there, ["id"]], folder / "dropped.csv")
         out.warn(f"{int((~there).sum()):,} images can't be read and are left out: {folder / 'dropped.csv'}")
-    _write(json.dumps(plain(found), indent=1, ensure_ascii=False) + "\n", folder / "evaluation.json")
+    _write(json.dumps(jsonable(found), indent=1, ensure_ascii=False) + "\n", folder / "evaluation.json")
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = evaluation_html(found, y_there, made["score"].to_numpy(np.float64), created=created)
     _write(page, folder / "evaluation.html")
@@ -185,7 +187,7 @@ def _notes(bundle: Bundle, rows: NewRows) -> list[str]:
             "several images, the intervals are too narrow."
         )
     notes += [f"{note[0].upper()}{note[1:]}" for note in cost_notes(bundle, rows.missing)]
-    return notes + ([bundle.flattered] if bundle.flattered else [])
+    return notes + ([bundle.selection_note] if bundle.selection_note else [])
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -14,42 +14,42 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import Fitted, encoded_metadata, fold_folder, read_fitted
+from dermstack.serve.ensemble import FittedEnsemble, encoded_metadata, fold_folder, read_fitted
 from image_models.predict import NetOutput
 from image_models.saved import head_logits
 from stack.errors import BundleError, DermstackError
 from stack.experiment import Experiment
 from stack.history import auc_of
 from stack.metrics.intervals import paired_difference
-from stack.metrics.validation import Promise, make_promise, plain, promise_of
+from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
 from stack.predictions import predictions_of, read_embeddings
-from stack.store import Run, places, write_json
+from stack.store import Run, row_positions, write_json
 from tabular.embeddings import Density, fit_density
 from tabular.errors import TabularError
 
 PROMISE_FILE = "promise.json"
 
 
-def measure_promise(experiment: Experiment, blend: Run) -> Promise:
+def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
     """Of the nested scores and the nested calibrated p: each row's by what was chosen and fitted without its fold."""
     oof = blend.frame("oof")
-    places = experiment.rows_of(oof["id"])
-    return make_promise(
+    row_positions = experiment.rows_of(oof["id"])
+    return internal_validation(
         experiment.config.objective,
-        experiment.target[places],
+        experiment.target[row_positions],
         oof["score"].to_numpy(np.float64),
         oof["p_calibrated"].to_numpy(np.float64),
-        experiment.split_group[places],
-        experiment.table.train.iloc[places].reset_index(drop=True),
+        experiment.split_group[row_positions],
+        experiment.table.train.iloc[row_positions].reset_index(drop=True),
     )
 
 
-def write_promise(promise: Promise, bundle: Path) -> None:
+def write_promise(promise: InternalValidation, bundle: Path) -> None:
     """Into the folder of a bundle in the making."""
-    (bundle / PROMISE_FILE).write_text(json.dumps(plain(promise), indent=1), encoding="utf-8")
+    (bundle / PROMISE_FILE).write_text(json.dumps(jsonable(promise), indent=1), encoding="utf-8")
 
 
-def read_promise(bundle: Bundle) -> Promise:
+def read_promise(bundle: Bundle) -> InternalValidation:
     """Raises BundleError where the bundle is older than its promise."""
     if not (bundle.folder / PROMISE_FILE).is_file():
         raise BundleError(
@@ -58,13 +58,13 @@ def read_promise(bundle: Bundle) -> Promise:
         )
     content = bundle.json(PROMISE_FILE)
     try:
-        return promise_of(content)
+        return internal_validation_from_json(content)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{bundle.folder}: {PROMISE_FILE} can't be read ({error}): bundle again") from error
 
 
 COSTS_FILE = "costs.json"
-KNOWN = ("age", "sex", "site", "group")  # what a new image may come without
+OPTIONAL_COLUMNS = ("age", "sex", "site", "group")  # what a new image may come without
 
 
 def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> list[dict[str, Any]]:
@@ -79,17 +79,17 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     frame = experiment.table.train.iloc[predictions.rows].reset_index(drop=True)
     y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
     z = {name: embedding.oof[predictions.rows] for name, embedding in read_embeddings(experiment, runs).items()}
-    columns = [name for name in KNOWN if name == "group" or frame[name].notna().any()]
+    columns = [name for name in OPTIONAL_COLUMNS if name == "group" or frame[name].notna().any()]
 
-    wanting = [*((name,) for name in columns), tuple(columns)]
-    frames = [frame, *(_without(frame, names) for names in wanting)]
-    changes = _changes_of_heads(bundle, runs, predictions.nets, frames)
-    full, *poorer = [
-        _out_of_fold(fitted, poor, predictions.oof + change, predictions.nets, z)
-        for poor, change in zip(frames, changes, strict=True)
+    column_sets = [*((name,) for name in columns), tuple(columns)]
+    frames = [frame, *(_drop_columns(frame, names) for names in column_sets)]
+    changes = _logit_changes(bundle, runs, predictions.nets, frames)
+    full, *reduced_scores = [
+        _out_of_fold_scores(fitted, reduced, predictions.oof + change, predictions.nets, z)
+        for reduced, change in zip(frames, changes, strict=True)
     ]
     costs = []
-    for names, score in zip(wanting, poorer, strict=True):
+    for names, score in zip(column_sets, reduced_scores, strict=True):
         cost = paired_difference(experiment.config.objective, y, score, full, groups)
         costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
@@ -97,7 +97,7 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
 
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     """What a user who lacks these columns should know; nothing where nothing is missing."""
-    lacking = [name for name in KNOWN if name in missing]
+    lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
     if not lacking or not (bundle.folder / COSTS_FILE).is_file():
         return []
     objective = bundle.manifest["objective"]
@@ -109,31 +109,31 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
         everything = max(costs, key=len)
     except (LookupError, TypeError, ValueError) as error:
         raise BundleError(f"{bundle.folder}: {COSTS_FILE} can't be read ({error}): bundle again") from error
-    asked = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
+    reported = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
     return [
-        f"no {' and no '.join(names)}{_known_as(bundle, names)}: on the training rows that changes {objective} by "
+        f"no {' and no '.join(names)}{_csv_names(bundle, names)}: on the training rows that changes {objective} by "
         f"{costs[names]['cost']:+.4f} [{costs[names]['low']:+.4f}, {costs[names]['high']:+.4f}]"
-        for names in asked
+        for names in reported
     ]
 
 
-def _known_as(bundle: Bundle, names: Sequence[str]) -> str:
+def _csv_names(bundle: Bundle, names: Sequence[str]) -> str:
     """How a csv would name the columns."""
     called = [bundle.columns[name] for name in names if name in bundle.columns]
     return f" (column {', '.join(called)})" if called else ""
 
 
-def _without(frame: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
-    poor = frame.copy()
+def _drop_columns(frame: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
+    reduced = frame.copy()
     for name in names:
         if name == "group":
-            poor["group"] = poor["id"]
+            reduced["group"] = reduced["id"]
         else:
-            poor[name] = pd.Series(np.nan, index=poor.index, dtype=poor[name].dtype)
-    return poor
+            reduced[name] = pd.Series(np.nan, index=reduced.index, dtype=reduced[name].dtype)
+    return reduced
 
 
-def _changes_of_heads(
+def _logit_changes(
     bundle: Bundle, runs: list[Run], nets: NDArray[np.int8], frames: Sequence[pd.DataFrame]
 ) -> list[NDArray[np.float32]]:
     """(n, runs) for each of ``frames``: by how much its metadata changes each net's logit from that of the first."""
@@ -141,16 +141,18 @@ def _changes_of_heads(
     for place, (run, stored) in enumerate(zip(bundle.image_runs, runs, strict=True)):
         if not run.settings["metadata"]:
             continue
-        oof_z = stored.array("oof_z")[places(frames[0]["id"], stored.frame("oof")["id"], f"the rows of {run.name}")]
+        oof_z = stored.array("oof_z")[
+            row_positions(frames[0]["id"], stored.frame("oof")["id"], f"the rows of {run.name}")
+        ]
         for fold in range(bundle.folds):
             rows = np.flatnonzero(nets[:, place] == fold)
-            known, *others = _heads(bundle, run, fold, oof_z[rows], [frame.iloc[rows] for frame in frames])
+            known, *others = _head_logits(bundle, run, fold, oof_z[rows], [frame.iloc[rows] for frame in frames])
             for change, logit in zip(changes[1:], others, strict=True):
                 change[rows, place] = logit - known
     return changes
 
 
-def _heads(
+def _head_logits(
     bundle: Bundle, run: ImageRun, fold: int, z: NDArray[np.float16], frames: Sequence[pd.DataFrame]
 ) -> list[NDArray[np.float32]]:
     """Logits (n,) of stored embeddings (n, d) beside the metadata of each frame, through the net's head alone."""
@@ -159,8 +161,8 @@ def _heads(
     return head_logits(weights, run.settings, z, metadata, positive=run.positive)
 
 
-def _out_of_fold(
-    fitted: Fitted,
+def _out_of_fold_scores(
+    fitted: FittedEnsemble,
     frame: pd.DataFrame,
     logits: NDArray[np.float32],
     nets: NDArray[np.int8],
@@ -178,8 +180,8 @@ def _out_of_fold(
     return score
 
 
-FAR = 0.99  # of training images no more than about one in a hundred lies further out
-FOLDER = "novelty"
+FAR_QUANTILE = 0.99  # of training images no more than about one in a hundred lies further out
+NOVELTY_FOLDER = "novelty"
 
 
 @dataclass(frozen=True)
@@ -189,13 +191,13 @@ class Novelty:
     run: str
     densities: tuple[Density, ...]
 
-    def watcher(self) -> Watcher:
+    def scorer(self) -> NoveltyScorer:
         """Something to show the nets' predictions to."""
-        return Watcher(self)
+        return NoveltyScorer(self)
 
 
 @dataclass
-class Watcher:
+class NoveltyScorer:
     """Looks at raw predictions as they are made, so that embeddings needn't be kept."""
 
     model: Novelty
@@ -213,7 +215,7 @@ class Watcher:
 
     def far(self) -> NDArray[np.bool_]:
         """(n,): those that a prediction should not be believed of without a look."""
-        return self.novelty() > FAR
+        return self.novelty() > FAR_QUANTILE
 
 
 def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
@@ -235,25 +237,25 @@ def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
 def write_novelty(novelty: Novelty, bundle: Path) -> None:
     """Into the folder of a bundle in the making."""
     for fold, density in enumerate(novelty.densities):
-        folder = bundle / FOLDER / f"fold_{fold}"
+        folder = bundle / NOVELTY_FOLDER / f"fold_{fold}"
         folder.mkdir(parents=True)
         for name in ("mean", "axes", "reference"):
             np.save(folder / f"{name}.npy", getattr(density, name), allow_pickle=False)
         write_json(folder / "noise.json", {"noise": density.noise})
-    write_json(bundle / FOLDER / "novelty.json", {"run": novelty.run, "nets": len(novelty.densities)})
+    write_json(bundle / NOVELTY_FOLDER / "novelty.json", {"run": novelty.run, "nets": len(novelty.densities)})
 
 
 def read_novelty(bundle: Bundle) -> Novelty | None:
     """None where the bundle has none."""
-    if not (bundle.folder / FOLDER / "novelty.json").is_file():
+    if not (bundle.folder / NOVELTY_FOLDER / "novelty.json").is_file():
         return None
-    about = bundle.json(f"{FOLDER}/novelty.json")
+    about = bundle.json(f"{NOVELTY_FOLDER}/novelty.json")
     try:
         run = next(run for run in bundle.image_runs if run.name == about["run"])
         densities = []
         for fold in range(1 if run.kind == "frozen" else bundle.folds):
-            noise = float(bundle.json(f"{FOLDER}/fold_{fold}/noise.json")["noise"])
-            densities.append(Density(**bundle.arrays(f"{FOLDER}/fold_{fold}"), noise=noise))
+            noise = float(bundle.json(f"{NOVELTY_FOLDER}/fold_{fold}/noise.json")["noise"])
+            densities.append(Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise))
     except (DermstackError, LookupError, StopIteration, TypeError, ValueError) as error:
         raise BundleError(
             f"{bundle.folder}: what says how unusual a picture is can't be read ({error}): bundle again"

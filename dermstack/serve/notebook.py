@@ -23,10 +23,10 @@ from stack.config import Data
 from stack.errors import BundleError
 from stack.store import atomic
 
-OWN = "dermstack"
+PACKAGE = "dermstack"
 EXTRA = "image"
 # An image made for GPUs has these, built for its driver, and they weigh gigabytes.
-OF_THE_HOST = ("torch", "torchvision")
+HOST_PACKAGES = ("torch", "torchvision")
 _GPU_LIBRARIES = ("nvidia-", "cuda-")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: dermstack\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
@@ -36,12 +36,12 @@ def wheel_list(wheel: str) -> str:
 
     What only torch brings is commented out. Raises BundleError for a distribution that isn't installed here.
     """
-    everything = installed_needs(OWN, (EXTRA,))
-    needed = installed_needs(OWN, (EXTRA,), stop_at=OF_THE_HOST)
+    everything = installed_requirements(PACKAGE, (EXTRA,))
+    needed = installed_requirements(PACKAGE, (EXTRA,), stop_at=HOST_PACKAGES)
     host = {
         name: version
         for name, version in everything.items()
-        if name in OF_THE_HOST or name not in needed or name.startswith(_GPU_LIBRARIES)
+        if name in HOST_PACKAGES or name not in needed or name.startswith(_GPU_LIBRARIES)
     }
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return "\n".join([
@@ -60,7 +60,7 @@ def wheel_list(wheel: str) -> str:
     ])  # fmt: skip
 
 
-def installed_needs(root: str, extras: Collection[str], *, stop_at: Collection[str] = ()) -> dict[str, str]:
+def installed_requirements(root: str, extras: Collection[str], *, stop_at: Collection[str] = ()) -> dict[str, str]:
     """Version by name, sorted, of what ``root`` with ``extras`` needs on this Python and system, all the way down.
 
     What the distributions ``stop_at`` need is left out, they themselves are not. Raises BundleError where one is
@@ -78,14 +78,16 @@ def installed_needs(root: str, extras: Collection[str], *, stop_at: Collection[s
         if name != root:
             found[name] = Version(here.version).public  # a local part, such as +cu130, is on no public index
         if name not in stop_at:
-            waiting += [(canonicalize_name(need.name), frozenset(need.extras)) for need in _needs(here, its_extras)]
+            waiting += [
+                (canonicalize_name(need.name), frozenset(need.extras)) for need in _requirements(here, its_extras)
+            ]
     return dict(sorted(found.items()))
 
 
 def check_environment() -> None:
     """Raises BundleError listing what ``dermstack[image]`` needs and is not here, or in another version."""
     unmet = []
-    for need in _needs(_installed(OWN), {EXTRA}):
+    for need in _requirements(_installed(PACKAGE), {EXTRA}):
         try:
             here = distribution(need.name).version
         except PackageNotFoundError:
@@ -98,8 +100,8 @@ def check_environment() -> None:
 
 def write_own_wheel(folder: Path) -> Path:
     """The dermstack that runs, editable or not, as a wheel: the same code predicts elsewhere. Same code, same bytes."""
-    own = _installed(OWN)
-    info = f"{OWN}-{own.version}.dist-info"
+    own = _installed(PACKAGE)
+    info = f"{PACKAGE}-{own.version}.dist-info"
     kept = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     texts = {name: own.read_text(name) for name in kept}
     # A checkout that was installed in place and stands first on the path is found by its .egg-info, which has neither.
@@ -128,10 +130,10 @@ def write_own_wheel(folder: Path) -> Path:
 
 def own_wheel_name() -> str:
     """Of the dermstack that runs."""
-    return f"{OWN}-{_installed(OWN).version}-py3-none-any.whl"
+    return f"{PACKAGE}-{_installed(PACKAGE).version}-py3-none-any.whl"
 
 
-def _needs(of: Distribution, extras: Collection[str]) -> list[Requirement]:
+def _requirements(of: Distribution, extras: Collection[str]) -> list[Requirement]:
     """Its requirements that hold on this Python and system."""
     needs = [Requirement(line) for line in of.requires or []]
     return [
@@ -210,7 +212,7 @@ check_environment()
 bundle = read_bundle(BUNDLE)
 print(f"bundle {bundle.fingerprint}, made by dermstack {bundle.manifest['dermstack']}")"""
 
-_PREDICT = """from dermstack.serve.predict import Wanted, predict_to_files
+_PREDICT = """from dermstack.serve.predict import OutputFiles, predict_to_files
 from stack.console import Out
 
 predictions = predict_to_files(
@@ -218,7 +220,7 @@ predictions = predict_to_files(
     IMAGES,
     TEST_CSV,
     Out(),
-    Wanted(OUTPUT / "predictions.csv", submission=OUTPUT / "submission.csv", sample=SAMPLE),
+    OutputFiles(OUTPUT / "predictions.csv", submission=OUTPUT / "submission.csv", sample=SAMPLE),
     n_jobs=os.cpu_count() or 1,
 )"""
 
@@ -233,7 +235,7 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
     The notebook looks for test csv, pictures and sample submission by the names that they have in ``data``. Raises
     BundleError where a distribution that dermstack needs isn't installed here.
     """
-    notebook, wheels = beside(target)
+    notebook, wheels = notebook_paths(target)
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
     paths = _PATHS.format(
         zip=f"{_stem(target)}.zip",
@@ -267,13 +269,13 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
     return notebook, wheels, own
 
 
-def check_free(target: Path) -> None:
+def check_no_notebook(target: Path) -> None:
     """Raises BundleError where a notebook, perhaps edited by hand, would be written over."""
-    if there := [path for path in beside(target) if path.exists()]:
+    if there := [path for path in notebook_paths(target) if path.exists()]:
         raise BundleError(f"{there[0]} is there already: move it away, or `--replace` it")
 
 
-def beside(target: Path) -> tuple[Path, Path]:
+def notebook_paths(target: Path) -> tuple[Path, Path]:
     """Where the notebook of a bundle and its list of wheels lie."""
     stem = _stem(target)
     return target.with_name(f"{stem}.ipynb"), target.with_name(f"{stem}.wheels.txt")

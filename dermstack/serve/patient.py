@@ -24,7 +24,7 @@ from image_models.device import pick_device
 from image_models.errors import ImageError
 from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
-from image_models.saved import NetStore
+from image_models.saved import NetCache
 from stack.errors import DataError
 from tabular.encode import DenseMetadata
 from tabular.group_features import embedding_aggregates, prediction_aggregates
@@ -37,8 +37,8 @@ class Standing:
     others: int  # how many there are
     distance: float | None  # cosine distance of its embedding to the others' mean direction, 0..2; None: not measured
     place: int | None  # 1: no lesion lies further from the rest; None where two can't be told apart
-    others_distance: tuple[float, float] | None  # least and greatest of the others'
-    others_risk: float | None  # mean calibrated risk of the others
+    others_distance_range: tuple[float, float] | None  # least and greatest of the others'
+    others_mean_risk: float | None  # mean calibrated risk of the others
     sentence: str
 
 
@@ -49,35 +49,37 @@ def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.f
     """
     n = len(risk)
     if n == 1:
-        return [Standing(0, None, None, None, None, _ALONE)]
+        return [Standing(0, None, None, None, None, _ONLY_PICTURE)]
     patient = np.zeros(n, np.intp)
-    others_risk = prediction_aggregates(patient, risk[:, None], ["risk"])["risk_group_others_mean"].to_numpy(np.float64)
-    apart = [
+    others_mean_risk = prediction_aggregates(patient, risk[:, None], ["risk"])["risk_group_others_mean"].to_numpy(
+        np.float64
+    )
+    distances = [
         embedding_aggregates(patient, z, name)[f"{name}_group_centroid"].to_numpy(np.float64)
         for fold in embeddings
         for name, z in fold.items()
     ]
-    if not apart:
+    if not distances:
         return [
             Standing(n - 1, None, None, None, float(mean), f"{_NOT_MEASURED} {_risk_sentence(own, mean, n - 1)}")
-            for own, mean in zip(risk, others_risk, strict=True)
+            for own, mean in zip(risk, others_mean_risk, strict=True)
         ]
-    distance = np.mean(apart, axis=0)
+    distance = np.mean(distances, axis=0)
     made = []
-    for row, (own, mean) in enumerate(zip(risk, others_risk, strict=True)):
+    for row, (own, mean) in enumerate(zip(risk, others_mean_risk, strict=True)):
         rest = np.delete(distance, row)
         place = int((distance > distance[row]).sum()) + 1 if n > 2 else None
         span = (float(rest.min()), float(rest.max()))
-        sentence = f"{_place_sentence(float(distance[row]), place, span, n)} {_risk_sentence(own, mean, n - 1)}"
+        sentence = f"{_rank_sentence(float(distance[row]), place, span, n)} {_risk_sentence(own, mean, n - 1)}"
         made.append(Standing(n - 1, float(distance[row]), place, span, float(mean), sentence))
     return made
 
 
-_ALONE = "The only picture: there are no others of this patient to compare it with."
+_ONLY_PICTURE = "The only picture: there are no others of this patient to compare it with."
 _NOT_MEASURED = "This ensemble's level 2 takes no embedding, so how alike the lesions look is not measured."
 
 
-def _place_sentence(distance: float, place: int | None, span: tuple[float, float], n: int) -> str:
+def _rank_sentence(distance: float, place: int | None, span: tuple[float, float], n: int) -> str:
     if place is None:
         return f"Its distance to the other lesion is {distance:.2f}; of two, neither can be the odd one."
     others = f"{span[0]:.2f}" if f"{span[0]:.2f}" == f"{span[1]:.2f}" else f"{span[0]:.2f} to {span[1]:.2f}"
@@ -100,17 +102,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 0.1 or share > 0.99 else f"{100 * share:.0f} %"
 
 
-SIDE = 480  # pixels of a shown picture's longer side
-_QUALITY = 90
+PAGE_SIDE = 480  # pixels of a shown picture's longer side
+_JPEG_QUALITY = 90
 
 
 def heat_maps(
     bundle: Bundle,
-    store: NetStore,
+    store: NetCache,
     caches: dict[int, ImageCache],
     frame: pd.DataFrame,
     *,
-    first: str | None = None,
+    preferred_run: str | None = None,
     device: str = "auto",
 ) -> tuple[NDArray[np.float32], ImageRun]:
     """Grad-CAM (n, s, s) in 0..1 of the rows' cached pictures by one run, and that run: the mean over its fold nets,
@@ -120,13 +122,13 @@ def heat_maps(
     Raises ImageError where no run is a convolutional net with a late feature map.
     """
     where = pick_device(device).type
-    runs = sorted(bundle.image_runs, key=lambda run: (run.kind == "frozen", run.name != first))
+    runs = sorted(bundle.image_runs, key=lambda run: (run.kind == "frozen", run.name != preferred_run))
     for run in runs:
         cache = caches[int(run.settings["size"])]
         pixels = cache.take(cache.rows_for(frame["id"]))
         folds = range(bundle.folds if run.kind != "frozen" else 1)
         try:
-            maps = [_of_net(bundle, store, run, fold, pixels, frame, where) for fold in folds]
+            maps = [_net_heat_map(bundle, store, run, fold, pixels, frame, where) for fold in folds]
         except ImageError:  # a transformer: another run may have a map
             continue
         mean = np.mean(maps, axis=0, dtype=np.float32)
@@ -138,35 +140,35 @@ def heat_maps(
     )
 
 
-def painted(image: NDArray[np.uint8], heat: NDArray[np.float32], *, squeezed: bool) -> NDArray[np.uint8]:
+def heat_overlay(image: NDArray[np.uint8], heat: NDArray[np.float32], *, squeezed: bool) -> NDArray[np.uint8]:
     """A picture (h, w, 3) under its heat (s, s), which covers all of it or, if not ``squeezed``, the middle square."""
     height, width = image.shape[:2]
     side = min(height, width)
     covered = (height, width) if squeezed else (side, side)
     stretched = np.asarray(Image.fromarray(heat).resize(covered[::-1], Image.Resampling.BILINEAR)).clip(0, 1)
     top, left = (height - covered[0]) // 2, (width - covered[1]) // 2
-    whole = np.zeros((height, width), np.float32)
-    whole[top : top + covered[0], left : left + covered[1]] = stretched
-    return overlay(image, whole)
+    full_heat = np.zeros((height, width), np.float32)
+    full_heat[top : top + covered[0], left : left + covered[1]] = stretched
+    return overlay(image, full_heat)
 
 
-def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def page_sized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture (h, w, 3) no larger than a page shows it."""
     small = Image.fromarray(image)
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((PAGE_SIDE, PAGE_SIDE), Image.Resampling.LANCZOS)
     return np.asarray(small)
 
 
-def jpeg(image: NDArray[np.uint8]) -> bytes:
+def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
     """Pixels alone: what else the file said, of place or patient, is not in it."""
     with io.BytesIO() as file:
-        Image.fromarray(image).save(file, "JPEG", quality=_QUALITY)
+        Image.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY)
         return file.getvalue()
 
 
-def _of_net(
+def _net_heat_map(
     bundle: Bundle,
-    store: NetStore,
+    store: NetCache,
     run: ImageRun,
     fold: int,
     pixels: NDArray[np.uint8],
@@ -181,8 +183,8 @@ def _of_net(
     return pixel_risk_maps(nets[0], pixels, metadata, threads=int(bundle.manifest["threads"]))
 
 
-KEPT = 4 << 30  # bytes of weights that stay in memory between two patients; what is beyond is read again
-OLDEST = 120  # years
+NET_CACHE_BYTES = 4 << 30  # bytes of weights that stay in memory between two patients; what is beyond is read again
+MAX_AGE = 120  # years
 _ADVICE = "choose a picture or a DICOM file (.dcm) in its place"
 
 
@@ -215,20 +217,20 @@ class Reading:
     """All pictures of a patient, and what a reader must know of all of them."""
 
     lesions: list[Lesion]
-    seen_by: str | None  # the run whose heat maps are shown
+    heat_map_run: str | None  # the run whose heat maps are shown
     notes: list[str]  # what unknown columns cost
 
 
 class Ensemble:
     """A bundle read into memory, for one patient after the other."""
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto", kept: int = KEPT) -> None:
+    def __init__(self, bundle: Bundle, *, device: str = "auto", net_cache_bytes: int = NET_CACHE_BYTES) -> None:
         self.bundle = bundle
         self.device = device
         self.fitted = read_fitted(bundle)
         self.novelty = read_novelty(bundle)
-        self.store = NetStore(room=kept)
-        self.busy = threading.Lock()  # patients take turns: each has the threads that the bundle names
+        self.store = NetCache(max_bytes=net_cache_bytes)
+        self.lock = threading.Lock()  # patients take turns: each has the threads that the bundle names
         self.choices = {name: _categories(self, name) for name in ("sex", "site")}
 
     @property
@@ -254,35 +256,35 @@ def read_patient(
     if not photos:
         raise DataError("no picture was given: choose at least one")
     frame = _frame(ensemble, photos, age, sex, together)
-    with ensemble.busy, TemporaryDirectory(prefix="dermstack-app-") as temporary:
+    with ensemble.lock, TemporaryDirectory(prefix="dermstack-app-") as temporary:
         sources = [_source(Path(temporary), row, photo) for row, photo in enumerate(photos)]
-        pictures = _decoded(photos, sources)
+        pictures = _decode_photos(photos, sources)
         caches = _caches(ensemble.bundle, Path(temporary), frame, sources)
-        said: list[Level1] = []
+        level1: list[Level1] = []
         made = score_pictures(
             ensemble.bundle, ensemble.fitted, ensemble.novelty, caches, frame, store=ensemble.store,
-            device=ensemble.device, tell=said.append,
+            device=ensemble.device, on_level1=level1.append,
         )  # fmt: skip
-        seen_by, heats = _heats(ensemble, caches, frame, pictures)
+        heat_map_run, heats = _heat_overlays(ensemble, caches, frame, pictures)
     risk = made["p_calibrated"].to_numpy(np.float64)
-    standing = standings(risk, ensemble.fitted.embeddings(said[0]))
+    standing = standings(risk, ensemble.fitted.embeddings(level1[0]))
     lesions = [
         Lesion(
             photo.name, photo.site, float(made["score"].iloc[row]), float(risk[row]),
             float(made["novelty"].iloc[row]) if "novelty" in made else None,
             bool(made["far"].iloc[row]) if "far" in made else False,
-            jpeg(pictures[row]), heats[row], standing[row],
+            encode_jpeg(pictures[row]), heats[row], standing[row],
         )
         for row, photo in enumerate(photos)
     ]  # fmt: skip
-    return Reading(lesions, seen_by, cost_notes(ensemble.bundle, _unknown(frame, together)))
+    return Reading(lesions, heat_map_run, cost_notes(ensemble.bundle, _unknown_columns(frame, together)))
 
 
 def _frame(
     ensemble: Ensemble, photos: Sequence[Photo], age: float | None, sex: str | None, together: bool
 ) -> pd.DataFrame:
-    if age is not None and not 0 <= age <= OLDEST:
-        raise DataError(f"age {age:g}: give years from 0 to {OLDEST}, or leave it empty")
+    if age is not None and not 0 <= age <= MAX_AGE:
+        raise DataError(f"age {age:g}: give years from 0 to {MAX_AGE}, or leave it empty")
     for name, value in [("sex", sex), *(("site", photo.site) for photo in photos)]:
         if value is not None and value not in ensemble.choices[name]:
             known = ", ".join(ensemble.choices[name]) or "none"
@@ -305,12 +307,12 @@ def _source(folder: Path, row: int, photo: Photo) -> Source:
     return Source(path, "dicom" if is_dicom else "file", n_bytes=len(photo.data), stamp=path.stat().st_mtime_ns)
 
 
-def _decoded(photos: Sequence[Photo], sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
+def _decode_photos(photos: Sequence[Photo], sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
     """Each picture as a page shows it. Raises DataError with a line for every file that is none."""
     pictures, faults = [], []
     for photo, source in zip(photos, sources, strict=True):
         try:
-            pictures.append(shown(source.read(at_least=1 << 9).image))
+            pictures.append(page_sized(source.read(min_side=1 << 9).image))
         except ImageError as error:
             reason = str(error).removeprefix(f"{source.name}: ").rpartition(": ")[0]
             faults.append(f"{photo.name}: {reason}: {_ADVICE}")
@@ -329,23 +331,25 @@ def _caches(bundle: Bundle, folder: Path, frame: pd.DataFrame, sources: list[Sou
     }  # fmt: skip
 
 
-def _heats(
+def _heat_overlays(
     ensemble: Ensemble, caches: dict[int, ImageCache], frame: pd.DataFrame, pictures: list[NDArray[np.uint8]]
 ) -> tuple[str | None, list[bytes | None]]:
     """The run that is asked for heat maps and each picture under its own; None where no run has any."""
-    first = ensemble.novelty.run if ensemble.novelty else None
+    preferred_run = ensemble.novelty.run if ensemble.novelty else None
     try:
-        maps, run = heat_maps(ensemble.bundle, ensemble.store, caches, frame, first=first, device=ensemble.device)
+        maps, run = heat_maps(
+            ensemble.bundle, ensemble.store, caches, frame, preferred_run=preferred_run, device=ensemble.device
+        )
     except ImageError:
         return None, [None] * len(pictures)
     squeezed = ensemble.bundle.manifest["resize"] == "square"
     return run.name, [
-        jpeg(painted(picture, heat, squeezed=squeezed)) if heat.any() else None
+        encode_jpeg(heat_overlay(picture, heat, squeezed=squeezed)) if heat.any() else None
         for picture, heat in zip(pictures, maps, strict=True)
     ]
 
 
-def _unknown(frame: pd.DataFrame, together: bool) -> list[str]:
+def _unknown_columns(frame: pd.DataFrame, together: bool) -> list[str]:
     """Columns of which nothing is known."""
     unknown = [name for name in ("age", "sex", "site") if frame[name].isna().all()]
     return unknown if together else [*unknown, "group"]

@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import Fitted, Level1, looks_at, read_fitted, read_level1
+from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
 from image_models.cache import ImageCache, build_cache
 from image_models.io.readers import Source, image_ids, image_sources
-from image_models.saved import NetStore
+from image_models.saved import NetCache
 from stack.console import Out
 from stack.errors import ConfigError, StoreError
 from stack.store import atomic, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
 from stack.table import ACQUISITION, read_new_frame
 
-PIXELS_AT_ONCE = 1 << 30  # bytes of decoded pictures that a part keeps on disk
-MOST_AT_ONCE, FEWEST_AT_ONCE = 16_384, 1_024  # images of a part
+MAX_PART_BYTES = 1 << 30  # bytes of decoded pictures that a part keeps on disk
+MAX_PART_IMAGES, MIN_PART_IMAGES = 16_384, 1_024  # images of a part
 _KIND = "predictions"  # of the runs that finished parts are kept as
-_OURS = re.compile(r"\..*|job\.json|pixels|part_\d+")
-_OF_CACHE = ("source_width", "source_height", "source_bytes")  # what ACQUISITION is called in the cache
+_WORK_FILES = re.compile(r"\..*|job\.json|pixels|part_\d+")
+_CACHE_COLUMNS = ("source_width", "source_height", "source_bytes")  # what ACQUISITION is called in the cache
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,20 @@ def predict_rows(
             "pictures": [(source.name, source.n_bytes, source.stamp) for source in rows.sources],
             "drop": drop_unreadable,
         })  # fmt: skip
-        _begin(work, job)
+        _start_job(work, job)
         fitted, novelty = read_fitted(bundle), read_novelty(bundle)
         parts = list(_parts(bundle, rows.frame))
-        with out.bar("predict", looks_at(bundle) * len(rows.frame)) as progress:
-            for number, places in enumerate(parts):
-                if read_run(_part(work, number)) is not None:
-                    progress(looks_at(bundle) * len(places))
+        with out.bar("predict", passes_per_image(bundle) * len(rows.frame)) as progress:
+            for number, positions in enumerate(parts):
+                if read_run(_part_folder(work, number)) is not None:
+                    progress(passes_per_image(bundle) * len(positions))
                     continue
                 made = _predict_part(
-                    bundle, fitted, novelty, rows, places, work, device=device, n_jobs=n_jobs, workers=workers,
+                    bundle, fitted, novelty, rows, positions, work, device=device, n_jobs=n_jobs, workers=workers,
                     drop_unreadable=drop_unreadable, progress=progress,
                 )  # fmt: skip
-                write_run(_part(work, number), {"kind": _KIND}, frames={"made": made})
-        kept = pd.concat([_made(work, number) for number in range(len(parts))])
+                write_run(_part_folder(work, number), {"kind": _KIND}, frames={"made": made})
+        kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
     return together
@@ -108,32 +108,32 @@ def predict_rows(
 
 def score_pictures(
     bundle: Bundle,
-    fitted: Fitted,
+    fitted: FittedEnsemble,
     novelty: Novelty | None,
     caches: dict[int, ImageCache],
     frame: pd.DataFrame,
     *,
-    store: NetStore | None = None,
+    store: NetCache | None = None,
     device: str = "auto",
     workers: int = 0,
-    tell: Callable[[Level1], object] = lambda said: None,
+    on_level1: Callable[[Level1], object] = lambda level1: None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> pd.DataFrame:
     """The columns of `predict_rows` for whole groups (``frame``: id, group, age, sex, site), from cached pictures.
 
-    ``store`` may keep the nets for the next call; ``tell`` is told what the nets said, in the order of ``frame``.
+    ``store`` may keep the nets for the next call; ``on_level1`` is told what the nets said, in the order of ``frame``.
     """
     frame = frame.reset_index(drop=True)
     if bundle.manifest["features"]["shortcuts"]:
         frame = _with_acquisition(frame, next(iter(caches.values())))
-    seen = novelty.watcher() if novelty else None
+    seen = novelty.scorer() if novelty else None
     with threadpool_limits(fitted.threads):  # as in training: BLAS rounds by how many threads share its rows
-        said = read_level1(
+        level1 = read_level1(
             bundle, caches, frame, store=store, device=device, workers=workers, progress=progress,
             **({"see": seen.see} if seen else {}),
         )  # fmt: skip
-        tell(said)
-        made = pd.concat([frame[["id"]], fitted.score(frame, said)], axis=1)
+        on_level1(level1)
+        made = pd.concat([frame[["id"]], fitted.score(frame, level1)], axis=1)
     if seen:
         made["novelty"], made["far"] = seen.novelty(), seen.far()
     return made
@@ -141,10 +141,10 @@ def score_pictures(
 
 def _predict_part(
     bundle: Bundle,
-    fitted: Fitted,
+    fitted: FittedEnsemble,
     novelty: Novelty | None,
     rows: NewRows,
-    places: NDArray[np.intp],
+    positions: NDArray[np.intp],
     work: Path,
     *,
     device: str,
@@ -153,13 +153,13 @@ def _predict_part(
     drop_unreadable: bool,
     progress: Callable[[int], object],
 ) -> pd.DataFrame:
-    frame = rows.frame.iloc[places]
+    frame = rows.frame.iloc[positions]
     pixels = work / "pixels"
     caches = {
         size: build_cache(
             pixels / str(size),
             frame["id"].tolist(),
-            [rows.sources[place] for place in places],
+            [rows.sources[position] for position in positions],
             size=size,
             resize=bundle.manifest["resize"],
             format=bundle.manifest["cache_format"],
@@ -182,8 +182,8 @@ def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     What fits at once stays in its order, so that nets see the batches that they saw in training's test rows.
     """
     each = sum(size * size * 3 for size in bundle.sizes)
-    at_once = int(np.clip(PIXELS_AT_ONCE // each, FEWEST_AT_ONCE, MOST_AT_ONCE))
-    if len(frame) <= at_once:
+    max_images = int(np.clip(MAX_PART_BYTES // each, MIN_PART_IMAGES, MAX_PART_IMAGES))
+    if len(frame) <= max_images:
         yield np.arange(len(frame))
         return
     codes, _ = pd.factorize(frame["group"])
@@ -191,28 +191,28 @@ def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     ends = np.append(np.flatnonzero(np.diff(codes[order])) + 1, len(order))  # of each group
     start = 0
     while start < len(order):
-        fits = ends[(ends > start) & (ends <= start + at_once)]
+        fits = ends[(ends > start) & (ends <= start + max_images)]
         end = int(fits[-1]) if len(fits) else int(ends[ends > start][0])
         yield order[start:end]
         start = end
 
 
-def _part(work: Path, number: int) -> Path:
+def _part_folder(work: Path, number: int) -> Path:
     return work / f"part_{number:05}"
 
 
-def _made(work: Path, number: int) -> pd.DataFrame:
-    run = read_run(_part(work, number))
+def _read_part(work: Path, number: int) -> pd.DataFrame:
+    run = read_run(_part_folder(work, number))
     assert run is not None, "a part is written before it is read"
     return run.frame("made")
 
 
-def _begin(work: Path, job: str) -> None:
+def _start_job(work: Path, job: str) -> None:
     """Keep what belongs to this job, and nothing of another. Raises StoreError where there is something else."""
     path = work / "job.json"
-    strange = sorted(file.name for file in work.iterdir() if not _OURS.fullmatch(file.name))
-    if strange or work.is_symlink():  # whoever asked for the predictions removes the folder when they are there
-        found = strange[0] if strange else "a link"
+    foreign_files = sorted(file.name for file in work.iterdir() if not _WORK_FILES.fullmatch(file.name))
+    if foreign_files or work.is_symlink():  # whoever asked for the predictions removes the folder when they are there
+        found = foreign_files[0] if foreign_files else "a link"
         raise StoreError(f"{work} is for parts of predictions and holds {found}: move it away, or write elsewhere")
     try:
         same = json.loads(path.read_text(encoding="utf-8")).get("job") == job
@@ -228,16 +228,16 @@ def _begin(work: Path, job: str) -> None:
 
 def _with_acquisition(frame: pd.DataFrame, cache: ImageCache) -> pd.DataFrame:
     """Width, height and bytes of the originals, where the csv hasn't them."""
-    known = cache.index.iloc[cache.rows_for(frame["id"])][list(_OF_CACHE)].astype(np.float32).to_numpy()
+    known = cache.index.iloc[cache.rows_for(frame["id"])][list(_CACHE_COLUMNS)].astype(np.float32).to_numpy()
     own = {name: known[:, column] for column, name in enumerate(ACQUISITION) if name not in frame}
     return frame.assign(**own)
 
 
-HANDLINGS = ("refuse", "drop")
+UNREADABLE_CHOICES = ("refuse", "drop")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputFiles:
     """Which files to write: ``csv``, perhaps a ``submission`` in the order of a ``sample``; parts wait in ``work``."""
 
     csv: Path
@@ -251,7 +251,7 @@ def predict_to_files(
     images: Path,
     metadata: Path | None,
     out: Out,
-    wanted: Wanted,
+    outputs: OutputFiles,
     *,
     device: str = "auto",
     n_jobs: int = 1,
@@ -259,41 +259,41 @@ def predict_to_files(
 ) -> pd.DataFrame:
     """Predict every row and write the files; returns what the csv holds. Raises what `predict_rows` does."""
     drop = drops_unreadable(on_unreadable)
-    if wanted.sample and not wanted.submission:
-        raise ConfigError(f"--sample {wanted.sample}: name the file to write with --submission")
+    if outputs.sample and not outputs.submission:
+        raise ConfigError(f"--sample {outputs.sample}: name the file to write with --submission")
     rows = read_new_rows(bundle, images, metadata)
     _introduce(bundle, rows, out)
-    work = wanted.work or wanted.csv.with_name(f"{wanted.csv.name}.parts")
+    work = outputs.work or outputs.csv.with_name(f"{outputs.csv.name}.parts")
     made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=drop)
-    with atomic(wanted.csv) as temporary:
+    with atomic(outputs.csv) as temporary:
         temporary.write_text(made.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
     if len(lost := rows.frame.loc[~rows.frame["id"].isin(made["id"]), "id"]):
-        listed = wanted.csv.with_name(f"{wanted.csv.stem}.dropped.csv")
+        listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
         with atomic(listed) as temporary:
             temporary.write_text(lost.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
         out.warn(f"{len(lost):,} images can't be read and have no row: {listed}")
-    if wanted.submission:
+    if outputs.submission:
         columns = bundle.columns
         frame = submission(
-            made["id"], made["score"], id_column=columns["id"], target_column=columns["target"], sample=wanted.sample
+            made["id"], made["score"], id_column=columns["id"], target_column=columns["target"], sample=outputs.sample
         )
-        with atomic(wanted.submission) as temporary:
+        with atomic(outputs.submission) as temporary:
             temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
-        out.say(f"submission: {wanted.submission}")
+        out.say(f"submission: {outputs.submission}")
     shutil.rmtree(work)
     if "far" in made and made["far"].any():
         out.warn(
             f"{int(made['far'].sum()):,} of {len(made):,} images lie further out than 99 % of the training images "
             "(column far): look at them before believing their score"
         )
-    out.say(f"predictions: {wanted.csv}, {len(made):,} rows")
+    out.say(f"predictions: {outputs.csv}, {len(made):,} rows")
     return made
 
 
 def drops_unreadable(on_unreadable: str) -> bool:
-    """Whether images that can't be read are left out. Raises ConfigError for what is none of HANDLINGS."""
-    if on_unreadable not in HANDLINGS:
-        raise ConfigError(f"--on-unreadable {on_unreadable}: choose {' or '.join(HANDLINGS)}")
+    """Whether images that can't be read are left out. Raises ConfigError for what is none of UNREADABLE_CHOICES."""
+    if on_unreadable not in UNREADABLE_CHOICES:
+        raise ConfigError(f"--on-unreadable {on_unreadable}: choose {' or '.join(UNREADABLE_CHOICES)}")
     return on_unreadable == "drop"
 
 
@@ -305,5 +305,5 @@ def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
         f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
         f"of {rows.frame['group'].nunique():,} groups to predict"
     )
-    for note in [*([bundle.flattered] if bundle.flattered else []), *cost_notes(bundle, rows.missing)]:
+    for note in [*([bundle.selection_note] if bundle.selection_note else []), *cost_notes(bundle, rows.missing)]:
         out.warn(note)

@@ -34,11 +34,11 @@ from stack.experiment import Experiment
 from stack.images import with_images
 from stack.level1 import level1_runs
 from stack.level2 import stacker_inputs
-from stack.store import LOCK, Run, locked, named, read_run, write_json
+from stack.store import LOCK_FILE, Run, error_with_path, locked, read_run, write_json
 from stack.submission import blend_inputs
 
-FOLDER = "onnx"
-PICTURES = 32  # of the experiment's training images, evenly over its rows
+ONNX_FOLDER = "onnx"
+CHECK_IMAGES = 32  # of the experiment's training images, evenly over its rows
 
 
 def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
     """
     experiment, caches = with_images(experiment, bundle.sizes, out)
     train = experiment.table.train
-    rows = np.unique(np.linspace(0, len(train) - 1, PICTURES).astype(np.intp))
+    rows = np.unique(np.linspace(0, len(train) - 1, CHECK_IMAGES).astype(np.intp))
     frame = train.iloc[rows].reset_index(drop=True)
     nets: dict[str, dict[str, float]] = {}
     with out.bar("onnx", len(bundle.image_runs) * bundle.folds, "folds") as progress:
@@ -63,20 +63,20 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
                     fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1]
                 )
                 for place, net in enumerate(made):
-                    name = f"{FOLDER}/{run.name}/fold_{fold}{f'_{seeds[place]}' if place else ''}.onnx"
+                    name = f"{ONNX_FOLDER}/{run.name}/fold_{fold}{f'_{seeds[place]}' if place else ''}.onnx"
                     path = bundle.folder / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     try:
                         write_onnx(net, path, size=size, metadata=metadata.shape[1])
-                        agreement = check_onnx(path, net, images)
+                        differences = check_onnx(path, net, images)
                     except ImageError as error:
                         raise BundleError(f"{run.name}, fold {fold}, {run.settings['backbone']}: {error}") from error
-                    nets[name] = {key: value for key, value in asdict(agreement).items() if key != "images"}
+                    nets[name] = {key: value for key, value in asdict(differences).items() if key != "images"}
                 progress(1)
     return {"opset": OPSET, "torch": version("torch"), "pictures": len(rows), "differences": nets}
 
 
-_PRIVATE = {"runs", "cache", "storage", "tuned"}  # where things lie on the machine that trained
+_PRIVATE_KEYS = {"runs", "cache", "storage", "tuned"}  # where things lie on the machine that trained
 
 
 def write_bundle(
@@ -90,9 +90,9 @@ def write_bundle(
     """
     if target.exists() and not replace:
         raise BundleError(f"{target} is there already: choose another name, or `--replace` it")
-    image_runs, stackers, blend = _finished(experiment)
-    with _making(target) as making:
-        folder = making / "bundle"
+    image_runs, stackers, blend = _finished_runs(experiment)
+    with _staging_folder(target) as staging:
+        folder = staging / "bundle"
         folder.mkdir()
         with out.bar("bundle", len(image_runs) + len(stackers) + 1, "runs") as progress:
             for run in image_runs:
@@ -119,16 +119,16 @@ def write_bundle(
         bundle = write_manifest(folder, manifest)
         finished = folder
         if target.suffix == ".zip":
-            finished = making / target.name
+            finished = staging / target.name
             zip_bundle(bundle, finished)
         if target.is_dir():
-            target.replace(making / "replaced")
+            target.replace(staging / "replaced")
         finished.replace(target)
     return Bundle(target, bundle.manifest)
 
 
 @contextmanager
-def _making(target: Path) -> Iterator[Path]:
+def _staging_folder(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to make it in. What a killed process left there goes first."""
     folder = target.with_name(f".{target.name}.making")
     with locked(folder):
@@ -136,16 +136,16 @@ def _making(target: Path) -> Iterator[Path]:
             for left in folder.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left)
-                elif left.name != LOCK:
+                elif left.name != LOCK_FILE:
                     left.unlink()
             yield folder
         except OSError as error:
-            raise named(error, target) from error
+            raise error_with_path(error, target) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _finished(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
+def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     """Image runs, stackers and blend of today's config. Raises BundleError naming what must be run first."""
     again = f"run `{experiment.command('stack')}` first"
     level1 = level1_runs(experiment)
@@ -173,20 +173,22 @@ def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
     """Weights and encoders of every fold net; a frozen run's backbone once."""
     if run.meta["kind"] == "frozen":
         body = "backbone.safetensors"
-        _copy(run.checked(body) if body in run.meta["files"] else run.folder / body, folder)  # of an earlier dermstack
+        _copy(
+            run.verified_path(body) if body in run.meta["files"] else run.folder / body, folder
+        )  # of an earlier dermstack
     for fold in range(folds):
-        of_fold = read_run(run.folder / f"fold_{fold}")
-        if of_fold is None:
+        fold_run = read_run(run.folder / f"fold_{fold}")
+        if fold_run is None:
             raise BundleError(f"{run.folder}/fold_{fold} is gone: run `dermstack oof --rebuild {run.name}`")
-        for name in of_fold.meta["files"]:
+        for name in fold_run.meta["files"]:
             if name.endswith((".safetensors", ".json")):
-                _copy(of_fold.checked(name), folder / f"fold_{fold}")
+                _copy(fold_run.verified_path(name), folder / f"fold_{fold}")
         for number, seed in enumerate(run.meta["settings"]["seeds"] if run.meta["kind"] == "image" else []):
             own = seed + int(run.meta["inputs"].get("seed", 0))
-            if (net := read_run(net_folder(of_fold.folder, own))) is not None:  # else of dermstack 0.1, copied above
+            if (net := read_run(net_folder(fold_run.folder, own))) is not None:  # else of dermstack 0.1, copied above
                 target = folder / f"fold_{fold}" / (WEIGHTS if number == 0 else f"weights_{own}.safetensors")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(net.checked(WEIGHTS), target)
+                shutil.copyfile(net.verified_path(WEIGHTS), target)
 
 
 def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:
@@ -194,23 +196,23 @@ def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:
     shifts = []
     for name in run.meta["files"]:
         if name.endswith(".npy"):
-            _copy_shared(run.checked(name), bundle / "alignment", run.name)
+            _copy_shared(run.verified_path(name), bundle / "alignment", run.name)
     for fold in range(folds):
-        of_fold = read_run(run.folder / f"fold_{fold}")
-        if of_fold is None:
+        fold_run = read_run(run.folder / f"fold_{fold}")
+        if fold_run is None:
             raise BundleError(f"{run.folder}/fold_{fold} is gone: remove {run.folder} and run `dermstack stack`")
-        for name in of_fold.meta["files"]:
+        for name in fold_run.meta["files"]:
             if name == "features.json" or name.endswith(".npy"):
-                _copy_shared(of_fold.checked(name), bundle / "features" / f"fold_{fold}", run.name)
+                _copy_shared(fold_run.verified_path(name), bundle / "features" / f"fold_{fold}", run.name)
             else:
-                _copy(of_fold.checked(name), bundle / "stackers" / run.name / f"fold_{fold}")
-        shifts.append(float(of_fold.meta["shift"]))
+                _copy(fold_run.verified_path(name), bundle / "stackers" / run.name / f"fold_{fold}")
+        shifts.append(float(fold_run.meta["shift"]))
     return shifts
 
 
 def _copy_blend(blend: Run, folder: Path) -> None:
     for name in ("values", "ranks"):
-        _copy(blend.checked(f"{name}.npy"), folder)
+        _copy(blend.verified_path(f"{name}.npy"), folder)
     write_json(folder / "blend.json", blend.meta["blender"])
     write_json(folder / "calibration.json", blend.meta["calibrator"])
 
@@ -233,7 +235,7 @@ def _manifest(
         "resize": config.data.resize,
         "cache_format": config.data.cache_format,
         "features": config.features.model_dump(),
-        "embeddings": _embeddings(stackers, image_runs),
+        "embeddings": _embedding_kinds(stackers, image_runs),
         "image_runs": [
             {
                 "name": run.name,
@@ -254,19 +256,19 @@ def _manifest(
     }
 
 
-def _embeddings(stackers: list[Run], image_runs: list[Run]) -> dict[str, str]:
+def _embedding_kinds(stackers: list[Run], image_runs: list[Run]) -> dict[str, str]:
     """Which runs enter level 2 with their z, and how, in the order of the matrix."""
     if not stackers:
         return {}
-    of_fold = read_run(stackers[0].folder / "fold_0")
-    assert of_fold is not None, "it has been copied"
-    kinds = {"aligned": stackers[0].meta["files"], "frozen": of_fold.meta["files"]}
+    fold_run = read_run(stackers[0].folder / "fold_0")
+    assert fold_run is not None, "it has been copied"
+    kinds = {"aligned": stackers[0].meta["files"], "frozen": fold_run.meta["files"]}
     return {run.name: kind for run in image_runs for kind, files in kinds.items() if f"{run.name}_turn.npy" in files}
 
 
 def _write_settings(experiment: Experiment, path: Path) -> None:
     """For people to read; where things lie on this machine stays here."""
-    settings = experiment.config.model_dump(mode="json", exclude=_PRIVATE)
+    settings = experiment.config.model_dump(mode="json", exclude=_PRIVATE_KEYS)
     settings["data"] = {key: value for key, value in settings["data"].items() if key in {"name", "columns", "resize"}}
     for model in settings["image_models"]:
         model["pretrained"] = Path(model["pretrained"]).name if isinstance(model["pretrained"], str) else True

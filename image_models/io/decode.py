@@ -16,14 +16,14 @@ from image_models.errors import ImageError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # of Pillow's; the others are seldom used and often attacked
 MAX_PIXELS = 200_000_000  # a whole-slide scan is larger, a photograph of a lesion never
-MAX_ENCODED = 1 << 29  # bytes of one picture as it lies in a file
+MAX_ENCODED_BYTES = 1 << 29  # bytes of one picture as it lies in a file
 
-SMALLEST_SCALE = 4  # a JPEG comes at no less than a quarter
+MAX_DOWNSCALE = 4  # a JPEG comes at no less than a quarter
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
-_LYING = (5, 6, 7, 8)  # orientations whose height and width change places
-_NEXT = "restore the file or drop its row from the csv"
+_TRANSPOSED = (5, 6, 7, 8)  # orientations whose height and width change places
+_ADVICE = "restore the file or drop its row from the csv"
 
 
 class Picture(NamedTuple):
@@ -34,33 +34,33 @@ class Picture(NamedTuple):
     width: int
 
 
-def decode(data: bytes, *, name: str, at_least: int) -> Picture:
+def decode(data: bytes, *, name: str, min_side: int) -> Picture:
     """An encoded picture as RGB, upright as its EXIF tag says; by content, not by suffix.
 
-    A JPEG may come at a reduced scale, down to 1/4, as long as both sides stay ``at_least`` pixels: libjpeg then skips
+    A JPEG may come at a reduced scale, down to 1/4, as long as both sides stay ``min_side`` pixels: libjpeg then skips
     most of the arithmetic. Transparency is laid on white, 16 bits keep the high byte. Raises
     ImageError saying ``name`` and the reason.
     """
     if not data:
-        raise ImageError(f"{name}: the file is empty: {_NEXT}")
-    if data.startswith(_JPEG) and (picture := _decode_jpeg(data, name, at_least)) is not None:
+        raise ImageError(f"{name}: the file is empty: {_ADVICE}")
+    if data.startswith(_JPEG) and (picture := _decode_jpeg(data, name, min_side)) is not None:
         return picture
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = _decode_other(data, name)
+            image = _decode_with_pillow(data, name)
             return Picture(image, *image.shape[:2])
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image that can be read ({', '.join(SUFFIXES)}): {_NEXT}") from error
+        raise ImageError(f"{name}: not an image that can be read ({', '.join(SUFFIXES)}): {_ADVICE}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: {error}: {_NEXT}") from error
+        raise ImageError(f"{name}: {error}: {_ADVICE}") from error
     # Pillow raises OSError for truncated data, SyntaxError for broken PNG chunks, ValueError and OverflowError for
     # absurd headers, and what its plugins stumble over besides.
     except (OSError, SyntaxError, ArithmeticError, ValueError, LookupError, TypeError, EOFError, MemoryError) as error:
-        raise ImageError(f"{name}: cannot decode ({error}): {_NEXT}") from error
+        raise ImageError(f"{name}: cannot decode ({error}): {_ADVICE}") from error
 
 
-def _decode_jpeg(data: bytes, name: str, at_least: int) -> Picture | None:
+def _decode_jpeg(data: bytes, name: str, min_side: int) -> Picture | None:
     """By libjpeg-turbo at the smallest scale that serves; None for CMYK, which Pillow knows how to turn into RGB."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -68,18 +68,20 @@ def _decode_jpeg(data: bytes, name: str, at_least: int) -> Picture | None:
         if colours in ("CMYK", "YCCK"):
             return None
         # They bound the reduced size from below. At 1/8 rough skin is 3 grey levels off, at 1/4 less than 2.
-        least = [max(min(at_least, side), -(-side // SMALLEST_SCALE)) for side in (height, width)]
+        min_sides = [max(min(min_side, side), -(-side // MAX_DOWNSCALE)) for side in (height, width)]
         # strict: a cut-off file is an error, not grey.
-        image = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], min_factor=1, strict=True)
+        image = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=min_sides[0], min_width=min_sides[1], min_factor=1, strict=True
+        )
     except (ValueError, RuntimeError, MemoryError) as error:
-        raise ImageError(f"{name}: cannot decode ({str(error).strip()}): {_NEXT}") from error
+        raise ImageError(f"{name}: cannot decode ({str(error).strip()}): {_ADVICE}") from error
     orientation = _orientation(data)
-    if orientation in _LYING:
+    if orientation in _TRANSPOSED:
         height, width = width, height
     return Picture(_upright(image, orientation), height, width)
 
 
-def _decode_other(data: bytes, name: str) -> NDArray[np.uint8]:
+def _decode_with_pillow(data: bytes, name: str) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(image.height, image.width, name)
         image.load()
@@ -104,7 +106,7 @@ def _check_size(height: int, width: int, name: str) -> None:
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"{name}: its header claims {width} × {height} pixels, more than {MAX_PIXELS // 10**6} million, as a "
-            f"decompression bomb does: {_NEXT}"
+            f"decompression bomb does: {_ADVICE}"
         )
 
 
@@ -122,7 +124,7 @@ def _orientation(data: bytes) -> int:
 
 def _upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """As EXIF 2.3 numbers the eight ways to hold a camera."""
-    if orientation in _LYING:
+    if orientation in _TRANSPOSED:
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]

@@ -20,26 +20,28 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, p
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
 
 from image_models.errors import ImageError
-from image_models.io.decode import MAX_ENCODED, MAX_PIXELS, Picture, decode
+from image_models.io.decode import MAX_ENCODED_BYTES, MAX_PIXELS, Picture, decode
 
 # What may leave a file's header; nothing else of a patient is ever read into a file of ours.
-PATIENT = ("PatientID", "PatientSex", "PatientAge", "BodyPartExamined")
+ALLOWED_TAGS = ("PatientID", "PatientSex", "PatientAge", "BodyPartExamined")
 
 _STRIPE = 1 << 20  # grey values that are turned into shades at a time: in float64 a whole picture may take gigabytes
-_NEXT = "restore the file or drop its row from the csv"
+_ADVICE = "restore the file or drop its row from the csv"
 _SEXES = {"M": "male", "F": "female", "O": "other"}
-_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})  # markers of JPEG and JPEG-LS that name a size
-_MARKERS = 10_000  # and bytes between them, after which a JPEG has had its chance to say its size
-_ALONE = frozenset({0x01, 0xFF, *range(0xD0, 0xDA)})  # those without a length
+_UNIT_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_SOF_MARKERS = frozenset(
+    {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+)  # markers of JPEG and JPEG-LS that name a size
+_MAX_MARKERS = 10_000  # and bytes between them, after which a JPEG has had its chance to say its size
+_STANDALONE_MARKERS = frozenset({0x01, 0xFF, *range(0xD0, 0xDA)})  # those without a length
 # pydicom and its codecs raise what their parsing stumbles over.
-_FAULTS = (
+_READ_ERRORS = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, AttributeError, ValueError, TypeError, LookupError,
     ArithmeticError, NotImplementedError, RuntimeError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
 
 
-def read_dicom(path: Path, *, at_least: int) -> Picture:
+def read_dicom(path: Path, *, min_side: int) -> Picture:
     """The one picture of a DICOM file as RGB; a baseline JPEG inside is decoded as it would be outside.
 
     Grey goes through the modality's and the window's tables where the file has them, else the range that its stored
@@ -49,13 +51,13 @@ def read_dicom(path: Path, *, at_least: int) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom remarks on odd values of tags that are not read here
-            return _read(path, at_least)
+            return _read(path, min_side)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file: restore it or drop its row from the csv") from error
     except ImageError:
         raise
-    except _FAULTS as error:
-        raise ImageError(f"{path}: cannot be read as DICOM ({error}): {_NEXT}") from error
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path}: cannot be read as DICOM ({error}): {_ADVICE}") from error
 
 
 def dicom_metadata(path: Path) -> dict[str, str]:
@@ -66,13 +68,13 @@ def dicom_metadata(path: Path) -> dict[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _check_inflated(path)
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(PATIENT))
-            values = {name: str(tags.get(name, "") or "").strip() for name in PATIENT}
+            _check_inflated_size(path)
+            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(ALLOWED_TAGS))
+            values = {name: str(tags.get(name, "") or "").strip() for name in ALLOWED_TAGS}
     except ImageError:
         raise
-    except _FAULTS as error:
-        raise ImageError(f"{path}: cannot be read as DICOM ({error}): {_NEXT}") from error
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path}: cannot be read as DICOM ({error}): {_ADVICE}") from error
     return {
         "image_name": path.stem,
         "patient_id": values["PatientID"],
@@ -85,21 +87,21 @@ def dicom_metadata(path: Path) -> dict[str, str]:
 def _age(text: str) -> str:
     """Years of an age string such as 045Y, 018M, 003W, 010D; "" where it is none."""
     number, unit = text[:-1], text[-1:].upper()
-    return f"{int(number) * _YEARS[unit]:.4g}" if number.isdigit() and unit in _YEARS else ""
+    return f"{int(number) * _UNIT_YEARS[unit]:.4g}" if number.isdigit() and unit in _UNIT_YEARS else ""
 
 
-def _read(path: Path, at_least: int) -> Picture:
-    _check_inflated(path)
+def _read(path: Path, min_side: int) -> Picture:
+    _check_inflated_size(path)
     tags = pydicom.dcmread(path)
     if "PixelData" not in tags:
-        raise ImageError(f"{path}: holds no picture (no PixelData): {_NEXT}")
+        raise ImageError(f"{path}: holds no picture (no PixelData): {_ADVICE}")
     _check_size(tags, path)
     _check_codestream(tags, path)
     photometric = str(tags.PhotometricInterpretation)
     syntax = tags.file_meta.get("TransferSyntaxUID")
     if syntax == JPEGBaseline8Bit and photometric != "RGB":  # whose JPEG may not say that it isn't YCbCr
         data = next(generate_frames(tags.PixelData, number_of_frames=1))
-        picture = decode(data, name=str(path), at_least=at_least)
+        picture = decode(data, name=str(path), min_side=min_side)
         if photometric == "MONOCHROME1":
             picture = picture._replace(image=255 - picture.image)
         return picture
@@ -121,23 +123,23 @@ def _colour(tags: pydicom.Dataset) -> NDArray[np.uint8]:
 
 
 def _grey(tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
-    stored = _twelve_bits(tags) if _is_twelve_bit_jpeg(tags) else pixel_array(tags)
+    stored = _decode_jpeg12(tags) if _is_twelve_bit_jpeg(tags) else pixel_array(tags)
     if stored.ndim != 2:
         raise ValueError(f"{photometric} of shape {stored.shape}")
     grey, rows = np.empty(stored.shape, np.uint8), max(1, _STRIPE // stored.shape[1])
     for top in range(0, len(stored), rows):
-        grey[top : top + rows] = _shades(stored[top : top + rows], tags, photometric)
+        grey[top : top + rows] = _to_uint8(stored[top : top + rows], tags, photometric)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _shades(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
+def _to_uint8(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
     """0 (black) to 255 of stored values (h, w)."""
     bits = int(tags.BitsStored)
     low = -(2.0 ** (bits - 1)) if tags.get("PixelRepresentation") else 0.0
     values, high = stored.astype(np.float64), low + 2.0**bits - 1
-    if _first(tags, "WindowWidth"):
+    if _first_value(tags, "WindowWidth"):
         values = np.asarray(apply_modality_lut(stored, tags), np.float64)
-        low, high = _window(_first(tags, "WindowCenter"), _first(tags, "WindowWidth"))
+        low, high = _window(_first_value(tags, "WindowCenter"), _first_value(tags, "WindowWidth"))
     elif tags.get("VOILUTSequence"):
         values = np.asarray(apply_voi_lut(apply_modality_lut(stored, tags), tags), np.float64)
         low, high = 0.0, 2.0 ** int(tags.VOILUTSequence[0].LUTDescriptor[2]) - 1
@@ -152,7 +154,7 @@ def _is_twelve_bit_jpeg(tags: pydicom.Dataset) -> bool:
     return tags.file_meta.TransferSyntaxUID == JPEGExtended12Bit and int(tags.BitsStored) > 8
 
 
-def _twelve_bits(tags: pydicom.Dataset) -> NDArray[np.uint16]:
+def _decode_jpeg12(tags: pydicom.Dataset) -> NDArray[np.uint16]:
     """Lossy JPEG of 12 bits, which no permissive codec of pydicom's can decode."""
     stored = np.empty((int(tags.Rows), int(tags.Columns)), np.uint16)
     imagecodecs.jpeg_decode(next(generate_frames(tags.PixelData, number_of_frames=1)), out=stored)
@@ -165,7 +167,7 @@ def _window(centre: float, width: float) -> tuple[float, float]:
     return centre - 0.5 - half, centre - 0.5 + half
 
 
-def _first(tags: pydicom.Dataset, name: str) -> float:
+def _first_value(tags: pydicom.Dataset, name: str) -> float:
     value: Any = tags.get(name)
     value = value[0] if isinstance(value, pydicom.multival.MultiValue) and len(value) else value
     return float(value) if value not in (None, "") else 0.0
@@ -178,17 +180,17 @@ def _check_size(tags: pydicom.Dataset, path: Path) -> None:
     if frames != 1:
         raise ImageError(f"{path}: holds {frames} frames: write each picture to a file of its own")
     if not 0 < rows * columns <= MAX_PIXELS:
-        raise ImageError(f"{path}: its header claims {columns} × {rows} pixels: {_NEXT}")
+        raise ImageError(f"{path}: its header claims {columns} × {rows} pixels: {_ADVICE}")
     syntax = tags.file_meta.get("TransferSyntaxUID")
     needed = rows * columns * samples * (int(tags.get("BitsAllocated") or 8) // 8)
     if tags.PhotometricInterpretation == "YBR_FULL_422":
         needed = needed * 2 // 3
-    if needed > MAX_ENCODED:
-        raise ImageError(f"{path}: its header claims {needed:,} bytes of pixels: {_NEXT}")
+    if needed > MAX_ENCODED_BYTES:
+        raise ImageError(f"{path}: its header claims {needed:,} bytes of pixels: {_ADVICE}")
     if (syntax is None or not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian) and needed > len(
         tags.PixelData
     ):
-        raise ImageError(f"{path}: is cut off, {len(tags.PixelData)} of {needed} bytes of pixels are there: {_NEXT}")
+        raise ImageError(f"{path}: is cut off, {len(tags.PixelData)} of {needed} bytes of pixels are there: {_ADVICE}")
 
 
 def _check_codestream(tags: pydicom.Dataset, path: Path) -> None:
@@ -196,17 +198,18 @@ def _check_codestream(tags: pydicom.Dataset, path: Path) -> None:
     syntax = tags.file_meta.get("TransferSyntaxUID")
     if syntax is None or not syntax.is_encapsulated:
         return
-    said, size = (
+    header_size, size = (
         (int(tags.Rows), int(tags.Columns)),
-        _claimed(next(generate_frames(tags.PixelData, number_of_frames=1))),
+        _codestream_size(next(generate_frames(tags.PixelData, number_of_frames=1))),
     )
-    if size is not None and size != said:
+    if size is not None and size != header_size:
         raise ImageError(
-            f"{path}: {said[1]} × {said[0]} pixels, but {size[1]} × {size[0]} in the picture inside: {_NEXT}"
+            f"{path}: {header_size[1]} × {header_size[0]} pixels, "
+            f"but {size[1]} × {size[0]} in the picture inside: {_ADVICE}"
         )
 
 
-def _claimed(data: bytes) -> tuple[int, int] | None:
+def _codestream_size(data: bytes) -> tuple[int, int] | None:
     """Height and width that a JPEG, JPEG-LS or JPEG 2000 claims; None of another coding. ValueError if it says none."""
     if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # SIZ, perhaps in a JP2 file
         right, lower, left, upper = struct.unpack_from(">4I", data, at + 8)
@@ -214,23 +217,23 @@ def _claimed(data: bytes) -> tuple[int, int] | None:
     if not data.startswith(b"\xff\xd8"):
         return None
     at = 2
-    for _ in range(_MARKERS):
+    for _ in range(_MAX_MARKERS):
         if at + 9 > len(data):
             break
         marker = data[at + 1]
-        if data[at] == 0xFF and marker in _FRAMES:
+        if data[at] == 0xFF and marker in _SOF_MARKERS:
             height, width = struct.unpack_from(">HH", data, at + 5)
             return height, width
-        alone = data[at] != 0xFF or marker in _ALONE
-        at += 1 if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        standalone = data[at] != 0xFF or marker in _STANDALONE_MARKERS
+        at += 1 if standalone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise ValueError("a JPEG that doesn't say its size")
 
 
-def _check_inflated(path: Path) -> None:
+def _check_inflated_size(path: Path) -> None:
     """A deflated data set is inflated whole by whoever opens it: see first how large it becomes."""
     with path.open("rb") as file:
-        if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED:
-            raise ImageError(f"{path}: {length:,} bytes are more than a picture has: {_NEXT}")
+        if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
+            raise ImageError(f"{path}: {length:,} bytes are more than a picture has: {_ADVICE}")
         read_preamble(file, force=False)
         # pydicom's own, so that it finds what pydicom will: the group's length may lie.
         if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
@@ -238,5 +241,7 @@ def _check_inflated(path: Path) -> None:
         inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while (packed := inflate.unconsumed_tail or file.read(1 << 20)) and not inflate.eof:
             total += len(inflate.decompress(packed, 1 << 22))
-            if total > MAX_ENCODED:
-                raise ImageError(f"{path}: inflates to more than {MAX_ENCODED >> 20} MiB, as a bomb does: {_NEXT}")
+            if total > MAX_ENCODED_BYTES:
+                raise ImageError(
+                    f"{path}: inflates to more than {MAX_ENCODED_BYTES >> 20} MiB, as a bomb does: {_ADVICE}"
+                )

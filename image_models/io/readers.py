@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from image_models.errors import ImageError
-from image_models.io.decode import MAX_ENCODED, SUFFIXES, Picture, decode
+from image_models.io.decode import MAX_ENCODED_BYTES, SUFFIXES, Picture, decode
 
 if TYPE_CHECKING:
     import h5py
@@ -51,25 +51,25 @@ class Source:
             return f"{self.path}[{self.key}]"
         return f"{self.path}, byte {self.start}" if self.kind == "tfrecord" else str(self.path)
 
-    def read(self, *, at_least: int) -> Picture:
-        """The picture; a JPEG perhaps at a reduced scale, its sides no less than ``at_least``. Raises ImageError."""
-        picture = self._decoded(at_least)
+    def read(self, *, min_side: int) -> Picture:
+        """The picture; a JPEG perhaps at a reduced scale, its sides no less than ``min_side``. Raises ImageError."""
+        picture = self._decode(min_side)
         if self.swap_red_blue:
             picture = picture._replace(image=np.ascontiguousarray(picture.image[..., ::-1]))
         return picture
 
-    def _decoded(self, at_least: int) -> Picture:
+    def _decode(self, min_side: int) -> Picture:
         if self.kind == "dicom":
             from image_models.io.dicom import read_dicom
 
-            return read_dicom(self.path, at_least=at_least)
+            return read_dicom(self.path, min_side=min_side)
         try:
             data = self._encoded()
         except FileNotFoundError as error:
             raise ImageError(f"{self.path}: no such file: restore it or drop its rows from the csv") from error
         except OSError as error:
             raise ImageError(f"{self.name}: cannot be read ({error}): restore the file") from error
-        return decode(data, name=self.name, at_least=at_least)
+        return decode(data, name=self.name, min_side=min_side)
 
     def _encoded(self) -> bytes:
         if self.kind == "hdf5":
@@ -77,7 +77,7 @@ class Source:
                 return _hdf5_bytes(file, self.key, self.path)
         with self.path.open("rb") as file:
             if self.kind == "file":
-                if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED:
+                if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
                     raise ImageError(f"{self.path}: {length:,} bytes are more than a picture has: restore the file")
                 return file.read()
             file.seek(self.start)
@@ -88,59 +88,61 @@ class Source:
 
 
 def image_sources(
-    place: Path, ids: Sequence[str], *, names: TFRecordNames = TFRecordNames(), swap_red_blue: bool = False
+    path: Path, ids: Sequence[str], *, names: TFRecordNames = TFRecordNames(), swap_red_blue: bool = False
 ) -> list[Source]:
     """Where the picture of each id lies, in the order of ``ids``.
 
-    ``place`` is a folder, searched through its subfolders for <id>.jpg, .png, … or .dcm and for TFRecord shards, or one
+    ``path`` is a folder, searched through its subfolders for <id>.jpg, .png, … or .dcm and for TFRecord shards, or one
     .hdf5 or .tfrec file. Raises ImageError for missing ids (how many, which) and for an id that is there twice.
     """
-    wanted = set(ids)
+    requested = set(ids)
     found: dict[str, Source] = {}
     twice: list[str] = []
-    for row_id, source in _all(place, wanted, names, swap_red_blue):
-        if row_id not in wanted:
+    for row_id, source in _iter_sources(path, requested, names, swap_red_blue):
+        if row_id not in requested:
             continue
         if row_id in found:
             twice.append(f"{row_id}: {found[row_id].name} and {source.name}")
         found[row_id] = source
     if twice:
         raise ImageError(
-            f"{len(twice)} ids have more than one image in {place}, first: {twice[0]}: keep one of them, or name the "
+            f"{len(twice)} ids have more than one image in {path}, first: {twice[0]}: keep one of them, or name the "
             "folder that holds the right ones"
         )
     missing = [row_id for row_id in ids if row_id not in found]
     if missing:
         raise ImageError(
-            f"{len(missing)} of {len(ids)} images are missing in {place}, first: {', '.join(missing[:3])}: "
+            f"{len(missing)} of {len(ids)} images are missing in {path}, first: {', '.join(missing[:3])}: "
             "restore the files or drop the rows from the csv"
         )
     return [found[row_id] for row_id in ids]
 
 
-def image_ids(place: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str]:
-    """The id of every picture in ``place``, which is as for `image_sources`: names of files without suffix, sorted."""
-    ids = sorted(row_id for row_id, _ in _all(place, None, names, swap=False))
+def image_ids(path: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str]:
+    """The id of every picture in ``path``, which is as for `image_sources`: names of files without suffix, sorted."""
+    ids = sorted(row_id for row_id, _ in _iter_sources(path, None, names, swap=False))
     if not ids:
-        raise ImageError(f"{place} holds no picture: name a folder with {', '.join(SUFFIXES + DICOM_SUFFIXES)} files")
+        raise ImageError(f"{path} holds no picture: name a folder with {', '.join(SUFFIXES + DICOM_SUFFIXES)} files")
     if twice := sorted({a for a, b in pairwise(ids) if a == b}):
         raise ImageError(
-            f"{len(twice)} ids have more than one image in {place}, first: {twice[0]}: keep one of them, or name the "
+            f"{len(twice)} ids have more than one image in {path}, first: {twice[0]}: keep one of them, or name the "
             "folder that holds the right ones"
         )
     return ids
 
 
-def _all(place: Path, wanted: set[str] | None, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
-    """Pictures with their ids; of those not ``wanted`` as many are left out as is cheap."""
-    if place.is_dir():
+def _iter_sources(
+    path: Path, requested: set[str] | None, names: TFRecordNames, swap: bool
+) -> Iterator[tuple[str, Source]]:
+    """Pictures with their ids; of those not ``requested`` as many are left out as is cheap."""
+    if path.is_dir():
         shards = []
-        for entry in _files(place):
+        for entry in _walk_files(path):
             stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path for each of 33,000 files costs seconds)
             suffix = suffix.lower()
             if suffix in TFRECORD_SUFFIXES:
                 shards.append(Path(entry.path))
-            elif (wanted is None or stem in wanted) and suffix in SUFFIXES + DICOM_SUFFIXES:
+            elif (requested is None or stem in requested) and suffix in SUFFIXES + DICOM_SUFFIXES:
                 stat = entry.stat()
                 kind: Literal["dicom", "file"] = "dicom" if suffix in DICOM_SUFFIXES else "file"
                 yield (
@@ -148,18 +150,18 @@ def _all(place: Path, wanted: set[str] | None, names: TFRecordNames, swap: bool)
                     Source(Path(entry.path), kind, n_bytes=stat.st_size, stamp=stat.st_mtime_ns, swap_red_blue=swap),
                 )
         for shard in sorted(shards):
-            yield from _records(shard, names, swap)
-    elif place.is_file() and place.suffix.lower() in TFRECORD_SUFFIXES:
-        yield from _records(place, names, swap)
-    elif place.is_file() and place.suffix.lower() in HDF5_SUFFIXES:
-        yield from _datasets(place, wanted, swap)
+            yield from _tfrecord_sources(shard, names, swap)
+    elif path.is_file() and path.suffix.lower() in TFRECORD_SUFFIXES:
+        yield from _tfrecord_sources(path, names, swap)
+    elif path.is_file() and path.suffix.lower() in HDF5_SUFFIXES:
+        yield from _hdf5_sources(path, requested, swap)
     else:
         raise ImageError(
-            f"{place} is not a folder, nor an .hdf5 or .tfrec file: set data.images to what holds the pictures"
+            f"{path} is not a folder, nor an .hdf5 or .tfrec file: set data.images to what holds the pictures"
         )
 
 
-def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+def _walk_files(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Files below ``folder``, sorted; hidden ones and what archives leave behind are passed over."""
     with os.scandir(folder) as entries:
         inside = sorted(entries, key=lambda entry: entry.name)
@@ -167,12 +169,12 @@ def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
         if entry.name.startswith((".", "__MACOSX")):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path))
+            yield from _walk_files(Path(entry.path))
         elif entry.is_file():
             yield entry
 
 
-def _records(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
+def _tfrecord_sources(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
     from image_models.io.tfrecord import image_span, read_records
 
     with shard.open("rb") as file:
@@ -190,7 +192,7 @@ def _records(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[st
             yield values[0].decode("utf-8", "replace"), source
 
 
-def _datasets(path: Path, wanted: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
+def _hdf5_sources(path: Path, requested: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
     """ISIC 2024's form: a data set of encoded bytes for each id."""
     with _open_hdf5(path) as file:
         try:
@@ -202,8 +204,8 @@ def _datasets(path: Path, wanted: set[str] | None, swap: bool) -> Iterator[tuple
         except (OSError, RuntimeError, LookupError, ValueError) as error:
             raise ImageError(f"{path} can't be listed ({error}): download or write the file again") from error
         mtime = path.stat().st_mtime_ns
-        for key in sorted(there if wanted is None else there & wanted):
-            length = int(_dataset(file, key, path).nbytes)
+        for key in sorted(there if requested is None else there & requested):
+            length = int(_hdf5_dataset(file, key, path).nbytes)
             # The file's time: a checksum of each picture would read the whole file before the first is decoded.
             yield key, Source(path, "hdf5", key=key, n_bytes=length, stamp=mtime, swap_red_blue=swap)
 
@@ -218,7 +220,7 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
-    value = _dataset(file, key, path)
+    value = _hdf5_dataset(file, key, path)
     try:
         data = value[()]
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError) as error:
@@ -226,7 +228,7 @@ def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
     return data if isinstance(data, bytes) else np.asarray(data).tobytes()
 
 
-def _dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
+def _hdf5_dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
     """The encoded picture under ``key``: a scalar of opaque bytes or a vector of uint8, in this file itself."""
     import h5py
 
@@ -236,7 +238,7 @@ def _dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
         value = file[key] if is_own else None
         if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual:
             raise ImageError(f"{path}[{key}] is no data set of this file itself: {advice}")
-        if value.dtype.kind not in "VSOu" or value.ndim > 1 or value.nbytes > MAX_ENCODED:
+        if value.dtype.kind not in "VSOu" or value.ndim > 1 or value.nbytes > MAX_ENCODED_BYTES:
             raise ImageError(f"{path}[{key}] holds {value.dtype} of shape {value.shape}: {advice}")
     except ImageError:
         raise

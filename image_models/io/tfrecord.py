@@ -19,10 +19,10 @@ from image_models.errors import ImageError
 
 Values = list[bytes] | list[float] | list[int]
 
-_VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5  # wire types
+_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5  # wire types
 _BYTES, _FLOATS, _INTS = 1, 2, 3  # members of tf.train.Feature
-MOST_VALUES = 1 << 20  # of one feature: a byte of the file may become a hundred in memory
-_AGAIN = "download or write the file again"
+MAX_VALUES = 1 << 20  # of one feature: a byte of the file may become a hundred in memory
+_ADVICE = "download or write the file again"
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,22 @@ def read_records(path: Path) -> Iterator[Record]:
         with path.open("rb") as file:
             size = path.stat().st_size
             if not size:
-                raise ImageError(f"{path} is empty: {_AGAIN}")
+                raise ImageError(f"{path} is empty: {_ADVICE}")
             while (at := file.tell()) < size:
                 where = f"{path}: record at byte {at}"
                 head = file.read(12)
                 if at == 0 and head[:2] == b"\x1f\x8b":
                     raise ImageError(f"{path} is packed by gzip: unpack it (gunzip) and name the unpacked file")
-                if len(head) < 12 or not _is_whole(head[:8], head[8:]):
-                    raise ImageError(f"{where}: not the head of a TFRecord, or damaged: {_AGAIN}")
+                if len(head) < 12 or not _crc_matches(head[:8], head[8:]):
+                    raise ImageError(f"{where}: not the head of a TFRecord, or damaged: {_ADVICE}")
                 length = int.from_bytes(head[:8], "little")
                 if length + 4 > size - at - 12:  # before reading: a claimed length is not yet memory
-                    raise ImageError(f"{where}: claims {length} bytes, {size - at - 12} are left in the file: {_AGAIN}")
+                    raise ImageError(
+                        f"{where}: claims {length} bytes, {size - at - 12} are left in the file: {_ADVICE}"
+                    )
                 data = file.read(length)
-                if not _is_whole(data, file.read(4)):
-                    raise ImageError(f"{where}: its checksum doesn't match, the data is damaged: {_AGAIN}")
+                if not _crc_matches(data, file.read(4)):
+                    raise ImageError(f"{where}: its checksum doesn't match, the data is damaged: {_ADVICE}")
                 try:
                     features, spans = _read_example(data, at + 12)
                 except ValueError as error:
@@ -83,7 +85,7 @@ def image_span(record: Record, name: str) -> tuple[int, int]:
     )
 
 
-def _is_whole(data: bytes, stored: bytes) -> bool:
+def _crc_matches(data: bytes, stored: bytes) -> bool:
     crc: int = google_crc32c.value(data)
     masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF  # a crc of data that holds crcs is a weak one
     return masked.to_bytes(4, "little") == stored
@@ -96,16 +98,16 @@ def _read_example(data: bytes, offset: int) -> tuple[dict[str, Values], dict[str
         for entry in _messages(data, start, end):
             name = ""
             values: Values = []
-            places: list[tuple[int, int]] = []
+            ranges: list[tuple[int, int]] = []
             for number, wire, begin, stop in _fields(data, *entry):
-                if (number, wire) == (1, _LENGTH):
+                if (number, wire) == (1, _LEN):
                     name = data[begin:stop].decode()
-                elif (number, wire) == (2, _LENGTH):
-                    values, places = _read_feature(data, begin, stop)
+                elif (number, wire) == (2, _LEN):
+                    values, ranges = _read_feature(data, begin, stop)
             features[name] = values  # of a doubled name the last counts, as in every protobuf reader
             spans.pop(name, None)
-            if places:
-                spans[name] = [(offset + begin, stop - begin) for begin, stop in places]
+            if ranges:
+                spans[name] = [(offset + begin, stop - begin) for begin, stop in ranges]
     return features, spans
 
 
@@ -113,24 +115,24 @@ def _read_feature(data: bytes, start: int, end: int) -> tuple[Values, list[tuple
     kind = 0
     items: list[tuple[int, int, int]] = []  # wire type, begin, end
     for number, wire, begin, stop in _fields(data, start, end):
-        if number in (_BYTES, _FLOATS, _INTS) and wire == _LENGTH:
+        if number in (_BYTES, _FLOATS, _INTS) and wire == _LEN:
             if number != kind:  # a oneof: the last kind counts
                 kind, items = number, []
             values = ((of, a, b) for field, of, a, b in _fields(data, begin, stop) if field == 1)
-            items += islice(values, MOST_VALUES + 1 - len(items))
+            items += islice(values, MAX_VALUES + 1 - len(items))
             _check_count(len(items))
     if kind == _BYTES:
-        places = [(begin, stop) for wire, begin, stop in items if wire == _LENGTH]
-        return [data[begin:stop] for begin, stop in places], places
+        ranges = [(begin, stop) for wire, begin, stop in items if wire == _LEN]
+        return [data[begin:stop] for begin, stop in ranges], ranges
     if kind == _FLOATS:
-        packed = b"".join(data[begin:stop] for wire, begin, stop in items if wire in (_LENGTH, _FOUR))
+        packed = b"".join(data[begin:stop] for wire, begin, stop in items if wire in (_LEN, _I32))
         if len(packed) % 4:
             raise ValueError(f"a list of floats of {len(packed)} bytes")
         _check_count(len(packed) // 4)
         return list(struct.unpack(f"<{len(packed) // 4}f", packed)), []
     integers: list[int] = []
     for wire, begin, stop in items:
-        at = begin if wire in (_LENGTH, _VARINT) else stop
+        at = begin if wire in (_LEN, _VARINT) else stop
         while at < stop:
             value, at = _varint(data, at, stop)
             _check_count(len(integers) + 1)
@@ -139,13 +141,13 @@ def _read_feature(data: bytes, start: int, end: int) -> tuple[Values, list[tuple
 
 
 def _check_count(values: int) -> None:
-    if values > MOST_VALUES:
-        raise ValueError(f"more than {MOST_VALUES:,} values in one feature")
+    if values > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES:,} values in one feature")
 
 
 def _messages(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where the submessages of field 1 lie, the only field of Example and Features."""
-    return ((begin, stop) for number, wire, begin, stop in _fields(data, start, end) if (number, wire) == (1, _LENGTH))
+    return ((begin, stop) for number, wire, begin, stop in _fields(data, start, end) if (number, wire) == (1, _LEN))
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -158,9 +160,9 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
             raise ValueError(f"tag {tag} at byte {begin} of the record is too large")
         if wire == _VARINT:
             _, at = _varint(data, at, end)
-        elif wire in (_EIGHT, _FOUR):
-            at += 8 if wire == _EIGHT else 4
-        elif wire == _LENGTH:
+        elif wire in (_I64, _I32):
+            at += 8 if wire == _I64 else 4
+        elif wire == _LEN:
             length, begin = _varint(data, at, end)
             at = begin + length
         else:

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from stack.blend.columns import TRANSFORMS, NetColumns, Weighting, weighted_sum
+from stack.blend.columns import TRANSFORMS, NetScaler, Weighting, weighted_sum
 from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
 from stack.errors import ConfigError, DataError, StoreError
 from stack.metrics.intervals import Interval, interval
@@ -48,7 +48,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     What comes out of ranks orders rows and is no probability (`stack.blend.calibration` makes one of it), and
     what tuned weights score on the rows that tuned them is no estimate (`stack.blend.nested` makes one).
 
-    Fitted: `weighting_`, of which `weights_` (runs,), never negative, sum 1, and `transforms_` (runs,); `columns_`,
+    Fitted: `weighting_`, of which `weights_` (runs,), never negative, sum 1, and `transforms_` (runs,); `scaler_`,
     which were learnt without targets; `slope_` and `intercept_` of "logistic"; `classes_`; `trial_values_` (trials,),
     empty unless tuned here; `in_sample_`, the Interval of the objective over `groups` on the very rows of the
     fit, None where no groups were given.
@@ -85,14 +85,14 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups: ArrayLike | None = None,
         *,
         nets: ArrayLike | None = None,
-        columns_from: NetColumns | tuple[ArrayLike, ArrayLike] | None = None,
+        columns_from: NetScaler | tuple[ArrayLike, ArrayLike] | None = None,
         study: optuna.Study | None = None,
         weighting: Weighting | None = None,
     ) -> Blender:
         """Choose the weights of predictions `P` (n, runs) for targets `y` (n,).
 
         `nets` (n,) or (n, runs) says which fold net made a prediction (default: none in particular). Ranks and
-        scales are taken within run and net against `columns_from`: fitted NetColumns, or predictions and their nets,
+        scales are taken within run and net against `columns_from`: fitted NetScaler, or predictions and their nets,
         which need no targets (default: `P` and `nets`). With "optuna", a `study` that is given is continued
         up to `trials` trials instead of a new one in memory, and a `weighting` that a study has found already
         is taken as it is.
@@ -103,20 +103,20 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         _refuse_unknown("blend method", self.method, METHODS)
         _refuse_unknown("objective", self.objective, OBJECTIVES)
         p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
-        self._refuse_gaps(p)
+        self._check_finite(p)
         positive = self._learn_classes(labels)
         made_by = _nets(nets, p)
         given = columns_from if columns_from is not None else (p, made_by)
-        self.columns_ = given if isinstance(given, NetColumns) else NetColumns().fit(*given)
-        inside = self.columns_.inside_ & (p.min(axis=0) >= 0) & (p.max(axis=0) <= 1)
-        self.probabilities_ = np.where(inside, "probability", "rank")
+        self.scaler_ = given if isinstance(given, NetScaler) else NetScaler().fit(*given)
+        is_probability = self.scaler_.is_probability_ & (p.min(axis=0) >= 0) & (p.max(axis=0) <= 1)
+        self.probabilities_ = np.where(is_probability, "probability", "rank")
         self.slope_, self.intercept_, self.trial_values_ = 1.0, 0.0, np.empty(0)
         if self.method == "optuna" and weighting is not None:
             self.weighting_ = weighting.checked(p.shape[1])
         else:
             self.weighting_ = self._choose(p, positive, made_by, study)
         total = self._total(p, made_by)
-        self.distribution_ = Ecdf().fit(total) if self._is_rank_of_sum() else None
+        self.total_ecdf_ = Ecdf().fit(total) if self._is_rank_of_sum() else None
         self.in_sample_: Interval | None = None
         if groups is not None:
             self.in_sample_ = interval(self.objective, positive, self._score(total), groups)
@@ -136,10 +136,10 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """1 - score and score, (n, 2), of predictions `P` (n, runs) made by `nets` (n,) or (n, runs)."""
         check_is_fitted(self)
         p = validate_data(self, P, dtype=np.float64, ensure_all_finite=False, reset=False)
-        self._refuse_gaps(p)
+        self._check_finite(p)
         outside: Bools = (self.transforms_ != "rank") & ((p.min(axis=0) < 0) | (p.max(axis=0) > 1))
         if outside.any():
-            raise PredictionsError(f"{self._named(outside)}: probabilities in fit, outside [0, 1] now")
+            raise PredictionsError(f"{self._run_names(outside)}: probabilities in fit, outside [0, 1] now")
         score = self._score(self._total(p, _nets(nets, p)))
         return np.column_stack([1 - score, score])
 
@@ -165,14 +165,14 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             weighting, coefficients, self.intercept_ = self._logistic(p, positive, nets)
             self.slope_ = max(float(coefficients.sum()), 1e-6)  # of runs that all point the wrong way: their mean
             return weighting
-        plain = tuple(self.probabilities_.tolist()) if self.objective == "logloss" else ranks
-        V = self.columns_.plain(p, nets, plain)
+        unscaled = tuple(self.probabilities_.tolist()) if self.objective == "logloss" else ranks
+        V = self.scaler_.unscaled(p, nets, unscaled)
 
         def climbed() -> Weighting:
             weights = hill_climb(
                 V, positive, objective=self.objective, replacement=self.replacement, bags=self.bags, seed=self.seed
             )
-            return Weighting.of(plain, weights)
+            return Weighting.of(unscaled, weights)
 
         if self.method == "hill_climb":
             return climbed()
@@ -187,34 +187,34 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             study=study,
         )
         if self.objective == "logloss":
-            allowed: list[tuple[str, ...]] = [(kind,) for kind in plain]
-            begin = [lambda: Weighting.of(plain, equal), climbed]
-            found = search({"probability": V, "rank": V}, allowed, begin=begin)
+            allowed: list[tuple[str, ...]] = [(kind,) for kind in unscaled]
+            warm_starts = [lambda: Weighting.of(unscaled, equal), climbed]
+            found = search({"probability": V, "rank": V}, allowed, warm_starts=warm_starts)
         else:
-            inside = self.probabilities_ == "probability"
-            spread = np.where(inside, [spread for _, spread in self.columns_.moments_], 1.0)
+            is_probability = self.probabilities_ == "probability"
+            spread = np.where(is_probability, [spread for _, spread in self.scaler_.moments_], 1.0)
             kinds = {
-                kind: self.columns_.standardised(p, nets, np.where(inside, kind, "rank").tolist())
+                kind: self.scaler_.standardised(p, nets, np.where(is_probability, kind, "rank").tolist())
                 for kind in TRANSFORMS
             }
             found = search(
                 kinds,
-                [TRANSFORMS if probability else ("rank",) for probability in inside],
-                begin=[
+                [TRANSFORMS if probability else ("rank",) for probability in is_probability],
+                warm_starts=[
                     lambda: Weighting.of(ranks, equal),
                     lambda: Weighting.of(self.probabilities_, spread),  # the plain mean, on standardised columns
-                    lambda: Weighting.of(_logits(inside), equal),
+                    lambda: Weighting.of(_logits(is_probability), equal),
                     lambda: self._logistic(p, positive, nets)[0],
                     climbed,
                 ],
-                ranks=self.columns_.ranks_.transform(p, nets) if self.power else None,
+                ranks=self.scaler_.ranks_.transform(p, nets) if self.power else None,
             )
         self.trial_values_ = np.array([trial.value for trial in completed(study)])
         return found
 
     def _logistic(self, p: Floats, positive: Bools, nets: NDArray[Any]) -> tuple[Weighting, Floats, float]:
         transforms = _logits(self.probabilities_ == "probability")
-        coefficients, intercept = logistic_weights(self.columns_.standardised(p, nets, transforms), positive)
+        coefficients, intercept = logistic_weights(self.scaler_.standardised(p, nets, transforms), positive)
         return Weighting.of(transforms, coefficients), coefficients, intercept
 
     def _is_rank_of_sum(self) -> bool:
@@ -223,14 +223,14 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _total(self, p: Floats, nets: NDArray[Any]) -> Floats:
         weighting = self.weighting_
         if self.method == "logistic" or self._is_rank_of_sum():
-            V = self.columns_.standardised(p, nets, weighting.transforms, weighting.powers)
+            V = self.scaler_.standardised(p, nets, weighting.transforms, weighting.powers)
         else:
-            V = self.columns_.plain(p, nets, weighting.transforms)
+            V = self.scaler_.unscaled(p, nets, weighting.transforms)
         return weighted_sum(V, weighting.weights)
 
     def _score(self, total: Floats) -> Floats:
-        if self.distribution_ is not None:
-            return self.distribution_(total)
+        if self.total_ecdf_ is not None:
+            return self.total_ecdf_(total)
         if self.method == "logistic":
             score: Floats = expit(self.slope_ * total + self.intercept_)
             return score
@@ -249,21 +249,21 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         positive: Bools = code == 1
         return positive
 
-    def _refuse_gaps(self, P: Floats) -> None:
-        gaps: Bools = ~np.isfinite(P)
-        if gaps.any():
+    def _check_finite(self, P: Floats) -> None:
+        non_finite: Bools = ~np.isfinite(P)
+        if non_finite.any():
             raise PredictionsError(
-                f"{self._named(np.any(gaps, axis=0))}: {gaps.sum()} predictions are NaN or inf "
-                f"(first in row {np.argmax(gaps.any(axis=1))}): drop these rows or leave the run out"
+                f"{self._run_names(np.any(non_finite, axis=0))}: {non_finite.sum()} predictions are NaN or inf "
+                f"(first in row {np.argmax(non_finite.any(axis=1))}): drop these rows or leave the run out"
             )
 
-    def _named(self, runs: Bools) -> str:
+    def _run_names(self, runs: Bools) -> str:
         names = getattr(self, "feature_names_in_", np.arange(runs.size))[runs]
         return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
 
 
-def _logits(inside: Bools) -> list[str]:
-    return ["logit" if probability else "rank" for probability in inside]
+def _logits(is_probability: Bools) -> list[str]:
+    return ["logit" if probability else "rank" for probability in is_probability]
 
 
 def _nets(nets: ArrayLike | None, P: Floats) -> NDArray[Any]:
@@ -283,12 +283,12 @@ def blender_state(blender: Blender) -> State:
 
     Arrays: `values` and `ranks` of all distributions end to end; the settings say which part is whose.
     """
-    columns = blender.columns_
+    columns = blender.scaler_
     distributions: list[tuple[str, Ecdf]] = [
         (f"{run} {net}", ecdf) for run, ecdfs in enumerate(columns.ranks_.ecdfs_) for net, ecdf in ecdfs.items()
     ]
-    if blender.distribution_ is not None:
-        distributions.append(("total", blender.distribution_))
+    if blender.total_ecdf_ is not None:
+        distributions.append(("total", blender.total_ecdf_))
     settings = {
         "method": blender.method,
         "objective": blender.objective,
@@ -296,7 +296,7 @@ def blender_state(blender: Blender) -> State:
         "weighting": asdict(blender.weighting_),
         "slope": blender.slope_,
         "intercept": blender.intercept_,
-        "inside": columns.inside_.tolist(),
+        "inside": columns.is_probability_.tolist(),
         "moments": columns.moments_,
         "logit_moments": [{str(net): pair for net, pair in moments.items()} for moments in columns.logit_moments_],
         "distributions": [[name, len(ecdf.values_)] for name, ecdf in distributions],
@@ -308,28 +308,28 @@ def blender_state(blender: Blender) -> State:
     return settings, arrays
 
 
-def blender_of(settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Blender:
+def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Blender:
     """A Blender that predicts what the one of this `blender_state` did. Raises StoreError for anything else."""
     try:
         found = _distributions(settings["distributions"], arrays["values"], arrays["ranks"])
         blender = Blender(str(settings["method"]), str(settings["objective"]))
         runs = len(settings["inside"])
-        columns = NetColumns()
+        columns = NetScaler()
         columns.ranks_ = NetRanks()
         columns.ranks_.ecdfs_ = [
             {int(name.split()[1]): ecdf for name, ecdf in found.items() if name.split()[0] == str(run)}
             for run in range(runs)
         ]
-        columns.inside_ = np.array(settings["inside"], bool)
+        columns.is_probability_ = np.array(settings["inside"], bool)
         columns.moments_ = [(float(mean), float(spread)) for mean, spread in settings["moments"]]
         columns.logit_moments_ = [
             {int(net): (float(mean), float(spread)) for net, (mean, spread) in moments.items()}
             for moments in settings["logit_moments"]
         ]
-        blender.columns_ = columns
+        blender.scaler_ = columns
         blender.weighting_ = Weighting.from_dict(settings["weighting"]).checked(runs)
         blender.slope_, blender.intercept_ = float(settings["slope"]), float(settings["intercept"])
-        blender.distribution_ = found.get("total")
+        blender.total_ecdf_ = found.get("total")
         blender.classes_ = np.array(settings["classes"])
         blender.n_features_in_ = runs
     except (DataError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -341,7 +341,7 @@ def _distributions(parts: list[tuple[str, int]], values: Floats, ranks: Floats) 
     found, start = {}, 0
     for name, length in parts:
         ecdf = Ecdf()
-        ecdf.values_, ecdf.ranks_ = (np.array(whole[start : start + length], np.float64) for whole in (values, ranks))
+        ecdf.values_, ecdf.ranks_ = (np.array(source[start : start + length], np.float64) for source in (values, ranks))
         if not (len(ecdf.values_) == len(ecdf.ranks_) == length > 0):
             raise ValueError(f"{length} values of {name} expected, {len(ecdf.values_)} there")
         found[str(name)], start = ecdf, start + length

@@ -53,12 +53,12 @@ def fit_platt(score: ArrayLike, y: ArrayLike) -> Platt:
     centre, spread = (x.mean(), x.std()) if np.ptp(x) > 0 else (x[0], 1.0)
     design = np.stack([(x - centre) / spread, np.ones(n)])
 
-    def loss(at: Floats) -> tuple[float, Floats]:
-        z = at @ design
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        z = theta @ design
         return float(np.mean(np.logaddexp(0, z) - target * z)), design @ (expit(z) - target) / n
 
-    def curvature(at: Floats) -> Floats:
-        p = expit(at @ design)
+    def curvature(theta: Floats) -> Floats:
+        p = expit(theta @ design)
         hessian: Floats = (design * (p * (1 - p))) @ design.T / n
         return hessian
 
@@ -82,7 +82,7 @@ class Beta:
 
     def __call__(self, score: ArrayLike) -> Floats:
         """Probabilities (n,) of scores (n,); DataError for NaN and what is outside [0, 1]."""
-        low, high = _logs(score)
+        low, high = _log_and_log1m(score)
         p: Floats = expit(self.a * low - self.b * high + self.c)
         return p
 
@@ -92,12 +92,12 @@ def fit_beta(score: ArrayLike, y: ArrayLike) -> Beta:
     auc(y, score)
     positive = np.asarray(y) == 1
     target = _smoothed(positive)
-    low, high = _logs(score)
+    low, high = _log_and_log1m(score)
     design = np.stack([low, -high, np.ones(len(target))])
     scale = np.array([low.std() or 1.0, high.std() or 1.0, 1.0])
 
-    def loss(at: Floats) -> tuple[float, Floats]:
-        z = (at / scale) @ design
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        z = (theta / scale) @ design
         return float(np.mean(np.logaddexp(0, z) - target * z)), (design @ (expit(z) - target)) / scale / len(target)
 
     bounds = [(0, None), (0, None), (None, None)]
@@ -130,7 +130,7 @@ def fit_isotonic(score: ArrayLike, y: ArrayLike) -> Isotonic:
 
 
 Calibrator = Platt | Beta | Isotonic
-FITS: dict[str, Callable[[ArrayLike, ArrayLike], Calibrator]] = {  # simplest first
+CALIBRATOR_FITS: dict[str, Callable[[ArrayLike, ArrayLike], Calibrator]] = {  # simplest first
     "platt": fit_platt,
     "beta": fit_beta,
     "isotonic": fit_isotonic,
@@ -139,12 +139,12 @@ _KINDS: dict[str, type[Any]] = {"platt": Platt, "beta": Beta, "isotonic": Isoton
 
 
 def calibrator_state(calibrator: Calibrator) -> dict[str, Any]:
-    """As JSON can hold it; `read_calibrator` makes it whole."""
+    """As JSON can hold it; `calibrator_from_state` makes it whole."""
     kind = next(name for name, of in _KINDS.items() if isinstance(calibrator, of))
     return {"kind": kind, **asdict(calibrator)}
 
 
-def read_calibrator(state: Mapping[str, Any]) -> Calibrator:
+def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
     """What `calibrator_state` gave."""
     kind = _KINDS[str(state["kind"])]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
@@ -159,7 +159,7 @@ def _smoothed(positive: Bools) -> Floats:
     return np.where(positive, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
 
 
-def _logs(score: ArrayLike) -> tuple[Floats, Floats]:
+def _log_and_log1m(score: ArrayLike) -> tuple[Floats, Floats]:
     """Logarithms of a score and of what it lacks of 1."""
     _logit(score)
     clipped = np.clip(np.asarray(score, dtype=np.float64), _EDGE, 1 - _EDGE)
@@ -193,10 +193,11 @@ class NestedCalibration:
         first = next(iter(self.by_kind.values()))
         rows = []
         for kind, p in {**self.by_kind, "chosen in each fold": self.p}.items():
-            more = paired_difference("logloss", y, first, p, split_group)  # of negated losses
+            difference = paired_difference("logloss", y, first, p, split_group)  # of negated losses
             rows.append({
                 "map": kind, "log loss": log_loss(y, p), "brier": brier(y, p), "ece": expected_calibration_error(y, p),
-                "less platt": more.value, "low": more.low, "high": more.high, "chosen": kind == self.chosen,
+                "less platt": difference.value, "low": difference.low, "high": difference.high, "chosen": kind ==
+                self.chosen,
             })  # fmt: skip
         return pd.DataFrame(rows)
 
@@ -211,29 +212,31 @@ def calibrate_nested(score: ArrayLike, y: ArrayLike, fold: ArrayLike, split_grou
     score, y, fold, split_group = (np.asarray(values) for values in (score, y, fold, split_group))
     folds = [int(k) for k in np.unique(fold)]
 
-    def crossed(rows: NDArray[np.bool_]) -> dict[str, Floats]:
+    def cross_fitted(rows: NDArray[np.bool_]) -> dict[str, Floats]:
         """Each kind's p on ``rows``, a fold by the map of the other folds among them; NaN elsewhere."""
-        made = {kind: np.full(len(score), np.nan) for kind in FITS}
+        made = {kind: np.full(len(score), np.nan) for kind in CALIBRATOR_FITS}
         for k in np.unique(fold[rows]):
-            learn, held = rows & (fold != k), rows & (fold == k)
-            for kind, fit in FITS.items():
-                made[kind][held] = fit(score[learn], y[learn])(score[held])
+            train, held = rows & (fold != k), rows & (fold == k)
+            for kind, fit in CALIBRATOR_FITS.items():
+                made[kind][held] = fit(score[train], y[train])(score[held])
         return made
 
     def choice(made: Mapping[str, Floats], rows: NDArray[np.bool_]) -> str:
         return choose_method("logloss", y[rows], {kind: p[rows] for kind, p in made.items()}, split_group[rows])
 
-    everything = np.ones(len(score), np.bool_)
-    by_kind = crossed(everything)
+    all_rows = np.ones(len(score), np.bool_)
+    by_kind = cross_fitted(all_rows)
     chosen_by_fold = {}
     p = np.full(len(score), np.nan)
     for k in folds:
-        others = fold != k
+        other_folds = fold != k
         # Of two folds the other is one alone: nothing is left to choose on, and the simplest map is taken.
-        chosen_by_fold[k] = choice(crossed(others), others) if len(folds) > 2 else next(iter(FITS))
+        chosen_by_fold[k] = (
+            choice(cross_fitted(other_folds), other_folds) if len(folds) > 2 else next(iter(CALIBRATOR_FITS))
+        )
         p[fold == k] = by_kind[chosen_by_fold[k]][fold == k]
-    chosen = choice(by_kind, everything)
-    return NestedCalibration(chosen, chosen_by_fold, p, by_kind, FITS[chosen](score, y))
+    chosen = choice(by_kind, all_rows)
+    return NestedCalibration(chosen, chosen_by_fold, p, by_kind, CALIBRATOR_FITS[chosen](score, y))
 
 
 def calibration_record(found: NestedCalibration, y: ArrayLike, split_group: ArrayLike) -> dict[str, Any]:

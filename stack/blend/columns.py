@@ -14,6 +14,7 @@ from stack.errors import DataError
 from stack.metrics.scores import Bools, Floats
 from stack.ranks import AVERAGED, NetRanks, net_moments
 
+LeftOutFolds = frozenset[int]  # the folds whose rows a choice has not seen
 TRANSFORMS = ("probability", "logit", "rank")
 
 _EDGE = 1e-12  # a probability nearer to 0 or 1 is taken as this near, so that its logit is finite
@@ -42,36 +43,36 @@ class Weighting:
     def checked(self, runs: int) -> Weighting:
         """Itself; DataError unless it weighs this many runs, on the simplex."""
         weights = np.asarray(self.weights, dtype=np.float64)
-        whole = weights.shape == (runs,) and len(self.transforms) == runs and len(self.powers) in (0, runs)
-        if not whole or not (weights >= 0).all() or not np.isclose(weights.sum(), 1, atol=1e-6):
+        right_shape = weights.shape == (runs,) and len(self.transforms) == runs and len(self.powers) in (0, runs)
+        if not right_shape or not (weights >= 0).all() or not np.isclose(weights.sum(), 1, atol=1e-6):
             raise DataError(f"weights {weights}: give {runs}, one a run, none negative, with sum 1")
         if unknown := set(self.transforms) - {*TRANSFORMS}:
             raise DataError(f"transforms {', '.join(unknown)}: choose from {', '.join(TRANSFORMS)}")
         return self
 
 
-class NetColumns:
+class NetScaler:
     """What predictions are before they are weighed, each run within its fold nets, since every net has its own scale.
 
-    Fitted: `ranks_`; `inside_` (runs,), whether a run's predictions lie in [0, 1], without which it enters by its rank
-    only; mean and spread of each run's probabilities, and of the logits of each of its nets.
+    Fitted: `ranks_`; `is_probability_` (runs,), whether a run's predictions lie in [0, 1], without which it enters by
+    its rank only; mean and spread of each run's probabilities, and of the logits of each of its nets.
     """
 
-    def fit(self, P: ArrayLike, nets: ArrayLike) -> NetColumns:
+    def fit(self, P: ArrayLike, nets: ArrayLike) -> NetScaler:
         """Learn from predictions `P` (n, runs) made by `nets` (n,) or (n, runs), without targets."""
         self.ranks_ = NetRanks().fit(P, nets)
         low, high = self.ranks_.extents()
-        self.inside_: Bools = (low >= 0) & (high <= 1)
+        self.is_probability_: Bools = (low >= 0) & (high <= 1)
         p = np.asarray(P, dtype=np.float64)
         nets = np.broadcast_to(np.asarray(nets).reshape(len(p), -1), p.shape)
         self.moments_ = [(float(column.mean()), _spread(float(column.std()))) for column in p.T]
         self.logit_moments_ = [
-            net_moments(_logit(column), made_by) if inside else {}
-            for column, made_by, inside in zip(p.T, nets.T, self.inside_, strict=True)
+            net_moments(_logit(column), made_by) if is_probability else {}
+            for column, made_by, is_probability in zip(p.T, nets.T, self.is_probability_, strict=True)
         ]
         return self
 
-    def plain(self, P: Floats, nets: NDArray[Any], transforms: Sequence[str]) -> Floats:
+    def unscaled(self, P: Floats, nets: NDArray[Any], transforms: Sequence[str]) -> Floats:
         """Probabilities as they are and ranks in (0, 1): (n, runs), each run by its own of the two."""
         return np.where(np.array(transforms) == "probability", P, self.ranks_.transform(P, nets))
 

@@ -13,15 +13,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
-from image_models.processes import in_processes
+from image_models.processes import run_parallel
 from stack.blend.blender import METHODS, Blender
-from stack.blend.columns import NetColumns, Weighting
+from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
 from stack.errors import ConfigError, DataError
 from stack.metrics.intervals import bootstrap_scores, interval, paired_difference
 from stack.metrics.scores import Floats, score
 from stack.ranks import Ecdf
-
-Without = frozenset[int]  # the folds whose rows a choice has not looked at
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def blend_nested(
     bags: int = 5,
     seed: int = 0,
     n_jobs: int = 1,
-    tuned: Mapping[Without, Weighting] | None = None,
+    tuned: Mapping[LeftOutFolds, Weighting] | None = None,
 ) -> NestedBlend:
     """Blend out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), and say honestly how good that is.
 
@@ -92,25 +90,25 @@ def blend_nested(
     y, nets, fold = np.asarray(y), np.asarray(nets), np.asarray(fold)
     split_group, methods = np.asarray(split_group), _simplest_first(methods)
     folds = _checked_folds(fold, split_group, methods)
-    columns = NetColumns().fit(frame, nets)
+    columns = NetScaler().fit(frame, nets)
     blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
     fitted = list(
-        in_processes(
+        run_parallel(
             (
                 partial(_fit_without, without, blenders, frame, y, nets, fold, columns, tuned)
-                for without in left_out(folds, methods)
+                for without in left_out_sets(folds, methods)
             ),
             n_jobs,
         )
     )
-    scores: dict[Without, list[Floats]] = {without: made for without, made, _ in fitted}
+    scores: dict[LeftOutFolds, list[Floats]] = {without: made for without, made, _ in fitted}
 
-    def nested(without: Without) -> dict[str, Floats]:
+    def nested(without: LeftOutFolds) -> dict[str, Floats]:
         """Each method's scores (n,), NaN in the folds of `without`, by weights that saw neither these nor the row's."""
         pieces = {k: scores[without | {k}] for k in folds if k not in without}
-        return {m: _by_fold(fold, {k: made[i] for k, made in pieces.items()}) for i, m in enumerate(methods)}
+        return {m: _assemble_folds(fold, {k: made[i] for k, made in pieces.items()}) for i, m in enumerate(methods)}
 
-    def choice(without: Without) -> str:
+    def choice(without: LeftOutFolds) -> str:
         if len(methods) == 1:
             return methods[0]
         rows = ~np.isin(fold, list(without))
@@ -119,10 +117,10 @@ def blend_nested(
 
     by_method = nested(frozenset())
     chosen, chosen_by_fold = choice(frozenset()), {k: choice(frozenset({k})) for k in folds}
-    headline = _by_fold(fold, {k: by_method[method] for k, method in chosen_by_fold.items()})
+    headline = _assemble_folds(fold, {k: by_method[method] for k, method in chosen_by_fold.items()})
     finals = dict(zip(methods, fitted[0][2], strict=True))
     if len(set(chosen_by_fold.values())) > 1 and objective != "logloss":
-        headline = _by_fold(fold, {k: _ranked(headline, fold == k) for k in folds})
+        headline = _assemble_folds(fold, {k: _ranked(headline, fold == k) for k in folds})
     tuned_in_sample = dict(zip(methods, scores[frozenset()], strict=True))
     return NestedBlend(chosen, chosen_by_fold, headline, by_method, tuned_in_sample, finals[chosen])
 
@@ -148,7 +146,7 @@ def choose_method(
     return list(scores)[int(np.argmax(values[best] - values <= noise))]
 
 
-def left_out(folds: Iterable[int], methods: Iterable[str] = METHODS) -> list[Without]:
+def left_out_sets(folds: Iterable[int], methods: Iterable[str] = METHODS) -> list[LeftOutFolds]:
     """The sets of folds that `blend_nested` leaves out of a fit: none first, each one, and each two for a choice."""
     folds = sorted(folds)
     sizes = (0, 1, 2) if len(tuple(methods)) > 1 else (0, 1)
@@ -156,15 +154,15 @@ def left_out(folds: Iterable[int], methods: Iterable[str] = METHODS) -> list[Wit
 
 
 def _fit_without(
-    without: Without,
+    without: LeftOutFolds,
     blenders: list[Blender],
     frame: pd.DataFrame,
     y: NDArray[Any],
     nets: NDArray[Any],
     fold: NDArray[Any],
-    columns: NetColumns,
-    tuned: Mapping[Without, Weighting] | None,
-) -> tuple[Without, list[Floats], list[Blender]]:
+    columns: NetScaler,
+    tuned: Mapping[LeftOutFolds, Weighting] | None,
+) -> tuple[LeftOutFolds, list[Floats], list[Blender]]:
     """Fit each blender to the rows of the other folds and score these rows, or all where none is left out."""
     if tuned is not None and without not in tuned:
         raise ConfigError(f"no tuned weights that leave out the folds {sorted(without)}: tune the blend again")
@@ -181,12 +179,12 @@ def _fit_without(
     return without, scores, [] if without else fitted
 
 
-def _by_fold(fold: NDArray[Any], pieces: Mapping[int, Floats]) -> Floats:
+def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats]) -> Floats:
     """Of each array (n,) the rows of its fold; NaN in folds that have none."""
-    whole = np.full(len(fold), np.nan)
+    assembled = np.full(len(fold), np.nan)
     for k, piece in pieces.items():
-        whole[fold == k] = piece[fold == k]
-    return whole
+        assembled[fold == k] = piece[fold == k]
+    return assembled
 
 
 def _ranked(score: Floats, rows: NDArray[np.bool_]) -> Floats:
@@ -196,11 +194,11 @@ def _ranked(score: Floats, rows: NDArray[np.bool_]) -> Floats:
 
 
 def _simplest_first(methods: Iterable[str]) -> tuple[str, ...]:
-    wanted = tuple(methods)
-    unknown = [method for method in wanted if method not in METHODS]
-    if unknown or not wanted:
-        raise ConfigError(f"blend methods {', '.join(wanted) or '(none)'}: choose from {', '.join(METHODS)}")
-    return tuple(method for method in METHODS if method in wanted)
+    requested = tuple(methods)
+    unknown = [method for method in requested if method not in METHODS]
+    if unknown or not requested:
+        raise ConfigError(f"blend methods {', '.join(requested) or '(none)'}: choose from {', '.join(METHODS)}")
+    return tuple(method for method in METHODS if method in requested)
 
 
 def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple[str, ...]) -> list[int]:
@@ -211,8 +209,10 @@ def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple
             f"{len(folds)} folds: blending {len(methods)} methods honestly takes {needed}; make more folds"
             + (", or name one method" if len(folds) == 2 else "")
         )
-    placed = pd.DataFrame({"split_group": split_group, "fold": fold}).drop_duplicates()
-    torn = placed["split_group"][placed["split_group"].duplicated()].unique()
-    if len(torn):
-        raise DataError(f"{len(torn)} split_groups sit in more than one fold ({torn[0]}): make the folds by group")
+    assignments = pd.DataFrame({"split_group": split_group, "fold": fold}).drop_duplicates()
+    straddling = assignments["split_group"][assignments["split_group"].duplicated()].unique()
+    if len(straddling):
+        raise DataError(
+            f"{len(straddling)} split_groups sit in more than one fold ({straddling[0]}): make the folds by group"
+        )
     return folds

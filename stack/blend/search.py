@@ -19,11 +19,11 @@ from threadpoolctl import threadpool_limits
 from stack.blend.columns import Weighting, standard_rank, weighted_sum
 from stack.metrics.scores import Floats, scorer
 
-POWERS = (0.25, 4.0)
+POWER_RANGE = (0.25, 4.0)
 
-_NO_WEIGHT = 0.2  # a run's parameter, in [0, 1], that is not above this is a weight of zero
-_FIRST_STEP, _SHORTEST, _LONGEST = 0.2, 0.01, 0.5
-_GROWTH = 1.5  # of the step with each success; it shrinks so that one success in five keeps it
+_ZERO_WEIGHT_BELOW = 0.2  # a run's parameter, in [0, 1], that is not above this is a weight of zero
+_FIRST_STEP, _MIN_STEP, _MAX_STEP = 0.2, 0.01, 0.5
+_STEP_GROWTH = 1.5  # of the step with each success; it shrinks so that one success in five keeps it
 
 
 def tune_weights(
@@ -35,14 +35,14 @@ def tune_weights(
     trials: int = 100,
     timeout: float | None = None,
     seed: int = 0,
-    begin: Sequence[Callable[[], Weighting]] = (),
+    warm_starts: Sequence[Callable[[], Weighting]] = (),
     ranks: Floats | None = None,
     study: optuna.Study | None = None,
 ) -> Weighting:
     """The weighting whose weighted sum of ``columns`` scores best on targets `y` (n,).
 
-    ``columns`` are (n, runs) by transform, ``allowed`` each run's transforms out of them, ``begin`` makes the first
-    trials, simplest first and each when its turn comes. With ``ranks`` (n, runs) in (0, 1), each run's rank has a
+    ``columns`` are (n, runs) by transform, ``allowed`` each run's transforms out of them, ``warm_starts`` makes the
+    first trials, simplest first and each when its turn comes. With ``ranks`` (n, runs) in (0, 1), each run's rank has a
     power too. ``study`` (to be maximised; any storage) is continued until it holds ``trials`` completed trials, with
     the same result however often it was interrupted: each trial is drawn from ``seed`` and the completed ones before
     it, and stored whole or not at all. Its first trial apart, none begins when ``timeout`` seconds are over.
@@ -72,24 +72,24 @@ def tune_weights(
         history = [(trial.params, float(trial.values[0])) for trial in done]
         while (number := len(history)) < trials and (number == 0 or deadline is None or time.monotonic() < deadline):
             parameters = (
-                _parameters(begin[number](), space)
-                if number < len(begin)
-                else _moved(history, len(begin), space, np.random.default_rng([seed, number]))
+                _parameters(warm_starts[number](), space)
+                if number < len(warm_starts)
+                else _mutated(history, len(warm_starts), space, np.random.default_rng([seed, number]))
             )
-            score = value(weighting_of(parameters, allowed))
+            score = value(weighting_from_parameters(parameters, allowed))
             study.add_trial(optuna.trial.create_trial(params=parameters, distributions=dict(space), value=score))
             history.append((parameters, score))
-    return weighting_of(history[_best(history)][0], allowed)
+    return weighting_from_parameters(history[_best(history)][0], allowed)
 
 
-def weighting_of(parameters: Mapping[str, Any], allowed: Sequence[Sequence[str]]) -> Weighting:
+def weighting_from_parameters(parameters: Mapping[str, Any], allowed: Sequence[Sequence[str]]) -> Weighting:
     """The weighting of one trial, its weights on the simplex.
 
     One parameter a run, divided by their sum. The lowest fifth of its range is a weight of zero, so that
     leaving a run out is something that a search finds.
     """
     runs = len(allowed)
-    above = np.maximum(np.array([parameters[f"weight_{run}"] for run in range(runs)]) - _NO_WEIGHT, 0)
+    above = np.maximum(np.array([parameters[f"weight_{run}"] for run in range(runs)]) - _ZERO_WEIGHT_BELOW, 0)
     transforms = [parameters.get(f"transform_{run}", kinds[0]) for run, kinds in enumerate(allowed)]
     plain = Weighting.of(transforms, above)
     if "power_0" not in parameters:
@@ -123,48 +123,48 @@ def _space(allowed: Sequence[Sequence[str]], *, power: bool) -> dict[str, BaseDi
     space: dict[str, BaseDistribution] = {f"weight_{run}": FloatDistribution(0, 1) for run in range(len(allowed))}
     space |= {f"transform_{run}": CategoricalDistribution(kinds) for run, kinds in enumerate(allowed) if len(kinds) > 1}
     if power:
-        space |= {f"power_{run}": FloatDistribution(*POWERS, log=True) for run in range(len(allowed))}
+        space |= {f"power_{run}": FloatDistribution(*POWER_RANGE, log=True) for run in range(len(allowed))}
     return space
 
 
 def _parameters(weighting: Weighting, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     weights = np.asarray(weighting.weights)
-    chosen = np.where(weights > 0, _NO_WEIGHT + (1 - _NO_WEIGHT) * (weights / weights.max()), 0)
+    chosen = np.where(weights > 0, _ZERO_WEIGHT_BELOW + (1 - _ZERO_WEIGHT_BELOW) * (weights / weights.max()), 0)
     parameters: dict[str, Any] = {f"weight_{run}": float(parameter) for run, parameter in enumerate(chosen)}
     for run, kind in enumerate(weighting.transforms):
         parameters |= {f"transform_{run}": kind, f"power_{run}": weighting.powers[run] if weighting.powers else 1.0}
     return {name: parameters[name] for name in space}
 
 
-def _moved(
+def _mutated(
     history: Sequence[tuple[Mapping[str, Any], float]],
-    begun: int,
+    n_warm_starts: int,
     space: Mapping[str, BaseDistribution],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     """The best parameters so far with about two of them moved."""
-    parameters, step = dict(history[_best(history)][0]), _step(history, begun)
+    parameters, step = dict(history[_best(history)][0]), _step(history, n_warm_starts)
     names = list(space)
-    moved = rng.random(len(names)) < 2 / len(names)
-    moved[rng.integers(len(names))] = True
-    for name in np.array(names)[moved]:
+    mutated = rng.random(len(names)) < 2 / len(names)
+    mutated[rng.integers(len(names))] = True
+    for name in np.array(names)[mutated]:
         distribution = space[name]
         if isinstance(distribution, CategoricalDistribution):
             others = [kind for kind in distribution.choices if kind != parameters[name]]
             parameters[name] = others[rng.integers(len(others))]
         elif name.startswith("power"):
             exponent = np.log2(parameters[name]) + 4 * step * rng.normal()
-            parameters[name] = float(2 ** np.clip(exponent, *np.log2(POWERS)))
+            parameters[name] = float(2 ** np.clip(exponent, *np.log2(POWER_RANGE)))
         else:
             parameters[name] = float(_reflected(parameters[name] + step * rng.normal()))
     return parameters
 
 
-def _step(history: Sequence[tuple[Mapping[str, Any], float]], begun: int) -> float:
-    step, best = _FIRST_STEP, max((value for _, value in history[:begun]), default=-np.inf)
-    for _, value in history[begun:]:
-        step *= _GROWTH if value > best else _GROWTH**-0.25
-        step, best = min(max(step, _SHORTEST), _LONGEST), max(best, value)
+def _step(history: Sequence[tuple[Mapping[str, Any], float]], n_warm_starts: int) -> float:
+    step, best = _FIRST_STEP, max((value for _, value in history[:n_warm_starts]), default=-np.inf)
+    for _, value in history[n_warm_starts:]:
+        step *= _STEP_GROWTH if value > best else _STEP_GROWTH**-0.25
+        step, best = min(max(step, _MIN_STEP), _MAX_STEP), max(best, value)
     return step
 
 
@@ -216,29 +216,29 @@ def _climb(V: Floats, y: NDArray[Any], objective: str, replacement: bool, steps:
     columns = [np.ascontiguousarray(column) for column in V.T]
     value_of = scorer(objective, y)
     counts, best_counts = np.zeros(len(columns)), np.zeros(len(columns))
-    total, best, since = np.zeros_like(columns[0]), -np.inf, 0
-    left = list(range(len(columns)))
+    total, best, steps_since_best = np.zeros_like(columns[0]), -np.inf, 0
+    remaining = list(range(len(columns)))
     for step in range(1, steps + 1):
         # Of a sum, not of a mean: a curve's value doesn't change with the scale. Log loss needs the mean.
         scale = 1 / step if objective == "logloss" else 1.0
-        values = [value_of((total + columns[run]) * scale if scale != 1 else total + columns[run]) for run in left]
-        added = left[int(np.argmax(values))]
+        values = [value_of((total + columns[run]) * scale if scale != 1 else total + columns[run]) for run in remaining]
+        added = remaining[int(np.argmax(values))]
         total = total + columns[added]
         counts[added] += 1
         if max(values) > best + MIN_GAIN:
-            best, best_counts, since = max(values), counts.copy(), 0
+            best, best_counts, steps_since_best = max(values), counts.copy(), 0
         else:
-            since += 1
+            steps_since_best += 1
         if not replacement:
-            left.remove(added)
-        if since == PATIENCE or not left:
+            remaining.remove(added)
+        if steps_since_best == PATIENCE or not remaining:
             break
     share: Floats = best_counts / best_counts.sum()
     return share
 
 
 RIDGE = 1.0  # of the summed log likelihood, as scikit-learn's C = 1; on columns of spread 1
-FINITE = 0.01  # of that ridge about zero: where the columns part the classes, the coefficients have an end
+ZERO_RIDGE = 0.01  # of that ridge about zero: where the columns part the classes, the coefficients have an end
 
 
 def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
@@ -250,13 +250,13 @@ def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
     n, runs = V.shape
     positive = np.asarray(y) == 1
 
-    def loss(at: Floats) -> tuple[float, Floats]:
-        z = V @ at[:-1] + at[-1]
-        off = at[:-1] - at[:-1].mean()
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        z = V @ theta[:-1] + theta[-1]
+        deviation = theta[:-1] - theta[:-1].mean()
         gradient = np.append(
-            V.T @ (expit(z) - positive) + RIDGE * (off + FINITE * at[:-1]), np.sum(expit(z) - positive)
+            V.T @ (expit(z) - positive) + RIDGE * (deviation + ZERO_RIDGE * theta[:-1]), np.sum(expit(z) - positive)
         )
-        penalty = RIDGE / 2 * (off @ off + FINITE * at[:-1] @ at[:-1])
+        penalty = RIDGE / 2 * (deviation @ deviation + ZERO_RIDGE * theta[:-1] @ theta[:-1])
         return float((np.sum(np.logaddexp(0, z) - positive * z) + penalty) / n), gradient / n
 
     share = positive.mean()

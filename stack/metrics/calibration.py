@@ -27,7 +27,7 @@ def reliability(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, *, bins: int
     """
     positive, p = checked(y, p)
     group, _ = pd.factorize(np.asarray(split_group, dtype=object))
-    bin_of = _equal_promise(np.asarray(p, np.float64), bins)
+    bin_of = _equal_expected_bins(np.asarray(p, np.float64), bins)
     records = []
     for number in range(int(bin_of.max()) + 1):
         rows = bin_of == number
@@ -54,15 +54,15 @@ def calibration_scores(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
     }
 
 
-def _equal_promise(p: Floats, bins: int) -> NDArray[np.intp]:
+def _equal_expected_bins(p: Floats, bins: int) -> NDArray[np.intp]:
     """Each row's bin, 0 to at most bins - 1, without gaps."""
-    values, place = np.unique(p, return_inverse=True)
-    promised = np.bincount(place, p)
-    total = promised.sum()
+    values, value_index = np.unique(p, return_inverse=True)
+    expected = np.bincount(value_index, p)
+    total = expected.sum()
     # By the middle of what a value adds: one that holds many rows goes where most of it belongs.
-    middle = (np.cumsum(promised) - promised / 2) / total if total > 0 else np.zeros(len(values))
+    middle = (np.cumsum(expected) - expected / 2) / total if total > 0 else np.zeros(len(values))
     of_value = np.minimum((middle * bins).astype(np.intp), bins - 1)
-    return np.unique(of_value, return_inverse=True)[1][place]
+    return np.unique(of_value, return_inverse=True)[1][value_index]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
     ones = np.ones((1, x.size))
     shift, shift_variance = _fit(ones, x, positive, codes)
     in_the_large = _interval(shift[0], shift_variance[0, 0])
-    if _is_parted(x, positive):
+    if _is_separated(x, positive):
         return Recalibration(in_the_large, Interval(np.nan, np.nan, np.nan, np.nan), np.nan)
     centre, spread = x.mean(), x.std()
     line, variance = _fit(np.stack([np.ones(x.size), (x - centre) / spread]), np.zeros(x.size), positive, codes)
@@ -102,12 +102,12 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
 def _fit(design: Floats, offset: Floats, positive: Bools, group: NDArray[np.intp]) -> tuple[Floats, Floats]:
     """Coefficients (k,) of a logistic model of ``design`` (k, n), and their covariance under sampling of groups."""
 
-    def loss(at: Floats) -> tuple[float, Floats]:
-        z = at @ design + offset
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        z = theta @ design + offset
         return float(np.mean(np.logaddexp(0, z) - positive * z)), design @ (expit(z) - positive) / positive.size
 
-    def curvature(at: Floats) -> Floats:
-        p = expit(at @ design + offset)
+    def curvature(theta: Floats) -> Floats:
+        p = expit(theta @ design + offset)
         hessian: Floats = (design * (p * (1 - p))) @ design.T / positive.size
         return hessian
 
@@ -120,7 +120,7 @@ def _fit(design: Floats, offset: Floats, positive: Bools, group: NDArray[np.intp
     return found, groups / (groups - 1) * bread @ of_groups @ of_groups.T @ bread
 
 
-def _is_parted(x: Floats, positive: Bools) -> bool:
+def _is_separated(x: Floats, positive: Bools) -> bool:
     """Whether no finite slope is the likeliest one, or every one is."""
     above, below = x[positive], x[~positive]
     return bool(above.min() >= below.max() or above.max() <= below.min())

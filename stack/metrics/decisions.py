@@ -13,8 +13,8 @@ from stack.errors import DataError
 from stack.metrics.intervals import Interval, bootstrap_sums, proportion
 from stack.metrics.scores import Bools, Floats, checked
 
-THRESHOLDS = 60
-_ROUND = np.array([1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
+N_THRESHOLDS = 60
+_ROUND_RISKS = np.array([1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
 
 
 def decision_curve(
@@ -35,52 +35,52 @@ def decision_curve(
     `thresholds` must rise; without them they are `sensible_thresholds`.
     """
     positive, p = checked(y, p)
-    at = sensible_thresholds(positive) if thresholds is None else np.asarray(thresholds, np.float64)
+    cutoffs = sensible_thresholds(positive) if thresholds is None else np.asarray(thresholds, np.float64)
     # The number of thresholds that p reaches, positives after negatives: one entry a row, so that it stays small.
-    reached = np.searchsorted(at, np.asarray(p, np.float64), "right")
-    place = reached + positive * (len(at) + 1)
-    values = sparse.csr_array((np.ones(len(p)), (np.arange(len(p)), place)), shape=(len(p), 2 * (len(at) + 1)))
+    reached = np.searchsorted(cutoffs, np.asarray(p, np.float64), "right")
+    place = reached + positive * (len(cutoffs) + 1)
+    values = sparse.csr_array((np.ones(len(p)), (np.arange(len(p)), place)), shape=(len(p), 2 * (len(cutoffs) + 1)))
     counts = values.sum(axis=0)[None, :]
     sums = bootstrap_sums(positive, values, split_group, draws=draws, seed=seed)
-    found, alarms = _at_or_above(counts, len(at))
-    benefit, everybody = _benefits(counts, at)
-    drawn, drawn_everybody = _benefits(sums, at)
+    found, alarms = _true_and_false_positives(counts, len(cutoffs))
+    benefit, everybody = _benefits(counts, cutoffs)
+    drawn, drawn_everybody = _benefits(sums, cutoffs)
     gain, drawn_gain = (one - np.maximum(other, 0) for one, other in ((benefit, everybody), (drawn, drawn_everybody)))
     (low, high), (gain_low, gain_high) = (np.percentile(values, [2.5, 97.5], axis=0) for values in (drawn, drawn_gain))
     return pd.DataFrame({
-        "threshold": at, "net_benefit": benefit[0], "low": low, "high": high, "treat_all": everybody[0],
+        "threshold": cutoffs, "net_benefit": benefit[0], "low": low, "high": high, "treat_all": everybody[0],
         "gain": gain[0], "gain_low": gain_low, "gain_high": gain_high,
         "sensitivity": found[0] / positive.sum(), "called": (found[0] + alarms[0]) / len(p),
     })  # fmt: skip
 
 
 def sensible_thresholds(positive: Bools) -> Floats:
-    """(THRESHOLDS,) from a tenth of the prevalence to five times it, at most 0.9.
+    """(N_THRESHOLDS,) from a tenth of the prevalence to five times it, at most 0.9.
 
     Nobody acts on a risk far below that of the average patient, or waits for one that hardly anyone reaches.
     """
     prevalence = float(np.mean(positive))
-    return np.linspace(prevalence / 10, min(0.9, 5 * prevalence), THRESHOLDS)
+    return np.linspace(prevalence / 10, min(0.9, 5 * prevalence), N_THRESHOLDS)
 
 
 def round_thresholds(positive: ArrayLike) -> Floats:
     """Those of a series of round risks that lie among `sensible_thresholds`."""
     span = sensible_thresholds(np.asarray(positive, bool))
-    within: Floats = _ROUND[(span[0] <= _ROUND) & (span[-1] >= _ROUND)]
+    within: Floats = _ROUND_RISKS[(span[0] <= _ROUND_RISKS) & (span[-1] >= _ROUND_RISKS)]
     return within
 
 
-def _at_or_above(counts: Floats, k: int) -> tuple[Floats, Floats]:
+def _true_and_false_positives(counts: Floats, k: int) -> tuple[Floats, Floats]:
     """Found positives and false alarms (draws, k) at each of k thresholds, from counts by how many were reached."""
     negative, positive = (counts[:, part : part + k + 1] for part in (0, k + 1))
     found, alarms = (np.cumsum(part[:, ::-1], axis=1)[:, -2::-1] for part in (positive, negative))
     return found, alarms
 
 
-def _benefits(counts: Floats, at: Floats) -> tuple[Floats, Floats]:
+def _benefits(counts: Floats, cutoffs: Floats) -> tuple[Floats, Floats]:
     """Net benefit of the model and of acting on everybody, each (draws, thresholds)."""
-    k, odds = len(at), at / (1 - at)
-    found, alarms = _at_or_above(counts, k)
+    k, odds = len(cutoffs), cutoffs / (1 - cutoffs)
+    found, alarms = _true_and_false_positives(counts, k)
     negatives, positives = (counts[:, part : part + k + 1].sum(axis=1, keepdims=True) for part in (0, k + 1))
     rows = negatives + positives
     return (found - alarms * odds) / rows, (positives - negatives * odds) / rows
@@ -96,7 +96,7 @@ AIMS = (
 
 
 @dataclass(frozen=True)
-class Point:
+class OperatingPoint:
     """A threshold of p, which calls what equals it positive, and its shares with 95 % intervals by group."""
 
     aim: str  # sensitivity or specificity
@@ -108,15 +108,17 @@ class Point:
     npv: Interval
 
 
-def fixed_points(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> tuple[Point, ...]:
+def operating_points(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> tuple[OperatingPoint, ...]:
     """For each of AIMS the threshold of `p` (n,) that reaches it on targets `y` (n,) and gives least of the other up.
 
     Raises DataError where a class is missing.
     """
-    return tuple(point_at(y, p, group, aim, level, _threshold(y, p, aim, level)) for aim, level in AIMS)
+    return tuple(operating_point_at(y, p, group, aim, level, _threshold(y, p, aim, level)) for aim, level in AIMS)
 
 
-def point_at(y: ArrayLike, p: ArrayLike, group: ArrayLike, aim: str, level: float, threshold: float) -> Point:
+def operating_point_at(
+    y: ArrayLike, p: ArrayLike, group: ArrayLike, aim: str, level: float, threshold: float
+) -> OperatingPoint:
     """What a threshold fixed elsewhere does to these rows."""
     positive, p = checked(y, p)
     group, called = np.asarray(group, dtype=object), p >= threshold
@@ -125,7 +127,7 @@ def point_at(y: ArrayLike, p: ArrayLike, group: ArrayLike, aim: str, level: floa
         "ppv": (positive, called), "npv": (~positive, ~called),
     }  # fmt: skip
     made = {name: proportion(hit[of], group[of]) for name, (hit, of) in shares.items()}
-    return Point(aim, level, float(threshold), **made)
+    return OperatingPoint(aim, level, float(threshold), **made)
 
 
 def _threshold(y: ArrayLike, p: ArrayLike, aim: str, level: float) -> float:

@@ -16,14 +16,14 @@ from scipy.stats import rankdata
 from stack.errors import DataError
 from stack.metrics.scores import (
     Bools,
-    Curve,
     Floats,
+    RocCurve,
+    check_one_per_row,
     checked,
-    curve_value,
+    curve_metric,
     losses,
-    one_a_row,
-    positives_of,
-    refuse,
+    positive_mask,
+    raise_for_rows,
     score,
 )
 
@@ -53,7 +53,7 @@ def interval(
     where fewer than two of them hold a positive, and for what the objective refuses.
     """
     drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed)[:, 0]
-    return interval_of(score(objective, y, s), drawn)
+    return percentile_interval(score(objective, y, s), drawn)
 
 
 def paired_difference(
@@ -71,7 +71,7 @@ def paired_difference(
     Above zero `a` is better; by more than noise where the interval leaves zero out. Otherwise as `interval`.
     """
     drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
-    return interval_of(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
+    return percentile_interval(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
 
 
 def bootstrap_scores(
@@ -83,7 +83,7 @@ def bootstrap_scores(
     draw has positives; all columns meet the same draws. A draw without a negative (possible where hardly a
     group is free of positives) is NaN. Raises DataError where fewer than two groups hold a positive.
     """
-    positive = positives_of(y)
+    positive = positive_mask(y)
     columns = np.atleast_2d(np.asarray(s).T)
     group = _group_codes(split_group, positive)
     tallies = [_tally(objective, *checked(positive, column), group) for column in columns]
@@ -94,7 +94,7 @@ def bootstrap_sums(
     y: ArrayLike, values: sparse.csr_array, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Floats:
     """Column sums of `values` (n, c) over the rows that `bootstrap_scores` draws: (draws, c)."""
-    positive = positives_of(y)
+    positive = positive_mask(y)
     group = _group_codes(split_group, positive)
     members = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))))
     tally = (members @ values).T.tocsr()
@@ -114,9 +114,9 @@ def _drawn_values(
     values = np.empty((draws, len(tallies), width))
     for start in range(0, draws, chunk):
         stop = min(start + chunk, draws)
-        times = np.stack([next(drawn) for _ in range(start, stop)], axis=1)
+        draw_counts = np.stack([next(drawn) for _ in range(start, stop)], axis=1)
         for c, (tally, value_of) in enumerate(tallies):
-            values[start:stop, c] = value_of(tally @ times).reshape(-1, width)
+            values[start:stop, c] = value_of(tally @ draw_counts).reshape(-1, width)
     return values.reshape(draws, -1)
 
 
@@ -129,7 +129,7 @@ def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.i
     if objective == "logloss":
         sums = np.stack([np.bincount(group, losses(positive, s)), np.bincount(group)])
         return sparse.csr_array(sums), lambda drawn: -drawn[0] / drawn[1]
-    value_of = curve_value(objective)
+    value_of = curve_metric(objective)
     steps, step = np.unique(s[positive], return_inverse=True)
     n = steps.size
     # The place of a negative: 2 i is below step i (and above the one before), 2 i + 1 is at step i.
@@ -141,7 +141,7 @@ def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.i
         negatives = np.cumsum(drawn[n:], axis=0)
         below, through = negatives[:-1:2], negatives[1::2]
         with np.errstate(invalid="ignore"):  # 0 / 0 where a draw has no negative
-            value = value_of(Curve(drawn[:n], below, through - below, negatives[-1]))
+            value = value_of(RocCurve(drawn[:n], below, through - below, negatives[-1]))
         return np.where(negatives[-1] > 0, value, np.nan)
 
     return tally, values
@@ -149,19 +149,21 @@ def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.i
 
 def _drawn_groups(positive: Bools, group: NDArray[np.intp], rng: np.random.Generator) -> Iterator[Floats]:
     """How often each group was drawn (groups,), draw after draw."""
-    held = np.bincount(group, positive) > 0
-    if held.sum() < 2:
-        raise DataError(f"{held.sum()} of {held.size} split_groups hold positives: an interval needs two")
-    strata = [np.flatnonzero(held), np.flatnonzero(~held)]
+    has_positive = np.bincount(group, positive) > 0
+    if has_positive.sum() < 2:
+        raise DataError(
+            f"{has_positive.sum()} of {has_positive.size} split_groups hold positives: an interval needs two"
+        )
+    strata = [np.flatnonzero(has_positive), np.flatnonzero(~has_positive)]
     while True:
-        times = np.zeros(held.size)
+        draw_counts = np.zeros(has_positive.size)
         for members in strata:
             n = members.size
-            times[members] = np.bincount(rng.integers(n, size=n), minlength=n) if n else 0
-        yield times
+            draw_counts[members] = np.bincount(rng.integers(n, size=n), minlength=n) if n else 0
+        yield draw_counts
 
 
-def interval_of(value: float, drawn: Floats) -> Interval:
+def percentile_interval(value: float, drawn: Floats) -> Interval:
     """A value with the 2.5th and 97.5th percentile and the standard deviation of its draws (draws,), NaN left out."""
     drawn = drawn[~np.isnan(drawn)]
     if not drawn.size:
@@ -171,9 +173,9 @@ def interval_of(value: float, drawn: Floats) -> Interval:
 
 
 def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
-    group = one_a_row(split_group, positive, "split_groups")
+    group = check_one_per_row(split_group, positive, "split_groups")
     codes, _ = pd.factorize(group, sort=True)  # sorted: the draws don't hang on the order of the rows
-    refuse(codes < 0, group, "split_groups are missing", "give each row its group, or one of its own")
+    raise_for_rows(codes < 0, group, "split_groups are missing", "give each row its group, or one of its own")
     return codes
 
 
@@ -191,26 +193,23 @@ def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
     hit = np.asarray(hit, np.float64)
     if not hit.size:
         return Interval(np.nan, np.nan, np.nan, np.nan)
-    share, rows = float(hit.mean()), _effective_rows(hit, group)
+    share, rows = float(hit.mean()), _effective_sample_size(hit, group)
     centre = (share + Z95**2 / (2 * rows)) / (1 + Z95**2 / rows)
     half = Z95 / (1 + Z95**2 / rows) * np.sqrt(share * (1 - share) / rows + Z95**2 / (4 * rows**2))
     low, high = min(float(centre - half), share), max(float(centre + half), share)  # of 0 and 1, but for rounding
     return Interval(share, max(low, 0.0), min(high, 1.0), float(half / Z95))
 
 
-def _effective_rows(hit: np.ndarray, group: ArrayLike) -> float:
+def _effective_sample_size(hit: np.ndarray, group: ArrayLike) -> float:
     codes, _ = pd.factorize(np.asarray(group, dtype=object))
     n, share = hit.size, hit.mean()
     groups = int(codes.max()) + 1
     if share in (0, 1) or groups == 1:
         return float(groups)
-    together = np.bincount(codes, hit - share)
-    variance = groups / (groups - 1) * float(together @ together) / n**2
-    alone = share * (1 - share) / (n - 1)  # the same variance of rows that are each a group
-    return float(n / max(1.0, variance / alone))
-
-
-_Z95 = 1.959963984540054
+    group_sums = np.bincount(codes, hit - share)
+    variance = groups / (groups - 1) * float(group_sums @ group_sums) / n**2
+    independent = share * (1 - share) / (n - 1)  # the same variance of rows that are each a group
+    return float(n / max(1.0, variance / independent))
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
         raise DataError(
             f"{holding[0]} groups hold positives and {holding[1]} negatives: two of each are needed for an interval"
         )
-    parts = [components(column, positive) for column in columns.T]
+    parts = [auc_components(column, positive) for column in columns.T]
     auc = np.array([above.mean() for above, _ in parts])
     # Sums over a group of how far its rows stand from the mean: (c, groups), for its positives and its negatives.
     of_positives, of_negatives = (
@@ -272,17 +271,17 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
     return ClusteredAUC(auc, covariance + between + between.T)
 
 
-def components(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+def auc_components(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """Of scores (n,): for each positive the share of negatives below it, for each negative that of positives above it.
 
     Ties count half. The variances of both, each by its number of rows, add up to that of the AUC of rows on their own.
     """
     m, n = int(positive.sum()), int((~positive).sum())
-    whole = rankdata(score)
+    all_ranks = rankdata(score)
     among_positives, among_negatives = rankdata(score[positive]), rankdata(score[~positive])
-    return [(whole[positive] - among_positives) / n, 1 - (whole[~positive] - among_negatives) / m]
+    return [(all_ranks[positive] - among_positives) / n, 1 - (all_ranks[~positive] - among_negatives) / m]
 
 
 def _interval(value: float, variance: float) -> Interval:
     se = float(np.sqrt(max(variance, 0.0)))
-    return Interval(value, value - _Z95 * se, value + _Z95 * se, se)
+    return Interval(value, value - Z95 * se, value + Z95 * se, se)

@@ -17,32 +17,32 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-class Curve(NamedTuple):
+class RocCurve(NamedTuple):
     """The ROC curve at each distinct score of a positive, lowest first: that is where its area lies."""
 
     positives: Floats  # (steps,) or (steps, draws): positives with this score
     below: Floats  # negatives with a lower score
-    at: Floats  # negatives with this very score
+    tied: Floats  # negatives with this very score
     negatives: Floats  # () or (draws,): all of them
 
 
-def _auc(curve: Curve) -> Floats:
+def _auc(curve: RocCurve) -> Floats:
     # Halves and whole numbers up to the division: exact while there are fewer than 2^52 pairs.
-    won: Floats = np.sum(curve.positives * (curve.below + curve.at / 2), axis=0)
+    won: Floats = np.sum(curve.positives * (curve.below + curve.tied / 2), axis=0)
     pairs: Floats = np.sum(curve.positives, axis=0) * curve.negatives
     return won / pairs
 
 
-def _pauc80(curve: Curve) -> Floats:
+def _pauc80(curve: RocCurve) -> Floats:
     width: Floats = curve.positives / np.sum(curve.positives, axis=0)
     left = np.cumsum(width, axis=0) - width
     used = np.clip(0.2 - left, 0, width)  # the tie that the cut goes through counts up to the cut
     share = np.divide(used, width, out=np.zeros_like(width), where=width > 0)
-    area: Floats = np.sum(used * (curve.below + curve.at * share / 2), axis=0)
+    area: Floats = np.sum(used * (curve.below + curve.tied * share / 2), axis=0)
     return area / curve.negatives
 
 
-def _average_precision(curve: Curve) -> Floats:
+def _average_precision(curve: RocCurve) -> Floats:
     found = np.cumsum(curve.positives[::-1], axis=0)[::-1]
     called = found + curve.negatives - curve.below
     precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
@@ -50,40 +50,40 @@ def _average_precision(curve: Curve) -> Floats:
     return average
 
 
-def _sensitivity(curve: Curve, specificity: float) -> Floats:
+def _sensitivity(curve: RocCurve, specificity: float) -> Floats:
     found = np.cumsum(curve.positives[::-1], axis=0)[::-1]
     allowed = curve.below >= specificity * curve.negatives * (1 - 1e-12)
     best: Floats = np.max(np.where(allowed, found, 0), axis=0) / found[0]
     return best
 
 
-def _specificity(curve: Curve, sensitivity: float) -> Floats:
+def _specificity(curve: RocCurve, sensitivity: float) -> Floats:
     found = np.cumsum(curve.positives[::-1], axis=0)[::-1]
     enough = found >= sensitivity * found[0] * (1 - 1e-12)
     best: Floats = np.max(np.where(enough, curve.below, 0), axis=0) / curve.negatives
     return best if sensitivity > 0 else np.ones_like(best)  # a threshold above every score finds nothing
 
 
-_CURVE_VALUES = {"auc": _auc, "pauc80": _pauc80, "ap": _average_precision}
-_AT = {"sensitivity": _sensitivity, "specificity": _specificity}
+_CURVE_METRICS = {"auc": _auc, "pauc80": _pauc80, "ap": _average_precision}
+_AT_OPERATING_POINT = {"sensitivity": _sensitivity, "specificity": _specificity}
 
 
-def curve_value(objective: str) -> Callable[[Curve], Floats]:
+def curve_metric(objective: str) -> Callable[[RocCurve], Floats]:
     """What makes the objective of a curve: one of OBJECTIVES but log loss, `sensitivity@0.9` (at a specificity of 0.9)
     or `specificity@0.9` (at such a sensitivity). Raises ConfigError for another name."""
     name, _, at = objective.partition("@")
-    if name in _AT and re.fullmatch(r"0?\.\d+|0|1|1\.0*", at):
-        value, given = _AT[name], float(at)
+    if name in _AT_OPERATING_POINT and re.fullmatch(r"0?\.\d+|0|1|1\.0*", at):
+        value, given = _AT_OPERATING_POINT[name], float(at)
         return lambda curve: value(curve, given)
-    if objective not in _CURVE_VALUES:
+    if objective not in _CURVE_METRICS:
         raise ConfigError(f"unknown objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
-    return _CURVE_VALUES[objective]
+    return _CURVE_METRICS[objective]
 
 
 def losses(positive: Bools, p: NDArray[Any]) -> Floats:
     """Negative log-likelihood of each probability (n,), kept off 0 and 1; DataError for what is none."""
     eps = np.finfo(np.float64).eps
-    refuse((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
+    raise_for_rows((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
     p = p.astype(np.float64)
     losses: Floats = -np.log(np.clip(np.where(positive, p, 1 - p), eps, 1 - eps))
     return losses
@@ -91,23 +91,23 @@ def losses(positive: Bools, p: NDArray[Any]) -> Floats:
 
 def checked(y: ArrayLike, s: ArrayLike) -> tuple[Bools, NDArray[Any]]:
     """Targets (n,) as booleans and their scores; DataError where one is NaN or no target."""
-    positive = positives_of(y)
-    s = one_a_row(s, positive, "scores")
-    refuse(np.isnan(s), s, "scores are NaN", "leave no row unscored")
+    positive = positive_mask(y)
+    s = check_one_per_row(s, positive, "scores")
+    raise_for_rows(np.isnan(s), s, "scores are NaN", "leave no row unscored")
     return positive, s
 
 
-def positives_of(y: ArrayLike) -> Bools:
+def positive_mask(y: ArrayLike) -> Bools:
     """Targets (n,) as booleans; DataError where one is not 0 or 1."""
     y = np.asarray(y)
     if y.ndim != 1 or not y.size:
         raise DataError(f"targets have shape {y.shape}: give one 0 or 1 a row")
     positive: Bools = y == 1
-    refuse(~(positive | (y == 0)), y, "targets are not 0 or 1", "mend or drop these rows")
+    raise_for_rows(~(positive | (y == 0)), y, "targets are not 0 or 1", "mend or drop these rows")
     return positive
 
 
-def one_a_row(values: ArrayLike, positive: Bools, what: str) -> NDArray[Any]:
+def check_one_per_row(values: ArrayLike, positive: Bools, what: str) -> NDArray[Any]:
     """An array with a value for each target; DataError for another shape."""
     values = np.asarray(values)
     if values.shape != positive.shape:
@@ -115,7 +115,7 @@ def one_a_row(values: ArrayLike, positive: Bools, what: str) -> NDArray[Any]:
     return values
 
 
-def refuse(bad: Bools, values: NDArray[Any], why: str, next_step: str) -> None:
+def raise_for_rows(bad: Bools, values: NDArray[Any], why: str, next_step: str) -> None:
     """Raise DataError where a row is bad, naming the first."""
     rows = np.flatnonzero(bad)
     if rows.size:
@@ -153,7 +153,7 @@ def log_loss(y: ArrayLike, p: ArrayLike) -> float:
 def brier(y: ArrayLike, p: ArrayLike) -> float:
     """Mean squared distance of probabilities `p` (n,) to the targets, lower is better."""
     positive, p = checked(y, p)
-    refuse((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
+    raise_for_rows((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
     return float(np.mean((p - positive) ** 2))
 
 
@@ -170,7 +170,7 @@ def expected_calibration_error(y: ArrayLike, p: ArrayLike, *, bins: int = 10, eq
     which at a prevalence of 2 % puts nearly every row into the first.
     """
     positive, p = checked(y, p)
-    refuse((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
+    raise_for_rows((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
     if equal == "width":
         held = np.minimum((p * bins).astype(np.intp), bins - 1)
     elif equal == "mass":
@@ -206,21 +206,21 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
 
     It sorts the negatives once and searches the positives, which are few. It does not look for NaN.
     """
-    positive = positives_of(y)
+    positive = positive_mask(y)
     if objective == "logloss":
         return lambda s: float(-np.mean(losses(positive, s)))
-    value_of = curve_value(objective)
-    rows, others = np.flatnonzero(positive), np.flatnonzero(~positive)
-    if not rows.size or not others.size:
+    value_of = curve_metric(objective)
+    rows, negative_rows = np.flatnonzero(positive), np.flatnonzero(~positive)
+    if not rows.size or not negative_rows.size:
         only = "positive" if rows.size else "negative"
         raise DataError(f"a single class: all {positive.size} rows are {only}, and {objective} needs both")
 
     def value(s: NDArray[Any]) -> float:
-        negatives = np.sort(s[others])
+        negatives = np.sort(s[negative_rows])
         steps, count = np.unique(s[rows], return_counts=True)
         below = np.searchsorted(negatives, steps, "left").astype(np.float64)
         at = np.searchsorted(negatives, steps, "right") - below
-        return float(value_of(Curve(count.astype(np.float64), below, at, np.asarray(float(others.size)))))
+        return float(value_of(RocCurve(count.astype(np.float64), below, at, np.asarray(float(negative_rows.size)))))
 
     return value
 
@@ -228,7 +228,7 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
 def auc_by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike) -> pd.Series[float]:
     """The AUC within each fold, indexed by fold; NaN, on the record, for a fold of a single class."""
     positive, s = checked(y, s)
-    fold = one_a_row(fold, positive, "folds")
+    fold = check_one_per_row(fold, positive, "folds")
     value = {}
     for k in np.unique(fold):
         held = positive[fold == k]

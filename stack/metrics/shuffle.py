@@ -54,12 +54,12 @@ def auc_equal_size(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws:
     drawn = []
     for _ in range(draws):
         chosen = np.concatenate([rows[group] for group in rng.integers(len(names), size=len(names))])
-        drawn.append(auc_within(y[chosen], s[chosen], size[chosen]))
+        drawn.append(auc_within_strata(y[chosen], s[chosen], size[chosen]))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Interval(auc_within(y, s, size), float(low), float(high), float(np.nanstd(drawn)))
+    return Interval(auc_within_strata(y, s, size), float(low), float(high), float(np.nanstd(drawn)))
 
 
-def auc_within(y: NDArray[np.generic], s: NDArray[np.floating], stratum: NDArray[np.integer]) -> float:
+def auc_within_strata(y: NDArray[np.generic], s: NDArray[np.floating], stratum: NDArray[np.integer]) -> float:
     """Share of won pairs of a positive and a negative row of the same ``stratum`` (n,); NaN where there are none."""
     won = pairs = 0.0
     for value in np.unique(stratum):

@@ -11,16 +11,16 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from stack.metrics.intervals import clustered_auc, components, interval
+from stack.metrics.intervals import auc_components, clustered_auc, interval
 from stack.metrics.scores import Bools, auc, checked
 
-FEWEST = 5  # groups with a positive, and with a negative, on either side: with fewer only the counts are shown
+MIN_GROUPS = 5  # groups with a positive, and with a negative, on either side: with fewer only the counts are shown
 AGE_BANDS = (0, 20, 40, 60, 80)  # years: the lower edges, the last one open above
 MISSING = "not known"
-_MOST = 12  # levels of a column that are told apart; the rarest share a line
+_MAX_LEVELS = 12  # levels of a column that are told apart; the rarest share a line
 
 
-class Part(NamedTuple):
+class Subgroup(NamedTuple):
     """A subgroup: what it is cut by, its name, its rows (n,)."""
 
     by: str
@@ -29,13 +29,14 @@ class Part(NamedTuple):
 
 
 def subgroups(
-    y: ArrayLike, s: ArrayLike, split_group: ArrayLike, parts: Sequence[Part], *, draws: int = 1000, seed: int = 0
+    y: ArrayLike, s: ArrayLike, split_group: ArrayLike, parts: Sequence[Subgroup], *, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Of each part the AUC of scores `s` (n,) for targets `y` (n,), and how far it lies from that of all other rows.
 
     Columns: by, subgroup, rows, groups, positives, prevalence; auc with its 95 % bootstrap interval low and high;
     difference (AUC here less AUC of the rest), wide_low, wide_high, apart. NaN, and not apart, where a side has fewer
-    than FEWEST groups of a class; without low and high where each draw is the same, as of classes that don't overlap.
+    than MIN_GROUPS groups of a class; without low and high where each draw is the same, as of classes that don't
+    overlap.
 
     The two sides are different rows, so the difference is not paired. Its standard error is the one that it has if the
     score orders both sides alike: from the structural components (DeLong et al. 1988) of all rows, by the number of
@@ -46,19 +47,19 @@ def subgroups(
     """
     positive, s = checked(y, s)
     group, _ = pd.factorize(np.asarray(split_group, dtype=object))
-    told = [_is_told(positive, group, part.rows) for part in parts]
-    compared = {_either_side(part.rows) for part, is_told in zip(parts, told, strict=True) if is_told}
+    comparable = [_is_comparable(positive, group, part.rows) for part in parts]
+    compared = {_cut_key(part.rows) for part, is_comparable in zip(parts, comparable, strict=True) if is_comparable}
     width = float(-ndtri(0.025 / max(len(compared), 1)))
-    spread = _spread_if_alike(positive, s, group) if compared else (np.nan, np.nan)
+    spread = _variance_components(positive, s, group) if compared else (np.nan, np.nan)
     records = []
-    for part, is_told in zip(parts, told, strict=True):
+    for part, is_comparable in zip(parts, comparable, strict=True):
         rows = part.rows
         record: dict[str, object] = {
             "by": part.by, "subgroup": part.name, "rows": int(rows.sum()), "groups": len(np.unique(group[rows])),
             "positives": int(positive[rows].sum()), "prevalence": float(positive[rows].mean()),
         }  # fmt: skip
         record["apart"] = False
-        if is_told:
+        if is_comparable:
             here = interval("auc", positive[rows], s[rows], group[rows], draws=draws, seed=seed)
             apart = here.value - auc(positive[~rows], s[~rows])
             half = width * np.sqrt(sum(_variance(spread, positive[side]) for side in (rows, ~rows)))
@@ -72,7 +73,7 @@ def subgroups(
     return pd.DataFrame(records).reindex(columns=columns)
 
 
-def parts_of(rows: pd.DataFrame) -> list[Part]:
+def find_subgroups(rows: pd.DataFrame) -> list[Subgroup]:
     """The subgroups of table rows by sex, age band, site and source, where a column tells at least two apart.
 
     What is not known is a subgroup of its own.
@@ -84,32 +85,34 @@ def parts_of(rows: pd.DataFrame) -> list[Part]:
         levels = _age_bands(rows[column]) if column == "age" else rows[column].astype("object")
         order = [name for name in _age_names() if (levels == name).any()] if column == "age" else _commonest(levels)
         rare = levels[levels.notna() & ~levels.isin(order)].unique()
-        found = [Part(column, str(name), (levels == name).to_numpy(bool)) for name in order]
+        found = [Subgroup(column, str(name), (levels == name).to_numpy(bool)) for name in order]
         if len(rare):
-            found.append(Part(column, f"other ({len(rare)} kinds)", levels.isin(rare).to_numpy(bool)))
+            found.append(Subgroup(column, f"other ({len(rare)} kinds)", levels.isin(rare).to_numpy(bool)))
         if levels.isna().any():
-            found.append(Part(column, MISSING, levels.isna().to_numpy(bool)))
+            found.append(Subgroup(column, MISSING, levels.isna().to_numpy(bool)))
         parts += found if len(found) > 1 else []
     return parts
 
 
-def _is_told(positive: Bools, group: NDArray[np.intp], rows: Bools) -> bool:
+def _is_comparable(positive: Bools, group: NDArray[np.intp], rows: Bools) -> bool:
     """Whether both sides have enough groups of both classes."""
     cells = (side & of for side in (rows, ~rows) for of in (positive, ~positive))
-    return all(len(np.unique(group[cell])) >= FEWEST for cell in cells)
+    return all(len(np.unique(group[cell])) >= MIN_GROUPS for cell in cells)
 
 
-def _either_side(rows: Bools) -> bytes:
+def _cut_key(rows: Bools) -> bytes:
     """The same for a subgroup and for all the rest."""
     return bytes(np.packbits(rows ^ rows[0]))
 
 
-def _spread_if_alike(positive: Bools, s: NDArray[np.generic], group: NDArray[np.intp]) -> tuple[float, float]:
+def _variance_components(positive: Bools, s: NDArray[np.generic], group: NDArray[np.intp]) -> tuple[float, float]:
     """What a positive and a negative row each add to the variance of an AUC, by their number."""
-    above, below = components(np.asarray(s, np.float64), positive)
+    above, below = auc_components(np.asarray(s, np.float64), positive)
     of_positive, of_negative = float(above.var(ddof=1)), float(below.var(ddof=1))
-    alone = of_positive / positive.sum() + of_negative / (~positive).sum()
-    effect = max(1.0, float(clustered_auc(positive, s, group).covariance[0, 0]) / alone) if alone > 0 else 1.0
+    independent = of_positive / positive.sum() + of_negative / (~positive).sum()
+    effect = (
+        max(1.0, float(clustered_auc(positive, s, group).covariance[0, 0]) / independent) if independent > 0 else 1.0
+    )
     return effect * of_positive, effect * of_negative
 
 
@@ -128,4 +131,4 @@ def _age_bands(age: pd.Series) -> pd.Series:
 
 def _commonest(levels: pd.Series) -> list[str]:
     counts = levels.value_counts()
-    return list(counts.index if len(counts) <= _MOST else counts.index[: _MOST - 1])
+    return list(counts.index if len(counts) <= _MAX_LEVELS else counts.index[: _MAX_LEVELS - 1])

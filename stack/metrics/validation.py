@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 
 from stack.errors import DataError
 from stack.metrics.calibration import recalibration, reliability
-from stack.metrics.decisions import AIMS, Point, fixed_points, point_at
+from stack.metrics.decisions import AIMS, OperatingPoint, operating_point_at, operating_points
 from stack.metrics.intervals import Z95, Interval, clustered_auc, interval, proportion
 from stack.metrics.scores import auc, brier, checked, expected_calibration_error
-from stack.metrics.subgroups import parts_of, subgroups
+from stack.metrics.subgroups import find_subgroups, subgroups
 
-_CHANCES = 20  # data sets drawn to see what a perfectly calibrated p has for an ECE
+_ECE_DRAWS = 20  # data sets drawn to see what a perfectly calibrated p has for an ECE
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,21 @@ def check_classes(y: ArrayLike, group: ArrayLike) -> None:
             )
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Dataclasses, tuples and NaN as JSON has them: dicts, lists and null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(entry) for entry in value]
+        return [jsonable(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def measures_of(content: Mapping[str, Any]) -> Measures:
-    """What `plain` made JSON of."""
+def measures_from_json(content: Mapping[str, Any]) -> Measures:
+    """What `jsonable` made JSON of."""
     return Measures(**{name: _restored(value) for name, value in content.items()})
 
 
@@ -106,20 +106,20 @@ def _restored(value: Any) -> Any:
 
 def _ece_by_chance(p: np.ndarray) -> float:
     rng = np.random.default_rng(0)
-    return float(np.mean([expected_calibration_error(rng.random(p.size) < p, p) for _ in range(_CHANCES)]))
+    return float(np.mean([expected_calibration_error(rng.random(p.size) < p, p) for _ in range(_ECE_DRAWS)]))
 
 
 AGREES, LOWER, HIGHER = "agrees", "lower than promised, beyond noise", "higher than promised, beyond noise"
-UNTOLD, SHIFTED = "can't be told", "doesn't compare: the prevalence differs"
+UNDECIDED, NOT_COMPARABLE = "can't be told", "doesn't compare: the prevalence differs"
 
 
 @dataclass(frozen=True)
-class Promise:
+class InternalValidation:
     """What training says of new rows, from out-of-fold rows that neither blend nor calibration had seen."""
 
     objective: str
     measures: Measures
-    points: tuple[Point, ...]
+    points: tuple[OperatingPoint, ...]
     subgroups: tuple[dict[str, Any], ...]  # the columns of `stack.metrics.subgroups`
 
 
@@ -141,14 +141,14 @@ class Comparison:
 class PointOutcome:
     """One threshold that training fixed: what it promised there, what it does here."""
 
-    promised: Point
-    found: Point
+    promised: OperatingPoint
+    found: OperatingPoint
     sensitivity: Comparison
     specificity: Comparison
 
 
 @dataclass(frozen=True)
-class Selected:
+class SelectedThreshold:
     """What the best threshold of these very rows reaches: selected on them, so it flatters."""
 
     aim: str  # what is held: sensitivity or specificity
@@ -157,7 +157,7 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class Far:
+class OutOfDistribution:
     """Images that lie further out than 99 % of the training images, and the AUC of the rest; NaN where it has none."""
 
     rows: int
@@ -169,18 +169,18 @@ class Far:
 
 @dataclass(frozen=True)
 class Validation:
-    """All that external validation found. Plain numbers: `stack.metrics.validation.plain` makes JSON of it."""
+    """All that external validation found. Plain numbers: `stack.metrics.validation.jsonable` makes JSON of it."""
 
     experiment: str
     bundle: str  # its fingerprint
-    promise: Promise
+    promise: InternalValidation
     found: Measures
     comparisons: tuple[Comparison, ...]
     points: tuple[PointOutcome, ...]
-    selected_on_these_rows: tuple[Selected, ...]
+    selected_on_these_rows: tuple[SelectedThreshold, ...]
     reliability: tuple[dict[str, float], ...]  # the columns of `stack.metrics.calibration`
     subgroups: tuple[dict[str, Any], ...]  # those of `stack.metrics.subgroups`, and ``promised_auc``
-    far: Far | None  # None where the bundle can't tell
+    far: OutOfDistribution | None  # None where the bundle can't tell
     dropped: int  # rows whose image can't be read
     notes: tuple[str, ...]
 
@@ -199,7 +199,7 @@ class Validation:
         return next(entry for entry in self.comparisons if entry.quantity == quantity)
 
 
-def make_promise(
+def internal_validation(
     objective: str,
     y: ArrayLike,
     score: ArrayLike,
@@ -208,27 +208,29 @@ def make_promise(
     rows: pd.DataFrame,
     *,
     draws: int = 1000,
-) -> Promise:
+) -> InternalValidation:
     """From training rows (n,) that were scored by what had not seen them; ``rows``: age, sex, site of each."""
-    table = subgroups(y, score, split_group, parts_of(rows), draws=draws)
+    table = subgroups(y, score, split_group, find_subgroups(rows), draws=draws)
     measures = measure(y, score, p, split_group, draws=draws)
-    return Promise(objective, measures, fixed_points(y, p, split_group), _records(table))
+    return InternalValidation(objective, measures, operating_points(y, p, split_group), _records(table))
 
 
-def promise_of(content: Mapping[str, Any]) -> Promise:
-    """What `stack.metrics.validation.plain` made JSON of."""
+def internal_validation_from_json(content: Mapping[str, Any]) -> InternalValidation:
+    """What `stack.metrics.validation.jsonable` made JSON of."""
     points = []
     for entry in content["points"]:
         shares = {name: entry[name] for name in ("sensitivity", "specificity", "ppv", "npv")}
         shares = {
             name: Interval(**{k: math.nan if v is None else v for k, v in of.items()}) for name, of in shares.items()
         }
-        points.append(Point(entry["aim"], entry["level"], entry["threshold"], **shares))
-    return Promise(content["objective"], measures_of(content["measures"]), tuple(points), tuple(content["subgroups"]))
+        points.append(OperatingPoint(entry["aim"], entry["level"], entry["threshold"], **shares))
+    return InternalValidation(
+        content["objective"], measures_from_json(content["measures"]), tuple(points), tuple(content["subgroups"])
+    )
 
 
 def validate(
-    promise: Promise,
+    promise: InternalValidation,
     made: pd.DataFrame,
     y: ArrayLike,
     rows: pd.DataFrame,
@@ -247,7 +249,7 @@ def validate(
     score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
     group = rows["group"].to_numpy(object)
     found = measure(y, score, p, group, draws=draws)
-    parts = _records(subgroups(y, score, group, parts_of(rows), draws=draws))
+    parts = _records(subgroups(y, score, group, find_subgroups(rows), draws=draws))
     return Validation(
         experiment=experiment,
         bundle=bundle,
@@ -257,8 +259,8 @@ def validate(
         points=tuple(_outcome(point, y, p, group) for point in promise.points),
         selected_on_these_rows=tuple(_selected(y, score, group, draws)),
         reliability=tuple(_records(reliability(y, p, group))),
-        subgroups=tuple(_with_promise(parts, promise)),
-        far=_far(y, score, group, made["far"].to_numpy(bool), draws) if "far" in made else None,
+        subgroups=tuple(_with_promised_auc(parts, promise)),
+        far=_out_of_distribution(y, score, group, made["far"].to_numpy(bool), draws) if "far" in made else None,
         dropped=dropped,
         notes=tuple(notes),
     )
@@ -268,7 +270,7 @@ def compare(quantity: str, promised: float, promised_se: float, found: float, fo
     """Whether two independent estimates differ by more than noise; a standard error of 0 or NaN says nothing."""
     difference, noise = found - promised, Z95 * math.hypot(promised_se, found_se)
     if not (promised_se > 0 and found_se > 0 and math.isfinite(difference)):
-        verdict = UNTOLD
+        verdict = UNDECIDED
     elif abs(difference) < noise:
         verdict = AGREES
     else:
@@ -295,31 +297,36 @@ def _comparisons(promised: Measures, found: Measures) -> list[Comparison]:
     if prevalence.verdict == AGREES:
         return made
     moved = {"ap", "log_loss", "in_the_large"}
-    return [Comparison(**{**vars(entry), "verdict": SHIFTED}) if entry.quantity in moved else entry for entry in made]
+    return [
+        Comparison(**{**vars(entry), "verdict": NOT_COMPARABLE}) if entry.quantity in moved else entry for entry in made
+    ]
 
 
-def _outcome(point: Point, y: np.ndarray, p: np.ndarray, group: np.ndarray) -> PointOutcome:
-    here = point_at(y, p, group, point.aim, point.level, point.threshold)
+def _outcome(point: OperatingPoint, y: np.ndarray, p: np.ndarray, group: np.ndarray) -> PointOutcome:
+    here = operating_point_at(y, p, group, point.aim, point.level, point.threshold)
     pairs = ((name, getattr(point, name), getattr(here, name)) for name in ("sensitivity", "specificity"))
     return PointOutcome(point, here, *(compare(name, a.value, a.se, b.value, b.se) for name, a, b in pairs))
 
 
-def _selected(y: np.ndarray, score: np.ndarray, group: np.ndarray, draws: int) -> list[Selected]:
+def _selected(y: np.ndarray, score: np.ndarray, group: np.ndarray, draws: int) -> list[SelectedThreshold]:
     other = {"sensitivity": "specificity", "specificity": "sensitivity"}
     return [
-        Selected(aim, level, interval(f"{other[aim]}@{level}", y, score, group, draws=draws)) for aim, level in AIMS
+        SelectedThreshold(aim, level, interval(f"{other[aim]}@{level}", y, score, group, draws=draws))
+        for aim, level in AIMS
     ]
 
 
-def _far(y: np.ndarray, score: np.ndarray, group: np.ndarray, far: np.ndarray, draws: int) -> Far:
+def _out_of_distribution(
+    y: np.ndarray, score: np.ndarray, group: np.ndarray, far: np.ndarray, draws: int
+) -> OutOfDistribution:
     near = ~far
-    held = len(pd.unique(group[near & (y == 1)])) >= 2 and bool((near & (y == 0)).any())
-    of_near = interval("auc", y[near], score[near], group[near], draws=draws) if held else Interval(*[math.nan] * 4)
+    has_both = len(pd.unique(group[near & (y == 1)])) >= 2 and bool((near & (y == 0)).any())
+    of_near = interval("auc", y[near], score[near], group[near], draws=draws) if has_both else Interval(*[math.nan] * 4)
     of_far = auc(y[far], score[far]) if 0 < y[far].sum() < far.sum() else math.nan
-    return Far(int(far.sum()), int(y[far].sum()), float(far.mean()), of_near, of_far)
+    return OutOfDistribution(int(far.sum()), int(y[far].sum()), float(far.mean()), of_near, of_far)
 
 
-def _with_promise(found: Sequence[dict[str, Any]], promise: Promise) -> list[dict[str, Any]]:
+def _with_promised_auc(found: Sequence[dict[str, Any]], promise: InternalValidation) -> list[dict[str, Any]]:
     promised = {(entry["by"], entry["subgroup"]): entry["auc"] for entry in promise.subgroups}
     return [{**entry, "promised_auc": promised.get((entry["by"], entry["subgroup"]))} for entry in found]
 

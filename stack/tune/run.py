@@ -19,22 +19,22 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from image_models.processes import in_processes
+from image_models.processes import run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.blend.blender import Blender
-from stack.blend.columns import NetColumns, Weighting
-from stack.blend.nested import left_out
+from stack.blend.columns import NetScaler, Weighting
+from stack.blend.nested import left_out_sets
 from stack.config import Stacker
 from stack.console import Out
 from stack.errors import ConfigError
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, fold_matrix, inner_rows
+from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
 from stack.folds import inner_split
 from stack.image_config import ImageModel
 from stack.level1 import level1_runs
 from stack.level1_folds import labels_of
 from stack.metrics.scores import Floats, score
-from stack.parallel import on_threads
+from stack.parallel import run_with_threads
 from stack.predictions import predictions_of, read_embeddings, standardised
 from stack.store import Run
 from stack.tune.studies import Objective, open_study, refuse_sqlite, run_study, write_study
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 # low, high, logarithmic; around the defaults, which are each study's first trial
-SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
+GBDT_SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
     "lightgbm": {
         "num_leaves": (4, 48, True),
         "min_data_in_leaf": (10, 200, True),
@@ -80,8 +80,8 @@ def tune_gbdt(
     Each study goes on until it has ``trials`` ended trials, and shares what is left of ``timeout`` seconds with those
     after it; see `run_study`. Returns the yaml that the config names under ``tuned.gbdt``.
     """
-    if stacker.kind not in SPACES:
-        raise ConfigError(f"{stacker.name} is a {stacker.kind} model: studies are for {', '.join(SPACES)}")
+    if stacker.kind not in GBDT_SPACES:
+        raise ConfigError(f"{stacker.name} is a {stacker.kind} model: studies are for {', '.join(GBDT_SPACES)}")
     level1_runs(experiment)  # refuses before a study is opened
     k = experiment.folds.k
     started = time.monotonic()
@@ -90,15 +90,15 @@ def tune_gbdt(
     outers = [*range(k), None]
     with out.bar(f"tune {stacker.name}", trials * len(outers), "trials") as progress:
         for number, outer in enumerate(outers):
-            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - started))
+            seconds_left = None if timeout is None else max(0.0, timeout - (time.monotonic() - started))
             study = run_study(
                 experiment,
                 f"gbdt-{stacker.name}-without-{'none' if outer is None else outer}",
                 partial(_gbdt_objective, experiment, stacker, outer),
                 out,
-                first={name: DEFAULTS[stacker.kind][name] for name in SPACES[stacker.kind]},
+                first={name: DEFAULTS[stacker.kind][name] for name in GBDT_SPACES[stacker.kind]},
                 trials=trials,
-                timeout=None if left is None else left / (len(outers) - number),
+                timeout=None if seconds_left is None else seconds_left / (len(outers) - number),
                 workers=workers,
                 progress=progress,
             )
@@ -131,17 +131,17 @@ def tune_blend(
     predictions = predictions_of(experiment, runs)
     p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
-    columns = NetColumns().fit(p, predictions.nets)
-    withouts = left_out(range(experiment.folds.k))
-    open_study(experiment, _blend_study_name(withouts[0]))  # refuses, or repairs, before others open it too
-    share = None if timeout is None else timeout * workers / len(withouts)
+    columns = NetScaler().fit(p, predictions.nets)
+    fold_sets = left_out_sets(range(experiment.folds.k))
+    open_study(experiment, _blend_study_name(fold_sets[0]))  # refuses, or repairs, before others open it too
+    share = None if timeout is None else timeout * workers / len(fold_sets)
     tasks = [
         partial(_weights_without, experiment, p, y, fold, predictions.nets, columns, without, trials, share)
-        for without in withouts
+        for without in fold_sets
     ]
     weights = []
-    with out.bar("tune blend", len(withouts), "studies") as progress:
-        for without, (weighting, done) in zip(withouts, in_processes(tasks, workers), strict=True):
+    with out.bar("tune blend", len(fold_sets), "studies") as progress:
+        for without, (weighting, done) in zip(fold_sets, run_parallel(tasks, workers), strict=True):
             weights.append({"without": sorted(without), **asdict(weighting), "trials": done})
             progress(1)
     short = sum(entry["trials"] < trials for entry in weights)
@@ -156,7 +156,7 @@ def _weights_without(
     y: NDArray[np.int8],
     fold: NDArray[np.int8],
     nets: NDArray[np.int8],
-    columns: NetColumns,
+    columns: NetScaler,
     without: frozenset[int],
     trials: int,
     timeout: float | None,
@@ -177,17 +177,17 @@ def _blend_study_name(without: frozenset[int]) -> str:
 def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None) -> Objective:
     """Of a trial's parameters: the mean objective over the inner folds, pruned where the first of them say so."""
     config = experiment.config
-    splits = on_threads(config.threads, _splits, experiment, outer)
+    splits = run_with_threads(config.threads, _inner_splits, experiment, outer)
 
     def objective(trial: optuna.Trial) -> float:
-        params, scores = _suggested(trial, stacker.kind), []
+        params, scores = _suggest_gbdt(trial, stacker.kind), []
         for step, split in enumerate(splits):
-            stop, y = inner_rows(experiment, split.train_rows), experiment.target[split.train_rows]
+            stop, y = early_stopping_rows(experiment, split.train_rows), experiment.target[split.train_rows]
             model = fit_gbdt(
                 stacker.kind,
                 split.train[~stop],
                 y[~stop],
-                stop=(split.train[stop], y[stop]),
+                eval_set=(split.train[stop], y[stop]),
                 params={**stacker.params, **params},
                 seed=config.seed,
                 threads=config.threads,
@@ -202,7 +202,7 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
     return objective
 
 
-def _splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]:
+def _inner_splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]:
     """One matrix for each inner fold, without the rows of fold ``outer``."""
     sources = level1_runs(experiment)
     predictions = standardised(predictions_of(experiment, sources))
@@ -211,23 +211,23 @@ def _splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]:
     return [fold_matrix(experiment, embeddings, predictions, fold, without=outer) for fold in inner]
 
 
-def _suggested(trial: optuna.Trial, kind: str) -> dict[str, Any]:
+def _suggest_gbdt(trial: optuna.Trial, kind: str) -> dict[str, Any]:
     return {
         name: trial.suggest_int(name, int(low), int(high), log=log)
         if isinstance(DEFAULTS[kind][name], int)
         else trial.suggest_float(name, low, high, log=log)
-        for name, (low, high, log) in SPACES[kind].items()
+        for name, (low, high, log) in GBDT_SPACES[kind].items()
     }
 
 
 # low, high, logarithmic; widened to hold the model's own settings, which are the first trial
-RANGES = {
+IMAGE_RANGES = {
     "lr": (1e-4, 3e-3, True),
     "weight_decay": (1e-3, 0.1, True),
     "layer_decay": (0.7, 1.0, False),
     "label_smoothing": (0.0, 0.1, False),
 }
-CHOICES: dict[str, tuple[Any, ...]] = {
+IMAGE_CHOICES: dict[str, tuple[Any, ...]] = {
     "augment": ("light", "standard", "heavy"),
     "balance": ("none", "sqrt"),
     "ema": (0.0, 0.998),
@@ -267,9 +267,9 @@ def tune_image(
         study = run_study(
             experiment,
             f"image-{model.name}",
-            partial(_objective, experiment, model, cache),
+            partial(_image_objective, experiment, model, cache),
             out,
-            first=_own(model),
+            first=_own_settings(model),
             trials=trials,
             timeout=timeout,
             workers=workers,
@@ -285,29 +285,29 @@ def tune_image(
     )
 
 
-def _objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> Objective:
+def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> Objective:
     from image_models.errors import ImageError
     from image_models.fit import TrainingRows, train_fold_net
 
     config, table = experiment.config, experiment.table
     inner = inner_split(experiment.target, experiment.split_group, seed=config.seed)
     learned = pd.concat([table.train, experiment.external], ignore_index=True)
-    choose = np.concatenate([inner, np.zeros(len(experiment.external), bool)])
+    inner_val = np.concatenate([inner, np.zeros(len(experiment.external), bool)])
     labels = labels_of(model, table.train, experiment.external)
     metadata = None
     if model.metadata:
-        metadata = DenseMetadata(model.metadata).fit(learned[~choose]).transform(learned)
+        metadata = DenseMetadata(model.metadata).fit(learned[~inner_val]).transform(learned)
     data = TrainingRows(
         rows=cache.rows_for(learned["id"]),
         target=np.concatenate([labels.train, labels.external]),
         positive=labels.positive,
         metadata=metadata,
-        choose=choose,
+        inner_val=inner_val,
     )
     compute = Compute(config.device, config.threads, config.workers)
 
     def objective(trial: optuna.Trial) -> float:
-        tried = model.model_copy(update=_settings(_suggested_training(trial, model)))
+        tried = model.model_copy(update=_settings(_suggest_training(trial, model)))
         last = 0.0
 
         def report(epoch: int, auc: float) -> None:
@@ -331,15 +331,18 @@ def _objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> 
     return objective
 
 
-def _own(model: ImageModel) -> dict[str, Any]:
-    return {**{name: getattr(model, name) for name in (*RANGES, *CHOICES)}, "augment": "+".join(model.augment)}
+def _own_settings(model: ImageModel) -> dict[str, Any]:
+    return {
+        **{name: getattr(model, name) for name in (*IMAGE_RANGES, *IMAGE_CHOICES)},
+        "augment": "+".join(model.augment),
+    }
 
 
-def _suggested_training(trial: optuna.Trial, model: ImageModel) -> dict[str, Any]:
-    own, params = _own(model), {}
-    for name, (low, high, log) in RANGES.items():
+def _suggest_training(trial: optuna.Trial, model: ImageModel) -> dict[str, Any]:
+    own, params = _own_settings(model), {}
+    for name, (low, high, log) in IMAGE_RANGES.items():
         params[name] = trial.suggest_float(name, min(low, own[name]) or low, max(high, own[name]), log=log)
-    for name, choices in CHOICES.items():
+    for name, choices in IMAGE_CHOICES.items():
         params[name] = trial.suggest_categorical(name, list(dict.fromkeys([*choices, own[name]])))
     return params
 

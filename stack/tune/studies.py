@@ -23,12 +23,12 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from image_models.processes import tied
+from image_models.processes import exit_with_parent
 from stack.console import Out
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.metrics.scores import Floats
-from stack.store import LOCK, atomic
+from stack.store import LOCK_FILE, atomic
 from stack.tuned import digest_line
 
 
@@ -36,7 +36,7 @@ class Journal(JournalFileBackend):
     """The same lines, each with a key `crc` that other readers of the file ignore; older lines come without."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), lock_obj=_Lock(path.with_name(LOCK)))
+        super().__init__(str(path), lock_obj=_Lock(path.with_name(LOCK_FILE)))
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -109,29 +109,31 @@ def run_study(
     if not study.get_trials(deepcopy=False, states=(*ENDED, TrialState.WAITING)):
         study.enqueue_trial(first)
     deadline = None if timeout is None else time.time() + timeout
-    progress(min(ended(study), trials))
+    progress(min(count_ended(study), trials))
     if workers == 1:
         objective = make_objective()
-        while ended(study) < trials and (deadline is None or time.time() < deadline):
-            _one(study, objective, seed=experiment.config.seed + ended(study))
+        while count_ended(study) < trials and (deadline is None or time.time() < deadline):
+            _run_trial(study, objective, seed=experiment.config.seed + count_ended(study))
             progress(1)
         return study
     context = multiprocessing.get_context("spawn")
     arguments = (experiment, name, make_objective, trials, deadline)
-    started = [context.Process(target=tied(_work), args=(*arguments, number)) for number in range(workers)]
+    worker_processes = [
+        context.Process(target=exit_with_parent(_run_worker), args=(*arguments, number)) for number in range(workers)
+    ]
     try:
-        for process in started:
+        for process in worker_processes:
             process.start()
-        done = ended(study)
-        while any(process.is_alive() for process in started):
+        done = count_ended(study)
+        while any(process.is_alive() for process in worker_processes):
             time.sleep(0.5)
-            progress((now := ended(study)) - done)
+            progress((now := count_ended(study)) - done)
             done = now
     finally:
-        for process in started:  # interrupted: the others' trials are tried again with the next command
+        for process in worker_processes:  # interrupted: the others' trials are tried again with the next command
             if process.is_alive():
                 process.kill()
-    for number, process in enumerate(started):
+    for number, process in enumerate(worker_processes):
         if process.exitcode:
             out.warn(f"{name}: worker {number} died (exit status {process.exitcode}); the others went on")
     return study
@@ -176,16 +178,16 @@ def read_studies(experiment: Experiment) -> list[StudyHistory]:
         return []
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = _storage(experiment, shared=True)
-    before, after = f"{experiment.name}-", f"-{experiment.config.objective}-{experiment.rows_fingerprint}"
+    prefix, suffix = f"{experiment.name}-", f"-{experiment.config.objective}-{experiment.rows_fingerprint}"
     found = []
     for full in sorted(optuna.get_all_study_names(storage)):
-        if not (full.startswith(before) and full.endswith(after)):
+        if not (full.startswith(prefix) and full.endswith(suffix)):
             continue
         # A pruned trial's value is that of its first folds: no value of the study.
         trials = optuna.load_study(study_name=full, storage=storage).get_trials(deepcopy=False)
         values = [trial.value if trial.state == TrialState.COMPLETE else None for trial in trials]
         states = tuple(trial.state.name.lower() for trial in trials)
-        name = full.removeprefix(before).removesuffix(after)
+        name = full.removeprefix(prefix).removesuffix(suffix)
         found.append(StudyHistory(name, np.array(values, np.float64), states))
     return found
 
@@ -196,7 +198,7 @@ def refuse_sqlite(experiment: Experiment, workers: int) -> None:
         raise ConfigError("storage: SQLite can't serve several workers: leave `storage` out, or name a PostgreSQL")
 
 
-def ended(study: optuna.Study) -> int:
+def count_ended(study: optuna.Study) -> int:
     """How many trials have a value or were pruned."""
     return len(study.get_trials(deepcopy=False, states=ENDED))
 
@@ -211,13 +213,13 @@ def write_study(experiment: Experiment, name: str, result: dict[str, Any]) -> Pa
     return path
 
 
-def _one(study: optuna.Study, objective: Objective, *, seed: int, shared: bool = False) -> None:
+def _run_trial(study: optuna.Study, objective: Objective, *, seed: int, shared: bool = False) -> None:
     # constant_liar counts what others are at: for one worker that would be trials whose process was killed.
     study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=shared)
     study.optimize(objective, n_trials=1)
 
 
-def _work(
+def _run_worker(
     experiment: Experiment,
     name: str,
     make_objective: Callable[[], Objective],
@@ -228,12 +230,12 @@ def _work(
     study, objective = open_study(experiment, name, shared=True), make_objective()
     while deadline is None or time.time() < deadline:
         optuna.storages.fail_stale_trials(study)  # of a database: a trial whose worker is gone waits to be tried again
-        done = ended(study)
+        done = count_ended(study)
         waiting, running = (
             len(study.get_trials(deepcopy=False, states=(state,))) for state in (TrialState.WAITING, TrialState.RUNNING)
         )
         if waiting or done + running < trials:
-            _one(study, objective, seed=experiment.config.seed + 1000 * (worker + 1) + done, shared=True)
+            _run_trial(study, objective, seed=experiment.config.seed + 1000 * (worker + 1) + done, shared=True)
         elif running == 0 or experiment.config.storage is None:
             return  # a file has no signs of life, so nobody can wait there for the others' last trials
         else:

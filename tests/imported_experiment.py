@@ -1,0 +1,137 @@
+"""An experiment without images: its rows, its config, and predictions as another pipeline would make them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import run_cli
+from scipy.special import expit
+
+from stack.config import read_config
+from stack.console import Out
+from stack.errors import DermstackError
+from stack.experiment import Experiment, open_experiment, write_rows
+from stack.import_oof import ImportedColumns, import_oof
+from stack.store import Run
+
+Files = tuple[pd.DataFrame, pd.DataFrame]
+COLUMNS = {"id": "isic", "group": "patient", "target": "malignant", "age": "years", "sex": "sex", "site": "site"}
+
+
+def write_experiment(folder: Path, **changes: object) -> Path:
+    """train.csv (about 200 rows of 80 patients), test.csv, sample.csv and elsewhere.yaml, whose path is returned."""
+    rng = np.random.default_rng(0)
+    train, test = _rows(80, "", rng), _rows(15, "T", rng)
+    train.loc[5, "isic"] = "NA"  # an id like any other
+    train["malignant"] = (rng.random(len(train)) < 0.3).astype(int)
+    train.to_csv(folder / "train.csv", index=False)
+    test.to_csv(folder / "test.csv", index=False)
+    pd.DataFrame({"isic": test["isic"], "malignant": 0}).to_csv(folder / "sample.csv", index=False)
+    settings = {
+        "experiment": "elsewhere",
+        "runs": "runs",
+        "cache": "cache",
+        "threads": 1,
+        "data": {
+            "name": "generated",
+            "train": "train.csv",
+            "test": "test.csv",
+            "sample_submission": "sample.csv",
+            "columns": COLUMNS,
+        },
+        "folds": {"k": 3},
+        "blend": {"methods": ["rank_mean", "mean"], "trials": 2},
+    }
+    settings.update(changes)
+    path = folder / "elsewhere.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def opened_experiment(config: Path, *overrides: str, shuffle_target: bool = False) -> Experiment:
+    """The experiment, its table and folds written to disk."""
+    experiment = open_experiment(read_config(config, overrides), config, Out(quiet=True), shuffle_target=shuffle_target)
+    write_rows(experiment)
+    return experiment
+
+
+def predictions(experiment: Experiment, *, noise: float = 1.5, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Out-of-fold (isic, p, fold) and test predictions by each fold net, of a made-up model that knows the targets."""
+    rng = np.random.default_rng(seed)
+    folds, test = experiment.folds, experiment.table.test["id"]
+    logit = 2.0 * experiment.target - 1 + rng.normal(0, noise, len(folds.frame))
+    oof = pd.DataFrame({"isic": folds.frame["id"], "p": expit(logit), "fold": folds.frame["fold"]})
+    nets = [pd.DataFrame({"isic": test, "p": rng.random(len(test)), "fold": net}) for net in range(folds.k)]
+    return oof, pd.concat(nets, ignore_index=True)
+
+
+def import_frames(
+    experiment: Experiment,
+    name: str,
+    oof: pd.DataFrame,
+    test: pd.DataFrame | None,
+    *,
+    columns: ImportedColumns | None = None,
+    test_averaged: bool = False,
+    exclude: int = 0,
+    foreign_folds: bool = False,
+    replace: bool = False,
+    all_rows: Path | None = None,
+    all_rows_prefix: str | None = None,
+) -> Run:
+    """`import_oof` of these frames, by way of csv files beside the config."""
+    folder = experiment.config_path.parent
+    oof.to_csv(folder / f"{name}-oof.csv", index=False)
+    if test is not None:
+        test.to_csv(folder / f"{name}-test.csv", index=False)
+    return import_oof(
+        experiment, name, folder / f"{name}-oof.csv", None if test is None else folder / f"{name}-test.csv",
+        Out(quiet=True), columns=columns or ImportedColumns("isic", "p", "fold"), test_averaged=test_averaged,
+        exclude=exclude, foreign_folds=foreign_folds, replace=replace, all_rows=all_rows,
+        all_rows_prefix=all_rows_prefix,
+    )  # fmt: skip
+
+
+def import_error(experiment: Experiment, files: tuple[pd.DataFrame, pd.DataFrame | None], **options: object) -> str:
+    """The message of an import that must fail; nothing may have been written."""
+    with pytest.raises(DermstackError) as error:
+        import_frames(experiment, "net", *files, **options)  # type: ignore[arg-type]
+    assert not experiment.models.exists()
+    return str(error.value)
+
+
+def by_id(frame: pd.DataFrame, column: str) -> dict[str, float]:
+    return dict(zip(frame.iloc[:, 0], frame[column], strict=True))
+
+
+def command_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail: the one message that it leaves on stderr."""
+    capsys.readouterr()
+    assert run_cli(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("error: ") == 1
+    assert "Traceback" not in shown.err + shown.out
+    return shown.err
+
+
+def unexpected_files(folder: Path) -> list[str]:
+    """What lies under runs/ beside the checked table and folds."""
+    known = {"table.parquet", "folds.parquet", "fingerprints.json", ".lock"}
+    return [path.name for path in (folder / "runs").rglob("*") if path.is_file() and path.name not in known]
+
+
+def _rows(groups: int, mark: str, rng: np.random.Generator) -> pd.DataFrame:
+    patient = np.repeat([f"{mark}P{number}" for number in range(groups)], rng.integers(1, 5, groups))
+    n = len(patient)
+    return pd.DataFrame({
+        "isic": [f"{mark}{number:04}" for number in range(n)],  # "0007", which a careless reader makes 7
+        "patient": patient,
+        "years": rng.integers(20, 90, n),
+        "sex": rng.choice(["male", "female", ""], n),
+        "site": rng.choice(["torso", "head/neck", "Lower Extremity"], n),
+    })  # fmt: skip

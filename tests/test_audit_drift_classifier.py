@@ -1,0 +1,89 @@
+"""Train against test by a classifier: planted drift is found and its column named, dealing at random is not drift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from audited_experiment import audited_experiment
+from sklearn.metrics import roc_auc_score
+
+from dermstack.audit.drift import adversarial_validation, adversarial_validation_p, drift_findings
+
+
+def older(train: pd.DataFrame, test: pd.DataFrame) -> None:
+    test["age"] += 20
+
+
+def wider(train: pd.DataFrame, test: pd.DataFrame) -> None:
+    test["width"] = 640
+
+
+def test_older_patients_in_test_are_a_warning_that_names_the_age(tmp_path: Path) -> None:
+    used, unused = drift_findings(audited_experiment(tmp_path, older))
+    assert used.severity == "warning"
+    assert used.what == "train and test differ in what models use"
+    assert "driven by age (AUC −" in used.evidence
+    assert "site (" not in used.evidence
+    assert "[" in used.evidence
+    assert "don't differ beyond chance" in unused.what
+
+
+@pytest.mark.slow
+def test_drift_of_what_no_model_uses_is_harmless_until_one_does(tmp_path: Path) -> None:
+    used, unused = drift_findings(audited_experiment(tmp_path, wider))
+    assert "don't differ" in used.what
+    assert (unused.severity, unused.what) == ("note", "train and test differ in what no model uses")
+    assert "driven by width" in unused.evidence
+    assert "harmless" in unused.remedy
+    used, unused = drift_findings(audited_experiment(tmp_path, wider, features={"shortcuts": True}))
+    assert used.severity == "warning"
+    assert "driven by width" in used.evidence
+    assert "don't differ" in unused.what
+
+
+def test_a_drift_that_no_column_has_alone_is_found(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(800, 2))
+    in_test = (x[:, 0] * x[:, 1] > 0).astype(int)
+    apart, worth = adversarial_validation(x, in_test, np.arange(800).astype(object), seed=0)
+    assert apart.value > 0.9
+    assert apart.low < apart.value < apart.high
+    assert (worth > 0.2).all()
+    assert adversarial_validation_p(x, in_test, np.arange(800).astype(object), seed=0) < 1e-4
+
+
+def test_what_marks_a_group_does_not_tell_train_from_test(rng: np.random.Generator) -> None:
+    """A classifier that saw a patient's other rows would be sure: whole groups are held out."""
+    group = np.repeat(np.arange(60), 10)
+    in_test = (group % 3 == 0).astype(int)
+    x = rng.normal(size=60)[group][:, None]
+    apart, _ = adversarial_validation(x, in_test, group.astype(object), seed=0)
+    assert apart.value < 0.65
+    assert adversarial_validation_p(x, in_test, group.astype(object), seed=0) > 0.01
+    from sklearn.tree import DecisionTreeClassifier
+
+    rows = rng.permutation(600)
+    tree = DecisionTreeClassifier().fit(x[rows[:300]], in_test[rows[:300]])
+    assert roc_auc_score(in_test[rows[300:]], tree.predict_proba(x[rows[300:]])[:, 1]) > 0.95
+
+
+def test_without_test_rows_or_with_few_groups_nothing_is_claimed(tmp_path: Path) -> None:
+    experiment = audited_experiment(tmp_path, older, test_groups=6)
+    assert {finding.severity for finding in drift_findings(experiment)} == {"note"}
+    assert all("too few groups" in finding.what for finding in drift_findings(experiment))
+    assert drift_findings(audited_experiment(tmp_path, data={"test": None})) == []
+
+
+@pytest.mark.slow
+def test_groups_of_any_size_that_are_dealt_at_random_are_no_drift() -> None:
+    """The size of a group, which a deal of groups by rows would give away, and three columns of no meaning."""
+    alarms = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(150), rng.geometric(0.1, 150))
+        dealt = rng.random(150) < 0.3
+        x = np.column_stack([np.bincount(group)[group], rng.normal(size=150)[group], rng.normal(size=len(group))])
+        alarms += adversarial_validation_p(x, dealt[group].astype(int), group.astype(object), seed=seed) < 0.01
+    assert alarms <= 3  # of 60 at one in a hundred: seen by chance once in 400 times

@@ -1,0 +1,87 @@
+"""The audit as a whole: what is looked for again, what is kept, and what a command says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import run_cli
+from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
+
+import dermstack.audit.run
+from dermstack.audit.finding import read_findings
+from dermstack.audit.run import audit_for_stack, run_audit
+from stack.console import Out
+from stack.errors import ConfigError
+from stack.experiment import Experiment
+
+QUIET = Out(quiet=True)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    """A world without pictures, and one imported run."""
+    experiment = opened_experiment(write_experiment(tmp_path))
+    import_frames(experiment, "net", *predictions(experiment))
+    return experiment
+
+
+def test_rows_and_runs_are_looked_at_again_where_they_may_differ(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, looked = experiment.finished(level=1), []
+    real = dermstack.audit.run._audit_rows_and_runs
+    monkeypatch.setattr(
+        dermstack.audit.run, "_audit_rows_and_runs", lambda *given: looked.append(len(given[1])) or real(*given)
+    )
+    first = audit_for_stack(experiment, runs, QUIET)
+    assert audit_for_stack(experiment, runs, QUIET) == first == read_findings(experiment)
+    assert looked == [1], "nothing has changed"
+    audit_for_stack(experiment, [], QUIET)
+    assert looked == [1, 0], "another set of runs"
+    train = experiment.config.data.train
+    train.write_text(train.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    audit_for_stack(experiment, [], QUIET)
+    assert looked == [1, 0, 0], "another file, whose other columns may be proxies"
+
+
+def test_an_audit_writes_what_the_page_and_a_spreadsheet_read(experiment: Experiment) -> None:
+    review = run_audit(experiment, QUIET)
+    assert review.findings == read_findings(experiment)
+    table = pd.read_csv(experiment.folder / "audit.csv", keep_default_na=False)
+    assert table["what"].tolist() == [finding.what for finding in review.findings]
+    assert list(pd.read_csv(experiment.folder / "second_look.csv"))[:2] == ["id", "target"]
+
+
+def test_a_run_made_for_other_rows_is_named_and_the_rest_is_looked_at(experiment: Experiment) -> None:
+    train = experiment.config.data.train
+    pd.read_csv(train, dtype=str, keep_default_na=False).iloc[3:].to_csv(train, index=False)
+    findings = run_audit(opened_experiment(experiment.config_path), QUIET).findings
+    assert "net: not looked at" in [finding.what for finding in findings]
+    assert len(findings) > 3
+
+
+def test_shuffles_need_a_frozen_model_and_say_so(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--shuffles .* `frozen: true`"):
+        run_audit(experiment, QUIET, shuffles=5)
+    assert read_findings(experiment) is None, "nothing is half-written"
+    assert run_cli("audit", "-c", str(experiment.config_path), "--shuffles", "5", "-q") == 2
+    assert "frozen: true" in capsys.readouterr().err
+
+
+def test_stack_begins_with_the_audit_and_counts_what_it_only_notes(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = experiment.config.data.train
+    rows = pd.read_csv(train, dtype=str, keep_default_na=False)
+    rows.sort_values("malignant", ascending=False, kind="stable").to_csv(train, index=False)
+    changed = opened_experiment(experiment.config_path)
+    import_frames(changed, "net", *predictions(changed), replace=True)
+    assert run_cli("stack", "-c", str(experiment.config_path)) == 0
+    said = capsys.readouterr().out
+    assert "warning: the target can be told from row order" in said
+    assert "-> how rows were collected" in said
+    assert said.index("row order") < said.index("blend:")
+    assert "errors" in said
+    assert "does not tell the target" not in said, "a note"

@@ -1,0 +1,109 @@
+"""A study of weights: on the simplex, continued with the same result, better than where it began."""
+
+from __future__ import annotations
+
+import logging.handlers
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from stack.blend.blender import Blender
+from stack.blend.columns import NetScaler, Weighting
+from stack.blend.search import _step, completed, quiet_optuna, tune_weights, weighting_from_parameters
+from stack.metrics.scores import Floats, auc
+
+ALLOWED = [("probability", "logit", "rank")] * 4
+
+
+def simulated_rows() -> tuple[dict[str, Floats], NDArray[np.int64]]:
+    rng = np.random.default_rng(0)
+    y = (rng.random(400) < 0.25).astype(int)
+    P = 1 / (1 + np.exp(-np.outer(y, [1, 1.5, 0.5, 0]) - rng.normal(size=(400, 4))))
+    nets = np.zeros(400, int)
+    columns = NetScaler().fit(P, nets)
+    return {kind: columns.standardised(P, nets, [kind] * 4) for kind in ALLOWED[0]}, y
+
+
+EQUAL = Weighting.of(["rank"] * 4, np.ones(4))
+
+
+@given(parameters=st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_every_trial_lies_on_the_simplex(parameters: list[float]) -> None:
+    named = {f"weight_{run}": parameter for run, parameter in enumerate(parameters)}
+    weighting = weighting_from_parameters(named, [("rank",)] * len(parameters))
+    assert min(weighting.weights) >= 0
+    assert sum(weighting.weights) == pytest.approx(1, abs=1e-12)
+
+
+def test_an_interrupted_study_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    """Whatever killed it: a trial is in the journal whole or not at all."""
+    columns, y = simulated_rows()
+    whole = optuna.create_study(direction="maximize")
+    expected = tune_weights(columns, ALLOWED, y, trials=40, seed=3, warm_starts=[lambda: EQUAL], study=whole)
+    with quiet_optuna():
+        for until in (1, 5, 17, 40):
+            storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+            torn = optuna.create_study(study_name="torn", storage=storage, direction="maximize", load_if_exists=True)
+            found = tune_weights(columns, ALLOWED, y, trials=until, seed=3, warm_starts=[lambda: EQUAL], study=torn)
+            torn.ask({"weight_0": optuna.distributions.FloatDistribution(0, 1)})  # killed before it was told
+    assert found == expected
+    assert [trial.params for trial in completed(torn)] == [trial.params for trial in whole.trials]
+
+
+def test_a_study_gets_further_than_it_began_and_the_best_trial_is_its_result() -> None:
+    columns, y = simulated_rows()
+    study = optuna.create_study(direction="maximize")
+    found = tune_weights(columns, ALLOWED, y, trials=60, warm_starts=[lambda: EQUAL], study=study)
+    scores = [trial.value for trial in study.trials]
+    total = sum(found.weights[run] * columns[found.transforms[run]][:, run] for run in range(4))
+    assert auc(y, total) == pytest.approx(max(scores), abs=1e-12)
+    assert max(scores) > scores[0] + 0.005
+    assert found.weights[3] < 0.1, "noise"
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 60
+
+
+def test_trials_reach_every_transform() -> None:
+    columns, y = simulated_rows()
+    study = optuna.create_study(direction="maximize")
+    tune_weights(columns, ALLOWED, y, trials=80, warm_starts=[lambda: EQUAL], study=study)
+    for run in range(4):
+        assert {trial.params[f"transform_{run}"] for trial in study.trials} == set(ALLOWED[0])
+
+
+def test_the_same_seed_makes_the_same_weights() -> None:
+    columns, y = simulated_rows()
+    first, again, other = (
+        tune_weights(columns, ALLOWED, y, trials=20, seed=seed, warm_starts=[lambda: EQUAL]) for seed in (1, 1, 9)
+    )
+    assert first == again != other
+
+
+def test_studies_are_silent_and_leave_optunas_log_as_it_was() -> None:
+    logger, before = logging.getLogger("optuna"), optuna.logging.get_verbosity()
+    said = logging.handlers.BufferingHandler(capacity=1000)
+    logger.addHandler(said)
+    columns, y = simulated_rows()
+    try:
+        optuna.logging.set_verbosity(optuna.logging.DEBUG)
+        Blender("optuna", trials=5).fit(columns["rank"] * 0.1 + 0.5, y)
+        with pytest.raises(ValueError, match="no such trial"), quiet_optuna():
+            raise ValueError("no such trial")
+        assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
+        assert said.buffer == []
+    finally:
+        logger.removeHandler(said)
+        optuna.logging.set_verbosity(before)
+
+
+def test_steps_grow_with_success_and_shrink_without() -> None:
+    one_in_five = [({}, value) for value in (0.5, 0.6, 0.1, 0.1, 0.1, 0.1)]
+    assert _step(one_in_five, 1) == pytest.approx(_step(one_in_five[:1], 1))
+    assert _step(one_in_five[:2], 1) > _step(one_in_five[:1], 1) > _step([*one_in_five[:1], *one_in_five[2:]], 1)

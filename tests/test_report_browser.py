@@ -1,0 +1,82 @@
+"""The report as a browser shows it, under its own Content-Security-Policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+from browser import SCHEMES, WIDTHS, accessibility_violations, opened_page
+from test_explorer_browser import assert_shows
+from test_report import make_data
+
+from dermstack.report.explorer import count_at_thresholds
+from dermstack.report.report import report_html
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="module", params=["made by hand", "of an experiment"])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "of an experiment":  # with the explorer and the hard cases
+        finished: Path = request.getfixturevalue("bundled") / "runs/small/report.html"
+        return finished
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(report_html(make_data()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_opens_without_a_complaint_and_without_scrolling_sideways(
+    scheme: str, width: int, report: Path, browser: Browser
+) -> None:
+    with opened_page(browser, report, scheme=scheme, width=width) as seen:
+        assert seen.console_errors == []
+        assert seen.requests == [report.as_uri()]
+        assert seen.overflow_px == 0
+        ground = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == {"light": "rgb(247, 248, 248)", "dark": "rgb(18, 23, 26)"}[scheme]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_no_serious_barrier_in_the_report(scheme: str, width: int, report: Path, browser: Browser) -> None:
+    with opened_page(browser, report, scheme=scheme, width=width, bypass_csp=True) as seen:
+        assert accessibility_violations(seen.page) == []
+
+
+def test_the_explorer_of_the_report_moves_to_the_numbers_of_python(bundled_experiment: Path, browser: Browser) -> None:
+    """In the page itself, under its own policy, on the experiment's rows."""
+    oof = pd.read_parquet(bundled_experiment / "runs/small/blend/oof.parquet")
+    targets = pd.read_parquet(bundled_experiment / "runs/small/table.parquet").set_index("id")["target"]
+    points = count_at_thresholds(targets.loc[oof["id"]].to_numpy(int), oof["p_calibrated"])
+    with opened_page(browser, bundled_experiment / "runs/small/report.html") as seen:
+        slider = seen.page.get_by_role("slider", name="Threshold of p_calibrated")
+        place = points.index_reaching(sensitivity=0.9)
+        assert_shows(seen.page, points, place)
+        slider.focus()
+        slider.press("ArrowRight")
+        assert_shows(seen.page, points, place + 1)
+        assert seen.console_errors == []
+
+
+def test_the_harness_sees_what_is_wrong_with_a_page(tmp_path: Path, browser: Browser) -> None:
+    """What the tests above rely on."""
+    path = tmp_path / "bad.html"
+    path.write_text(
+        "<!doctype html><title>bad</title><p style='width: 500px; color: #ccc'>pale</p><img src='data:,x'>"
+        "<script>console.error('one'); throw new Error('two')</script>",
+        encoding="utf-8",
+    )
+    with opened_page(browser, path, width=360) as seen:
+        assert seen.console_errors == ["one", "two"]
+        assert seen.overflow_px > 100
+        found = [barrier.split(":")[0] for barrier in accessibility_violations(seen.page)]
+        assert set(found) == {"color-contrast", "html-has-lang", "image-alt"}
+    strict = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\">"
+    path.write_text(path.read_text(encoding="utf-8").replace("<title>", strict + "<title>"), encoding="utf-8")
+    with opened_page(browser, path) as seen:
+        assert any("Content Security Policy" in complaint for complaint in seen.console_errors)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from imported_experiment import opened_experiment, write_experiment
+
+from stack.errors import ConfigError, DataError, StoreError
+from stack.level1 import check_fresh
+from stack.store import write_run
+from stack.table import ExternalRows, Table, duplicates_of_primary, read_external
+
+COLUMNS = {"id": "isic", "group": "patient", "target": "malignant", "age": "years"}
+
+
+@pytest.fixture
+def primary() -> Table:
+    rows = {"age": np.float32(50), "sex": "male", "site": "torso"}
+    return Table(
+        pd.DataFrame({"id": ["a", "b"], "group": ["p1", "p2"], "target": [0, 1], **rows}),
+        pd.DataFrame({"id": ["t"], "group": ["p3"], **rows}),
+    )
+
+
+def read(folder: Path, primary: Table, *, on_collision: str = "refuse", **changes: list[str]) -> ExternalRows:
+    cells = {
+        "isic": ["x", "y", "z"],
+        "patient": ["p1", "", "-1"],
+        "malignant": ["1", "1", "1"],
+        "years": ["", "3", "4"],
+    }
+    pd.DataFrame(cells | changes).to_csv(folder / "more.csv", index=False)
+    columns = {name: column for name, column in COLUMNS.items() if column in cells | changes}
+    return read_external(folder / "more.csv", name="more", columns=columns, primary=primary, on_collision=on_collision)
+
+
+def test_a_patient_number_used_twice_is_two_patients(tmp_path: Path, primary: Table) -> None:
+    rows = read(tmp_path, primary)
+    assert set(rows.frame["group"]).isdisjoint(primary.train["group"])
+
+
+def test_rows_without_a_patient_are_one_each(tmp_path: Path, primary: Table) -> None:
+    rows = read(tmp_path, primary)
+    assert rows.ungrouped == 2
+    assert rows.frame["group"].nunique() == 3
+    assert "2 without a group are one each" in rows.summary()
+
+
+def test_a_table_without_groups_and_of_one_class_will_do(tmp_path: Path, primary: Table) -> None:
+    pd.DataFrame({"isic": ["x", "y"], "malignant": [1, 1]}).to_csv(tmp_path / "more.csv", index=False)
+    columns = {"id": "isic", "target": "malignant"}
+    rows = read_external(tmp_path / "more.csv", name="more", columns=columns, primary=primary, on_collision="refuse")
+    assert rows.frame["target"].tolist() == [1, 1]
+    assert rows.ungrouped == 2
+
+
+@pytest.mark.parametrize("taken", ["a", "t"])
+def test_ids_of_train_and_test_are_refused_or_dropped_and_counted(tmp_path: Path, primary: Table, taken: str) -> None:
+    with pytest.raises(DataError, match=rf"1 ids are also in train or test, first: {taken}: .*on_collision: drop"):
+        read(tmp_path, primary, isic=["x", taken, "z"])
+    rows = read(tmp_path, primary, isic=["x", taken, "z"], on_collision="drop")
+    assert rows.frame["id"].tolist() == ["x", "z"]
+    assert rows.collided == 1
+    assert "1 dropped, their ids are in train or test" in rows.summary()
+
+
+def test_rows_are_checked_as_those_of_train(tmp_path: Path, primary: Table) -> None:
+    with pytest.raises(DataError, match=r"target '7' \(row 3\)(.|\n)*age 'old'"):
+        read(tmp_path, primary, malignant=["0", "7", "1"], years=["old", "", ""])
+    with pytest.raises(DataError, match="in more than one row"):
+        read(tmp_path, primary, isic=["x", "x", "z"])
+    with pytest.raises(ConfigError, match=r"columns\.target"):
+        read_external(tmp_path / "more.csv", name="m", columns={"id": "isic"}, primary=primary, on_collision="drop")
+
+
+def test_copies_of_scored_pictures_go_and_copies_among_themselves_stay() -> None:
+    external = pd.DataFrame({"id": ["x", "y", "z"], "source": ["more", "more", "other"]})
+    pairs = pd.DataFrame({"id_1": ["a", "x", "a", "t"], "id_2": ["b", "y", "x", "z"]})
+    with pytest.raises(DataError, match=r"external more: 1 pictures are also in train or test, first: x \(as a\)"):
+        duplicates_of_primary(external, pairs, {"more": "refuse", "other": "drop"})
+    gone = duplicates_of_primary(external, pairs, {"more": "drop", "other": "drop"})
+    assert gone.to_numpy().tolist() == [["x", "more", "the same picture as a"], ["z", "other", "the same picture as t"]]
+
+
+def test_a_run_made_with_external_rows_is_stale_without_them(tmp_path: Path) -> None:
+    experiment = opened_experiment(write_experiment(tmp_path))
+    meta = {"inputs": {"settings": "a", "images": "b", "external rows": "c"}}
+    run = write_run(experiment.models / "net", meta, frames={})
+    with pytest.raises(StoreError, match="net was made with other external rows: take the change back, or rebuild"):
+        check_fresh(experiment, run.folder, {"settings": "a"})
+    check_fresh(experiment, run.folder, {"settings": "a", "external rows": "c"})  # level 2 has no pictures at hand
