@@ -1,1 +1,1 @@
-"""The finished ensemble away from home: bundle, predictions for new images, external validation, the local app."""
+"""Uses of a finished ensemble: bundle, predictions for new images, external validation and the local web page."""

@@ -1,6 +1,6 @@
-"""The local page: a form for one patient's pictures, and what the ensemble says of them. Needs the extra [app].
+"""The local web page: a form for one patient's images and the ensemble's predictions for them. Needs the extra [app].
 
-Everything is rendered here, and works without a script; nothing is fetched from elsewhere, nothing is kept.
+The server renders the page, which also works without JavaScript; it loads nothing from other hosts and stores nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stack.errors import ConfigError, DataError, DermstackError
 from tabular.errors import TabularError
 
 MAX_PICTURES = 50
-MAX_UPLOAD_BYTES = 256 << 20  # of all of them
+MAX_UPLOAD_BYTES = 256 << 20  # of one request, all images together
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _WILDCARDS = ("0.0.0.0", "::", "")
 _OBJECTIVES = {"auc": "AUC", "pauc80": "partial AUC", "ap": "average precision", "logloss": "log loss, negated"}
@@ -45,16 +45,17 @@ _HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",  # with no-referrer a browser would not say where a form comes from
+    "Referrer-Policy": "same-origin",  # with no-referrer, a browser would send `Origin: null` with the form
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
 
 def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
-    """The page as an ASGI application that answers to the names of this machine, or to ``host`` where that is another.
+    """Returns the page as an ASGI application that accepts the host names of this machine and ``host``.
 
-    A page of another site can't reach it: neither by a name that it lets point here, nor by a form of its own.
+    Other sites cannot use it: the Host header is checked against DNS rebinding, the Origin header against their forms.
+    A wildcard ``host`` (0.0.0.0 or ::) accepts every host name.
     """
     files = {
         name: ((_HERE / name).read_bytes(), kind)
@@ -82,19 +83,20 @@ def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for browsers; ``port`` 0 takes any that is free. Raises ConfigError where it can't."""
+    """Opens a listening socket; ``port`` 0 takes any free port. Raises ConfigError if the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(
-            f"--host {host} --port {port} can't be listened on ({reason}): choose another port, or end what uses it"
+            f"cannot listen on --host {host} --port {port} ({reason}): choose another port, or stop the program that "
+            "uses it"
         ) from error
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach it."""
+    """Returns True if only this machine can reach ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -102,18 +104,18 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answer until Ctrl-C, which this returns from."""
+    """Answers requests until Ctrl-C, then returns."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=3
     )
     try:
         uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn has closed everything, and raises the signal again
+    except KeyboardInterrupt:  # uvicorn raises the signal again after its shutdown
         return
 
 
 class _Page:
-    """The form, with or without an answer above it."""
+    """Renders the form, with or without an answer."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble = ensemble
@@ -122,11 +124,11 @@ class _Page:
         self.template = environment.from_string((_HERE / "app.html.j2").read_text(encoding="utf-8"))
 
     async def empty(self, request: Request) -> Response:
-        """Before anything was sent."""
+        """Returns the form before anything was sent."""
         return self._render({"together": self._together})
 
     async def answer(self, request: Request) -> Response:
-        """What the ensemble says of what was sent, or what is wrong with it."""
+        """Returns the predictions for the sent images, or the errors in the input."""
         await _check_sender(request)
         async with request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES + 8) as form:
             known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "together")}
@@ -138,14 +140,14 @@ class _Page:
         return self._render(filled, reading=reading)
 
     async def refused(self, request: Request, error: Exception) -> Response:
-        """What the library or `_check_sender` turns down, as a page."""
+        """Returns an error page for a request that the library or `_check_sender` refuses."""
         assert isinstance(error, HTTPException)
         return self._render({"together": self._together}, faults=[str(error.detail)], status=error.status_code)
 
     async def _read(self, form: FormData, known: dict[str, str]) -> Reading:
         files = [part for part in form.getlist("pictures") if isinstance(part, UploadFile) and part.filename]
         sites = [str(part) for part in form.getlist("site_of")]
-        if len(sites) != len(files):  # without a script there is one for all
+        if len(sites) != len(files):  # without JavaScript the form has one site for all images
             sites = [""] * len(files)
         photos = [
             Photo(str(file.filename), await file.read(), (site or known["site"]) or None)
@@ -158,7 +160,7 @@ class _Page:
 
     @property
     def _together(self) -> bool:
-        """Where groups were patients, a patient's pictures are one; where they were lesions, each is its own."""
+        """Whether images form one group by default: yes if the groups of training were patients, no if lesions."""
         return self.ensemble.group is not None and "lesion" not in self.ensemble.group.lower()
 
     def _render(
@@ -191,19 +193,18 @@ class _Page:
 
 
 async def _check_sender(request: Request) -> None:
-    """Raise HTTPException for a form of another page and for one that is too large."""
+    """Raises HTTPException for a form that another page sent (403), has no length (411) or is too large (413)."""
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, "This form was sent by another page: open this address itself, and send it from here.")
+        raise HTTPException(403, "Another page sent this form: open this address in a browser and use the form here.")
     length = request.headers.get("content-length", "")
     if not length.isascii() or not length.isdigit():
-        raise HTTPException(411, "The size of the pictures was not said: send the form with a browser.")
+        raise HTTPException(411, "The request does not state its Content-Length: send the form with a browser.")
     if int(length) > MAX_UPLOAD_BYTES:
-        async for _ in request.stream():  # a browser shows no answer before it has sent everything
+        async for _ in request.stream():  # a browser shows no answer before it has sent the whole form
             pass
         raise HTTPException(
-            413,
-            f"The pictures have {int(length) >> 20:,} MiB, more than {MAX_UPLOAD_BYTES >> 20}: send fewer at a time.",
+            413, f"The images have {int(length) >> 20:,} MiB, more than {MAX_UPLOAD_BYTES >> 20}: send fewer at a time."
         )
 
 
@@ -213,7 +214,7 @@ def _age(text: str) -> float | None:
     try:
         return float(text)
     except ValueError as error:
-        raise DataError(f"age {text!r} is no number: give years, or leave it empty") from error
+        raise DataError(f"age {text!r} is not a number: give years, or leave it empty") from error
 
 
 def _data_uri(content: bytes) -> str:
@@ -221,7 +222,7 @@ def _data_uri(content: bytes) -> str:
 
 
 class _WithHeaders:
-    """What every answer tells the browser, that of another middleware too."""
+    """ASGI middleware that adds `_HEADERS` to every response, also to those of other middleware."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""The bundle: all that predicts elsewhere in one folder or zip, checked by hash; nothing in it is executed on load."""
+"""The bundle: a folder or zip with all that prediction needs, checked by SHA-256 and loaded without executing code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stack.image_config import ImageModel, Name
 from stack.store import read_array, verify_digest, with_digest
 
 _SHA256 = r"^[0-9a-f]{64}$"
-# Names of devices on Windows, whatever follows the first point.
+# Device names that Windows reserves, with any extension.
 _WINDOWS_DEVICES = {
     "con",
     "prn",
@@ -38,7 +38,7 @@ ShortText = Annotated[str, Field(max_length=200)]
 
 
 class _StrictModel(BaseModel):
-    """Values of the very types that JSON has; what else stands there is of no concern."""
+    """Validates JSON values without type conversion; ignores unknown keys."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -78,7 +78,7 @@ class _Training(_StrictModel):
 
 
 class Manifest(_StrictModel):
-    """Every key that is read somewhere; see `dermstack.serve.write_bundle` for what writes it."""
+    """The keys of manifest.json that some code reads; `dermstack.serve.write_bundle` writes them."""
 
     dermstack: ShortText
     experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
@@ -103,22 +103,22 @@ class Manifest(_StrictModel):
     def _check_consistency(self) -> Manifest:
         names = [*(run.name for run in self.image_runs), *(stacker.name for stacker in self.stackers)]
         if len(set(names)) < len(names) or not set(self.embeddings) <= set(names):
-            raise ValueError("runs that are named twice, or embeddings of none")
+            raise ValueError("a run is named twice, or `embeddings` names an unknown run")
         if any(len(stacker.shifts) != self.folds for stacker in self.stackers):
-            raise ValueError(f"a stacker of other folds than {self.folds}")
+            raise ValueError(f"a stacker does not have {self.folds} shifts, one for each fold")
         if lacking := {"id", "target"} - set(self.columns):
-            raise ValueError(f"no column of {', '.join(sorted(lacking))}")
+            raise ValueError(f"`columns` lacks {', '.join(sorted(lacking))}")
         return self
 
 
 def run_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """An image run's settings as a config would hold them. Raises ValidationError for what no config may."""
+    """Returns an image run's settings as a config holds them. Raises ValidationError for invalid settings."""
     model = ImageModel.model_validate({**settings, "pretrained": False}, context={"folder": "."})
     return model.model_dump(mode="json", exclude={"pretrained", "enabled"})
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name leads to a place below the folder, on any system."""
+    """Returns True if ``name`` is a relative path that stays inside its folder on every operating system."""
     parts = PurePosixPath(name).parts
     odd = any(sign in name for sign in '\\:*?"<>|') or not name.isprintable() or name != str(PurePosixPath(name))
     hidden = any(
@@ -127,13 +127,13 @@ def is_inside(name: str) -> bool:
     return bool(parts) and not odd and not hidden and not name.startswith("/")
 
 
-FORMAT = 1  # raised when an older reader would misread a newer bundle
+FORMAT = 1  # increase it when an older reader would misread a newer bundle
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 23  # bytes
-MAX_COMPRESSION_RATIO = 20  # times its size that a zip may become: weights hardly shrink
+MAX_COMPRESSION_RATIO = 20  # unpacked to packed size of a zip: weights hardly compress, a zip bomb does
 _ADVICE = "make it again with `dermstack bundle`, or copy it again from where it was made"
 
-# What zipfile and the packings inside a zip raise.
+# Errors that zipfile and the decompressors inside it raise.
 _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, NotImplementedError, RuntimeError,
     ValueError, LookupError, MemoryError,
@@ -142,17 +142,17 @@ _ZIP_ERRORS = (
 
 @dataclass(frozen=True)
 class ImageRun:
-    """One image model of a bundle: its settings as in the config, and what makes p of its outputs."""
+    """One image model of a bundle: its settings as in the config, and which of its classes are positive."""
 
     name: str
-    kind: str  # "image", one net a fold, or "frozen", one backbone with a head a fold
+    kind: str  # "image": trained networks for each fold; "frozen": one backbone with a head for each fold
     settings: dict[str, Any]
-    positive: tuple[bool, ...]  # of each class
+    positive: tuple[bool, ...]  # for each class
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been checked. ``holder`` keeps what a zip was unpacked to, as long as it is used."""
+    """A bundle whose files have been checked. ``holder`` keeps the folder of an unpacked zip while it is in use."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -160,23 +160,23 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits of everything in it."""
+        """Twelve hex digits of the SHA-256 of the manifest, which holds the hash of every file."""
         text = json.dumps(self.manifest, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def folds(self) -> int:
-        """How many nets and stackers of each run there are."""
+        """Number of folds."""
         return int(self.manifest["folds"])
 
     @property
     def columns(self) -> dict[str, str]:
-        """What a csv calls the id, the group, age, sex and site; the target too, for external validation."""
+        """Column names of the training csv by role: id, group, target, age, sex, site and others that it has."""
         return dict(self.manifest["columns"])
 
     @property
     def image_runs(self) -> list[ImageRun]:
-        """Level 1, in the order of the blend's columns."""
+        """Image runs (level 1), in the order of the blend's columns."""
         return [
             ImageRun(run["name"], run["kind"], run_settings(run["settings"]), tuple(run["positive"]))
             for run in self.manifest["image_runs"]
@@ -184,41 +184,46 @@ class Bundle:
 
     @property
     def sizes(self) -> list[int]:
-        """Pixels a side that its nets ask for."""
+        """Image sizes (pixels per side) that the networks take, sorted."""
         return sorted({int(run.settings["size"]) for run in self.image_runs})
 
     @property
     def selection_note(self) -> str | None:
-        """What must be said beside the promised number where settings were chosen on the training rows; or None."""
+        """Warning to show beside the headline if settings were chosen on the training rows, else None."""
         if not self.manifest["selected"]:
             return None
         names = ", ".join(self.manifest["selected"])
-        return f"{names}: settings chosen on the training rows, by a study or by hand: the promise may flatter."
+        return (
+            f"{names}: settings were chosen on the training rows, by a study or by hand, so the training estimate may "
+            "be optimistic."
+        )
 
     def json(self, name: str) -> Any:
-        """A JSON file of the bundle."""
+        """Returns the content of a JSON file of the bundle. Raises BundleError if it cannot be read."""
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{self.folder}: {name} can't be read ({error}): {_ADVICE}") from error
+            raise BundleError(f"{self.folder}: {name} cannot be read ({error}): {_ADVICE}") from error
 
     def arrays(self, folder: str) -> dict[str, NDArray[Any]]:
-        """The .npy files directly in a folder of the bundle, by name; {} where there is no such folder."""
+        """Returns the .npy files directly in a folder of the bundle, by name; {} if there is no such folder."""
         files = sorted((self.folder / folder).glob("*.npy"))
         return {path.stem: np.array(read_array(path, remedy=_ADVICE)) for path in files}
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Open a bundle, a folder or a zip, and check every file of it against its manifest.
+    """Opens a bundle (a folder or a zip) and checks every file against its manifest.
 
-    Raises BundleError where it is no bundle, of another format, or not as it was made: which file, and what to do.
+    Raises BundleError if ``path`` is not a bundle, has another format, or contains a missing, damaged or unknown file.
     """
     path = Path(path)
     if path.is_dir():
         bundle = Bundle(path, _checked_manifest(_read_manifest(path), path))
         there = {file.relative_to(path).as_posix() for file in path.rglob("[!.]*") if not file.is_dir()}
         if strange := sorted(there - {MANIFEST, *bundle.manifest["files"]}):
-            raise BundleError(f"{path}: {strange[0]} is none of its files, {len(strange)} such: remove them")
+            raise BundleError(
+                f"{path}: {len(strange)} files are not in its {MANIFEST}, such as {strange[0]}: remove them"
+            )
     elif path.is_file():
         bundle = _unpack_zip(path)
     else:
@@ -226,15 +231,15 @@ def read_bundle(path: Path) -> Bundle:
     root = bundle.folder.resolve()
     for name, expected in bundle.manifest["files"].items():
         file = bundle.folder / name
-        if not file.is_file() or file.resolve() != root / name:  # a link may lead out, that of a folder too
+        if not file.is_file() or file.resolve() != root / name:  # a link to a file or a folder may lead out
             raise BundleError(f"{path}: {name} is missing: {_ADVICE}")
         if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
-            raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_ADVICE}")
+            raise BundleError(f"{path}: {name} is damaged (it differs from the manifest): {_ADVICE}")
     return bundle
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
-    """Finish a bundle: ``content`` and the hash of every file in ``folder``, written last."""
+    """Completes a bundle: writes its manifest from ``content`` and the size and hash of every file in ``folder``."""
     files = {
         path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
@@ -246,7 +251,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
 
 
 def zip_bundle(bundle: Bundle, path: Path) -> None:
-    """The same files as a zip: not compressed, since weights don't shrink, and the same bytes for the same bundle."""
+    """Writes the bundle to a zip, uncompressed (weights hardly shrink); the same bundle gives the same bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name in [MANIFEST, *bundle.manifest["files"]]:
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
@@ -268,12 +273,12 @@ def _read_manifest(folder: Path) -> bytes | None:
 def _check_length(n_bytes: int, path: Path) -> None:
     if n_bytes > MAX_MANIFEST:
         raise BundleError(
-            f"{path}: its {MANIFEST} has more than {MAX_MANIFEST:,} bytes, which is none of ours: {_ADVICE}"
+            f"{path}: its {MANIFEST} has more than {MAX_MANIFEST:,} bytes, so dermstack did not write it: {_ADVICE}"
         )
 
 
 def _unpack_zip(path: Path) -> Bundle:
-    """What the manifest of a zip names, and nothing else, in a folder that goes with the process."""
+    """Unpacks only the files that a zip's manifest names, to a temporary folder that the bundle holds."""
     holder = TemporaryDirectory(prefix="dermstack-bundle-", ignore_cleanup_errors=True)
     folder = Path(holder.name)
     try:
@@ -288,30 +293,31 @@ def _unpack_zip(path: Path) -> Bundle:
             for name, expected in manifest["files"].items():
                 if (member := listed.get(name)) is None:
                     raise BundleError(f"{path}: {name} is missing: {_ADVICE}")
-                if member.file_size != expected["bytes"]:  # before it fills the disk
-                    raise BundleError(f"{path}: {name} is damaged, it isn't what the manifest says: {_ADVICE}")
+                if member.file_size != expected["bytes"]:  # checked before it can fill the disk
+                    raise BundleError(f"{path}: {name} is damaged (it differs from the manifest): {_ADVICE}")
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, (folder / name).open("xb") as target:
                     for part in _read_limited(source, expected["bytes"]):
                         target.write(part)
     except _ZIP_ERRORS as error:
-        raise BundleError(f"{path} is no zip that can be read ({error}): {_ADVICE}") from error
+        raise BundleError(f"{path} cannot be read as a zip ({error}): {_ADVICE}") from error
     return Bundle(folder, manifest, holder)
 
 
 def _check_disk_space(manifest: Mapping[str, Any], path: Path, folder: Path) -> None:
-    """Refuse what would fill the disk, before the first byte."""
+    """Raises BundleError, before anything is unpacked, for a zip bomb or a zip too large for the disk."""
     unpacked_bytes, packed = sum(file["bytes"] for file in manifest["files"].values()), path.stat().st_size
     if unpacked_bytes > max(MAX_COMPRESSION_RATIO * packed, 1 << 24):
-        raise BundleError(f"{path}: {packed:,} bytes that would become {unpacked_bytes:,}, as a bomb does: {_ADVICE}")
+        raise BundleError(f"{path}: {packed:,} bytes would unpack to {unpacked_bytes:,}, as in a zip bomb: {_ADVICE}")
     if unpacked_bytes > (free := shutil.disk_usage(folder).free):
         raise BundleError(
-            f"{path}: unpacked it takes {unpacked_bytes:,} bytes, {folder.parent} has {free:,}: set TMPDIR elsewhere"
+            f"{path} needs {unpacked_bytes:,} bytes unpacked, {folder.parent} has {free:,} free: set TMPDIR to a "
+            "folder on a larger disk"
         )
 
 
 def _read_limited(source: Any, n_bytes: int) -> Iterator[bytes]:
-    """What a member holds, but never more than it says."""
+    """Yields the content of a zip member in parts, at most ``n_bytes`` in all."""
     left = n_bytes
     while left > 0 and (part := source.read(min(left, 1 << 20))):
         left -= len(part)
@@ -320,25 +326,30 @@ def _read_limited(source: Any, n_bytes: int) -> Iterator[bytes]:
 
 def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
     if content is None:
-        raise BundleError(f"{path} holds no {MANIFEST}: it is no bundle, or one whose making was interrupted")
+        raise BundleError(
+            f"{path} holds no {MANIFEST}, so it is not a complete bundle: name the folder or .zip that "
+            "`dermstack bundle` made"
+        )
     try:
         manifest = json.loads(content)
         written, inside = manifest["format"], all(is_inside(name) for name in dict(manifest["files"]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_ADVICE}") from error
     if written != FORMAT:
-        newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack"
+        newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack version"
         raise BundleError(
             f"{path} has format {str(written)[:20]}, this dermstack reads {FORMAT}: use {newer}, or bundle again"
         )
     if not inside:
-        raise BundleError(f"{path}: {MANIFEST} names a file outside the bundle: it is none of ours, don't use it")
+        raise BundleError(
+            f"{path}: {MANIFEST} names a file outside the bundle: dermstack did not write it, do not use it"
+        )
     try:
         sound = verify_digest(manifest)
         Manifest.model_validate(sound)
-    except (ValueError, TypeError, RecursionError) as error:  # pydantic's is a ValueError
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic raises a ValueError
         fault = str(error)[:400]
-        raise BundleError(f"{path}: {MANIFEST} says what none of ours does ({fault}): {_ADVICE}") from error
+        raise BundleError(f"{path}: {MANIFEST} is invalid ({fault}): {_ADVICE}") from error
     return dict(sound)
 
 

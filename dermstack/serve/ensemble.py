@@ -1,6 +1,6 @@
-"""The fitted whole in memory: what the nets say of some rows in, score and calibrated p out.
+"""Applies a bundle's models to rows: level-1 predictions of the image runs, level 2, blend and calibration.
 
-Every transform is the one that `dermstack stack` used on the test rows, so that a row is scored as it would have been.
+Every transform is the one that `dermstack stack` applied to the test rows, so the same row gets the same score.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tabular.models import Bag, read_bag
 
 @dataclass(frozen=True)
 class Level1:
-    """What the image runs say of n rows: nothing here is averaged over the nets yet."""
+    """Predictions of the image runs for n rows, not yet averaged over the fold networks."""
 
     logits: NDArray[np.float32]  # (folds, n, runs)
     z: dict[str, NDArray[np.floating]]  # by run: (folds, n, r) aligned components, or (n, d) of a frozen backbone
 
     def fold_embeddings(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
-        """The embeddings as one fold's nets make them, (n, r) or (n, d)."""
+        """Returns the embeddings of one fold's networks by run: (n, r), or (n, d) for a run in ``frozen``."""
         return {name: values if name in frozen else values[fold] for name, values in self.z.items()}
 
 
@@ -47,16 +47,16 @@ class Level1:
 class FittedEnsemble:
     """Level 2 and the blend, read from a bundle."""
 
-    names: tuple[str, ...]  # of the image runs
+    names: tuple[str, ...]  # the image runs
     scales: Scales
-    features: tuple[FoldFeatures, ...]  # of each fold; empty where there is no stacker
-    bags: dict[str, tuple[Bag, ...]]  # by stacker, of each fold
+    features: tuple[FoldFeatures, ...]  # one for each fold; empty without stackers
+    bags: dict[str, tuple[Bag, ...]]  # by stacker: one for each fold
     blender: Blender
     calibrator: Calibrator
     threads: int
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
-        """score and p_calibrated of whole groups: ``frame`` (n rows: id, group, age, sex, site) beside ``level1``."""
+        """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
         logits = self.all_logits(frame, level1)
         folds, rows, runs = logits.shape
         nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
@@ -65,7 +65,7 @@ class FittedEnsemble:
         return pd.DataFrame({"score": score, "p_calibrated": self.calibrator(score)}, index=frame.index)
 
     def all_logits(self, frame: pd.DataFrame, level1: Level1) -> NDArray[np.float32]:
-        """(folds, n, runs) of the image runs and then the stackers, as fold k's nets and models see the rows."""
+        """Returns logits (folds, n, runs) of the image runs, then the stackers; fold k's are made by its own models."""
         made = [
             self.fold_logits(fold, frame, level1.logits[fold], level1.fold_embeddings(fold, self._frozen))
             for fold in range(len(level1.logits))
@@ -75,7 +75,7 @@ class FittedEnsemble:
     def fold_logits(
         self, fold: int, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
     ) -> NDArray[np.float32]:
-        """The same of one fold (n, runs), from its nets' ``logits`` (n, image runs) and components ``z`` (n, r)."""
+        """Returns one fold's logits (n, runs) from its networks' ``logits`` (n, image runs) and ``z`` (n, r)."""
         if not self.bags:
             return logits
         nets = np.full((1, logits.shape[1]), fold, np.int8)
@@ -85,7 +85,7 @@ class FittedEnsemble:
         return np.column_stack([logits, *made])
 
     def embeddings(self, level1: Level1) -> list[dict[str, NDArray[np.floating]]]:
-        """Of each fold, by run: the centred components (n, r) that level 2 measures distances in. [] without any."""
+        """Returns, for each fold by run, the centred components (n, r) for level-2 distances; [] without stackers."""
         return [
             {name: features.components(name, z) for name, z in level1.fold_embeddings(fold, self._frozen).items()}
             for fold, features in enumerate(self.features)
@@ -97,7 +97,7 @@ class FittedEnsemble:
 
 
 def read_fitted(bundle: Bundle) -> FittedEnsemble:
-    """Raises BundleError where a part can't be used."""
+    """Reads the fitted level 2, blend and calibration of a bundle. Raises BundleError if a part cannot be read."""
     manifest = bundle.manifest
     names = tuple(run.name for run in bundle.image_runs)
     try:
@@ -116,12 +116,12 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         blender = blender_from_state(bundle.json("blend/blend.json"), bundle.arrays("blend"))
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
     except (DermstackError, TabularError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise BundleError(f"{bundle.folder}: level 2 can't be read ({error}): bundle again") from error
+        raise BundleError(f"{bundle.folder}: level 2 or the blend cannot be read ({error}): bundle again") from error
     return FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
 
 
 def alignments(bundle: Bundle) -> dict[str, Alignment]:
-    """By trained run that enters level 2 with its embedding: what brings its nets' z onto shared axes."""
+    """Returns, by trained run whose embedding enters level 2, the map of its networks' z onto shared axes."""
     kept = bundle.arrays("alignment")
     names = [name for name, kind in bundle.manifest["embeddings"].items() if kind == "aligned"]
     return {name: Alignment(kept[f"{name}_mean"], kept[f"{name}_turn"], np.nan, np.nan) for name in names}
@@ -137,17 +137,17 @@ def _features(bundle: Bundle, fold: int) -> FoldFeatures:
 
 
 def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
-    """Rows that are nobody's training rows, in the form that level 2 and the blend take test rows in."""
+    """Returns logits of new rows in the form in which level 2 and the blend take test rows."""
     runs = len(names)
     nothing = np.empty((0, runs), np.float32)
     return Predictions(names, np.empty(0, np.intp), nothing, nothing.astype(np.int8), logits, nets)
 
 
-ENCODER = "metadata.json"  # beside the weights of a net that sees metadata
+ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
 
 
 def passes_per_image(bundle: Bundle) -> int:
-    """How many times each picture goes through a network."""
+    """Returns how many forward passes an image needs: over runs, folds, seeds and test-time augmentation views."""
     return sum(
         VIEW_COUNTS[run.settings["tta"]] * (1 if run.kind == "frozen" else bundle.folds * len(run.settings["seeds"]))
         for run in bundle.image_runs
@@ -165,10 +165,11 @@ def read_level1(
     see: Callable[[ImageRun, int, NetOutput], object] = lambda run, fold, made: None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Level1:
-    """Every run and net on the pictures of ``frame``'s rows (id, age, sex, site), which ``caches`` hold by size.
+    """Predicts the rows of ``frame`` (id, age, sex, site) with every image run; ``caches`` hold their images by size.
 
-    ``see`` is shown each net's raw predictions (a frozen backbone's once, as fold 0), ``progress`` is told how many
-    images have gone through a network. ``store`` may keep the nets for the next call. Raises ImageError.
+    ``see`` is called with the raw predictions of each run and fold (of a frozen backbone once, as fold 0), ``progress``
+    with the number of images that went through a network. ``store`` may keep networks for the next call. Raises
+    ImageError.
     """
     options = {
         "store": store or NetCache(max_bytes=0), "device": device, "threads": int(bundle.manifest["threads"]),
@@ -192,12 +193,12 @@ def read_level1(
 
 
 def fold_folder(bundle: Bundle, run: ImageRun, fold: int) -> Path:
-    """Where the weights of a fold net lie."""
+    """Returns the folder with the weights of a fold's networks."""
     return bundle.folder / "image_models" / run.name / f"fold_{fold}"
 
 
 def encoded_metadata(bundle: Bundle, run: ImageRun, fold: int, frame: pd.DataFrame) -> NDArray[np.float32]:
-    """(n, m) as the fold's net sees age, sex and site; m = 0 for a net that sees none."""
+    """Returns age, sex and site encoded for the fold's networks, (n, m); m = 0 if they take no metadata."""
     path = fold_folder(bundle, run, fold) / ENCODER
     if not path.is_file():
         return np.empty((len(frame), 0), np.float32)

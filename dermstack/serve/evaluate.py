@@ -1,4 +1,4 @@
-"""`dermstack evaluate`: predict images whose targets are known, and hold what comes out against the promise."""
+"""External validation (`dermstack evaluate`): predicts labelled images and compares with the training estimate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stack.metrics.validation import Validation, check_classes, jsonable, valida
 from stack.store import atomic
 from stack.table import read_cells, read_external_frame
 
-_MAX_LISTED = 5  # ids named of each fault
+_MAX_LISTED = 5  # ids in a message
 
 
 def read_labelled_rows(
@@ -33,22 +33,22 @@ def read_labelled_rows(
     id_column: str | None = None,
     target_column: str | None = None,
 ) -> tuple[NewRows, pd.Series]:
-    """The rows of ``labels`` with their pictures, and their targets (0 or 1) by id.
+    """Reads the rows of ``labels`` with their images, and their targets (0 or 1) by id.
 
-    Group, age, sex and site come from ``metadata`` where it is given, else from ``labels``, named as in training; the
-    columns of id (in both files) and target may be named otherwise. ``images`` may hold more pictures than there are
-    labels. Raises DataError for ids that are doubled or not in both files, for targets other than 0 and 1, and for
-    a class that fewer than two groups hold; ImageError for labels without a picture.
+    Group, age, sex and site come from ``metadata`` if it is given, else from ``labels``, and are named as in training;
+    ``id_column`` (in both files) and ``target_column`` are other names for id and target. ``images`` may hold further
+    images without labels. Raises DataError for duplicate ids, ids that are not in both files, targets other than 0 and
+    1, and a class that occurs in fewer than two groups; ImageError for labels without an image.
     """
     for path in filter(None, (labels, metadata)):
         if not path.is_file():
-            raise DataError(f"{path}: no such file: name the csv of the labels, and that of the metadata")
+            raise DataError(f"{path}: no such file: check the paths of the labels csv and the metadata csv")
     csv_names = {"id": id_column or bundle.columns["id"], "target": target_column or bundle.columns["target"]}
     header = list(read_cells(labels).columns)
     for name, csv in csv_names.items():
         if csv not in header:
             raise DataError(
-                f"{labels}: no column {csv!r}, it has {', '.join(map(repr, header))}: name the one that holds the "
+                f"{labels}: no column {csv!r}, it has {', '.join(map(repr, header))}: name the column of the "
                 f"{name} with --{name}-column"
             )
     targets = read_external_frame(labels, csv_names).set_index("id")["target"]
@@ -61,15 +61,20 @@ def read_labelled_rows(
 
 
 def targets_of(rows: NewRows, labels: pd.Series) -> pd.Series:
-    """The targets of these rows, in their order, joined by id. Raises DataError where an id has none, or several."""
+    """Returns the targets of ``rows`` in their order, joined by id.
+
+    Raises DataError for ids without a label or with several, and for targets other than 0 and 1.
+    """
     if labels.index.has_duplicates:
         raise DataError(
-            f"labels: {_listed_ids(labels.index[labels.index.duplicated()].unique())} more than once: keep one"
+            f"labels: {_listed_ids(labels.index[labels.index.duplicated()].unique())} occur more than once: keep one"
         )
     _check_same_ids(labels.index, pd.Index(rows.frame["id"]), "labels", "the rows")
     y = labels.loc[rows.frame["id"]]
     if len(odd := y[~y.isin([0, 1])]):
-        raise DataError(f"labels: {odd.iloc[0]!r} (of {odd.index[0]}) is not 0 or 1: {len(odd)} such, correct them")
+        raise DataError(
+            f"labels: target {odd.iloc[0]!r} of {odd.index[0]} is not 0 or 1, {len(odd)} in all: correct them"
+        )
     return y.astype(int)
 
 
@@ -92,10 +97,10 @@ def _listed_ids(ids: pd.Index) -> str:
 
 
 def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = "auto", n_jobs: int = 1) -> Validation:
-    """Predict ``rows`` and judge the predictions by ``labels``, 0 or 1 by id. Writes nothing that stays.
+    """Predicts ``rows`` and evaluates the predictions against ``labels``, 0 or 1 by id. Leaves no files.
 
-    Raises BundleError for a bundle without a promise, DataError for labels that don't fit the rows, ImageError for
-    pictures that can't be read.
+    Raises BundleError for a bundle without a training estimate, DataError for labels that don't match the rows,
+    ImageError for unreadable images.
     """
     promise, y = read_promise(bundle), targets_of(rows, labels)
     check_classes(y, rows.frame["group"])
@@ -118,9 +123,10 @@ def evaluate_to_files(
     n_jobs: int = 1,
     drop_unreadable: bool = False,
 ) -> Validation:
-    """`evaluate`, with evaluation.json, evaluation.html and predictions.csv in ``folder``; killed, it goes on there.
+    """Runs `evaluate` and writes evaluation.json, evaluation.html and predictions.csv to ``folder``.
 
-    ``drop_unreadable``: images that can't be read are left out, counted and listed in dropped.csv.
+    An interrupted call resumes there. With ``drop_unreadable``, unreadable images are left out, counted and listed in
+    dropped.csv.
     """
     promise, y = read_promise(bundle), targets_of(rows, labels)
     check_classes(y, rows.frame["group"])
@@ -135,7 +141,7 @@ def evaluate_to_files(
     _write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if not there.all():
         _write_csv(rows.frame.loc[~there, ["id"]], folder / "dropped.csv")
-        out.warn(f"{int((~there).sum()):,} images can't be read and are left out: {folder / 'dropped.csv'}")
+        out.warn(f"{int((~there).sum()):,} unreadable images are left out, see {folder / 'dropped.csv'}")
     _write(json.dumps(jsonable(found), indent=1, ensure_ascii=False) + "\n", folder / "evaluation.json")
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = evaluation_html(found, y_there, made["score"].to_numpy(np.float64), created=created)
@@ -147,18 +153,18 @@ def evaluate_to_files(
 
 
 def show_validation(found: Validation, out: Out) -> None:
-    """The numbers that count, on the terminal."""
+    """Prints the main results."""
     here, promised = found.found, found.promise.measures
     out.say(
         f"{found.experiment}: AUC {here.auc} on {here.rows:,} images of {here.groups:,} groups, {here.positives:,} "
-        f"positive ({here.prevalence.value:.2%}); promised {promised.auc}: {found.verdict}"
+        f"positive ({here.prevalence.value:.2%}); promised by training: {promised.auc}; {found.verdict}"
     )
     compared = [
         [entry.quantity.replace("_", " "), entry.promised, entry.found, entry.difference, entry.noise, entry.verdict]
         for entry in found.comparisons
     ]
     columns = ["quantity", "promised", "found", "difference", "noise", "verdict"]
-    out.table(pd.DataFrame(compared, columns=columns), "Against the promise of training")
+    out.table(pd.DataFrame(compared, columns=columns), "Comparison with the training estimate (promised)")
     points = [
         [
             f"{of.promised.aim} {of.promised.level:.0%}", of.promised.threshold,
@@ -166,24 +172,24 @@ def show_validation(found: Validation, out: Out) -> None:
         ]
         for of in found.points
     ]  # fmt: skip
-    columns = ["fixed in training at", "threshold", "sensitivity", "is", "specificity", "is "]
-    out.table(pd.DataFrame(points, columns=columns), "At the thresholds that training fixed")
+    columns = ["fixed in training at", "threshold", "sensitivity", "verdict", "specificity", "verdict "]
+    out.table(pd.DataFrame(points, columns=columns), "Sensitivity and specificity at thresholds fixed in training")
     for note in found.notes:
         out.warn(note)
     for entry in found.subgroups:
         if entry["apart"]:
             out.warn(
-                f"{entry['by']} {entry['subgroup']}: AUC {entry['auc']:.3f}, {entry['difference']:+.3f} from the rest "
-                f"[{entry['wide_low']:+.3f}, {entry['wide_high']:+.3f}]: beyond noise"
+                f"{entry['by']} {entry['subgroup']}: AUC {entry['auc']:.3f}, {entry['difference']:+.3f} compared with "
+                f"the other images [{entry['wide_low']:+.3f}, {entry['wide_high']:+.3f}]: beyond noise"
             )
 
 
 def _notes(bundle: Bundle, rows: NewRows) -> list[str]:
-    """What a reader must know to believe the numbers, or not."""
+    """Returns the caveats to show with the results."""
     notes = []
     if "group" in rows.missing:
         notes.append(
-            "The groups of these images aren't known, so each counts as a patient of its own: where patients have "
+            "The groups of these images are not known, so each image counts as its own patient: if patients have "
             "several images, the intervals are too narrow."
         )
     notes += [f"{note[0].upper()}{note[1:]}" for note in cost_notes(bundle, rows.missing)]

@@ -1,4 +1,4 @@
-"""What it costs not to know a column: the ensemble on its own out-of-fold rows, with and without it."""
+"""What a bundle keeps of its training rows: the nested estimate, the cost of missing columns and a novelty model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ PROMISE_FILE = "promise.json"
 
 
 def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
-    """Of the nested scores and the nested calibrated p: each row's by what was chosen and fitted without its fold."""
+    """Returns the training estimate, measured on the nested scores and the nested calibrated p.
+
+    For each row, these were chosen and fitted without the row's fold.
+    """
     oof = blend.frame("oof")
     row_positions = experiment.rows_of(oof["id"])
     return internal_validation(
@@ -45,34 +48,34 @@ def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
 
 
 def write_promise(promise: InternalValidation, bundle: Path) -> None:
-    """Into the folder of a bundle in the making."""
+    """Writes the training estimate into the folder of an unfinished bundle."""
     (bundle / PROMISE_FILE).write_text(json.dumps(jsonable(promise), indent=1), encoding="utf-8")
 
 
 def read_promise(bundle: Bundle) -> InternalValidation:
-    """Raises BundleError where the bundle is older than its promise."""
+    """Reads the training estimate. Raises BundleError for a bundle of an earlier dermstack, which has none."""
     if not (bundle.folder / PROMISE_FILE).is_file():
         raise BundleError(
-            f"{bundle.folder} holds no {PROMISE_FILE}, an earlier dermstack made it: bundle the experiment again with "
-            "`dermstack bundle`, so that there is something to compare with"
+            f"{bundle.folder} has no {PROMISE_FILE} to compare with, because an earlier dermstack made it: bundle the "
+            "experiment again with `dermstack bundle`"
         )
     content = bundle.json(PROMISE_FILE)
     try:
         return internal_validation_from_json(content)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} can't be read ({error}): bundle again") from error
+        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} cannot be read ({error}): bundle again") from error
 
 
 COSTS_FILE = "costs.json"
-OPTIONAL_COLUMNS = ("age", "sex", "site", "group")  # what a new image may come without
+OPTIONAL_COLUMNS = ("age", "sex", "site", "group")  # columns that new images may lack
 
 
 def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> list[dict[str, Any]]:
-    """Of each column alone and of all together: the objective without it less that with it, with interval by group.
+    """Measures the objective without each column, and without all, minus the objective with all; interval by group.
 
-    Every row is judged by the fold models that did not see it, under the blend of the bundle. A net with metadata is
-    asked again through its head, on the stored embedding (a mean over views and rounded to float16, which moves its
-    logit a little with or without the column: both sides have that). ``group`` missing: each image its own group.
+    Every row is scored by the fold models that did not see it, with the blend of the bundle. For a network that takes
+    metadata, the head is applied again to the stored embedding (a mean over views, rounded to float16: this changes
+    its logit a little, equally with and without the column). Without ``group``, each image is its own group.
     """
     fitted = read_fitted(bundle)
     predictions = predictions_of(experiment, runs)
@@ -96,7 +99,7 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
 
 
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
-    """What a user who lacks these columns should know; nothing where nothing is missing."""
+    """Returns a sentence on the measured cost of ``missing`` columns; [] if none is missing or no cost is stored."""
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
     if not lacking or not (bundle.folder / COSTS_FILE).is_file():
         return []
@@ -108,17 +111,17 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
         }
         everything = max(costs, key=len)
     except (LookupError, TypeError, ValueError) as error:
-        raise BundleError(f"{bundle.folder}: {COSTS_FILE} can't be read ({error}): bundle again") from error
+        raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
     reported = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
     return [
-        f"no {' and no '.join(names)}{_csv_names(bundle, names)}: on the training rows that changes {objective} by "
+        f"no {' and no '.join(names)}{_csv_names(bundle, names)}: on the training rows, this changes {objective} by "
         f"{costs[names]['cost']:+.4f} [{costs[names]['low']:+.4f}, {costs[names]['high']:+.4f}]"
         for names in reported
     ]
 
 
 def _csv_names(bundle: Bundle, names: Sequence[str]) -> str:
-    """How a csv would name the columns."""
+    """Returns the columns' names in a csv, in brackets; an empty text if they have none."""
     called = [bundle.columns[name] for name in names if name in bundle.columns]
     return f" (column {', '.join(called)})" if called else ""
 
@@ -136,7 +139,7 @@ def _drop_columns(frame: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
 def _logit_changes(
     bundle: Bundle, runs: list[Run], nets: NDArray[np.int8], frames: Sequence[pd.DataFrame]
 ) -> list[NDArray[np.float32]]:
-    """(n, runs) for each of ``frames``: by how much its metadata changes each net's logit from that of the first."""
+    """Returns (n, runs) for each of ``frames``: logits with its metadata minus logits with the first frame's."""
     changes = [np.zeros(nets.shape, np.float32) for _ in frames]
     for place, (run, stored) in enumerate(zip(bundle.image_runs, runs, strict=True)):
         if not run.settings["metadata"]:
@@ -155,7 +158,7 @@ def _logit_changes(
 def _head_logits(
     bundle: Bundle, run: ImageRun, fold: int, z: NDArray[np.float16], frames: Sequence[pd.DataFrame]
 ) -> list[NDArray[np.float32]]:
-    """Logits (n,) of stored embeddings (n, d) beside the metadata of each frame, through the net's head alone."""
+    """Returns the logits (n,) for each frame's metadata: the network's head applied to stored embeddings (n, d)."""
     metadata = [encoded_metadata(bundle, run, fold, frame) for frame in frames]
     weights = fold_folder(bundle, run, fold) / "weights.safetensors"
     return head_logits(weights, run.settings, z, metadata, positive=run.positive)
@@ -168,7 +171,7 @@ def _out_of_fold_scores(
     nets: NDArray[np.int8],
     z: dict[str, NDArray[np.floating]],
 ) -> NDArray[np.float64]:
-    """Scores (n,) of training rows, each by the models of its own fold, groups whole within it."""
+    """Returns scores (n,) of training rows, each by the models of its own fold; no group extends over two folds."""
     score = np.empty(len(frame))
     for fold in np.unique(nets[:, 0]):
         rows = np.flatnonzero(nets[:, 0] == fold)
@@ -180,48 +183,48 @@ def _out_of_fold_scores(
     return score
 
 
-FAR_QUANTILE = 0.99  # of training images no more than about one in a hundred lies further out
+FAR_QUANTILE = 0.99  # about one training image in a hundred lies further out
 NOVELTY_FOLDER = "novelty"
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """A density for each fold net of one run, or one for a frozen backbone."""
+    """Novelty model: a density of embeddings for each fold of one run, or a single one for a frozen backbone."""
 
     run: str
     densities: tuple[Density, ...]
 
     def scorer(self) -> NoveltyScorer:
-        """Something to show the nets' predictions to."""
+        """Returns a collector for the networks' raw predictions."""
         return NoveltyScorer(self)
 
 
 @dataclass
 class NoveltyScorer:
-    """Looks at raw predictions as they are made, so that embeddings needn't be kept."""
+    """Measures novelty while predictions are made, so that embeddings need not be kept."""
 
     model: Novelty
     shares: list[NDArray[np.float64]] = field(default_factory=list)
 
     def see(self, run: ImageRun, fold: int, made: NetOutput) -> None:
-        """One net's predictions of all rows."""
+        """Adds one fold's predictions for all rows; those of other runs are ignored."""
         if run.name == self.model.run:
             self.shares.append(self.model.densities[fold].share_nearer(made.z))
 
     def novelty(self) -> NDArray[np.float64]:
-        """(n,) in 0..1: the share of training images nearer to the rest than this one, averaged over the nets."""
+        """Returns (n,) in 0..1: the share of training images nearer to the others than this one, mean over folds."""
         mean: NDArray[np.float64] = np.mean(self.shares, axis=0)
         return mean
 
     def far(self) -> NDArray[np.bool_]:
-        """(n,): those that a prediction should not be believed of without a look."""
+        """Returns (n,): whether an image is so unusual that it should be checked before its prediction is trusted."""
         return self.novelty() > FAR_QUANTILE
 
 
 def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
-    """Of the best trained run (else the best frozen one), each net on the rows that it didn't train on.
+    """Fits the novelty model to the out-of-fold embeddings of the best trained run (else the best frozen run).
 
-    None where a net has too few rows to say what is usual.
+    Returns None if a fold has too few rows for a density.
     """
     run = max(runs, key=lambda run: (run.meta["kind"] == "image", auc_of(experiment, run)))
     oof, z = run.frame("oof"), run.array("oof_z")
@@ -235,7 +238,7 @@ def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
 
 
 def write_novelty(novelty: Novelty, bundle: Path) -> None:
-    """Into the folder of a bundle in the making."""
+    """Writes the novelty model into the folder of an unfinished bundle."""
     for fold, density in enumerate(novelty.densities):
         folder = bundle / NOVELTY_FOLDER / f"fold_{fold}"
         folder.mkdir(parents=True)
@@ -246,7 +249,7 @@ def write_novelty(novelty: Novelty, bundle: Path) -> None:
 
 
 def read_novelty(bundle: Bundle) -> Novelty | None:
-    """None where the bundle has none."""
+    """Reads the novelty model; None if the bundle has none. Raises BundleError if it cannot be read."""
     if not (bundle.folder / NOVELTY_FOLDER / "novelty.json").is_file():
         return None
     about = bundle.json(f"{NOVELTY_FOLDER}/novelty.json")
@@ -257,7 +260,5 @@ def read_novelty(bundle: Bundle) -> Novelty | None:
             noise = float(bundle.json(f"{NOVELTY_FOLDER}/fold_{fold}/noise.json")["noise"])
             densities.append(Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise))
     except (DermstackError, LookupError, StopIteration, TypeError, ValueError) as error:
-        raise BundleError(
-            f"{bundle.folder}: what says how unusual a picture is can't be read ({error}): bundle again"
-        ) from error
+        raise BundleError(f"{bundle.folder}: the novelty model cannot be read ({error}): bundle again") from error
     return Novelty(run.name, tuple(densities))

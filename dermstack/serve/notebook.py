@@ -1,4 +1,4 @@
-"""A notebook for code competitions without network: what is attached is found, installed, and predicts the test set."""
+"""Writes a notebook for code competitions without network, which installs attached wheels and predicts the test set."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from stack.store import atomic
 
 PACKAGE = "dermstack"
 EXTRA = "image"
-# An image made for GPUs has these, built for its driver, and they weigh gigabytes.
+# A GPU notebook has these already, built for its driver; their wheels take gigabytes.
 HOST_PACKAGES = ("torch", "torchvision")
 _GPU_LIBRARIES = ("nvidia-", "cuda-")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: dermstack\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def wheel_list(wheel: str) -> str:
-    """A requirements file: ``wheel``, all that ``dermstack[image]`` needs as it is installed here, and how to fetch it.
+    """Returns a requirements file: ``wheel``, the requirements of ``dermstack[image]`` as installed here, instructions.
 
-    What only torch brings is commented out. Raises BundleError for a distribution that isn't installed here.
+    Requirements that only torch needs are commented out. Raises BundleError if a requirement is not installed here.
     """
     everything = installed_requirements(PACKAGE, (EXTRA,))
     needed = installed_requirements(PACKAGE, (EXTRA,), stop_at=HOST_PACKAGES)
@@ -45,26 +45,26 @@ def wheel_list(wheel: str) -> str:
     }
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return "\n".join([
-        f"# All that dermstack predicts with, as installed where the bundle was made: CPython {python}, "
-        f"{platform.system()} {platform.machine()}.",
-        "# Fetch beside this file, with the notebook's own Python (one with network, of the same image, is surest):",
+        "# All that dermstack needs for predictions, in the versions installed where the bundle was made: "
+        f"CPython {python}, {platform.system()} {platform.machine()}.",
+        "# Download the wheels beside this file with the notebook's Python (safest: the same notebook with network):",
         "#   pip download --only-binary=:all: --no-deps -r THIS_FILE -d wheels",
-        f"# then attach wheels/, this file and the bundle. From another machine: --python-version {python}",
+        f"# then attach wheels/, this file and the bundle. On another machine, add --python-version {python}",
         "# --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64. The same versions give the same numbers.",
         f"./{wheel}",
         *(f"{name}=={version}" for name, version in needed.items() if name not in host),
         "",
-        "# An image made for GPUs has these already, perhaps in other versions; uncomment what shall be replaced.",
+        "# A GPU notebook has these already, perhaps in other versions; uncomment a line to install this version.",
         *(f"# {name}=={version}" for name, version in host.items()),
         "",
     ])  # fmt: skip
 
 
 def installed_requirements(root: str, extras: Collection[str], *, stop_at: Collection[str] = ()) -> dict[str, str]:
-    """Version by name, sorted, of what ``root`` with ``extras`` needs on this Python and system, all the way down.
+    """Returns the versions, by name and sorted, of all direct and indirect requirements of ``root`` with ``extras``.
 
-    What the distributions ``stop_at`` need is left out, they themselves are not. Raises BundleError where one is
-    needed and not installed.
+    Markers are evaluated for this Python and system. Distributions in ``stop_at`` are included, their own requirements
+    are not. Raises BundleError if a requirement is not installed.
     """
     found: dict[str, str] = {}
     waiting, seen = [(root, frozenset(extras))], set()
@@ -76,7 +76,7 @@ def installed_requirements(root: str, extras: Collection[str], *, stop_at: Colle
         name, its_extras = asked
         here = _installed(name)
         if name != root:
-            found[name] = Version(here.version).public  # a local part, such as +cu130, is on no public index
+            found[name] = Version(here.version).public  # local versions such as +cu130 are not on public indexes
         if name not in stop_at:
             waiting += [
                 (canonicalize_name(need.name), frozenset(need.extras)) for need in _requirements(here, its_extras)
@@ -85,7 +85,7 @@ def installed_requirements(root: str, extras: Collection[str], *, stop_at: Colle
 
 
 def check_environment() -> None:
-    """Raises BundleError listing what ``dermstack[image]`` needs and is not here, or in another version."""
+    """Raises BundleError listing the requirements of ``dermstack[image]`` that are missing or have a wrong version."""
     unmet = []
     for need in _requirements(_installed(PACKAGE), {EXTRA}):
         try:
@@ -93,25 +93,25 @@ def check_environment() -> None:
         except PackageNotFoundError:
             here = "none"
         if here == "none" or not need.specifier.contains(here, prereleases=True):
-            unmet.append(f"{need.name}{need.specifier} ({here} here)")
+            unmet.append(f"{need.name}{need.specifier} (installed: {here})")
     if unmet:
-        raise BundleError(f"not as dermstack needs it: {', '.join(unmet)}: attach and list their wheels")
+        raise BundleError(f"dermstack needs {', '.join(unmet)}: attach these wheels and add them to the list of wheels")
 
 
 def write_own_wheel(folder: Path) -> Path:
-    """The dermstack that runs, editable or not, as a wheel: the same code predicts elsewhere. Same code, same bytes."""
+    """Writes the running dermstack, editable or not, as a wheel and returns its path. Same code, same bytes."""
     own = _installed(PACKAGE)
     info = f"{PACKAGE}-{own.version}.dist-info"
     kept = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     texts = {name: own.read_text(name) for name in kept}
-    # A checkout that was installed in place and stands first on the path is found by its .egg-info, which has neither.
+    # A checkout installed in place and first on the path is found through its .egg-info, which has neither file.
     texts["METADATA"] = texts["METADATA"] or own.read_text("PKG-INFO")
     texts["WHEEL"] = texts["WHEEL"] or _WHEEL
     files = {f"{info}/{name}": text.encode() for name, text in texts.items() if text is not None}
     for package in (own.read_text("top_level.txt") or "").split():
         spec = find_spec(package)
-        assert spec is not None, "its packages are importable, this is one of them"
-        assert spec.origin is not None, "each has an __init__.py"
+        assert spec is not None, "the packages are importable: this module is in one of them"
+        assert spec.origin is not None, "each package has an __init__.py"
         root = Path(spec.origin).parent
         for path in sorted(root.rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -129,12 +129,12 @@ def write_own_wheel(folder: Path) -> Path:
 
 
 def own_wheel_name() -> str:
-    """Of the dermstack that runs."""
+    """Returns the file name of the running dermstack's wheel."""
     return f"{PACKAGE}-{_installed(PACKAGE).version}-py3-none-any.whl"
 
 
 def _requirements(of: Distribution, extras: Collection[str]) -> list[Requirement]:
-    """Its requirements that hold on this Python and system."""
+    """Returns the requirements with ``extras`` whose markers hold on this Python and system."""
     needs = [Requirement(line) for line in of.requires or []]
     return [
         need
@@ -148,7 +148,7 @@ def _installed(name: str) -> Distribution:
         return distribution(name)
     except PackageNotFoundError as error:
         raise BundleError(
-            f"{name}, which dermstack[{EXTRA}] needs, is not installed: pip install 'dermstack[{EXTRA}]'"
+            f"{name}, a requirement of dermstack[{EXTRA}], is not installed: pip install 'dermstack[{EXTRA}]'"
         ) from error
 
 
@@ -157,20 +157,20 @@ def _digest(content: bytes) -> str:
 
 
 _ATTACH = """# {experiment}: predictions without network
-{objective} {value:.4f} [{low:.4f}, {high:.4f}] nested, on {rows:,} training rows. Attach, as one data set or several:
-the bundle `{bundle}` (as a folder or a zip), `{wheels}`, and the wheels that it tells how to fetch."""
+{objective} {value:.4f} [{low:.4f}, {high:.4f}] nested, on {rows:,} training rows. Attach as one data set or several:
+the bundle `{bundle}` (a folder or a zip), `{wheels}`, and the wheels listed in it, which says how to download them."""
 
 _PATHS = """import os
 from pathlib import Path
 
-INPUT = Path(os.environ.get("DERMSTACK_INPUT", "/kaggle/input"))  # what is attached: searched, never written to
+INPUT = Path(os.environ.get("DERMSTACK_INPUT", "/kaggle/input"))  # the attached files: searched, never written to
 OUTPUT = Path(os.environ.get("DERMSTACK_OUTPUT", "/kaggle/working"))
 ATTACHED = sorted(INPUT.rglob("*"))
 
 
 def only(found, what):
     if len(found) != 1:
-        raise LookupError(f"{{what}}: {{len(found)}} below {{INPUT}} {{[*map(str, found[:5])]}}: write its path here")
+        raise LookupError(f"{{what}}: {{len(found)}} in {{INPUT}} {{[*map(str, found[:5])]}}: write its path here")
     return found[0]
 
 
@@ -200,7 +200,7 @@ def here(name):
 pins = [line for line in WHEELS.read_text("utf-8").splitlines() if "==" in line and not line.startswith("#")]
 wanted = ["dermstack=={version}", *pins]
 lacking = [pin for pin in wanted if here(pin.split("==")[0]) != pin.split("==")[1]]
-print(f"{{len(wanted) - len(lacking)}} distributions are there, to install: {{', '.join(lacking) or 'none'}}")
+print(f"{{len(wanted) - len(lacking)}} distributions are installed, to install: {{', '.join(lacking) or 'none'}}")
 if lacking:
     folders = sorted({{str(path.parent) for path in ATTACHED if path.suffix == ".whl"}})
     links = [f"--find-links={{folder}}" for folder in folders]
@@ -230,10 +230,10 @@ pd.read_csv(OUTPUT / "submission.csv").head()"""
 
 
 def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path, Path]:
-    """Beside the bundle ``target``: the notebook, the list of wheels to attach, and dermstack's own wheel.
+    """Writes three files beside the bundle ``target``: the notebook, the list of wheels and dermstack's own wheel.
 
-    The notebook looks for test csv, pictures and sample submission by the names that they have in ``data``. Raises
-    BundleError where a distribution that dermstack needs isn't installed here.
+    The notebook finds the test csv, the images and the sample submission by their names in ``data``. Raises
+    BundleError if a requirement of dermstack is not installed here.
     """
     notebook, wheels = notebook_paths(target)
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
@@ -250,15 +250,18 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
     )  # fmt: skip
     cells = [
         ("markdown", title),
-        ("markdown", "Everything is found by its name below the input folder; a path can be written in its place."),
+        ("markdown", "Files are found by name below the input folder; you can write a path instead."),
         ("code", paths),
-        ("markdown", "What is missing, or there in another version, is installed from the attached wheels alone."),
+        ("markdown", "Missing distributions and other versions are installed, only from the attached wheels."),
         ("code", _INSTALL.format(version=version("dermstack"))),
-        ("markdown", "Each file of the bundle is checked against its hash; nothing in it is executed."),
+        ("markdown", "Every file of the bundle is checked against its hash; nothing in it is executed."),
         ("code", _READ),
-        ("markdown", "The inference path of training, on the test set that lies there now. Interrupted, it goes on."),
+        (
+            "markdown",
+            "Predicts the attached test set with the inference path of training. If interrupted, run it again.",
+        ),
         ("code", _PREDICT),
-        ("markdown", "What is handed in:"),
+        ("markdown", "The submission:"),
         ("code", _SHOW),
     ]
     listed = wheel_list(own_wheel_name()).replace("THIS_FILE", wheels.name)
@@ -270,13 +273,13 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
 
 
 def check_no_notebook(target: Path) -> None:
-    """Raises BundleError where a notebook, perhaps edited by hand, would be written over."""
+    """Raises BundleError if a notebook or list of wheels, perhaps edited by hand, would be overwritten."""
     if there := [path for path in notebook_paths(target) if path.exists()]:
-        raise BundleError(f"{there[0]} is there already: move it away, or `--replace` it")
+        raise BundleError(f"{there[0]} exists already: move it away, or overwrite it with `--replace`")
 
 
 def notebook_paths(target: Path) -> tuple[Path, Path]:
-    """Where the notebook of a bundle and its list of wheels lie."""
+    """Returns the paths of a bundle's notebook and list of wheels."""
     stem = _stem(target)
     return target.with_name(f"{stem}.ipynb"), target.with_name(f"{stem}.wheels.txt")
 
@@ -286,7 +289,7 @@ def _stem(target: Path) -> str:
 
 
 def _as_notebook(cells: list[tuple[str, str]]) -> dict[str, Any]:
-    """Cells (kind, source) in nbformat 4.5."""
+    """Returns cells (kind, source) as a notebook in nbformat 4.5."""
     return {
         "cells": [
             {"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": source.splitlines(keepends=True)}

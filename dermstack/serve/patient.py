@@ -1,4 +1,4 @@
-"""One patient's pictures in, what the ensemble says of each out; nothing of it outlives the call."""
+"""Predictions for one patient's images: risk, heat map and comparison with the patient's others; nothing is stored."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ from tabular.group_features import embedding_aggregates, prediction_aggregates
 
 @dataclass(frozen=True)
 class Standing:
-    """One lesion among the others that were given with it."""
+    """One lesion compared with the others of the same patient."""
 
-    others: int  # how many there are
+    others: int  # number of other lesions
     distance: float | None  # cosine distance of its embedding to the others' mean direction, 0..2; None: not measured
-    place: int | None  # 1: no lesion lies further from the rest; None where two can't be told apart
-    others_distance_range: tuple[float, float] | None  # least and greatest of the others'
+    place: int | None  # rank by distance, 1: furthest from the others; None for two lesions or fewer, or not measured
+    others_distance_range: tuple[float, float] | None  # smallest and largest distance of the others
     others_mean_risk: float | None  # mean calibrated risk of the others
     sentence: str
 
 
 def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.floating]]]) -> list[Standing]:
-    """Of the n pictures of a patient: calibrated ``risk`` (n,), and each fold's centred components (n, r) by run.
+    """Compares each of a patient's n images with the others.
 
-    Distances are level 2's feature `<run>_group_centroid`, averaged over folds and runs.
+    ``risk`` (n,) is calibrated; ``embeddings`` holds, for each fold by run, centred components (n, r). Distances are
+    level 2's feature `<run>_group_centroid`, averaged over folds and runs.
     """
     n = len(risk)
     if n == 1:
@@ -75,26 +76,26 @@ def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.f
     return made
 
 
-_ONLY_PICTURE = "The only picture: there are no others of this patient to compare it with."
-_NOT_MEASURED = "This ensemble's level 2 takes no embedding, so how alike the lesions look is not measured."
+_ONLY_PICTURE = "This is the only image: there are no others of this patient to compare it with."
+_NOT_MEASURED = "Level 2 of this ensemble uses no embeddings, so the similarity of the lesions is not measured."
 
 
 def _rank_sentence(distance: float, place: int | None, span: tuple[float, float], n: int) -> str:
     if place is None:
-        return f"Its distance to the other lesion is {distance:.2f}; of two, neither can be the odd one."
+        return f"Its distance to the other lesion is {distance:.2f}; of only two, neither can be the unusual one."
     others = f"{span[0]:.2f}" if f"{span[0]:.2f}" == f"{span[1]:.2f}" else f"{span[0]:.2f} to {span[1]:.2f}"
     rest = f"distance {distance:.2f}, the others' {others}"
     if place == 1:
-        return f"Of these {n} lesions the networks find this one least like the rest ({rest})."
-    return f"Number {place} of {n} by how far it lies from the rest ({rest})."
+        return f"Of these {n} lesions, this one is the least similar to the others ({rest})."
+    return f"Number {place} of {n} by distance from the others ({rest})."
 
 
 def _risk_sentence(own: float, mean: float, others: int) -> str:
-    return f"Its risk is {percent(own)}, {'the mean of the others' if others > 1 else 'the other'} {percent(mean)}."
+    return f"Its risk is {percent(own)}, {'the mean of the others' if others > 1 else 'the other one'} {percent(mean)}."
 
 
 def percent(share: float) -> str:
-    """A risk as people read it: two digits that count, and never "0 %" for what isn't nothing."""
+    """Formats a share in percent: one decimal below 10 % and above 99 %, and never "0 %" for a positive share."""
     if 0 < share < 0.001:
         return "under 0.1 %"
     if 0.999 < share < 1:
@@ -102,7 +103,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 0.1 or share > 0.99 else f"{100 * share:.0f} %"
 
 
-PAGE_SIDE = 480  # pixels of a shown picture's longer side
+PAGE_SIDE = 480  # pixels of a shown image's longer side
 _JPEG_QUALITY = 90
 
 
@@ -115,11 +116,12 @@ def heat_maps(
     preferred_run: str | None = None,
     device: str = "auto",
 ) -> tuple[NDArray[np.float32], ImageRun]:
-    """Grad-CAM (n, s, s) in 0..1 of the rows' cached pictures by one run, and that run: the mean over its fold nets,
-    as `risk_maps` of each, as a share of the picture's greatest; all zero where no net finds any.
+    """Returns Grad-CAM maps (n, s, s) in 0..1 of the rows' cached images, and the run that they are from.
 
-    The run is ``first``, or else the next that has a map: trained ones before frozen ones, of which one head is asked.
-    Raises ImageError where no run is a convolutional net with a late feature map.
+    A map is the mean of `risk_maps` over the run's fold networks, divided by its maximum; all zero if no network finds
+    anything. Runs are tried until one has maps: trained runs first, then frozen ones (their first fold's head only),
+    ``preferred_run`` first among its kind. Raises ImageError if no run is a convolutional network with a late feature
+    map.
     """
     where = pick_device(device).type
     runs = sorted(bundle.image_runs, key=lambda run: (run.kind == "frozen", run.name != preferred_run))
@@ -136,12 +138,12 @@ def heat_maps(
         return np.where(top > 0, mean / np.where(top > 0, top, 1), 0).astype(np.float32), run
     raise ImageError(
         f"no heat map: none of {', '.join(run.name for run in runs)} is a convolutional network whose last feature "
-        "map has more than one place"
+        "map has more than one position"
     )
 
 
 def heat_overlay(image: NDArray[np.uint8], heat: NDArray[np.float32], *, squeezed: bool) -> NDArray[np.uint8]:
-    """A picture (h, w, 3) under its heat (s, s), which covers all of it or, if not ``squeezed``, the middle square."""
+    """Draws a heat map (s, s) on an image (h, w, 3): on all of it or, if not ``squeezed``, on the centre square."""
     height, width = image.shape[:2]
     side = min(height, width)
     covered = (height, width) if squeezed else (side, side)
@@ -153,14 +155,14 @@ def heat_overlay(image: NDArray[np.uint8], heat: NDArray[np.float32], *, squeeze
 
 
 def page_sized(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture (h, w, 3) no larger than a page shows it."""
+    """Returns the image (h, w, 3) reduced to the size in which the page shows it."""
     small = Image.fromarray(image)
     small.thumbnail((PAGE_SIDE, PAGE_SIDE), Image.Resampling.LANCZOS)
     return np.asarray(small)
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    """Pixels alone: what else the file said, of place or patient, is not in it."""
+    """Encodes the pixels as JPEG, without metadata of the original file such as place or patient."""
     with io.BytesIO() as file:
         Image.fromarray(image).save(file, "JPEG", quality=_JPEG_QUALITY)
         return file.getvalue()
@@ -175,7 +177,7 @@ def _net_heat_map(
     frame: pd.DataFrame,
     device: str,
 ) -> NDArray[np.float32]:
-    """By the first seed's net of a fold."""
+    """Returns the maps (n, s, s) of the first seed's network of a fold."""
     metadata = encoded_metadata(bundle, run, fold, frame)
     nets = store.read(
         fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1], device=device
@@ -183,14 +185,14 @@ def _net_heat_map(
     return pixel_risk_maps(nets[0], pixels, metadata, threads=int(bundle.manifest["threads"]))
 
 
-NET_CACHE_BYTES = 4 << 30  # bytes of weights that stay in memory between two patients; what is beyond is read again
+NET_CACHE_BYTES = 4 << 30  # weights kept in memory between patients; further weights are read again each time
 MAX_AGE = 120  # years
-_ADVICE = "choose a picture or a DICOM file (.dcm) in its place"
+_ADVICE = "choose an image or a DICOM file (.dcm) instead"
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One picture as it was given: its encoded bytes and where on the body it was taken."""
+    """One image as it was sent: its file name, its encoded bytes and the site on the body."""
 
     name: str
     data: bytes
@@ -199,30 +201,30 @@ class Photo:
 
 @dataclass(frozen=True)
 class Lesion:
-    """What the ensemble says of one picture."""
+    """The ensemble's prediction for one image."""
 
     name: str
     site: str | None
-    score: float  # what ranks; a mean of ranks is no probability
+    score: float  # for ranking; not a probability if the blend is a mean of ranks
     p_calibrated: float
-    novelty: float | None  # share of training images nearer to the rest than this one; None: the bundle can't say
-    far: bool  # hardly any training image lies further out
-    picture: bytes  # JPEG, as a page shows it
-    heat: bytes | None  # the same under its Grad-CAM; None: nothing was found, or no network has one
+    novelty: float | None  # share of training images nearer to the others than this one; None: bundle without it
+    far: bool  # novelty above 0.99
+    picture: bytes  # JPEG in the size in which the page shows it
+    heat: bytes | None  # the same with its Grad-CAM on top; None: empty map, or no network supports Grad-CAM
     standing: Standing
 
 
 @dataclass(frozen=True)
 class Reading:
-    """All pictures of a patient, and what a reader must know of all of them."""
+    """Predictions for all images of a patient, and notes that concern all of them."""
 
     lesions: list[Lesion]
-    heat_map_run: str | None  # the run whose heat maps are shown
-    notes: list[str]  # what unknown columns cost
+    heat_map_run: str | None  # the run whose heat maps are shown; None: no run has any
+    notes: list[str]  # the measured cost of unknown columns
 
 
 class Ensemble:
-    """A bundle read into memory, for one patient after the other."""
+    """A bundle loaded into memory, for repeated calls of `read_patient`."""
 
     def __init__(self, bundle: Bundle, *, device: str = "auto", net_cache_bytes: int = NET_CACHE_BYTES) -> None:
         self.bundle = bundle
@@ -230,12 +232,12 @@ class Ensemble:
         self.fitted = read_fitted(bundle)
         self.novelty = read_novelty(bundle)
         self.store = NetCache(max_bytes=net_cache_bytes)
-        self.lock = threading.Lock()  # patients take turns: each has the threads that the bundle names
+        self.lock = threading.Lock()  # one patient at a time, as each uses the number of threads that the bundle names
         self.choices = {name: _categories(self, name) for name in ("sex", "site")}
 
     @property
     def group(self) -> str | None:
-        """What the training csv calls the column that puts pictures together: patients, or lesions."""
+        """Name of the training csv's group column (patients or lesions); None without one."""
         return self.bundle.columns.get("group")
 
 
@@ -247,14 +249,16 @@ def read_patient(
     sex: str | None = None,
     together: bool = True,
 ) -> Reading:
-    """Score, calibrated risk, heat map and standing among the others of each picture, in the order of ``photos``.
+    """Returns score, calibrated risk, heat map and comparison with the others for each image, in the order of
+    ``photos``.
 
-    The scores are those of `dermstack predict` for the same rows: ``together`` they are one group of training
-    (a patient, if that is what its groups were), else each is a group of its own. Files lie in a temporary folder until
-    the call ends. Raises DataError naming every file that is no picture, and values that no training row has.
+    The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
+    patient, if the groups of training were patients), else each image is its own group. Files are in a temporary
+    folder until the call ends. Raises DataError naming every file that is not an image, and values that do not occur
+    in training.
     """
     if not photos:
-        raise DataError("no picture was given: choose at least one")
+        raise DataError("no image was given: choose at least one")
     frame = _frame(ensemble, photos, age, sex, together)
     with ensemble.lock, TemporaryDirectory(prefix="dermstack-app-") as temporary:
         sources = [_source(Path(temporary), row, photo) for row, photo in enumerate(photos)]
@@ -284,11 +288,11 @@ def _frame(
     ensemble: Ensemble, photos: Sequence[Photo], age: float | None, sex: str | None, together: bool
 ) -> pd.DataFrame:
     if age is not None and not 0 <= age <= MAX_AGE:
-        raise DataError(f"age {age:g}: give years from 0 to {MAX_AGE}, or leave it empty")
+        raise DataError(f"age {age:g} is out of range: give years from 0 to {MAX_AGE}, or leave it empty")
     for name, value in [("sex", sex), *(("site", photo.site) for photo in photos)]:
         if value is not None and value not in ensemble.choices[name]:
             known = ", ".join(ensemble.choices[name]) or "none"
-            raise DataError(f"{name} {value!r} is none that training knew: choose one of {known}, or leave it empty")
+            raise DataError(f"{name} {value!r} does not occur in training: choose one of {known}, or leave it empty")
     ids = pd.Series([str(row) for row in range(len(photos))], dtype="str")
     return pd.DataFrame({
         "id": ids,
@@ -300,7 +304,7 @@ def _frame(
 
 
 def _source(folder: Path, row: int, photo: Photo) -> Source:
-    """Its bytes under a name of ours: what a browser calls a file may be any text."""
+    """Writes an image to a file named by its row number, since the name that a browser sends may be any text."""
     path = folder / str(row)
     path.write_bytes(photo.data)
     is_dicom = Path(photo.name).suffix.lower() in DICOM_SUFFIXES
@@ -308,7 +312,7 @@ def _source(folder: Path, row: int, photo: Photo) -> Source:
 
 
 def _decode_photos(photos: Sequence[Photo], sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
-    """Each picture as a page shows it. Raises DataError with a line for every file that is none."""
+    """Returns the images in the size of the page. Raises DataError with a line for every file that is not an image."""
     pictures, faults = [], []
     for photo, source in zip(photos, sources, strict=True):
         try:
@@ -334,7 +338,7 @@ def _caches(bundle: Bundle, folder: Path, frame: pd.DataFrame, sources: list[Sou
 def _heat_overlays(
     ensemble: Ensemble, caches: dict[int, ImageCache], frame: pd.DataFrame, pictures: list[NDArray[np.uint8]]
 ) -> tuple[str | None, list[bytes | None]]:
-    """The run that is asked for heat maps and each picture under its own; None where no run has any."""
+    """Returns the name of the run with heat maps and each image under its own; None where there is none."""
     preferred_run = ensemble.novelty.run if ensemble.novelty else None
     try:
         maps, run = heat_maps(
@@ -350,13 +354,13 @@ def _heat_overlays(
 
 
 def _unknown_columns(frame: pd.DataFrame, together: bool) -> list[str]:
-    """Columns of which nothing is known."""
+    """Returns the columns that are not known for any image."""
     unknown = [name for name in ("age", "sex", "site") if frame[name].isna().all()]
     return unknown if together else [*unknown, "group"]
 
 
 def _categories(ensemble: Ensemble, column: str) -> list[str]:
-    """Every value that an encoder of level 2 or of a net knows, sorted; [] where none looks at the column."""
+    """Returns the values that any encoder of level 2 or of a network knows, sorted; [] if none uses the column."""
     encoders = [features.encoder_ for features in ensemble.fitted.features if features.settings.metadata]
     folder = ensemble.bundle.folder / "image_models"
     for path in sorted(folder.glob(f"*/fold_*/{ENCODER}")):

@@ -1,4 +1,4 @@
-"""Predictions for new images: whole groups at a time, each part kept on disk until all are there."""
+"""Predictions for new images, made in parts of whole groups that are kept on disk until all are complete."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from stack.store import atomic, fingerprint, frame_fingerprint, locked, read_run
 from stack.submission import submission, submission_text
 from stack.table import ACQUISITION, read_new_frame
 
-MAX_PART_BYTES = 1 << 30  # bytes of decoded pictures that a part keeps on disk
-MAX_PART_IMAGES, MIN_PART_IMAGES = 16_384, 1_024  # images of a part
-_KIND = "predictions"  # of the runs that finished parts are kept as
+MAX_PART_BYTES = 1 << 30  # bytes of decoded images that a part keeps on disk
+MAX_PART_IMAGES, MIN_PART_IMAGES = 16_384, 1_024  # images in a part
+_KIND = "predictions"  # the kind of the runs in which finished parts are stored
 _WORK_FILES = re.compile(r"\..*|job\.json|pixels|part_\d+")
-_CACHE_COLUMNS = ("source_width", "source_height", "source_bytes")  # what ACQUISITION is called in the cache
+_CACHE_COLUMNS = ("source_width", "source_height", "source_bytes")  # the cache's names for ACQUISITION
 
 
 @dataclass(frozen=True)
 class NewRows:
-    """Rows to predict and their pictures: frame has id, group, age, sex, site."""
+    """Rows to predict and their images; ``frame`` has id, group, age, sex and site."""
 
     frame: pd.DataFrame
     sources: list[Source]
-    missing: tuple[str, ...]  # columns that nothing is known of: each image then has no such value, or group
+    missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
 
 
 def read_new_rows(bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None) -> NewRows:
-    """The rows of a csv with their pictures or, without a csv, every picture in ``images`` on its own.
+    """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
 
-    ``id_column`` is what the csv calls the id, where that isn't training's name. Raises DataError, ImageError.
+    ``id_column`` is the csv's name of the id column if it differs from training. Raises DataError, ImageError.
     """
     columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
     if id_column:
@@ -71,13 +71,14 @@ def predict_rows(
     workers: int = 0,
     drop_unreadable: bool = False,
 ) -> pd.DataFrame:
-    """id, score, p_calibrated, novelty and far of each row, in the order of ``rows``; one image or a million.
+    """Returns id, score, p_calibrated, novelty and far for each row, in the order of ``rows``.
 
-    ``work`` holds what is finished: decoded pictures of the part in hand, predictions of the parts before it. A call
-    that was killed goes on there when it is made again; another bundle or other rows start anew. ``novelty`` is the
-    share of training images that lie nearer to the rest than this one, ``far`` where hardly one lies further.
+    ``work`` holds the predictions of finished parts and the decoded images of the current part, so memory and disk
+    space are bounded. The same call after an interruption resumes there; another bundle or other rows start anew.
+    ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
+    0.99. Both columns are missing if the bundle has no novelty model.
 
-    Raises ImageError listing the unreadable images of a part, unless ``drop_unreadable``: they then have no row.
+    Raises ImageError listing the unreadable images of a part; with ``drop_unreadable`` these have no row instead.
     """
     out = out or Out(quiet=True)
     with locked(work):
@@ -119,15 +120,16 @@ def score_pictures(
     on_level1: Callable[[Level1], object] = lambda level1: None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> pd.DataFrame:
-    """The columns of `predict_rows` for whole groups (``frame``: id, group, age, sex, site), from cached pictures.
+    """Returns the columns of `predict_rows` for whole groups (``frame``: id, group, age, sex, site) in the caches.
 
-    ``store`` may keep the nets for the next call; ``on_level1`` is told what the nets said, in the order of ``frame``.
+    ``store`` may keep networks for the next call; ``on_level1`` is called with the level-1 predictions, in the order of
+    ``frame``.
     """
     frame = frame.reset_index(drop=True)
     if bundle.manifest["features"]["shortcuts"]:
         frame = _with_acquisition(frame, next(iter(caches.values())))
     seen = novelty.scorer() if novelty else None
-    with threadpool_limits(fitted.threads):  # as in training: BLAS rounds by how many threads share its rows
+    with threadpool_limits(fitted.threads):  # as in training: BLAS rounding depends on the threads
         level1 = read_level1(
             bundle, caches, frame, store=store, device=device, workers=workers, progress=progress,
             **({"see": seen.see} if seen else {}),
@@ -177,9 +179,9 @@ def _predict_part(
 
 
 def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
-    """Rows of whole groups, at most what fits at once (a larger group makes a larger part).
+    """Yields the row positions of each part: whole groups up to the part size (a larger group makes a larger part).
 
-    What fits at once stays in its order, so that nets see the batches that they saw in training's test rows.
+    If all rows fit in one part, they keep their order, so that batches equal those of the test rows in training.
     """
     each = sum(size * size * 3 for size in bundle.sizes)
     max_images = int(np.clip(MAX_PART_BYTES // each, MIN_PART_IMAGES, MAX_PART_IMAGES))
@@ -188,7 +190,7 @@ def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
         return
     codes, _ = pd.factorize(frame["group"])
     order = np.argsort(codes, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(codes[order])) + 1, len(order))  # of each group
+    ends = np.append(np.flatnonzero(np.diff(codes[order])) + 1, len(order))  # the end of each group
     start = 0
     while start < len(order):
         fits = ends[(ends > start) & (ends <= start + max_images)]
@@ -203,17 +205,19 @@ def _part_folder(work: Path, number: int) -> Path:
 
 def _read_part(work: Path, number: int) -> pd.DataFrame:
     run = read_run(_part_folder(work, number))
-    assert run is not None, "a part is written before it is read"
+    assert run is not None, "every part is written before it is read"
     return run.frame("made")
 
 
 def _start_job(work: Path, job: str) -> None:
-    """Keep what belongs to this job, and nothing of another. Raises StoreError where there is something else."""
+    """Removes the parts of another job from ``work``. Raises StoreError if ``work`` holds any other file."""
     path = work / "job.json"
     foreign_files = sorted(file.name for file in work.iterdir() if not _WORK_FILES.fullmatch(file.name))
-    if foreign_files or work.is_symlink():  # whoever asked for the predictions removes the folder when they are there
+    if foreign_files or work.is_symlink():  # the callers delete this folder in the end
         found = foreign_files[0] if foreign_files else "a link"
-        raise StoreError(f"{work} is for parts of predictions and holds {found}: move it away, or write elsewhere")
+        raise StoreError(
+            f"{work} must hold only parts of predictions but holds {found}: move it away, or write elsewhere"
+        )
     try:
         same = json.loads(path.read_text(encoding="utf-8")).get("job") == job
     except (OSError, ValueError, AttributeError):
@@ -227,7 +231,7 @@ def _start_job(work: Path, job: str) -> None:
 
 
 def _with_acquisition(frame: pd.DataFrame, cache: ImageCache) -> pd.DataFrame:
-    """Width, height and bytes of the originals, where the csv hasn't them."""
+    """Adds width, height and bytes of the original images where the csv lacks these columns."""
     known = cache.index.iloc[cache.rows_for(frame["id"])][list(_CACHE_COLUMNS)].astype(np.float32).to_numpy()
     own = {name: known[:, column] for column, name in enumerate(ACQUISITION) if name not in frame}
     return frame.assign(**own)
@@ -238,7 +242,7 @@ UNREADABLE_CHOICES = ("refuse", "drop")
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Which files to write: ``csv``, perhaps a ``submission`` in the order of a ``sample``; parts wait in ``work``."""
+    """Output paths: ``csv``, optionally ``submission`` in the order of ``sample``, and ``work`` for the parts."""
 
     csv: Path
     submission: Path | None = None
@@ -257,10 +261,10 @@ def predict_to_files(
     n_jobs: int = 1,
     on_unreadable: str = "refuse",
 ) -> pd.DataFrame:
-    """Predict every row and write the files; returns what the csv holds. Raises what `predict_rows` does."""
+    """Predicts every row, writes the files and returns the content of the csv. Raises the errors of `predict_rows`."""
     drop = drops_unreadable(on_unreadable)
     if outputs.sample and not outputs.submission:
-        raise ConfigError(f"--sample {outputs.sample}: name the file to write with --submission")
+        raise ConfigError(f"--sample {outputs.sample} needs --submission: name the submission to write")
     rows = read_new_rows(bundle, images, metadata)
     _introduce(bundle, rows, out)
     work = outputs.work or outputs.csv.with_name(f"{outputs.csv.name}.parts")
@@ -271,7 +275,7 @@ def predict_to_files(
         listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
         with atomic(listed) as temporary:
             temporary.write_text(lost.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
-        out.warn(f"{len(lost):,} images can't be read and have no row: {listed}")
+        out.warn(f"{len(lost):,} unreadable images have no row, see {listed}")
     if outputs.submission:
         columns = bundle.columns
         frame = submission(
@@ -284,21 +288,21 @@ def predict_to_files(
     if "far" in made and made["far"].any():
         out.warn(
             f"{int(made['far'].sum()):,} of {len(made):,} images lie further out than 99 % of the training images "
-            "(column far): look at them before believing their score"
+            "(column far): check them before you trust their score"
         )
     out.say(f"predictions: {outputs.csv}, {len(made):,} rows")
     return made
 
 
 def drops_unreadable(on_unreadable: str) -> bool:
-    """Whether images that can't be read are left out. Raises ConfigError for what is none of UNREADABLE_CHOICES."""
+    """Returns True for "drop", False for "refuse". Raises ConfigError for other values."""
     if on_unreadable not in UNREADABLE_CHOICES:
         raise ConfigError(f"--on-unreadable {on_unreadable}: choose {' or '.join(UNREADABLE_CHOICES)}")
     return on_unreadable == "drop"
 
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
-    """What was promised, and what the missing columns take of it."""
+    """Prints the training estimate of the bundle and the cost of missing columns."""
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
     out.say(
         f"{manifest['experiment']}: {manifest['objective']} {headline['value']:.4f} [{headline['low']:.4f}, "

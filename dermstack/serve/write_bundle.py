@@ -1,4 +1,4 @@
-"""From a finished experiment to a bundle: what was fitted is copied, checked, and never fitted again."""
+"""Writes the bundle of a finished experiment: fitted models are copied and checked, never fitted again."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from stack.store import LOCK_FILE, Run, error_with_path, locked, read_run, write
 from stack.submission import blend_inputs
 
 ONNX_FOLDER = "onnx"
-CHECK_IMAGES = 32  # of the experiment's training images, evenly over its rows
+CHECK_IMAGES = 32  # training images for the check of ONNX, evenly spaced over the rows
 
 
 def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]:
-    """Write ``onnx/<run>/fold_<k>.onnx`` for each fold net, ``fold_<k>_<seed>.onnx`` for those of further seeds.
+    """Writes ``onnx/<run>/fold_<k>.onnx`` for each fold network, ``fold_<k>_<seed>.onnx`` for those of further seeds.
 
-    Returns what the manifest says of them: opset and, by file, how far ONNX and torch were apart on the pictures. A
-    frozen run's files each hold its backbone. Raises BundleError naming the net that can't be exported or disagrees.
+    Returns the manifest's entry: opset and, by file, the differences between ONNX and torch on the images. Each file of
+    a frozen run contains the backbone. Raises BundleError naming a network that cannot be exported or disagrees.
     """
     experiment, caches = with_images(experiment, bundle.sizes, out)
     train = experiment.table.train
@@ -76,20 +76,20 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
     return {"opset": OPSET, "torch": version("torch"), "pictures": len(rows), "differences": nets}
 
 
-_PRIVATE_KEYS = {"runs", "cache", "storage", "tuned"}  # where things lie on the machine that trained
+_PRIVATE_KEYS = {"runs", "cache", "storage", "tuned"}  # paths and databases of the machine that trained
 
 
 def write_bundle(
     experiment: Experiment, target: Path, out: Out, *, replace: bool = False, onnx: bool = False
 ) -> Bundle:
-    """Write ``target``, a folder or, where its name ends so, a .zip; whole or not at all.
+    """Writes the bundle to ``target``, a folder or, if the name ends in .zip, a zip; complete or not at all.
 
-    Holds weights as safetensors, GBDTs as their libraries' text, the rest as JSON and npy, and no id of any row; with
-    ``onnx`` the networks in that form too. Raises BundleError where the runs are missing, stale or made elsewhere,
-    where ``target`` is there already, and where ONNX and torch disagree.
+    It holds weights as safetensors, GBDTs in their libraries' formats, the rest mostly as JSON and npy, and no row ids;
+    with ``onnx`` the networks as ONNX too. Raises BundleError if runs are missing, stale or imported, if ``target``
+    exists already, and if ONNX and torch disagree.
     """
     if target.exists() and not replace:
-        raise BundleError(f"{target} is there already: choose another name, or `--replace` it")
+        raise BundleError(f"{target} exists already: choose another name, or overwrite it with `--replace`")
     image_runs, stackers, blend = _finished_runs(experiment)
     with _staging_folder(target) as staging:
         folder = staging / "bundle"
@@ -107,7 +107,7 @@ def write_bundle(
         _write_settings(experiment, folder / "config.yaml")
         if (card := experiment.folder / "model_card.md").is_file():
             _copy(card, folder)
-        out.say("bundle: how far the training images lie apart, and what it costs not to know a column …")
+        out.say("bundle: fitting the novelty model and measuring the cost of missing columns …")
         if novelty := fit_novelty(experiment, image_runs):
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)
@@ -129,7 +129,7 @@ def write_bundle(
 
 @contextmanager
 def _staging_folder(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to make it in. What a killed process left there goes first."""
+    """Yields an empty temporary folder beside ``target``; files that a killed process left there are removed first."""
     folder = target.with_name(f".{target.name}.making")
     with locked(folder):
         try:
@@ -146,53 +146,52 @@ def _staging_folder(target: Path) -> Iterator[Path]:
 
 
 def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
-    """Image runs, stackers and blend of today's config. Raises BundleError naming what must be run first."""
+    """Returns image runs, stackers and blend of the current config. Raises BundleError naming the command to run."""
     again = f"run `{experiment.command('stack')}` first"
     level1 = level1_runs(experiment)
     if imported := [run.name for run in level1 if run.meta["kind"] == "imported"]:
         raise BundleError(
-            f"{', '.join(imported)}: predictions made elsewhere can't be made for new images: stack in an experiment "
-            "without these runs, and bundle that"
+            f"{', '.join(imported)}: imported predictions cannot be computed for new images: stack in an experiment "
+            "without these runs, and bundle that one"
         )
     stackers = []
     for stacker in experiment.config.stackers:
         if stacker.enabled:
             run = read_run(experiment.models / stacker.name)
             if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, level1):
-                raise BundleError(f"{stacker.name} is {'stale' if run else 'not there'}: {again}")
+                raise BundleError(f"{stacker.name} is {'stale' if run else 'missing'}: {again}")
             stackers.append(run)
     blend = read_run(experiment.folder / "blend")
     if blend is None or blend.meta["inputs"] != blend_inputs(experiment, [*level1, *stackers]):
-        raise BundleError(f"the blend is {'stale' if blend else 'not there'}: {again}")
+        raise BundleError(f"the blend is {'stale' if blend else 'missing'}: {again}")
     if "blender" not in blend.meta:
         raise BundleError(f"{blend.folder} was made by an earlier dermstack: remove it and {again}")
     return level1, stackers, blend
 
 
 def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
-    """Weights and encoders of every fold net; a frozen run's backbone once."""
+    """Copies weights and encoders of every fold network, and the backbone of a frozen run once."""
     if run.meta["kind"] == "frozen":
         body = "backbone.safetensors"
-        _copy(
-            run.verified_path(body) if body in run.meta["files"] else run.folder / body, folder
-        )  # of an earlier dermstack
+        # An earlier dermstack did not list the backbone among the files.
+        _copy(run.verified_path(body) if body in run.meta["files"] else run.folder / body, folder)
     for fold in range(folds):
         fold_run = read_run(run.folder / f"fold_{fold}")
         if fold_run is None:
-            raise BundleError(f"{run.folder}/fold_{fold} is gone: run `dermstack oof --rebuild {run.name}`")
+            raise BundleError(f"{run.folder}/fold_{fold} is missing: run `dermstack oof --rebuild {run.name}`")
         for name in fold_run.meta["files"]:
             if name.endswith((".safetensors", ".json")):
                 _copy(fold_run.verified_path(name), folder / f"fold_{fold}")
         for number, seed in enumerate(run.meta["settings"]["seeds"] if run.meta["kind"] == "image" else []):
             own = seed + int(run.meta["inputs"].get("seed", 0))
-            if (net := read_run(net_folder(fold_run.folder, own))) is not None:  # else of dermstack 0.1, copied above
+            if (net := read_run(net_folder(fold_run.folder, own))) is not None:  # None: dermstack 0.1, copied above
                 target = folder / f"fold_{fold}" / (WEIGHTS if number == 0 else f"weights_{own}.safetensors")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(net.verified_path(WEIGHTS), target)
 
 
 def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:
-    """The models of every fold; features and alignment too, which all stackers share. Each fold's shift of logits."""
+    """Copies the models of every fold and the features and alignment that stackers share; returns the logit shifts."""
     shifts = []
     for name in run.meta["files"]:
         if name.endswith(".npy"):
@@ -200,7 +199,7 @@ def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:
     for fold in range(folds):
         fold_run = read_run(run.folder / f"fold_{fold}")
         if fold_run is None:
-            raise BundleError(f"{run.folder}/fold_{fold} is gone: remove {run.folder} and run `dermstack stack`")
+            raise BundleError(f"{run.folder}/fold_{fold} is missing: remove {run.folder} and run `dermstack stack`")
         for name in fold_run.meta["files"]:
             if name == "features.json" or name.endswith(".npy"):
                 _copy_shared(fold_run.verified_path(name), bundle / "features" / f"fold_{fold}", run.name)
@@ -257,17 +256,17 @@ def _manifest(
 
 
 def _embedding_kinds(stackers: list[Run], image_runs: list[Run]) -> dict[str, str]:
-    """Which runs enter level 2 with their z, and how, in the order of the matrix."""
+    """Returns "aligned" or "frozen" for each run whose embedding enters level 2, in the order of the matrix."""
     if not stackers:
         return {}
     fold_run = read_run(stackers[0].folder / "fold_0")
-    assert fold_run is not None, "it has been copied"
+    assert fold_run is not None, "fold 0 has been copied before"
     kinds = {"aligned": stackers[0].meta["files"], "frozen": fold_run.meta["files"]}
     return {run.name: kind for run in image_runs for kind, files in kinds.items() if f"{run.name}_turn.npy" in files}
 
 
 def _write_settings(experiment: Experiment, path: Path) -> None:
-    """For people to read; where things lie on this machine stays here."""
+    """Writes the config for people to read, without the paths of this machine."""
     settings = experiment.config.model_dump(mode="json", exclude=_PRIVATE_KEYS)
     settings["data"] = {key: value for key, value in settings["data"].items() if key in {"name", "columns", "resize"}}
     for model in settings["image_models"]:
@@ -281,10 +280,12 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _copy_shared(source: Path, folder: Path, stacker: str) -> None:
-    """A file that every stacker has alike."""
+    """Copies a file that all stackers share. Raises BundleError if a stacker's file differs from the first one's."""
     there = folder / source.name
     if there.exists():
         if there.read_bytes() != source.read_bytes():
-            raise BundleError(f"{stacker} was fitted on other features than the stackers before it: stack again")
+            raise BundleError(
+                f"{stacker} was fitted on other features than the stackers before it: run `dermstack stack` again"
+            )
         return
     _copy(source, folder)
