@@ -1,1 +1,1 @@
-"""The command line: what a user types, and what is printed in return."""
+"""The command line: the commands, their options and what they print."""

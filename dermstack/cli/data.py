@@ -1,4 +1,4 @@
-"""The commands about data: look at it, bring it in, generate it, free what can be rebuilt."""
+"""The commands on data: audit, eda, import-dicom, import-tfrecord, clean and demo-data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command
 
 commands = typer.Typer()
-SHOWN_PAIRS = 5  # of each kind; the csv holds them all
+SHOWN_PAIRS = 5  # of each kind; audit_pairs.csv holds all
 
 
 @commands.command()
@@ -19,14 +19,21 @@ def audit(
     overrides: SetOption = None,
     quiet: QuietOption = False,
     pictures: Annotated[
-        bool, typer.Option(help="Look at every picture too: near-duplicates, odd colours, sizes.")
+        bool, typer.Option(help="Also check the images: near-duplicates, unusual colours, sizes.")
     ] = True,
     shuffles: Annotated[
         int,
-        typer.Option(min=0, help="Refit a frozen model and level 2 on so many shuffles of the targets, say 20."),
+        typer.Option(
+            min=0,
+            help="Number of times to refit a frozen image model and level 2 on shuffled targets; the AUC must then be "
+            "0.5. 20 is a good number.",
+        ),
     ] = 0,
 ) -> None:
-    """Leaks, shortcuts, drift and doubtful labels of rows, pictures and level-1 runs, each with evidence and remedy."""
+    """Check rows, images and level-1 runs for problems.
+
+    Finds leaks, shortcuts, drift and doubtful labels, and prints evidence and a remedy for each.
+    """
     from dermstack.audit.pictures import PAIR_KINDS
     from dermstack.audit.run import run_audit
     from dermstack.cli.options import show_findings
@@ -46,10 +53,15 @@ def eda(
     config: ConfigOption,
     overrides: SetOption = None,
     quiet: QuietOption = False,
-    sheet: Annotated[int, typer.Option(min=0, help="Pictures of each class on the contact sheet.")] = 24,
-    no_images: Annotated[bool, typer.Option("--no-images", help="No picture on the page, to show it around.")] = False,
+    sheet: Annotated[int, typer.Option(min=0, help="Number of images of each class on the contact sheet.")] = 24,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave the images out, so that the page can be shared.")
+    ] = False,
 ) -> None:
-    """One page with what one wants to see first: targets, ages, sites, missing values, sizes, duplicates, drift."""
+    """Write a page for exploring the data, eda.html.
+
+    Shows targets, ages, sites, missing values, image sizes, duplicates and drift from train to test.
+    """
     from dermstack.report.eda import run_eda
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
@@ -58,13 +70,16 @@ def eda(
 
 @commands.command()
 def import_dicom(
-    folder: Annotated[Path, typer.Argument(help="Where the .dcm files are, also in subfolders.")],
+    folder: Annotated[Path, typer.Argument(help="The folder with the .dcm files; subfolders are included.")],
     csv: Annotated[Path, typer.Argument(help="The csv to write.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Write over a csv that is there.")] = False,
-    n_jobs: Annotated[int, typer.Option(min=1, help="Processes that read.")] = 1,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing csv.")] = False,
+    n_jobs: Annotated[int, typer.Option(min=1, help="Number of processes that read files.")] = 1,
     quiet: QuietOption = False,
 ) -> None:
-    """Write the metadata csv that a folder of DICOM files implies: patient, sex, age, site; no other patient field."""
+    """Write a metadata csv from the headers of DICOM files.
+
+    Takes image name, patient, sex, age and site, and no other field about the patient.
+    """
     from stack.console import Out
     from stack.import_metadata import read_dicom_metadata, write_metadata
 
@@ -76,16 +91,20 @@ def import_dicom(
 
 @commands.command()
 def import_tfrecord(
-    place: Annotated[Path, typer.Argument(help="A .tfrec file, or a folder of them.")],
+    place: Annotated[Path, typer.Argument(help="A .tfrec file or a folder of .tfrec files.")],
     csv: Annotated[Path, typer.Argument(help="The csv to write.")],
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Whose data.tfrecord names features and codes.")
+        Path | None,
+        typer.Option("--config", "-c", help="A config whose data.tfrecord gives feature names and integer codes."),
     ] = None,
     overrides: SetOption = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Write over a csv that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing csv.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write the metadata csv that TFRecord shards imply; other names and integer codes come from a config."""
+    """Write a metadata csv from TFRecord files.
+
+    Feature names other than Kaggle's, and the meaning of integer codes, come from a config.
+    """
     from stack.config import TFRecords, read_config
     from stack.console import Out
     from stack.import_metadata import read_tfrecord_metadata, write_metadata
@@ -95,17 +114,21 @@ def import_tfrecord(
     frame, unused = read_tfrecord_metadata(place, features=names.features, codes=names.codes)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
     if unused:
-        out.warn(f"no column took the features {', '.join(unused)}: name them under data.tfrecord.features of a config")
+        out.warn(f"features without a column: {', '.join(unused)}: name them in data.tfrecord.features of a config")
 
 
 @commands.command()
 def clean(
     config: ConfigOption,
     overrides: SetOption = None,
-    cache: Annotated[bool, typer.Option(help="Also the decoded images; `oof` decodes them again.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    cache: Annotated[bool, typer.Option(help="Also remove the decoded images; `oof` decodes them again.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking for confirmation.")] = False,
 ) -> None:
-    """Free what can be rebuilt: runs set aside, interrupted writes, with --cache the image caches."""
+    """Remove files that are no longer used or can be rebuilt.
+
+    These are runs that were set aside, files of interrupted writes and, with --cache, the image caches. Lists them
+    first and asks for confirmation.
+    """
     from stack.config import read_config
     from stack.console import Out
     from stack.history import leftovers, remove_leftovers
@@ -117,20 +140,25 @@ def clean(
     total = sum(leftover.size for leftover in found) / 2**20
     if not found:
         out.say("nothing to clean")
-    elif yes or typer.confirm(f"remove these {len(found)}, {total:.1f} MiB?"):
+    elif yes or typer.confirm(f"remove these {len(found)} ({total:.1f} MiB)?"):
         remove_leftovers(found)
         out.say(f"freed {total:.1f} MiB")
 
 
 @commands.command()
 def demo_data(
-    folder: Annotated[Path, typer.Argument(help="Where to write images/, train.csv, test.csv, sample_submission.csv.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder for images/, train.csv, test.csv and sample_submission.csv.")
+    ],
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """A generated data set of lesion-like images and patients, for the demo and the tests; no medical meaning."""
+    """Generate a data set of lesion-like images and patients.
+
+    For the demo and the tests; the data have no medical meaning.
+    """
     from dermstack.cli.demo_data import write_demo_data
     from stack.console import Out
 
     written = write_demo_data(folder, seed=seed)
-    Out(quiet=quiet).say(f"{folder}: " + ("generated data set written" if written else "already there, skipped"))
+    Out(quiet=quiet).say(f"{folder}: " + ("generated data set written" if written else "exists already, skipped"))

@@ -1,4 +1,4 @@
-"""The command line: each command opens the experiment, calls one step and shows what came of it."""
+"""The entry point and the main commands: each opens an experiment, runs one step and prints the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from image_models.errors import ImageError
 from stack.errors import ConfigError, DermstackError
 from tabular.errors import TabularError
 
-EXTRAS = {  # what a user installs for whom
+EXTRAS = {  # the extra that installs these modules, as the end of a pip command
     "[image]' to work on images": {
         "torch", "torchvision", "timm", "albumentations", "cv2", "simplejpeg", "pydicom", "gdcm", "imagecodecs", "h5py",
         "google_crc32c", "kornia", "torchcam",
@@ -28,28 +28,30 @@ EXTRAS = {  # what a user installs for whom
     "[onnx]' to export networks": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
     "[image,app]' for the local page": {"starlette", "uvicorn"},
 }  # fmt: skip
-INTERRUPTED, TERMINATED = 130, 143  # what a shell expects after Ctrl-C and SIGTERM
-RESUME_ADVICE = "run the same command again, it goes on from what is complete"
-_NO_PERMISSION = "this user has no right to it: give it, or name another folder (in a config `runs` and `cache`)"
-DISK_ERRORS = {  # what a disk may answer
+INTERRUPTED, TERMINATED = 130, 143  # exit statuses that a shell expects after Ctrl-C and SIGTERM
+RESUME_ADVICE = "run the same command again, it resumes from what is complete"
+_NO_PERMISSION = "permission denied: give this user the right, or name another folder (in a config `runs` and `cache`)"
+DISK_ERRORS = {  # by errno: what is wrong and the next step
     errno.ENOSPC: "the disk is full: free some room",
     errno.EDQUOT: "the disk quota is used up: free some room",
     errno.EFBIG: "the file is larger than the system allows: raise the limit",
     errno.EROFS: "the file system is read-only: name another folder (in a config `runs` and `cache`)",
     errno.EACCES: _NO_PERMISSION,
     errno.EPERM: _NO_PERMISSION,
-    errno.EIO: "the disk can't read or write it (input/output error): look after the disk",
+    errno.EIO: "the disk cannot read or write it (input/output error): check the disk",
 }
 
 
 def run_app(app: Callable[[], object]) -> None:
-    """Run the command line ``app``: a mistake or a disk in the way is one message and exit status 2, Ctrl-C and SIGTERM
-    end every step as it should be ended, and say how to go on."""
+    """Runs the command line ``app``; user errors and disk errors print one message and exit with status 2.
+
+    Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143.
+    """
     terminated = threading.Event()
 
     def terminate(number: int, frame: object) -> None:
         terminated.set()
-        signal.signal(number, signal.SIG_IGN)  # a second one shall not cut the first one's work short
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -79,10 +81,10 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
         sys.exit(2)
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":
-            raise  # what a worker could not read or send: no user's mistake
+            raise  # a worker could not receive or send an object: not a user's error
         typer.echo(
-            "error: a worker process was killed, as the system does when memory runs out: lower `n_jobs` or the batch "
-            f"size where that is why; {RESUME_ADVICE}",
+            "error: a worker process was killed, perhaps because memory ran out: if so, lower `n_jobs` or the batch "
+            f"size; {RESUME_ADVICE}",
             err=True,
         )
         sys.exit(2)
@@ -91,20 +93,19 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
             raise
         from image_models.processes import end_workers
 
-        end_workers()  # typer has made it of a KeyboardInterrupt
+        end_workers()  # typer turned a KeyboardInterrupt into this exit
         typer.echo(f"{'terminated' if terminated.is_set() else 'interrupted'}: {RESUME_ADVICE}", err=True)
         sys.exit(TERMINATED if terminated.is_set() else INTERRUPTED)
 
 
-# Everything heavier is imported by the command that needs it: `dermstack --help` answers at once, and level 2 runs
-# where torch isn't installed.
+# Each command imports the heavy modules that it needs: `dermstack --help` is fast, and level 2 runs without torch.
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Tabular + image ensemble stacking whose number can be believed.",
+    help="Ensemble stacking of image and tabular models with unbiased (nested) estimates.",
 )
 
 
@@ -117,12 +118,15 @@ def oof(
     rebuild: Annotated[
         list[str] | None,
         typer.Option(
-            help="Set this image model's run aside and make it again; where only `seeds`, `tta` or `selected` changed, "
-            "nets that were trained are taken over. Repeatable."
+            help="Move this image model's run aside and train it again; if only `seeds`, `tta` or `selected` changed, "
+            "trained networks are reused. Repeatable."
         ),
     ] = None,
 ) -> None:
-    """Image cache, folds and image models: out-of-fold logits and embeddings, test predictions."""
+    """Train the image models fold by fold.
+
+    Decodes the images, decides the folds, and writes out-of-fold logits and embeddings and test predictions.
+    """
     from dermstack.cli.options import show_runs
     from stack.experiment import print_overview
     from stack.images import with_images, write_acquisition
@@ -146,7 +150,11 @@ def stack(
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
 ) -> None:
-    """Audit, level-2 matrix, GBDTs, blend, submission.csv and report.html, from what `oof` and `import-oof` made."""
+    """Fit level 2 and the blend, write submission and report.
+
+    Audits the runs that `oof` and `import-oof` made, fits the GBDTs and the blend on them, and writes submission.csv
+    and report.html.
+    """
     from dermstack.audit.run import audit_for_stack
     from dermstack.cli.options import show_blend, show_findings, show_runs
     from dermstack.report.evidence import write_report
@@ -176,34 +184,48 @@ def stack(
 
 @app.command()
 def import_oof(
-    name: Annotated[str, typer.Argument(help="The run's name in the experiment.")],
+    name: Annotated[str, typer.Argument(help="A name for the run in the experiment.")],
     config: ConfigOption,
-    oof: Annotated[Path, typer.Option(help="CSV of out-of-fold probabilities, one row a training image.")],
-    test: Annotated[Path | None, typer.Option(help="CSV of test probabilities, one row an image and fold net.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Default: the config's id column.")] = None,
-    p_column: Annotated[str, typer.Option(help="The probability's column, in both files.")] = "p",
-    fold_column: Annotated[str, typer.Option(help="The column of the net that made a row, in both files.")] = "fold",
+    oof: Annotated[Path, typer.Option(help="CSV of out-of-fold probabilities, one row per training image.")],
+    test: Annotated[
+        Path | None, typer.Option(help="CSV of test probabilities, one row per image and fold model.")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The id column in both files; default: the config's id column.")
+    ] = None,
+    p_column: Annotated[str, typer.Option(help="The probability column in both files.")] = "p",
+    fold_column: Annotated[
+        str, typer.Option(help="The column with the fold of the model that made a row, in both files.")
+    ] = "fold",
     test_averaged: Annotated[
-        bool, typer.Option(help="The test file holds one row an image, averaged over nets.")
+        bool, typer.Option(help="The test file has one row per image, averaged over the fold models.")
     ] = False,
     exclude: Annotated[
-        int, typer.Option(min=0, help="How many training rows the file lacks; they leave the stack.")
+        int,
+        typer.Option(min=0, help="Exact number of training rows that the file lacks; they are left out of the stack."),
     ] = 0,
     foreign_folds: Annotated[
-        bool, typer.Option(help="Accept other folds than the experiment's; shown with every number.")
+        bool, typer.Option(help="Accept folds that differ from the experiment's; every number shows a note.")
     ] = False,
     all_rows: Annotated[
         Path | None,
-        typer.Option(help="CSV or parquet of every fold model on every training row, for `audit`: as the test file."),
+        typer.Option(
+            help="CSV or parquet of every fold model's predictions for every training row, in the form of the test "
+            "file; used by `audit`."
+        ),
     ] = None,
     all_rows_prefix: Annotated[
-        str | None, typer.Option(help="That file has a column a fold model instead: this text, then its fold.")
+        str | None,
+        typer.Option(help="The --all-rows file has one column per fold model, named by this text and the fold."),
     ] = None,
-    replace: Annotated[bool, typer.Option(help="Set an earlier import of this name aside.")] = False,
+    replace: Annotated[bool, typer.Option(help="Move an earlier import of this name aside.")] = False,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Bring another pipeline's out-of-fold and test predictions in as a level-1 run."""
+    """Import another pipeline's predictions as a level-1 run.
+
+    Reads out-of-fold and test probabilities from csv files and checks them.
+    """
     from dermstack.cli.options import show_runs
     from stack.import_oof import ImportedColumns, import_oof
 
@@ -220,18 +242,28 @@ def import_oof(
 def tune(
     study: Annotated[
         str,
-        typer.Argument(help="blend (its weights), gbdt (each stacker's settings) or image (each model's)."),
+        typer.Argument(
+            help="blend (the weights), gbdt (the settings of each stacker) or image (the settings of each image model)."
+        ),
     ],
     config: ConfigOption,
-    trials: Annotated[int, typer.Option(min=1, help="Ended trials that each study shall have.")] = 30,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Number of ended trials that each study reaches; pruned ones count.")
+    ] = 30,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which no trial is started, shared by the studies.")
+        float | None, typer.Option(help="Seconds, for all studies together, after which no trial is started.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share a study (blend: that take one each).")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of processes that share a study (blend: one process per study).")
+    ] = 1,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Optuna studies that survive and continue; the config uses what they chose under `tuned:`."""
+    """Tune weights or settings with Optuna studies.
+
+    An interrupted study continues when the command is run again. To use a result, name its file in the config under
+    `tuned:`.
+    """
     from stack.level1 import level1_runs
     from stack.level2 import run_stackers
     from stack.store import locked
@@ -266,11 +298,13 @@ def report(
     quiet: QuietOption = False,
     show_ids: Annotated[
         bool,
-        typer.Option("--show-ids", help="Ids on the page as they are, not as codes that only you can resolve."),
+        typer.Option("--show-ids", help="Show the ids themselves on the page, not codes that only you can resolve."),
     ] = False,
-    no_images: Annotated[bool, typer.Option("--no-images", help="No picture on the page, to show it around.")] = False,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave the images out, so that the page can be shared.")
+    ] = False,
 ) -> None:
-    """Write report.html again, from what `stack` made."""
+    """Write report.html again from the results of `stack`."""
     from dermstack.report.evidence import write_report
 
     experiment, out = open_for_command(config, overrides, quiet)
@@ -279,17 +313,17 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Option(help="Where experiments lie.")] = Path("runs"),
+    folder: Annotated[Path, typer.Option(help="The folder with the experiments.")] = Path("runs"),
     quiet: QuietOption = False,
 ) -> None:
-    """List what exists: every experiment with its runs and its headline."""
+    """List all experiments with their runs and headline scores."""
     from stack.console import Out
     from stack.history import list_experiments
 
     out = Out(quiet=quiet)
     listing = list_experiments(folder)
     if listing.empty:
-        out.say(f"{folder} holds no experiment yet: `dermstack oof --config configs/demo.yaml` makes one")
+        out.say(f"{folder} holds no experiment yet: `dermstack oof --config configs/demo.yaml` creates one")
     else:
         out.table(listing, str(folder))
 
@@ -297,13 +331,16 @@ def runs(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="<experiment> (its blend), <experiment>/<run> or <experiment>/old/<run>.")],
-    b: Annotated[str, typer.Argument(help="The same for the other side.")],
-    folder: Annotated[Path, typer.Option(help="Where experiments lie.")] = Path("runs"),
+    b: Annotated[str, typer.Argument(help="The run or blend to compare with, in the same form.")],
+    folder: Annotated[Path, typer.Option(help="The folder with the experiments.")] = Path("runs"),
     objective: Annotated[
-        str | None, typer.Option(help="auc, pauc80, ap or logloss; default: the experiment's.")
+        str | None, typer.Option(help="auc, pauc80, ap or logloss; default: the experiment's objective.")
     ] = None,
 ) -> None:
-    """The paired difference A less B on the rows that both cover, with its 95 % interval by group."""
+    """Compare two runs or blends by a paired difference.
+
+    Prints A minus B on the rows that both cover, with the 95 % interval by group.
+    """
     from stack.console import Out
     from stack.history import compare
 
@@ -312,18 +349,16 @@ def compare(
     verdict = (
         "the interval contains zero: no difference is shown"
         if difference.low <= 0 <= difference.high
-        else (f"{a if difference.low > 0 else b} is better by more than noise")
+        else (f"{a if difference.low > 0 else b} is better, by more than noise")
     )
     delong = "" if made.p is None else f", p {made.p:.3g} (DeLong, clustered by group)"
     out = Out()
     out.say(
-        f"{made.objective} of {a} less {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+        f"{made.objective} of {a} minus {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
         f"{delong} on {made.rows:,} rows; {verdict}"
     )
     for name in dict.fromkeys(made.selected):
-        out.warn(
-            f"{name}: selected on these rows, by a study or by hand, so its score is better than new rows will show"
-        )
+        out.warn(f"{name}: selected on these rows, by a study or by hand, so its score is optimistic")
 
 
 app.add_typer(data_commands)
@@ -331,5 +366,5 @@ app.add_typer(serve_commands)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Runs the command line."""
     run_app(app)

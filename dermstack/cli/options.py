@@ -1,4 +1,4 @@
-"""What every command takes, and how it opens an experiment."""
+"""Options that several commands share, and functions that open an experiment and print results."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-if TYPE_CHECKING:  # pandas takes its time to import, and `--help` shall not wait for it
+if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
     from dermstack.audit.finding import Finding
     from stack.console import Out
     from stack.experiment import Experiment
     from stack.store import Run
 
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The experiment's YAML file, see configs/.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML file of the experiment; see configs/ for examples.")
+]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a setting, such as image_models.0.epochs=3. Repeatable."),
+    typer.Option("--set", help="Override a setting of the config, such as image_models.0.epochs=3. Repeatable."),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
 ShuffleOption = Annotated[
     bool,
     typer.Option(
         "--shuffle-target",
-        help="Exchange target vectors between groups of equal size, in an experiment of its own: "
-        "among these groups it must end at AUC 0.5.",
+        help="Test for leaks: exchange targets between groups of equal size, in a separate experiment; "
+        "among these groups the AUC must be about 0.5.",
     ),
 ]
 
@@ -33,7 +35,7 @@ ShuffleOption = Annotated[
 def open_for_command(
     config: Path, overrides: list[str] | None, quiet: bool, *, shuffle_target: bool = False, introduced: bool = True
 ) -> tuple[Experiment, Out]:
-    """The experiment of a config, and where its command speaks; ``introduced``: it says what it starts from."""
+    """Returns the experiment of a config and the command's output; with ``introduced``, prints an overview first."""
     from stack.config import read_config
     from stack.console import Out
     from stack.experiment import open_experiment, print_overview
@@ -49,7 +51,7 @@ def open_for_command(
 
 
 def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
-    """Print each run's out-of-fold score with its interval, and what shortcuts would add to each level-2 run."""
+    """Prints each run's out-of-fold score with its interval, and the gain from shortcuts for each level-2 run."""
     from stack.history import run_table
 
     if runs:
@@ -65,13 +67,13 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
         if run.has("probes"):
             out.table(
                 run.frame("probes"),
-                f"{run.name}: what shortcuts would add to it, and how it does alone; groups of one and other groups "
-                "against the mean of its level-1 logits",
+                f"{run.name}: gain from shortcuts, and loss when each image is predicted without its group; groups of "
+                "one and other groups are compared with the mean of the level-1 logits",
             )
 
 
 def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> None:
-    """Print each finding with evidence, example and remedy; without ``notes`` those are only counted."""
+    """Prints each finding with evidence, example and remedy; without ``notes``, notes are only counted."""
     from dermstack.audit.finding import Severity
 
     for finding in findings:
@@ -86,7 +88,7 @@ def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> N
 
 
 def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
-    """Print the headline, the methods beside each other and the weights."""
+    """Prints the headline, a comparison of the blend methods, the calibration maps and the weights."""
     import pandas as pd
 
     from stack.metrics.intervals import Interval
@@ -95,18 +97,18 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
     out.say(
         f"{experiment.name}: {meta['objective']} {headline.value:.4f} [{headline.low:.4f}, {headline.high:.4f}] nested "
         f"(mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
-        f"tuned in-sample it would claim {meta['tuned_in_sample']:.4f}"
+        f"tuned in-sample, an optimistic {meta['tuned_in_sample']:.4f}"
     )
     if meta["selected"]:
         out.warn(
-            f"{', '.join(meta['selected'])}: selected on these rows, by a study or by hand, and so is what is built "
-            "on it"
+            f"{', '.join(meta['selected'])}: selected on these rows, by a study or by hand, so estimates that use it "
+            "may be optimistic"
         )
-    out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested, and what tuning in-sample would have claimed")
+    out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested estimate, and optimistic in-sample estimate")
     calibration = meta["calibration"]
     out.table(
         pd.DataFrame(calibration["maps"]),
-        f"p_calibrated, by {calibration['chosen']}: each map fitted without the fold that it is scored on",
+        f"Calibration maps, fitted without the fold that they are scored on; p_calibrated uses {calibration['chosen']}",
     )
     weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
     weights["enters by"] = list(meta["transforms"].values())

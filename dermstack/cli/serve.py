@@ -1,4 +1,4 @@
-"""The commands that take the finished ensemble elsewhere: bundle it, predict new images with it, validate it there."""
+"""The commands that use a finished ensemble elsewhere: bundle, predict, evaluate and app."""
 
 from __future__ import annotations
 
@@ -13,31 +13,39 @@ commands = typer.Typer()
 
 BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="The folder or .zip that `dermstack bundle` made.")]
 ImagesOption = Annotated[
-    Path, typer.Option("--images", help="A folder of pictures or DICOM files (or TFRecord shards, an HDF5 file).")
+    Path, typer.Option("--images", help="A folder of images or DICOM files (or TFRecord files, or an HDF5 file).")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option(help="Device for the networks: auto, cpu or cuda.")]
 UnreadableOption = Annotated[
-    str, typer.Option(help="refuse, or drop: images that can't be read have no row, and are listed beside the rest.")
+    str,
+    typer.Option(help="refuse: stop with an error at unreadable images; drop: leave them out and list them in a csv."),
 ]
-JobsOption = Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")]
+JobsOption = Annotated[int, typer.Option(min=1, help="Number of processes that decode images.")]
 
 
 @commands.command()
 def bundle(
     config: ConfigOption,
     target: Annotated[Path, typer.Option("--out", "-o", help="The folder or .zip to write.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Write over a bundle that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing bundle.")] = False,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Networks as ONNX too, each checked against torch on training images.")
+        bool,
+        typer.Option("--onnx", help="Also export the networks as ONNX, each checked against torch on training images."),
     ] = False,
     notebook: Annotated[
         bool,
-        typer.Option("--notebook", help="Beside it a notebook that predicts without network, and its wheels."),
+        typer.Option(
+            "--notebook",
+            help="Also write a notebook that predicts without network, its list of wheels and dermstack's wheel.",
+        ),
     ] = False,
     overrides: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Everything that predicts elsewhere in one folder or zip, each file with its hash; no row of the data."""
+    """Write the finished ensemble to one folder or zip.
+
+    It holds everything needed to predict on another machine, with a hash of each file, and no row of the data.
+    """
     from dermstack.serve.notebook import check_no_notebook, write_notebook
     from dermstack.serve.write_bundle import write_bundle
     from stack.store import locked
@@ -57,7 +65,7 @@ def bundle(
         worst, of_z = (max(one[name] for one in differences) for name in ("logit", "logit_of_z"))
         out.say(
             f"onnx: {len(differences)} networks, opset {about['opset']}; on {about['pictures']} training images logits "
-            f"differ from torch's by at most {worst:.1e}, and by {of_z:.1e} of the same z (a frozen z is float16)"
+            f"differ from torch's by at most {worst:.1e}, and by {of_z:.1e} for the same z (a frozen z is float16)"
         )
     if notebook:
         for path in write_notebook(made, target, experiment.config.data):
@@ -72,21 +80,26 @@ def predict(
     out_csv: Annotated[Path, typer.Option("--out", "-o", help="The csv to write.")],
     metadata: Annotated[
         Path | None,
-        typer.Option(help="A csv of the rows to predict, its columns named as in training; none: every picture."),
+        typer.Option(help="A csv of the rows to predict, with the column names of training; default: every image."),
     ] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="Also write a submission, id and score as the training experiment names them.")
+        Path | None, typer.Option(help="Also write a submission csv: id and score, with the column names of training.")
     ] = None,
-    sample: Annotated[Path | None, typer.Option(help="A sample submission, whose rows and order it takes.")] = None,
+    sample: Annotated[
+        Path | None, typer.Option(help="A sample submission that gives the rows and their order.")
+    ] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Where finished parts wait until all are there; default: beside the csv.")
+        Path | None, typer.Option(help="Folder for finished parts until all are complete; default: beside the csv.")
     ] = None,
     on_unreadable: UnreadableOption = "refuse",
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
     quiet: QuietOption = False,
 ) -> None:
-    """Score and calibrated probability of new images, by the inference path of training. Killed, it goes on."""
+    """Predict score and calibrated probability of new images.
+
+    Uses the inference path of training. An interrupted command resumes when it is run again.
+    """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.predict import OutputFiles, predict_to_files
     from stack.console import Out
@@ -102,24 +115,31 @@ def predict(
 def evaluate(
     bundle: BundleOption,
     images: ImagesOption,
-    labels: Annotated[Path, typer.Option(help="A csv with the id and the target, 0 or 1, of each image to judge by.")],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="The folder for the page, its numbers and predictions.")],
+    labels: Annotated[Path, typer.Option(help="A csv with the id and the target (0 or 1) of each image.")],
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder for the page, its numbers and the predictions.")
+    ],
     metadata: Annotated[
         Path | None,
-        typer.Option(help="A csv of the same ids with group, age, sex and site as in training; none: the labels csv."),
+        typer.Option(
+            help="A csv of the same ids with group, age, sex and site, named as in training; default: the labels csv."
+        ),
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="The id's column in both files; default: as in training.")
+        str | None, typer.Option(help="The name of the id column in both files; default: as in training.")
     ] = None,
     target_column: Annotated[
-        str | None, typer.Option(help="The target's column in the labels csv; default: as in training.")
+        str | None, typer.Option(help="The name of the target column in the labels csv; default: as in training.")
     ] = None,
     on_unreadable: UnreadableOption = "refuse",
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
     quiet: QuietOption = False,
 ) -> None:
-    """External validation: what the ensemble is worth on labelled images, against what training promised."""
+    """Evaluate the ensemble on new labelled images.
+
+    External validation: compares the performance on these images with the estimate from training.
+    """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
     from dermstack.serve.predict import drops_unreadable
@@ -139,15 +159,16 @@ def evaluate(
 def app(
     bundle: BundleOption,
     host: Annotated[
-        str, typer.Option(help="The address to listen on; the default is this machine's own.")
+        str, typer.Option(help="The address to listen on; the default is reachable from this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")
-    ] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free port.")] = 8000,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
-    """A local page: drop one patient's pictures, see risk, heat map and which lesion is unlike the others."""
+    """Serve a local web page for one patient's images.
+
+    Shows the risk and a heat map of each image, and which lesion differs most from the others.
+    """
     from dermstack.serve.app import is_loopback, listen, make_app, serve
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.patient import Ensemble
@@ -157,8 +178,8 @@ def app(
     with listen(host, port) as listener:
         page = make_app(Ensemble(read_bundle(bundle), device=device), host=host)
         if not is_loopback(host):
-            out.warn(f"{host} can be reached from other machines, and the page has no login: whoever comes may use it")
+            out.warn(f"{host} can be reached from other machines, and the page has no login: anyone there can use it")
         url_host = f"[{host}]" if ":" in host else host
-        out.say(f"open http://{url_host}:{listener.getsockname()[1]}/ in a browser; Ctrl-C ends it")
+        out.say(f"open http://{url_host}:{listener.getsockname()[1]}/ in a browser; stop with Ctrl-C")
         serve(page, listener)
-    out.say("ended; nothing of the pictures was kept")
+    out.say("stopped; no image was stored")

@@ -1,4 +1,4 @@
-// What makes the form handier; without it, it works the same.
+// Adds previews, drag and drop, a site for each image and answers without a reload; the form also works without it.
 "use strict";
 const form = document.getElementById("form");
 const input = document.getElementById("pictures");
@@ -71,15 +71,15 @@ function show() {
   const bytes = chosen.reduce((sum, one) => sum + one.file.size, 0);
   const faults = [];
   const { mostPictures, mostBytes } = form.dataset;
-  if (chosen.length > Number(mostPictures)) faults.push(`${chosen.length} pictures are more than ${mostPictures}.`);
-  if (bytes > Number(mostBytes)) faults.push(`${Math.ceil(bytes / 2 ** 20)} MiB are more than ${mostBytes / 2 ** 20}.`);
+  if (chosen.length > Number(mostPictures)) faults.push(`${chosen.length} images are more than the limit of ${mostPictures}.`);
+  if (bytes > Number(mostBytes)) faults.push(`${Math.ceil(bytes / 2 ** 20)} MiB are more than the limit of ${mostBytes / 2 ** 20}.`);
   tooMuch.textContent = faults.length ? `${faults.join(" ")} Remove some.` : "";
   tooMuch.hidden = !faults.length;
   read.disabled = Boolean(faults.length);
 }
 
 input.addEventListener("change", () => add(input.files));
-// A picture that misses the frame must not replace the page.
+// A file dropped outside the frame must not replace the page.
 for (const kind of ["dragenter", "dragover"]) {
   window.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
 }
@@ -89,10 +89,10 @@ window.addEventListener("drop", (event) => {
   drop.classList.remove("over");
   if (event.dataTransfer) add(event.dataTransfer.files);
 });
-// The answer takes the old one's place, so that the pictures stay chosen for the next question.
+// Only the answer is replaced, so that the images stay selected for the next request.
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  working.textContent = `Reading ${chosen.length} ${chosen.length === 1 ? "picture" : "pictures"} …`;
+  working.textContent = `Scoring ${chosen.length} ${chosen.length === 1 ? "image" : "images"} …`;
   read.disabled = true;
   try {
     const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
@@ -103,7 +103,7 @@ form.addEventListener("submit", async (event) => {
     working.textContent = "";
     answer.focus();
   } catch {
-    working.textContent = "No answer came: see whether dermstack app still runs, then send again.";
+    working.textContent = "No answer: check that `dermstack app` is still running, then send the images again.";
   } finally {
     read.disabled = false;
   }
