@@ -1,4 +1,4 @@
-"""The public names: what a notebook imports. Each loads its module on first use, so this import costs nothing."""
+"""The public names of dermstack for notebooks and scripts; a name loads its module on first use, so importing is fast."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The pages of the documentation that are made from the code: commands and config keys."""
+"""Pages of the documentation that are generated from the code: commands, config keys and comments of fields."""

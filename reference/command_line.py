@@ -1,4 +1,4 @@
-"""The reference of the commands, out of the very app that runs them."""
+"""Generates the reference of the commands from the Typer app that runs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dermstack.cli.main import app
 
 
 def commands_page() -> str:
-    """A section a command, in the order of `dermstack --help`: usage, what it does, arguments and options."""
+    """Returns a Markdown section for each command, in the order of `dermstack --help`: usage, help text, parameters."""
     group: Any = typer.main.get_command(app)
     context = group.make_context("dermstack", [], resilient_parsing=True)
     lines: list[str] = []
@@ -29,5 +29,5 @@ def commands_page() -> str:
 
 
 def _text(text: str) -> str:
-    """Help is plain text: `<experiment>` is no tag."""
+    """Escapes help, which is plain text: `<experiment>` is not a tag."""
     return html.escape(text, quote=False)

@@ -1,4 +1,4 @@
-"""The reference of the config: every key with its type, bounds, default and sentence, out of the pydantic models."""
+"""Generates the reference of the config from the pydantic models: type, bounds, default and sentence of every key."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a section, in words."""
+    """The description of one key of a section."""
 
     name: str
-    value_type: str  # what a value must be
-    default: str  # what it is where it isn't given
+    value_type: str  # type and bounds of a value, in words
+    default: str  # the default, "required" or "optional"
     sentence: str
-    section: type[BaseModel] | None  # the model of what stands under it
+    section: type[BaseModel] | None  # the model of the section under this key
 
 
 @dataclass(frozen=True)
 class Section:
-    """A model at a place of the config, such as `data.columns`; of a list's entries the place is the list's."""
+    """A model and its place in the config, such as `data.columns`; entries of a list have the place of the list."""
 
     place: str
     model: type[BaseModel]
@@ -40,7 +40,7 @@ class Section:
 
 
 def sections(model: type[BaseModel] = Config) -> list[Section]:
-    """The section of `model` and, in the order of its keys, those under it; a model is described where it first stands.
+    """Returns the section of `model` and those under it, in the order of keys; each model once, at its first place.
 
     Raises LookupError for a key without a sentence.
     """
@@ -57,7 +57,7 @@ def sections(model: type[BaseModel] = Config) -> list[Section]:
 
 
 def config_page() -> str:
-    """All sections as Markdown: a heading for each section, and for each key, whose anchor is its place."""
+    """Returns all sections as Markdown, with a heading for each section and each key, whose anchor is its place."""
     found = sections()
     place_of = {section.model: section.place for section in found}
     lines: list[str] = []
@@ -73,7 +73,7 @@ def config_page() -> str:
 
 
 def key_sentences(model: type[BaseModel]) -> dict[str, str]:
-    """The sentence of each key; those of an image model's training stand beside the training loop's own settings."""
+    """Returns the sentence of each key; for an image model, also the sentences of the training loop's settings."""
     shared = sentences(Training) if model is ImageModel else {}
     return {**shared, **sentences(model)}
 
@@ -96,7 +96,7 @@ def _described(key: Key, place_of: dict[type[BaseModel], str]) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation holds: alone, in a tuple or beside None."""
+    """Returns the model in an annotation: the annotation itself, or a part of it such as a tuple's entry; else None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)
@@ -113,7 +113,7 @@ def _default(field: FieldInfo, entry: dict[str, Any]) -> str:
 
 
 def _value_type(entry: dict[str, Any]) -> str:
-    """What a value must be, in words."""
+    """Describes in words the values that a JSON schema entry allows."""
     if "$ref" in entry:
         return "section"
     if "enum" in entry:

@@ -1,4 +1,4 @@
-"""Fields of dataclasses on the Python page say what their comments in the source say."""
+"""A griffe extension: on the Python page, a field's comment in the source becomes its description."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FieldComments(Extension):
     """Gives each field without a docstring the sentence of its comment."""
 
     def on_class(self, *, cls: Class, **_: Any) -> None:
-        """Of a class that griffe has read, with its members."""
+        """Adds the sentences to a class that griffe has read; griffe calls it after the members are read."""
         source = "\n".join(cls.lines_collection[cls.filepath])  # type: ignore[index]
         for name, sentence in field_sentences(source, cls.name).items():
             member = cls.members.get(name)

@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds: a marker on a page gives way to what the code says."""
+"""Hooks that MkDocs calls during a build: they replace markers on a page by text generated from the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE_MARKERS: dict[str, Callable[[], str]] = {"<!-- commands -->": commands_page
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page's text with each marker replaced."""
+    """Returns the page's text with each marker replaced."""
     for marker, make_page in PAGE_MARKERS.items():
         if marker in markdown:
             markdown = markdown.replace(marker, make_page())
@@ -20,5 +20,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """The theme's search is a dialog without a name, which a screen reader asks for."""
+    """Names the theme's search dialog, which has no name for screen readers."""
     return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)

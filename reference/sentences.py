@@ -1,4 +1,4 @@
-"""What each field of a class means, as its comment in the source says."""
+"""Reads the sentence that describes a field of a class from its comment in the source."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def sentences(model: type) -> dict[str, str]:
-    """The sentence of each commented field of `model`'s own body, by name.
+    """Returns the sentence of each commented field in the body of `model` itself, by name.
 
-    It is the comment that ends the field's last line, else the lines of comment that stand right above it. A comment
-    with an empty line below it is a heading of what follows and no field's.
+    The sentence is the comment at the end of the field's last line, else the comment lines directly above the field. A
+    comment that is followed by an empty line is a heading and belongs to no field.
     """
     file = inspect.getsourcefile(model)
     assert file is not None, "a class of a module has a file"
@@ -22,7 +22,7 @@ def sentences(model: type) -> dict[str, str]:
 
 
 def field_sentences(source: str, class_name: str) -> dict[str, str]:
-    """`sentences` of a class of this source, which is read and not run."""
+    """Returns the `sentences` of a class in this source text, without running it."""
     comments = _comments(source)
     found = {}
     for node in ast.walk(ast.parse(source)):
@@ -38,7 +38,7 @@ def field_sentences(source: str, class_name: str) -> dict[str, str]:
 @dataclass(frozen=True)
 class _Comment:
     text: str
-    own_line: bool  # nothing else is on its line
+    own_line: bool  # the comment is alone on its line
 
 
 def _sentence(field: ast.AnnAssign, comments: dict[int, _Comment]) -> str:
@@ -54,7 +54,7 @@ def _sentence(field: ast.AnnAssign, comments: dict[int, _Comment]) -> str:
 
 
 def _comments(source: str) -> dict[int, _Comment]:
-    """Every comment by its line."""
+    """Returns every comment by its line number."""
     return {
         token.start[0]: _Comment(token.string.lstrip("# "), not token.line[: token.start[1]].strip())
         for token in tokenize.generate_tokens(io.StringIO(source).readline)

@@ -35,7 +35,7 @@ def started(bundle: Path, temporary: Path) -> Iterator[tuple[int, subprocess.Pop
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        found = re.fullmatch(r"open http://127\.0\.0\.1:(\d+)/ in a browser; Ctrl-C ends it\n", line)
+        found = re.fullmatch(r"open http://127\.0\.0\.1:(\d+)/ in a browser; stop with Ctrl-C\n", line)
         assert found, line + process.stdout.read()
         yield int(found[1]), process
     finally:
@@ -83,10 +83,10 @@ def test_a_form_is_answered_and_leaves_nothing_behind(app: tuple[int, Path], sma
         port, "POST", body=form({"a.png": picture(small_data), "b.png": picture(small_data)}, age="50", together="yes")
     )
     assert status == 200
-    assert "2 pictures read" in text
+    assert "2 images scored" in text
     assert "Research software, not a medical device." in text
-    heats = text.count("What raises the risk")
-    assert heats + text.count("found no place that raises the risk") == 2
+    heats = text.count("Regions that raise the risk")
+    assert heats + text.count("found no region that raises the risk") == 2
     assert text.count("data:image/jpeg;base64,") == 2 + heats
     assert {path.name for path in temporary.iterdir()} == before
 
@@ -99,18 +99,18 @@ def test_what_is_wrong_is_told_in_the_page_and_markup_in_a_name_is_text(
     before = {path.name for path in temporary.iterdir()}
     status, _, text = ask(port, "POST", body=form({"<b>x.txt": b"text", "a.png": picture(small_data)}, age="50"))
     assert status == 200
-    assert "Not read" in text
+    assert "Not scored" in text
     assert "&lt;b&gt;x.txt: not an image" in text
     assert "<b>x" not in text
     assert 'value="50"' in text
     assert {path.name for path in temporary.iterdir()} == before
     for fields, expected in (
-        ({"age": "old"}, "is no number"),
-        ({"age": "-3"}, "age -3: give years from 0 to 120"),
-        ({"sex": "x"}, "is none that training knew"),
+        ({"age": "old"}, "is not a number"),
+        ({"age": "-3"}, "age -3 is out of range: give years from 0 to 120"),
+        ({"sex": "x"}, "does not occur in training"),
     ):
         assert expected in ask(port, "POST", body=form({"a.png": picture(small_data)}, **fields))[2]
-    assert "no picture was given" in ask(port, "POST", body=form({}))[2]
+    assert "no image was given" in ask(port, "POST", body=form({}))[2]
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_ctrl_c_ends_it_cleanly(bundled_experiment: Path, tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert process.stdout is not None
-        assert process.stdout.read() == "ended; nothing of the pictures was kept\n"
+        assert process.stdout.read() == "stopped; no image was stored\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # torch leaves an empty folder
 
 
@@ -161,7 +161,7 @@ def test_a_port_in_use_is_a_mistake_of_the_user(tmp_path: Path, capsys: pytest.C
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = command_error(capsys, "app", "--bundle", str(tmp_path), "--port", str(port))
-    assert f"--host 127.0.0.1 --port {port} can't be listened on" in message
+    assert f"cannot listen on --host 127.0.0.1 --port {port}" in message
     assert "choose another port" in message
     with pytest.raises(ConfigError, match=r"--host no\.such\.host\.invalid"):
         listen("no.such.host.invalid", 0)

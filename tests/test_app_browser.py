@@ -58,15 +58,15 @@ def test_pictures_dropped_are_answered_and_a_text_file_is_refused(
         assert seen.overflow_px == 0
         assert accessibility_violations(page) == []
         drop(page, pictures[0], notes)
-        read(page, "Not read")
+        read(page, "Not scored")
         assert "notes.txt: not an image that can be read" in page.get_by_role("alert").inner_text()
         assert seen.overflow_px == 0
         assert accessibility_violations(page) == []
         page.get_by_role("button", name="Remove notes.txt").click()
-        read(page, "1 picture read")
+        read(page, "1 image scored")
         assert "no others of this patient" in page.locator(".lesion").inner_text()
         drop(page, *pictures[1:])
-        read(page, "3 pictures read")
+        read(page, "3 images scored")
         assert page.locator(".lesion").count() == 3
         assert page.locator(".lesion img").evaluate_all("all => all.every((one) => one.naturalWidth > 0)")
         assert seen.overflow_px == 0
@@ -94,7 +94,7 @@ def test_the_page_works_under_its_own_policy_and_shows_the_ensembles_numbers(
         page.select_option("#site", "torso")
         page.get_by_label(f"Site of {pictures[1].name}").select_option("head/neck")
         drop(page, pictures[2])  # what was said of the others stays
-        read(page, "3 pictures read")
+        read(page, "3 images scored")
         assert seen.console_errors == []
         assert page.evaluate("document.activeElement.id") == "answer"
         for card, lesion in zip(page.locator(".lesion").all(), expected, strict=True):
@@ -110,6 +110,6 @@ def test_the_page_works_without_a_script(address: str, pictures: list[Path], bro
     with opened_page(browser, address, scripts=False) as seen:
         seen.page.set_input_files("#pictures", pictures[:2])
         seen.page.select_option("#site", "torso")
-        read(seen.page, "2 pictures read")
+        read(seen.page, "2 images scored")
         assert seen.page.locator(".lesion h3").all_inner_texts() == [f"{file.name} · torso" for file in pictures[:2]]
         assert seen.console_errors == []

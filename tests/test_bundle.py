@@ -112,7 +112,7 @@ def test_what_is_no_bundle_says_so(tmp_path: Path, unpacked: Path, bundled_exper
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     for name, says in {
-        "gone.zip": "no such bundle", "text.zip": "no zip", "cut.zip": "no zip", "empty": "holds no manifest",
+        "gone.zip": "no such bundle", "text.zip": "as a zip", "cut.zip": "as a zip", "empty": "holds no manifest",
         "other.zip": "holds no manifest",
     }.items():  # fmt: skip
         with pytest.raises(BundleError, match=says):
@@ -133,7 +133,7 @@ def test_a_damaged_part_behind_a_right_hash_is_a_named_error(unpacked: Path) -> 
     manifest = read_bundle(unpacked).manifest
     (unpacked / "blend" / "blend.json").write_text('{"method": "mean"}')
     write_manifest(unpacked, {key: value for key, value in manifest.items() if key not in {"files", "format"}})
-    with pytest.raises(BundleError, match="level 2 can't be read"):
+    with pytest.raises(BundleError, match="level 2 or the blend cannot be read"):
         read_fitted(read_bundle(unpacked))
 
 
@@ -143,14 +143,14 @@ def test_a_bundle_is_of_what_the_config_says_today(
     config, target = bundled_experiment / "small.yaml", tmp_path / "b"
     for change, says in {
         "blend.trials=6": "the blend is stale", "features.cohort=false": "gbdt is stale",
-        "stackers.1.name=other": "other is not there",
+        "stackers.1.name=other": "other is missing",
     }.items():  # fmt: skip
         assert run_cli("bundle", "-c", str(config), "--out", str(target), "--set", change, "-q") == 2
         assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     target.mkdir()
     assert run_cli("bundle", "-c", str(config), "--out", str(target), "-q") == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert run_cli("bundle", "-c", str(config), "--out", str(target), "--replace", "-q") == 0
     assert read_bundle(target).fingerprint == read_bundle(bundled_experiment / "bundle.zip").fingerprint
 
@@ -166,4 +166,4 @@ def test_predictions_made_elsewhere_can_not_be_bundled(
     files = ["--oof", str(tmp_path / "oof.csv"), "--test", str(tmp_path / "test.csv")]
     assert run_cli("import-oof", "theirs", "-c", str(config), *files, "-q") == 0
     assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip"), "-q") == 2
-    assert "theirs: predictions made elsewhere can't be made for new images" in capsys.readouterr().err
+    assert "theirs: imported predictions cannot be computed for new images" in capsys.readouterr().err

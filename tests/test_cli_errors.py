@@ -176,7 +176,7 @@ def test_ctrl_c_says_how_to_go_on(config_path: Path, capsys: Capture, monkeypatc
     monkeypatch.setattr("stack.level1.run_image_models", interrupted)
     assert run_cli("oof", "-c", str(config_path), "-q") == 130
     shown = capsys.readouterr()
-    assert shown.err == "interrupted: run the same command again, it goes on from what is complete\n"
+    assert shown.err == "interrupted: run the same command again, it resumes from what is complete\n"
     assert shown.out == ""
 
 
@@ -239,7 +239,7 @@ main()
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "no right"), (errno.EROFS, "read-only")],
+    [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "permission denied"), (errno.EROFS, "read-only")],
 )
 def test_a_disk_in_the_way_is_one_message_that_names_the_file(
     config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int, said: str

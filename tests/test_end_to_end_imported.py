@@ -75,7 +75,7 @@ def test_the_whole_way_on_imported_predictions(tmp_path: Path, capsys: Capture) 
     assert f"{blend['headline']['value']:.4f} [" in listing
 
     assert run_cli("compare", "elsewhere/a", "elsewhere/b", "--folder", str(tmp_path / "runs")) == 0
-    assert "elsewhere/a is better by more than noise" in capsys.readouterr().out
+    assert "elsewhere/a is better, by more than noise" in capsys.readouterr().out
     assert run_cli("compare", "elsewhere", "elsewhere", "--folder", str(tmp_path / "runs")) == 0
     assert "no difference is shown" in capsys.readouterr().out
     assert "elsewhere has a, b, gbdt" in command_error(

@@ -91,7 +91,7 @@ def test_a_bundles_names_of_runs_are_no_paths(key: str, name: str, tmp_path: Pat
     }
     change[key]()
     (tmp_path / "b.zip").write_bytes(zipped({"manifest.json": json.dumps(content).encode(), **FILES}))
-    with pytest.raises(BundleError, match="says what none of ours does"):
+    with pytest.raises(BundleError, match="is invalid"):
         read_bundle(tmp_path / "b.zip")
 
 
@@ -137,7 +137,7 @@ def test_a_link_in_a_zip_is_no_link_when_it_is_unpacked(tmp_path: Path) -> None:
 def test_a_file_that_is_a_folder_too_is_refused(names: tuple[str, str], tmp_path: Path) -> None:
     files = dict.fromkeys(names, b"x")
     (tmp_path / "b.zip").write_bytes(zipped({"manifest.json": manifest(files), **files}))
-    with pytest.raises(BundleError, match="is no zip that can be read"):
+    with pytest.raises(BundleError, match="cannot be read as a zip"):
         read_bundle(tmp_path / "b.zip")
 
 
@@ -156,12 +156,12 @@ def test_of_a_bundle_that_would_fill_the_disk_nothing_is_written(tmp_path: Path)
     bomb = bytes(1 << 26)
     said = manifest({"a.npy": bomb})
     (tmp_path / "b.zip").write_bytes(zipped({"manifest.json": said, "a.npy": bomb}, zipfile.ZIP_DEFLATED))
-    with pytest.raises(BundleError, match="as a bomb does"):
+    with pytest.raises(BundleError, match="as in a zip bomb"):
         read_bundle(tmp_path / "b.zip")
     huge = json.loads(said)
     huge["files"]["a.npy"]["bytes"] = 1 << 60
     (tmp_path / "b.zip").write_bytes(zipped({"manifest.json": json.dumps(huge).encode(), "a.npy": b""}))
-    with pytest.raises(BundleError, match="as a bomb does"):
+    with pytest.raises(BundleError, match="as in a zip bomb"):
         read_bundle(tmp_path / "b.zip")
 
 
@@ -178,7 +178,7 @@ def test_links_and_strangers_in_a_bundles_folder_are_refused(tmp_path: Path) -> 
     (bundle / ".DS_Store").touch()
     assert read_bundle(bundle).fingerprint == read_bundle(tmp_path / "link").fingerprint, "a link to the whole is fine"
     (bundle / "model_1.txt").write_text("one that was not hashed")
-    with pytest.raises(BundleError, match=r"model_1\.txt is none of its files"):
+    with pytest.raises(BundleError, match=r"files are not in its manifest\.json, such as .*model_1\.txt"):
         read_bundle(bundle)
     (bundle / "model_1.txt").unlink()
     (bundle / "blend" / "values.npy").unlink()

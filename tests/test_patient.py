@@ -114,7 +114,7 @@ def test_a_file_that_is_no_picture_is_named_and_nothing_stays_on_disk(
         read_patient(ensemble, bad)
     lines = str(error.value).split("\n")
     assert [line.partition(":")[0] for line in lines] == ["notes.txt", "scan.dcm", "empty.png"]
-    assert all(line.endswith("choose a picture or a DICOM file (.dcm) in its place") for line in lines)
+    assert all(line.endswith("choose an image or a DICOM file (.dcm) instead") for line in lines)
     assert str(temporary) not in str(error.value)
     assert list(temporary.iterdir()) == []
     assert len(read_patient(ensemble, photos).lesions) == len(photos)
@@ -138,7 +138,7 @@ def test_a_value_that_no_training_row_has_is_refused(ensemble: Ensemble, photos:
 def test_unknown_columns_come_with_their_cost(ensemble: Ensemble, photos: list[Photo]) -> None:
     assert read_patient(ensemble, photos, age=AGE, sex=SEX).notes == []
     (note,) = read_patient(ensemble, photos, sex=SEX).notes
-    assert note.startswith("no age (column age_approx): on the training rows that changes auc by ")
+    assert note.startswith("no age (column age_approx): on the training rows, this changes auc by ")
     notes = read_patient(ensemble, [Photo("a.png", photos[0].data)], together=False).notes
     assert len(notes) == 1
     assert notes[0].startswith("no age and no sex and no site and no group")

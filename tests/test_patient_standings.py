@@ -31,8 +31,8 @@ def test_the_odd_one_is_told_and_its_risk_set_against_the_others() -> None:
     z = np.array([[1.0, 0.05], [1.0, 0.0], [1.0, -0.05], [-1.0, 0.3]])
     made = standings(np.array([0.01, 0.02, 0.03, 0.5]), [{"run": z}])
     assert made[3].sentence == (
-        "Of these 4 lesions the networks find this one least like the rest (distance 1.96, the others' 0.00 to 0.01). "
-        "Its risk is 50 %, the mean of the others 2.0 %."
+        "Of these 4 lesions, this one is the least similar to the others (distance 1.96, the others' 0.00 to 0.01). "
+        "Its risk is 50 %, the mean of the others is 2.0 %."
     ).replace("0.00 to 0.01", f"{made[3].others_distance_range[0]:.2f} to {made[3].others_distance_range[1]:.2f}")
     assert made[3].others_mean_risk == pytest.approx(0.02)
     assert [one.place for one in made].index(1) == 3
@@ -48,8 +48,8 @@ def test_one_picture_has_no_others_and_of_two_neither_is_odd() -> None:
     assert [one.place for one in pair] == [None, None]
     assert [one.distance for one in pair] == pytest.approx([1.0, 1.0])
     assert pair[0].sentence == (
-        "Its distance to the other lesion is 1.00; of two, neither can be the odd one. "
-        "Its risk is 30 %, the other 10 %."
+        "Its distance to the other lesion is 1.00; of only two, neither can be the unusual one. "
+        "Its risk is 30 %, that of the other lesion is 10 %."
     )
 
 

@@ -147,5 +147,8 @@ def test_the_page_of_commands_names_every_command_with_each_of_its_options() -> 
 def test_help_is_shown_as_it_is_written_and_defaults_beside_it() -> None:
     page = commands_page()
     assert "&lt;experiment&gt;/&lt;run&gt;" in page
-    assert "`--trials <int>` *default: 30; ≥ 1*\n:   Ended trials that each study shall have." in page
+    assert (
+        "`--trials <int>` *default: 30; ≥ 1*\n:   Number of ended trials that each study reaches; pruned ones count."
+        in page
+    )
     assert "`-c, --config <path>` *required*" in page

@@ -125,7 +125,7 @@ def test_a_folder_alone_is_predicted_with_a_warning_of_what_that_costs(
     assert run_cli(*command, "--out", str(tmp_path / "p.csv")) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "no age and no sex and no site and no group (column age_approx, sex" in printed
-    assert "on the training rows that changes auc by -0." in printed
+    assert "on the training rows, this changes auc by -0." in printed
     assert len(pd.read_csv(tmp_path / "p.csv")) == 3
     (tmp_path / "some.csv").write_text("image_name,sex\n" + pd.read_csv(tmp_path / "p.csv")["id"][0] + ",male\n")
     assert run_cli(*command, "--metadata", str(tmp_path / "some.csv"), "--out", str(tmp_path / "q.csv")) == 0
@@ -253,7 +253,8 @@ def test_a_promise_that_a_study_of_the_training_rows_flatters_says_so_wherever_i
 
     with zipfile.ZipFile(bundled_experiment / "bundle.zip") as archive:
         archive.extractall(tmp_path / "b")
-    says = "tiny: settings chosen on the training rows, by a study or by hand: the promise may flatter."
+    says = "tiny: settings were chosen on the training rows, by a study or by hand, so the training estimate may be "
+    says += "optimistic."
     command = ["predict", "--bundle", str(tmp_path / "b"), "--images", str(small_data / "images")]
     command += ["--metadata", str(small_data / "test.csv"), "--out", str(tmp_path / "p.csv")]
     for selected in ([], ["tiny"]):
@@ -262,4 +263,4 @@ def test_a_promise_that_a_study_of_the_training_rows_flatters_says_so_wherever_i
         assert run_cli(*command) == 0
         assert (says in " ".join(capsys.readouterr().out.split())) == bool(selected)
         page = TestClient(make_app(Ensemble(read_bundle(tmp_path / "b"))), base_url="http://localhost").get("/").text
-        assert ("settings chosen on the training rows" in page) == bool(selected)
+        assert ("settings were chosen on the training rows" in page) == bool(selected)

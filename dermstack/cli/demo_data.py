@@ -1,8 +1,9 @@
-"""Generated lesion-like images with metadata: for the demo and the tests, not for any medical conclusion.
+"""Generates lesion-like images with metadata, for the demo and the tests; they have no medical meaning.
 
-The target comes from an image part, a metadata part (age, site) and a patient part that shows only in the
-patient's other lesions, so that image and metadata together are better than either. Nothing else tells: sizes
-of patients, ids, row order and missing cells are drawn without regard to the target.
+The target depends on an image part, a metadata part (age, site) and a patient part that is visible only in the
+patient's other lesions, so image and metadata together predict better than either alone. Nothing else depends on the
+target: number of images per patient, ids, row order and missing cells are drawn independently of it (of the diagnosis,
+only benign ones are missing).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scipy.special import ndtr
 
 from stack.errors import ConfigError, DataError
 
-VERSION = 1  # raise it when the same parameters give other bytes
+VERSION = 1  # increase it when the same parameters give other bytes
 PREVALENCE = 0.08
 _MANIFEST = "manifest.json"
 _SITES = {  # name: (share, effect on the logit)
@@ -38,13 +39,13 @@ Floats = NDArray[np.float64]
 
 
 def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, size: int = 64, seed: int = 0) -> bool:
-    """Write a data set: images/<id>.png, `size` pixels square, train.csv, test.csv and sample_submission.csv.
+    """Writes a data set: images/<id>.png (`size` pixels square), train.csv, test.csv and sample_submission.csv.
 
-    test_labels.csv holds what a competition would keep to itself. Returns False, touching nothing, where the
-    folder already holds this very data set. Same parameters, same bytes; an interrupted run is finished by
-    running it again. 8 % of train and of test are positive; no patient is in both.
+    test_labels.csv holds the targets of the test rows, which a competition would not publish. Returns False and changes
+    nothing if the folder holds this data set already. The same parameters give the same bytes; run an interrupted call
+    again to complete it. 8 % of the train rows and of the test rows are positive; no patient is in both.
 
-    Raises ConfigError for impossible sizes, DataError where the folder holds anything else.
+    Raises ConfigError for sizes that are too small, DataError if the folder holds anything else.
     """
     if n_train < 20 or n_test < 2 or size < 16:
         raise ConfigError(
@@ -56,7 +57,7 @@ def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, siz
     if _is_finished(folder, parameters, rows):
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    _write_manifest(folder, parameters, finished=False)  # from here on the folder is known as ours
+    _write_manifest(folder, parameters, finished=False)  # from here on, the folder is known to hold demo data
     (folder / "images").mkdir(exist_ok=True)
     appearance = rows[["tone", *_CUES]].to_numpy()
     for number, name in enumerate(rows["image_name"]):
@@ -71,7 +72,7 @@ def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, siz
 
 
 def _is_finished(folder: Path, parameters: dict[str, int], rows: pd.DataFrame) -> bool:
-    """Tell a finished data set from none or part of one; refuse a folder that holds anything else."""
+    """Returns True for a complete data set, False for none or a part; raises DataError for a folder with other files."""
     if not folder.exists():
         return False
     if not folder.is_dir():
@@ -116,7 +117,7 @@ def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _draw_rows(n_train: int, n_test: int, seed: int) -> pd.DataFrame:
-    """Draw every row of both parts: the csv columns, `part`, and what only the generator knows (latents)."""
+    """Draws every row of train and test: the csv columns, `part`, and latent values that are not written."""
     rng = np.random.default_rng([seed, 0])
     parts = [_draw_part(n, rng).assign(part=part) for part, n in (("train", n_train), ("test", n_test))]
     rows = pd.concat(parts, ignore_index=True)
@@ -140,7 +141,7 @@ def _draw_part(n: int, rng: np.random.Generator) -> pd.DataFrame:
     effects = np.array([effect for _, effect in _SITES.values()])
     metadata_logit = 0.064 * (age - 50) + effects[sites]
     logit = 1.75 * image_risk + metadata_logit + 0.3 * patient_risk
-    # The k largest of logit + logistic noise: a logistic model whose number of positives is exact.
+    # Targets are the k largest of logit + logistic noise: a logistic model with an exact number of positives.
     k = max(1, round(PREVALENCE * n))
     target = np.zeros(n, dtype=np.int64)
     target[np.argsort(-(logit + rng.logistic(size=n)))[:k]] = 1
@@ -159,7 +160,7 @@ def _draw_part(n: int, rng: np.random.Generator) -> pd.DataFrame:
             "tone": rng.beta(1.6, 2.4, size=patients)[patient],
         }
     )
-    for cue in _CUES:  # each shows the risk a little blurred; uniform on 0..1 over all images
+    for cue in _CUES:  # each is the image risk with some noise, uniform on 0..1 over all images
         rows[cue] = ndtr(0.92 * image_risk + np.sqrt(1 - 0.92**2) * rng.normal(size=n))
     for column, share in _MISSING.items():
         hidden = rng.random(n) < share
@@ -168,11 +169,11 @@ def _draw_part(n: int, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _patient_sizes(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw the number of images of each patient, 2 to 12, n in all; the target plays no part."""
+    """Draws the number of images of each patient, 2 to 12 and n in all, independently of the target."""
     sizes = rng.integers(2, 13, size=n)
     sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), n)) + 1]
     sizes[-1] -= sizes.sum() - n
-    if sizes[-1] == 1:  # nobody has one image only
+    if sizes[-1] == 1:  # no patient may have only one image
         sizes = sizes[:-1]
         sizes[np.argmin(sizes)] += 1
     return sizes
@@ -188,12 +189,12 @@ def _draw_lesion(
     size: int,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """Draw one image (size, size, 3): skin, lesion, hairs, sensor noise."""
+    """Draws one image (size, size, 3): skin, lesion, hairs and sensor noise."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     y, x = axis[:, None], axis[None, :]
     image = _skin(axis, tone, rng)
 
-    # Shape: an ellipse whose radius takes low harmonics for asymmetry and high ones for an irregular border.
+    # Shape: an ellipse whose radius varies with low harmonics for asymmetry and high ones for an irregular border.
     turn = rng.uniform(0, 2 * np.pi)
     dx, dy = x - rng.uniform(-0.12, 0.12), y - rng.uniform(-0.12, 0.12)
     u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
@@ -207,7 +208,7 @@ def _draw_lesion(
     inside = radius * (1 + low + high) - distance  # > 0 in the lesion; 1 is half the image
     mask = _sigmoid(inside / rng.uniform(0.02, 0.04))
 
-    # Colour: one brown, into which patches of other colours, an off-centre dark side and spots are mixed.
+    # Colour: one brown, mixed with patches of other colours, an off-centre dark side and spots.
     brown = _mix(_rgb(176, 120, 88), _rgb(118, 74, 54), rng.beta(2, 2)) * (1 - 0.2 * tone)
     lesion = brown * (1.12 - 0.24 * _sigmoid(inside / 0.12 - 1))
     for colour in (_rgb(72, 46, 38), _rgb(182, 98, 90), _rgb(206, 164, 130)):
@@ -216,7 +217,7 @@ def _draw_lesion(
     lean = rng.uniform(0, 2 * np.pi)
     dark_side = _sigmoid(6 * (u * np.cos(lean) + v * np.sin(lean)) / radius)
     lesion = lesion * (1 - 0.5 * asymmetry**1.5 * dark_side)
-    for number in range(5):  # black-brown, blue-grey, black-brown, ...: the more, the stronger the cue
+    for number in range(5):  # alternately black-brown and blue-grey; a stronger cue gives more spots
         away, bearing = radius * rng.uniform(0, 0.75), rng.uniform(0, 2 * np.pi)
         gap = (u - away * np.cos(bearing)) ** 2 + (v - away * np.sin(bearing)) ** 2
         blot = np.exp(-gap / (2 * rng.uniform(0.06, 0.15) ** 2))
@@ -239,7 +240,7 @@ def _skin(axis: Floats, tone: float, rng: np.random.Generator) -> Floats:
 
 
 def _hairs(image: Floats, axis: Floats, rng: np.random.Generator) -> Floats:
-    """Draw one to three bent hairs on about a third of the images."""
+    """Draws one to three bent hairs on about a third of the images."""
     if rng.random() > 0.33:
         return image
     along = np.linspace(-0.2, 1.2, 64)
@@ -255,7 +256,7 @@ def _hairs(image: Floats, axis: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _harmonics(around: NDArray[np.complex128], orders: NDArray[np.int64], rng: np.random.Generator) -> Floats:
-    """Sum random waves around the outline, root mean square 1; `around` holds the angles as e^(i angle)."""
+    """Returns a random sum of waves along the outline, with root mean square 1; `around` holds e^(i angle)."""
     weight = rng.normal(size=len(orders)) / orders
     weight /= np.sqrt(np.sum(weight**2) / 2)
     coefficients = np.zeros(orders.max() + 1, dtype=np.complex128)
@@ -264,11 +265,11 @@ def _harmonics(around: NDArray[np.complex128], orders: NDArray[np.int64], rng: n
 
 
 def _smooth_field(axis: Floats, frequency: float, rng: np.random.Generator) -> Floats:
-    """Sum a dozen plane waves: a smooth random field (n, n) of unit variance."""
+    """Returns a smooth random field (n, n) of unit variance, the sum of a dozen plane waves."""
     down, across = rng.normal(0, frequency, size=(2, 12))
     start = rng.uniform(0, 2 * np.pi, size=12)
     a, b = axis[:, None] * down + start, axis[:, None] * across
-    # cos(a + b) as products of one axis each; einsum, not BLAS, whose sums depend on its threads
+    # cos(a + b) as a difference of products, one factor per axis; einsum, because BLAS sums depend on its threads.
     field = np.einsum("yk,xk->yx", np.cos(a), np.cos(b)) - np.einsum("yk,xk->yx", np.sin(a), np.sin(b))
     return np.asarray(field * np.sqrt(2 / 12))
 
@@ -278,10 +279,10 @@ def _sigmoid(value: Floats) -> Floats:
 
 
 def _rgb(red: float, green: float, blue: float) -> Floats:
-    """Shape a colour (3, 1, 1): channels lead while drawing, which numpy broadcasts several times faster."""
+    """Returns a colour (3, 1, 1): numpy broadcasts several times faster with the channels first."""
     return np.array([red, green, blue], dtype=np.float64)[:, None, None]
 
 
 def _mix(a: Floats, b: Floats, share: Floats | float) -> Floats:
-    """Blend the image or colour `a` towards `b`; `share` one number or one for each pixel."""
+    """Returns a mixture of images or colours, (1 - share) a + share b; `share` is one number or one per pixel."""
     return np.asarray(a + (b - a) * share)

@@ -91,7 +91,10 @@ def _rank_sentence(distance: float, place: int | None, span: tuple[float, float]
 
 
 def _risk_sentence(own: float, mean: float, others: int) -> str:
-    return f"Its risk is {percent(own)}, {'the mean of the others' if others > 1 else 'the other one'} {percent(mean)}."
+    return (
+        f"Its risk is {percent(own)}, "
+        f"{'the mean of the others is' if others > 1 else 'that of the other lesion is'} {percent(mean)}."
+    )
 
 
 def percent(share: float) -> str:
