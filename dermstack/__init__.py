@@ -1,4 +1,4 @@
-"""The public names of dermstack for notebooks and scripts; a name loads its module on first use, so importing is fast."""
+"""The public names of dermstack for notebooks and scripts; each loads its module on first use, so importing is fast."""
 
 from __future__ import annotations
 

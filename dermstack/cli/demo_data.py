@@ -72,7 +72,7 @@ def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, siz
 
 
 def _is_finished(folder: Path, parameters: dict[str, int], rows: pd.DataFrame) -> bool:
-    """Returns True for a complete data set, False for none or a part; raises DataError for a folder with other files."""
+    """Returns True for a complete data set, False for none or a part; raises DataError if other files are there."""
     if not folder.exists():
         return False
     if not folder.is_dir():
