@@ -23,7 +23,7 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from image_models.processes import exit_with_parent
+from image_models.processes import exit_with_parent, own_packages_first
 from stack.console import Out
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
@@ -122,8 +122,9 @@ def run_study(
         context.Process(target=exit_with_parent(_run_worker), args=(*arguments, number)) for number in range(workers)
     ]
     try:
-        for process in worker_processes:
-            process.start()
+        with own_packages_first():
+            for process in worker_processes:
+                process.start()
         done = count_ended(study)
         while any(process.is_alive() for process in worker_processes):
             time.sleep(0.5)
