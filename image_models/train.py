@@ -117,7 +117,8 @@ def train_net(
 ) -> pd.DataFrame:
     """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
 
-    No row that is scored comes in here. ``batch_augment`` works on batches on the device, where the rows' own recipe doesn't.
+    No row that is scored comes in here. ``batch_augment`` works on batches on the device, where the rows' own recipe
+    does not.
     ``inner_val`` are the rows on which `select: best` finds its epoch, and ``report`` is told each epoch's AUC on them.
     ``state`` is a file that is written after each epoch and taken up where it is of the same ``identity``: every draw
     comes from (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the
