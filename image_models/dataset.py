@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from image_models.cache import ImageCache
 from image_models.errors import ImageError
+from image_models.processes import own_packages_first
 from image_models.transforms import Augment
 
 
@@ -111,7 +112,9 @@ def load_batches(images: CachedImages, batches: list[list[int]], *, workers: int
         images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin, multiprocessing_context=start
     )
     try:
-        yield from loader
+        with own_packages_first():
+            batches_in_order = iter(loader)  # which starts the processes
+        yield from batches_in_order
     except ImageError as error:  # torch writes a worker's traceback before the message
         raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from error
     except RuntimeError as error:

@@ -94,9 +94,9 @@ def train_fold_net(
     row_augment, batch_augment = _augmentations(training, seed)
     history = train_net(
         net, images(train_mask, row_augment), training=training, seed=seed, device=pick_device(compute.device),
-        augment=batch_augment, inner_val=None if data.inner_val is None else images(data.inner_val, None), state=folder
-        / STATE, identity=identity, workers=compute.workers, report=callbacks.report, progress=callbacks.progress,
-        say=callbacks.say,
+        batch_augment=batch_augment, inner_val=None if data.inner_val is None else images(data.inner_val, None),
+        state=folder / STATE, identity=identity, workers=compute.workers, report=callbacks.report,
+        progress=callbacks.progress, say=callbacks.say,
     )  # fmt: skip
     write_weights(net, folder / WEIGHTS)
     _write_history(folder, history)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import joblib
@@ -21,7 +23,7 @@ Result = TypeVar("Result")
 
 def run_parallel(tasks: Iterable[Callable[[], Result]], n_jobs: int) -> Iterator[Result]:
     """What each task gives, in order, as soon as it is there: by ``n_jobs`` processes, or here where that is 1."""
-    with _sigint_blocked():
+    with _sigint_blocked(), own_packages_first():
         made = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
             joblib.delayed(exit_with_parent(task))() for task in tasks
         )
@@ -43,6 +45,21 @@ def end_workers() -> None:
 
     executor = get_reusable_executor(reuse=True)
     getattr(executor, "terminate", executor.shutdown)(kill_workers=True)  # joblib's own drops its shared memory too
+
+
+@contextmanager
+def own_packages_first() -> Iterator[None]:
+    """Processes that start in here find the packages of dermstack before any file of the same name elsewhere.
+
+    A new process gets a copy of ``sys.path``, in which the working folder stands first when its parent is a notebook or
+    a script, and looks up the task's module there before it has imported dermstack (see dermstack/own_packages.py).
+    """
+    installed = str(Path(__file__).resolve().parents[1])
+    sys.path.insert(0, installed)
+    try:
+        yield
+    finally:
+        sys.path.remove(installed)
 
 
 @contextmanager

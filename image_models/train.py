@@ -106,7 +106,7 @@ def train_net(
     training: Training,
     seed: int,
     device: torch.device,
-    augment: DeviceAugment | None = None,
+    batch_augment: DeviceAugment | None = None,
     inner_val: CachedImages | None = None,
     state: Path | None = None,
     identity: str = "",
@@ -117,7 +117,8 @@ def train_net(
 ) -> pd.DataFrame:
     """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
 
-    No row that is scored comes in here. ``augment`` works on batches on the device, where the rows' own recipe doesn't.
+    No row that is scored comes in here. ``batch_augment`` works on batches on the device, where the rows' own recipe
+    does not.
     ``inner_val`` are the rows on which `select: best` finds its epoch, and ``report`` is told each epoch's AUC on them.
     ``state`` is a file that is written after each epoch and taken up where it is of the same ``identity``: every draw
     comes from (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the
@@ -170,8 +171,8 @@ def train_net(
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             rows, batch = batch.rows.tolist(), batch.to(device)
-            if augment:
-                batch = batch._replace(images=augment(batch.images, epoch=epoch, rows=rows))
+            if batch_augment:
+                batch = batch._replace(images=batch_augment(batch.images, epoch=epoch, rows=rows))
             mixed = None
             if training.mixup or training.cutmix:
                 mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=mix_rng)

@@ -156,7 +156,7 @@ def test_no_level_has_seen_the_targets_of_the_fold_that_is_scored(
         return auc(y, s)
 
     monkeypatch.setattr(dermstack.audit.shuffled, "auc_within_strata", spy)
-    monkeypatch.setattr(dermstack.audit.shuffled, "exchanged", lambda experiment, seed: experiment)
+    monkeypatch.setattr(dermstack.audit.shuffled, "with_shuffled_targets", lambda experiment, seed: experiment)
     shuffled_target_aucs(experiment, run, QUIET, shuffles=2)
     held = experiment.folds.frame["fold"].to_numpy() == 1
     train = experiment.table.train

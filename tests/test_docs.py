@@ -75,7 +75,7 @@ def mentioned_commands() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("where", "line"), list(shown_commands()))
 def test_a_command_that_is_shown_parses(where: str, line: str) -> None:
     name, *arguments = shlex.split(line, comments=True)
-    if name == "--help":
+    if name in {"--help", "--version"}:
         return
     commands()[name].make_context(name, arguments)  # raises for an unknown option and for what is missing
 
@@ -84,7 +84,7 @@ def test_a_command_that_is_shown_parses(where: str, line: str) -> None:
 def test_a_command_that_is_mentioned_exists_with_its_options(where: str, code: str) -> None:
     name, *words = code.split()
     known = {"--help"} if name == "<command>" else set()
-    if name not in {"--help", "<command>"}:
+    if name not in {"--help", "--version", "<command>"}:
         known |= {
             written for parameter in commands()[name].params for written in [*parameter.opts, *parameter.secondary_opts]
         }

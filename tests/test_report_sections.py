@@ -155,8 +155,9 @@ def test_the_sections_show_the_numbers_they_were_given(full, full_page):
     after = full.calibration.scores.iloc[1]
     assert rows["mended"][-1] == f"{after['log loss']:.4f}"
     assert rows["5.00 %"][:2] == [
-        f"{1000 * full.decision.at['called'][0]:.0f}", f"{100 * full.decision.at['sensitivity'][0]:.1f} %",
-    ]  # fmt: skip
+        f"{1000 * full.decision.at_round_thresholds['called'][0]:.0f}",
+        f"{100 * full.decision.at_round_thresholds['sensitivity'][0]:.1f} %",
+    ]
     male = full.subgroups.iloc[0]
     assert rows["sex: male differs"][:4] == [
         str(male["rows"]), str(male["groups"]), str(male["positives"]), f"{100 * male['prevalence']:.1f} %",

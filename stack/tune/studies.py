@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -19,11 +19,10 @@ from filelock import FileLock
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from image_models.processes import exit_with_parent
+from image_models.processes import exit_with_parent, own_packages_first
 from stack.console import Out
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
@@ -36,7 +35,7 @@ class Journal(JournalFileBackend):
     """The same lines, each with a key `crc` that other readers of the file ignore; older lines come without."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), lock_obj=_Lock(path.with_name(LOCK_FILE)))
+        super().__init__(str(path), lock_obj=cast(Any, _Lock(path.with_name(LOCK_FILE))))
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -57,17 +56,19 @@ class Journal(JournalFileBackend):
             ) from error
 
 
-class _Lock(BaseJournalFileLock):
-    """Optuna's own is a symbolic link, which a killed process leaves behind for half a minute."""
+class _Lock:
+    """The lock of the journal file. Optuna's own is a symbolic link that outlives a killed process by half a minute."""
 
     def __init__(self, path: Path) -> None:
         self._lock = FileLock(path)
 
     def acquire(self) -> bool:
+        """Wait for the lock."""
         self._lock.acquire()
         return True
 
     def release(self) -> None:
+        """Let go of the lock."""
         self._lock.release()
 
 
@@ -122,8 +123,9 @@ def run_study(
         context.Process(target=exit_with_parent(_run_worker), args=(*arguments, number)) for number in range(workers)
     ]
     try:
-        for process in worker_processes:
-            process.start()
+        with own_packages_first():
+            for process in worker_processes:
+                process.start()
         done = count_ended(study)
         while any(process.is_alive() for process in worker_processes):
             time.sleep(0.5)
