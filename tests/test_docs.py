@@ -23,6 +23,7 @@ from dermstack.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+GENERATED = re.compile(r"<!-- [\w ]+: written by `python -m reference` -->.*?<!-- end of [\w ]+ -->", re.DOTALL)
 TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md", *PAGES]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -37,7 +38,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def code_lines(path: Path) -> list[str]:
     """Every line of code that is shown, fenced or indented; one that ends in a backslash goes on in the next."""
-    text = re.sub(r" *\\\n *", " ", path.read_text(encoding="utf-8"))
+    text = re.sub(r" *\\\n *", " ", GENERATED.sub("", path.read_text(encoding="utf-8")))
     fenced = [line for _, code in FENCED.findall(text) for line in code.splitlines()]
     return fenced + [line.strip() for line in FENCED.sub("", text).splitlines() if line.startswith("    ")]
 
