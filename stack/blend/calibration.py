@@ -125,7 +125,7 @@ class Isotonic:
 
 
 def fit_isotonic(score: ArrayLike, y: ArrayLike) -> Isotonic:
-    """Fits isotonic regression to scores (n,) in [0, 1] and 0/1 targets `y` (n,), which must be held out as in `fit_platt`.
+    """Fits isotonic regression to scores (n,) in [0, 1] and targets `y` (n,), with the requirements of `fit_platt`.
 
     Fitted values are clipped to [0.5 / n, 1 - 0.5 / n], so that the log loss is finite.
     """

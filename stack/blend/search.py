@@ -239,10 +239,8 @@ def _climb(V: Floats, y: NDArray[Any], objective: str, replacement: bool, steps:
     return share
 
 
-RIDGE = 1.0  # penalty relative to the summed log likelihood, like scikit-learn's C = 1
-ZERO_RIDGE = (
-    0.01  # share of RIDGE that pulls towards zero: keeps coefficients finite where columns separate the classes
-)
+RIDGE = 1.0  # penalty against the summed log likelihood, as scikit-learn's C = 1, on columns of spread 1
+ZERO_RIDGE = 0.01  # share of RIDGE that pulls towards zero: coefficients stay finite where columns separate the classes
 
 
 def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
