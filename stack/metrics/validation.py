@@ -123,12 +123,12 @@ UNDECIDED, NOT_COMPARABLE = "cannot be determined", "not comparable: the prevale
 
 @dataclass(frozen=True)
 class InternalValidation:
-    """Metrics expected on new rows, estimated on training rows that were held out from models, blend and calibration."""
+    """Metrics expected on new rows: those of training rows held out from models, blend and calibration."""
 
     objective: str
     measures: Measures
     points: tuple[OperatingPoint, ...]
-    subgroups: tuple[dict[str, Any], ...]  # the columns of `stack.metrics.subgroups`
+    subgroups: tuple[dict[str, Any], ...]  # the columns of `stack.metrics.subgroups.subgroups`
 
 
 @dataclass(frozen=True)
