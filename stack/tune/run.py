@@ -129,8 +129,8 @@ def tune_blend(
 ) -> Path:
     """Tunes the blend's weights without each fold, without each pair of folds, and on all rows.
 
-    Each of ``workers`` processes runs one study at a time, and the studies share ``timeout`` seconds. An interrupted run
-    continues with the same result, for any number of workers. Returns the path of the yaml to name in the config
+    Each of ``workers`` processes runs one study at a time, and the studies share ``timeout`` seconds. An interrupted
+    run continues with the same result, for any number of workers. Returns the path of the yaml to name in the config
     under ``tuned.blend``.
     """
     refuse_sqlite(experiment, workers)
