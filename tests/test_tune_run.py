@@ -173,7 +173,7 @@ def test_a_stacker_without_parameters_has_no_study(tmp_path: Path) -> None:
     experiment = opened_experiment(path)
     import_frames(experiment, "a", *predictions(experiment, seed=0))
     with pytest.raises(
-        ConfigError, match="line is a logistic model, .*: choose a stacker of kind lightgbm, xgboost, catboost"
+        ConfigError, match=r"line is a logistic model, .*: choose a stacker of kind lightgbm, xgboost, catboost"
     ):
         tune_gbdt(experiment, experiment.config.stackers[0], Out(quiet=True), trials=2, timeout=None)
 
