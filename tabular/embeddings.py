@@ -24,9 +24,7 @@ class Alignment:
 
     mean: NDArray[np.float32]  # (nets, d)
     projection: NDArray[np.float32]  # (nets, d, r)
-    residual: (
-        float  # on held-out anchors, share of the components' variance: 0 for identical nets, 1 for unrelated ones
-    )
+    residual: float  # on held-out anchors, share of the variance between nets: 0 for identical, 1 for unrelated nets
     unaligned: float  # the residual without rotations
 
     def transform(self, z: NDArray[np.floating], net: int) -> NDArray[np.float32]:

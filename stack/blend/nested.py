@@ -74,7 +74,7 @@ def blend_nested(
     n_jobs: int = 1,
     tuned: Mapping[LeftOutFolds, Weighting] | None = None,
 ) -> NestedBlend:
-    """Blends out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), with an unbiased estimate of the result.
+    """Blends out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), with a nested estimate of the quality.
 
     Each fold is scored by the method chosen, and the weights tuned, on the other folds. The choice is nested once more:
     among the other folds, fold j is scored by weights tuned without j and without the fold held out. The same weights
