@@ -119,7 +119,7 @@ def train_net(
 ) -> pd.DataFrame:
     """Fine-tunes ``net`` in place with AdamW, a warm-up and a cosine decay of the learning rate to zero.
 
-    Held-out rows are not used. ``batch_augment`` augments batches on the device, if ``images`` does not augment its own.
+    Held-out rows are not used. ``batch_augment`` augments batches on the device, unless ``images`` augments its rows.
     ``inner_val`` are the rows on which `select: best` chooses the epoch; ``report`` is called with each epoch's AUC on
     them. ``state`` is a file that is written after each epoch, and from which a training of the same ``identity``
     resumes: every draw comes from (seed, epoch), so that a resumed training ends with the same weights. ``progress`` is
