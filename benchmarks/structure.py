@@ -102,9 +102,8 @@ def main() -> None:
     print(f"{sum(n < 60 for n in lines.values())} under 60 lines, {sum(n > 450 for n in lines.values())} over 450")
     pairs = folder_imports(tree, found)
     packages = {(a.split("/")[0], b.split("/")[0]) for a, b in pairs}
-    print(
-        f"{len(pairs)} pairs of folders, {sum(a != b for a, b in packages)} pairs of installed packages, of which one imports the other"
-    )
+    between = sum(a != b for a, b in packages)
+    print(f"imports between {len(pairs)} pairs of folders, between {between} pairs of installed packages")
     print(f"{len(modules_called(tree))} modules called from csv to submission (audit and report left out)")
 
 
