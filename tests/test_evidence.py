@@ -53,7 +53,7 @@ def test_every_number_is_of_the_blends_own_rows(experiment: Experiment) -> None:
     assert data.subgroups is not None
     assert data.subgroups.groupby("by")["rows"].sum().tolist() == [len(oof)] * 3
     assert data.decision is not None
-    at = data.decision.at.iloc[0]
+    at = data.decision.at_round_thresholds.iloc[0]
     called = oof["p_calibrated"] >= at["threshold"]
     odds = at["threshold"] / (1 - at["threshold"])
     assert at["net_benefit"] == pytest.approx((called & (data.y == 1)).mean() - (called & (data.y == 0)).mean() * odds)

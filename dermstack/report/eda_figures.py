@@ -147,7 +147,7 @@ def sizes_figure(name: str, sizes: pd.DataFrame, *, column: str) -> Drawing:
         top = "; ".join(
             f"{w:.0f} × {h:.0f}: {n:,}" for w, h, n in shown[["width", "height", column]].head(5).to_numpy()
         )
-        alt = f"Image sizes by width and height, {column}. {len(shown)} sizes, most frequent: {top or 'none'}."
+        alt = f"Image width and height, {column}. Number of sizes: {len(shown)}; most frequent: {top or 'none'}."
         return Drawing(page_svg(figure, name, alt), [])
 
 

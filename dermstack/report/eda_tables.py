@@ -40,7 +40,7 @@ def level_table(counts: pd.DataFrame, column: str) -> Grid:
             share = float(shares[name][number])
             cells.append(Cell(f"{line[name]:,} ({share:.1%})", share / largest))
         rows.append([*cells, Cell(f"{line['prevalence']:.2%}")])
-    return Grid([(column, False), *[(head, True) for head in columns.values()], ("share positive", True)], rows)
+    return Grid([(column, False), *[(head, True) for head in columns.values()], ("share of positives", True)], rows)
 
 
 def group_size_table(sizes: pd.DataFrame) -> Grid:
@@ -51,7 +51,7 @@ def group_size_table(sizes: pd.DataFrame) -> Grid:
         "with_positive": "with a positive",
         "rows": "images",
         "positives": "positive",
-        "prevalence": "share positive",
+        "prevalence": "share of positives",
     }
     return _grid(sizes, heads, percent={"prevalence"})
 
@@ -87,7 +87,7 @@ def picture_size_table(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
         "size": "width × height",
         "rows": "images",
         "positives": "positive",
-        "prevalence": "share positive",
+        "prevalence": "share of positives",
     }
     return _grid(lines, heads, percent={"prevalence"})
 

@@ -62,7 +62,7 @@ def threshold_roc_figure(name: str, y: ArrayLike, score: ArrayLike, points: Sequ
             axes.plot(x0, y0, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=INK, clip_on=False)
             axes.plot(x1, y1, "o", markersize=6.5, color=ACCENT, markeredgewidth=0, clip_on=False)
             alt_text.append(
-                f"fixed at {point.promised.aim} {point.promised.level:.0%}: "
+                f"threshold for {point.promised.aim} {point.promised.level:.0%}: "
                 f"sensitivity {y0:.3f} expected, {y1:.3f} found, specificity {1 - x0:.3f} expected, {1 - x1:.3f} found"
             )
         legend = [("in training, at the chosen threshold", PROMISED_DOT), ("here, at the same threshold", FOUND_DOT)]

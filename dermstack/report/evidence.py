@@ -325,7 +325,7 @@ def _level2_notes(run: Run) -> list[str]:
     if not run.has("probes"):
         return []
     says = {
-        "context_counts": "With the number of images of the group as a feature, {run} would have AUC {auc:.4f}, "
+        "context_counts": "With the number of images in the group as a feature, {run} would have AUC {auc:.4f}, "
         "{apart}. This is an artefact of how images were collected; it is off unless `features.context_counts` is set.",
         "shortcuts": "With image width, height and file size as features, {run} would have AUC {auc:.4f}, {apart}. "
         "This is an artefact of how images were made; it is off unless `features.shortcuts` is set.",
