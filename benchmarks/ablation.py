@@ -1,11 +1,11 @@
-"""What each choice of an image model is worth on HAM10000: the runs of benchmarks/ablation.yaml in one table.
+"""Compares choices of an image model on HAM10000: prints the runs of benchmarks/ablation.yaml in one table.
 
 dermstack oof --config benchmarks/ablation.yaml
 python benchmarks/ablation.py --tta fine_tuned
 
-Out-of-fold AUC with its interval over split_groups, average precision, accuracy at 0.5, seconds of all folds, and the
-paired difference of AUC to `fine_tuned`. `--tta RUN` predicts that run's rows again from its weights with each kind of
-test-time augmentation. Whatever is picked from this table was selected on these rows.
+The columns are out-of-fold AUC with its interval over split_groups, average precision, accuracy at 0.5, seconds of all
+folds, and the paired difference of AUC to `fine_tuned`. `--tta RUN` predicts that run's rows again from its weights
+with each kind of test-time augmentation. Whatever is chosen by this table was selected on these rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CONFIG = Path(__file__).with_name("ablation.yaml")
 
 
 def logits_by_tta(experiment: Experiment, run: Run, out: Out) -> dict[str, tuple[np.ndarray, float]]:
-    """Logits of the run's out-of-fold rows under each kind of test-time augmentation, and the seconds they took."""
+    """Predicts the run's out-of-fold logits with each kind of test-time augmentation; returns them with the seconds."""
     model = next(model for model in experiment.config.image_models if model.name == run.name)
     _, caches = with_images(experiment, [model.size], out)
     cache, made = caches[model.size], {}
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--against", default="fine_tuned", help="the run that the others are compared with")
-    parser.add_argument("--tta", metavar="RUN", help="a run to predict again with each test-time augmentation")
+    parser.add_argument("--tta", metavar="RUN", help="a run to predict again with each kind of test-time augmentation")
     options = parser.parse_args()
     torch.set_num_threads(2)
     out = Out()
@@ -70,7 +70,7 @@ def main() -> None:
     for model in experiment.config.image_models:
         run = read_run(experiment.models / model.name)
         if run is None:
-            out.warn(f"{model.name} is not complete")
+            out.warn(f"{model.name} is not complete and is left out: run `dermstack oof`")
             continue
         oof = run.frame("oof").set_index("id").loc[experiment.table.train["id"]]
         logits[model.name] = oof["logit"].to_numpy(), run.meta["seconds"]

@@ -1,11 +1,11 @@
-"""Level 2 at test time: each fold's model on the rows as its own net sees them, against nets that are averaged first.
+"""Compares two ways to apply level 2 at test time: to each fold's own level-1 predictions, or to their average.
 
 python benchmarks/at_test_time.py CONFIG RUN    (a frozen run of a finished `dermstack oof`)
 
-A fifth of the split groups plays test rows; on the others five folds of heads are fitted on the frozen features, then
-LightGBM on logit, metadata and aggregates in each fold. `within` applies fold k's model to the rows as head k sees them
-and averages logits over k; `first` averages the heads' logits and gives that to every model. AUC of the level 1, of
-both ways, and their paired difference, over repeats of the draw.
+A fifth of the split groups serves as test rows. On the others, five folds of heads are fitted on the frozen features,
+and in each fold LightGBM on logit, metadata and aggregates. `within` applies fold k's model to the test logits of head
+k and averages the results over k; `first` averages the heads' logits and applies every model to that average. Prints
+the AUC of level 1 and of both ways, and their paired difference, as means over repeats of the draw.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     experiment = open_experiment(read_config(options.config), options.config, Out(quiet=True))
     run = read_run(experiment.models / options.run)
     if run is None or run.meta["kind"] != "frozen":
-        parser.error(f"{options.run} is no complete frozen run of {options.config}")
+        parser.error(f"{options.run} is not a complete frozen run of {options.config}: run `dermstack oof`")
     z = run.array("oof_z")
     found = [
         repeat(z, experiment.table.train, experiment.target, experiment.split_group, seed)

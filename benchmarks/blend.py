@@ -1,4 +1,4 @@
-"""Blending against what a user would write: one AUC, a study of weights, hill climbing over 18 runs.
+"""Compares blending with plain code: one AUC, a study of weights, and hill climbing over 18 runs.
 
 python benchmarks/blend.py            # `pip install hillclimbers` first, for the third table
 """
@@ -29,7 +29,7 @@ ROWS, POSITIVES, TRIALS = 33_126, 584, 500
 def simulated_runs(
     runs: int, *, rows: int = ROWS, positives: int = POSITIVES, seed: int = 0
 ) -> tuple[Floats, NDArray[Any]]:
-    """Probabilities (rows, runs) of runs on common ground, a third of them weak, and targets."""
+    """Simulates probabilities (rows, runs) of correlated runs, a third of them weak, and targets (rows,)."""
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(rows) < positives).astype(int)
     strength = np.where(np.arange(runs) % 3 == 2, 0.3, rng.uniform(1.6, 2.2, runs))
@@ -39,8 +39,8 @@ def simulated_runs(
 
 
 def bench_auc() -> None:
-    """By a function made once for the targets, as a study calls it, and by one that checks its input."""
-    print("| AUC of | ours, targets known | ours, once | scikit-learn | ratio |\n|---|---|---|---|---|")
+    """Times AUC by a function prepared once for the targets, as in a study, and by one that checks its input."""
+    print("| AUC of | ours, targets prepared | ours, single call | scikit-learn | ratio |\n|---|---|---|---|---|")
     for rows, positives in ((ROWS, POSITIVES), (401_059, 393)):
         P, y = simulated_runs(1, rows=rows, positives=positives)
         s = P[:, 0]
@@ -57,7 +57,7 @@ def bench_auc() -> None:
 
 
 def plain_study(P: Floats, y: NDArray[Any]) -> tuple[float, float, float, float]:
-    """The same space with Optuna's own sampler and scikit-learn: seconds, those of objectives, best, when it was."""
+    """Runs the study with plain Optuna: returns total seconds, seconds of objectives, the best AUC and its time."""
     nets = np.zeros(len(P), int)
     columns = NetScaler().fit(P, nets)
     kinds = {kind: columns.standardised(P, nets, [kind] * P.shape[1]) for kind in TRANSFORMS}
@@ -82,7 +82,7 @@ def plain_study(P: Floats, y: NDArray[Any]) -> tuple[float, float, float, float]
 
 
 def bench_studies() -> None:
-    """Wholes, parts, and how long until ours has reached the best of the plain one's 500 trials."""
+    """Times whole studies, their objectives, and how soon ours reaches the best of the plain study's 500 trials."""
     P, y = simulated_runs(12)
     plain_seconds, spent, best, best_at = plain_study(P, y)
     study, started = study_in_memory(), time.time()
@@ -96,7 +96,7 @@ def bench_studies() -> None:
     values = blender.trial_values_
     reached = int(np.argmax(values >= best))
     until = study.trials[reached].datetime_complete
-    assert values[reached] >= best, "never reached"
+    assert values[reached] >= best, "our study never reached the plain study's best"
     assert until is not None
     seconds = until.timestamp() - started
     print("\n| 500 trials, 12 runs, 33,126 rows | ours | plain Optuna and scikit-learn | ratio |\n|---|---|---|---|")
@@ -110,12 +110,12 @@ def bench_studies() -> None:
 
 
 def bench_hill_climb() -> None:
-    """Over 18 runs' probabilities, as hillclimbers takes them; it needs no targets but the frame's."""
+    """Times hill climbing over 18 runs' probabilities; hillclimbers takes a training frame with only the target."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             from hillclimbers import climb_hill
     except ImportError:
-        print("\nhillclimbers is not installed: `pip install hillclimbers`, and run this again")
+        print("\nhillclimbers is not installed: run `pip install hillclimbers`, then this again")
         return
     P, y = simulated_runs(18, seed=1)
     frame = pd.DataFrame(P, columns=[f"run_{run}" for run in range(18)])

@@ -1,4 +1,4 @@
-"""The image cache against what a user would write, one core: building it, and reading from it in random order.
+"""Compares the image cache with plain code on one core: building it, and reading it in random order.
 
 python benchmarks/cache.py
 """
@@ -19,11 +19,11 @@ from image_models.cache import build_cache
 from image_models.io.readers import image_sources
 
 N, SIDE, SIZE, REPEATS = 256, 1024, 256, 5
-COARSENESS = (2, 4, 8, 16, 32, 64)  # pixels: photographs have structure at every scale, the coarse the strongest
+COARSENESS = (2, 4, 8, 16, 32, 64)  # pixels: photographs have structure at every scale, strongest at coarse ones
 
 
 def write_pictures(folder: Path) -> list[Path]:
-    """1024 × 1024 JPEGs of quality 90, whose spectrum is that of a photograph."""
+    """Writes 1024 × 1024 JPEGs of quality 90 with the spectrum of a photograph."""
     rng = np.random.default_rng(0)
     picture = np.full((SIDE, SIDE, 3), 128.0, np.float32)
     for sigma in COARSENESS:

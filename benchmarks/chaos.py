@@ -1,10 +1,10 @@
-"""Kill it, fill its disk, damage its files: `make chaos` prints, as Markdown, what was tried and what it survived.
+"""Kills the pipeline, fills its disk and damages its files: `make chaos` prints a Markdown table of what it survived.
 
     python -m benchmarks.chaos [--seed 0] [--kills 60] [--only FAULT …] [--quick]
 
-Every fault ends with the same commands run again until the pipeline is complete: the submission, the predictions of the
+After every fault the same commands run again until the pipeline is complete: the submission, the predictions of the
 bundle and every run's out-of-fold and test files must have the bytes of the undisturbed world, and no row may be lost.
-Exit status 1 where something was not survived. The same seed draws the same moments, places and bytes.
+The exit status is 1 if a fault was not survived. The same seed draws the same moments, places and bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Fault = Callable[[Baseline, np.random.Generator, Tally], None]
 
 
 def faults(baseline: Baseline, kills: int, *, quick: bool, every_damage: bool) -> dict[str, Fault]:
-    """Each fault by name, with how often it is tried."""
+    """Returns the faults by name, each bound to its number of trials."""
     some = 1 if quick else 4
     among = {"group": kills * 3 // 4, "group with workers": kills // 10, "main": kills // 12}
     among["worker"] = kills - sum(among.values())
@@ -65,7 +65,7 @@ def faults(baseline: Baseline, kills: int, *, quick: bool, every_damage: bool) -
         chosen["disk full"] = lambda g, rng, t: full_disk(g, rng, t, times=2 * some)
         chosen["file system read-only"] = lambda g, rng, t: read_only(g, t, commands=some)
     else:
-        print("disk full, file system read-only: left out, this user may not mount a tmpfs", file=sys.stderr)
+        print("disk full, file system read-only: skipped, because this user may not mount a tmpfs", file=sys.stderr)
     files = ARTEFACTS[::9] if quick else ARTEFACTS
     worlds = worlds_to_damage(baseline)
     for number, damage in enumerate(DAMAGES):
@@ -77,14 +77,14 @@ def faults(baseline: Baseline, kills: int, *, quick: bool, every_damage: bool) -
 
 
 def main() -> None:
-    """Try the faults, print the table."""
+    """Tries the faults and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=60, help="SIGKILLs, shared among its four kinds")
-    parser.add_argument("--only", nargs="*", help="faults whose name begins so")
-    parser.add_argument("--quick", action="store_true", help="each fault once, a ninth of the artefacts")
+    parser.add_argument("--kills", type=int, default=60, help="number of SIGKILLs, divided among the four kinds")
+    parser.add_argument("--only", nargs="*", help="only faults whose name begins with one of these")
+    parser.add_argument("--quick", action="store_true", help="a quarter of most trials, a ninth of the artefacts")
     parser.add_argument(
-        "--every-damage", action="store_true", help="each artefact in each of the four ways, not in one"
+        "--every-damage", action="store_true", help="damage each artefact in each of the four ways, not in one"
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dermstack-chaos-") as folder:
@@ -99,8 +99,8 @@ def main() -> None:
             tally, started = Tally(name), time.monotonic()
             try:
                 fault(baseline, np.random.default_rng([arguments.seed, *name.encode()]), tally)
-            except AssertionError as error:  # what nothing can go on after is one that was not survived
-                tally.add("ended there", str(error))
+            except AssertionError as error:  # no trial can follow: counts as not survived
+                tally.add("stopped", str(error))
             tallies.append(tally)
             print(
                 f"{name}: {tally.survived} of {tally.tried}, {time.monotonic() - started:.0f} s",
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def table(tallies: list[Tally]) -> str:
-    """One row a fault, as Markdown."""
+    """Formats the tallies as Markdown, one row per fault."""
     lines = ["| fault | tried | survived | of these after a refusal | lost rows |", "|---|---|---|---|---|"]
     lines += [f"| {one.fault} | {one.tried} | {one.survived} | {one.refused} | {one.lost} |" for one in tallies]
     return "\n".join(lines)

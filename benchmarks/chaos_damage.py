@@ -1,4 +1,4 @@
-"""Damage to each kind of file: the same bytes in the end, or a refusal that names it and whose advice leads to them."""
+"""Damages each kind of file: the result must have the same bytes, or a refusal must name the file and the remedy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _UNFINISHED = (
 )  # fmt: skip
 _PARTS = "predictions.csv.parts"
 
-# (in which state of the world, the file)
+# (state of the world, file in it)
 ARTEFACTS: tuple[tuple[str, str], ...] = (
     *(("finished", f"runs/chaos/{name}") for name in _OF_EXPERIMENT),
     *(("finished", name) for name in _OF_CACHE),
@@ -58,7 +58,7 @@ ARTEFACTS: tuple[tuple[str, str], ...] = (
 
 
 def worlds_to_damage(baseline: Baseline) -> dict[str, PipelineFolder]:
-    """The states of the world in which files are damaged, each made when it is first asked for."""
+    """Returns the worlds whose files are damaged, by state; each is made at its first use."""
     return _Worlds(baseline)
 
 
@@ -73,7 +73,7 @@ class _Worlds(dict[str, PipelineFolder]):
             self[state] = interrupted(baseline, state, "runs/*/models/tiny/fold_1/seed_0/state.pt")
         elif state == "predicting":
             self[state] = interrupted(baseline, state, f"{_PARTS}/pixels/32/index.parquet", command=-1)
-        else:  # refused after the last part: the sample is of other rows
+        else:  # refused after the last part, because the sample has other rows
             world = self[state] = baseline.finished.copy(baseline.folder / state)
             sample = baseline.folder / "data" / "train.csv"
             run(
@@ -85,7 +85,7 @@ class _Worlds(dict[str, PipelineFolder]):
 
 
 def damage_studies(baseline: Baseline, rng: np.random.Generator, tally: Tally) -> None:
-    """The journal of a study and what it chose, in a world whose stacker is tuned by it."""
+    """Damages a study's journal and its chosen parameters, in a world whose stacker it tunes."""
     shutil.rmtree(baseline.folder / "tuned", ignore_errors=True)
     world = replace(baseline.finished.copy(baseline.folder / "tuned"), tuned=True)
     ended = finish(world, baseline.log)
@@ -103,7 +103,7 @@ def damage_files(
     files: Sequence[tuple[str, str]],
     damages: Sequence[str] = DAMAGES,
 ) -> None:
-    """Each of ``files`` (world, path in it), in each way: the same bytes, or a refusal whose advice leads to them."""
+    """Damages each of ``files`` (world, path in it) in each way; adds to ``tally`` whether the world recovers."""
     for name, file in files:
         for damage in damages:
             shutil.rmtree(baseline.folder / "damaged", ignore_errors=True)
@@ -139,18 +139,18 @@ def _judge_damage(baseline: Baseline, world: PipelineFolder, path: Path) -> tupl
         return (*baseline.compare(world), False)
     output = ended.output
     if ended.status != 2 or not ended.clean:
-        return f"status {ended.status}, said {output[-3000:]}", 0, False
+        return f"status {ended.status}, output {output[-3000:]}", 0, False
     if path.name not in output and str(path.parent) not in output:
-        return f"the refusal does not name it: {output}", 0, True
+        return f"the refusal does not name the file: {output}", 0, True
     follow_advice(world, output)
     return (*baseline.judge(world), True)
 
 
 def follow_advice(world: PipelineFolder, output: str) -> None:
-    """Do what a refusal says: remove what it names, set aside what it says to rebuild."""
+    """Follows the advice of a refusal: removes the files it names and rebuilds the runs it names."""
     for found in re.findall(r"remove (/\S+?)[,:]? ", output):
         path = Path(found)
-        assert world.folder in path.parents, f"{output}: that is none of ours"
+        assert world.folder in path.parents, f"the refusal names a path outside the world: {output}"
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or somebody else's: a refusal that names the file, and the same bytes afterwards."""
+"""Faults of the disk (full, read-only, no permission): a refusal must name the file, and the bytes agree afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.chaos_world import PipelineFolder, finish, run, write_config
 
 
 def full_disk(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
-    """Everything on a small tmpfs that fills at a random moment; then it grows."""
+    """Runs everything on a tmpfs of random size that fills up, then enlarges it."""
     needed = _size(baseline.finished.folder)
     for _ in range(times):
         room = int(rng.uniform(0.02, 0.95) * needed)
@@ -35,11 +35,11 @@ UNWRITABLE = ("runs", "cache", "runs/chaos/models/tiny", "bundle.zip", "predicti
 
 
 def no_write_permission(baseline: Baseline, tally: Tally, names: Sequence[str] = UNWRITABLE) -> None:
-    """One folder may be read and not written; then it may."""
+    """Makes one folder read-only, then writable again."""
     for name in names:
         world = baseline.fresh("no_right")
         barred = world.folder / name
-        if barred.suffix:  # what comes before is made, and the file is wanted in a folder of others
+        if barred.suffix:  # a file: all is finished but this file, and its folder is read-only
             shutil.rmtree(world.folder)
             world = baseline.finished.copy(world.folder)
             barred.unlink()
@@ -51,7 +51,7 @@ def no_write_permission(baseline: Baseline, tally: Tally, names: Sequence[str] =
             ended = run(arguments, baseline.log, as_user=True)
             if ended.status:
                 break
-        failure, lost = f"status {ended.status}, said {ended.output[-3000:]}", 0
+        failure, lost = f"status {ended.status}, output {ended.output[-3000:]}", 0
         if ended.status == 2 and ended.clean and "no right" in ended.output and str(barred) in ended.output:
             barred.chmod(0o755)
             failure, lost = baseline.judge(world)
@@ -59,7 +59,7 @@ def no_write_permission(baseline: Baseline, tally: Tally, names: Sequence[str] =
 
 
 def read_only(baseline: Baseline, tally: Tally, *, commands: int) -> None:
-    """The file system becomes read-only before each of the commands, as it does when a disk fails."""
+    """Makes the file system read-only before each of the commands, as happens when a disk fails."""
     for number in range(commands):
         shutil.rmtree(baseline.folder / "read_only", ignore_errors=True)
         with _tmpfs(baseline.folder / "read_only", 1 << 28) as folder:
@@ -91,7 +91,7 @@ def _grow(folder: Path, room: int) -> None:
 
 
 def may_mount(folder: Path) -> bool:
-    """Whether this process may mount a tmpfs: the tests of a full disk need it."""
+    """Checks whether this process may mount a tmpfs, which the tests of a full disk need."""
     try:
         with _tmpfs(folder / "probe", 1 << 20):
             return True

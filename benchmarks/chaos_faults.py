@@ -1,4 +1,4 @@
-"""What can happen to a run, made to happen: each time on a world of its own, which must end as if undisturbed."""
+"""Kills, interrupts and duplicates runs, each in a new world, which must end like the undisturbed one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import numpy as np
 
 from benchmarks.chaos_world import Command, CommandResult, PipelineFolder, finish, new_world, run
 
-LINGERING_S = 3.0  # how long a worker may outlive its process: it looks for it five times a second
+LINGERING_S = 3.0  # how long a worker may outlive its parent, for which it checks five times a second
 
 
 @dataclass
 class Tally:
-    """Of one fault: how often it was tried and survived, and rows lost; says what went wrong when it does."""
+    """Counts how often one fault was tried and survived, and the rows lost; `add` prints what went wrong."""
 
     fault: str
     tried: int = 0
     survived: int = 0
     lost: int = 0
-    refused: int = 0  # how many survived by a refusal whose advice was followed
+    refused: int = 0  # survived by following the advice of a refusal
 
     def add(self, what: str, failure: str | None, *, lost: int = 0, refused: bool = False) -> None:
         self.tried += 1
@@ -40,7 +40,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Where faults are tried: a folder, the undisturbed outcome, how long that took, and worlds to start from."""
+    """The folder in which faults are tried, the undisturbed outcome, its duration, and a finished world to copy."""
 
     folder: Path
     outcome: dict[str, str]
@@ -56,23 +56,23 @@ class Baseline:
         return new_world(self.folder / name, n_jobs=n_jobs)
 
     def judge(self, world: PipelineFolder) -> tuple[str | None, int]:
-        """Bring the world to its end; what is wrong with it, if anything, and how many rows are lost."""
+        """Finishes the world's pipeline; returns what is wrong with it, if anything, and the number of lost rows."""
         ended = finish(world, self.log)
         if ended.status:
-            return f"can't be resumed, status {ended.status}: {ended.output[-1500:]}", 0
+            return f"cannot be resumed, status {ended.status}: {ended.output[-1500:]}", 0
         return self.compare(world)
 
     def compare(self, world: PipelineFolder) -> tuple[str | None, int]:
-        """What is wrong with a world that came to its end, and how many rows are lost."""
+        """Returns what is wrong with a finished world, if anything, and the number of lost rows."""
         made, lost = world.outcome(), world.rows_lost()
         other = sorted(name for name in {*made, *self.outcome} if made.get(name) != self.outcome.get(name))
-        return (f"other bytes in {', '.join(other)}" if other else None), lost
+        return (f"bytes differ in {', '.join(other)}" if other else None), lost
 
 
 def run_baseline(folder: Path) -> Baseline:
-    """The undisturbed pipeline."""
+    """Runs the undisturbed pipeline and measures its commands."""
     world, seconds = new_world(folder / "undisturbed"), {}
-    run(["--help"], folder / "log.txt")  # the server imports before the clock runs
+    run(["--help"], folder / "log.txt")  # so that the server imports before the clock runs
     for arguments in world.commands():
         started = time.monotonic()
         ended = run(arguments, folder / "log.txt")
@@ -86,7 +86,7 @@ def run_baseline(folder: Path) -> Baseline:
 def kill_at_random(
     baseline: Baseline, rng: np.random.Generator, tally: Tally, *, kills: int, victim: str, n_jobs: int
 ) -> None:
-    """SIGKILL at ``kills`` random moments: to the whole group, the main process or one worker; up to 4 times a life."""
+    """Kills the whole group, the main process or one worker at ``kills`` random moments, up to 4 times per world."""
     left, life = kills, 0
     while left:
         life += 1
@@ -95,17 +95,17 @@ def kill_at_random(
         while left and here < 4:
             moment = float(rng.uniform(0, sum(baseline.seconds.values()) * 0.6))
             if not _kill_at(baseline, world, moment, victim, rng):
-                break  # it had ended before
+                break  # it had already ended
             left, here = left - 1, here + 1
         failure, lost = baseline.judge(world)
         for number in range(here):
             tally.add(f"life {life}, kill {number + 1}", failure, lost=lost if number == 0 else 0)
-        if not here:  # the moments were too late for this world: as if it had not been
+        if not here:  # the moment was too late: this world does not count
             continue
 
 
 def _kill_at(baseline: Baseline, world: PipelineFolder, moment: float, victim: str, rng: np.random.Generator) -> bool:
-    """Start the pipeline and kill it so many seconds later; False where it has ended before."""
+    """Starts the pipeline and kills it ``moment`` seconds later; returns False if it has ended before."""
     deadline = time.monotonic() + moment
     for arguments in world.commands():
         command = Command(arguments, baseline.log)
@@ -122,7 +122,7 @@ def _kill_at(baseline: Baseline, world: PipelineFolder, moment: float, victim: s
 
 
 def _kill_worker(command: Command, rng: np.random.Generator) -> bool:
-    """One of its workers, as soon as it has some; False where it ends without."""
+    """Kills a worker within 2 s of its start; returns whether the command then ended with status 2 (a refusal)."""
     while (ended := command.wait(0.02)) is None:
         if command.workers("LokyProcess"):
             time.sleep(float(rng.uniform(0, 2)))
@@ -142,7 +142,7 @@ def _kill(pid: int) -> None:
 
 
 def terminate(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, times: int, number: int) -> None:
-    """SIGTERM to the main process, or Ctrl-C, which a terminal sends to the whole group."""
+    """Sends SIGTERM to the main process, or Ctrl-C to the whole group, as a terminal does."""
     status = 128 + number
     for trial in range(times):
         world = baseline.fresh("asked", n_jobs=1 + trial % 2)
@@ -158,15 +158,15 @@ def terminate(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, tim
         if ended is None:
             command.send(signal.SIGUSR1)
             time.sleep(1)
-            failure = f"it went on for a minute: {baseline.log.read_text()[-4000:]}"
+            failure = f"it still ran after a minute: {baseline.log.read_text()[-4000:]}"
             command.send(signal.SIGKILL, group=True)
             command.wait()
         elif ended.status == 0:
-            continue  # it had ended before
+            continue  # it had already ended
         elif ended.status != status or not ended.clean or "run the same command again" not in ended.output:
-            failure = f"status {ended.status}, said {ended.output[-3000:]}"
+            failure = f"status {ended.status}, output {ended.output[-3000:]}"
         elif _outlived_by(command):
-            failure = f"workers {command.workers()} went on"
+            failure = f"workers {command.workers()} still ran"
         if failure is None:
             failure, lost = baseline.judge(world)
             tally.add(f"trial {trial}", failure, lost=lost)
@@ -182,29 +182,29 @@ def _outlived_by(command: Command) -> bool:
 
 
 def interrupted(baseline: Baseline, name: str, appears: str, *, command: int = 0) -> PipelineFolder:
-    """A world killed as soon as a file of this pattern is there, to be damaged in that state."""
+    """Returns a world that was killed as soon as a file of the pattern ``appears`` existed."""
     shutil.rmtree(baseline.folder / name, ignore_errors=True)
     world = baseline.finished.copy(baseline.folder / name) if command else baseline.fresh(name)
     started = Command(world.commands()[command], baseline.log)
     while not list(world.folder.glob(appears)):
-        assert started.wait(0.002) is None, f"{appears} never came"
+        assert started.wait(0.002) is None, f"the command ended before {appears} existed"
     started.send(signal.SIGKILL, group=True)
     started.wait()
-    assert list(world.folder.glob(appears)), f"{appears} went again"
+    assert list(world.folder.glob(appears)), f"{appears} was removed before the kill"
     return world
 
 
 def refusal(ended: CommandResult, wanted: str) -> str | None:
-    """What is wrong with a refusal; None where it is right, or where nothing stood in the way."""
+    """Returns what is wrong with a refusal; None where it is correct or the command succeeded."""
     if ended.status == 0:
         return None
     if ended.status != 2 or not ended.clean or wanted not in ended.output:
-        return f"status {ended.status}, said {ended.output[-3000:]}"
+        return f"status {ended.status}, output {ended.output[-3000:]}"
     return None
 
 
 def run_twice_at_once(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, times: int) -> None:
-    """The same command twice: the second is refused, or waits; neither harms. And two experiments on one cache."""
+    """Runs the same command twice at once: one may wait or be refused, and neither does harm."""
     for trial in range(times):
         world = baseline.fresh("twice")
         which = trial % 2
@@ -228,7 +228,7 @@ def run_twice_at_once(baseline: Baseline, rng: np.random.Generator, tally: Tally
 
 
 def shared_cache(baseline: Baseline, tally: Tally) -> None:
-    """Two experiments fill one cache at the same time."""
+    """Lets two experiments fill one cache at the same time."""
     worlds = [baseline.fresh(name) for name in ("sharing", "sharing_too")]
     for world in worlds:
         path = world.folder / "chaos.yaml"
@@ -243,7 +243,7 @@ def shared_cache(baseline: Baseline, tally: Tally) -> None:
 
 
 def stale_lock(baseline: Baseline, tally: Tally, *, times: int) -> None:
-    """Killed while it holds its locks: the next one starts at once."""
+    """Kills a command that holds its locks; the next one must start at once."""
     for trial in range(times):
         appears = f"runs/*/models/*/fold_0/seed_0/{'state.pt' if trial % 2 else 'weights.safetensors'}"
         world = interrupted(baseline, "dead", appears)

@@ -1,4 +1,4 @@
-"""A tiny world for faults: its whole pipeline, as processes that can be killed, and what must come out of it."""
+"""A tiny world for faults: the whole pipeline on small data, as processes that can be killed, and its outcome."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMPARED_FILES = (
     "anchor_z.npy",
 )  # of each run
 
-# The commands run in children of one server that has imported the libraries: what is killed is work, not imports.
+# The commands run in children of one server that has imported the libraries, so that kills hit work, not imports.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["torch", "dermstack.cli.main", "image_models.fit", "dermstack.report.evidence", "dermstack.serve.write_bundle"]
@@ -43,30 +43,30 @@ _context.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended: its exit status (negative: a signal) and what it said."""
+    """Result of a command: its exit status (negative: a signal) and its output."""
 
     status: int
     output: str
 
     @property
     def clean(self) -> bool:
-        """Whether it spoke to a user, and not to a programmer."""
+        """Whether the output has no traceback."""
         return "Traceback" not in self.output
 
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """One folder with data, config and everything that the pipeline makes of them."""
+    """A folder with the config and everything that the pipeline makes; the data lies beside it."""
 
     folder: Path
-    tuned: bool = False  # whether a study chooses its stacker's parameters
+    tuned: bool = False  # whether a study chooses the stacker's parameters
 
     @property
     def experiment(self) -> Path:
         return self.folder / "runs" / EXPERIMENT
 
     def commands(self) -> list[list[str]]:
-        """The whole pipeline: image models, level 2 and blend, bundle, predictions for images as if they were new."""
+        """Returns the pipeline's commands: image models, level 2 and blend, bundle, predictions of the bundle."""
         config, bundle = ["-c", str(self.folder / "chaos.yaml")], str(self.folder / "bundle.zip")
         data = self.folder.parent / "data"
         tune, study = [], self.experiment / "studies" / "gbdt-gbdt.yaml"
@@ -83,7 +83,7 @@ class PipelineFolder:
         ]
 
     def outcome(self) -> dict[str, str]:
-        """Digest of all that must be the same: submission, predictions, each run's out-of-fold and test files."""
+        """Returns digests of what must agree: submission, predictions, each run's out-of-fold and test files."""
         files = [self.experiment / "submission.csv", self.folder / "predictions.csv"]
         files += [
             path
@@ -94,7 +94,7 @@ class PipelineFolder:
         return {str(path.relative_to(self.folder)): _digest(path) for path in files}
 
     def rows_lost(self) -> int:
-        """Rows that some run, the submission or the predictions lack, or have twice."""
+        """Counts the rows that a run, the submission or the predictions lack or have twice."""
         runs = sorted(self.experiment.glob("models/*/oof.parquet"))
         wanted = [(ROWS, pd.read_parquet(path)["id"]) for path in runs]
         wanted += [(TEST_ROWS, pd.read_csv(self.experiment / "submission.csv")["image_name"])]
@@ -102,14 +102,14 @@ class PipelineFolder:
         return sum(abs(number - ids.nunique()) + abs(number - len(ids)) for number, ids in wanted)
 
     def copy(self, folder: Path) -> PipelineFolder:
-        """The same state in another folder, with a config of its own."""
+        """Copies the state to another folder, with a config of its own."""
         shutil.copytree(self.folder, folder)
         write_config(folder)
         return replace(self, folder=folder)
 
 
 def new_world(folder: Path, *, n_jobs: int = 1) -> PipelineFolder:
-    """A world in which nothing has happened; the data lie beside it and are shared by all worlds there."""
+    """Makes a world in which nothing has run; its data lies beside it and is shared by all worlds there."""
     from dermstack.cli.demo_data import write_demo_data
 
     data = folder.parent / "data"
@@ -151,7 +151,7 @@ def write_config(folder: Path, *, n_jobs: int = 1) -> None:
 
 
 class Command:
-    """A command of dermstack in a process group of its own."""
+    """A dermstack command in its own process group."""
 
     def __init__(self, arguments: Sequence[str], log: Path, *, as_user: bool = False) -> None:
         self.log = log
@@ -161,7 +161,7 @@ class Command:
         self.pid: int = self.process.pid
 
     def wait(self, seconds: float | None = None) -> CommandResult | None:
-        """How it ended; None where it is still running after ``seconds``."""
+        """Returns how the command ended; None if it still runs after ``seconds``."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             return None
@@ -169,7 +169,7 @@ class Command:
         return CommandResult(self.process.exitcode, output)
 
     def send(self, number: int, *, group: bool = False) -> None:
-        """A signal to the process, or to it and all its workers; nothing where it has ended."""
+        """Sends a signal to the process, or to it and all its workers; does nothing if it has ended."""
         with suppress(ProcessLookupError):  # it has ended
             if group:
                 os.killpg(self.pid, number)
@@ -177,20 +177,20 @@ class Command:
                 os.kill(self.pid, number)
 
     def workers(self, called: str = "") -> list[int]:
-        """Processes that live and were started by this one, directly or not, with ``called`` in their command line."""
+        """Returns the other living processes of the group whose command line contains ``called``."""
         others = [pid for pid, group in _groups() if group == self.pid and pid != self.pid]
         return [pid for pid in others if called in _command_line(pid)]
 
 
 def run(arguments: Sequence[str], log: Path, *, as_user: bool = False) -> CommandResult:
-    """A command to its end."""
+    """Runs a command to its end."""
     ended = Command(arguments, log, as_user=as_user).wait()
     assert ended is not None
     return ended
 
 
 def finish(world: PipelineFolder, log: Path) -> CommandResult:
-    """The whole pipeline; stops at the first command that refuses."""
+    """Runs the whole pipeline; stops at the first command that fails."""
     for arguments in world.commands():
         ended = run(arguments, log)
         if ended.status:
@@ -204,21 +204,21 @@ def _command(arguments: list[str], log: str, as_user: bool) -> None:
     os.dup2(to, 1)
     os.dup2(to, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    faulthandler.register(signal.SIGUSR1)  # says in the log where it hangs
+    faulthandler.register(signal.SIGUSR1)  # writes to the log where it hangs
     if as_user:
         _drop_root_override()
-    for function in (interval, paired_difference, bootstrap_scores):  # nothing that is compared depends on them
+    for function in (interval, paired_difference, bootstrap_scores):  # saves time; no compared file depends on it
         function.__kwdefaults__["draws"] = 40
     sys.argv = ["dermstack", *arguments]
     try:
         main()
     finally:
-        # An interpreter that ends asks loky's workers to end first; a process of multiprocessing waits for them before.
+        # An interpreter tells loky's workers to end at exit; a multiprocessing child would wait for them before that.
         process_executor._python_exit()
 
 
 def _drop_root_override() -> None:
-    """Root may write anywhere. Without that capability the kernel asks the permission bits, as of every other user."""
+    """Drops root's right to write anywhere, so that the kernel checks permission bits as for other users."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     libc.capget(header, sets)
@@ -229,7 +229,7 @@ def _drop_root_override() -> None:
 
 
 def _groups() -> list[tuple[int, int]]:
-    """(pid, process group) of every process that lives."""
+    """Returns (pid, process group) of every living process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

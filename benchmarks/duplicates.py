@@ -1,4 +1,4 @@
-"""Near-duplicates among 33,000 pictures, one core: hashing thumbnails and comparing all pairs.
+"""Times the search for near-duplicates among 33,000 images on one core: hashing thumbnails, comparing all pairs.
 
 python benchmarks/duplicates.py
 """
@@ -16,7 +16,7 @@ N, COPIES = 33_000, 425
 
 
 def lesions(n: int) -> np.ndarray:
-    """Thumbnails of dark blots on rough skin: alike as dermoscopy is."""
+    """Generates thumbnails of dark blots on rough skin, which resemble each other as dermoscopy images do."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1 : 1 : THUMBNAIL_SIDE * 1j, -1 : 1 : THUMBNAIL_SIDE * 1j]
     made = np.empty((n, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), np.uint8)
@@ -40,7 +40,7 @@ def main() -> None:
     pairs = near_duplicates(hashed_images)
     compared = time.perf_counter()
     right = (pairs["a"] + pairs["b"] == N - 1).sum()
-    print("| pictures | hashing | all pairs | copies found | other pairs |")
+    print("| images | hashing | all pairs | copies found | other pairs |")
     print("|---|---|---|---|---|")
     print(
         f"| {N:,} | {hashed - started:.1f} s | {compared - hashed:.1f} s | {right} of {COPIES} | {len(pairs) - right} |"

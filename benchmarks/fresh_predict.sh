@@ -1,8 +1,8 @@
 #!/bin/sh
-# From the zip alone: a new environment, the wheel of this commit with [image], an empty folder, nothing of the experiment.
+# Predicts from a bundle's zip alone: in a new environment with this commit's wheel [image], in an empty folder.
 #   sh benchmarks/fresh_predict.sh BUNDLE.zip IMAGES METADATA.csv [SUBMISSION.csv SAMPLE.csv]
-# With the training experiment's own submission.csv and the sample submission that it was made by, the bytes are compared.
-# PYTHON: which Python, 3.11 or newer. FRESH: an empty folder to work in, else a temporary one. Installs some 5 GB.
+# With the experiment's own submission.csv and the sample submission it was made from, the bytes are compared.
+# PYTHON: the Python to use, 3.11 or newer. FRESH: an empty folder to work in, else a temporary one. Installs some 5 GB.
 set -eu
 if [ "$#" -ne 3 ] && [ "$#" -ne 5 ]; then
     echo "usage: $0 BUNDLE.zip IMAGES METADATA.csv [SUBMISSION.csv SAMPLE.csv]" >&2

@@ -1,4 +1,4 @@
-"""Whether fold models held out what they claim: simulated runs, whose truth is known, and real ones.
+"""Checks the audit of held-out rows on simulated runs, whose true folds are known, and on real ones.
 
 python benchmarks/held_out.py simulate [RUNS]
 python benchmarks/held_out.py ../shared/data/siim2020/leaky/fold_model_predictions.parquet net1 net2 net3
@@ -15,13 +15,13 @@ import pandas as pd
 
 from dermstack.audit.folds import HeldOutVerdict, held_out_verdict
 
-OVERFITS = (0.0, 0.1, 0.2, 0.4, 1.0)  # logits: AUC gaps of about 0, 0.01, 0.02, 0.04 and 0.07
+OVERFITS = (0.0, 0.1, 0.2, 0.4, 1.0)  # logits; they cause AUC gaps of about 0, 0.01, 0.02, 0.04 and 0.07
 CLAIMS = ("true", "renumbered", "two swapped", "known elsewhere", "unknown")
 
 
 @dataclass(frozen=True)
 class SimulatedRun:
-    """Scores (n, K) of fold models, targets and groups (n,), the folds that they held out and the others (n,)."""
+    """Scores (n, K) of fold models; targets, groups and true held-out folds (n,); claimed folds (n,) by name."""
 
     scores: np.ndarray
     y: np.ndarray
@@ -41,11 +41,11 @@ def simulated(
     style: float = 0.3,
     ability: float = 0.1,
 ) -> SimulatedRun:
-    """Patients of about ``rows`` pictures; fold models that share most of what they see and most of their errors.
+    """Simulates patients with about ``rows`` images each, and fold models that share most of their signal and errors.
 
-    ``memory`` is by how much a seen positive is scored higher, and a seen negative lower by 0.3 times that, on average;
-    ``style`` the spread of a model's shift for all pictures of a patient, ``ability`` that of its slope there. Fold
-    models are good to different degrees.
+    ``memory`` is how much higher, on average, a model scores a positive of its training rows; a negative is scored
+    lower by 0.3 times that. ``style`` is the spread of a model's shift for all images of a patient, ``ability`` the
+    spread of its slope there. Fold models differ in quality.
     """
     group = np.repeat(np.arange(groups), rng.geometric(1 / rows, groups))
     n = len(group)
@@ -71,15 +71,15 @@ def simulated(
 
 
 def verdict(world: SimulatedRun, claim: str) -> HeldOutVerdict:
-    """What the audit says of this claim; where the true folds are known from elsewhere, it is given them."""
+    """Returns the audit's verdict on a claim; for "known elsewhere", the audit also gets the true folds."""
     elsewhere = {"another run": world.true} if claim == "known elsewhere" else {}
     return held_out_verdict(world.scores, world.claims[claim], world.y, world.group, other_folds=elsewhere)
 
 
 def simulate(runs: int) -> pd.DataFrame:
-    """How often which verdict by memory and claim, with the mean gap; the wrong claims in a fifth of the runs.
+    """Counts the verdicts by memory and claim, with the mean AUC gap; a fifth of the runs also get wrong claims.
 
-    ``unlike`` counts runs of which some model is said to be unlike the others.
+    ``unlike`` counts the runs in which the audit finds some model unlike the others.
     """
     records = []
     for memory in OVERFITS:
@@ -96,7 +96,7 @@ def simulate(runs: int) -> pd.DataFrame:
 
 
 def judge_real_nets(path: str, nets: list[str]) -> None:
-    """Each net of the file, ``<net>_fold<k>`` beside patient_id, target and fold."""
+    """Prints the verdict on each net of a file with columns ``<net>_fold<k>``, patient_id, target and fold."""
     frame = pd.read_parquet(path)
     k = frame["fold"].nunique()
     for net in nets:

@@ -1,4 +1,4 @@
-"""Every kind of leak planted into a generated data set and looked for, and the same finders on clean ones.
+"""Plants each kind of leak into a generated data set, searches for it, and runs the same finders on clean ones.
 
 python benchmarks/leaks.py 20    # clean data sets
 """
@@ -42,7 +42,7 @@ Finder = Callable[[LeakDataSet], list[Finding]]
 
 @dataclass(frozen=True)
 class PlantedLeak:
-    """A kind of leak. ``tells`` stands in what the finding says; ``honest`` makes the clean world comparable."""
+    """A kind of leak. ``tells`` is part of the text of its finding; ``honest`` makes a clean data set comparable."""
 
     kind: str
     how: str
@@ -52,7 +52,7 @@ class PlantedLeak:
     honest: Planting = planted.nothing
 
     def among(self, findings: list[Finding]) -> bool:
-        """Whether one of the findings says so."""
+        """Returns whether one of the findings reports this leak."""
         return any(self.tells in one.what for one in findings)
 
 
@@ -80,7 +80,7 @@ def _of_clean(base: Path, honest: Planting, finder: Finder, seed: int) -> list[F
 
 
 def refusal(world: LeakDataSet) -> list[Finding]:
-    """What opening the experiment says."""
+    """Returns the error that opening the experiment raises."""
     try:
         world.open()
     except DermstackError as error:
@@ -114,7 +114,7 @@ def runs(world: LeakDataSet) -> list[Finding]:
 
 
 def second_looks(world: LeakDataSet) -> list[Finding]:
-    """Caught: half of the flipped are listed. A false alarm: more than 1 % of clean rows are."""
+    """Reports if at least half of the flipped labels are listed, or, on clean data, more than 1 % of the rows."""
     experiment = world.open()
     listed = doubtful_labels(experiment, [world.frozen(experiment, tells=5, own=0.1)])["id"]
     hits, most = listed.isin(world.flipped).sum(), len(experiment.target) / 100
@@ -139,58 +139,48 @@ def _telling(self: FoldFeatures, frame: pd.DataFrame, *parts: Any) -> pd.DataFra
 
 
 PLANTED_LEAKS = [
-    PlantedLeak("groups in two folds", "a fold column of the csv, dealt by row", planted.folds_by_row, refusal,
-    "splits",
-          honest=planted.folds_by_group),
+    PlantedLeak("groups in two folds", "a fold column of the csv, assigned by row", planted.folds_by_row, refusal,
+        "splits", honest=planted.folds_by_group),
     PlantedLeak("a group that is none", "the patient of a fifth of the rows is 'unknown'", planted.unknown_patients,
-    refusal,
-          "looks like a mark for 'unknown'"),
-    PlantedLeak("duplicates with different targets", "five pictures copied over pictures of the other class",
-          planted.conflicting_copies, pictures, "with different targets"),
-    PlantedLeak("duplicates in train and test", "five pictures copied over test pictures", planted.copies_in_test,
-    pictures,
-          "across train and test"),
+        refusal, "looks like a mark for 'unknown'"),
+    PlantedLeak("duplicates with different targets", "five images copied over images of the other class",
+        planted.conflicting_copies, pictures, "with different targets"),
+    PlantedLeak("duplicates in train and test", "five images copied over test images", planted.copies_in_test, pictures,
+        "across train and test"),
     PlantedLeak("size of the file", "positives saved with less compression", planted.larger_files, pictures,
-          "the target can be predicted from file size", honest=planted.equal_files),
+        "the target can be predicted from file size", honest=planted.equal_files),
     PlantedLeak("a group that is none", "the patient of one row in thirty is 'unknown'", planted.few_unknown_patients,
-    rows,
-          "name means unknown"),
-    PlantedLeak("groups in two folds", "a column of other folds in the csv, dealt by row", planted.folds_elsewhere,
-    rows,
-          "splits groups between folds", honest=planted.honest_folds_elsewhere),
+        rows, "name means unknown"),
+    PlantedLeak("groups in two folds", "a column of other folds in the csv, assigned by row", planted.folds_elsewhere,
+        rows, "splits groups between folds", honest=planted.honest_folds_elsewhere),
     PlantedLeak("duplicates with different targets", "five listed pairs of both classes", planted.listed_conflicts,
-    rows,
-          "listed duplicates with different targets"),
+        rows, "listed duplicates with different targets"),
     PlantedLeak("duplicates in train and test", "five listed pairs", planted.listed_in_test, rows,
-          "listed duplicates across train and test"),
+        "listed duplicates across train and test"),
     PlantedLeak("a proxy of the target", "a column of words in train and test", planted.proxy, columns,
-          "`referral` separates the target", honest=planted.harmless_columns),
+        "`referral` separates the target", honest=planted.harmless_columns),
     PlantedLeak("a proxy of the target, in train alone", "a column of numbers with noise", planted.proxy_in_train,
-    columns,
-          "`thickness` separates the target", honest=planted.harmless_columns),
+        columns, "`thickness` separates the target", honest=planted.harmless_columns),
     PlantedLeak("a proxy of the target among the features", "the site of positives is 'excised'", planted.proxy_as_site,
-          columns, "`anatom_site_general_challenge` separates the target", honest=planted.harmless_columns),
+        columns, "`anatom_site_general_challenge` separates the target", honest=planted.harmless_columns),
     PlantedLeak("order of rows", "train.csv sorted by target", planted.sorted_rows, collection, "row order"),
     PlantedLeak("number in the id", "positives numbered later, by half of the range", planted.later_ids, collection,
-          "number in the id", honest=planted.honest_ids),
+        "number in the id", honest=planted.honest_ids),
     PlantedLeak("source", "hospital A has 60 % of positives, 20 % of the others", planted.sources, collection,
-          "the target can be predicted from source", honest=planted.honest_sources),
+        "the target can be predicted from source", honest=planted.honest_sources),
     PlantedLeak("drift", "test patients twenty years older", planted.older_in_test, train_and_test,
-          "train and test differ in columns that models use"),
+        "train and test differ in columns that models use"),
     PlantedLeak("predictions that are not out-of-fold", "each net claims the fold of another",
-    planted.other_rows_held_out,
-          runs, "held out other rows than it claims", honest=planted.honest_nets),
+        planted.other_rows_held_out, runs, "held out other rows than it claims", honest=planted.honest_nets),
     PlantedLeak("predictions that are not out-of-fold", "every net has seen all rows", planted.nothing_held_out, runs,
-          "cannot tell", honest=planted.honest_nets),
+        "cannot tell", honest=planted.honest_nets),
     PlantedLeak("scales of fold models", "logits of one net two higher than those of the next", planted.scales_differ,
-    runs,
-          "scales", honest=planted.honest_nets),
+        runs, "scales", honest=planted.honest_nets),
     PlantedLeak("flipped labels", "six negatives called positive", planted.flipped_labels, second_looks, "second look"),
-    PlantedLeak("groups in two folds", "folds dealt by row in the code", planted.torn_by_code, shuffles,
-          "models predict shuffled",
-          honest=planted.whole_patients),
+    PlantedLeak("groups in two folds", "folds assigned by row in the code", planted.torn_by_code, shuffles,
+        "models predict shuffled", honest=planted.whole_patients),
     PlantedLeak("a feature of the group's targets", "mean target of the group's other rows, in the level-2 matrix",
-          planted.telling_feature, shuffles, "models predict shuffled", honest=planted.whole_patients),
+        planted.telling_feature, shuffles, "models predict shuffled", honest=planted.whole_patients),
 ]  # fmt: skip
 
 

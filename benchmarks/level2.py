@@ -1,9 +1,10 @@
-"""What each block of level-2 features is worth: out-of-fold AUC of untuned models, against the runs' rank average.
+"""Measures the gain of each block of level-2 features: out-of-fold AUC of untuned models, minus the rank average's.
 
 python benchmarks/level2.py CONFIG    (after `dermstack oof` or `import-oof`)
 
-Every number is made by models that did not see the row; nothing is tuned. `both` is the mean of LightGBM's and the
-logistic regression's logits, each standardised within its fold. What is picked here was selected on these rows.
+Every prediction comes from models that were not trained on the row; nothing is tuned. `both` is the mean of LightGBM's
+and the logistic regression's logits, each standardised within its fold. Whatever is chosen by this table was selected
+on these rows.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def main() -> None:
         table.append({
             "what": name,
             "AUC": f"{value.value:.4f} [{value.low:.4f}, {value.high:.4f}]",
-            "less the rank average": f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
+            "minus the rank average": f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
         })  # fmt: skip
     print(pd.DataFrame(table).to_string(index=False))
 

@@ -1,9 +1,9 @@
-"""Building the level-2 matrix at the size of ISIC 2024: time and peak memory against rows, and against groupby.apply.
+"""Measures time and peak memory of the level-2 matrix up to the size of ISIC 2024, and compares with groupby.apply.
 
 python benchmarks/level2_scale.py
 
-Generated: 1,042 patients with up to 9,000 rows, as in ISIC 2024's 401,059; three runs with 64 aligned components each.
-Smaller sizes draw whole patients. Each size runs in a process of its own, so that its peak is its own.
+The data is generated: 1,042 patients with up to 9,000 rows, as in ISIC 2024's 401,059; three runs with 64 aligned
+components each. Smaller sizes draw whole patients. Each size runs in its own process, so that its peak is its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALL_FEATURES = Features(
 
 
 def group_sizes(rng: np.random.Generator) -> np.ndarray:
-    """Log-normal, as patients of ISIC 2024 are, cut at the largest and scaled to the whole."""
+    """Draws log-normal group sizes, like the patients of ISIC 2024, cut at the largest and scaled to the total."""
     sizes = np.sort(rng.lognormal(5.2, 1.15, PATIENTS))
     for _ in range(50):
         sizes = np.clip(sizes * ROWS / sizes.sum(), 1, LARGEST)
@@ -76,7 +76,7 @@ def measure(folder: Path, rows: int, queue: multiprocessing.Queue) -> None:
 
 
 def naive(frame: pd.DataFrame) -> pd.DataFrame:
-    """What a user would write for one run's aggregates."""
+    """Computes one run's aggregates as a user would write them."""
 
     def of_group(part: pd.DataFrame) -> pd.DataFrame:
         p = part["p"]

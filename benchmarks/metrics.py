@@ -1,4 +1,4 @@
-"""One AUC and one table of patient-level aggregates, against scikit-learn and groupby.apply: `make bench`."""
+"""Times AUC against scikit-learn, and patient-level aggregates against groupby.apply: `make bench`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tabular.group_features import prediction_aggregates
 
 
 def best_of(times: int, work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several runs."""
+    """Returns the seconds of the fastest of several runs."""
     found = []
     for _ in range(times):
         started = time.perf_counter()
@@ -24,7 +24,7 @@ def best_of(times: int, work: Callable[[], object]) -> float:
 
 
 def naive(group: np.ndarray, logit: np.ndarray) -> pd.DataFrame:
-    """What one would write first: the same eight features by groupby.apply."""
+    """Computes the same eight features by groupby.apply, as a user would write them."""
 
     def features(x: pd.Series) -> pd.DataFrame:
         n, others = len(x), max(len(x) - 1, 1)

@@ -1,4 +1,4 @@
-"""Generated data sets, and kinds of leaks to plant into them: what `benchmarks/leaks.py` looks for."""
+"""Generates data sets and plants leaks into them, for `benchmarks/leaks.py`."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ COLUMNS = {
 
 @dataclass
 class LeakDataSet:
-    """One generated data set on disk, its config, and what is done to code rather than to files."""
+    """A generated data set on disk, its config, and the leaks that change code instead of files."""
 
     folder: Path
     settings: dict[str, Any]
     rng: np.random.Generator
-    folds_by_row_in_code: bool = False  # folds are dealt by row, which no config can ask for
-    flipped: tuple[str, ...] = ()  # ids whose target was turned
-    leaking_feature: bool = False  # level 2 has a feature of the group's targets, which none of ours is
+    folds_by_row_in_code: bool = False  # folds are assigned by row, which no config can request
+    flipped: tuple[str, ...] = ()  # ids whose target was flipped
+    leaking_feature: bool = False  # level 2 has a feature made of the group's targets, unlike all real ones
 
     def read(self, part: str) -> pd.DataFrame:
-        """train or test, every cell as text."""
+        """Reads train or test, every cell as text."""
         return pd.read_csv(self.folder / f"{part}.csv", dtype=str, keep_default_na=False)
 
     def write(self, part: str, frame: pd.DataFrame) -> None:
-        """In the place of what `read` gave."""
+        """Replaces the file that `read` reads."""
         frame.to_csv(self.folder / f"{part}.csv", index=False)
 
     def change(self, part: str, **columns: Any) -> None:
-        """Columns of train or test, added or replaced."""
+        """Adds or replaces columns of train or test."""
         self.write(part, self.read(part).assign(**columns))
 
     def own_pictures(self) -> Path:
-        """Copies of the pictures, to be changed."""
+        """Copies the images, so that they can be changed, and returns their folder."""
         shutil.copytree(self.settings["data"]["images"], self.folder / "pictures")
         self.settings["data"]["images"] = str(self.folder / "pictures")
         return self.folder / "pictures"
 
     def open(self) -> Experiment:
-        """Raises what `dermstack` would."""
+        """Opens the experiment; raises the errors that `dermstack` would raise."""
         path = self.folder / "world.yaml"
         path.write_text(yaml.safe_dump(self.settings), encoding="utf-8")
         experiment = open_experiment(read_config(path), path, QUIET)
@@ -71,7 +71,7 @@ class LeakDataSet:
         return replace(experiment, folds=replace(experiment.folds, frame=frame.assign(fold=fold)))
 
     def frozen(self, experiment: Experiment, *, tells: float = 1.5, own: float = 1.0) -> Run:
-        """Features that see each picture's true target through noise, and which group it is of; heads out-of-fold."""
+        """Writes a frozen run with features made of true target, group and noise, and with out-of-fold logits."""
         y, test = experiment.target, experiment.table.test
         true = np.where(experiment.table.train["id"].isin(self.flipped), 1 - y, y)
         group = pd.factorize(experiment.table.train["group"])[0]
@@ -107,7 +107,7 @@ def make_data_set(base: Path, *, seed: int) -> LeakDataSet:
 
 
 def nothing(world: LeakDataSet) -> None:
-    """The world as it was generated."""
+    """Leaves the data set as it was generated."""
 
 
 def folds_by_row(world: LeakDataSet) -> None:
@@ -145,7 +145,7 @@ def honest_folds_elsewhere(world: LeakDataSet) -> None:
 
 
 def _write_listed_pairs(world: LeakDataSet, other: pd.Series[str]) -> None:
-    """The first five positives as copies of other rows, in a file of pairs."""
+    """Lists the first five positives as duplicates of other rows, in a file of pairs."""
     train = world.read("train")
     positive = train.loc[train["target"] == "1", "image_name"].iloc[:5].to_numpy()
     pairs = pd.DataFrame({"one": positive, "other": other.iloc[:5].to_numpy()})
@@ -163,7 +163,7 @@ def listed_in_test(world: LeakDataSet) -> None:
 
 
 def proxy(world: LeakDataSet) -> None:
-    """In both csv files, as an answer that was left in."""
+    """Adds a column to both csv files that gives the target away in train."""
     train, test = world.read("train"), world.read("test")
     world.write("train", train.assign(referral=np.where(train["target"] == "1", "urgent", "routine")))
     world.write("test", test.assign(referral="routine"))
@@ -214,7 +214,7 @@ def older_in_test(world: LeakDataSet) -> None:
 
 
 def _import_nets(world: LeakDataSet, seen: Callable[[np.ndarray, int], np.ndarray], *, scale: float = 0.0) -> None:
-    """Import three nets that know a row's target better where ``seen`` (fold, net) says that they were fitted to it."""
+    """Imports three nets that predict the target better where ``seen`` (fold, net) says that they trained on it."""
     experiment = world.open()
     y, fold, ids = experiment.target, experiment.folds.frame["fold"].to_numpy(), experiment.table.train["id"]
     every = []
@@ -276,7 +276,7 @@ def larger_files(world: LeakDataSet) -> None:
 
 
 def equal_files(world: LeakDataSet) -> None:
-    """All of one size, as the pictures that were generated are not: positives have more in them."""
+    """Saves all images as files of equal size; as generated, positives have larger files, because they show more."""
     folder = world.own_pictures()
     for path in sorted(folder.glob("*.png")):
         with Image.open(path) as picture:
@@ -285,7 +285,7 @@ def equal_files(world: LeakDataSet) -> None:
 
 
 def whole_patients(world: LeakDataSet) -> None:
-    """All pictures of a patient have one target, else a leak by group would tell little."""
+    """Gives all images of a patient the same target; otherwise a leak by group would reveal little."""
     rows = world.read("train")
     patients = rows["patient_id"].unique()
     ill = world.rng.choice(patients, len(patients) // 5, replace=False)

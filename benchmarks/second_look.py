@@ -1,6 +1,6 @@
-"""Of labels turned at random on HAM10000, how many `second_look` lists, and how many of what it lists were turned.
+"""Flips labels of HAM10000 at random; measures recall and precision of the rows that `second_look` lists.
 
-python benchmarks/second_look.py RUNS      with the frozen run of configs/ham10000.yaml under RUNS/ham10000
+python benchmarks/second_look.py RUNS      (the frozen run of configs/ham10000.yaml is in RUNS/ham10000)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME = "mobilenetv2_100_frozen"
 
 
 def refitted(experiment: Experiment, z: np.ndarray, folder: Path) -> Run:
-    """A frozen run whose heads learned from the turned labels, out of fold."""
+    """Writes a frozen run whose heads were trained on the flipped labels, out of fold."""
     x, logit = PCA(64, whiten=True, random_state=0).fit_transform(z.astype(np.float32)), np.empty(len(z))
     for _, rest, held in experiment.folds.pairs():
         head = LogisticRegression(C=0.01, max_iter=300).fit(x[rest], experiment.target[rest])
@@ -49,7 +49,7 @@ def main() -> None:
         raise SystemExit(f"no run {experiment.models / NAME}: run `dermstack oof` with configs/ham10000.yaml")
     place = pd.Index(run.frame("oof")["id"]).get_indexer(experiment.table.train["id"])
     z = np.asarray(run.array("oof_z"))[place]
-    print("| turned | listed | of them turned | found of those turned | of the first 50 |")
+    print("| flipped | listed | flipped among them | listed among the flipped | flipped among the first 50 |")
     print("|---|---|---|---|---|")
     for rate in (0.0, 0.01, 0.03, 0.06):
         turned = np.random.default_rng(1).random(len(z)) < rate

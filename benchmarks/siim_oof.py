@@ -1,4 +1,4 @@
-"""An experiment of two real CNNs' predictions on all of SIIM-ISIC 2020: net_a's folds, net_b with folds of its own.
+"""Sets up an experiment from two real CNNs' predictions on all of SIIM-ISIC 2020: it has net_a's folds, net_b others.
 
 python benchmarks/siim_oof.py ../shared/data/siim2020 /tmp/siim
 dermstack stack -c /tmp/siim/siim.yaml

@@ -1,8 +1,8 @@
-"""A real training epoch against its limit and against a plain loop, side by side: images a second.
+"""Compares a real training epoch with its limit and with a plain loop, in images per second.
 
-The limit is the same network and step on one synthetic batch that is already in memory. The plain loop is what a user
-would write: cv2.imread, the same albumentations recipe, a DataLoader. Rounds take turns, so that a busy machine slows
-all three; the table gives each round's ratios.
+The limit is the same network and step on one batch that is already in the device's memory. The plain loop is what a
+user would write: cv2.imread, the same albumentations recipe, a DataLoader. The three alternate, so that a busy machine
+slows all of them; the table gives each round's ratios.
 
 python benchmarks/train.py ../shared/data/ham10000/jpeg --weights ../shared/weights/mobilenetv2_100_in1k.pth
 python benchmarks/train.py IMAGES --backbone efficientnet_b0 --size 256 --device cuda --augment-on device --batch 128
@@ -37,7 +37,7 @@ MEAN, STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
 
 
 class OneBatch(CachedImages):
-    """The same rows again and again, from memory: that of the device, so that nothing is copied."""
+    """A data set that always returns the same rows, held in the device's memory so that nothing is copied."""
 
     def __init__(self, images: CachedImages, size: int, device: torch.device) -> None:
         super().__init__(images.pictures, images.rows, images.allowed)
@@ -63,7 +63,7 @@ class PlainImages(Dataset[tuple[torch.Tensor, float]]):
 
 
 def plain_epoch(paths: list[Path], target: np.ndarray, options: argparse.Namespace, device: torch.device) -> float:
-    """Images a second of a plain PyTorch loop in float32 (bfloat16 autocast on a GPU)."""
+    """Returns the images per second of a plain PyTorch loop in float32 (bfloat16 autocast on a GPU)."""
     net = timm.create_model(options.backbone, num_classes=1).to(device).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
     images = PlainImages(paths, target, options.size, options.recipe)
@@ -100,10 +100,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, help="a folder of jpg files")
     parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--weights", type=Path, help="a state dict; none: random weights, which are as fast")
+    parser.add_argument("--weights", type=Path, help="a state dict; random weights, which are as fast, if omitted")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=768, help="images of an epoch")
+    parser.add_argument("--rows", type=int, default=768, help="images per epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--recipe", default="light")
     parser.add_argument("--augment-on", choices=["cpu", "device"], default="cpu")
@@ -132,7 +132,7 @@ def main() -> None:
                 our_epoch(real, options, device, augmented=True),
                 plain_epoch(paths, target, options, device),
             )
-            if number:  # the first warms up
+            if number:  # the first round is a warm-up
                 rounds.append(rates)
     print(f"{options.backbone}, {options.size} px, {options.recipe} on the {options.augment_on}, {options.device}")
     print(f"{'round':8}{'limit':>10}{'ours':>10}{'plain':>10}{'ours/limit':>12}{'ours/plain':>12}")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from dermstack.own_packages import find_own_packages
+
+find_own_packages()
+
 _HOME = {
     "Blender": "stack.blend.blender",
     "Ensemble": "dermstack.serve.patient",

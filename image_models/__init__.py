@@ -1,1 +1,1 @@
-"""Images to out-of-fold logits and embeddings. Knows nothing of folds on disk, the store or GBDTs."""
+"""Turns images into logits and embeddings; independent of folds on disk, the store and GBDTs."""

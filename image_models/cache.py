@@ -1,4 +1,4 @@
-"""Each image is decoded once in its life: one file of pixels, memory-mapped, and an index of ids beside it."""
+"""Cache of decoded images on disk: one memory-mapped file of pixels and an index by id."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ INDEX_COLUMNS = {
     "id": "str", "offset": "int64", "length": "int64", "height": "int32", "width": "int32",
     "source_height": "int32", "source_width": "int32", "source_bytes": "int64", "stamp": "int64", "crc": "int64",
 }  # fmt: skip
-_READ_COLUMNS = ("offset", "length", "height", "width", "crc")  # what reading one image takes of its row
+_READ_COLUMNS = ("offset", "length", "height", "width", "crc")  # columns needed to read one image
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Decoded images on disk: RGB uint8, squeezed to a square or with their short side ``size``.
+    """Decoded images on disk, RGB uint8, resized to a square or so that the short side is ``size`` pixels.
 
-    ``index`` has a row for each image: id, offset and length in the file of pixels, height and width as stored,
-    source_height, source_width and source_bytes of the original, its stamp, the crc of what is stored. ``unreadable``:
-    id, file, reason of what was dropped.
-    Small and picklable: the pixels are mapped anew by each process that reads them.
+    ``index`` has one row per image: id; offset and length in the file of pixels; height and width as stored;
+    source_height, source_width and source_bytes of the original; its stamp; the CRC-32 of the stored bytes.
+    ``unreadable`` lists the dropped images: id, file, reason.
+    The object is small and can be pickled: each process that reads pixels maps the file itself.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class ImageCache:
     unreadable: pd.DataFrame
 
     def rows_for(self, ids: Iterable[str]) -> NDArray[np.intp]:
-        """The row of each id; raises ImageError when one isn't cached."""
+        """Returns the row of each id. Raises ImageError for ids that are not in the cache."""
         requested = pd.Index(ids)
         rows: NDArray[np.intp] = pd.Index(self.index["id"]).get_indexer(requested)
         if (rows < 0).any():
@@ -72,11 +72,11 @@ class ImageCache:
         return rows
 
     def image(self, row: int) -> NDArray[np.uint8]:
-        """The image of a row as stored: (height, width, 3)."""
+        """Returns the image of a row as stored: (height, width, 3)."""
         return self._decode_row(self._open_pixels(), row)
 
     def take(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """A batch: (n, size, size, 3). Of a ``short_side`` image the central square."""
+        """Returns a batch (n, size, size, 3); of a ``short_side`` image, the central square."""
         stored = self._open_pixels()
         if self.format == "raw" and self.resize == "square":
             stride = self.size * self.size * 3
@@ -95,7 +95,7 @@ class ImageCache:
         return batch
 
     def checksum(self, ids: Iterable[str]) -> str:
-        """What a fingerprint takes of these images: their ids, what is stored of each, the size."""
+        """Returns a SHA-256 for fingerprints, over ids, CRC-32 of the stored bytes, size, resize mode and format."""
         ids = list(ids)
         crc = self.index["crc"].to_numpy()[self.rows_for(ids)]
         lines = "\n".join(f"{row_id} {value}" for row_id, value in zip(ids, crc, strict=True))
@@ -109,13 +109,13 @@ class ImageCache:
         return np.memmap(self.folder / PIXELS_FILE, dtype=np.uint8, mode="r")
 
     def check_length(self) -> None:
-        """Raise ImageError where the file of pixels lacks bytes that the index names."""
+        """Raises ImageError where the file of pixels is shorter than its index requires."""
         path = self.folder / PIXELS_FILE
         if (path.stat().st_size if path.exists() else 0) < indexed_end(self.index):
             raise ImageError(f"{path} is shorter than its index says: {_rebuild_advice(self.folder)}")
 
     def _check_crc(self, kept: NDArray[np.uint8], crc: int, row: int | np.intp) -> None:
-        """Whenever pixels are read: 0.05 ms an image of 224 px, far less than what is done with it."""
+        """Checks the CRC-32 of an image at every read: 0.05 ms for 224 px, far less than its further processing."""
         if zlib.crc32(kept.data) != crc:
             name = self.index["id"].iat[int(row)]
             raise ImageError(
@@ -133,12 +133,15 @@ class ImageCache:
 
 
 def cache_name(data_set: str, size: int, resize: Resize, format: Format) -> str:
-    """The cache's folder, shared by experiments: <data set>-<pixels>, and how it is kept where not as usual."""
+    """Returns the name of a cache folder: <data set>-<size>, and the resize mode and format unless they are default."""
     return f"{data_set}-{size}" + ("-short_side" if resize != "square" else "") + ("-jpeg" if format != "raw" else "")
 
 
 def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> ImageCache:
-    """What is cached in ``folder`` so far, perhaps nothing. Raises ImageError for a damaged index."""
+    """Opens the cache in ``folder``; empty unless images were cached with these settings.
+
+    Raises ImageError for a damaged file of settings, index or unreadable images.
+    """
     settings = {"size": size, "resize": resize, "format": format}
     path = folder / SETTINGS_FILE
     try:
@@ -149,7 +152,7 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
         if found[0] is not None:
             path = folder / INDEX_FILE
             _check_index(found[0], format)
-    # What JSON, pyarrow and pandas raise for bytes that are none of theirs.
+    # The errors that JSON, pyarrow and pandas raise for damaged or foreign bytes.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise ImageError(f"{path} is damaged ({reason}): {_rebuild_advice(folder)}") from error
@@ -162,16 +165,16 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
 
 
 def table_bytes(frame: pd.DataFrame) -> bytes:
-    """A table of the cache as parquet, with a checksum of its values that reading compares."""
-    marked = pd.read_parquet(io.BytesIO(frame.to_parquet()))  # with the dtypes that the reader will meet
+    """Returns a table of the cache as parquet bytes, with a checksum of its values that is verified on reading."""
+    marked = pd.read_parquet(io.BytesIO(frame.to_parquet()))  # round trip: the dtypes that a reader gets
     marked.attrs = {"crc": _crc(marked)}
     return bytes(marked.to_parquet())
 
 
 def _read_table(path: Path) -> pd.DataFrame:
     frame = pd.read_parquet(path)
-    if frame.attrs.pop("crc", None) not in (None, _crc(frame)):  # None: of an earlier dermstack
-        raise ValueError("it isn't what its checksum says")
+    if frame.attrs.pop("crc", None) not in (None, _crc(frame)):  # None: written by an earlier dermstack
+        raise ValueError("its checksum does not match")
     return frame
 
 
@@ -185,27 +188,27 @@ def _rebuild_advice(folder: Path) -> str:
 
 
 def _check_index(index: pd.DataFrame, format: Format) -> None:
-    """Raise ValueError or KeyError for an index that leads out of the file of pixels, as none that was written here."""
+    """Raises ValueError or KeyError for an index with impossible offsets or sizes, which only damage produces."""
     known = index[list(INDEX_COLUMNS)]
     offset, length, height, width = (known[name].to_numpy(np.int64) for name in ("offset", "length", "height", "width"))
     if (np.minimum.reduce([offset, length, height, width]) < 0).any() or ((offset | length) >= 1 << 53).any():
-        raise ValueError("a picture nowhere")
+        raise ValueError("an image with an impossible offset or size")
     if format == "raw" and (length != height * width * 3).any():
-        raise ValueError("a picture of another length than its sides")
+        raise ValueError("an image whose length does not match its height and width")
 
 
 def indexed_end(index: pd.DataFrame) -> int:
-    """Where the indexed bytes end in the file of pixels."""
+    """Returns the offset in the file of pixels at which the indexed bytes end."""
     return int((index["offset"] + index["length"]).max()) if len(index) else 0
 
 
-CHUNK = 64  # images a job: enough to hide joblib's overhead
-SAVE_EVERY = 32  # chunks between two saves of the index: what a kill can cost
-SIZE_SAMPLE = 24  # images that tell how large the rest will be
+CHUNK = 64  # images per job: enough to hide joblib's overhead
+SAVE_EVERY = 32  # chunks between two saves of the index: the most work that a kill can lose
+SIZE_SAMPLE = 24  # images decoded to estimate the size of the rest
 JPEG_QUALITY = 95
 _MAX_LISTED = 20
 
-StoredImage = tuple[bytes, int, int, int, int]  # what is kept of an image, its height and width, those of the source
+StoredImage = tuple[bytes, int, int, int, int]  # stored bytes, their height and width, and those of the source
 
 
 def build_cache(
@@ -220,16 +223,17 @@ def build_cache(
     drop_unreadable: bool = False,
     progress: Callable[[int], object] = lambda done: None,
 ) -> ImageCache:
-    """Decode what isn't cached yet or whose source changed since, shrink it, append it; keep the rest.
+    """Decodes, resizes and appends the images that are not cached yet or whose source changed; keeps the rest.
 
-    ``progress`` is told how many images each step finished. Pixels are appended and only then named by the index, so a
-    kill costs what came after the last save and never a row; what a changed source leaves behind stays until the cache
-    is removed. With ``drop_unreadable`` what can't be decoded is listed in the cache's ``unreadable``.
+    ``progress`` is called with the number of images that each step finished. Pixels are appended first and indexed
+    afterwards, so that a kill loses only the work since the last save. The old pixels of a changed source stay in the
+    file until the cache is removed. With ``drop_unreadable``, images that cannot be decoded do not raise, but are
+    listed in the cache's ``unreadable``.
 
-    Raises ImageError listing every unreadable image with file, id and reason, and where the disk has too little room.
+    Raises ImageError where images cannot be read (with file, id and reason of the first 20) or the disk is too small.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # two experiments may share a cache; the lock goes with its process
+    with FileLock(folder / ".lock"):  # two experiments may share a cache; the lock ends with its process
         cache = open_cache(folder, size=size, resize=resize, format=format)
         requested = pd.DataFrame(
             {"id": ids, "source_bytes": [s.n_bytes for s in sources], "stamp": [_stamp(s) for s in sources]}
@@ -251,7 +255,7 @@ def build_cache(
 
 
 def resize_image(image: NDArray[np.uint8], size: int, resize: Resize) -> NDArray[np.uint8]:
-    """To a square, or to the short side ``size`` with the aspect kept; grown where it is smaller."""
+    """Resizes to a square, or to the short side ``size`` with the aspect ratio kept; enlarges smaller images."""
     height, width = image.shape[:2]
     if resize == "square":
         target = (size, size)
@@ -260,7 +264,7 @@ def resize_image(image: NDArray[np.uint8], size: int, resize: Resize) -> NDArray
         target = (max(size, round(width * scale)), max(size, round(height * scale)))
     if target == (width, height):
         return image
-    # Area averaging when shrinking (no aliasing); it has no meaning when growing.
+    # Area averaging avoids aliasing when shrinking; it is not meant for enlarging.
     shrinks = height >= target[1] and width >= target[0]
     resized: NDArray[np.uint8] = cv2.resize(image, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     return resized
@@ -275,7 +279,7 @@ def _decode_missing(
     n_jobs: int,
     progress: Callable[[int], object],
 ) -> ImageCache:
-    """Decode the rows ``todo``, append them to the pixels, save the index now and then."""
+    """Decodes the rows ``todo``, appends them to the pixels and saves the index every ``SAVE_EVERY`` chunks."""
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     tasks = (
         partial(_decode_chunk, [sources[i] for i in chunk], cache.size, cache.resize, cache.format) for chunk in chunks
@@ -302,8 +306,8 @@ def _decode_missing(
         if error.errno != errno.ENOSPC:
             raise
         raise ImageError(
-            f"{cache.folder}: the disk is full: free some room or set `cache_format: jpeg`, then run the command "
-            "again; it goes on from what is saved"
+            f"{cache.folder}: the disk is full: free some space and run the command again, which continues from the "
+            "saved images, or set `data.cache_format: jpeg`"
         ) from error
     return cache
 
@@ -319,7 +323,7 @@ def _append(file: BinaryIO, result: StoredImage) -> dict[str, object]:
 
 
 def _decode_chunk(sources: list[Source], size: int, resize: Resize, format: Format) -> list[StoredImage | str]:
-    """What to keep of each image, or why it can't be read."""
+    """Returns for each image what to store, or why it cannot be read."""
     made: list[StoredImage | str] = []
     for source in sources:
         try:
@@ -332,7 +336,7 @@ def _decode_chunk(sources: list[Source], size: int, resize: Resize, format: Form
 def _encode_source(source: Source, size: int, resize: Resize, format: Format) -> StoredImage:
     picture = source.read(min_side=size)
     small = np.ascontiguousarray(resize_image(picture.image, size, resize))
-    # 4:4:4: at a network's size half the colour's resolution would be seen.
+    # 4:4:4: at a network's input size, halving the colour resolution would be visible.
     kept = simplejpeg.encode_jpeg(small, JPEG_QUALITY, "RGB", "444") if format == "jpeg" else small.tobytes()
     return kept, small.shape[0], small.shape[1], picture.height, picture.width
 
@@ -342,7 +346,7 @@ def _stamp(source: Source) -> int:
 
 
 def _unchanged(requested: pd.DataFrame, kept: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which of the asked rows are kept as they are: the same id, bytes and stamp."""
+    """Marks the requested rows that are cached with the same id, number of source bytes and stamp."""
     columns = ["id", "source_bytes", "stamp"]
     there = pd.MultiIndex.from_frame(kept[columns])
     same: NDArray[np.bool_] = pd.MultiIndex.from_frame(requested[columns]).isin(there)
@@ -350,20 +354,20 @@ def _unchanged(requested: pd.DataFrame, kept: pd.DataFrame) -> NDArray[np.bool_]
 
 
 def _truncate_leftovers(cache: ImageCache) -> None:
-    """Settings first, then an end to what a kill left behind the indexed bytes (or another cache of this name)."""
+    """Removes leftovers of a kill, or of another cache with this name, and writes the settings."""
     settings = {"size": cache.size, "resize": cache.resize, "format": cache.format}
     if not len(cache.index):
         for path in cache.folder.iterdir():
             if path.is_file() and path.name != ".lock":
                 path.unlink()
-    cache.check_length()  # else the end would be moved up over a gap of zeros: black pictures
+    cache.check_length()  # otherwise truncate() would extend the file by zeros: black images
     _write_atomically(cache.folder / SETTINGS_FILE, json.dumps(settings).encode())
     with (cache.folder / PIXELS_FILE).open("ab") as file:
         file.truncate(indexed_end(cache.index))
 
 
 def _check_disk_space(cache: ImageCache, todo: list[Source]) -> None:
-    """Predict what the rest will take, before the first hour of decoding."""
+    """Raises ImageError where the remaining images need more disk space than is free, estimated before decoding."""
     each = cache.size * cache.size * 3.0
     if cache.format == "jpeg" or cache.resize == "short_side":
         results = _decode_chunk(todo[:: max(1, len(todo) // SIZE_SAMPLE)], cache.size, cache.resize, cache.format)
@@ -378,7 +382,7 @@ def _check_disk_space(cache: ImageCache, todo: list[Source]) -> None:
 
 
 def _update_index(cache: ImageCache, rows: list[dict[str, object]], lost: list[dict[str, object]]) -> ImageCache:
-    """Name the new rows in the index; the last word on an id counts."""
+    """Saves the index and the unreadable images with the new rows, which replace old rows of the same id."""
     done = {row["id"] for row in (*rows, *lost)}
 
     def updated(kept: pd.DataFrame, new: list[dict[str, object]]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Batches out of the cache: uint8 from the memory map to the network, which normalises on its own device."""
+"""Loads batches of uint8 images from the cache; the network normalises them on its own device."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from torch.utils.data import DataLoader, Dataset
 
 from image_models.cache import ImageCache
 from image_models.errors import ImageError
+from image_models.processes import own_packages_first
 from image_models.transforms import Augment
 
 
 class Batch(NamedTuple):
-    """Some rows of a data set."""
+    """Some rows of a data set: images, metadata, allowed classes and positions."""
 
     images: torch.Tensor  # (n, h, w, 3) uint8
     metadata: torch.Tensor  # (n, m) float32; m = 0 where there is none
-    allowed: torch.Tensor  # (n, c) bool: the classes that a row may be of
-    rows: torch.Tensor  # (n,) their places in the data set of N rows; N, 2 N … further on where drawn once more
+    allowed: torch.Tensor  # (n, c) bool: the classes that a row may belong to
+    rows: torch.Tensor  # (n,) positions in the data set of N rows; plus N, 2 N, … for repeated draws
 
     def to(self, device: torch.device) -> Batch:
-        """The same rows on another device."""
+        """Returns the same rows on another device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class CachedImages(Dataset[Batch]):
     """Rows of an image cache, fetched a batch at a time: ``images[[3, 1, 2]]`` is the `Batch` of these three rows.
 
-    Of N rows, place N + 3 is row 3 once more, augmented otherwise.
+    In a data set of N rows, position N + 3 is row 3 drawn again, with another augmentation.
 
-    ``pictures`` is a cache or the images themselves (n, h, w, 3), ``rows`` are its rows; ``target`` stands beside them,
-    0/1 (n,) or, for more classes, which of them each row may be of, bool (n, c); so does ``metadata`` (n, m). With
-    ``augment``, ``epoch`` says which draw each row gets; validation has none.
+    ``pictures`` is a cache or an array of images (n, h, w, 3), and ``rows`` (n,) are rows of it. ``target`` holds for
+    each of ``rows`` 0/1 (n,) or, with more classes, those that it may belong to, bool (n, c); ``metadata`` is (n, m).
+    The draws of ``augment`` depend on ``epoch`` and position; validation uses no ``augment``.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class CachedImages(Dataset[Batch]):
         self.rows = rows
         self.allowed = allowed_classes(np.zeros(len(rows), np.int8) if target is None else target)
         self.metadata = np.empty((len(rows), 0), np.float32) if metadata is None else metadata
-        assert len(rows) == len(self.allowed) == len(self.metadata), "rows, targets and metadata stand side by side"
+        assert len(rows) == len(self.allowed) == len(self.metadata), "rows, target and metadata differ in length"
         self.augment = augment
         self.epoch = epoch
 
@@ -74,7 +75,7 @@ class CachedImages(Dataset[Batch]):
 
 
 def allowed_classes(target: NDArray[np.int8] | NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(n, c): of a target 0/1 (n,), which is one of two classes, or as it is."""
+    """Returns the allowed classes (n, c) bool of a target: 0/1 (n,) is one of two classes, (n, c) stays as it is."""
     if target.ndim == 2:
         return target.astype(bool)
     return np.stack([target == 0, target == 1], axis=1)
@@ -83,10 +84,10 @@ def allowed_classes(target: NDArray[np.int8] | NDArray[np.bool_]) -> NDArray[np.
 def train_batches(
     n: int, *, batch_size: int, seed: int, epoch: int, weights: NDArray[np.float64] | None = None
 ) -> list[list[int]]:
-    """The epoch's order of rows, or with ``weights`` (n,) as many draws with replacement.
+    """Returns an epoch's batches of positions: a random order of n rows, or n weighted draws with replacement.
 
-    A row's second draw is n + row, its third 2 n + row …: else all its pictures of an epoch would be augmented alike.
-    A last batch of one is dropped: batch norm can't take it.
+    A row's second draw is n + row, its third 2 n + row, …: otherwise all its draws of an epoch would be augmented
+    alike. A last batch of one row is dropped, because batch norm needs two.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(n)
@@ -98,26 +99,28 @@ def train_batches(
 
 
 def eval_batches(n: int, *, batch_size: int) -> list[list[int]]:
-    """Every row once, in order."""
+    """Returns batches that hold every row once, in order."""
     return [list(range(start, min(start + batch_size, n))) for start in range(0, n, batch_size)]
 
 
 def load_batches(images: CachedImages, batches: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
-    """Fetch the batches in their order, by ``workers`` processes (0: this one). Raises ImageError where one dies."""
-    # batch_size=None: the "sampler" hands whole batches to __getitem__, so there is nothing left to collate.
-    # The system's own way to start processes: inside a task's process loky's is the default, which torch can't take.
+    """Yields the batches in order, loaded by ``workers`` processes (0: this one). Raises ImageError where one dies."""
+    # batch_size=None: the sampler passes whole batches to __getitem__, so nothing is left to collate.
+    # The platform's start method: inside a worker of loky, loky's own is the default, which torch cannot use.
     start = multiprocessing.get_all_start_methods()[0] if workers else None
     loader = DataLoader(
         images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin, multiprocessing_context=start
     )
     try:
-        yield from loader
-    except ImageError as error:  # torch writes a worker's traceback before the message
+        with own_packages_first():
+            batches_in_order = iter(loader)  # which starts the processes
+        yield from batches_in_order
+    except ImageError as error:  # torch puts a worker's traceback before the message
         raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise ImageError(
-            f"a process that loads pictures died ({str(error).splitlines()[0]}), as when memory runs out: lower "
-            "`workers` or `batch_size` where that is why, and run the same command again"
+            f"a process that loads images died ({str(error).splitlines()[0]}), perhaps because memory ran out: if so, "
+            "lower `workers` or `batch_size`; then run the same command again"
         ) from error

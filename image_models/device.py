@@ -1,4 +1,4 @@
-"""What a network runs on: which device, in which precision, with how many threads, and what its memory holds."""
+"""Chooses device, precision and threads for a network, and handles a GPU that runs out of memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. Raises ImageError for a GPU where there is none."""
+    """Returns the device ``name``; ``auto`` is the GPU if there is one. Raises ImageError for a GPU that is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -25,22 +25,22 @@ def pick_device(name: str) -> torch.device:
 
 
 def visible_gpus() -> int:
-    """How many GPUs this process may use."""
+    """Returns the number of GPUs that this process may use."""
     return torch.cuda.device_count()
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on a GPU that has it, float32 elsewhere; half precision on a CPU is slow and stays out."""
+    """Returns the dtype ``name``; ``auto`` is bfloat16 on GPUs that have it. On a CPU always float32: half is slow."""
     if device.type == "cpu" or name == "float32":
         return torch.float32
     if name == "auto":
-        # torch also counts GPUs (T4, P100) that only imitate it, slower than float32.
+        # torch also counts GPUs (T4, P100) that only emulate bfloat16, more slowly than float32.
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def use_threads(threads: int) -> None:
-    """Of this process, for networks and for what draws on pictures."""
+    """Sets the number of threads of torch and OpenCV in this process."""
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
 
@@ -48,10 +48,10 @@ def use_threads(threads: int) -> None:
 def retry_on_oom(
     step: Callable[[int], Result], parts: int, *, max_parts: int, say: Callable[[int], object] = lambda parts: None
 ) -> tuple[Result, int]:
-    """What ``step`` makes of a batch in so many parts: in twice as many whenever memory doesn't hold one, at
-    ``max_parts``.
+    """Calls ``step(parts)``, with twice as many parts, up to ``max_parts``, each time memory runs out.
 
-    Returns how many it took too; ``say`` is told each increase. Raises torch's OutOfMemoryError where nothing helps.
+    Returns the result and the number of parts; ``say`` is called with each higher number. Raises torch's
+    OutOfMemoryError where ``max_parts`` parts do not fit either.
     """
     while True:
         try:
@@ -64,7 +64,7 @@ def retry_on_oom(
 
 
 def explain_oom(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """The same function, which raises ImageError with what to do where a GPU's memory is not enough."""
+    """Wraps a function so that it raises ImageError with advice where a GPU runs out of memory."""
 
     @wraps(function)
     def wrapper(*args: Params.args, **kwargs: Params.kwargs) -> Result:
@@ -72,7 +72,7 @@ def explain_oom(function: Callable[Params, Result]) -> Callable[Params, Result]:
             return function(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             raise ImageError(
-                f"the GPU's memory is not enough ({str(error).splitlines()[0]}): lower `batch_size` or `size`, or take "
+                f"the GPU's memory is not enough ({str(error).splitlines()[0]}): lower `batch_size` or `size`, or use "
                 "a smaller backbone"
             ) from error
 

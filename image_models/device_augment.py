@@ -1,6 +1,6 @@
-"""Augmentation of whole batches on the device that trains: for GPUs that a few CPU cores can't feed.
+"""Augments whole batches on the training device, for GPUs that a few CPU cores cannot keep busy.
 
-The draws are ours, by (seed, epoch, row); the pixels are kornia's. One warp holds all of the geometry.
+The random draws depend on (seed, epoch, row); kornia transforms the pixels. One warp does all of the geometry.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from kornia.geometry.transform import warp_affine
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a recipe goes; geometry beside the square's eight symmetries."""
+    """Limits of a recipe's random changes; the eight symmetries of the square are always drawn too."""
 
-    scale: float = 0.0  # ±
-    degrees: float = 0.0
-    shift: float = 0.0  # of the side
-    light: float = 0.0  # brightness and contrast
-    hue: float = 0.0  # of the colour wheel
-    saturation: float = 0.0
-    hole: tuple[float, float] = (0.0, 0.0)  # sides of the picture's; drawn for every second picture
+    scale: float = 0.0  # ±, share of the size
+    degrees: float = 0.0  # ±
+    shift: float = 0.0  # ±, share of the side
+    light: float = 0.0  # ±, of brightness and contrast
+    hue: float = 0.0  # ±, share of the colour wheel
+    saturation: float = 0.0  # ±
+    hole: tuple[float, float] = (0.0, 0.0)  # range of its sides, as shares of the image's; half of the images get one
 
 
-# As near to the recipes of the same name as batches allow.
+# As close to the recipes of the same name in transforms.py as whole batches allow.
 LIMITS = {
     "none": Limits(),
     "light": Limits(light=0.15, hue=0.014, saturation=0.06),
@@ -37,14 +37,14 @@ LIMITS = {
 
 
 class DeviceAugment:
-    """A recipe on batches: uint8 or float (n, s, s, 3) in 0..255 → float32 of the same shape."""
+    """Applies recipes to batches: uint8 or float (n, s, s, 3) in 0..255 → float32 of the same shape."""
 
     def __init__(self, *recipes: str, seed: int) -> None:
         self.limits = [LIMITS[name] for name in recipes if name != "none"]
         self.seed = seed
 
     def __call__(self, images: torch.Tensor, *, epoch: int, rows: Sequence[int]) -> torch.Tensor:
-        """Augment square RGB pictures; ``rows`` are their places in the training set."""
+        """Augments square RGB images; ``rows`` are their positions in the training set."""
         rngs = [np.random.default_rng((self.seed, epoch, row)) for row in rows]
         x = images.permute(0, 3, 1, 2).float().div_(255)
         side = x.shape[2]
@@ -64,7 +64,7 @@ def _to_device(x: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
 
 
 def _affine_matrix(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
-    """(3, 3), from places in the old picture to places in the new: about the middle, then shifted."""
+    """Draws a matrix (3, 3) from old to new pixel positions: a linear map about the centre, then a shift."""
     turn = math.radians(90 * int(rng.integers(4)) + limits.degrees * rng.uniform(-1, 1))
     size = 1 + limits.scale * rng.uniform(-1, 1)
     mirror = -1 if rng.random() < 0.5 else 1
@@ -84,7 +84,7 @@ def _colour_jitter(rng: np.random.Generator, limits: Limits) -> np.ndarray:
 
 
 def _hole(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
-    """(4,): top, bottom, left and right; all 0 where there is none."""
+    """Draws a hole (4,): top, bottom, left and right in pixels; all 0 where there is none."""
     height, width = (rng.uniform(*limits.hole, 2) * side).astype(int)
     top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
     if rng.random() >= 0.5:
@@ -93,7 +93,7 @@ def _hole(rng: np.random.Generator, limits: Limits, side: int) -> np.ndarray:
 
 
 def _hole_mask(holes: torch.Tensor, side: int) -> torch.Tensor:
-    """(n, side, side), whether a pixel is in the hole (n, 4)."""
+    """Marks the pixels (n, side, side) inside the holes (n, 4)."""
     pixel_index = torch.arange(side, device=holes.device)
     top, bottom, left, right = holes.T[:, :, None]
     rows, columns = (pixel_index >= top) & (pixel_index < bottom), (pixel_index >= left) & (pixel_index < right)

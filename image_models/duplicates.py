@@ -1,4 +1,4 @@
-"""What a picture looks like at a glance: near-duplicates by perceptual hash, red and blue swapped, black, constant."""
+"""Finds near-duplicates by perceptual hash, and images that are black, constant or have red and blue swapped."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from image_models.cache import ImageCache
 from image_models.processes import run_parallel
 
 THUMBNAIL_SIDE = 32  # pixels of a thumbnail
-HASH_SIDE = 8  # frequencies a side that the hash looks at
-# Copies at 60 % size and JPEG quality 50 differ in at most 7 of 63 bits, correlate above 0.97, in detail 0.955.
-# Different lesions under one microscope, a spot in a dark frame, reach 0.983 and 0.947 (docs/log.md).
+HASH_SIDE = 8  # frequencies per axis that the hash uses
+# Copies at 60 % size and JPEG quality 50 differ in at most 7 of 63 bits; they correlate above 0.97, their detail above
+# 0.955. Different lesions under the same microscope (a spot in a dark frame) reach 0.983 and 0.947 (docs/log.md).
 MAX_HAMMING = 10
-MIN_CORRELATION = 0.96  # of two thumbnails, each channel less its mean
-MIN_DETAIL_CORRELATION = 0.95  # of their grey less its blur: what a frame and a spot in the middle have not in common
+MIN_CORRELATION = 0.96  # of two thumbnails, each channel minus its mean
+MIN_DETAIL_CORRELATION = 0.95  # of their grey minus its blur, so that a shared frame or central spot does not count
 BLUR_SIGMA = 2.0  # pixels of a thumbnail
-MIN_BRIGHTNESS = 16  # grey levels: a picture whose brightest hundredth is darker shows nothing
-MIN_STD = 2.0  # grey levels of standard deviation: less is no picture
-MIN_BLUE_EXCESS = 14  # grey levels by which blue outshines red in a picture whose channels are swapped
+MIN_BRIGHTNESS = 16  # grey levels: an image whose 99th percentile is darker counts as black
+MIN_STD = 2.0  # grey levels: an image with a smaller standard deviation counts as constant
+MIN_BLUE_EXCESS = 14  # grey levels: where blue exceeds red by more, the channels count as swapped
 
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 SYMMETRIES = (
@@ -36,14 +36,14 @@ SYMMETRIES = (
 )  # fmt: skip
 
 _Number = TypeVar("_Number", bound=np.generic)
-_BLOCK = 1024  # pictures a block of the all-pairs search: 8 × 1024 × 33,000 bits are 270 MB as one byte each
+_BLOCK = 1024  # images per block of the all-pairs search: 1024 × 33,000 hashes of 8 bytes are 270 MB
 
 
 @dataclass(frozen=True)
 class HashedImages:
-    """Of n pictures: ``thumbnails`` (n, 32, 32, 3) uint8 of the whole picture, ``hashes`` (n, 8) uint64.
+    """Thumbnails (n, 32, 32, 3) uint8 of n whole images, and their ``hashes`` (n, 8) uint64.
 
-    ``hashes[:, t]`` is the hash of the picture brought by symmetry ``t`` of the square, in the order of ``SYMMETRIES``.
+    ``hashes[:, t]`` is the hash of the image under symmetry ``t`` of the square, in the order of ``SYMMETRIES``.
     """
 
     thumbnails: NDArray[np.uint8]
@@ -57,7 +57,7 @@ def read_hashed_images(
     n_jobs: int = 1,
     progress: Callable[[int], object] = lambda done: None,
 ) -> HashedImages:
-    """Thumbnails and hashes of the cache's ``rows``, in their order. ``progress`` is told how many each step did."""
+    """Computes thumbnails and hashes of the cache's ``rows``; ``progress`` gets each step's number of images."""
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     jobs = run_parallel((partial(thumbnails_of, cache, block, side=THUMBNAIL_SIDE) for block in blocks), n_jobs)
     thumbnails = np.empty((len(rows), THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), np.uint8)
@@ -70,20 +70,20 @@ def read_hashed_images(
 
 
 def thumbnails_of(cache: ImageCache, rows: NDArray[np.intp], *, side: int) -> NDArray[np.uint8]:
-    """The whole pictures squeezed to ``side`` × ``side`` pixels, so that one turned by 90° looks like itself."""
+    """Squeezes whole images to ``side`` × ``side`` pixels: an image turned by 90° gives the turned thumbnail."""
     small = [cv2.resize(cache.image(int(row)), (side, side), interpolation=cv2.INTER_AREA) for row in rows]
     return np.stack(small) if small else np.empty((0, side, side, 3), np.uint8)
 
 
 def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """The signs of the 63 lowest cosine frequencies of grey, for each of the eight symmetries: (n, 8) uint64.
+    """Returns the signs of the 63 lowest cosine frequencies of grey for each of the eight symmetries: (n, 8) uint64.
 
-    As pHash (Zauner 2010), but with signs instead of the median, so that the hash of a mirrored picture needs no
-    mirrored picture: mirroring changes the sign of every odd frequency, transposing exchanges the two axes.
+    Like pHash (Zauner 2010), but with signs instead of a comparison with the median, so that the hash of a mirrored
+    image follows from the original's: mirroring changes the sign of every odd frequency, transposing swaps the axes.
     """
     odd = np.arange(HASH_SIDE) % 2 == 1
     weights = np.uint64(1) << np.arange(HASH_SIDE * HASH_SIDE, dtype=np.uint64)
-    weights[0] = 0  # the mean is no shape
+    weights[0] = 0  # the mean tells nothing about shape
     hashes = np.empty((len(thumbnails), len(SYMMETRIES)), np.uint64)
     for start in range(0, len(thumbnails), _BLOCK):
         grey = thumbnails[start : start + _BLOCK].astype(np.float32) @ GREY_WEIGHTS
@@ -91,7 +91,7 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
         for turn in range(len(SYMMETRIES)):
             oriented = low.transpose(0, 2, 1) if turn >= 4 else low
             positive = oriented > 0
-            if turn in (1, 3, 5, 7):  # mirrored left to right: odd horizontal frequencies change their sign
+            if turn in (1, 3, 5, 7):  # mirrored left to right: odd horizontal frequencies change sign
                 positive = np.where(odd[None, None, :], oriented < 0, positive)
             if turn in (2, 3, 6, 7):
                 positive = np.where(odd[None, :, None], ~positive & (oriented != 0), positive)
@@ -100,10 +100,11 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def near_duplicates(hashed: HashedImages) -> pd.DataFrame:
-    """Pairs of the same picture but for size, encoding, light, mirroring and turns: a < b (positions), turn, distance.
+    """Finds pairs of images that differ only in size, encoding, exposure, mirroring or rotation.
 
-    ``turn`` names the symmetry that brings ``b`` to look like ``a``; ``distance`` is 1 less the correlation of the
-    thumbnails' detail, 0 for the same. All pairs are compared by hash, those that are close by their thumbnails.
+    Returns positions a < b, turn and distance: ``turn`` names the symmetry that makes ``b`` look like ``a``, and
+    ``distance`` is 1 minus the correlation of the thumbnails' detail, 0 for identical thumbnails. All pairs are
+    compared by hash; the thumbnails decide on those whose hashes are close.
     """
     plain, n = hashed.hashes[:, 0], len(hashed.hashes)
     detail = _detail(hashed.thumbnails)
@@ -128,9 +129,9 @@ def near_duplicates(hashed: HashedImages) -> pd.DataFrame:
 
 
 def image_faults(hashed: HashedImages) -> pd.DataFrame:
-    """Pictures that can't be what they should: position and fault, "black", "constant" or "red and blue swapped".
+    """Lists faulty images: position and fault, which is "black", "constant" or "red and blue swapped".
 
-    Skin reflects more red than blue, whatever its colour and whoever holds the camera.
+    Skin of every colour reflects more red than blue.
     """
     pixels = hashed.thumbnails.reshape(len(hashed.thumbnails), -1, 3).astype(np.float32)
     bright = np.percentile(pixels.max(axis=2), 99, axis=1)
@@ -149,7 +150,7 @@ def image_faults(hashed: HashedImages) -> pd.DataFrame:
 
 
 def apply_symmetry(images: NDArray[_Number], turn: int) -> NDArray[_Number]:
-    """Images (n, h, w, c) brought by a symmetry of the square, numbered as ``SYMMETRIES``."""
+    """Transforms images (n, h, w, c) by a symmetry of the square, as numbered in ``SYMMETRIES``."""
     if turn >= 4:
         images = images.transpose(0, 2, 1, 3)
     if turn in (1, 3, 5, 7):
@@ -160,7 +161,7 @@ def apply_symmetry(images: NDArray[_Number], turn: int) -> NDArray[_Number]:
 
 
 def _detail(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Grey less its blur, of length one: (n, 32, 32). All zero where a picture is flat."""
+    """Returns grey minus its blur, scaled to length one: (n, 32, 32); all zero where an image is constant."""
     detail = np.empty(thumbnails.shape[:3], np.float32)
     for start in range(0, len(thumbnails), _BLOCK):
         images = thumbnails[start : start + _BLOCK].astype(np.float32)
@@ -175,7 +176,7 @@ def _detail(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _detail_correlation(
     detail: NDArray[np.float32], a: NDArray[np.intp], b: NDArray[np.intp], turn: int
 ) -> NDArray[np.float32]:
-    """The correlation of each pair's detail, ``b`` brought by ``turn``: blurring and turning change places."""
+    """Returns the correlation of each pair's detail, ``b`` transformed by ``turn``, which commutes with blurring."""
     detail_correlation = np.empty(len(a), np.float32)
     pixel_order = apply_symmetry(
         np.arange(THUMBNAIL_SIDE * THUMBNAIL_SIDE).reshape(1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 1), turn
@@ -188,7 +189,7 @@ def _detail_correlation(
 
 
 def _correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Of n thumbnails with their partners, each channel less its mean, so that casts and exposure don't count: (n,)."""
+    """Returns the correlations (n,) of n thumbnail pairs, each channel minus its mean: exposure does not count."""
     x, y = (images.astype(np.float32) for images in (one, other))
     x, y = (
         (z - z.mean(axis=(1, 2), keepdims=True)).reshape(len(z), THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3) for z in (x, y)

@@ -1,7 +1,7 @@
-"""What goes wrong between an image file and a network."""
+"""The exception of the package."""
 
 from __future__ import annotations
 
 
 class ImageError(ValueError):
-    """An image, a backbone or weights that can't be used; the message names it and the next step."""
+    """Raised where an image, backbone, weights or setting cannot be used; the message names it and the next step."""

@@ -1,4 +1,4 @@
-"""Where in a picture a convolutional net sees risk: Grad-CAM (Selvaraju et al. 2017), by torchcam."""
+"""Heat maps of where an image raises a convolutional net's risk: Grad-CAM (Selvaraju et al. 2017), by torchcam."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from image_models.device import use_threads
 from image_models.errors import ImageError
 from image_models.net import Net
 
-CAM_BATCH_SIZE = 4  # pictures whose gradients are in memory together
+CAM_BATCH_SIZE = 4  # images whose gradients are in memory at once
 
 
 class _RiskLogit(nn.Module):
-    """Pictures as the backbone takes them → the logit of p as one class; metadata stays as it is."""
+    """A net with fixed metadata: maps images uint8 (n, h, w, 3) to the logit of p as a single class (n, 1)."""
 
     def __init__(self, net: Net, metadata: torch.Tensor | None) -> None:
         super().__init__()
@@ -32,10 +32,10 @@ class _RiskLogit(nn.Module):
 
 
 def risk_maps(net: Net, images: torch.Tensor, metadata: torch.Tensor | None = None) -> NDArray[np.float32]:
-    """Heat (n, h, w) in 0..1 over pictures uint8 (n, h, w, 3): where the last feature map raises the logit.
+    """Returns heat maps (n, h, w) in 0..1 of images uint8 (n, h, w, 3): where the last feature map raises the logit.
 
-    All zero where nothing raises it. Raises ImageError for a backbone without a late feature map, such as a
-    transformer.
+    All zero for an image in which nothing raises it. Raises ImageError for a backbone without a late feature map, such
+    as a transformer.
     """
     net = net.eval()
     layer = _last_map_layer(net, images[:1], metadata[:1] if metadata is not None else None)
@@ -52,7 +52,7 @@ def risk_maps(net: Net, images: torch.Tensor, metadata: torch.Tensor | None = No
 def pixel_risk_maps(
     net: Net, pixels: NDArray[np.uint8], metadata: NDArray[np.float32], *, threads: int = 1
 ) -> NDArray[np.float32]:
-    """`risk_maps` of pictures (n, h, w, 3) and encoded metadata (n, m), a few at a time, on the device of ``net``."""
+    """Computes `risk_maps` of images (n, h, w, 3) and encoded metadata (n, m) in small batches on the net's device."""
     use_threads(threads)
     device = net.head.weight.device
     parts = [np.empty((0, *pixels.shape[1:3]), np.float32)]
@@ -64,7 +64,7 @@ def pixel_risk_maps(
 
 
 def _last_map_layer(net: Net, images: torch.Tensor, metadata: torch.Tensor | None) -> nn.Module:
-    """The module that gives the last feature map (1, c, s, s), s > 1, after which everything is pooled."""
+    """Finds the module that outputs the last feature map (1, c, s, s), s > 1; raises ImageError where none does."""
     ran: list[tuple[nn.Module, tuple[int, ...]]] = []
 
     def record_output(module: nn.Module, _: object, output: object) -> None:
@@ -77,10 +77,10 @@ def _last_map_layer(net: Net, images: torch.Tensor, metadata: torch.Tensor | Non
     for hook in hooks:
         hook.remove()
     spread = [(module, shape) for module, shape in ran if math.prod(shape[2:]) > 1]
-    # A transformer ends in tokens (1, t, d), or in a map whose channels come last.
+    # A transformer ends in tokens (1, t, d), or in a map with the channels last.
     if not spread or len(spread[-1][1]) != 4 or spread[-1][1][2] != spread[-1][1][3]:
         raise ImageError(
-            "Grad-CAM needs a convolutional backbone whose last feature map has more than one place: "
-            "take larger pictures or another network"
+            "Grad-CAM needs a convolutional backbone whose last feature map is larger than 1 × 1: "
+            "use larger images or another backbone"
         )
     return spread[-1][0]

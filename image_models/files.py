@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files completely or not at all, with the usual permissions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; on success it is flushed to the disk and takes ``path``'s place.
+    """Yields a temporary path beside ``path`` to write to; on success flushes it to disk and renames it to ``path``.
 
-    An OSError, which safetensors hides in one of its own, names ``path``.
+    An OSError, also one that safetensors hides in an error of its own, is raised again with ``path`` as its file name.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -35,13 +35,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file the rights that a new one gets here: safetensors lets its own user alone read what it writes."""
+    """Gives a file the permissions that the umask allows: safetensors makes its files readable by their owner only."""
     path.chmod(0o666 & ~_umask())
 
 
 @cache
 def _umask() -> int:
-    """Of this process: it can only be read by setting it."""
+    """Returns the umask of this process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

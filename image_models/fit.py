@@ -1,4 +1,4 @@
-"""One fold of one image model: train a net for each seed, predict with them, or fit a head on frozen features."""
+"""Fits one fold of an image model: trains a net and predicts with a fold's nets, or fits a head on frozen features."""
 
 from __future__ import annotations
 
@@ -31,25 +31,23 @@ from image_models.transforms import Augment
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
 
-MIN_LOGIT_RANGE = 1e-4  # logits that differ by less differ by rounding, or weight decay has emptied the net
+MIN_LOGIT_RANGE = 1e-4  # a smaller range is rounding, or weight decay has shrunk all weights to zero
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows that the nets of one fold learn from."""
+    """Training rows of one fold's nets."""
 
     rows: NDArray[np.intp]  # (n,) of the cache
     target: NDArray[np.int8] | NDArray[np.bool_]  # 0/1 (n,), or (n, c): the classes that each row may be of
     positive: Sequence[bool] = (False, True)  # (c,) the classes whose probabilities add up to p
-    metadata: NDArray[np.float32] | None = None  # (n, m) encoded columns that the nets see beside the image
-    inner_val: NDArray[np.bool_] | None = (
-        None  # (n,) rows that choose the epoch under `select: best`, and train nothing
-    )
+    metadata: NDArray[np.float32] | None = None  # (n, m) encoded columns, the nets' input beside the image
+    inner_val: NDArray[np.bool_] | None = None  # (n,) rows on which `select: best` chooses the epoch; not trained on
 
 
 @dataclass(frozen=True)
 class FoldPredictions:
-    """What a fold's model predicts for each set of rows."""
+    """Predictions of a fold's model for each set of rows."""
 
     predictions: dict[str, NetOutput]  # by set: logits averaged over the seeds, z of the first seed
     seed_logits: dict[str, NDArray[np.float32]]  # by set: (n, seeds)
@@ -68,10 +66,10 @@ def train_fold_net(
     identity: str = "",
     callbacks: Callbacks = SILENT,
 ) -> float:
-    """Fine-tune one net on the rows of ``data`` and write its weights and history to ``folder``.
+    """Fine-tunes one net on the rows of ``data`` and writes its weights and history to ``folder``.
 
     Until training ends, ``folder`` also holds the state after each epoch, from which a later call with the same
-    ``identity`` goes on. Returns the seconds of all epochs, also of those before an interruption.
+    ``identity`` resumes. Returns the seconds of all epochs, including those before an interruption.
     Raises ImageError for a backbone, weights or settings that cannot be used, and for training that diverged.
     """
     started = time.perf_counter()
@@ -94,9 +92,9 @@ def train_fold_net(
     row_augment, batch_augment = _augmentations(training, seed)
     history = train_net(
         net, images(train_mask, row_augment), training=training, seed=seed, device=pick_device(compute.device),
-        augment=batch_augment, inner_val=None if data.inner_val is None else images(data.inner_val, None), state=folder
-        / STATE, identity=identity, workers=compute.workers, report=callbacks.report, progress=callbacks.progress,
-        say=callbacks.say,
+        batch_augment=batch_augment, inner_val=None if data.inner_val is None else images(data.inner_val, None),
+        state=folder / STATE, identity=identity, workers=compute.workers, report=callbacks.report,
+        progress=callbacks.progress, say=callbacks.say,
     )  # fmt: skip
     write_weights(net, folder / WEIGHTS)
     _write_history(folder, history)
@@ -116,10 +114,10 @@ def predict_fold(
     compute: Compute,
     progress: Callable[[int], object] = lambda images: None,
 ) -> FoldPredictions:
-    """Predict the cache rows of each of ``sets`` with the trained nets of the folder ``fold``.
+    """Predicts the cache rows of each of ``sets`` with the trained nets in the folder ``fold``.
 
-    ``settings`` are the run's, as its run.json holds them; ``metadata`` has the encoded columns (n, m) of each set, and
-    is empty where the nets see none. Raises ImageError where a net gives all held-out rows the same logit.
+    ``settings`` are those in the run's run.json; ``metadata`` has the encoded columns (n, m) of each set, and is empty
+    where the nets use none. Raises ImageError where a net gives all held-out rows the same logit.
     """
     use_threads(compute.threads)
     width = next(iter(metadata.values())).shape[1] if metadata else 0
@@ -140,10 +138,10 @@ def predict_fold(
 
 
 def _refuse_collapsed(held_out: NetOutput, *, remedy: str) -> None:
-    """Raise ImageError where all held-out rows get the same logit. A few test images may well be identical."""
+    """Raises ImageError where all held-out rows get the same logit. Not for test rows: few may be identical."""
     if len(held_out.logit) > 1 and np.ptp(held_out.logit) < MIN_LOGIT_RANGE:
         raise ImageError(
-            f"the network collapsed: it predicts the same for all {len(held_out.logit)} held-out images: {remedy}"
+            f"the network collapsed: it predicts the same logit for all {len(held_out.logit)} held-out images: {remedy}"
         )
 
 
@@ -154,10 +152,10 @@ def _write_history(folder: Path, history: pd.DataFrame) -> None:
 
 
 def _augmentations(training: Training, seed: int) -> tuple[Augment | None, DeviceAugment | None]:
-    """The augmentation of each row as it is loaded, or of each batch on the device."""
+    """Returns an augmentation of each row as it is loaded, or of each batch on the device; the other is None."""
     if training.augment_on == "cpu":
         return Augment(*training.augment, seed=seed), None
-    from image_models.device_augment import DeviceAugment  # kornia takes its time to import
+    from image_models.device_augment import DeviceAugment  # kornia is slow to import
 
     return None, DeviceAugment(*training.augment, seed=seed)
 
@@ -174,7 +172,7 @@ def embed(
     compute: Compute,
     progress: Callable[[int], object] = lambda images: None,
 ) -> NDArray[np.float16]:
-    """Features z (n, d) of an untrained backbone for the cache rows ``rows``; its weights go to ``folder``."""
+    """Computes features z (n, d) of the cache rows ``rows`` with a frozen backbone; its weights go to ``folder``."""
     use_threads(compute.threads)
     net = build_net(
         network.backbone, pretrained=network.pretrained, frozen=True, timm_args=network.timm_args, size=cache.size,
@@ -197,9 +195,9 @@ def fit_frozen_fold(
     threads: int,
     progress: Callable[[int], object] = lambda images: None,
 ) -> FoldPredictions:
-    """Fit a logistic head on the training rows' features z (n, d) of a frozen backbone, and apply it to each set's.
+    """Fits a logistic head on the training rows' features z (n, d) of a frozen backbone and predicts each set.
 
-    ``inner`` (n,) marks the rows on which the strength of the regularisation is chosen. The head's weights and its
+    ``inner`` (n,) marks the rows on which the regularisation strength is chosen. The head's weights and its
     strength are written to ``folder``. Raises ImageError where all held-out rows get the same logit.
     """
     with threadpool_limits(threads):

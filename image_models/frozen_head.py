@@ -1,4 +1,4 @@
-"""The head of a frozen backbone: an L2-regularised logistic regression, folded into one linear layer."""
+"""Fits the head of a frozen backbone: L2-regularised logistic regression, stored as one linear layer."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2)  # inverse ridge strengths, on standardised features
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2)  # inverse L2 strengths (scikit-learn's C), on standardised features
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """logit = z · weight + bias, on raw features z (n, d)."""
+    """A linear layer: logit = z · weight + bias, on raw features z (n, d)."""
 
     weight: NDArray[np.float32]  # (d,)
     bias: np.float32
-    strength: float  # the C that the inner split chose
+    strength: float  # the C chosen on the inner split
 
     def logit(self, z: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Of features (n, d): float32 (n,)."""
+        """Returns the logits of features (n, d): float32 (n,)."""
         logit: NDArray[np.float32] = z.astype(np.float32) @ self.weight + self.bias
         return logit
 
@@ -33,14 +33,14 @@ def fit_head(
     *,
     strengths: tuple[float, ...] = STRENGTHS,
 ) -> LinearHead:
-    """Choose the strength by log loss on the rows of ``inner`` (a grouped part of the training rows), refit on all.
+    """Chooses the strength by log loss on the rows of ``inner`` (a grouped part of the training rows), refits on all.
 
-    ``z`` (n, d), ``target`` (n,) and ``inner`` (n,) are of the fold's training rows only.
+    ``z`` (n, d), ``target`` (n,) and ``inner`` (n,) hold the fold's training rows only.
     """
     x = z.astype(np.float32)
     mean, std = x.mean(axis=0), x.std(axis=0)
-    # A feature that never moves says nothing. Its std isn't quite zero: float32 sums of more than 8,192 equal float16
-    # values round, and dividing by that rounding made a constant the heaviest feature of all.
+    # A constant feature carries no information. Its std is not exactly zero: float32 sums of more than 8,192 equal
+    # float16 values round, and dividing by that rounding error gave a constant feature the largest weight of all.
     varies = (z.max(axis=0) > z.min(axis=0)) & (std > 1e-6)
     scale = np.where(varies, std, 1.0)
     x = (x - mean) / scale

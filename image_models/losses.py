@@ -1,4 +1,4 @@
-"""Mixup and cutmix: a batch is mixed with itself in another order; the loss is mixed in the same proportion."""
+"""Losses of rows whose class may be known only in part, mixup and cutmix, class weights and the prior's correction."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from image_models.settings import Training
 
 
 def log_probabilities(outputs: torch.Tensor) -> torch.Tensor:
-    """Of each class (n, c), from the head's outputs (n, c); one output is the log odds of the second of two classes."""
+    """Returns log probabilities (n, c) of outputs (n, c); one output is the log odds of the second of two classes."""
     if outputs.shape[1] == 1:
         return torch.cat([F.logsigmoid(-outputs), F.logsigmoid(outputs)], dim=1)
     return F.log_softmax(outputs, dim=1)
 
 
 def risk_logit(outputs: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """Log odds (n,) that a row is of one of the ``positive`` (c,) classes."""
+    """Returns the log odds (n,) that a row belongs to one of the ``positive`` (c,) classes."""
     if outputs.shape[1] == 1:
         return outputs[:, 0]
     return torch.logsumexp(outputs[:, positive], dim=1) - torch.logsumexp(outputs[:, ~positive], dim=1)
@@ -30,16 +30,16 @@ def risk_logit(outputs: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
 def row_losses(
     outputs: torch.Tensor, allowed: torch.Tensor, *, label_smoothing: float = 0.0, focal_gamma: float = 0.0
 ) -> torch.Tensor:
-    """Loss (n,) of ``outputs`` (n, c or 1) where row i is of one of the classes ``allowed[i]`` (n, c) bool.
+    """Returns losses (n,) of ``outputs`` (n, c or 1) where row i has one of the classes ``allowed[i]`` (n, c) bool.
 
-    A row whose diagnosis is unknown, but not its target, allows all classes of that target: minus the log of their
-    summed probability (partial labels; Cour et al. 2011). Label smoothing (Szegedy et al. 2016) mixes in the mean over
-    all classes, the focal factor (1 - p)^gamma is that of Lin et al. 2017.
+    A row with a known target but unknown diagnosis allows all classes of that target; its loss is minus the log of
+    their summed probability (partial labels; Cour et al. 2011). Label smoothing (Szegedy et al. 2016) mixes in the mean
+    over all classes; the focal factor is (1 - p)^gamma (Lin et al. 2017).
     """
     log_p = log_probabilities(outputs)
     loss = -torch.logsumexp(log_p.masked_fill(~allowed, -torch.inf), dim=1)
     if focal_gamma:
-        # 1 - p of a row that is already right can round below zero, where a power has no gradient.
+        # 1 - p of a row that is predicted correctly can round below zero, where a power has no gradient.
         loss = loss * (1 - torch.exp(-loss)).clamp_min(1e-6) ** focal_gamma
     if label_smoothing:
         loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(dim=1)
@@ -48,7 +48,7 @@ def row_losses(
 
 @dataclass(frozen=True)
 class MixedBatch:
-    """A batch of which each row is ``share`` of itself and the rest of row ``partner``."""
+    """A batch whose rows are mixed: ``share`` of the row itself, the rest from row ``partner``."""
 
     images: torch.Tensor  # (n, h, w, 3), float where pixels were averaged
     metadata: torch.Tensor  # (n, m)
@@ -56,14 +56,14 @@ class MixedBatch:
     share: float
 
     def loss(self, own: torch.Tensor, of_partner: torch.Tensor) -> torch.Tensor:
-        """The rows' losses (n,) against their own labels and against their partners'."""
+        """Mixes the rows' losses (n,) against their own labels with those against their partners' labels."""
         return self.share * own + (1 - self.share) * of_partner
 
 
 def mix_batch(batch: Batch, *, mixup: float, cutmix: float, rng: np.random.Generator) -> MixedBatch:
-    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019); the two are alphas, and 0 switches one off.
+    """Applies mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019), at random if both alphas are above 0.
 
-    With cutmix one box of the same place is cut for the whole batch, and ``share`` is what of the picture is left.
+    Cutmix replaces the same box in every image of the batch; ``share`` is then the share of the area outside the box.
     """
     n, height, width = batch.images.shape[:3]
     partner = torch.from_numpy(rng.permutation(n)).to(batch.images.device)
@@ -86,20 +86,20 @@ def mix_batch(batch: Batch, *, mixup: float, cutmix: float, rng: np.random.Gener
 
 
 def class_weights(allowed: NDArray[np.bool_], balance: str) -> NDArray[np.float64] | None:
-    """How often each row (n,) is drawn: by 1/rows of its class or the root of it; None where all are drawn once."""
+    """Returns weights (n,) for drawing rows, 1/n or 1/√n of a class of n rows; None where each row is drawn once."""
     if balance == "none":
         return None
-    # A row of unknown diagnosis stands among the rows that allow the same classes.
+    # Rows of unknown diagnosis form a class with the rows that allow the same classes.
     _, kind, rows = np.unique(allowed, axis=0, return_inverse=True, return_counts=True)
     weights: NDArray[np.float64] = (1 / rows if balance == "full" else 1 / np.sqrt(rows))[kind.ravel()]
     return weights
 
 
 def training_prior(allowed: NDArray[np.bool_], training: Training) -> NDArray[np.float64]:
-    """Share (c,) of each class among the rows as they are drawn, half a row added to each; weights of loss not in.
+    """Returns each class's share (c,) of the rows as drawn, with half a row added per class, without loss weights.
 
-    Rows that may be of several classes are shared out as the known rows of these are: where pictures say nothing, that
-    is what makes such rows likeliest. Sets of classes don't overlap: those of one target each.
+    Rows that allow several classes are divided among these in proportion to their known rows: the maximum-likelihood
+    solution where images carry no information. Sets of classes must not overlap: each holds the classes of one target.
     """
     weights = class_weights(allowed, training.balance)
     drawn = np.ones(len(allowed)) if weights is None else weights * (len(allowed) / weights.sum())
@@ -114,7 +114,7 @@ def training_prior(allowed: NDArray[np.bool_], training: Training) -> NDArray[np
 
 
 def prior_shift(allowed: NDArray[np.bool_], positive: NDArray[np.bool_], training: Training) -> NDArray[np.float64]:
-    """By how much (c,) drawing and weighting raised each class's log probability; taking it away restores the prior."""
+    """Returns how much (c,) sampling and loss weights raised each class's log probability, to be subtracted again."""
     plain = training_prior(allowed, Training())
     weighted = np.where(positive, np.log(training.positive_weight), 0.0)
     shift: NDArray[np.float64] = np.log(training_prior(allowed, training)) - np.log(plain) + weighted

@@ -1,4 +1,4 @@
-"""The one inference path: validation, out-of-fold, test and new images all come through `predict`."""
+"""The one inference path: `predict` serves validation, out-of-fold, test and new images."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ VIEW_COUNTS = {"none": 1, "flips": 4, "d4": 8}
 
 
 def views(images: torch.Tensor, kind: str) -> Iterator[torch.Tensor]:
-    """Of pictures (n, h, w, 3): themselves; their flips; the eight symmetries of the square (needs h = w)."""
+    """Yields views of images (n, h, w, 3): themselves, four flips, or the square's eight symmetries (needs h = w)."""
     for transposed in (False, True) if kind == "d4" else (False,):
         turned = images.transpose(1, 2) if transposed else images
         for axes in ((), (1,), (2,), (1, 2)) if kind != "none" else ((),):
-            # contiguous: the network's channels_last starts from whole pixels, and moving bytes is cheap.
+            # contiguous: the network's channels_last layout needs pixels in one piece, and copying bytes is cheap.
             yield turned.flip(axes).contiguous()
 
 
 @dataclass(frozen=True)
 class NetOutput:
-    """Of one net, one row an image."""
+    """A net's logits and features, one row per image."""
 
     logit: NDArray[np.float32]  # (n,)
     z: NDArray[np.float16]  # (n, d)
 
     def take(self, rows: NDArray[np.intp]) -> NetOutput:
-        """Of these rows only."""
+        """Returns the output for these rows only."""
         return NetOutput(self.logit[rows], self.z[rows])
 
 
 def mean_over_seeds(by_seed: Sequence[NetOutput]) -> NetOutput:
-    """One output out of those of a fold's nets: the mean of their logits, and z of the first."""
+    """Combines the outputs of a fold's nets: the mean of their logits, and z of the first net."""
     logit = np.stack([made.logit for made in by_seed], axis=1).mean(axis=1, dtype=np.float32)
     return NetOutput(logit, by_seed[0].z)
 
@@ -56,11 +56,11 @@ def predict(
     workers: int = 0,
     progress: Callable[[int], object] = lambda done: None,
 ) -> NetOutput:
-    """Logit and pooled features of each image, in the order of ``images``: the mean over the views that ``tta`` names.
+    """Predicts logit and pooled features of each of ``images``, in order, as means over the views that ``tta`` names.
 
-    Raises ImageError where a logit or a feature isn't finite or doesn't fit float16.
+    Raises ImageError where a logit or a feature is not finite or does not fit float16.
     """
-    assert images.augment is None, "predictions are made on images as they are"
+    assert images.augment is None, "predictions are made on images without augmentation"
     net = net.to(device).eval()
     logits, features, parts = [], [], 1
     with torch.inference_mode():
@@ -83,13 +83,13 @@ def predict(
     if broken.any():
         raise ImageError(
             f"the network's output is not finite, or beyond float16, for {broken.sum()} of {len(images)} images: "
-            "lower `lr`, or look at the pretrained weights"
+            "lower `lr`, or check the pretrained weights"
         )
     return predictions
 
 
 def _mean_over_views(net: Net, batch: Batch, tta: str, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logit (n,) and features (n, d), each the mean over the views."""
+    """Returns logits (n,) and features (n, d), means over the views, computed in ``parts`` parts of the batch."""
     logits, features, parts = [], [], min(parts, len(batch.rows))
     for images, metadata in zip(batch.images.tensor_split(parts), batch.metadata.tensor_split(parts), strict=True):
         made = [net(view, metadata) for view in views(images, tta)]

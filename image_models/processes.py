@@ -1,14 +1,16 @@
-"""Tasks in worker processes: which end with the one that started them, and which Ctrl-C leaves to it."""
+"""Runs tasks in worker processes, which end with their parent and leave Ctrl-C to it."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import joblib
@@ -20,8 +22,8 @@ Result = TypeVar("Result")
 
 
 def run_parallel(tasks: Iterable[Callable[[], Result]], n_jobs: int) -> Iterator[Result]:
-    """What each task gives, in order, as soon as it is there: by ``n_jobs`` processes, or here where that is 1."""
-    with _sigint_blocked():
+    """Yields each task's result in order, as soon as it is ready: from ``n_jobs`` processes, or from this one if 1."""
+    with _sigint_blocked(), own_packages_first():
         made = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
             joblib.delayed(exit_with_parent(task))() for task in tasks
         )
@@ -29,25 +31,42 @@ def run_parallel(tasks: Iterable[Callable[[], Result]], n_jobs: int) -> Iterator
 
 
 def exit_with_parent(task: Callable[Params, Result]) -> Callable[Params, Result]:
-    """The same task, to be sent to a worker process, which then ends as soon as this process is gone.
+    """Wraps a task so that the worker process that runs it ends as soon as this process is gone.
 
-    Nobody tells a worker that its parent was killed (SIGKILL, the memory killer): it would go on with its task for
-    hours, and write into the folder where the same command, started again, is at work.
+    A worker does not notice that its parent was killed (SIGKILL, out-of-memory killer): it would continue for hours
+    and write into the folder in which the same command, started again, is working.
     """
     return partial(_run, os.getpid(), task)
 
 
 def end_workers() -> None:
-    """Kill the worker processes of this one, whatever they are at: else its end would wait for theirs."""
+    """Kills the worker processes of this process, which would otherwise wait for their tasks before it ends."""
     from joblib.externals.loky import get_reusable_executor
 
     executor = get_reusable_executor(reuse=True)
-    getattr(executor, "terminate", executor.shutdown)(kill_workers=True)  # joblib's own drops its shared memory too
+    getattr(executor, "terminate", executor.shutdown)(
+        kill_workers=True
+    )  # joblib's own terminate also frees its shared memory
+
+
+@contextmanager
+def own_packages_first() -> Iterator[None]:
+    """Processes that start in here find the packages of dermstack before any file of the same name elsewhere.
+
+    A new process gets a copy of ``sys.path``, in which the working folder stands first when its parent is a notebook or
+    a script, and looks up the task's module there before it has imported dermstack (see dermstack/own_packages.py).
+    """
+    installed = str(Path(__file__).resolve().parents[1])
+    sys.path.insert(0, installed)
+    try:
+        yield
+    finally:
+        sys.path.remove(installed)
 
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal: those started in here never see it, this one does afterwards."""
+    """Blocks Ctrl-C, which a terminal sends to all processes, for workers started here; this process gets it later."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -64,7 +83,7 @@ def _run(parent: int, task: Callable[Params, Result], *args: Params.args, **kwar
     return task(*args, **kwargs)
 
 
-@cache  # one thread a process
+@cache  # one thread per process
 def _watch_parent(_process: int, parent: int) -> None:
     def poll() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""The networks of a finished run, read back from its weights: for heat maps, and for images that come later."""
+"""Reads the networks of a finished run from its weights and predicts with them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from image_models.losses import risk_logit
 from image_models.net import Net, build_net, read_weights
 from image_models.predict import NetOutput, mean_over_seeds, predict
 
-BACKBONE = "backbone.safetensors"  # of a frozen run: one for all its folds, beside them
+BACKBONE = "backbone.safetensors"  # of a frozen run: one file beside its folds' folders
 WEIGHTS = "weights.safetensors"  # of one net
 HISTORY = "history.csv"  # of one net's training
-STATE = "state.pt"  # of a training that has not ended
+STATE = "state.pt"  # of an unfinished training
 
 
 class NetCache:
-    """`read_fold_nets` for one set of pictures after the other: what it read is kept as long as there is room."""
+    """Reads nets with `read_fold_nets` and keeps them in memory, up to a limit, for the next images."""
 
     def __init__(self, max_bytes: int) -> None:
-        """``room``: bytes of weights that may be kept."""
+        """``max_bytes``: bytes of weights that may be kept."""
         self._bytes_left = max_bytes
         self._kept: dict[tuple[Path, str], list[Net]] = {}
 
     def read(
         self, fold: Path, settings: Mapping[str, Any], *, positive: Sequence[bool], metadata: int, device: str
     ) -> list[Net]:
-        """The nets in the folder ``fold``, arguments and errors as those of `read_fold_nets`."""
+        """Returns the nets in the folder ``fold``; arguments and errors as for `read_fold_nets`."""
         if (fold, device) in self._kept:
             return self._kept[fold, device]
         nets = read_fold_nets(fold, settings, positive=positive, metadata=metadata, device=device)
@@ -58,10 +58,10 @@ def read_fold_nets(
     metadata: int = 0,
     device: str = "cpu",
 ) -> list[Net]:
-    """The nets in the folder ``fold`` (…/<run>/fold_<k>), one a seed, the first seed's first; ready for `predict`.
+    """Reads the nets in the folder ``fold`` (…/<run>/fold_<k>), one per seed in the run's order, ready for `predict`.
 
-    ``settings`` and ``positive`` are those of the run's run.json, ``metadata`` is the number of encoded columns that
-    the net saw beside the picture. Raises ImageError for weights that are missing, damaged or of other settings.
+    ``settings`` and ``positive`` are those of the run's run.json; ``metadata`` is the number of encoded columns that
+    the net uses beside the image. Raises ImageError for weights that are missing, damaged or of other settings.
     """
     seeds = settings["seeds"][:1] if settings["frozen"] else settings["seeds"]  # a frozen run has one head
     return [
@@ -71,17 +71,17 @@ def read_fold_nets(
 
 
 def net_folder(fold: Path, seed: int) -> Path:
-    """The folder of one trained net of a fold; ``seed`` is the model's plus the experiment's."""
+    """Returns the folder of one trained net of a fold; ``seed`` is the model's seed plus the experiment's."""
     return fold / f"seed_{seed}"
 
 
 def net_files(fold: Path, seeds: Sequence[int]) -> list[Path]:
-    """The weights of a fold's nets, in the order of the run's ``seeds``.
+    """Returns the weights files of a fold's nets, in the order of the run's ``seeds``.
 
-    They lie in ``seed_<s>/weights.safetensors``, or, in bundles, in frozen runs and in runs made by dermstack 0.1, in
-    ``weights.safetensors`` for the first seed and ``weights_<s>.safetensors`` for each other. ``s`` is the run's seed
-    plus the experiment's, which the run does not tell: the order is the same. Raises ImageError for another number of
-    files.
+    These are ``seed_<s>/weights.safetensors``. Bundles, frozen runs and runs made by dermstack 0.1 have
+    ``weights.safetensors`` for the first seed and ``weights_<s>.safetensors`` for the others. ``s`` is the run's seed
+    plus the experiment's, which the run does not record, but which does not change the order. Raises ImageError where
+    the numbers of files and seeds differ.
     """
     folders = sorted(fold.glob(f"seed_*/{WEIGHTS}"), key=lambda path: int(path.parent.name.removeprefix("seed_")))
     if folders:
@@ -92,7 +92,7 @@ def net_files(fold: Path, seeds: Sequence[int]) -> list[Path]:
         first, rest = [fold / WEIGHTS], list(seeds[1:])
     if len(found) != len(rest):
         raise ImageError(
-            f"{fold} has the weights of {len(first) + len(found)} seeds where its settings name {len(seeds)}: restore "
+            f"{fold} has the weights of {len(first) + len(found)} seeds, but its settings name {len(seeds)}: restore "
             "the run's files, or make it again with `dermstack oof --rebuild`"
         )
     by_seed = dict(zip(sorted(rest), found, strict=True))
@@ -108,14 +108,16 @@ def read_fold_net(
     backbone_weights: Path | None = None,
     device: str = "cpu",
 ) -> Net:
-    """The net whose weights lie in one file, in eval mode and in the precision that it was validated in.
+    """Reads the net of one weights file, in eval mode and in the precision in which it was validated.
 
-    A frozen run keeps only its heads in ``weights``: its ``backbone_weights`` is by default the file
-    backbone.safetensors one folder up. Arguments and errors as those of `read_fold_nets`.
+    A frozen run has only a head in ``weights``; ``backbone_weights`` is by default the file backbone.safetensors in the
+    run's folder, one above the fold's. Other arguments and errors as for `read_fold_nets`.
     """
     normalise, torch_device = settings["normalise"] or {}, pick_device(device)
     frozen: bool = settings["frozen"]
-    with torch.random.fork_rng(devices=[]):  # the draws that start a net are overwritten: they shall not move others'
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # building a net draws weights, which are overwritten: keep the random state
         net = build_net(
             settings["backbone"],
             pretrained=False,
@@ -152,10 +154,10 @@ def predict_trained(
     workers: int,
     progress: Callable[[int], object],
 ) -> NetOutput:
-    """The nets in the folder ``fold`` on rows of a cache: logits averaged over the seeds, z of the first seed.
+    """Predicts rows of a cache with the nets in the folder ``fold``: mean logits over the seeds, z of the first seed.
 
-    ``settings`` are those of the run's run.json, ``metadata`` (n, m) is as its nets see it, and ``store`` reads these.
-    Raises ImageError.
+    ``settings`` are those of the run's run.json; ``metadata`` (n, m) holds the encoded columns; ``store`` reads the
+    nets. Raises ImageError as `read_fold_nets` and `predict` do.
     """
     use_threads(threads)
     nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=pick_device(device).type)
@@ -175,7 +177,7 @@ def predict_by_seed(
     workers: int,
     progress: Callable[[int], object],
 ) -> list[NetOutput]:
-    """What each of a fold's nets predicts for rows of a cache, with the batch size and the views of its settings."""
+    """Predicts rows of a cache with each of a fold's nets, using batch size and views as in ``settings``."""
     images = CachedImages(cache, rows, metadata=metadata)
     return [
         predict(
@@ -198,7 +200,7 @@ def predict_frozen(
     workers: int,
     progress: Callable[[int], object],
 ) -> Iterator[NetOutput]:
-    """A frozen backbone on rows of a cache, once, and then the head in each of the folders ``folds`` on its z."""
+    """Computes z of rows of a cache once with the frozen backbone; yields each fold's predictions from its head."""
     use_threads(threads)
     torch_device, weights = pick_device(device), [fold / WEIGHTS for fold in folds]
     (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=torch_device.type)
@@ -211,7 +213,7 @@ def predict_frozen(
             tensors = load_file(path)
             head = LinearHead(tensors["head.weight"][0], tensors["head.bias"][0], np.nan)
         except (SafetensorError, OSError, LookupError, ValueError) as error:
-            raise ImageError(f"{path} holds no head that can be read ({error}): make the run again") from error
+            raise ImageError(f"{path} holds no readable head ({error}): make the run again") from error
         yield NetOutput(head.logit(z), z)
 
 
@@ -223,9 +225,9 @@ def head_logits(
     *,
     positive: Sequence[bool],
 ) -> list[NDArray[np.float32]]:
-    """Logits (n,) of stored embeddings (n, d) beside each of ``metadata`` (n, m), through the head of a net alone."""
+    """Returns logits (n,) of stored embeddings (n, d) with each of ``metadata`` (n, m), from a net's head only."""
     net = read_fold_net(weights, settings, positive=positive, metadata=metadata[0].shape[1])
-    assert net.fusion is not None, "it sees metadata"
+    assert net.fusion is not None, "the net has no metadata fusion"
     images, made = torch.from_numpy(z.astype(np.float32)), []
     with torch.inference_mode():
         for known in metadata:

@@ -1,4 +1,4 @@
-"""How a network is built, trained and run: frozen values, named as in the config. Needs no torch."""
+"""Settings of how a network is built, trained and run, named as in the config; needs no torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ AugmentOn = Literal["cpu", "device"]
 
 @dataclass(frozen=True)
 class Network:
-    """Which network is built, and from which weights training starts."""
+    """The network to build, and the weights from which training starts."""
 
-    backbone: str  # timm's name
-    pretrained: bool | Path  # timm's ImageNet weights, none, or a file
+    backbone: str  # its name in timm
+    pretrained: bool | Path  # True: timm's ImageNet weights; False: random weights; or a file
     timm_args: Mapping[str, Any]  # further arguments of `timm.create_model`
     mean: Sequence[float] | None  # of red, green and blue in [0, 1]; None: as the backbone was trained
     std: Sequence[float] | None  # of red, green and blue in [0, 1]; None: as the backbone was trained
@@ -26,35 +26,35 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    """Settings of `image_models.train.train_net`; every default is the plain choice."""
+    """Settings of `image_models.train.train_net`; every default is the simplest choice."""
 
-    epochs: int = 4  # times that each training row is seen, or drawn where classes are balanced
+    epochs: int = 4  # passes over the training rows; with `balance`, as many draws per pass as rows
     batch_size: int = 32  # images a step
-    lr: float = 1e-3  # the highest learning rate, of the head; reached after the warm-up
-    weight_decay: float = 0.01  # AdamW's
-    warmup: float = 0.1  # share of the steps in which the rate rises; a cosine down to zero follows
-    layer_decay: float = 1.0  # each layer group's rate is this times that of the group above it; 1: one rate for all
-    balance: Balance = "none"  # `sqrt`, `full`: each class is drawn with weight 1/√rows or 1/rows
-    positive_weight: float = 1.0  # of positive rows in the loss
-    label_smoothing: float = 0.0  # share of each target that is spread over all classes
-    focal_gamma: float = 0.0  # of the focal loss, which gives easy rows less weight; 0: cross-entropy
-    mixup: float = 0.0  # alpha of its Beta distribution; 0: off
-    cutmix: float = 0.0  # alpha, as of mixup; where both are on, each batch is mixed in one of the two ways
-    ema: float = 0.0  # decay of the moving average of the weights, which becomes the model; 0: the last weights are
-    dropout: float = 0.0  # share of the features that are dropped before the head
-    dropout_samples: int = 1  # dropouts of the same features, whose outputs are averaged
-    accumulate: int = 1  # parts in which a batch goes through the network, where memory is short
-    clip_norm: float = 0.0  # the largest norm of a gradient; 0: no limit
-    precision: Precision = "auto"  # of the backbone; `auto`: bfloat16 on GPUs that have it
-    compile: bool = False  # `torch.compile`: minutes once, then faster steps on a GPU
-    select: Select = "last"  # `best`: the epoch with the best AUC on an inner, grouped fifth of the training rows
-    augment: tuple[str, ...] = ("light",)  # recipes, applied one after the other; see image_models/transforms.py
-    augment_on: AugmentOn = "cpu"  # `device`: a batch at a time, where the network runs
+    lr: float = 1e-3  # highest learning rate, that of the head; reached after the warm-up
+    weight_decay: float = 0.01  # weight decay of AdamW
+    warmup: float = 0.1  # share of the steps in which the rate rises; then it falls to zero as a cosine
+    layer_decay: float = 1.0  # learning rate of each layer group, relative to the group above it; 1: one rate for all
+    balance: Balance = "none"  # `sqrt`, `full`: a row of a class with n rows is drawn with weight 1/√n or 1/n
+    positive_weight: float = 1.0  # weight of positive rows in the loss
+    label_smoothing: float = 0.0  # share of each target that is spread evenly over all classes
+    focal_gamma: float = 0.0  # gamma of the focal loss, which gives easy rows less weight; 0: cross-entropy
+    mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: off
+    cutmix: float = 0.0  # alpha of cutmix's Beta distribution; 0: off; if mixup is on too, each batch gets one of them
+    ema: float = 0.0  # decay of the weights' moving average, which becomes the model; 0: the model is the last weights
+    dropout: float = 0.0  # share of the features that is dropped before the head
+    dropout_samples: int = 1  # dropout masks on the same features, whose outputs are averaged
+    accumulate: int = 1  # parts in which a batch is processed, if memory is short
+    clip_norm: float = 0.0  # largest norm of the gradient; 0: no limit
+    precision: Precision = "auto"  # precision of the backbone; `auto`: bfloat16 on GPUs that have it, else float32
+    compile: bool = False  # use `torch.compile`: takes minutes once, then steps are faster on a GPU
+    select: Select = "last"  # `best`: the epoch with the highest AUC on an inner, grouped fifth of the training rows
+    augment: tuple[str, ...] = ("light",)  # recipes, applied in this order; see image_models/transforms.py
+    augment_on: AugmentOn = "cpu"  # `cpu`: each image as it is loaded; `device`: whole batches, where the network runs
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where a network runs. The number of threads can change the last digit of a result; the rest cannot on a CPU."""
+    """Where a network runs. On a CPU, only the number of threads can change the last digit of a result."""
 
     device: str  # `auto`, `cpu`, `cuda`, `cuda:1`, …
     threads: int  # of torch and BLAS
@@ -63,11 +63,13 @@ class Compute:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a training tells its caller while it runs."""
+    """Functions that a training calls while it runs."""
 
     progress: Callable[[int], object] = lambda images: None  # images done since the last call
-    say: Callable[[str], object] = lambda line: None  # what a user should know
-    report: Callable[[int, float], object] = lambda epoch, auc: None  # each epoch's AUC on the rows that choose it
+    say: Callable[[str], object] = lambda line: None  # messages for the user
+    report: Callable[[int, float], object] = lambda epoch, auc: (
+        None
+    )  # each epoch's AUC on the rows that choose the epoch
 
 
 SILENT = Callbacks()

@@ -1,5 +1,7 @@
-"""The training loop of one net on one fold's training rows, straight down. The last weights, or their average, are
-the model, unless `select: best` chooses an epoch on rows set aside."""
+"""Trains one net on one fold's training rows, in one straight loop.
+
+The model is the last weights or their moving average, unless `select: best` chooses an epoch on separate rows.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ if TYPE_CHECKING:
 
 
 class WeightAverage:
-    """Follows ``net`` with `update`; `swap` exchanges the two, so that the average can be used and put back.
+    """Moving average of a net's weights; `swap` exchanges the two, so that the average can be used and put back.
 
-    The decay starts at 2/11 and rises to ``decay`` with the steps, as TensorFlow's does: early weights are forgotten.
+    The decay starts at 2/11 and rises to ``decay`` with the steps, as in TensorFlow: early weights count little.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
@@ -48,7 +50,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """After a step of the optimiser."""
+        """Moves the average towards the net; to be called after each step of the optimiser."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         floats, targets = [], []
@@ -62,7 +64,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self, net: nn.Module) -> None:
-        """The net gets the average and this keeps what the net had; once more puts both back."""
+        """Exchanges the net's weights and the average; a second call restores both."""
         for key, tensor in net.state_dict().items():
             kept = tensor.clone()
             tensor.copy_(self.tensors[key])
@@ -70,7 +72,7 @@ class WeightAverage:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Tensors, numbers and strings under names; a SHA-256 of the bytes stands before them."""
+    """Writes a state of tensors, numbers and strings by name, preceded by the SHA-256 of its bytes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -79,7 +81,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, *, identity: str) -> dict[str, Any] | None:
-    """What `write_state` wrote for the same ``identity``; None where there is nothing, or of another training.
+    """Reads the state that `write_state` wrote for the same ``identity``; None if missing or of another training.
 
     Raises ImageError for a damaged file.
     """
@@ -88,7 +90,7 @@ def read_state(path: Path, *, identity: str) -> dict[str, Any] | None:
     content = path.read_bytes()
     damaged = ImageError(
         f"{path}, the state of an unfinished training, is damaged: remove {path} and run "
-        "`dermstack oof` again, which trains this fold anew"
+        "`dermstack oof` again, which trains this fold from the start"
     )
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise damaged
@@ -106,7 +108,7 @@ def train_net(
     training: Training,
     seed: int,
     device: torch.device,
-    augment: DeviceAugment | None = None,
+    batch_augment: DeviceAugment | None = None,
     inner_val: CachedImages | None = None,
     state: Path | None = None,
     identity: str = "",
@@ -115,16 +117,16 @@ def train_net(
     progress: Callable[[int], object] = lambda done: None,
     say: Callable[[str], object] = lambda line: None,
 ) -> pd.DataFrame:
-    """Fine-tune ``net`` in place with AdamW, a warm-up and a cosine down to zero.
+    """Fine-tunes ``net`` in place with AdamW, a warm-up and a cosine decay of the learning rate to zero.
 
-    No row that is scored comes in here. ``augment`` works on batches on the device, where the rows' own recipe doesn't.
-    ``inner_val`` are the rows on which `select: best` finds its epoch, and ``report`` is told each epoch's AUC on them.
-    ``state`` is a file that is written after each epoch and taken up where it is of the same ``identity``: every draw
-    comes from (seed, epoch), so that a resumed training ends in the same weights. ``progress`` is told the
-    images of each step, ``say`` what a user should know.
+    Held-out rows are not used. ``batch_augment`` augments batches on the device, if ``images`` does not augment its rows.
+    ``inner_val`` are the rows on which `select: best` chooses the epoch; ``report`` is called with each epoch's AUC on
+    them. ``state`` is a file that is written after each epoch, and from which a training of the same ``identity``
+    resumes: every draw comes from (seed, epoch), so that a resumed training ends with the same weights. ``progress`` is
+    called with the number of images of each step, ``say`` with messages for the user.
 
-    Returns the history, a row an epoch: epoch, loss (mean training loss), lr (at its end), images_per_s, and auc of
-    ``inner_val``. Raises ImageError when the loss is no number any more.
+    Returns the history, one row per epoch: epoch, loss (mean training loss), lr (at its end), images_per_s, and auc on
+    ``inner_val``. Raises ImageError when the loss is not finite.
     """
     net = net.to(device).train()
     net.precision = pick_precision(training.precision, device)
@@ -141,20 +143,20 @@ def train_net(
     if state and (kept := read_state(state, identity=identity)):
         net.load_state_dict(kept["net"])
         optimiser.load_state_dict(kept["optimiser"])
-        if kept["scaler"]:  # empty where float16 is not what it began in
+        if kept["scaler"]:  # empty unless the training began in float16
             scaler.load_state_dict(kept["scaler"])
         if average:
             average.tensors = {key: tensor.to(device) for key, tensor in kept["average"].items()}
             average.steps = kept["average_steps"]
         parts, history, best, start = kept["parts"], kept["history"], kept["best"], kept["epoch"]
         if start < training.epochs:
-            say(f"seed {seed} goes on after epoch {start} of {training.epochs}")
+            say(f"seed {seed} resumes after epoch {start} of {training.epochs}")
 
     def epoch_batches(epoch: int) -> list[list[int]]:
         return train_batches(len(images), batch_size=training.batch_size, seed=seed, epoch=epoch, weights=weights)
 
     def report_split(parts: int) -> None:
-        say(f"out of memory on {device}: batches of {training.batch_size} now go through in {parts} parts")
+        say(f"out of memory on {device}: batches of {training.batch_size} are now processed in {parts} parts")
 
     progress(start * len(images))
     step_count = training.epochs * len(epoch_batches(0))
@@ -163,15 +165,15 @@ def train_net(
     for epoch in range(start, training.epochs):
         started, losses, batches = time.perf_counter(), [], epoch_batches(epoch)
         images.epoch = epoch
-        mix_rng = np.random.default_rng((seed, epoch, 1))  # of mixup and cutmix; (seed, epoch) is the order's
+        mix_rng = np.random.default_rng((seed, epoch, 1))  # for mixup and cutmix; (seed, epoch) draws the order of rows
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))  # dropout
         for batch in load_batches(images, batches, workers=workers, pin=device.type == "cuda"):
             rate = training.lr * _schedule(step, warmup=warmup, steps=step_count)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             rows, batch = batch.rows.tolist(), batch.to(device)
-            if augment:
-                batch = batch._replace(images=augment(batch.images, epoch=epoch, rows=rows))
+            if batch_augment:
+                batch = batch._replace(images=batch_augment(batch.images, epoch=epoch, rows=rows))
             mixed = None
             if training.mixup or training.cutmix:
                 mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=mix_rng)
@@ -222,21 +224,21 @@ def train_net(
 
 @contextmanager
 def _as_final_net(net: Net, average: WeightAverage | None, prior_correction: list[float]) -> Iterator[None]:
-    """The net as it would be if this epoch were the last: averaged, with the prior put back. Training then goes on."""
+    """Turns the net into this epoch's final one (averaged, prior corrected), and back before training continues."""
     if average:
         average.swap(net)
     bias = net.head.bias.detach().clone()
     net.shift_prior(prior_correction)
     yield
     with torch.no_grad():
-        net.head.bias.copy_(bias)  # adding and taking away would not give the same bits
+        net.head.bias.copy_(bias)  # adding and subtracting would not give the same bits
     if average:
         average.swap(net)
     net.train()
 
 
 class _BatchLoss:
-    """The mean loss of a batch and its gradient, taken in parts where it doesn't fit at once."""
+    """Computes the mean loss of a batch and its gradient, in parts where the batch does not fit into memory."""
 
     def __init__(
         self, net: Net, training: Training, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -277,7 +279,7 @@ class _BatchLoss:
 
 
 def _parameter_groups(net: Net, training: Training) -> list[dict[str, Any]]:
-    """Weights shrink, biases and norm scales don't; lower layers learn slower where ``layer_decay`` says so."""
+    """Groups parameters: no weight decay of biases and norm scales; lower rates of lower layers by ``layer_decay``."""
     groups: list[dict[str, Any]] = []
     own = [net.head, *([net.fusion] if net.fusion is not None else [])]
     if training.layer_decay < 1:

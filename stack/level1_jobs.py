@@ -252,7 +252,13 @@ def _connect(settings: Ray) -> None:
     import ray
 
     try:
-        ray.init(address=settings.address, log_to_driver=True, include_dashboard=False)
+        ray.init(
+            address=settings.address,
+            log_to_driver=True,
+            include_dashboard=False,
+            # A worker looks into the driver's folder for modules: see dermstack/own_packages.py.
+            runtime_env={"worker_process_setup_hook": "dermstack.own_packages.find_own_packages"},
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"ray.address {settings.address}: no Ray cluster answers ({' '.join(str(error).split())[:200]}): start one "

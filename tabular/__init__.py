@@ -1,1 +1,1 @@
-"""Metadata, patient-level features and GBDTs. Knows nothing of images, the store or torch."""
+"""Metadata encoding, group features, embeddings and GBDTs; imports nothing of images, the store or torch."""

@@ -1,4 +1,4 @@
-"""Embeddings of different fold nets brought onto shared axes, fitted on images that every net has embedded."""
+"""Embeddings of fold nets: their alignment onto shared axes, and a density that shows which images are unusual."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from sklearn.decomposition import PCA
 
 from tabular.errors import TabularError
 
-PROCRUSTES_ROUNDS = 5  # of generalised Procrustes; the residual moves no more after three
-HELD_OUT_EVERY = 5  # every fifth anchor measures how well the others' rotation fits
+PROCRUSTES_ROUNDS = 5  # of generalised Procrustes; the residual is constant after three
+HELD_OUT_EVERY = 5  # every fifth anchor is held out to measure how well the rotation fits
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """z of net k → (z - mean[k]) @ projection[k]: components (n, r) that mean the same for all nets.
+    """Map of each net's embeddings to shared components (n, r): (z - mean[k]) @ projection[k] for net k.
 
-    A projection is the net's scale, shared principal axes and a rotation, which is orthogonal, so that distances within
-    one net stay what they are but for the scale.
+    A projection combines the net's scale, shared principal axes and an orthogonal rotation, so that distances within
+    a net change only by the scale and the reduction to r axes.
     """
 
     mean: NDArray[np.float32]  # (nets, d)
     projection: NDArray[np.float32]  # (nets, d, r)
-    residual: float  # on held-out anchors, share of the shared components' spread: 0 perfect, 1 no better than nothing
-    unaligned: float  # the same without rotations
+    residual: float  # on held-out anchors, share of the variance between nets: 0 for identical, 1 for unrelated nets
+    unaligned: float  # the residual without rotations
 
     def transform(self, z: NDArray[np.floating], net: int) -> NDArray[np.float32]:
-        """Components (n, r) of net ``net``'s embeddings (n, d)."""
+        """Returns the components (n, r) of embeddings (n, d) of net number ``net``."""
         components: NDArray[np.float32] = (z.astype(np.float32) - self.mean[net]) @ self.projection[net]
         return components
 
     @property
     def components(self) -> int:
-        """The number r of shared axes."""
+        """Number r of shared axes."""
         return int(self.projection.shape[2])
 
 
 def fit_alignment(anchors: NDArray[np.floating], components: int) -> Alignment:
-    """Fit on ``anchors`` (nets, n, d), the same n images as each net embeds them; no targets.
+    """Fits the alignment on ``anchors`` (nets, n, d): the embeddings of the same n images by each net, without targets.
 
-    ``components`` is at most n / 5, beyond which a rotation fits noise, and at most d. Centre and scale each net,
-    reduce by the principal axes of all nets' anchors together, rotate each net onto the nets' mean by orthogonal
-    Procrustes (Schönemann 1966), the mean again by turns (Gower 1975). The residual is measured by the same fit on
-    four fifths of the anchors. Raises TabularError for fewer than 25 anchors.
+    ``components`` is limited to n / 5, beyond which a rotation fits noise, and to d. Each net is centred and scaled,
+    reduced to the principal axes of all nets' anchors together, and rotated onto the mean of the nets by orthogonal
+    Procrustes (Schönemann 1966); rotations and mean are computed in turn (Gower 1975). The residual is that of a fit to
+    four fifths of the anchors on the other fifth. Raises TabularError for fewer than 25 anchors.
     """
     nets, n, width = anchors.shape
     if n < 25:
@@ -68,7 +68,7 @@ class _Procrustes:
     rotation: NDArray[np.float64]
 
     def components(self, anchors: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(nets, n, r) on the shared axes."""
+        """Returns the anchors' components (nets, n, r) on the shared axes."""
         scaled = (anchors - self.mean[:, None]) / self.scale[:, None, None]
         turned: NDArray[np.float64] = scaled @ (self.basis @ self.rotation)
         return turned
@@ -84,7 +84,7 @@ def _fit(anchors: NDArray[np.floating], r: int) -> _Procrustes:
     stacked = centred.reshape(-1, centred.shape[2])
     _, vectors = np.linalg.eigh(stacked.T @ stacked)  # ascending
     basis = vectors[:, ::-1][:, :r]
-    # An axis and its opposite are one; a sign by rule keeps the bytes the same wherever LAPACK turns it.
+    # The sign of an axis is arbitrary and depends on LAPACK; a fixed rule keeps the results identical.
     basis = basis * np.where(basis[np.abs(basis).argmax(axis=0), np.arange(r)] < 0, -1, 1)
     plain = centred @ basis
     rotation = np.stack([np.eye(r)] * len(z))
@@ -98,7 +98,7 @@ def _fit(anchors: NDArray[np.floating], r: int) -> _Procrustes:
 
 
 def _residual(fitted: _Procrustes, anchors: NDArray[np.floating]) -> float:
-    """Spread of the nets about their mean, as a share of all spread: its least is 0, unrelated nets have 1."""
+    """Returns the variance between nets as a share of the total variance: 0 for identical, 1 for unrelated nets."""
     nets = len(anchors)
     if nets == 1:
         return 0.0
@@ -109,21 +109,21 @@ def _residual(fitted: _Procrustes, anchors: NDArray[np.floating]) -> float:
 
 
 MAX_COMPONENTS = 64
-MIN_ROWS = 25  # rows, below which nothing is said
-N_QUANTILES = 1001  # of the distances that are kept to compare with
+MIN_ROWS = 25  # minimum number of rows for a fit
+N_QUANTILES = 1001  # number of stored quantiles of the reference distances
 
 
 @dataclass(frozen=True)
 class Density:
-    """Probabilistic principal components (Tipping & Bishop 1999) of embeddings, and how far unseen ones lie off."""
+    """Probabilistic principal components (Tipping & Bishop 1999) of embeddings, for the distance of new ones."""
 
     mean: NDArray[np.float32]  # (d,)
-    axes: NDArray[np.float32]  # (d, r), each divided by the spread along it
-    noise: float  # spread along each of the d - r axes that are left out
-    reference: NDArray[np.float32]  # quantiles of the distances of rows that were not fitted on
+    axes: NDArray[np.float32]  # (d, r), each divided by the standard deviation along it
+    noise: float  # standard deviation along each of the d - r other axes
+    reference: NDArray[np.float32]  # quantiles of the distances of held-out training rows
 
     def distance(self, z: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Mean squared deviation (n,) of embeddings (n, d) over all axes, each by its own spread: 1 is usual."""
+        """Returns the mean squared z-score over all axes (n,) of embeddings (n, d): about 1 for usual ones."""
         centred = z.astype(np.float32) - self.mean
         along = centred @ self.axes
         lengths = (self.axes.astype(np.float64) ** 2).sum(axis=0)  # 1 / spread² of each axis
@@ -133,20 +133,23 @@ class Density:
         return far
 
     def share_nearer(self, z: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Share (n,) of unseen training images that lie nearer to the others than these do: 0 usual, 1 unlike any."""
+        """Returns the share (n,) of held-out training rows with a smaller distance: 1 for embeddings unlike any."""
         return np.interp(self.distance(z), self.reference, np.linspace(0, 1, len(self.reference)))
 
 
 def fit_density(z: NDArray[np.floating], group: ArrayLike) -> Density:
-    """Fit to embeddings (n, d) of a net; ``group`` (n,) keeps together what must not tell about itself.
+    """Fits the density of embeddings (n, d) of one net; rows of one ``group`` (n,) are held out together.
 
-    The reference are distances of each half of the groups from a fit of the other half. Raises TabularError for fewer
-    than 25 rows or two groups.
+    The reference distances are those of each half of the groups to a fit on the other half. Raises TabularError for
+    fewer than 25 rows or two groups.
     """
     codes = np.unique(np.asarray(group).astype(str), return_inverse=True)[1]
     half = codes % 2 == 0
     if len(z) < MIN_ROWS or half.all() or not half.any():
-        raise TabularError(f"{len(z)} rows in {codes.max(initial=-1) + 1} groups are too few to say what is usual")
+        raise TabularError(
+            f"{len(z)} rows in {codes.max(initial=-1) + 1} groups are too few to fit their density: "
+            f"give at least {MIN_ROWS} rows in two groups"
+        )
     distances = [
         Density(*_principal_axes(z[train]), np.empty(0, np.float32)).distance(z[~train]) for train in (half, ~half)
     ]
@@ -159,7 +162,7 @@ def _principal_axes(z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArr
     r = max(1, min(MAX_COMPONENTS, rows // 5, width - 1))
     pca = PCA(r, svd_solver="covariance_eigh").fit(
         z.astype(np.float64)
-    )  # eigenvalues over d - r axes, also of few rows
+    )  # gives all d eigenvalues, also where there are fewer rows
     spread = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))
     axes = (pca.components_ / spread[:, None]).T
     return pca.mean_.astype(np.float32), axes.astype(np.float32), float(np.sqrt(max(pca.noise_variance_, 1e-12)))

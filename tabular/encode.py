@@ -1,4 +1,4 @@
-"""Age, sex and site as numbers, by what the training rows of a fold hold and nothing else."""
+"""Encodes metadata (age, sex, site, other columns) as numbers, fitted on the training rows of a fold only."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tabular.errors import TabularError
 
 
 class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
-    """Numeric columns as they are and categories one-hot, each with a missing indicator.
+    """Encoder that keeps numeric columns, makes categories one-hot and adds a missing indicator to each column.
 
-    Nothing is imputed: the GBDTs split on NaN themselves. A category that the fitted rows lack becomes all
-    zeros, as no training row is, and `unseen_` counts it: {column: {value: rows}} of the last transform.
+    Nothing is imputed, since GBDTs can split on NaN. A category that is not in the fitted rows is encoded as zeros only
+    (no training row is), and `unseen_` counts such rows in the last transform: {column: {value: rows}}.
 
-    Fitted: `categories_` {column: sorted values} and `columns_`, the names that `transform` gives.
+    Fitted: `categories_`, {column: sorted values}, and `columns_`, the column names of `transform`.
 
     >>> train = pd.DataFrame({"age": [40.0, None], "sex": ["male", None], "site": ["torso", "head/neck"]})
     >>> MetadataEncoder().fit(train).columns_
@@ -33,9 +33,12 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         self.categorical = categorical
 
     def fit(self, frame: pd.DataFrame) -> Self:
-        """Learn the categories of these rows; raises TabularError for an absent or a non-numeric column."""
+        """Learns the categories of these rows.
+
+        Raises TabularError where there are no rows, for a missing column and for a numeric column with other values.
+        """
         if frame.empty:
-            raise TabularError("no rows to fit the metadata encoder on: give it the training rows of a fold")
+            raise TabularError("no rows to fit the metadata encoder on: give the training rows of a fold")
         self._check_columns(frame)
         for column in self.numeric:
             _numbers(frame[column])
@@ -44,7 +47,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         return self
 
     def transform(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Give (n, len(columns_)) float32 with the index of `frame`; only the numeric columns hold NaN."""
+        """Returns (n, len(columns_)) float32 with the index of `frame`; only the numeric columns have NaN."""
         check_is_fitted(self, "categories_")
         self._check_columns(frame)
         blocks: list[NDArray[np.float32]] = []
@@ -63,20 +66,22 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         return pd.DataFrame(encoded.astype(np.float32), index=frame.index, columns=self.columns_)
 
     def to_json(self) -> str:
-        """Everything that `from_json` needs to encode new rows the same way."""
+        """Returns the fitted state as JSON, for `from_json`."""
         check_is_fitted(self, "categories_")
         state = {"numeric": list(self.numeric), "categories": self.categories_}
         return json.dumps(state, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` gave; raises TabularError for anything else."""
+        """Returns the encoder stored by `to_json`; raises TabularError for any other text."""
         try:
             state = json.loads(text)
             numeric = [str(column) for column in state["numeric"]]
             categories = {str(column): [str(v) for v in values] for column, values in state["categories"].items()}
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise TabularError(f"not a metadata encoder: {text[:60]!r} ({error}); write it again") from error
+            raise TabularError(
+                f"not a metadata encoder: {text[:60]!r} ({error}): train the model again, which writes it"
+            ) from error
         encoder = cls(numeric=numeric, categorical=list(categories))
         encoder._set_categories(categories)
         return encoder
@@ -85,7 +90,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         self.categories_ = categories
         self.columns_ = [name for column in self.numeric for name in (column, f"{column}_missing")]
         for column, values in categories.items():
-            # "=" keeps a category called "missing" apart from the indicator
+            # "=" distinguishes a category named "missing" from the indicator
             self.columns_ += [*(f"{column}={value}" for value in values), f"{column}_missing"]
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
@@ -93,7 +98,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         if absent:
             raise TabularError(
                 f"metadata column {', '.join(map(repr, absent))} absent (the rows have "
-                f"{', '.join(map(repr, frame.columns))}): add it, filled with NaN where nothing is known"
+                f"{', '.join(map(repr, frame.columns))}): add it, with NaN where the value is not known"
             )
 
 
@@ -102,14 +107,14 @@ def _numbers(values: pd.Series) -> NDArray[np.float32]:
     bad = values[(np.isnan(numbers) & values.notna().to_numpy()) | np.isinf(numbers)]
     if len(bad):
         raise TabularError(
-            f"column {values.name!r} holds {len(bad)} values that are no finite number, first "
+            f"column {values.name!r} holds {len(bad)} values that are not finite numbers, first "
             f"{str(bad.iloc[0])!r} in row {bad.index[0]}: correct them or leave them empty"
         )
     return numbers
 
 
 class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
-    """`MetadataEncoder`'s columns as (n, m) float32 without NaN; a missing number is 0 and its indicator says so.
+    """Encoder that standardises the columns of `MetadataEncoder`: (n, m) float32, with 0 for missing numbers.
 
     >>> rows = pd.DataFrame({"age": [40.0, None, 60.0], "sex": ["male", None, "female"]})
     >>> DenseMetadata(["age", "sex"]).fit(rows).transform(rows)[:, 0].tolist()
@@ -120,7 +125,7 @@ class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         self.columns = columns
 
     def fit(self, frame: pd.DataFrame) -> Self:
-        """Learn categories, means and spreads of these rows; raises TabularError as `MetadataEncoder` does."""
+        """Learns categories, means and standard deviations of these rows; raises as `MetadataEncoder` does."""
         numeric = [column for column in self.columns if column == "age"]
         self.encoder_ = MetadataEncoder(numeric, [column for column in self.columns if column not in numeric])
         encoded = self.encoder_.fit(frame).transform(frame).to_numpy(np.float64)
@@ -131,29 +136,29 @@ class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         return self
 
     def transform(self, frame: pd.DataFrame) -> NDArray[np.float32]:
-        """(n, m) float32; categories that the fitted rows lack are all zeros before standardising."""
+        """Returns (n, m) float32; categories that are not in the fitted rows are zeros before standardising."""
         encoded = self.encoder_.transform(frame).to_numpy(np.float64)
         dense: NDArray[np.float32] = np.nan_to_num((encoded - self.mean_) / self.scale_).astype(np.float32)
         return dense
 
     @property
     def width(self) -> int:
-        """The number m of encoded columns."""
+        """Number m of encoded columns."""
         return len(self.mean_)
 
     def to_json(self) -> str:
-        """Everything that `from_json` needs to encode new rows the same way."""
+        """Returns the fitted state as JSON, for `from_json`."""
         state = {"columns": list(self.columns), "mean": self.mean_.tolist(), "scale": self.scale_.tolist()}
         return json.dumps(state | {"encoder": json.loads(self.encoder_.to_json())}, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` gave; raises TabularError for anything else."""
+        """Returns the encoder stored by `to_json`; raises TabularError for any other text."""
         try:
             state = json.loads(text)
             dense = cls([str(column) for column in state["columns"]])
             dense.mean_, dense.scale_ = np.array(state["mean"], float), np.array(state["scale"], float)
             dense.encoder_ = MetadataEncoder.from_json(json.dumps(state["encoder"]))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise TabularError(f"no encoded metadata: {text[:60]!r} ({error}); train the model again") from error
+            raise TabularError(f"not a metadata encoder: {text[:60]!r} ({error}): train the model again") from error
         return dense

@@ -1,7 +1,7 @@
-"""What goes wrong in a table of features."""
+"""The error of package tabular."""
 
 from __future__ import annotations
 
 
 class TabularError(ValueError):
-    """A column, a value or a parameter that level 2 can't use; the message says which and what to do."""
+    """A column, value or parameter that level 2 cannot use; the message names it and the next step."""

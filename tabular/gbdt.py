@@ -1,4 +1,4 @@
-"""GBDTs behind one pair of functions: fit, predict logits."""
+"""Fits, applies, explains, writes and reads GBDTs, with the same functions for every library."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tabular.gbdt_libraries import (
 
 @dataclass(frozen=True)
 class Gbdt:
-    """A fitted model: the library's own booster, the columns it met in training, in order, and its rounds."""
+    """A fitted GBDT: the library's booster, its columns in the order of the fit, and its number of rounds."""
 
     kind: str
     booster: Any
@@ -50,16 +50,16 @@ def fit_gbdt(
     positive_weight: float = 1.0,
     gpu: bool = False,
 ) -> Gbdt:
-    """Fit a binary logistic GBDT to X (n, columns), numeric with NaN where missing, and y (n,) of 0 and 1.
+    """Fits a binary logistic GBDT to X (n, columns), numeric with NaN for missing values, and y (n,) of 0 and 1.
 
-    `eval_set` holds the rows (X, y) that early stopping watches, of other groups than X. It watches the log loss,
-    which moves with every row, where AUC jumps at few positives. The model is then fitted again on the rows
-    of both with the rounds found. Without `eval_set`, `params["rounds"]` is the number of rounds.
+    `eval_set` has the rows (X, y) for early stopping, of other groups than X. Early stopping uses the log loss, to
+    which every row contributes; AUC changes in steps where positives are few. The model is then fitted again on all
+    rows with the number of rounds found. Without `eval_set`, `params["rounds"]` is the number of rounds.
 
-    With more of a column of `increasing` the logit never falls; of a column that X lacks nothing is asked.
-    `positive_weight` weighs the positive rows, which raises the logits by about its log.
-    `params` override DEFAULTS[kind]. The same rows, seed and threads give the same bytes. Raises TabularError
-    for an unknown kind or parameter, columns that aren't finite numbers, and targets other than both 0 and 1.
+    The logit never falls with the value of a column of `increasing`; names that X lacks are ignored. `positive_weight`
+    is the weight of positive rows, which raises the logits by about its logarithm. `params` override DEFAULTS[kind].
+    The same rows, seed and threads give the same bytes. Raises TabularError for an unknown kind or parameter, for
+    columns that are not numeric or are infinite, and unless the targets hold both 0 and 1 and nothing else.
     """
     if kind not in DEFAULTS:
         raise TabularError(f"unknown GBDT {kind!r}: {did_you_mean(kind, DEFAULTS)}")
@@ -72,9 +72,11 @@ def fit_gbdt(
         fixed |= library.increasing(flags)
     train = _labelled_rows(X, y, positive_weight)
     if len(np.unique(train[1])) < 2:
-        raise TabularError(f"the {len(X)} training rows hold one class only: both are needed")
+        raise TabularError(f"the {len(X)} training rows hold one class only: give rows of both classes")
     if (eval_set is None and "rounds" not in params) or (eval_set is not None and not len(eval_set[0])):
-        raise TabularError(f"{kind} has no rows to stop early on: give them, or None and params['rounds']")
+        raise TabularError(
+            f"{kind} has no rows for early stopping: give them in eval_set, or None and params['rounds']"
+        )
     names = library_names(columns)
     try:
         if eval_set is not None:
@@ -85,12 +87,12 @@ def fit_gbdt(
         booster, rounds = library.boost(train, rounds, names, fixed, None, patience)
     except library.exceptions as error:
         reason = str(error).strip().splitlines()[0]
-        raise TabularError(f"{kind} refuses {dict(params)}: {reason}") from error
+        raise TabularError(f"{kind} rejects the parameters {dict(params)}: {reason}") from error
     return Gbdt(kind, booster, columns, rounds)
 
 
 def predict_logit(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> Matrix:
-    """Log odds (n,), float32. Raises TabularError unless X has the columns of the fit, in their order."""
+    """Returns log odds (n,), float32; raises TabularError unless X has the columns of the fit in the same order."""
     _check_columns(model.columns, X)
     features = _features(X)
     if not len(features):
@@ -100,10 +102,10 @@ def predict_logit(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> Matrix:
 
 
 def shap_values(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.DataFrame, float]:
-    """What each column adds to the logit of each row: (n, columns), and the bias that all rows start from.
+    """Returns the SHAP values of each row, (n, columns), and the bias, which is the same for all rows.
 
-    A row's values and the bias sum to its `predict_logit`. Exact for the trees and the rows that these were fitted on
-    (TreeSHAP, Lundberg et al. 2020), as each library computes it itself. Raises TabularError as `predict_logit` does.
+    A row's values and the bias sum to its `predict_logit`. They are exact for the trees and the rows of the fit
+    (TreeSHAP, Lundberg et al. 2020), computed by each library itself. Raises TabularError as `predict_logit` does.
     """
     _check_columns(model.columns, X)
     features = _features(X)
@@ -114,7 +116,7 @@ def shap_values(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.D
 
 
 def importance(model: Gbdt) -> pd.Series:
-    """Total gain of every column, largest first; 0 where no tree splits on it."""
+    """Returns the total gain of every column, largest first; 0 for a column without splits."""
     found = LIBRARIES[model.kind].gain(model.booster, library_names(model.columns))
     gain = pd.Series(found, index=list(model.columns))
     return gain.rename("gain").sort_values(ascending=False, kind="stable")
@@ -136,7 +138,11 @@ def _columns(X: pd.DataFrame) -> tuple[str, ...]:
     columns = tuple(map(str, X.columns))
     doubled = sorted({name for name in columns if columns.count(name) > 1})
     if doubled or not columns:
-        raise TabularError(f"doubled columns {', '.join(doubled)}" if doubled else "no columns to fit on")
+        raise TabularError(
+            f"repeated columns {', '.join(doubled)}: give each its own name"
+            if doubled
+            else "no columns to fit on: give at least one"
+        )
     return columns
 
 
@@ -148,27 +154,27 @@ def _check_columns(columns: tuple[str, ...], X: pd.DataFrame) -> None:
     extra = [name for name in given if name not in columns]
     parts = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("extra", extra)) if names]
     raise TabularError(
-        f"the columns aren't those of the fit; {'; '.join(parts) or 'their order differs'}: "
-        "build the features with the settings that the model was fitted with"
+        f"the columns are not those of the fit; {'; '.join(parts) or 'their order differs'}: "
+        "build the features with the settings of the fit"
     )
 
 
 def _features(X: pd.DataFrame) -> Matrix:
     text = [str(name) for name, dtype in X.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
     if text:
-        raise TabularError(f"columns that aren't numeric: {', '.join(text)}; encode them first")
+        raise TabularError(f"columns that are not numeric: {', '.join(text)}; encode them first")
     features = X.to_numpy(np.float32, na_value=np.nan)
     infinite = np.isinf(features).any(axis=0)
     if infinite.any():
         names = ", ".join(map(str, X.columns[infinite]))
-        raise TabularError(f"infinite values in {names}: mark them missing (NaN) or clip them")
+        raise TabularError(f"infinite values in {names}: replace them with NaN or clip them")
     return np.ascontiguousarray(features)
 
 
 def _targets(y: ArrayLike, rows: int) -> Matrix:
     targets = np.asarray(y, dtype=np.float32)
     if targets.shape != (rows,):
-        raise TabularError(f"{targets.shape} targets for {rows} rows: one target a row")
+        raise TabularError(f"{targets.shape} targets for {rows} rows: give one target for each row")
     bad = ~np.isin(targets, (0, 1))
     if bad.any():
         raise TabularError(f"target {targets[bad][0]:g} in row {int(np.argmax(bad))}: targets are 0 or 1")
@@ -182,10 +188,13 @@ LOAD_ERRORS: tuple[type[Exception], ...] = (
 
 
 def write_gbdt(model: Gbdt, path: Path) -> None:
-    """Write LightGBM's text (a name ending in .txt), XGBoost's UBJSON (.ubj) or CatBoost's .cbm, all or nothing."""
+    """Writes LightGBM's text (.txt), XGBoost's UBJSON (.ubj) or CatBoost's .cbm; the file is complete or not written.
+
+    Raises TabularError where the suffix of `path` is not the library's.
+    """
     library = LIBRARIES[model.kind]
     if path.suffix != library.suffix:
-        raise TabularError(f"{path}: a {model.kind} model is written to a name ending in {library.suffix}")
+        raise TabularError(f"{path}: give a name ending in {library.suffix} for a {model.kind} model")
     content = library.dump(model.booster)
     partial = path.with_name(path.name + ".part")
     with partial.open("wb") as file:
@@ -196,17 +205,20 @@ def write_gbdt(model: Gbdt, path: Path) -> None:
 
 
 def read_gbdt(path: Path) -> Gbdt:
-    """Read what `write_gbdt` wrote, by its suffix; it predicts the same, to the last bit."""
+    """Reads a model written by `write_gbdt`, of the kind of its suffix; its predictions are equal to the last bit.
+
+    Raises TabularError for another suffix and for an incomplete or damaged file.
+    """
     kind = next((kind for kind, library in LIBRARIES.items() if library.suffix == path.suffix), None)
     if kind is None:
         raise TabularError(
-            f"{path}: a model's name ends in {' or '.join(library.suffix for library in LIBRARIES.values())}"
+            f"{path}: give a name ending in {' or '.join(library.suffix for library in LIBRARIES.values())}"
         )
     content, library = path.read_bytes(), LIBRARIES[kind]
     if not library.is_complete(content):
-        raise TabularError(f"{path} is no whole {kind} model: remove it and fit it again")
+        raise TabularError(f"{path} is an incomplete {kind} model: remove it and fit the model again")
     try:
         booster, names, rounds = library.load(content)
     except LOAD_ERRORS as error:
-        raise TabularError(f"{path} is a damaged {kind} model: remove it and fit it again") from error
+        raise TabularError(f"{path} is a damaged {kind} model: remove it and fit the model again") from error
     return Gbdt(kind, booster, tuple(unquote(name) for name in names), rounds)

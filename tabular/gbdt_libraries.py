@@ -1,4 +1,4 @@
-"""LightGBM, XGBoost and CatBoost, each as the same few functions. Only this file knows them."""
+"""Adapters of LightGBM, XGBoost and CatBoost to one interface (`Library`); the only module that imports them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tabular.errors import TabularError
 
 Params = Mapping[str, str | float | bool]
 
-# Every parameter that can be set, for 8,000 to 30,000 rows at 2 to 10 % positives: shallow trees, leaves of
-# some tens of rows, slow learning. One name a setting and no aliases, so that an override can't stand beside
-# what it overrides; no class weights: `fit_bag` has one, and puts the prior back.
+# All parameters that can be set, with defaults for 8,000 to 30,000 rows with 2 to 10 % positives: shallow trees,
+# leaves of some tens of rows, a low learning rate. No aliases, so that an override and the default cannot both be
+# passed; no class weights: `fit_bag` has one and corrects the prior.
 DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
     "lightgbm": {
-        "rounds": 2000,  # at most; early stopping finds the number
-        "patience": 100,  # rounds without a better log loss
+        "rounds": 2000,  # maximum; early stopping chooses the number
+        "patience": 100,  # rounds without a lower log loss before early stopping
         "learning_rate": 0.03,
         "num_leaves": 15,
         "max_depth": 5,
@@ -73,7 +73,7 @@ FIXED_PARAMS: Mapping[str, Params] = {
         "objective": "binary",
         "metric": "binary_logloss",
         "deterministic": True,
-        "force_row_wise": True,  # else it times both layouts and takes the faster, not always the same one
+        "force_row_wise": True,  # otherwise the layout is chosen by a timing, which can differ between runs
         "verbosity": -1,
     },
     "xgboost": {
@@ -92,29 +92,29 @@ FIXED_PARAMS: Mapping[str, Params] = {
 GPU_PARAMS: Mapping[str, Params] = {
     "lightgbm": {"device_type": "gpu"},
     "xgboost": {"device": "cuda"},
-    "catboost": {"task_type": "GPU", "rsm": 1.0},  # it has no columns to leave out there
+    "catboost": {"task_type": "GPU", "rsm": 1.0},  # CatBoost cannot sample columns on a GPU
 }
 
 
 def gbdt_settings(kind: str, params: Mapping[str, float | bool]) -> dict[str, float | bool]:
-    """The defaults of ``kind`` with ``params`` over them. Raises TabularError for unknown names and wrong types."""
+    """Returns the defaults of ``kind`` updated with ``params``; TabularError for unknown names and wrong types."""
     defaults = DEFAULTS[kind]
     for name, value in params.items():
         if name not in defaults:
-            raise TabularError(f"{kind} has no parameter {name!r} here: {did_you_mean(name, defaults)}")
+            raise TabularError(f"{kind} has no settable parameter {name!r}: {did_you_mean(name, defaults)}")
         wanted = type(defaults[name])
         taken = (int, float) if wanted is float else wanted
         if not isinstance(value, taken) or isinstance(value, bool) != (wanted is bool):
-            raise TabularError(f"{kind} parameter {name!r} is {value!r}: give one {wanted.__name__}")
+            raise TabularError(f"{kind} parameter {name!r} is {value!r}: give a value of type {wanted.__name__}")
         if name in ("rounds", "patience") and value < 1:
             raise TabularError(f"{kind} parameter {name!r} is {value!r}: give at least 1")
     return {**defaults, **params}
 
 
 def did_you_mean(name: str, known: Mapping[str, Any]) -> str:
-    """What an unknown name may have meant."""
+    """Returns a hint for an unknown name: the nearest known one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
 
 
 Matrix = NDArray[np.float32]
@@ -124,21 +124,21 @@ Boosted = tuple[Any, int]  # the booster and its rounds
 
 @dataclass(frozen=True)
 class Library:
-    """What is asked of a library; ``names`` are column names that it takes."""
+    """Interface of a GBDT library; column names are those of `library_names`."""
 
-    suffix: str  # of its file
-    # Whether a file has its whole length. On some that were cut short LightGBM and XGBoost end the process (abort,
-    # segmentation fault), and LightGBM and CatBoost read others as if nothing were wrong.
+    suffix: str  # of its model files
+    # Whether the content of a file is complete. On some truncated files LightGBM and XGBoost end the process (abort,
+    # segmentation fault), and LightGBM and CatBoost load others without an error.
     is_complete: Callable[[bytes], bool]
     boost: Callable[[LabelledRows, int, list[str], Params, LabelledRows | None, int], Boosted]
     margin: Callable[[Any, Matrix, int], NDArray[np.floating]]  # log odds (n,)
-    # What each column adds to the log odds of a row, by exact TreeSHAP, and last what all rows start from:
-    # (n, columns + 1) that sum to the margin.
+    # SHAP values of the log odds by exact TreeSHAP, the bias in the last column: (n, columns + 1), which sum to the
+    # margin.
     contributions: Callable[[Any, Matrix, list[str], int], NDArray[np.floating]]
     dump: Callable[[Any], bytes]
     load: Callable[[bytes], tuple[Any, list[str], int]]  # booster, names, rounds
     gain: Callable[[Any, list[str]], NDArray[np.float64]]
-    increasing: Callable[[list[bool]], Params]  # which columns may only raise the logit
+    increasing: Callable[[list[bool]], Params]  # parameters so that the logit never falls with the flagged columns
     exceptions: tuple[type[Exception], ...]
 
 
@@ -198,16 +198,18 @@ def _gain_xgboost(booster: Any, names: list[str]) -> NDArray[np.float64]:
 
 
 class _CatBoostError(Exception):
-    """CatBoost's own error, under a name that is there before CatBoost is imported: that takes a second."""
+    """Stands for catboost.CatBoostError, which would need the import of catboost, about one second."""
 
 
 @contextmanager
 def _imported_catboost() -> Iterator[Any]:
-    """The catboost module, whose error becomes `_CatBoostError`. Raises TabularError where it is not installed."""
+    """Yields the catboost module and turns its errors into `_CatBoostError`; TabularError if it is not installed."""
     try:
         import catboost
     except ImportError as error:
-        raise TabularError("catboost is not installed: pip install 'dermstack[catboost]', or take lightgbm") from error
+        raise TabularError(
+            "catboost is not installed: pip install 'dermstack[catboost]', or choose lightgbm"
+        ) from error
     try:
         yield catboost
     except catboost.CatBoostError as error:
@@ -238,10 +240,10 @@ def _contributions_catboost(model: Any, features: Matrix, names: list[str], thre
 
 
 def _dump_catboost(model: Any) -> bytes:
-    metadata = model.get_metadata()  # time, a random name, losses: the same model would have other bytes each time
+    metadata = model.get_metadata()  # time, a random name and losses, which would make the bytes of each fit differ
     for name in list(metadata.keys()):
         del metadata[name]
-    content: bytes = model._serialize_model()  # what save_model writes, without a file between
+    content: bytes = model._serialize_model()  # the bytes that save_model writes
     return content
 
 
@@ -301,5 +303,5 @@ LIBRARIES: Mapping[str, Library] = {
 
 
 def library_names(columns: tuple[str, ...]) -> list[str]:
-    """Column names as the libraries take them: LightGBM takes no blanks, XGBoost no brackets."""
+    """Returns quoted column names: LightGBM accepts no blanks, XGBoost no brackets."""
     return [quote(name, safe="") for name in columns]

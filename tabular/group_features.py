@@ -1,7 +1,8 @@
-"""What a row says beside the other rows of its group: "is this lesion unlike the patient's others?".
+"""Features of a row relative to its group ("is this lesion unlike the patient's others?") or to its cohort.
 
-Every feature comes from the rows of one group alone: never another group, never a target, never a count
-(law 8). A missing value takes no part; a group with nothing but missing values gives NaN.
+Group features use the rows of one group only, and no targets; counts, which reveal how the data was collected (law 8),
+are only in `context_counts`. Missing values are ignored; a group without known values gives NaN. `CohortScore` compares
+a row to fitted rows of the same age band, sex and site.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Positions = NDArray[np.intp]
 
 
 def metadata_aggregates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Age across the group's rows, from the columns `group` and `age` (NaN where missing); years.
+    """Returns age features of each row's group, in years, from the columns `group` and `age` (NaN where missing).
 
-    Gives float32 columns `age_group_min`, `age_group_max`, `age_group_spread` (max - min) and
-    `age_since_group_min` (the row's distance to the group's youngest: 0 in a group of one), index of `frame`.
+    The float32 columns are `age_group_min`, `age_group_max`, `age_group_spread` (max - min) and `age_since_group_min`
+    (the row's age minus the group's minimum: 0 in a group of one), with the index of `frame`.
     """
     absent = [column for column in ("group", "age") if column not in frame.columns]
     if absent:
@@ -45,16 +46,17 @@ def metadata_aggregates(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[str]) -> pd.DataFrame:
-    """Each run's logits across the group's rows: group (n,), logits (n, r), names the r runs.
+    """Returns features of each run's logits relative to the row's group: group (n,), logits (n, r), names of r runs.
 
-    Gives (n, 8 r) float32, for each run `<run>_group_` followed by
+    The result is (n, 8 r) float32, for each run `<run>_group_` followed by
         mean, max, min, std     of the group; std is the population's, so 0 in a group of one
         rank                    average rank among the group's rows, scaled to 0..1; 0.5 in a group of one
-        z                       (logit - mean) / std; 0 where the group has no spread
+        z                       (logit - mean) / std; 0 where std is 0
         others_mean             mean of the other rows; in a group of one the row's own value
         others_diff             logit - others_mean; in a group of one 0
-    A row whose own logit is NaN has its group's mean, max, min, std and others_mean, and NaN in the rest.
-    The result doesn't depend on the order of the rows, to the last bit. The index is that of `group`, if any.
+    A row whose own logit is NaN gets the mean, max, min and std of its group, others_mean equal to that mean, and NaN
+    in the rest. The result does not depend on the order of the rows, to the last bit. The index is that of `group`, if
+    any.
     """
     matrix = np.asarray(logits, dtype=np.float64)
     index = group.index if isinstance(group, pd.Series) else None
@@ -62,7 +64,7 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
     if matrix.shape != (len(codes), len(names)):
         raise TabularError(
             f"logits of shape {matrix.shape} for {len(codes)} rows and {len(names)} runs "
-            f"({', '.join(names)}): one row an id and one column a run"
+            f"({', '.join(names)}): give one row for each id and one column for each run"
         )
     if len(set(names)) < len(names):
         raise TabularError(f"a run is named twice in {', '.join(names)}: give each its own name")
@@ -75,10 +77,11 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
 
 
 def context_counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many images and visits the group has: an artefact of collection (law 8), off by default.
+    """Returns the numbers of images and visits of each row's group, an artefact of data collection (law 8).
 
-    Columns `group`, `site` (missing sites count together) and `age`, whose distinct values are the visits. Gives
-    float32 `group_images`, `group_images_of_site` and `group_visits`, as logarithms.
+    Off by default. Reads the columns `group`, `site` (missing sites count as one site) and `age`, whose distinct values
+    are the visits, at least 1. The result has the float32 columns `group_visits`, `group_images` and
+    `group_images_of_site`, as natural logarithms.
     """
     codes, groups = code_groups(frame["group"])
     sites, _ = pd.factorize(frame["site"])  # -1 where missing
@@ -95,20 +98,20 @@ def context_counts(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def code_groups(group: ArrayLike) -> tuple[Positions, int]:
-    """Whole numbers from 0 for the groups (n,), and how many there are. Raises TabularError for a missing group."""
+    """Returns integer codes from 0 for the groups (n,), and the number of groups; TabularError for a missing group."""
     codes, groups = pd.factorize(group if isinstance(group, pd.Series) else pd.Series(np.asarray(group)))
     if (codes < 0).any():
         raise TabularError(
             f"{(codes < 0).sum()} rows have no group, first row {int(np.argmax(codes < 0))}: "
-            "name their group, or give each a group of its own"
+            "give their group, or each a group of its own"
         )
     return codes, len(groups)
 
 
 def _run_features(known: _SortedByGroup, codes: Positions, groups: int) -> dict[str, Floats]:
     size, segment = known.size, known.segment
-    # Shifted by the minimum first: equal logits then have deviations of exactly zero, and a z of 0 instead of
-    # a rounding error divided by a rounding error.
+    # Subtract the minimum first: equal logits then have deviations of exactly zero, and z is 0 instead of the quotient
+    # of two rounding errors.
     shift = known.value - known.min[segment]
     mean_shift = np.add.reduceat(shift, known.start) / size
     deviation = shift - mean_shift[segment]
@@ -116,7 +119,7 @@ def _run_features(known: _SortedByGroup, codes: Positions, groups: int) -> dict[
     std = np.sqrt(variance)
     z = np.divide(deviation, std[segment], out=np.zeros_like(deviation), where=std[segment] > 0)
     mean = known.min + mean_shift
-    # Through deviations and not as (sum - own) / (size - 1), which cancels where the logits are large.
+    # Computed from deviations, because (sum - own) / (size - 1) loses precision for large logits.
     others = np.maximum(size - 1, 1)[segment]
     group_mean = known.scatter_groups(mean, groups)[codes]
     others_mean = group_mean.copy()
@@ -134,7 +137,7 @@ def _run_features(known: _SortedByGroup, codes: Positions, groups: int) -> dict[
 
 
 def _scaled_rank(known: _SortedByGroup) -> Floats:
-    """(average rank - 1) / (size - 1) of each known value; equal values share the middle of their places."""
+    """Returns (average rank - 1) / (size - 1) of each known value; equal values share their mean rank."""
     new = np.ones(len(known.value), dtype=np.bool_)
     new[1:] = (known.value[1:] != known.value[:-1]) | (known.segment[1:] != known.segment[:-1])
     first = np.flatnonzero(new)
@@ -148,14 +151,16 @@ def _scaled_rank(known: _SortedByGroup) -> Floats:
 
 @dataclass(frozen=True)
 class _SortedByGroup:
-    """The values that aren't missing, sorted by group, then value: minimum, maximum and ranks are places, and
-    sums run in an order that the rows of the table can't change."""
+    """The known values, sorted by group and value, so that minimum, maximum and ranks are positions.
+
+    Sums are taken in this order, which does not depend on the order of the rows in the table.
+    """
 
     value: Floats
-    row: Positions  # where each value stands in the table
-    group: Positions  # group of each segment: the groups that have a known value
-    start: Positions  # first place of each segment
-    size: Positions  # values in each segment
+    row: Positions  # row of each value in the table
+    group: Positions  # group of each segment; only groups with a known value have one
+    start: Positions  # first position of each segment
+    size: Positions  # number of values in each segment
     segment: Positions  # segment of each value
 
     @classmethod
@@ -191,38 +196,41 @@ def _check_finite(values: Floats, name: str) -> Floats:
     if infinite.any():
         raise TabularError(
             f"{name} is infinite in {infinite.sum()} rows, first row {int(np.argmax(infinite))}: "
-            "clip p away from 0 and 1 before taking logits, or mark the value as missing"
+            "clip p away from 0 and 1 before computing logits, or set the value to NaN"
         )
     return values
 
 
 NEIGHBOURS = 10  # of the local outlier factor
-MIN_OUTLIER_GROUP = 2 * NEIGHBOURS + 1  # fewer rows have no neighbourhood to stand out of
-CHUNK_ROWS = 1024  # of a group's distance matrix, which for 9,000 rows would take 300 MB
+MIN_OUTLIER_GROUP = 2 * NEIGHBOURS + 1  # in smaller groups most rows are neighbours of each other
+CHUNK_ROWS = 1024  # rows of a group's distance matrix held at a time; all of 9,000 would take 300 MB
 Floats32 = NDArray[np.float32]
 
 
 def embedding_aggregates(group: ArrayLike, z: NDArray[np.floating], name: str) -> pd.DataFrame:
-    """How each row's embedding stands in its group: group (n,), z (n, d) centred, so that directions differ.
+    """Returns features of each row's embedding relative to its group: group (n,), z (n, d).
 
-    Gives (n, 3) float32, in cosine distance (0 the same direction, 1 at right angles, 2 opposite):
+    Embeddings must be centred, so that their directions differ. The result is (n, 3) float32, in cosine distance (0 for
+    the same direction, 1 for orthogonal, 2 for opposite directions):
         <name>_group_centroid   to the mean direction of the group's other rows
         <name>_group_nearest    to the nearest of the other rows
-        <name>_group_outlier    local outlier factor (Breunig et al. 2000) with 10 neighbours: 1 as dense as its
-                                neighbours, larger alone; 1 in groups of fewer than 21 rows
-    In a group of one both distances are 0. One BLAS call a group; the cost is the sum of squared group sizes.
+        <name>_group_outlier    local outlier factor (Breunig et al. 2000) with 10 neighbours: about 1 for a row as
+                                dense as its neighbours, larger for an isolated row; 1 in groups of fewer than 21 rows
+    In a group of one both distances are 0. The cost is proportional to the sum of squared group sizes.
     """
     codes, groups = code_groups(group)
     if z.ndim != 2 or len(z) != len(codes):
-        raise TabularError(f"{name}: embeddings of shape {z.shape} for {len(codes)} rows: one row an id")
+        raise TabularError(f"{name}: embeddings of shape {z.shape} for {len(codes)} rows: give one row for each id")
     if not np.isfinite(z).all():
-        raise TabularError(f"{name}: embeddings of {int((~np.isfinite(z)).any(axis=1).sum())} rows are not finite")
+        raise TabularError(
+            f"{name}: embeddings of {int((~np.isfinite(z)).any(axis=1).sum())} rows are not finite: embed them again"
+        )
     order = np.argsort(codes, kind="stable")
     size = np.bincount(codes, minlength=groups)
     start = np.cumsum(size) - size
     made = np.zeros((len(codes), 3), np.float32)
     made[:, 2] = 1
-    for first, rows in zip(start[size > 1], size[size > 1], strict=True):  # over groups; the rows inside go to BLAS
+    for first, rows in zip(start[size > 1], size[size > 1], strict=True):  # the rows of a group go to BLAS together
         members = order[first : first + rows]
         made[members] = _embedding_features(_unit(z[members].astype(np.float32)))
     columns = [f"{name}_group_{feature}" for feature in ("centroid", "nearest", "outlier")]
@@ -231,7 +239,7 @@ def embedding_aggregates(group: ArrayLike, z: NDArray[np.floating], name: str) -
 
 
 def _embedding_features(unit: Floats32) -> Floats32:
-    """The three features (n, 3) of one group's directions (n, d), n > 1."""
+    """Returns the three features (n, 3) of one group's unit vectors (n, d), n > 1."""
     n = len(unit)
     others = unit.sum(axis=0) - unit
     centroid = 1 - np.einsum("nd,nd->n", _unit(others), unit)
@@ -242,7 +250,7 @@ def _embedding_features(unit: Floats32) -> Floats32:
         chunk = slice(first, min(first + CHUNK_ROWS, n))
         distances = unit[chunk] @ unit.T
         np.subtract(1, distances, out=distances)
-        distances[np.arange(len(distances)), np.arange(first, first + len(distances))] = np.inf  # itself
+        distances[np.arange(len(distances)), np.arange(first, first + len(distances))] = np.inf  # the row itself
         if k:
             nearby = np.argpartition(distances, k, axis=1)[:, :k]
             neighbour[chunk] = nearby
@@ -255,10 +263,10 @@ def _embedding_features(unit: Floats32) -> Floats32:
 
 
 def _local_outlier_factor(distance: Floats32, neighbour: NDArray[np.intp]) -> Floats32:
-    """Breunig et al. 2000, of each row's k neighbours (n, k) and their distances."""
+    """Returns local outlier factors (n,) (Breunig et al. 2000) from each row's k neighbours (n, k) and distances."""
     near = np.maximum(distance, 0)
     reach = np.maximum(near, near.max(axis=1)[neighbour])
-    density = 1 / (reach.mean(axis=1) + np.float32(1e-10))  # as scikit-learn keeps copies apart
+    density = 1 / (reach.mean(axis=1) + np.float32(1e-10))  # as in scikit-learn: finite for duplicates
     factor: Floats32 = (density[neighbour].mean(axis=1) / density).astype(np.float32)
     return factor
 
@@ -274,25 +282,27 @@ COHORT_LEVELS = (
     ("band", "sex"),
     ("band",),
     (),
-)  # the first that has enough rows is a row's cohort
+)  # a row's cohort is that of the first level with enough rows
 
 
 class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
-    """z-score of logits within (age band, sex, site): mean and spread of the fitted rows' cohort, never of targets.
+    """z-score of logits by the mean and standard deviation of the fitted rows of the same age band, sex and site.
 
-    A cohort of fewer than ``min_rows`` fitted rows gives way to the same without the site, then without the sex, then
-    to all rows. Missing values are values of their own; bands are ten years wide.
+    A cohort of fewer than ``min_rows`` fitted rows is replaced by that without the site, then without the sex, then by
+    all rows. Missing values are values of their own; age bands are ten years wide. No targets are used.
 
-    Fitted: `cohorts_`, {level: {cohort: (mean, std) a run}}.
+    Fitted: `cohorts_`, {level: {cohort: [means (runs,), standard deviations (runs,)]}}.
     """
 
     def __init__(self, min_rows: int = 50) -> None:
         self.min_rows = min_rows
 
     def fit(self, frame: pd.DataFrame, logits: NDArray[np.floating]) -> Self:
-        """``frame`` holds age, sex and site of the training rows, ``logits`` (n, runs) stand beside them."""
+        """Fits the cohorts of training rows with age, sex and site in ``frame`` and ``logits`` (n, runs)."""
         if logits.shape[0] != len(frame) or not len(frame):
-            raise TabularError(f"logits of shape {logits.shape} for {len(frame)} rows: one row an id, and at least one")
+            raise TabularError(
+                f"logits of shape {logits.shape} for {len(frame)} rows: give one row of logits for each, at least one"
+            )
         keys = _cohort_columns(frame)
         values = pd.DataFrame(logits.astype(np.float64))
         self.runs_ = logits.shape[1]
@@ -308,7 +318,7 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
         return self
 
     def transform(self, frame: pd.DataFrame, logits: NDArray[np.floating], names: tuple[str, ...]) -> pd.DataFrame:
-        """(n, runs) float32 named `<run>_cohort_z`; a cohort without spread gives the plain difference."""
+        """Returns (n, runs) float32 named `<run>_cohort_z`; where a cohort's std is 0, the difference to its mean."""
         keys = _cohort_columns(frame)
         mean = np.full(logits.shape, np.nan)
         std = np.full(logits.shape, np.nan)
@@ -323,19 +333,19 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
         return pd.DataFrame(z.astype(np.float32), columns=[f"{name}_cohort_z" for name in names], index=frame.index)
 
     def to_json(self) -> str:
-        """Everything that `from_json` needs to score new rows the same way."""
+        """Returns the fitted state as JSON, for `from_json`."""
         return json.dumps({"runs": self.runs_, "cells": self.cohorts_}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` gave; raises TabularError for anything else."""
+        """Returns the CohortScore stored by `to_json`; raises TabularError for any other text."""
         try:
             state = json.loads(text)
             score = cls()
             score.runs_ = int(state["runs"])
             score.cohorts_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in COHORT_LEVELS}
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise TabularError(f"no cohort statistics: {text[:60]!r} ({error}); fit the stacker again") from error
+            raise TabularError(f"not cohort statistics: {text[:60]!r} ({error}): fit the stacker again") from error
         return score
 
 

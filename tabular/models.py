@@ -1,4 +1,4 @@
-"""A level-2 model of any kind: fitted with an inner part for what it chooses, refitted on all, written, applied."""
+"""Level-2 models: a ridge logistic regression, and bags of models of one kind (logistic regressions or GBDTs)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tabular.errors import TabularError
 from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 
-C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge C_grid, on standardised features
-CLIP_SD = 6.0  # standard deviations at which a standardised feature is cut: one row must not steer the line
+C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge strengths, for standardised features
+CLIP_SD = 6.0  # standardised features are clipped to ± this value, to limit the influence of single rows
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """logit = clip((x - mean) / scale) · weight + bias, a missing value at its mean."""
+    """Logistic regression: logit = clip((x - mean) / scale) · weight + bias; missing values are set to the mean."""
 
     columns: tuple[str, ...]
     mean: NDArray[np.float64]
@@ -33,14 +33,14 @@ class Logistic:
     C: float
 
     def logit(self, X: pd.DataFrame) -> NDArray[np.float32]:
-        """Of features (n, columns): float32 (n,). Raises TabularError unless X has the columns of the fit."""
+        """Returns log odds (n,), float32, of features (n, columns); TabularError for other columns than the fit's."""
         self._check(X)
         return (_standardised(X, self.mean, self.scale) @ self.weight + self.bias).astype(np.float32)
 
     def contributions(self, X: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-        """What each column adds to the logit of each row against a row of means: (n, columns), and the bias.
+        """Returns each column's contribution to the logit relative to a row of means, (n, columns), and the bias.
 
-        They sum to `logit`, and are SHAP values of columns that are taken as independent.
+        Contributions and bias sum to `logit`; they are SHAP values under independent columns.
         """
         self._check(X)
         added = _standardised(X, self.mean, self.scale) * self.weight
@@ -48,16 +48,15 @@ class Logistic:
 
     def _check(self, X: pd.DataFrame) -> None:
         if tuple(map(str, X.columns)) != self.columns:
-            raise TabularError("the columns aren't those of the fit: build the features with the fit's settings")
+            raise TabularError("the columns are not those of the fit: build the features with the settings of the fit")
 
 
 def fit_logistic(
     X: pd.DataFrame, y: ArrayLike, *, eval_set: tuple[pd.DataFrame, ArrayLike], C_grid: tuple[float, ...] = C_GRID
 ) -> Logistic:
-    """Choose the ridge strength by log loss on the rows of ``eval_set`` (X, y), of other groups; refit on the rows of
-    both.
+    """Chooses the ridge strength by the log loss on ``eval_set`` (X, y), of other groups, and refits on all rows.
 
-    X (n, columns) may hold NaN, y (n,) is 0 and 1.
+    X (n, columns) may have NaN; y (n,) is 0 and 1.
     """
     train, target = X, np.asarray(y)
     mean, scale = _moments(train)
@@ -71,7 +70,7 @@ def fit_logistic(
 
 
 def write_logistic(model: Logistic, path: Path) -> None:
-    """As JSON, all or nothing; its floats read back to the last bit."""
+    """Writes the model as JSON, floats exact to the last bit; the file is complete or not written."""
     state = {
         "columns": model.columns, "mean": model.mean.tolist(), "scale": model.scale.tolist(),
         "weight": model.weight.tolist(), "bias": model.bias, "strength": model.C,
@@ -82,13 +81,13 @@ def write_logistic(model: Logistic, path: Path) -> None:
 
 
 def read_logistic(path: Path) -> Logistic:
-    """Read what `write_logistic` wrote; raises TabularError for anything else."""
+    """Reads a model written by `write_logistic`; raises TabularError for any other file."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         mean, scale, weight = (np.array(state[name], float) for name in ("mean", "scale", "weight"))
         return Logistic(tuple(state["columns"]), mean, scale, weight, float(state["bias"]), float(state["strength"]))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise TabularError(f"{path} is no logistic model ({error}): remove it and fit it again") from error
+        raise TabularError(f"{path} is not a logistic model ({error}): remove it and fit the model again") from error
 
 
 def _moments(X: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -110,13 +109,13 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.generic], C: float) -> LogisticRe
 
 @dataclass(frozen=True)
 class Bag:
-    """Models of one kind on different draws, whose logits are averaged after each is put back to the rows' prior."""
+    """Models of one kind fitted with different draws; their logits are averaged and corrected to the rows' prior."""
 
     models: tuple[Gbdt | Logistic, ...]
-    shift: float  # added to each logit
+    shift: float  # added to the mean logit: the correction to the prior
 
     def logit(self, X: pd.DataFrame, *, threads: int = 1) -> NDArray[np.float32]:
-        """Log odds (n,) of features (n, columns)."""
+        """Returns log odds (n,) of features (n, columns)."""
         made = [
             model.logit(X) if isinstance(model, Logistic) else predict_logit(model, X, threads=threads)
             for model in self.models
@@ -125,9 +124,9 @@ class Bag:
         return np.asarray(mean, np.float32)
 
     def contributions(self, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.DataFrame, float]:
-        """What each column adds to the log odds of each row, (n, columns), and the bias; they sum to `logit`.
+        """Returns each column's contribution to the log odds, (n, columns), and the bias; they sum to `logit`.
 
-        Exact SHAP values of GBDTs (`shap_values`), exact terms of logistic regressions.
+        These are exact SHAP values for GBDTs (`shap_values`) and the exact terms for logistic regressions.
         """
         made = [
             model.contributions(X) if isinstance(model, Logistic) else shap_values(model, X, threads=threads)
@@ -139,7 +138,7 @@ class Bag:
 
     @property
     def chosen(self) -> list[float]:
-        """What the inner part chose for each: rounds, or the ridge strength."""
+        """Value that each model chose on the inner rows: the number of rounds, or the inverse ridge strength."""
         return [model.C if isinstance(model, Logistic) else model.rounds for model in self.models]
 
 
@@ -158,17 +157,17 @@ def fit_bag(
     increasing: Collection[str] = (),
     gpu: bool = False,
 ) -> Bag:
-    """Fit ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
+    """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
-    ``inner`` (n,) marks the rows, whole groups, on which each chooses its rounds or its strength before it is refitted
-    on all. Each sees all positive rows, weighed by ``positive_weight``, and a share ``negatives`` of the others, drawn
-    anew; what both add to the log odds is taken off again (King & Zeng 2001). With more of an ``increasing`` column the
-    logit of a GBDT never falls. A logistic regression on all rows is the same for every seed, so it is
-    fitted once. Raises TabularError for parameters that the kind doesn't have.
+    ``inner`` (n,) marks the rows, whole groups, on which each model chooses its rounds or ridge strength before it is
+    refitted on all its rows. Each model uses all positive rows, with weight ``positive_weight``, and its own random
+    share ``negatives`` of the negative rows; the effect of both on the log odds is removed (King & Zeng 2001). The
+    logit of a GBDT never falls with the value of an ``increasing`` column. A logistic regression on all rows is the
+    same for every seed, so it is fitted once. Raises TabularError for parameters that the kind does not have.
     """
     target = np.asarray(y)
     if kind == "logistic" and positive_weight != 1:
-        raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or take `negatives`")
+        raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or use `negatives`")
     if kind == "logistic" and params:
         raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
     models: list[Gbdt | Logistic] = []
@@ -191,7 +190,7 @@ def fit_bag(
 
 
 def write_bag(bag: Bag, folder: Path) -> list[Path]:
-    """The files in ``folder`` that hold the models, in formats that execute nothing when read."""
+    """Writes each model to a file in ``folder``, in formats that execute nothing when read, and returns the paths."""
     paths = []
     for number, model in enumerate(bag.models):
         suffix = ".json" if isinstance(model, Logistic) else LIBRARIES[model.kind].suffix
@@ -205,11 +204,11 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
 
 
 def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
-    """What `write_bag` wrote there, model, model_1, …; raises TabularError where there is none or one is damaged."""
+    """Reads the models that `write_bag` wrote (model, model_1, …); TabularError where none exists or one is damaged."""
     suffix = ".json" if kind == "logistic" else LIBRARIES[kind].suffix
     models: list[Gbdt | Logistic] = []
     while (path := folder / f"model{f'_{len(models)}' if models else ''}{suffix}").exists():
         models.append(read_logistic(path) if kind == "logistic" else read_gbdt(path))
     if not models:
-        raise TabularError(f"{folder} holds no {kind} model: make it again")
+        raise TabularError(f"{folder} holds no {kind} model: fit the model again")
     return Bag(tuple(models), shift)

@@ -20,7 +20,7 @@ MAX_SECONDS, MAX_MEMORY = 30, 3072  # seconds, MiB
 GUIDED_BY = [
     "stack",
     "image_models",
-    "serving",
+    "dermstack.serve",
     "yaml",
     "zipfile",
     "pydicom.filereader",
@@ -42,6 +42,8 @@ def main() -> int:
         )
         return 0
     with atheris.instrument_imports(include=GUIDED_BY, enable_loader_override=False):
+        import fuzz_seeds_data
+        import fuzz_seeds_runs
         from fuzzing import reader_accepts
 
         readers = fuzz_seeds_data.READERS | fuzz_seeds_runs.READERS

@@ -55,7 +55,7 @@ def test_a_run_outside_0_and_1_enters_a_mean_by_its_rank() -> None:
     assert blender.transforms_.tolist() == ["probability", "rank"]
     expected = (P[:, 0] + (rankdata(P[:, 1]) - 0.5) / len(P)) / 2
     np.testing.assert_allclose(blender.predict_proba(logits)[:, 1], expected)
-    with pytest.raises(DataError, match=r"run 0: probabilities in fit, outside \[0, 1\] now"):
+    with pytest.raises(DataError, match=r"run 0: fitted as probabilities, but now outside \[0, 1\]"):
         blender.predict_proba(logits + 1)
 
 
@@ -190,7 +190,7 @@ def test_a_weighting_that_a_study_found_is_taken_as_it_is() -> None:
     )  # fmt: skip
     assert blender.trial_values_.size == 0
     for bad in ([0.5, 0.6], [1.5, -0.5], [1.0], [np.nan, 1.0]):
-        with pytest.raises(DataError, match="give 2, one a run, none negative, with sum 1"):
+        with pytest.raises(DataError, match="give 2 weights, one for each run, none negative, with sum 1"):
             Blender("optuna").fit(P, y, weighting=Weighting(("rank", "rank"), tuple(bad)))
     with pytest.raises(DataError, match="transforms root"):
         Blender("optuna").fit(P, y, weighting=Weighting(("rank", "root"), (0.5, 0.5)))

@@ -30,7 +30,7 @@ def survived(tally: Tally) -> bool:
     return tally.tried > 0 and tally.survived == tally.tried and tally.lost == 0
 
 
-@pytest.mark.parametrize(("whom", "kills", "n_jobs"), [("group", 4, 1), ("main", 1, 2), ("worker", 1, 2)])
+@pytest.mark.parametrize(("victim", "kills", "n_jobs"), [("group", 4, 1), ("main", 1, 2), ("worker", 1, 2)])
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     baseline: Baseline, victim: str, kills: int, n_jobs: int
 ) -> None:

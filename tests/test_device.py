@@ -95,8 +95,8 @@ def test_training_halves_the_batch_and_says_so(pixels: np.ndarray) -> None:
     body, said = Small(), list[str]()
     train(net_of(body), CachedImages(pixels, np.arange(N), TARGET), epochs=1, say=said.append)
     assert said == [
-        "out of memory on cpu: batches of 8 now go through in 2 parts",
-        "out of memory on cpu: batches of 8 now go through in 4 parts",
+        "out of memory on cpu: batches of 8 are now processed in 2 parts",
+        "out of memory on cpu: batches of 8 are now processed in 4 parts",
     ]
     assert body.sizes == [2] * (N // 2)
 

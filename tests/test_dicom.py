@@ -204,7 +204,7 @@ def test_what_is_not_whole_is_an_error_that_names_the_file(tmp_path: Path) -> No
             read_dicom(tmp_path / name, min_side=8)
     with pytest.raises(ImageError, match="no such file"):
         read_dicom(tmp_path / "gone.dcm", min_side=8)
-    with pytest.raises(ImageError, match="holds no picture"):
+    with pytest.raises(ImageError, match="holds no image"):
         read_dicom(shipped("rtplan.dcm"), min_side=8)
     with pytest.raises(ImageError, match="2 frames"):
         read_dicom(shipped("SC_rgb_rle_2frame.dcm"), min_side=8)

@@ -60,5 +60,5 @@ def test_what_is_written_encodes_as_before(frame: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"columns": ["age"], "mean": ["x"], "scale": [1], "encoder": {}}'])
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(TabularError, match="no encoded metadata"):
+    with pytest.raises(TabularError, match="not a metadata encoder"):
         DenseMetadata.from_json(text)

@@ -56,5 +56,5 @@ def test_what_is_written_scores_as_before(frame: pd.DataFrame, rng: np.random.Ge
     pd.testing.assert_frame_equal(
         again.transform(frame, logits, ("a", "b")), score.transform(frame, logits, ("a", "b"))
     )
-    with pytest.raises(TabularError, match="no cohort statistics"):
+    with pytest.raises(TabularError, match="not cohort statistics"):
         CohortScore.from_json('{"runs": 1}')

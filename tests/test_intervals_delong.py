@@ -97,5 +97,5 @@ def test_the_same_order_differs_by_nothing(rng: np.random.Generator) -> None:
 def test_too_few_groups_and_bad_scores_are_named() -> None:
     with pytest.raises(DataError, match="1 groups hold positives"):
         clustered_auc([1, 0, 0, 1], [0.1, 0.2, 0.3, 0.4], ["a", "b", "c", "a"])
-    with pytest.raises(DataError, match="1 rows have a score that is no number"):
+    with pytest.raises(DataError, match="1 rows have a score that is NaN or inf"):
         clustered_auc([1, 0, 0, 1], [np.nan, 0.2, 0.3, 0.4], ["a", "b", "c", "d"])

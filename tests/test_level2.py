@@ -82,8 +82,8 @@ def test_targets_change_no_feature(experiment: Experiment, predictions: Predicti
     target = np.random.default_rng(0).permutation(train["target"].to_numpy())
     shuffled = replace(experiment, table=Table(train.assign(target=target), experiment.table.test))
     for fold in range(3):
-        before = fold_matrix(experiment, embeddings, predictions, fold, alone=True)
-        after = fold_matrix(shuffled, embeddings, predictions, fold, alone=True)
+        before = fold_matrix(experiment, embeddings, predictions, fold, ungrouped=True)
+        after = fold_matrix(shuffled, embeddings, predictions, fold, ungrouped=True)
         pd.testing.assert_frame_equal(before.train, after.train)
         pd.testing.assert_frame_equal(before.held, after.held)
 
@@ -241,7 +241,7 @@ def test_a_category_that_only_test_rows_have_is_counted(
 
 def test_a_lone_image_is_judged_without_its_group(experiment: Experiment, predictions: Predictions) -> None:
     embeddings = read_embeddings(experiment, level1_runs(experiment))
-    alone = fold_matrix(experiment, embeddings, predictions, 0, alone=True).held_ungrouped
+    alone = fold_matrix(experiment, embeddings, predictions, 0, ungrouped=True).held_ungrouped
     assert alone is not None
     assert (alone["tiny_group_std"] == 0).all()
     assert (alone["tiny_group_rank"] == 0.5).all()

@@ -100,14 +100,14 @@ def test_one_extreme_value_steers_nothing(rows: tuple) -> None:
     model = fit_logistic(X[~inner], y[~inner], eval_set=(X[inner], y[inner]))
     far = X[:1].assign(p=1e9)
     assert model.logit(far)[0] == model.logit(X[:1].assign(p=1e6))[0]
-    with pytest.raises(TabularError, match="columns aren't those of the fit"):
+    with pytest.raises(TabularError, match="columns are not those of the fit"):
         model.logit(X[["q", "p", "noise", "age"]])
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"columns": []}', "\x00"])
 def test_a_damaged_logistic_model_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(TabularError, match=r"model\.json is no logistic model"):
+    with pytest.raises(TabularError, match=r"model\.json is not a logistic model"):
         read_logistic(tmp_path / "model.json")
 
 

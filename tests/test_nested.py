@@ -161,7 +161,7 @@ def test_what_cannot_be_nested_is_refused_by_name() -> None:
     P, y, fold = simulated_rows([1, 2])
     with pytest.raises(DataError, match=r"1 split_groups sit in more than one fold \(patient 7\)"):
         blended((P, y, fold), split_group=[f"patient {max(row, 7)}" if row < 9 else str(row) for row in range(len(y))])
-    with pytest.raises(DataError, match=r"2 folds: .* takes 3; make more folds, or name one method"):
+    with pytest.raises(DataError, match=r"2 folds: .* needs 3; make more folds, or name one method"):
         blended((P, y, fold // 2))
     with pytest.raises(ConfigError, match="blend methods median: choose from rank_mean"):
         blended((P, y, fold), methods=("median",))

@@ -169,14 +169,14 @@ def test_a_backbone_with_its_tag_is_known() -> None:
 def test_timm_args_that_the_backbone_does_not_take_are_named(timm_args: dict[str, Any]) -> None:
     with pytest.raises(ImageError) as caught:
         tiny(timm_args=timm_args)
-    assert f"test_resnet can't be built with timm_args {timm_args}" in str(caught.value) or (
+    assert f"test_resnet cannot be built with timm_args {timm_args}" in str(caught.value) or (
         f"test_resnet with timm_args {timm_args}" in str(caught.value)
     )
     assert "pretrained" not in str(caught.value), "no weights were asked for"
 
 
 def test_a_transformer_is_asked_with_pictures_of_the_size_to_come(pictures: torch.Tensor) -> None:
-    with pytest.raises(ImageError, match=r"test_vit.*pictures of 32 px.*change `size` or timm_args"):
+    with pytest.raises(ImageError, match=r"test_vit.*images of 32 px.*change `size` or timm_args"):
         tiny("test_vit", timm_args={"img_size": 64, "dynamic_img_size": False})
     logit, _ = tiny("test_vit", timm_args={"img_size": 32, "dynamic_img_size": False})(pictures)
     assert logit.shape == (16,)

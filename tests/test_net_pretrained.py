@@ -73,12 +73,12 @@ def test_weights_of_another_backbone_are_refused(
 ) -> None:
     path = tmp_path / "weights.pth"
     torch.save(change(with_classifier("test_resnet")), path)
-    with pytest.raises(ImageError, match=r"weights.pth is not of a test_resnet.*name the backbone"):
+    with pytest.raises(ImageError, match=r"weights.pth does not fit test_resnet.*name the backbone"):
         tiny(pretrained=path)
 
 
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"test_resnet: pretrained weights .*gone.pth are not there"):
+    with pytest.raises(ImageError, match=r"test_resnet: pretrained weights .*gone.pth do not exist"):
         tiny(pretrained=tmp_path / "gone.pth")
 
 

@@ -154,7 +154,7 @@ def test_weights_come_by_no_back_door(name: str, trace: Path, tmp_path: Path) ->
     (tmp_path / "x.pth").write_bytes(disguises(trace)["torch"])
     file = str(tmp_path / "x.pth")
     given = {name: file if name == "checkpoint_path" else {"file": file}}
-    with pytest.raises(ImageError, match=r"timm_args .* says where weights come from: use `pretrained:`"):
+    with pytest.raises(ImageError, match=r"timm_args may not contain .*: set `pretrained:` instead"):
         net(False, timm_args=given)
 
 

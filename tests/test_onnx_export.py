@@ -139,7 +139,7 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
     net = build_net(
         "test_resnet", pretrained=False, frozen=False, timm_args={}, size=32, mean=None, std=None, prior=[1, 1], seed=0
     ).eval()
-    with pytest.raises(ImageError, match="onnxruntime can't run"):
+    with pytest.raises(ImageError, match="onnxruntime cannot run"):
         check_onnx(tmp_path / "net.onnx", net, CachedImages(np.zeros((2, 32, 32, 3), np.uint8), np.arange(2)))
 
 
@@ -149,7 +149,7 @@ def test_a_net_that_no_graph_can_express_is_refused_and_leaves_no_file(tmp_path:
     ).eval()
     whole = net.backbone.forward
     net.backbone.forward = lambda x: whole(x) if float(x.sum()) > 0 else whole(-x)  # which way depends on the picture
-    with pytest.raises(ImageError, match="can't be expressed in ONNX"):
+    with pytest.raises(ImageError, match="cannot be expressed in ONNX"):
         write_onnx(net, tmp_path / "net.onnx", size=32, metadata=0)
     assert list(tmp_path.iterdir()) == []
 

@@ -71,7 +71,7 @@ def test_predictions_stand_in_the_order_of_the_rows(pixels: np.ndarray, rng: np.
 
 
 def test_predictions_are_never_augmented(pixels: np.ndarray) -> None:
-    with pytest.raises(AssertionError, match="as they are"):
+    with pytest.raises(AssertionError, match="without augmentation"):
         predict(tiny(), CachedImages(pixels, np.arange(N), augment=Augment("none", seed=0)), batch_size=4, device=CPU)
 
 

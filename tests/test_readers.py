@@ -143,7 +143,7 @@ def test_an_hdf5_that_leads_elsewhere_or_holds_something_else_is_refused(
         with pytest.raises(ImageError, match=rf"odd\.hdf5\[{name}\] .*store the encoded bytes"):
             image_sources(tmp_path / "odd.hdf5", [name])
     (tmp_path / "text.hdf5").write_text("no HDF5")
-    with pytest.raises(ImageError, match="no HDF5 file that can be read"):
+    with pytest.raises(ImageError, match="not a readable HDF5 file"):
         image_sources(tmp_path / "text.hdf5", ["a"])
 
 
@@ -180,5 +180,5 @@ def test_every_picture_of_a_folder_has_an_id(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"1 ids have more than one image .*first: a"):
         image_ids(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="holds no picture"):
+    with pytest.raises(ImageError, match="holds no image"):
         image_ids(tmp_path / "empty")

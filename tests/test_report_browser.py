@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module", params=["made by hand", "of an experiment"])
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "of an experiment":  # with the explorer and the hard cases
-        finished: Path = request.getfixturevalue("bundled") / "runs/small/report.html"
+        finished: Path = request.getfixturevalue("bundled_experiment") / "runs/small/report.html"
         return finished
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(report_html(make_data()), encoding="utf-8")

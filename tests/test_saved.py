@@ -97,7 +97,7 @@ def test_a_frozen_net_takes_its_body_from_where_it_is_told(folder: Path, tmp_pat
     (tmp_path / "alone").mkdir()
     head = tmp_path / "alone" / "head.safetensors"
     head.write_bytes(weights.read_bytes())
-    with pytest.raises(ImageError, match=r"backbone\.safetensors: weights can't be loaded"):
+    with pytest.raises(ImageError, match=r"backbone\.safetensors: weights cannot be loaded"):
         read_fold_net(head, run.meta["settings"])
     net = read_fold_net(head, run.meta["settings"], backbone_weights=backbone_weights)
     np.testing.assert_array_equal(net.head.weight.detach(), safetensors.numpy.load_file(weights)["head.weight"])
@@ -112,5 +112,5 @@ def test_weights_that_do_not_fit_their_settings_are_refused(folder: Path, tmp_pa
         read_fold_nets(fold, settings, positive=positive, metadata=columns + 1)
     with pytest.raises(ImageError, match="of another network"):
         read_fold_nets(fold, settings, metadata=columns)  # of two classes
-    with pytest.raises(ImageError, match="weights of 3 seeds where its settings name 4"):
+    with pytest.raises(ImageError, match="weights of 3 seeds, but its settings name 4"):
         read_fold_nets(fold, settings | {"seeds": [3, 7, 5, 6]}, positive=positive, metadata=columns)

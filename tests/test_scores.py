@@ -148,7 +148,7 @@ def test_unknown_objectives_and_improbable_probabilities_are_refused_by_name() -
     with pytest.raises(ConfigError, match="unknown objective 'f1': choose one of auc"):
         score("f1", [0, 1], [0, 1])
     for metric in (log_loss, brier):
-        with pytest.raises(DataError, match=r"1 of 2 scores are no probabilities \(row 1: 1\.5\)"):
+        with pytest.raises(DataError, match=r"1 of 2 scores are not probabilities in \[0, 1\] \(row 1: 1\.5\)"):
             metric([0, 1], [0.5, 1.5])
 
 

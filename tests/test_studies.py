@@ -54,7 +54,7 @@ def test_workers_share_a_journal(tmp_path: Path) -> None:
 
 def test_sqlite_is_refused_for_several_workers(tmp_path: Path) -> None:
     experiment = opened_experiment(write_experiment(tmp_path, storage=f"sqlite:///{tmp_path}/studies.db"))
-    with pytest.raises(ConfigError, match="SQLite can't serve several workers"):
+    with pytest.raises(ConfigError, match="SQLite cannot serve several workers"):
         study_of(experiment, tmp_path / "told", trials=2, workers=2)
     assert count_ended(study_of(experiment, tmp_path / "told", trials=2, workers=1)) == 2
 
@@ -63,7 +63,7 @@ def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Pa
     experiment = opened_experiment(
         write_experiment(tmp_path, storage="postgresql+nodriver://me:secret@127.0.0.1:1/studies")
     )
-    with pytest.raises(ConfigError, match=r"storage: 127\.0\.0\.1:1/studies can't be opened") as caught:
+    with pytest.raises(ConfigError, match=r"storage: 127\.0\.0\.1:1/studies cannot be opened") as caught:
         open_study(experiment, "slow")
     assert "secret" not in str(caught.value)
 

@@ -78,7 +78,7 @@ def test_a_span_is_where_the_value_lies_in_the_file(tmp_path: Path) -> None:
 def test_a_feature_that_holds_no_one_picture_is_refused_by_name(tmp_path: Path, name: str) -> None:
     row = {"image": (b"a", "byte"), "n": (1, "int"), "two": ([b"a", b"b"], "byte"), "empty": (b"", "byte")}
     (record,) = read_records(write(tmp_path / "a.tfrec", [row]))
-    with pytest.raises(ImageError, match=rf"'{name}' doesn't hold .* empty \(1 values\), image \(1 values\), two"):
+    with pytest.raises(ImageError, match=rf"'{name}' does not hold .* empty \(1 values\), image \(1 values\), two"):
         image_span(record, name)
 
 
@@ -198,8 +198,8 @@ def test_a_claimed_length_is_not_allocated(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"", "is empty"),
-        (b"a text\n" * 9, "record at byte 0: not the head of a TFRecord"),
-        (b"\x1f\x8b\x08" + bytes(20), "packed by gzip: unpack it"),
+        (b"a text\n" * 9, "record at byte 0: not the start of a TFRecord"),
+        (b"\x1f\x8b\x08" + bytes(20), "compressed with gzip: decompress it"),
     ],
 )
 def test_files_that_are_no_tfrecord_are_named(tmp_path: Path, content: bytes, reason: str) -> None:

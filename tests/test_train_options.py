@@ -103,7 +103,7 @@ def test_what_augments_on_the_device_is_told_each_picture_once_an_epoch(pixels: 
 
     plain, augmented = tiny_net(), tiny_net()
     train(plain, CachedImages(pixels, np.arange(N), TARGET))
-    train(augmented, CachedImages(pixels, np.arange(N), TARGET), augment=augment)
+    train(augmented, CachedImages(pixels, np.arange(N), TARGET), batch_augment=augment)
     assert sorted(told) == [(epoch, row) for epoch in range(2) for row in range(N)]
     torch.testing.assert_close(weights(augmented), weights(plain))
 

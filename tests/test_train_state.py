@@ -71,7 +71,7 @@ def test_a_training_killed_in_any_step_ends_in_the_same_weights(
     torch.rand(11)  # a new process has drawn otherwise
     again, said = tiny_net(dropout=0.3, dropout_samples=2), list[str]()
     resumed = train(again, images(), state=tmp_path / "cut.pt", say=said.append, **options)
-    assert said == ([f"seed 0 goes on after epoch {killed_after // 3} of 3"] if killed_after >= 3 else [])
+    assert said == ([f"seed 0 resumes after epoch {killed_after // 3} of 3"] if killed_after >= 3 else [])
     assert state(again) == state(whole)
     assert resumed.drop(columns="images_per_s").equals(history.drop(columns="images_per_s"))
 

@@ -72,7 +72,7 @@ def test_recipes_follow_one_another(pixels: np.ndarray) -> None:
 
 
 def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ImageError, match="'hevy': choose of none, light"):
+    with pytest.raises(ImageError, match="'hevy': choose from none, light"):
         Augment("hevy", seed=0)
 
 

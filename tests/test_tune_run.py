@@ -126,7 +126,9 @@ def test_the_blends_studies_are_the_same_by_several_workers(config: Path, tmp_pa
 def test_a_study_without_time_says_so_and_goes_on(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune = ["tune", "blend", "-c", str(config), "--trials", "5"]
     assert run_cli(*tune, "--timeout", "0") == 0
-    assert "7 of 7 studies had no time for 5 trials: the same command continues them" in said(capsys)
+    assert "7 of 7 studies have fewer than 5 trials for lack of time: run the same command to continue them" in said(
+        capsys
+    )
     study = yaml.safe_load((studies(config) / "blend.yaml").read_text())
     assert [entry["trials"] for entry in study["weights"]] == [1] * 7
     assert run_cli(*tune, "-q") == 0
@@ -170,7 +172,9 @@ def test_a_stacker_without_parameters_has_no_study(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, stackers=[{"name": "line", "kind": "logistic"}], blend={"trials": 4})
     experiment = opened_experiment(path)
     import_frames(experiment, "a", *predictions(experiment, seed=0))
-    with pytest.raises(ConfigError, match="line is a logistic model: studies are for lightgbm, xgboost, catboost"):
+    with pytest.raises(
+        ConfigError, match=r"line is a logistic model, .*: choose a stacker of kind lightgbm, xgboost, catboost"
+    ):
         tune_gbdt(experiment, experiment.config.stackers[0], Out(quiet=True), trials=2, timeout=None)
 
 

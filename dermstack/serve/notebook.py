@@ -207,6 +207,7 @@ if lacking:
     subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", *links, *lacking], check=True)"""
 
 _READ = """from dermstack.serve.bundle import read_bundle
+from dermstack.serve.notebook import check_environment
 
 check_environment()
 bundle = read_bundle(BUNDLE)

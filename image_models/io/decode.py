@@ -1,4 +1,4 @@
-"""One encoded picture in, RGB uint8 out; what can't be decoded whole is an error, never a black or half picture."""
+"""Decodes one encoded image to RGB uint8; raises for an image that cannot be decoded completely."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from image_models.errors import ImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # of Pillow's; the others are seldom used and often attacked
-MAX_PIXELS = 200_000_000  # a whole-slide scan is larger, a photograph of a lesion never
-MAX_ENCODED_BYTES = 1 << 29  # bytes of one picture as it lies in a file
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # enabled in Pillow; its other formats are rare and often attacked
+MAX_PIXELS = 200_000_000  # whole-slide scans are larger, photographs of a lesion never
+MAX_ENCODED_BYTES = 1 << 29  # bytes of one encoded image
 
-MAX_DOWNSCALE = 4  # a JPEG comes at no less than a quarter
+MAX_DOWNSCALE = 4  # a JPEG is decoded at no less than a quarter of its size
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
-_TRANSPOSED = (5, 6, 7, 8)  # orientations whose height and width change places
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width
 _ADVICE = "restore the file or drop its row from the csv"
 
 
 class Picture(NamedTuple):
-    """RGB (h, w, 3) uint8, upright, and the size of the original, which is larger where it was decoded at a scale."""
+    """An upright RGB image (h, w, 3) uint8, and the original's height and width, larger where it was reduced."""
 
     image: NDArray[np.uint8]
     height: int
@@ -35,11 +35,11 @@ class Picture(NamedTuple):
 
 
 def decode(data: bytes, *, name: str, min_side: int) -> Picture:
-    """An encoded picture as RGB, upright as its EXIF tag says; by content, not by suffix.
+    """Decodes an image to RGB, upright by its EXIF tag; recognises the format by content, not by suffix.
 
-    A JPEG may come at a reduced scale, down to 1/4, as long as both sides stay ``min_side`` pixels: libjpeg then skips
-    most of the arithmetic. Transparency is laid on white, 16 bits keep the high byte. Raises
-    ImageError saying ``name`` and the reason.
+    A JPEG may be decoded at a reduced scale, down to 1/4, as long as both sides keep ``min_side`` pixels: libjpeg then
+    skips most of the arithmetic. Transparency is blended onto white; 16-bit values keep their high byte. Raises
+    ImageError with ``name`` and the reason.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty: {_ADVICE}")
@@ -55,21 +55,21 @@ def decode(data: bytes, *, name: str, min_side: int) -> Picture:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: {error}: {_ADVICE}") from error
     # Pillow raises OSError for truncated data, SyntaxError for broken PNG chunks, ValueError and OverflowError for
-    # absurd headers, and what its plugins stumble over besides.
+    # absurd headers; its plugins raise the others.
     except (OSError, SyntaxError, ArithmeticError, ValueError, LookupError, TypeError, EOFError, MemoryError) as error:
         raise ImageError(f"{name}: cannot decode ({error}): {_ADVICE}") from error
 
 
 def _decode_jpeg(data: bytes, name: str, min_side: int) -> Picture | None:
-    """By libjpeg-turbo at the smallest scale that serves; None for CMYK, which Pillow knows how to turn into RGB."""
+    """Decodes by libjpeg-turbo at the smallest sufficient scale; returns None for CMYK, which Pillow can convert."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width, name)
         if colours in ("CMYK", "YCCK"):
             return None
-        # They bound the reduced size from below. At 1/8 rough skin is 3 grey levels off, at 1/4 less than 2.
+        # Lower bounds of the reduced size. At scale 1/8, rough skin is 3 grey levels off, at 1/4 less than 2.
         min_sides = [max(min(min_side, side), -(-side // MAX_DOWNSCALE)) for side in (height, width)]
-        # strict: a cut-off file is an error, not grey.
+        # strict: a truncated file raises an error instead of ending in grey.
         image = simplejpeg.decode_jpeg(
             data, "RGB", min_height=min_sides[0], min_width=min_sides[1], min_factor=1, strict=True
         )
@@ -95,35 +95,35 @@ def _decode_with_pillow(data: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def _high_byte(grey: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    """Of 16-bit grey, which Pillow holds in wider types too."""
+    """Returns the high byte of 16-bit grey, which Pillow may hold in wider types; raises ImageError beyond 16 bits."""
     if not np.issubdtype(grey.dtype, np.integer) or grey.min() < 0 or grey.max() > 65535:
         raise ImageError(f"{name}: grey values outside 16 bits ({grey.dtype}): save it with 8 or 16 bits a channel")
     return (grey.astype(np.uint32) >> 8).astype(np.uint8)
 
 
 def _check_size(height: int, width: int, name: str) -> None:
-    """Before anything is allocated: a header may claim gigabytes."""
+    """Raises ImageError for too many pixels, before memory is allocated: a header may claim gigabytes."""
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"{name}: its header claims {width} × {height} pixels, more than {MAX_PIXELS // 10**6} million, as a "
-            f"decompression bomb does: {_ADVICE}"
+            f"{name}: its header claims {width} × {height} pixels, more than {MAX_PIXELS // 10**6} million, like "
+            f"a decompression bomb: {_ADVICE}"
         )
 
 
 def _orientation(data: bytes) -> int:
-    """The EXIF orientation of a JPEG, 1 where it says none."""
+    """Returns the EXIF orientation of a JPEG, 1 where it has none."""
     if data.find(b"Exif\0\0", 0, 65536) < 0:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
-    # A damaged tag says nothing of how the picture stands; the pixels are whole.
+    # A damaged tag only loses the orientation; the pixels are intact.
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, OverflowError):
         return 1
 
 
 def _upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """As EXIF 2.3 numbers the eight ways to hold a camera."""
+    """Turns an image upright by its EXIF 2.3 orientation, 1 to 8."""
     if orientation in _TRANSPOSED:
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -1,4 +1,4 @@
-"""One DICOM file in, RGB uint8 out; of its patient only what an allow-list names."""
+"""Reads a DICOM file: its image as RGB uint8, and of the patient only the tags of an allow-list."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGEx
 from image_models.errors import ImageError
 from image_models.io.decode import MAX_ENCODED_BYTES, MAX_PIXELS, Picture, decode
 
-# What may leave a file's header; nothing else of a patient is ever read into a file of ours.
+# The only tags of a header that are written to our files; no other patient data is.
 ALLOWED_TAGS = ("PatientID", "PatientSex", "PatientAge", "BodyPartExamined")
 
-_STRIPE = 1 << 20  # grey values that are turned into shades at a time: in float64 a whole picture may take gigabytes
+_STRIPE = 1 << 20  # grey values converted at a time: a whole image in float64 may take gigabytes
 _ADVICE = "restore the file or drop its row from the csv"
 _SEXES = {"M": "male", "F": "female", "O": "other"}
 _UNIT_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_SOF_MARKERS = frozenset(
-    {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-)  # markers of JPEG and JPEG-LS that name a size
-_MAX_MARKERS = 10_000  # and bytes between them, after which a JPEG has had its chance to say its size
-_STANDALONE_MARKERS = frozenset({0x01, 0xFF, *range(0xD0, 0xDA)})  # those without a length
-# pydicom and its codecs raise what their parsing stumbles over.
+_SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})  # JPEG and JPEG-LS markers that hold the size
+_MAX_MARKERS = 10_000  # and bytes between them, that are searched for the size of a JPEG
+_STANDALONE_MARKERS = frozenset({0x01, 0xFF, *range(0xD0, 0xDA)})  # markers without a length
+# The errors that pydicom and its codecs raise for damaged files.
 _READ_ERRORS = (
     InvalidDicomError, BytesLengthException, OSError, EOFError, AttributeError, ValueError, TypeError, LookupError,
     ArithmeticError, NotImplementedError, RuntimeError, MemoryError, struct.error, zlib.error,
@@ -42,15 +40,15 @@ _READ_ERRORS = (
 
 
 def read_dicom(path: Path, *, min_side: int) -> Picture:
-    """The one picture of a DICOM file as RGB; a baseline JPEG inside is decoded as it would be outside.
+    """Reads the one image of a DICOM file as RGB; a baseline JPEG inside is decoded like a JPEG file.
 
-    Grey goes through the modality's and the window's tables where the file has them, else the range that its stored
-    bits can hold becomes 0 to 255: the same for every file of a device, which a stretch of each picture would not be.
+    Grey values pass the modality table and the window or VOI table where the file has a window or VOI table. Otherwise
+    the range of the stored bits becomes 0 to 255, the same for every file of a device, unlike a stretch of each image.
     Raises ImageError naming the file and the reason.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom remarks on odd values of tags that are not read here
+            warnings.simplefilter("ignore")  # pydicom warns about odd values of tags that are not used here
             return _read(path, min_side)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file: restore it or drop its row from the csv") from error
@@ -61,9 +59,9 @@ def read_dicom(path: Path, *, min_side: int) -> Picture:
 
 
 def dicom_metadata(path: Path) -> dict[str, str]:
-    """image_name, patient_id, sex, age_approx (years), anatom_site_general_challenge; "" where the header has none.
+    """Returns image_name, patient_id, sex, age_approx (years), anatom_site_general_challenge; "" for missing tags.
 
-    Raises ImageError for a file that is no DICOM.
+    image_name is the file's name without suffix. Raises ImageError for a file that is not DICOM.
     """
     try:
         with warnings.catch_warnings():
@@ -85,7 +83,7 @@ def dicom_metadata(path: Path) -> dict[str, str]:
 
 
 def _age(text: str) -> str:
-    """Years of an age string such as 045Y, 018M, 003W, 010D; "" where it is none."""
+    """Returns the years of an age string such as 045Y, 018M, 003W or 010D; "" for any other text."""
     number, unit = text[:-1], text[-1:].upper()
     return f"{int(number) * _UNIT_YEARS[unit]:.4g}" if number.isdigit() and unit in _UNIT_YEARS else ""
 
@@ -94,12 +92,12 @@ def _read(path: Path, min_side: int) -> Picture:
     _check_inflated_size(path)
     tags = pydicom.dcmread(path)
     if "PixelData" not in tags:
-        raise ImageError(f"{path}: holds no picture (no PixelData): {_ADVICE}")
+        raise ImageError(f"{path}: holds no image (no PixelData): {_ADVICE}")
     _check_size(tags, path)
     _check_codestream(tags, path)
     photometric = str(tags.PhotometricInterpretation)
     syntax = tags.file_meta.get("TransferSyntaxUID")
-    if syntax == JPEGBaseline8Bit and photometric != "RGB":  # whose JPEG may not say that it isn't YCbCr
+    if syntax == JPEGBaseline8Bit and photometric != "RGB":  # an RGB JPEG may not say that it isn't YCbCr
         data = next(generate_frames(tags.PixelData, number_of_frames=1))
         picture = decode(data, name=str(path), min_side=min_side)
         if photometric == "MONOCHROME1":
@@ -110,7 +108,7 @@ def _read(path: Path, min_side: int) -> Picture:
 
 
 def _colour(tags: pydicom.Dataset) -> NDArray[np.uint8]:
-    """RGB of RGB, YBR (which pydicom converts) and palette pictures."""
+    """Returns RGB uint8 of RGB, YBR (which pydicom converts) and palette images."""
     if tags.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(pixel_array(tags), tags)
         bits = 8 * values.dtype.itemsize
@@ -133,7 +131,7 @@ def _grey(tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
 
 
 def _to_uint8(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
-    """0 (black) to 255 of stored values (h, w)."""
+    """Maps stored values (h, w) to 0 (black) … 255."""
     bits = int(tags.BitsStored)
     low = -(2.0 ** (bits - 1)) if tags.get("PixelRepresentation") else 0.0
     values, high = stored.astype(np.float64), low + 2.0**bits - 1
@@ -155,14 +153,14 @@ def _is_twelve_bit_jpeg(tags: pydicom.Dataset) -> bool:
 
 
 def _decode_jpeg12(tags: pydicom.Dataset) -> NDArray[np.uint16]:
-    """Lossy JPEG of 12 bits, which no permissive codec of pydicom's can decode."""
+    """Decodes lossy 12-bit JPEG, which no permissively licensed codec of pydicom can."""
     stored = np.empty((int(tags.Rows), int(tags.Columns)), np.uint16)
     imagecodecs.jpeg_decode(next(generate_frames(tags.PixelData, number_of_frames=1)), out=stored)
     return stored
 
 
 def _window(centre: float, width: float) -> tuple[float, float]:
-    """The values that become black and white (PS3.3, C.11.2.1.2.1)."""
+    """Returns the values that become black and white (PS3.3, C.11.2.1.2.1)."""
     half = max(width - 1, 1e-9) / 2
     return centre - 0.5 - half, centre - 0.5 + half
 
@@ -174,11 +172,11 @@ def _first_value(tags: pydicom.Dataset, name: str) -> float:
 
 
 def _check_size(tags: pydicom.Dataset, path: Path) -> None:
-    """Before a pixel is decoded: a header may claim gigabytes."""
+    """Raises ImageError for several frames, a wrong size or a cut-off file, before memory is allocated."""
     rows, columns, samples = (int(tags.get(name) or 0) for name in ("Rows", "Columns", "SamplesPerPixel"))
     frames = int(tags.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise ImageError(f"{path}: holds {frames} frames: write each picture to a file of its own")
+        raise ImageError(f"{path}: holds {frames} frames: write each image to a file of its own")
     if not 0 < rows * columns <= MAX_PIXELS:
         raise ImageError(f"{path}: its header claims {columns} × {rows} pixels: {_ADVICE}")
     syntax = tags.file_meta.get("TransferSyntaxUID")
@@ -190,11 +188,11 @@ def _check_size(tags: pydicom.Dataset, path: Path) -> None:
     if (syntax is None or not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian) and needed > len(
         tags.PixelData
     ):
-        raise ImageError(f"{path}: is cut off, {len(tags.PixelData)} of {needed} bytes of pixels are there: {_ADVICE}")
+        raise ImageError(f"{path}: is cut off, {len(tags.PixelData)} of {needed} bytes of pixels are left: {_ADVICE}")
 
 
 def _check_codestream(tags: pydicom.Dataset, path: Path) -> None:
-    """What a picture in the file says of its size is what the file says: decoders believe it and take the memory."""
+    """Raises ImageError where the encoded image and the header differ in size: a decoder allocates the image's size."""
     syntax = tags.file_meta.get("TransferSyntaxUID")
     if syntax is None or not syntax.is_encapsulated:
         return
@@ -204,13 +202,13 @@ def _check_codestream(tags: pydicom.Dataset, path: Path) -> None:
     )
     if size is not None and size != header_size:
         raise ImageError(
-            f"{path}: {header_size[1]} × {header_size[0]} pixels, "
-            f"but {size[1]} × {size[0]} in the picture inside: {_ADVICE}"
+            f"{path}: {header_size[1]} × {header_size[0]} pixels in the header, "
+            f"but {size[1]} × {size[0]} in the encoded image: {_ADVICE}"
         )
 
 
 def _codestream_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width that a JPEG, JPEG-LS or JPEG 2000 claims; None of another coding. ValueError if it says none."""
+    """Returns height and width in a JPEG, JPEG-LS or JPEG 2000; None for other codings. ValueError if absent."""
     if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # SIZ, perhaps in a JP2 file
         right, lower, left, upper = struct.unpack_from(">4I", data, at + 8)
         return lower - upper, right - left
@@ -226,16 +224,16 @@ def _codestream_size(data: bytes) -> tuple[int, int] | None:
             return height, width
         standalone = data[at] != 0xFF or marker in _STANDALONE_MARKERS
         at += 1 if standalone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise ValueError("a JPEG that doesn't say its size")
+    raise ValueError("the JPEG inside does not state its size")
 
 
 def _check_inflated_size(path: Path) -> None:
-    """A deflated data set is inflated whole by whoever opens it: see first how large it becomes."""
+    """Raises ImageError for a file that is too large, or becomes so when pydicom inflates its deflated data set."""
     with path.open("rb") as file:
         if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
-            raise ImageError(f"{path}: {length:,} bytes are more than a picture has: {_ADVICE}")
+            raise ImageError(f"{path}: {length:,} bytes are more than an image file may have: {_ADVICE}")
         read_preamble(file, force=False)
-        # pydicom's own, so that it finds what pydicom will: the group's length may lie.
+        # pydicom's own reader, to get the same result as pydicom: the group's stated length may be wrong.
         if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
         inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
@@ -243,5 +241,5 @@ def _check_inflated_size(path: Path) -> None:
             total += len(inflate.decompress(packed, 1 << 22))
             if total > MAX_ENCODED_BYTES:
                 raise ImageError(
-                    f"{path}: inflates to more than {MAX_ENCODED_BYTES >> 20} MiB, as a bomb does: {_ADVICE}"
+                    f"{path}: inflates to more than {MAX_ENCODED_BYTES >> 20} MiB, like a decompression bomb: {_ADVICE}"
                 )

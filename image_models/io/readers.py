@@ -1,4 +1,4 @@
-"""Where each picture lies, whatever the field ships: folders of pictures or DICOM, TFRecord shards, HDF5."""
+"""Finds the image of each id in a folder of image or DICOM files, in TFRecord shards or in an HDF5 file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 
 @dataclass(frozen=True)
 class TFRecordNames:
-    """Which feature of a record holds the encoded picture and which its id; the defaults are Kaggle's."""
+    """Names of the features of a record that hold the encoded image and its id; the defaults are Kaggle's."""
 
     image: str = "image"
     id: str = "image_name"
@@ -33,26 +33,26 @@ class TFRecordNames:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the encoded bytes of one picture lie; small, so that it can be sent to a process."""
+    """Location of one image's encoded bytes; small, so that it can be sent to another process."""
 
     path: Path
     kind: Literal["file", "dicom", "tfrecord", "hdf5"]
-    start: int = 0  # tfrecord: where the encoded picture begins in the file, and its length
+    start: int = 0  # tfrecord: where the encoded image begins in the file, and its length
     length: int = 0
     key: str = ""  # hdf5: the data set's name
-    n_bytes: int = 0  # of the encoded picture
-    stamp: int = 0  # changes when the picture does: a file's time in ns, a record's checksum
+    n_bytes: int = 0  # of the encoded image
+    stamp: int = 0  # changes when the image does: a file's time in ns, a record's checksum
     swap_red_blue: bool = False
 
     @property
     def name(self) -> str:
-        """As errors name it."""
+        """The name of the source in error messages."""
         if self.kind == "hdf5":
             return f"{self.path}[{self.key}]"
         return f"{self.path}, byte {self.start}" if self.kind == "tfrecord" else str(self.path)
 
     def read(self, *, min_side: int) -> Picture:
-        """The picture; a JPEG perhaps at a reduced scale, its sides no less than ``min_side``. Raises ImageError."""
+        """Decodes the image; a JPEG may be reduced to sides of at least ``min_side`` pixels. Raises ImageError."""
         picture = self._decode(min_side)
         if self.swap_red_blue:
             picture = picture._replace(image=np.ascontiguousarray(picture.image[..., ::-1]))
@@ -78,7 +78,9 @@ class Source:
         with self.path.open("rb") as file:
             if self.kind == "file":
                 if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
-                    raise ImageError(f"{self.path}: {length:,} bytes are more than a picture has: restore the file")
+                    raise ImageError(
+                        f"{self.path}: {length:,} bytes are more than an image file may have: restore the file"
+                    )
                 return file.read()
             file.seek(self.start)
             data = file.read(self.length)
@@ -90,10 +92,10 @@ class Source:
 def image_sources(
     path: Path, ids: Sequence[str], *, names: TFRecordNames = TFRecordNames(), swap_red_blue: bool = False
 ) -> list[Source]:
-    """Where the picture of each id lies, in the order of ``ids``.
+    """Finds the image of each id, in the order of ``ids``.
 
-    ``path`` is a folder, searched through its subfolders for <id>.jpg, .png, … or .dcm and for TFRecord shards, or one
-    .hdf5 or .tfrec file. Raises ImageError for missing ids (how many, which) and for an id that is there twice.
+    ``path`` is a folder, searched with its subfolders for <id>.jpg, .png, … or .dcm and for TFRecord shards, or one
+    .hdf5 or .tfrec file. Raises ImageError for missing ids (how many, the first three) and for ids with two images.
     """
     requested = set(ids)
     found: dict[str, Source] = {}
@@ -119,10 +121,10 @@ def image_sources(
 
 
 def image_ids(path: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str]:
-    """The id of every picture in ``path``, which is as for `image_sources`: names of files without suffix, sorted."""
+    """Returns the sorted ids of all images in ``path`` (see `image_sources`); a file's id is its stem."""
     ids = sorted(row_id for row_id, _ in _iter_sources(path, None, names, swap=False))
     if not ids:
-        raise ImageError(f"{path} holds no picture: name a folder with {', '.join(SUFFIXES + DICOM_SUFFIXES)} files")
+        raise ImageError(f"{path} holds no image: name a folder with {', '.join(SUFFIXES + DICOM_SUFFIXES)} files")
     if twice := sorted({a for a, b in pairwise(ids) if a == b}):
         raise ImageError(
             f"{len(twice)} ids have more than one image in {path}, first: {twice[0]}: keep one of them, or name the "
@@ -134,7 +136,7 @@ def image_ids(path: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str
 def _iter_sources(
     path: Path, requested: set[str] | None, names: TFRecordNames, swap: bool
 ) -> Iterator[tuple[str, Source]]:
-    """Pictures with their ids; of those not ``requested`` as many are left out as is cheap."""
+    """Yields ids with their images; skips those not ``requested`` where that is cheap."""
     if path.is_dir():
         shards = []
         for entry in _walk_files(path):
@@ -157,12 +159,12 @@ def _iter_sources(
         yield from _hdf5_sources(path, requested, swap)
     else:
         raise ImageError(
-            f"{path} is not a folder, nor an .hdf5 or .tfrec file: set data.images to what holds the pictures"
+            f"{path} is not a folder, .hdf5 or .tfrec file: set data.images to the folder or file that holds the images"
         )
 
 
 def _walk_files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Files below ``folder``, sorted; hidden ones and what archives leave behind are passed over."""
+    """Yields the files below ``folder``, sorted; skips hidden files and the __MACOSX folders of unpacked archives."""
     with os.scandir(folder) as entries:
         inside = sorted(entries, key=lambda entry: entry.name)
     for entry in inside:
@@ -193,20 +195,22 @@ def _tfrecord_sources(shard: Path, names: TFRecordNames, swap: bool) -> Iterator
 
 
 def _hdf5_sources(path: Path, requested: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
-    """ISIC 2024's form: a data set of encoded bytes for each id."""
+    """Yields the images of a file in ISIC 2024's format: one data set of encoded bytes per id."""
     with _open_hdf5(path) as file:
         try:
             there = set(file)
-            if unnamed := [key for key in there if not isinstance(key, str)]:  # h5py gives what is no UTF-8 as bytes
-                raise ImageError(f"{path} holds {unnamed[0]!r}, a name that is no text: write the file again")
+            if unnamed := [
+                key for key in there if not isinstance(key, str)
+            ]:  # h5py returns names that are not UTF-8 as bytes
+                raise ImageError(f"{path} holds the name {unnamed[0]!r}, which is not UTF-8: write the file again")
         except ImageError:
             raise
         except (OSError, RuntimeError, LookupError, ValueError) as error:
-            raise ImageError(f"{path} can't be listed ({error}): download or write the file again") from error
+            raise ImageError(f"{path} cannot be listed ({error}): download or write the file again") from error
         mtime = path.stat().st_mtime_ns
         for key in sorted(there if requested is None else there & requested):
             length = int(_hdf5_dataset(file, key, path).nbytes)
-            # The file's time: a checksum of each picture would read the whole file before the first is decoded.
+            # The file's time: checksums would require reading the whole file before the first image is decoded.
             yield key, Source(path, "hdf5", key=key, n_bytes=length, stamp=mtime, swap_red_blue=swap)
 
 
@@ -216,7 +220,7 @@ def _open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError, LookupError, ValueError) as error:
-        raise ImageError(f"{path}: no HDF5 file that can be read ({error}): download or write it again") from error
+        raise ImageError(f"{path}: not a readable HDF5 file ({error}): download or write it again") from error
 
 
 def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
@@ -229,15 +233,15 @@ def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
 
 
 def _hdf5_dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
-    """The encoded picture under ``key``: a scalar of opaque bytes or a vector of uint8, in this file itself."""
+    """Returns the encoded image under ``key``: a scalar of opaque bytes or a vector of uint8, stored in this file."""
     import h5py
 
-    advice = "store the encoded bytes of one picture there"
+    advice = "store the encoded bytes of one image there"
     try:
-        is_own = isinstance(file.get(key, getlink=True), h5py.HardLink)  # others may lead out of the file
+        is_own = isinstance(file.get(key, getlink=True), h5py.HardLink)  # other links may point outside the file
         value = file[key] if is_own else None
         if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual:
-            raise ImageError(f"{path}[{key}] is no data set of this file itself: {advice}")
+            raise ImageError(f"{path}[{key}] is not a data set stored in this file: {advice}")
         if value.dtype.kind not in "VSOu" or value.ndim > 1 or value.nbytes > MAX_ENCODED_BYTES:
             raise ImageError(f"{path}[{key}] holds {value.dtype} of shape {value.shape}: {advice}")
     except ImageError:

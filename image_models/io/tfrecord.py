@@ -1,4 +1,4 @@
-"""TFRecord files of tf.train.Example, read without TensorFlow: framing with its checksums, then the wire format.
+"""Reads TFRecord files of tf.train.Example without TensorFlow: the framing with its checksums, then the wire format.
 
 Framing: length (uint64), masked crc32c of it, data, masked crc32c of that
 (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details); data: Protocol Buffers
@@ -21,15 +21,15 @@ Values = list[bytes] | list[float] | list[int]
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5  # wire types
 _BYTES, _FLOATS, _INTS = 1, 2, 3  # members of tf.train.Feature
-MAX_VALUES = 1 << 20  # of one feature: a byte of the file may become a hundred in memory
+MAX_VALUES = 1 << 20  # per feature: one byte of the file may take a hundred in memory
 _ADVICE = "download or write the file again"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One Example: ``start`` and ``length`` of its data in the file, the values of each feature.
+    """One tf.train.Example: ``start`` and ``length`` of its data in the file, and the values of each feature.
 
-    ``spans`` holds (start, length) in the file of every value of a bytes feature, so that it can be read alone later.
+    ``spans`` holds (start, length) in the file of every value of a bytes feature, so that it can be read later.
     """
 
     start: int
@@ -39,10 +39,10 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Every record in the order of the file, its checksums compared; holds one record at a time.
+    """Yields every record in file order and verifies its checksums; holds one record in memory at a time.
 
-    Raises ImageError naming the file and the byte where a record is cut off, damaged or no Example, and for an empty
-    or missing file. Records before the fault have been yielded by then.
+    Raises ImageError naming the file and the byte where a record is cut off, damaged or not a tf.train.Example, and for
+    an empty or missing file. Records before the fault have already been yielded.
     """
     try:
         with path.open("rb") as file:
@@ -53,17 +53,17 @@ def read_records(path: Path) -> Iterator[Record]:
                 where = f"{path}: record at byte {at}"
                 head = file.read(12)
                 if at == 0 and head[:2] == b"\x1f\x8b":
-                    raise ImageError(f"{path} is packed by gzip: unpack it (gunzip) and name the unpacked file")
+                    raise ImageError(f"{path} is compressed with gzip: decompress it (gunzip) and name the result")
                 if len(head) < 12 or not _crc_matches(head[:8], head[8:]):
-                    raise ImageError(f"{where}: not the head of a TFRecord, or damaged: {_ADVICE}")
+                    raise ImageError(f"{where}: not the start of a TFRecord, or damaged: {_ADVICE}")
                 length = int.from_bytes(head[:8], "little")
-                if length + 4 > size - at - 12:  # before reading: a claimed length is not yet memory
+                if length + 4 > size - at - 12:  # before reading, so that a wrong length allocates no memory
                     raise ImageError(
                         f"{where}: claims {length} bytes, {size - at - 12} are left in the file: {_ADVICE}"
                     )
                 data = file.read(length)
                 if not _crc_matches(data, file.read(4)):
-                    raise ImageError(f"{where}: its checksum doesn't match, the data is damaged: {_ADVICE}")
+                    raise ImageError(f"{where}: its checksum does not match, the data is damaged: {_ADVICE}")
                 try:
                     features, spans = _read_example(data, at + 12)
                 except ValueError as error:
@@ -74,20 +74,20 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def image_span(record: Record, name: str) -> tuple[int, int]:
-    """Where in the file the one value of the bytes feature ``name`` lies: (start, length). Raises ImageError."""
+    """Returns (start, length) in the file of the bytes feature ``name``. Raises ImageError unless it has one value."""
     spans = record.spans.get(name, [])
     if len(spans) == 1 and spans[0][1]:
         return spans[0]
     found = ", ".join(f"{other} ({len(of)} values)" for other, of in sorted(record.spans.items())) or "none"
     raise ImageError(
-        f"record at byte {record.start - 12}: feature {name!r} doesn't hold one encoded picture: name the one that "
-        f"does (features of bytes: {found})"
+        f"record at byte {record.start - 12}: feature {name!r} does not hold one encoded image: name the one that "
+        f"does (bytes features: {found})"
     )
 
 
 def _crc_matches(data: bytes, stored: bytes) -> bool:
     crc: int = google_crc32c.value(data)
-    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF  # a crc of data that holds crcs is a weak one
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF  # a CRC of data that contains CRCs is weak
     return masked.to_bytes(4, "little") == stored
 
 
@@ -104,7 +104,7 @@ def _read_example(data: bytes, offset: int) -> tuple[dict[str, Values], dict[str
                     name = data[begin:stop].decode()
                 elif (number, wire) == (2, _LEN):
                     values, ranges = _read_feature(data, begin, stop)
-            features[name] = values  # of a doubled name the last counts, as in every protobuf reader
+            features[name] = values  # the last of entries with the same name counts, as in every protobuf reader
             spans.pop(name, None)
             if ranges:
                 spans[name] = [(offset + begin, stop - begin) for begin, stop in ranges]
@@ -127,7 +127,7 @@ def _read_feature(data: bytes, start: int, end: int) -> tuple[Values, list[tuple
     if kind == _FLOATS:
         packed = b"".join(data[begin:stop] for wire, begin, stop in items if wire in (_LEN, _I32))
         if len(packed) % 4:
-            raise ValueError(f"a list of floats of {len(packed)} bytes")
+            raise ValueError(f"a list of floats of {len(packed)} bytes, not a multiple of 4")
         _check_count(len(packed) // 4)
         return list(struct.unpack(f"<{len(packed) // 4}f", packed)), []
     integers: list[int] = []
@@ -146,17 +146,17 @@ def _check_count(values: int) -> None:
 
 
 def _messages(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where the submessages of field 1 lie, the only field of Example and Features."""
+    """Returns begin and end of each submessage in field 1, the only field of Example and Features."""
     return ((begin, stop) for number, wire, begin, stop in _fields(data, start, end) if (number, wire) == (1, _LEN))
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, begin and end of the payload of each field; unknown ones too, the caller skips them."""
+    """Yields number, wire type, begin and end of the payload of each field; the caller skips unknown fields."""
     at = start
     while at < end:
         tag, at = _varint(data, at, end)
         number, wire, begin = tag >> 3, tag & 7, at
-        if tag >> 32:  # as protobuf does: a field's number has 29 bits
+        if tag >> 32:  # as in protobuf: a field's number has 29 bits
             raise ValueError(f"tag {tag} at byte {begin} of the record is too large")
         if wire == _VARINT:
             _, at = _varint(data, at, end)
@@ -168,7 +168,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
         else:
             raise ValueError(f"wire type {wire} at byte {begin} of the record")
         if at > end or not number:
-            raise ValueError(f"field {number} at byte {begin} of the record ends beyond what holds it")
+            raise ValueError(f"field {number} at byte {begin} of the record ends beyond its message")
         yield number, wire, begin, at
 
 
@@ -180,4 +180,4 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value & 0xFFFFFFFFFFFFFFFF, at
-    raise ValueError(f"a number at byte {at} of the record doesn't end")
+    raise ValueError(f"a number at byte {at} of the record does not end")

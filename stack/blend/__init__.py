@@ -1,1 +1,1 @@
-"""The blend: run weights, the methods that find them, their nested choice and the calibration of the result."""
+"""The blend: methods that weight the runs, the nested choice of a method, and the calibration of the blend's score."""

@@ -1,4 +1,4 @@
-"""One score from many runs: a scikit-learn estimator over out-of-fold predictions."""
+"""`Blender`, a scikit-learn estimator that combines the predictions of many runs into one score."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest 
 
 
 class PredictionsError(DataError, ValueError):
-    """Predictions or targets that can't be blended; a ValueError too, as scikit-learn's contract asks."""
+    """Predictions or targets that cannot be blended; also a ValueError, as scikit-learn's contract requires."""
 
 
 class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A weighted mean of runs, for anyone's matrix of out-of-fold predictions (rows, runs) and two classes.
+    """Weighted mean of runs, for any matrix of out-of-fold predictions (rows, runs) and two classes.
 
     `method`, simplest first:
 
     - `rank_mean`: equal weights on ranks.
     - `mean`: equal weights on probabilities.
-    - `logistic`: a logistic regression on standardised logits, no weight negative; its score is a probability.
-    - `hill_climb`: greedy selection on ranks with (`replacement`) or without repetition, averaged over `bags` climbs.
-    - `optuna`: weights, a transform a run out of probability, logit and rank, and with `power` a power of its ranks, in
-      `trials` trials that begin with the four above; its score is a rank among the rows of the fit. For "logloss"
-      weights on probabilities, and its score is one. After `timeout` seconds no further trial begins.
+    - `logistic`: logistic regression on standardised logits without negative weights; its score is a probability.
+    - `hill_climb`: greedy selection of ranks, with repetition if `replacement`, averaged over `bags` climbs.
+    - `optuna`: a search of `trials` trials for each run's weight, its transform (probability, logit or rank) and, with
+      `power`, an exponent of its ranks. The first trials are the four methods above and the mean logit. Its score is a
+      rank among the fitted rows. For "logloss" it searches only weights, from `mean` and `hill_climb` on, and its score
+      is a probability. No trial starts after `timeout` seconds.
 
-    A run that leaves [0, 1] enters by its rank, for "logloss" too. Each run must point the right way: high for the
-    second of `classes_`. `objective` is what hill_climb and optuna look for.
+    A run with values outside [0, 1] is used by its rank, also for "logloss". Each run must be higher for the second of
+    `classes_`. `objective` is what hill_climb and optuna maximise.
 
-    What comes out of ranks orders rows and is no probability (`stack.blend.calibration` makes one of it), and
-    what tuned weights score on the rows that tuned them is no estimate (`stack.blend.nested` makes one).
+    A score made from ranks orders rows but is no probability (`stack.blend.calibration` calibrates it). The score of
+    tuned weights on the rows that tuned them is optimistic (`stack.blend.nested` gives an unbiased estimate).
 
-    Fitted: `weighting_`, of which `weights_` (runs,), never negative, sum 1, and `transforms_` (runs,); `scaler_`,
-    which were learnt without targets; `slope_` and `intercept_` of "logistic"; `classes_`; `trial_values_` (trials,),
-    empty unless tuned here; `in_sample_`, the Interval of the objective over `groups` on the very rows of the
-    fit, None where no groups were given.
+    Fitted: `weighting_`, with `weights_` (runs,), never negative, sum 1, and `transforms_` (runs,); `scaler_`, fitted
+    without targets; `slope_` and `intercept_` of "logistic"; `classes_`; `trial_values_` (trials,), empty unless this
+    fit ran or continued a study; `in_sample_`, the Interval of the objective over `groups` on the fitted rows, None
+    without groups.
 
         >>> P = [[0.1, 0.3], [0.2, 0.1], [0.7, 0.8], [0.9, 0.6]]
         >>> Blender("rank_mean").fit(P, [0, 0, 1, 1]).predict_proba(P)[:, 1]
@@ -89,16 +90,15 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         study: optuna.Study | None = None,
         weighting: Weighting | None = None,
     ) -> Blender:
-        """Choose the weights of predictions `P` (n, runs) for targets `y` (n,).
+        """Fits the weights of predictions `P` (n, runs) to targets `y` (n,).
 
-        `nets` (n,) or (n, runs) says which fold net made a prediction (default: none in particular). Ranks and
-        scales are taken within run and net against `columns_from`: fitted NetScaler, or predictions and their nets,
-        which need no targets (default: `P` and `nets`). With "optuna", a `study` that is given is continued
-        up to `trials` trials instead of a new one in memory, and a `weighting` that a study has found already
-        is taken as it is.
+        `nets` (n,) or (n, runs) names the fold net that made each prediction (default: no particular net). Ranks and
+        scales are computed for each run and net from `columns_from`: a fitted NetScaler, or predictions and their nets,
+        without targets (default: `P` and `nets`). With "optuna", a given `study` is continued up to `trials` trials
+        instead of a new one in memory, and a given `weighting`, found by an earlier study, is used unchanged.
 
-        Raises PredictionsError for NaN, naming the run, for anything but two classes and for weights off the
-        simplex; ConfigError for an unknown method or objective.
+        Raises PredictionsError for NaN or inf, naming the run, and for a number of classes other than two; DataError
+        for a `weighting` that does not fit the runs; ConfigError for an unknown method or objective.
         """
         _refuse_unknown("blend method", self.method, METHODS)
         _refuse_unknown("objective", self.objective, OBJECTIVES)
@@ -124,27 +124,32 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def weights_(self) -> Floats:
-        """Of each run (runs,), none negative, with sum 1."""
+        """Weight of each run (runs,), none negative, with sum 1."""
         return np.array(self.weighting_.weights)
 
     @property
     def transforms_(self) -> NDArray[np.str_]:
-        """How each run enters (runs,): "probability", "logit" or "rank"."""
+        """Transform of each run (runs,): "probability", "logit" or "rank"."""
         return np.array(self.weighting_.transforms)
 
     def predict_proba(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> Floats:
-        """1 - score and score, (n, 2), of predictions `P` (n, runs) made by `nets` (n,) or (n, runs)."""
+        """Returns 1 - score and score, (n, 2), for predictions `P` (n, runs) made by `nets` (n,) or (n, runs)."""
         check_is_fitted(self)
         p = validate_data(self, P, dtype=np.float64, ensure_all_finite=False, reset=False)
         self._check_finite(p)
         outside: Bools = (self.transforms_ != "rank") & ((p.min(axis=0) < 0) | (p.max(axis=0) > 1))
         if outside.any():
-            raise PredictionsError(f"{self._run_names(outside)}: probabilities in fit, outside [0, 1] now")
+            raise PredictionsError(
+                f"{self._run_names(outside)}: fitted as probabilities, but now outside [0, 1]: give probabilities"
+            )
         score = self._score(self._total(p, _nets(nets, p)))
         return np.column_stack([1 - score, score])
 
     def predict(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> NDArray[Any]:
-        """The class with the higher column of predict_proba, (n,); of ranks it makes halves, no diagnosis."""
+        """Returns the class with the higher column of predict_proba, (n,).
+
+        A score made from ranks is cut at 0.5, the middle of the ranks: that is no diagnosis.
+        """
         score = self.predict_proba(P, nets=nets)
         labels: NDArray[Any] = self.classes_[np.argmax(score, axis=1)]
         return labels
@@ -152,7 +157,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
-        tags.classifier_tags.poor_score = True  # columns of features, unlike predictions, point anywhere
+        tags.classifier_tags.poor_score = True  # scikit-learn's checks pass features, which may rank rows in reverse
         return tags
 
     def _choose(self, p: Floats, positive: Bools, nets: NDArray[Any], study: optuna.Study | None) -> Weighting:
@@ -163,7 +168,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return Weighting.of(self.probabilities_, equal)
         if self.method == "logistic":
             weighting, coefficients, self.intercept_ = self._logistic(p, positive, nets)
-            self.slope_ = max(float(coefficients.sum()), 1e-6)  # of runs that all point the wrong way: their mean
+            self.slope_ = max(float(coefficients.sum()), 1e-6)  # 0 if every run ranks rows in reverse: keep their mean
             return weighting
         unscaled = tuple(self.probabilities_.tolist()) if self.objective == "logloss" else ranks
         V = self.scaler_.unscaled(p, nets, unscaled)
@@ -240,7 +245,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, code = np.unique(y, return_inverse=True)
         if len(self.classes_) == 1:
-            raise PredictionsError(f"only one class in {len(y)} targets, {self.classes_[0]}: a blend needs two")
+            raise PredictionsError(f"all {len(y)} targets are of only one class, {self.classes_[0]}: give two classes")
         if len(self.classes_) > 2:
             raise PredictionsError(
                 "Only binary classification is supported. The type of the target is multiclass: "
@@ -275,13 +280,14 @@ def _refuse_unknown(what: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
 
 
-State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # for JSON, and for npy
+State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # settings for JSON, arrays for npy
 
 
 def blender_state(blender: Blender) -> State:
-    """Everything that `predict_proba` reads, floats to the last bit: settings for JSON, distributions as arrays.
+    """Returns all that `predict_proba` reads, floats exact to the last bit: settings for JSON, distributions as arrays.
 
-    Arrays: `values` and `ranks` of all distributions end to end; the settings say which part is whose.
+    The arrays `values` and `ranks` hold all distributions one after the other; `distributions` in the settings lists
+    their names and lengths.
     """
     columns = blender.scaler_
     distributions: list[tuple[str, Ecdf]] = [
@@ -309,7 +315,10 @@ def blender_state(blender: Blender) -> State:
 
 
 def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Blender:
-    """A Blender that predicts what the one of this `blender_state` did. Raises StoreError for anything else."""
+    """Returns a Blender that predicts the same as the one saved by `blender_state`.
+
+    Raises StoreError for any other content.
+    """
     try:
         found = _distributions(settings["distributions"], arrays["values"], arrays["ranks"])
         blender = Blender(str(settings["method"]), str(settings["objective"]))
@@ -333,7 +342,9 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
         blender.classes_ = np.array(settings["classes"])
         blender.n_features_in_ = runs
     except (DataError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise StoreError(f"no fitted blend ({type(error).__name__}: {error}): run `dermstack stack` again") from error
+        raise StoreError(
+            f"the stored blend cannot be read ({type(error).__name__}: {error}): run `dermstack stack` again"
+        ) from error
     return blender
 
 
@@ -343,6 +354,6 @@ def _distributions(parts: list[tuple[str, int]], values: Floats, ranks: Floats) 
         ecdf = Ecdf()
         ecdf.values_, ecdf.ranks_ = (np.array(source[start : start + length], np.float64) for source in (values, ranks))
         if not (len(ecdf.values_) == len(ecdf.ranks_) == length > 0):
-            raise ValueError(f"{length} values of {name} expected, {len(ecdf.values_)} there")
+            raise ValueError(f"expected {length} values of {name}, found {len(ecdf.values_)}")
         found[str(name)], start = ecdf, start + length
     return found

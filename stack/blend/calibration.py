@@ -1,4 +1,7 @@
-"""From a score that orders rows to a probability: Platt scaling, beta calibration, isotonic regression."""
+"""Calibration of a score that orders rows into a probability: Platt scaling, beta calibration, isotonic regression.
+
+`calibrate_nested` chooses the map and estimates its quality without the fold that is scored.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +21,39 @@ from stack.errors import DataError
 from stack.metrics.intervals import paired_difference
 from stack.metrics.scores import Bools, Floats, auc, brier, expected_calibration_error, log_loss
 
-_EDGE = 1e-9  # a score nearer to 0 or 1 is taken as this near, so that its logit is finite
+_EDGE = 1e-9  # scores are clipped to this distance from 0 and 1, so that their logits are finite
 
 
 @dataclass(frozen=True)
 class Platt:
-    """p = 1 / (1 + exp(-(slope · logit(score) + intercept))), for scores in [0, 1].
+    """Platt scaling: p = 1 / (1 + exp(-(slope · logit(score) + intercept))), for scores in [0, 1].
 
-    The logit, since risk climbs steeply towards rank 1: on the rank average of two CNNs of SIIM-ISIC 2020 the log loss
-    is 0.0609 with it and 0.0620 without, on their mean probability 0.0620 and 0.0648. Rows keep their order; only a
-    negative slope, of scores that point the wrong way, turns it. `dataclasses.asdict` makes it JSON, `Platt(**d)` it.
+    It uses the logit of the score because risk rises steeply towards rank 1: on the rank average of two CNNs of
+    SIIM-ISIC 2020 the log loss is 0.0609 with the logit and 0.0620 without, on their mean probability 0.0620 and
+    0.0648. The order of rows is kept, unless the slope is negative because the scores rank rows in reverse.
     """
 
     slope: float
     intercept: float
 
     def __call__(self, score: ArrayLike) -> Floats:
-        """Probabilities (n,) of scores (n,); DataError for NaN and what is outside [0, 1]."""
+        """Returns probabilities (n,) of scores (n,); raises DataError for NaN and values outside [0, 1]."""
         p: Floats = expit(self.slope * _logit(score) + self.intercept)
         return p
 
 
 def fit_platt(score: ArrayLike, y: ArrayLike) -> Platt:
-    """Fit to scores (n,) in [0, 1] of 0/1 targets `y` (n,) that these scores did not look at, such as nested ones.
+    """Fits Platt scaling to scores (n,) in [0, 1] and 0/1 targets `y` (n,).
 
-    Maximum likelihood with the smoothed targets of Platt (1999), which keep the slope finite where the scores part the
-    classes. Raises DataError for NaN, other scores, other targets and a single class.
+    The scores must not have been fitted on these targets; nested scores qualify. Maximum likelihood with the smoothed
+    targets of Platt (1999), which keep the slope finite where the scores separate the classes. Raises DataError for
+    NaN, scores outside [0, 1], targets other than 0 and 1, and a single class.
     """
-    auc(y, score)  # refuses by name
+    auc(y, score)  # raises DataError for invalid scores or targets
     x, positive = _logit(score), np.asarray(y) == 1
     n, positives = len(x), int(positive.sum())
     target = _smoothed(positive)
-    # Equal scores: their mean may round to something else, and their std to 1e-16, which would then pass for a spread.
+    # The mean of equal scores may be rounded, so that their std is 1e-16 instead of 0: test the range instead.
     centre, spread = (x.mean(), x.std()) if np.ptp(x) > 0 else (x[0], 1.0)
     design = np.stack([(x - centre) / spread, np.ones(n)])
 
@@ -70,10 +74,10 @@ def fit_platt(score: ArrayLike, y: ArrayLike) -> Platt:
 
 @dataclass(frozen=True)
 class Beta:
-    """p = 1 / (1 + exp(-(a · ln score - b · ln(1 - score) + c))), a and b not negative.
+    """Beta calibration (Kull, Silva Filho & Flach 2017), with a and b not negative.
 
-    Beta calibration (Kull, Silva Filho & Flach 2017). With a = b it is Platt's map of the logit; the two slopes let it
-    bend where scores crowd at one end.
+    p = 1 / (1 + exp(-(a · ln score - b · ln(1 - score) + c))). With a = b it equals Platt scaling of the logit; two
+    slopes fit better where most scores are near one end.
     """
 
     a: float
@@ -81,14 +85,14 @@ class Beta:
     c: float
 
     def __call__(self, score: ArrayLike) -> Floats:
-        """Probabilities (n,) of scores (n,); DataError for NaN and what is outside [0, 1]."""
+        """Returns probabilities (n,) of scores (n,); raises DataError for NaN and values outside [0, 1]."""
         low, high = _log_and_log1m(score)
         p: Floats = expit(self.a * low - self.b * high + self.c)
         return p
 
 
 def fit_beta(score: ArrayLike, y: ArrayLike) -> Beta:
-    """Maximum likelihood on scores (n,) in [0, 1], as `fit_platt`, with Platt's smoothed targets."""
+    """Fits beta calibration to scores (n,) and targets `y` (n,) by maximum likelihood, as `fit_platt` does."""
     auc(y, score)
     positive = np.asarray(y) == 1
     target = _smoothed(positive)
@@ -109,19 +113,22 @@ def fit_beta(score: ArrayLike, y: ArrayLike) -> Beta:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """The steps of an isotonic regression, straight between them (scikit-learn's); scores of one step tie."""
+    """Isotonic regression (scikit-learn's): linear between the steps; scores of one step get the same probability."""
 
     scores: tuple[float, ...]
     values: tuple[float, ...]
 
     def __call__(self, score: ArrayLike) -> Floats:
-        """Probabilities (n,) of scores (n,); DataError for NaN and what is outside [0, 1]."""
-        _logit(score)  # refuses by name
+        """Returns probabilities (n,) of scores (n,); raises DataError for NaN and values outside [0, 1]."""
+        _logit(score)  # raises DataError for invalid scores
         return np.interp(np.asarray(score, dtype=np.float64), self.scores, self.values)
 
 
 def fit_isotonic(score: ArrayLike, y: ArrayLike) -> Isotonic:
-    """Fit to scores (n,) in [0, 1]; no value is nearer to 0 or 1 than half a row, so that log loss stays finite."""
+    """Fits isotonic regression to scores (n,) in [0, 1] and targets `y` (n,), with the requirements of `fit_platt`.
+
+    Fitted values are clipped to [0.5 / n, 1 - 0.5 / n], so that the log loss is finite.
+    """
     auc(y, score)
     _logit(score)
     edge = 0.5 / len(np.asarray(score))
@@ -139,13 +146,13 @@ _KINDS: dict[str, type[Any]] = {"platt": Platt, "beta": Beta, "isotonic": Isoton
 
 
 def calibrator_state(calibrator: Calibrator) -> dict[str, Any]:
-    """As JSON can hold it; `calibrator_from_state` makes it whole."""
+    """Returns a calibrator as a dict for JSON, which `calibrator_from_state` reads."""
     kind = next(name for name, of in _KINDS.items() if isinstance(calibrator, of))
     return {"kind": kind, **asdict(calibrator)}
 
 
 def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
-    """What `calibrator_state` gave."""
+    """Returns the calibrator stored by `calibrator_state`."""
     kind = _KINDS[str(state["kind"])]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
     del values["kind"]
@@ -154,13 +161,13 @@ def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
 
 
 def _smoothed(positive: Bools) -> Floats:
-    """Platt's targets: a class of n rows aims at (n + 1) / (n + 2), or at 1 / (n + 2)."""
+    """Platt's smoothed targets (n,): (n₁ + 1) / (n₁ + 2) for n₁ positive rows, 1 / (n₀ + 2) for n₀ negative rows."""
     n, positives = len(positive), int(positive.sum())
     return np.where(positive, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
 
 
 def _log_and_log1m(score: ArrayLike) -> tuple[Floats, Floats]:
-    """Logarithms of a score and of what it lacks of 1."""
+    """Returns ln(score) and ln(1 - score), of scores clipped to [_EDGE, 1 - _EDGE]."""
     _logit(score)
     clipped = np.clip(np.asarray(score, dtype=np.float64), _EDGE, 1 - _EDGE)
     return np.log(clipped), np.log1p(-clipped)
@@ -172,7 +179,7 @@ def _logit(score: ArrayLike) -> Floats:
     if outside.size:
         first = given[outside[0]]
         raise DataError(
-            f"{outside.size} scores are not in [0, 1] (row {outside[0]}: {first:g}): take their ranks first"
+            f"{outside.size} scores are not in [0, 1] (row {outside[0]}: {first:g}): convert scores to ranks first"
         )
     logits: Floats = logit(np.clip(given, _EDGE, 1 - _EDGE))
     return logits
@@ -180,20 +187,23 @@ def _logit(score: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class NestedCalibration:
-    """What `calibrate_nested` found."""
+    """Result of `calibrate_nested`."""
 
-    chosen: str
-    chosen_by_fold: dict[int, str]
-    p: Floats  # (n,): each row by the map, and the kind of map, chosen without its fold
-    by_kind: dict[str, Floats]  # (n,): each row by this kind of map, fitted without its fold
+    chosen: str  # kind of map chosen on all rows
+    chosen_by_fold: dict[int, str]  # kind of map chosen without this fold
+    p: Floats  # (n,): for each row, the kind of map is chosen and the map is fitted without the row's fold
+    by_kind: dict[str, Floats]  # (n,) for each kind of map: the map is fitted without the row's fold
     final: Calibrator  # of the chosen kind, fitted on all rows
 
     def summary(self, y: ArrayLike, split_group: ArrayLike) -> pd.DataFrame:
-        """A row a kind and one for the choice: log loss, brier, ece, and the loss less Platt's with its interval."""
+        """Returns one row for each kind of map and one for the nested choice.
+
+        Columns: log loss, brier, ece, "less platt" (log loss minus that of Platt scaling) with its interval, chosen.
+        """
         first = next(iter(self.by_kind.values()))
         rows = []
         for kind, p in {**self.by_kind, "chosen in each fold": self.p}.items():
-            difference = paired_difference("logloss", y, first, p, split_group)  # of negated losses
+            difference = paired_difference("logloss", y, first, p, split_group)  # of negated losses: loss - first loss
             rows.append({
                 "map": kind, "log loss": log_loss(y, p), "brier": brier(y, p), "ece": expected_calibration_error(y, p),
                 "less platt": difference.value, "low": difference.low, "high": difference.high, "chosen": kind ==
@@ -203,17 +213,16 @@ class NestedCalibration:
 
 
 def calibrate_nested(score: ArrayLike, y: ArrayLike, fold: ArrayLike, split_group: ArrayLike) -> NestedCalibration:
-    """Calibrate scores (n,) in [0, 1] that did not look at their own targets `y` (n,), such as nested ones.
+    """Calibrates scores (n,) in [0, 1] that were not fitted on their own targets `y` (n,), such as nested scores.
 
-    Each fold's p comes from the kind of map that has, on the other folds and fitted without the one it is scored
-    on, the lowest log loss, or from a simpler one within a standard error of it (`choose_method`). Of two folds from
-    the simplest kind.
+    For each fold, the kind of map is chosen by its cross-fitted log loss on the other folds: the lowest, or that of a
+    simpler kind within one standard error (`choose_method`). With two folds the simplest kind is used.
     """
     score, y, fold, split_group = (np.asarray(values) for values in (score, y, fold, split_group))
     folds = [int(k) for k in np.unique(fold)]
 
     def cross_fitted(rows: NDArray[np.bool_]) -> dict[str, Floats]:
-        """Each kind's p on ``rows``, a fold by the map of the other folds among them; NaN elsewhere."""
+        """Returns p (n,) of each kind: each fold of ``rows`` by a map fitted on their other folds; NaN elsewhere."""
         made = {kind: np.full(len(score), np.nan) for kind in CALIBRATOR_FITS}
         for k in np.unique(fold[rows]):
             train, held = rows & (fold != k), rows & (fold == k)
@@ -230,7 +239,7 @@ def calibrate_nested(score: ArrayLike, y: ArrayLike, fold: ArrayLike, split_grou
     p = np.full(len(score), np.nan)
     for k in folds:
         other_folds = fold != k
-        # Of two folds the other is one alone: nothing is left to choose on, and the simplest map is taken.
+        # With two folds a single other fold remains, which leaves no fold to score the choice on.
         chosen_by_fold[k] = (
             choice(cross_fitted(other_folds), other_folds) if len(folds) > 2 else next(iter(CALIBRATOR_FITS))
         )
@@ -240,7 +249,7 @@ def calibrate_nested(score: ArrayLike, y: ArrayLike, fold: ArrayLike, split_grou
 
 
 def calibration_record(found: NestedCalibration, y: ArrayLike, split_group: ArrayLike) -> dict[str, Any]:
-    """For run.json: what was chosen where, and what each kind of map is worth."""
+    """Returns the chosen kinds of map and the scores of each kind, for run.json."""
     return {
         "chosen": found.chosen,
         "chosen_by_fold": found.chosen_by_fold,

@@ -1,4 +1,4 @@
-"""How runs are weighed: a transform and a weight for each, on columns that are fitted without targets."""
+"""Weights and transforms of the runs in a blend (`Weighting`), and the columns they apply to (`NetScaler`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stack.errors import DataError
 from stack.metrics.scores import Bools, Floats
 from stack.ranks import AVERAGED, NetRanks, net_moments
 
-LeftOutFolds = frozenset[int]  # the folds whose rows a choice has not seen
+LeftOutFolds = frozenset[int]  # folds that are left out when weights or a method are chosen
 TRANSFORMS = ("probability", "logit", "rank")
 
-_EDGE = 1e-12  # a probability nearer to 0 or 1 is taken as this near, so that its logit is finite
+_EDGE = 1e-12  # probabilities are clipped to this distance from 0 and 1, so that their logits are finite
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """What a blend does with each run: how it enters, to which power (of ranks), and with what weight."""
+    """Transform, weight and, for ranks, exponent of each run in a blend."""
 
     transforms: tuple[str, ...]
     weights: tuple[float, ...]  # none negative, with sum 1
@@ -30,36 +30,37 @@ class Weighting:
 
     @classmethod
     def of(cls, transforms: Iterable[str], weights: ArrayLike) -> Weighting:
-        """Weights (runs,) divided by their sum; equal ones where all are zero."""
+        """Returns a weighting with `weights` (runs,) divided by their sum, or equal weights where all are zero."""
         given = np.asarray(weights, dtype=np.float64)
         share = given / given.sum() if given.any() else np.full(given.shape, 1 / given.size)
         return cls(tuple(map(str, transforms)), tuple(map(float, share)))
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Weighting:
-        """Read what `dataclasses.asdict` gave."""
+        """Returns the weighting that `dataclasses.asdict` stored."""
         return cls(*(tuple(state[name]) for name in ("transforms", "weights", "powers")))
 
     def checked(self, runs: int) -> Weighting:
-        """Itself; DataError unless it weighs this many runs, on the simplex."""
+        """Returns itself; raises DataError unless it has `runs` weights, none negative, with sum 1."""
         weights = np.asarray(self.weights, dtype=np.float64)
         right_shape = weights.shape == (runs,) and len(self.transforms) == runs and len(self.powers) in (0, runs)
         if not right_shape or not (weights >= 0).all() or not np.isclose(weights.sum(), 1, atol=1e-6):
-            raise DataError(f"weights {weights}: give {runs}, one a run, none negative, with sum 1")
+            raise DataError(f"weights {weights}: give {runs} weights, one for each run, none negative, with sum 1")
         if unknown := set(self.transforms) - {*TRANSFORMS}:
-            raise DataError(f"transforms {', '.join(unknown)}: choose from {', '.join(TRANSFORMS)}")
+            raise DataError(f"unknown transforms {', '.join(unknown)}: choose from {', '.join(TRANSFORMS)}")
         return self
 
 
 class NetScaler:
-    """What predictions are before they are weighed, each run within its fold nets, since every net has its own scale.
+    """Transforms predictions before they are weighted, separately for each fold net, since nets differ in scale.
 
-    Fitted: `ranks_`; `is_probability_` (runs,), whether a run's predictions lie in [0, 1], without which it enters by
-    its rank only; mean and spread of each run's probabilities, and of the logits of each of its nets.
+    Fitted: `ranks_`; `is_probability_` (runs,), whether a run's predictions lie in [0, 1] (other runs are used by rank
+    only); `moments_`, mean and standard deviation of each run's probabilities; `logit_moments_`, the same of the logits
+    of each of its nets.
     """
 
     def fit(self, P: ArrayLike, nets: ArrayLike) -> NetScaler:
-        """Learn from predictions `P` (n, runs) made by `nets` (n,) or (n, runs), without targets."""
+        """Fits to predictions `P` (n, runs) made by `nets` (n,) or (n, runs), without targets."""
         self.ranks_ = NetRanks().fit(P, nets)
         low, high = self.ranks_.extents()
         self.is_probability_: Bools = (low >= 0) & (high <= 1)
@@ -73,15 +74,15 @@ class NetScaler:
         return self
 
     def unscaled(self, P: Floats, nets: NDArray[Any], transforms: Sequence[str]) -> Floats:
-        """Probabilities as they are and ranks in (0, 1): (n, runs), each run by its own of the two."""
+        """Returns (n, runs): each run's probabilities unchanged or its ranks in (0, 1), as `transforms` says."""
         return np.where(np.array(transforms) == "probability", P, self.ranks_.transform(P, nets))
 
     def standardised(
         self, P: Floats, nets: NDArray[Any], transforms: Sequence[str], powers: Sequence[float] = ()
     ) -> Floats:
-        """Each run by its own transform, with mean 0 and spread 1 on the rows of the fit: (n, runs).
+        """Returns (n, runs): each run by its own transform, with mean 0 and standard deviation 1 on the fitted rows.
 
-        Ranks are raised to their power and take the moments of a uniform variable.
+        Ranks are raised to their exponent and standardised by the moments of a uniform variable.
         """
         ranks = self.ranks_.transform(P, nets) if "rank" in transforms else None
         nets = np.broadcast_to(nets.reshape(len(P), -1), P.shape)
@@ -107,7 +108,7 @@ class NetScaler:
 
 
 def standard_rank(rank: Floats, power: float = 1.0) -> Floats:
-    """`rank` (n,) in (0, 1) to a power, by mean and spread of such a power of a uniform variable."""
+    """Returns `rank` (n,) in (0, 1) raised to `power`, standardised by the moments of a uniform variable so raised."""
     mean = 1 / (power + 1)
     spread = np.sqrt(1 / (2 * power + 1) - mean**2)
     standard: Floats = ((rank if power == 1 else rank**power) - mean) / spread
@@ -115,9 +116,9 @@ def standard_rank(rank: Floats, power: float = 1.0) -> Floats:
 
 
 def weighted_sum(V: Floats, weights: ArrayLike) -> Floats:
-    """`V @ weights`, (n,), in which equal rows stay equal.
+    """Returns `V @ weights`, (n,), with exactly equal results for equal rows.
 
-    BLAS rounds the last rows of a block differently, and of 8,022 equal rows some would no longer tie.
+    BLAS rounds the last rows of a block differently: of 8,022 equal rows, some would no longer tie.
     """
     total = np.zeros(len(V))
     for column, weight in zip(V.T, np.asarray(weights), strict=True):
@@ -131,4 +132,4 @@ def _logit(p: Floats) -> Floats:
 
 
 def _spread(value: float) -> float:
-    return value if value > 1e-12 else 1.0  # a constant run says nothing, at any scale
+    return value if value > 1e-12 else 1.0  # a constant run has no information, so its scale does not matter

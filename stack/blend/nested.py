@@ -1,4 +1,4 @@
-"""The honest number: weights, and the choice of method itself, made without the rows that are scored."""
+"""Nested estimate of a blend: weights and method are chosen without the rows that are scored."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from stack.ranks import Ecdf
 
 @dataclass(frozen=True)
 class NestedBlend:
-    """What `blend_nested` found; each score array is (n,), in the order of its rows.
+    """Result of `blend_nested`; each score array is (n,), in the order of the rows of `P`.
 
-    `by_method[chosen]` has the scale of what `final` makes of new rows: calibrate on that. `score` need not: where the
-    folds chose different methods, probabilities here and ranks there, it is the rank within the fold.
+    Calibrate on `by_method[chosen]`: it has the scale of the scores of `final` on new rows. `score` may not have it:
+    where the folds chose different methods, it is the rank within the fold (unless the objective is "logloss").
     """
 
-    chosen: str  # the method of the blend that is used
-    chosen_by_fold: dict[int, str]  # the method chosen without this fold
-    score: Floats  # the headline's: each fold by the method, and its weights, chosen on the others
-    by_method: dict[str, Floats]  # each fold by the method with weights from the others; simplest method first
-    tuned: dict[str, Floats]  # in-sample: by the method with weights from all rows, these included
-    final: Blender  # `chosen`, fitted on all rows
+    chosen: str  # method of the final blend, chosen on all rows
+    chosen_by_fold: dict[int, str]  # method chosen without this fold
+    score: Floats  # scores of the headline: for each fold, method and weights are chosen on the other folds
+    by_method: dict[str, Floats]  # scores of each method with weights from the other folds; simplest method first
+    tuned: dict[str, Floats]  # in-sample scores of each method, with weights from all rows
+    final: Blender  # blend by `chosen`, fitted on all rows
 
     def summary(self, y: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """A row for each method, simplest first: `nested` beside what `tuned` in-sample would have claimed.
+        """Returns one row for each method, simplest first, with the nested and the in-sample value of the objective.
 
-        Columns: method; nested, with its interval low and high; tuned; gap, tuned less nested; difference,
-        nested less that of the first method, with its interval difference_low and difference_high; chosen.
-        Nothing may be called better than the first method while that interval holds 0.
+        Columns: method; nested, with its interval low and high; tuned, the in-sample value; gap, tuned minus nested;
+        difference, nested minus that of the first method, with its interval difference_low and difference_high; chosen.
+        A method is not shown to be better than the first one while that interval contains 0.
         """
         objective, first = self.final.objective, next(iter(self.by_method.values()))
         rows = []
@@ -74,17 +74,17 @@ def blend_nested(
     n_jobs: int = 1,
     tuned: Mapping[LeftOutFolds, Weighting] | None = None,
 ) -> NestedBlend:
-    """Blend out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), and say honestly how good that is.
+    """Blends out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), with a nested estimate of the quality.
 
-    The rows of a fold are scored by weights tuned on the other folds, and by the method chosen there, where
-    each method is nested once more: fold j of them is scored by weights that saw neither j nor the fold held
-    out. The same weights serve when it is j that is held out, so that k folds take 1 + k + k (k - 1) / 2
-    studies. Ranks and scales are taken within run and net (`nets` (n,) or (n, runs)) over all rows, but see no target.
-    `trials`, `power`, `replacement` and `bags` are the `Blender`'s; `tuned` holds what studies have found for
-    "optuna" before, by the folds these left out.
+    Each fold is scored by the method chosen, and the weights tuned, on the other folds. The choice is nested once more:
+    among the other folds, fold j is scored by weights tuned without j and without the fold held out. The same weights
+    are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales
+    are computed for each run and net (`nets` (n,) or (n, runs)) over all rows, without targets. `trials`, `power`,
+    `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that earlier studies found for "optuna",
+    by the folds they left out.
 
-    The same result for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than three
-    folds where there is a method to choose and for what `Blender` refuses; ConfigError for unknown methods.
+    The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
+    or three with more than one method, and wherever `Blender` does; ConfigError for unknown methods.
     """
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
     y, nets, fold = np.asarray(y), np.asarray(nets), np.asarray(fold)
@@ -104,7 +104,10 @@ def blend_nested(
     scores: dict[LeftOutFolds, list[Floats]] = {without: made for without, made, _ in fitted}
 
     def nested(without: LeftOutFolds) -> dict[str, Floats]:
-        """Each method's scores (n,), NaN in the folds of `without`, by weights that saw neither these nor the row's."""
+        """Returns each method's scores (n,), with weights tuned without `without` and the row's fold.
+
+        Rows in the folds of `without` are NaN.
+        """
         pieces = {k: scores[without | {k}] for k in folds if k not in without}
         return {m: _assemble_folds(fold, {k: made[i] for k, made in pieces.items()}) for i, m in enumerate(methods)}
 
@@ -134,10 +137,11 @@ def choose_method(
     draws: int = 1000,
     seed: int = 0,
 ) -> str:
-    """The first of `scores` (n,), which stand simplest first, that the best does not beat by more than noise.
+    """Returns the simplest method whose score is within one standard error of the best.
 
-    Noise is one standard error of the paired difference, by bootstrap over split_groups (the one-standard-error
-    rule of Breiman et al. 1984, on the difference rather than on the best score alone).
+    `scores` holds an array (n,) for each method, simplest first. The standard error is that of the paired difference to
+    the best, by bootstrap over split_groups (the one-standard-error rule of Breiman et al. 1984, applied to the
+    difference instead of the best score alone).
     """
     values = np.array([score(objective, y, s) for s in scores.values()])
     drawn = bootstrap_scores(objective, y, np.column_stack(list(scores.values())), split_group, draws=draws, seed=seed)
@@ -147,7 +151,10 @@ def choose_method(
 
 
 def left_out_sets(folds: Iterable[int], methods: Iterable[str] = METHODS) -> list[LeftOutFolds]:
-    """The sets of folds that `blend_nested` leaves out of a fit: none first, each one, and each two for a choice."""
+    """Returns the sets of folds that `blend_nested` leaves out of a fit.
+
+    The empty set comes first, then each fold, then, with more than one method, each pair of folds.
+    """
     folds = sorted(folds)
     sizes = (0, 1, 2) if len(tuple(methods)) > 1 else (0, 1)
     return [frozenset(without) for size in sizes for without in combinations(folds, size)]
@@ -163,9 +170,11 @@ def _fit_without(
     columns: NetScaler,
     tuned: Mapping[LeftOutFolds, Weighting] | None,
 ) -> tuple[LeftOutFolds, list[Floats], list[Blender]]:
-    """Fit each blender to the rows of the other folds and score these rows, or all where none is left out."""
+    """Fits each blender without the folds `without` and scores their rows, or all rows where no fold is left out."""
     if tuned is not None and without not in tuned:
-        raise ConfigError(f"no tuned weights that leave out the folds {sorted(without)}: tune the blend again")
+        raise ConfigError(
+            f"no tuned weights that leave out the folds {sorted(without)}: run `dermstack tune blend` again"
+        )
     weighting = None if tuned is None else tuned[without]
     fitted = [clone(blender) for blender in blenders]
     unseen = np.isin(fold, list(without))
@@ -180,7 +189,7 @@ def _fit_without(
 
 
 def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats]) -> Floats:
-    """Of each array (n,) the rows of its fold; NaN in folds that have none."""
+    """Returns (n,) with each fold's rows from its own array of `pieces`; NaN in folds without one."""
     assembled = np.full(len(fold), np.nan)
     for k, piece in pieces.items():
         assembled[fold == k] = piece[fold == k]
@@ -206,7 +215,7 @@ def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple
     needed = 3 if len(methods) > 1 else 2
     if len(folds) < needed:
         raise DataError(
-            f"{len(folds)} folds: blending {len(methods)} methods honestly takes {needed}; make more folds"
+            f"{len(folds)} folds: a nested estimate of {len(methods)} methods needs {needed}; make more folds"
             + (", or name one method" if len(folds) == 2 else "")
         )
     assignments = pd.DataFrame({"split_group": split_group, "fold": fold}).drop_duplicates()

@@ -1,4 +1,4 @@
-"""An Optuna study of how to weigh runs: warm-started, continued with the same result, with a draw that costs little."""
+"""Methods that search the weights of runs: an Optuna study, hill climbing and logistic regression."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from stack.metrics.scores import Floats, scorer
 
 POWER_RANGE = (0.25, 4.0)
 
-_ZERO_WEIGHT_BELOW = 0.2  # a run's parameter, in [0, 1], that is not above this is a weight of zero
+_ZERO_WEIGHT_BELOW = 0.2  # a run's parameter, in [0, 1], means a weight of zero up to this value
 _FIRST_STEP, _MIN_STEP, _MAX_STEP = 0.2, 0.01, 0.5
-_STEP_GROWTH = 1.5  # of the step with each success; it shrinks so that one success in five keeps it
+_STEP_GROWTH = 1.5  # factor of the step after a success; after a failure it shrinks, so that 1 success in 5 keeps it
 
 
 def tune_weights(
@@ -39,18 +39,19 @@ def tune_weights(
     ranks: Floats | None = None,
     study: optuna.Study | None = None,
 ) -> Weighting:
-    """The weighting whose weighted sum of ``columns`` scores best on targets `y` (n,).
+    """Returns the weighting whose weighted sum of ``columns`` scores best on targets `y` (n,).
 
-    ``columns`` are (n, runs) by transform, ``allowed`` each run's transforms out of them, ``warm_starts`` makes the
-    first trials, simplest first and each when its turn comes. With ``ranks`` (n, runs) in (0, 1), each run's rank has a
-    power too. ``study`` (to be maximised; any storage) is continued until it holds ``trials`` completed trials, with
-    the same result however often it was interrupted: each trial is drawn from ``seed`` and the completed ones before
-    it, and stored whole or not at all. Its first trial apart, none begins when ``timeout`` seconds are over.
+    ``columns`` holds an array (n, runs) for each transform, ``allowed`` the transforms that each run may use. Each of
+    ``warm_starts`` is called for one of the first trials, simplest first. With ``ranks`` (n, runs) in (0, 1), each
+    run's rank also has an exponent. ``study`` (direction "maximize", any storage) is continued until it holds
+    ``trials`` completed trials. Interruptions do not change the result: each trial depends only on ``seed`` and the
+    completed trials before it, and is stored whole or not at all. After ``timeout`` seconds no trial starts except the
+    first.
 
-    After the beginning a trial is the best so far with some of its parameters moved, by a step that grows with
-    success and shrinks without (the (1 + 1) evolution strategy of Rechenberg 1973, with the one-fifth rule). Over the
-    twelve to thirty parameters of a blend it gets further in as many trials than Optuna's TPE, whose draw takes ten
-    times as long as the trial (benchmarks/blend.py).
+    After the warm starts, a trial is the best one so far with some parameters moved, by a step that grows after a
+    success and shrinks otherwise (the (1 + 1) evolution strategy of Rechenberg 1973, with the one-fifth rule). On the
+    12 to 30 parameters of a blend it finds better weights in the same number of trials than Optuna's TPE sampler, which
+    takes ten times as long to draw a trial as the trial itself takes (benchmarks/blend.py).
     """
     study = study or study_in_memory()
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -83,10 +84,10 @@ def tune_weights(
 
 
 def weighting_from_parameters(parameters: Mapping[str, Any], allowed: Sequence[Sequence[str]]) -> Weighting:
-    """The weighting of one trial, its weights on the simplex.
+    """Returns the weighting of one trial, with weights that sum to 1.
 
-    One parameter a run, divided by their sum. The lowest fifth of its range is a weight of zero, so that
-    leaving a run out is something that a search finds.
+    Each run's parameter minus 0.2 is its weight before the division by the sum. The lowest fifth of the range is a
+    weight of zero, so that a search can leave a run out.
     """
     runs = len(allowed)
     above = np.maximum(np.array([parameters[f"weight_{run}"] for run in range(runs)]) - _ZERO_WEIGHT_BELOW, 0)
@@ -98,19 +99,19 @@ def weighting_from_parameters(parameters: Mapping[str, Any], allowed: Sequence[S
 
 
 def completed(study: optuna.Study) -> list[FrozenTrial]:
-    """The study's trials that have a value, oldest first."""
+    """Returns the study's completed trials, oldest first."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def study_in_memory() -> optuna.Study:
-    """A study that ends with the process."""
+    """Returns a new study in memory, which is lost when the process ends."""
     with quiet_optuna():
         return optuna.create_study(direction="maximize")
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Optuna says only what is wrong; its verbosity is as before afterwards."""
+    """Limits Optuna's log to warnings inside the context and restores its verbosity afterwards."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -142,7 +143,7 @@ def _mutated(
     space: Mapping[str, BaseDistribution],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """The best parameters so far with about two of them moved."""
+    """Returns the best parameters so far with one of them moved and, on average, nearly two more."""
     parameters, step = dict(history[_best(history)][0]), _step(history, n_warm_starts)
     names = list(space)
     mutated = rng.random(len(names)) < 2 / len(names)
@@ -169,7 +170,7 @@ def _step(history: Sequence[tuple[Mapping[str, Any], float]], n_warm_starts: int
 
 
 def _best(history: Sequence[tuple[Mapping[str, Any], float]]) -> int:
-    return int(np.argmax([value for _, value in history]))  # of equals the first: the simplest
+    return int(np.argmax([value for _, value in history]))  # of equal values the first, which is the simplest
 
 
 def _reflected(value: float) -> float:
@@ -177,8 +178,8 @@ def _reflected(value: float) -> float:
     return 2 - folded if folded > 1 else folded
 
 
-PATIENCE = 20  # steps without a new best after which a climb ends: a share of steps gets finer the longer it climbs
-MIN_GAIN = 1e-9  # below it, two scores are the same up to rounding
+PATIENCE = 20  # steps without a new best score after which a climb ends; more steps allow finer weights
+MIN_GAIN = 1e-9  # smaller differences between two scores are rounding errors
 
 
 def hill_climb(
@@ -191,13 +192,14 @@ def hill_climb(
     steps: int = 200,
     seed: int = 0,
 ) -> Floats:
-    """Weights (runs,) on the simplex, by ensemble selection over the columns of `V` (n, runs) for targets `y` (n,).
+    """Returns weights (runs,), none negative, with sum 1, by ensemble selection.
 
-    Forward selection from the best run alone, of which the best prefix is kept; ``replacement`` lets a run be added
-    again, so that weights are shares of steps, and without it the chosen runs weigh the same (Caruana,
-    Niculescu-Mizil, Crew & Ksikes 2004). ``bags`` > 1 adds climbs on random halves of each class's rows and
-    averages the weights, which keeps a run that fits by luck from taking all (Bühlmann & Yu 2002; Caruana draws
-    halves of hundreds of models, which would leave some bags of a blend of five with noise alone).
+    Forward selection over the columns of `V` (n, runs) for targets `y` (n,), from the best single run on; the best
+    prefix of the steps is kept (Caruana, Niculescu-Mizil, Crew & Ksikes 2004). With ``replacement`` a run can be added
+    again, so that weights are shares of steps; without it the selected runs have equal weights. ``bags`` > 1 adds
+    climbs on random halves of each class's rows and averages the weights, which limits the weight of a run that fits by
+    chance (Bühlmann & Yu 2002; Caruana draws halves of hundreds of models instead, which would leave only noise in some
+    bags of a blend of five).
     """
     y = np.asarray(y)
     rng = np.random.default_rng(seed)
@@ -212,14 +214,14 @@ def hill_climb(
 
 
 def _climb(V: Floats, y: NDArray[Any], objective: str, replacement: bool, steps: int) -> Floats:
-    """Shares (runs,) of the best prefix of one climb."""
+    """Returns each run's share (runs,) of the steps in the best prefix of one climb."""
     columns = [np.ascontiguousarray(column) for column in V.T]
     value_of = scorer(objective, y)
     counts, best_counts = np.zeros(len(columns)), np.zeros(len(columns))
     total, best, steps_since_best = np.zeros_like(columns[0]), -np.inf, 0
     remaining = list(range(len(columns)))
     for step in range(1, steps + 1):
-        # Of a sum, not of a mean: a curve's value doesn't change with the scale. Log loss needs the mean.
+        # Metrics of a curve do not depend on the scale, so the sum serves; log loss needs the mean.
         scale = 1 / step if objective == "logloss" else 1.0
         values = [value_of((total + columns[run]) * scale if scale != 1 else total + columns[run]) for run in remaining]
         added = remaining[int(np.argmax(values))]
@@ -237,15 +239,15 @@ def _climb(V: Floats, y: NDArray[Any], objective: str, replacement: bool, steps:
     return share
 
 
-RIDGE = 1.0  # of the summed log likelihood, as scikit-learn's C = 1; on columns of spread 1
-ZERO_RIDGE = 0.01  # of that ridge about zero: where the columns part the classes, the coefficients have an end
+RIDGE = 1.0  # penalty against the summed log likelihood, as scikit-learn's C = 1, on columns of spread 1
+ZERO_RIDGE = 0.01  # share of RIDGE that pulls towards zero: coefficients stay finite where columns separate the classes
 
 
 def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
-    """Coefficients (runs,), none negative, and intercept of log odds on the columns of `V` (n, runs), spread 1 each.
+    """Returns coefficients (runs,), none negative, and intercept of a logistic regression of targets `y` (n,).
 
-    The ridge is about equal coefficients, not about zero: runs of one strength share their weight, and
-    without evidence the blend is their mean.
+    The columns of `V` (n, runs) have standard deviation 1. The ridge penalty pulls towards equal coefficients, not
+    towards zero: equally good runs get equal weights, and without evidence the blend is their mean.
     """
     n, runs = V.shape
     positive = np.asarray(y) == 1
@@ -263,6 +265,6 @@ def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
     start = np.append(np.full(runs, 1 / runs), logit(share))
     bounds = [(0, None)] * runs + [(None, None)]
     options = {"maxiter": 500, "gtol": 1e-9}
-    with threadpool_limits(1):  # small products, whose last bits shall not depend on the cores of the machine
+    with threadpool_limits(1):  # so that the last bits of these small products do not depend on the number of cores
         found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return found.x[:-1], float(found.x[-1])

@@ -1,1 +1,1 @@
-"""Scores, intervals, calibration and decision metrics, all for rows that come in groups."""
+"""Scores, intervals, calibration and decision metrics for rows in groups."""

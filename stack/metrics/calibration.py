@@ -1,4 +1,4 @@
-"""How far probabilities lie off what happened: logistic recalibration, with intervals by group."""
+"""Calibration metrics of probabilities: reliability table, summary scores and logistic recalibration."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from stack.errors import DataError
 from stack.metrics.intervals import Z95, Interval, proportion
 from stack.metrics.scores import Bools, Floats, brier, checked, expected_calibration_error, log_loss
 
-_EDGE = 1e-9  # a probability nearer to 0 or 1 is taken as this near, so that its logit is finite
+_EDGE = 1e-9  # probabilities are clipped to this distance from 0 and 1, so that their logits are finite
 
 
 def reliability(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, *, bins: int = 10) -> pd.DataFrame:
-    """The share of positives among rows that were told about the same `p` (n,): p, share, low, high, rows, positives.
+    """Returns the reliability table of `p` (n,): for each bin of similar `p`, the share of positives.
 
-    Rows are cut by `p` so that each bin is told to hold as many positives as the others: at a prevalence of 2 % bins
-    of as many rows would put all that matters into the last one. Equal values stay together, so there may be fewer.
-    The interval is that of `proportion` by split_groups (n,), which has a width where a bin holds no positive.
+    Columns: p (the bin's mean), share, low, high, rows, positives. The bins have about equal sums of `p`, that is,
+    equal expected positives: at a prevalence of 2 %, bins of equal size would put all relevant rows into the last one.
+    Rows of equal `p` share a bin, so there may be fewer than `bins`. The interval is that of `proportion` over
+    split_groups (n,), which has a width where a bin has no positive.
     """
     positive, p = checked(y, p)
     group, _ = pd.factorize(np.asarray(split_group, dtype=object))
@@ -38,9 +39,10 @@ def reliability(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, *, bins: int
 
 
 def calibration_scores(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
-    """What probabilities `p` (n,) are worth: mean p, slope, ece (bins of equal mass), brier, log loss.
+    """Returns calibration scores of probabilities `p` (n,): mean p, slope, ece (bins of equal mass), brier, log loss.
 
-    The slope of the targets on logit(p) is 1 where p is right, and below 1 where it is too sure of itself (Cox 1958).
+    The slope of a logistic regression of the targets on logit(p) is 1 where p is calibrated and below 1 where p is
+    overconfident (Cox 1958).
     """
     positive, p = checked(y, p)
     x = logit(np.clip(np.asarray(p, np.float64), _EDGE, 1 - _EDGE))[:, None]
@@ -55,11 +57,11 @@ def calibration_scores(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
 
 
 def _equal_expected_bins(p: Floats, bins: int) -> NDArray[np.intp]:
-    """Each row's bin, 0 to at most bins - 1, without gaps."""
+    """Returns each row's bin (n,), numbered from 0 to at most bins - 1 without gaps."""
     values, value_index = np.unique(p, return_inverse=True)
     expected = np.bincount(value_index, p)
     total = expected.sum()
-    # By the middle of what a value adds: one that holds many rows goes where most of it belongs.
+    # A value is placed by the middle of its share: a value of many rows goes to the bin that covers most of it.
     middle = (np.cumsum(expected) - expected / 2) / total if total > 0 else np.zeros(len(values))
     of_value = np.minimum((middle * bins).astype(np.intp), bins - 1)
     return np.unique(of_value, return_inverse=True)[1][value_index]
@@ -67,26 +69,26 @@ def _equal_expected_bins(p: Floats, bins: int) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """Cox's two questions (1958) to probabilities: are they too high or low on average, and too bold or timid?"""
+    """Logistic recalibration of probabilities (Cox 1958): their bias on average and their over- or underconfidence."""
 
-    in_the_large: Interval  # what must be added to every logit; 0 is right, above 0 the risks were too low
-    slope: Interval  # what the logits must be multiplied by; 1 is right, below 1 they were too bold
-    intercept: float  # what is added beside the slope
+    in_the_large: Interval  # constant to add to every logit: 0 if calibrated, above 0 if the risks are too low
+    slope: Interval  # factor of the logits: 1 if calibrated, below 1 if the risks are too extreme
+    intercept: float  # constant to add together with the slope
 
 
 def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration:
-    """Fit targets `y` (n,) on the logits of `p` (n,), by maximum likelihood.
+    """Fits a logistic regression of targets `y` (n,) on the logits of `p` (n,), by maximum likelihood.
 
-    Intervals are those of estimating equations with independent groups (Liang & Zeger 1986). The slope and its
-    intercept are NaN where `p` parts the classes or is the same for every row. Raises DataError for a single class
-    and for fewer than two groups.
+    Intervals are those of estimating equations with independent groups (Liang & Zeger 1986). Slope and intercept are
+    NaN where `p` separates the classes or is the same for every row. Raises DataError for a single class and for fewer
+    than two groups.
     """
     positive, p = checked(y, p)
     if positive.all() or not positive.any():
         raise DataError(f"a single class: all {positive.size} rows are {'positive' if positive[0] else 'negative'}")
     codes, _ = pd.factorize(np.asarray(group, dtype=object))
     if codes.max() == 0:
-        raise DataError("all rows are of one group: an interval needs two")
+        raise DataError("all rows are of one group: an interval needs at least two groups, add rows of other groups")
     x: Floats = logit(np.clip(p.astype(np.float64), _EDGE, 1 - _EDGE))
     ones = np.ones((1, x.size))
     shift, shift_variance = _fit(ones, x, positive, codes)
@@ -100,7 +102,7 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
 
 
 def _fit(design: Floats, offset: Floats, positive: Bools, group: NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """Coefficients (k,) of a logistic model of ``design`` (k, n), and their covariance under sampling of groups."""
+    """Returns coefficients (k,) of a logistic model of ``design`` (k, n) and their covariance for sampled groups."""
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         z = theta @ design + offset
@@ -121,7 +123,7 @@ def _fit(design: Floats, offset: Floats, positive: Bools, group: NDArray[np.intp
 
 
 def _is_separated(x: Floats, positive: Bools) -> bool:
-    """Whether no finite slope is the likeliest one, or every one is."""
+    """Returns whether the likelihood has no unique finite maximum in the slope."""
     above, below = x[positive], x[~positive]
     return bool(above.min() >= below.max() or above.max() <= below.min())
 

@@ -1,4 +1,4 @@
-"""Whether to act on a probability is better than to act on everybody or on nobody: the decision curve."""
+"""Metrics of decisions by a threshold of p: the decision curve (net benefit) and operating points."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ def decision_curve(
     draws: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Net benefit of acting where `p` (n,) reaches a threshold t (Vickers & Elkin 2006), for targets `y` (n,).
+    """Returns the net benefit of acting where `p` (n,) reaches a threshold t (Vickers & Elkin 2006).
 
-    Net benefit is the share of rows that are found positives, less that of false alarms times t / (1 - t): who acts
-    from t on takes that many false alarms for one positive. Acting on nobody has 0. Columns: threshold, net_benefit
-    with its 95 % interval low and high, treat_all; gain, net_benefit less the better of acting on all and on nobody,
-    with gain_low and gain_high; sensitivity, called (share of rows). Intervals are over whole split_groups.
-    `thresholds` must rise; without them they are `sensible_thresholds`.
+    Net benefit is the share of true positives among all rows minus t / (1 - t) times the share of false positives: a
+    user who acts from t on accepts (1 - t) / t false positives for one true positive. Acting on no row has net benefit
+    0. Columns: threshold; net_benefit with its 95 % interval low and high; treat_all, the net benefit of acting on
+    all rows; gain, net_benefit minus the larger of treat_all and 0, with gain_low and gain_high; sensitivity; called,
+    the share of rows acted on. Intervals are bootstrapped over split_groups. `thresholds` must be ascending; the
+    default is `sensible_thresholds`.
     """
     positive, p = checked(y, p)
     cutoffs = sensible_thresholds(positive) if thresholds is None else np.asarray(thresholds, np.float64)
-    # The number of thresholds that p reaches, positives after negatives: one entry a row, so that it stays small.
+    # One sparse entry for each row, at the number of thresholds that p reaches; positives come after negatives.
     reached = np.searchsorted(cutoffs, np.asarray(p, np.float64), "right")
     place = reached + positive * (len(cutoffs) + 1)
     values = sparse.csr_array((np.ones(len(p)), (np.arange(len(p)), place)), shape=(len(p), 2 * (len(cutoffs) + 1)))
@@ -55,30 +56,30 @@ def decision_curve(
 
 
 def sensible_thresholds(positive: Bools) -> Floats:
-    """(N_THRESHOLDS,) from a tenth of the prevalence to five times it, at most 0.9.
+    """Returns (N_THRESHOLDS,) thresholds from a tenth of the prevalence to five times it, at most 0.9.
 
-    Nobody acts on a risk far below that of the average patient, or waits for one that hardly anyone reaches.
+    Thresholds far below the average risk, or so high that hardly any row reaches them, are not used in practice.
     """
     prevalence = float(np.mean(positive))
     return np.linspace(prevalence / 10, min(0.9, 5 * prevalence), N_THRESHOLDS)
 
 
 def round_thresholds(positive: ArrayLike) -> Floats:
-    """Those of a series of round risks that lie among `sensible_thresholds`."""
+    """Returns the round risks (0.01, 0.02, 0.05, …) in the range of `sensible_thresholds`."""
     span = sensible_thresholds(np.asarray(positive, bool))
     within: Floats = _ROUND_RISKS[(span[0] <= _ROUND_RISKS) & (span[-1] >= _ROUND_RISKS)]
     return within
 
 
 def _true_and_false_positives(counts: Floats, k: int) -> tuple[Floats, Floats]:
-    """Found positives and false alarms (draws, k) at each of k thresholds, from counts by how many were reached."""
+    """Returns true and false positives (draws, k) at each of k thresholds, from counts by thresholds reached."""
     negative, positive = (counts[:, part : part + k + 1] for part in (0, k + 1))
     found, alarms = (np.cumsum(part[:, ::-1], axis=1)[:, -2::-1] for part in (positive, negative))
     return found, alarms
 
 
 def _benefits(counts: Floats, cutoffs: Floats) -> tuple[Floats, Floats]:
-    """Net benefit of the model and of acting on everybody, each (draws, thresholds)."""
+    """Returns the net benefit of the model and of acting on all rows, each (draws, thresholds)."""
     k, odds = len(cutoffs), cutoffs / (1 - cutoffs)
     found, alarms = _true_and_false_positives(counts, k)
     negatives, positives = (counts[:, part : part + k + 1].sum(axis=1, keepdims=True) for part in (0, k + 1))
@@ -97,21 +98,22 @@ AIMS = (
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold of p, which calls what equals it positive, and its shares with 95 % intervals by group."""
+    """A threshold, which calls rows with p ≥ threshold positive, and its metrics with 95 % intervals by group."""
 
     aim: str  # sensitivity or specificity
-    level: float  # which the threshold reaches on the rows that it was fixed on
+    level: float  # value of the aim that the threshold reaches on the rows it was chosen on
     threshold: float
     sensitivity: Interval
     specificity: Interval
-    ppv: Interval  # positive predictive value, at these rows' prevalence; NaN where nothing is called positive
+    ppv: Interval  # positive predictive value, at the prevalence of these rows; NaN where no row is called positive
     npv: Interval
 
 
 def operating_points(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> tuple[OperatingPoint, ...]:
-    """For each of AIMS the threshold of `p` (n,) that reaches it on targets `y` (n,) and gives least of the other up.
+    """Returns, for each of AIMS, the threshold of `p` (n,) that reaches it on targets `y` (n,).
 
-    Raises DataError where a class is missing.
+    Of the thresholds that reach it, the one with the best other measure (specificity or sensitivity) is taken. Raises
+    DataError where a class is missing.
     """
     return tuple(operating_point_at(y, p, group, aim, level, _threshold(y, p, aim, level)) for aim, level in AIMS)
 
@@ -119,7 +121,7 @@ def operating_points(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> tuple[Oper
 def operating_point_at(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, aim: str, level: float, threshold: float
 ) -> OperatingPoint:
-    """What a threshold fixed elsewhere does to these rows."""
+    """Returns the operating point on these rows of a threshold that was chosen on other rows."""
     positive, p = checked(y, p)
     group, called = np.asarray(group, dtype=object), p >= threshold
     shares = {
@@ -133,12 +135,12 @@ def operating_point_at(
 def _threshold(y: ArrayLike, p: ArrayLike, aim: str, level: float) -> float:
     positive, p = checked(y, p)
     if positive.all() or not positive.any():
-        raise DataError("a single class: a threshold needs both")
-    steps = np.unique(p[positive])  # only there does a threshold find more
+        raise DataError("the targets have a single class: a threshold needs both, add rows of the other class")
+    steps = np.unique(p[positive])  # sensitivity changes only at these values
     negatives, found = np.sort(p[~positive]), np.sort(p[positive])
     if aim == "sensitivity":
         reached = found.size - np.searchsorted(found, steps, "left") >= level * found.size * (1 - 1e-12)
         return float(steps[reached][-1])
     reached = np.searchsorted(negatives, steps, "left") >= level * negatives.size * (1 - 1e-12)
-    # Where even the highest positive lies among too many negatives, nothing is called.
+    # If too many negatives reach even the highest positive, the threshold is above every p.
     return float(steps[reached][0]) if reached.any() else float(np.nextafter(p.max(), np.inf))

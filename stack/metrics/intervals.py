@@ -1,4 +1,4 @@
-"""What a score would be on other groups: intervals by bootstrap over whole groups."""
+"""95 % intervals of scores and proportions for rows in groups: bootstrap, Wilson, clustered DeLong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stack.metrics.scores import (
     score,
 )
 
-_CHUNK_BYTES = 200e6  # about what one chunk of bootstrap draws holds at a time
+_CHUNK_BYTES = 200e6  # approximate memory of one chunk of bootstrap draws
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Interval:
 def interval(
     objective: str, y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """`objective` of scores `s` (n,) for targets `y` (n,) of 0 and 1, with its 95 % interval by bootstrap.
+    """Returns `objective` of scores `s` (n,) for targets `y` (n,) of 0 and 1, with its 95 % bootstrap interval.
 
-    `objective` is "auc", "pauc80", "ap" or "logloss", which comes negated: higher is better. What is drawn again,
-    `draws` times, is whole split_groups (n,), those with a positive row apart from those without. Raises DataError
-    where fewer than two of them hold a positive, and for what the objective refuses.
+    `objective` is "auc", "pauc80", "ap" or "logloss"; log loss is negated, so that higher is better. Each of `draws`
+    resamples draws whole split_groups (n,), stratified by groups with and without a positive row. Raises DataError
+    where fewer than two groups have a positive, and for scores that are invalid for the objective.
     """
     drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed)[:, 0]
     return percentile_interval(score(objective, y, s), drawn)
@@ -66,9 +66,9 @@ def paired_difference(
     draws: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """`objective` of scores `a` (n,) less that of `b` (n,), with its interval from draws that both share.
+    """Returns `objective` of scores `a` (n,) minus that of `b` (n,), with its interval from shared bootstrap draws.
 
-    Above zero `a` is better; by more than noise where the interval leaves zero out. Otherwise as `interval`.
+    Above zero `a` is better; the difference exceeds noise where the interval excludes zero. Otherwise like `interval`.
     """
     drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
     return percentile_interval(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
@@ -77,11 +77,11 @@ def paired_difference(
 def bootstrap_scores(
     objective: str, y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Floats:
-    """`score` of each column of `s` (n,) or (n, c) on resamples of whole split_groups: (draws, c).
+    """Returns `score` of each column of `s` (n,) or (n, c) on resamples of whole split_groups: (draws, c).
 
-    Groups with a positive row and groups without are drawn apart, each as often as there are, so that every
-    draw has positives; all columns meet the same draws. A draw without a negative (possible where hardly a
-    group is free of positives) is NaN. Raises DataError where fewer than two groups hold a positive.
+    Groups with a positive row and groups without are drawn separately, as many of each as the data has, so that every
+    draw has positives. All columns share the same draws. A draw without a negative (possible where nearly every group
+    has a positive) is NaN. Raises DataError where fewer than two groups have a positive.
     """
     positive = positive_mask(y)
     columns = np.atleast_2d(np.asarray(s).T)
@@ -93,7 +93,7 @@ def bootstrap_scores(
 def bootstrap_sums(
     y: ArrayLike, values: sparse.csr_array, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> Floats:
-    """Column sums of `values` (n, c) over the rows that `bootstrap_scores` draws: (draws, c)."""
+    """Returns the column sums of `values` (n, c) over the rows that `bootstrap_scores` draws: (draws, c)."""
     positive = positive_mask(y)
     group = _group_codes(split_group, positive)
     members = sparse.csr_array((np.ones(len(group)), (group, np.arange(len(group)))))
@@ -101,13 +101,14 @@ def bootstrap_sums(
     return _drawn_values([(tally, np.transpose)], positive, group, draws=draws, seed=seed, width=tally.shape[0])
 
 
-Tally = tuple[Any, Callable[[Floats], Floats]]  # what times the draws of groups is what values are made of
+# A matrix (k, groups), and the function that computes scores from its product with the draw counts (groups, draws).
+Tally = tuple[Any, Callable[[Floats], Floats]]
 
 
 def _drawn_values(
     tallies: Sequence[Tally], positive: Bools, group: NDArray[np.intp], *, draws: int, seed: int, width: int = 1
 ) -> Floats:
-    """Of each draw of groups what each tally makes of it: (draws, tallies · width)."""
+    """Returns the values of each tally on each draw of groups: (draws, tallies · width)."""
     floats_a_draw = 2 * (group.max() + 1) + 4 * max(tally.shape[0] for tally, _ in tallies)
     chunk = max(1, int(_CHUNK_BYTES / 8 / floats_a_draw))
     drawn = _drawn_groups(positive, group, np.random.default_rng(seed))
@@ -121,10 +122,10 @@ def _drawn_values(
 
 
 def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.intp]) -> Tally:
-    """What each group adds to the score (k, groups), and the function that makes values of weighted sums.
+    """Returns each group's contribution to the score (k, groups), and the function that scores weighted sums of it.
 
-    Its product with how often each group was drawn (groups, draws) is every draw's curve without another look
-    at the rows, so that the cost is the number of different (step, group), times draws.
+    Its product with the draw counts (groups, draws) gives the curves of all draws without reading the rows again: the
+    cost is the number of distinct (step, group) pairs times the number of draws.
     """
     if objective == "logloss":
         sums = np.stack([np.bincount(group, losses(positive, s)), np.bincount(group)])
@@ -132,7 +133,7 @@ def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.i
     value_of = curve_metric(objective)
     steps, step = np.unique(s[positive], return_inverse=True)
     n = steps.size
-    # The place of a negative: 2 i is below step i (and above the one before), 2 i + 1 is at step i.
+    # Place of a negative: 2 i lies below step i (and above step i - 1), 2 i + 1 equals step i.
     place = np.searchsorted(steps, s[~positive], "left") + np.searchsorted(steps, s[~positive], "right")
     at = (np.concatenate([step, n + place]), np.concatenate([group[positive], group[~positive]]))
     tally = sparse.coo_array((np.ones(s.size), at), shape=(3 * n + 1, group.max() + 1)).tocsr()
@@ -148,11 +149,11 @@ def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.i
 
 
 def _drawn_groups(positive: Bools, group: NDArray[np.intp], rng: np.random.Generator) -> Iterator[Floats]:
-    """How often each group was drawn (groups,), draw after draw."""
+    """Yields, for each draw, how often each group was drawn (groups,)."""
     has_positive = np.bincount(group, positive) > 0
     if has_positive.sum() < 2:
         raise DataError(
-            f"{has_positive.sum()} of {has_positive.size} split_groups hold positives: an interval needs two"
+            f"{has_positive.sum()} of {has_positive.size} split_groups hold positives: an interval needs at least two"
         )
     strata = [np.flatnonzero(has_positive), np.flatnonzero(~has_positive)]
     while True:
@@ -164,17 +165,20 @@ def _drawn_groups(positive: Bools, group: NDArray[np.intp], rng: np.random.Gener
 
 
 def percentile_interval(value: float, drawn: Floats) -> Interval:
-    """A value with the 2.5th and 97.5th percentile and the standard deviation of its draws (draws,), NaN left out."""
+    """Returns `value` with the 2.5th and 97.5th percentile and the standard deviation of its draws (draws,).
+
+    Draws that are NaN are left out; raises DataError where all are.
+    """
     drawn = drawn[~np.isnan(drawn)]
     if not drawn.size:
-        raise DataError("no draw of split_groups holds both classes: too few groups for an interval")
+        raise DataError("no draw of split_groups holds both classes: add groups with the rarer class")
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value, float(low), float(high), float(np.std(drawn)))
 
 
 def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
     group = check_one_per_row(split_group, positive, "split_groups")
-    codes, _ = pd.factorize(group, sort=True)  # sorted: the draws don't hang on the order of the rows
+    codes, _ = pd.factorize(group, sort=True)  # sorted, so that the draws do not depend on the order of the rows
     raise_for_rows(codes < 0, group, "split_groups are missing", "give each row its group, or one of its own")
     return codes
 
@@ -183,12 +187,12 @@ Z95 = 1.959963984540054
 
 
 def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
-    """The share of rows (n,) that are hit, with a 95 % interval that counts rows of a group (n,) together.
+    """Returns the share of rows with `hit` (n,), with a 95 % interval for rows clustered in `group` (n,).
 
-    Wilson's interval (1927) on the effective number of rows: n by the design effect of the groups (Rao & Scott 1992),
-    which is never taken as below 1. Where all rows are hit, or none, the effect can't be seen and each group counts
-    once. Unlike a bootstrap's it doesn't shrink to a point there: 20 of 20 found is 0.84 to 1. ``se`` is half the
-    interval over 1.96. NaN for no row.
+    Wilson's interval (1927) on the effective number of rows: n divided by the design effect of the groups (Rao & Scott
+    1992), which is at least 1. Where all rows are hits, or none, the effect cannot be estimated and each group counts
+    as one row. Unlike a bootstrap interval it does not shrink to a point there: for 20 of 20 it is 0.84 to 1. ``se`` is
+    half the interval divided by 1.96. All values are NaN without rows.
     """
     hit = np.asarray(hit, np.float64)
     if not hit.size:
@@ -196,7 +200,7 @@ def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
     share, rows = float(hit.mean()), _effective_sample_size(hit, group)
     centre = (share + Z95**2 / (2 * rows)) / (1 + Z95**2 / rows)
     half = Z95 / (1 + Z95**2 / rows) * np.sqrt(share * (1 - share) / rows + Z95**2 / (4 * rows**2))
-    low, high = min(float(centre - half), share), max(float(centre + half), share)  # of 0 and 1, but for rounding
+    low, high = min(float(centre - half), share), max(float(centre + half), share)  # rounding at 0 and 1
     return Interval(share, max(low, 0.0), min(high, 1.0), float(half / Z95))
 
 
@@ -208,56 +212,59 @@ def _effective_sample_size(hit: np.ndarray, group: ArrayLike) -> float:
         return float(groups)
     group_sums = np.bincount(codes, hit - share)
     variance = groups / (groups - 1) * float(group_sums @ group_sums) / n**2
-    independent = share * (1 - share) / (n - 1)  # the same variance of rows that are each a group
+    independent = share * (1 - share) / (n - 1)  # variance if each row were its own group
     return float(n / max(1.0, variance / independent))
 
 
 @dataclass(frozen=True)
 class ClusteredAUC:
-    """AUCs of c scores on the same rows, and their (c, c) covariance under sampling of whole groups."""
+    """AUCs of c scores on the same rows, and their (c, c) covariance for sampled groups."""
 
     auc: NDArray[np.float64]  # (c,)
     covariance: NDArray[np.float64]  # (c, c)
 
     def interval(self, number: int = 0) -> Interval:
-        """AUC of one score with its 95 % interval."""
+        """Returns the AUC of one score with its 95 % interval."""
         return _interval(float(self.auc[number]), float(self.covariance[number, number]))
 
     def difference(self, a: int = 0, b: int = 1) -> tuple[Interval, float]:
-        """AUC of `a` less that of `b` with its 95 % interval, and the two-sided p-value of no difference.
+        """Returns the AUC of `a` minus that of `b` with its 95 % interval, and the two-sided p-value of no difference.
 
-        Two scores that order the rows alike differ by nothing, for sure: p is 1.
+        Two scores with the same order of rows have difference 0 and p-value 1.
         """
         variance = self.covariance[a, a] + self.covariance[b, b] - 2 * self.covariance[a, b]
         value = float(self.auc[a] - self.auc[b])
-        if variance <= 1e-18:  # what rounding leaves of zero
+        if variance <= 1e-18:  # zero up to rounding
             return Interval(value, value, value, 0.0), float(value == 0)
         return _interval(value, float(variance)), float(2 * ndtr(-abs(value) / np.sqrt(variance)))
 
 
 def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> ClusteredAUC:
-    """AUCs of ``scores`` (n,) or (n, c) on targets ``y`` (n,), rows of a ``split_group`` (n,) not independent.
+    """Returns the AUCs of ``scores`` (n,) or (n, c) on targets ``y`` (n,), with a covariance for clustered rows.
 
-    O(n log n) for each score: the structural components of DeLong, DeLong & Clarke-Pearson (1988) by midranks (Sun & Xu
-    2014), summed within groups as Obuchowski (1997) does, whose covariance also holds the term between a group's
-    positives and its negatives. Raises DataError where fewer than two groups hold a class.
+    Rows of one ``split_group`` (n,) may be dependent. O(n log n) for each score: the structural components of DeLong,
+    DeLong & Clarke-Pearson (1988) by midranks (Sun & Xu 2014), summed within groups as by Obuchowski (1997), whose
+    covariance has a term for a group's positives with its negatives. Raises DataError for scores that are not finite
+    and where fewer than two groups have a class.
     """
     positive = np.asarray(y) == 1
     columns = np.asarray(scores, dtype=np.float64)
     columns = columns[:, None] if columns.ndim == 1 else columns
     if not np.isfinite(columns).all():
-        raise DataError(f"{int((~np.isfinite(columns)).any(axis=1).sum())} rows have a score that is no number")
+        raise DataError(
+            f"{int((~np.isfinite(columns)).any(axis=1).sum())} rows have a score that is NaN or inf: drop these rows"
+        )
     group, _ = pd.factorize(np.asarray(split_group, dtype=object))
     n_groups = int(group.max(initial=-1)) + 1
     counts = [np.bincount(group[rows], minlength=n_groups) for rows in (positive, ~positive)]
     holding = [int((count > 0).sum()) for count in counts]
     if min(holding) < 2:
         raise DataError(
-            f"{holding[0]} groups hold positives and {holding[1]} negatives: two of each are needed for an interval"
+            f"{holding[0]} groups hold positives and {holding[1]} hold negatives: an interval needs two of each"
         )
     parts = [auc_components(column, positive) for column in columns.T]
     auc = np.array([above.mean() for above, _ in parts])
-    # Sums over a group of how far its rows stand from the mean: (c, groups), for its positives and its negatives.
+    # For positives and for negatives: each group's sum of deviations from the AUC, (c, groups).
     of_positives, of_negatives = (
         np.stack([np.bincount(group[rows], part[side], n_groups) for part in parts]) - auc[:, None] * count
         for side, rows, count in ((0, positive, counts[0]), (1, ~positive, counts[1]))
@@ -272,9 +279,10 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
 
 
 def auc_components(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Of scores (n,): for each positive the share of negatives below it, for each negative that of positives above it.
+    """Returns, for scores (n,), each positive's share of negatives below it and each negative's of positives above it.
 
-    Ties count half. The variances of both, each by its number of rows, add up to that of the AUC of rows on their own.
+    Ties count half. The variance of the AUC of independent rows is the sum of the variances of both arrays, each
+    divided by its length.
     """
     m, n = int(positive.sum()), int((~positive).sum())
     all_ranks = rankdata(score)

@@ -1,4 +1,4 @@
-"""What a score is worth: metrics exact with ties, of targets (n,) of 0 and 1."""
+"""Metrics of scores for targets (n,) of 0 and 1, exact with ties."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Bools = NDArray[np.bool_]
 
 
 class RocCurve(NamedTuple):
-    """The ROC curve at each distinct score of a positive, lowest first: that is where its area lies."""
+    """ROC curve at each distinct score of a positive, lowest first; its area changes only there."""
 
     positives: Floats  # (steps,) or (steps, draws): positives with this score
     below: Floats  # negatives with a lower score
-    tied: Floats  # negatives with this very score
-    negatives: Floats  # () or (draws,): all of them
+    tied: Floats  # negatives with the same score
+    negatives: Floats  # () or (draws,): number of all negatives
 
 
 def _auc(curve: RocCurve) -> Floats:
-    # Halves and whole numbers up to the division: exact while there are fewer than 2^52 pairs.
+    # Only halves and whole numbers before the division: exact for fewer than 2^52 pairs.
     won: Floats = np.sum(curve.positives * (curve.below + curve.tied / 2), axis=0)
     pairs: Floats = np.sum(curve.positives, axis=0) * curve.negatives
     return won / pairs
@@ -36,7 +36,7 @@ def _auc(curve: RocCurve) -> Floats:
 def _pauc80(curve: RocCurve) -> Floats:
     width: Floats = curve.positives / np.sum(curve.positives, axis=0)
     left = np.cumsum(width, axis=0) - width
-    used = np.clip(0.2 - left, 0, width)  # the tie that the cut goes through counts up to the cut
+    used = np.clip(0.2 - left, 0, width)  # a tie that spans the cut counts up to the cut
     share = np.divide(used, width, out=np.zeros_like(width), where=width > 0)
     area: Floats = np.sum(used * (curve.below + curve.tied * share / 2), axis=0)
     return area / curve.negatives
@@ -69,8 +69,11 @@ _AT_OPERATING_POINT = {"sensitivity": _sensitivity, "specificity": _specificity}
 
 
 def curve_metric(objective: str) -> Callable[[RocCurve], Floats]:
-    """What makes the objective of a curve: one of OBJECTIVES but log loss, `sensitivity@0.9` (at a specificity of 0.9)
-    or `specificity@0.9` (at such a sensitivity). Raises ConfigError for another name."""
+    """Returns the function that computes an objective from a `RocCurve`.
+
+    `objective` is one of OBJECTIVES except "logloss", `sensitivity@0.9` (at specificity 0.9) or `specificity@0.9` (at
+    sensitivity 0.9). Raises ConfigError for another name.
+    """
     name, _, at = objective.partition("@")
     if name in _AT_OPERATING_POINT and re.fullmatch(r"0?\.\d+|0|1|1\.0*", at):
         value, given = _AT_OPERATING_POINT[name], float(at)
@@ -81,42 +84,48 @@ def curve_metric(objective: str) -> Callable[[RocCurve], Floats]:
 
 
 def losses(positive: Bools, p: NDArray[Any]) -> Floats:
-    """Negative log-likelihood of each probability (n,), kept off 0 and 1; DataError for what is none."""
+    """Returns the negative log-likelihood of each probability (n,), clipped away from 0 and 1.
+
+    Raises DataError for values outside [0, 1].
+    """
     eps = np.finfo(np.float64).eps
-    raise_for_rows((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
+    raise_for_rows((p < 0) | (p > 1), p, "scores are not probabilities in [0, 1]", "calibrate them")
     p = p.astype(np.float64)
     losses: Floats = -np.log(np.clip(np.where(positive, p, 1 - p), eps, 1 - eps))
     return losses
 
 
 def checked(y: ArrayLike, s: ArrayLike) -> tuple[Bools, NDArray[Any]]:
-    """Targets (n,) as booleans and their scores; DataError where one is NaN or no target."""
+    """Returns targets (n,) as booleans, and their scores.
+
+    Raises DataError where a score is NaN or a target is not 0 or 1.
+    """
     positive = positive_mask(y)
     s = check_one_per_row(s, positive, "scores")
-    raise_for_rows(np.isnan(s), s, "scores are NaN", "leave no row unscored")
+    raise_for_rows(np.isnan(s), s, "scores are NaN", "give every row a score")
     return positive, s
 
 
 def positive_mask(y: ArrayLike) -> Bools:
-    """Targets (n,) as booleans; DataError where one is not 0 or 1."""
+    """Returns targets (n,) as booleans; raises DataError where one is not 0 or 1."""
     y = np.asarray(y)
     if y.ndim != 1 or not y.size:
-        raise DataError(f"targets have shape {y.shape}: give one 0 or 1 a row")
+        raise DataError(f"targets have shape {y.shape}: give one 0 or 1 for each row")
     positive: Bools = y == 1
-    raise_for_rows(~(positive | (y == 0)), y, "targets are not 0 or 1", "mend or drop these rows")
+    raise_for_rows(~(positive | (y == 0)), y, "targets are not 0 or 1", "correct or drop these rows")
     return positive
 
 
 def check_one_per_row(values: ArrayLike, positive: Bools, what: str) -> NDArray[Any]:
-    """An array with a value for each target; DataError for another shape."""
+    """Returns `values` as an array; raises DataError unless it has one value for each target."""
     values = np.asarray(values)
     if values.shape != positive.shape:
-        raise DataError(f"{what} have shape {values.shape}, targets {positive.shape}: give one a row")
+        raise DataError(f"{what} have shape {values.shape}, targets {positive.shape}: give one for each row")
     return values
 
 
 def raise_for_rows(bad: Bools, values: NDArray[Any], why: str, next_step: str) -> None:
-    """Raise DataError where a row is bad, naming the first."""
+    """Raises DataError where a row is bad, with their number and the first row and value."""
     rows = np.flatnonzero(bad)
     if rows.size:
         named = f"row {rows[0]}: {values[rows[0]]}"
@@ -124,7 +133,7 @@ def raise_for_rows(bad: Bools, values: NDArray[Any], why: str, next_step: str) -
 
 
 def auc(y: ArrayLike, s: ArrayLike) -> float:
-    """Area under the ROC curve of scores `s` (n,) for targets `y` (n,) of 0 and 1; a tied pair counts half.
+    """Returns the area under the ROC curve of scores `s` (n,) for targets `y` (n,) of 0 and 1; a tied pair counts half.
 
     Raises DataError where a score is NaN, a target is not 0 or 1, or one class is missing.
     """
@@ -132,45 +141,45 @@ def auc(y: ArrayLike, s: ArrayLike) -> float:
 
 
 def pauc80(y: ArrayLike, s: ArrayLike) -> float:
-    """Area between the ROC curve and a true positive rate of 80 %, in 0 to 0.2, as scored in ISIC 2024.
+    """Returns the area between the ROC curve and a true positive rate of 80 %, from 0 to 0.2, as scored in ISIC 2024.
 
-    The competition's metric flips labels and scores, has scikit-learn integrate up to a false positive rate
-    of 0.2 and undoes its standardisation; this is the same area, also where the cut goes through a tie.
+    The competition's metric flips labels and scores, integrates with scikit-learn up to a false positive rate of 0.2
+    and undoes its standardisation. This is the same area, also where a tie spans the cut.
     """
     return score("pauc80", y, s)
 
 
 def average_precision(y: ArrayLike, s: ArrayLike) -> float:
-    """Precision averaged over the steps of recall, without interpolation (scikit-learn's definition)."""
+    """Returns the mean precision over the steps of recall, without interpolation (scikit-learn's definition)."""
     return score("ap", y, s)
 
 
 def log_loss(y: ArrayLike, p: ArrayLike) -> float:
-    """Mean negative log-likelihood of probabilities `p` (n,), lower is better; `p` is kept off 0 and 1."""
+    """Returns the mean negative log-likelihood of probabilities `p` (n,), clipped off 0 and 1; lower is better."""
     return -score("logloss", y, p)
 
 
 def brier(y: ArrayLike, p: ArrayLike) -> float:
-    """Mean squared distance of probabilities `p` (n,) to the targets, lower is better."""
+    """Returns the mean squared difference of probabilities `p` (n,) and targets; lower is better."""
     positive, p = checked(y, p)
-    raise_for_rows((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
+    raise_for_rows((p < 0) | (p > 1), p, "scores are not probabilities in [0, 1]", "calibrate them")
     return float(np.mean((p - positive) ** 2))
 
 
 def accuracy(y: ArrayLike, p: ArrayLike, *, threshold: float = 0.5) -> float:
-    """Share of rows on the right side of `threshold`; what equals it counts as called positive."""
+    """Returns the share of correctly classified rows; rows with p ≥ `threshold` are called positive."""
     positive, p = checked(y, p)
     return float(np.mean((p >= threshold) == positive))
 
 
 def expected_calibration_error(y: ArrayLike, p: ArrayLike, *, bins: int = 10, equal: str = "mass") -> float:
-    """Mean distance of probabilities `p` (n,) to the share of positives in their bin, weighted by rows.
+    """Returns the mean absolute difference of mean `p` and share of positives over bins of `p` (n,), weighted by rows.
 
-    Bins of equal ``mass`` (Nixon et al. 2019; equal values stay together) or, as Guo et al. 2017, of equal ``width``,
-    which at a prevalence of 2 % puts nearly every row into the first.
+    Bins have equal ``mass`` (Nixon et al. 2019; rows of equal `p` share a bin) or equal ``width`` (Guo et al. 2017),
+    which puts nearly every row into the first bin at a prevalence of 2 %.
     """
     positive, p = checked(y, p)
-    raise_for_rows((p < 0) | (p > 1), p, "scores are no probabilities", "calibrate them")
+    raise_for_rows((p < 0) | (p > 1), p, "scores are not probabilities in [0, 1]", "calibrate them")
     if equal == "width":
         held = np.minimum((p * bins).astype(np.intp), bins - 1)
     elif equal == "mass":
@@ -183,28 +192,29 @@ def expected_calibration_error(y: ArrayLike, p: ArrayLike, *, bins: int = 10, eq
 
 
 def sensitivity_at(y: ArrayLike, s: ArrayLike, *, specificity: float) -> float:
-    """The highest share of positives found by a threshold that calls at most 1 - `specificity` of the negatives.
+    """Returns the highest sensitivity of a threshold that calls at most 1 - `specificity` of the negatives positive.
 
-    What equals a threshold is called positive; nothing is interpolated.
+    Rows with a score equal to the threshold are called positive; nothing is interpolated.
     """
     return score(f"sensitivity@{specificity:.6f}", y, s)
 
 
 def specificity_at(y: ArrayLike, s: ArrayLike, *, sensitivity: float) -> float:
-    """The highest share of negatives left alone by a threshold that finds at least `sensitivity` of the positives."""
+    """Returns the highest specificity of a threshold with at least this `sensitivity`."""
     return score(f"specificity@{sensitivity:.6f}", y, s)
 
 
 def score(objective: str, y: ArrayLike, s: ArrayLike) -> float:
-    """`objective` (one of OBJECTIVES) of scores `s` (n,); higher is better: log loss comes negated."""
+    """Returns `objective`, as for `scorer`, of scores `s` (n,); log loss is negated, so higher is better."""
     positive, s = checked(y, s)
     return scorer(objective, positive)(s)
 
 
 def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
-    """`score` for targets that stay: a function of scores (n,) alone, called hundreds of times by a study.
+    """Returns `score` as a function of scores (n,) for fixed targets; a study calls it hundreds of times.
 
-    It sorts the negatives once and searches the positives, which are few. It does not look for NaN.
+    `objective` is "logloss" or a name for `curve_metric`. The function sorts the negatives and searches the positives,
+    which are few. It does not check for NaN.
     """
     positive = positive_mask(y)
     if objective == "logloss":
@@ -213,7 +223,7 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
     rows, negative_rows = np.flatnonzero(positive), np.flatnonzero(~positive)
     if not rows.size or not negative_rows.size:
         only = "positive" if rows.size else "negative"
-        raise DataError(f"a single class: all {positive.size} rows are {only}, and {objective} needs both")
+        raise DataError(f"a single class: all {positive.size} rows are {only}, and {objective} needs both classes")
 
     def value(s: NDArray[Any]) -> float:
         negatives = np.sort(s[negative_rows])
@@ -226,7 +236,7 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
 
 
 def auc_by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike) -> pd.Series[float]:
-    """The AUC within each fold, indexed by fold; NaN, on the record, for a fold of a single class."""
+    """Returns the AUC within each fold, indexed by fold; NaN for a fold with a single class."""
     positive, s = checked(y, s)
     fold = check_one_per_row(fold, positive, "folds")
     value = {}

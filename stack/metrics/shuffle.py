@@ -1,8 +1,8 @@
-"""What chance looks like: targets shuffled among split_groups, and the AUC that must then be 0.5.
+"""Shuffles targets between split_groups, as a test for leaks, and measures the AUC among groups of equal size.
 
-Target vectors are exchanged between groups of equal size only, so the number of images of a group goes on
-predicting the target (AUC 0.70 on HAM10000), and a net that sees that number in the pictures scores above 0.5
-without any leak. Among groups of one size nothing is left to find: there 0.5 within noise is the law.
+Target vectors are exchanged between groups of equal size only, so the number of images of a group still predicts the
+target (AUC 0.70 on HAM10000), and a net that can infer it from the images scores above 0.5 without a leak. Among
+groups of one size no signal remains: there the AUC must be 0.5 within noise.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Floats = NDArray[np.float64]
 
 
 def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:
-    """Return `train` with target vectors exchanged at random between split_groups of equal size, and mixed within.
+    """Returns `train` with target vectors exchanged at random between split_groups of equal size and shuffled within.
 
-    `split_group` (n,) in the order of the rows. A group's targets stay together, so that a leak by group still shows; a
-    shuffle by row would hide it. Their order is drawn: a group whose size is unique keeps its targets, and where its
-    rows lie sorted by target each would keep its own.
+    `split_group` (n,) is in the order of the rows. A group's targets stay together, so that a leak by group remains
+    visible; a shuffle by row would hide it. They are also shuffled within the group, because a group of a unique size
+    keeps its targets, and without a shuffle each row would keep its own.
     """
     codes, _ = pd.factorize(np.asarray(split_group, dtype=object), sort=True)
     if len(codes) != len(train):
@@ -36,13 +36,13 @@ def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -
     for size in np.unique(sizes):
         members = rows[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
         origin[members] = rng.permuted(rng.permutation(members), axis=1)
-    # The diagnosis says what the target is, and goes where it goes.
+    # The diagnosis determines the target, so it is moved together with it.
     exchanged = [column for column in ("target", "diagnosis") if column in train]
     return train.assign(**{column: train[column].to_numpy()[origin] for column in exchanged})
 
 
 def auc_equal_size(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 200, seed: int = 0) -> Interval:
-    """Share of won pairs of a positive and a negative row, of all pairs from groups of equal size; y, s, groups (n,).
+    """Returns the AUC of scores `s` (n,) over pairs of rows from split_groups (n,) of equal size.
 
     The interval is a bootstrap over split_groups.
     """
@@ -60,7 +60,7 @@ def auc_equal_size(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws:
 
 
 def auc_within_strata(y: NDArray[np.generic], s: NDArray[np.floating], stratum: NDArray[np.integer]) -> float:
-    """Share of won pairs of a positive and a negative row of the same ``stratum`` (n,); NaN where there are none."""
+    """Returns the AUC over pairs of a positive and a negative row of the same ``stratum`` (n,); NaN without pairs."""
     won = pairs = 0.0
     for value in np.unique(stratum):
         rows = stratum == value

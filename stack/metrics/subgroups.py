@@ -1,4 +1,4 @@
-"""Whether the score orders some patients worse than others: the AUC within subgroups against that of all the rest."""
+"""Compares the AUC within subgroups (sex, age band, site, source) to the AUC of all other rows."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scipy.special import ndtri
 from stack.metrics.intervals import auc_components, clustered_auc, interval
 from stack.metrics.scores import Bools, auc, checked
 
-MIN_GROUPS = 5  # groups with a positive, and with a negative, on either side: with fewer only the counts are shown
-AGE_BANDS = (0, 20, 40, 60, 80)  # years: the lower edges, the last one open above
+MIN_GROUPS = 5  # groups with a positive, and with a negative, needed on each side; with fewer only counts are shown
+AGE_BANDS = (0, 20, 40, 60, 80)  # years: the lower edges; the last band has no upper edge
 MISSING = "not known"
-_MAX_LEVELS = 12  # levels of a column that are told apart; the rarest share a line
+_MAX_LEVELS = 12  # maximum of subgroups for a column; the rarest levels share one
 
 
 class Subgroup(NamedTuple):
-    """A subgroup: what it is cut by, its name, its rows (n,)."""
+    """Subgroup of the rows (n,): the column that defines it, its name and its rows."""
 
     by: str
     name: str
@@ -31,19 +31,20 @@ class Subgroup(NamedTuple):
 def subgroups(
     y: ArrayLike, s: ArrayLike, split_group: ArrayLike, parts: Sequence[Subgroup], *, draws: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Of each part the AUC of scores `s` (n,) for targets `y` (n,), and how far it lies from that of all other rows.
+    """Returns, for each subgroup, the AUC of scores `s` (n,) for targets `y` (n,) and its difference to all other rows.
 
     Columns: by, subgroup, rows, groups, positives, prevalence; auc with its 95 % bootstrap interval low and high;
-    difference (AUC here less AUC of the rest), wide_low, wide_high, apart. NaN, and not apart, where a side has fewer
-    than MIN_GROUPS groups of a class; without low and high where each draw is the same, as of classes that don't
-    overlap.
+    difference (AUC of the subgroup minus AUC of the other rows) with its interval wide_low and wide_high; apart,
+    whether that excludes 0. Where a side has fewer than MIN_GROUPS groups of a class, the AUC columns are NaN and apart
+    is False. low and high are NaN where all draws are equal, for example where the scores separate the classes.
 
-    The two sides are different rows, so the difference is not paired. Its standard error is the one that it has if the
-    score orders both sides alike: from the structural components (DeLong et al. 1988) of all rows, by the number of
-    positives and negatives on each side, times the design effect of groups (Obuchowski 1997). The bootstrap of the
-    difference is no use here: a side of few positives whose AUC is high by chance has draws that are all high. Under
-    ten subgroups that were alike it raised a false alarm in a third of data sets, this one in 5 %.
-    The wide interval is Bonferroni's: 95 % for all comparisons together, of which the two halves of one cut are one.
+    The two sides have different rows, so the difference is not paired. Its standard error assumes that the score orders
+    both sides equally well: the structural components (DeLong et al. 1988) of all rows, divided by the numbers of
+    positives and negatives on each side, times the design effect of groups (Obuchowski 1997). A bootstrap of the
+    difference fails here: a side with few positives whose AUC is high by chance has a high AUC in every draw. With ten
+    subgroups without a difference it raised a false alarm in a third of the data sets, this standard error in 5 %.
+    The wide interval is corrected by Bonferroni: 95 % for all comparisons together, where a subgroup and its complement
+    count as one comparison.
     """
     positive, s = checked(y, s)
     group, _ = pd.factorize(np.asarray(split_group, dtype=object))
@@ -74,9 +75,9 @@ def subgroups(
 
 
 def find_subgroups(rows: pd.DataFrame) -> list[Subgroup]:
-    """The subgroups of table rows by sex, age band, site and source, where a column tells at least two apart.
+    """Returns the subgroups of table rows by sex, age band, site and source.
 
-    What is not known is a subgroup of its own.
+    Columns with fewer than two subgroups are left out. Rows with a missing value are a subgroup of their own.
     """
     parts = []
     for column in ("sex", "age", "site", "source"):
@@ -95,18 +96,18 @@ def find_subgroups(rows: pd.DataFrame) -> list[Subgroup]:
 
 
 def _is_comparable(positive: Bools, group: NDArray[np.intp], rows: Bools) -> bool:
-    """Whether both sides have enough groups of both classes."""
+    """Returns whether the subgroup and the other rows have at least MIN_GROUPS groups with each class."""
     cells = (side & of for side in (rows, ~rows) for of in (positive, ~positive))
     return all(len(np.unique(group[cell])) >= MIN_GROUPS for cell in cells)
 
 
 def _cut_key(rows: Bools) -> bytes:
-    """The same for a subgroup and for all the rest."""
+    """Returns a key that is the same for a subgroup and its complement."""
     return bytes(np.packbits(rows ^ rows[0]))
 
 
 def _variance_components(positive: Bools, s: NDArray[np.generic], group: NDArray[np.intp]) -> tuple[float, float]:
-    """What a positive and a negative row each add to the variance of an AUC, by their number."""
+    """Returns two terms of the variance of an AUC: to divide by the number of positives and by that of negatives."""
     above, below = auc_components(np.asarray(s, np.float64), positive)
     of_positive, of_negative = float(above.var(ddof=1)), float(below.var(ddof=1))
     independent = of_positive / positive.sum() + of_negative / (~positive).sum()

@@ -1,4 +1,4 @@
-"""External validation: what an ensemble is worth on rows it never met, against what training promised."""
+"""External validation: compares the metrics of an ensemble on new rows to the estimates from training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from stack.metrics.intervals import Z95, Interval, clustered_auc, interval, prop
 from stack.metrics.scores import auc, brier, checked, expected_calibration_error
 from stack.metrics.subgroups import find_subgroups, subgroups
 
-_ECE_DRAWS = 20  # data sets drawn to see what a perfectly calibrated p has for an ECE
+_ECE_DRAWS = 20  # data sets drawn to estimate the ECE of a perfectly calibrated p
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Intervals are 95 %, by group; those of scores by bootstrap, stratified by groups with and without positives."""
+    """Metrics of one set of rows, with 95 % intervals by group.
+
+    Intervals of scores are bootstrapped, stratified by groups with and without positives.
+    """
 
     rows: int
     groups: int
@@ -36,18 +39,21 @@ class Measures:
     log_loss: Interval
     brier: float
     ece: float
-    ece_by_chance: float  # what the same p would have for an ECE if it were right: not 0 on few rows
+    ece_by_chance: float  # mean ECE of the same p if it were calibrated; not 0 on few rows
     in_the_large: Interval
-    slope: Interval  # NaN where p parts the classes
+    slope: Interval  # NaN where p separates the classes
     intercept: float
 
 
 def measure(y: ArrayLike, score: ArrayLike, p: ArrayLike, group: ArrayLike, *, draws: int = 1000) -> Measures:
-    """Of scores (n,) and calibrated `p` (n,) for targets `y` (n,) in groups (n,). Raises as `check_classes`."""
+    """Returns the metrics of scores (n,) and calibrated `p` (n,) for targets `y` (n,) in groups (n,).
+
+    Raises DataError as `check_classes` does.
+    """
     check_classes(y, group)
     positive, p = checked(y, p)
     line = recalibration(positive, p, group)
-    loss = interval("logloss", positive, p, group, draws=draws)  # of its negative
+    loss = interval("logloss", positive, p, group, draws=draws)  # negated
     return Measures(
         rows=len(positive),
         groups=len(pd.unique(np.asarray(group, dtype=object))),
@@ -68,20 +74,22 @@ def measure(y: ArrayLike, score: ArrayLike, p: ArrayLike, group: ArrayLike, *, d
 
 
 def check_classes(y: ArrayLike, group: ArrayLike) -> None:
-    """Raise DataError where fewer than two groups hold a positive, or a negative: there is no interval then."""
+    """Raises DataError where fewer than two groups have a positive, or a negative, which intervals need."""
     positive, group = np.asarray(y) == 1, np.asarray(group, dtype=object)
     for name, rows in (("positive", positive), ("negative", ~positive)):
         if not rows.any():
-            raise DataError(f"a single class: none of the {len(positive):,} rows is {name}; AUC needs both classes")
+            raise DataError(
+                f"a single class: none of the {len(positive):,} rows is {name}; AUC needs both classes, add such rows"
+            )
         if (n := len(pd.unique(group[rows]))) < 2:
             raise DataError(
                 f"all {int(rows.sum())} {name} rows are of {n} group ({group[rows][0]}): an interval by group needs "
-                "two groups with each class, gather more rows"
+                "two groups with each class, add rows of other groups"
             )
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, tuples and NaN as JSON has them: dicts, lists and null."""
+    """Returns `value` for JSON: dataclasses as dicts, tuples as lists, NaN and inf as null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -94,7 +102,7 @@ def jsonable(value: Any) -> Any:
 
 
 def measures_from_json(content: Mapping[str, Any]) -> Measures:
-    """What `jsonable` made JSON of."""
+    """Returns the Measures that `jsonable` stored."""
     return Measures(**{name: _restored(value) for name, value in content.items()})
 
 
@@ -109,37 +117,37 @@ def _ece_by_chance(p: np.ndarray) -> float:
     return float(np.mean([expected_calibration_error(rng.random(p.size) < p, p) for _ in range(_ECE_DRAWS)]))
 
 
-AGREES, LOWER, HIGHER = "agrees", "lower than promised, beyond noise", "higher than promised, beyond noise"
-UNDECIDED, NOT_COMPARABLE = "can't be told", "doesn't compare: the prevalence differs"
+AGREES, LOWER, HIGHER = "agrees", "lower than expected, beyond noise", "higher than expected, beyond noise"
+UNDECIDED, NOT_COMPARABLE = "cannot be determined", "not comparable: the prevalence differs"
 
 
 @dataclass(frozen=True)
 class InternalValidation:
-    """What training says of new rows, from out-of-fold rows that neither blend nor calibration had seen."""
+    """Metrics expected on new rows: those of training rows held out from models, blend and calibration."""
 
     objective: str
     measures: Measures
     points: tuple[OperatingPoint, ...]
-    subgroups: tuple[dict[str, Any], ...]  # the columns of `stack.metrics.subgroups`
+    subgroups: tuple[dict[str, Any], ...]  # the columns of `stack.metrics.subgroups.subgroups`
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A quantity as promised and as found. They agree where they differ by less than ``noise``."""
+    """One quantity as estimated in training and on the new rows; they agree if they differ by less than ``noise``."""
 
     quantity: str
-    promised: float
+    promised: float  # estimate from training
     promised_se: float
-    found: float
+    found: float  # estimate on the new rows
     found_se: float
-    difference: float  # found less promised
+    difference: float  # found minus promised
     noise: float  # 1.96 √(promised_se² + found_se²)
     verdict: str
 
 
 @dataclass(frozen=True)
 class PointOutcome:
-    """One threshold that training fixed: what it promised there, what it does here."""
+    """Operating point of one threshold chosen in training: as estimated there, and on the new rows."""
 
     promised: OperatingPoint
     found: OperatingPoint
@@ -149,53 +157,53 @@ class PointOutcome:
 
 @dataclass(frozen=True)
 class SelectedThreshold:
-    """What the best threshold of these very rows reaches: selected on them, so it flatters."""
+    """Result of the best threshold for these rows; optimistic, since it was selected on them."""
 
-    aim: str  # what is held: sensitivity or specificity
+    aim: str  # measure that reaches the level: sensitivity or specificity
     level: float
-    other: Interval  # the highest value of the other one
+    other: Interval  # highest value of the other measure
 
 
 @dataclass(frozen=True)
 class OutOfDistribution:
-    """Images that lie further out than 99 % of the training images, and the AUC of the rest; NaN where it has none."""
+    """Images with a larger distance to the training images than 99 % of those, and the AUC with and without them."""
 
     rows: int
     positives: int
     share: float
-    auc_near: Interval
-    auc_far: float
+    auc_near: Interval  # AUC of the other images; NaN where they have too few of a class
+    auc_far: float  # NaN where these images have a single class
 
 
 @dataclass(frozen=True)
 class Validation:
-    """All that external validation found. Plain numbers: `stack.metrics.validation.jsonable` makes JSON of it."""
+    """Result of external validation; `stack.metrics.validation.jsonable` converts it for JSON."""
 
     experiment: str
-    bundle: str  # its fingerprint
+    bundle: str  # fingerprint of the bundle
     promise: InternalValidation
     found: Measures
     comparisons: tuple[Comparison, ...]
     points: tuple[PointOutcome, ...]
     selected_on_these_rows: tuple[SelectedThreshold, ...]
-    reliability: tuple[dict[str, float], ...]  # the columns of `stack.metrics.calibration`
-    subgroups: tuple[dict[str, Any], ...]  # those of `stack.metrics.subgroups`, and ``promised_auc``
-    far: OutOfDistribution | None  # None where the bundle can't tell
-    dropped: int  # rows whose image can't be read
+    reliability: tuple[dict[str, float], ...]  # the columns of `stack.metrics.calibration.reliability`
+    subgroups: tuple[dict[str, Any], ...]  # the columns of `stack.metrics.subgroups.subgroups`, and ``promised_auc``
+    far: OutOfDistribution | None  # None where the bundle does not measure the distance
+    dropped: int  # rows whose image cannot be read
     notes: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
-        """Whether the AUC is as promised."""
+        """Verdict of the comparison of the AUC."""
         return self.comparison("auc").verdict
 
     @property
     def prevalence_differs(self) -> bool:
-        """Whether the share of positives is another than in training, beyond noise."""
+        """Whether the share of positives differs from training beyond noise."""
         return self.comparison("prevalence").verdict in (LOWER, HIGHER)
 
     def comparison(self, quantity: str) -> Comparison:
-        """One of ``comparisons`` by its name."""
+        """Returns the entry of ``comparisons`` for this quantity."""
         return next(entry for entry in self.comparisons if entry.quantity == quantity)
 
 
@@ -209,14 +217,14 @@ def internal_validation(
     *,
     draws: int = 1000,
 ) -> InternalValidation:
-    """From training rows (n,) that were scored by what had not seen them; ``rows``: age, sex, site of each."""
+    """Returns the metrics of training rows (n,) with held-out scores; ``rows`` has their age, sex and site."""
     table = subgroups(y, score, split_group, find_subgroups(rows), draws=draws)
     measures = measure(y, score, p, split_group, draws=draws)
     return InternalValidation(objective, measures, operating_points(y, p, split_group), _records(table))
 
 
 def internal_validation_from_json(content: Mapping[str, Any]) -> InternalValidation:
-    """What `stack.metrics.validation.jsonable` made JSON of."""
+    """Returns the InternalValidation that `jsonable` stored."""
     points = []
     for entry in content["points"]:
         shares = {name: entry[name] for name in ("sensitivity", "specificity", "ppv", "npv")}
@@ -241,9 +249,9 @@ def validate(
     notes: Sequence[str] = (),
     draws: int = 1000,
 ) -> Validation:
-    """Judge predictions ``made`` (n: score, p_calibrated, perhaps far) by their targets `y` (n,).
+    """Compares predictions ``made`` (n rows: score, p_calibrated, optionally far) to their targets `y` (n,).
 
-    ``rows`` has group, age, sex and site of each, in the same order. Raises DataError as `check_classes`.
+    ``rows`` has group, age, sex and site in the same order. Raises DataError as `check_classes` does.
     """
     y = np.asarray(y)
     score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
@@ -267,7 +275,7 @@ def validate(
 
 
 def compare(quantity: str, promised: float, promised_se: float, found: float, found_se: float) -> Comparison:
-    """Whether two independent estimates differ by more than noise; a standard error of 0 or NaN says nothing."""
+    """Compares two independent estimates; the verdict is undecided where a standard error is 0 or NaN."""
     difference, noise = found - promised, Z95 * math.hypot(promised_se, found_se)
     if not (promised_se > 0 and found_se > 0 and math.isfinite(difference)):
         verdict = UNDECIDED
@@ -279,9 +287,10 @@ def compare(quantity: str, promised: float, promised_se: float, found: float, fo
 
 
 def _comparisons(promised: Measures, found: Measures) -> list[Comparison]:
-    """Another prevalence moves AP, log loss and the mean of p by itself; AUC and slope it leaves alone.
+    """Compares each quantity, except those that a different prevalence changes by itself.
 
-    The logit of a true p moves by a constant then, which the slope doesn't see.
+    These are AP, log loss and calibration in the large; AUC and slope do not change: the logit of a calibrated p moves
+    by a constant.
     """
 
     def of(name: str) -> Comparison:
@@ -332,7 +341,7 @@ def _with_promised_auc(found: Sequence[dict[str, Any]], promise: InternalValidat
 
 
 def _records(frame: pd.DataFrame) -> tuple[dict[str, Any], ...]:
-    """Rows of a table, what is NaN as None."""
+    """Returns the rows of a table as dicts, with None for NaN."""
     return tuple(
         {str(name): None if value != value else value for name, value in row.items()}
         for row in frame.to_dict("records")

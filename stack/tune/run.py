@@ -1,7 +1,8 @@
-"""Studies of GBDT parameters and of the blend, each without some folds' rows.
+"""Tunes GBDT parameters, the blend's weights and image training settings by Optuna studies.
 
-A study that has not looked at fold k may choose what predicts fold k: so there is one for each outer fold, and one on
-all rows for the submission (for the blend, whose method is chosen inside each outer fold too, also one for each pair).
+Only a study without fold k may choose the model that predicts fold k. So the GBDTs and the blend have one study for
+each outer fold and one on all rows for the submission; the blend, whose method is also chosen inside each outer fold,
+has one for each pair of folds too. An image study uses a single grouped split of all rows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from image_models.cache import ImageCache
 
 
-# low, high, logarithmic; around the defaults, which are each study's first trial
+# low, high, logarithmic; around the defaults, which are the first trial of each study
 GBDT_SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
     "lightgbm": {
         "num_leaves": (4, 48, True),
@@ -75,14 +76,17 @@ GBDT_SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
 def tune_gbdt(
     experiment: Experiment, stacker: Stacker, out: Out, *, trials: int, timeout: float | None, workers: int = 1
 ) -> Path:
-    """Choose a stacker's parameters for each outer fold, by the mean objective over the other folds, and for all.
+    """Chooses a stacker's parameters for each outer fold, by the mean objective over the others, and for all folds.
 
-    Each study goes on until it has ``trials`` ended trials, and shares what is left of ``timeout`` seconds with those
-    after it; see `run_study`. Returns the yaml that the config names under ``tuned.gbdt``.
+    Each study runs until it has ``trials`` ended trials; the studies share ``timeout`` seconds, with equal parts of the
+    remaining time (`run_study`). Returns the path of the yaml to name in the config under ``tuned.gbdt``.
     """
     if stacker.kind not in GBDT_SPACES:
-        raise ConfigError(f"{stacker.name} is a {stacker.kind} model: studies are for {', '.join(GBDT_SPACES)}")
-    level1_runs(experiment)  # refuses before a study is opened
+        raise ConfigError(
+            f"{stacker.name} is a {stacker.kind} model, which has no study: choose a stacker of kind "
+            f"{', '.join(GBDT_SPACES)}"
+        )
+    level1_runs(experiment)  # raises for unusable runs before a study is opened
     k = experiment.folds.k
     started = time.monotonic()
     chosen: dict[int | None, dict[str, Any]] = {}
@@ -105,13 +109,15 @@ def tune_gbdt(
             if study.best_trials:
                 chosen[outer], inner_scores[outer] = study.best_params, study.best_value
     if len(chosen) < len(outers):
-        out.warn(f"only {len(chosen)} of {len(outers)} studies have a finished trial: the same command continues them")
+        out.warn(
+            f"only {len(chosen)} of {len(outers)} studies have a completed trial: run the same command to continue them"
+        )
     return write_study(
         experiment,
         f"gbdt-{stacker.name}",
         {
             "folds": {fold: params for fold, params in chosen.items() if fold is not None},
-            **({"all": chosen[None]} if None in chosen else {}),  # the submission's
+            **({"all": chosen[None]} if None in chosen else {}),  # for the submission
             "inner_scores": {"all" if fold is None else fold: value for fold, value in inner_scores.items()},
             "trials": trials,
         },
@@ -121,11 +127,11 @@ def tune_gbdt(
 def tune_blend(
     experiment: Experiment, runs: list[Run], out: Out, *, trials: int, timeout: float | None = None, workers: int = 1
 ) -> Path:
-    """Tune the blend's weights without each fold, without each pair of folds, and on all rows.
+    """Tunes the blend's weights without each fold, without each pair of folds, and on all rows.
 
-    ``workers`` processes take one study each, and each study has its share of ``timeout`` seconds. Returns the yaml
-    that the config names under ``tuned.blend``; interrupted, it continues with the same result, by any number of
-    workers.
+    Each of ``workers`` processes runs one study at a time, and the studies share ``timeout`` seconds. An interrupted
+    run continues with the same result, for any number of workers. Returns the path of the yaml to name in the config
+    under ``tuned.blend``.
     """
     refuse_sqlite(experiment, workers)
     predictions = predictions_of(experiment, runs)
@@ -133,7 +139,7 @@ def tune_blend(
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     columns = NetScaler().fit(p, predictions.nets)
     fold_sets = left_out_sets(range(experiment.folds.k))
-    open_study(experiment, _blend_study_name(fold_sets[0]))  # refuses, or repairs, before others open it too
+    open_study(experiment, _blend_study_name(fold_sets[0]))  # checks and repairs the storage before workers open it
     share = None if timeout is None else timeout * workers / len(fold_sets)
     tasks = [
         partial(_weights_without, experiment, p, y, fold, predictions.nets, columns, without, trials, share)
@@ -146,7 +152,10 @@ def tune_blend(
             progress(1)
     short = sum(entry["trials"] < trials for entry in weights)
     if short:
-        out.warn(f"{short} of {len(weights)} studies had no time for {trials} trials: the same command continues them")
+        out.warn(
+            f"{short} of {len(weights)} studies have fewer than {trials} trials for lack of time: run the same command "
+            "to continue them"
+        )
     return write_study(experiment, "blend", {"runs": list(predictions.names), "weights": weights, "trials": trials})
 
 
@@ -161,7 +170,7 @@ def _weights_without(
     trials: int,
     timeout: float | None,
 ) -> tuple[Weighting, int]:
-    """What one study chose on the rows of the other folds, and how many trials it has."""
+    """Returns the weighting that a study chose without the folds `without`, and the study's number of trials."""
     config, rows = experiment.config, ~np.isin(fold, list(without))
     study = open_study(experiment, _blend_study_name(without), shared=True)
     blender = Blender("optuna", objective=config.objective, trials=trials, timeout=timeout, seed=config.seed).fit(
@@ -175,7 +184,7 @@ def _blend_study_name(without: frozenset[int]) -> str:
 
 
 def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None) -> Objective:
-    """Of a trial's parameters: the mean objective over the inner folds, pruned where the first of them say so."""
+    """Returns the objective of a GBDT study: the mean metric over the inner folds, which the pruner may end early."""
     config = experiment.config
     splits = run_with_threads(config.threads, _inner_splits, experiment, outer)
 
@@ -203,7 +212,7 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
 
 
 def _inner_splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]:
-    """One matrix for each inner fold, without the rows of fold ``outer``."""
+    """Returns one matrix for each inner fold, without the rows of fold ``outer``."""
     sources = level1_runs(experiment)
     predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
@@ -220,7 +229,7 @@ def _suggest_gbdt(trial: optuna.Trial, kind: str) -> dict[str, Any]:
     }
 
 
-# low, high, logarithmic; widened to hold the model's own settings, which are the first trial
+# low, high, logarithmic; widened to include the model's own settings, which are the first trial
 IMAGE_RANGES = {
     "lr": (1e-4, 3e-3, True),
     "weight_decay": (1e-3, 0.1, True),
@@ -235,17 +244,22 @@ IMAGE_CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def tune_images(experiment: Experiment, out: Out, *, trials: int, timeout: float | None, workers: int) -> None:
-    """A study of each enabled image model that is trained, one after the other."""
+    """Runs a study for each enabled image model that is not frozen, one after the other."""
     from stack.images import with_images
     from stack.level1 import check_image_models
 
     models = [model for model in experiment.config.image_models if model.enabled and not model.frozen]
     if not models:
-        raise ConfigError(f"{experiment.config_path} has no enabled image model that is trained: nothing to tune")
+        raise ConfigError(
+            f"{experiment.config_path} has no enabled image model that is trained: enable one that is not frozen"
+        )
     experiment, caches = with_images(experiment, check_image_models(experiment), out)
     for model in models:
         path = tune_image(experiment, model, caches[model.size], out, trials=trials, timeout=timeout, workers=workers)
-        out.say(f"to use it: `tuned: {{image: {{{model.name}: {path}}}}}`; its number is selected on these rows")
+        out.say(
+            f"to use the result, set `tuned: {{image: {{{model.name}: {path}}}}}`; its AUC is selected on these rows "
+            "and optimistic"
+        )
 
 
 def tune_image(
@@ -258,10 +272,11 @@ def tune_image(
     timeout: float | None,
     workers: int = 1,
 ) -> Path:
-    """Choose training settings by the AUC after the last epoch on a fifth of the groups, trained on the others.
+    """Chooses training settings by the AUC after the last epoch on about a fifth of the rows, in whole groups.
 
-    A trial is pruned after an epoch whose AUC is below the median of the earlier trials'. Returns the yaml
-    that the config names under ``tuned.image``.
+    The net is trained on the other rows. After eight completed trials, a trial is pruned after an epoch at which its
+    best AUC so far is below the median of the earlier trials. Returns the path of the yaml to name in the config under
+    ``tuned.image``.
     """
     with out.bar(f"tune {model.name}", trials, "trials") as progress:
         study = run_study(
@@ -277,7 +292,9 @@ def tune_image(
         )
     if not study.best_trials:
         errors = [trial.user_attrs["error"] for trial in study.trials if "error" in trial.user_attrs]
-        why = errors[-1] if errors else "no trial ended in time: give it more `--timeout`, it continues"
+        why = (
+            errors[-1] if errors else "no trial was completed in time: run the command again with a longer `--timeout`"
+        )
         raise ConfigError(f"{model.name}: {why}")
     result = {"model": model.name, "settings": study.best_params, "trials": trials}
     return write_study(
@@ -323,7 +340,7 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
                     cache, data, model.network, tried.training, seed=model.seeds[0] + config.seed, folder=Path(folder),
                     compute=compute, callbacks=Callbacks(report=report),
                 )  # fmt: skip
-        except ImageError as error:  # collapsed: no better settings, and no reason to stop the study
+        except ImageError as error:  # the training collapsed: poor settings, but the study goes on
             trial.set_user_attr("error", str(error))
             raise optuna.TrialPruned from error
         return last

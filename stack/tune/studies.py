@@ -1,4 +1,4 @@
-"""Named studies that survive and continue: in a journal file or any database of Optuna's, by one worker or several."""
+"""Runs, stores and reads named Optuna studies that can be continued, in a journal file or a database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -19,11 +19,10 @@ from filelock import FileLock
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from image_models.processes import exit_with_parent
+from image_models.processes import exit_with_parent, own_packages_first
 from stack.console import Out
 from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
@@ -33,41 +32,46 @@ from stack.tuned import digest_line
 
 
 class Journal(JournalFileBackend):
-    """The same lines, each with a key `crc` that other readers of the file ignore; older lines come without."""
+    """Optuna's journal file with a checksum in each line, under the key `crc`, which other readers of the file ignore.
+
+    Lines without a checksum, written by older versions, are accepted.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), lock_obj=_Lock(path.with_name(LOCK_FILE)))
+        super().__init__(str(path), lock_obj=cast(Any, _Lock(path.with_name(LOCK_FILE))))
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write a line for each."""
+        """Writes one line for each log."""
         super().append_logs([{**log, "crc": _crc(log)} for log in logs])
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # narrower
-        """Every line from this number on. Raises StoreError for one that isn't what was written."""
+        """Yields every log from this line number on; raises StoreError for a damaged line."""
         try:
             for log in super().read_logs(log_number_from):
                 if not isinstance(log, dict) or log.pop("crc", _crc(log)) != _crc(log):
-                    raise ValueError("a line isn't what its checksum says")
+                    raise ValueError("a line does not match its checksum")
                 yield log
-        except ValueError as error:  # of JSON and UTF-8 too
+        except ValueError as error:  # includes the errors of JSON and UTF-8
             raise StoreError(
-                f"{self._path} is damaged ({error}): remove {self._path} and run `dermstack tune` again, which starts "
-                "the studies anew"
+                f"{self._path} is damaged ({error}): remove {self._path} and run `dermstack tune` again, which "
+                "restarts all studies"
             ) from error
 
 
-class _Lock(BaseJournalFileLock):
-    """Optuna's own is a symbolic link, which a killed process leaves behind for half a minute."""
+class _Lock:
+    """Lock of the journal file; Optuna's own, a symbolic link, blocks for 30 seconds after a process is killed."""
 
     def __init__(self, path: Path) -> None:
         self._lock = FileLock(path)
 
     def acquire(self) -> bool:
+        """Wait for the lock."""
         self._lock.acquire()
         return True
 
     def release(self) -> None:
+        """Let go of the lock."""
         self._lock.release()
 
 
@@ -76,7 +80,7 @@ def _crc(log: dict[str, Any]) -> int:
 
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-HEARTBEAT, GRACE = 5, 20  # seconds between a database worker's signs of life, and without them until it counts as dead
+HEARTBEAT, GRACE = 5, 20  # seconds between heartbeats of a database worker, and without one until it counts as dead
 
 Objective = Callable[[optuna.Trial], float]
 
@@ -93,17 +97,17 @@ def run_study(
     workers: int,
     progress: Callable[[int], object] = lambda done: None,
 ) -> optuna.Study:
-    """Bring the study to ``trials`` ended trials (pruned ones count), unless ``timeout`` seconds are over before.
+    """Runs the study until it has ``trials`` ended trials (completed or pruned) or ``timeout`` seconds have passed.
 
-    The first trial is ``first``. With one worker an interrupted study goes on with the same result (law 9): what a
-    trial was doing when its process was killed is forgotten, and the sampler is seeded anew before each trial
-    from the config's seed and the number that have ended. Several workers share the study, each in a process with an
-    objective of its own; one that dies leaves its trial to the others (at once marked failed and tried again
-    where the storage is a database, when the command is run again where it is a file).
+    The first trial has the parameters ``first``. With one worker an interrupted study continues with the same result
+    (law 9): an unfinished trial is marked as failed, and the sampler is seeded before each trial from the config's seed
+    and the number of ended trials. Several workers share the study, each in its own process with its own objective. The
+    trial of a worker that dies is marked as failed: with a database another worker repeats it, with a file the next run
+    of the command replaces it by a new trial.
     """
     refuse_sqlite(experiment, workers)
     study = open_study(experiment, name)
-    if experiment.config.storage is None:  # in a database others may be at them
+    if experiment.config.storage is None:  # in a database, other processes may be running these trials
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
     if not study.get_trials(deepcopy=False, states=(*ENDED, TrialState.WAITING)):
@@ -122,27 +126,28 @@ def run_study(
         context.Process(target=exit_with_parent(_run_worker), args=(*arguments, number)) for number in range(workers)
     ]
     try:
-        for process in worker_processes:
-            process.start()
+        with own_packages_first():
+            for process in worker_processes:
+                process.start()
         done = count_ended(study)
         while any(process.is_alive() for process in worker_processes):
             time.sleep(0.5)
             progress((now := count_ended(study)) - done)
             done = now
     finally:
-        for process in worker_processes:  # interrupted: the others' trials are tried again with the next command
+        for process in worker_processes:  # after an interruption; the next command replaces their trials
             if process.is_alive():
                 process.kill()
     for number, process in enumerate(worker_processes):
         if process.exitcode:
-            out.warn(f"{name}: worker {number} died (exit status {process.exitcode}); the others went on")
+            out.warn(f"{name}: worker {number} died (exit status {process.exitcode}); the other workers continued")
     return study
 
 
 def open_study(experiment: Experiment, name: str, *, shared: bool = False) -> optuna.Study:
-    """A study of these rows and this objective, made or continued.
+    """Creates or opens the study of this name for these rows and this objective.
 
-    A journal file that is not ``shared`` with running workers is repaired first: what a crash left of a last line goes.
+    A journal file that is not ``shared`` with running workers is repaired first: an incomplete last line is dropped.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
@@ -156,23 +161,23 @@ def open_study(experiment: Experiment, name: str, *, shared: bool = False) -> op
 
 @dataclass(frozen=True)
 class StudyHistory:
-    """A study so far: its name, and of each trial in order the value (NaN where it has none) and the state."""
+    """Trials of a study so far, in order."""
 
     name: str
-    values: Floats  # (trials,)
+    values: Floats  # (trials,), NaN for a trial that is not complete
     states: tuple[str, ...]  # "complete", "pruned", "fail", …
 
     @property
     def best_so_far(self) -> Floats:
-        """The best value up to each trial (trials,); NaN before the first."""
+        """Best value up to each trial (trials,); NaN before the first complete trial."""
         best: Floats = np.fmax.accumulate(self.values)
         return best
 
 
 def read_studies(experiment: Experiment) -> list[StudyHistory]:
-    """The studies of these rows and this objective that the storage holds, by name; opens nothing that is not there.
+    """Returns the stored studies of these rows and this objective, sorted by name; creates no journal file.
 
-    Raises ConfigError where the config names a database that can't be opened.
+    Raises ConfigError where the config names a database that cannot be opened.
     """
     if experiment.config.storage is None and not (experiment.folder / "studies" / "journal.log").exists():
         return []
@@ -183,7 +188,7 @@ def read_studies(experiment: Experiment) -> list[StudyHistory]:
     for full in sorted(optuna.get_all_study_names(storage)):
         if not (full.startswith(prefix) and full.endswith(suffix)):
             continue
-        # A pruned trial's value is that of its first folds: no value of the study.
+        # A pruned trial's value is the mean of its first steps only, so it is left out.
         trials = optuna.load_study(study_name=full, storage=storage).get_trials(deepcopy=False)
         values = [trial.value if trial.state == TrialState.COMPLETE else None for trial in trials]
         states = tuple(trial.state.name.lower() for trial in trials)
@@ -193,18 +198,21 @@ def read_studies(experiment: Experiment) -> list[StudyHistory]:
 
 
 def refuse_sqlite(experiment: Experiment, workers: int) -> None:
-    """Raise ConfigError where several workers would share an SQLite file."""
+    """Raises ConfigError where several workers would share an SQLite file."""
     if workers > 1 and (experiment.config.storage or "").startswith("sqlite"):
-        raise ConfigError("storage: SQLite can't serve several workers: leave `storage` out, or name a PostgreSQL")
+        raise ConfigError(
+            "storage: SQLite cannot serve several workers: remove `storage` or set it to the URL of a PostgreSQL "
+            "database"
+        )
 
 
 def count_ended(study: optuna.Study) -> int:
-    """How many trials have a value or were pruned."""
+    """Returns the number of completed and pruned trials."""
     return len(study.get_trials(deepcopy=False, states=ENDED))
 
 
 def write_study(experiment: Experiment, name: str, result: dict[str, Any]) -> Path:
-    """What a study chose, as the yaml that the config names under `tuned`."""
+    """Writes the result of a study as the yaml that the config names under `tuned`, and returns its path."""
     path = experiment.folder / "studies" / f"{name}.yaml"
     origin = {"objective": experiment.config.objective, "rows_or_folds": experiment.rows_fingerprint}
     text = yaml.safe_dump({**origin, **result}, sort_keys=False)
@@ -214,7 +222,7 @@ def write_study(experiment: Experiment, name: str, result: dict[str, Any]) -> Pa
 
 
 def _run_trial(study: optuna.Study, objective: Objective, *, seed: int, shared: bool = False) -> None:
-    # constant_liar counts what others are at: for one worker that would be trials whose process was killed.
+    # constant_liar takes running trials into account: with one worker these would be trials of killed processes.
     study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=shared)
     study.optimize(objective, n_trials=1)
 
@@ -229,7 +237,7 @@ def _run_worker(
 ) -> None:
     study, objective = open_study(experiment, name, shared=True), make_objective()
     while deadline is None or time.time() < deadline:
-        optuna.storages.fail_stale_trials(study)  # of a database: a trial whose worker is gone waits to be tried again
+        optuna.storages.fail_stale_trials(study)  # only with a database: requeues trials of dead workers
         done = count_ended(study)
         waiting, running = (
             len(study.get_trials(deepcopy=False, states=(state,))) for state in (TrialState.WAITING, TrialState.RUNNING)
@@ -237,7 +245,7 @@ def _run_worker(
         if waiting or done + running < trials:
             _run_trial(study, objective, seed=experiment.config.seed + 1000 * (worker + 1) + done, shared=True)
         elif running == 0 or experiment.config.storage is None:
-            return  # a file has no signs of life, so nobody can wait there for the others' last trials
+            return  # a file has no heartbeats, so waiting for the last trials of other workers might never end
         else:
             time.sleep(0.5)
 
@@ -249,7 +257,7 @@ def _storage(experiment: Experiment, *, shared: bool) -> BaseStorage:
     if url is None:
         path = experiment.folder / "studies" / "journal.log"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not shared:  # a line that another process is just writing looks torn too
+        if not shared:  # a line that another process is still writing looks incomplete too
             _drop_torn_line(path)
         return JournalStorage(Journal(path))
     try:
@@ -260,11 +268,14 @@ def _storage(experiment: Experiment, *, shared: bool) -> BaseStorage:
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         )
     except (ImportError, OSError, SQLAlchemyError, OptunaError) as error:
-        raise ConfigError(f"storage: {url.split('@')[-1]} can't be opened: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"storage: {url.split('@')[-1]} cannot be opened ({type(error).__name__}: {error}): start the database or "
+            "correct `storage`"
+        ) from error
 
 
 def _drop_torn_line(path: Path) -> None:
-    """A crash can leave half a line at the end, which the next append would glue to its own and make unreadable."""
+    """Drops an incomplete last line left by a crash; the next append would continue it and make it unreadable."""
     if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         with atomic(path) as temporary:
             temporary.write_bytes(content[: content.rfind(b"\n") + 1])

@@ -1,0 +1,99 @@
+"""Runs made by dermstack 0.1, whose nets lie side by side in a fold's folder, are complete, readable and reusable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import run_cli, small_config
+
+from image_models import fit as fit_module
+from image_models.saved import net_files
+from stack.store import read_run, write_run
+
+NET = {
+    "name": "tiny", "backbone": "test_resnet", "pretrained": False, "size": 32, "epochs": 1, "batch_size": 16,
+    "seeds": [3, 0], "metadata": ["age", "sex"],
+}  # fmt: skip
+
+
+def as_0_1_wrote_it(fold: Path) -> None:
+    """Move the nets of a fold to where dermstack 0.1 had them, and give the fold the run.json that it had."""
+    run = read_run(fold)
+    assert run is not None
+    histories = []
+    for number, seed in enumerate(run.meta["settings"]["seeds"]):
+        net = fold / f"seed_{seed}"
+        histories.append(pd.read_csv(net / "history.csv", dtype=str).assign(seed=seed))
+        (net / "weights.safetensors").rename(
+            fold / ("weights.safetensors" if number == 0 else f"weights_{seed}.safetensors")
+        )
+        shutil.rmtree(net)
+    pd.concat(histories).to_csv(fold / "history.csv", index=False)
+    meta = {name: value for name, value in run.meta.items() if name not in ("files", "digest")}
+    write_run(fold, meta, frames={}, existing_files=sorted(path for path in fold.iterdir() if path.name != "run.json"))
+
+
+@pytest.fixture
+def of_0_1(small_data: Path, tmp_path: Path) -> tuple[Path, bytes]:
+    """A finished experiment in the layout of 0.1, and its submission."""
+    config = small_config(small_data, tmp_path, image_models=[NET])
+    for step in ("oof", "stack"):
+        assert run_cli(step, "-c", str(config), "-q") == 0
+    runs = tmp_path / "runs" / "small"
+    for fold in sorted((runs / "models" / "tiny").glob("fold_*")):
+        as_0_1_wrote_it(fold)
+    return config, (runs / "submission.csv").read_bytes()
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of every training from now on."""
+    seeds: list[int] = []
+    train = fit_module.train_net
+
+    def counted(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        seeds.append(settings["seed"])
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(fit_module, "train_net", counted)
+    return seeds
+
+
+def test_it_is_complete_and_goes_to_report_and_bundle(
+    of_0_1: tuple[Path, bytes], small_data: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    config, submission = of_0_1
+    for command in (["oof"], ["stack"], ["report"], ["bundle", "--out", str(tmp_path / "b.zip")]):
+        assert run_cli(*command, "-c", str(config), "-q") == 0
+    assert trained == []
+    assert run_cli(
+        "predict", "--bundle", str(tmp_path / "b.zip"), "--images", str(small_data / "images"),
+        "--metadata", str(small_data / "test.csv"), "--out", str(tmp_path / "p.csv"), "-q",
+    ) == 0  # fmt: skip
+    made, before = pd.read_csv(tmp_path / "p.csv"), pd.read_parquet(tmp_path / "runs/small/predictions.parquet")
+    assert (made["score"].to_numpy() == before["score"].to_numpy()).all()
+    assert (tmp_path / "runs/small/submission.csv").read_bytes() == submission
+
+
+def test_its_nets_are_taken_over_by_a_run_with_one_more_seed(
+    of_0_1: tuple[Path, bytes], small_data: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    more = small_config(small_data, tmp_path, image_models=[NET | {"seeds": [0, 1, 3]}])
+    assert run_cli("oof", "-c", str(more), "--rebuild", "tiny", "-q") == 0
+    assert trained == [1, 1, 1]
+    folder = tmp_path / "runs" / "small"
+    (old,) = (folder / "old").iterdir()
+    for fold in range(3):
+        new = folder / "models" / "tiny" / f"fold_{fold}"
+        assert [path.parent.name for path in net_files(new, [0, 1, 3])] == ["seed_0", "seed_1", "seed_3"]
+        assert (new / "seed_3" / "weights.safetensors").read_bytes() == (
+            old / f"fold_{fold}" / "weights.safetensors"
+        ).read_bytes()
+        history = pd.read_csv(new / "seed_3" / "history.csv")
+        assert "seed" not in history
+        assert json.loads((new / "seed_3" / "run.json").read_text())["inputs"]["net seed"] == "3"
