@@ -47,11 +47,11 @@ def other_source(train: pd.DataFrame, test: pd.DataFrame) -> None:
 
 
 PLANTED: dict[str, tuple[Change, str]] = {
-    "row order": (sorted_by_target, "the target can be told from row order"),
-    "id number": (numbered_by_target, "the target can be told from number in the id"),
-    "letters": (written_by_target, "the target can be told from way the id is written"),
-    "file size": (larger_files, "the target can be told from bytes of the file"),
-    "source": (other_source, "the target can be told from source"),
+    "row order": (sorted_by_target, "the target can be predicted from row order"),
+    "id number": (numbered_by_target, "the target can be predicted from number in the id"),
+    "letters": (written_by_target, "the target can be predicted from id format"),
+    "file size": (larger_files, "the target can be predicted from file size"),
+    "source": (other_source, "the target can be predicted from source"),
 }
 
 
@@ -60,8 +60,8 @@ def test_the_facts_of_a_row_are_told_apart(tmp_path: Path) -> None:
     train = pd.read_csv(tmp_path / "train.csv")
     assert facts["row order"].tolist() == list(range(len(train)))
     assert facts["number in the id"].tolist() == train["image"].str[5:].astype(float).tolist()
-    assert facts["images of the group"].tolist() == train.groupby("patient")["image"].transform("size").tolist()
-    assert facts["bytes a pixel"].to_numpy() == pytest.approx(train["bytes"] / train["width"] / train["height"])
+    assert facts["images in the group"].tolist() == train.groupby("patient")["image"].transform("size").tolist()
+    assert facts["bytes per pixel"].to_numpy() == pytest.approx(train["bytes"] / train["width"] / train["height"])
     assert facts["source"].tolist() == train["source"].tolist()
 
 
@@ -70,7 +70,7 @@ def test_the_facts_of_a_row_are_told_apart(tmp_path: Path) -> None:
 def test_a_planted_shortcut_is_found(fault: str, tmp_path: Path) -> None:
     change, what = PLANTED[fault]
     found = acquisition_findings(audited_experiment(tmp_path, change, groups=120))
-    expected = [what, "the target can be told from bytes a pixel"] if fault == "file size" else [what]
+    expected = [what, "the target can be predicted from bytes per pixel"] if fault == "file size" else [what]
     assert warnings_of(found) == expected
     assert "p = " in found[0].evidence
     assert "[" in found[0].evidence, "an AUC names its interval"
@@ -79,7 +79,7 @@ def test_a_planted_shortcut_is_found(fault: str, tmp_path: Path) -> None:
 def test_a_clean_set_has_one_note_that_lists_what_was_looked_at(tmp_path: Path) -> None:
     (found,) = acquisition_findings(audited_experiment(tmp_path))
     assert found.severity == "note"
-    for name in ("row order", "number in the id", "images of the group", "source", "width", "bytes a pixel"):
+    for name in ("row order", "number in the id", "images in the group", "source", "width", "bytes per pixel"):
         assert f"{name} AUC 0." in found.evidence
 
 
@@ -88,10 +88,10 @@ def test_ids_in_row_order_are_one_fact(tmp_path: Path) -> None:
         train["image"] = [f"ISIC_{number:07d}" for number in range(len(train))]
 
     facts = acquisition_facts(audited_experiment(tmp_path, numbered))
-    assert "row order (that of the ids)" in facts
+    assert "row order (same as id order)" in facts
     assert "row order" not in facts
     assert "number in the id" not in facts
-    assert "way the id is written" not in facts, "all are written alike"
+    assert "id format" not in facts, "all are written alike"
 
 
 def test_sizes_of_the_pictures_go_before_those_of_the_csv(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_sizes_of_the_pictures_go_before_those_of_the_csv(tmp_path: Path) -> Non
         "encoding": np.where(experiment.target == 1, ".png", ".jpg"),
     }).sample(frac=1, random_state=0)  # fmt: skip
     assert warnings_of(acquisition_findings(experiment, sizes)) == [
-        f"the target can be told from {fact}" for fact in ("width", "bytes a pixel", "encoding")
+        f"the target can be predicted from {fact}" for fact in ("width", "bytes per pixel", "encoding")
     ]
 
 
@@ -117,17 +117,17 @@ def half_blind(tmp_path: Path) -> tuple[Experiment, Run]:
 def test_what_a_fact_adds_to_a_run_is_measured_beside_it(half_blind: tuple[Experiment, Run]) -> None:
     experiment, run = half_blind
     found = acquisition_findings(experiment, runs=[run])
-    assert "bytes of the file would add to net" in warnings_of(found)
-    _, difference = gain_over_run(experiment, run, acquisition_facts(experiment)["bytes of the file"])
+    assert "file size would raise the AUC of net" in warnings_of(found)
+    _, difference = gain_over_run(experiment, run, acquisition_facts(experiment)["file size"])
     assert difference.low > 0.01
     _, nothing = gain_over_run(experiment, run, acquisition_facts(experiment)["row order"])
     assert nothing.low < 0 < nothing.value + 0.03
-    assert not [finding for finding in acquisition_findings(experiment) if " add to " in finding.what]
+    assert not [finding for finding in acquisition_findings(experiment) if " would raise " in finding.what]
 
 
 def test_a_run_that_knows_the_fact_gains_nothing_by_it(tmp_path: Path) -> None:
     experiment = audited_experiment(tmp_path, larger_files, groups=300)
-    fact = acquisition_facts(experiment)["bytes of the file"]
+    fact = acquisition_facts(experiment)["file size"]
     oof, test = predictions(experiment, noise=2.5)
     x = np.column_stack([logit(oof["p"]), one_hot(fact)])
     knowing = LogisticRegression(max_iter=1000).fit(x, experiment.target).predict_proba(x)[:, 1]
@@ -151,7 +151,7 @@ def test_a_stackers_own_probes_are_reported(half_blind: tuple[Experiment, Run]) 
             return probes if name == "probes" else run.frame(name)
 
     found = acquisition_findings(experiment, runs=[Probed()])  # type: ignore[list-item]
-    (probe,) = [finding for finding in found if finding.what.startswith("width, height and bytes")]
+    (probe,) = [finding for finding in found if finding.what.startswith("image width, height")]
     assert probe.severity == "warning"
     assert probe.evidence == "AUC 0.9500 with it, +0.0400 [+0.0200, +0.0600]"
-    assert not [finding for finding in found if "bytes of the file would" in finding.what], "the same question twice"
+    assert not [finding for finding in found if finding.what.startswith("file size would")], "the same question twice"

@@ -24,24 +24,24 @@ def wider(train: pd.DataFrame, test: pd.DataFrame) -> None:
 def test_older_patients_in_test_are_a_warning_that_names_the_age(tmp_path: Path) -> None:
     used, unused = drift_findings(audited_experiment(tmp_path, older))
     assert used.severity == "warning"
-    assert used.what == "train and test differ in what models use"
+    assert used.what == "train and test differ in columns that models use"
     assert "driven by age (AUC −" in used.evidence
     assert "site (" not in used.evidence
     assert "[" in used.evidence
-    assert "don't differ beyond chance" in unused.what
+    assert "do not differ significantly" in unused.what
 
 
 @pytest.mark.slow
 def test_drift_of_what_no_model_uses_is_harmless_until_one_does(tmp_path: Path) -> None:
     used, unused = drift_findings(audited_experiment(tmp_path, wider))
-    assert "don't differ" in used.what
-    assert (unused.severity, unused.what) == ("note", "train and test differ in what no model uses")
+    assert "do not differ" in used.what
+    assert (unused.severity, unused.what) == ("note", "train and test differ in columns that no model uses")
     assert "driven by width" in unused.evidence
     assert "harmless" in unused.remedy
     used, unused = drift_findings(audited_experiment(tmp_path, wider, features={"shortcuts": True}))
     assert used.severity == "warning"
     assert "driven by width" in used.evidence
-    assert "don't differ" in unused.what
+    assert "do not differ" in unused.what
 
 
 def test_a_drift_that_no_column_has_alone_is_found(rng: np.random.Generator) -> None:

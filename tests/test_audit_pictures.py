@@ -58,7 +58,7 @@ def test_ids_stand_in_the_example_alone(table: Table) -> None:
 def test_a_published_list_is_compared_where_both_pictures_are_at_hand() -> None:
     published = pd.DataFrame([("a", "b"), ("d", "c"), ("a", "gone")])
     (finding,) = published_duplicate_findings(pairs("ba", "ac"), published, set("abcd"))
-    assert finding.evidence == "3 listed, 2 with both pictures at hand: 1 of these found, 1 found that are not listed"
+    assert finding.evidence == "3 listed, 2 with both images available: 1 of these found, 1 found that are not listed"
     with pytest.raises(DataError, match="3 columns"):
         published_duplicate_findings(pairs("ab"), pd.DataFrame([("a", "b", "c")]), set())
 

@@ -45,7 +45,7 @@ def with_pairs(folder: Path, pick: str, change: Change | None = None) -> Experim
 def test_listed_pairs_are_as_bad_as_their_kind(pick: str, severity: str, what: str, tmp_path: Path) -> None:
     pair, stranger = listed_duplicate_findings(with_pairs(tmp_path, pick))
     assert (pair.severity, pair.what, pair.evidence) == (severity, what, "1 of 2 pairs")
-    assert stranger.what == "listed duplicates with an id of neither csv"
+    assert stranger.what == "listed duplicates with an id in neither csv"
     assert "ISIC" not in pair.evidence + pair.remedy
     assert pair.example.startswith("first ISIC_")
 
@@ -57,7 +57,7 @@ def test_a_pair_that_the_pictures_show_is_not_reported_twice(tmp_path: Path) -> 
     listed = pd.read_csv(tmp_path / "pairs.csv", dtype=str).iloc[[0]]
     seen = pd.DataFrame({"id_1": listed["b"], "id_2": listed["a"], "turn": "", "distance": 0.0})
     found = listed_duplicate_findings(replace(experiment, curation=replace(experiment.curation, pairs=seen)))
-    assert [finding.what for finding in found] == ["listed duplicates with an id of neither csv"]
+    assert [finding.what for finding in found] == ["listed duplicates with an id in neither csv"]
 
 
 def of(found: list[Finding], what: str) -> list[Finding]:
@@ -123,7 +123,7 @@ def test_an_own_fold_column_that_tears_groups_never_gets_here(tmp_path: Path) ->
         audited_experiment(tmp_path, plant, data={"columns": COLUMNS | {"fold": "fold"}})
     (finding,) = of(row_findings(audited_experiment(tmp_path, plant)), "`fold`")
     assert finding.severity == "warning"
-    assert "tears groups apart" in finding.what
+    assert "splits groups between folds" in finding.what
 
 
 def test_rows_that_other_folds_leave_out_tear_nothing(tmp_path: Path) -> None:

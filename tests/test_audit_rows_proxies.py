@@ -30,7 +30,7 @@ def test_the_target_in_words_is_found_whether_mapped_or_not(tmp_path: Path) -> N
     assert [finding.severity for finding in found] == ["note", "note"]
     assert "dermstack does not read it" in named(found, "benign_malignant").remedy
     assert "learned as a target" in named(found, "finding").remedy
-    assert "in train alone" in named(found, "finding").evidence
+    assert "only in train" in named(found, "finding").evidence
 
 
 def test_a_proxy_that_models_are_given_is_an_error_and_one_in_test_a_warning(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_columns_of_train_alone_are_listed_in_one_note(tmp_path: Path) -> None:
 
     (found,) = proxy_findings(audited_experiment(tmp_path, plant))
     assert found.what == "columns that the test csv lacks"
-    assert found.evidence.startswith("2, alone each: ")
+    assert found.evidence.startswith("2, each with its own AUC: ")
     assert found.severity == "note"
     assert "`reader` AUC 0." in found.evidence
     assert "`hint` AUC 0.8" in found.evidence

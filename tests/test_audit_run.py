@@ -58,7 +58,7 @@ def test_a_run_made_for_other_rows_is_named_and_the_rest_is_looked_at(experiment
     train = experiment.config.data.train
     pd.read_csv(train, dtype=str, keep_default_na=False).iloc[3:].to_csv(train, index=False)
     findings = run_audit(opened_experiment(experiment.config_path), QUIET).findings
-    assert "net: not looked at" in [finding.what for finding in findings]
+    assert "net: not audited" in [finding.what for finding in findings]
     assert len(findings) > 3
 
 
@@ -80,8 +80,8 @@ def test_stack_begins_with_the_audit_and_counts_what_it_only_notes(
     import_frames(changed, "net", *predictions(changed), replace=True)
     assert run_cli("stack", "-c", str(experiment.config_path)) == 0
     said = capsys.readouterr().out
-    assert "warning: the target can be told from row order" in said
-    assert "-> how rows were collected" in said
+    assert "warning: the target can be predicted from row order" in said
+    assert "-> keep it out of the level-2 features" in said
     assert said.index("row order") < said.index("blend:")
     assert "errors" in said
-    assert "does not tell the target" not in said, "a note"
+    assert "do not predict the target" not in said, "a note"

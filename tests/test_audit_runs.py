@@ -81,12 +81,12 @@ def test_each_verdict_has_its_finding_and_names_no_row(experiment: Experiment) -
     assert [(finding.severity, finding.what.partition(":")[0]) for finding in found][:2] == [
         ("error", "turned"), ("warning", "flat"),
     ]  # fmt: skip
-    assert "folds 0, 1, … fit the models 4, 0, 1, 2, 3" in of(found, "turned")[0].evidence
+    assert "folds 0, 1, … fit models 4, 0, 1, 2, 3" in of(found, "turned")[0].evidence
     assert "cannot tell" in of(found, "flat")[0].what
     assert "hardly overfits" in of(found, "flat")[0].remedy
-    (good,) = of(found, "good: held out what it claims")
+    (good,) = of(found, "good: its models held out the rows that it claims")
     assert good.severity == "note"
-    assert f"difference {run_held_out_verdict(experiment, runs[0]).gap} (98 % by group)" in good.evidence
+    assert f"difference {run_held_out_verdict(experiment, runs[0]).gap} (98 % interval by group)" in good.evidence
     assert not any("secret" in str(finding) for finding in found)
 
 
@@ -100,7 +100,7 @@ def test_the_folds_of_another_run_explain_a_claim_that_is_not_true(experiment: E
     ]
     found = run_findings(experiment, runs)
     assert of(found, "honest")[0].severity == "note"
-    (false,) = of(found, "false: other rows were held out")
+    (false,) = of(found, "false: its models held out other rows")
     assert false.severity == "error"
     assert "better explained by the experiment's folds" in false.evidence
 
@@ -121,7 +121,7 @@ def test_a_run_far_better_than_all_else_gets_a_hint_that_is_called_one(experimen
 def test_nets_of_other_scales_are_a_warning(experiment: Experiment) -> None:
     (shifted,) = run_findings(experiment, [imported_run(experiment, "net", shift=1.0, every_net=False)])
     assert shifted.severity == "warning"
-    assert shifted.what == "net: its fold models' scales differ"
+    assert shifted.what == "net: its fold models have different scales"
     assert run_findings(experiment, [imported_run(experiment, "even", every_net=False)]) == []
 
 
@@ -129,7 +129,7 @@ def test_a_run_of_other_rows_is_named_and_left_out(experiment: Experiment) -> No
     run = imported_run(experiment, "net")
     other = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"], "rows or folds": "before"}})
     (finding,) = run_findings(experiment, [other])
-    assert finding.what == "net: not looked at"
+    assert finding.what == "net: not audited"
 
 
 def test_too_few_groups_are_said_to_tell_nothing(tmp_path: Path) -> None:
@@ -139,5 +139,5 @@ def test_too_few_groups_are_said_to_tell_nothing(tmp_path: Path) -> None:
     train.to_csv(tmp_path / "train.csv", index=False)
     experiment = opened_experiment(config, "data.test=null", "data.sample_submission=null", "folds.k=5")
     (finding,) = run_findings(experiment, [imported_run(experiment, "net")])
-    assert finding.what == "net: can't tell what its fold models have seen"
+    assert finding.what == "net: not tested which rows its fold models saw"
     assert "groups hold positives" in finding.evidence

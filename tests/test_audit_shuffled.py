@@ -191,9 +191,9 @@ def test_z_and_p_are_those_of_a_t_test(rng: np.random.Generator) -> None:
 
 def test_what_cannot_be_shuffled_is_refused(clean: tuple[Experiment, Run]) -> None:
     experiment, run = clean
-    with pytest.raises(ConfigError, match="1 shuffles have no standard error: ask for 20 or more"):
+    with pytest.raises(ConfigError, match="--shuffles 1 gives no standard error: use 20 or more"):
         shuffled_target_aucs(experiment, run, QUIET, shuffles=1)
-    with pytest.raises(ConfigError, match="still is image, and shuffles refit heads: name a frozen image model"):
+    with pytest.raises(ConfigError, match="still is of kind image, but shuffles need a frozen image model: name one"):
         shuffled_target_aucs(experiment, replace(run, meta={**run.meta, "kind": "image"}), QUIET)
     two = experiment.folds.frame.assign(fold=experiment.folds.frame["fold"].clip(upper=1))
     with pytest.raises(ConfigError, match=r"folds\.k to 3"):

@@ -64,9 +64,9 @@ def test_each_case_shows_its_picture_beside_the_most_alike_of_the_other_target(
         original = Image.open(small_data / "images" / f"{image['alt']}.png").convert("RGB")
         large = np.asarray(original.resize((160, 160), Image.Resampling.LANCZOS)).astype(float)
         assert np.abs(pixels(image["src"]) - large).mean() < 5
-    assert "The target of 3 of 240 images" in page.text
+    assert "The label of 3 of 240 images" in page.text
     assert "0.012" in page.text
-    assert "5.0 % positive" in page.text
+    assert "5.0 % of the similar images are positive" in page.text
     assert "nan" not in page.text
 
 
@@ -86,14 +86,14 @@ def test_without_pictures_the_cases_are_a_table(
     assert section is not None
     page = Page(section.markup)
     assert "img" not in {tag for tag, _ in page.tags}
-    assert "Made without pictures." in page.text
+    assert "This report was made without images." in page.text
     rows = [row for row in page.rows if row[0] in set(listed["id"])]
     assert [row[:3] for row in rows] == [[listed["id"][0], "0.012", "5.0 %"], [listed["id"][1], "0.800", "–"]]
     assert rows[0][-1] == listed["like"][0]
     elsewhere = replace(experiment, config=experiment.config.model_copy(update={"cache": tmp_path}))
     section = doubtful_labels_section(elsewhere, runs, display_name=str)
     assert section is not None
-    assert "The image cache lacks these pictures" in section.markup
+    assert "The image cache lacks these images" in section.markup
 
 
 def test_without_runs_there_is_no_section_and_without_doubt_it_says_none(

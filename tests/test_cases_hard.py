@@ -134,7 +134,7 @@ def test_each_case_shows_its_picture_and_the_heat_of_the_net_that_did_not_see_it
 def test_a_transformer_shows_the_picture_alone_and_says_so(finished: tuple[Experiment, Run, list[Run]]) -> None:
     experiment, blend, runs = finished
     section = hard_cases(experiment, weighted(blend, seeing=0.1, turning=0.2), runs, display_name=named, each=2)
-    assert "No heat maps of turning: Grad-CAM needs a convolutional backbone" in section.markup
+    assert "No heat maps for turning: Grad-CAM needs a convolutional backbone" in section.markup
     images = [attrs for tag, attrs in Page(section.markup).tags if tag == "img"]
     assert 2 <= len(images) <= 4
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in images)
@@ -193,7 +193,7 @@ def test_pictures_that_are_not_cached_are_left_out_and_named(
     experiment, blend, runs = finished
     elsewhere = replace(experiment, config=experiment.config.model_copy(update={"cache": tmp_path}))
     section = hard_cases(elsewhere, blend, runs, display_name=named)
-    assert "The image cache lacks these pictures" in section.markup
+    assert "The image cache lacks these images" in section.markup
     assert "<table" in section.markup
     assert list(tmp_path.iterdir()) == []
 

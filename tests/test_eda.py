@@ -112,7 +112,7 @@ def test_a_middle_size_that_is_the_risky_one_shows_by_shape_where_ranks_are_blin
 
     def line(**given):
         page, _ = render(tmp_path, table, pictures=pictures, **given)
-        return next(cells for cells in page.rows if cells[:1] == ["picture height"])
+        return next(cells for cells in page.rows if cells[:1] == ["image height"])
 
     *_, ranked, shape = line(folds=folds)
     assert float(ranked.split()[0]) < 0.6
@@ -207,10 +207,10 @@ def test_a_table_alone_makes_a_page(tmp_path):
     table = make_table(n_test=0)
     page, _ = render(tmp_path, Table(table.train.drop(columns="diagnosis"), table.test))
     assert "There are no test rows to compare with." in page.text
-    assert "Nobody has looked for near-duplicates yet." in page.text
+    assert "Near-duplicates have not been searched yet." in page.text
     assert "img" not in {tag for tag, _ in page.tags}
     assert "iagnosis" not in page.text
-    assert "picture width" not in page.named
+    assert "image width" not in page.named
     assert not {"sheet", "folds", "drift-columns"} & set(page.ids)
 
 
@@ -219,7 +219,7 @@ def test_no_images_leaves_out_the_pictures_and_asks_for_none(tmp_path):
     pictures = make_pictures(table, asked)
     page, _ = render(tmp_path, table, pictures=pictures, pairs=make_pairs(table), sheet=0)
     assert "img" not in {tag for tag, _ in page.tags}
-    assert "picture width" in page.named
+    assert "image width" in page.named
     assert asked == []
 
 

@@ -86,12 +86,12 @@ def test_the_prevalence_moves_the_numbers_to_those_of_python(
         place = points.index_reaching(sensitivity=0.9)
         assert_shows(page, points, place, float(prevalence) / 100)
         sick = round(10 * float(prevalence))
-        assert page.get_by_role("status").inner_text().startswith(f"Of 1,000 such images {sick} are positive")
+        assert page.get_by_role("status").inner_text().startswith(f"Of 1,000 such images, {sick} are positive")
         entry.fill("0")
         assert entry.get_attribute("aria-invalid") == "true"
         assert "from 0.01 to 99.99" in page.get_by_role("alert").inner_text()
         assert_shows(page, points, place, float(prevalence) / 100)  # the last that could be used
-        page.get_by_role("button", name="as here").press("Enter")
+        page.get_by_role("button", name="reset to this data").press("Enter")
         assert page.get_by_role("alert").inner_text() == ""
         assert_shows(page, points, place)
         assert seen.console_errors == []
@@ -105,8 +105,8 @@ def test_the_words_are_counts_that_add_up(path: Path, points: Thresholds, browse
         found = round(200 * points.true_positives[place] / points.positives)
         alarms = round(800 * points.false_positives[place] / points.negatives)
         assert seen.page.get_by_role("status").inner_text() == (
-            f"Of 1,000 such images 200 are positive: {found} found, {200 - found} missed. "
-            f"Of the 800 others {alarms} are false alarms."
+            f"Of 1,000 such images, 200 are positive: {found} found, {200 - found} missed. "
+            f"Of the other 800 images, {alarms} are false alarms."
         )
         assert said != seen.page.get_by_role("status").inner_text()
 

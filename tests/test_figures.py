@@ -156,7 +156,7 @@ def test_each_fold_with_both_classes_has_a_thin_line_of_its_own_curve(rng):
     fold = np.r_[np.arange(300) % 3, np.full(50, 3)]  # fold 3 has no positive
     whole, folds = roc_figure("a", y, {"x": s}), roc_figure("a", y, {"x": s}, fold)
     assert len(lines(folds)) == len(lines(whole)) + 3
-    assert [label for label, _ in folds.legend] == ["x", "the first, within each fold"]
+    assert [label for label, _ in folds.legend] == ["x", "the first curve, within each fold"]
     area = [abs(np.trapezoid(path[:, 1].max() - path[:, 1], path[:, 0])) for path in lines(folds)]
     full = np.ptp(lines(whole)[-1][:, 0]) * np.ptp(lines(whole)[-1][:, 1])
     aucs = [roc_auc_score(y[fold == k], s[fold == k]) for k in range(3)]
@@ -167,8 +167,8 @@ def test_the_reliability_of_each_bin_is_said(rng):
     y, p = rng.random(500) < 0.3, rng.random(500)
     table = reliability(y, p, np.arange(500))
     svg = reliability_figure("r", table, axis="p").svg
-    assert svg.count("told ") == len(table)
-    assert f"told {table['p'][0]:.1%}, seen {table['share'][0]:.1%}" in svg
+    assert svg.count("predicted ") == len(table)
+    assert f"predicted {table['p'][0]:.1%}, observed {table['share'][0]:.1%}" in svg
 
 
 def test_a_history_never_falls_and_skips_what_has_no_value():

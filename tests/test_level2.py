@@ -218,7 +218,7 @@ def test_shortcuts_are_features_only_when_asked_for(
 
 def test_the_report_says_what_shortcuts_would_add(folder: Path) -> None:
     page = (folder / "runs" / "small" / "report.html").read_text(encoding="utf-8")
-    for words in ("with the number of images of the group", "as if its group had no other", "residual"):
+    for words in ("With the number of images in the group", "Without the other images of each group", "residual"):
         assert words in page
 
 

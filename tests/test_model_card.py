@@ -79,7 +79,7 @@ def test_its_numbers_are_those_of_the_rows(card: str, finished: tuple[Experiment
     truth = experiment.table.train.set_index("id").loc[oof["id"]]
     y, group = truth["target"].to_numpy(int), experiment.folds.frame.set_index("id")["split_group"].loc[oof["id"]]
     honest = interval("auc", y, oof["score"], group)
-    (headline,) = [row[0] for name, row in found.items() if "nested: what new images" in name]
+    (headline,) = [row[0] for name, row in found.items() if "nested: estimate for new images" in name]
     assert headline == f"**{honest.value:.4f} ({honest.low:.4f} to {honest.high:.4f})**"
     (tuned,) = [row[0] for name, row in found.items() if "tuned and measured on the same rows" in name]
     assert tuned == f"{interval('auc', y, oof[blend.meta['chosen'] + '_tuned'], group).value:.4f}"
@@ -105,7 +105,7 @@ def test_subgroups_are_shown_as_they_were_given(card: str) -> None:
     found = tables(card)
     assert found["sex"] == ["female", "1,120", "21", "0.812 (0.700 to 0.910)", "differs beyond noise"]
     assert found["site"][1:] == ["7", "0", "–", ""]
-    assert "Looked at: sex, site." in card
+    assert "Evaluated by: sex, site." in card
 
 
 @pytest.mark.slow

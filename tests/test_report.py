@@ -208,7 +208,7 @@ def test_every_objective_is_explained(data, objective):
 def test_what_is_not_known_is_left_out(data):
     nothing = {"comparisons": [], "notes": [], "facts": {}, "weights": data.weights.iloc[:0]}
     page = Page(report_html(replace(data, **nothing, methods=data.methods.iloc[:0])))
-    assert "Ways to blend" not in page.text
+    assert "Blend methods" not in page.text
     assert "Weights" not in page.text
     unknown = data.runs.assign(low=np.nan, high=np.nan, ap=np.nan)
     row = next(row for row in Page(report_html(replace(data, runs=unknown))).rows if row[0] == "net_a")

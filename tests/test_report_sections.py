@@ -75,7 +75,7 @@ def make_full_data(n=400, seed=0):
             StudyHistory("blend-weighting-without-1", np.array([np.nan]), ("fail",)),
         ],
         data=DataFacts(
-            {"published pairs": 425, "near-duplicates": "the pictures were not looked at"},
+            {"pairs in the list of duplicates": 425, "near-duplicates": "the images were not checked"},
             pd.DataFrame([["age", 3, 0.01, 0.02, 0.0, np.nan]], columns=missing),
             pd.DataFrame([finding]),
         ),
@@ -164,22 +164,24 @@ def test_the_sections_show_the_numbers_they_were_given(full, full_page):
     ]  # fmt: skip
     assert rows["sex: male differs"][4] == f"{male['auc']:.3f}"
     assert rows["site: palms"][4:] == ["–"] * 4
-    assert f"sex male: AUC {male['auc']:.3f}, {male['difference']:.3f} above that of all other rows." in full_page.text
+    assert (
+        f"sex male: AUC {male['auc']:.3f}, {male['difference']:.3f} above that of all other images." in full_page.text
+    )
     assert rows["gbdt-lightgbm-without-0"] == ["2", "1", "0", "0.8000", "0.8200", "+0.0200", "3"]
     assert rows["blend-weighting-without-1"] == ["0", "0", "1", "–", "–", "–", "–"]
     assert rows["age"] == ["3", "1.0 %", "2.0 %", "0.0 %", "–"]
     assert rows["error"] == ["black", "3 of 9 pictures", "look"]
     assert ["net_a", "0.8123", "0.7123"] in full_page.rows
     assert ["net_a", "0.40", "1.00"] in full_page.rows
-    assert "published pairs425" in full_page.text
+    assert "pairs in the list of duplicates425" in full_page.text
     assert "a36ab2c0f2d4" in full_page.text
 
 
 def test_what_no_model_uses_is_no_bar(full):
     html = report_html(full)
-    features = html[html.index('aria-label="mean size of what it adds to the logit. net_a') :]
+    features = html[html.index('aria-label="mean absolute contribution to the logit. net_a') :]
     assert features.startswith(
-        'aria-label="mean size of what it adds to the logit. net_a 0.512; site 0.312; age_group_min 0.112."'
+        'aria-label="mean absolute contribution to the logit. net_a 0.512; site 0.312; age_group_min 0.112."'
     )
     assert "0.512 ↑" in features
     assert "0.112 ↓" in features
@@ -189,14 +191,14 @@ def test_what_no_model_uses_is_no_bar(full):
 def test_where_nothing_differs_the_page_says_so(full):
     alike = full.subgroups.assign(apart=False)
     text = Page(report_html(replace(full, subgroups=alike))).text
-    assert "No subgroup is ordered better or worse than the rest, beyond noise." in text
-    assert "that of all other rows." not in text
+    assert "No subgroup has an AUC that differs from the rest beyond noise." in text
+    assert "that of all other images." not in text
 
 
 def test_without_an_audit_the_page_names_the_command_that_makes_it(full):
     data = DataFacts({}, None, None, "dermstack audit --config <c>.yaml")
     text = Page(report_html(replace(full, data=data))).text
-    assert "The pictures have not been audited: dermstack audit --config <c>.yaml looks" in text
+    assert "The images have not been audited. dermstack audit --config <c>.yaml checks" in text
 
 
 def test_sections_stand_at_their_places_and_only_their_scripts_may_run(full):

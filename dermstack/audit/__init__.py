@@ -1,1 +1,1 @@
-"""What should be known before a number is believed: leaks, shortcuts, drift, doubtful labels, with evidence."""
+"""Audit of an experiment: leaks, acquisition shortcuts, drift and doubtful labels, each finding with its evidence."""

@@ -1,4 +1,4 @@
-"""Whether how the rows and pictures were collected tells the target: row order, names, sizes, source, each alone."""
+"""Checks whether acquisition facts (row order, ids, group size, image and file size, source) predict the target."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import auc
 from stack.store import Run, row_positions_in_run
 
-WARNING_AUC = 0.55  # AUC of a fact alone above which it is worth a warning, where chance is out of question
-_SAME_CORRELATION = 0.999  # rank correlation from which two facts are one
-_MAX_ID_PATTERNS = 50  # at most so many ways in which ids are written are a fact about them
-_MIN_NUMBERED_SHARE = 0.9  # share of names with digits from which their numbers are a fact
+WARNING_AUC = 0.55  # a significant fact is a warning if its own AUC is above this, else a note
+_SAME_CORRELATION = 0.999  # two facts with a rank correlation above this are treated as one
+_MAX_ID_PATTERNS = 50  # the id format is a fact only if there are at most this many formats
+_MIN_NUMBERED_SHARE = 0.9  # the numbers in names are a fact only if at least this share of names has one
 
-_PROBES = {  # of stackers: their words, and the facts that need no asking again
-    "context_counts": ("the number of images of the group", ("images of the group",)),
-    "shortcuts": ("width, height and bytes of the pictures", ("width", "height", "bytes of the file", "bytes a pixel")),
+_PROBES = {  # probes that stackers store: the text for each, and the facts that it already covers
+    "context_counts": ("the number of images in the group", ("images in the group",)),
+    "shortcuts": ("image width, height and file size", ("width", "height", "file size", "bytes per pixel")),
 }
 
 
 def acquisition_findings(
     experiment: Experiment, sizes: pd.DataFrame | None = None, runs: Sequence[Run] = ()
 ) -> list[Finding]:
-    """Each fact that tells the target, one note on all that don't, and what they would add to level 2.
+    """Reports each fact that predicts the target, one note on the others, and what the facts would add to level 2.
 
-    ``sizes`` (id, source_width, source_height, source_bytes, encoding) is what is known of the pictures; left out, what
-    the csv or an earlier `oof` wrote down. ``runs`` of the experiment are what the facts would be added to; the first
-    with probes is asked, else the first of level 2, else the first.
+    ``sizes`` (id, source_width, source_height, source_bytes, encoding) describes the image files; without it the sizes
+    of the csv or of an earlier `oof` are used. The gain of a fact is measured over one of the experiment's ``runs``:
+    the first that has probes, else the first of level 2, else the first.
     """
     facts = acquisition_facts(experiment, sizes)
     y, fold, group = experiment.target, experiment.folds.frame["fold"], experiment.split_group
@@ -44,38 +44,38 @@ def acquisition_findings(
     telling = [one for one in associations if one.p * len(associations) < FALSE_ALARM_RATE]
     found = [_fact_finding(one, len(associations)) for one in telling]
     if quiet := [f"{one.name} {one}" for one in associations if one not in telling]:
-        evidence = f"beyond chance none of: {'; '.join(quiet)}"
-        found.append(Finding("note", "how rows were collected does not tell the target", evidence, "none"))
+        evidence = f"not significant: {'; '.join(quiet)}"
+        found.append(Finding("note", "these acquisition facts do not predict the target", evidence, "none"))
     return found + gain_findings(experiment, {one.name: facts[one.name] for one in telling}, runs)
 
 
 def acquisition_facts(experiment: Experiment, sizes: pd.DataFrame | None = None) -> dict[str, pd.Series]:
-    """What is known of how the training rows came about, by its name: numbers or words (n,), in table order."""
+    """Returns the acquisition facts of the training rows by name: numbers or words (n,), in table order."""
     known = with_acquisition(experiment) if sizes is None else None
     train = (known or experiment).table.train.reset_index(drop=True)
     group = train["group"]
     facts = {
         "row order": pd.Series(np.arange(len(train))),
         "number in the id": _last_numbers(train["id"]),
-        "way the id is written": train["id"].str.replace(r"\d+", "0", regex=True),
-        "images of the group": group.map(group.value_counts()),
+        "id format": train["id"].str.replace(r"\d+", "0", regex=True),
+        "images in the group": group.map(group.value_counts()),
     }
     if not (group == train["id"]).all():
         facts["number in the group's name"] = _last_numbers(group)
     if "source" in train:
         facts["source"] = train["source"]
     facts |= _picture_facts(train, sizes)
-    if facts["way the id is written"].nunique() > _MAX_ID_PATTERNS:
-        facts.pop("way the id is written")
+    if facts["id format"].nunique() > _MAX_ID_PATTERNS:
+        facts.pop("id format")
     facts = {name: values for name, values in facts.items() if values.nunique(dropna=False) > 1}
     if "number in the id" in facts and _same_order(facts["row order"], facts["number in the id"]):
-        facts = {"row order (that of the ids)": facts.pop("row order"), **facts}
+        facts = {"row order (same as id order)": facts.pop("row order"), **facts}
         facts.pop("number in the id")
     return facts
 
 
 def gain_findings(experiment: Experiment, facts: dict[str, pd.Series], runs: Sequence[Run]) -> list[Finding]:
-    """What ``facts`` and the stackers' own probes would add to a run's AUC: features that no model should be given."""
+    """Reports how much ``facts`` and the stackers' own probes would add to a run's AUC; none should be a feature."""
     gains = [
         (run.name, row["what"], row["auc"], _probe_difference(row))
         for run in runs
@@ -97,19 +97,21 @@ def gain_findings(experiment: Experiment, facts: dict[str, pd.Series], runs: Seq
         )
         evidence = f"AUC {value:.4f} with it, {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
         if beyond:
-            remedy = "keep it out of the features: other rows are collected otherwise"
-            found.append(Finding("warning", f"{what} would add to {run}", evidence, remedy))
+            remedy = "keep it out of the features: it depends on how these rows were collected, new rows may differ"
+            found.append(Finding("warning", f"{what} would raise the AUC of {run}", evidence, remedy))
         else:
-            quiet.append(f"{what} to {run}: {evidence}")
+            quiet.append(f"{what}, added to {run}: {evidence}")
     if quiet:
-        what = "how rows were collected would not add to level 2"
-        found.append(Finding("note", what, f"beyond noise none of: {'; '.join(quiet)}", "none"))
+        what = "these acquisition facts would not raise the AUC"
+        found.append(Finding("note", what, f"not significant: {'; '.join(quiet)}", "none"))
     return found
 
 
 def gain_over_run(experiment: Experiment, run: Run, values: pd.Series) -> tuple[float, Interval]:
-    """AUC of the run's logit and a fact (n,) in a cross-fitted logistic regression, and how much more that is than
-    without the fact: a paired difference by group."""
+    """Returns the AUC of a logistic regression on the run's logit and a fact (n,), and the gain from the fact.
+
+    Both regressions, with and without the fact, are cross-fitted. The gain is a paired difference by split_group.
+    """
     oof = run.frame("oof")
     place = row_positions_in_run(run, oof["id"], experiment.table.train["id"], "oof")
     rows = np.flatnonzero(place >= 0)
@@ -135,29 +137,29 @@ def _probe_difference(row: dict[object, object]) -> Interval:
 
 
 def _fact_finding(one: ColumnAssociation, number: int) -> Finding:
-    evidence = f"{one} of it alone; p = {min(1.0, one.p * number):.1g} for {number} facts looked at"
+    evidence = f"{one} by this fact alone; p = {min(1.0, one.p * number):.1g}, corrected for {number} facts"
     if one.strength <= WARNING_AUC:
-        what = f"the target can be told a little from {one.name}"
+        what = f"the target can be predicted slightly from {one.name}"
         return Finding("note", what, evidence, "keep it out of the features")
-    remedy = "how rows were collected tells the target: nets may learn it; never give it to level 2 as a feature"
-    return Finding("warning", f"the target can be told from {one.name}", evidence, remedy)
+    remedy = "keep it out of the level-2 features; image models may still learn it from the images"
+    return Finding("warning", f"the target can be predicted from {one.name}", evidence, remedy)
 
 
 def _picture_facts(train: pd.DataFrame, sizes: pd.DataFrame | None) -> dict[str, pd.Series]:
     if sizes is not None:
         renamed = sizes.drop_duplicates("id").rename(columns=lambda name: name.removeprefix("source_"))
         train = renamed.set_index("id").reindex(train["id"]).reset_index()
-    named = {"width": "width", "height": "height", "bytes of the file": "bytes"}
+    named = {"width": "width", "height": "height", "file size": "bytes"}
     facts = {words: train[name] for words, name in named.items() if name in train}
     if len(facts) == 3:
         pixels = train["width"] * train["height"]
         if pixels.nunique() > 1:
-            facts["bytes a pixel"] = train["bytes"] / pixels
+            facts["bytes per pixel"] = train["bytes"] / pixels
     return facts | ({"encoding": train["encoding"]} if "encoding" in train else {})
 
 
 def _last_numbers(names: pd.Series) -> pd.Series:
-    """The last number in each name; nothing where most have none."""
+    """Returns the last number in each name (n,); all NaN if fewer than 90 % of the names hold one."""
     digits = names.str.extract(r"(\d+)\D*$")[0]
     if digits.notna().mean() < _MIN_NUMBERED_SHARE:
         return pd.Series(np.nan, index=range(len(names)))

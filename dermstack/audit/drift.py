@@ -1,4 +1,4 @@
-"""Train against test, column by column: how far apart they are, and how far chance alone would put them."""
+"""Measures drift between train and test, by column and by classifier, and counts what the EDA page shows."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ def drift(
     *,
     seed: int,
 ) -> pd.DataFrame:
-    """Compare each column of `train` (n values) with that of `test` (m values); groups (n,) and (m,).
+    """Compares each column of `train` (n values) with the same column of `test` (m values); groups (n,) and (m,).
 
-    One row a column: column, kind, distance, chance, beyond, auc, missing_train, missing_test.
+    Returns one row per column: column, kind, distance, chance, beyond, auc, missing_train, missing_test.
 
-    `distance`, 0 to 1, is the largest difference between the shares of train and of test that one question can find:
-    below which value (kind "number", the Kolmogorov–Smirnov statistic of the known values), or in which set of levels
-    (kind "words", total variation; a missing value is a level). `chance`: 95 % of draws that deal whole groups to train
-    and test at random lie below it; `beyond`: whether the distance is larger. `auc`, 0.5 to 1: of telling a test row
-    from a train row by this column alone; by words, levels with more of the test rows first, as seen on these rows.
-    NaN where one side has no known value.
+    `distance`, 0 to 1: for kind "number" the Kolmogorov–Smirnov statistic of the known values, for kind "words" the
+    total variation distance, with missing values as a level. `chance`: the 95 % quantile of the distance when whole
+    groups are assigned to train and test at random, 200 times; `beyond`: whether the distance is larger. `auc`, 0.5 to
+    1: how well this column alone separates test rows from train rows; for words, levels are ordered by their share of
+    test rows on these same rows, which is optimistic. NaN where one side has no known value.
     """
     rng = np.random.default_rng(seed)
     units, in_test = _units(train_group, test_group)
@@ -49,7 +48,7 @@ def drift(
         numeric = pd.api.types.is_numeric_dtype(both)
         codes, levels = pd.factorize(both, sort=True, use_na_sentinel=numeric)
         known = np.flatnonzero(codes >= 0)
-        counts = [_counts(codes[known], dealt[units[known]], len(levels)) for dealt in [in_test, *shuffled]]
+        counts = [_counts(codes[known], assigned[units[known]], len(levels)) for assigned in [in_test, *shuffled]]
         distances = [_distance(pair, numeric) for pair in counts]
         missing = [float(side[column].isna().mean()) for side in (train, test)]
         # A draw in which one side has no known value has no distance.
@@ -62,7 +61,10 @@ def drift(
 
 
 def _units(train_group: pd.Series, test_group: pd.Series) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """What is dealt whole: the unit of each row, and of each unit whether it is in test. A shared group is two."""
+    """Returns the unit that each row belongs to, and for each unit whether it is in test.
+
+    A unit is a group within train or within test: a group in both parts is two units.
+    """
     first, groups = pd.factorize(train_group)
     second, others = pd.factorize(test_group)
     in_test = np.repeat([False, True], [len(groups), len(others)])
@@ -70,7 +72,7 @@ def _units(train_group: pd.Series, test_group: pd.Series) -> tuple[NDArray[np.in
 
 
 def _counts(codes: NDArray[np.intp], in_test: NDArray[np.bool_], levels: int) -> NDArray[np.float64]:
-    """Rows of train and of test with each level: (2, levels)."""
+    """Counts the rows of train and of test with each level: (2, levels)."""
     return np.bincount(codes + levels * in_test, minlength=2 * levels).reshape(2, levels).astype(np.float64)
 
 
@@ -85,7 +87,7 @@ def _distance(counts: NDArray[np.float64], numeric: bool) -> float:
 
 
 def _auc(counts: NDArray[np.float64], numeric: bool) -> float:
-    """That a test row's level stands above a train row's, ties half, turned to 0.5 or more."""
+    """Returns the AUC of the level between test and train rows, ties counted half; the larger of AUC and 1 − AUC."""
     if not counts.sum(axis=1).all():
         return np.nan
     if not numeric:
@@ -96,28 +98,28 @@ def _auc(counts: NDArray[np.float64], numeric: bool) -> float:
     return max(value, 1 - value)
 
 
-WARNING_AUC = 0.55  # AUC between train and test from which it is worth a warning, where chance is out of question
-MIN_GROUPS = 10  # groups on either side, with fewer of which nothing is said
-HALF_SPLITS = 9  # splits of the groups into a half to learn from and a half to test on
+WARNING_AUC = 0.55  # significant drift with an AUC above this is a warning, else a note
+MIN_GROUPS = 10  # with fewer groups in train or in test, drift is not judged
+HALF_SPLITS = 9  # random splits of the groups into a training half and a test half
 _FOLDS = 5
-_CLASSIFIER_LEVELS = 50  # levels of words that the classifier tells apart
-_MIN_DRIVER_SHARE = 0.1  # share of what the AUC has above 0.5 that a column must be worth to be named as what drives it
+_CLASSIFIER_LEVELS = 50  # most frequent levels of a text column that the classifier distinguishes
+_MIN_DRIVER_SHARE = 0.1  # a column is named as a driver if shuffling it costs more than this share of AUC − 0.5
 
 Floats = NDArray[np.float64]
 
 
 def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
-    """Of what the models use (age, sex, site, and what the config adds), then of what they don't: one finding each.
+    """Reports drift in the columns that models use (age, sex, site, config additions), then in those that none uses.
 
-    The AUC is of a gradient boosting that tells test rows from training rows out of fold, whole groups held out. Ids,
-    and what is in train alone, take no part. Drift of what no model uses is a note.
+    One finding each. The AUC is that of a gradient boosting classifier of test against training rows, out of fold with
+    whole groups held out. Ids and columns that only train has are left out. Drift in unused columns is a note.
     """
     parts = _train_and_test(experiment)
     if not len(parts[1]):
         return []
     features = experiment.config.features
     used, unused = ["age", "sex", "site"], list[str]()
-    (used if features.context_counts else unused).append("images of the group")
+    (used if features.context_counts else unused).append("images in the group")
     (used if features.shortcuts else unused).extend(ACQUISITION)
     found = []
     for columns, is_used in ((used, True), (unused, False)):
@@ -129,35 +131,38 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
 
 
 def _drift_finding(parts: list[pd.DataFrame], columns: list[str], is_used: bool, seed: int) -> Finding:
-    what = f"train and test differ in {'what models use' if is_used else 'what no model uses'}"
+    what = f"train and test differ in columns that {'models use' if is_used else 'no model uses'}"
     groups = [part["group"].nunique() for part in parts]
     if min(groups) < MIN_GROUPS:
         evidence = f"{groups[0]} groups in train, {groups[1]} in test"
-        return Finding("note", "too few groups to tell train from test", evidence, "none")
+        return Finding("note", "too few groups to compare train and test", evidence, "none")
     both = pd.concat(parts, ignore_index=True)
     in_test = np.repeat([0, 1], [len(part) for part in parts])
     x, group = _matrix(both[columns]), both["group"].to_numpy(object)
     separation, importances = adversarial_validation(x, in_test, group, seed=seed)
     p = adversarial_validation_p(x, in_test, group, seed=seed)
-    evidence = f"AUC {separation} between them, of {', '.join(columns)}; p = {min(1.0, 2 * p):.1g}"
-    if 2 * p >= FALSE_ALARM_RATE:  # what is used, what is not: two looks
-        evidence += ": within chance"
-        return Finding("note", what.replace("differ", "don't differ beyond chance"), evidence, "none")
+    evidence = f"AUC {separation} of a classifier by {', '.join(columns)}; p = {min(1.0, 2 * p):.1g}"
+    if 2 * p >= FALSE_ALARM_RATE:  # corrected for two tests: used and unused columns
+        evidence += ": not significant"
+        return Finding("note", what.replace("differ", "do not differ significantly"), evidence, "none")
     drivers = _drivers(
         parts, columns, importances, least=_MIN_DRIVER_SHARE * max(separation.value - 0.5, 0.0), seed=seed
     )
-    evidence += f"; driven by {drivers}" if drivers else "; by no column alone"
+    evidence += f"; driven by {drivers}" if drivers else "; no single column drives it"
     if not is_used:
-        return Finding("note", what, evidence, "harmless as long as no model is given these")
+        return Finding("note", what, evidence, "harmless as long as no model uses these columns")
     severity: Severity = "warning" if separation.value > WARNING_AUC else "note"
-    remedy = "the estimate is of rows like those of train; look at its subgroups, which say how it does on others"
+    remedy = "the estimate holds for rows like those in train; check the subgroup results for rows like those in test"
     return Finding(severity, what, evidence, remedy)
 
 
 def adversarial_validation(
     x: Floats, in_test: NDArray[np.generic], group: NDArray[np.object_], *, seed: int
 ) -> tuple[Interval, Floats]:
-    """AUC between train and test out of fold, and what it loses where a column (k,) is shuffled among held-out rows."""
+    """Returns the out-of-fold AUC between train and test, and its loss when each column is shuffled (k,).
+
+    A column is shuffled among the held-out rows of a fold, without refitting.
+    """
     made = np.empty(len(x))
     shuffled = np.empty((x.shape[1], len(x)))
     rng = np.random.default_rng(seed)
@@ -177,10 +182,11 @@ def adversarial_validation(
 def adversarial_validation_p(
     x: Floats, in_test: NDArray[np.generic], group: NDArray[np.object_], *, seed: int
 ) -> float:
-    """p-value of rows (n, k) not telling whether they are of test: learned on half of the groups, tested on the other.
+    """Returns the p-value of the null hypothesis that rows (n, k) of train and test have the same distribution.
 
-    Twice the median over splits, which is valid however the splits depend (Meinshausen, Meier & Bühlmann 2009). The
-    scores of all folds together would not do: folds that learn from each other's rows are not independent.
+    A classifier is fitted on half of the groups and tested on the other half. The p-value is twice the median over
+    splits, which is valid for dependent splits (Meinshausen, Meier & Bühlmann 2009). The pooled scores of a
+    cross-validation would not give a valid test: its folds are trained on each other's rows and so are not independent.
     """
     rng = np.random.default_rng(seed)
     p_values = []
@@ -195,15 +201,15 @@ def adversarial_validation_p(
 def _random_group_parts(
     in_test: NDArray[np.generic], group: NDArray[np.object_], k: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """A part 0..k-1 of each row (n,), whole groups, those of test and the others dealt apart."""
+    """Assigns each row (n,) to a part 0..k-1 by whole groups, those with test rows separately from the others."""
     codes, names = pd.factorize(group)
     holds = np.bincount(codes, in_test, len(names)) > 0
     order = rng.permutation(len(names))
     order = order[np.argsort(holds[order], kind="stable")]
     part = np.empty(len(names), np.intp)
     part[order] = np.arange(len(names)) % k
-    dealt: NDArray[np.intp] = part[codes]
-    return dealt
+    assigned: NDArray[np.intp] = part[codes]
+    return assigned
 
 
 def _fit_classifier(x: Floats, y: NDArray[np.generic]) -> Callable[[Floats], Floats]:
@@ -214,7 +220,7 @@ def _fit_classifier(x: Floats, y: NDArray[np.generic]) -> Callable[[Floats], Flo
 
 
 def _matrix(rows: pd.DataFrame) -> Floats:
-    """(n, k): numbers as they are, words as the number of their level; a missing one is a level, the rare share one."""
+    """Returns a matrix (n, k): numbers unchanged, words as level codes; missing is a level, rare words share one."""
     columns = []
     for name in rows:
         if pd.api.types.is_numeric_dtype(rows[name]):
@@ -229,36 +235,37 @@ def _matrix(rows: pd.DataFrame) -> Floats:
 def _train_and_test(experiment: Experiment) -> list[pd.DataFrame]:
     known = with_acquisition(experiment) or experiment
     tables = [part.reset_index(drop=True) for part in (known.table.train, known.table.test)]
-    return [part.assign(**{"images of the group": part.groupby("group")["id"].transform("size")}) for part in tables]
+    return [part.assign(**{"images in the group": part.groupby("group")["id"].transform("size")}) for part in tables]
 
 
 def _drivers(parts: list[pd.DataFrame], columns: list[str], importances: Floats, *, least: float, seed: int) -> str:
-    """Columns by what they are worth, with how far apart the two sides are in each."""
+    """Names the columns that drive the AUC, most important first, with the distance between train and test in each."""
     sides = [{name: part[name] for name in columns} for part in parts]
     distance = drift(sides[0], sides[1], parts[0]["group"], parts[1]["group"], seed=seed).set_index("column")
     order = [place for place in np.argsort(-importances, kind="stable") if importances[place] > least]
     return ", ".join(
-        f"{columns[place]} (AUC −{importances[place]:.3f} without it, "
-        f"{distance.loc[columns[place], 'distance']:.0%} of rows "
-        f"apart, {distance.loc[columns[place], 'chance']:.0%} by chance)"
+        f"{columns[place]} (AUC −{importances[place]:.3f} when it is shuffled, "
+        f"distance {distance.loc[columns[place], 'distance']:.0%}, "
+        f"{distance.loc[columns[place], 'chance']:.0%} by chance)"
         for place in order
     )
 
 
 MISSING = "(missing)"
 AGE_EDGES = np.arange(0, 105, 5)  # years: the lower edges of the bins; the last one, 100, is open above
-SIZE_LABELS = {  # what the files say of the original pictures, and its words
-    "source_width": "picture width",
-    "source_height": "picture height",
-    "source_bytes": "picture file size",
+SIZE_LABELS = {  # columns on the original image files, and their labels on the page
+    "source_width": "image width",
+    "source_height": "image height",
+    "source_bytes": "image file size",
 }
-_TABLE_LEVELS = 14  # levels of a column that are told apart; the rarest share a line
+_TABLE_LEVELS = 14  # levels of a column that a table shows; the rarest share one line
 
 
 def level_counts(train: pd.DataFrame, column: str, *, most: int = _TABLE_LEVELS) -> pd.DataFrame:
-    """What `column` holds against the target, most frequent first: level, rows, negatives, positives, prevalence.
+    """Counts the levels of `column` by target, most frequent first: level, rows, negatives, positives, prevalence.
 
-    What is missing is a level of its own, the last one; beyond `most` the rarest are one line, "other (9 kinds)".
+    Missing values are a level of their own, in the last line. If there are more than `most` levels, the rarest share
+    one line, "other (9 kinds)".
     """
     levels, other = _levels(train[column], most)
     by_level = train["target"].groupby(levels)
@@ -271,10 +278,11 @@ def level_counts(train: pd.DataFrame, column: str, *, most: int = _TABLE_LEVELS)
 
 
 def age_histograms(train: pd.DataFrame, column: str, *, most: int = _TABLE_LEVELS) -> pd.DataFrame:
-    """Ages within each level of `column`: level, of ("all" or "positive"), images, known, median, then the bins.
+    """Histograms of age within each level of `column`: level, of ("all" or "positive"), images, known, median, bins.
 
-    The bins are named 0, 5, … 100 (years, the last one open above) and hold shares of the images of known age: they
-    sum to 1, or are 0 where none is known. Levels come in the order of `level_counts`, each twice.
+    The bin columns are named by their lower edges 0, 5, … 100 (years; the last has no upper end). They hold shares of
+    the images with known age, which sum to 1, or are 0 where no age is known. Levels have two rows each, in the order
+    of `level_counts`.
     """
     levels, _ = _levels(train[column], most)
     order = level_counts(train, column, most=most)["level"]
@@ -288,16 +296,16 @@ def age_histograms(train: pd.DataFrame, column: str, *, most: int = _TABLE_LEVEL
 
 
 def age_shares(ages: pd.Series) -> NDArray[np.float64]:
-    """Shares of the known among `ages` (n,) in each bin of AGE_EDGES; zeros where none is known."""
+    """Returns the share of the known `ages` (n,) in each bin of AGE_EDGES; zeros if none is known."""
     known = ages.dropna().to_numpy(np.float64)
     bins = np.clip(np.searchsorted(AGE_EDGES, known, side="right") - 1, 0, len(AGE_EDGES) - 1)
     return np.bincount(bins, minlength=len(AGE_EDGES)) / max(len(known), 1)
 
 
 def age_rates(train: pd.DataFrame) -> pd.DataFrame:
-    """The share of positives by decades of age: ages ("40–49"; "90 and over"), images, positives, prevalence.
+    """Returns the share of positives by decade of age: ages ("40–49"; "90 and over"), images, positives, prevalence.
 
-    From the youngest to the oldest decade that is there, those between without an image with a prevalence of NaN.
+    Rows run from the youngest to the oldest decade with an image; a decade without images has a prevalence of NaN.
     """
     known = train.loc[train["age"].notna(), ["age", "target"]]
     decade = (known["age"] // 10).clip(upper=9).astype(int)
@@ -311,10 +319,10 @@ def age_rates(train: pd.DataFrame) -> pd.DataFrame:
 
 
 def group_sizes(train: pd.DataFrame) -> pd.DataFrame:
-    """Groups by their number of images: images ("1", "2", "3–4" …), groups, with_positive, rows, positives, prevalence.
+    """Counts groups by number of images: images ("1", "2–3" …), groups, with_positive, rows, positives, prevalence.
 
-    Each size is a line where no group is larger than 12; else the lines double in width. Sizes that no group has are
-    left out.
+    Each size has its own line if no group has more than 12 images; otherwise the sizes are binned by powers of two.
+    Lines without a group are left out.
     """
     groups = train.groupby("group")["target"].agg(rows="size", positives="sum")
     groups["with_positive"] = groups["positives"] > 0
@@ -331,9 +339,10 @@ def group_sizes(train: pd.DataFrame) -> pd.DataFrame:
 
 
 def missing_values(table: Table) -> pd.DataFrame:
-    """For each column that may be empty: column, rows (of train), train, negatives, positives, test (shares missing).
+    """Counts the missing values of age, sex, site and diagnosis: column, rows, train, negatives, positives, test.
 
-    `test` is NaN where there are no test rows, or the column is of train alone.
+    `rows` is the number of training rows without a value, the others are shares. `test` is NaN if there are no test
+    rows or only train has the column.
     """
     train, test = table.train, table.test
     positive = train["target"] == 1
@@ -348,9 +357,9 @@ def missing_values(table: Table) -> pd.DataFrame:
 
 
 def picture_sizes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sizes of the original pictures of `rows` (source_width, source_height, target), most frequent first.
+    """Counts the original image sizes of `rows` (source_width, source_height, target), most frequent first.
 
-    Columns width, height, rows, negatives, positives, prevalence.
+    Columns width and height (pixels), rows, negatives, positives, prevalence.
     """
     by_size = rows.groupby(["source_width", "source_height"])["target"].agg(rows="size", positives="sum").reset_index()
     frame = by_size.rename(columns={"source_width": "width", "source_height": "height"})
@@ -360,10 +369,10 @@ def picture_sizes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shortcuts(train: pd.DataFrame, facts: dict[str, ArrayLike]) -> pd.DataFrame:
-    """How well each of `facts` (n,) alone, which says nothing of the skin, ranks positives before negatives.
+    """Measures how well each of `facts` (n,) alone ranks positives before negatives; facts say nothing about the skin.
 
-    Columns fact, negatives, positives (medians), direction (positives are "larger", "smaller", "neither"), auc (turned
-    that way, so 0.5 or more), low, high: 95 % over groups, NaN where fewer than two groups hold a positive.
+    Columns: fact; negatives, positives (medians); direction (positives are "larger", "smaller", "neither"); auc in that
+    direction, so 0.5 or more; low, high: its 95 % interval over groups, NaN if fewer than two groups hold a positive.
     """
     y, group = train["target"].to_numpy(), train["group"].to_numpy()
     enough = train.loc[train["target"] == 1, "group"].nunique() > 1
@@ -380,7 +389,7 @@ def shortcuts(train: pd.DataFrame, facts: dict[str, ArrayLike]) -> pd.DataFrame:
 
 
 def _levels(values: pd.Series, most: int) -> tuple[NDArray[np.object_], str]:
-    """Each row's level, what is missing and rare under names of their own, and that of the rare."""
+    """Returns the level of each row, with names for missing and for rare levels, and the name for rare levels."""
     counts = values.value_counts()
     rare = counts.index[most - 1 :] if len(counts) > most else counts.index[:0]
     other = f"other ({len(rare)} kinds)"

@@ -1,4 +1,4 @@
-"""A finding: what an audit says of one thing, with its evidence and what to do about it."""
+"""Findings of an audit (severity, statement, evidence, remedy) and their files audit.json and audit.csv."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: how bad it is, what, by which evidence, and what to do.
+    """One result of the audit: its severity, what was found, the evidence and what to do.
 
-    A number in ``evidence`` names its interval. What names a row stands in ``example`` alone.
+    An estimate in ``evidence`` comes with its interval. Only ``example`` may name rows.
     """
 
     severity: Severity
     what: str
     evidence: str
     remedy: str
-    example: str = ""  # ids and what belongs to them: what a page that may leave the house must not show
+    example: str = ""  # ids and their details; a page that may be given to others leaves it out
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """By severity, otherwise in their order."""
+    """Sorts findings by severity; findings of equal severity keep their order."""
     order = get_args(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 
@@ -40,7 +40,7 @@ FINDING_COLUMNS = ("severity", "what", "evidence", "remedy", "example")
 
 
 def read_part_findings(experiment: Experiment, part: str, inputs: str) -> list[Finding] | None:
-    """What ``part`` found on the same ``inputs``; None where it was looked for on others, or never."""
+    """Returns the stored findings of ``part``; None if it was never audited or had other ``inputs``."""
     known = _read(experiment).get(part)
     if known is None or known["inputs"] != inputs:
         return None
@@ -48,9 +48,9 @@ def read_part_findings(experiment: Experiment, part: str, inputs: str) -> list[F
 
 
 def write_part_findings(experiment: Experiment, parts: Mapping[str, tuple[str, list[Finding]]]) -> list[Finding]:
-    """Keep each part's inputs and findings in audit.json, and all findings, the worst first, in audit.csv.
+    """Writes the inputs and findings of each part to audit.json, and all findings, the worst first, to audit.csv.
 
-    Parts that are not among ``parts`` stay as they are. Returns the findings of all.
+    Stored parts that are not among ``parts`` stay unchanged. Returns the findings of all parts, the worst first.
     """
     known = _read(experiment) | {
         part: {"inputs": inputs, "findings": [asdict(finding) for finding in findings]}
@@ -64,13 +64,13 @@ def write_part_findings(experiment: Experiment, parts: Mapping[str, tuple[str, l
 
 
 def read_findings(experiment: Experiment) -> list[Finding] | None:
-    """All findings, the worst first; None where no audit was made."""
+    """Returns all stored findings, the worst first; None if no audit was made."""
     known = _read(experiment)
     return _all_findings(known) if known else None
 
 
 def is_audited(experiment: Experiment, part: str) -> bool:
-    """Whether ``part`` has been looked for, on whatever inputs."""
+    """Whether ``part`` has been audited, on any inputs."""
     return part in _read(experiment)
 
 

@@ -1,7 +1,7 @@
-"""Whether fold models have held out the folds that they claim: their AUC there, against siblings on the same rows.
+"""Tests whether fold models held out the folds they claim, by comparing their AUC with the other models' on these rows.
 
-A model that has seen a row ranks it better than one that has not, by as much as it overfits: the gap on which
-membership inference rests (Yeom et al. 2018). One that hardly overfits shows no gap, whatever it has seen.
+A model ranks rows that it was trained on better than other rows, by as much as it overfits: the gap that membership
+inference uses (Yeom et al. 2018). A model that hardly overfits shows no gap, whatever rows it has seen.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from stack.metrics.scores import check_one_per_row, checked, raise_for_rows
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
-FEWEST_GROUPS = 20  # with two rows of each class: fewer can't show that halves of a group agree
-_SPLITS = 20  # of the rows of a group into halves, averaged
+FEWEST_GROUPS = 20  # groups with two rows of each class that the test of halves of a group needs
+_SPLITS = 20  # random splits of each group's rows into halves; results are averaged
 
 
 def renumbering_p(
     auc: Floats, covariance: Floats, dof: Floats, *, draws: int, rng: np.random.Generator
 ) -> tuple[float, Ints]:
-    """Whether the claimed folds fit better when the models are numbered otherwise: p, and the model of each fold.
+    """Tests whether the folds fit better with the models in another order: p-value, and the best model of each fold.
 
-    ``auc`` (K, K) of model k on fold f, ``covariance`` (K, K, K) of the models' on each fold, with ``freedom`` (K,).
-    What is tested is by how much the best numbering (Kuhn 1955) makes the gap wider than the claimed one. Reference
-    draws have the noise of these AUCs and no gap at all, where other numbers look better most often.
+    ``auc`` (K, K) is that of model k on fold f; ``covariance`` (K, K, K) is that of the models' AUCs on each fold, with
+    ``dof`` (K,) degrees of freedom. The statistic is how much wider the gap is under the best numbering (Kuhn 1955)
+    than under the claimed one. Reference draws have the noise of these AUCs and no gap, the case in which another
+    numbering looks better most often.
     """
     k = len(auc)
     spread = np.stack([_matrix_root(part) for part in covariance])
     noise = np.einsum("fij,dfj->dif", spread, rng.standard_normal((draws, k, k)))
-    noise *= np.sqrt(dof / rng.chisquare(dof, (draws, k)))[:, None, :]  # few groups: heavier tails
+    noise *= np.sqrt(dof / rng.chisquare(dof, (draws, k)))[:, None, :]  # Student's t: few groups give heavier tails
     found, numbers = _renumbering_gain(auc)
     chance = np.array([_renumbering_gain(drawn)[0] for drawn in noise])
     return _permutation_p(found, chance), numbers
@@ -55,10 +56,11 @@ def known_folds_p(
     draws: int,
     rng: np.random.Generator,
 ) -> float:
-    """Whether folds known from elsewhere, ``other`` (n,), say where a model does worst, beyond the claimed: p.
+    """Tests whether another known partition ``other`` (n,) explains which model is worst on which rows: p-value.
 
-    ``residual`` (n, K) is of `rank_residuals`. Reference: the other folds dealt again to whole groups, within the
-    claimed fold and among groups with positives and those without, so that the test holds whatever the models are like.
+    Only what the claimed folds do not explain is tested: ``residual`` (n, K) comes from `rank_residuals`. Reference:
+    the labels of the other partition permuted over whole groups, within the claimed fold and separately for groups with
+    and without positives, so that the test is valid for any models.
     """
     n_groups = int(group.max()) + 1
     weight = np.where(y, 1 / y.sum(), 1 / (~y).sum())
@@ -82,13 +84,14 @@ def known_folds_p(
 def unknown_folds_p(
     scores: Floats, y: NDArray[np.bool_], group: Ints, fold: Ints, *, draws: int, rng: np.random.Generator
 ) -> float | None:
-    """Whether some unknown partition of whole groups says where a model does worst, beyond the claimed: p.
+    """Tests whether an unknown partition of whole groups explains which model is worst on which rows: p-value.
 
-    A model that has not seen a group does worse than its siblings on any half of its rows, so the halves agree on who
-    is worst. How well a model does on a half is the share of its pairs of a positive and a negative that ``scores``
-    (n, K) order rightly: within one group, as a model that scores all pictures of a patient higher would otherwise do
-    consistently better or worse there. Reference: models exchanged at random within one half of each group. None where
-    fewer than `FEWEST_GROUPS` groups have two rows of either class.
+    Only what the claimed folds do not explain is tested. A model that has not seen a group is worse than the others on
+    any half of its rows, so both halves agree on which model is worst. The performance on a half is the share of its
+    pairs of a positive and a negative that ``scores`` (n, K) order correctly. Pairs are within one group, because a
+    model that scores all images of a patient higher would otherwise be consistently better or worse there. Reference:
+    models exchanged at random within one half of each group. None if fewer than `FEWEST_GROUPS` groups have two rows of
+    each class.
     """
     counts = [np.bincount(group[rows], minlength=int(group.max()) + 1) for rows in (y, ~y)]
     usable_groups = np.flatnonzero((counts[0] > 1) & (counts[1] > 1))
@@ -103,7 +106,7 @@ def unknown_folds_p(
     for number in np.unique(fold):
         won[fold[above] == number] -= won[fold[above] == number].mean(axis=0)
     n, k = len(usable_groups), scores.shape[1]
-    agree = np.zeros((n, k, k))  # of a group: models in one half times models in the other
+    agree = np.zeros((n, k, k))  # per group: models in one half times models in the other
     for _ in range(_SPLITS):
         half = _random_half(group * 2 + y, rng)
         one, two = (_mean_by(of, won, n, (half[above] == side) & (half[below] == side)) for side in (False, True))
@@ -116,10 +119,11 @@ def unknown_folds_p(
 
 
 def rank_residuals(scores: Floats, y: NDArray[np.bool_], fold: Ints) -> Floats:
-    """How much better than its siblings each model ranks each row, less what the claimed folds explain: (n, K).
+    """Returns how much better each model ranks each row than the other models, beyond the claimed folds: (n, K).
 
-    The rank of a row is its structural component within its claimed fold (DeLong et al. 1988): the share of the other
-    class that it is on the right side of. Means by model, claimed fold and class are taken away, then those by row.
+    The rank of a row is its structural component within its claimed fold (DeLong et al. 1988): the share of rows of the
+    other class that it is ranked correctly against. Means by model, claimed fold and class are subtracted, then the
+    means by row.
     """
     made = np.empty_like(scores)
     for number in np.unique(fold):
@@ -133,9 +137,10 @@ def rank_residuals(scores: Floats, y: NDArray[np.bool_], fold: Ints) -> Floats:
 
 
 def _renumbering_gain(auc: Floats) -> tuple[float, Ints]:
-    """By how much the mean AUC of claimed models is above that of the best numbering, and its model of each fold.
+    """Returns the mean AUC under the claimed numbering minus that under the best one, and the best model of each fold.
 
-    That is how much wider the gap is, but for a factor: the siblings' mean is that of all models, and theirs cancels.
+    Up to a constant factor this is how much wider the gap is: the AUCs of all models on a fold sum to the same value
+    under every numbering.
     """
     folds, models = linear_sum_assignment(auc.T)
     return float(np.diag(auc).mean() - auc[models, folds].mean()), models
@@ -147,7 +152,7 @@ def _matrix_root(covariance: Floats) -> Floats:
 
 
 def _random_half(cell: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Rows of each cell dealt to two halves, of equal size or one more, in chance order."""
+    """Splits the rows of each cell at random into two halves whose sizes differ by at most one."""
     order = np.lexsort((rng.random(len(cell)), cell))
     first = np.searchsorted(cell[order], cell[order])
     place = np.arange(len(cell)) - first
@@ -157,28 +162,28 @@ def _random_half(cell: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def _mean_by(of: Ints, values: Floats, n: int, among: NDArray[np.bool_]) -> Floats:
-    """Means (n, K) of ``values`` (pairs, K) by what each pair is ``of``, ``among`` these pairs."""
+    """Returns the means (n, K) of ``values`` (pairs, K) by the group ``of`` each pair, over the pairs ``among``."""
     sums = np.stack([np.bincount(of[among], column, n) for column in values[among].T], axis=1)
     return np.asarray(sums / np.bincount(of[among], minlength=n)[:, None])
 
 
 def _permutation_p(found: float, chance: Floats) -> float:
-    """Share of draws that reach what was found, itself among them (Phipson & Smyth 2010)."""
+    """Returns the share of values that are at least ``found``, which counts as one of them (Phipson & Smyth 2010)."""
     return float((1 + (chance >= found - 1e-12).sum()) / (1 + len(chance)))
 
 
 Verdict = Literal["held out", "cannot tell", "another partition"]
 
-SIGNIFICANCE_LEVEL = 0.01  # at which a true claim is called false, all tests together; and no gap is called one
-RENUMBERED_FOLDS, UNKNOWN_FOLDS = "the claimed folds under other numbers", "unknown folds of whole groups"
-_DRAWS = 2000  # p down to 0.0005: room for twenty tests at SIGNIFICANCE_LEVEL
+SIGNIFICANCE_LEVEL = 0.01  # rate of rejected true claims, over all tests together, and of gaps found where none is
+RENUMBERED_FOLDS, UNKNOWN_FOLDS = "the claimed folds in another order", "unknown folds of whole groups"
+_DRAWS = 2000  # the smallest p is 0.0005, enough for twenty tests at SIGNIFICANCE_LEVEL
 
 
 @dataclass(frozen=True)
 class Gap:
-    """AUC of models on the rows they claim not to have seen, less that of their siblings; 98 % interval by group.
+    """AUC of models on the rows they claim not to have seen, minus that of the other models; 98 % interval by group.
 
-    An interval of 98 % lies below zero by chance as often as an alarm may be false: in 1 % of runs without a gap.
+    A 98 % interval lies below zero by chance in 1 % of runs without a gap, the rate of false alarms that is allowed.
     """
 
     value: float
@@ -191,14 +196,14 @@ class Gap:
 
 @dataclass(frozen=True)
 class HeldOutVerdict:
-    """What the fold models of a run show of the folds that they claim to have held out."""
+    """Result of `held_out_verdict`: whether the fold models of a run held out the folds they claim."""
 
     verdict: Verdict
     gap: Gap  # mean over folds
-    by_fold: pd.DataFrame  # fold, rows, positives, auc, siblings, gap, low, high, unlike (the other models)
-    p_values: dict[str, float]  # p of every other explanation that was tried, by its name
-    better_explanation: str  # the explanation that took the verdict away from the claim, or ""
-    best_numbering: tuple[int, ...]  # the model that each claimed fold fits best: 0, 1, 2 … where the claim does
+    by_fold: pd.DataFrame  # fold, rows, positives, auc, siblings (mean AUC of the others), gap, low, high, unlike
+    p_values: dict[str, float]  # p-value of each other explanation that was tested, by name
+    better_explanation: str  # the explanation that is better than the claim, or ""
+    best_numbering: tuple[int, ...]  # the model that fits each claimed fold best: 0, 1, 2 … if the claim does
 
 
 def held_out_verdict(
@@ -210,20 +215,20 @@ def held_out_verdict(
     other_folds: Mapping[str, ArrayLike] | None = None,
     seed: int = 0,
 ) -> HeldOutVerdict:
-    """Verdict on fold models whose ``scores`` (n, K) of every row are at hand; model k claims not to have seen fold k.
+    """Tests whether model k has not seen the rows of fold k, from the ``scores`` (n, K) of all models for all rows.
 
-    The gap is the mean over folds of [AUC of model k less the mean AUC of the others, on the rows of fold k]. Every
-    model and every fold stands in it once, with equal weight: what makes a model better or a fold harder cancels.
-    Standard errors are DeLong's by ``split_group`` (n,) (Obuchowski 1997), added over folds, with Student's t on
-    Satterthwaite's (1946) degrees of freedom.
+    The gap is the mean over folds of [AUC of model k minus the mean AUC of the others, on the rows of fold k]. Every
+    model and every fold has equal weight, so that a better model or a harder fold cancels out. Standard errors are
+    DeLong's by ``split_group`` (n,) (Obuchowski 1997), added over folds, with Student's t on Satterthwaite's (1946)
+    degrees of freedom.
 
-    "another partition" where a test of this module rejects the claim, at `SIGNIFICANCE_LEVEL` for all together
-    (Bonferroni): other numbers of the models; each of ``other_folds`` (n,); and, only where the claim shows no gap,
-    unknown folds, whose trace is also left by models that are weak on other kinds of patients: that is no proof. Else
-    "held out" where the interval lies below zero, else "cannot tell".
+    The verdict is "another partition" if a test of this module rejects the claim, at `SIGNIFICANCE_LEVEL` for all tests
+    together (Bonferroni): another order of the models; each of ``other_folds`` (n,); and, only if the claim shows no
+    gap, unknown folds, which is no proof, as models that are weak on different patients give the same result. Otherwise
+    it is "held out" if the interval of the gap lies below zero, else "cannot tell".
 
-    Raises DataError unless ``fold`` (n,) is 0 … K - 1, no group sits in two folds and two groups of each fold hold
-    each class.
+    Raises DataError unless ``fold`` (n,) has the values 0 … K - 1, no group is in two folds, and each fold has two
+    groups with each class.
     """
     positive, columns, fold, group = _checked(scores, fold, y, split_group)
     k = columns.shape[1]
@@ -258,10 +263,10 @@ def held_out_verdict(
 
 
 def _by_fold(claimed: Floats, auc: Floats, covariance: Floats, dof: Floats) -> pd.DataFrame:
-    """Each model's gap, less what it is better or worse by on rows that neither side held out (from three models on).
+    """Returns each model's gap, corrected (from three models on) by its difference on rows that neither side held out.
 
-    ``unlike``: its interval holds zero and it lies above the other models' mean gap, at `SIGNIFICANCE_LEVEL` for all
-    together.
+    ``unlike``: the model shows no gap (its interval reaches zero) and its value is significantly above the mean gap of
+    the other models, at `SIGNIFICANCE_LEVEL` for all models together.
     """
     k = len(auc)
     records = []
@@ -270,13 +275,13 @@ def _by_fold(claimed: Floats, auc: Floats, covariance: Floats, dof: Floats) -> p
         others = claimed[np.arange(k) != number].mean(axis=0)
         apart = _gap(claimed[number] - others, auc, covariance, dof, level=SIGNIFICANCE_LEVEL / k)
         siblings = float(np.delete(auc[:, number], number).mean())
-        unlike = k > 2 and gap.high >= 0 and apart.low > 0  # of two models either may be the better one
+        unlike = k > 2 and gap.high >= 0 and apart.low > 0  # with two models, either may simply be better
         records.append([number, float(auc[number, number]), siblings, gap.value, gap.low, gap.high, unlike])
     return pd.DataFrame(records, columns=["fold", "auc", "siblings", "gap", "low", "high", "unlike"])
 
 
 def _contrast(k: int, number: int) -> Floats:
-    """Weights of AUCs (models, folds) that add up to one model's gap; their mean over models has claimed folds only."""
+    """Returns the weights (models, folds) of the AUCs in one model's gap; the corrections cancel in the mean."""
     weights = np.zeros((k, k))
     weights[:, number] = -1 / (k - 1)
     weights[number, number] = 1
@@ -288,7 +293,7 @@ def _contrast(k: int, number: int) -> Floats:
 
 
 def _gap(weights: Floats, auc: Floats, covariance: Floats, dof: Floats, *, level: float) -> Gap:
-    """Of ``weights`` (models, folds), with an interval that either side of which holds ``level``."""
+    """Returns the weighted sum of the AUCs, with an interval that leaves a probability of ``level`` on either side."""
     value = float((weights * auc).sum())
     parts = np.maximum(np.einsum("kf,fkl,lf->f", weights, covariance, weights), 0)
     if not parts.sum():
@@ -302,20 +307,20 @@ def _checked(
 ) -> tuple[NDArray[np.bool_], Floats, NDArray[np.intp], NDArray[np.intp]]:
     columns = np.asarray(scores, np.float64)
     if columns.ndim != 2 or columns.shape[1] < 2:
-        raise DataError(f"scores of shape {columns.shape}: give a column for each of two or more fold models")
+        raise DataError(f"scores have shape {columns.shape}: give one column for each of two or more fold models")
     positive, _ = checked(y, columns[:, 0])
     claimed = check_one_per_row(fold, positive, "folds")
     k = columns.shape[1]
     if set(np.unique(claimed)) != set(range(k)):
-        raise DataError(f"{k} fold models, and folds {sorted(set(np.unique(claimed)))}: they must be 0 to {k - 1}")
+        raise DataError(f"{k} fold models, but folds are {sorted(set(np.unique(claimed)))}: they must be 0 to {k - 1}")
     group, names = pd.factorize(check_one_per_row(split_group, positive, "split_groups"))
-    raise_for_rows(group < 0, group, "split_groups are missing", "give each row its group, or one of its own")
+    raise_for_rows(group < 0, group, "split_groups are missing", "give each row its group, or a group of its own")
     numbers = claimed.astype(np.intp)
     torn = pd.Series(numbers).groupby(group).nunique() > 1
     if torn.any():
         raise DataError(
-            f"the claimed folds split {int(torn.sum())} groups, first {names[int(np.argmax(torn))]!r}: a model has "
-            "seen other rows of the groups that it claims to have held out"
+            f"the claimed folds split {int(torn.sum())} groups, first {names[int(np.argmax(torn))]!r}: give folds that "
+            "keep the rows of each group together"
         )
     return positive, columns, numbers, group
 
@@ -323,5 +328,5 @@ def _checked(
 def _codes(other: ArrayLike, group: NDArray[np.intp], name: str) -> NDArray[np.intp]:
     codes, _ = pd.factorize(np.asarray(other))
     if len(codes) != len(group) or (codes < 0).any() or (pd.Series(codes).groupby(group).nunique() > 1).any():
-        raise DataError(f"{name}: not one fold for each of the {group.max() + 1} groups")
+        raise DataError(f"{name}: these folds must give each of the {group.max() + 1} groups exactly one fold")
     return codes

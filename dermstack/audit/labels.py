@@ -1,4 +1,4 @@
-"""Labels worth a second look: rows whose target every image model and the most alike pictures contradict."""
+"""Finds doubtful labels: rows whose target is contradicted by every image model and by their nearest neighbours."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from stack.store import Run, row_positions_in_run
 
 COLUMNS = ("id", "target", "doubt", "p", "neighbours", "like")
 NEIGHBOURS = 20
-MIN_ODDS_RATIO = 2.0  # times the odds of the prevalence: an opinion that moves them less is none
-_SAMPLE_PER_CLASS = 2_000  # rows of each class from which it is learned what neighbours tell
-_CHUNK_ROWS = 512  # rows of a distance matrix
+MIN_ODDS_RATIO = 2.0  # a probability contradicts only if it changes the odds of the prevalence by this factor
+_SAMPLE_PER_CLASS = 2_000  # rows of each class used to calibrate the share of positive neighbours
+_CHUNK_ROWS = 512  # rows of one block of the similarity matrix
 
 Floats = NDArray[np.float64]
-EmbeddingSpace = tuple[NDArray[np.float32], NDArray[np.integer]]  # directions (n, d), and the net (n,) that made each
+EmbeddingSpace = tuple[NDArray[np.float32], NDArray[np.integer]]  # unit vectors (n, d), and the net (n,) that made each
 
 
 def doubtful_labels(experiment: Experiment, runs: Sequence[Run], *, seed: int = 0) -> pd.DataFrame:
-    """Rows whose target each of the level-1 ``runs`` and the nearest neighbours contradict, the most doubtful first.
+    """Returns the rows whose target all level-1 ``runs`` and the nearest neighbours contradict, most doubtful first.
 
-    Columns: id; target; doubt, how far the target is from the mean of all opinions, 0 to 1; p, the runs' mean;
-    neighbours, the share of positives among the NEIGHBOURS nearest (NaN where no run has embeddings); like, the id of
-    the nearest one with the other target; p_<run> of each. No row where no run is given.
+    Columns: id; target; doubt, the distance of the target from the mean of all probabilities, 0 to 1; p, the mean over
+    the runs; neighbours, the share of positives among the NEIGHBOURS nearest rows (NaN if no run has embeddings); like,
+    the id of the nearest row with the other target; p_<run> for each run. Empty if no run is given.
 
-    An opinion is a calibrated probability of what did not see the row's split_group. It contradicts a target where it
-    speaks for the other one as loudly as it does, in the mean, for rows of that one (the threshold of confident
-    learning, Northcutt et al. 2021), doubles the odds of the prevalence and, against a negative, is above one half.
-    Neighbours are those by cosine of centred embeddings among rows of other split_groups that the same network saw: of
-    fold nets, rows of the same fold. Hard cases look like this too: who is right only a person can say.
+    Each run, and the share of positive neighbours, gives a score for a row without using its split_group; Platt's
+    method turns it into a probability. This contradicts the target if it is at least as extreme as the mean
+    probability of the rows with the other target (the threshold of confident learning, Northcutt et al. 2021), changes
+    the odds of the prevalence by a factor of two and, for a negative, is at least one half. Neighbours are chosen by
+    cosine similarity of centred embeddings, among rows of other split_groups whose embeddings come from the same
+    network (for fold nets: rows of the same fold). Hard cases are listed too: only a person can decide who is right.
     """
     if not runs:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -71,7 +72,7 @@ def doubtful_labels(experiment: Experiment, runs: Sequence[Run], *, seed: int = 
 
 
 def doubtful_labels_finding(doubtful: pd.DataFrame, n: int, runs: Sequence[Run]) -> Finding | None:
-    """How many of ``n`` rows `second_look` has listed; None where there was no run to ask."""
+    """Reports how many of ``n`` rows `doubtful_labels` listed; None if there are no runs."""
     if not runs:
         return None
     named = ", ".join(run.name for run in runs)
@@ -81,14 +82,14 @@ def doubtful_labels_finding(doubtful: pd.DataFrame, n: int, runs: Sequence[Run])
         + (f" and the {NEIGHBOURS} nearest neighbours" if neighbours else "; no run has embeddings to find neighbours")
     )
     example = f"first {', '.join(map(str, doubtful['id'].iloc[:3]))}" if len(doubtful) else ""
-    remedy = "look at the pictures in the report; hard cases look like this too, and nothing is changed here"
+    remedy = "check the images in the report; some are only hard cases, and no label was changed"
     return Finding("note", "labels worth a second look", evidence, remedy if len(doubtful) else "none", example)
 
 
 def platt_probabilities(s: NDArray[np.floating], y: NDArray[np.integer], sample: NDArray[np.intp]) -> Floats:
-    """Probabilities (n,) of scores (n,), NaN where these are, by Platt's map of the rows in ``sample``.
+    """Maps scores (n,) to probabilities (n,) by Platt's method, fitted on the rows in ``sample``; NaN stays NaN.
 
-    Where the sample holds fewer rows of a class than there are, each counts for as many.
+    Rows of the sample are weighted so that each class counts as in all rows.
     """
     x, known = np.asarray(s, np.float64)[:, None], np.isfinite(s)
     weight = np.bincount(y)[y[sample]] / np.bincount(y[sample])[y[sample]]
@@ -99,7 +100,7 @@ def platt_probabilities(s: NDArray[np.floating], y: NDArray[np.integer], sample:
 
 
 def contradicts(p: Floats, y: NDArray[np.integer], sample: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Which targets (n,) an opinion (n,) contradicts, by what it says in the mean of each class of the sample."""
+    """Returns which targets (n,) the probabilities (n,) contradict, by their mean in each class of the sample."""
     of_class = [float(p[sample[y[sample] == label]].mean()) for label in (0, 1)]
     odds = float(y.mean() / (1 - y.mean()))
     low, high = (odds * factor / (1 + odds * factor) for factor in (1 / MIN_ODDS_RATIO, MIN_ODDS_RATIO))
@@ -110,9 +111,9 @@ def contradicts(p: Floats, y: NDArray[np.integer], sample: NDArray[np.intp]) -> 
 def nearest_neighbours(
     asked: NDArray[np.intp], space: EmbeddingSpace, group: NDArray[np.intp], y: NDArray[np.integer]
 ) -> tuple[Floats, NDArray[np.intp]]:
-    """Of each row asked for: the share of positives among its nearest rows, and the nearest of the other target.
+    """Returns for each row ``asked`` the share of positives among its neighbours, and the nearest of the other target.
 
-    Rows of the same group, and of other nets, don't count; -1 where no row of the other target does.
+    Rows of the same group and of other nets are excluded; -1 if no row of the other target remains.
     """
     z, net = space
     share, like = np.full(len(asked), np.nan), np.full(len(asked), -1)
@@ -141,7 +142,7 @@ def _sample(y: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.intp
 
 
 def _embedding_space(run: Run, ids: pd.Series, rows: NDArray[np.intp]) -> EmbeddingSpace:
-    """The run's embeddings of these table rows, centred within each net; of a frozen backbone there is one."""
+    """Returns the run's embeddings of these table rows, centred within each net; a frozen backbone is a single net."""
     oof = run.frame("oof")
     place = row_positions_in_run(run, oof["id"], ids, "oof")[rows]
     z = np.asarray(run.array("oof_z")[place], np.float32)

@@ -1,4 +1,4 @@
-"""What should be known of the pictures before a number is believed: duplicates by kind, odd pictures."""
+"""Findings about the images: near-duplicates by kind, odd images, unreadable images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stack.errors import DataError
 from stack.table import Table
 
 PAIR_KINDS = ("different targets", "train and test", "across groups", "within a group")
-SYSTEMATIC_SHARE = 0.5  # share of odd pictures from which the whole set is odd
+SYSTEMATIC_SHARE = 0.5  # above this share of images with one fault, the whole data set has it
 
 
 def picture_findings(
@@ -22,9 +22,10 @@ def picture_findings(
     dropped: pd.DataFrame,
     published: pd.DataFrame | None = None,
 ) -> list[Finding]:
-    """All findings, the worst first.
+    """Returns all findings about the images, the worst first.
 
-    ``pairs`` is of `pair_kinds`; ``ids`` those of all pictures; ``odd`` has id and fault, ``dropped`` id and reason.
+    ``pairs`` comes from `pair_kinds`; ``ids`` are those of all images; ``odd`` has id and fault, ``dropped`` has id and
+    reason; ``published`` is a list of known duplicates, two columns of ids.
     """
     found = [
         *duplicate_findings(pairs),
@@ -33,15 +34,16 @@ def picture_findings(
     ]
     if len(dropped):
         example = f"{dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
-        remedy = "restore the files, or keep the loss in mind"
-        found.append(Finding("warning", "dropped rows", f"{len(dropped)} rows left the table", remedy, example))
+        remedy = "restore the files, or report that these rows are missing"
+        found.append(Finding("warning", "dropped rows", f"{len(dropped)} rows left out of the table", remedy, example))
     return worst_first(found)
 
 
 def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
-    """``pairs`` (id_1, id_2, turn, distance) with part, group, target of both and the worst kind that holds.
+    """Adds part, group and target of both images to ``pairs`` (id_1, id_2, turn, distance), and their worst kind.
 
-    Pairs that name an id of neither train nor test (an external row) have no kind and are left out.
+    Kinds, worst first, are in PAIR_KINDS. Pairs with an id that is in neither train nor test (an external row) are left
+    out.
     """
     train, test = table.train[["id", "group", "target"]], table.test[["id", "group"]]
     rows = pd.concat([train.assign(part="train"), test.assign(part="test", target=np.nan)]).set_index("id")
@@ -62,12 +64,12 @@ def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
 
 
 def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
-    """One finding for each kind of pair that is there."""
+    """Returns one finding for each kind of pair that occurs."""
     says: dict[str, tuple[Severity, str]] = {
-        PAIR_KINDS[0]: ("error", "look at both: one target is wrong, or the pictures only look alike"),
-        PAIR_KINDS[1]: ("warning", "a score on these test rows is not of unseen pictures; drop them where that counts"),
+        PAIR_KINDS[0]: ("error", "check both: one target is wrong, or the images only look alike"),
+        PAIR_KINDS[1]: ("warning", "the model has seen these test images, so a test score is optimistic"),
         PAIR_KINDS[2]: ("warning", "their groups count as one split_group in folds and intervals"),
-        PAIR_KINDS[3]: ("note", "harmless: a group never sits in two folds"),
+        PAIR_KINDS[3]: ("note", "harmless: all rows of a group are in one fold"),
     }
     found = []
     for kind in PAIR_KINDS:
@@ -83,33 +85,36 @@ def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
 def published_duplicate_findings(
     pairs: pd.DataFrame, published: pd.DataFrame | None, picture_ids: set[str]
 ) -> list[Finding]:
-    """How the pairs found agree with a published list (two columns of ids), where both pictures are at hand."""
+    """Compares the pairs found with a published list of duplicates (two columns of ids).
+
+    A listed pair counts only if both images are available. Raises DataError if the list has other than two columns.
+    """
     if published is None:
         return []
     if published.shape[1] != 2:
-        raise DataError(f"the published duplicates have {published.shape[1]} columns: keep the two that hold ids")
+        raise DataError(f"the published duplicates have {published.shape[1]} columns: keep the two columns of ids")
     listed = {frozenset(pair) for pair in published.astype("str").to_numpy()}
     seen = {pair for pair in listed if pair <= picture_ids}
     found = {frozenset(pair) for pair in pairs[["id_1", "id_2"]].astype("str").to_numpy()}
     evidence = (
-        f"{len(listed)} listed, {len(seen)} with both pictures at hand: {len(seen & found)} of these found, "
-        f"{len(found - listed)} found that are not listed"
+        f"{len(listed)} listed, {len(seen)} with both images available: {len(seen & found)} of these "
+        f"found, {len(found - listed)} found that are not listed"
     )
-    return [Finding("note", "published duplicates", evidence, "both lists merge groups")]
+    return [Finding("note", "published duplicates", evidence, "none: pairs of both lists merge groups")]
 
 
 def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
-    """Pictures that can't be what they should (id, fault), of ``n`` in all."""
+    """Returns one finding for each fault in ``odd`` (id, fault), of ``n`` images in all."""
     found = []
     for fault, rows in odd.groupby("fault"):
-        evidence, example = f"{len(rows)} of {n} pictures", f"first {', '.join(rows['id'].iloc[:3])}"
+        evidence, example = f"{len(rows)} of {n} images", f"first {', '.join(rows['id'].iloc[:3])}"
         if len(rows) > SYSTEMATIC_SHARE * n:
             swapped = fault == "red and blue swapped"
-            remedy = "set `data.swap_red_blue: true`" if swapped else "look at how the pictures were written"
-            found.append(Finding("error", f"most pictures: {fault}", evidence, remedy, example))
+            remedy = "set `data.swap_red_blue: true`" if swapped else "check how the image files were written"
+            found.append(Finding("error", f"most images: {fault}", evidence, remedy, example))
         else:
             severity: Severity = "note" if fault == "red and blue swapped" else "warning"
-            found.append(Finding(severity, str(fault), evidence, "look", example))
+            found.append(Finding(severity, str(fault), evidence, "check these images", example))
     return found
 
 

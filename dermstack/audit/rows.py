@@ -1,4 +1,4 @@
-"""What can be seen of leaks without a picture: listed duplicates, groups that are none, groups in two places."""
+"""Finds leaks in the tables: listed duplicates, wrong groups, groups in two folds, proxies of the target."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, c
 from stack.experiment import Experiment, read_duplicate_pairs, train_pairs
 from stack.table import ACQUISITION, SENTINELS, read_cells
 
-LARGE_GROUP_RATIO = 5  # times the 99th percentile of the others: a group of so many rows is looked at
-LARGE_GROUP_ROWS = 20  # and of no fewer rows
+LARGE_GROUP_RATIO = 5  # a group with this many times the 99th percentile of the other sizes is reported
+LARGE_GROUP_ROWS = 20  # and only if it has at least this many rows
 
-_LISTED_PAIR_FINDINGS: dict[str, tuple[Severity, str, str]] = {  # by kind of pair
+_LISTED_PAIR_FINDINGS: dict[str, tuple[Severity, str, str]] = {  # severity, what, remedy by kind of pair
     PAIR_KINDS[0]: (
         "error",
         "listed duplicates with different targets",
-        "one target is wrong, or the pair is none: look",
+        "check both: one target is wrong, or they are not duplicates",
     ),
     PAIR_KINDS[1]: (
         "warning",
         "listed duplicates across train and test",
-        "a score on these test rows is not of unseen lesions; drop them where that counts",
+        "the model has seen these lesions, so a test score is optimistic",
     ),
     PAIR_KINDS[2]: ("note", "listed duplicates across groups", "their groups count as one split_group already"),
-    PAIR_KINDS[3]: ("note", "listed duplicates within a group", "harmless: a group never sits in two folds"),
+    PAIR_KINDS[3]: ("note", "listed duplicates within a group", "harmless: all rows of a group are in one fold"),
 }
 
 
 def row_findings(experiment: Experiment) -> list[Finding]:
-    """All findings about duplicates and groups, the worst first."""
+    """Returns all findings about listed duplicates, groups and folds, the worst first."""
     return worst_first(
         [
             *listed_duplicate_findings(experiment),
@@ -42,7 +42,7 @@ def row_findings(experiment: Experiment) -> list[Finding]:
 
 
 def listed_duplicate_findings(experiment: Experiment) -> list[Finding]:
-    """One finding for each kind of pair in `data.duplicates`, but for those that the pictures show as well."""
+    """Returns one finding for each kind of pair in `data.duplicates`, without pairs that were also found by image."""
     listed = read_duplicate_pairs(experiment.config.data.duplicates)
     if listed is None:
         return []
@@ -51,7 +51,7 @@ def listed_duplicate_findings(experiment: Experiment) -> list[Finding]:
     seen = {frozenset(pair) for pair in of_pictures}
     also = np.array([frozenset(pair) in seen for pair in pairs.to_numpy()], bool)
     made = pair_kinds(pairs[~also].reset_index(drop=True), experiment.table)
-    beside = f", and {int(also.sum())} that the pictures show as well" if also.any() else ""
+    beside = f", and {int(also.sum())} that are also found by image" if also.any() else ""
     found = []
     for kind in PAIR_KINDS:
         some = made[made["kind"] == kind]
@@ -61,12 +61,12 @@ def listed_duplicate_findings(experiment: Experiment) -> list[Finding]:
             found.append(Finding(severity, what, f"{len(some)} of {len(pairs)} pairs{beside}", remedy, example))
     if strangers := int((~also).sum()) - len(made):
         evidence = f"{strangers} of {len(pairs)} pairs"
-        found.append(Finding("note", "listed duplicates with an id of neither csv", evidence, "they merge nothing"))
+        found.append(Finding("note", "listed duplicates with an id in neither csv", evidence, "they have no effect"))
     return found
 
 
 def group_findings(experiment: Experiment) -> list[Finding]:
-    """Names that stand for 'unknown', groups far larger than the others, groups in train and test."""
+    """Reports group names that mean 'unknown', groups far larger than the others, and groups in both train and test."""
     found = []
     for part, rows in (("train", experiment.table.train), ("test", experiment.table.test)):
         sizes = rows["group"].value_counts()
@@ -75,7 +75,7 @@ def group_findings(experiment: Experiment) -> list[Finding]:
             if size > 1:
                 evidence = f"{size} of {len(rows)} rows in {part} have the group {str(name)!r}"
                 remedy = "give each of these rows a group of its own: unknown patients are not one patient"
-                found.append(Finding("warning", "a group whose name says unknown", evidence, remedy))
+                found.append(Finding("warning", "a group whose name means unknown", evidence, remedy))
         others = sizes[~is_sentinel]
         if len(others) > 1 and others.iloc[0] >= max(
             LARGE_GROUP_ROWS, LARGE_GROUP_RATIO * np.quantile(others.iloc[1:], 0.99)
@@ -84,7 +84,7 @@ def group_findings(experiment: Experiment) -> list[Finding]:
                 f"{others.iloc[0]} of {len(rows)} rows in {part}; the next has {others.iloc[1]}, "
                 f"99 % of the others at most {np.quantile(others.iloc[1:], 0.99):.0f}"
             )
-            remedy = "look whether they are one patient: a mark for 'unknown' binds rows that have nothing in common"
+            remedy = "check that they are one patient: a code for 'unknown' joins unrelated rows into one group"
             found.append(
                 Finding("warning", "a group far larger than the others", evidence, remedy, f"group {others.index[0]!r}")
             )
@@ -92,7 +92,7 @@ def group_findings(experiment: Experiment) -> list[Finding]:
 
 
 def fold_findings(experiment: Experiment) -> list[Finding]:
-    """That no group and no known duplicate sits in two folds; and what columns of other folds would tear apart."""
+    """Checks that no group and no known duplicates are in two folds, and reports csv fold columns that split groups."""
     frame = experiment.folds.frame
     fold_of = frame.set_index("id")["fold"]
     pairs = [train_pairs(experiment.curation, experiment.table.train)]
@@ -105,13 +105,13 @@ def fold_findings(experiment: Experiment) -> list[Finding]:
     torn = (frame.groupby("group")["fold"].nunique() > 1).sum()
     evidence = (
         f"{torn} of {frame['group'].nunique()} groups and {apart} of {len(known)} pairs of known duplicates "
-        "sit in two folds"
+        "are in two folds"
     )
     if torn or apart:
-        remedy = "leave data.columns.fold out and let folds be made"
+        remedy = "remove data.columns.fold from the config, so that dermstack makes the folds"
         found = [Finding("error", "groups or duplicates in two folds", evidence, remedy)]
     else:
-        found = [Finding("note", "folds hold groups and duplicates together", evidence, "none")]
+        found = [Finding("note", "no group and no duplicates in two folds", evidence, "none")]
     return found + _other_folds(experiment)
 
 
@@ -122,12 +122,12 @@ def _shared_findings(experiment: Experiment) -> list[Finding]:
         return []
     rows = int(test["group"].isin(shared).sum())
     evidence = f"{len(shared)} of {test['group'].nunique()} groups in test, {rows} of {len(test)} test rows"
-    remedy = "folds hold groups out, so the estimate is of unseen groups: scores on these rows may be better than it"
+    remedy = "the estimate holds for unseen groups: the score on these rows may be higher"
     return [Finding("warning", "groups in train and test", evidence, remedy, f"first group {min(shared)!r}")]
 
 
 def _other_folds(experiment: Experiment) -> list[Finding]:
-    """Columns of the training csv that are named as folds and that no config maps: of predictions made elsewhere."""
+    """Reports fold columns of the training csv that the config does not use and that split groups."""
     config = experiment.config
     cells = read_cells(config.data.train)
     mapped = set(config.data.columns.model_dump(exclude_none=True).values())
@@ -137,26 +137,26 @@ def _other_folds(experiment: Experiment) -> list[Finding]:
     found = []
     for name in names:
         values = rows[name].str.strip()
-        values = values.mask((values == "") | values.str.startswith("-"))  # of no fold
+        values = values.mask((values == "") | values.str.startswith("-"))  # negative or empty: the row has no fold
         if 1 < values.nunique() <= 100:
             folds = values.groupby(experiment.split_group).nunique()
-            evidence = f"{int((folds > 1).sum())} of {len(folds)} split_groups have rows in two of its folds"
-            remedy = "out-of-fold predictions made with such folds have seen the groups that they are scored on"
-            what = f"the column `{name}`, which no setting names, tears groups apart"
+            evidence = f"{int((folds > 1).sum())} of {len(folds)} split_groups have rows in two or more of its folds"
+            remedy = "do not import predictions made with these folds: their models have seen the groups they predict"
+            what = f"the column `{name}`, which no setting uses, splits groups between folds"
             if (folds > 1).any():
                 found.append(Finding("warning", what, evidence, remedy))
     return found
 
 
-PROXY_AUC = 0.98  # AUC from which a column says the same as the target
-_CHECKED_ELSEWHERE = ("id", "group", "target", "source", *ACQUISITION)  # what they are, or looked at elsewhere
+PROXY_AUC = 0.98  # a column with an AUC of at least this much is a proxy of the target
+_CHECKED_ELSEWHERE = ("id", "group", "target", "source", *ACQUISITION)  # keys, or checked by another part of the audit
 
 
 def proxy_findings(experiment: Experiment) -> list[Finding]:
-    """Every column of the training csv, mapped or not, that separates the target above 0.98 or that is in train alone.
+    """Reports columns of the training csv, mapped or not, that separate the target with AUC 0.98, or that test lacks.
 
-    Each is judged out of fold, whole groups held out, so that ids and names of groups tell nothing. An error is one
-    that the models are given; the others are what must not become a feature.
+    Each column is scored out of fold with whole groups held out, so that ids and names of groups do not count as
+    predictive. A column that models use is an error; the others are warnings or notes: they must not become features.
     """
     config = experiment.config
     columns = {csv: name for name, csv in config.data.columns.model_dump(exclude_none=True).items()}
@@ -177,14 +177,14 @@ def proxy_findings(experiment: Experiment) -> list[Finding]:
         elif in_test is not None and one.name not in in_test and columns.get(one.name) != "fold":
             lacking.append(f"`{one.name}` {one}")
     if lacking:
-        evidence = f"{len(lacking)}, alone each: {'; '.join(lacking)}"
-        remedy = "no feature can be made of them: they were written when the target was known"
+        evidence = f"{len(lacking)}, each with its own AUC: {'; '.join(lacking)}"
+        remedy = "do not use them as features: new rows do not have them"
         found.append(Finding("note", "columns that the test csv lacks", evidence, remedy))
     return found
 
 
 def numbers_or_words(cells: pd.Series) -> pd.Series:
-    """A column of cells as numbers where all that is not empty is one, else as words; an empty cell is missing."""
+    """Returns cells as numbers if every non-empty cell is a number, else as words; empty cells are missing."""
     text = cells.str.strip().reset_index(drop=True)
     text = text.mask(text == "")
     numbers = pd.to_numeric(text, errors="coerce")
@@ -193,15 +193,15 @@ def numbers_or_words(cells: pd.Series) -> pd.Series:
 
 def _proxy_finding(one: ColumnAssociation, mapped: str | None, in_test: set[str] | None) -> Finding:
     what = f"the column `{one.name}` separates the target"
-    where = "" if in_test is None else ", in train and in test" if one.name in in_test else ", in train alone"
-    evidence = f"{one} of it alone{where}; p = {one.p:.1g}"
+    where = "" if in_test is None else ", in train and test" if one.name in in_test else ", only in train"
+    evidence = f"{one} by this column alone{where}; p = {one.p:.1g}"
     severity: Severity
     if mapped in ("age", "sex", "site"):
-        severity, remedy = "error", f"models are given it as data.columns.{mapped}: map a column that is known before"
+        severity, remedy = "error", f"models use it as data.columns.{mapped}: map another column"
     elif mapped == "diagnosis":
-        severity, remedy = "note", "it is learned as a target where a model says so, and is no feature"
+        severity, remedy = "note", "it is only learned as a target, by models that ask for it; it is no feature"
     elif in_test is not None and one.name in in_test:
-        severity, remedy = "warning", "the test csv gives the answers away; dermstack does not read it, keep it so"
+        severity, remedy = "warning", "the test csv reveals the target; dermstack does not read it, do not map it"
     else:
-        severity, remedy = "note", "dermstack does not read it; never make it a feature"
+        severity, remedy = "note", "dermstack does not read it; do not use it as a feature"
     return Finding(severity, what, evidence, remedy)

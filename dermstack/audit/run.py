@@ -1,4 +1,4 @@
-"""`dermstack audit`: everything that is looked for, in one list of findings kept beside the experiment's rows."""
+"""Runs `dermstack audit`: collects all findings in one list and writes them into the experiment's folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 1  # of what is looked for: another one looks again
+_VERSION = 1  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """The experiment as its pictures leave it, its pairs of near-duplicates by kind, what the audit found."""
+    """The experiment after its images were read, its pairs of near-duplicates by kind, and the findings."""
 
     experiment: Experiment
     pairs: pd.DataFrame
@@ -35,10 +35,11 @@ class AuditResult:
 
 
 def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffles: int = 0) -> AuditResult:
-    """Look at the rows, at every picture, and at what level-1 runs there are.
+    """Audits the rows, all images and the finished level-1 runs.
 
-    With ``shuffles`` also at what comes of shuffled targets. Writes audit.json and audit.csv, audit_pairs.csv and
-    second_look.csv into the experiment's folder, and nothing else.
+    With ``shuffles`` it also refits models on shuffled targets, that many times. Writes audit.json, audit.csv,
+    audit_pairs.csv and second_look.csv into the experiment's folder, and nothing else. Raises ConfigError for
+    ``shuffles`` without a frozen image model.
     """
     parts: dict[str, tuple[str, list[Finding]]] = {}
     pairs, sizes = pair_kinds(experiment.curation.pairs, experiment.table), None
@@ -59,9 +60,10 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
 
 
 def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> list[Finding]:
-    """What needs neither pictures nor fits, before level 2 is built on ``runs``: looked at again where it may differ.
+    """Audits the rows and ``runs`` before level 2 is built on them, without images and shuffles.
 
-    What `dermstack audit` found of pictures and shuffles stays as it is. Returns the findings of all.
+    Does nothing if its inputs have not changed since the last time. Stored findings on images and shuffles stay
+    unchanged. Returns the findings of all parts.
     """
     inputs = _inputs_fingerprint(experiment, runs)
     if read_part_findings(experiment, ROWS_AND_RUNS, inputs) is not None:
@@ -73,7 +75,10 @@ def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> li
 def _audit_rows_and_runs(
     experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
 ) -> list[Finding]:
-    """``sizes`` of the pictures where they were just looked at, else what an earlier step wrote down of them."""
+    """Returns the findings on rows and runs, and writes second_look.csv.
+
+    ``sizes`` of the image files are given if they were just read; else those of the csv or an earlier `oof` are used.
+    """
     fresh = [run for run in runs if is_fresh(experiment, run)]
     level2 = [run for run in experiment.finished(level=2) if is_fresh(experiment, run)]
     doubtful = doubtful_labels(experiment, fresh)
@@ -91,7 +96,7 @@ def _audit_rows_and_runs(
 
 
 def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, pd.DataFrame, list[Finding]]:
-    """The experiment as its pictures leave it, pairs by kind, sizes of the originals, findings."""
+    """Returns the experiment after its images were read, pairs by kind, sizes of the original images, findings."""
     from image_models.duplicates import image_faults
 
     size = smallest_cache_size(experiment)
@@ -109,7 +114,7 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
 
 
 def _audit_shuffled_targets(experiment: Experiment, runs: Sequence[Run], out: Out, shuffles: int) -> list[Finding]:
-    from dermstack.audit.shuffled import (  # heads are of the image half, which is an extra
+    from dermstack.audit.shuffled import (  # imported here: it needs the extra `[image]`
         shuffled_findings,
         shuffled_target_aucs,
     )
@@ -117,14 +122,14 @@ def _audit_shuffled_targets(experiment: Experiment, runs: Sequence[Run], out: Ou
     frozen = [run for run in runs if run.meta["kind"] == "frozen"]
     if not frozen:
         raise ConfigError(
-            "--shuffles fits heads again on a frozen image model, and the experiment has none: add one with "
+            "--shuffles needs a finished run of a frozen image model, and the experiment has none: add a model with "
             "`frozen: true` to image_models and run `dermstack oof`, or use `--shuffle-target`"
         )
     return shuffled_findings(shuffled_target_aucs(experiment, frozen[0], out, shuffles=shuffles))
 
 
 def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
-    """Of all that rows and runs are judged by."""
+    """Returns a fingerprint of everything that the findings on rows and runs depend on."""
     data = experiment.config.data
     files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}
     features = experiment.config.features.model_dump()

@@ -1,4 +1,4 @@
-"""What should be known of runs before their numbers are believed: who saw which rows, nets whose scales differ."""
+"""Findings about runs: whether fold models held out the rows they claim, and scales that differ between fold models."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from stack.store import Run
 from tabular.encode import MetadataEncoder
 from tabular.models import fit_logistic
 
-MIN_SCALE_SHIFT = 0.005  # of AUC, that nets of other scales cost or feign, from which it is worth a warning
-MIN_EXCESS = 0.02  # of AUC over all else that is known, from which a run without its nets' predictions gets a hint
+MIN_SCALE_SHIFT = 0.005  # difference between the AUC of ranks within nets and the pooled AUC; less is not reported
+MIN_EXCESS = 0.02  # gain in AUC over metadata and all other runs; less is not reported
 
 
 def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
-    """Of each run, the worst first: whether its nets held out what they claim, or a hint, and shifts between its nets.
+    """Returns the findings about all runs, the worst first.
 
-    Whether they did is asked of runs imported with what every net says of every row; a hint is given of other imported
-    runs. Runs that were made for other rows or folds are named and left out.
+    Runs imported with the predictions of every net for every row (``--all-rows``) are tested for whether their nets
+    held out the rows they claim; other imported runs get a hint at most. Every run is checked for nets on different
+    scales. Runs made for other rows or folds get a note and are not audited.
     """
     fresh = [run for run in runs if is_fresh(experiment, run)]
     found = [_stale_finding(run) for run in runs if run not in fresh]
@@ -41,9 +42,9 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
 
 
 def run_held_out_verdict(experiment: Experiment, run: Run, runs: Sequence[Run] = ()) -> HeldOutVerdict:
-    """Verdict on a run imported with all rows, against its claim and the folds of the experiment and of other ``runs``.
+    """Tests the claimed folds of a run imported with ``--all-rows`` against those of the experiment and other ``runs``.
 
-    Raises DataError where a fold holds too few groups to tell anything.
+    Raises DataError if a fold has too few groups of either class.
     """
     oof = run.frame("oof")
     scores = run.frame("all_rows").pivot(index="id", columns="fold", values="logit").loc[oof["id"]]
@@ -69,46 +70,46 @@ def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) ->
     try:
         found = run_held_out_verdict(experiment, run, runs)
     except DataError as error:
-        remedy = "more rows of both classes in each fold"
-        return [Finding("note", f"{run.name}: can't tell what its fold models have seen", str(error), remedy)]
+        remedy = "this needs more groups of both classes in each fold"
+        return [Finding("note", f"{run.name}: not tested which rows its fold models saw", str(error), remedy)]
     means = found.by_fold[["auc", "siblings"]].mean()
     evidence = (
-        f"AUC of fold models on the fold that each claims to have held out {means['auc']:.4f}, of the others on the "
-        f"same rows {means['siblings']:.4f}, difference {found.gap} (98 % by group)"
+        f"AUC of each fold model on the fold that it claims to have held out {means['auc']:.4f}, of the others on the "
+        f"same rows {means['siblings']:.4f}, difference {found.gap} (98 % interval by group)"
     )
     if found.better_explanation:
         fits = ""
         if found.better_explanation == RENUMBERED_FOLDS:
-            fits = f"; folds 0, 1, … fit the models {', '.join(map(str, found.best_numbering))}"
+            fits = f"; folds 0, 1, … fit models {', '.join(map(str, found.best_numbering))}"
         evidence += (
             f"; better explained by {found.better_explanation}, p {found.p_values[found.better_explanation]:.2g}{fits}"
         )
-        if found.better_explanation == UNKNOWN_FOLDS:  # a model that is weak on a kind of patient leaves the same trace
-            remedy = "look up how its folds were made: this, or models that differ in which patients they do worse on"
-            return [Finding("warning", f"{run.name}: other rows may be held out than it claims", evidence, remedy)]
-        remedy = "leave it out of the stack until its out-of-fold rows are made by the model that has not seen them"
-        return [Finding("error", f"{run.name}: other rows were held out than it claims", evidence, remedy)]
+        if found.better_explanation == UNKNOWN_FOLDS:  # a model that is weak on some patients looks the same
+            remedy = "check how its folds were made; models that are weak on different patients look the same"
+            return [Finding("warning", f"{run.name}: its models may have held out other rows", evidence, remedy)]
+        remedy = "leave it out of the stack until each row is predicted by the model that has not seen it"
+        return [Finding("error", f"{run.name}: its models held out other rows than it claims", evidence, remedy)]
     if found.verdict == "cannot tell":
         remedy = (
-            "look up how its folds were made; a model that hardly overfits shows no difference either, so a promise "
-            "is worth what new rows confirm"
+            "check how its folds were made; a model that hardly overfits shows no difference either, so only new rows "
+            "can confirm the estimate"
         )
         evidence += f"; if they held it out, they overfit by less than {max(-found.gap.low, 0):.4f}"
-        what = f"{run.name}: cannot tell, no sign that it held out what it claims"
+        what = f"{run.name}: cannot tell whether its models held out the rows that it claims"
         return [Finding("warning", what, evidence, remedy)]
-    made = [Finding("note", f"{run.name}: held out what it claims", evidence, "none")]
+    made = [Finding("note", f"{run.name}: its models held out the rows that it claims", evidence, "none")]
     for row in found.by_fold[found.by_fold["unlike"]].itertuples():
-        evidence = f"its difference {row.gap:+.4f} [{row.low:+.4f}, {row.high:+.4f}], that of all {found.gap}"
-        what = f"{run.name}: no sign that model {row.fold} held out its fold, as the others did"
-        made.append(Finding("warning", what, evidence, "look up what that model was trained on"))
+        evidence = f"its difference {row.gap:+.4f} [{row.low:+.4f}, {row.high:+.4f}], the mean of all {found.gap}"
+        what = f"{run.name}: the other models held out their folds, but model {row.fold} shows no sign of it"
+        made.append(Finding("warning", what, evidence, "check which rows this model was trained on"))
     return made
 
 
 def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Finding]:
-    """A hint where the run ranks far better than a logistic regression on metadata and all other level-1 runs.
+    """Returns a hint if the run's AUC is far above that of a logistic regression on metadata and all other runs.
 
-    The regression is fitted without the fold that it scores, and all scores are standardised within the net that made
-    them, so that differences between nets are no part of the excess.
+    The regression is fitted without the fold that it scores. All scores are standardised within the net that made
+    them, so that differences in scale between nets do not count.
     """
     others = [other for other in runs if other.meta["level"] == 1 and other.name != run.name]
     if not others or experiment.folds.k < 3:
@@ -117,10 +118,10 @@ def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> l
     if excess is None or excess.low <= MIN_EXCESS:
         return []
     evidence = (
-        f"AUC above that of metadata and {len(others)} other runs together by {excess.value:.4f} "
-        f"[{excess.low:.4f}, {excess.high:.4f}] (95 % by group)"
+        f"AUC {excess.value:.4f} [{excess.low:.4f}, {excess.high:.4f}] (95 % interval by group) above that of metadata "
+        f"and {len(others)} other runs together"
     )
-    remedy = "only a hint: a better model looks the same; import it with --all-rows to have it looked into"
+    remedy = "only a hint: a better model looks the same; import it with --all-rows to have it tested"
     return [Finding("note", f"{run.name}: a hint that it is not out-of-fold", evidence, remedy)]
 
 
@@ -152,7 +153,7 @@ def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval
 
 
 def _scale_findings(experiment: Experiment, run: Run) -> list[Finding]:
-    """Where the run's nets differ in scale: AUC of ranks within the nets against that of the scores as they are."""
+    """Warns if the run's nets differ in scale: the AUC of ranks within nets against the pooled AUC of the scores."""
     oof = run.frame("oof")
     if oof["fold"].nunique() < 2:
         return []
@@ -169,32 +170,32 @@ def _scale_findings(experiment: Experiment, run: Run) -> list[Finding]:
         return []
     evidence = (
         f"AUC of ranks within nets {found.auc[0]:.4f}, pooled {found.auc[1]:.4f}, difference {shift.value:+.4f} "
-        f"[{shift.low:+.4f}, {shift.high:+.4f}] (95 % by group)"
+        f"[{shift.low:+.4f}, {shift.high:+.4f}] (95 % interval by group)"
     )
     if shift.value > 0:
-        what = f"{run.name}: its fold models' scales differ"
-        remedy = "blend ranks, or logits standardised by net; pooled, its AUC is too low"
+        what = f"{run.name}: its fold models have different scales"
+        remedy = "blend ranks, or logits standardised by net; its pooled AUC is too low"
     else:
-        what = f"{run.name}: its fold models' scales tell the folds apart"
-        remedy = "believe the AUC within folds: pooled, it lives on folds with more positives scoring higher"
+        what = f"{run.name}: the scales of its fold models differ between folds and raise its pooled AUC"
+        remedy = "use the AUC within folds: the pooled AUC is too high, as folds with more positives have higher scores"
     return [Finding("warning", what, evidence, remedy)]
 
 
 def _standardised_by_net(oof: pd.DataFrame) -> pd.Series[float]:
-    """Logits standardised within the net that made them, by id."""
+    """Standardises logits within the net that made them; the index is the id."""
     by_net = oof.groupby("fold")["logit"]
     spread = by_net.transform("std").clip(lower=1e-6)
     return ((oof["logit"] - by_net.transform("mean")) / spread).set_axis(oof["id"])
 
 
 def _same_partition(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
-    """Whether two columns of labels part the rows alike, whatever the labels."""
+    """Whether two columns of labels divide the rows into the same parts, whatever the labels."""
     pairs = pd.DataFrame({"a": a, "b": b}).drop_duplicates()
     return len(pairs) == pairs["a"].nunique() == pairs["b"].nunique()
 
 
 def is_fresh(experiment: Experiment, run: Run) -> bool:
-    """Whether the run was made for the rows and folds that the experiment has now."""
+    """Whether the run was made for the current rows and folds of the experiment."""
     made_for = run.meta.get("inputs", {}).get("rows or folds", experiment.rows_fingerprint)
     return bool(
         made_for == experiment.rows_fingerprint and run.frame("oof")["id"].isin(experiment.table.train["id"]).all()
@@ -202,5 +203,5 @@ def is_fresh(experiment: Experiment, run: Run) -> bool:
 
 
 def _stale_finding(run: Run) -> Finding:
-    evidence = "made for other rows or folds than the experiment has now"
-    return Finding("note", f"{run.name}: not looked at", evidence, "make or import it again")
+    evidence = "it was made for other rows or folds than the experiment has now"
+    return Finding("note", f"{run.name}: not audited", evidence, "make or import it again")

@@ -1,10 +1,10 @@
-"""Law 7 on this experiment's own rows: level 1 and level 2 fitted again to shuffled targets must end at AUC 0.5.
+"""Tests law 7 on the experiment's own rows: levels 1 and 2, refitted to shuffled targets, must reach AUC 0.5.
 
-A target vector goes to another split_group of the same size, in a random order within it. So the targets of a fold that
-no fit has seen are exchangeable, and the AUC among its rows in groups of equal size is 0.5 on average, exactly,
-whatever the data: also where a size is rare and its groups keep their own targets, or where a group's rows are sorted
-by target, which a plain exchange would leave to be found. Pooled over folds it would be lower: the more positives are
-held out, the fewer were learned from.
+The targets of a group are moved together to another split_group of the same size, in a random order within it. So the
+targets of a fold that no fit has seen are exchangeable, and the AUC among its rows in groups of equal size is exactly
+0.5 on average, whatever the data: also if a size is so rare that its groups keep their own targets, or if the rows of a
+group are sorted by target, an order that an exchange without the shuffle within groups would keep. The AUC pooled over
+folds would be lower: the more positives a fold holds out, the fewer are left to learn from.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from stack.store import Run
 from stack.table import Table
 from tabular.models import fit_bag
 
-COMPONENTS = 128  # of the frozen z, by a PCA of all rows, without targets: AUC 0.838 on HAM10000, 0.847 with 1,280
+COMPONENTS = 128  # principal components of the frozen z, over all rows: AUC 0.838 on HAM10000, 0.847 with 1,280
 HEAD_STRENGTHS = (
     1e-2,
-)  # of every head: what the real targets of HAM10000 choose; choosing anew would be four fits more
+)  # ridge strength of every head, as chosen with the real targets of HAM10000; to choose it here costs four more fits
 GBDT_PARAMS: dict[str, float | bool] = {"rounds": 60, "patience": 5, "learning_rate": 0.1, "min_data_in_leaf": 10}
-MAX_DRAWS = 50  # draws of one shuffle
-FALSE_ALARM_RATE = 0.01  # two-sided probability of a z as large without a leak
+MAX_DRAWS = 50  # attempts to draw one usable shuffle
+FALSE_ALARM_RATE = 0.01  # a p-value below this is reported as a leak
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
@@ -47,35 +47,35 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ShuffledAucs:
-    """AUCs among groups of equal size, of each shuffle (shuffles,)."""
+    """AUCs among groups of equal size, one for each shuffle: (shuffles,)."""
 
-    nested: Floats  # of rows that neither level has seen
-    ordinary: Floats  # of level 2 on the same folds as level 1, as `dermstack stack` fits it
+    nested: Floats  # on rows that neither level has seen
+    ordinary: Floats  # of level 2 on the same folds as level 1, as in `dermstack stack`
 
     @property
     def mean(self) -> float:
-        """Of `nested`: 0.5 but for noise."""
+        """Mean of `nested`: 0.5 apart from noise if there is no leak."""
         return float(self.nested.mean())
 
     @property
     def se(self) -> float:
-        """Standard error of `mean`: shuffles are drawn independently."""
+        """Standard error of `mean`; shuffles are independent."""
         return _standard_error(self.nested)
 
     @property
     def z(self) -> float:
-        """How many standard errors `mean` lies from 0.5."""
+        """Difference between `mean` and 0.5 in standard errors."""
         off = self.mean - 0.5
         return off / self.se if self.se else float(np.sign(off) * np.inf) if off else 0.0
 
     @property
     def p(self) -> float:
-        """Two-sided probability of a `z` as large without a leak: Student's t, one degree less than shuffles."""
+        """Two-sided p-value of `z` under no leak: Student's t with one degree of freedom less than shuffles."""
         return float(2 * t.sf(abs(self.z), len(self.nested) - 1))
 
     @property
     def excess(self) -> float:
-        """What ordinary stacking gains from nothing: the mean of `ordinary`, less 0.5."""
+        """Excess AUC of ordinary stacking on shuffled targets: the mean of `ordinary` minus 0.5."""
         return float(self.ordinary.mean()) - 0.5
 
     @property
@@ -87,20 +87,21 @@ class ShuffledAucs:
 def shuffled_target_aucs(
     experiment: Experiment, run: Run, out: Out, *, shuffles: int = 20, seed: int = 0
 ) -> ShuffledAucs:
-    """Fit heads on the z of the frozen ``run``, and level 2 on these, to ``shuffles`` draws of shuffled targets.
+    """Refits heads on the z of the frozen ``run``, and level 2 on these, to ``shuffles`` draws of shuffled targets.
 
-    Each fold is predicted as the test rows of an experiment that has the other folds alone: heads and level 2, with the
-    config's features but for `neighbours` (slow, and made of z alone), over these. Beside it stands what level 2 makes
-    out-of-fold on all folds.
-    Runs in ``n_jobs`` processes; external rows take no part. Raises ConfigError for fewer than two shuffles, fewer
-    than three folds or a run that isn't frozen; DataError where folds have no two rows to compare.
+    Nested: each fold is predicted as the test set of an experiment that has only the other folds, with heads and level
+    2 fitted on these. Ordinary: level 2 predicts out-of-fold on all folds. Features are those of the config except
+    `neighbours`, which is slow and uses only z. Runs in ``n_jobs`` processes; external rows are left out.
+
+    Raises ConfigError for fewer than two shuffles, fewer than three folds or a run that is not frozen; DataError if no
+    fold has rows to compare.
     """
     if run.meta["kind"] != "frozen":
-        raise ConfigError(f"{run.name} is {run.meta['kind']}, and shuffles refit heads: name a frozen image model")
+        raise ConfigError(f"{run.name} is of kind {run.meta['kind']}, but shuffles need a frozen image model: name one")
     if shuffles < 2:
-        raise ConfigError(f"{shuffles} shuffles have no standard error: ask for 20 or more")
+        raise ConfigError(f"--shuffles {shuffles} gives no standard error: use 20 or more")
     if experiment.folds.k < 3:
-        raise ConfigError("shuffles hold a fold out of folds.k: 2, and one is none: set folds.k to 3 or more")
+        raise ConfigError(f"shuffles need at least 3 folds, folds.k is {experiment.folds.k}: set folds.k to 3 or more")
     features = experiment.config.features
     if features.shortcuts:
         experiment = require_acquisition(experiment)
@@ -111,12 +112,12 @@ def shuffled_target_aucs(
     tasks = [partial(_shuffle_aucs, experiment, run.name, z, int(drawn)) for drawn in seeds]
     nested, ordinary = np.array(run_folds(tasks, "shuffled targets", experiment.config, out, unit="shuffles")).T
     if not (np.isfinite(nested).all() and np.isfinite(ordinary).all()):
-        raise DataError("no fold has rows of both classes in groups of one size: there is nothing to shuffle")
+        raise DataError("no fold has rows of both classes in groups of equal size: these rows cannot be shuffled")
     return ShuffledAucs(nested, ordinary)
 
 
 def shuffled_findings(made: ShuffledAucs) -> list[Finding]:
-    """Whether a leak by group is there, and what ordinary stacking adds to a headline."""
+    """Reports whether there is a leak by group, and the excess AUC of ordinary stacking on shuffled targets."""
     low, high = _interval(made.mean, made.nested)
     n = len(made.nested)
     evidence = (
@@ -124,24 +125,24 @@ def shuffled_findings(made: ShuffledAucs) -> list[Finding]:
         f"(standard error {made.se:.4f}, {n} shuffles, two-sided p {_p_text(made.p)}), fully nested"
     )
     if made.p < FALSE_ALARM_RATE:
-        remedy = "a leak by group: look for groups that sit in two folds and for features made of other rows' targets"
-        told = Finding("error", "shuffled targets are found again", evidence, remedy)
+        remedy = "a leak by group: look for groups in two folds and for features made from targets of other rows"
+        told = Finding("error", "models predict shuffled targets", evidence, remedy)
     else:
-        told = Finding("note", "shuffled targets end at 0.5", evidence, "none")
+        told = Finding("note", "models do not predict shuffled targets", evidence, "none")
     low, high = _interval(made.excess, made.ordinary)
-    evidence = f"AUC above 0.5 on shuffled targets {made.excess:.4f} [{low:.4f}, {high:.4f}], {n} shuffles"
-    remedy = "keep it in mind beside the headline: level 2 on the folds of level 1 gains as much from nothing"
+    evidence = f"AUC minus 0.5 on shuffled targets {made.excess:.4f} [{low:.4f}, {high:.4f}], {n} shuffles"
+    remedy = "the headline can be too high by this much, because level 2 uses the same folds as level 1"
     return [told, Finding("note", "same-fold excess of ordinary stacking", evidence, remedy)]
 
 
 def with_shuffled_targets(experiment: Experiment, *, seed: int) -> Experiment:
-    """The same with shuffled targets."""
+    """Returns the experiment with its targets shuffled between split_groups of equal size."""
     drawn = shuffle_targets(experiment.table.train, experiment.split_group, seed=seed)
     return replace(experiment, table=Table(drawn, experiment.table.test))
 
 
 def _shuffle_aucs(experiment: Experiment, name: str, z: Logits, seed: int) -> tuple[float, float]:
-    """One shuffle's AUC, fully nested and of ordinary stacking."""
+    """Returns the AUCs of one shuffle: fully nested, and of ordinary stacking."""
     experiment = _usable_shuffle(experiment, seed)
     fold, nested = experiment.folds.frame["fold"].to_numpy(), np.empty(len(z), np.float32)
     for number in range(experiment.folds.k):
@@ -156,9 +157,10 @@ def _shuffle_aucs(experiment: Experiment, name: str, z: Logits, seed: int) -> tu
 
 
 def _usable_shuffle(experiment: Experiment, seed: int) -> Experiment:
-    """A shuffle that leaves both classes in at least two groups of every set of rows that something is fitted to.
+    """Draws shuffles until both classes are in at least two groups of every set of rows that a model is fitted to.
 
-    Whether it does hangs on which targets come to which fold, not on their places within it: AUC 0.5 stays the law.
+    Whether a shuffle is usable depends only on which targets come to which fold, not on their order within a fold, so
+    the expected AUC stays 0.5. Raises DataError after MAX_DRAWS attempts.
     """
     for state in np.random.SeedSequence(seed).generate_state(MAX_DRAWS):
         drawn = with_shuffled_targets(experiment, seed=int(state))
@@ -171,14 +173,14 @@ def _usable_shuffle(experiment: Experiment, seed: int) -> Experiment:
         ):
             return drawn
     raise DataError(
-        f"{MAX_DRAWS} shuffles in a row left a class in fewer than two groups of rows that are fitted to: "
-        "too few groups "
-        "hold it for shuffles with these folds; set a larger folds.k"
+        f"{MAX_DRAWS} shuffles in a row left a class in fewer than two groups of the rows that a model is fitted to: "
+        "there are too few "
+        "groups with this class for these folds; set a larger folds.k"
     )
 
 
 def _without_fold(experiment: Experiment, fold: int) -> Experiment:
-    """The experiment of the other folds, whose test rows are those of ``fold``."""
+    """Returns an experiment of the other folds whose test rows are those of ``fold``."""
     train, frame = experiment.table.train, experiment.folds.frame
     held = (frame["fold"] == fold).to_numpy()
     others = frame[~held].reset_index(drop=True)
@@ -188,12 +190,12 @@ def _without_fold(experiment: Experiment, fold: int) -> Experiment:
 
 
 def _stacked_logits(experiment: Experiment, name: str, z: Logits, test_z: Logits) -> tuple[Logits, Logits]:
-    """Level-2 logits of the rows out-of-fold (n,) and of the test rows (m,), as `run_stackers` makes them."""
+    """Returns level-2 logits, out-of-fold (n,) and of the test rows (m,), made as `run_stackers` does."""
     k, target, threads = experiment.folds.k, experiment.target, experiment.config.threads
     oof, test = np.empty((len(z), 1), np.float32), np.empty((k, len(test_z), 1), np.float32)
     fold = experiment.folds.frame["fold"].to_numpy(np.int8)
     for number, train, held in experiment.folds.pairs():
-        head = fit_head(z[train], target[train], np.zeros(len(train), bool), strengths=HEAD_STRENGTHS)  # none to choose
+        head = fit_head(z[train], target[train], np.zeros(len(train), bool), strengths=HEAD_STRENGTHS)  # no search
         oof[held, 0], test[number, :, 0] = head.logit(z[held]), head.logit(test_z)
     predictions = standardised(
         Predictions((name,), np.arange(len(z)), oof, fold[:, None], test, np.arange(k, dtype=np.int8)[:, None])

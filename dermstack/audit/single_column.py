@@ -1,4 +1,4 @@
-"""What one column alone says of a 0/1 of the rows: how well it orders them, and whether chance could do as much."""
+"""Measures how well one column alone predicts a binary target: AUCs, and p-values that allow for groups."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from sklearn.tree import DecisionTreeClassifier
 
 from stack.metrics.intervals import Interval, interval
 
-FALSE_ALARM_RATE = 0.01  # share of clean data sets that raise any alarm of a kind, all its comparisons together
-BINS = 10  # of a number, where its shape is looked at
-_MAX_LEVELS = 20  # of words that are told apart, the commonest; the others are one
-_MIN_ROWS = 10  # rows of a level that is told apart, and of a leaf
-_PRIOR_ROWS = 2  # rows of average rate that stand beside a level's own
+FALSE_ALARM_RATE = 0.01  # share of clean data sets with a false alarm of one kind, over all its comparisons
+BINS = 10  # quantile bins of a number, for associations of any shape
+_MAX_LEVELS = 20  # the most frequent levels of a text column are kept; all others are one level
+_MIN_ROWS = 10  # minimum rows of a kept level, and of a leaf of the tree
+_PRIOR_ROWS = 2  # pseudo-rows with the average rate that are added to each level
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ColumnAssociation:
-    """One column against a 0/1: AUCs with their intervals by group, and the p-value of no association at all."""
+    """Association of one column with a binary target: AUCs with intervals by group, p-value of no association."""
 
     name: str
-    rank_auc: Interval | None  # of the values as they are; None of words
-    fitted_auc: Interval  # of the rate that the rows of the other folds have where the value is like this: any shape
-    p: float  # both looks counted; to be taken times the number of columns that are looked at
+    rank_auc: Interval | None  # AUC of the values themselves; None for words
+    fitted_auc: Interval  # AUC of the rate of positives at this value in the other folds: any shape
+    p: float  # corrected for both tests; multiply it by the number of columns tested
 
     @property
     def strength(self) -> float:
-        """The larger AUC, turned to 0.5 or more where it is of the values as they are."""
+        """The larger AUC; for the values themselves the larger of AUC and 1 − AUC."""
         rank_auc = max(self.rank_auc.value, 1 - self.rank_auc.value) if self.rank_auc else 0.5
         return max(rank_auc, self.fitted_auc.value)
 
@@ -45,10 +45,11 @@ class ColumnAssociation:
 def column_association(
     name: str, values: pd.Series, y: ArrayLike, fold: ArrayLike, group: ArrayLike
 ) -> ColumnAssociation:
-    """How well ``values`` (n,), numbers or words, order ``y`` (n,) of 0 and 1; ``fold`` and ``group`` (n,).
+    """Measures how well ``values`` (n,), numbers or words, rank ``y`` (n,) of 0 and 1; ``fold`` and ``group`` (n,).
 
-    Whole groups are in one fold, so that a value which marks a group tells nothing of the others' rows. A missing value
-    is one like others to `learned`, and left out of `rank_auc`. Raises DataError where fewer than two groups hold a 1.
+    Whole groups must be in one fold, so that a value which identifies a group does not predict rows of other groups.
+    Missing values count as a value in `fitted_auc` and are left out of `rank_auc`. Raises DataError if fewer than two
+    groups have a 1.
     """
     y, fold, group = np.asarray(y), np.asarray(fold), np.asarray(group, dtype=object)
     values = values.reset_index(drop=True)
@@ -65,11 +66,12 @@ def column_association(
 
 
 def association_p(y: ArrayLike, x: ArrayLike, group: ArrayLike) -> float:
-    """p-value of ``y`` (n,) of 0 and 1 not going with any column of ``x`` (n,) or (n, k); rows of a group depend.
+    """Returns the p-value of no association of ``y`` (n,) of 0 and 1 with any column of ``x`` (n,) or (n, k).
 
-    The score test of a logistic regression with the covariance of whole groups' scores under the null (Boos 1992,
-    Rotnitzky & Jewell 1990). It rests on no variance within a class, which a handful of alike positives would have at
-    zero, and its statistic is at most the number of groups: where there are few it keeps silent, not the contrary.
+    The score test of a logistic regression, with the covariance of the groups' scores under the null hypothesis (Boos
+    1992, Rotnitzky & Jewell 1990), so that rows of a group may depend on each other. It needs no variance within a
+    class, which would be zero for a few similar positives. Its statistic is at most the number of groups: with few
+    groups the test is conservative.
     """
     by_group = _score_contributions(y, x, group)
     total = by_group.sum(axis=0)
@@ -81,14 +83,17 @@ def association_p(y: ArrayLike, x: ArrayLike, group: ArrayLike) -> float:
 
 
 def one_sided_rank_p(y: ArrayLike, s: ArrayLike, group: ArrayLike) -> float:
-    """p-value of scores ``s`` (n,) not standing higher where ``y`` (n,) is 1: the same test, of ranks and one-sided."""
+    """Returns the one-sided p-value for scores ``s`` (n,) that are larger where ``y`` (n,) is 1.
+
+    The test of `association_p`, on the ranks of the scores.
+    """
     by_group = _score_contributions(y, rankdata(np.asarray(s)), group)[:, 0]
     spread = float(np.sqrt(np.sum(by_group**2)))
     return float(norm.sf(by_group.sum() / spread)) if spread else 1.0
 
 
 def one_hot(values: pd.Series) -> Floats:
-    """(n, k): in which tenth a number lies, or which level it is where there are few; a missing value is a level."""
+    """Returns indicators (n, k) of the levels of a column, or of the tenths of a number; missing values are a level."""
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > BINS:
         values = pd.qcut(values, BINS, labels=False, duplicates="drop")
     words = values.astype("object").where(values.notna(), "").astype("str")
@@ -100,7 +105,7 @@ def one_hot(values: pd.Series) -> Floats:
 
 
 def _score_contributions(y: ArrayLike, x: ArrayLike, group: ArrayLike) -> Floats:
-    """What each group adds to the covariance of y and each column of x: (groups, k)."""
+    """Returns the contribution of each group to the covariance of y and each column of x: (groups, k)."""
     target = np.asarray(y, np.float64)
     columns = np.asarray(x, np.float64).reshape(len(target), -1)
     codes, names = pd.factorize(np.asarray(group, dtype=object))
@@ -109,7 +114,7 @@ def _score_contributions(y: ArrayLike, x: ArrayLike, group: ArrayLike) -> Floats
 
 
 def _out_of_fold_rates(values: pd.Series, y: NDArray[np.generic], fold: NDArray[np.generic]) -> Floats:
-    """Of each row the rate of positives that rows of other folds have at its value."""
+    """Returns for each row the rate of positives at its value in the other folds (n,)."""
     rate = np.empty(len(y))
     numeric = pd.api.types.is_numeric_dtype(values)
     column: pd.Series = values if numeric else values.astype("object").where(values.notna(), "").astype("str")

@@ -1,1 +1,1 @@
-"""Pages to read: the report, the first look at the data, their figures."""
+"""HTML pages: the report, the data overview (EDA), external validation, and the model card, with their figures."""

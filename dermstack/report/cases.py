@@ -1,4 +1,4 @@
-"""Pictures of single cases with the heat of the net that did not see them: where it found its reason."""
+"""Images of single cases on the pages: contact sheets, most confident errors with heat maps, doubtful labels."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ Pixels = NDArray[np.uint8]
 
 
 class Tile(NamedTuple):
-    """One picture and its edges, each as the data URI of a JPEG."""
+    """An image and its edges, each as the data URI of a JPEG."""
 
     id: str
-    words: str  # what the table says of it
+    words: str  # its metadata
     picture: str
     edges: str
 
 
 def sample_ids(train: pd.DataFrame, *, each: int, seed: int) -> list[str]:
-    """Ids of at most `each` negatives, then as many positives, at random; of a group one, as long as groups last.
+    """Draws ids of at most `each` negatives, then of as many positives; one per group while there are enough groups.
 
-    The same ids whatever the order of the rows.
+    The ids do not depend on the order of the rows.
     """
     rng = np.random.default_rng(seed)
     ids: list[str] = []
@@ -55,7 +55,7 @@ def sample_ids(train: pd.DataFrame, *, each: int, seed: int) -> list[str]:
 
 
 def tiles(train: pd.DataFrame, ids: list[str], thumbnails: Pixels) -> list[Tile]:
-    """Tiles for pictures (n, h, w, 3) of these `ids` of `train`, in their order."""
+    """Makes the tiles of the images `thumbnails` (n, h, w, 3) of these `ids` of `train`, in their order."""
     rows = train.set_index("id").loc[ids].reset_index()
     return [
         Tile(row["id"], _tile_caption(row), data_uri(picture), data_uri(edges(picture)))
@@ -64,20 +64,20 @@ def tiles(train: pd.DataFrame, ids: list[str], thumbnails: Pixels) -> list[Tile]
 
 
 def edges(picture: Pixels) -> Pixels:
-    """Edges of a picture (h, w, 3) as dark lines on white, (h, w): Sobel's gradient of the smoothed brightness.
+    """Returns the edges of an image (h, w, 3) as dark lines on white (h, w): Sobel gradient of the smoothed brightness.
 
-    The strongest hundredth of the pixels is black; a picture of one colour stays white.
+    The strongest 1 % of the pixels is black; an image of one colour stays white.
     """
     grey = ndimage.gaussian_filter(picture.astype(np.float64) @ (0.299, 0.587, 0.114), 1.0)
     strength = np.hypot(ndimage.sobel(grey, axis=0), ndimage.sobel(grey, axis=1))
-    # Under a few grey levels it is the noise of the encoding, which should not be stretched to black.
+    # A gradient of a few grey levels is noise of the JPEG encoding and must not be stretched to black.
     darkest = max(float(np.quantile(strength, 0.99)), 16.0)
     drawn: Pixels = (255 * (1 - np.clip(strength / darkest, 0, 1))).round().astype(np.uint8)
     return drawn
 
 
 def data_uri(pixels: Pixels) -> str:
-    """A picture (h, w) or (h, w, 3) as a JPEG inside a data URI."""
+    """Encodes an image (h, w) or (h, w, 3) as a JPEG in a data URI."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="JPEG", quality=80, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
@@ -89,17 +89,17 @@ def _tile_caption(row: pd.Series) -> str:
 
 
 PICTURE_SIDE = 160  # pixels
-_COLOUR_MAP = "viridis"  # no skin has its colours, and it reads the same without red or green
-HEAT_OPACITY = 0.65  # how much of the picture the strongest heat hides
+_COLOUR_MAP = "viridis"  # its colours do not occur in skin and are readable without red-green vision
+HEAT_OPACITY = 0.65  # opacity of the strongest heat
 
 
 @dataclass(frozen=True)
 class CasePictures:
-    """Data URIs by id; ``heat`` is empty where the net can't be asked, and ``note`` says why."""
+    """Images as data URIs by id; if the network has no heat maps, ``heat`` is empty and ``note`` says why."""
 
     picture: dict[str, str]
     heat: dict[str, str]
-    shape: dict[str, tuple[int, int]]  # width and height of the file that the picture was made from
+    shape: dict[str, tuple[int, int]]  # width and height for display
     note: str = ""
 
 
@@ -109,19 +109,19 @@ NO_PICTURES = CasePictures({}, {}, {})
 def cached_case_pictures(
     experiment: Experiment, run: Run, ids: Sequence[str], *, heated: bool = True
 ) -> tuple[CasePictures, str]:
-    """`case_pictures` of what is cached, and what must be said of them; none where they are not at hand."""
+    """Returns `case_pictures` of cached images and a note for the page; no images if they are not available."""
     try:
         pictures = existing_cache(experiment, run.meta["settings"]["size"])
         if set(ids) <= set(pictures.index["id"]):
             made = case_pictures(experiment, run, pictures, ids, heated=heated)
             return made, made.note
     except ImportError:
-        return NO_PICTURES, "Made where the image half is not installed: pip install 'dermstack[image]' for pictures."
-    return NO_PICTURES, "The image cache lacks these pictures: `dermstack oof` makes it again."
+        return NO_PICTURES, "No images: the extra [image] is not installed (pip install 'dermstack[image]')."
+    return NO_PICTURES, "The image cache lacks these images: run `dermstack oof` to make it again."
 
 
 def metadata_words(row: pd.Series) -> list[str]:
-    """Diagnosis, sex, site and age of a row of the table, as far as they are known."""
+    """Returns the known values of diagnosis, sex, site and age of a row of the table."""
     known = [str(row[name]) for name in ("diagnosis", "sex", "site") if pd.notna(row.get(name))]
     return known + ([f"{row['age']:.0f}\N{NO-BREAK SPACE}years"] if pd.notna(row["age"]) else [])
 
@@ -129,14 +129,15 @@ def metadata_words(row: pd.Series) -> list[str]:
 def case_pictures(
     experiment: Experiment, run: Run, pictures: ImageCache, ids: Sequence[str], *, heated: bool = True
 ) -> CasePictures:
-    """Of training rows, as the image run ``run`` saw them: heat by Grad-CAM from the first seed's net of their fold.
+    """Returns the images of training rows as the image run ``run`` saw them, with Grad-CAM heat maps.
 
-    Raises ImageError where a picture is not among ``pictures`` or weights can't be read.
+    A heat map comes from the first seed's network that did not see the row's fold. Raises ImageError if an image is not
+    in the cache ``pictures`` or weights cannot be read.
     """
     rows = pictures.rows_for(ids)
     pixels = pictures.take(rows)
     index = pictures.index.iloc[rows]
-    # Of a picture kept by its short side the net sees the central square, of another the whole, squeezed.
+    # resize "square" squeezes the whole image; otherwise the network sees the central square.
     source_sizes = zip(index["source_width"].tolist(), index["source_height"].tolist(), strict=True)
     shape = dict(
         zip(
@@ -149,14 +150,14 @@ def case_pictures(
 
 
 def overlay(picture: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """A picture (h, w, 3) under its heat (h, w) in 0..1: the hotter, the more of it is covered."""
+    """Lays heat (h, w) in 0..1 over an image (h, w, 3); opacity grows with the heat."""
     cover = HEAT_OPACITY * heat[..., None]
     covered: Pixels = ((1 - cover) * picture + cover * colour(heat)).round().astype(np.uint8)
     return covered
 
 
 def colour(heat: NDArray[np.floating]) -> NDArray[np.float64]:
-    """RGB in 0..255 of heat (…) in 0..1: (…, 3)."""
+    """Returns the RGB colours (…, 3) in 0..255 of heat (…) in 0..1."""
     rgb: NDArray[np.float64] = _colour_map()[np.rint(255 * heat).astype(np.intp)]
     return rgb
 
@@ -169,7 +170,7 @@ def _colour_map() -> NDArray[np.float64]:
 
 
 def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) -> tuple[dict[str, str], str]:
-    """The overlays by id, or none and why."""
+    """Returns the overlays by id and a note; without heat maps no overlays, and the note says why."""
     from image_models.errors import ImageError
     from image_models.explain import pixel_risk_maps
     from image_models.saved import read_fold_nets
@@ -193,8 +194,8 @@ def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels:
         )
         try:
             maps = pixel_risk_maps(net, pixels[held], metadata, threads=experiment.config.threads)
-        except ImageError as error:  # a transformer: it has no map to look at
-            return {}, f"No heat maps of {run.name}: {error}."
+        except ImageError as error:  # a transformer has no feature map for Grad-CAM
+            return {}, f"No heat maps for {run.name}: {error}."
         for place, heat in zip(held.tolist(), maps, strict=True):
             made[ids[place]] = data_uri(_resized(overlay(pixels[place], heat)))
     return made, ""
@@ -207,8 +208,8 @@ def _resized(picture: Pixels) -> Pixels:
 class _HardCase(NamedTuple):
     name: str
     p: float  # calibrated
-    p_image_model: float | None  # p of the image run
-    words: list[str]  # diagnosis, sex, site, age, as far as they are known
+    p_image_model: float | None  # probability of the image model
+    words: list[str]  # known values of diagnosis, sex, site, age
     picture: str | None
     heat: str | None
     shape: tuple[int, int] | None
@@ -223,10 +224,11 @@ def hard_cases(
     no_images: bool = False,
     each: int = 20,
 ) -> Section:
-    """The ``each`` most confident misses and false alarms of the blend of ``runs``, with picture, heat and metadata.
+    """Returns the section with the ``each`` most confident misses and false alarms of the blend of ``runs``.
 
-    ``display_name`` makes of an id what the page shows. With ``no_images``, and where the pictures or the image half
-    are not at hand, the cases are a table. Raises ImageError for weights that can't be read.
+    Cases are shown with image, heat map and metadata, or as a table with ``no_images`` and if the images or the extra
+    `[image]` are not available. ``display_name`` maps an id to the name on the page. Raises ImageError if weights
+    cannot be read.
     """
     oof = blend.frame("oof")
     rows = experiment.rows_of(oof["id"])
@@ -236,9 +238,9 @@ def hard_cases(
     run = image_run(blend, runs, experiment)
     pictures, note = NO_PICTURES, ""
     if no_images:
-        note = "Made without pictures."
+        note = "This report was made without images."
     elif run is None:
-        note = "No image model of this experiment is in the blend: there are no pictures to show."
+        note = "The blend has no image model of this experiment, so no images are shown."
     elif ids:
         pictures, note = cached_case_pictures(experiment, run, ids)
     p_image_model = run.frame("oof").set_index("id")["p"] if run else None
@@ -259,10 +261,10 @@ def hard_cases(
     markup = render_template(
         "hard_cases.html.j2",
         lists=[
-            ("missed", "Positives that were given the lowest probability", [case(row) for _, row in missed.iterrows()]),
+            ("missed", "Positives with the lowest probability", [case(row) for _, row in missed.iterrows()]),
             (
                 "alarms",
-                "Negatives that were given the highest probability",
+                "Negatives with the highest probability",
                 [case(row) for _, row in alarms.iterrows()],
             ),
         ],
@@ -281,10 +283,10 @@ def hard_cases(
 
 
 def most_wrong(oof: pd.DataFrame, *, each: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Positives with the lowest `p_calibrated`, negatives with the highest; of a split_group one of each at most.
+    """Returns the positives with the lowest and negatives with the highest `p_calibrated`, one per split_group each.
 
-    ``oof`` has id, target, split_group, score and p_calibrated. Only what lies on the wrong side of the prevalence is
-    wrong; ties go by score, then by id.
+    ``oof`` has id, target, split_group, score and p_calibrated. Only rows on the wrong side of the prevalence are
+    included; ties are ordered by score, then by id.
     """
     prevalence = oof["target"].mean()
     found = []
@@ -297,7 +299,7 @@ def most_wrong(oof: pd.DataFrame, *, each: int) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def image_run(blend: Run, runs: Sequence[Run], experiment: Experiment) -> Run | None:
-    """Of the blend's image models the one with the largest weight, of equal weights the one with the best AUC."""
+    """Returns the blend's image model with the largest weight; ties are decided by AUC."""
     weight = blend.meta["weights"]
     images = [run for run in runs if run.name in weight and run.meta["kind"] in ("image", "frozen")]
     return max(images, key=lambda run: (weight[run.name], auc_of(experiment, run)), default=None)
@@ -320,7 +322,7 @@ class _DoubtfulCase(NamedTuple):
     neighbours: float | None  # share of positives
     words: list[str]
     like: str | None
-    pictures: list[_CasePicture]  # its own, then that of the nearest of the other target
+    pictures: list[_CasePicture]  # the row's own, then the nearest row of the other target
 
 
 def doubtful_labels_section(
@@ -331,9 +333,10 @@ def doubtful_labels_section(
     no_images: bool = False,
     each: int = 12,
 ) -> Section | None:
-    """What `second_look` finds with the level-1 ``runs``, ``each`` of either target at most; None without runs.
+    """Returns the section of `doubtful_labels` for level-1 ``runs``, at most ``each`` per target; None without runs.
 
-    ``display_name`` makes of an id what the page shows. With ``no_images``, and where no picture is at hand, a table.
+    ``display_name`` maps an id to the name on the page. The section is a table with ``no_images`` and if no image is
+    available.
     """
     if not runs:
         return None
@@ -346,13 +349,13 @@ def doubtful_labels_section(
     image_runs = [run for run in runs if run.meta["kind"] in ("image", "frozen")]
     pictures, note = NO_PICTURES, ""
     if no_images:
-        note = "Made without pictures."
+        note = "This report was made without images."
     elif not image_runs:
-        note = "No image model of this experiment is in the blend: there are no pictures to show."
+        note = "The blend has no image model of this experiment, so no images are shown."
     elif ids:
         pictures, note = cached_case_pictures(experiment, image_runs[0], ids, heated=False)
     table = experiment.table.train.set_index("id")
-    titles = {1: "Labelled positive, and like negatives", 0: "Labelled negative, and like positives"}
+    titles = {1: "Labelled positive, but similar to negatives", 0: "Labelled negative, but similar to positives"}
     cases = {
         target: [_doubtful_case(row, table, pictures, display_name) for _, row in some.iterrows()]
         for target, some in lists.items()

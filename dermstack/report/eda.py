@@ -1,4 +1,4 @@
-"""The first look at a data set: one page with what a person wants to see before any model is fitted."""
+"""Builds the EDA page: an overview of a data set before any model is fitted."""
 
 from __future__ import annotations
 
@@ -63,22 +63,22 @@ if TYPE_CHECKING:
 def page_figures(
     table: Table, by: list[str], groups: pd.DataFrame, sizes: pd.DataFrame | None, drift_frame: pd.DataFrame | None
 ) -> dict[str, Drawing]:
-    """The figures by name; one that has nothing to show is left out.
+    """Draws the figures, by name; a figure with nothing to show is left out.
 
-    `by`: the columns that ages are split by; `groups`, `sizes` and `apart` come from `survey.group_sizes`,
-    `survey.picture_sizes` and `drift.drift`.
+    `by` are the columns that ages are split by; `groups`, `sizes` and `drift_frame` come from `group_sizes`,
+    `picture_sizes` and `drift` of `dermstack.audit.drift`.
     """
     train, positive = table.train, table.train["target"] == 1
     with_positive = train.loc[positive, "group"].nunique()
     balance = {
-        "images: negative": int((~positive).sum()),
-        "images: positive": int(positive.sum()),
-        "groups: none positive": train["group"].nunique() - with_positive,
-        "groups: with a positive": with_positive,
+        "negative images": int((~positive).sum()),
+        "positive images": int(positive.sum()),
+        "groups without a positive": train["group"].nunique() - with_positive,
+        "groups with a positive": with_positive,
     }
     labels = groups["images"].map(_image_count_label).tolist()
     drawn = {
-        "balance": count_figure("balance", list(balance), list(balance.values()), axis="images or groups"),
+        "balance": count_figure("balance", list(balance), list(balance.values()), axis="number of images or groups"),
         "groups": count_figure("groups", labels, groups["groups"].tolist(), axis="groups"),
         "groups_positive": count_figure("groups_positive", labels, groups["with_positive"].tolist(), axis="groups"),
     }
@@ -91,7 +91,7 @@ def page_figures(
         drawn["age"] = histogram_figure("age", ages, shares, axis="age in years")
         rates = age_rates(train)
         columns = (rates[column].tolist() for column in ("ages", "prevalence", "images"))
-        drawn["age_rate"] = rate_figure("age_rate", *columns, axis="positive of the images")
+        drawn["age_rate"] = rate_figure("age_rate", *columns, axis="share of positive images")
         for column in by:
             rows = age_histograms(train, column)
             for of in ("all", "positive"):
@@ -124,14 +124,12 @@ def _drift_figures(table: Table, drift_frame: pd.DataFrame, ages: list[int]) -> 
     if width in set(drift_frame["column"]):
         values = [part["source_width"].to_numpy(np.float64) for part in (train, test)]
         low, high = np.min(np.concatenate(values)), np.max(np.concatenate(values))
-        if high > low:  # pictures of one width have nothing to draw
+        if high > low:  # nothing to draw if all images have one width
             edges = np.linspace(low, high, 25)
             shares = {
                 part: np.histogram(v, edges)[0] / len(v) for part, v in zip(("train", "test"), values, strict=True)
             }
-            drawn["drift_width"] = histogram_figure(
-                "drift_width", edges.tolist(), shares, axis="picture width in pixels"
-            )
+            drawn["drift_width"] = histogram_figure("drift_width", edges.tolist(), shares, axis="image width in pixels")
     return drawn
 
 
@@ -139,15 +137,15 @@ def _image_count_label(size: str) -> str:
     return f"{size} image" if size == "1" else f"{size} images"
 
 
-_MAX_SHOWN_PAIRS = 8  # pairs of near-duplicates whose pictures are shown
+_MAX_SHOWN_PAIRS = 8  # pairs of near-duplicates whose images are shown
 
 
 @dataclass(frozen=True)
 class EdaPictures:
-    """What the page asks of the pictures.
+    """What the page needs of the images.
 
-    `index` has a row for each image: id, source_height, source_width (pixels), source_bytes; rows of ids that the table
-    lacks are left out. `thumbnails` gives the pictures of n ids, in their order: (n, s, s, 3) uint8, s about 112.
+    `index` has a row for each image: id, source_height, source_width (pixels), source_bytes; ids that are not in the
+    table are ignored. `thumbnails` returns the images of n ids, in their order: (n, s, s, 3) uint8, s about 112.
     """
 
     index: pd.DataFrame
@@ -165,11 +163,11 @@ def write_eda(
     sheet: int = 24,
     seed: int = 0,
 ) -> Path:
-    """Write the page to `path`. It is self-contained: no network, no JavaScript; text of the data is escaped.
+    """Writes the page to `path`. It is self-contained: no network, no JavaScript; text of the data is escaped.
 
-    `name` of the data set; `pairs` of near-duplicates with columns id_1, id_2, distance, kind, or None where nobody has
-    looked; `sheet`, how many pictures of each class are shown beside their edges, 0 for none. What is not given is
-    left out. Raises DataError where `pictures.index` lacks an id of the table or has one twice.
+    `name` is that of the data set. `pairs` are near-duplicates with columns id_1, id_2, distance, kind, or None if they
+    were not searched. `sheet` images of each class are shown beside their edges, 0 for none. Sections without input
+    are left out. Raises DataError if `pictures.index` lacks an id of the table or has one twice.
     """
     with atomic(path) as temporary:
         page = eda_html(name, table, folds=folds, pictures=pictures, pairs=pairs, sheet=sheet, seed=seed)
@@ -187,7 +185,7 @@ def eda_html(
     sheet: int,
     seed: int,
 ) -> str:
-    """The page of `write_eda` as text, the same for the same data and seed."""
+    """Returns the page of `write_eda` as HTML, the same for the same data and seed."""
     table = Table(_with_sizes(table.train, pictures), _with_sizes(table.test, pictures))
     train = table.train
     by = [column for column in ("sex", "site", "diagnosis") if column in train and train[column].notna().any()]
@@ -198,7 +196,7 @@ def eda_html(
     templates = environment()
     templates.filters["count"] = lambda value: f"{value:,}"
     return templates.get_template("eda.html.j2").render(
-        style=(TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8"),  # the report's: one look, written once
+        style=(TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8"),  # shared with the report
         name=name,
         by=by,
         facts=_facts(table),
@@ -247,14 +245,14 @@ def _facts(table: Table) -> dict[str, str]:
         "training images": f"{len(train):,}",
         "groups (patients or lesions)": f"{len(counts):,}",
         "groups with a positive": f"{train.loc[train['target'] == 1, 'group'].nunique():,}",
-        "images of a group, median": f"{counts.median():g}",
-        "images of a group, largest": f"{counts.max():,}",
+        "images per group, median": f"{counts.median():g}",
+        "images per group, largest": f"{counts.max():,}",
     }
     if train["age"].notna().any():
         facts["median age"] = f"{train['age'].median():.0f}"
     if len(test):
         facts |= {"test images": f"{len(test):,}", "test groups": f"{test['group'].nunique():,}"}
-        facts["groups in train and in test"] = f"{table.shared_groups:,}"
+        facts["groups in both train and test"] = f"{table.shared_groups:,}"
     return facts
 
 
@@ -263,25 +261,25 @@ def _drift(table: Table, *, seed: int) -> pd.DataFrame:
     compared = []
     for part in (train, test):
         columns = {column: part[column] for column in ("age", "sex", "site")}
-        compared.append(columns | {"images of the group": pd.Series(_group_size(part))} | _size_facts(part))
+        compared.append(columns | {"images in the group": pd.Series(_group_size(part))} | _size_facts(part))
     known = [column for column in compared[0] if all(part[column].notna().any() for part in compared)]
     first, second = ({column: part[column] for column in known} for part in compared)
     return drift(first, second, train["group"], test["group"], seed=seed)
 
 
 def _with_sizes(rows: pd.DataFrame, pictures: EdaPictures | None) -> pd.DataFrame:
-    """`rows` with the sizes of their original pictures, where there are pictures."""
+    """Adds the sizes of the original images to `rows`, if there are images."""
     if pictures is None:
         return rows
     index = pictures.index
     if index["id"].duplicated().any():
         doubled = index.loc[index["id"].duplicated(), "id"].iloc[0]
-        raise DataError(f"the pictures' index names {doubled!r} twice: build the image cache again")
+        raise DataError(f"the image index has the id {doubled!r} twice: build the image cache again")
     lacking = rows.loc[~rows["id"].isin(index["id"]), "id"]
     if len(lacking):
         raise DataError(
-            f"the pictures' index lacks {len(lacking)} of {len(rows)} ids, first {lacking.iloc[0]!r}: "
-            "build the image cache for this table, or look at the table alone with --no-images"
+            f"the image index lacks {len(lacking)} of {len(rows)} ids, first {lacking.iloc[0]!r}: "
+            "build the image cache for this table, or use the table alone with --no-images"
         )
     return rows.merge(index[["id", *SIZE_LABELS]], on="id", how="left", validate="one_to_one")
 
@@ -295,10 +293,10 @@ def _size_facts(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _shortcut_aucs(train: pd.DataFrame, folds: Folds | None) -> pd.DataFrame:
-    """`survey.shortcuts`, and with folds `shape_auc`, `shape_low`, `shape_high` of what each value's rate tells."""
-    facts = {"images of the group": _group_size(train), **_size_facts(train)}
+    """Returns `shortcuts`, with folds also `shape_auc`, `shape_low`, `shape_high`: AUC of a relation of any shape."""
+    facts = {"images in the group": _group_size(train), **_size_facts(train)}
     table = shortcuts(train, facts)
-    if folds is None or table["low"].isna().any():  # no interval: too few groups hold a positive
+    if folds is None or table["low"].isna().any():  # no interval: too few groups have a positive
         return table
     fold, group = folds.frame["fold"], folds.frame["split_group"]
     shape_aucs = [
@@ -327,7 +325,7 @@ class _PairTile(NamedTuple):
 
 
 def _pair_tiles(pairs: pd.DataFrame, pictures: EdaPictures) -> list[_PairTile]:
-    """Pairs of each kind in turn, those that are least alike first: they are what a person has to judge."""
+    """Selects pairs of each kind in turn, the least similar first: these need a person's judgement most."""
     seen = set(pictures.index["id"])
     shown = pairs[pairs["id_1"].isin(seen) & pairs["id_2"].isin(seen)]
     shown = shown.sort_values(["distance", "id_1", "id_2"], ascending=[False, True, True])
@@ -346,7 +344,7 @@ THUMBNAIL = 112  # pixels a side on the page
 
 
 def run_eda(experiment: Experiment, out: Out, *, sheet: int) -> Path:
-    """Write eda.html into the experiment's folder; with ``sheet`` pictures of each class, 0 for none on the page."""
+    """Writes eda.html into the experiment's folder, with ``sheet`` images of each class (0: no images)."""
     pictures = pairs = None
     if experiment.config.data.images is not None:
         size = smallest_cache_size(experiment)

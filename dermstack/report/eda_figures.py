@@ -1,4 +1,4 @@
-"""The figures of the first look at a data set, in the style of those of the report."""
+"""Draws the figures of the EDA page, in the style of the report's figures."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from dermstack.report.figures import (
 Floats = NDArray[np.float64]
 
 _COUNT_FORMAT = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
-_MAX_SIZES = 150  # distinct sizes of pictures that a figure tells apart
+_MAX_SIZES = 150  # with more distinct image sizes, a figure bins them
 _PAGE_COLOURS = {INK: "var(--ink)", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
 
 
 def age_rows_figure(name: str, ages: pd.DataFrame, *, of: str) -> Drawing:
-    """A histogram of ages on a line of its own for each level: the rows `of` `survey.age_histograms`.
+    """Draws one histogram of ages for each level, in a row of its own: the rows `of` `age_histograms`.
 
-    Each line is as high as its own highest bin, and a level without images is left out; both `of` share the axis.
+    Each histogram is scaled to its own highest bin; a level without images is left out. Both values of `of` share the
+    same age axis.
     """
     bins = [column for column in ages if isinstance(column, int)]
     rows = ages[(ages["of"] == of) & (ages["images"] > 0)]
@@ -59,7 +60,7 @@ def age_rows_figure(name: str, ages: pd.DataFrame, *, of: str) -> Drawing:
 
 
 def histogram_figure(name: str, edges: Sequence[float], shares: dict[str, Floats], *, axis: str) -> Drawing:
-    """Histograms (bins,) laid over each other as outlines, the second one filled: `edges` (bins + 1,) are shared."""
+    """Draws two histograms (bins,) as outlines over each other, the second one filled; both have the same `edges`."""
     with page_style():
         figure = blank_figure(height=2.6)
         axes = figure.subplots()
@@ -75,7 +76,7 @@ def histogram_figure(name: str, edges: Sequence[float], shares: dict[str, Floats
 
 
 def paired_figure(name: str, levels: Sequence[str], shares: dict[str, Floats], *, axis: str) -> Drawing:
-    """Two bars for each of `levels` (n,), one for each of the two entries of `shares` (n,)."""
+    """Draws two bars for each of `levels` (n,), one for each of the two entries of `shares` (n,)."""
     (first, one), (second, other) = shares.items()
     with page_style():
         figure = blank_figure(height=0.75 + 0.56 * len(levels))
@@ -93,12 +94,12 @@ def paired_figure(name: str, levels: Sequence[str], shares: dict[str, Floats], *
 
 
 def count_figure(name: str, labels: Sequence[str], counts: Sequence[int], *, axis: str) -> Drawing:
-    """Horizontal bars of counts, top down."""
+    """Draws horizontal bars of counts, from the top."""
     return _bars(name, labels, counts, [f"{count:,}" for count in counts], axis=axis, axis_format=_COUNT_FORMAT)
 
 
 def rate_figure(name: str, labels: Sequence[str], rates: Sequence[float], of: Sequence[int], *, axis: str) -> Drawing:
-    """Horizontal bars of shares, top down, with the number that each is a share of."""
+    """Draws horizontal bars of shares, from the top, each with the number that it is a share of."""
     texts = [f"{rate:.1%}\nof {count:,}" if count else "–" for rate, count in zip(rates, of, strict=True)]
     return _bars(name, labels, np.nan_to_num(rates).tolist(), texts, axis=axis, axis_format=PercentFormatter(1))
 
@@ -127,7 +128,7 @@ def _bars(
 
 
 def sizes_figure(name: str, sizes: pd.DataFrame, *, column: str) -> Drawing:
-    """Width against height of pictures (`survey.picture_sizes`), a disc for each size; `column` is what it counts."""
+    """Draws image width against height (`picture_sizes`) with a disc for each size, scaled by the count in `column`."""
     sizes = _binned_sizes(sizes)
     shown = sizes[sizes[column] > 0]
     with page_style():
@@ -146,12 +147,12 @@ def sizes_figure(name: str, sizes: pd.DataFrame, *, column: str) -> Drawing:
         top = "; ".join(
             f"{w:.0f} × {h:.0f}: {n:,}" for w, h, n in shown[["width", "height", column]].head(5).to_numpy()
         )
-        alt = f"Sizes of pictures by width and height, {column}. {len(shown)} sizes, most frequent: {top or 'none'}."
+        alt = f"Image width and height, {column}. Number of sizes: {len(shown)}; most frequent: {top or 'none'}."
         return Drawing(page_svg(figure, name, alt), [])
 
 
 def drift_figure(name: str, drift: pd.DataFrame) -> Drawing:
-    """Each column's distance between train and test as a dot, and how far chance goes as a bar (`drift.drift`)."""
+    """Draws each column's distance between train and test as a dot, and the range of chance as a bar (`drift`)."""
     with page_style():
         figure = blank_figure(height=0.75 + 0.46 * len(drift))
         axes = label_axes(figure, len(drift), "distance between train and test")
@@ -170,7 +171,7 @@ def drift_figure(name: str, drift: pd.DataFrame) -> Drawing:
 
 
 def _binned_sizes(sizes: pd.DataFrame) -> pd.DataFrame:
-    """Sizes on a grid where there are too many to draw: a data set of crops has one for each picture."""
+    """Bins sizes on a grid if there are too many to draw: in a data set of crops every image can have its own size."""
     if len(sizes) <= _MAX_SIZES:
         return sizes
     step = float(sizes[["width", "height"]].to_numpy().max()) / 24
@@ -202,7 +203,7 @@ def _columns(frame: pd.DataFrame, *names: str) -> Any:
 
 
 def _swatch(colour: str, *, dashes: str) -> Markup:
-    """The legend's line ("none" or a pattern of dashes), or bar ("bar", "hollow")."""
+    """Returns the legend symbol: a line ("none" or a pattern of dashes) or a bar ("bar", "hollow")."""
     shape = {
         "bar": '<path d="M0 1H28V7H0Z" style="fill: {}"/>',
         "hollow": '<path d="M1 1H27V7H1Z" style="fill: none; stroke: {}; stroke-width: 1"/>',

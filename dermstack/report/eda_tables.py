@@ -1,4 +1,4 @@
-"""The tables of the first look at a data set: frames of `survey` and `drift` as cells, some of them shaded."""
+"""Formats the tables of the EDA page: the frames of `dermstack.audit.drift` as cells, some of them shaded."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from markupsafe import Markup, escape
 
 
 class Cell(NamedTuple):
-    """Text, and how strong its ground is: 0 (none) to 1."""
+    """Text of a cell, and the strength of its background: 0 (none) to 1."""
 
     text: str | Markup
     shade: float = 0.0
 
 
 class Grid(NamedTuple):
-    """A table: the first column names the row, all others are `numeric` or not."""
+    """A table: heads are (text, whether numeric); the first column is the name of the row."""
 
     heads: list[tuple[str, bool]]
     rows: list[list[Cell]]
 
 
 def level_table(counts: pd.DataFrame, column: str) -> Grid:
-    """`survey.level_counts` of `column` as a heatmap: the share of each target that has the level is the shade.
+    """Formats `level_counts` of `column` as a heat map: the shade is the share of a class that has the level.
 
     The largest share of the table has the full shade.
     """
@@ -40,38 +40,38 @@ def level_table(counts: pd.DataFrame, column: str) -> Grid:
             share = float(shares[name][number])
             cells.append(Cell(f"{line[name]:,} ({share:.1%})", share / largest))
         rows.append([*cells, Cell(f"{line['prevalence']:.2%}")])
-    return Grid([(column, False), *[(head, True) for head in columns.values()], ("share positive", True)], rows)
+    return Grid([(column, False), *[(head, True) for head in columns.values()], ("share of positives", True)], rows)
 
 
 def group_size_table(sizes: pd.DataFrame) -> Grid:
-    """`survey.group_sizes`."""
+    """Formats `group_sizes`."""
     heads = {
-        "images": "images of a group",
+        "images": "images per group",
         "groups": "groups",
         "with_positive": "with a positive",
         "rows": "images",
         "positives": "positive",
-        "prevalence": "share positive",
+        "prevalence": "share of positives",
     }
     return _grid(sizes, heads, percent={"prevalence"})
 
 
 def missing_table(values: pd.DataFrame) -> Grid:
-    """`survey.missing_values`, the share of what is missing as the shade."""
+    """Formats `missing_values`; the shade is the missing share."""
     heads = {
         "column": "column",
-        "rows": "rows",
-        "train": "of train",
-        "negatives": "of the negative",
-        "positives": "of the positive",
-        "test": "of test",
+        "rows": "missing in train",
+        "train": "train",
+        "negatives": "train, negative",
+        "positives": "train, positive",
+        "test": "test",
     }
     shares = {"train", "negatives", "positives", "test"}
     return _grid(values, heads, percent=shares, shaded=shares)
 
 
 def picture_size_table(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
-    """`survey.picture_sizes`: the `most` frequent, and the others together."""
+    """Formats `picture_sizes`: the `most` frequent sizes, and all others in one line."""
     shown = sizes.iloc[:most]
     named = [
         f"{width}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{height}"
@@ -87,13 +87,13 @@ def picture_size_table(sizes: pd.DataFrame, *, most: int = 12) -> Grid:
         "size": "width × height",
         "rows": "images",
         "positives": "positive",
-        "prevalence": "share positive",
+        "prevalence": "share of positives",
     }
     return _grid(lines, heads, percent={"prevalence"})
 
 
 def shortcut_table(shortcuts: pd.DataFrame) -> Grid:
-    """`survey.shortcuts`, where it is known with the AUC of any shape beside that of ranks."""
+    """Formats `shortcuts`, with the AUC of a relation of any shape if it is known."""
     shapes = "shape_auc" in shortcuts
     rows = []
     for line in shortcuts.to_dict("records"):
@@ -103,12 +103,12 @@ def shortcut_table(shortcuts: pd.DataFrame) -> Grid:
         medians = [f"{line[label]:,.0f}" for label in ("negatives", "positives")]
         rows.append([Cell(text) for text in (line["fact"], *medians, line["direction"], *aucs)])
     heads = ["fact", "median, negative", "median, positive", "positives are", "AUC (95 % interval)"]
-    heads += ["AUC of any shape"] if shapes else []
+    heads += ["AUC, any shape (95 % interval)"] if shapes else []
     return Grid([(head, head not in {"fact", "positives are"}) for head in heads], rows)
 
 
 def duplicate_table(pairs: pd.DataFrame) -> Grid:
-    """Near-duplicates by kind: pairs, and the images in them."""
+    """Counts near-duplicates by kind: pairs, and the images in them."""
     rows = [
         (str(kind), len(found), len(set(found["id_1"]) | set(found["id_2"]))) for kind, found in pairs.groupby("kind")
     ]
@@ -119,7 +119,7 @@ def duplicate_table(pairs: pd.DataFrame) -> Grid:
 
 
 def drift_table(drift: pd.DataFrame) -> Grid:
-    """`drift.drift`."""
+    """Formats `drift`."""
     rows = []
     for line in drift.to_dict("records"):
         rows.append(
@@ -133,12 +133,12 @@ def drift_table(drift: pd.DataFrame) -> Grid:
                 Cell(_number(line["missing_test"], ".1%")),
             ]
         )
-    heads = ["column", "distance", "chance, up to", "it is", "AUC", "missing in train", "missing in test"]
-    return Grid([(head, head not in {"column", "it is"}) for head in heads], rows)
+    heads = ["column", "distance", "limit of chance", "result", "AUC", "missing in train", "missing in test"]
+    return Grid([(head, head not in {"column", "result"}) for head in heads], rows)
 
 
 def fold_summary_table(summary: pd.DataFrame) -> Grid:
-    """`Folds.summary`, with whatever columns it has."""
+    """Formats `Folds.summary` with all its columns."""
     return _grid(summary, {str(name): str(name).replace("_", " ") for name in summary}, percent={"prevalence"})
 
 
@@ -175,5 +175,5 @@ def _number(value: object, form: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Escaped, with leave to break a long name at its joints."""
+    """Escapes a name and allows line breaks after its separators."""
     return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(text))))

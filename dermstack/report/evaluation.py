@@ -1,4 +1,4 @@
-"""The page of external validation: what the ensemble is worth on images it never met, against what was promised."""
+"""Builds the external validation page: performance on new images compared with the estimates from training."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ FOUND_DOT, PROMISED_DOT = Markup('<span class="dot found"></span>'), Markup('<sp
 
 
 def auc_comparison_figure(name: str, found: Validation) -> Drawing:
-    """The AUC of these rows under that of training, each with its interval."""
+    """Draws the AUC expected from training and the AUC on these rows, each with its interval."""
     here, promised = found.found.auc, found.promise.measures.auc
     estimates = [
-        Estimate("promised by training", promised.value, promised.low, promised.high),
+        Estimate("expected from training", promised.value, promised.low, promised.high),
         Estimate("found on these images", here.value, here.low, here.high, strong=True),
     ]
     return interval_figure(name, estimates, axis="AUC", reference=promised.value)
 
 
 def threshold_roc_figure(name: str, y: ArrayLike, score: ArrayLike, points: Sequence[PointOutcome]) -> Drawing:
-    """The ROC curve of scores (n,) and, joined by a line, where each threshold stood in training and stands here."""
+    """Draws the ROC curve of scores (n,), with each threshold's position in training and here joined by a line."""
     with page_style():
         figure = blank_figure(height=WIDTH)
         axes = figure.subplots()
@@ -62,10 +62,10 @@ def threshold_roc_figure(name: str, y: ArrayLike, score: ArrayLike, points: Sequ
             axes.plot(x0, y0, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=INK, clip_on=False)
             axes.plot(x1, y1, "o", markersize=6.5, color=ACCENT, markeredgewidth=0, clip_on=False)
             alt_text.append(
-                f"fixed at {point.promised.aim} {point.promised.level:.0%}: "
-                f"sensitivity {y0:.3f} promised, {y1:.3f} found, specificity {1 - x0:.3f} promised, {1 - x1:.3f} found"
+                f"threshold for {point.promised.aim} {point.promised.level:.0%}: "
+                f"sensitivity {y0:.3f} expected, {y1:.3f} found, specificity {1 - x0:.3f} expected, {1 - x1:.3f} found"
             )
-        legend = [("in training, at a threshold fixed there", PROMISED_DOT), ("here, at the same threshold", FOUND_DOT)]
+        legend = [("in training, at the chosen threshold", PROMISED_DOT), ("here, at the same threshold", FOUND_DOT)]
         return Drawing(page_svg(figure, name, f"ROC curve. {'; '.join(alt_text)}."), legend)
 
 
@@ -73,28 +73,31 @@ _QUANTITIES = {
     "prevalence": "prevalence",
     "auc": "AUC",
     "pauc80": "partial AUC above 80\N{NO-BREAK SPACE}% sensitivity",
-    "slope": "calibration slope (right: 1)",
+    "slope": "calibration slope (ideal: 1)",
     "ap": "average precision",
     "log_loss": "log loss of p (lower is better)",
-    "in_the_large": "calibration in the large, log odds (right: 0)",
+    "in_the_large": "calibration in the large, log odds (ideal: 0)",
 }
 _IN_PERCENT = {"prevalence"}
-_SHORT_VERDICTS = {AGREES: "agrees", LOWER: "lower", HIGHER: "higher", UNDECIDED: "–"}  # in a narrow column
+_SHORT_VERDICTS = {AGREES: "agrees", LOWER: "lower", HIGHER: "higher", UNDECIDED: "–"}  # for a narrow column
 
 
 class _Table(NamedTuple):
-    heads: list[tuple[str, bool]]  # text, whether its cells are numbers
-    rows: list[tuple[bool, list[str | Markup]]]  # whether it stands out, cells
+    heads: list[tuple[str, bool]]  # text, whether the cells are numbers
+    rows: list[tuple[bool, list[str | Markup]]]  # whether the row is highlighted, cells
 
 
 def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, created: str) -> str:
-    """The page as text: no network, no script, no id of a row; ``y`` and ``score`` (n,) are for the ROC curve."""
+    """Returns the page as HTML; it needs no network and no scripts, and has no ids of rows.
+
+    Targets ``y`` (n,) and ``score`` (n,) are needed for the ROC curve.
+    """
     bins = pd.DataFrame(list(found.reliability))
     templates = environment()
     templates.filters |= {"number": number, "percent": percent}
     template = templates.get_template("evaluation.html.j2")
     return template.render(
-        style=Markup((TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")),  # one look, written once
+        style=Markup((TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")),  # shared with the report
         found=found,
         here=found.found,
         promised=found.promise.measures,
@@ -121,19 +124,19 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """With a true minus; what is unknown is a dash."""
+    """Formats a number with a minus sign (−); None and NaN are a dash."""
     return "–" if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """0.9021 → 90.2 %."""
+    """Formats a share: 0.9021 → 90.2 %; None and NaN are a dash."""
     return (
         "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%".replace("-", "−")
     )
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> _Table:
-    heads = [("quantity", False), ("promised", True), ("found", True), ("found less promised", True), ("noise", True)]
+    heads = [("quantity", False), ("expected", True), ("found", True), ("found minus expected", True), ("noise", True)]
     rows = []
     for entry in comparisons:
         show = percent if entry.quantity in _IN_PERCENT else number
@@ -149,9 +152,9 @@ def _comparisons(comparisons: Sequence[Comparison]) -> _Table:
 
 
 def _points(found: Validation) -> _Table:
-    heads = [("fixed in training at", False), ("threshold of p", True)]
+    heads = [("chosen for", False), ("threshold of p", True)]
     for share in ("sensitivity", "specificity"):
-        heads += [(f"{share} promised", True), (f"{share} found", True), ("verdict", False)]
+        heads += [(f"{share} expected", True), (f"{share} found", True), ("verdict", False)]
     rows = []
     for of in found.points:
         cells: list[str | Markup] = [
@@ -165,7 +168,7 @@ def _points(found: Validation) -> _Table:
 
 
 def _predictive(found: Validation) -> _Table:
-    heads = [("fixed in training at", False), ("positive predictive value", True), ("negative predictive value", True)]
+    heads = [("chosen for", False), ("positive predictive value", True), ("negative predictive value", True)]
     rows: list[tuple[bool, list[str | Markup]]] = []
     for of in found.points:
         name = f"{of.promised.aim} {percent(of.promised.level, 0)}"
@@ -180,7 +183,7 @@ def _selected(found: Validation) -> _Table:
                  f"{percent(of.other.low)} to {percent(of.other.high)}"])
         for of in found.selected_on_these_rows
     ]  # fmt: skip
-    return _Table([("held", False), ("reached at best", True), ("95 % interval", True)], rows)
+    return _Table([("given", False), ("reached at best", True), ("95 % interval", True)], rows)
 
 
 def _calibration(found: Validation) -> _Table:
@@ -194,14 +197,14 @@ def _calibration(found: Validation) -> _Table:
         line("log loss", *(_interval(of.log_loss) for of in both)),
         line("Brier score", *(number(of.brier) for of in both)),
         line("expected calibration error", *(number(of.ece) for of in both)),
-        line("the same if p were right", *(number(of.ece_by_chance) for of in both)),
+        line("expected calibration error if p were correct", *(number(of.ece_by_chance) for of in both)),
     ]
     return _Table([("of calibrated p", False), ("in training", True), ("here", True)], rows)
 
 
 def _subgroups(subgroups: Sequence[dict[str, Any]]) -> _Table:
     heads = [("subgroup", False), ("images", True), ("groups", True), ("positive", True), ("AUC", True)]
-    heads += [("95 % interval", True), ("in training", True), ("less the rest", True), ("beyond noise", False)]
+    heads += [("95 % interval", True), ("in training", True), ("minus the rest", True), ("beyond noise", False)]
     rows = []
     for of in subgroups:
         bounds = "–" if of["low"] is None else f"{number(of['low'], 3)} to {number(of['high'], 3)}"
@@ -218,7 +221,7 @@ def _subgroups(subgroups: Sequence[dict[str, Any]]) -> _Table:
 
 
 def _verdict_text(entry: Comparison) -> str:
-    """Of the prevalence nothing was promised; it differs or it doesn't."""
+    """Returns the verdict as text; for the prevalence, it is about training instead of an expectation."""
     if entry.quantity != "prevalence":
         return entry.verdict
     return {HIGHER: "higher than in training, beyond noise", LOWER: "lower than in training, beyond noise"}.get(

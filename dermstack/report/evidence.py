@@ -1,4 +1,4 @@
-"""What the report shows, gathered from the store."""
+"""Gathers the data of the report from the store, replaces ids by codes, and writes report.html and model_card.md."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from stack.tune.studies import read_studies
 
 
 def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
-    """The size of the table."""
+    """Returns the sizes of the table, by name."""
     train, test = experiment.table.train, experiment.table.test
     facts: dict[str, int | float | str] = {
         "training rows": len(train),
@@ -48,14 +48,14 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         "test rows": len(test),
     }
     if len(experiment.external_as_read):
-        facts["external rows, which only train level 1"] = len(experiment.external_as_read)
+        facts["external rows (used only to train level 1)"] = len(experiment.external_as_read)
     return facts
 
 
 def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
-    """Duplicates, missing values and the audit's findings; without ``show_ids`` no id and no path is among them."""
+    """Returns duplicates, missing values and the audit's findings; they contain ids only with ``show_ids``."""
     path = experiment.config_path
-    shown = path.name if path.is_absolute() else path  # as typed, but nothing of this machine's folders
+    shown = path.name if path.is_absolute() else path  # an absolute path would show this machine's folders
     pictures_unaudited = experiment.config.data.images is not None and not is_audited(experiment, "pictures")
     return DataFacts(
         duplicates=_duplicates(experiment),
@@ -70,18 +70,18 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
     facts: dict[str, int | str] = {}
     published = read_duplicate_pairs(experiment.config.data.duplicates)
     if published is not None:
-        facts["published pairs"] = len(published)
-        facts["of these with an id outside the training rows"] = experiment.folds.unknown_pairs
+        facts["pairs in the list of duplicates"] = len(published)
+        facts["of these, with an id outside the training rows"] = experiment.folds.unknown_pairs
     if experiment.curation.images_fingerprint:
         kinds = pair_kinds(experiment.curation.pairs, experiment.table)["kind"].value_counts()
         facts |= {f"near-duplicates found, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
     else:
-        facts["near-duplicates"] = "the pictures were not looked at"
-    facts["groups that duplicates merged away"] = int(
+        facts["near-duplicates"] = "the images were not checked"
+    facts["groups merged into others because of duplicates"] = int(
         train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
     )
-    facts["groups with rows in train and in test"] = experiment.table.shared_groups
-    facts["training rows dropped, pictures that can't be read"] = len(experiment.as_read.train) - len(train)
+    facts["groups with rows in both train and test"] = experiment.table.shared_groups
+    facts["training rows dropped, image unreadable"] = len(experiment.as_read.train) - len(train)
     return facts
 
 
@@ -90,26 +90,27 @@ def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
     if found is None:
         return None
     frame = pd.DataFrame(found, columns=list(FINDING_COLUMNS))
-    # Only examples name rows.
+    # Only the column example contains ids.
     return frame if show_ids else frame.drop(columns="example")
 
 
 _KEY_BYTES = 32
-_CODE_BYTES = 6  # of 400,000 ids two have the same code with a chance of 0.03 %
+_CODE_BYTES = 6  # 48 bits: among 400,000 ids, two have the same code with a probability of 0.03 %
 
 
 def pseudonyms(ids: Iterable[str], key: bytes) -> list[str]:
-    """A code of ten letters and digits for each id, the same for the same id and key.
+    """Returns a code of ten letters and digits for each id, always the same for the same id and key.
 
-    A keyed hash (BLAKE2s): without the key nobody can try ids until a code comes out, though ids are few and guessable.
+    The code is a keyed hash (BLAKE2s): without the key nobody can find the id of a code by trying all possible ids.
     """
     return [_pseudonym(str(name), key) for name in ids]
 
 
 def pseudonym_key(folder: Path) -> bytes:
-    """The key of the experiment in ``folder``, made at random once and kept in ``pseudonym.key``, for its owner's eyes.
+    """Returns the experiment's key in ``folder``/pseudonym.key; makes it at random if it does not exist.
 
-    Who has it can tell which id a code stands for, by trying. Raises StoreError for a file that is no key.
+    Only the owner can read the file, because the key allows to find the id of a code by trying ids. Raises StoreError
+    if the file has the wrong size.
     """
     path = folder / "pseudonym.key"
     if not path.exists():
@@ -120,7 +121,7 @@ def pseudonym_key(folder: Path) -> bytes:
     key = path.read_bytes()
     if len(key) != _KEY_BYTES:
         raise StoreError(
-            f"{path} holds {len(key)} bytes, a key has {_KEY_BYTES}: remove it, and codes will be new ones"
+            f"{path} has {len(key)} bytes, but a key has {_KEY_BYTES}: remove it to make a new key and new codes"
         )
     return key
 
@@ -146,9 +147,9 @@ LIBRARIES = (
 
 
 def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
-    """Write runs/<experiment>/report.html and model_card.md. Raises StoreError where `stack` has not been run.
+    """Writes runs/<experiment>/report.html and model_card.md. Raises StoreError if `stack` has not been run.
 
-    Ids of images and groups are on the page only with ``show_ids``, pictures only with ``images``.
+    The page shows ids of images and groups only with ``show_ids``, and images only with ``images``.
     """
     blend = read_run(experiment.folder / "blend")
     if blend is None:
@@ -173,13 +174,13 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
 
 
 def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
-    """The runs that the blend is made of, in its order."""
+    """Returns the runs of the blend, in its order."""
     by_name = {run.name: run for run in read_runs(experiment.models)}
     return [by_name[name] for name in blend.meta["runs"]]
 
 
 def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *, show_ids: bool = False) -> ReportData:
-    """Everything the page says of this blend and its ``runs``, on the rows that it covers."""
+    """Collects everything that the page shows about this blend and its ``runs``, on the rows that the blend covers."""
     oof = blend.frame("oof")
     rows = experiment.rows_of(oof["id"])
     y, split_group = experiment.target[rows], experiment.split_group[rows]
@@ -188,7 +189,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
     best = runs[int(table[objective].argmax())]
     score = oof["score"].to_numpy(np.float64)
     best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
-    curves = {"blend (nested)": score, f"best run, picked on these rows: {best.name}": best_score}
+    curves = {"blend (nested)": score, f"best run, selected on these rows: {best.name}": best_score}
     if "rank_mean_nested" in oof:
         curves["rank average"] = oof["rank_mean_nested"].to_numpy(np.float64)
     comparisons = [
@@ -206,8 +207,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         objective=objective,
         headline=Interval(**blend.meta["headline"]),
-        headline_label="nested from level 2 up, given the level-1 out-of-fold predictions"
-        + (", some of whose settings were selected on these rows" if blend.meta["selected"] else ""),
+        headline_label="nested from level 2 up, with the out-of-fold predictions of level 1 as given"
+        + ("; some settings were selected on these rows" if blend.meta["selected"] else ""),
         chosen=blend.meta["chosen"],
         comparisons=comparisons,
         runs=table,
@@ -254,15 +255,15 @@ def _pseudonymiser(experiment: Experiment) -> Callable[[str], str]:
 
 
 def _card_subgroups(found: pd.DataFrame | None) -> pd.DataFrame:
-    """Subgroups in the columns of the model card."""
+    """Renames the columns of the subgroup table to those of the model card."""
     if found is None:
         return pd.DataFrame(columns=["subgroup", "level", "rows", "positives", "auc", "low", "high", "note"])
-    notes = np.where(found["apart"], "apart from the rest, beyond noise", "")
+    notes = np.where(found["apart"], "differs from the rest, beyond noise", "")
     return found.rename(columns={"subgroup": "level"}).rename(columns={"by": "subgroup"}).assign(note=notes)
 
 
 def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group: NDArray[np.object_]) -> Calibration:
-    """The chosen method's own nested score, which was calibrated, beside what came of it."""
+    """Returns the reliability of the chosen method's nested score, before and after its calibration."""
     method, after = blend.meta["chosen"], oof["p_calibrated"].to_numpy()
     before = oof[f"{method}_nested"].to_numpy()
     probabilities = {f"the score of {method}": before}
@@ -280,7 +281,7 @@ def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group
 
 
 def _without_folders(value: Any) -> Any:
-    """Settings with files by their names alone: where they lie says whose machine it is."""
+    """Replaces absolute paths in the settings by file names, which say nothing about the machine."""
     if isinstance(value, dict):
         return {key: _without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -299,43 +300,44 @@ def _seeds(experiment: Experiment) -> dict[str, int | str]:
 
 def _notes(experiment: Experiment, blend: Run) -> list[str]:
     notes = [
-        "Tuned in-sample is what the chosen method scores on the rows that its weights were fitted on: it flatters.",
-        "Level-2 models are fitted on out-of-fold predictions of nets that saw the held-out fold's images in "
-        "training; under shuffled targets this leaves a small excess over 0.5 (`--shuffle-target` measures it).",
+        "Tuned, in-sample values are measured on the same rows that the weights were fitted on; they are optimistic.",
+        "Level-2 models are fitted on out-of-fold predictions of networks that saw the images of the held-out fold in "
+        "training. With shuffled targets this gives an AUC slightly above 0.5 (measured by `--shuffle-target`).",
     ]
     if blend.meta["left_out"]:
         notes.append(
-            f"{blend.meta['left_out']} training rows are left out: an imported run declared that it lacks them."
+            f"{blend.meta['left_out']} training rows are left out: an imported run was declared not to cover them."
         )
     if blend.meta["selected"]:
         notes.append(
-            f"{', '.join(blend.meta['selected'])}: settings chosen on these rows, by a study or by hand. Their "
-            "numbers, and what level 2 and the blend make of them, are selected on these rows."
+            f"{', '.join(blend.meta['selected'])}: the settings were selected on these rows, by a study or by hand. "
+            "The results of these runs, of level 2 and of the blend can therefore be optimistic."
         )
     if experiment.shuffled:
         notes.append(
-            "Targets are shuffled between groups of equal size: among groups of one size all should be chance."
+            "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
 
 
 def _level2_notes(run: Run) -> list[str]:
-    """What a stacker must not live on, and how well the embeddings that it takes fit each other."""
+    """Describes the probes of a level-2 run (acquisition shortcuts, group information) and its embedding alignment."""
     if not run.has("probes"):
         return []
     says = {
-        "context_counts": "{run} would have AUC {auc:.4f} with the number of images of the group among its features: "
-        "{apart}. An artefact of how images were collected; off unless `features.context_counts`.",
-        "shortcuts": "{run} would have AUC {auc:.4f} with width, height and bytes of the pictures: {apart}. "
-        "An artefact of how images were made; off unless `features.shortcuts`.",
-        "alone": "{run} has AUC {auc:.4f} where every image is judged as if its group had no other: {apart}.",
-        "groups of one": "Among groups of one {run} has AUC {auc:.4f}, less the mean of its runs' logits {apart}.",
+        "context_counts": "With the number of images in the group as a feature, {run} would have AUC {auc:.4f}, "
+        "{apart}. This is an artefact of how images were collected; it is off unless `features.context_counts` is set.",
+        "shortcuts": "With image width, height and file size as features, {run} would have AUC {auc:.4f}, {apart}. "
+        "This is an artefact of how images were made; it is off unless `features.shortcuts` is set.",
+        "alone": "Without the other images of each group, {run} has AUC {auc:.4f}, {apart}.",
+        "groups of one": "Among groups of a single image, {run} has AUC {auc:.4f}; {apart} to the mean logit of "
+        "its level-1 runs.",
     }
     notes = []
     for probe in run.frame("probes").to_dict("records"):
         if text := says.get(str(probe["what"])):
             low, high = probe["difference_low"], probe["difference_high"]
-            apart = f"{probe['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            apart = f"difference {probe['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
             notes.append(text.format(run=run.name, auc=probe["auc"], apart=apart))
     return notes + list(run.meta.get("alignment", []))
 
@@ -346,5 +348,5 @@ def _versions() -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            continue  # the image half is an extra
+            continue  # libraries of optional extras may be missing
     return found

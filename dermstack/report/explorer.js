@@ -15,7 +15,7 @@
   const percent = (share) => (100 * share).toFixed(1) + "\u00a0%";
   const whole = (number) => Math.round(number).toLocaleString("en");
 
-  // As dermstack/report/explorer.py's operating_point.
+  // The same computation as operating_point in dermstack/report/explorer.py.
   const operatingPoint = (truePositives, falsePositives) => {
     const sensitivity = truePositives / positives;
     const specificity = 1 - falsePositives / negatives;
@@ -46,15 +46,15 @@
     const found = Math.round(point.sensitivity * sick);
     const alarms = Math.round((1 - point.specificity) * (1000 - sick));
     part("words").textContent =
-      `Of 1,000 such images ${whole(sick)} are positive: ${whole(found)} found, ${whole(sick - found)} missed. ` +
-      `Of the ${whole(1000 - sick)} others ${whole(alarms)} are false alarms.`;
+      `Of 1,000 such images, ${whole(sick)} are positive: ${whole(found)} found, ${whole(sick - found)} missed. ` +
+      `Of the other ${whole(1000 - sick)} images, ${whole(alarms)} are false alarms.`;
   };
 
   const readPrevalence = () => {
     const given = entry.valueAsNumber / 100;
-    const usable = given >= 0.0001 && given <= 0.9999; // NaN is neither
+    const usable = given >= 0.0001 && given <= 0.9999; // NaN fails both comparisons
     entry.setAttribute("aria-invalid", String(!usable));
-    part("error").textContent = usable ? "" : "Give a number from 0.01 to 99.99. The numbers still show the last one.";
+    part("error").textContent = usable ? "" : "Enter a number from 0.01 to 99.99. The results still use the last valid number.";
     if (usable) prevalence = given;
     update();
   };
@@ -64,7 +64,7 @@
   part("reset").addEventListener("click", () => {
     entry.value = (100 * own).toFixed(2);
     readPrevalence();
-    prevalence = own; // not as rounded
+    prevalence = own; // the exact value, not the rounded one
     update();
   });
   part("without").hidden = true;

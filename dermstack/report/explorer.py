@@ -1,4 +1,4 @@
-"""Move the threshold: what calling an image positive from some `p_calibrated` on brings, at any prevalence."""
+"""Report section with a movable threshold of `p_calibrated`: its confusion matrix and rates at any prevalence."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from stack.metrics.scores import checked
 MAX_POINTS = 2_000
 SENSITIVITIES = (0.80, 0.90, 0.95, 0.99)
 SPECIFICITIES = (0.80, 0.90, 0.95)
-_START_SENSITIVITY = 0.90  # the sensitivity at which the page opens
+_START_SENSITIVITY = 0.90  # the threshold shown first reaches this sensitivity
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Exact counts at ascending thresholds: an image is called positive where its p is at or above the threshold."""
+    """Exact counts at ascending thresholds; an image is called positive if its p is at or above the threshold."""
 
     threshold: NDArray[np.float64]  # (k,)
     true_positives: NDArray[np.int64]  # (k,)
@@ -32,8 +32,10 @@ class Thresholds:
     negatives: int
 
     def index_reaching(self, *, sensitivity: float = 0.0, specificity: float = 0.0) -> int:
-        """The place with at least this sensitivity that spares most negatives, or, at least this specificity that
-        finds most positives; where no threshold is that specific, the last."""
+        """Returns the index of the best threshold with at least this sensitivity or this specificity (give one).
+
+        Best is the highest value of the other one. If no threshold is specific enough, the last index.
+        """
         if sensitivity:
             return int(np.flatnonzero(self.true_positives >= sensitivity * self.positives * (1 - 1e-12))[-1])
         spared = self.negatives - self.false_positives
@@ -42,18 +44,18 @@ class Thresholds:
 
 
 class OperatingPoint(NamedTuple):
-    """Shares in 0..1; None where nothing is called that way."""
+    """Rates in 0..1; PPV or NPV is None if no image is called positive or negative."""
 
     sensitivity: float
     specificity: float
     accuracy: float
     ppv: float | None
     npv: float | None
-    biopsies: float | None  # for each positive found: 1 / ppv
+    biopsies: float | None  # number needed to biopsy: 1 / ppv
 
 
 class _Aim(NamedTuple):
-    """A row of the static table."""
+    """A row of the static table of thresholds."""
 
     words: str
     threshold: str
@@ -62,10 +64,10 @@ class _Aim(NamedTuple):
 
 
 def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
-    """The section of targets (n,) and calibrated probabilities (n,), with intervals by ``split_group`` (n,).
+    """Returns the section for targets (n,) and calibrated probabilities (n,), with intervals by ``split_group`` (n,).
 
-    Its script looks counts up in a table of at most MAX_POINTS thresholds and divides; without it, a table of some
-    operating points is there. Raises DataError for targets that are no 0 or 1 and for missing probabilities.
+    Its script computes rates from counts at up to MAX_POINTS thresholds; without JavaScript the page still has a table
+    of some operating points. Raises DataError for targets other than 0 and 1 and for missing probabilities.
     """
     points = count_at_thresholds(y, p)
     start = points.index_reaching(sensitivity=_START_SENSITIVITY)
@@ -83,7 +85,7 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
         prevalence=points.positives / (points.positives + points.negatives),
         start=start,
         aims=_aims(points, y, p, split_group),
-        # A `<` in it could end the element: JSON has another way to write that character.
+        # A `<` in the JSON could end the script element, so it is written as an escape.
         table=Markup(json.dumps(table, separators=(",", ":")).replace("<", "\\u003c")),
         script=Markup(script),
     )
@@ -93,9 +95,10 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
 def operating_point(
     true_positives: int, false_positives: int, positives: int, negatives: int, *, prevalence: float | None = None
 ) -> OperatingPoint:
-    """What these counts say where ``prevalence`` of the images are positive (default: as among those counted).
+    """Computes the rates from counts at a given ``prevalence`` (default: that of the counted images).
 
-    Sensitivity and specificity stay; the rest follows by Bayes. The script of the page computes the same.
+    Sensitivity and specificity do not depend on the prevalence; the other rates follow from Bayes' theorem. The script
+    of the page computes the same.
     """
     if prevalence is None:
         prevalence = positives / (positives + negatives)
@@ -108,10 +111,11 @@ def operating_point(
 
 
 def count_at_thresholds(y: ArrayLike, p: ArrayLike, *, limit: int = MAX_POINTS) -> Thresholds:
-    """Counts at every distinct p where there are at most ``limit``, else at those of positives.
+    """Counts true and false positives at every distinct p; if there are over ``limit``, only at the p of positives.
 
-    Between two p of positives a threshold only adds false alarms, so that no better one is left out. Of more than
-    ``limit`` positives as many are taken, evenly. A threshold is a short decimal that parts the rows as its p does.
+    A threshold between the p of two positives only adds false alarms, so no better one is left out. If the positives
+    have more than ``limit`` values, ``limit`` of them are taken, evenly spaced. Each threshold is a p rounded down to a
+    short decimal that splits the rows in the same way.
     """
     positive, p = checked(y, p)
     p = p.astype(np.float64)
@@ -138,7 +142,7 @@ def _at_or_above(ordered: NDArray[np.float64], steps: NDArray[np.float64]) -> ND
 
 
 def _rounded_down(steps: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each step rounded down to as few decimals, three at least, as keep it above what lies below it."""
+    """Rounds each step down to the fewest decimals, at least three, that keep it above the next lower p."""
     short = steps.copy()
     left = np.ones(len(steps), bool)
     for decimals in range(3, 16):
@@ -150,7 +154,7 @@ def _rounded_down(steps: NDArray[np.float64], below: NDArray[np.float64]) -> NDA
 
 
 def _aims(points: Thresholds, y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> list[_Aim]:
-    """Thresholds that are often asked for, with intervals that hold them as they are."""
+    """Returns the thresholds for common sensitivities and specificities, with intervals for fixed thresholds."""
     aims = {("sensitivity", share): points.index_reaching(sensitivity=share) for share in SENSITIVITIES}
     aims |= {("specificity", share): points.index_reaching(specificity=share) for share in SPECIFICITIES}
     made = []

@@ -1,4 +1,4 @@
-"""Figures as SVG that a page takes in: drawn once, in the colours of the page, light, dark or paper."""
+"""Draws figures as inline SVG in the colours of the page (light, dark or print)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from stack.tune.studies import StudyHistory
 
-WIDTH = 4.4  # inches, 317 units: about the pixels of a telephone, where text is shown at its size
-_MAX_LABEL_LENGTH = 40  # characters of a label that fit above its bar
+WIDTH = 4.4  # inches, 317 SVG units: about the width of a phone in pixels, so text keeps its size there
+_MAX_LABEL_LENGTH = 40  # characters; a longer label does not fit above its bar and is cut
 
-# Figures are drawn in these stand-ins, each of which then becomes a colour of the page.
+# Figures are drawn in these placeholder colours, which are then replaced by the colours of the page.
 _COLOURS = {
     "#00000a": "var(--ink)",
     "#00000b": "var(--muted)",
@@ -36,14 +36,14 @@ INK, MUTED, LINE, ACCENT = _COLOURS
 
 
 class Drawing(NamedTuple):
-    """An SVG element, and a legend that HTML sets: each label with the SVG of its line."""
+    """An SVG element and its legend for HTML: each label with the SVG of its line."""
 
     svg: Markup
     legend: list[tuple[str, Markup]]
 
 
 class Estimate(NamedTuple):
-    """One line of an interval figure. A `tuned` value is drawn hollow, beside the honest one."""
+    """One line of an interval figure; a `tuned` value is drawn as a hollow dot beside the nested one."""
 
     label: str
     value: float
@@ -54,7 +54,7 @@ class Estimate(NamedTuple):
 
 
 def interval_figure(name: str, estimates: Sequence[Estimate], *, axis: str, reference: float | None = None) -> Drawing:
-    """Values with their intervals, one line each, top down; `reference` is a line through all of them."""
+    """Draws values with their intervals, one row each from the top; `reference` is a dashed vertical line."""
     with page_style():
         figure = blank_figure(height=0.75 + 0.46 * len(estimates))
         axes = label_axes(figure, len(estimates), axis)
@@ -74,7 +74,7 @@ def interval_figure(name: str, estimates: Sequence[Estimate], *, axis: str, refe
 
 
 def bar_figure(name: str, values: Mapping[str, float], *, axis: str, marks: Sequence[str] = ()) -> Drawing:
-    """Horizontal bars, top down; ``marks`` stand behind the values."""
+    """Draws horizontal bars from the top; ``marks`` are appended to the printed values."""
     with page_style():
         figure = blank_figure(height=0.75 + 0.46 * len(values))
         axes = label_axes(figure, len(values), axis)
@@ -95,24 +95,24 @@ def bar_figure(name: str, values: Mapping[str, float], *, axis: str, marks: Sequ
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """Our settings instead of the user's while a figure is drawn: the same page on every machine."""
+    """Replaces the user's matplotlib settings by ours while a figure is drawn, for the same page on every machine."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        # The browser sets the text, in a font that has the letters which the one measured here may lack.
+        # The browser sets the text; its font may have glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def blank_figure(*, height: float) -> Figure:
-    """WIDTH × `height` inches, to be drawn on inside `page_style`."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")  # not pyplot: it keeps every figure
+    """Returns a figure of WIDTH × `height` inches; draw on it inside `page_style`."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")  # not pyplot, which keeps every figure in memory
 
 
 _STYLE: dict[Any, object] = {
     "svg.hashsalt": "dermstack",
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a run may be named "$\\alpha"
+    "text.parse_math": False,  # the name of a run may contain "$"
     "text.color": INK,
     "font.size": 10,
     "axes.edgecolor": LINE,
@@ -129,12 +129,12 @@ _STYLE: dict[Any, object] = {
 
 
 def page_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an element of a page: ids of its own, the page's size, font and colours."""
+    """Returns the figure as an SVG element with unique ids (prefix `name`) and the page's font and colours."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
 
-    def adopt(tag: re.Match[str]) -> str:  # tags only: a label may hold any text
+    def adopt(tag: re.Match[str]) -> str:  # changes tags only: a label may contain any text
         text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag[0])
         text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
         return re.sub("|".join(_COLOURS), lambda colour: _COLOURS[colour[0]], text)
@@ -146,7 +146,7 @@ def page_svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def label_axes(figure: Figure, rows: int, axis: str) -> Axes:
-    """Axes for lines with their labels above: names of any length then leave the width to the values."""
+    """Makes axes for rows with their labels above the bars, so that long names take no width from the values."""
     axes = figure.subplots()
     axes.set(ylim=(rows - 0.65, -0.75), xlabel=axis)
     axes.set_yticks([])
@@ -158,7 +158,7 @@ def label_axes(figure: Figure, rows: int, axis: str) -> Axes:
 
 
 def row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = False) -> None:
-    """The label above line `row` of `label_axes`, cut where it is long, and the value right of it."""
+    """Writes the label above row `row` of `label_axes`, shortened if too long, and the value to its right."""
     short = label if len(label) <= _MAX_LABEL_LENGTH else label[: _MAX_LABEL_LENGTH - 1] + "…"
     weight = "bold" if strong else "normal"
     at = axes.get_yaxis_transform()
@@ -167,7 +167,7 @@ def row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = Fal
 
 
 def swatch(colour: str, *, width: float = 2.0, dashes: Sequence[float] = (), shape: str = "line") -> Markup:
-    """What a legend shows of a colour (INK, MUTED, LINE, ACCENT): a line, a "bar", or a "band" around a line."""
+    """Returns the legend symbol for a colour (INK, MUTED, LINE, ACCENT): a "line", a "bar" or a "band"."""
     drawn = {
         "line": '<path d="M0 4H28" style="fill: none; stroke: {0}; stroke-width: {1}; stroke-dasharray: {2}"/>',
         "bar": '<path d="M0 1H28V7H0Z" style="fill: {0}"/>',
@@ -186,9 +186,9 @@ def _alt_text(entry: Estimate) -> str:
 
 Floats = NDArray[np.float64]
 
-CURVE_POINTS = 2_000  # vertices kept of a curve: less than a pixel apart, whatever the number of rows
-FOLD_POINTS = 500  # of a curve within a fold, of which there may be many
-_CURVE_STYLES = (  # colour, width, dashes: curves differ in more than colour
+CURVE_POINTS = 2_000  # vertices kept of a curve; they are less than a pixel apart
+FOLD_POINTS = 500  # vertices kept of a curve within one fold
+_CURVE_STYLES = (  # colour, width, dashes: curves do not differ by colour alone
     (ACCENT, 2.4, (None, None)),
     (INK, 1.4, (6, 2)),
     (MUTED, 1.8, (2, 1.2)),
@@ -198,7 +198,7 @@ _FOLD_CURVE_STYLE: dict[str, Any] = {"color": ACCENT, "linewidth": 0.7, "alpha":
 
 
 def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: ArrayLike | None = None) -> Drawing:
-    """ROC curves of each of `scores` (n,), the first one stressed, and thin ones of it within each `fold` (n,)."""
+    """Draws the ROC curve of each of `scores` (n,), the first one bold and also, thin, within each `fold` (n,)."""
     with page_style():
         figure = blank_figure(height=WIDTH)
         axes = _unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
@@ -213,7 +213,7 @@ def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: A
 def precision_recall_figure(
     name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: ArrayLike | None = None
 ) -> Drawing:
-    """Precision against recall as `roc_figure` draws it, and the prevalence, which chance has."""
+    """Draws precision against recall in the style of `roc_figure`, and the prevalence, the precision of chance."""
     with page_style():
         figure = blank_figure(height=WIDTH)
         axes = _unit_axes(figure, "recall (sensitivity)", "precision (positive predictive value)")
@@ -227,7 +227,7 @@ def precision_recall_figure(
 
 
 def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
-    """`net_benefit.decision_curve` with its interval, and the net benefit of acting on all and on nobody."""
+    """Draws `stack.metrics.decisions.decision_curve` with its interval, and acting on all and on none."""
     at = curve["threshold"].to_numpy()
     with page_style():
         figure = blank_figure(height=0.8 * WIDTH)
@@ -238,7 +238,7 @@ def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
         axes.plot(at, curve["net_benefit"], color=ACCENT, linewidth=2.4)
         top = float(max(curve["high"].max(), curve["treat_all"].max()))
         axes.set(xlim=(0, at[-1]), ylim=(-0.25 * top, 1.05 * top))
-        axes.set(xlabel="threshold: the risk from which one acts", ylabel="net benefit")
+        axes.set(xlabel="threshold: the risk at which to act", ylabel="net benefit")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -250,15 +250,15 @@ def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
             for line in shown
         )
         legend = [
-            ("act on the calibrated p, with its 95 % interval", swatch(ACCENT, width=2.4)),
+            ("act on the calibrated p, with 95 % interval", swatch(ACCENT, width=2.4)),
             ("act on all", swatch(INK, width=1.4, dashes=(6, 2))),
-            ("act on nobody", swatch(MUTED, width=1.2, dashes=(2, 1.2))),
+            ("act on none", swatch(MUTED, width=1.2, dashes=(2, 1.2))),
         ]
         return Drawing(page_svg(figure, name, f"Net benefit by threshold. {alt_text}."), legend)
 
 
 def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
-    """`reliability.reliability`: the share of positives against what was told, with intervals, and the diagonal."""
+    """Draws `stack.metrics.calibration.reliability`: observed against predicted risk, with intervals and diagonal."""
     top = min(1.0, 1.06 * float(table[["p", "high"]].to_numpy().max()))
     with page_style():
         figure = blank_figure(height=WIDTH)
@@ -266,40 +266,40 @@ def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
         axes.plot([0, top], [0, top], color=LINE, linewidth=1)
         axes.vlines(table["p"], table["low"], table["high"], color=ACCENT, linewidth=1.6)
         axes.plot(table["p"], table["share"], "o-", color=ACCENT, markersize=6, linewidth=1, markeredgewidth=0)
-        axes.set(xlim=(0, top), ylim=(0, top), xlabel=axis, ylabel="share that was positive", aspect="equal")
+        axes.set(xlim=(0, top), ylim=(0, top), xlabel=axis, ylabel="observed share of positives", aspect="equal")
         for scale in (axes.xaxis, axes.yaxis):
             scale.set_major_locator(MaxNLocator(5))
             scale.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.1 else 1))
         axes.grid(True)
         axes.set_axisbelow(True)
         alt_text = "; ".join(
-            f"told {line['p']:.1%}, seen {line['share']:.1%}, {line['low']:.1%} to {line['high']:.1%}"
+            f"predicted {line['p']:.1%}, observed {line['share']:.1%}, {line['low']:.1%} to {line['high']:.1%}"
             for line in table.to_dict("records")
         )
         return Drawing(page_svg(figure, name, f"Reliability. {alt_text}."), [])
 
 
 def roc_points(y: ArrayLike, s: ArrayLike, *, most: int = CURVE_POINTS) -> tuple[Floats, Floats]:
-    """False and true positive rates, each (at most `most`,), from (0, 0) to (1, 1)."""
+    """Returns false and true positive rates, each (at most `most`,), from (0, 0) to (1, 1)."""
     false_positives, sensitivity, _ = roc_curve(y, s)
     return _thinned(false_positives, sensitivity, most)
 
 
 def precision_recall_points(y: ArrayLike, s: ArrayLike, *, most: int = CURVE_POINTS) -> tuple[Floats, Floats]:
-    """Recall and precision, each (at most `most`,), recall rising from 0: steps whose area is the AP.
+    """Returns recall and precision, each (at most `most`,), recall rising from 0; the area of the steps is the AP.
 
-    The precision at a point holds for the recall up to it, from the point before.
+    The precision at a point is that of the step from the previous point to it.
     """
     precision, recall, _ = precision_recall_curve(y, s)
     precision, recall = precision[::-1], recall[::-1]
-    first = np.flatnonzero(np.diff(recall, prepend=-1) > 0)  # of each recall, the highest threshold
+    first = np.flatnonzero(np.diff(recall, prepend=-1) > 0)  # the highest threshold for each recall
     recall, precision = recall[first], precision[first]
-    precision[0] = precision[1]  # scikit-learn starts at precision 1, which no threshold has
+    precision[0] = precision[1]  # scikit-learn starts with precision 1, which belongs to no threshold
     return _thinned(recall, precision, most)
 
 
 def _thinned(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
-    """At most `most` of the vertices, at even distances along the curve; both ends stay."""
+    """Keeps at most `most` vertices at even distances along the curve, both ends included."""
     if x.size > most:
         walked = np.cumsum(np.abs(np.diff(x, prepend=x[0])) + np.abs(np.diff(y, prepend=y[0])))
         keep = np.unique(np.searchsorted(walked, np.linspace(0, walked[-1], most)))
@@ -318,7 +318,7 @@ def _unit_axes(figure: Figure, x: str, y: str) -> Axes:
 
 
 def _by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike | None) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Targets and scores within each fold that holds both classes."""
+    """Yields targets and scores within each fold that has both classes."""
     y, s = np.asarray(y), np.asarray(s)
     for k in [] if fold is None else np.unique(np.asarray(fold)):
         held = np.asarray(fold) == k
@@ -335,18 +335,18 @@ def _legend(scores: Mapping[str, ArrayLike], fold: ArrayLike | None) -> list[tup
         (label, swatch(colour, width=width, dashes=[dash for dash in dashes if dash]))
         for (colour, width, dashes), label in _styled(scores)
     ]
-    return lines if fold is None else [*lines, ("the first, within each fold", swatch(ACCENT, width=0.7))]
+    return lines if fold is None else [*lines, ("the first curve, within each fold", swatch(ACCENT, width=0.7))]
 
 
-TOP_FEATURES = 20  # features that are shown of each stacker
-_MIN_TREND = 0.3  # rank correlation from which a feature is said to raise or lower the logit
-_MIN_SIZE = 5e-4  # what rounds to 0.001 or more
-_IMPORTANCE_AXIS = "mean size of what it adds to the logit"
+TOP_FEATURES = 20  # features shown for each stacker
+_MIN_TREND = 0.3  # an arrow is shown if the rank correlation is above this
+_MIN_SIZE = 5e-4  # smaller values round to 0.000
+_IMPORTANCE_AXIS = "mean absolute contribution to the logit"
 _BAR_STYLES = ((ACCENT, 1.0), (INK, 0.75), (MUTED, 0.6), (LINE, 1.0))  # colour, opacity
 
 
 def block_importance_figure(name: str, importance: pd.DataFrame) -> Drawing:
-    """A bar for each stacker in each block of `importance.importance`, blocks by what they add in all."""
+    """Draws a bar for each stacker in each block of `stack.importance.importance`, the largest blocks first."""
     blocks = importance[importance["of"] == "block"]
     sizes = blocks.pivot(index="name", columns="stacker", values="size").fillna(0.0)
     sizes = sizes.loc[sizes.mean(axis=1).sort_values(ascending=False).index, list(dict.fromkeys(blocks["stacker"]))]
@@ -373,7 +373,7 @@ def block_importance_figure(name: str, importance: pd.DataFrame) -> Drawing:
 
 
 def feature_importance_figure(name: str, importance: pd.DataFrame, stacker: str) -> Drawing:
-    """The TOP features that one stacker uses; an arrow says whether more of a feature goes with a higher logit."""
+    """Draws the TOP_FEATURES of one stacker; an arrow shows if higher values go with a higher or lower logit."""
     rows = importance[(importance["of"] == "feature") & (importance["stacker"] == stacker)]
     rows = rows[rows["size"] >= min(_MIN_SIZE, rows["size"].max())].head(TOP_FEATURES)
     marks = [" ↑" if trend > _MIN_TREND else " ↓" if trend < -_MIN_TREND else "" for trend in rows["trend"]]
@@ -381,7 +381,7 @@ def feature_importance_figure(name: str, importance: pd.DataFrame, stacker: str)
 
 
 def study_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Drawing:
-    """The best value so far by trial of each study with a value; the one on all rows is stressed."""
+    """Draws the best value so far against the trial for each study; the study on all rows is bold."""
     with page_style():
         figure = blank_figure(height=0.7 * 4.4)
         axes = figure.subplots()
@@ -399,7 +399,7 @@ def study_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Dr
         axes.set_axisbelow(True)
         legend = [
             ("the study on all rows", swatch(ACCENT, width=2.4)),
-            ("one without some folds, each", swatch(MUTED, width=0.9)),
+            ("studies without the rows of some folds", swatch(MUTED, width=0.9)),
         ]
         names = [study.name.endswith("-without-none") for study in studies]
         shown = [line for line, there in zip(legend, (any(names), not all(names)), strict=True) if there]

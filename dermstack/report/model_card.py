@@ -1,4 +1,4 @@
-"""The model card: what the ensemble is for, what it was measured on, and what it can't be trusted with."""
+"""Writes the model card: intended use, data, performance and limits of the ensemble."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stack.metrics.intervals import Interval, interval
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
 
-_OPERATING_POINTS = {  # what a reader who thinks in operating points asks first
+_OPERATING_POINTS = {  # operating points that clinical readers look for
     "sensitivity at a specificity of 90 %": "sensitivity@0.9",
     "specificity at a sensitivity of 90 %": "specificity@0.9",
 }
@@ -27,7 +27,7 @@ _OPERATING_POINTS = {  # what a reader who thinks in operating points asks first
 def write_model_card(
     experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
 ) -> Path:
-    """Write runs/<experiment>/model_card.md, see `model_card`."""
+    """Writes `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
     text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes)
     with atomic(path) as temporary:
@@ -38,17 +38,17 @@ def write_model_card(
 def model_card(
     experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
 ) -> str:
-    """Markdown under the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
+    """Returns the card as Markdown, with the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
 
     ``runs`` is `stack.history.run_table` of the blend's runs; ``subgroups`` has subgroup, level, rows, positives, auc,
-    low, high and note, NaN where nothing can be said; ``notes`` are what the report says beside its headline.
+    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline.
     """
     oof = blend.frame("oof")
     train = experiment.table.train
     rows = experiment.rows_of(oof["id"])
     y, split_group = experiment.target[rows], experiment.split_group[rows]
     sizes = train["group"].iloc[rows].value_counts()
-    templates = environment(autoescape=False)  # Markdown: `plain` escapes what comes from the data
+    templates = environment(autoescape=False)  # Markdown: `plain` escapes text of the data
     templates.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
     templates.globals["bounds"] = _bounds
     return templates.get_template("model_card.md.j2").render(
@@ -81,7 +81,7 @@ def model_card(
 
 
 def plain(text: object) -> str:
-    """Text of the data as Markdown that shows it as it is, in one line; what is missing as nothing."""
+    """Escapes text of the data for Markdown and joins its lines; missing text is empty."""
     if text is None or text is pd.NA or (isinstance(text, float) and math.isnan(text)):
         return ""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
@@ -100,12 +100,12 @@ def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows:
         "positives": f"{count(y.sum())} ({percent(float(y.mean()))})",
         "groups": count(train["group"].nunique()),
         "split groups (duplicates merged)": count(len(np.unique(split_group))),
-        "training rows that the blend leaves out": count(len(experiment.table.train) - len(rows)),
-        "rows dropped, their picture unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+        "training rows not covered by the blend": count(len(experiment.table.train) - len(rows)),
+        "rows dropped, image unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
     }
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
     for name in ("age", "sex", "site"):
-        facts[f"{name} known"] = percent(float(train[name].notna().mean())) if name in known else "of no row"
+        facts[f"{name} known"] = percent(float(train[name].notna().mean())) if name in known else "in no row"
     if "age" in known:
         low, middle, high = train["age"].quantile([0.05, 0.5, 0.95])
         facts["age, median (5 % to 95 %)"] = f"{middle:.0f} ({low:.0f} to {high:.0f})"

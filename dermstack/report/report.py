@@ -1,4 +1,4 @@
-"""The report: one page that says how good the blend is, how that is known and what it is made of."""
+"""Builds the report page of a blend: its performance, the evidence for it, and its parts."""
 
 from __future__ import annotations
 
@@ -36,50 +36,50 @@ from stack.tune.studies import StudyHistory
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the headline was measured against, on the same rows."""
+    """Another score on the same rows, and the paired difference between the blend and it."""
 
     label: str
     value: Interval
-    difference: Interval  # headline less this one, paired
+    difference: Interval  # headline minus this one, paired
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether probabilities mean what they say, before calibration and after; both were made without their own row."""
+    """Reliability before and after calibration; each row's probability was made without its fold."""
 
-    method: str  # whose score was calibrated
-    map: str  # the map of the submission's p: platt, beta or isotonic
-    before: pd.DataFrame  # `reliability.reliability`
+    method: str  # the blend method whose score was calibrated
+    map: str  # the calibration map for the submission's p: platt, beta or isotonic
+    before: pd.DataFrame  # columns of `stack.metrics.calibration.reliability`
     after: pd.DataFrame
-    scores: pd.DataFrame  # probability (its label), then those of `reliability.calibration_scores`
+    scores: pd.DataFrame  # probability (its label), then those of `stack.metrics.calibration.calibration_scores`
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to act on the calibrated p is better than to act on all or on nobody (`net_benefit.decision_curve`)."""
+    """Net benefit of acting on the calibrated p, on all or on none (`stack.metrics.decisions.decision_curve`)."""
 
-    curve: pd.DataFrame  # at thresholds close to each other
-    at_round_thresholds: pd.DataFrame  # at a few round ones
+    curve: pd.DataFrame  # at a fine grid of thresholds
+    at_round_thresholds: pd.DataFrame  # at a few round thresholds
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of the rows; a frame that is None was not looked at."""
+    """Facts about the rows; a frame is None if it was not computed."""
 
     duplicates: Mapping[str, int | str] = field(default_factory=dict)
-    missing: pd.DataFrame | None = None  # `survey.missing_values`
-    findings: pd.DataFrame | None = None  # of the audit: severity, what, evidence, remedy, with ids also example
-    audit_command: str = ""  # what looks at the pictures, where they were not
+    missing: pd.DataFrame | None = None  # `dermstack.audit.drift.missing_values`
+    findings: pd.DataFrame | None = None  # of the audit: severity, what, evidence, remedy, and example if ids are shown
+    audit_command: str = ""  # the command that audits the images, if they were not audited
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the page shows; columns and facts beyond those named are shown as they come.
+    """Everything that the page shows; columns and facts beyond those named here are shown unchanged.
 
     Columns: `runs` run, kind, level, rows, <objective>, low, high, ap, within_folds, min_fold, max_fold, note;
-    `methods` method, nested, low, high, tuned, gap, difference (nested less that of the first method),
-    difference_low, difference_high, chosen; `weights` run, weight, and how it enters; `folds` fold, rows, groups,
-    positives, prevalence. A number that is NaN is shown as a dash. What has a default is left out where it is empty.
+    `methods` method, nested, low, high, tuned, gap, difference (nested minus that of the first method),
+    difference_low, difference_high, chosen; `weights` run, weight, enters as; `folds` fold, rows, groups, positives,
+    prevalence. NaN is shown as a dash. A section whose field keeps its default is left out.
     """
 
     experiment: str
@@ -87,7 +87,7 @@ class ReportData:
     objective: str
     headline: Interval
     headline_label: str  # how it was estimated: "nested from level 2 up, given the level-1 out-of-fold predictions"
-    chosen: str  # the method
+    chosen: str  # the chosen blend method
     comparisons: Sequence[Comparison]
     runs: pd.DataFrame
     methods: pd.DataFrame
@@ -102,10 +102,10 @@ class ReportData:
     versions: Mapping[str, str]
     calibration: Calibration | None = None
     decision: Decision | None = None
-    by_fold: pd.DataFrame | None = None  # `summary.fold_table`, the blend's line first
-    agreement: pd.DataFrame | None = None  # `summary.agreement`
-    subgroups: pd.DataFrame | None = None  # `subgroups.subgroups`
-    importance: pd.DataFrame | None = None  # `importance.importance`
+    by_fold: pd.DataFrame | None = None  # `stack.history.fold_table`, the blend's line first
+    agreement: pd.DataFrame | None = None  # `stack.history.rank_correlations`
+    subgroups: pd.DataFrame | None = None  # `stack.metrics.subgroups.subgroups`
+    importance: pd.DataFrame | None = None  # `stack.importance.importance`
     studies: Sequence[StudyHistory] = ()
     data: DataFacts = field(default_factory=DataFacts)
     seeds: Mapping[str, int | str] = field(default_factory=dict)
@@ -122,7 +122,7 @@ _PERCENT = ".1%"
 
 
 def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
-    """Drawings by name; `features` is a list of a stacker and its drawing, `histories` of a family and its drawing."""
+    """Draws the figures, by name; `features` and `histories` are lists of (stacker or study family, drawing)."""
     headline = Estimate("this blend", data.headline.value, data.headline.low, data.headline.high, strong=True)
     compared = [Estimate(c.label, c.value.value, c.value.low, c.value.high) for c in data.comparisons]
     runs = [Estimate(*row) for row in rows_of(data.runs, "run", data.objective, "low", "high")]
@@ -146,7 +146,7 @@ def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
         drawn["weights"] = bar_figure("weights", weights, axis="weight in the blend")
     if data.calibration is not None:
         for when, shown in (("before", data.calibration.before), ("after", data.calibration.after)):
-            axis = "score, read as a probability" if when == "before" else "calibrated p"
+            axis = "score, used as a probability" if when == "before" else "calibrated p"
             drawn[when] = reliability_figure(when, shown, axis=axis)
     if data.decision is not None:
         drawn["decision"] = decision_figure("decision", data.decision.curve)
@@ -167,10 +167,10 @@ def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
 
 
 def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
-    """Tables by name; `within` is the AUC of the blend within each fold."""
+    """Makes the tables, by name; `within` is the AUC of the blend within each fold."""
     folds = data.folds.merge(within.reset_index(), on="fold", how="left", validate="one_to_one")
     shares = {str(name): _PERCENT for name in folds.columns[5:-1] if name not in {"median age"}}
-    # Where each fold has its column, the lowest and the highest need none.
+    # The table by_fold shows every fold, so the lowest and the highest fold are left out here.
     runs = data.runs if data.by_fold is None else data.runs.drop(columns=["min_fold", "max_fold"], errors="ignore")
     made = {
         "runs": table(runs, intervals={data.objective: ("low", "high")}),
@@ -183,7 +183,7 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
     }
     if data.calibration is not None:
         made["calibration"] = table(data.calibration.scores, formats={"mean p": ".2%", "log loss": ".4f"})
-        heads = {"p": "told", "share": "was positive"}
+        heads = {"p": "predicted", "share": "observed"}
         for when, shown in (("before", data.calibration.before), ("after", data.calibration.after)):
             made[f"reliability_{when}"] = table(
                 shown, intervals={"share": ("low", "high")}, heads=heads, formats={"p": _PERCENT, "share": _PERCENT}
@@ -202,12 +202,12 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
 
 
 def subgroup_verdicts(subgroups: pd.DataFrame | None) -> list[str]:
-    """One sentence for each subgroup that differs from the rest beyond noise."""
+    """Returns one sentence for each subgroup that differs from the rest beyond noise."""
     if subgroups is None:
         return []
     return [
         f"{line['by']} {line['subgroup']}: AUC {line['auc']:.3f}, {abs(line['difference']):.3f} "
-        f"{'above' if line['difference'] > 0 else 'below'} that of all other rows"
+        f"{'above' if line['difference'] > 0 else 'below'} that of all other images"
         for line in subgroups[subgroups["apart"]].to_dict("records")
     ]
 
@@ -232,7 +232,7 @@ def _subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
         frame,
         intervals={"auc": ("low", "high"), "difference": ("wide_low", "wide_high")},
         tags=dict.fromkeys(named[subgroups["apart"]], "differs"),
-        heads={"difference": "less the rest", "wide_low": "interval for all comparisons"},
+        heads={"difference": "difference from the rest", "wide_low": "corrected interval"},
         formats={"auc": ".3f", "difference": "+.3f", "prevalence": _PERCENT},
     )
 
@@ -250,16 +250,16 @@ def _decision_table(curve: pd.DataFrame) -> HtmlTable:
         frame,
         intervals={"net_benefit": ("low", "high"), "gain": ("gain_low", "gain_high")},
         heads={
-            "called": "called positive of 1,000",
-            "treat_all": "acting on all",
-            "gain": "gain on the better of all and nobody",
+            "called": "called positive per 1,000",
+            "treat_all": "net benefit of acting on all",
+            "gain": "gain over acting on all or none",
         },
         formats={"called": ".0f", "sensitivity": _PERCENT, "gain": "+.4f"},
     )
 
 
 def _families(studies: Sequence[StudyHistory]) -> dict[str, list[StudyHistory]]:
-    """Studies that have a value, by what they are about: those of one stacker without each fold are one family."""
+    """Groups the studies that have a value into families: those of one stacker with different folds left out."""
     found: dict[str, list[StudyHistory]] = {}
     for study in studies:
         if np.isfinite(study.values).any():
@@ -277,15 +277,15 @@ def _study_table(studies: Sequence[StudyHistory]) -> HtmlTable:
         records.append(
             [study.name, *counts, first, best, best - first, int(np.nanargmax(study.values)) + 1 if known else None]
         )
-    columns = ["study", "complete", "pruned", "failed", "first trial", "best", "gained", "in trial"]
-    return table(pd.DataFrame(records, columns=columns), formats={"gained": "+.4f", "in trial": ".0f"})
+    columns = ["study", "complete", "pruned", "failed", "first trial", "best", "gain", "best trial"]
+    return table(pd.DataFrame(records, columns=columns), formats={"gain": "+.4f", "best trial": ".0f"})
 
 
 def _data_tables(data: DataFacts) -> dict[str, HtmlTable]:
     made = {}
     if data.missing is not None:
         shares = dict.fromkeys(("train", "negatives", "positives", "test"), _PERCENT)
-        heads = {"train": "of train", "negatives": "of the negative", "positives": "of the positive", "test": "of test"}
+        heads = {"train": "train", "negatives": "train, negative", "positives": "train, positive", "test": "test"}
         made["missing"] = table(data.missing, formats=shares, heads=heads)
     if data.findings is not None:
         made["findings"] = table(data.findings)
@@ -296,7 +296,7 @@ TEMPLATE_FOLDER = Path(__file__).parent
 
 
 class Section(NamedTuple):
-    """One `<section>`; ``style`` belongs into the page's style sheet, ``script`` stands inside ``markup`` already."""
+    """One `<section>` of the page; ``style`` goes into the page's style sheet, ``script`` is already in ``markup``."""
 
     markup: Markup
     style: str = ""
@@ -304,20 +304,20 @@ class Section(NamedTuple):
 
 
 def script_policy(*scripts: str) -> str:
-    """What a Content-Security-Policy says after `script-src` to let these very texts run and no others."""
+    """Returns the `script-src` value of a Content-Security-Policy that lets only these scripts run."""
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts if text]
     return " ".join(f"'sha256-{value}'" for value in hashes) or "'none'"
 
 
 def render_template(template: str, **values: object) -> Markup:
-    """A template of this folder; text in ``values`` is escaped, a name that is missing is an error."""
+    """Renders a template of this folder; text in ``values`` is escaped, and a missing name is an error."""
     templates = environment()
     templates.filters |= {"percent": percent, "count": count}
     return Markup(templates.get_template(template).render(**values))
 
 
 def environment(*, autoescape: bool = True) -> Environment:
-    """The templates of this folder: what is missing is an error, and blocks leave no lines behind."""
+    """Returns the Jinja environment for this folder: missing names are errors, block tags leave no blank lines."""
     return Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=autoescape,
@@ -329,18 +329,18 @@ def environment(*, autoescape: bool = True) -> Environment:
 
 
 def percent(share: float | None) -> str:
-    """0.9021 → 90.2 %; what is unknown is a dash."""
+    """Formats a share: 0.9021 → 90.2 %; None and NaN are a dash."""
     return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def count(number: float) -> str:
-    """1234 → 1,234."""
+    """Formats a count: 1234 → 1,234."""
     return f"{number:,.0f}"
 
 
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
 
-# The page from top to bottom: id and title of each section. Of these the ones that bring their own markup:
+# Sections that are rendered elsewhere and passed in with their markup. Below: id and title of all, in page order.
 OPTIONAL_SECTIONS = ("explorer", "hard-cases", "second-look")
 _CONTENTS = {
     "result": "Result",
@@ -349,11 +349,11 @@ _CONTENTS = {
     "calibration": "Calibration",
     "decision": "Decision curve",
     "runs": "Runs",
-    "methods": "Ways to blend",
+    "methods": "Blend methods",
     "subgroups": "Subgroups",
-    "hard-cases": "Misses and false alarms",
-    "second-look": "Labels to look at",
-    "importance": "What it looks at",
+    "hard-cases": "Most confident errors",
+    "second-look": "Labels to check",
+    "importance": "Features used",
     "studies": "Studies",
     "data": "Data and folds",
     "settings": "Settings",
@@ -361,7 +361,7 @@ _CONTENTS = {
 
 
 class _Entry(NamedTuple):
-    """A section of the page; without `markup` it has a template."""
+    """A section of the page; if `markup` is None, it is rendered from its template."""
 
     name: str
     title: str
@@ -369,10 +369,10 @@ class _Entry(NamedTuple):
 
 
 def report_html(data: ReportData, sections: Mapping[str, Section] | None = None) -> str:
-    """The page as text: no network, the same for the same data; text in `data` is escaped.
+    """Returns the page as HTML: it needs no network, is the same for the same data, and escapes text in `data`.
 
-    `sections` stand at their PLACES: a `<section>` whose id is the place's name, with its style and its script, which
-    the page's policy lets run and nothing else. Without them the page has no JavaScript.
+    `sections` maps names of OPTIONAL_SECTIONS to a `<section>` whose id is that name, with its style and script. The
+    page's policy lets only these scripts run; without them the page has no JavaScript.
     """
     sections = sections or {}
     for place, section in sections.items():
@@ -406,7 +406,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
 
 
 def _empty_sections(data: ReportData) -> set[str]:
-    """The sections that have nothing to show."""
+    """Returns the names of the sections that have nothing to show."""
     given = {
         "calibration": data.calibration is not None,
         "decision": data.decision is not None,
@@ -419,7 +419,7 @@ def _empty_sections(data: ReportData) -> set[str]:
 
 
 def _made_of(data: ReportData) -> str:
-    """The runs that the blend lives on, by their share of the weights."""
+    """Lists the runs of the blend with their share of the weights, the largest first."""
     shares = data.weights.set_index("run")["weight"].sort_values(ascending=False)
     total = float(shares.sum())
     named = [f"{run} {100 * share / total:.0f} %" for run, share in shares.items() if total and share / total >= 0.005]
@@ -434,7 +434,7 @@ def _templates() -> Environment:
 
 
 def _verdict(difference: Interval) -> str:
-    """Whether a paired difference, this blend less another, stands out of the noise."""
+    """Describes a paired difference (this blend minus another score) by its interval."""
     if difference.low > 0:
         return "better, beyond noise"
     return "worse, beyond noise" if difference.high < 0 else "no difference beyond noise"

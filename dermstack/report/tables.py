@@ -1,4 +1,4 @@
-"""Frames as tables of a page: numbers as people write them, intervals beside their values, shades for heat maps."""
+"""Formats data frames as HTML tables: numbers, intervals beside their values, shades for heat maps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-# What a column is called on the page, where that differs from its name.
+# Column heads on the page, where they differ from the column's name.
 _HEADS = {
     "auc": "AUC",
     "ap": "AP",
     "pauc80": "partial AUC",
     "logloss": "log loss, negated",
-    "difference": "less the first method",
+    "difference": "difference from the first method",
     "within_folds": "mean of folds",
     "min_fold": "lowest fold",
     "max_fold": "highest fold",
@@ -31,12 +31,12 @@ _FORMATS = {"prevalence": ".2%", "seconds": ",.0f", "p": ".2%", "share": ".2%", 
 
 
 class HtmlTable(NamedTuple):
-    """The first column names the row."""
+    """Text of a table; the first column is the name of the row."""
 
     heads: list[tuple[str, bool]]  # text, whether its cells are numbers
-    rows: list[tuple[str, tuple[str, ...]]]  # a tag of what stands out, else ""; cells
+    rows: list[tuple[str, tuple[str, ...]]]  # tag of a highlighted row, else ""; cells
     longest: int  # characters of its first column
-    shades: list[tuple[float, ...]]  # how strong the ground of each cell is, 0 (none) to 1; empty: of none
+    shades: list[tuple[float, ...]]  # background strength of each cell, 0 (none) to 1; empty if no cell is shaded
 
 
 def table(
@@ -47,10 +47,10 @@ def table(
     heads: Mapping[str, str] | None = None,
     formats: Mapping[str, str] | None = None,
 ) -> HtmlTable:
-    """A frame's cells as text; `intervals` names the low and high of a column, shown as one beside it.
+    """Formats the cells of a frame as text.
 
-    `tags` has a word for each row that stands out, by its first cell; `heads` and `formats` go before what columns have
-    by their names.
+    `intervals` maps a column to its low and high columns, which are shown beside it as one interval. `tags` maps the
+    first cell of each highlighted row to a word. `heads` and `formats` override the defaults for the columns they name.
     """
     intervals, heads, formats = intervals or {}, {**_HEADS, **(heads or {})}, {**_FORMATS, **(formats or {})}
     bounds = {column for pair in intervals.values() for column in pair}
@@ -70,7 +70,7 @@ def table(
 
 
 def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> HtmlTable:
-    """A square of correlations by name, each shaded by where it stands between the lowest and 1."""
+    """Formats a square matrix of correlations; each cell is shaded by its position between the lowest value and 1."""
     cells = matrix.to_numpy(np.float64)
     lowest = float(np.nanmin(cells))
     rows = [
@@ -83,12 +83,12 @@ def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> HtmlT
 
 
 def rows_of(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """These columns of each row."""
+    """Iterates over the rows of a frame, with these columns only."""
     return frame[list(columns)].itertuples(index=False, name=None)
 
 
 def number(value: object, form: str = ".4f") -> str:
-    """Scores with four digits, counts with commas, what is missing as a dash, text as it is."""
+    """Formats floats by `form`, counts with commas, missing values as a dash; text is unchanged."""
     if value is None or value is pd.NA:
         return "–"
     if isinstance(value, float | np.floating):
@@ -99,17 +99,17 @@ def number(value: object, form: str = ".4f") -> str:
 
 
 def signed(value: float) -> str:
-    """With its sign, also where it is a plus."""
+    """Formats a score with its sign, plus included."""
     return ("+" if value >= 0 else "") + number(value)
 
 
 def breakable(name: str) -> Markup:
-    """Escaped, with leave to break a long name at its joints."""
+    """Escapes a name and allows line breaks after its separators."""
     return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def with_code_spans(text: str) -> Markup:
-    """Escaped; what stands in backticks is code, and a minus before a digit is one."""
+    """Escapes text; backticks become code, and a hyphen before a digit becomes a minus sign."""
     escaped = re.sub(r"(?<![\w.-])-(?=\d)", "−", str(escape(text)))
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
 
