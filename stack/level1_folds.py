@@ -225,7 +225,7 @@ def net_metas(
 def frozen_tasks(
     experiment: Experiment, model: ImageModel, cache: ImageCache, inputs: dict[str, str], out: Out
 ) -> list[FoldTask]:
-    """Returns one task a fold, which fits a logistic head; first computes the frozen features, unless stored already."""
+    """Returns one task a fold, which fits a logistic head; first computes the frozen features unless stored already."""
     train_z, test_z = (_features(experiment, model, cache, part, inputs, out) for part in ("train", "test"))
     target, external_target = experiment.target, _external_target(experiment)
     external_z = train_z[:0]
@@ -326,7 +326,7 @@ def run_meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
 
 
 def _anchors(train: int, test: int, *, seed: int) -> tuple[str, NDArray[np.intp]]:
-    """Draws the anchor rows that every fold net embeds: test rows if there are enough, as no net was trained on them."""
+    """Draws the anchor rows that every fold net embeds: test rows if there are enough, as no net is trained on them."""
     part, n = ("test", test) if test >= MIN_TEST_ANCHORS else ("train", train)
     chosen = np.random.default_rng(seed).choice(n, size=min(n, MAX_ANCHORS), replace=False)
     return part, np.sort(chosen)
