@@ -285,8 +285,7 @@ def _folds_from_column(own: pd.Series, k: int) -> NDArray[np.int8]:
         shown = ", ".join(str(row + 2) for row in np.flatnonzero(missing)[:_MAX_LISTED])
         count = int(missing.sum())
         raise DataError(
-            f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): "
-            "give every row a fold"
+            f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): give every row a fold"
         )
     codes, found = pd.factorize((numbers if numeric else values).to_numpy(), sort=True)
     if len(found) != k:

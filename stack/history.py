@@ -177,7 +177,7 @@ def _find(runs: Path, name: str) -> Run:
     if ".." in place.parts or (run := read_run(place)) is None:
         available = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
         hint = f"{experiment} has {', '.join(available)}" if available else f"`dermstack runs` lists the runs in {runs}"
-        raise StoreError(f"{name} is not a complete run: {hint}")
+        raise StoreError(f"{name}: no complete run: {hint}")
     return run
 
 

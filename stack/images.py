@@ -149,9 +149,7 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
             "turn": found["turn"].to_numpy(),
             "distance": found["distance"].round(4).to_numpy(),
         })[PAIR_COLUMNS]  # fmt: skip
-        out.say(
-            f"near-duplicates: {len(pairs)} pairs of images differ only in size, encoding, rotation or reflection"
-        )
+        out.say(f"near-duplicates: {len(pairs)} pairs of images differ only in size, encoding, rotation or reflection")
     copies = duplicates_of_primary(
         experiment.external_as_read, pairs, {table.name: table.on_collision for table in data.external}
     )

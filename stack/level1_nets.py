@@ -143,9 +143,7 @@ def _take_over(successor: Path, sources: list[Path], wanted: Mapping[tuple[int, 
 
 
 def _read_history(run: Run) -> pd.DataFrame:
-    return pd.read_csv(
-        run.verified_path("history.csv"), dtype=str
-    )  # as text, so that a copy has the same digits
+    return pd.read_csv(run.verified_path("history.csv"), dtype=str)  # as text, so that a copy has the same digits
 
 
 def _link(source: Path, target: Path) -> None:

@@ -69,7 +69,7 @@ class Run:
             ) from error
 
     def array(self, name: str) -> NDArray[np.float16]:
-        """Opens an array such as ``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the order of the frame's rows.
+        """Opens an array such as ``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the frame's row order.
 
         Raises StoreError for a file that has changed, is missing or cannot be read.
         """
@@ -262,7 +262,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Writes a frame as parquet, atomically, with a digest of its values that `read_frame` verifies."""
-    stamped = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))  # with the dtypes that a reader gets
+    stamped = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))  # the digest covers the dtypes of a reader
     stamped.attrs = {_DIGEST_KEY: _frame_digest(stamped)}
     with atomic(path) as temporary:
         stamped.to_parquet(temporary, index=False)
@@ -272,7 +272,7 @@ def read_frame(path: Path, *, remedy: str) -> pd.DataFrame:
     """Reads a frame that `write_frame` wrote. Raises StoreError for a damaged file; ``remedy`` makes it again."""
     try:
         frame = pd.read_parquet(path)
-        is_intact = frame.attrs.pop(_DIGEST_KEY, None) in (None, _frame_digest(frame))  # None: no digest, an earlier version
+        is_intact = frame.attrs.pop(_DIGEST_KEY, None) in (None, _frame_digest(frame))  # None: an earlier version's
     except FRAME_ERRORS as error:
         raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{remedy}`") from error
     if not is_intact:
@@ -286,7 +286,7 @@ def _frame_digest(frame: pd.DataFrame) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of ``path``; on success the file is flushed to disk and renamed to ``path``.
+    """Yields a temporary path beside ``path``; on success the file is flushed to the disk and renamed to ``path``.
 
     An OSError inside the block is raised again with ``path`` as its file, whichever library caused it.
     """

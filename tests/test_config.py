@@ -199,7 +199,7 @@ def test_image_models_need_images(path: Path) -> None:
         (["image_models.0.metadata=[age, age]"], "metadata ['age', 'age'] names one twice"),
         (
             ["image_models.0.metadata=[age]", "data.columns.age=null"],
-            "`metadata: age`: name the column in data.columns.age",
+            "`metadata: age`: name its csv column in data.columns.age",
         ),
         (["backend=ray", "device=cuda"], "device: cuda on a Ray cluster needs ray.gpus"),
     ],
@@ -211,7 +211,7 @@ def test_a_value_that_makes_no_sense_is_named(path: Path, overrides: list[str], 
 def test_a_key_that_stands_twice_is_named(path: Path) -> None:
     """YAML would let the last one win, in silence."""
     path.write_text(path.read_text() + "\nseed: 1\nseed: 2\n")
-    with pytest.raises(ConfigError, match="seed stands twice in one place"):
+    with pytest.raises(ConfigError, match="seed is given twice in the mapping at line"):
         read_config(path)
 
 

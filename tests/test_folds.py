@@ -221,7 +221,7 @@ def test_own_folds_must_cover_every_row(gap: float | None) -> None:
 
 def test_own_folds_of_another_number_length_or_one_class_are_refused() -> None:
     train = table([f"g{i}" for i in range(12)], [i % 2 for i in range(12)])
-    with pytest.raises(DataError, match="has 3 folds and k is 2: set k to 3"):
+    with pytest.raises(DataError, match="has 3 folds, but k is 2: set k to 3"):
         make_folds(train, k=2, seed=0, own=pd.Series(range(12)) % 3)
     with pytest.raises(DataError, match="11 values for 12 rows"):
         make_folds(train, k=2, seed=0, own=pd.Series(range(11)) % 2)

@@ -178,7 +178,7 @@ def test_a_pickle_in_an_array_is_not_loaded(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"files": {"z.npy": sha256(tmp_path / "z.npy")}})
     run = read_run(tmp_path)
     assert run is not None
-    with pytest.raises(StoreError, match=r"z\.npy is no array .*Python objects"):
+    with pytest.raises(StoreError, match=r"z\.npy is not a readable array .*Python objects"):
         run.array("z")
 
 

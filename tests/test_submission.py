@@ -90,7 +90,7 @@ def test_a_score_that_is_no_number_in_0_1_is_refused(bad, sample):
 
 def test_an_id_that_is_no_string_is_refused():
     for odd in (7, 7.0, None, np.nan, ""):
-        with pytest.raises(DataError, match="is no id"):
+        with pytest.raises(DataError, match="is not an id"):
             make(["a", odd], [0.1, 0.2])
 
 
@@ -139,8 +139,8 @@ def test_a_handed_in_frame_is_held_to_the_sample(sample):
     ("text", "match"),
     [
         ("", "not a readable csv"),
-        ("id\na\n", "two columns"),
-        ("id,a,b\n1,2,3\n", "two columns"),
+        ("id\na\n", "needs two"),
+        ("id,a,b\n1,2,3\n", "needs two"),
         ("a,a\n1,2\n", "two"),
     ],
 )

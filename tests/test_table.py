@@ -126,7 +126,7 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     )
     message = refusal(train)
     assert "'a' in more than one row (rows 2, 3)" in message
-    assert "'../b' (row 4) can't name a file" in message
+    assert "'../b' (row 4) cannot be a file name" in message
     assert "row 5 without an id" in message
     assert "row 3 without a group" in message
     assert "target '2', '' (rows 2, 4) is not 0 or 1" in message
@@ -180,7 +180,7 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
 def test_ids_that_cannot_name_files_are_refused(tmp_path: Path, bad: str) -> None:
     ids = [f"i{i}" for i in range(30)]
     ids[4] = bad
-    assert "can't name a file" in refusal(train_csv(tmp_path, image=ids))
+    assert "cannot be a file name" in refusal(train_csv(tmp_path, image=ids))
 
 
 @pytest.mark.parametrize("sentinel", ["-1", "0", "-1.0", "Unknown", "NaN", "none", "NULL", "NA"])
