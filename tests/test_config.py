@@ -162,8 +162,8 @@ def test_pretrained_is_yes_no_or_a_file(path: Path, text: str, value: bool) -> N
 
 
 def test_two_models_can_not_share_a_name(path: Path) -> None:
-    assert "tiny: the name of more than one model" in refused(path, "stackers.0.name=tiny")
-    assert "tiny: the name of more than one model" in refused(path, "image_models.1.name=tiny")
+    assert "more than one model is named tiny" in refused(path, "stackers.0.name=tiny")
+    assert "more than one model is named tiny" in refused(path, "image_models.1.name=tiny")
 
 
 @given(st.text(max_size=70))

@@ -103,7 +103,7 @@ def test_kaggles_records_imply_their_csv(tmp_path: Path) -> None:
 def test_unknown_features_and_codes_are_named(tmp_path: Path) -> None:
     place = write_records(tmp_path / "a.tfrec", [{"image_name": (b"ISIC_1", "byte"), "location": (3, "int")}])
     with pytest.raises(
-        DataError, match=r"has no feature site; it has image_name, location: name them under data\.tfrecord"
+        DataError, match=r"has no feature site; it has image_name, location: name the right ones under data\.tfrecord"
     ):
         read_tfrecord_metadata(place, features={"anatom_site_general_challenge": "site"}, codes={})
     named = {"anatom_site_general_challenge": "location"}

@@ -155,4 +155,4 @@ def test_an_averaged_file_must_be_declared(experiment: Experiment, files: Files)
 def test_a_lost_test_net_is_named_at_once(experiment: Experiment, files: Files) -> None:
     oof, test = (frame.assign(fold=frame["fold"] + 5) for frame in files)
     assert "no row is of net 6" in import_error(experiment, (oof, test[test["fold"] != 6]))
-    assert "fold 9 is none of the out-of-fold file's" in import_error(experiment, (oof, test.replace({"fold": {7: 9}})))
+    assert "fold 9 is not in the out-of-fold file" in import_error(experiment, (oof, test.replace({"fold": {7: 9}})))

@@ -136,7 +136,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["oof.parquet", "oof_z.npy"])
-@pytest.mark.parametrize(("harm", "word"), [(flip, "damaged"), (cut, "damaged"), (Path.unlink, "gone")])
+@pytest.mark.parametrize(("harm", "word"), [(flip, "damaged"), (cut, "damaged"), (Path.unlink, "missing")])
 def test_a_file_that_has_changed_is_refused_with_its_name_and_the_next_step(
     tmp_path: Path, name: str, harm: object, word: str
 ) -> None:

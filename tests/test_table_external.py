@@ -88,6 +88,6 @@ def test_a_run_made_with_external_rows_is_stale_without_them(tmp_path: Path) -> 
     experiment = opened_experiment(write_experiment(tmp_path))
     meta = {"inputs": {"settings": "a", "images": "b", "external rows": "c"}}
     run = write_run(experiment.models / "net", meta, frames={})
-    with pytest.raises(StoreError, match="net was made with other external rows: take the change back, or rebuild"):
+    with pytest.raises(StoreError, match="net was made with other external rows: undo the change, or rebuild"):
         check_fresh(experiment, run.folder, {"settings": "a"})
     check_fresh(experiment, run.folder, {"settings": "a", "external rows": "c"})  # level 2 has no pictures at hand
