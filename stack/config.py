@@ -16,7 +16,7 @@ from stack.errors import ConfigError, DataError
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
-MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # of a YAML document, with every alias expanded
+MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
 MAX_CSV_COLUMNS = 10_000
 _MAX_HEADER_BYTES = 1 << 20  # the longest header line of a csv, in bytes
 
@@ -251,7 +251,7 @@ class Config(Strict):
     seed: Seed = 0  # seed of everything random except the assignment to folds
     objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"  # metric of the headline, of blends and of studies
     threads: int = Field(2, ge=1)  # threads of each task; a setting, because their number changes the output bytes
-    n_jobs: int = Field(1, ge=1)  # number of parallel tasks; image tasks on GPUs: the number of GPUs, if there are any
+    n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
     ray: Ray = Ray()  # settings of `backend: ray`
     workers: int = Field(0, ge=0)  # data loader processes of each image task; 0 is fastest on a CPU

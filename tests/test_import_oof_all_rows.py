@@ -99,7 +99,9 @@ def test_rows_and_nets_must_be_those_of_the_out_of_fold_file(experiment: Experim
     stranger = pd.concat([made, made.iloc[:1].assign(isic="stranger")])
     assert "1 ids are not out-of-fold rows" in import_error_with(experiment, files, stranger)
     assert "no row is of net 2" in import_error_with(experiment, files, made[made["fold"] != 2])
-    assert "fold 7 is not in the out-of-fold file" in import_error_with(experiment, files, made.assign(fold=made["fold"].replace(2, 7)))
+    assert "fold 7 is not in the out-of-fold file" in import_error_with(
+        experiment, files, made.assign(fold=made["fold"].replace(2, 7))
+    )
     assert "are not probabilities" in import_error_with(experiment, files, made.assign(p=made["p"] + 1))
     assert "--all-rows-prefix" in import_error_with(experiment, files, made.drop(columns="fold"))
     assert "no column begins with 'm_'" in import_error_with(experiment, files, wide(made), all_rows_prefix="m_")

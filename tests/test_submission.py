@@ -129,7 +129,9 @@ def test_a_handed_in_frame_is_held_to_the_sample(sample):
         check_submission(good.iloc[::-1], id_column="image_name", sample=sample)
     with pytest.raises(DataError, match="without a score: b"):
         check_submission(good.iloc[:3], id_column="image_name", sample=sample)
-    with pytest.raises(DataError, match=r"columns \['image_name', 'target'\], the submission has \['image_name', 'p'\]"):
+    with pytest.raises(
+        DataError, match=r"columns \['image_name', 'target'\], the submission has \['image_name', 'p'\]"
+    ):
         check_submission(good.rename(columns={"target": "p"}), id_column="image_name", sample=sample)
     with pytest.raises(DataError, match="give the column 'id' and one score"):
         check_submission(good, id_column="id")
