@@ -1,1 +1,1 @@
-"""The spine: every step from csv to submission, the store, the blend, the studies."""
+"""The pipeline: every step from csv to submission, the store of runs, the blend and the tuning studies."""

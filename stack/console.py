@@ -1,4 +1,4 @@
-"""What a command shows while it works: Rich bars on a terminal, plain lines elsewhere, nothing with --quiet."""
+"""Output of a running command: Rich progress bars on a terminal, plain lines elsewhere, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILE_WIDTH, MAX_TABLE_WIDTH = 160, 10_000
 
 
 class Out:
-    """Where the steps of one command speak. Results go to stdout; a terminal gets bars, a file gets lines."""
+    """Prints the lines, tables and progress of one command to stdout: bars on a terminal, plain lines elsewhere."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -36,15 +36,18 @@ class Out:
             self._console = Console(quiet=quiet, highlight=False, soft_wrap=True, width=FILE_WIDTH)
 
     def say(self, text: str) -> None:
-        """One plain line; square brackets and colons in it are text."""
+        """Prints one plain line; square brackets and colons are printed as they are, not as Rich markup."""
         self._console.print(Text(text))
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed."""
+        """Prints one line that begins with "warning:", in yellow on a terminal."""
         self._console.print(Text(f"warning: {text}", style="yellow"))
 
     def table(self, frame: pd.DataFrame, title: str) -> None:
-        """A summary table, or on a terminal that is too narrow for it each row as lines; floats with four digits."""
+        """Prints a table, or each row as several lines where the terminal is too narrow.
+
+        Floats get four decimals, from 100 on one.
+        """
         table = Table(title=Text(title), title_justify="left")
         for name, dtype in frame.dtypes.items():
             table.add_column(Text(str(name)), justify="right" if pd.api.types.is_numeric_dtype(dtype) else "left")
@@ -64,7 +67,7 @@ class Out:
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Progress over ``total`` units: the yielded function is told how many more are done."""
+        """Shows progress over ``total`` units; yields a function to call with the number of units just finished."""
         if self._console.is_terminal and not self.quiet:
             columns = (
                 TextColumn("{task.description}", markup=False),
@@ -82,14 +85,14 @@ class Out:
 
     @contextmanager
     def plain_bar(self, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """The same in lines, whatever the output is: for processes that share one terminal."""
+        """Shows progress as plain lines also on a terminal, for processes that share one."""
         bar = _PlainBar(label, total, unit, self.say)
         yield bar
         bar.end()
 
 
 class _PlainBar:
-    """A line every quarter of a minute and one at the end."""
+    """Prints a progress line every `PLAIN_INTERVAL_S` seconds and one at the end."""
 
     def __init__(self, label: str, total: int, unit: str, say: Callable[[str], None]) -> None:
         self._label, self._total, self._unit, self._say = label, total, unit, say
@@ -115,7 +118,7 @@ class _PlainBar:
 
 
 class _Speed(ProgressColumn):
-    """Units a second."""
+    """A Rich column that shows the speed in units a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ class _Speed(ProgressColumn):
 
 
 def _rate(speed: float) -> str:
-    """Whole numbers from ten on; below, two digits that say something: a fold may take an hour."""
+    """Formats a speed: whole numbers from ten on, two significant digits below, as one fold may take an hour."""
     if speed >= 10 or speed == 0:
         return f"{speed:,.0f}"
     return np.format_float_positional(speed, precision=2, fractional=False, trim="-")

@@ -1,23 +1,23 @@
-"""What goes wrong by a user's setting, file or row: shown without a traceback, exit status 2."""
+"""Exceptions for faults in a user's settings, files or rows; a command prints them without traceback, exit status 2."""
 
 from __future__ import annotations
 
 
 class DermstackError(Exception):
-    """The root of this package's errors: a mistake that the message says how to mend."""
+    """Base class of this package's errors; each message says how to correct the fault."""
 
 
 class ConfigError(DermstackError):
-    """A setting that is unknown, missing or out of range."""
+    """Raised for a setting that is unknown, missing or out of range."""
 
 
 class DataError(DermstackError):
-    """A table, a row or a file of the user's that can't be used as it is."""
+    """Raised for a user's table, row or file that cannot be used as it is."""
 
 
 class BundleError(DermstackError):
-    """A bundle that is damaged, of another version, or can't be made of these runs."""
+    """Raised for a bundle that is damaged, of another version, or cannot be made from these runs."""
 
 
 class StoreError(DermstackError):
-    """Something under runs/ is incomplete, stale or damaged."""
+    """Raised for a file or folder under runs/ that is missing, incomplete, stale or damaged."""

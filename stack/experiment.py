@@ -1,4 +1,4 @@
-"""An experiment opened: its config, its folder, its checked table and its folds, on disk and in hand."""
+"""Opens an experiment: reads and checks its tables, makes its folds and writes both under runs/<experiment>/."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
 
 @dataclass(frozen=True)
 class Curation:
-    """Rows that leave the table (id, source, reason) and near-duplicates (id_1, id_2, turn, distance).
+    """Rows dropped from the tables (id, source, reason) and near-duplicates (id_1, id_2, turn, distance).
 
-    Folds are dealt from them, so `oof` decides them once and they stay as long as the pictures do. ``looked_at`` is a
-    fingerprint of the pictures that were looked at; "" where nobody has looked yet.
+    The folds depend on both, so `dermstack oof` decides them once and keeps them while the images stay the same.
+    ``images_fingerprint`` is a fingerprint of the images that were checked; "" where no images were checked yet.
     """
 
     dropped: pd.DataFrame
@@ -57,16 +57,19 @@ NO_CURATION = Curation(
 
 
 def read_curation(folder: Path) -> Curation:
-    """What lies in the experiment's ``folder``; nothing where its pictures were never looked at."""
+    """Reads the curation in the experiment's ``folder``; `NO_CURATION` where its images were never checked.
+
+    Raises StoreError for damaged files.
+    """
     path = folder / "pictures.json"
     if not path.exists():
         return NO_CURATION
     try:
         noted = read_json(path)
         images_fingerprint = noted["looked_at"]
-        for file, digest in noted.get("files", {}).items():  # {}: of an earlier dermstack
+        for file, digest in noted.get("files", {}).items():  # {}: written by an earlier version of dermstack
             if sha256(folder / file) != digest:
-                raise ValueError(f"{file} isn't what it was")
+                raise ValueError(f"{file} has changed")
         dropped, pairs = (
             pd.read_csv(folder / file, dtype={"id": str, "id_1": str, "id_2": str}, keep_default_na=False)
             for file in ("dropped.csv", "near_duplicates.csv")
@@ -79,7 +82,7 @@ def read_curation(folder: Path) -> Curation:
 
 
 def write_curation(folder: Path, curation: Curation) -> None:
-    """dropped.csv and near_duplicates.csv, to be read by people too; pictures.json last."""
+    """Writes dropped.csv and near_duplicates.csv, then pictures.json with their hashes."""
     files = {}
     for name, frame in (("dropped", curation.dropped), ("near_duplicates", curation.pairs)):
         with atomic(path := folder / f"{name}.csv") as temporary:
@@ -91,30 +94,33 @@ def write_curation(folder: Path, curation: Curation) -> None:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What every step starts from. ``name`` is the config's, or that of its shuffled twin."""
+    """The input of every step: config, tables and folds.
+
+    ``name`` is the config's experiment, or that of its copy with shuffled targets.
+    """
 
     config: Config
     config_path: Path
     name: str
     table: Table
     folds: Folds
-    curation: Curation  # what the pictures decided about the rows
-    as_read: Table  # before rows left it
-    external_as_read: pd.DataFrame  # id, source, group, target, …: rows that train level 1 and nothing else
-    overrides: tuple[str, ...] = ()  # of the config, as `--set` gave them
+    curation: Curation  # dropped rows and near-duplicates, found by checking the images
+    as_read: Table  # the tables before rows were dropped
+    external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
+    overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`
 
     @property
     def folder(self) -> Path:
-        """runs/<experiment>."""
+        """The experiment's folder, runs/<experiment>."""
         return self.config.runs / self.name
 
     @property
     def shuffled(self) -> bool:
-        """Whether this is a twin with shuffled targets."""
+        """Whether this is the copy with shuffled targets."""
         return self.name != self.config.experiment
 
     def command(self, step: str, *options: str) -> str:
-        """The command line of another step of this experiment, to be copied."""
+        """Returns the command line that runs another step of this experiment, for messages."""
         words = ["dermstack", step, "--config", str(self.config_path), *(f"--set={given}" for given in self.overrides)]
         if self.shuffled:
             words.append("--shuffle-target")
@@ -122,43 +128,43 @@ class Experiment:
 
     @property
     def models(self) -> Path:
-        """One folder a run."""
+        """Folder that holds one folder for each run."""
         return self.folder / "models"
 
     @property
     def old(self) -> Path:
-        """Stale runs, kept for comparison."""
+        """Folder of stale runs, kept for comparison."""
         return self.folder / "old"
 
     @property
     def target(self) -> NDArray[np.int8]:
-        """0/1, in table order."""
+        """Targets 0/1 (n,) of the training rows, in table order."""
         return self.table.train["target"].to_numpy(np.int8)
 
     @property
     def split_group(self) -> NDArray[np.object_]:
-        """What folds, bootstrap and intervals run over, in table order."""
+        """Split groups (n,) of the training rows, in table order: the unit of folds, bootstrap and intervals."""
         return self.folds.frame["split_group"].to_numpy(object)
 
     def rows_of(self, ids: Iterable[str]) -> NDArray[np.intp]:
-        """Where training ids (n,) stand in the table. Raises StoreError for one that doesn't."""
+        """Returns the table rows (n,) of training ids (n,). Raises StoreError for an id that is not in the table."""
         return row_positions(ids, self.table.train["id"], f"the training rows of {self.name}")
 
     @cached_property
     def external(self) -> pd.DataFrame:
-        """External rows less those that the pictures dropped."""
+        """External rows without the dropped ones."""
         dropped = self.curation.dropped["id"]
         return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
 
     @cached_property
     def rows_fingerprint(self) -> str:
-        """Of what level 1 is fitted on: training ids, targets, folds; the test ids are predicted, not learned from."""
+        """Fingerprint of the rows of level 1: training ids, split groups, folds and targets, and the test ids."""
         frame = self.folds.frame[["id", "split_group", "fold"]].assign(target=self.target)
         return fingerprint({"train": frame_fingerprint(frame), "test": frame_fingerprint(self.table.test[["id"]])})
 
     @cached_property
     def metadata_fingerprint(self) -> str:
-        """Of the columns that only level 2 reads."""
+        """Fingerprint of id, group, age, sex and site of the training and test rows."""
         columns = ["id", "group", "age", "sex", "site"]
         return fingerprint({part: frame_fingerprint(frame[columns]) for part, frame in self._parts()})
 
@@ -166,7 +172,7 @@ class Experiment:
         return [("train", self.table.train), ("test", self.table.test)]
 
     def finished(self, level: int) -> list[Run]:
-        """Complete runs of this level, by name."""
+        """Returns the complete runs of this level, sorted by name."""
         return [run for run in read_runs(self.models) if run.meta["level"] == level]
 
 
@@ -179,12 +185,12 @@ def open_experiment(
     shuffle_target: bool = False,
     curation: Curation | None = None,
 ) -> Experiment:
-    """Read and check the rows and deal the folds, writing nothing. Raises DataError, ConfigError.
+    """Reads and checks the tables and makes the folds; writes nothing. Raises DataError, ConfigError, StoreError.
 
-    ``decided`` is what the pictures decided about the rows; left out, what was written down before. With
-    ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``: the same in all but the targets, which are
-    exchanged between split_groups of equal size (see `stack.metrics.shuffle`, also for the expected score).
-    ``overrides`` are those that ``config`` was read with: commands that messages name repeat them.
+    ``curation`` has the dropped rows and near-duplicates; by default it is read from the experiment's folder. With
+    ``shuffle_target`` the experiment is ``<name>-shuffled-<seed>``, a copy whose targets are exchanged between
+    split_groups of equal size (see `stack.metrics.shuffle`, also for the expected score). ``overrides`` are those with
+    which ``config`` was read; commands quoted in messages repeat them.
     """
     data = config.data
     name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment
@@ -201,9 +207,9 @@ def open_experiment(
 
 
 def write_rows(experiment: Experiment) -> None:
-    """table.parquet and folds.parquet, each with its fingerprint in fingerprints.json, and what the pictures decided.
+    """Writes table.parquet, folds.parquet, their fingerprints (fingerprints.json) and the curation.
 
-    Called by a step when it has refused nothing, so that what lies on disk agrees with the runs beside it.
+    A step calls this after all its checks have passed, so that these files agree with the runs in the same folder.
     """
     table = pd.concat([frame.assign(part=part) for part, frame in experiment._parts()], ignore_index=True)
     frames = {"table": table, "folds": experiment.folds.frame}
@@ -218,7 +224,7 @@ def write_rows(experiment: Experiment) -> None:
 
 
 def print_overview(experiment: Experiment, out: Out) -> None:
-    """Say what the experiment starts from: rows, groups, folds."""
+    """Prints the number of rows and groups, the dropped rows, the duplicates and a table of the folds."""
     train, test = experiment.table.train, experiment.table.test
     out.say(
         f"{experiment.name}: {len(train):,} training rows ({int(experiment.target.sum()):,} positive, "
@@ -226,20 +232,20 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     )
     if dropped := len(experiment.as_read.train) - len(train):
         out.warn(
-            f"{dropped} training rows are dropped, their images can't be read: see {experiment.folder}/dropped.csv"
+            f"{dropped} training rows are dropped, as their images cannot be read: see {experiment.folder}/dropped.csv"
         )
     if experiment.config.data.duplicates:
         unknown = experiment.folds.unknown_pairs
-        out.say(f"duplicates: listed pairs merge groups; {unknown} of them name an id outside the training rows")
+        out.say(f"duplicates: groups of listed pairs are merged; {unknown} pairs have an id outside the training rows")
     if found := len(train_pairs(experiment.curation, train)):
-        out.say(f"near-duplicates: {found} pairs of training pictures count as one split_group each")
+        out.say(f"near-duplicates: the groups of {found} pairs of training images are merged into one split_group each")
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
 
 
 def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFrame:
-    """The rows of every external table, with the table's name as `source`."""
+    """Reads the rows of every external table, with the table's name as `source`."""
     tables = []
     for external in config.data.external:
         columns = external.columns.model_dump(exclude_none=True)
@@ -284,19 +290,21 @@ def _make_folds(config: Config, train: pd.DataFrame, curation: Curation, out: Ou
 
 
 def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:
-    """Near-duplicates that are both training rows: id_1, id_2."""
+    """Returns the near-duplicate pairs (id_1, id_2) whose ids are both training rows."""
     found = curation.pairs[["id_1", "id_2"]].astype("str")
     return found[found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])]
 
 
 def read_duplicate_pairs(path: Path | None) -> pd.DataFrame | None:
-    """The csv of duplicate pairs that the config names."""
+    """Reads the csv of duplicate pairs; None where the config names none. Raises DataError if it cannot be read."""
     if path is None:
         return None
     if not path.is_file():
-        raise DataError(f"data.duplicates {path} is not there: give a csv of two id columns, or drop the key")
+        raise DataError(f"data.duplicates {path} does not exist: name a csv with two id columns, or remove the key")
     check_header(path)
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, MemoryError) as error:
-        raise DataError(f"data.duplicates {path} is no readable csv ({error}): give two id columns") from error
+        raise DataError(
+            f"data.duplicates {path} is not a readable csv ({error}): name a csv with two id columns"
+        ) from error

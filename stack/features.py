@@ -1,4 +1,4 @@
-"""The level-2 matrix: what pictures and patient say together, each fold with transforms fitted on its own rows."""
+"""Builds the level-2 matrix of predictions, embeddings and metadata, with transforms fitted on each fold's rows."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ from tabular.group_features import (
 )
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
-IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # blocks of columns, as `block_of_` calls them
-FROZEN_COMPONENTS = 32  # of a frozen embedding that is only measured within its group
+IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
+FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
 
 class FoldFeatures:
-    """Level-2 features of one fold: fitted on its training rows, the same code for held-out, test and new rows."""
+    """Level-2 features of one fold: fitted on its training rows, applied to held-out, test and new rows."""
 
     def __init__(self, settings: Features, names: tuple[str, ...], *, frozen: Collection[str] = (), seed: int) -> None:
-        """``names`` of the runs; the z of those in ``frozen`` are a backbone's own and are reduced here, to be aligned
-        with nothing, the others' are components already."""
+        """Takes the ``names`` of the runs; embeddings z of those in ``frozen`` are reduced here (PCA).
+
+        The z of the other runs are aligned components already.
+        """
         self.settings = settings
         self.names = names
         self.frozen = frozen
@@ -44,7 +46,10 @@ class FoldFeatures:
     def fit(
         self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
     ) -> FoldFeatures:
-        """``frame``, ``logits`` (n, runs) and each run's ``z`` (n, d) of the fold's training rows. No targets."""
+        """Fits the encodings on ``frame``, ``logits`` (n, runs) and ``z`` (n, d) by run, of the fold's training rows.
+
+        Uses no targets.
+        """
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
         self.axes_ = {name: self._fit_axes(values) for name, values in z.items() if name in self.frozen}
         self.cohort_ = CohortScore().fit(frame, logits) if self.settings.cohort else None
@@ -53,9 +58,9 @@ class FoldFeatures:
     def transform(
         self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
     ) -> pd.DataFrame:
-        """Features (n, columns) float32 of whole groups; ``logits`` (n, runs) and ``z`` as one fold net sees them.
+        """Returns features (n, columns), float32; ``frame`` must hold all rows of each of its groups.
 
-        ``block_of_`` says in words which kind of knowledge each column is.
+        ``logits`` (n, runs) and ``z`` are one fold net's. Sets ``block_of_``, the name of the block of each column.
         """
         blocks: list[tuple[str, pd.DataFrame]] = []
         if self.settings.logits:
@@ -78,24 +83,24 @@ class FoldFeatures:
         if self.settings.context_counts:
             blocks.append(("counts of the group", context_counts(frame[["group", "site", "age"]])))
         if self.settings.shortcuts:
-            blocks.append(("how the picture was made", frame[list(ACQUISITION)]))
+            blocks.append(("image acquisition", frame[list(ACQUISITION)]))
         self.block_of_ = {str(column): name for name, block in blocks for column in block}
         return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
 
     def components(self, name: str, z: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Centred components (n, r) of a run's embeddings ``z`` as `transform` takes them."""
+        """Returns the centred components (n, r) of a run's embeddings ``z``, as `transform` uses them."""
         if name not in self.axes_:
             return z
         mean, turn = self.axes_[name]
         return (z.astype(np.float32) - mean) @ turn
 
     def to_json(self) -> str:
-        """What was fitted on the training rows, for new ones: encodings and cohorts; for components see `arrays`."""
+        """Returns the fitted encodings and cohorts as JSON; `arrays` returns the fitted components."""
         cohort = None if self.cohort_ is None else json.loads(self.cohort_.to_json())
         return json.dumps({"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}, ensure_ascii=False)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """What reduces a frozen run's new z, (z - mean) @ turn: mean (d,) and turn (d, r), by run."""
+        """Returns mean (d,) and turn (d, r) of each frozen run, which reduce its z: (z - mean) @ turn."""
         return {
             f"{name}_{part}": values
             for name, axes in self.axes_.items()
@@ -103,7 +108,11 @@ class FoldFeatures:
         }
 
     def restore(self, text: str, arrays: Mapping[str, NDArray[np.float32]]) -> FoldFeatures:
-        """Fitted as those that gave this `to_json` and these `arrays`. Raises TabularError for another text."""
+        """Restores what `to_json` and `arrays` returned; returns self.
+
+        Raises TabularError for an invalid encoder or cohort, ValueError for text that is not JSON and KeyError for
+        missing parts.
+        """
         state = json.loads(text)
         self.encoder_ = MetadataEncoder.from_json(json.dumps(state["metadata"]))
         self.axes_ = {name: (arrays[f"{name}_mean"], arrays[f"{name}_turn"]) for name in self.frozen}
@@ -118,12 +127,12 @@ class FoldFeatures:
 
 @dataclass(frozen=True)
 class FoldMatrix:
-    """One fold's fitted transforms, its training and held-out features, and the table rows of both."""
+    """One fold's fitted transforms, the features of its training and held-out rows, and the table rows of both."""
 
     features: FoldFeatures
     train: pd.DataFrame
     held: pd.DataFrame
-    held_ungrouped: pd.DataFrame | None  # the held-out rows as if the group of each had no other
+    held_ungrouped: pd.DataFrame | None  # features of the held-out rows, each without the other rows of its group
     train_rows: NDArray[np.intp]
     held_rows: NDArray[np.intp]
 
@@ -137,9 +146,10 @@ def fold_matrix(
     without: int | None = None,
     ungrouped: bool = False,
 ) -> FoldMatrix:
-    """Transforms fitted on the training rows, applied to these and to the held-out rows of ``fold``.
+    """Fits the transforms of ``fold`` on its training rows and applies them to these and to its held-out rows.
 
-    A study for fold ``without`` has no row of it on either side. ``alone`` makes the held-out rows as lone ones too.
+    Rows of fold ``without`` are left out of both sides, for a study that must not see them. With ``ungrouped`` the
+    held-out rows are also transformed each without the other rows of its group.
     """
     train = experiment.table.train
     fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
@@ -161,7 +171,7 @@ def fold_matrix(
 
 
 def early_stopping_rows(experiment: Experiment, positions: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """A grouped part of these training rows, for early stopping."""
+    """Marks the early-stopping rows (n,) among these training rows: whole split groups."""
     return inner_split(
         experiment.target[positions],
         experiment.split_group[positions],

@@ -1,4 +1,4 @@
-"""Folds: grouped, stratified by target, decided once; duplicates tie groups together first."""
+"""Assigns groups to folds, stratified by target; groups that share duplicates are merged into split groups first."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from stack.errors import ConfigError, DataError
 Stratum = Literal["group_size", "age"]
 
 CANDIDATE_ASSIGNMENTS = 20
-SPREAD_TOLERANCE = 1.10  # of the best draw's
+SPREAD_TOLERANCE = 1.10  # allowed prevalence spread, as a multiple of the best candidate's
 AGE_BAND_YEARS = 20  # years
-AGE_BANDS = 5  # the last is open; the missing are a band of their own
+AGE_BANDS = 5  # the last has no upper limit; missing ages are one more band
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """The groups to be dealt: ``codes`` (n,) is the group of each row, ``counts`` (groups, c) what each one brings.
+    """The groups to assign to folds: ``codes`` (n,) is the group of each row, ``counts`` (groups, c) its quantities.
 
-    Its first two columns are rows and positives, the rest groups of each size band and rows of each age band.
+    The columns of ``counts`` are rows, positives, then 0/1 for each band of group sizes and rows in each age band.
     """
 
     codes: NDArray[np.intp]
@@ -39,7 +39,10 @@ class GroupCounts:
 def count_groups(
     target: ArrayLike, split_group: ArrayLike, *, stratify: tuple[Stratum, ...] = (), age: ArrayLike | None = None
 ) -> GroupCounts:
-    """Of rows with ``target`` 0/1, ``split_group`` and, to stratify by it, ``age`` in years: (n,) each, NaN unknown."""
+    """Counts the rows of each group by ``target`` 0/1 and the strata; all arrays are (n,).
+
+    ``age`` is in years, NaN where unknown, and needed only to stratify by age.
+    """
     codes, names = pd.factorize(np.asarray(split_group, dtype=object), sort=True)
 
     def tally(rows: NDArray[np.bool_]) -> Ints:
@@ -48,7 +51,7 @@ def count_groups(
     rows = tally(np.ones(len(codes), bool))
     columns = [rows, tally(np.asarray(target) == 1)]
     if "group_size" in stratify:
-        band = np.log2(rows).astype(int)  # 1, 2–3, 4–7, 8–15, …: sizes grow by factors
+        band = np.log2(rows).astype(int)  # 1, 2–3, 4–7, 8–15, … rows
         columns += [(band == value).astype(np.int64) for value in np.unique(band)]
     if "age" in stratify:
         known = np.asarray(age, dtype=np.float64)
@@ -58,14 +61,15 @@ def count_groups(
 
 
 def assign_balanced_folds(group_counts: GroupCounts, *, k: int, seed: int) -> NDArray[np.int8]:
-    """The fold (n,) of each row, its spread of prevalence within a tenth, or one positive, of the best of 20 draws.
+    """Returns the fold (n,) of each row: the assignment of ``seed`` or, where its prevalence is uneven, a better one.
 
-    The draw of ``seed`` itself where it is as even as that; else the best. Raises DataError where fewer than k groups
-    hold a class.
+    Where the spread of prevalence over folds exceeds one positive in the smallest fold, 20 further assignments are
+    drawn; the best replaces the first if the first exceeds 1.1 times the best spread plus one positive. Raises
+    DataError where fewer than k groups hold a class.
     """
     fold = assign_folds(group_counts, k=k, seed=seed)
     own, one_positive = prevalence_spread(group_counts, fold), 1 / np.bincount(fold[group_counts.codes]).min()
-    if own > one_positive:  # closer no draw can be asked to come
+    if own > one_positive:  # a spread of one positive can rarely be improved
         others = [assign_folds(group_counts, k=k, seed=seed + 1 + draw) for draw in range(CANDIDATE_ASSIGNMENTS)]
         spreads = [prevalence_spread(group_counts, other) for other in others]
         best = int(np.argmin(spreads))
@@ -75,28 +79,28 @@ def assign_balanced_folds(group_counts: GroupCounts, *, k: int, seed: int) -> ND
 
 
 def prevalence_spread(group_counts: GroupCounts, fold: NDArray[np.intp]) -> float:
-    """The largest prevalence of a fold less the smallest; ``fold`` (groups,)."""
+    """Returns the largest minus the smallest prevalence of a fold; ``fold`` (groups,)."""
     rows, positives = (np.bincount(fold, group_counts.counts[:, column]) for column in (0, 1))
     return float(np.ptp(positives / rows))
 
 
 def assign_folds(group_counts: GroupCounts, *, k: int, seed: int) -> NDArray[np.intp]:
-    """The fold (groups,) of each group: equal shares of groups of the same kind, the rest greedily, hardest first.
+    """Returns the fold (groups,) of each group: equal shares of identical groups, the rest greedily, largest first.
 
-    Of m groups that bring the same every fold gets m // k: exact balance without a loop over the groups. What is left
-    of each kind (fewer than k) goes, hardest first, where the squared load grows least.
+    Of m groups with identical counts every fold gets m // k, which is an exact balance without a loop over groups. The
+    remaining groups (fewer than k of each kind) go, largest first, to the fold whose squared load grows least.
     """
     counts = group_counts.counts
     rows, positives = counts[:, 0], counts[:, 1]
     _check_enough(rows, positives, k)
-    share = counts * (k / counts.sum(axis=0, dtype=np.float64))  # (groups, c): 1.0 is a fold's fair load
+    share = counts * (k / counts.sum(axis=0, dtype=np.float64))  # (groups, c): 1.0 is the mean load of a fold
 
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(counts))  # by sorted name, then shuffled: the order of the rows leaves no trace
+    order = rng.permutation(len(counts))  # groups are sorted by name, so the order of the rows has no effect
     stratum_columns = tuple(counts[order, column] for column in range(2, counts.shape[1]))
     order = order[
         np.lexsort((*stratum_columns, -rows[order], -positives[order], -share[order, :2].max(axis=1)))
-    ]  # hardest first
+    ]  # largest first
     fold = np.full(len(counts), -1, dtype=np.int64)
     load = np.zeros((k, counts.shape[1]))
 
@@ -121,10 +125,10 @@ def assign_folds(group_counts: GroupCounts, *, k: int, seed: int) -> NDArray[np.
 
 
 def _both_classes(order: NDArray[np.intp], rows: Ints, positives: Ints, k: int) -> list[list[int]]:
-    """Choose for each fold the easiest groups that give it both classes, so that no fold ends with one only.
+    """Chooses for each fold the smallest groups that give it both classes, so that no fold has only one class.
 
-    A mixed group serves a fold alone; the other folds get a pure one of each class. Enough exist: at least k
-    groups hold positives and at least k hold negatives.
+    One mixed group is enough for a fold; each other fold gets one pure group of each class. Enough groups exist, as at
+    least k groups hold positives and at least k hold negatives.
     """
     easiest = order[::-1]
     mixed = easiest[(positives[easiest] > 0) & (positives[easiest] < rows[easiest])][:k]
@@ -143,16 +147,16 @@ def _check_enough(rows: Ints, positives: Ints, k: int) -> None:
             )
 
 
-LARGE_COMPONENT = 0.05  # share of the rows from which a merged component is worth a warning
+LARGE_COMPONENT = 0.05  # share of the rows above which a merged group causes a warning
 _MAX_LISTED = 5
-_MAX_SITES = 4  # shown in the table of folds
+_MAX_SITES = 4  # number of sites shown in the table of folds
 
 
 @dataclass(frozen=True)
 class Folds:
-    """Which fold holds each row out: `frame` has id, group, split_group (str), fold (int8), in table order.
+    """The fold that holds out each row: `frame` has id, group, split_group (str), fold (int8), in table order.
 
-    `unknown_pairs` counts the duplicate pairs that name an id outside the training table: they merge nothing.
+    `unknown_pairs` is the number of duplicate pairs with an id outside the training table; these merge no groups.
     """
 
     frame: pd.DataFrame
@@ -164,15 +168,15 @@ class Folds:
         return int(self.frame["fold"].max()) + 1
 
     def pairs(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
-        """Yield (fold, training rows, held-out rows), row numbers in table order."""
+        """Yields (fold, training rows, held-out rows), as row numbers in table order."""
         fold = self.frame["fold"].to_numpy()
         for number in range(self.k):
             yield number, np.flatnonzero(fold != number), np.flatnonzero(fold == number)
 
     def summary(self, target: ArrayLike, train: pd.DataFrame | None = None) -> pd.DataFrame:
-        """One row a fold: fold, rows, groups (split_groups), positives, prevalence, of `target` (n,).
+        """Returns one row a fold: fold, rows, groups (split_groups), positives and prevalence of `target` (n,).
 
-        With the rows `train` also the median age, the share of unknown ages and that of each of the commonest sites.
+        With the table `train` also the median age, the share of missing ages and the shares of the most common sites.
         """
         by_fold = self.frame.assign(target=np.asarray(target, dtype=np.int64)).groupby("fold")
         table = by_fold.agg(
@@ -200,20 +204,20 @@ def make_folds(
     own: pd.Series | None = None,
     stratify: tuple[Stratum, ...] = (),
 ) -> Folds:
-    """Deal the split_groups of `train` (id, group, target) to k folds, balanced in rows and in positives.
+    """Assigns the split_groups of `train` (id, group, target) to k folds, balanced in rows and in positives.
 
-    `stratify` balances the sizes of the split_groups or, with a column `age`, age bands of 20 years besides.
+    `stratify` also balances the sizes of the split_groups or, with a column `age`, age bands of 20 years.
 
-    `duplicates` has two columns of ids (str); a pair makes one split_group of two groups, also along chains.
+    `duplicates` has two columns of ids (str); a pair merges two groups into one split_group, also along chains.
     `own` (n,), in the order of the rows, is a fold column to use instead; its sorted values become 0..k-1.
-    The fold of a group depends on the groups, their targets and the seed, not on the order of the rows.
+    The fold of a group depends on the groups, their targets, the strata and the seed, not on the order of the rows.
 
-    Raises ConfigError for an impossible k, DataError where fewer than k split_groups hold positives (or
+    Raises ConfigError for k outside 2 to 127, DataError where fewer than k split_groups hold positives (or
     negatives), and where `own` has gaps, splits a split_group or leaves a fold with one class. Warns where
-    duplicates tie more than 5 % of the rows together.
+    duplicates merge more than 5 % of the rows into one split_group.
     """
     if not 2 <= k <= 127:
-        raise ConfigError(f"k is {k}: the number of folds is 2 to 127")
+        raise ConfigError(f"k is {k}: set the number of folds to 2 to 127")
     split_group, unknown = _split_groups(train, duplicates)
     target = train["target"].to_numpy()
     if own is None:
@@ -228,13 +232,13 @@ def make_folds(
 
 
 def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: int = 5) -> NDArray[np.bool_]:
-    """Mark about n/parts rows, whole split_groups with both classes: what early stopping looks at.
+    """Marks about n/parts rows for early stopping (n,), as whole split_groups that hold both classes.
 
     `target`, `split_group` (n,). Where fewer than `parts` split_groups hold a class the part is larger, up to a half;
     raises DataError where fewer than two do.
     """
     if parts < 2:
-        raise ConfigError(f"parts is {parts}: an inner split needs at least 2")
+        raise ConfigError(f"parts is {parts}: set it to 2 or more")
     target, groups = np.asarray(target), pd.Series(np.asarray(split_group, dtype=object))
     holding = min(groups[target == label].nunique() for label in (0, 1))
     group_counts = count_groups(target, groups)
@@ -243,7 +247,7 @@ def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: 
 
 
 def _split_groups(train: pd.DataFrame, duplicates: pd.DataFrame | None) -> tuple[pd.Series, int]:
-    """Merge the groups that duplicates connect; return the split_group of each row and the unknown pairs."""
+    """Merges groups connected by duplicates; returns the split_group of each row and the number of unknown pairs."""
     if duplicates is None or duplicates.empty:
         return train["group"], 0
     if duplicates.shape[1] != 2:
@@ -266,8 +270,8 @@ def _warn_of_large(component: NDArray[np.int32], codes: NDArray[np.intp], names:
     rows = np.bincount(component[codes], minlength=len(groups))
     for number in np.flatnonzero((groups > 1) & (rows > LARGE_COMPONENT * len(codes))):
         warnings.warn(
-            f"duplicates tie {groups[number]} groups into one, {names[number]!r}, of {rows[number]} rows, "
-            f"{rows[number] / len(codes):.1%} of the table: folds will be uneven; check the pairs",
+            f"duplicates merge {groups[number]} groups into one, {names[number]!r}, with {rows[number]} rows "
+            f"({rows[number] / len(codes):.1%} of the table): folds will be uneven; check the pairs",
             stacklevel=4,
         )
 
@@ -281,11 +285,11 @@ def _folds_from_column(own: pd.Series, k: int) -> NDArray[np.int8]:
         shown = ", ".join(str(row + 2) for row in np.flatnonzero(missing)[:_MAX_LISTED])
         count = int(missing.sum())
         raise DataError(
-            f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): every row needs a fold"
+            f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): give every row a fold"
         )
     codes, found = pd.factorize((numbers if numeric else values).to_numpy(), sort=True)
     if len(found) != k:
-        raise DataError(f"the fold column has {len(found)} folds and k is {k}: set k to {len(found)}")
+        raise DataError(f"the fold column has {len(found)} folds, but k is {k}: set k to {len(found)}")
     return codes.astype(np.int8)
 
 
@@ -300,11 +304,11 @@ def _check_fold_column(fold: NDArray[np.int8], target: NDArray[np.generic], spli
         )
         raise DataError(
             f"the fold column splits {len(torn)} groups ({shown}{_more(len(torn))}): "
-            "put a group and its duplicates into one fold, or leave the column out and let folds be made"
+            "put each group and its duplicates into one fold, or remove columns.fold so that new folds are made"
         )
     for number in range(int(fold.max()) + 1):
         if len(np.unique(target[fold == number])) == 1:
-            raise DataError(f"fold {number} of the fold column holds one class only: every fold needs both")
+            raise DataError(f"fold {number} of the fold column holds only one class: give every fold rows of both")
 
 
 def _more(count: int) -> str:

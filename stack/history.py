@@ -1,4 +1,4 @@
-"""Runs as a table: what each is worth out-of-fold, with its interval over split_groups."""
+"""Lists, scores and compares finished runs, keeps the ledger of `dermstack stack`, and finds leftover files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stack.store import Run, error_with_path, read_frame, read_run
 
 
 def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
-    """Append to runs/<experiment>/ledger.jsonl and return the line."""
+    """Appends the blend's headline and the changed settings to runs/<experiment>/ledger.jsonl; returns the line."""
     settings = _flat(
         experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage", "n_jobs", "device", "workers"})
     )
@@ -47,7 +47,7 @@ def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
     try:
         with path.open("ab+") as file:
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # what a crash tore would swallow this line too
+            file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
             file.write(json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise error_with_path(error, path) from error
@@ -55,7 +55,10 @@ def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
 
 
 def read_ledger(experiment: Experiment) -> list[dict[str, Any]]:
-    """All lines, oldest first; a last line torn by a crash is left out."""
+    """Reads all lines, oldest first, without a last line that a crash left incomplete.
+
+    Raises StoreError for a damaged line.
+    """
     path = experiment.folder / "ledger.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [_read(line, path, number) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
@@ -73,7 +76,7 @@ def _read(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"blend.trials": 100, "image_models.0.lr": …}``."""
+    """Flattens nested settings, as ``{"blend.trials": 100, "image_models.0.lr": …}``."""
     if isinstance(settings, dict):
         pairs = settings.items()
     elif isinstance(settings, list):
@@ -91,9 +94,10 @@ COLUMNS = ["experiment", "run", "kind", "auc", "headline"]
 
 
 def list_experiments(folder: Path) -> pd.DataFrame:
-    """One row a run: experiment, run, kind, pooled out-of-fold AUC and, for a blend, its headline.
+    """Lists every run below ``folder``: experiment, run, kind, pooled out-of-fold AUC and, for a blend, its headline.
 
-    Unfinished and damaged runs are named so. The AUC is against today's table.parquet, NaN where that lacks the rows.
+    The kind of an unfinished or damaged run says so. The AUC is computed with the current table.parquet; it is NaN
+    where the table lacks rows of the run or the targets are of one class.
     """
     rows = []
     for path in sorted(folder.glob("*/table.parquet")):
@@ -118,7 +122,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
         shown = f"{headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested" if headline else ""
         selected = ", selected on these rows" if run.meta.get("selected") else ""
         return {"kind": f"{run.meta['kind']}{selected}", "auc": _auc(run, target), "headline": shown}
-    except StoreError:  # the other runs are still worth a line; using this one says what to do
+    except StoreError:  # list the other runs too; a command that uses this run prints the next step
         return {"kind": "damaged"}
 
 
@@ -131,32 +135,32 @@ def _auc(run: Run, target: pd.Series) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`a` less `b` on the rows that both cover: the difference, how many rows, the objective, for AUC DeLong's p."""
+    """Paired difference `a` minus `b` on the rows that both runs cover."""
 
     difference: Interval
     rows: int
     objective: str
-    p: float | None  # two-sided, of no difference, clustered by split_group; another objective than AUC has none
-    selected: tuple[str, ...]  # of a and b those whose settings were chosen on these very rows, or went into
+    p: float | None  # two-sided p-value of DeLong's test, clustered by split_group; None unless the objective is AUC
+    selected: tuple[str, ...]  # those of a and b whose settings, or whose inputs' settings, were chosen on these rows
 
 
 def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comparison:
-    """The paired difference of two runs, with its bootstrap interval over split_groups.
+    """Computes the paired difference of two runs, with its bootstrap interval over split_groups.
 
-    ``a`` and ``b`` are ``<experiment>`` (its blend, nested), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
-    Raises StoreError where one isn't there and DataError where targets or groups of the same id differ.
+    ``a`` and ``b`` are ``<experiment>`` (its nested blend), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
+    Raises StoreError where a run is not found, and DataError where no id is shared or targets or groups differ.
     """
     run_a, run_b = _find(runs, a), _find(runs, b)
     frame_a, frame_b = _scores(runs, a, run_a), _scores(runs, b, run_b)
     both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
     if both.empty:
-        raise DataError(f"{a} and {b} have no id in common: compare runs on the same data")
+        raise DataError(f"{a} and {b} have no id in common: compare runs of the same data set")
     for column in ("target", "split_group"):
         differ = both[f"{column}_a"] != both[f"{column}_b"]
         if differ.any():
             raise DataError(
                 f"{a} and {b} disagree on the {column} of {differ.sum()} rows, first id {both['id'][differ].iloc[0]}: "
-                "they are not of the same data (or one is shuffled)"
+                "compare runs of the same data set, neither of them with shuffled targets"
             )
     objective = objective or str((run_a.meta.get("objective") or run_b.meta.get("objective")) or "auc")
     y, groups = both["target_a"], both["split_group_a"].to_numpy(object)
@@ -172,13 +176,13 @@ def _find(runs: Path, name: str) -> Run:
     place = folder / (part if part.startswith("old/") else f"models/{part}") if part else folder / "blend"
     if ".." in place.parts or (run := read_run(place)) is None:
         available = sorted(path.parent.name for path in folder.glob("models/*/run.json"))
-        hint = f"{experiment} has {', '.join(available)}" if available else f"`dermstack runs` lists what {runs} holds"
+        hint = f"{experiment} has {', '.join(available)}" if available else f"`dermstack runs` lists the runs in {runs}"
         raise StoreError(f"{name}: no complete run: {hint}")
     return run
 
 
 def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
-    """id, score, target, split_group."""
+    """Returns id, score, target and split_group of the rows that the run covers."""
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")
     score = oof["score"] if "score" in oof else oof["p"]
@@ -190,12 +194,12 @@ def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     return rows.merge(table[table["part"] == "train"][["id", "target"]], on="id").merge(folds, on="id")
 
 
-INTERRUPTED_AFTER_S = 3600.0  # no write takes an hour: a younger temporary file may be somebody's at this moment
+INTERRUPTED_AFTER_S = 3600.0  # no write takes an hour; another process may still be writing a younger temporary file
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder that a command makes again, or that only served comparison."""
+    """A file or folder that can be deleted: it is made again when needed, or was only kept for comparison."""
 
     path: Path
     what: str
@@ -203,8 +207,10 @@ class Leftover:
 
 
 def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
-    """Set-aside runs and temporary files of the config's experiments (also the shuffled ones), with ``cache`` the image
-    caches of its data set too."""
+    """Finds set-aside runs and temporary files of the config's experiment and of its copies with shuffled targets.
+
+    With ``cache`` also the image caches of its data set.
+    """
     found = []
     for folder in sorted(config.runs.glob("*")):
         if not re.fullmatch(rf"{re.escape(config.experiment)}(-shuffled--?\d+)?", folder.name):
@@ -220,7 +226,7 @@ def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
 
 
 def remove_leftovers(found: list[Leftover]) -> None:
-    """Delete them."""
+    """Deletes the files and folders that `leftovers` found."""
     for leftover in found:
         if leftover.path.is_dir():
             shutil.rmtree(leftover.path)
@@ -229,14 +235,14 @@ def remove_leftovers(found: list[Leftover]) -> None:
 
 
 def _is_cache_of(data: str, folder: str) -> bool:
-    # <data set>-<pixels>, as image_models.cache.cache_name writes it
+    # the format of image_models.cache.cache_name
     return re.fullmatch(rf"{re.escape(data)}-\d+(-short_side)?(-jpeg)?", folder) is not None
 
 
 def _is_old(path: Path) -> bool:
     try:
         return time.time() - path.stat().st_mtime > INTERRUPTED_AFTER_S
-    except FileNotFoundError:  # finished while we looked
+    except FileNotFoundError:  # its write has finished in the meantime
         return False
 
 
@@ -246,16 +252,16 @@ def _size(path: Path) -> int:
 
 
 def auc_of(experiment: Experiment, run: Run) -> float:
-    """The run's out-of-fold AUC, pooled, on the rows that it covers."""
+    """Returns the run's pooled out-of-fold AUC on the rows that it covers."""
     oof = run.frame("oof")
     return auc(experiment.target[experiment.rows_of(oof["id"])], oof["logit"])
 
 
 def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a run, on the rows that it covers: run, kind, level, rows, the objective with its 95 % interval, ….
+    """Returns one row a run, on the rows that it covers: run, kind, level, rows, objective, 95 % interval low, high, ….
 
-    The objective is pooled over folds; the mean AUC within folds stands beside it: where that is higher, the fold nets'
-    scales differ.
+    The objective is pooled over folds. ``within_folds`` is the mean AUC within folds; where it is higher than the
+    pooled AUC, the scales of the fold nets differ.
     """
     objective = experiment.config.objective
     table = []
@@ -287,12 +293,12 @@ def run_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def fold_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
-    """The AUC of each run within each fold: a row a run, columns run and fold 0, fold 1, …"""
+    """Returns the AUC of each run within each fold: one row a run, columns run, fold 0, fold 1, …"""
     fold = experiment.folds.frame["fold"].to_numpy()
     table = []
     for run in runs:
         oof = run.frame("oof")
-        rows = experiment.rows_of(oof["id"])  # by the experiment's folds: an imported run may have had others
+        rows = experiment.rows_of(oof["id"])  # the experiment's folds, as an imported run may have other ones
         table.append(
             {"run": run.name, **auc_by_fold(experiment.target[rows], _score(oof), fold[rows]).add_prefix("fold ")}
         )
@@ -300,9 +306,9 @@ def fold_table(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def rank_correlations(runs: Sequence[Run]) -> pd.DataFrame:
-    """Rank correlation of the runs' out-of-fold scores, runs by runs, on the rows that all cover.
+    """Returns the rank correlation of the runs' out-of-fold scores (runs, runs), on the rows that all runs cover.
 
-    Of ranks within the fold net that made them, as nets differ in scale (Spearman's, averaged over nets).
+    Scores are ranked within each fold net, as nets differ in scale; the correlation is computed over all ranks.
     """
     ranks = {}
     for run in runs:
@@ -312,19 +318,19 @@ def rank_correlations(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _score(oof: pd.DataFrame) -> pd.Series[float]:
-    """What ranks the rows of a run, or of a blend."""
+    """Returns the blend's score or another run's logit, which rank its rows."""
     return oof["score" if "score" in oof else "logit"]
 
 
 def _equal_size_auc(experiment: Experiment, run: Run) -> Interval:
-    """What shuffled targets must bring to 0.5."""
+    """Returns the AUC between groups of equal size, which is 0.5 within noise where targets are shuffled."""
     oof = run.frame("oof")
     rows = experiment.rows_of(oof["id"])
     return auc_equal_size(experiment.target[rows], oof["logit"], experiment.split_group[rows])
 
 
 def _note(run: Run, y: NDArray[np.int8]) -> str:
-    """What must be said of a run wherever its number stands."""
+    """Returns the notes to print beside every score of a run."""
     notes = []
     if run.meta.get("selected"):
         notes.append("selected on these rows")
@@ -337,5 +343,5 @@ def _note(run: Run, y: NDArray[np.int8]) -> str:
     if run.has("oof_seeds"):
         seeds = run.frame("oof_seeds").drop(columns="id")
         aucs = [auc(y, seeds[column]) for column in seeds]
-        notes.append(f"{len(aucs)} seeds, alone AUC {min(aucs):.4f} to {max(aucs):.4f}")
+        notes.append(f"{len(aucs)} seeds, AUC of each {min(aucs):.4f} to {max(aucs):.4f}")
     return ", ".join(notes)

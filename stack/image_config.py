@@ -1,4 +1,4 @@
-"""One image model of a config: backbone, what it learns from, how it is trained."""
+"""Settings of one image model in the config, and the field types that all config models share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ _ENVIRONMENT_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
 
 
 def resolve_path(value: object, info: ValidationInfo) -> object:
-    """A path of the config is relative to the config file; that of a set ``${NAME:-default}/…`` to where one stands."""
+    """Resolves a path relative to the config's folder; ``${NAME:-default}/…`` takes an environment variable.
+
+    The value of a variable that is set is relative to the current folder. Raises ValueError for an unset variable
+    without default, control characters and an unknown user (``~name``).
+    """
     if isinstance(value, bool) or not isinstance(value, str | Path):
         return value
-    assert info.context is not None, "read_config says where the config file lies"
+    assert info.context is not None, "read_config passes the config's folder as context"
     text, base = str(value), Path(info.context["folder"])
     if _CONTROL_CHARACTERS.search(text):
-        raise ValueError("a path holds no control characters")
+        raise ValueError("the path holds control characters: remove them")
     if match := _ENVIRONMENT_VARIABLE.fullmatch(text):
         name, default, rest = match.groups()
         if os.environ.get(name):
@@ -35,18 +39,18 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
             text = default + rest
     try:
         return Path(os.path.normpath(base / Path(text).expanduser()))
-    except RuntimeError as error:  # ~name of nobody on this machine
+    except RuntimeError as error:  # ~name of an unknown user
         raise ValueError(f"{text}: {error}") from error
 
 
 ConfigPath = Annotated[Path, BeforeValidator(resolve_path)]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names become folders
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names are also names of folders
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]  # what every library's generator takes
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # the range that the generator of every library accepts
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown key is an error that suggests the nearest one."""
+    """Base of the config models: frozen, and an unknown key is an error that suggests the nearest known key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,16 +69,16 @@ class Strict(BaseModel):
 
 
 class Normalise(Strict):
-    """What is taken off pixels in [0, 1], and what they are divided by."""
+    """Mean and standard deviation with which pixels in [0, 1] are normalised."""
 
-    mean: tuple[float, float, float]  # of red, green and blue
-    std: tuple[float, float, float]  # of red, green and blue
+    mean: tuple[float, float, float]  # means of red, green and blue, which are subtracted
+    std: tuple[float, float, float]  # standard deviations of red, green and blue, which the result is divided by
 
 
 class Diagnosis(Strict):
-    """How diagnoses become the classes of a model with `target: diagnosis`; each class is of one target."""
+    """Classes of a model with `target: diagnosis`; all rows of a class must have the same target."""
 
-    classes: dict[str, str] = {}  # class by diagnosis; what is not named is a class of its own
+    classes: dict[str, str] = {}  # the class of each diagnosis; a diagnosis that is not listed is its own class
     unknown: Literal["class", "target"] = "class"  # a missing diagnosis is its own class, or any class of its target
 
 
@@ -88,19 +92,19 @@ def _as_tuple(value: object) -> object:
 class ImageModel(Strict):
     """One level-1 run: a timm backbone, fine-tuned or frozen, over all folds."""
 
-    name: Name  # of the run
-    backbone: str  # timm's name for it
-    pretrained: Annotated[bool | Path, BeforeValidator(resolve_path)] = True  # timm's own weights, none, or a file's
-    frozen: bool = False  # only a logistic head is fitted, on features that are stored once
-    size: int = Field(128, ge=16, le=2048)  # pixels a side
-    timm_args: dict[str, Any] = {}  # what else `timm.create_model` is told
-    normalise: Normalise | None = None  # of the pixels; otherwise as the backbone was trained
-    target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: its classes are learned, p is that of the target
-    diagnosis: Diagnosis = Diagnosis()  # how diagnoses become classes
-    metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # what is learned beside the image
-    tta: Literal["none", "flips", "d4"] = "none"  # views averaged in logits: 1, 4 or 8
+    name: Name  # name of the run
+    backbone: str  # name of the backbone in timm
+    pretrained: Annotated[bool | Path, BeforeValidator(resolve_path)] = True  # timm's weights, none, or a weights file
+    frozen: bool = False  # true: only a logistic head is fitted, on features that are computed once
+    size: int = Field(128, ge=16, le=2048)  # width and height of the input image in pixels
+    timm_args: dict[str, Any] = {}  # further arguments of `timm.create_model`
+    normalise: Normalise | None = None  # mean and std of the pixels; none: those that the backbone was trained with
+    target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: learn its classes; p sums those of target 1
+    diagnosis: Diagnosis = Diagnosis()  # how diagnoses are mapped to classes
+    metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # metadata columns that the network gets with the image
+    tta: Literal["none", "flips", "d4"] = "none"  # test-time augmentation: logits averaged over 1, 4 or 8 views
 
-    # How it is trained: image_models/settings.py says what each key means, and holds its default.
+    # Training settings; image_models/settings.py documents each key and holds its default.
 
     epochs: int = Field(DEFAULT.epochs, ge=1)
     batch_size: int = Field(DEFAULT.batch_size, ge=2)
@@ -122,39 +126,40 @@ class ImageModel(Strict):
     precision: Precision = DEFAULT.precision
     compile: bool = DEFAULT.compile
     select: Select = DEFAULT.select
-    # recipes, one after the other: `none`, `light`, `standard`, `heavy`; `microscope`, `hair`
+    # recipes, applied one after the other: `none`, `light`, `standard`, `heavy`; `microscope`, `hair`
     augment: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = DEFAULT.augment
-    augment_on: AugmentOn = DEFAULT.augment_on  # `device`: light or standard, a batch at a time, on the GPU
+    augment_on: AugmentOn = DEFAULT.augment_on  # `device`: light or standard, a batch at a time, where the network runs
 
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # several seeds are one run: logits averaged, spread reported
-    enabled: bool = True  # false: left out, its description kept
-    selected: bool = False  # its settings were chosen by how they do on these rows: said wherever its number stands
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # one net each; logits averaged into one run, spread reported
+    enabled: bool = True  # false: the model is not used, but its settings stay in the config
+    selected: bool = False  # true: its settings were chosen by scores on these rows, which is noted beside its scores
 
     @property
     def network(self) -> Network:
-        """Which network it is, as the fit takes it."""
+        """The settings of the network, as `image_models` takes them."""
         mean, std = (self.normalise.mean, self.normalise.std) if self.normalise else (None, None)
         return Network(self.backbone, self.pretrained, self.timm_args, mean, std)
 
     @property
     def training(self) -> Training:
-        """How it is trained, as the training loop takes it."""
+        """The settings of the training, as `image_models` takes them."""
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         for what, listed in (("seeds", self.seeds), ("metadata", self.metadata)):
             if len(set(listed)) < len(listed):
-                raise ValueError(f"{self.name}: {what} {list(listed)} names one twice")
+                raise ValueError(f"{self.name}: {what} {list(listed)} names one twice: name each once")
         if self.frozen and (self.target == "diagnosis" or self.metadata):
             raise ValueError(
-                f"{self.name} is frozen: `target: diagnosis` and `metadata` are of trained models (metadata reaches "
-                "level 2 anyway)"
+                f"{self.name} is frozen, but only trained models have `target: diagnosis` or `metadata`: remove these "
+                "keys (level 2 gets the metadata in any case)"
             )
         if self.dropout_samples > 1 and not self.dropout:
-            raise ValueError(f"{self.name}: dropout_samples {self.dropout_samples} needs `dropout` above 0")
+            raise ValueError(f"{self.name}: dropout_samples {self.dropout_samples} needs a `dropout` above 0")
         if self.augment_on == "device" and (odd := set(self.augment) - {"none", "light", "standard"}):
             raise ValueError(
-                f"{self.name}: `augment_on: device` has no {', '.join(sorted(odd))}: take light or standard, or the cpu"
+                f"{self.name}: `augment_on: device` has no recipe {', '.join(sorted(odd))}: use light or standard, or "
+                "`augment_on: cpu`"
             )
         return self

@@ -1,4 +1,4 @@
-"""An experiment's pictures: found where the config says, decoded into the cache, looked at once."""
+"""An experiment's images: finds and caches them, drops unreadable rows, finds near-duplicates, stores their sizes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from image_models.io.readers import Source
 
 
-DEFAULT_CACHE_SIZE = 128  # pixels a side of the cache that is looked at where no image model asks for one
+DEFAULT_CACHE_SIZE = 128  # pixels a side of the cache that is used where the config has no image model
 
 
 def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple[Experiment, dict[int, ImageCache]]:
-    """A cache for each of ``sizes``, and the experiment as the pictures leave it.
+    """Caches the images at each of ``sizes`` and curates the rows; returns the new experiment and the caches by size.
 
-    Unreadable rows are refused or dropped, near-duplicates merge groups, external rows that show a picture of train or
-    test are refused or dropped. What was decided before on the same pictures stays. Writes the caches and nothing else.
-    Raises ImageError for missing and unreadable images, DataError for what the config says to refuse.
+    Unreadable rows are refused or dropped, groups of near-duplicates are merged, external rows that show an image of
+    train or test are refused or dropped. An earlier curation of the same images is kept. Writes only the caches. Raises
+    ImageError for missing and unreadable images, DataError for rows that the config refuses.
     """
     if not sizes:
         return experiment, {}
@@ -52,7 +52,7 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
 
 
 def existing_cache(experiment: Experiment, size: int) -> ImageCache:
-    """What was cached at ``size`` before, looked up and not completed: for pages, which can do without a picture."""
+    """Opens the cache at ``size`` as it is, without adding missing images: pages can be made without some of them."""
     from image_models.cache import open_cache
 
     data = experiment.config.data
@@ -60,12 +60,12 @@ def existing_cache(experiment: Experiment, size: int) -> ImageCache:
 
 
 def smallest_cache_size(experiment: Experiment) -> int:
-    """Of the cache that audit and eda look at: the smallest that an image model needs anyway."""
+    """Returns the size of the cache that audit and eda use: the smallest that an image model needs."""
     return min((model.size for model in enabled_models(experiment)), default=DEFAULT_CACHE_SIZE)
 
 
 def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out: Out) -> HashedImages:
-    """Thumbnails and perceptual hashes of these images, with progress."""
+    """Computes thumbnails and perceptual hashes of these images, with a progress bar."""
     from image_models.duplicates import read_hashed_images
 
     with out.bar("perceptual hashes", len(ids)) as progress:
@@ -73,16 +73,16 @@ def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out:
 
 
 def file_suffixes(experiment: Experiment) -> pd.Series[str]:
-    """How the picture of each id is kept: the suffix of its file, by id."""
+    """Returns the suffix of the file that holds each image, by id."""
     ids, sources = _sources(experiment)
     return pd.Series([source.path.suffix.lower() for source in sources], index=ids)
 
 
 def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:
-    """Every row of the tables as they were read, train, test and external, with where its picture lies."""
+    """Returns the ids of all rows as read (train, test, external) and the source of each image."""
     data, table = experiment.config.data, experiment.as_read
     if data.images is None:
-        raise DataError(f"{experiment.config_path} names no pictures: set data.images")
+        raise DataError(f"{experiment.config_path} names no images: set data.images")
     found = _find(data.images, table.train["id"], data.tfrecord, swap=data.swap_red_blue)
     if len(table.test):
         found += _find(data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
@@ -129,7 +129,7 @@ def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: 
 
 
 def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> Curation:
-    """What stands already, where the pictures are the same; else looked at anew."""
+    """Returns the earlier curation where the images are the same, else a new one."""
     from image_models.duplicates import near_duplicates
 
     data = experiment.config.data
@@ -149,7 +149,7 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
             "turn": found["turn"].to_numpy(),
             "distance": found["distance"].round(4).to_numpy(),
         })[PAIR_COLUMNS]  # fmt: skip
-        out.say(f"near-duplicates: {len(pairs)} pairs of pictures are the same but for size, encoding or turn")
+        out.say(f"near-duplicates: {len(pairs)} pairs of images differ only in size, encoding, rotation or reflection")
     copies = duplicates_of_primary(
         experiment.external_as_read, pairs, {table.name: table.on_collision for table in data.external}
     )
@@ -160,13 +160,16 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
 
 
 def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
-    """Rows that go because their picture can't be read: id, source, reason. A test row may not go."""
+    """Returns the rows to drop because their image cannot be read: id, source, reason.
+
+    Raises DataError for a test row, since a submission needs all of them.
+    """
     lost = cache.unreadable
     if in_test := sorted(set(lost["id"]) & set(experiment.as_read.test["id"])):
         reason = lost.set_index("id")["reason"][in_test[0]]
         raise DataError(
             f"{len(in_test)} test images cannot be read, first: {in_test[0]} ({reason}): restore them, since a "
-            "submission needs every row (data.on_unreadable: drop speaks of training rows)"
+            "submission needs every row (data.on_unreadable: drop applies to training rows only)"
         )
     external = dict(zip(experiment.external_as_read["id"], experiment.external_as_read["source"], strict=True))
     source = [external.get(row_id, "train") for row_id in lost["id"]]
@@ -178,7 +181,7 @@ _CACHE_COLUMNS = {"source_width": "width", "source_height": "height", "source_by
 
 
 def write_acquisition(experiment: Experiment, cache: ImageCache) -> None:
-    """Keep what the cache knows of the originals for steps that see no picture: id, width, height, bytes."""
+    """Writes id, width, height and bytes of the original images, for steps that read no images."""
     ids = pd.concat([experiment.table.train["id"], experiment.table.test["id"]], ignore_index=True)
     known = cache.index.iloc[cache.rows_for(ids)][list(_CACHE_COLUMNS)].rename(columns=_CACHE_COLUMNS)
     frame = known.astype("float32").assign(id=ids.to_numpy())
@@ -186,7 +189,10 @@ def write_acquisition(experiment: Experiment, cache: ImageCache) -> None:
 
 
 def with_acquisition(experiment: Experiment) -> Experiment | None:
-    """The experiment whose rows have width, height and bytes, of the csv or of the pictures; None where unknown."""
+    """Returns the experiment with columns width, height and bytes, from the csv or from the images.
+
+    Returns None where neither has any of them.
+    """
     tables = [experiment.table.train, experiment.table.test]
     missing = [name for name in ACQUISITION if name not in tables[0]]
     path = experiment.folder / ACQUISITION_FILE
@@ -206,10 +212,10 @@ def with_acquisition(experiment: Experiment) -> Experiment | None:
 
 
 def require_acquisition(experiment: Experiment) -> Experiment:
-    """`with_acquisition`; raises DataError where `features.shortcuts` is on and nothing is known."""
+    """Does the same as `with_acquisition`, but raises DataError where it would return None."""
     if (known := with_acquisition(experiment)) is None:
         raise DataError(
-            "features.shortcuts needs width, height and bytes of the pictures: run `dermstack oof` on images, or name "
-            "the csv's columns in data.columns.width, height, bytes"
+            "features.shortcuts needs width, height and bytes of the images: run `dermstack oof` on images, or name "
+            "the csv's columns in data.columns.width, height and bytes"
         )
     return known

@@ -1,4 +1,4 @@
-"""The metadata csv that a folder of DICOM files or TFRecord shards implies."""
+"""Extracts a metadata csv from DICOM files or TFRecord shards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from image_models.processes import run_parallel
 from stack.errors import DataError
 from stack.store import atomic
 
-# Kaggle's names; the id first. Pictures are no metadata.
+# Kaggle's names, the id first, without the image itself.
 COLUMNS = ("image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis", "target")
 NUMBERS = ("age_approx", "target")
 _MAX_LISTED = 5
@@ -21,9 +21,9 @@ _MAX_LISTED = 5
 def read_dicom_metadata(
     folder: Path, *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
 ) -> pd.DataFrame:
-    """One row a DICOM file below ``folder``, by id: image_name and what `image_models.io.dicom.ALLOWED_TAGS` allows.
+    """Reads image_name and the `image_models.io.dicom.ALLOWED_TAGS` of each DICOM file below ``folder``, sorted by id.
 
-    Raises DataError listing every file that can't be read and ids that are there twice.
+    Raises DataError where files cannot be read (it lists the first five) and for duplicated ids.
     """
     from image_models.io.readers import DICOM_SUFFIXES
 
@@ -53,12 +53,12 @@ def read_tfrecord_metadata(
     codes: Mapping[str, Mapping[int, str]],
     progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """One row a record of the shard ``place``, or of the shards below it, by id, in Kaggle's columns.
+    """Reads one row from each record of the shard ``place``, or of the shards below it, sorted by id, Kaggle's columns.
 
-    ``features`` says which feature holds a column where it isn't called so; ``codes`` what a column's integers mean. In
-    columns that hold integers -1 is missing, other integers without a word are kept as text. The second value lists
-    the features that no column took, pictures left out. Raises DataError for features that aren't there, codes without
-    a word where some have one, and ids that are there twice.
+    ``features`` maps columns to features with another name; ``codes`` maps the integers of a column to words. The
+    number -1 is a missing value; integers of columns without codes are kept as text. The second value lists the
+    features that were not used, without the image. Raises DataError for absent features, integers missing from the
+    codes of their column, and duplicated ids.
     """
     from image_models.io.readers import TFRECORD_SUFFIXES
     from image_models.io.tfrecord import read_records
@@ -66,9 +66,11 @@ def read_tfrecord_metadata(
     inside = sorted(place.rglob("*")) if place.is_dir() else [place]
     shards = [path for path in inside if path.suffix.lower() in TFRECORD_SUFFIXES and path.is_file()]
     if not shards:
-        raise DataError(f"{place} is no TFRecord file and holds none ({', '.join(TFRECORD_SUFFIXES)}): name what does")
+        raise DataError(
+            f"{place} is not a TFRecord file and holds none ({', '.join(TFRECORD_SUFFIXES)}): name a file or its folder"
+        )
     if unknown := sorted((set(features) | set(codes)) - {*COLUMNS, "image"}):
-        raise DataError(f"data.tfrecord names {', '.join(unknown)}: columns are {', '.join(COLUMNS)}")
+        raise DataError(f"data.tfrecord has the unknown columns {', '.join(unknown)}: use {', '.join(COLUMNS)}")
     rows: list[dict[str, object]] = []
     unused: set[str] = set()
     for shard in shards:
@@ -77,8 +79,8 @@ def read_tfrecord_metadata(
             asked = {"image_name", *features} - {"image"}
             if lost := [name for column, name in feature_of.items() if column in asked and name not in record.features]:
                 raise DataError(
-                    f"{shard}: record at byte {record.start} has no feature {', '.join(lost)}; it has "
-                    f"{', '.join(sorted(record.features))}: name them under data.tfrecord.features"
+                    f"{shard}: the record at byte {record.start} has no feature {', '.join(lost)}; it has "
+                    f"{', '.join(sorted(record.features))}: name the right ones under data.tfrecord.features"
                 )
             rows.append(
                 {
@@ -95,9 +97,9 @@ def read_tfrecord_metadata(
 
 
 def write_metadata(frame: pd.DataFrame, path: Path, *, replace: bool = False) -> Path:
-    """As csv, whole or not at all. Raises DataError where the file is there and ``replace`` isn't set."""
+    """Writes a csv atomically. Raises DataError where the file exists and ``replace`` is not set."""
     if path.exists() and not replace:
-        raise DataError(f"{path} is there already: choose another name, or say --replace")
+        raise DataError(f"{path} exists already: choose another name, or add --replace")
     with atomic(path) as temporary:
         frame.to_csv(temporary, index=False)
     return path
@@ -119,7 +121,7 @@ def _value(values: list[bytes] | list[float] | list[int]) -> object:
 
 
 def _words(values: pd.Series, column: str, codes: Mapping[str, Mapping[int, str]]) -> pd.Series:
-    """As the csv shall hold them: integers by their word, -1 and nothing as an empty cell."""
+    """Converts values for the csv: integers to their words, -1 and missing values to an empty cell."""
     words = codes.get(column)
     is_number = values.map(lambda value: isinstance(value, int | float))
     missing = values.isna() | (is_number & (values.where(is_number, 0) == -1))
@@ -127,8 +129,8 @@ def _words(values: pd.Series, column: str, codes: Mapping[str, Mapping[int, str]
         lost = sorted({int(value) for value in values[~missing & is_number]} - set(words))
         if lost:
             raise DataError(
-                f"{column} holds the codes {', '.join(map(str, lost))}, which data.tfrecord.codes.{column} doesn't "
-                "name: add them"
+                f"{column} holds the codes {', '.join(map(str, lost))}, which are not in data.tfrecord.codes.{column}: "
+                "add them"
             )
         values = values.map(lambda value: words.get(value, value))
     return values.astype("str").mask(missing, "")
@@ -138,5 +140,5 @@ def _by_id(frame: pd.DataFrame, place: Path) -> pd.DataFrame:
     doubled = frame["image_name"].duplicated()
     if doubled.any():
         first = ", ".join(frame["image_name"][doubled].iloc[:3])
-        raise DataError(f"{place}: {int(doubled.sum())} ids are there more than once, first: {first}: keep one of each")
+        raise DataError(f"{place}: {int(doubled.sum())} rows repeat an id, first: {first}: keep one row of each")
     return frame.sort_values("image_name", ignore_index=True)

@@ -1,4 +1,4 @@
-"""Predictions made elsewhere, brought in as a run: checked row by row against the ids, groups and folds here."""
+"""Imports predictions of another pipeline as a run, after checks against the experiment's ids, groups and folds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from stack.image_config import NAME_PATTERN
 from stack.ranks import AVERAGED
 from stack.store import FRAME_ERRORS, Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
-MAX_FOLDS = 100  # as in a config; a column with more is no fold column
+MAX_FOLDS = 100  # the limit of the config; a column with more values is not a fold column
 
 
 @dataclass(frozen=True)
 class ImportedColumns:
-    """How the files name things; ``fold`` is the net that made a row, in each file."""
+    """Column names of the imported files; ``fold`` is the fold net that made the prediction."""
 
     id: str
     p: str
@@ -35,29 +35,34 @@ class ImportedColumns:
 def read_predictions_file(
     path: Path, columns: ImportedColumns, *, needs_fold: bool, alternative: str = ""
 ) -> pd.DataFrame:
-    """id (str), p in [0, 1] and fold, which may be missing where the caller doesn't need it.
+    """Reads the columns id (str), p in [0, 1] and fold; without ``needs_fold`` the file may lack the fold column.
 
-    ``alternative`` is the option that would do without. Raises DataError for an absent column or a p that is none.
+    ``alternative`` is the command option that makes folds unnecessary, for the message. Raises DataError for an absent
+    column and for a p that is not a probability.
     """
     raw = _read_raw(path)
     expected = {"id": columns.id, "p": columns.p}
     if columns.fold in raw or needs_fold:
         expected["fold"] = columns.fold
     for key, name in expected.items():
-        without = f" (or do without folds: {alternative})" if key == "fold" and alternative else ""
+        without = f" (or import without folds: {alternative})" if key == "fold" and alternative else ""
         _check_column(raw, name, path, option=f"--{key}-column", without=without)
     frame = pd.DataFrame({"id": raw[columns.id].astype("str"), "p": _probabilities(raw[columns.p], path)})
     return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in expected else frame
 
 
 def read_wide_file(path: Path, columns: ImportedColumns, prefix: str) -> pd.DataFrame:
-    """id, p and fold, a row an id and net, of a file with a column a net: the prefix, then the net's label."""
+    """Reads a file with one column a net, named ``prefix`` and the net's label; returns id, p, fold by id and net.
+
+    Raises DataError as `read_predictions_file` does, and where no column begins with ``prefix``.
+    """
     raw = _read_raw(path)
     _check_column(raw, columns.id, path, option="--id-column")
     nets = [name for name in map(str, raw.columns) if name.startswith(prefix) and name not in (prefix, columns.id)]
     if not nets:
         raise DataError(
-            f"{path}: no column begins with {prefix!r} (--all-rows-prefix): it has {', '.join(map(str, raw.columns))}"
+            f"{path}: no column begins with {prefix!r}: correct --all-rows-prefix; the columns are "
+            f"{', '.join(map(str, raw.columns))}"
         )
     labels = _fold_labels(pd.Series([name.removeprefix(prefix) for name in nets]), path, columns)
     ids = raw[columns.id].astype("str")
@@ -67,17 +72,17 @@ def read_wide_file(path: Path, columns: ImportedColumns, prefix: str) -> pd.Data
 
 def _read_raw(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: no such file: check the path")
     if path.suffix == ".parquet":
         try:
             return pd.read_parquet(path)
         except FRAME_ERRORS as error:
-            raise DataError(f"{path}: not a readable parquet file ({error})") from error
+            raise DataError(f"{path}: not a readable parquet file ({error}): write it again") from error
     check_header(path)
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")  # an id "NA" is an id
     except (ValueError, MemoryError) as error:
-        raise DataError(f"{path}: not a readable csv in UTF-8 ({error})") from error
+        raise DataError(f"{path}: not a readable csv in UTF-8 ({error}): save it as one") from error
 
 
 def _check_column(raw: pd.DataFrame, name: str, path: Path, *, option: str, without: str = "") -> None:
@@ -93,19 +98,19 @@ def _probabilities(values: pd.Series, path: Path) -> pd.Series:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{path}: {bad.sum()} values of {values.name!r} are no probabilities, first "
-            f"{values.iloc[row]!r} in row {_row_number(row, path)}: they must lie in [0, 1]"
+            f"{path}: {bad.sum()} values of {values.name!r} are not probabilities, first "
+            f"{values.iloc[row]!r} in row {_row_number(row, path)}: give values in [0, 1]"
         )
     return numbers
 
 
 def _row_number(row: int, path: Path) -> int:
-    """As one counts: from 1, and in a csv after the line of the names."""
+    """Returns the row number for a message: parquet rows are counted from 1, csv rows with the header as row 1."""
     return row + (1 if path.suffix == ".parquet" else 2)
 
 
 def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.Series:
-    """Numbers where all are numbers, so that 0 and 0.0 are one fold; else the text."""
+    """Returns fold labels as numbers where all are numbers, so that 0 and 0.0 are one fold; else as text."""
     text = values.astype("str").str.strip()
     missing = text.isna() | text.str.lower().isin(["", "na", "nan", "none", "null"])
     if missing.any():
@@ -114,13 +119,13 @@ def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.
         raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, {where}: fill them in")
     if text.nunique() > MAX_FOLDS:
         raise DataError(
-            f"{path}: column {columns.fold!r} holds {text.nunique()} values: that is no fold, check --fold-column"
+            f"{path}: column {columns.fold!r} holds {text.nunique()} values, too many for folds: check --fold-column"
         )
     numbers = pd.to_numeric(text, errors="coerce")
     return numbers if numbers.notna().all() else text
 
 
-ROUNDING_TOLERANCE = 1e-3  # of probabilities written with three digits
+ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three digits
 
 
 def import_oof(
@@ -138,25 +143,28 @@ def import_oof(
     all_rows: Path | None = None,
     all_rows_prefix: str | None = None,
 ) -> Run:
-    """Write the run ``name`` from another pipeline's probabilities.
+    """Writes the run ``name`` from another pipeline's probabilities.
 
-    ``exclude`` is how many training rows the file lacks: neither more nor fewer. Its fold column must put the rows
-    into the experiment's folds (numbers may differ); other folds need ``foreign_folds``, which stays on record, as
-    stacking on them is not fold-consistent. ``test_averaged`` is for a test file of one averaged row an id.
-    ``all_rows`` has what every fold model says of every row of the out-of-fold file, for the audit alone: a row an id
-    and model, or with ``all_rows_prefix`` a column a model, called the prefix and its fold.
+    ``exclude`` is the exact number of training rows that the file lacks. The fold column must match the experiment's
+    folds (their numbers may differ). Other folds need ``foreign_folds``, which is recorded, because stacking on them is
+    not fold-consistent. ``test_averaged`` means that the test file has one averaged row an id. ``all_rows`` holds the
+    predictions of every fold model for every row of the out-of-fold file, used only by the audit: one row an id and
+    model or, with ``all_rows_prefix``, one column a model, named by the prefix and its fold.
 
-    Raises DataError naming the file, rows and values; StoreError where the run exists and ``replace`` isn't set.
+    Raises DataError that names the file, rows and values; StoreError where the run exists and ``replace`` is not set.
     """
     folder = experiment.models / name
     if not re.fullmatch(NAME_PATTERN, name):
-        raise DataError(f"{name!r} can't name a run: use letters, digits, '_', '-' and '.', 64 at most")
+        raise DataError(
+            f"{name!r} cannot be the name of a run: use at most 64 letters, digits, '_', '-' and '.', and begin with a "
+            "letter or digit"
+        )
     if name in experiment.config.model_names:
         raise DataError(f"{name} is a model of {experiment.config_path}: choose another name for the imported run")
     if read_run(folder) and not replace:
         raise StoreError(f"{folder} exists: add --replace to set it aside and import again")
     if all_rows_prefix is not None and all_rows is None:
-        raise DataError(f"--all-rows-prefix {all_rows_prefix} is of no file: name it with --all-rows")
+        raise DataError(f"--all-rows-prefix {all_rows_prefix} needs a file: name it with --all-rows")
     oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, alternative="--foreign-folds")
     fold = _check_oof(experiment, oof, oof_csv, columns, exclude=exclude, foreign=foreign_folds)
     has_test = bool(len(experiment.table.test))
@@ -193,9 +201,9 @@ def import_oof(
 
 @dataclass(frozen=True)
 class _FoldMatch:
-    numbers: NDArray[np.int8]  # of each out-of-fold row: ours, or its own where they are foreign
-    theirs: dict[object, int]  # their number → that in ``numbers``; empty where the file has no folds
-    foreign: bool
+    numbers: NDArray[np.int8]  # (n,) fold of each out-of-fold row: the experiment's, or the file's where it is foreign
+    theirs: dict[object, int]  # fold label of the file → fold in ``numbers``; empty where the file has no folds
+    foreign: bool  # whether the file's folds are not those of the experiment
 
 
 def _check_oof(
@@ -210,22 +218,26 @@ def _check_oof(
     ids = pd.Index(experiment.table.train["id"])
     doubled = oof["id"][oof["id"].duplicated()]
     if len(doubled):
-        raise DataError(f"{path}: {len(doubled)} ids in more than one row, first {doubled.iloc[0]!r}: one row an id")
+        raise DataError(
+            f"{path}: {len(doubled)} rows repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
+        )
     rows = ids.get_indexer(oof["id"])
     if (rows < 0).any():
         first = oof["id"][rows < 0].iloc[0]
         raise DataError(
-            f"{path}: {(rows < 0).sum()} ids are no training rows, first {first!r}: drop them from the file"
+            f"{path}: {(rows < 0).sum()} ids are not training rows, first {first!r}: remove them from the file"
         )
     lacking = len(ids) - len(rows)
     if lacking != exclude:
         raise DataError(
-            f"{path}: {lacking} of {len(ids)} training rows have no prediction, {exclude} declared: "
-            + (f"add `--exclude {lacking}` to leave them out of the stack" if lacking else "drop --exclude")
+            f"{path}: {lacking} of {len(ids)} training rows have no prediction, but {exclude} are declared: "
+            + (f"add `--exclude {lacking}` to leave them out of the stack" if lacking else "remove --exclude")
         )
     ours = experiment.folds.frame["fold"].to_numpy()[rows]
     if empty := sorted(set(range(experiment.folds.k)) - set(ours)):
-        raise DataError(f"{path}: no prediction for any row of fold {empty[0]}: stacking needs rows of every fold")
+        raise DataError(
+            f"{path}: no row of fold {empty[0]} has a prediction: add some, since stacking needs rows of every fold"
+        )
     if "fold" not in oof:
         return _FoldMatch(np.zeros(len(oof), np.int8), {}, foreign=True)
     pairs = pd.DataFrame({"theirs": oof["fold"], "ours": ours}).drop_duplicates()
@@ -233,8 +245,8 @@ def _check_oof(
         return _FoldMatch(ours.astype(np.int8), dict(zip(pairs["theirs"], pairs["ours"], strict=True)), foreign=False)
     if not foreign:
         raise DataError(
-            f"{path}: column {columns.fold!r} holds other folds than the experiment's: use its folds here "
-            "(data.columns.fold), or add --foreign-folds, which is recorded and shown with the run's numbers"
+            f"{path}: column {columns.fold!r} holds other folds than the experiment's: use these folds in the "
+            "experiment (data.columns.fold), or add --foreign-folds, which is recorded and shown with the run's scores"
         )
     _check_groups(experiment, oof, rows, path)
     numbers, theirs = pd.factorize(oof["fold"], sort=True)
@@ -242,13 +254,13 @@ def _check_oof(
 
 
 def _check_groups(experiment: Experiment, oof: pd.DataFrame, rows: NDArray[np.intp], path: Path) -> None:
-    """Foreign folds may differ from ours, but a group that they tear apart has leaked into the predictions."""
+    """Raises DataError where foreign folds split a group: its rows have leaked into its predictions."""
     torn = pd.Series(oof["fold"].to_numpy()).groupby(experiment.split_group[rows]).nunique()
     torn = torn[torn > 1]
     if len(torn):
         raise DataError(
-            f"{path}: its folds split {len(torn)} groups, first {torn.index[0]!r}: these predictions have seen "
-            "other rows of the groups that they are scored on; make them again with grouped folds"
+            f"{path}: its folds split {len(torn)} groups, first {torn.index[0]!r}, so models were trained on other "
+            "rows of the groups that they are scored on: make the predictions again with grouped folds"
         )
 
 
@@ -264,7 +276,7 @@ def _test_frame(
         numbers = pd.Series(pd.factorize(test["fold"], sort=True)[0], index=test.index)
     else:
         numbers = _net_numbers(
-            test["fold"], fold, path, columns, instead=", or one averaged row an id (--test-averaged)"
+            test["fold"], fold, path, columns, instead=", or give one averaged row an id (--test-averaged)"
         )
     _check_rows(test["id"], numbers, pd.Index(experiment.table.test["id"]), path, what="test rows")
     return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"].to_numpy()))
@@ -273,14 +285,18 @@ def _test_frame(
 def _all_rows_frame(
     path: Path, columns: ImportedColumns, oof: pd.DataFrame, fold: _FoldMatch, *, prefix: str | None
 ) -> pd.DataFrame:
-    """Every fold model on every row of the out-of-fold file, whose own numbers each model must repeat."""
+    """Reads the predictions of every fold model for every row of the out-of-fold file.
+
+    Raises DataError where a model's predictions for its held-out rows differ from those of the out-of-fold file.
+    """
     if not fold.theirs:
         raise DataError(
-            f"{path}: the out-of-fold file has no column {columns.fold!r}, so no model claims to lack a row"
+            f"{path}: the out-of-fold file has no column {columns.fold!r}, so it is unknown which model held out a "
+            "row: add the column, or leave out --all-rows"
         )
     if prefix is None:
         made = read_predictions_file(
-            path, columns, needs_fold=True, alternative="--all-rows-prefix, for a column a net"
+            path, columns, needs_fold=True, alternative="--all-rows-prefix, for one column a net"
         )
     else:
         made = read_wide_file(path, columns, prefix)
@@ -292,10 +308,9 @@ def _all_rows_frame(
     if (apart > ROUNDING_TOLERANCE).any():
         first = own.iloc[int(np.argmax(apart))]
         raise DataError(
-            f"{path}: in {(apart > ROUNDING_TOLERANCE).sum()} rows the model that claims to have held them out has "
-            f"another p "
-            f"than in the out-of-fold file, furthest {first['id']!r}: {first['p']:.4f} and {first['p_oof']:.4f}; make "
-            "both files from the same models, or check their folds"
+            f"{path}: in {(apart > ROUNDING_TOLERANCE).sum()} rows the model that held the row out has another p than "
+            f"in the out-of-fold file, the largest difference for {first['id']!r}: {first['p']:.4f} and "
+            f"{first['p_oof']:.4f}: make both files from the same models, or check their folds"
         )
     return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"].to_numpy()))
 
@@ -303,40 +318,40 @@ def _all_rows_frame(
 def _net_numbers(
     labels: pd.Series, fold: _FoldMatch, path: Path, columns: ImportedColumns, *, instead: str
 ) -> pd.Series:
-    """The number of the net that made each row, whose label must be one of the out-of-fold file's."""
+    """Returns the fold number of each label; raises DataError unless the labels are those of the out-of-fold file."""
     numbers = labels.map(fold.theirs)
     if numbers.isna().any():
         strange = sorted(set(labels[numbers.isna()].astype(str)))
         raise DataError(
-            f"{path}: fold {', '.join(strange)} is none of the out-of-fold file's: check {columns.fold!r}{instead}"
+            f"{path}: fold {', '.join(strange)} is not in the out-of-fold file: check {columns.fold!r}{instead}"
         )
     if lacking := [str(theirs) for theirs, ours in fold.theirs.items() if ours not in set(numbers)]:
         raise DataError(
-            f"{path}: no row is of net {', '.join(sorted(lacking))}, which the out-of-fold file has: give every "
-            f"net's rows{instead}"
+            f"{path}: no row is of net {', '.join(sorted(lacking))}, which is in the out-of-fold file: give the rows "
+            f"of every net{instead}"
         )
     return numbers
 
 
 def _check_rows(ids: pd.Series, numbers: pd.Series, expected: pd.Index, path: Path, *, what: str) -> None:
-    """Each net must have each of the expected rows once, and no other."""
+    """Raises DataError unless each net has each of the expected rows once, and no other."""
     for number in sorted(set(numbers)):
         here = ids[numbers == number]
         net = "" if number == AVERAGED else f" of net {number}"
         if here.duplicated().any():
             raise DataError(
-                f"{path}: {here.duplicated().sum()} ids in more than one row{net}: one row an id and net "
-                "(name the net's column with --fold-column, or give one averaged test row with --test-averaged)"
+                f"{path}: {here.duplicated().sum()} rows{net} repeat an id: give one row for each id and net "
+                "(name the net's column with --fold-column, or give one averaged test row an id with --test-averaged)"
             )
         if len(here) != len(expected) or not expected.isin(here).all():
             raise DataError(
                 f"{path}: {(~expected.isin(here)).sum()} {what} have no prediction{net}, "
-                f"{(~here.isin(expected)).sum()} ids are no {what}: give exactly their ids"
+                f"{(~here.isin(expected)).sum()} ids are not {what}: give exactly the ids of the {what}"
             )
 
 
 def _to_logit(p: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Of probabilities, kept finite at 0 and 1."""
+    """Returns the logits of probabilities (n,), finite also for 0 and 1."""
     clipped = np.clip(np.asarray(p, np.float64), 1e-15, 1 - 1e-15)
     result: NDArray[np.float32] = logit(clipped).astype(np.float32)
     return result

@@ -1,4 +1,4 @@
-"""What level 2 lives on: how much each feature moves the logit of rows that its model has not seen."""
+"""Feature importance of level 2: contributions of features to the logits of held-out rows."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from stack.predictions import Embedding, Predictions, predictions_of, read_embed
 from stack.store import Run, fingerprint, read_run, write_run
 from tabular.models import read_bag
 
-MAX_ROWS = 2_000  # held-out rows that are explained, of all folds together
-_VERSION = 1  # another one where this file comes to other numbers
+MAX_ROWS = 2_000  # number of held-out rows that are explained, of all folds together
+_VERSION = 1  # increase it when this module's results change
 
 
 def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame | None:
-    """Mean size of what each feature and each block of features adds to the logit; None where there is no stacker.
+    """Computes the mean absolute contribution of each feature and block of features; None where there is no stacker.
 
-    Columns: stacker, of ("feature" or "block"), name, block, size (mean over rows of |contribution|, in logits),
-    trend: the rank correlation of contribution and value, NaN where a feature has several columns. Contributions
-    are exact: TreeSHAP of GBDTs, terms of logistic regressions. Those of fold k come from fold k's model on rows
-    of fold k; a block's are summed before their size is taken, as are the columns of one metadata field.
+    Columns: stacker, of ("feature" or "block"), name, block, size (mean over rows of |contribution|, in logits) and
+    trend, the rank correlation of contribution and value, NaN where a feature has several columns. Contributions are
+    exact: TreeSHAP for GBDTs, terms for logistic regressions. Fold k's model explains rows of fold k. Contributions of
+    a block, or of the columns of one metadata field, are summed before the absolute value is taken.
 
-    It takes minutes where there are many rows, and is kept in ``report/importance`` until a stacker changes.
+    This takes minutes for many rows; the result is kept in ``report/importance`` until a stacker changes.
     """
     if not stackers:
         return None
@@ -50,7 +50,7 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
         return kept.frame("importance")
     if experiment.config.features.shortcuts:
         experiment = require_acquisition(experiment)
-    shutil.rmtree(folder, ignore_errors=True)  # it is made of runs that are there, and kept for no comparison
+    shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
     frame = run_with_threads(experiment.config.threads, _importance, experiment, stackers, sources, out)
     write_run(folder, {"fingerprint": inputs_fingerprint, **inputs}, frames={"importance": frame})
     return frame
@@ -66,18 +66,18 @@ def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run],
     blocks = {column: block for fold in made for column, block in fold.block_of.items()}
     tables = []
     for run in stackers:
-        # A category that the training rows of some fold lack has no column there, and adds nothing.
+        # A category that is absent from the training rows of a fold has no column there: its contribution is 0.
         contributions = pd.concat([fold.contributions[run.name] for fold in made], ignore_index=True).fillna(0.0)
         tables += [_features(run.name, contributions, values, blocks), _blocks(run.name, contributions, blocks)]
     return pd.concat(tables, ignore_index=True)
 
 
 class _Explained(NamedTuple):
-    """Held-out rows of one fold, drawn at random."""
+    """Contributions for a random sample of one fold's held-out rows."""
 
-    rows: pd.DataFrame  # their features
-    contributions: dict[str, pd.DataFrame]  # what each adds to the logit, by stacker
-    block_of: dict[str, str]  # which kind of knowledge a feature is
+    rows: pd.DataFrame  # features of the rows
+    contributions: dict[str, pd.DataFrame]  # contributions (rows, features) to the logit, by stacker
+    block_of: dict[str, str]  # the block of each feature
 
 
 def _fold_contributions(
@@ -123,7 +123,7 @@ def _sorted(records: list[list[object]]) -> pd.DataFrame:
 
 
 def _field(column: str, block: str) -> str:
-    """The table's column that a metadata feature was made of: `site=torso` and `site_missing` are of the site."""
+    """Returns the table column of a metadata feature: `site` for `site=torso` and for `site_missing`."""
     return column.partition("=")[0].removesuffix("_missing") if block == METADATA_BLOCK else column
 
 

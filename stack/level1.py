@@ -1,4 +1,4 @@
-"""Level 1: every image model over every fold, each row predicted by the net that did not see its split_group."""
+"""Level 1: runs every image model over every fold, and checks that level-1 runs are complete and fresh."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
     from image_models.cache import ImageCache
 
 
-_FILE_INPUTS = {"pretrained weights", "images"}  # inputs that level 2 has not at hand
+_FILE_INPUTS = {"pretrained weights", "images"}  # inputs that level 2 cannot check, as it reads neither file
 
 
 def run_image_models(
     experiment: Experiment, caches: Mapping[int, ImageCache], out: Out, *, rebuild: Sequence[str] = ()
 ) -> list[Run]:
-    """Make every enabled image model of the config complete; what is complete already is skipped.
+    """Completes the run of every enabled image model; skips complete runs and folds. Returns the runs.
 
-    ``caches`` holds the pictures at each size that `check_image_models` names.
+    Each row is predicted by the net that was not trained on its split_group. ``caches`` holds the images at each size
+    that `check_image_models` returns. Runs named in ``rebuild`` are set aside and made again.
 
-    Raises StoreError for a run made with other settings or rows (naming what changed and the command that rebuilds it),
-    ImageError for missing or unreadable images, unknown backbones and weights that don't fit.
+    Raises StoreError for a run made with other settings or rows (it names what changed and the command that rebuilds
+    the run), ImageError for missing or unreadable images, unknown backbones and weights that do not fit.
     """
     models = enabled_models(experiment)
     made_of = {model.name: _inputs(experiment, model, caches[model.size]) for model in models}
-    for model in models:  # all of them before the first is set aside
+    for model in models:  # check all models before the first run is set aside
         if model.name not in rebuild:
             check_fresh(experiment, experiment.models / model.name, made_of[model.name])
     with ExitStack() as locks:
@@ -50,11 +51,11 @@ def run_image_models(
             folder, cache, inputs = experiment.models / model.name, caches[model.size], made_of[model.name]
             finish_set_aside(folder)
             if model.name in rebuild and folder.exists():
-                with locked(folder):  # never under another process that is filling it
+                with locked(folder):  # not while another process writes to it
                     aside = set_aside_for(folder, experiment.old, inputs, net_metas(experiment, model, inputs))
                 out.say(f"{model.name}: {_of_rebuilding(aside)}")
             if read_verified_run(folder):
-                remove_intermediates(folder)  # of a process that was killed before it could
+                remove_intermediates(folder)  # left by a process that was killed before it removed them
                 out.say(f"{model.name}: complete, skipped")
                 continue
             locks.enter_context(locked(folder))
@@ -64,25 +65,28 @@ def run_image_models(
         missing = [task for task in tasks if not is_complete(task)]
         if len(missing) < len(tasks):
             out.say(f"{len(tasks) - len(missing)} of {len(tasks)} folds: complete, skipped")
-        last = {task.folder.parent: task for task in tasks}  # the task after which a run's folds are all there
+        last = {task.folder.parent: task for task in tasks}  # the last task of each run: its folds are complete then
         for task in run_tasks(missing, experiment.config, out):
             if task is last[task.folder.parent]:
                 assemble_run(experiment, last.pop(task.folder.parent))
-        for task in last.values():  # killed between the last fold and this line
+        for task in last.values():  # all folds were complete, but a kill prevented the assembly
             assemble_run(experiment, task)
     return [run for model in models if (run := read_run(experiment.models / model.name))]
 
 
 def _of_rebuilding(aside: tuple[Path, int] | None) -> str:
     if aside is None:
-        return "goes on being rebuilt"
+        return "continues the interrupted rebuild"
     kept, taken = aside
-    nets = f"; {taken} trained nets are taken over and only predict" if taken else ""
+    nets = f"; {taken} trained nets are reused without training" if taken else ""
     return f"the old run is kept as {kept}{nets}"
 
 
 def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -> list[int]:
-    """Find a wrong name or file before the first minute of computing; the sizes in pixels that the models need."""
+    """Checks names and files of the enabled image models before any computing; returns their image sizes in pixels.
+
+    Raises StoreError for a model in ``rebuild`` that is not enabled, ImageError for a bad backbone, weights or recipe.
+    """
     from image_models.net import check_backbone
     from image_models.transforms import check_recipe
 
@@ -96,7 +100,7 @@ def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -
 
 
 def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) -> None:
-    """Raise StoreError where the run in ``folder``, or a fold of it, was made from something else than ``inputs``."""
+    """Raises StoreError where the run in ``folder``, or a fold of it, was made from inputs other than these."""
     for part in (folder, *sorted(folder.glob("fold_*"))):
         run = read_run(part)
         made_of = run.meta["inputs"] if run else inputs
@@ -107,13 +111,13 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
         ]
         if changed:
             raise StoreError(
-                f"{part} was made with other {' and '.join(changed)}: take the change back, or rebuild it with "
+                f"{part} was made with other {' and '.join(changed)}: undo the change, or rebuild the run with "
                 f"`{experiment.command('oof', '--rebuild', folder.name)}`"
             )
 
 
 def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
-    """What can be checked of an image run without its pictures and weights at hand: settings, rows, folds."""
+    """Returns the inputs of an image run, by name, that can be checked without its images and weights."""
     external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
     unused = {"name", "enabled", "pretrained", "selected"}
     learned = {}
@@ -130,7 +134,7 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     return {
         "settings": fingerprint(model.model_dump(exclude=unused)),
         "rows or folds": experiment.rows_fingerprint,
-        # Runs that are older than these inputs have seed 0, and nothing was selected.
+        # Left out at their defaults, so that runs made before these inputs existed stay fresh.
         **({"seed": str(seed)} if (seed := experiment.config.seed) else {}),
         **({"selection": "on these rows"} if model.selected else {}),
         **external,
@@ -139,7 +143,7 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
 
 
 def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dict[str, str]:
-    """What this run depends on, by name, so that a stale run can say what changed."""
+    """Returns everything the run depends on, by name, so that the error for a stale run can say what changed."""
     weights = model.pretrained
     return {
         **level1_inputs(experiment, model),
@@ -151,9 +155,9 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
 
 
 def level1_runs(experiment: Experiment) -> list[Run]:
-    """The enabled image models, which must be complete and fresh, then the imported runs.
+    """Returns the runs of the enabled image models, which must be complete and fresh, then the imported runs.
 
-    Raises StoreError naming the command that makes what is missing.
+    Raises StoreError for a missing or stale run and names the command that makes it.
     """
     runs = []
     for model in enabled_models(experiment):
@@ -172,18 +176,19 @@ def level1_runs(experiment: Experiment) -> list[Run]:
     if not runs and not imported:
         raise StoreError(
             f"{experiment.folder} has no level-1 run: run `{experiment.command('oof')}`, "
-            "or bring predictions in with `dermstack import-oof`"
+            "or import predictions with `dermstack import-oof`"
         )
     return runs + imported
 
 
 def check_imported(experiment: Experiment, run: Run) -> None:
-    """Raise StoreError where an imported run was checked against other rows or folds than today's, or lost its name."""
+    """Raises StoreError where an imported run was made for other rows or folds, or where a model has its name."""
     if run.name in experiment.config.model_names:
         raise StoreError(
-            f"{run.folder} is an imported run, and {experiment.config_path} has a model of that name: rename the model"
+            f"{run.folder} is an imported run, but {experiment.config_path} has a model of that name: rename the model"
         )
     if run.meta["inputs"]["rows or folds"] != experiment.rows_fingerprint:
         raise StoreError(
-            f"{run.folder} was imported for other rows or folds: run `dermstack import-oof {run.name} --replace` again"
+            f"{run.folder} was imported for other rows or folds: import it again with "
+            f"`dermstack import-oof {run.name} --replace`"
         )

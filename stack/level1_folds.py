@@ -1,4 +1,4 @@
-"""The (model, fold) tasks of level 1: what each is fitted on, and what it predicts."""
+"""Builds the (model, fold) tasks of level 1: labels, training rows, rows to predict, and stored frozen features."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Labels:
-    """Of training rows, then external rows: which classes each may be of."""
+    """The possible classes of each training row and of each external row."""
 
-    names: list[str]
-    positive: list[bool]  # the classes whose probability is p
+    names: list[str]  # (c,) names of the classes
+    positive: list[bool]  # (c,) whether a class has target 1; p is the sum of the probabilities of these
     train: NDArray[np.bool_]  # (n, c)
     external: NDArray[np.bool_]  # (m, c)
 
 
 def labels_of(model: ImageModel, train: pd.DataFrame, external: pd.DataFrame) -> Labels:
-    """The classes that ``model`` learns, of frames with `target` and, for `target: diagnosis`, `diagnosis`.
+    """Returns the classes that ``model`` learns, from frames with `target` and, for `target: diagnosis`, `diagnosis`.
 
-    Raises DataError where `diagnosis.classes` names what no row has, where a class holds rows of both targets, or where
-    all rows are of one class.
+    With `target: diagnosis` raises DataError where `diagnosis.classes` names the diagnosis of no row, where a class
+    has rows of both targets, and where all classes have the same target.
     """
     both = pd.concat([train, external], ignore_index=True)
     target = both["target"].to_numpy(np.int8)
@@ -59,14 +59,14 @@ def labels_of(model: ImageModel, train: pd.DataFrame, external: pd.DataFrame) ->
 def _classes(
     diagnosis: pd.Series, target: NDArray[np.int8], settings: Diagnosis, name: str
 ) -> tuple[list[str], list[bool], NDArray[np.bool_]]:
-    # The words of the data decide which classes there are, and their targets which of them count; no fold does.
+    # Classes come from all rows, not from a fold's training rows, so that every fold has the same classes.
     words = diagnosis.astype("str")
     found = sorted(words.dropna().unique())
     for word in settings.classes:
         if word not in found:
             near = difflib.get_close_matches(word, found, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the rows have {', '.join(map(repr, found))}"
-            raise DataError(f"{name}: diagnosis.classes names {word!r}, which is the diagnosis of no row: {hint}")
+            raise DataError(f"{name}: diagnosis.classes names {word!r}, but no row has this diagnosis: {hint}")
     words = words.replace(settings.classes)
     missing = (words.isna() | (words.str.lower() == UNKNOWN)).to_numpy()
     if settings.unknown == "class":
@@ -79,46 +79,49 @@ def _classes(
         remedy = (
             "set `diagnosis.unknown: target`"
             if mixed.index[0] == UNKNOWN
-            else "map what it holds to classes of one target in `diagnosis.classes`, or to `unknown` with "
+            else "map its diagnoses to classes with one target each in `diagnosis.classes`, or to `unknown` with "
             "`diagnosis.unknown: target`"
         )
         raise DataError(
             f"{name}: diagnosis class {mixed.index[0]!r} has {first[0]} rows of target 0 and {first[1]} of target 1: "
             + remedy
         )
-    # Target 0 first: with two classes the second is the target.
+    # Classes of target 0 come first: with two classes the second is target 1.
     ordered = counts.assign(positive=counts[1] > 0).reset_index(names="name").sort_values(["positive", "name"])
     names, positive = ordered["name"].tolist(), ordered["positive"].tolist()
     if len(set(positive)) < 2:
-        raise DataError(f"{name}: `target: diagnosis` needs diagnoses of both targets, found {', '.join(names)}")
+        raise DataError(
+            f"{name}: `target: diagnosis` needs diagnoses of both targets, found only {', '.join(names)}: check "
+            "data.columns.diagnosis, or set `target: binary`"
+        )
     allowed = words.to_numpy(object)[:, None] == np.array(names, object)
     allowed[missing] = target[missing, None] == np.array(positive)
     return names, positive, allowed
 
 
 MAX_ANCHORS = 2_000
-MIN_TEST_ANCHORS = 500  # alignment keeps a fifth of the anchors as dimensions: fewer test rows say too little
+MIN_TEST_ANCHORS = 500  # alignment keeps at most a fifth of the anchors as dimensions: fewer would be too few
 
 
 @dataclass(frozen=True)
 class TrainedFold:
-    """What a fold of trained nets needs: its rows, its settings, and the rows that it predicts."""
+    """Inputs of one fold of trained nets: training rows, settings and rows to predict."""
 
     cache: ImageCache
     data: TrainingRows
     network: Network
     training: Training
-    nets: dict[int, dict[str, Any]]  # by seed: what the run.json of each net says besides its files
+    nets: dict[int, dict[str, Any]]  # run.json of each net without its files, by seed
     sets: dict[str, NDArray[np.intp]]  # cache rows to predict, by set
-    metadata: dict[str, NDArray[np.float32]]  # (n, m) encoded columns of each set; empty where the nets see none
-    encoder: str | None  # of the metadata, as JSON
+    metadata: dict[str, NDArray[np.float32]]  # (n, m) encoded metadata of each set; empty where the nets get none
+    encoder: str | None  # encoder of the metadata, as JSON
     threads: int
     workers: int
 
 
 @dataclass(frozen=True)
 class FrozenFold:
-    """What a fold of a frozen backbone needs: features and targets for its head, and the features that it predicts."""
+    """Inputs of one fold of a frozen backbone: features and targets for its head, and features to predict."""
 
     z: NDArray[np.float16]  # (n, d)
     target: NDArray[np.int8]  # (n,)
@@ -129,26 +132,26 @@ class FrozenFold:
 
 @dataclass(frozen=True)
 class FoldTask:
-    """One fold of one model, small enough to be sent to a process."""
+    """One fold of one model, small enough to be sent to another process."""
 
     folder: Path  # …/models/<name>/fold_<k>
     fold: int
     fit: TrainedFold | FrozenFold
-    images: int  # that go through the network
-    ids: dict[str, pd.Series[str]]  # of each predicted set: oof, test, anchor
-    anchors_of_test: NDArray[np.intp] | None  # which test rows are the anchors, where they are test rows
-    meta: dict[str, Any]
+    images: int  # units of the progress bar: images that go through the network, or rows that a head is fitted on
+    ids: dict[str, pd.Series[str]]  # ids of each predicted set: oof, test, anchor
+    anchors_of_test: NDArray[np.intp] | None  # the test rows that are anchors; None where no anchors are test rows
+    meta: dict[str, Any]  # run.json of the fold without files and seconds
 
     @property
     def label(self) -> str:
-        """Its name in progress bars."""
+        """Label in progress bars: model and fold."""
         return f"{self.folder.parent.name} fold {self.fold}"
 
 
 def trained_tasks(
     experiment: Experiment, model: ImageModel, cache: ImageCache, inputs: dict[str, str], out: Out
 ) -> list[FoldTask]:
-    """Tasks that each fine-tune the nets of one fold, one net a seed."""
+    """Returns one task a fold, which fine-tunes one net for each seed."""
     from image_models.fit import TrainingRows
     from image_models.predict import VIEW_COUNTS
 
@@ -166,7 +169,7 @@ def trained_tasks(
             sets["anchor"] = rows[anchors]
         ids["anchor"] = (train_ids if part == "train" else test_ids).iloc[anchors]
         inner_val = None
-        if model.select == "best":  # chosen on rows like those scored
+        if model.select == "best":  # external rows are never scored, so the epoch is not chosen on them
             inner = inner_split(target[train], experiment.split_group[train], seed=config.seed)
             inner_val = np.concatenate([inner, np.zeros(len(external), bool)])
         encoder, metadata = _encode_metadata(experiment, model, train, held, anchors if part == "train" else None)
@@ -207,7 +210,7 @@ def trained_tasks(
 def net_metas(
     experiment: Experiment, model: ImageModel, inputs: dict[str, str]
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """What the run.json of each net of the model says, by fold and seed; none for a frozen model."""
+    """Returns the run.json of each net of the model (without files and seconds), by fold and seed; {} if frozen."""
     if model.frozen:
         return {}
     settings = run_meta(model, inputs)["settings"]
@@ -222,7 +225,7 @@ def net_metas(
 def frozen_tasks(
     experiment: Experiment, model: ImageModel, cache: ImageCache, inputs: dict[str, str], out: Out
 ) -> list[FoldTask]:
-    """Tasks that each fit a logistic head, on features that are made once, here, before the first of them."""
+    """Returns one task a fold, which fits a logistic head; first computes the frozen features unless stored already."""
     train_z, test_z = (_features(experiment, model, cache, part, inputs, out) for part in ("train", "test"))
     target, external_target = experiment.target, _external_target(experiment)
     external_z = train_z[:0]
@@ -238,7 +241,7 @@ def frozen_tasks(
                 fit=FrozenFold(
                     z=np.concatenate([train_z[train], external_z]),
                     target=np.concatenate([target[train], external_target]),
-                    # The regularisation is chosen on rows like those scored, which external rows are not.
+                    # External rows are never scored, so the regularisation is not chosen on them.
                     inner=np.concatenate([inner, np.zeros(len(external_target), bool)]),
                     sets={"oof": train_z[held], "test": test_z},
                     threads=experiment.config.threads,
@@ -255,7 +258,7 @@ def frozen_tasks(
 def _features(
     experiment: Experiment, model: ImageModel, cache: ImageCache, part: str, inputs: dict[str, str], out: Out
 ) -> NDArray[np.float16]:
-    """A frozen backbone's features of the train or test rows, made once and read back."""
+    """Returns a frozen backbone's features of the train, test or external rows; computes and stores them if needed."""
     folder = experiment.models / model.name
     stored = read_run(folder / "features" / part)
     if stored is None or stored.meta["inputs"] != inputs:
@@ -282,7 +285,7 @@ def _external_target(experiment: Experiment) -> NDArray[np.int8]:
 
 
 def read_stored_features(folder: Path, part: str) -> Run:
-    """A frozen backbone's features of the train, test or external rows, where they were written."""
+    """Reads the stored features of a frozen backbone for the train, test or external rows."""
     stored = read_run(folder / "features" / part)
     assert stored is not None, f"{folder}/features/{part} is written before it is read"
     return stored
@@ -295,7 +298,10 @@ def _encode_metadata(
     held: NDArray[np.intp],
     anchors: NDArray[np.intp] | None,
 ) -> tuple[str | None, dict[str, NDArray[np.float32]]]:
-    """The metadata that the net sees of each set, by what the fold's training rows hold; and the encoder as JSON."""
+    """Encodes the metadata of each set with an encoder fitted on the fold's training rows.
+
+    Returns the encoder as JSON and the arrays; None and {} where the model uses no metadata.
+    """
     if not model.metadata:
         return None, {}
     rows, test = experiment.table.train, experiment.table.test
@@ -308,7 +314,7 @@ def _encode_metadata(
 
 
 def run_meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
-    """What the run.json of the model and of each of its folds says besides files and seconds."""
+    """Returns the run.json of the model and of each of its folds, without files and seconds."""
     return {
         "fingerprint": fingerprint(inputs),
         "level": 1,
@@ -320,7 +326,7 @@ def run_meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
 
 
 def _anchors(train: int, test: int, *, seed: int) -> tuple[str, NDArray[np.intp]]:
-    """The fixed sample that every fold net embeds: test rows, which no net was trained on, where there are enough."""
+    """Draws the anchor rows that every fold net embeds: test rows if there are enough, as no net is trained on them."""
     part, n = ("test", test) if test >= MIN_TEST_ANCHORS else ("train", train)
     chosen = np.random.default_rng(seed).choice(n, size=min(n, MAX_ANCHORS), replace=False)
     return part, np.sort(chosen)

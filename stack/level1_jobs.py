@@ -1,4 +1,4 @@
-"""Level-1 tasks run here, in several processes or on a Ray cluster, and their folds put together into one run."""
+"""Runs level-1 tasks in this process, in several processes or on a Ray cluster, and assembles their folds into runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from stack.level1_folds import FoldTask, FrozenFold, TrainedFold, read_stored_fe
 from stack.parallel import count_gpus, reserve_device
 from stack.store import LOCK_FILE, Run, atomic, locked, prediction_frame, read_run, row_positions, write_run
 
-if TYPE_CHECKING:  # the image half is an extra, imported when a command needs it
+if TYPE_CHECKING:  # torch is an optional dependency, imported only when a command needs it
     from image_models.predict import NetOutput
 
 LOCK_TIMEOUT_S = 10.0
 
 
 def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldTask]:
-    """Run the tasks as ``config`` says; each is yielded, in order, when its fold is complete on disk."""
+    """Runs the tasks on the config's backend; yields each, in order, when its fold is complete on disk."""
     if config.backend == "ray":
         yield from _on_ray(tasks, config, out)
         return
@@ -47,9 +47,10 @@ def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldT
 
 
 def run_task(task: FoldTask, device: str, progress: Callable[[int], object], say: Callable[[str], object]) -> None:
-    """Fit, then write the parts, then the fold's run.json: a kill in between costs an epoch of this fold alone.
+    """Fits the fold, then writes its parts, then its run.json; a kill in between loses at most one epoch of this fold.
 
-    The fold is locked meanwhile: a worker of a killed process may need a moment to notice and let go of it.
+    The fold is locked meanwhile. Waits up to `LOCK_TIMEOUT_S` for the lock, as the worker of a killed process may hold
+    it for a moment.
     """
     with locked(task.folder, wait=LOCK_TIMEOUT_S):
         if isinstance(task.fit, TrainedFold):
@@ -65,7 +66,7 @@ def _train_and_write(
     progress: Callable[[int], object],
     say: Callable[[str], object],
 ) -> None:
-    """Train the nets that are not complete yet, then predict with all of them."""
+    """Trains the nets that are not complete yet, then predicts with all of them."""
     from image_models.fit import predict_fold
 
     _remove_other_nets(task.folder, fit)
@@ -104,7 +105,7 @@ def _complete_net(
     progress: Callable[[int], object],
     say: Callable[[str], object],
 ) -> float:
-    """Train one net, unless it is complete; the seconds that its training took."""
+    """Trains one net unless it is complete; returns its training time in seconds."""
     from image_models.fit import train_fold_net
     from image_models.saved import HISTORY, STATE, WEIGHTS, net_folder
 
@@ -127,7 +128,7 @@ def _complete_net(
 
 
 def _remove_other_nets(fold: Path, fit: TrainedFold) -> None:
-    """Remove nets of other seeds or settings from an unfinished fold: predictions read every net that is there."""
+    """Removes nets of other seeds or settings from an unfinished fold, because predictions use every net in it."""
     from image_models.saved import net_folder
 
     required = {net_folder(fold, seed): meta["fingerprint"] for seed, meta in fit.nets.items()}
@@ -156,23 +157,23 @@ def _write_parts(
     further: Mapping[str, pd.DataFrame],
     arrays: Mapping[str, NDArray[np.float16]],
 ) -> None:
-    """The fold's predictions, from which the run is put together; ``further`` are frames besides id, fold, logit, p."""
+    """Writes the fold's predictions, from which the run is assembled; ``further`` are additional frames."""
     frames = {name: prediction_frame(ids, task.fold, predictions[name].logit) for name, ids in task.ids.items()}
     frames |= further
     write_run(task.folder / "parts", task.meta | {"sets": list(frames)}, frames=frames, arrays=arrays)
 
 
 def is_complete(task: FoldTask) -> bool:
-    """Whether the fold is on disk with what its run is put together from; that goes when the run is complete."""
+    """Whether the fold and its parts, which are removed when the run is complete, are on disk."""
     return None not in (read_run(task.folder), read_run(task.folder / "parts"))
 
 
 def assemble_run(experiment: Experiment, task: FoldTask) -> Run:
-    """One run out of its complete folds: rows in table order, then run.json, then what only unfinished folds need."""
+    """Assembles the run from its complete folds, with rows in table order, then removes the intermediate files."""
     folder = task.folder.parent
     folds = [fold for k in range(experiment.folds.k) if (fold := read_run(folder / f"fold_{k}"))]
     parts = [part for k in range(experiment.folds.k) if (part := read_run(folder / f"fold_{k}" / "parts"))]
-    assert len(folds) == len(parts) == experiment.folds.k, f"{folder} is put together before its folds are complete"
+    assert len(folds) == len(parts) == experiment.folds.k, f"{folder} is assembled before its folds are complete"
 
     frames = {
         name: pd.concat([part.frame(name) for part in parts], ignore_index=True) for name in parts[0].meta["sets"]
@@ -193,14 +194,14 @@ def assemble_run(experiment: Experiment, task: FoldTask) -> Run:
         [] if isinstance(task.fit, TrainedFold) else [read_stored_features(folder, part) for part in ("train", "test")]
     )
     seconds = round(sum(part.meta["seconds"] for part in (*folds, *features)), 1)
-    backbone = sorted(folder.glob("*.safetensors"))  # a frozen run's, beside its folds
+    backbone = sorted(folder.glob("*.safetensors"))  # weights of a frozen backbone, beside the folds
     run = write_run(folder, task.meta | {"seconds": seconds}, frames=frames, arrays=arrays, existing_files=backbone)
     remove_intermediates(folder)
     return run
 
 
 def remove_intermediates(folder: Path) -> None:
-    """What a complete run has no more use for: parts, features, states of its training, what a kill left of a write."""
+    """Removes what a complete run no longer needs: parts, features, training states, locks and temporary files."""
     for part in (folder / "features", *folder.glob("fold_*/parts")):
         shutil.rmtree(part, ignore_errors=True)
     for pattern in ("fold_*/seed_*/state.pt", f"fold_*/{LOCK_FILE}", ".*.tmp", "fold_*/.*.tmp", "fold_*/seed_*/.*.tmp"):
@@ -215,7 +216,7 @@ def _run_in_worker(task: FoldTask, device: str, *, quiet: bool) -> None:
 
 
 def _on_ray(tasks: Sequence[FoldTask], config: Config, out: Out) -> Iterator[FoldTask]:
-    """Every task a Ray task with its resources; one whose worker or node is lost runs again, from its last epoch."""
+    """Runs every task as a Ray task with reserved resources; if its worker or node is lost, it resumes elsewhere."""
     try:
         import ray
     except ImportError as error:
@@ -225,7 +226,7 @@ def _on_ray(tasks: Sequence[FoldTask], config: Config, out: Out) -> Iterator[Fol
     started = not ray.is_initialized()
     if started:
         _connect(config.ray)
-    device = config.device if config.ray.gpus else "cpu"  # Ray hides no GPU from tasks that reserved none
+    device = config.device if config.ray.gpus else "cpu"  # Ray does not hide GPUs from tasks that reserved none
     try:
         _check_resources(config.ray, out)
         remote = ray.remote(_run_in_worker).options(
@@ -235,12 +236,12 @@ def _on_ray(tasks: Sequence[FoldTask], config: Config, out: Out) -> Iterator[Fol
         for task, reference in zip(tasks, waiting, strict=True):
             try:
                 ray.get(reference)
-            except ray.exceptions.RayTaskError as error:  # what the task itself raised
+            except ray.exceptions.RayTaskError as error:  # the task itself raised its cause
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise ConfigError(
                     f"{task.label} was lost with its worker {config.ray.retries + 1} times "
-                    f"({' '.join(str(error).split())[:200]}): the same command resumes it"
+                    f"({' '.join(str(error).split())[:200]}): run the same command again to resume it"
                 ) from error
             yield task
     finally:
@@ -262,12 +263,15 @@ def _connect(settings: Ray) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"ray.address {settings.address}: no Ray cluster answers ({' '.join(str(error).split())[:200]}): start one "
-            "with `ray start --head`, or drop the key for one on this machine"
+            "with `ray start --head`, or remove the key to use a temporary cluster on this machine"
         ) from error
 
 
 def _check_resources(settings: Ray, out: Out) -> None:
-    """A task that fits no node waits for one; on a cluster that this command started for itself, for ever."""
+    """Checks that some node has the resources of a task; without one tasks wait, on a cluster of our own for ever.
+
+    Raises ConfigError on a cluster that this command started; warns on another one, which more nodes may join.
+    """
     import ray
 
     required = {"CPU": settings.cpus, "GPU": settings.gpus}
@@ -275,7 +279,7 @@ def _check_resources(settings: Ray, out: Out) -> None:
     if any(all(node.get(kind, 0) >= number for kind, number in required.items()) for node in nodes):
         return
     has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-    said = f"a task reserves ray.cpus {settings.cpus:g} and ray.gpus {settings.gpus:g}, and no node has as many ({has})"
+    said = f"a task reserves ray.cpus {settings.cpus:g} and ray.gpus {settings.gpus:g}, but no node has as many ({has})"
     if settings.address is None:
         raise ConfigError(f"{said}: lower them, or name a larger cluster in ray.address")
-    out.warn(f"{said}: tasks wait until one joins")
+    out.warn(f"{said}: tasks wait until such a node joins")

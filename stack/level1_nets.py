@@ -1,8 +1,8 @@
-"""Trained nets as artefacts: each has a fingerprint of its own, so that a changed run takes over the nets it shares.
+"""Trained nets as artefacts with their own fingerprints, so that a changed run reuses the nets that are still valid.
 
-A run's fingerprint covers all its settings. A net's covers only what its training saw: not the other seeds, not the
-test-time augmentation and no label. A run that is made again with more seeds or other views therefore trains only the
-nets that are missing.
+A run's fingerprint covers all its settings. A net's fingerprint covers only the inputs of its training: not the other
+seeds, the test-time augmentation or whether the settings were selected on these rows. A run that is rebuilt with more
+seeds or other views therefore trains only the missing nets.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from image_models.files import apply_umask, atomic_write
 from stack.errors import StoreError
 from stack.store import Run, fingerprint, read_run, set_aside, write_run
 
-_NON_NET_INPUTS = {"settings", "selection"}  # inputs of a run; of its settings a net's fingerprint holds those it needs
+_NON_NET_INPUTS = {"settings", "selection"}  # inputs of a run only; a net has the input "training" instead
 _NON_TRAINING_SETTINGS = {"name", "seeds", "tta"}
 
 
 @dataclass(frozen=True)
 class StoredNet:
-    """A trained net on disk: its two files, checked against their hashes."""
+    """A trained net on disk, whose two files were checked against their hashes."""
 
     weights: Path
-    history: pd.DataFrame  # one row an epoch, as text
-    seconds: float
+    history: pd.DataFrame  # one row an epoch, values as text
+    seconds: float  # training time
 
 
 def net_meta(inputs: Mapping[str, str], settings: Mapping[str, Any], *, fold: int, seed: int) -> dict[str, Any]:
-    """What the run.json of a net says, given the run's ``inputs`` and ``settings``.
+    """Returns the run.json of a net (without files and seconds), given the run's ``inputs`` and ``settings``.
 
-    ``seed`` is the net's own: the model's plus the experiment's.
+    ``seed`` is the net's own seed: the model's plus the experiment's.
     """
     training = {name: value for name, value in settings.items() if name not in _NON_TRAINING_SETTINGS}
     made_of = {name: value for name, value in inputs.items() if name not in _NON_NET_INPUTS}
@@ -45,20 +45,21 @@ def net_meta(inputs: Mapping[str, str], settings: Mapping[str, Any], *, fold: in
 
 
 def complete_net(folder: Path, fingerprint: str) -> Run | None:
-    """The net in its folder, if it is complete and of this fingerprint."""
+    """Returns the net in ``folder`` if it is complete and has this fingerprint, else None."""
     run = read_run(folder)
     return run if run is not None and run.meta["fingerprint"] == fingerprint else None
 
 
 def stored_nets(fold_folder: Path, fold: int) -> dict[str, StoredNet]:
-    """The complete nets of one fold, by fingerprint. Raises StoreError for a file that has changed since.
+    """Returns the complete nets of one fold, by fingerprint; none where a run.json is damaged.
 
-    In runs made by dermstack 0.1 the nets lie side by side in the fold's folder and have no run.json of their own.
+    In runs of dermstack 0.1 the nets lie together in the fold's folder and have no run.json of their own. Raises
+    StoreError for a weights or history file that has changed.
     """
     try:
         found = [read_run(folder) for folder in sorted(fold_folder.glob("seed_*"))]
         of_fold = read_run(fold_folder)
-    except StoreError:  # damaged, and perhaps set aside for it
+    except StoreError:  # a damaged run may have been set aside
         return {}
     nets = {
         run.meta["fingerprint"]: StoredNet(
@@ -85,12 +86,12 @@ def stored_nets(fold_folder: Path, fold: int) -> dict[str, StoredNet]:
 def set_aside_for(
     folder: Path, old: Path, inputs: Mapping[str, str], wanted: Mapping[tuple[int, int], Mapping[str, Any]]
 ) -> tuple[Path, int] | None:
-    """Move the run in ``folder`` to ``old``, and give its successor the nets that it shares with runs set aside.
+    """Moves the run in ``folder`` to ``old`` and links the nets that its successor can reuse into a new ``folder``.
 
-    ``inputs`` are those of the successor, ``wanted`` what the run.json of each of its nets will say, by fold and seed.
-    A run that was already made of ``inputs``, or that can't be read, is to be made anew: its successor gets no net.
-    Returns where the old run is kept and how many nets were taken over; None where nothing was moved, since the run is
-    incomplete and all there is of it was made of ``inputs``: it was interrupted, and goes on.
+    Nets of this run and of runs set aside before are reused. ``inputs`` are those of the successor; ``wanted`` is the
+    run.json of each of its nets, by fold and seed. A run that was made from the same ``inputs``, or that cannot be
+    read, is to be trained again: its successor gets no net. Returns the new place of the old run and the number of
+    reused nets; None where nothing was moved, because the run is an incomplete one from ``inputs``, which continues.
     """
     try:
         made_of = [run.meta["inputs"] for part in (folder, *folder.glob("fold_*")) if (run := read_run(part))]
@@ -110,18 +111,18 @@ def set_aside_for(
 
 
 def finish_set_aside(folder: Path) -> None:
-    """Do the last step of a `set_aside_for` that was killed after it had moved the old run."""
+    """Does the last step of a `set_aside_for` that was killed after it had moved the old run."""
     if not folder.exists() and (successor := _successor(folder)).is_dir():
         successor.rename(folder)
 
 
 def _successor(folder: Path) -> Path:
-    """Where the new run is prepared, before it takes the place of the old one."""
+    """Returns the folder in which the new run is prepared before it replaces the old one."""
     return folder.with_name(f".{folder.name}.successor")
 
 
 def _take_over(successor: Path, sources: list[Path], wanted: Mapping[tuple[int, int], Mapping[str, Any]]) -> int:
-    """Link the wanted nets that ``sources`` hold into the folder of a run that is to be made; how many there were."""
+    """Links the wanted nets found in ``sources`` into the folder ``successor``; returns their number."""
     taken = 0
     for fold in sorted({fold for fold, _ in wanted}):
         stored = {key: net for source in sources for key, net in stored_nets(source / f"fold_{fold}", fold).items()}
@@ -142,13 +143,11 @@ def _take_over(successor: Path, sources: list[Path], wanted: Mapping[tuple[int, 
 
 
 def _read_history(run: Run) -> pd.DataFrame:
-    return pd.read_csv(
-        run.verified_path("history.csv"), dtype=str
-    )  # text, so that it is written again with the same digits
+    return pd.read_csv(run.verified_path("history.csv"), dtype=str)  # as text, so that a copy has the same digits
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, as finished files are never edited; a copy where the disk has no links."""
+    """Makes a hard link, which is safe as finished files are never edited; a copy where the disk has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Level 2: models on the matrix, over the same folds; the test rows are predicted as each fold net sees them."""
+"""Level 2: fits the stackers on the level-2 matrix over the same folds, and probes them for acquisition shortcuts."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ from tabular.models import Bag, fit_bag, write_bag
 
 @dataclass(frozen=True)
 class Probe:
-    """One question about a stacker, and the out-of-fold logits (n,) that answer it."""
+    """Out-of-fold logits (n,) of a stacker under a changed condition, which is its name."""
 
     name: str
     logit: NDArray[np.float32]
 
 
 def probe_experiments(experiment: Experiment) -> dict[str, Experiment]:
-    """The experiment with each shortcut switched on that is off and known, by name."""
+    """Returns a copy of the experiment for each shortcut that is off but available, switched on, by name."""
     features = experiment.config.features
     found = {}
     if not features.context_counts:
@@ -69,10 +69,11 @@ def probe_experiments(experiment: Experiment) -> dict[str, Experiment]:
 def probe_table(
     experiment: Experiment, predictions: Predictions, logit: NDArray[np.float32], probes: list[Probe]
 ) -> pd.DataFrame:
-    """What each probe adds to the stacker's own ``logit`` (n,) on the same rows: what, auc, low, high, difference, ….
+    """Returns the AUC of each probe and its difference to the stacker's ``logit`` (n,) on the same rows.
 
-    `alone`: every image predicted as if its group had no other. `groups of one` and `other groups`: the stacker itself
-    on these rows only, whose difference is to the mean of its own level-1 runs on them.
+    Columns: what, rows, auc with its interval low, high, and difference with difference_low, difference_high. The probe
+    `alone` predicts every image without the other rows of its group. `groups of one` and `other groups` are the stacker
+    itself on these rows only; their difference is to the mean of its level-1 runs on the same rows.
     """
     y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
     true_group = experiment.table.train["group"].iloc[predictions.rows]
@@ -105,7 +106,7 @@ def _with_features(experiment: Experiment, **features: bool) -> Experiment:
 
 
 def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[Run]:
-    """Make every enabled stacker complete on the level-1 runs ``sources``; a stale one is set aside and made again."""
+    """Completes every enabled stacker on the level-1 runs ``sources``; sets a stale one aside and fits it again."""
     if experiment.config.features.shortcuts:
         experiment = require_acquisition(experiment)
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
@@ -181,12 +182,12 @@ def _fit_all(
             "inputs": inputs[stacker.name],
             "settings": stacker.model_dump(mode="json", exclude={"enabled"}),
             "features": parts[0]["features"],
-            "chosen": [part["chosen"] for part in parts],  # rounds, or the ridge strength
+            "chosen": [part["chosen"] for part in parts],  # number of rounds, or the ridge strength
             "alignment": [note for note, _ in notes],
-            "scales": scales,  # what its level-1 logits were standardised by
+            "scales": scales,  # means and spreads that standardised its level-1 logits
             "excluded": left_out,
             "selected": [run.name for run in sources if run.meta.get("selected")],
-            "seconds": round(sum(part["seconds"] for part in parts), 1),  # its own; the matrix is made for all at once
+            "seconds": round(sum(part["seconds"] for part in parts), 1),  # without the matrix, which all stackers share
         }
         write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
 
@@ -198,7 +199,7 @@ def _fit_fold(
     predictions: Predictions,
     fold: int,
 ) -> list[dict[str, Any]]:
-    """Every stacker on one fold's matrix, which is built once."""
+    """Fits every stacker on one fold's matrix, writes the models and returns their predictions, one dict a stacker."""
     matrix = fold_matrix(experiment, embeddings, predictions, fold, ungrouped=True)
     assert matrix.held_ungrouped is not None
     threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
@@ -208,10 +209,10 @@ def _fit_fold(
     for stacker in stackers:
         started = time.monotonic()
         folder = experiment.models / stacker.name / f"fold_{fold}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
         folder.mkdir(parents=True)
         bag = kept = _fit(experiment, stacker, matrix, fold)
-        if stacker.name in experiment.config.tuned.gbdt:  # scored above; what is submitted takes what all rows chose
+        if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
             kept = _fit(experiment, stacker, matrix, None)
         try:
             files = write_bag(kept, folder)
@@ -241,14 +242,14 @@ def _probe_logits(
     predictions: Predictions,
     fold: int,
 ) -> NDArray[np.float32]:
-    """Logits of the held-out rows alone, of a model that is not kept."""
+    """Returns the logits of the fold's held-out rows from a model that is not stored."""
     matrix = fold_matrix(experiment, embeddings, predictions, fold)
     bag = _fit(experiment, stacker, matrix, fold)
     return bag.logit(matrix.held, threads=experiment.config.threads)
 
 
 def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_fold: int | None) -> Bag:
-    """With the parameters that a study chose without that fold, or on all rows."""
+    """Fits a stacker with the tuned parameters that were chosen without ``excluded_fold``, or on all rows if None."""
     return fit_bag(
         stacker.kind,
         matrix.train,
@@ -266,7 +267,7 @@ def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_
 
 
 def _warn_of_unseen(by_fold: list[dict[str, dict[str, int]]], out: Out) -> None:
-    """Categories of the test rows that the training rows of a fold lack: encoded as none of those known."""
+    """Warns of categories in the test rows that are absent from a fold's training rows; their indicators are all 0."""
     row_counts: dict[str, int] = {}
     for unseen in by_fold:
         for column, values in unseen.items():
@@ -274,11 +275,14 @@ def _warn_of_unseen(by_fold: list[dict[str, dict[str, int]]], out: Out) -> None:
                 row_counts[f"{column} {value!r}"] = max(rows, row_counts.get(f"{column} {value!r}", 0))
     if row_counts:
         listed = ", ".join(f"{name} in {rows:,} rows" for name, rows in sorted(row_counts.items()))
-        out.warn(f"test rows hold categories that no training row of some fold has, taken as none: {listed}")
+        out.warn(
+            "test rows hold categories that are absent from the training rows of some fold, where they are encoded "
+            f"as no known category: {listed}"
+        )
 
 
 def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.float32]]:
-    """What brings new images of each fold net onto the shared axes: (z - mean) @ turn, by run."""
+    """Returns mean and turn of each aligned run, which map the z of each fold net to shared axes: (z - mean) @ turn."""
     kept = {}
     for name, embedding in embeddings.items():
         if (alignment := embedding.alignment) is not None:
@@ -288,7 +292,7 @@ def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.floa
 
 
 def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run]) -> dict[str, str]:
-    """What a stacker depends on, by name; a run made of anything else is stale."""
+    """Returns everything that a stacker depends on, by name; a run made from other inputs is stale."""
     config = experiment.config
     return {
         "settings": fingerprint({

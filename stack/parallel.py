@@ -1,4 +1,7 @@
-"""As many threads for BLAS as the config says: it rounds by how many share the rows of a product (law 9)."""
+"""Runs tasks with the config's number of threads, in parallel processes, and reserves one GPU a task.
+
+The number of threads is fixed because BLAS results depend on how many share a matrix product (law 9).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def run_with_threads(threads: int, task: Callable[..., Result], *parts: Any) -> Result:
-    """``task(*parts)``, here or in a process of joblib's, which would take as many threads as cores / n_jobs."""
+    """Returns ``task(*parts)``, computed with ``threads`` BLAS threads; joblib would set cores / n_jobs instead."""
     with threadpool_limits(threads):
         return task(*parts)
 
@@ -30,7 +33,7 @@ def run_with_threads(threads: int, task: Callable[..., Result], *parts: Any) -> 
 def run_folds(
     tasks: Sequence[Callable[[], Result]], label: str, config: Config, out: Out, *, unit: str = "folds"
 ) -> list[Result]:
-    """What each task gives, in order: in ``n_jobs`` processes on the config's threads, with progress."""
+    """Runs the tasks in ``n_jobs`` processes with the config's threads and a progress bar; returns results in order."""
     made: list[Result] = []
     with out.bar(label, len(tasks), unit) as progress:
         jobs = (partial(run_with_threads, config.threads, task) for task in tasks)
@@ -41,7 +44,7 @@ def run_folds(
 
 
 def count_gpus(device: str) -> int:
-    """GPUs that tasks on ``device`` (auto, cpu, cuda) are spread over; 0 where they run on the CPU."""
+    """Returns the number of GPUs for tasks on ``device`` (auto, cpu, cuda); 0 where they run on the CPU."""
     if device == "cpu":
         return 0
     from image_models.device import visible_gpus
@@ -51,15 +54,15 @@ def count_gpus(device: str) -> int:
 
 @contextmanager
 def reserve_device(device: str) -> Iterator[str]:
-    """``device``, or where there are several GPUs one that no other task of this user on this machine holds.
+    """Yields ``device`` or, with several GPUs, one that no other task of this user on this machine has reserved.
 
-    The lock is the operating system's and goes with its process. Waits while all are taken.
+    Waits while all GPUs are reserved. The operating system releases the lock when the process ends.
     """
     gpus = count_gpus(device)
     if gpus < 2:
         yield device
         return
-    # Ray and schedulers renumber the GPUs that they leave visible: other names, other locks.
+    # Ray and schedulers renumber the visible GPUs from 0, so the lock's name includes which are visible.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "-")
     folder = Path(tempfile.gettempdir()) / f"dermstack-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Runs' embeddings as level 2 takes them: those of one frozen backbone as they are, those of fold nets aligned."""
+"""Joins the predictions and embeddings of runs for level 2: logits standardised, embeddings of fold nets aligned."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from stack.ranks import AVERAGED, net_moments
 from stack.store import Run, row_positions_in_run
 from tabular.embeddings import Alignment, fit_alignment
 
-ALIGNED_COMPONENTS = 64  # of an aligned embedding that is only measured within its group
-BAD_RESIDUAL = 0.5  # half of what the nets see on their shared axes is their own
+ALIGNED_COMPONENTS = 64  # components of an aligned embedding that is only used for distances within the group
+BAD_RESIDUAL = 0.5  # residual above which an alignment is reported as bad: half of the spread is not shared
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Several runs side by side, joined by id: of the training rows out-of-fold, of the test rows by each fold net."""
+    """Predictions of several runs, joined by id: out-of-fold for training rows, of each fold net for test rows."""
 
     names: tuple[str, ...]
-    rows: NDArray[np.intp]  # the table rows that every run covers; all but the declared exclusions
+    rows: NDArray[np.intp]  # the table rows that every run covers: all but the declared exclusions
     oof: NDArray[np.float32]  # (rows, runs) logits
-    nets: NDArray[np.int8]  # (rows, runs): the fold net that made each
+    nets: NDArray[np.int8]  # (rows, runs) fold net that made each logit
     test: NDArray[np.float32]  # (folds, test rows, runs) logits
-    test_nets: NDArray[np.int8]  # (folds, runs): k, or AVERAGED
+    test_nets: NDArray[np.int8]  # (folds, runs) fold net that made the test logits, or AVERAGED
 
 
 def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
-    """`read_predictions` for the experiment's rows and folds."""
+    """Calls `read_predictions` with the experiment's rows and folds."""
     table = experiment.table
     return read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
 
@@ -40,7 +40,10 @@ def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
 def read_predictions(
     runs: list[Run], train_ids: pd.Series[str], test_ids: pd.Series[str], *, folds: int
 ) -> Predictions:
-    """Join the runs by id. Raises StoreError for missing, extra or doubled ids, unless a run declares them excluded."""
+    """Reads runs and joins them by id.
+
+    Raises StoreError for extra or duplicated ids, and for missing ids that are not declared as excluded.
+    """
     covered = np.ones(len(train_ids), bool)
     oofs = []
     for run in runs:
@@ -59,11 +62,11 @@ def read_predictions(
     )
 
 
-Scales = dict[str, dict[int, tuple[float, float]]]  # of each run, of each of its nets (and AVERAGED): mean, spread
+Scales = dict[str, dict[int, tuple[float, float]]]  # (mean, spread) by run and by net of the run, or AVERAGED
 
 
 def net_scales(predictions: Predictions) -> Scales:
-    """Mean and spread of each net's out-of-fold logits; AVERAGED stands for the mean of the nets'. No targets."""
+    """Returns mean and spread of each net's out-of-fold logits; AVERAGED has the means over nets. Uses no targets."""
     return {
         name: net_moments(predictions.oof[:, run], predictions.nets[:, run])
         for run, name in enumerate(predictions.names)
@@ -71,10 +74,10 @@ def net_scales(predictions: Predictions) -> Scales:
 
 
 def standardised(predictions: Predictions, scales: Scales | None = None) -> Predictions:
-    """Each run's logits on the scale of the net that made them (`net_scales`): less its mean, by its spread.
+    """Standardises each logit with the mean and spread of the net that made it (`net_scales`).
 
-    Fold nets differ in scale, and a tree can't tell a confident net from a risky lesion. A test column that
-    came averaged, or of a net without out-of-fold rows, takes the mean of the nets' scales.
+    Fold nets differ in scale, and a tree cannot distinguish a confident net from a risky lesion. Averaged test
+    predictions, and those of a net without out-of-fold rows, are standardised with the means over nets.
     """
     scales = net_scales(predictions) if scales is None else scales
     oof, test = predictions.oof.copy(), predictions.test.copy()
@@ -90,19 +93,19 @@ def standardised(predictions: Predictions, scales: Scales | None = None) -> Pred
 
 @dataclass(frozen=True)
 class Embedding:
-    """One run's rows: out-of-fold in table order, test as each fold net sees them."""
+    """Embeddings of one run: out-of-fold in table order, and of the test rows by each fold net."""
 
     oof: NDArray[np.floating]  # (n, d), or aligned components (n, r)
-    test: tuple[NDArray[np.floating], ...]  # of each fold net: (test rows, d or r); one for all where frozen
-    alignment: Alignment | None  # None: one frozen backbone made all of it, which each fold reduces for itself
+    test: tuple[NDArray[np.floating], ...]  # (test rows, d or r) for each fold net; one for all where frozen
+    alignment: Alignment | None  # None: embeddings of one frozen backbone, which each fold reduces by itself
 
     def test_of(self, fold: int) -> NDArray[np.floating]:
-        """The test rows as net ``fold`` sees them."""
+        """Returns the test embeddings (test rows, d or r) of net ``fold``."""
         return self.test[fold] if self.alignment else self.test[0]
 
 
 def read_embeddings(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Embedding]:
-    """Of every run that enters the matrix with its embedding, by name."""
+    """Reads the embeddings of every run whose embeddings the config's features use, by name."""
     features = experiment.config.features
     taken = {}
     for run in runs:
@@ -114,7 +117,7 @@ def read_embeddings(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Em
 
 
 def alignment_notes(embeddings: Mapping[str, Embedding], runs: Sequence[Run]) -> list[tuple[str, bool]]:
-    """What must be said of each alignment, its residual and what it was fitted on; and whether it fits."""
+    """Returns for each alignment a text with its residual and anchors, and whether the residual is acceptable."""
     notes = []
     anchors = {run.name: str(run.meta.get("anchors", "test")) for run in runs}
     for name, embedding in embeddings.items():
@@ -124,14 +127,14 @@ def alignment_notes(embeddings: Mapping[str, Embedding], runs: Sequence[Run]) ->
         note = (
             f"{name}: embeddings of {len(alignment.mean)} nets aligned on {anchors[name]} rows, "
             f"{alignment.components} components, residual {alignment.residual:.2f} on held-out anchors "
-            f"({alignment.unaligned:.2f} unaligned){'' if fits else ': they do not fit; set `features.aligned_z: 0`'}"
+            f"({alignment.unaligned:.2f} unaligned){'' if fits else ': the fit is bad, set `features.aligned_z: 0`'}"
         )
         notes.append((note, fits))
     return notes
 
 
 def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
-    """One z an image, whatever the fold: that of the test rows stands once, in the order of each fold's rows."""
+    """Reads the embeddings of a frozen run: one z for each image, the same for every fold."""
     oof, test = run.frame("oof"), run.frame("test")
     train = _embedding_rows(run, oof, experiment.table.train["id"], "oof")
     once = _embedding_rows(run, test[test["fold"] == 0], experiment.table.test["id"], "test")
@@ -164,39 +167,48 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
 
 
 def _embedding_rows(run: Run, frame: pd.DataFrame, ids: pd.Series[str], part: str) -> NDArray[np.intp]:
-    """Where each of ``ids`` stands in the frame. Raises StoreError where one has no embedding."""
+    """Returns the position of each of ``ids`` in the frame. Raises StoreError for an id without embedding."""
     positions = row_positions_in_run(run, frame["id"], ids, part)
     if (positions < 0).any():
         raise StoreError(
-            f"{run.folder}/{part}.parquet lacks {(positions < 0).sum()} of {len(ids)} rows, which have no embedding: "
+            f"{run.folder}/{part}.parquet lacks {(positions < 0).sum()} of {len(ids)} rows, so they have no embedding: "
             "rebuild the run"
         )
     return positions
 
 
 def _in_table_order(run: Run, ids: pd.Series[str]) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
-    """The run's out-of-fold rows in the order of ``ids``, and which of them it covers."""
+    """Returns the run's out-of-fold rows in the order of ``ids``, and a mask of the ids that it covers.
+
+    The rows of other ids are meaningless.
+    """
     oof = run.frame("oof")
     positions = row_positions_in_run(run, oof["id"], ids, "oof")
     covered = positions >= 0
     declared = run.meta.get("excluded", 0)
     if (~covered).sum() != declared:
         raise StoreError(
-            f"{run.folder}: no prediction for {(~covered).sum()} of {len(ids)} training rows, {declared} declared: "
-            "import it again with `--exclude` and that number, or rebuild it"
+            f"{run.folder}: {(~covered).sum()} of {len(ids)} training rows have no prediction, but {declared} are "
+            "declared: import the run again with `--exclude` and the first number, or rebuild it"
         )
     return oof.iloc[positions], covered
 
 
 def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """(folds, rows): the test rows as each fold net sees them; one row for all where the run came averaged."""
+    """Returns the test logits (folds, rows) of each fold net and the nets (folds,).
+
+    Averaged predictions are repeated for every fold, with AVERAGED as their net.
+    """
     test = run.frame("test")
-    if run.meta.get("foreign_folds"):  # its nets are none of ours: each of our folds gets their mean
+    if run.meta.get("foreign_folds"):  # its nets do not match our folds: each fold gets their mean
         test = test.groupby("id", sort=False, as_index=False)["logit"].mean().assign(fold=AVERAGED)
     by_net = {int(net): test[test["fold"] == net] for net in test["fold"].unique()}
     expected = {AVERAGED} if AVERAGED in by_net else set(range(folds))
     if len(ids) and set(by_net) != expected:
-        raise StoreError(f"{run.folder}: test predictions of the nets {sorted(by_net)}, expected {sorted(expected)}")
+        raise StoreError(
+            f"{run.folder}: test predictions are of the nets {sorted(by_net)}, but {sorted(expected)} are expected: "
+            "make the run again"
+        )
     logits = np.empty((folds, len(ids)), np.float32)
     nets = np.array([AVERAGED if AVERAGED in by_net else k for k in range(folds)], np.int8)
     for k in range(folds if len(ids) else 0):
@@ -204,7 +216,8 @@ def _test_logits(run: Run, ids: pd.Series[str], folds: int) -> tuple[NDArray[np.
         positions = row_positions_in_run(run, frame["id"], ids, "test")
         if (positions < 0).any():
             raise StoreError(
-                f"{run.folder}: {(positions < 0).sum()} of {len(ids)} test rows have no prediction by net {nets[k]}"
+                f"{run.folder}: {(positions < 0).sum()} of {len(ids)} test rows have no prediction of net {nets[k]}: "
+                "make the run again"
             )
         logits[k] = frame["logit"].to_numpy(np.float32)[positions]
     return logits, nets

@@ -1,4 +1,4 @@
-"""Ranks that one new score can be given: interpolated, strictly increasing distributions of earlier ones."""
+"""Ranks of new scores: interpolated, strictly increasing empirical distributions, one for each run and fold net."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from stack.errors import DataError
 
-AVERAGED = -1  # in the place of a net's fold: a prediction that came averaged over all nets of its run
+AVERAGED = -1  # instead of a net's fold: the prediction is an average over all nets of its run
 
 
 class Ecdf:
-    """The distribution of a column as a strictly increasing function from finite numbers to (0, 1).
+    """Empirical distribution of a column, as a strictly increasing function from finite numbers to (0, 1).
 
-    A training value gets its mid-rank, (rows below + half of the rows tied with it) / rows; what lies between
-    two of them is interpolated, since a step function would leave 10,982 test scores no more ranks than there
-    are training rows. Outside, the tails fall off as 1 / (1 + distance / range of the training values): an
-    exponential tail is flat in float64 after some thirty ranges, and scores on the flat would tie. The only
+    A training value gets its mid-rank, (rows below + half of the rows tied with it) / rows; values between two
+    training values are interpolated, since a step function has no more ranks than there are training rows, and
+    test scores would tie. Outside, the tails fall off as 1 / (1 + distance / range of the training values): an
+    exponential tail is constant in float64 after about thirty ranges, and scores there would tie. The only
     value of a constant column has rank 0.5.
 
     >>> Ecdf().fit([1.0, 2.0, 2.0, 4.0])([1.0, 2.0, 3.0, 4.0, 7.0])
@@ -24,10 +24,10 @@ class Ecdf:
     """
 
     values_: NDArray[np.float64]  # distinct, ascending
-    ranks_: NDArray[np.float64]  # of values_
+    ranks_: NDArray[np.float64]  # ranks of values_
 
     def fit(self, values: ArrayLike) -> Ecdf:
-        """Take the distribution of `values` (n,); DataError where there are none or one is not finite."""
+        """Fits the distribution of `values` (n,). Raises DataError if there are none or one is not finite."""
         values = _finite(values)
         if not values.size:
             raise DataError("no values to rank against: give at least one")
@@ -36,7 +36,7 @@ class Ecdf:
         return self
 
     def __call__(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Ranks (n,) of `values` (n,); DataError where one is not finite."""
+        """Returns the ranks (n,) of `values` (n,). Raises DataError if one is not finite."""
         values = _finite(values)
         first, last = self.values_[0], self.values_[-1]
         extent = (last - first) or 1.0
@@ -47,7 +47,7 @@ class Ecdf:
         return np.clip(ranks, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
 
     def _between(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        # Not np.interp: its product with the slope can step over the next rank by one rounding, or overflow.
+        # Not np.interp: its product with the slope can exceed the next rank by a rounding error, or overflow.
         left = np.searchsorted(self.values_, values, side="right") - 1
         right = np.minimum(left + 1, self.values_.size - 1)
         gap = self.values_[right] - self.values_[left]
@@ -59,14 +59,14 @@ class Ecdf:
 class NetRanks:
     """One `Ecdf` for each run and each of its fold nets, since every net has a scale of its own.
 
-    Predictions that came averaged (net AVERAGED) are ranked against those of all nets of the run, unless
-    there were averaged ones to fit on.
+    Averaged predictions (net AVERAGED) are ranked against those of all nets of the run, unless averaged
+    predictions were among those fitted on.
     """
 
-    ecdfs_: list[dict[int, Ecdf]]  # a run: net -> its distribution
+    ecdfs_: list[dict[int, Ecdf]]  # for each run: net -> its distribution
 
     def fit(self, P: ArrayLike, nets: ArrayLike) -> NetRanks:
-        """Take the distributions of predictions `P` (n, r), made by `nets` (n,) or (n, r)."""
+        """Fits the distributions of predictions `P` (n, r), made by `nets` (n,) or (n, r)."""
         P, nets = _with_nets(P, nets)
         self.ecdfs_ = []
         for column, made_by in zip(P.T, nets.T, strict=True):
@@ -76,33 +76,41 @@ class NetRanks:
         return self
 
     def transform(self, P: ArrayLike, nets: ArrayLike) -> NDArray[np.float64]:
-        """Ranks (n, r) in (0, 1) of `P` (n, r) as made by `nets`; DataError for a net that was not in fit."""
+        """Returns the ranks (n, r) in (0, 1) of `P` (n, r), made by `nets`.
+
+        Raises DataError for another number of runs and for a net that was not in fit.
+        """
         P, nets = _with_nets(P, nets)
         if P.shape[1] != len(self.ecdfs_):
-            raise DataError(f"predictions of {P.shape[1]} runs, ranks of {len(self.ecdfs_)}: give the same runs")
+            raise DataError(
+                f"predictions are of {P.shape[1]} runs, but ranks were fitted on {len(self.ecdfs_)}: give the same runs"
+            )
         ranks = np.empty_like(P)
         for run, ecdfs in enumerate(self.ecdfs_):
             for net in np.unique(nets[:, run]):
                 if net not in ecdfs:
                     known = ", ".join(str(k) for k in ecdfs)
-                    raise DataError(f"run {run}: no ranks for net {net} (known: {known}); fit them on its rows")
+                    raise DataError(f"run {run}: no ranks for net {net} (known: {known}): fit them on its rows")
                 made_by = nets[:, run] == net
                 ranks[made_by, run] = ecdfs[net](P[made_by, run])
         return ranks
 
     def extents(self) -> NDArray[np.float64]:
-        """The lowest and the highest value of each run, (2, r)."""
+        """Returns the lowest and the highest fitted value of each run, (2, r)."""
         low = [min(ecdf.values_[0] for ecdf in ecdfs.values()) for ecdfs in self.ecdfs_]
         high = [max(ecdf.values_[-1] for ecdf in ecdfs.values()) for ecdfs in self.ecdfs_]
         return np.array([low, high])
 
     def fit_transform(self, P: ArrayLike, nets: ArrayLike) -> NDArray[np.float64]:
-        """Ranks (n, r) of the predictions that are fitted on."""
+        """Fits on predictions `P` (n, r) and returns their ranks (n, r)."""
         return self.fit(P, nets).transform(P, nets)
 
 
 def net_moments(values: ArrayLike, nets: ArrayLike) -> dict[int, tuple[float, float]]:
-    """Mean and spread of each net's values (n,); AVERAGED, of what came averaged or of an unknown net: their mean."""
+    """Returns (mean, standard deviation) of each net's ``values`` (n,); AVERAGED has the means of these over nets.
+
+    AVERAGED is for averaged predictions and unknown nets; where ``nets`` (n,) contain it, it has its own moments.
+    """
     values, nets = np.asarray(values, dtype=np.float64), np.asarray(nets)
     own = {}
     for net in np.unique(nets):

@@ -1,4 +1,4 @@
-"""What lies under runs/: written to a temporary name and renamed, ``run.json`` last, read back only when whole."""
+"""Reads and writes the runs and files under runs/: atomic writes, ``run.json`` last, hashes checked on reading."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from image_models.files import atomic_write
 from stack.errors import StoreError
 
 RUN_FILE = "run.json"
-# The command that makes a run, by its kind; the rest are made by `stack`.
+# The command that makes a run of each kind; `stack` makes the other kinds.
 _MADE_BY = {"image": "oof", "net": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
 
 LOCK_FILE = ".lock"
-_DIGEST_KEY = "digest"  # the key under which a file keeps that of its content
-_DISK_BLOCK_BYTES = 1 << 16  # bytes: a disk with less room is full
+_DIGEST_KEY = "digest"  # key of a file's digest inside the file
+_DISK_BLOCK_BYTES = 1 << 16  # bytes: a disk with less free space counts as full
 
-# What pyarrow and pandas raise for bytes that are no parquet, and NumPy for what is no array: its header is Python.
+# Errors of pyarrow and pandas for an invalid parquet file, and of NumPy for an invalid array, whose header is Python.
 FRAME_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
 _ARRAY_ERRORS = (*FRAME_ERRORS, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run (or one fold of it): ``meta`` is its run.json, the frames and arrays lie beside it."""
+    """A finished run, or one fold or net of it: ``meta`` is its run.json, its files are in ``folder``."""
 
     folder: Path
     meta: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """The run's name, which is its folder's."""
+        """The run's name, which is the name of its folder."""
         return self.folder.name
 
     def has(self, name: str) -> bool:
@@ -55,34 +55,40 @@ class Run:
         return any(file in self.meta["files"] for file in (f"{name}.parquet", f"{name}.npy"))
 
     def frame(self, name: str) -> pd.DataFrame:
-        """``oof``, ``test`` or ``anchor``: id, fold, logit, p. Raises StoreError for a file that has changed."""
+        """Reads a frame such as ``oof``, ``test`` or ``anchor``, with id, fold, logit and p.
+
+        Raises StoreError for a file that has changed, is missing or cannot be read.
+        """
         path = self.verified_path(f"{name}.parquet")
         try:
             return pd.read_parquet(path)
         except FRAME_ERRORS as error:
             raise StoreError(
-                f"{path} is no parquet file that can be read ({_short(error)}): {_remedy(path.parent)}"
+                f"{path} is not a readable parquet file ({_short(error)}): {_remedy(path.parent)}"
             ) from error
 
     def array(self, name: str) -> NDArray[np.float16]:
-        """``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the order of the frame's rows."""
+        """Opens an array such as ``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the frame's row order.
+
+        Raises StoreError for a file that has changed, is missing or cannot be read.
+        """
         return read_array(self.verified_path(f"{name}.npy"), remedy=_remedy(self.folder))
 
     def verified_path(self, file: str) -> Path:
-        """Where a file of the run lies. Raises StoreError for one that has changed since, or is gone."""
+        """Returns the path of a file of the run. Raises StoreError for a file that has changed or is missing."""
         path = self.folder / file
         if not path.exists() or _hash_once(path, path.stat().st_mtime_ns) != self.meta["files"].get(file):
             step = _MADE_BY.get(str(self.meta.get("kind")), "stack")
             raise StoreError(
-                f"{path} is {'damaged' if path.exists() else 'gone'}: {_remedy(self.folder, f'`dermstack {step}`')}"
+                f"{path} is {'damaged' if path.exists() else 'missing'}: {_remedy(self.folder, f'`dermstack {step}`')}"
             )
         return path
 
 
 def read_verified_run(folder: Path) -> Run | None:
-    """`read_run`, after checking every file of the run, its folds and their nets.
+    """Reads a run as `read_run` does, and checks every file of the run, its folds and their nets.
 
-    Raises StoreError naming the file that has changed or is gone, what to remove and what to run.
+    Raises StoreError that names the changed or missing file, what to remove and what to run.
     """
     run = read_run(folder)
     folders = [*sorted(folder.glob("fold_*")), *sorted(folder.glob("fold_*/seed_*"))]
@@ -95,21 +101,27 @@ def read_verified_run(folder: Path) -> Run | None:
 
 
 def read_array(path: Path, *, remedy: str) -> NDArray[Any]:
-    """A .npy file, memory-mapped, so that what its header claims is no memory; ``again`` is the error's next step.
+    """Opens a .npy file memory-mapped, so that no memory is allocated for a false header; ``remedy`` ends its error.
 
-    Raises StoreError for anything else, also for pickled objects and for the zip of arrays that `np.load` would open.
+    Raises StoreError for any other file, also for pickled objects and for a zip of arrays, which `np.load` would open.
     """
     try:
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # objects are refused there
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # refuses object arrays
     except _ARRAY_ERRORS as error:
-        raise StoreError(f"{path} is no array that can be read ({_short(error)}): {remedy}") from error
+        raise StoreError(f"{path} is not a readable array ({_short(error)}): {remedy}") from error
     return array
 
 
 def prediction_frame(ids: pd.Series[str] | list[str], fold: NDArray[Any] | int, logit: NDArray[Any]) -> pd.DataFrame:
-    """The rows that a run stores: id, fold (int8), logit, p (float32). Raises StoreError unless logits are finite."""
+    """Returns the rows that a run stores: id, fold (int8), logit and p (float32).
+
+    Raises StoreError unless all logits are finite.
+    """
     if not np.isfinite(logit).all():
-        raise StoreError(f"{int((~np.isfinite(logit)).sum())} predictions are not finite: the model has collapsed")
+        raise StoreError(
+            f"{int((~np.isfinite(logit)).sum())} predictions are not finite: the training has diverged, change the "
+            "model's settings"
+        )
     frame = pd.DataFrame({"id": ids, "fold": np.broadcast_to(fold, len(logit)), "logit": logit})
     frame["p"] = expit(frame["logit"].astype(np.float64))
     return frame.astype({"fold": np.int8, "logit": np.float32, "p": np.float32})
@@ -123,9 +135,9 @@ def write_run(
     arrays: Mapping[str, NDArray[Any]] | None = None,
     existing_files: Sequence[Path] = (),
 ) -> Run:
-    """Write the frames as parquet, the arrays as npy and, when all of it is on the disk, ``run.json``.
+    """Writes the frames as parquet, the arrays as npy and, when all of these are on the disk, ``run.json``.
 
-    ``beside`` are files that already lie in the folder and belong to the run (weights, model texts, history).
+    ``existing_files`` are files already in the folder that belong to the run (weights, models, history).
     """
     files = {path.name: sha256(path) for path in existing_files}
     for name, frame in frames.items():
@@ -142,37 +154,41 @@ def write_run(
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run in ``folder``, or None where there is none or it isn't complete."""
+    """Reads the run in ``folder``; None where there is none or it is not complete.
+
+    Raises StoreError for a damaged run.json.
+    """
     path = folder / RUN_FILE
     if not path.exists():
         return None
     try:
         meta = read_json(path)
         return Run(folder, {**meta, "files": dict(meta["files"])})
-    except (LookupError, TypeError, ValueError, RecursionError) as error:  # ValueError: also of bytes that are no JSON
+    except (LookupError, TypeError, ValueError, RecursionError) as error:  # ValueError also for invalid JSON
         raise StoreError(f"{path} is damaged ({_short(error)}): {_remedy(folder)}") from error
 
 
 def read_runs(models: Path) -> list[Run]:
-    """Every complete run under ``models/``, by name."""
+    """Reads every complete run below the folder ``models``, sorted by name."""
     folders = sorted(models.iterdir()) if models.is_dir() else []
     return [run for folder in folders if folder.is_dir() and (run := read_run(folder)) is not None]
 
 
 def set_aside(folder: Path, old: Path) -> Path | None:
-    """Move a run that is stale to ``old/<name>-<fingerprint>``, kept for comparison until `dermstack clean`.
+    """Moves a stale run to ``old/<name>-<fingerprint>`` and returns that folder; None where there is no run.
 
-    One that is incomplete or damaged goes to the next free ``old/<name>-incomplete-<n>`` or ``-damaged-<n>``.
+    It is kept for comparison until `dermstack clean`. An incomplete or damaged run is moved to the next free
+    ``old/<name>-incomplete-<n>`` or ``old/<name>-damaged-<n>``.
     """
     if not folder.exists():
         return None
     try:
         run = read_run(folder)
         suffix = run.meta["fingerprint"] if run else "incomplete"
-    except StoreError:  # --rebuild is one way out of it
+    except StoreError:  # a damaged run may be rebuilt
         suffix = "damaged"
     target = old / f"{folder.name}-{suffix}"
-    if suffix in ("incomplete", "damaged"):  # not the same again: folds in it may be hours of work
+    if suffix in ("incomplete", "damaged"):  # do not replace an earlier one: its folds may be hours of work
         target = next(free for k in itertools.count(1) if not (free := old / f"{target.name}-{k}").exists())
     elif target.exists():
         shutil.rmtree(target)
@@ -182,51 +198,60 @@ def set_aside(folder: Path, old: Path) -> Path | None:
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Twelve hex digits of a step's settings and inputs; n_jobs, device and paths don't belong in."""
+    """Returns twelve hex digits of the SHA-256 of a step's settings and inputs.
+
+    Callers leave out n_jobs, device and paths, which must not change it.
+    """
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def frame_fingerprint(frame: pd.DataFrame) -> str:
-    """Of a frame's columns and values, in order."""
+    """Returns a fingerprint of a frame's columns and values, in order."""
     hashed = pd.util.hash_pandas_object(frame, index=False).to_numpy()
     return fingerprint({"columns": list(frame.columns), "rows": hashlib.sha256(hashed.tobytes()).hexdigest()})
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes."""
+    """Returns the SHA-256 of a file's bytes, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache
 def _hash_once(path: Path, mtime_ns: int) -> str:
-    """An embedding is a large file and read once a fold: it is hashed when first read, and when it has changed."""
+    """Returns the SHA-256 of a file, computed once for each modification time, as large embeddings are read often."""
     return sha256(path)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Atomically; keys stay in their order."""
+    """Writes JSON atomically, with the keys in their order."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote, `signed` or not. Raises ValueError for anything else."""
+    """Reads a JSON object that `write_json` wrote and verifies its digest if it has one.
+
+    Raises ValueError for anything else.
+    """
     return verify_digest(json.loads(path.read_text(encoding="utf-8")))
 
 
 def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with a digest of all of it, as JSON keeps it."""
+    """Returns a copy of ``value`` with a digest of its JSON text."""
     return {**value, _DIGEST_KEY: _digest(value)}
 
 
 def verify_digest(value: Any) -> dict[str, Any]:
-    """What was `signed`, or came without a digest. Raises ValueError for anything else."""
+    """Removes the digest of `with_digest`, if there is one, and returns the rest.
+
+    Raises ValueError where ``value`` is not an object or does not match its digest.
+    """
     if not isinstance(value, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("it is not a JSON object")
     if (digest := value.pop(_DIGEST_KEY, None)) is not None and digest != _digest(value):
-        raise ValueError("its content isn't what its digest says")
+        raise ValueError("its content does not match its digest")
     return value
 
 
@@ -255,9 +280,9 @@ def read_frame(path: Path, *, remedy: str) -> pd.DataFrame:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; on success it is flushed to the disk and takes ``path``'s place.
+    """Yields a temporary path beside ``path``; on success the file is flushed to the disk and renamed to ``path``.
 
-    An OSError of what is written names ``path``, whatever library wrote it.
+    An OSError inside the block is raised again with ``path`` as its file, whichever library caused it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -268,7 +293,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def error_with_path(error: OSError, path: Path) -> OSError:
-    """The same error of ``path``; of a library that gives no number (numpy's of a short write) that of a full disk."""
+    """Returns the same error for ``path``.
+
+    An error without number (NumPy's after a short write) becomes ENOSPC where the disk is full, else EIO.
+    """
     if error.errno is None:
         full = shutil.disk_usage(path.parent).free < _DISK_BLOCK_BYTES
         return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path))
@@ -276,7 +304,7 @@ def error_with_path(error: OSError, path: Path) -> OSError:
 
 
 def _remedy(folder: Path, step: str | None = None) -> str:
-    """What to remove and run: a fold is made again with its run, once that is complete."""
+    """Returns what to remove and run; a fold of a complete run is made again together with the run."""
     run = next((above for above in (folder.parents[1], folder.parent) if (above / RUN_FILE).exists()), folder)
     if step is None:
         return (
@@ -292,7 +320,10 @@ def _short(error: BaseException) -> str:
 
 @contextmanager
 def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Work on ``folder`` alone, after ``wait`` seconds at most. The lock goes with its process, killed or not."""
+    """Locks ``folder`` against other processes; waits up to ``wait`` seconds for the lock, then raises StoreError.
+
+    The operating system releases the lock when the process ends, also when it is killed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / LOCK_FILE, timeout=wait):
@@ -302,11 +333,13 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
 
 
 def row_positions(ids: Iterable[str], among: Iterable[str], what: str) -> NDArray[np.intp]:
-    """Where each of ``ids`` (n,) stands in ``among``, which ``what`` names. Raises StoreError where one has no place,
-    or two."""
+    """Returns the positions (n,) of ``ids`` in ``among``; ``what`` describes ``among`` in errors.
+
+    Raises StoreError for an id that is not in ``among``, and where ``among`` has an id twice.
+    """
     asked, index = pd.Index(ids), pd.Index(among)
     if not index.is_unique:
-        raise StoreError(f"{what} hold id {index[index.duplicated()][0]!r} twice: make them again")
+        raise StoreError(f"{what} hold the id {index[index.duplicated()][0]!r} twice: make them again")
     found: NDArray[np.intp] = index.get_indexer(asked)
     if (lost := found < 0).any():
         raise StoreError(f"{lost.sum()} ids are not among {what}, first {asked[lost][0]!r}: make the run again")
@@ -314,10 +347,15 @@ def row_positions(ids: Iterable[str], among: Iterable[str], what: str) -> NDArra
 
 
 def row_positions_in_run(run: Run, own: pd.Series[str], ids: pd.Series[str], part: str) -> NDArray[np.intp]:
-    """Where each of ``ids`` stands in the run's rows (-1: nowhere). Raises for doubled ids and strangers."""
+    """Returns the position of each of ``ids`` among the run's ids ``own``, -1 where absent.
+
+    Raises StoreError for duplicated ids and for ids of the run that are not in ``ids``; ``part`` names its file.
+    """
     index = pd.Index(own)
     if not index.is_unique:
-        raise StoreError(f"{run.folder}/{part}.parquet holds {index.duplicated().sum()} ids twice: rebuild the run")
+        raise StoreError(
+            f"{run.folder}/{part}.parquet holds {index.duplicated().sum()} duplicated ids: rebuild the run"
+        )
     extra = index.difference(pd.Index(ids))
     if len(extra):
         raise StoreError(

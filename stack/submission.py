@@ -1,4 +1,4 @@
-"""From runs to predictions: blend them, honestly scored, and write score, calibrated p and submission."""
+"""Blends runs, scores the blend with a nested estimate, and writes predictions, calibrated p and the submission."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.tuned import tuned_fingerprint, tuned_weights
 
-_MAX_LISTED = 5  # offenders named in an error; their number is always given
+_MAX_LISTED = 5  # values listed in an error, which also gives their number
 
 
 def submission(
@@ -36,12 +36,12 @@ def submission(
     target_column: str,
     sample: Path | None = None,
 ) -> pd.DataFrame:
-    """Two columns, id (str) and score (float64 in [0, 1]), one row for each of `ids` (n,).
+    """Returns a submission: columns id (str) and score (float64 in [0, 1]), one row for each of `ids` (n,).
 
-    With `sample` (a sample_submission.csv) the rows are joined to it by id and take its order and its column
-    names: the id is its `id_column`, or its first column where it has none of that name. Without, the order
-    is that of `ids`. Raises DataError for ids that are missing, extra, doubled or no strings, and for a score
-    that is no number or outside [0, 1].
+    With `sample` (a sample_submission.csv) the rows are joined to it by id and take its order and column names;
+    its id column is `id_column`, or its first column where that name is absent. Without it, rows are in the order
+    of `ids`. Raises DataError for ids that are missing, extra, duplicated or not strings, and for a score that is
+    not a number in [0, 1].
     """
     values = np.asarray(score, dtype=np.float64)
     if values.shape != (len(ids),):
@@ -56,43 +56,47 @@ def submission(
 
 
 def check_submission(frame: pd.DataFrame, *, id_column: str, sample: Path | None = None) -> None:
-    """Raise DataError unless `frame` could be handed in: ids and columns as in `sample`, scores in [0, 1]."""
+    """Raises DataError unless `frame` is a valid submission: ids and columns as in `sample`, scores in [0, 1]."""
     if frame.shape[1] != 2 or id_column not in frame:
-        raise DataError(f"a submission has the column {id_column!r} and one score, not {list(frame.columns)}")
+        raise DataError(
+            f"the submission has the columns {list(frame.columns)}: give the column {id_column!r} and one score"
+        )
     ids = frame[id_column]
     _check_ids(list(ids), "the submission")
     if sample is not None:
         expected = _read_sample(sample)
         if list(frame.columns) != list(expected.columns):
-            raise DataError(f"{sample} has the columns {list(expected.columns)}, not {list(frame.columns)}")
+            raise DataError(
+                f"{sample} has the columns {list(expected.columns)}, the submission has {list(frame.columns)}: "
+                "rename these"
+            )
         _check_same_ids(ids, expected[id_column], sample)
         moved = ids.to_numpy() != expected[id_column].to_numpy()
         if moved.any():
             row = int(np.flatnonzero(moved)[0])
             raise DataError(
-                f"{moved.sum()} ids stand in other rows than in {sample} (row {row + 2}: {ids.iloc[row]!r} "
-                f"for {expected[id_column].iloc[row]!r}): join the scores to the sample by id"
+                f"{moved.sum()} ids are in other rows than in {sample} (row {row + 2}: {ids.iloc[row]!r} "
+                f"instead of {expected[id_column].iloc[row]!r}): join the scores to the sample by id"
             )
     scores = frame[next(name for name in frame if name != id_column)].to_numpy(np.float64)
     bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
     if bad.size:
         named = _listed([f"{ids.iloc[row]}: {scores[row]}" for row in bad])
-        raise DataError(f"scores that are not in [0, 1] ({named}): a submission needs one number for each id")
+        raise DataError(f"scores are not in [0, 1] ({named}): give one number in [0, 1] for each id")
 
 
 def submission_text(frame: pd.DataFrame) -> str:
-    """The csv of a submission, the same for the same scores on every machine.
+    """Returns the csv of a submission, the same for the same scores on every machine.
 
-    Floats are written as Python's repr writes them, which is what pandas does without a float_format: the
-    fewest digits that read back as the same float64, so that two scores tie in the file only if they are
-    equal. A fixed number of digits would make ties in a rank blend; `%.17g` is as exact, but writes 0.1 as
-    0.10000000000000001.
+    Floats are written as by Python's repr, which pandas uses without a float_format: with the fewest digits that
+    read back as the same float64, so that two scores tie in the file only if they are equal. A fixed number of
+    digits would make ties in a rank blend; `%.17g` is as exact, but writes 0.1 as 0.10000000000000001.
     """
-    return frame.to_csv(index=False, lineterminator="\n")  # not the platform's line ends
+    return frame.to_csv(index=False, lineterminator="\n")  # by default the line ends depend on the platform
 
 
 def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) -> tuple[pd.DataFrame, str]:
-    """`frame` (id, score) in the sample's order, under its names; and the name of its id column."""
+    """Returns `frame` (id, score) with the sample's order and column names, and the name of its id column."""
     id_column, target_column = map(str, frame.columns)
     id_name = id_column if id_column in expected else str(expected.columns[0])
     target_name = next(str(name) for name in expected if name != id_name)
@@ -102,29 +106,29 @@ def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) 
 
 
 def _read_sample(path: Path) -> pd.DataFrame:
-    """A sample's two columns as the strings in the file: "007" stays "007", "NA" stays "NA"."""
+    """Reads a sample's two columns as the strings in the file: "007" stays "007", "NA" stays "NA"."""
     check_header(path)
     try:
-        # header=None: pandas would take a surplus column for the index, quietly.
+        # header=None, because pandas would silently use a surplus column as the index.
         cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file: correct data.sample_submission in the config") from error
     except (ValueError, OSError, MemoryError) as error:
-        raise DataError(f"{path}: not a readable csv in UTF-8 ({str(error).strip()})") from error
+        raise DataError(f"{path}: not a readable csv in UTF-8 ({str(error).strip()}): save it as one") from error
     header = [str(name).strip() for name in cells.iloc[0]]
     if len(set(header)) != 2 or len(header) != 2:
-        raise DataError(f"{path}: a sample submission has two columns, an id and a target, not {header}")
+        raise DataError(f"{path}: it has the columns {header}: a sample submission needs two, an id and a target")
     return cells.iloc[1:].reset_index(drop=True).set_axis(header, axis="columns")
 
 
 def _check_ids(ids: list[object], where: str) -> None:
     odd = [value for value in ids if not isinstance(value, str) or not value]
     if odd:
-        raise DataError(f"{where}: {_listed(map(repr, odd))} is no id: read the column as strings")
+        raise DataError(f"{where}: {_listed(map(repr, odd))} is not an id: read the column as strings and fill it in")
     counts = pd.Series(ids, dtype="str").value_counts()
     doubled = sorted(counts.index[counts > 1])
     if doubled:
-        raise DataError(f"{where}: doubled ids {_listed(doubled)}: each image has one row, drop the copies")
+        raise DataError(f"{where}: duplicated ids {_listed(doubled)}: keep one row for each image")
 
 
 def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
@@ -138,7 +142,7 @@ def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
     if faults:
         raise DataError(
             f"the ids are not those of {sample}; {'; '.join(faults)}. "
-            "Check that data.test and data.sample_submission belong together"
+            "Check that data.test and data.sample_submission have the same ids"
         )
 
 
@@ -149,9 +153,10 @@ def _listed(values: Sequence[str] | map[str]) -> str:
 
 
 def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
-    """Blend all runs, scored nested and refitted on all rows; write blend/, predictions.parquet and submission.csv.
+    """Blends all runs, with a nested score and final weights from all rows; returns the blend.
 
-    The same runs and settings again are skipped; a stale blend is set aside.
+    Writes blend/ and, where there are test rows, predictions.parquet and submission.csv. A complete blend of the same
+    runs and settings is kept; a stale one is set aside.
     """
     folder = experiment.folder / "blend"
     inputs = blend_inputs(experiment, runs)
@@ -195,7 +200,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     )
     methods = nested.summary(y, split_group)
     headline = interval(config.objective, y, nested.score, split_group)
-    # On the chosen method's own scale: the headline's is mixed where the outer folds chose different methods.
+    # Calibrate the chosen method's scores: the headline's mix several scales where outer folds chose different methods.
     honest = nested.by_method[nested.chosen]
     calibration = calibrate_nested(honest, y, fold, split_group)
     oof = pd.DataFrame({"id": experiment.table.train["id"].to_numpy()[rows], "fold": fold, "score": nested.score})
@@ -224,13 +229,13 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
         "left_out": len(experiment.target) - len(rows),
-        "selected": [run.name for run in runs if run.meta.get("selected")],  # on these very rows
+        "selected": [run.name for run in runs if run.meta.get("selected")],  # settings chosen on these rows
     }
     return write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
 
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
-    """Scores (rows,): each test row blended as each fold net sees it, the blends' logits averaged over the nets."""
+    """Returns the scores (rows,) of test rows: blends each fold net's predictions, then averages the blends' logits."""
     if not predictions.test.shape[1]:
         return np.empty(0)
     blended = [
@@ -242,7 +247,7 @@ def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float
 
 
 def _write_predictions(experiment: Experiment, blend: Run) -> None:
-    """predictions.parquet and submission.csv, from the blend's test rows: the same bytes for the same blend."""
+    """Writes predictions.parquet and submission.csv from the blend's test rows: same bytes for the same blend."""
     test, data = blend.frame("test"), experiment.config.data
     frame = submission(
         test["id"],
@@ -257,7 +262,7 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
 
 
 def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
-    """What the blend depends on, by name; one made of anything else is stale."""
+    """Returns everything that the blend depends on, by name; a blend made from other inputs is stale."""
     config = experiment.config
     return {
         "settings": fingerprint({

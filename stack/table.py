@@ -1,4 +1,4 @@
-"""The table: one row an image, canonical columns, checked once so that no later step has to doubt it."""
+"""Reads and checks tables of images (train, test, external, new): one row an image, with canonical column names."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from stack.config import check_header
 from stack.errors import ConfigError, DataError
 
 REQUIRED = ("id", "group", "target")
-ACQUISITION = ("width", "height", "bytes")  # how the picture was made, not what it shows: law 8
+ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8
 OPTIONAL = ("age", "sex", "site", "diagnosis", "source", "fold", *ACQUISITION)
 TRAIN_ONLY = ("target", "diagnosis", "source", "fold")
 
-# What exporters write into a group column when nothing is known about the group.
+# Values that exporters write into a group column for an unknown group.
 SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
 _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
-_MAX_LISTED = 5  # offenders shown of each kind; their number is always given
+_MAX_LISTED = 5  # values listed of each fault, which also gives their number
 
 
 @dataclass(frozen=True)
 class Table:
-    """Checked rows: columns id, group, age, sex, site; in `train` also target and, where mapped,
-    diagnosis, source and fold.
+    """Checked rows, with columns id, group, age, sex, site and, where mapped, width, height, bytes.
 
-    id and group are str, target int8, age float32 (NaN missing), the others str (NaN missing).
-    `fold` is as written; `test` has zero rows where there is no test csv.
+    `train` also has target and, where mapped, diagnosis, source and fold. id and group are str, target int8, age,
+    width, height and bytes float32 (NaN missing), the others str (NaN missing). `fold` is as in the file; `test` has
+    no rows where there is no test csv.
     """
 
     train: pd.DataFrame
@@ -45,12 +45,11 @@ class Table:
 
 
 def read_table(train_csv: Path, test_csv: Path | None, *, columns: Mapping[str, str]) -> Table:
-    """Read and check both csv files; `columns` maps canonical names to those of the files.
+    """Reads and checks both csv files; `columns` maps canonical names to those of the files.
 
-    Rows are numbered as a spreadsheet does, the header being row 1.
-
-    Raises ConfigError where `columns` lacks id, group or target or has an unknown key, and DataError with
-    every fault of both files at once: file, rows, values, next step.
+    Raises ConfigError where `columns` lacks id, group or target or has an unknown key, and DataError that lists
+    every fault of both files: file, rows, values, next step. Row numbers are those of a spreadsheet: the header is
+    row 1.
     """
     _check_columns(columns)
     faults: list[str] = []
@@ -61,7 +60,7 @@ def read_table(train_csv: Path, test_csv: Path | None, *, columns: Mapping[str, 
         both = test.loc[test["id"].isin(common), "id"]
         if len(both):
             faults.append(
-                f"{test_csv}: {_listed(both)} also in {train_csv}: an image is either train or test, "
+                f"{test_csv}: {_listed(both)} also in {train_csv}: an image is either in train or in test, "
                 "remove it from one of the files"
             )
     if faults or train is None or test is None:
@@ -70,9 +69,10 @@ def read_table(train_csv: Path, test_csv: Path | None, *, columns: Mapping[str, 
 
 
 def read_external_frame(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Rows that only train: id, group ("" where there is none), target 0/1, age, sex, site, where mapped diagnosis.
+    """Reads an external table: id, group ("" where missing), target 0/1, age, sex, site and, where mapped, diagnosis.
 
-    Checked as a training csv is, but for its groups and for both classes being there. Raises DataError, ConfigError.
+    The checks are those of a training csv, except that groups are not checked and one class is enough. Raises
+    DataError, ConfigError.
     """
     for name in ("id", "target"):
         if name not in columns:
@@ -85,9 +85,10 @@ def read_external_frame(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """Rows to predict, id, group, age, sex, site, and which of the mapped columns the file lacks; these are missing.
+    """Reads rows to predict, with the columns of `Table.test`; also returns the mapped columns that the file lacks.
 
-    Without a group column every image stands for itself: its id is its group. Raises DataError.
+    Without a group column the group of every image is its id; other columns that are absent have missing values.
+    Raises DataError.
     """
     faults: list[str] = []
     raw = _read_strings(path, faults)
@@ -96,7 +97,7 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
     present = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
     if "id" not in present:
         near = _nearest(columns["id"], raw.columns)
-        raise DataError(f"{path}: no column {columns['id']!r}{near}: it names each row's image, rename the column")
+        raise DataError(f"{path}: no column {columns['id']!r}{near}: rename the column that holds the image ids")
     frame = _read_frame(path, present, faults, is_train=False, is_external="group" not in present)
     if frame is None or faults:
         raise DataError("\n".join(faults))
@@ -106,7 +107,7 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
 
 
 def read_cells(path: Path) -> pd.DataFrame:
-    """Every cell of a csv as the string in the file, its columns named by the header. Raises DataError."""
+    """Reads every cell of a csv as the string in the file, with columns named by the header. Raises DataError."""
     faults: list[str] = []
     raw = _read_strings(path, faults)
     if raw is None:
@@ -121,13 +122,13 @@ def _check_columns(columns: Mapping[str, str]) -> None:
     known = (*REQUIRED, *OPTIONAL)
     for name in columns:
         if name not in known:
-            raise ConfigError(f"columns.{name} is unknown{_nearest(name, known)}: known are {', '.join(known)}")
+            raise ConfigError(f"columns.{name} is unknown{_nearest(name, known)}: use one of {', '.join(known)}")
 
 
 def _read_frame(
     path: Path, columns: Mapping[str, str], faults: list[str], *, is_train: bool, is_external: bool = False
 ) -> pd.DataFrame | None:
-    """Read one file into canonical columns, adding what is wrong with it to `faults`; None if unusable."""
+    """Reads one file into canonical columns and appends its faults to `faults`; returns None if it is unusable."""
     found = len(faults)
     raw = _read_strings(path, faults)
     if raw is None:
@@ -143,7 +144,7 @@ def _read_frame(
     if len(faults) > found:
         return None
     text = pd.DataFrame({name: raw[csv] for name, csv in mapped.items()})
-    # An id stays as written (it must equal the submission's); the rest loses blanks around it.
+    # An id stays as written, because it must equal the submission's; other values are stripped.
     for name in text.columns.drop("id"):
         text[name] = text[name].str.strip()
     faults += [f"{path}: {fault}" for fault in _id_faults(text["id"])]
@@ -171,17 +172,17 @@ def _read_frame(
 
 
 def _read_strings(path: Path, faults: list[str]) -> pd.DataFrame | None:
-    """Read every cell as the string in the file: "17" stays "17", "" stays ""."""
+    """Reads every cell as the string in the file: "17" stays "17", "" stays ""."""
     try:
         check_header(path)
-        # header=None: pandas would rename a doubled column and take a surplus one for the index, quietly.
+        # header=None, because pandas would silently rename a duplicated column and use a surplus one as the index.
         cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     except FileNotFoundError:
         faults.append(f"{path}: no such file: correct its path in the config")
     except DataError as error:
         faults.append(str(error))
     except pd.errors.EmptyDataError:
-        faults.append(f"{path}: the file is empty")
+        faults.append(f"{path}: the file is empty: give it a header and at least one row")
     except (ValueError, OSError, MemoryError) as error:
         faults.append(f"{path}: not a readable csv in UTF-8 ({str(error).strip()}): save it as one")
     else:
@@ -189,24 +190,24 @@ def _read_strings(path: Path, faults: list[str]) -> pd.DataFrame | None:
             rows = cells.iloc[1:].reset_index(drop=True)
             rows.columns = pd.Index([name.strip() for name in cells.iloc[0]])
             return rows
-        faults.append(f"{path}: a header and no rows: the table needs at least one row")
+        faults.append(f"{path}: the file has a header but no rows: add at least one row")
     return None
 
 
 def _id_faults(ids: pd.Series) -> Iterable[str]:
     missing = ids.str.strip() == ""
     if missing.any():
-        yield f"{_rows(missing)} without an id: fill in the column or drop the rows"
+        yield f"{_rows(missing)} without an id: fill in the column or remove the rows"
     doubled = ids.duplicated(keep=False) & ~missing
     if doubled.any():
         names = ids[doubled].drop_duplicates()
-        yield f"{_listed(names)} in more than one row ({_rows(doubled)}): ids must be unique, drop the copies"
-    # Ids name files later, here and on other machines.
+        yield f"{_listed(names)} in more than one row ({_rows(doubled)}): ids must be unique, keep one row of each"
+    # Ids become file names, here and on other machines.
     unsafe = ids.str.contains(r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$", regex=True) & ~missing
     if unsafe.any():
         yield (
-            f"{_listed(ids[unsafe])} ({_rows(unsafe)}) can't name a file: an id has no path separator, "
-            "control character, '..', leading '.' or blank at its ends; rename it"
+            f"{_listed(ids[unsafe])} ({_rows(unsafe)}) cannot be a file name: rename it without path separators, "
+            "control characters, '..', a leading '.' or blanks at its ends"
         )
 
 
@@ -218,22 +219,22 @@ def _group_faults(groups: pd.Series, *, is_train: bool) -> Iterable[str]:
     is_sentinel = sizes.index.str.lower().isin(SENTINELS)
     largest = sizes[~is_sentinel].max() if (~is_sentinel).any() else 0
     n = len(groups)
-    advice = "one group would bind rows that have nothing in common; give each of them a group of its own"
+    advice = "it would put unrelated rows into one fold, give each of them a group of its own"
     refused = set()
     for name, size in sizes[is_sentinel].items():
         if size > 0.05 * n and size > 5 * largest:
             refused.add(name)
-            yield f"group {name!r} stands in {size} of {n} rows, it looks like a mark for 'unknown': {advice}"
+            yield f"group {name!r} is in {size} of {n} rows and looks like a placeholder for 'unknown': {advice}"
     for name, size in sizes.items():
         if is_train and n > 20 and size > 0.5 * n and name not in refused:
-            yield f"group {name!r} holds {size} of {n} rows, more than half: {advice}, or map another column"
+            yield f"group {name!r} has {size} of {n} rows, more than half: {advice}, or map another column"
 
 
 def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_class: bool) -> NDArray[np.int8]:
     numbers = pd.to_numeric(values, errors="coerce")
     bad = ~numbers.isin([0, 1])
     if bad.any():
-        faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: correct or drop the rows")
+        faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: correct or remove the rows")
     elif numbers.nunique() == 1 and not may_be_one_class:
         only = int(numbers.iloc[0])
         faults.append(f"{path}: every target is {only}: both classes are needed, check columns.target")
@@ -266,7 +267,7 @@ def _no_rows() -> pd.DataFrame:
 
 
 def _rows(mask: pd.Series) -> str:
-    """Name the rows of the mask as a spreadsheet numbers them: the header is row 1."""
+    """Lists the rows of the mask with the numbers of a spreadsheet, where the header is row 1."""
     numbers = np.flatnonzero(mask.to_numpy()) + 2
     if len(numbers) == 1:
         return f"row {numbers[0]}"
@@ -286,15 +287,16 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 OnCollision = Literal["refuse", "drop"]
-_DROP_ADVICE = "set `on_collision: drop` to leave them out, or remove them from the csv"
+_DROP_ADVICE = "set its `on_collision: drop` to leave them out, or remove them from the csv"
 
 
 @dataclass(frozen=True)
 class ExternalRows:
-    """Checked rows (id, group, target, age, sex, site, where mapped diagnosis), and what was done to them.
+    """Checked rows of an external table: id, group, target, age, sex, site and, where mapped, diagnosis.
 
-    Groups are named ``<table>:<group>``, so that a patient number used twice never becomes one patient. ``collided``
-    rows were dropped because their id is one of train or test; ``ungrouped`` rows had no group and became one each.
+    Groups are named ``<table>:<group>``, so that patients of two tables with the same number stay apart. ``collided``
+    is the number of rows dropped because their id is in train or test; ``ungrouped`` is the number of rows without a
+    group, which became groups of one.
     """
 
     name: str
@@ -303,22 +305,23 @@ class ExternalRows:
     ungrouped: int
 
     def summary(self) -> str:
-        """One line that says what comes in."""
+        """Returns one line with the numbers of rows, positives, dropped rows and rows without a group."""
         positives = int(self.frame["target"].sum())
         text = (
             f"external {self.name}: {len(self.frame):,} rows ({positives:,} positive) train every fold's image models"
         )
         if self.collided:
-            text += f"; {self.collided:,} dropped, their ids are in train or test"
-        return text + (f"; {self.ungrouped:,} without a group are one each" if self.ungrouped else "")
+            text += f"; {self.collided:,} dropped, as their ids are in train or test"
+        return text + (f"; {self.ungrouped:,} without a group are groups of one" if self.ungrouped else "")
 
 
 def read_external(
     path: Path, *, name: str, columns: Mapping[str, str], primary: Table, on_collision: OnCollision
 ) -> ExternalRows:
-    """Read and check the csv of an external table; ``columns`` maps id, target and what else there is.
+    """Reads and checks the csv of an external table; ``columns`` maps id, target and the optional columns.
 
-    Raises DataError naming every bad row, and where ids are also in train or test and ``on_collision`` is refuse.
+    Raises DataError that lists the faulty rows, and where ids are also in train or test and ``on_collision`` is refuse.
+    Raises ConfigError where ``columns`` lacks id or target.
     """
     frame = read_external_frame(path, columns)
     taken = frame["id"].isin(primary.train["id"]) | frame["id"].isin(primary.test["id"])
@@ -327,7 +330,7 @@ def read_external(
         raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")
     frame = frame[~taken].reset_index(drop=True)
     if frame.empty:
-        raise DataError(f"{path}: every id is also in train or test: take the table out of data.external")
+        raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
     is_ungrouped = frame["group"].str.lower().isin(SENTINELS)
     group = frame["group"].where(~is_ungrouped, "id " + frame["id"])
     return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_ungrouped.sum()))
@@ -336,10 +339,11 @@ def read_external(
 def duplicates_of_primary(
     external: pd.DataFrame, pairs: pd.DataFrame, on_collision: Mapping[str, OnCollision]
 ) -> pd.DataFrame:
-    """External rows whose picture is also in train or test: id, source (the table), reason.
+    """Returns the external rows whose image is also in train or test: id, source (the table), reason.
 
-    ``external`` has id and source; ``pairs`` has id_1 and id_2 of the same picture; ``on_collision`` speaks for each
-    table. A picture that trains level 1 and is scored would be a leak. Raises DataError where a table says refuse.
+    ``external`` has id and source; ``pairs`` has id_1 and id_2 of the same image; ``on_collision`` has the setting of
+    each table. Training level 1 on an image that is scored would be a leak. Raises DataError for such rows of a table
+    whose setting is refuse.
     """
     source = external.set_index("id")["source"]
     sides = [pairs[["id_1", "id_2"]], pairs[["id_2", "id_1"]]]
@@ -350,10 +354,10 @@ def duplicates_of_primary(
         if on_collision[str(table)] == "refuse":
             first = ", ".join(f"{a} (as {b})" for a, b in rows[["id", "of"]].iloc[:3].to_numpy())
             raise DataError(
-                f"external {table}: {len(rows)} pictures are also in train or test, first: {first}: {_DROP_ADVICE}"
+                f"external {table}: {len(rows)} images are also in train or test, first: {first}: {_DROP_ADVICE}"
             )
     return pd.DataFrame({
         "id": copies["id"],
         "source": copies["source"],
-        "reason": "the same picture as " + copies["of"].astype("str"),
+        "reason": "the same image as " + copies["of"].astype("str"),
     })  # fmt: skip

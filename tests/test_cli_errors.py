@@ -36,15 +36,15 @@ ROWS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
         "no column 'patient_id' (columns.group), did you mean 'patient_ids'?",
         "correct columns.group in the config",
     ),
-    "doubled id": (lambda t: pd.concat([t, t.head(1)]), "in more than one row (rows 2, 242)", "drop the copies"),
+    "doubled id": (lambda t: pd.concat([t, t.head(1)]), "in more than one row (rows 2, 242)", "keep one row of each"),
     "target not 0/1": (
         lambda t: t.assign(target=["2", *t["target"][1:]]),
         "target '2' (row 2) is not 0 or 1",
-        "correct or drop the rows",
+        "correct or remove the rows",
     ),
     "sentinel group": (
         lambda t: t.assign(patient_id="-1"),
-        "group '-1' stands in 240 of 240 rows",
+        "group '-1' is in 240 of 240 rows",
         "give each of them a group of its own",
     ),
     "image missing": (
@@ -61,7 +61,7 @@ SETTINGS = {
     "unknown recipe": ("image_models.0.augment=hevy", "unknown augmentation 'hevy'", "choose from none, light"),
     "no train csv": ("data.train=gone.csv", "gone.csv: no such file", "correct its path"),
     "no images folder": ("data.images=gone", "gone is not a folder", "set data.images"),
-    "no duplicates csv": ("data.duplicates=gone.csv", "gone.csv is not there", "or drop the key"),
+    "no duplicates csv": ("data.duplicates=gone.csv", "gone.csv does not exist", "or remove the key"),
     "unset variable": ("data.train=${NOT_SET_HERE}/x.csv", "NOT_SET_HERE is not set", "export NOT_SET_HERE="),
 }
 
@@ -120,7 +120,7 @@ def test_a_missing_config_is_named(tmp_path: Path, capsys: Capture) -> None:
     imported = ["import-oof", "x", "--oof", "x.csv"]
     for command in (["oof"], ["stack"], ["tune", "blend"], ["report"], ["clean"], imported):
         message = command_error(capsys, *command, "-c", path)
-        assert f"{path}: no such config: see configs/" in message
+        assert f"{path}: no such config: check the path; configs/" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -162,8 +162,8 @@ def test_pretrained_is_yes_no_or_a_file(path: Path, text: str, value: bool) -> N
 
 
 def test_two_models_can_not_share_a_name(path: Path) -> None:
-    assert "tiny: the name of more than one model" in refused(path, "stackers.0.name=tiny")
-    assert "tiny: the name of more than one model" in refused(path, "image_models.1.name=tiny")
+    assert "more than one model is named tiny" in refused(path, "stackers.0.name=tiny")
+    assert "more than one model is named tiny" in refused(path, "image_models.1.name=tiny")
 
 
 @given(st.text(max_size=70))
@@ -199,7 +199,7 @@ def test_image_models_need_images(path: Path) -> None:
         (["image_models.0.metadata=[age, age]"], "metadata ['age', 'age'] names one twice"),
         (
             ["image_models.0.metadata=[age]", "data.columns.age=null"],
-            "`metadata: age`: name the column in data.columns.age",
+            "`metadata: age`: name its csv column in data.columns.age",
         ),
         (["backend=ray", "device=cuda"], "device: cuda on a Ray cluster needs ray.gpus"),
     ],
@@ -211,7 +211,7 @@ def test_a_value_that_makes_no_sense_is_named(path: Path, overrides: list[str], 
 def test_a_key_that_stands_twice_is_named(path: Path) -> None:
     """YAML would let the last one win, in silence."""
     path.write_text(path.read_text() + "\nseed: 1\nseed: 2\n")
-    with pytest.raises(ConfigError, match="seed stands twice in one place"):
+    with pytest.raises(ConfigError, match="seed is given twice in the mapping at line"):
         read_config(path)
 
 

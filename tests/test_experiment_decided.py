@@ -49,5 +49,5 @@ def test_a_changed_character_in_either_csv_is_noticed(tmp_path: Path) -> None:
         write_curation(tmp_path, curation())
         text = (tmp_path / name).read_text()
         (tmp_path / name).write_text(text.replace("01", "02"))
-        with pytest.raises(StoreError, match=rf"damaged \({name} isn't what it was\): remove .*pictures\.json"):
+        with pytest.raises(StoreError, match=rf"damaged \({name} has changed\): remove .*pictures\.json"):
             read_curation(tmp_path)

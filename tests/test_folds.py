@@ -160,7 +160,7 @@ def test_a_merged_component_of_more_than_five_percent_is_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_folds(train, k=2, seed=0, duplicates=pairs(*[("i0", f"i{i}") for i in range(1, 5)]))
-    with pytest.warns(UserWarning, match=r"tie 6 groups into one, 'g0', of 6 rows, 6\.0%"):
+    with pytest.warns(UserWarning, match=r"merge 6 groups into one, 'g0', with 6 rows \(6\.0%"):
         make_folds(train, k=2, seed=0, duplicates=pairs(*[("i0", f"i{i}") for i in range(1, 6)]))
 
 
@@ -205,7 +205,7 @@ def test_own_folds_that_split_duplicates_are_refused_by_name() -> None:
     train = table([f"g{i // 2}" for i in range(12)], [i % 2 for i in range(12)])
     own = pd.Series([i // 2 % 2 for i in range(12)])
     with (
-        pytest.warns(UserWarning, match="tie 2 groups"),
+        pytest.warns(UserWarning, match="merge 2 groups"),
         pytest.raises(DataError, match=r"splits 1 groups \('g2' in folds 0, 1\)"),
     ):
         make_folds(train, k=2, seed=0, own=own, duplicates=pairs(("i5", "i7")))
@@ -221,11 +221,11 @@ def test_own_folds_must_cover_every_row(gap: float | None) -> None:
 
 def test_own_folds_of_another_number_length_or_one_class_are_refused() -> None:
     train = table([f"g{i}" for i in range(12)], [i % 2 for i in range(12)])
-    with pytest.raises(DataError, match="has 3 folds and k is 2: set k to 3"):
+    with pytest.raises(DataError, match="has 3 folds, but k is 2: set k to 3"):
         make_folds(train, k=2, seed=0, own=pd.Series(range(12)) % 3)
     with pytest.raises(DataError, match="11 values for 12 rows"):
         make_folds(train, k=2, seed=0, own=pd.Series(range(11)) % 2)
-    with pytest.raises(DataError, match="fold 0 of the fold column holds one class"):
+    with pytest.raises(DataError, match="fold 0 of the fold column holds only one class"):
         make_folds(train, k=2, seed=0, own=pd.Series(range(12)) % 2)
 
 

@@ -77,7 +77,7 @@ def test_files_that_cannot_be_read_are_told_together(tmp_path: Path) -> None:
     write_dicom(tmp_path / "again" / "ISIC_1.dcm", PatientID="IP_1")
     for name in ("ISIC_2", "ISIC_3"):
         (tmp_path / f"{name}.dcm").unlink()
-    with pytest.raises(DataError, match="1 ids are there more than once, first: ISIC_1"):
+    with pytest.raises(DataError, match="1 rows repeat an id, first: ISIC_1"):
         read_dicom_metadata(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         read_dicom_metadata(tmp_path / "nowhere")
@@ -103,22 +103,22 @@ def test_kaggles_records_imply_their_csv(tmp_path: Path) -> None:
 def test_unknown_features_and_codes_are_named(tmp_path: Path) -> None:
     place = write_records(tmp_path / "a.tfrec", [{"image_name": (b"ISIC_1", "byte"), "location": (3, "int")}])
     with pytest.raises(
-        DataError, match=r"has no feature site; it has image_name, location: name them under data\.tfrecord"
+        DataError, match=r"has no feature site; it has image_name, location: name the right ones under data\.tfrecord"
     ):
         read_tfrecord_metadata(place, features={"anatom_site_general_challenge": "site"}, codes={})
     named = {"anatom_site_general_challenge": "location"}
-    with pytest.raises(DataError, match=r"codes 3, which data\.tfrecord\.codes\.anatom_site.*add them"):
+    with pytest.raises(DataError, match=r"codes 3, which are not in data\.tfrecord\.codes\.anatom_site.*add them"):
         read_tfrecord_metadata(place, features=named, codes={"anatom_site_general_challenge": {0: "torso"}})
-    with pytest.raises(DataError, match="names ages: columns are image_name"):
+    with pytest.raises(DataError, match="has the unknown columns ages: use image_name"):
         read_tfrecord_metadata(place, features={"ages": "x"}, codes={})
-    with pytest.raises(DataError, match="no TFRecord file"):
+    with pytest.raises(DataError, match="is not a TFRecord file"):
         read_tfrecord_metadata(tmp_path / "none", features={}, codes={})
 
 
 def test_a_csv_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     frame = pd.DataFrame({"image_name": ["a"]})
     write_metadata(frame, tmp_path / "a.csv")
-    with pytest.raises(DataError, match="is there already: choose another name, or say --replace"):
+    with pytest.raises(DataError, match="exists already: choose another name, or add --replace"):
         write_metadata(frame, tmp_path / "a.csv")
     write_metadata(frame.assign(image_name="b"), tmp_path / "a.csv", replace=True)
     assert "b" in (tmp_path / "a.csv").read_text()

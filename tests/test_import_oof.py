@@ -81,19 +81,19 @@ def test_missing_rows_need_their_exact_number(experiment: Experiment, files: Fil
     for declared in (0, missing - 1, missing + 1, n):
         if declared != missing:
             message = import_error(experiment, (oof, test), exclude=declared)
-            assert f"{missing} of {n} training rows have no prediction, {declared} declared" in message
+            assert f"{missing} of {n} training rows have no prediction, but {declared} are declared" in message
             assert f"--exclude {missing}" in message
     assert import_frames(experiment, "net", oof, test, exclude=missing).meta["excluded"] == missing
 
 
 def test_rows_that_are_all_there_exclude_none(experiment: Experiment, files: Files) -> None:
-    assert "drop --exclude" in import_error(experiment, files, exclude=3)
+    assert "remove --exclude" in import_error(experiment, files, exclude=3)
 
 
 def test_a_whole_fold_can_not_be_excluded(experiment: Experiment, files: Files) -> None:
     oof, test = files
     message = import_error(experiment, (oof[oof["fold"] != 1], test), exclude=int((oof["fold"] == 1).sum()))
-    assert "no prediction for any row of fold 1" in message
+    assert "no row of fold 1 has a prediction" in message
 
 
 def test_excluded_rows_leave_every_run_and_nothing_is_filled(experiment: Experiment, files: Files) -> None:
@@ -117,7 +117,7 @@ def test_a_run_with_an_undeclared_gap_is_not_stacked(experiment: Experiment, fil
     """As when the file was made for a table that has grown since."""
     run = import_frames(experiment, "net", *files)
     longer = pd.concat([experiment.table.train["id"], pd.Series(["new"])], ignore_index=True)
-    with pytest.raises(StoreError, match=r"no prediction for 1 of .* 0 declared"):
+    with pytest.raises(StoreError, match=r"1 of .* training rows have no prediction, but 0 are declared"):
         read_predictions([run], longer, experiment.table.test["id"], folds=3)
     with pytest.raises(StoreError, match="1 ids that are not in the table"):
         read_predictions([run], experiment.table.train["id"].iloc[1:], experiment.table.test["id"], folds=3)
@@ -126,15 +126,15 @@ def test_a_run_with_an_undeclared_gap_is_not_stacked(experiment: Experiment, fil
 def test_strange_and_doubled_ids_are_named(experiment: Experiment, files: Files) -> None:
     oof, test = files
     strange = pd.concat([oof, pd.DataFrame({"isic": ["stranger"], "p": [0.5], "fold": [0]})])
-    assert "1 ids are no training rows, first 'stranger'" in import_error(experiment, (strange, test))
-    assert "in more than one row, first '0004'" in import_error(experiment, (pd.concat([oof, oof.iloc[[4]]]), test))
-    assert "in more than one row of net 1" in import_error(
+    assert "1 ids are not training rows, first 'stranger'" in import_error(experiment, (strange, test))
+    assert "1 rows repeat an id, first '0004'" in import_error(experiment, (pd.concat([oof, oof.iloc[[4]]]), test))
+    assert "1 rows of net 1 repeat an id" in import_error(
         experiment, (oof, pd.concat([test, test[test["fold"] == 1].iloc[[0]]]))
     )
-    assert "1 test rows have no prediction of net 0, 0 ids are no test rows" in import_error(
+    assert "1 test rows have no prediction of net 0, 0 ids are not test rows" in import_error(
         experiment, (oof, test.iloc[1:])
     )
-    assert "1 test rows have no prediction of net 0, 1 ids are no test rows" in import_error(
+    assert "1 test rows have no prediction of net 0, 1 ids are not test rows" in import_error(
         experiment, (oof, test.replace({"isic": {test["isic"].iloc[0]: "stranger"}}))
     )
 
@@ -147,7 +147,7 @@ def test_what_is_no_probability_is_named_with_its_row(
     changed = [frame.astype({"p": str}) for frame in files]
     changed[part].loc[11, "p"] = value
     message = import_error(experiment, (changed[0], changed[1]))
-    assert f"1 values of 'p' are no probabilities, first {value!r} in row 13" in message
+    assert f"1 values of 'p' are not probabilities, first {value!r} in row 13" in message
     assert ("net-oof.csv", "net-test.csv")[part] in message
 
 
@@ -189,7 +189,7 @@ def test_a_name_that_would_leave_the_models_is_refused(experiment: Experiment, f
     oof, test = (experiment.config_path.parent / f"{part}.csv" for part in ("oof", "test"))
     for frame, path in zip(files, (oof, test), strict=True):
         frame.to_csv(path, index=False)
-    with pytest.raises(DataError, match="can't name a run"):
+    with pytest.raises(DataError, match="cannot be the name of a run"):
         import_oof(
             experiment, name, oof, test, Out(quiet=True), columns=ImportedColumns("isic", "p", "fold"),
             test_averaged=False, exclude=0, foreign_folds=False, replace=True,

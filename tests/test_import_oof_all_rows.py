@@ -95,12 +95,14 @@ def test_rows_and_nets_must_be_those_of_the_out_of_fold_file(experiment: Experim
     made = every_net(files[0])
     assert "1 out-of-fold rows have no prediction of net" in import_error_with(experiment, files, made.iloc[1:])
     doubled = pd.concat([made, made.iloc[:1]])
-    assert "1 ids in more than one row of net" in import_error_with(experiment, files, doubled)
+    assert "repeat an id: give one row for each id and net" in import_error_with(experiment, files, doubled)
     stranger = pd.concat([made, made.iloc[:1].assign(isic="stranger")])
-    assert "1 ids are no out-of-fold rows" in import_error_with(experiment, files, stranger)
+    assert "1 ids are not out-of-fold rows" in import_error_with(experiment, files, stranger)
     assert "no row is of net 2" in import_error_with(experiment, files, made[made["fold"] != 2])
-    assert "fold 7 is none" in import_error_with(experiment, files, made.assign(fold=made["fold"].replace(2, 7)))
-    assert "are no probabilities" in import_error_with(experiment, files, made.assign(p=made["p"] + 1))
+    assert "fold 7 is not in the out-of-fold file" in import_error_with(
+        experiment, files, made.assign(fold=made["fold"].replace(2, 7))
+    )
+    assert "are not probabilities" in import_error_with(experiment, files, made.assign(p=made["p"] + 1))
     assert "--all-rows-prefix" in import_error_with(experiment, files, made.drop(columns="fold"))
     assert "no column begins with 'm_'" in import_error_with(experiment, files, wide(made), all_rows_prefix="m_")
 

@@ -149,10 +149,10 @@ def test_an_averaged_file_must_be_declared(experiment: Experiment, files: Files)
     test = files[1][files[1]["fold"] == 0]
     for averaged in (test.drop(columns="fold"), test.assign(fold=-1)):
         assert "--test-averaged" in import_error(experiment, (files[0], averaged))
-    assert "one row an id" in import_error(experiment, files, test_averaged=True)
+    assert "give one row for each id" in import_error(experiment, files, test_averaged=True)
 
 
 def test_a_lost_test_net_is_named_at_once(experiment: Experiment, files: Files) -> None:
     oof, test = (frame.assign(fold=frame["fold"] + 5) for frame in files)
     assert "no row is of net 6" in import_error(experiment, (oof, test[test["fold"] != 6]))
-    assert "fold 9 is none of the out-of-fold file's" in import_error(experiment, (oof, test.replace({"fold": {7: 9}})))
+    assert "fold 9 is not in the out-of-fold file" in import_error(experiment, (oof, test.replace({"fold": {7: 9}})))

@@ -71,7 +71,7 @@ def test_a_class_of_both_targets_is_refused_by_name() -> None:
 
 
 def test_diagnoses_of_one_target_are_refused() -> None:
-    with pytest.raises(DataError, match="needs diagnoses of both targets, found nevus"):
+    with pytest.raises(DataError, match="needs diagnoses of both targets, found only nevus"):
         labels_of(model(), rows(("nevus", 0)), NO_EXTERNAL)
 
 

@@ -70,7 +70,7 @@ def test_what_was_trained_is_taken_over_and_the_bytes_are_those_of_a_run_from_no
     folder = copied(one_seed, tmp_path)
     assert run_cli("oof", "-c", str(config(small_data, folder, **wanted)), "--rebuild", "tiny") == 0
     assert trained == ([3] * 3 if "seeds" in wanted else [])
-    assert "3 trained nets are taken over" in " ".join(capsys.readouterr().out.split())
+    assert "3 trained nets are reused without training" in " ".join(capsys.readouterr().out.split())
     assert run_cli("oof", "-c", str(config(small_data, tmp_path, **wanted)), "-q") == 0
     assert contents(folder) == contents(tmp_path)
 
@@ -170,7 +170,7 @@ def test_the_command_that_rebuilds_is_the_one_that_was_typed(
         "image_models.0.lr=0.02",
     ]
     assert run_cli("oof", *changed, "-q") == 2
-    command = shlex.split(capsys.readouterr().err.rpartition("rebuild it with `")[2].partition("`")[0])
+    command = shlex.split(capsys.readouterr().err.rpartition("rebuild the run with `")[2].partition("`")[0])
     assert command[0] == "dermstack"
     assert run_cli(*command[1:]) == 0
     assert len(trained) == 3

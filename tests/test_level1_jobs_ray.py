@@ -77,7 +77,7 @@ def test_a_task_that_fits_no_node_is_refused_or_waits_for_a_larger_one(
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, gone])
     task_runner._check_resources(Ray(address=address, cpus=8), Out())
     assert capsys.readouterr().err == ""
-    said = "ray.cpus 8 and ray.gpus 1, and no node has as many (2 CPUs, 0 GPUs; 8 CPUs, 0 GPUs)"
+    said = "ray.cpus 8 and ray.gpus 1, but no node has as many (2 CPUs, 0 GPUs; 8 CPUs, 0 GPUs)"
     asked = Ray(address=address, cpus=8, gpus=1)
     if status == 2:
         with pytest.raises(ConfigError, match=re.escape(said)):

@@ -103,7 +103,7 @@ def test_unknown_nets_and_shapes_are_refused_by_name(rng: np.random.Generator) -
     ranks = NetRanks().fit(P, [0, 0, 0, 1, 1, 1])
     with pytest.raises(DataError, match=r"run 0: no ranks for net 7 \(known: -1, 0, 1\)"):
         ranks.transform(P, [0, 0, 0, 1, 1, 7])
-    with pytest.raises(DataError, match="predictions of 1 runs, ranks of 2"):
+    with pytest.raises(DataError, match="predictions are of 1 runs, but ranks were fitted on 2"):
         ranks.transform(P[:, :1], np.zeros(6))
     with pytest.raises(DataError, match="nets have shape"):
         ranks.transform(P, [0, 1])

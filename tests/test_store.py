@@ -136,7 +136,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["oof.parquet", "oof_z.npy"])
-@pytest.mark.parametrize(("harm", "word"), [(flip, "damaged"), (cut, "damaged"), (Path.unlink, "gone")])
+@pytest.mark.parametrize(("harm", "word"), [(flip, "damaged"), (cut, "damaged"), (Path.unlink, "missing")])
 def test_a_file_that_has_changed_is_refused_with_its_name_and_the_next_step(
     tmp_path: Path, name: str, harm: object, word: str
 ) -> None:
@@ -178,7 +178,7 @@ def test_a_pickle_in_an_array_is_not_loaded(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"files": {"z.npy": sha256(tmp_path / "z.npy")}})
     run = read_run(tmp_path)
     assert run is not None
-    with pytest.raises(StoreError, match=r"z\.npy is no array .*Python objects"):
+    with pytest.raises(StoreError, match=r"z\.npy is not a readable array .*Python objects"):
         run.array("z")
 
 

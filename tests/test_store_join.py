@@ -27,7 +27,7 @@ def test_a_stranger_is_named_and_takes_no_row() -> None:
 
 
 def test_a_double_is_named() -> None:
-    with pytest.raises(StoreError, match="the rows of net hold id 'b' twice"):
+    with pytest.raises(StoreError, match="the rows of net hold the id 'b' twice"):
         row_positions(["a"], ["a", "b", "b"], "the rows of net")
 
 

@@ -74,10 +74,10 @@ def test_missing_and_extra_ids_are_named_and_counted(sample):
 
 
 def test_doubled_ids_are_refused_wherever_they_stand(sample):
-    with pytest.raises(DataError, match="the predictions: doubled ids b"):
+    with pytest.raises(DataError, match="the predictions: duplicated ids b"):
         make([*IDS, "b"], [*SCORES, 0.4])
     sample.write_text(sample.read_text() + "007,0\n")
-    with pytest.raises(DataError, match=r"sample_submission\.csv: doubled ids 007"):
+    with pytest.raises(DataError, match=r"sample_submission\.csv: duplicated ids 007"):
         make(sample=sample)
 
 
@@ -90,7 +90,7 @@ def test_a_score_that_is_no_number_in_0_1_is_refused(bad, sample):
 
 def test_an_id_that_is_no_string_is_refused():
     for odd in (7, 7.0, None, np.nan, ""):
-        with pytest.raises(DataError, match="is no id"):
+        with pytest.raises(DataError, match="is not an id"):
             make(["a", odd], [0.1, 0.2])
 
 
@@ -125,13 +125,15 @@ def test_the_text_ends_lines_the_same_everywhere():
 def test_a_handed_in_frame_is_held_to_the_sample(sample):
     good = make(sample=sample)
     check_submission(good, id_column="image_name", sample=sample)
-    with pytest.raises(DataError, match=r"4 ids stand in other rows .*row 2: 'b' for '1e5'"):
+    with pytest.raises(DataError, match=r"4 ids are in other rows .*row 2: 'b' instead of '1e5'"):
         check_submission(good.iloc[::-1], id_column="image_name", sample=sample)
     with pytest.raises(DataError, match="without a score: b"):
         check_submission(good.iloc[:3], id_column="image_name", sample=sample)
-    with pytest.raises(DataError, match=r"columns \['image_name', 'target'\], not \['image_name', 'p'\]"):
+    with pytest.raises(
+        DataError, match=r"columns \['image_name', 'target'\], the submission has \['image_name', 'p'\]"
+    ):
         check_submission(good.rename(columns={"target": "p"}), id_column="image_name", sample=sample)
-    with pytest.raises(DataError, match="has the column 'id' and one score"):
+    with pytest.raises(DataError, match="give the column 'id' and one score"):
         check_submission(good, id_column="id")
 
 
@@ -139,8 +141,8 @@ def test_a_handed_in_frame_is_held_to_the_sample(sample):
     ("text", "match"),
     [
         ("", "not a readable csv"),
-        ("id\na\n", "two columns"),
-        ("id,a,b\n1,2,3\n", "two columns"),
+        ("id\na\n", "needs two"),
+        ("id,a,b\n1,2,3\n", "needs two"),
         ("a,a\n1,2\n", "two"),
     ],
 )

@@ -126,7 +126,7 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     )
     message = refusal(train)
     assert "'a' in more than one row (rows 2, 3)" in message
-    assert "'../b' (row 4) can't name a file" in message
+    assert "'../b' (row 4) cannot be a file name" in message
     assert "row 5 without an id" in message
     assert "row 3 without a group" in message
     assert "target '2', '' (rows 2, 4) is not 0 or 1" in message
@@ -180,14 +180,14 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
 def test_ids_that_cannot_name_files_are_refused(tmp_path: Path, bad: str) -> None:
     ids = [f"i{i}" for i in range(30)]
     ids[4] = bad
-    assert "can't name a file" in refusal(train_csv(tmp_path, image=ids))
+    assert "cannot be a file name" in refusal(train_csv(tmp_path, image=ids))
 
 
 @pytest.mark.parametrize("sentinel", ["-1", "0", "-1.0", "Unknown", "NaN", "none", "NULL", "NA"])
 def test_a_sentinel_that_passes_for_a_group_is_refused(tmp_path: Path, sentinel: str) -> None:
     groups = [sentinel if i % 3 == 0 else f"p{i}" for i in range(30)]
     message = refusal(train_csv(tmp_path, patient=groups))
-    assert f"group {sentinel!r} stands in 10 of 30 rows" in message
+    assert f"group {sentinel!r} is in 10 of 30 rows" in message
 
 
 def test_a_group_that_happens_to_be_called_0_is_accepted(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_group_that_happens_to_be_called_0_is_accepted(tmp_path: Path) -> None
 
 def test_one_group_with_more_than_half_of_the_rows_is_refused(tmp_path: Path) -> None:
     groups = ["clinic" if i < 16 else f"p{i}" for i in range(30)]
-    assert "group 'clinic' holds 16 of 30 rows" in refusal(train_csv(tmp_path, patient=groups))
+    assert "group 'clinic' has 16 of 30 rows" in refusal(train_csv(tmp_path, patient=groups))
 
 
 def test_a_test_csv_of_one_patient_is_accepted(tmp_path: Path) -> None:

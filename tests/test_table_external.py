@@ -45,7 +45,7 @@ def test_rows_without_a_patient_are_one_each(tmp_path: Path, primary: Table) -> 
     rows = read(tmp_path, primary)
     assert rows.ungrouped == 2
     assert rows.frame["group"].nunique() == 3
-    assert "2 without a group are one each" in rows.summary()
+    assert "2 without a group are groups of one" in rows.summary()
 
 
 def test_a_table_without_groups_and_of_one_class_will_do(tmp_path: Path, primary: Table) -> None:
@@ -63,7 +63,7 @@ def test_ids_of_train_and_test_are_refused_or_dropped_and_counted(tmp_path: Path
     rows = read(tmp_path, primary, isic=["x", taken, "z"], on_collision="drop")
     assert rows.frame["id"].tolist() == ["x", "z"]
     assert rows.collided == 1
-    assert "1 dropped, their ids are in train or test" in rows.summary()
+    assert "1 dropped, as their ids are in train or test" in rows.summary()
 
 
 def test_rows_are_checked_as_those_of_train(tmp_path: Path, primary: Table) -> None:
@@ -78,16 +78,16 @@ def test_rows_are_checked_as_those_of_train(tmp_path: Path, primary: Table) -> N
 def test_copies_of_scored_pictures_go_and_copies_among_themselves_stay() -> None:
     external = pd.DataFrame({"id": ["x", "y", "z"], "source": ["more", "more", "other"]})
     pairs = pd.DataFrame({"id_1": ["a", "x", "a", "t"], "id_2": ["b", "y", "x", "z"]})
-    with pytest.raises(DataError, match=r"external more: 1 pictures are also in train or test, first: x \(as a\)"):
+    with pytest.raises(DataError, match=r"external more: 1 images are also in train or test, first: x \(as a\)"):
         duplicates_of_primary(external, pairs, {"more": "refuse", "other": "drop"})
     gone = duplicates_of_primary(external, pairs, {"more": "drop", "other": "drop"})
-    assert gone.to_numpy().tolist() == [["x", "more", "the same picture as a"], ["z", "other", "the same picture as t"]]
+    assert gone.to_numpy().tolist() == [["x", "more", "the same image as a"], ["z", "other", "the same image as t"]]
 
 
 def test_a_run_made_with_external_rows_is_stale_without_them(tmp_path: Path) -> None:
     experiment = opened_experiment(write_experiment(tmp_path))
     meta = {"inputs": {"settings": "a", "images": "b", "external rows": "c"}}
     run = write_run(experiment.models / "net", meta, frames={})
-    with pytest.raises(StoreError, match="net was made with other external rows: take the change back, or rebuild"):
+    with pytest.raises(StoreError, match="net was made with other external rows: undo the change, or rebuild"):
         check_fresh(experiment, run.folder, {"settings": "a"})
     check_fresh(experiment, run.folder, {"settings": "a", "external rows": "c"})  # level 2 has no pictures at hand

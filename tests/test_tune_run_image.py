@@ -105,4 +105,4 @@ def test_only_trained_models_have_a_study(small_data: Path, tmp_path: Path, caps
     config = small_config(small_data, tmp_path, image_models=[still], stackers=[])
     assert run_cli("tune", "image", "-c", str(config)) == 2
     assert run_cli("oof", "-c", str(config), "--set", "tuned.image.still=x.yaml") == 2
-    assert "which is no trained image model" in " ".join(capsys.readouterr().err.split())
+    assert "which is not a trained image model" in " ".join(capsys.readouterr().err.split())

@@ -71,4 +71,4 @@ def test_a_study_chooses_settings_of_training_and_within_their_bounds(
     """What else a model is made of stands in the config."""
     said = read(yaml.safe_dump(GOOD | {"settings": GOOD["settings"] | {setting: value}}), tmp_path)[2]  # type: ignore[operator]
     assert isinstance(said, str)
-    assert "is no study of an image model" in said
+    assert "is not a study of an image model" in said
