@@ -28,8 +28,8 @@ from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.run import run_audit
 from dermstack.audit.runs import run_findings
 from dermstack.audit.shuffled import shuffled_findings, shuffled_target_aucs
+from dermstack.errors import DermstackError
 from stack.console import Out
-from stack.errors import DermstackError
 from stack.features import FoldFeatures
 from stack.store import read_runs
 

@@ -34,7 +34,10 @@ _HOME = {
     "read_table": "stack.table",
     "write_bundle": "dermstack.serve.write_bundle",
     "write_report": "dermstack.report.evidence",
-    "DermstackError": "stack.errors",
+    **dict.fromkeys(
+        ("BundleError", "ConfigError", "DataError", "DermstackError", "ImageError", "StoreError", "TabularError"),
+        "dermstack.errors",
+    ),
 }
 
 __all__ = sorted(_HOME)

@@ -22,7 +22,7 @@ import simplejpeg
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.files import atomic_write
 from image_models.io.readers import Source
 from image_models.processes import run_parallel

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from dermstack.errors import ImageError
 from image_models.cache import ImageCache
-from image_models.errors import ImageError
 from image_models.processes import own_packages_first
 from image_models.transforms import Augment
 

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import cv2
 import torch
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")

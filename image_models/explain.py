@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchcam.methods import GradCAM
 
+from dermstack.errors import ImageError
 from image_models.device import use_threads
-from image_models.errors import ImageError
 from image_models.net import Net
 
 CAM_BATCH_SIZE = 4  # images whose gradients are in memory at once

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
+from dermstack.errors import ImageError
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, allowed_classes
 from image_models.device import explain_oom, pick_device, use_threads
-from image_models.errors import ImageError
 from image_models.files import apply_umask, atomic_write
 from image_models.frozen_head import fit_head
 from image_models.losses import prior_shift, training_prior

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # fr
 from torch import nn
 from torch.nn import functional as F
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.files import apply_umask, atomic_write
 from image_models.losses import risk_logit
 

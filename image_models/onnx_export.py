@@ -13,8 +13,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 from scipy.special import expit
 from torch import nn
 
+from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages
-from image_models.errors import ImageError
 from image_models.losses import risk_logit
 from image_models.net import Net
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages, eval_batches, load_batches
 from image_models.device import explain_oom, retry_on_oom
-from image_models.errors import ImageError
 from image_models.net import Net
 
 VIEW_COUNTS = {"none": 1, "flips": 4, "d4": 8}

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import nn
 
+from dermstack.errors import ImageError
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages
 from image_models.device import pick_device, pick_precision, use_threads
-from image_models.errors import ImageError
 from image_models.frozen_head import LinearHead
 from image_models.losses import risk_logit
 from image_models.net import Net, build_net, read_weights

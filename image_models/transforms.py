@@ -12,7 +12,7 @@ import numpy as np
 from albumentations import ImageOnlyTransform
 from numpy.typing import NDArray
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read at import: otherwise it asks a server for its newest version
 import albumentations as A

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters

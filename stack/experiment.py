@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.errors import DataError, StoreError
 from stack.config import Config, check_header
 from stack.console import Out
-from stack.errors import DataError, StoreError
 from stack.folds import Folds, make_folds
 from stack.metrics.shuffle import shuffle_targets
 from stack.store import (

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
 
 Stratum = Literal["group_size", "age"]
 

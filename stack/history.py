@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.errors import DataError, StoreError
 from stack.config import Config
-from stack.errors import DataError, StoreError
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
 from stack.metrics.scores import auc, auc_by_fold, average_precision

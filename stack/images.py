@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from dermstack.errors import DataError
 from stack.config import TFRecords
 from stack.console import Out
-from stack.errors import DataError
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.store import frame_fingerprint, read_frame, write_frame
 from stack.table import ACQUISITION, Table, duplicates_of_primary

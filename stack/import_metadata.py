@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from dermstack.errors import DataError
 from image_models.processes import run_parallel
-from stack.errors import DataError
 from stack.store import atomic
 
 # Kaggle's names, the id first, without the image itself.
@@ -106,7 +106,7 @@ def write_metadata(frame: pd.DataFrame, path: Path, *, replace: bool = False) ->
 
 
 def _row(path: Path) -> dict[str, str] | str:
-    from image_models.errors import ImageError
+    from dermstack.errors import ImageError
     from image_models.io.dicom import dicom_metadata
 
     try:

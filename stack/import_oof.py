@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import logit
 
+from dermstack.errors import DataError, StoreError
 from stack.config import check_header
 from stack.console import Out
-from stack.errors import DataError, StoreError
 from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
 from stack.ranks import AVERAGED

@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from dermstack.errors import StoreError
 from stack.console import Out
-from stack.errors import StoreError
 from stack.experiment import Experiment
 from stack.features import METADATA_BLOCK, fold_matrix
 from stack.images import require_acquisition

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dermstack.errors import StoreError
 from image_models.settings import Training
 from stack.console import Out
-from stack.errors import StoreError
 from stack.experiment import Experiment, write_rows
 from stack.image_config import ImageModel
 from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks

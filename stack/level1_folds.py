@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.errors import DataError
 from image_models.settings import Compute, Network, Training
 from stack.console import Out
-from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.folds import inner_split
 from stack.image_config import Diagnosis, ImageModel

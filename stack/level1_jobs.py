@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.errors import ConfigError
 from image_models.processes import run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.config import Config, Ray
 from stack.console import Out
-from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.level1_folds import FoldTask, FrozenFold, TrainedFold, read_stored_features
 from stack.parallel import count_gpus, reserve_device

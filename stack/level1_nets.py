@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from dermstack.errors import StoreError
 from image_models.files import apply_umask, atomic_write
-from stack.errors import StoreError
 from stack.store import Run, fingerprint, read_run, set_aside, write_run
 
 _NON_NET_INPUTS = {"settings", "selection"}  # inputs of a run only; a net has the input "training" instead
@@ -42,12 +42,6 @@ def net_meta(inputs: Mapping[str, str], settings: Mapping[str, Any], *, fold: in
     made_of = {name: value for name, value in inputs.items() if name not in _NON_NET_INPUTS}
     made_of |= {"training": fingerprint(training), "fold": str(fold), "net seed": str(seed)}
     return {"fingerprint": fingerprint(made_of), "level": 1, "kind": "net", "inputs": made_of}
-
-
-def complete_net(folder: Path, fingerprint: str) -> Run | None:
-    """Returns the net in ``folder`` if it is complete and has this fingerprint, else None."""
-    run = read_run(folder)
-    return run if run is not None and run.meta["fingerprint"] == fingerprint else None
 
 
 def stored_nets(fold_folder: Path, fold: int) -> dict[str, StoredNet]:

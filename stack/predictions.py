@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.experiment import Experiment
 from stack.ranks import AVERAGED, net_moments
 from stack.store import Run, row_positions_in_run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 
 AVERAGED = -1  # instead of a net's fold: the prediction is an average over all nets of its run
 

@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from dermstack.errors import StoreError
 from image_models.files import atomic_write
-from stack.errors import StoreError
 
 RUN_FILE = "run.json"
 # The command that makes a run of each kind; `stack` makes the other kinds.

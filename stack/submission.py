@@ -11,12 +11,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
+from dermstack.errors import DataError
 from stack.blend.blender import Blender, blender_state
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.nested import blend_nested
 from stack.config import check_header
 from stack.console import Out
-from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc_by_fold

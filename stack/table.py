@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.errors import ConfigError, DataError
 from stack.config import check_header
-from stack.errors import ConfigError, DataError
 
 REQUIRED = ("id", "group", "target")
 ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8

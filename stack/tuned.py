@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from dermstack.errors import ConfigError, StoreError
 from image_models.settings import Training
 from stack.blend.columns import LeftOutFolds, Weighting
 from stack.config import parse_yaml
-from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.store import sha256

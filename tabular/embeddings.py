@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 
 PROCRUSTES_ROUNDS = 5  # of generalised Procrustes; the residual is constant after three
 HELD_OUT_EVERY = 5  # every fifth anchor is held out to measure how well the rotation fits

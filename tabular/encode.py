@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 
 
 class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types

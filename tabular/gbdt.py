@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 from tabular.gbdt_libraries import (
     DEFAULTS,
     FIXED_PARAMS,

@@ -14,7 +14,7 @@ import numpy as np
 import xgboost
 from numpy.typing import NDArray
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 
 Params = Mapping[str, str | float | bool]
 

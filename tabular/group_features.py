@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]

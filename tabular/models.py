@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from image_models.errors import ImageError
-from stack.errors import DermstackError
-from tabular.errors import TabularError
+from dermstack.errors import DermstackError, ImageError, TabularError
 
 OWN_ERRORS = (
     DermstackError,

@@ -11,9 +11,9 @@ import yaml
 from conftest import run_cli
 from scipy.special import expit
 
+from dermstack.errors import DermstackError
 from stack.config import read_config
 from stack.console import Out
-from stack.errors import DermstackError
 from stack.experiment import Experiment, open_experiment, write_rows
 from stack.import_oof import ImportedColumns, import_oof
 from stack.store import Run

@@ -16,8 +16,8 @@ import pytest
 from conftest import run_cli
 from imported_experiment import command_error
 
+from dermstack.errors import ConfigError
 from dermstack.serve.app import MAX_UPLOAD_BYTES, is_loopback, listen
-from stack.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 BOUNDARY = "-----part"

@@ -7,9 +7,9 @@ import pytest
 from imported_experiment import write_experiment
 
 from dermstack.audit.finding import Finding, is_audited, read_findings, read_part_findings, write_part_findings
+from dermstack.errors import StoreError
 from stack.config import read_config
 from stack.console import Out
-from stack.errors import StoreError
 from stack.experiment import Experiment, open_experiment
 
 ERROR = Finding("error", "one picture, two targets", "3 pairs", "look", "a and b")

@@ -11,7 +11,7 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks.held_out import SimulatedRun, simulated, verdict
 from dermstack.audit.folds import RENUMBERED_FOLDS, UNKNOWN_FOLDS, HeldOutVerdict, held_out_verdict, unknown_folds_p
-from stack.errors import DataError
+from dermstack.errors import DataError
 
 
 def small(seed: int, *, memory: float, **changes: float) -> SimulatedRun:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dermstack.audit.pictures import odd_findings, pair_kinds, picture_findings, published_duplicate_findings
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.table import Table
 
 

@@ -11,7 +11,7 @@ from audited_experiment import COLUMNS, Change, audited_experiment
 
 from dermstack.audit.finding import Finding
 from dermstack.audit.rows import fold_findings, group_findings, listed_duplicate_findings, row_findings
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.experiment import Experiment
 
 

@@ -12,8 +12,8 @@ from imported_experiment import import_frames, opened_experiment, predictions, w
 import dermstack.audit.run
 from dermstack.audit.finding import read_findings
 from dermstack.audit.run import audit_for_stack, run_audit
+from dermstack.errors import ConfigError
 from stack.console import Out
-from stack.errors import ConfigError
 from stack.experiment import Experiment
 
 QUIET = Out(quiet=True)

@@ -14,8 +14,8 @@ from scipy.stats import ttest_1samp
 
 import dermstack.audit.shuffled
 from dermstack.audit.shuffled import ShuffledAucs, shuffled_findings, shuffled_target_aucs, with_shuffled_targets
+from dermstack.errors import ConfigError, DataError
 from stack.console import Out
-from stack.errors import ConfigError, DataError
 from stack.experiment import Experiment
 from stack.features import FoldFeatures
 from stack.metrics.scores import auc

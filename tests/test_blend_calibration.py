@@ -13,6 +13,7 @@ from scipy.special import logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from dermstack.errors import DataError
 from stack.blend.calibration import (
     CALIBRATOR_FITS,
     Platt,
@@ -23,7 +24,6 @@ from stack.blend.calibration import (
     fit_isotonic,
     fit_platt,
 )
-from stack.errors import DataError
 from stack.metrics.scores import log_loss
 from stack.ranks import Ecdf
 

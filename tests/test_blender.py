@@ -13,10 +13,10 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from dermstack.errors import ConfigError, DataError
 from stack.blend import blender as blender_module
 from stack.blend.blender import METHODS, Blender
 from stack.blend.columns import NetScaler, Weighting, weighted_sum
-from stack.errors import ConfigError, DataError
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc, log_loss
 from stack.ranks import NetRanks

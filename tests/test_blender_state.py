@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from dermstack.errors import StoreError
 from stack.blend.blender import METHODS, Blender, blender_from_state, blender_state
-from stack.errors import StoreError
 from stack.ranks import AVERAGED
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from conftest import run_cli, small_config
 
+from dermstack.errors import BundleError
 from dermstack.serve.bundle import MANIFEST, read_bundle, write_manifest, zip_bundle
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.write_bundle import write_bundle
 from stack.config import read_config
 from stack.console import Out
-from stack.errors import BundleError
 from stack.experiment import Experiment, open_experiment
 
 INERT = {".json", ".npy", ".safetensors", ".txt", ".ubj", ".cbm", ".yaml", ".md"}

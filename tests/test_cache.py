@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dermstack.errors import ImageError
 from image_models import cache as build_module
 from image_models.cache import PIXELS_FILE, build_cache, cache_name, open_cache
-from image_models.errors import ImageError
 from image_models.io.readers import Source, image_sources
 
 N, SIZE = 150, 16

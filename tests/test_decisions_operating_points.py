@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.decisions import AIMS, operating_point_at, operating_points
 from stack.metrics.scores import sensitivity_at, specificity_at
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.io.decode import decode
 
 

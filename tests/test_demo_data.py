@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import dermstack.cli.demo_data
 from dermstack.cli.demo_data import _draw_rows, write_demo_data
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
 from stack.folds import make_folds
 from stack.table import Table, read_table
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_training import CPU, MeanColour, N, toy_pictures, train
 
+from dermstack.errors import ImageError
 from image_models.dataset import CachedImages
 from image_models.device import pick_device, pick_precision, retry_on_oom, use_threads
-from image_models.errors import ImageError
 from image_models.net import Net
 from image_models.predict import predict
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.io.decode import decode
 from image_models.io.dicom import dicom_metadata, read_dicom
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from html_page import Page
 
+from dermstack.errors import DataError
 from dermstack.report.eda import EdaPictures, write_eda
-from stack.errors import DataError
 from stack.folds import make_folds
 from stack.table import Table
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
+from dermstack.errors import TabularError
 from tabular.embeddings import fit_alignment
-from tabular.errors import TabularError
 
 
 def simulated_rows(

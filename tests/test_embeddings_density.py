@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 
+from dermstack.errors import TabularError
 from tabular.embeddings import fit_density
-from tabular.errors import TabularError
 
 
 def rows(rng: np.random.Generator, n: int, shift: float = 0.0) -> np.ndarray:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
+from dermstack.errors import TabularError
 from tabular.encode import MetadataEncoder
-from tabular.errors import TabularError
 
 
 @pytest.fixture

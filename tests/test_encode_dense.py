@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dermstack.errors import TabularError
 from tabular.encode import DenseMetadata
-from tabular.errors import TabularError
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
+from dermstack.errors import StoreError
 from dermstack.report.evidence import pseudonym_key, pseudonyms
-from stack.errors import StoreError
 
 IDS = [f"ISIC_{number:07d}" for number in range(20_000)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.experiment import NO_CURATION, Curation, read_curation, write_curation
 
 

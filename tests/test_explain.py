@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.explain import CAM_BATCH_SIZE, pixel_risk_maps, risk_maps
 from image_models.net import Net, build_net
 

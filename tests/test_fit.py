@@ -12,9 +12,9 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from dermstack.errors import ImageError
 from image_models.cache import PIXELS_FILE, ImageCache
 from image_models.dataset import CachedImages
-from image_models.errors import ImageError
 from image_models.fit import FoldPredictions, TrainingRows, embed, fit_frozen_fold, predict_fold, train_fold_net
 from image_models.frozen_head import fit_head
 from image_models.net import Net, build_net, read_weights

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
 from stack.folds import inner_split, make_folds
 from stack.table import read_table
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 from tabular.gbdt import fit_gbdt, importance, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import DEFAULTS, LIBRARIES
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 from tabular.group_features import context_counts, metadata_aggregates, prediction_aggregates
 
 RUN_FEATURES = ["mean", "max", "min", "std", "rank", "z", "others_mean", "others_diff"]

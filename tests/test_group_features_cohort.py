@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 from tabular.group_features import CohortScore
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cosine
 from sklearn.neighbors import LocalOutlierFactor
 
+from dermstack.errors import TabularError
 from tabular import group_features as neighbours
-from tabular.errors import TabularError
 from tabular.group_features import embedding_aggregates
 
 

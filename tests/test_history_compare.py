@@ -10,7 +10,7 @@ import pytest
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from stack.errors import ConfigError, DataError, StoreError
+from dermstack.errors import ConfigError, DataError, StoreError
 from stack.experiment import Experiment
 from stack.history import compare
 from stack.metrics.intervals import paired_difference

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from imported_experiment import opened_experiment, write_experiment
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.experiment import Experiment
 from stack.history import append_ledger, read_ledger
 from stack.store import Run

@@ -17,12 +17,11 @@ from fuzz_seeds_data import encoded
 from fuzz_seeds_runs import manifest, zipped
 from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 
+from dermstack.errors import BundleError, DataError, ImageError, StoreError
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.patient import Photo, _source
 from dermstack.serve.predict import _start_job
-from image_models.errors import ImageError
 from image_models.io.readers import image_ids, image_sources
-from stack.errors import BundleError, DataError, StoreError
 from stack.import_metadata import read_dicom_metadata
 from stack.table import read_table
 

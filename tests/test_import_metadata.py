@@ -10,7 +10,7 @@ from conftest import run_cli
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from tfrecord.writer import TFRecordWriter
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.import_metadata import read_dicom_metadata, read_tfrecord_metadata, write_metadata
 
 

@@ -18,8 +18,8 @@ from imported_experiment import (
 )
 from scipy.special import logit
 
+from dermstack.errors import DataError, StoreError
 from stack.console import Out
-from stack.errors import DataError, StoreError
 from stack.experiment import Experiment
 from stack.import_oof import ImportedColumns, import_oof
 from stack.predictions import read_predictions

@@ -44,11 +44,17 @@ def test_the_export_list_is_frozen() -> None:
 
     assert dermstack.__all__ == [
         "Blender",
+        "BundleError",
+        "ConfigError",
+        "DataError",
         "DermstackError",
         "Ensemble",
+        "ImageError",
         "Interval",
         "Out",
         "Photo",
+        "StoreError",
+        "TabularError",
         "auc",
         "average_precision",
         "blend_nested",

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from test_scores import ORACLES
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics import intervals
 from stack.metrics.intervals import Interval, bootstrap_scores, interval, paired_difference
 from stack.metrics.scores import OBJECTIVES, auc

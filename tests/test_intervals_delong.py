@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.intervals import clustered_auc, interval, paired_difference
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.image_config import ImageModel
 from stack.level1_folds import labels_of
 

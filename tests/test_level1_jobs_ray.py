@@ -13,10 +13,10 @@ from conftest import run_cli, small_config
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from dermstack.errors import ConfigError  # noqa: E402
 from stack import level1_jobs as task_runner  # noqa: E402
 from stack.config import Ray  # noqa: E402
 from stack.console import Out  # noqa: E402
-from stack.errors import ConfigError  # noqa: E402
 
 MODEL = {
     "name": "tiny",

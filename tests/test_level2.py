@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from conftest import run_cli, small_config
 
+from dermstack.errors import StoreError
 from stack.config import read_config
 from stack.console import Out
-from stack.errors import StoreError
 from stack.experiment import Experiment, open_experiment
 from stack.features import fold_matrix
 from stack.images import ACQUISITION_FILE

@@ -4,7 +4,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.calibration import recalibration
 
 

@@ -9,7 +9,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from tabular.errors import TabularError
+from dermstack.errors import TabularError
 from tabular.models import fit_bag, fit_logistic, read_bag, read_logistic, write_bag
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from dermstack.errors import ConfigError, DataError
 from stack.blend.blender import METHODS, Blender
 from stack.blend.nested import NestedBlend, blend_nested, choose_method, left_out_sets
-from stack.errors import ConfigError, DataError
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
 from stack.ranks import Ecdf, NetRanks

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import nn
 
+from dermstack.errors import ImageError
 from image_models.dataset import CachedImages
-from image_models.errors import ImageError
 from image_models.net import Net, build_net, check_backbone, read_weights, write_weights
 from image_models.predict import predict
 

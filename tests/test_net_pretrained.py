@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import nn
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.net import Net, build_net
 
 

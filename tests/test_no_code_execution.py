@@ -20,7 +20,7 @@ from fuzz_seeds_runs import READERS
 from fuzzing import OWN_ERRORS, reader_accepts
 from sources import source_files
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.net import build_net
 from image_models.train import read_state
 from tabular.gbdt import read_gbdt

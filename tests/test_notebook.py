@@ -17,8 +17,8 @@ import nbformat
 import pytest
 from conftest import run_cli, small_config
 
+from dermstack.errors import BundleError
 from dermstack.serve.notebook import installed_requirements, own_wheel_name
-from stack.errors import BundleError
 
 ROOT = Path(__file__).parents[1]
 # Every Python process of the run, pip's too, meets this first: whoever connects to anything but this machine fails.

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from conftest import run_cli, small_config
 
+from dermstack.errors import ImageError
 from dermstack.serve.bundle import read_bundle
 from image_models.cache import build_cache, open_cache
 from image_models.dataset import CachedImages
-from image_models.errors import ImageError
 from image_models.io.readers import image_ids, image_sources
 from image_models.net import Net, build_net
 from image_models.onnx_export import OPSET, check_onnx, write_onnx

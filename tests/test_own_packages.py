@@ -106,7 +106,7 @@ def test_a_module_that_was_imported_before_is_named(kind: str, tmp_path: Path) -
 
 
 def test_our_own_packages_may_be_imported_before(tmp_path: Path) -> None:
-    made = python(tmp_path, "-c", "import stack.errors, tabular, image_models; import dermstack; print('fine')")
+    made = python(tmp_path, "-c", "import dermstack.errors, tabular, image_models; import dermstack; print('fine')")
     assert made.stdout.strip() == "fine", made.stderr
 
 

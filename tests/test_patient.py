@@ -12,14 +12,13 @@ import torch
 from conftest import run_cli
 
 import dermstack.serve.patient
+from dermstack.errors import DataError, ImageError
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.ensemble import encoded_metadata
 from dermstack.serve.patient import Ensemble, Photo, read_patient
-from image_models.errors import ImageError
 from image_models.explain import pixel_risk_maps, risk_maps
 from image_models.net import Net
 from image_models.saved import read_fold_nets
-from stack.errors import DataError
 
 pytestmark = pytest.mark.slow  # the bundle takes seconds to make
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from dermstack.errors import ImageError
 from image_models.dataset import CachedImages
-from image_models.errors import ImageError
 from image_models.net import Net, build_net
 from image_models.predict import NetOutput, predict
 from image_models.transforms import Augment

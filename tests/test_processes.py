@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages, load_batches
-from image_models.errors import ImageError
 
 PROGRAM = """
 import os, sys, time

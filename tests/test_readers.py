@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tfrecord.writer import TFRecordWriter
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.io.readers import TFRecordNames, image_ids, image_sources
 
 IDS = ["ISIC_1", "ISIC_2", "ISIC_3"]

@@ -10,9 +10,9 @@ import safetensors.numpy
 import torch
 from conftest import run_cli, small_config
 
+from dermstack.errors import ImageError
 from image_models.cache import ImageCache, open_cache
 from image_models.dataset import CachedImages
-from image_models.errors import ImageError
 from image_models.predict import predict
 from image_models.saved import net_files, read_fold_net, read_fold_nets
 from stack.store import Run, read_run

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
 from stack.metrics.scores import (
     OBJECTIVES,
     accuracy,

@@ -15,11 +15,11 @@ import yaml
 from conftest import run_cli
 
 import dermstack.serve.predict
+from dermstack.errors import ImageError
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import _head_logits, measure_costs
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
-from image_models.errors import ImageError
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment

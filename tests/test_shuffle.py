@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.shuffle import auc_equal_size, auc_within_strata, shuffle_targets
 
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.store import (
     Run,
     atomic,

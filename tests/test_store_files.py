@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.store import atomic, fingerprint, frame_fingerprint, locked
 
 

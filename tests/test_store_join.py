@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imported_experiment import opened_experiment, write_experiment
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.store import row_positions
 
 

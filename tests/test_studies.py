@@ -17,8 +17,8 @@ from imported_experiment import opened_experiment, write_experiment
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
+from dermstack.errors import ConfigError, StoreError
 from stack.console import Out
-from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.tune.studies import Objective, count_ended, open_study, read_studies, run_study
 

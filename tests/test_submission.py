@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.submission import check_submission, submission, submission_text
 
 IDS = ["007", "b", "1e5", "NA"]  # what a careless reader turns into 7, 100000.0 and NaN

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
 from stack.table import read_new_frame, read_table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

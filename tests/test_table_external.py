@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from imported_experiment import opened_experiment, write_experiment
 
-from stack.errors import ConfigError, DataError, StoreError
+from dermstack.errors import ConfigError, DataError, StoreError
 from stack.level1 import check_fresh
 from stack.store import write_run
 from stack.table import ExternalRows, Table, duplicates_of_primary, read_external

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tfrecord import TFRecordWriter, example_pb2
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.io.tfrecord import image_span, read_records
 
 KAGGLE: dict[str, tuple[Any, str]] = {

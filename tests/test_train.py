@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_training import CPU, N, state, tiny_net, toy_pictures, train
 
+from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages
-from image_models.errors import ImageError
 from image_models.net import Net
 from image_models.predict import predict
 from image_models.transforms import Augment

@@ -11,8 +11,8 @@ import torch
 from tiny_training import CPU, N, state, tiny_net, toy_pictures, train
 
 import image_models.train
+from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages
-from image_models.errors import ImageError
 from image_models.settings import Training
 from image_models.train import train_net
 from image_models.transforms import Augment

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
+from dermstack.errors import ImageError
 from image_models.dataset import CachedImages, eval_batches, load_batches, train_batches
-from image_models.errors import ImageError
 from image_models.processes import run_parallel
 from image_models.transforms import Augment
 

@@ -12,8 +12,8 @@ import yaml
 from conftest import run_cli
 from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 
+from dermstack.errors import ConfigError
 from stack.console import Out
-from stack.errors import ConfigError
 from stack.features import fold_matrix
 from stack.level1 import level1_runs
 from stack.predictions import predictions_of, read_embeddings, standardised

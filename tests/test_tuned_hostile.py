@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.image_config import ImageModel
 from stack.tuned import enabled_models, tuned_params, tuned_weights
 

@@ -11,8 +11,8 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
+from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
-from stack.errors import DataError
 from stack.metrics.intervals import clustered_auc
 from stack.metrics.validation import (
     AGREES,

@@ -14,7 +14,7 @@ from dermstack.audit.single_column import FALSE_ALARM_RATE, one_sided_rank_p
 from stack.experiment import Experiment
 from stack.images import with_acquisition
 from stack.metrics.intervals import Interval, interval
-from stack.metrics.scores import auc
+from stack.metrics.scores import Floats, auc
 from stack.parallel import run_with_threads
 from stack.table import ACQUISITION, Table
 
@@ -104,8 +104,6 @@ HALF_SPLITS = 9  # random splits of the groups into a training half and a test h
 _FOLDS = 5
 _CLASSIFIER_LEVELS = 50  # most frequent levels of a text column that the classifier distinguishes
 _MIN_DRIVER_SHARE = 0.1  # a column is named as a driver if shuffling it costs more than this share of AUC − 0.5
-
-Floats = NDArray[np.float64]
 
 
 def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:

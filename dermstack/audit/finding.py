@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from stack.errors import StoreError
+from dermstack.errors import StoreError
 from stack.experiment import Experiment
 from stack.store import atomic, write_json
 

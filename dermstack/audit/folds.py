@@ -16,11 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.intervals import auc_components, clustered_auc
-from stack.metrics.scores import check_one_per_row, checked, raise_for_rows
+from stack.metrics.scores import Floats, check_one_per_row, checked, raise_for_rows
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 FEWEST_GROUPS = 20  # groups with two rows of each class that the test of halves of a group needs

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dermstack.audit.finding import Finding
 from stack.experiment import Experiment
+from stack.metrics.scores import Floats
 from stack.predictions import predictions_of, standardised
 from stack.store import Run, row_positions_in_run
 
@@ -21,7 +22,6 @@ MIN_ODDS_RATIO = 2.0  # a probability contradicts only if it changes the odds of
 _SAMPLE_PER_CLASS = 2_000  # rows of each class used to calibrate the share of positive neighbours
 _CHUNK_ROWS = 512  # rows of one block of the similarity matrix
 
-Floats = NDArray[np.float64]
 EmbeddingSpace = tuple[NDArray[np.float32], NDArray[np.integer]]  # unit vectors (n, d), and the net (n,) that made each
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dermstack.audit.finding import Finding, Severity, worst_first
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.table import Table
 
 PAIR_KINDS = ("different targets", "train and test", "across groups", "within a group")

@@ -14,8 +14,8 @@ from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import pair_kinds, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import is_fresh, run_findings
+from dermstack.errors import ConfigError
 from stack.console import Out
-from stack.errors import ConfigError
 from stack.experiment import Experiment, read_duplicate_pairs
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
 from stack.store import Run, atomic, fingerprint, sha256

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dermstack.audit.finding import Finding, worst_first
 from dermstack.audit.folds import RENUMBERED_FOLDS, UNKNOWN_FOLDS, HeldOutVerdict, held_out_verdict
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC
 from stack.metrics.intervals import Interval, clustered_auc

@@ -19,13 +19,14 @@ from scipy.stats import t
 from sklearn.decomposition import PCA
 
 from dermstack.audit.finding import Finding
+from dermstack.errors import ConfigError, DataError
 from image_models.frozen_head import fit_head
 from stack.console import Out
-from stack.errors import ConfigError, DataError
 from stack.experiment import Experiment
 from stack.features import early_stopping_rows, fold_matrix
 from stack.folds import Folds
 from stack.images import require_acquisition
+from stack.metrics.scores import Floats
 from stack.metrics.shuffle import auc_within_strata, shuffle_targets
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, frozen_embedding, standardised
@@ -41,7 +42,6 @@ GBDT_PARAMS: dict[str, float | bool] = {"rounds": 60, "patience": 5, "learning_r
 MAX_DRAWS = 50  # attempts to draw one usable shuffle
 FALSE_ALARM_RATE = 0.01  # a p-value below this is reported as a leak
 
-Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
 
 

@@ -11,14 +11,13 @@ from scipy.stats import chi2, norm, rankdata
 from sklearn.tree import DecisionTreeClassifier
 
 from stack.metrics.intervals import Interval, interval
+from stack.metrics.scores import Floats
 
 FALSE_ALARM_RATE = 0.01  # share of clean data sets with a false alarm of one kind, over all its comparisons
 BINS = 10  # quantile bins of a number, for associations of any shape
 _MAX_LEVELS = 20  # the most frequent levels of a text column are kept; all others are one level
 _MIN_ROWS = 10  # minimum rows of a kept level, and of a leaf of the tree
 _PRIOR_ROWS = 2  # pseudo-rows with the average rate that are added to each level
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

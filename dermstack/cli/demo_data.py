@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import ndtr
 
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
+from stack.metrics.scores import Floats
 
 VERSION = 1  # increase it when the same parameters give other bytes
 PREVALENCE = 0.08
@@ -34,8 +35,6 @@ _SITES = {  # name: (share, effect on the logit)
 _BENIGN = {"unknown": 0.62, "nevus": 0.27, "seborrheic keratosis": 0.07, "lentigo NOS": 0.04}
 _MISSING = {"sex": 0.02, "age_approx": 0.03, "anatom_site_general_challenge": 0.05, "diagnosis": 0.01}
 _CUES = ("asymmetry", "border", "colours", "spots")
-
-Floats = NDArray[np.float64]
 
 
 def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, size: int = 64, seed: int = 0) -> bool:

@@ -16,9 +16,7 @@ import typer
 from dermstack.cli.data import commands as data_commands
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
 from dermstack.cli.serve import commands as serve_commands
-from image_models.errors import ImageError
-from stack.errors import ConfigError, DermstackError
-from tabular.errors import TabularError
+from dermstack.errors import ConfigError, DermstackError
 
 EXTRAS = {  # the extra that installs these modules, as the end of a pip command
     "[image]' to work on images": {
@@ -64,7 +62,7 @@ def run_app(app: Callable[[], object]) -> None:
 def _run(app: Callable[[], object], terminated: threading.Event) -> None:
     try:
         app()
-    except (DermstackError, ImageError, TabularError) as error:
+    except DermstackError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:

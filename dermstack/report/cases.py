@@ -171,7 +171,7 @@ def _colour_map() -> NDArray[np.float64]:
 
 def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels: Pixels) -> tuple[dict[str, str], str]:
     """Returns the overlays by id and a note; without heat maps no overlays, and the note says why."""
-    from image_models.errors import ImageError
+    from dermstack.errors import ImageError
     from image_models.explain import pixel_risk_maps
     from image_models.saved import read_fold_nets
 

@@ -26,6 +26,7 @@ from dermstack.audit.drift import (
 )
 from dermstack.audit.pictures import pair_kinds
 from dermstack.audit.single_column import column_association
+from dermstack.errors import DataError
 from dermstack.report.cases import data_uri, sample_ids, tiles
 from dermstack.report.eda_figures import (
     age_rows_figure,
@@ -49,7 +50,6 @@ from dermstack.report.eda_tables import (
 from dermstack.report.figures import Drawing
 from dermstack.report.report import TEMPLATE_FOLDER, environment
 from stack.console import Out
-from stack.errors import DataError
 from stack.experiment import Experiment
 from stack.folds import Folds
 from stack.images import smallest_cache_size, with_images

@@ -10,7 +10,6 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
 from dermstack.report.figures import (
     ACCENT,
@@ -24,8 +23,7 @@ from dermstack.report.figures import (
     page_svg,
     row_text,
 )
-
-Floats = NDArray[np.float64]
+from stack.metrics.scores import Floats
 
 _COUNT_FORMAT = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
 _MAX_SIZES = 150  # with more distinct image sizes, a figure bins them

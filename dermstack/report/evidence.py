@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from dermstack.audit.drift import missing_values
 from dermstack.audit.finding import FINDING_COLUMNS, is_audited, read_findings
 from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
+from dermstack.errors import StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
 from stack.console import Out
-from stack.errors import StoreError
 from stack.experiment import Experiment, read_duplicate_pairs
 from stack.history import fold_table, rank_correlations, run_table
 from stack.importance import importance

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from stack.metrics.scores import Floats
 from stack.tune.studies import StudyHistory
 
 WIDTH = 4.4  # inches, 317 SVG units: about the width of a phone in pixels, so text keeps its size there
@@ -183,8 +184,6 @@ def _alt_text(entry: Estimate) -> str:
     tuned = "" if entry.tuned is None else f", tuned in-sample {entry.tuned:.4f}"
     return f"{entry.label} {entry.value:.4f}{bounds}{tuned}"
 
-
-Floats = NDArray[np.float64]
 
 CURVE_POINTS = 2_000  # vertices kept of a curve; they are less than a pixel apart
 FOLD_POINTS = 500  # vertices kept of a curve within one fold

@@ -25,12 +25,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dermstack.errors import ConfigError, DataError, DermstackError
 from dermstack.serve.patient import MAX_AGE, Ensemble, Photo, Reading, percent, read_patient
-from image_models.errors import ImageError
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
-from stack.errors import ConfigError, DataError, DermstackError
-from tabular.errors import TabularError
 
 MAX_PICTURES = 50
 MAX_UPLOAD_BYTES = 256 << 20  # of one request, all images together
@@ -135,7 +133,7 @@ class _Page:
             filled: dict[str, str | bool] = {**known, "together": known["together"] == "yes"}
             try:
                 reading = await self._read(form, known)
-            except (DermstackError, ImageError, TabularError) as error:
+            except DermstackError as error:
                 return self._render(filled, faults=str(error).split("\n"))
         return self._render(filled, reading=reading)
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from stack.errors import BundleError
+from dermstack.errors import BundleError
 from stack.image_config import ImageModel, Name
 from stack.store import read_array, verify_digest, with_digest
 

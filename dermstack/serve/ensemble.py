@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.errors import BundleError, DermstackError
 from dermstack.serve.bundle import Bundle, ImageRun
 from image_models.cache import ImageCache
 from image_models.predict import VIEW_COUNTS, NetOutput
@@ -21,13 +22,11 @@ from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender, blender_from_state
 from stack.blend.calibration import Calibrator, calibrator_from_state
 from stack.config import Features
-from stack.errors import BundleError, DermstackError
 from stack.features import FoldFeatures
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
 from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata
-from tabular.errors import TabularError
 from tabular.models import Bag, read_bag
 
 
@@ -115,7 +114,7 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         }
         blender = blender_from_state(bundle.json("blend/blend.json"), bundle.arrays("blend"))
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
-    except (DermstackError, TabularError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+    except (DermstackError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise BundleError(f"{bundle.folder}: level 2 or the blend cannot be read ({error}): bundle again") from error
     return FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
 

@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
+from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
 from stack.console import Out
-from stack.errors import DataError
 from stack.metrics.validation import Validation, check_classes, jsonable, validate
 from stack.store import atomic
 from stack.table import read_cells, read_external_frame

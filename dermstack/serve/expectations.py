@@ -13,11 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from dermstack.errors import BundleError, DermstackError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import FittedEnsemble, encoded_metadata, fold_folder, read_fitted
 from image_models.predict import NetOutput
 from image_models.saved import head_logits
-from stack.errors import BundleError, DermstackError
 from stack.experiment import Experiment
 from stack.history import auc_of
 from stack.metrics.intervals import paired_difference
@@ -25,7 +25,6 @@ from stack.metrics.validation import InternalValidation, internal_validation, in
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions, write_json
 from tabular.embeddings import Density, fit_density
-from tabular.errors import TabularError
 
 PROMISE_FILE = "promise.json"
 

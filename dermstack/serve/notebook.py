@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle
 from stack.config import Data
-from stack.errors import BundleError
 from stack.store import atomic
 
 PACKAGE = "dermstack"

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import ENCODER, Level1, encoded_metadata, fold_folder, read_fitted
@@ -21,11 +22,9 @@ from dermstack.serve.expectations import cost_notes, read_novelty
 from dermstack.serve.predict import score_pictures
 from image_models.cache import ImageCache, build_cache
 from image_models.device import pick_device
-from image_models.errors import ImageError
 from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
-from stack.errors import DataError
 from tabular.encode import DenseMetadata
 from tabular.group_features import embedding_aggregates, prediction_aggregates
 

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from dermstack.errors import ConfigError, StoreError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
@@ -21,7 +22,6 @@ from image_models.cache import ImageCache, build_cache
 from image_models.io.readers import Source, image_ids, image_sources
 from image_models.saved import NetCache
 from stack.console import Out
-from stack.errors import ConfigError, StoreError
 from stack.store import atomic, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
 from stack.table import ACQUISITION, read_new_frame

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dermstack.errors import BundleError, ImageError
 from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
 from dermstack.serve.ensemble import encoded_metadata, fold_folder
 from dermstack.serve.expectations import (
@@ -25,11 +26,9 @@ from dermstack.serve.expectations import (
     write_promise,
 )
 from image_models.dataset import CachedImages
-from image_models.errors import ImageError
 from image_models.onnx_export import OPSET, check_onnx, write_onnx
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from stack.console import Out
-from stack.errors import BundleError
 from stack.experiment import Experiment
 from stack.images import with_images
 from stack.level1 import level1_runs

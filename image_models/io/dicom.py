@@ -19,7 +19,7 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.io.decode import MAX_ENCODED_BYTES, MAX_PIXELS, Picture, decode
 
 # The only tags of a header that are written to our files; no other patient data is.

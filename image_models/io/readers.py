@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 from image_models.io.decode import MAX_ENCODED_BYTES, SUFFIXES, Picture, decode
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from image_models.errors import ImageError
+from dermstack.errors import ImageError
 
 Values = list[bytes] | list[float] | list[int]
 

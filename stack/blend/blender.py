@@ -15,9 +15,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from dermstack.errors import ConfigError, DataError, StoreError
 from stack.blend.columns import TRANSFORMS, NetScaler, Weighting, weighted_sum
 from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
-from stack.errors import ConfigError, DataError, StoreError
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.scores import OBJECTIVES, Bools, Floats
 from stack.ranks import AVERAGED, Ecdf, NetRanks

@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
+from dermstack.errors import DataError
 from stack.blend.nested import choose_method
-from stack.errors import DataError
 from stack.metrics.intervals import paired_difference
 from stack.metrics.scores import Bools, Floats, auc, brier, expected_calibration_error, log_loss
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.scores import Bools, Floats
 from stack.ranks import AVERAGED, NetRanks, net_moments
 

@@ -13,10 +13,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
+from dermstack.errors import ConfigError, DataError
 from image_models.processes import run_parallel
 from stack.blend.blender import METHODS, Blender
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
-from stack.errors import ConfigError, DataError
 from stack.metrics.intervals import bootstrap_scores, interval, paired_difference
 from stack.metrics.scores import Floats, score
 from stack.ranks import Ecdf

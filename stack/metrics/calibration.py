@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.intervals import Z95, Interval, proportion
 from stack.metrics.scores import Bools, Floats, brier, checked, expected_calibration_error, log_loss
 

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import sparse
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.intervals import Interval, bootstrap_sums, proportion
 from stack.metrics.scores import Bools, Floats, checked
 

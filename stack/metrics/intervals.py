@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.scores import (
     Bools,
     Floats,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from stack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError
 
 OBJECTIVES = ("auc", "pauc80", "ap", "logloss")
 Floats = NDArray[np.float64]

@@ -11,11 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import auc
-
-Floats = NDArray[np.float64]
 
 
 def shuffle_targets(train: pd.DataFrame, split_group: ArrayLike, *, seed: int) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from stack.errors import DataError
+from dermstack.errors import DataError
 from stack.metrics.calibration import recalibration, reliability
 from stack.metrics.decisions import AIMS, OperatingPoint, operating_point_at, operating_points
 from stack.metrics.intervals import Z95, Interval, clustered_auc, interval, proportion

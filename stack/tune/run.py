@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from dermstack.errors import ConfigError
 from image_models.processes import run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.blend.blender import Blender
@@ -27,7 +28,6 @@ from stack.blend.columns import NetScaler, Weighting
 from stack.blend.nested import left_out_sets
 from stack.config import Stacker
 from stack.console import Out
-from stack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
 from stack.folds import inner_split
@@ -303,7 +303,7 @@ def tune_image(
 
 
 def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> Objective:
-    from image_models.errors import ImageError
+    from dermstack.errors import ImageError
     from image_models.fit import TrainingRows, train_fold_net
 
     config, table = experiment.config, experiment.table

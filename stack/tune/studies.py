@@ -22,9 +22,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from dermstack.errors import ConfigError, StoreError
 from image_models.processes import exit_with_parent, own_packages_first
 from stack.console import Out
-from stack.errors import ConfigError, StoreError
 from stack.experiment import Experiment
 from stack.metrics.scores import Floats
 from stack.store import LOCK_FILE, atomic
