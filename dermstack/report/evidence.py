@@ -109,8 +109,8 @@ def pseudonyms(ids: Iterable[str], key: bytes) -> list[str]:
 def pseudonym_key(folder: Path) -> bytes:
     """Returns the experiment's key in ``folder``/pseudonym.key; makes it at random if it does not exist.
 
-    Only the owner can read the file, because the key allows to find the id of a code by trying ids. Raises StoreError
-    if the file has the wrong size.
+    Only the owner can read the file: with the key, the id of a code can be found by trying ids. Raises StoreError if
+    the file has the wrong size.
     """
     path = folder / "pseudonym.key"
     if not path.exists():
