@@ -21,9 +21,8 @@ INSTALLED = Path(__file__).resolve().parents[1]  # the folder that holds dermsta
 class OwnPackagesFinder(MetaPathFinder):
     """Finds the three packages beside dermstack, and nothing else."""
 
-    @classmethod
     def find_spec(
-        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The package's location, or None for any other name. Raises ImportError where it was not installed."""
         if fullname not in OWN:
@@ -44,8 +43,8 @@ def find_own_packages() -> None:
                 f"dermstack has a package named `{name}`, and another one was imported before it, from {where}: import "
                 "dermstack first, or rename that file or folder"
             )
-    if OwnPackagesFinder not in sys.meta_path:
-        sys.meta_path.insert(0, OwnPackagesFinder)
+    if not any(isinstance(finder, OwnPackagesFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, OwnPackagesFinder())
 
 
 def _locations(module: ModuleType) -> list[Path]:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import run_cli, small_config
+from sources import PACKAGES
 
 from dermstack.errors import BundleError
 from dermstack.serve.notebook import installed_requirements, own_wheel_name
@@ -91,6 +91,8 @@ def run_notebook(
 ) -> str:
     """What its code cells print; ``first`` is a folder that Python looks in before all others."""
     outputs.mkdir()
+    for name in PACKAGES[:3]:  # a user's files of these names stand beside the notebook
+        (outputs.parent / f"{name}.py").write_text("raise SystemExit('the working folder was imported')")
     blocked = outputs.parent / "blocked"
     blocked.mkdir(exist_ok=True)
     (blocked / "sitecustomize.py").write_text(NO_NETWORK)
@@ -134,7 +136,8 @@ def test_what_is_not_there_is_installed_from_the_attached_wheels(world: World, t
     assert "dermstack==" in said
     assert "made-up-for-this-test==1.5" in said
     assert (target / "made_up_for_this_test.py").is_file()
-    assert (target / "serving" / "predict.py").read_bytes() == (ROOT / "serving" / "predict.py").read_bytes()
+    predict = Path("dermstack", "serve", "predict.py")
+    assert (target / predict).read_bytes() == (ROOT / predict).read_bytes()
     assert (tmp_path / "working" / "submission.csv").read_bytes() == world.submission.read_bytes()
 
 
@@ -166,8 +169,7 @@ def test_the_own_wheel_holds_what_a_build_holds(world: World, tmp_path: Path) ->
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for package in settings["tool"]["setuptools"]["packages"]:
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)

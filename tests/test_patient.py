@@ -154,7 +154,7 @@ def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple
 def test_heat_is_the_mean_of_the_fold_nets_maps(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> None:
     caches, frame = heat_world(ensemble, photos, tmp_path)
     heat, run = dermstack.serve.patient.heat_maps(
-        ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu"
+        ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
     )
     pixels = torch.from_numpy(caches[32].take(np.arange(len(photos))))
     mean = np.zeros((len(photos), 32, 32))
@@ -182,7 +182,7 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
 
     monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", only_frozen)
     _, run = dermstack.serve.patient.heat_maps(
-        ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu"
+        ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
     )
     assert run.name == "still"
     monkeypatch.setattr(
@@ -197,7 +197,9 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
 
     monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", none)
     with pytest.raises(ImageError, match="none of tiny, still is a convolutional network"):
-        dermstack.serve.patient.heat_maps(ensemble.bundle, ensemble.store, caches, frame, first="tiny", device="cpu")
+        dermstack.serve.patient.heat_maps(
+            ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
+        )
     reading = read_patient(ensemble, photos)
     assert reading.heat_map_run is None
     assert {lesion.heat for lesion in reading.lesions} == {None}
