@@ -197,7 +197,8 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
 
     monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", none)
     with pytest.raises(ImageError, match="none of tiny, still is a convolutional network"):
-        dermstack.serve.patient.heat_maps(
+        bundle, store = ensemble.bundle, ensemble.store
+        dermstack.serve.patient.heat_maps(bundle, store, caches, frame, preferred_run="tiny", device="cpu")
             ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
         )
     reading = read_patient(ensemble, photos)
