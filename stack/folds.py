@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
+from stack.keys import fold_labels, is_missing_fold
 
 Stratum = Literal["group_size", "age"]
 
@@ -278,16 +279,14 @@ def _warn_of_large(component: NDArray[np.int32], codes: NDArray[np.intp], names:
 
 def _folds_from_column(own: pd.Series, k: int) -> NDArray[np.int8]:
     values = pd.Series(own.to_numpy())
-    numbers = pd.to_numeric(values, errors="coerce")
-    numeric = bool((numbers.notna() | values.isna()).all())
-    missing = values.isna() | (values.astype("str").str.strip() == "") | (numbers < 0)
+    missing = is_missing_fold(values) | (pd.to_numeric(values, errors="coerce") < 0).to_numpy(bool)
     if missing.any():
         shown = ", ".join(str(row + 2) for row in np.flatnonzero(missing)[:_MAX_LISTED])
         count = int(missing.sum())
         raise DataError(
             f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): give every row a fold"
         )
-    codes, found = pd.factorize((numbers if numeric else values).to_numpy(), sort=True)
+    codes, found = pd.factorize(fold_labels(values, "folds").to_numpy(), sort=True)
     if len(found) != k:
         raise DataError(f"the fold column has {len(found)} folds, but k is {k}: set k to {len(found)}")
     return codes.astype(np.int8)

@@ -13,7 +13,7 @@ from stack.config import TFRecords
 from stack.console import Out
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.store import frame_fingerprint, read_frame, write_frame
-from stack.table import ACQUISITION, Table, duplicates_of_primary
+from stack.table import ACQUISITION, duplicates_of_primary
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def with_acquisition(experiment: Experiment) -> Experiment | None:
             name: of_rows[name].to_numpy("float32", na_value=float("nan")) for name in ACQUISITION if name not in table
         }
         joined.append(table.assign(**extra))
-    return replace(experiment, table=Table(*joined))
+    return replace(experiment, table=replace(experiment.table, train=joined[0], test=joined[1]))
 
 
 def require_acquisition(experiment: Experiment) -> Experiment:
