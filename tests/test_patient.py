@@ -199,8 +199,6 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
     with pytest.raises(ImageError, match="none of tiny, still is a convolutional network"):
         bundle, store = ensemble.bundle, ensemble.store
         dermstack.serve.patient.heat_maps(bundle, store, caches, frame, preferred_run="tiny", device="cpu")
-            ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
-        )
     reading = read_patient(ensemble, photos)
     assert reading.heat_map_run is None
     assert {lesion.heat for lesion in reading.lesions} == {None}
