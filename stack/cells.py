@@ -25,9 +25,13 @@ _FOREIGN = {  # first bytes of files that are neither csv nor parquet: what they
     b"ARROW1": "is a Feather (Arrow) file: save it as parquet or as a csv",
     b"\x89HDF": "is an HDF5 file: save the table as a csv or parquet file",
     b"SQLite format 3\0": "is an SQLite database: export the table as a csv",
-    **{bytes([0x80, version]): "is a pickle, which can run code when it is read: save the table as a csv or parquet file"
-       for version in range(2, 6)},
-}  # fmt: skip
+    **{
+        bytes(
+            [0x80, version]
+        ): "is a pickle, which can run code when it is read: save the table as a csv or parquet file"
+        for version in range(2, 6)
+    },
+}
 _ZIPPED = {  # suffixes of formats that are zip archives inside
     ".npz": f"is a file of NumPy arrays, {_NO_IDS} or parquet file",
     ".xlsx": _FOREIGN[b"\xd0\xcf\x11\xe0"],

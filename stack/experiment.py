@@ -251,7 +251,7 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     if not experiment.table.test_groups_known:
         out.warn(
             f"{experiment.config.data.test} has no column {experiment.config.data.columns.group!r}: each test row is a "
-            "group of its own. No feature uses groups of test rows; whether groups are in both train and test is unknown"
+            "group of its own. No feature uses groups of test rows, but groups in both train and test cannot be found"
         )
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")

@@ -214,8 +214,10 @@ def with_acquisition(experiment: Experiment) -> Experiment | None:
 def require_acquisition(experiment: Experiment) -> Experiment:
     """Does the same as `with_acquisition`, but raises DataError where it would return None."""
     if (known := with_acquisition(experiment)) is None:
+        # Only `oof` with an image model reads the images; without one it would change nothing.
+        step = f"run `{experiment.command('oof')}`, or " if enabled_models(experiment) else ""
         raise DataError(
-            "features.shortcuts needs width, height and bytes of the images: run `dermstack oof` on images, or name "
-            "the csv's columns in data.columns.width, height and bytes"
+            f"features.shortcuts needs width, height and bytes of the images: {step}name the csv's columns in "
+            "data.columns.width, height and bytes"
         )
     return known

@@ -152,9 +152,10 @@ def import_oof(
 
     ``exclude`` is the exact number of training rows that the file lacks. The fold column must match the experiment's
     folds (their numbers may differ). Other folds need ``foreign_folds``, which is recorded, because stacking on them is
-    not fold-consistent. ``test_columns`` are those of the test file where they differ. ``test_averaged`` means that the test file has one averaged row an id. ``all_rows`` holds the
-    predictions of every fold model for every row of the out-of-fold file, used only by the audit: one row an id and
-    model or, with ``all_rows_prefix``, one column a model, named by the prefix and its fold.
+    not fold-consistent. ``test_columns`` are those of the test file where they differ from ``columns``.
+    ``test_averaged`` means that the test file has one averaged row an id. ``all_rows`` holds the predictions of every
+    fold model for every row of the out-of-fold file, used only by the audit: one row an id and model or, with
+    ``all_rows_prefix``, one column a model, named by the prefix and its fold.
 
     Raises DataError that names the file, rows and values; StoreError where the run exists and ``replace`` is not set.
     """

@@ -1,4 +1,4 @@
-"""Reads keys (ids, groups, folds) of every table in one way: unifies certain spellings of one key, refuses doubtful ones."""
+"""Reads keys (ids, groups, folds) of every table in one way: unifies certain spellings, refuses doubtful ones."""
 
 from __future__ import annotations
 

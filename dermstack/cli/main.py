@@ -143,7 +143,7 @@ def oof(
     from dermstack.cli.options import show_runs
     from stack.experiment import print_overview
     from stack.images import with_images, write_acquisition
-    from stack.level1 import check_image_models, run_image_models
+    from stack.level1 import advice_without_models, check_image_models, run_image_models
 
     experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
     sizes = check_image_models(experiment, rebuild=rebuild or [])
@@ -153,7 +153,10 @@ def oof(
     if caches:
         write_acquisition(experiment, caches[min(caches)])
     show_runs(experiment, out, runs)
-    out.say(f"next: {experiment.command('stack')}")
+    if runs or experiment.finished(level=1):
+        out.say(f"next: {experiment.command('stack')}")
+    else:
+        out.warn(f"nothing was trained, and `stack` needs a run: {advice_without_models(experiment)}")
 
 
 @app.command()
@@ -257,8 +260,9 @@ def import_oof(
         test_id_column or columns.id, test_p_column or p_column, test_fold_column or fold_column, option="--test"
     )
     run = import_oof(
-        experiment, name, oof, test, out, columns=columns, test_columns=test_columns, test_averaged=test_averaged, exclude=exclude,
-        foreign_folds=foreign_folds, replace=replace, all_rows=all_rows, all_rows_prefix=all_rows_prefix,
+        experiment, name, oof, test, out, columns=columns, test_columns=test_columns, test_averaged=test_averaged,
+        exclude=exclude, foreign_folds=foreign_folds, replace=replace, all_rows=all_rows,
+        all_rows_prefix=all_rows_prefix,
     )  # fmt: skip
     show_runs(experiment, out, [run])
 
@@ -348,7 +352,10 @@ def runs(
     out = Out(quiet=quiet)
     listing = list_experiments(folder)
     if listing.empty:
-        out.say(f"{folder} holds no experiment yet: `dermstack oof --config configs/demo.yaml` creates one")
+        out.say(
+            f"{folder} holds no experiment yet: `dermstack oof` with a config creates one; `dermstack demo-data demo` "
+            "writes a small data set and the config demo/demo.yaml"
+        )
     else:
         out.table(listing, str(folder))
 
