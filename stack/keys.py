@@ -15,8 +15,8 @@ from dermstack.errors import DataError
 from stack.cells import as_text
 
 MISSING_KEYS = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})  # what writers put for a missing value
-_WHOLE = re.compile(r"-?(?:0|[1-9]\d*)(?:\.0+)?")  # an integer, also as a float; 007 and 1e3 are text
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?")
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.0+)?")  # an integer, also as a float; 007 and 1e3 are text
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")
 
 
 def unified_keys(keys: pd.Series, what: str) -> pd.Series:
