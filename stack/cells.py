@@ -117,7 +117,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(16)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file: check the path") from error
+        raise DataError(f"{path}: no such file: correct its path") from error
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder: name a csv or parquet file") from error
     except OSError as error:

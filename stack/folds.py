@@ -143,11 +143,15 @@ def _check_enough(rows: Ints, positives: Ints, k: int) -> None:
     for word, holding in (("positives", positives > 0), ("negatives", positives < rows)):
         if holding.sum() < k:
             n = int(holding.sum())
-            step = f"set folds.k to {n} or less" if n >= 2 else "add rows of other groups, as two folds need two"
+            step = f"set fewer folds (folds.k: {n})" if n >= 2 else "add rows of other groups, as two folds need two"
             raise DataError(
-                f"{n} {'group holds' if n == 1 else 'groups hold'} {word}, fewer than the {k} folds: {step}, or check "
-                "columns.group and the duplicates, if the groups should be more"
+                f"{_groups_holding(n, word)}, fewer than the {k} folds: {step}, "
+                "or check columns.group and the duplicates"
             )
+
+
+def _groups_holding(n: int, word: str) -> str:
+    return f"{n} {'group holds' if n == 1 else 'groups hold'} {word}"
 
 
 LARGE_COMPONENT = 0.05  # share of the rows above which a merged group causes a warning
@@ -243,14 +247,15 @@ def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: 
     if parts < 2:
         raise ConfigError(f"parts is {parts}: set it to 2 or more")
     target, groups = np.asarray(target), pd.Series(np.asarray(split_group, dtype=object))
-    holding = min(groups[target == label].nunique() for label in (0, 1))
-    if holding < 2:
-        raise DataError(
-            f"only {holding} group holds one of the classes: early stopping sets groups of both classes aside and "
-            "needs two of each; give more rows, or make more folds so that fewer rows are held out"
-        )
+    holding = {word: groups[target == label].nunique() for word, label in (("positives", 1), ("negatives", 0))}
+    for word, n in holding.items():
+        if n < 2:
+            raise DataError(
+                f"{_groups_holding(n, word)} of the training rows: early stopping sets groups of both classes aside "
+                "and needs two of each; give more rows, or make more folds so that fewer rows are held out"
+            )
     group_counts = count_groups(target, groups)
-    part = assign_folds(group_counts, k=max(2, min(parts, holding)), seed=seed)[group_counts.codes]
+    part = assign_folds(group_counts, k=min(parts, *holding.values()), seed=seed)[group_counts.codes]
     return np.equal(part, 0)
 
 
