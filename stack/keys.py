@@ -38,7 +38,7 @@ def unified_keys(keys: pd.Series, what: str) -> pd.Series:
             f"{other!r} it is not certain that they are one integer. Write one spelling in all rows if they are one, "
             "or other names if they are two"
         )
-    shortest = {name: min(names, key=lambda name: (len(name), name)) for names in several for name in names}
+    shortest = {name: names[0] for names in several for name in names}
     return _respelled(keys, shortest)
 
 
@@ -90,12 +90,13 @@ def is_missing_fold(values: pd.Series) -> NDArray[np.bool_]:
 
 
 def _several_spellings(spellings: pd.Series) -> list[list[str]]:
-    """Returns the spellings of each key that has more than one."""
+    """Returns the spellings of each key that has more than one, the shortest first."""
     forms = _forms(spellings)
     repeated = forms.duplicated(keep=False)
     if not repeated.any():
         return []
-    return list(spellings[repeated].groupby(forms[repeated].to_numpy()).agg(list))
+    together = spellings[repeated].groupby(forms[repeated].to_numpy()).agg(list)
+    return [sorted(names, key=lambda name: (len(name), name)) for names in together]
 
 
 def _respelled(keys: pd.Series, spelled: dict[str, str]) -> pd.Series:
