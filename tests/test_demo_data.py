@@ -14,8 +14,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import dermstack.cli.demo_data
-from dermstack.cli.demo_data import _draw_rows, write_demo_data
+from dermstack.cli.demo_data import CONFIG_NAME, _draw_rows, write_demo_data
 from dermstack.errors import ConfigError, DataError
+from stack.config import read_config
+from stack.console import Out
+from stack.experiment import open_experiment
 from stack.folds import make_folds
 from stack.table import Table, read_table
 
@@ -81,8 +84,24 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
         assert write_small(tmp_path / name, seed=seed)
     a, b, c = (hashes(tmp_path / name) for name in "abc")
     assert a == b
-    assert len(a) == 60 + 20 + 4 + 1
+    assert len(a) == 60 + 20 + 4 + 2  # images, tables, config and manifest
     assert not {a[name] for name in a if name.endswith(".png")} & set(c.values())
+
+
+def test_the_config_beside_the_data_opens_them_and_stays_when_it_is_changed(tmp_path: Path) -> None:
+    """The one example that an installed dermstack brings, so it is also the example of the checkout."""
+    folder = tmp_path / "demo"
+    write_small(folder)
+    config = folder / CONFIG_NAME
+    assert len(open_experiment(read_config(config), config, Out(quiet=True)).table.train) == 60
+    shipped = (Path(__file__).parents[1] / "configs" / "demo.yaml").read_text().replace("../data/demo/", "")
+    assert config.read_text().partition("\n")[2] == shipped.partition("\n")[2]
+    config.write_text("experiment: changed\n")
+    assert write_small(folder) is False
+    assert config.read_text() == "experiment: changed\n"
+    config.unlink()  # as in a folder of an earlier release
+    assert write_small(folder) is False
+    assert config.is_file()
 
 
 def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:

@@ -90,3 +90,35 @@ def test_the_whole_way_on_imported_predictions(tmp_path: Path, capsys: Capture) 
     assert list((folder / "old").iterdir()) == []
     assert run_cli("clean", "-c", str(config)) == 0
     assert capsys.readouterr().out == "nothing to clean\n"
+
+
+def test_without_image_models_nobody_is_sent_back_and_forth(tmp_path: Path, capsys: Capture) -> None:
+    """Before any import neither `oof` nor `stack` names the other; after it `oof` leads to `stack`."""
+    config = write_experiment(tmp_path)
+    assert run_cli("oof", "-c", str(config)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "enables no image model, so import predictions made elsewhere with `dermstack import-oof" in shown
+    assert "next:" not in shown
+    message = command_error(capsys, "stack", "-c", str(config))
+    assert "has no level-1 run" in message
+    assert "enables no image model, so import predictions made elsewhere with `dermstack import-oof" in message
+    assert "add a model to its image_models and run `dermstack oof" in message
+    shortcuts = command_error(capsys, "stack", "-c", str(config), "--set", "features.shortcuts=true")
+    assert "run `dermstack oof` on images" not in shortcuts
+    experiment = opened_experiment(config)
+    oof, test = predictions(experiment)
+    oof.to_csv(tmp_path / "a.csv", index=False)
+    test.to_csv(tmp_path / "t.csv", index=False)
+    command = [
+        "import-oof",
+        "a",
+        "-c",
+        str(config),
+        "--oof",
+        str(tmp_path / "a.csv"),
+        "--test",
+        str(tmp_path / "t.csv"),
+    ]
+    assert run_cli(*command) == 0
+    assert run_cli("oof", "-c", str(config)) == 0
+    assert "next: dermstack stack" in " ".join(capsys.readouterr().out.split())

@@ -213,3 +213,65 @@ def test_an_import_again_needs_replace_and_keeps_the_old_one(experiment: Experim
     [old] = read_runs(experiment.old)
     assert old.meta == before.meta
     assert by_id(old.frame("oof"), "p") == pytest.approx(by_id(files[0], "p"), rel=1e-6)
+
+
+def test_the_test_file_may_name_its_columns_otherwise(experiment: Experiment, files: Files) -> None:
+    oof, test = files
+    expected = import_frames(experiment, "same", *files).frame("test")
+    renamed = test.rename(columns={"isic": "image", "p": "prediction", "fold": "net"})
+    names = ImportedColumns("image", "prediction", "net", option="--test")
+    folder = experiment.config_path.parent
+    oof.to_csv(folder / "o.csv", index=False)
+    renamed.to_csv(folder / "t.csv", index=False)
+    options = {"test_averaged": False, "exclude": 0, "foreign_folds": False, "replace": False}
+    columns = ImportedColumns("isic", "p", "fold")
+    run = import_oof(
+        experiment, "other", folder / "o.csv", folder / "t.csv", Out(quiet=True), columns=columns, test_columns=names,
+        **options,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(run.frame("test"), expected)
+    renamed.rename(columns={"prediction": "predicton"}).to_csv(folder / "t.csv", index=False)
+    with pytest.raises(DataError, match=r"no column 'prediction': did you mean --test-p-column predicton\?"):
+        import_oof(
+            experiment, "more", folder / "o.csv", folder / "t.csv", Out(quiet=True), columns=columns,
+            test_columns=names, **options,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("index", ["isic", None])
+@pytest.mark.parametrize("suffix", ["parquet", "pq", "PARQUET", "csv"])
+def test_parquet_is_imported_whatever_its_name_also_with_ids_in_the_index(
+    experiment: Experiment, files: Files, suffix: str, index: str | None
+) -> None:
+    expected = import_frames(experiment, "csv", *files)
+    paths = []
+    for number, frame in enumerate(files):
+        paths.append(experiment.config_path.parent / f"{number}.{suffix}")
+        frame.set_index("isic").rename_axis(index).to_parquet(paths[-1])
+    made = import_oof(
+        experiment, "parquet", *paths, Out(quiet=True), columns=ImportedColumns("isic", "p", "fold"),
+        test_averaged=False, exclude=0, foreign_folds=False, replace=False,
+    )  # fmt: skip
+    for part in ("oof", "test"):
+        pd.testing.assert_frame_equal(made.frame(part), expected.frame(part))
+
+
+def test_a_lost_zero_is_named_with_the_row_that_it_may_be(experiment: Experiment, files: Files) -> None:
+    """As pandas makes 7 of 0007; the id NA beside it shows that the ids are text."""
+    lost = files[0].assign(isic=files[0]["isic"].str.lstrip("0").replace("", "0"))
+    message = import_error(experiment, (lost, files[1]))
+    assert "'0' is not in the training rows, which has '0000'" in message
+    assert "whether they are one is not certain" in message
+
+
+def test_a_row_with_a_surplus_cell_shifts_no_column(experiment: Experiment, files: Files) -> None:
+    """pandas would take the first column as an index, and the probabilities as ids."""
+    oof = files[0]
+    path = experiment.config_path.parent / "surplus.csv"
+    lines = oof.to_csv(index=False).splitlines()
+    path.write_text("\n".join([lines[0], *(f"{line},x" for line in lines[1:])]) + "\n")
+    with pytest.raises(DataError, match="not a readable csv"):
+        import_oof(
+            experiment, "net", path, None, Out(quiet=True), columns=ImportedColumns("isic", "p", "fold"),
+            test_averaged=False, exclude=0, foreign_folds=False, replace=False,
+        )  # fmt: skip
