@@ -16,7 +16,7 @@ from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import is_fresh, run_findings
 from dermstack.errors import ConfigError
 from stack.console import Out
-from stack.experiment import Experiment, read_duplicate_pairs
+from stack.experiment import Experiment
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
 from stack.store import Run, atomic, fingerprint, sha256
 
@@ -108,8 +108,7 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
     pairs = pair_kinds(experiment.curation.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=file_suffixes(experiment).loc[sizes["id"]].to_numpy())
-    published = read_duplicate_pairs(experiment.config.data.duplicates)
-    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, published)
+    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, experiment.listed_duplicates)
     return experiment, pairs, sizes, found
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
 
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file of the experiment; see configs/ for examples.")
+    Path, typer.Option("--config", "-c", help="YAML file of the experiment; demo-data writes an example.")
 ]
 SetOption = Annotated[
     list[str] | None,
