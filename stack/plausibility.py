@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import ks_2samp
 
-from dermstack.errors import DataError
+from dermstack.errors import DataError, StoreError
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.resolution import resolution
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 COPY_CORRELATION = 0.999  # rank correlation within folds; two seeds of one network had at most 0.98
 SHIFT = 0.25  # distance between the distributions of out-of-fold and test; real nets on SIIM-ISIC 2020: 0.10 to 0.17
 UNIFORM_DISTANCE = 0.02  # from a uniform distribution; ranks have 1 / rows
-SAMPLE_ROWS = 20_000  # correlations are computed on at most about this many rows, evenly spaced in the table
+SAMPLE_ROWS = 10_000  # correlations are computed on at most this many rows, evenly spaced in the table
 MIN_ROWS = 50  # fewer rows show no distribution
 UNCLIPPED_LOGIT = 34.0  # logits of exact 0 and 1 in runs imported before these were clipped at half the resolution
 QUANTILES = (0.05, 0.5, 0.95)
@@ -49,10 +49,10 @@ class Scores:
 
 def is_fresh(experiment: Experiment, run: Run) -> bool:
     """Whether the run was made for the current rows and folds of the experiment."""
-    made_for = run.meta.get("inputs", {}).get("rows or folds", experiment.rows_fingerprint)
-    return bool(
-        made_for == experiment.rows_fingerprint and run.frame("oof")["id"].isin(experiment.table.train["id"]).all()
-    )
+    made_for = run.meta.get("inputs", {}).get("rows or folds")
+    if made_for is not None:
+        return bool(made_for == experiment.rows_fingerprint)
+    return bool(run.frame("oof")["id"].isin(experiment.table.train["id"]).all())
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class RunFacts:
 
 def run_facts(experiment: Experiment, checked: Sequence[Scores], others: Sequence[Scores] = ()) -> list[RunFacts]:
     """Returns the facts of each of ``checked``, compared with each other and with ``others``; O(n log n) a run."""
-    views = [_View(experiment, scores) for scores in (*checked, *others)]
+    table = _TableRows(experiment)
+    views = [_View(table, scores) for scores in (*checked, *others)]
     likest = _likest(views, len(checked))
     return [_facts(view, views, like) for view, like in zip(views, likest, strict=False)]
 
@@ -122,17 +123,41 @@ FACTS_TITLE = (
 )
 
 
+class _TableRows:
+    """The experiment's rows, with one index of ids for all runs."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.y = experiment.target
+        self.split_group, _ = pd.factorize(experiment.split_group)
+        self.fold = experiment.folds.frame["fold"].to_numpy()
+        self.sample = slice(None, None, max(1, -(-len(self.y) // SAMPLE_ROWS)))
+        tables = {"training rows": experiment.table.train, "test rows": experiment.table.test}
+        self._index = {part: pd.Index(frame["id"].astype(object)) for part, frame in tables.items()}
+        self._last: dict[str, tuple[pd.Series[str], NDArray[np.intp]]] = {}  # runs often have equal rows
+
+    def positions(self, ids: pd.Series[str], part: str, run: str) -> NDArray[np.intp]:
+        """Returns the position of each id among the rows of ``part``; raises StoreError where one is not among them."""
+        if part in self._last and self._last[part][0].equals(ids):
+            return self._last[part][1]
+        found: NDArray[np.intp] = self._index[part].get_indexer(pd.Index(ids.astype(object)))
+        if (found < 0).any():
+            raise StoreError(f"{(found < 0).sum()} ids of {run} are not among the {part}: make the run again")
+        self._last[part] = ids, found
+        return found
+
+    @property
+    def test_rows(self) -> int:
+        """Number of test rows."""
+        return len(self._index["test rows"])
+
+
 class _View:
     """The predictions of one run beside the experiment's targets and folds; each part is computed on first use."""
 
-    def __init__(self, experiment: Experiment, scores: Scores) -> None:
-        self.scores = scores
-        self.rows = experiment.rows_of(scores.oof["id"])
-        self.y = experiment.target[self.rows]
-        self.split_group = experiment.split_group[self.rows]
-        self._table_rows = len(experiment.target)
-        self._table_folds = experiment.folds.frame["fold"].to_numpy()
-        self._test_ids = pd.Index(experiment.table.test["id"])
+    def __init__(self, table: _TableRows, scores: Scores) -> None:
+        self.scores, self._table = scores, table
+        self.rows = table.positions(scores.oof["id"], "training rows", scores.name)
+        self.y, self.split_group = table.y[self.rows], table.split_group[self.rows]
         self.logit = scores.oof["logit"].to_numpy(np.float64)
         self.nets = scores.oof["fold"].to_numpy()
 
@@ -149,29 +174,27 @@ class _View:
 
     @cached_property
     def ranks(self) -> Floats:
-        """Ranks within the experiment's folds, standardised, in the order of the table; NaN where not covered."""
-        ranks = pd.Series(self.logit).groupby(self._table_folds[self.rows]).rank(pct=True).to_numpy()
-        made = np.full(self._table_rows, np.nan)
-        made[self.rows] = ranks
-        return made
+        """Ranks within the experiment's folds, of the sampled rows in the order of the table; NaN where not covered."""
+        of_sample = pd.Series(self._in_table(self.logit)[self._table.sample])
+        return np.asarray(of_sample.groupby(self._table.fold[self._table.sample]).rank(pct=True), np.float64)
 
     @cached_property
     def p_in_table(self) -> Floats:
         """Out-of-fold probabilities in the order of the table; NaN where not covered."""
-        made = np.full(self._table_rows, np.nan)
-        made[self.rows] = self.p
+        return self._in_table(self.p)
+
+    def _in_table(self, values: Floats) -> Floats:
+        made = np.full(len(self._table.y), np.nan)
+        made[self.rows] = values
         return made
 
     @cached_property
     def _test_sums(self) -> Floats:
         """Sum of each test row's logits over nets, in the order of the table; NaN where there are none."""
         test = self.scores.test
-        at = self._test_ids.get_indexer(test["id"])
-        known = at >= 0
-        sums = np.full(len(self._test_ids), np.nan)
-        sums[at[known]] = 0.0
-        np.add.at(sums, at[known], test["logit"].to_numpy(np.float64)[known])
-        return sums
+        at, rows = self._table.positions(test["id"], "test rows", self.scores.name), self._table.test_rows
+        sums = np.bincount(at, test["logit"].to_numpy(np.float64), rows)
+        return np.where(np.bincount(at, minlength=rows) > 0, sums, np.nan)
 
     @cached_property
     def test_key(self) -> bytes:
@@ -212,7 +235,7 @@ def _facts(view: _View, views: Sequence[_View], like: Likeness | None) -> RunFac
         is_test_uniform=bool(len(nets_of_test)) and all(_is_uniform(p) for p in _by_net(scores.test, test_p)),
         unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if scores.kind == "imported" else 0,
         likest=like,
-        test_copy_of=_test_copy_of(view, views, like),
+        test_copy_of=_test_copy_of(view, views),
         quantiles=tuple(np.quantile(view.p, QUANTILES)),
     )
 
@@ -277,8 +300,7 @@ def _likest(views: Sequence[_View], checked: int) -> list[Likeness | None]:
     """Returns for each of the first ``checked`` runs the run with the highest rank correlation, in absolute value."""
     if len(views) < 2:
         return [None] * checked
-    every = -(-len(views[0].ranks) // SAMPLE_ROWS)
-    ranks = np.column_stack([view.ranks[::every] for view in views])
+    ranks = np.column_stack([view.ranks for view in views])
     oof = correlations(ranks[:, :checked], ranks)
     test_ranks = np.column_stack([view.test_ranks for view in views])
     test = correlations(test_ranks[:, :checked], test_ranks)
@@ -314,12 +336,13 @@ def correlations(A: Floats, B: Floats) -> Floats:
     return shown
 
 
-def _test_copy_of(view: _View, views: Sequence[_View], like: Likeness | None) -> str:
-    """Returns another run with the same test predictions, unless it is the same run twice; "" if there is none."""
-    for other in views:
-        is_copy = like is not None and like.name == other.scores.name and abs(like.oof) >= COPY_CORRELATION
-        if other is not view and not is_copy and other.test_key == view.test_key and view.has_test_spread:
-            return other.scores.name
+def _test_copy_of(view: _View, views: Sequence[_View]) -> str:
+    """Returns another run with the same test predictions and other out-of-fold ones; "" if there is none."""
+    for other in views if view.has_test_spread else ():
+        if other is not view and other.test_key == view.test_key:
+            correlation = correlations(view.ranks[:, None], other.ranks[:, None])[0, 0]
+            if not abs(correlation) >= COPY_CORRELATION:
+                return other.scores.name
     return ""
 
 
