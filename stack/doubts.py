@@ -132,8 +132,11 @@ def _doubts_of_test(one: RunFacts) -> list[Doubt]:
 def _doubts_of_pair(one: RunFacts, like: Likeness) -> list[Doubt]:
     is_rounded_copy = like.largest_gap <= like.resolution / 2 + 1e-7 and like.resolution <= 0.1 and like.oof > 0.5
     if abs(like.oof) >= COPY_CORRELATION or is_rounded_copy:
-        alike = "the inverse of" if like.oof < 0 else "the same as" if like.largest_gap < 1e-6 else "nearly the same as"
-        what = f"{one.name}: its out-of-fold predictions are {alike} those of {like.name}"
+        if like.oof < 0:
+            what = f"{one.name} and {like.name}: the predictions of one are the inverse of the other's"
+        else:
+            alike = "equal" if like.largest_gap < 1e-6 else "nearly equal"
+            what = f"{one.name} and {like.name}: their out-of-fold predictions are {alike}"
         evidence = f"rank correlation {like.oof:.4f}, p differ by at most {like.largest_gap:.2g}"
         return [Doubt("warning", what, evidence, "remove one of the two: means and rank means count it twice")]
     if not np.isnan(like.test) and like.oof >= 0.4 and like.test < UNRELATED * like.oof:

@@ -363,7 +363,7 @@ def _to_logit(p: pd.Series) -> NDArray[np.float32]:
 def _check_plausible(experiment: Experiment, scores: Scores, path: Path, out: Out) -> None:
     """Prints the facts about a run's predictions and what is doubtful about them; raises DataError for an error."""
     known = [run for run in experiment.finished(level=1) if run.name != scores.name and is_fresh(experiment, run)]
-    facts = run_facts(experiment, [scores], [Scores.of(run) for run in known])
+    facts = run_facts(experiment, [scores], (Scores.of(run) for run in known))
     for doubt in doubts(facts):
         if doubt.severity == "error":
             raise DataError(f"{path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from stack.store import Run
 
 Floats = NDArray[np.float64]
 
-COPY_CORRELATION = 0.999  # rank correlation within folds; two seeds of one network had at most 0.98
+COPY_CORRELATION = 0.999  # rank correlation within folds; fold models of one real network had at most 0.96
 SHIFT = 0.25  # distance between the distributions of out-of-fold and test; real nets on SIIM-ISIC 2020: 0.10 to 0.17
 UNIFORM_DISTANCE = 0.02  # from a uniform distribution; ranks have 1 / rows
 SAMPLE_ROWS = 10_000  # correlations are computed on at most this many rows, evenly spaced in the table
@@ -90,11 +90,16 @@ class RunFacts:
     quantiles: tuple[float, ...]  # of all out-of-fold p: 5, 50 and 95 %
 
 
-def run_facts(experiment: Experiment, checked: Sequence[Scores], others: Sequence[Scores] = ()) -> list[RunFacts]:
-    """Returns the facts of each of ``checked``, compared with each other and with ``others``; O(n log n) a run."""
+def run_facts(experiment: Experiment, checked: Iterable[Scores], others: Iterable[Scores] = ()) -> list[RunFacts]:
+    """Returns the facts of each of ``checked``, compared with each other and with ``others``; O(n log n) a run.
+
+    Of each run it keeps its logits, not its frames.
+    """
     table = _TableRows(experiment)
-    views = [_View(table, scores) for scores in (*checked, *others)]
-    likest = _likest(views, len(checked))
+    views = [_View(table, scores) for scores in checked]
+    number = len(views)
+    views += [_View(table, scores) for scores in others]
+    likest = _likest(views, number)
     return [_facts(view, views, like) for view, like in zip(views, likest, strict=False)]
 
 
@@ -123,6 +128,11 @@ FACTS_TITLE = (
 )
 
 
+def _sample(rows: int) -> slice:
+    """Returns at most SAMPLE_ROWS rows, evenly spaced."""
+    return slice(None, None, max(1, -(-rows // SAMPLE_ROWS)))
+
+
 class _TableRows:
     """The experiment's rows, with one index of ids for all runs."""
 
@@ -130,7 +140,7 @@ class _TableRows:
         self.y = experiment.target
         self.split_group, _ = pd.factorize(experiment.split_group)
         self.fold = experiment.folds.frame["fold"].to_numpy()
-        self.sample = slice(None, None, max(1, -(-len(self.y) // SAMPLE_ROWS)))
+        self.sample = _sample(len(self.y))
         tables = {"training rows": experiment.table.train, "test rows": experiment.table.test}
         self._index = {part: pd.Index(frame["id"].astype(object)) for part, frame in tables.items()}
         self._last: dict[str, tuple[pd.Series[str], NDArray[np.intp]]] = {}  # runs often have equal rows
@@ -146,7 +156,7 @@ class _TableRows:
         return found
 
     @property
-    def test_rows(self) -> int:
+    def number_of_test_rows(self) -> int:
         """Number of test rows."""
         return len(self._index["test rows"])
 
@@ -155,21 +165,42 @@ class _View:
     """The predictions of one run beside the experiment's targets and folds; each part is computed on first use."""
 
     def __init__(self, table: _TableRows, scores: Scores) -> None:
-        self.scores, self._table = scores, table
+        self.name, self.kind, self._table = scores.name, scores.kind, table
         self.rows = table.positions(scores.oof["id"], "training rows", scores.name)
-        self.y, self.split_group = table.y[self.rows], table.split_group[self.rows]
-        self.logit = scores.oof["logit"].to_numpy(np.float64)
-        self.nets = scores.oof["fold"].to_numpy()
+        self._logit, self.nets = scores.oof["logit"].to_numpy(), scores.oof["fold"].to_numpy()
+        self.test_rows = table.positions(scores.test["id"], "test rows", scores.name)
+        self._test_logit, self.test_nets = scores.test["logit"].to_numpy(), scores.test["fold"].to_numpy()
 
-    @cached_property
+    @property
+    def logit(self) -> Floats:
+        """Out-of-fold logits (n,)."""
+        return self._logit.astype(np.float64)
+
+    @property
     def p(self) -> Floats:
         """Out-of-fold probabilities (n,)."""
         return np.asarray(expit(self.logit), np.float64)
 
+    @property
+    def y(self) -> NDArray[np.int8]:
+        """Targets (n,)."""
+        return self._table.y[self.rows]
+
+    @property
+    def split_group(self) -> NDArray[np.intp]:
+        """Split groups (n,), as numbers."""
+        return self._table.split_group[self.rows]
+
+    @property
+    def test_logit(self) -> Floats:
+        """Logits of the test rows by every net."""
+        return self._test_logit.astype(np.float64)
+
     @cached_property
     def resolution(self) -> float | None:
         """Step of the grid of all p but the lowest and the highest, where exact 0 and 1 were clipped."""
-        inner = self.p[(self.p > self.p.min()) & (self.p < self.p.max())] if len(self.p) else self.p
+        p = self.p
+        inner = p[(p > p.min()) & (p < p.max())] if len(p) else p
         return resolution(inner) if len(inner) else None
 
     @cached_property
@@ -178,7 +209,7 @@ class _View:
         of_sample = pd.Series(self._in_table(self.logit)[self._table.sample])
         return np.asarray(of_sample.groupby(self._table.fold[self._table.sample]).rank(pct=True), np.float64)
 
-    @cached_property
+    @property
     def p_in_table(self) -> Floats:
         """Out-of-fold probabilities in the order of the table; NaN where not covered."""
         return self._in_table(self.p)
@@ -188,13 +219,12 @@ class _View:
         made[self.rows] = values
         return made
 
-    @cached_property
+    @property
     def _test_sums(self) -> Floats:
         """Sum of each test row's logits over nets, in the order of the table; NaN where there are none."""
-        test = self.scores.test
-        at, rows = self._table.positions(test["id"], "test rows", self.scores.name), self._table.test_rows
-        sums = np.bincount(at, test["logit"].to_numpy(np.float64), rows)
-        return np.where(np.bincount(at, minlength=rows) > 0, sums, np.nan)
+        rows = self._table.number_of_test_rows
+        sums = np.bincount(self.test_rows, self.test_logit, rows)
+        return np.where(np.bincount(self.test_rows, minlength=rows) > 0, sums, np.nan)
 
     @cached_property
     def test_key(self) -> bytes:
@@ -209,34 +239,34 @@ class _View:
 
     @cached_property
     def test_ranks(self) -> Floats:
-        """Ranks of the test predictions over all nets, in (0, 1]; NaN where there are none."""
-        return np.asarray(pd.Series(self._test_sums).rank(pct=True), np.float64)
+        """Ranks of the test predictions over all nets, of sampled rows; NaN where there are none."""
+        sums = self._test_sums
+        return np.asarray(pd.Series(sums[_sample(len(sums))]).rank(pct=True), np.float64)
 
 
 def _facts(view: _View, views: Sequence[_View], like: Likeness | None) -> RunFacts:
-    scores, logit = view.scores, view.logit
-    nets = np.unique(view.nets)
-    nets_of_test = _compared_nets(view)
-    test_p = expit(scores.test["logit"].to_numpy(np.float64))
+    logit, p, test_p = view.logit, view.p, expit(view.test_logit)
+    nets, test_nets = np.unique(view.nets), np.unique(view.test_nets)
+    is_test_uniform = [_is_uniform(test_p[view.test_nets == net]) for net in test_nets]
     return RunFacts(
-        name=scores.name,
-        kind=scores.kind,
+        name=view.name,
+        kind=view.kind,
         rows=len(logit),
         distinct=len(np.unique(logit)),
         resolution=view.resolution,
         ties=_tied_pairs(view.y, logit),
         auc=_auc(view),
         prevalence=float(view.y.mean()) if len(view.y) else np.nan,
-        nets=nets_of_test,
+        nets=_compared_nets(view),
         constant_nets=tuple(int(net) for net in nets if len(nets) > 1 and np.ptp(logit[view.nets == net]) == 0),
         test_rows=len(test_p),
         test_distinct=len(np.unique(test_p)),
-        is_uniform=_is_uniform(view.p),
-        is_test_uniform=bool(len(nets_of_test)) and all(_is_uniform(p) for p in _by_net(scores.test, test_p)),
-        unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if scores.kind == "imported" else 0,
+        is_uniform=_is_uniform(p),
+        is_test_uniform=bool(is_test_uniform) and all(is_test_uniform),
+        unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if view.kind == "imported" else 0,
         likest=like,
         test_copy_of=_test_copy_of(view, views),
-        quantiles=tuple(np.quantile(view.p, QUANTILES)),
+        quantiles=tuple(np.quantile(p, QUANTILES)),
     )
 
 
@@ -266,23 +296,17 @@ def _is_uniform(p: Floats) -> bool:
     return bool(np.abs(np.sort(p) - even).max() <= UNIFORM_DISTANCE + 1 / len(p))
 
 
-def _by_net(frame: pd.DataFrame, values: Floats) -> list[Floats]:
-    fold = frame["fold"].to_numpy()
-    return [values[fold == net] for net in np.unique(fold)]
-
-
 def _compared_nets(view: _View) -> pd.DataFrame:
     """Compares each net's test predictions with its out-of-fold ones; averaged ones with those of all nets.
 
     Returns one row a net: net, oof and test (quantiles of p), distance (Kolmogorov-Smirnov), limit (the distance that
     is in doubt, larger where rows are few) and spread (ratio of the 5 to 95 % ranges of the logits).
     """
-    test, rows = view.scores.test, []
-    fold, logits = test["fold"].to_numpy(), test["logit"].to_numpy(np.float64)
-    for net in np.unique(fold):
-        own = view.logit[view.nets == net]
-        own = own if net != AVERAGED and len(own) else view.logit
-        made = logits[fold == net]
+    rows, oof_logit, test_logit = [], view.logit, view.test_logit
+    for net in np.unique(view.test_nets):
+        own = oof_logit[view.nets == net]
+        own = own if net != AVERAGED and len(own) else oof_logit
+        made = test_logit[view.test_nets == net]
         oof, there = np.quantile(own, QUANTILES), np.quantile(made, QUANTILES)
         width = oof[-1] - oof[0]
         rows.append({
@@ -314,7 +338,7 @@ def _likest(views: Sequence[_View], checked: int) -> list[Likeness | None]:
         both = (views[number], views[best])
         gap = float(np.nanmax(np.abs(both[0].p_in_table - both[1].p_in_table)))
         step = max(view.resolution or 0.0 for view in both)
-        like = Likeness(both[1].scores.name, float(oof[number, best]), float(test[number, best]), gap, step)
+        like = Likeness(both[1].name, float(oof[number, best]), float(test[number, best]), gap, step)
         found.append(like)
     return found
 
@@ -342,7 +366,7 @@ def _test_copy_of(view: _View, views: Sequence[_View]) -> str:
         if other is not view and other.test_key == view.test_key:
             correlation = correlations(view.ranks[:, None], other.ranks[:, None])[0, 0]
             if not abs(correlation) >= COPY_CORRELATION:
-                return other.scores.name
+                return other.name
     return ""
 
 

@@ -34,7 +34,7 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     """
     fresh = [run for run in runs if is_fresh(experiment, run)]
     found = [_stale_finding(run) for run in runs if run not in fresh]
-    facts = run_facts(experiment, [Scores.of(run) for run in fresh])
+    facts = run_facts(experiment, (Scores.of(run) for run in fresh))
     found += [Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy) for doubt in doubts(facts)]
     for run in fresh:
         if run.has("all_rows"):

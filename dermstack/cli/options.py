@@ -95,7 +95,7 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
     from stack.doubts import doubts
     from stack.plausibility import FACTS_TITLE, Scores, facts_table, run_facts
 
-    facts = run_facts(experiment, [Scores.of(run) for run in runs])
+    facts = run_facts(experiment, (Scores.of(run) for run in runs))
     out.table(facts_table(facts), FACTS_TITLE)
     level2 = {run.name for run in runs if run.meta["level"] == 2}
     for doubt in doubts(one for one in facts if one.name in level2):
