@@ -108,14 +108,14 @@ def facts_table(facts: Sequence[RunFacts]) -> pd.DataFrame:
     return pd.DataFrame([
         {
             "run": one.name,
-            "distinct p": one.distinct,
+            "distinct": one.distinct,
             "resolution": "–" if one.resolution is None else f"{one.resolution:g}",
-            "auc": "–" if one.auc is None else f"{one.auc.value:.4f} [{one.auc.low:.4f}, {one.auc.high:.4f}]",
-            "p out-of-fold, 5 / 50 / 95 %": quantile_text(one.quantiles),
-            "p test": quantile_text(np.mean(one.nets["test"].tolist(), axis=0)) if len(one.nets) else "–",
+            "auc": "–" if one.auc is None else str(one.auc),
+            "oof p 5/50/95 %": quantile_text(one.quantiles, "/"),
+            "test p": quantile_text(np.mean(one.nets["test"].tolist(), axis=0), "/") if len(one.nets) else "–",
             "distance": float(one.nets["distance"].max()) if len(one.nets) else np.nan,
             "most like": one.likest.name if one.likest else "–",
-            "rank corr.": one.likest.oof if one.likest else np.nan,
+            "corr.": one.likest.oof if one.likest else np.nan,
             "on test": one.likest.test if one.likest else np.nan,
         }
         for one in facts
@@ -124,7 +124,7 @@ def facts_table(facts: Sequence[RunFacts]) -> pd.DataFrame:
 
 FACTS_TITLE = (
     "Predictions of each run: distance is the largest between the distributions of a fold net's out-of-fold and test "
-    "predictions (0 to 1); correlations are with the most similar run"
+    "predictions (0 to 1); rank correlations are with the most similar run"
 )
 
 
@@ -370,6 +370,6 @@ def _test_copy_of(view: _View, views: Sequence[_View]) -> str:
     return ""
 
 
-def quantile_text(values: Sequence[float] | Floats) -> str:
+def quantile_text(values: Sequence[float] | Floats, separator: str = " / ") -> str:
     """Returns numbers with two significant digits, as one text."""
-    return " / ".join(f"{value:.2g}" for value in values)
+    return separator.join(f"{value:.2g}" for value in values)

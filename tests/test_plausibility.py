@@ -68,7 +68,7 @@ def test_correlations_use_the_rows_that_both_have() -> None:
 def test_the_table_has_one_row_a_run_whatever_is_absent(experiment: Experiment) -> None:
     oof, test = files(experiment)
     alone = run_facts(experiment, [scores("a", (oof, test.iloc[:0]))])
-    assert facts_table(alone)["p test"].tolist() == ["–"]
+    assert facts_table(alone)["test p"].tolist() == ["–"]
     assert doubts(alone) == []
     half = run_facts(experiment, [scores("a", (oof, test)), scores("b", (oof.iloc[100:], test))])
     assert facts_table(half)["most like"].tolist() == ["b", "a"]
