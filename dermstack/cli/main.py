@@ -172,7 +172,7 @@ def stack(
     and report.html.
     """
     from dermstack.audit.run import audit_for_stack
-    from dermstack.cli.options import show_blend, show_findings, show_runs
+    from dermstack.cli.options import show_blend, show_findings, show_plausibility, show_runs
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
     from stack.history import append_ledger
@@ -192,6 +192,8 @@ def stack(
         report = write_report(experiment, out)
         append_ledger(experiment, blend)
     show_runs(experiment, out, runs)
+    if not experiment.shuffled:
+        show_plausibility(experiment, out, runs)
     show_blend(experiment, out, blend)
     if (submission := experiment.folder / "submission.csv").exists():
         out.say(f"submission: {submission}")
