@@ -280,13 +280,15 @@ class Config(Strict):
             from sqlalchemy import make_url  # slow to import, and few configs name a database
             from sqlalchemy.exc import ArgumentError
 
-            advice = "write it as driver://user:password@host:port/database, such as sqlite:///studies.db"
+            advice = "write it as postgresql+pg8000://user@host:5432/database or sqlite:///studies.db"
             try:
                 url = make_url(storage.get_secret_value())
             except ArgumentError:
                 raise ValueError(f"it is not the URL of a database: {advice}") from None
-            except ValueError as error:  # the text of SQLAlchemy's error holds the port
-                raise ValueError(f"its port is no number ({mask_secrets(str(error))}): {advice}") from None
+            except ValueError:
+                raise ValueError(
+                    f"the port of {mask_secrets(storage.get_secret_value())} is no number: {advice}"
+                ) from None
             if url.port is not None and not 0 < url.port < 2**16:
                 raise ValueError(f"its port {url.port} is not between 1 and 65535: {advice}")
         return storage

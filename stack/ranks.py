@@ -123,13 +123,15 @@ def net_moments(values: ArrayLike, nets: ArrayLike) -> dict[int, tuple[float, fl
 def whole_numbers(values: ArrayLike, name: str) -> NDArray[np.int64]:
     """Returns fold or net numbers as int64. Raises DataError, naming the first, for strings, fractions and NaN."""
     given = np.asarray(values)
-    whole = np.zeros(given.shape, bool)
     if given.dtype.kind in "biu":
         return given.astype(np.int64)
+    numbers = np.full(given.shape, np.nan)
     if given.dtype.kind == "f":
-        whole = np.isfinite(given) & (given == np.round(given))
+        numbers = given
     elif given.dtype.kind == "O":  # such as whole numbers of a DataFrame with other columns
-        whole = np.array([isinstance(value, int | np.integer) for value in given.ravel()], bool).reshape(given.shape)
+        is_number = np.array([isinstance(value, int | float | np.number) for value in given.ravel()], bool)
+        numbers[is_number.reshape(given.shape)] = given.ravel()[is_number].astype(np.float64)
+    whole = np.isfinite(numbers) & (numbers == np.round(numbers))
     if not whole.all():
         first = given[~whole].ravel()[:1].tolist()[0]
         raise DataError(

@@ -46,9 +46,9 @@ def tune_weights(
     ``columns`` holds an array (n, runs) for each transform, ``allowed`` the transforms that each run may use. Each of
     ``warm_starts`` is called for one of the first trials, simplest first. With ``ranks`` (n, runs) in (0, 1), each
     run's rank also has an exponent. ``study`` (direction "maximize", any storage) is continued until it holds
-    ``trials`` completed trials; DataError if its trials are of other columns, targets or objective. Interruptions do not change the result: each trial depends only on ``seed`` and the
-    completed trials before it, and is stored whole or not at all. After ``timeout`` seconds no trial starts except the
-    first.
+    ``trials`` completed trials; DataError where its trials are of other columns, targets or objective. Interruptions do
+    not change the result: each trial depends only on ``seed`` and the completed trials before it, and is stored whole
+    or not at all. After ``timeout`` seconds no trial starts except the first.
 
     After the warm starts, a trial is the best one so far with some parameters moved, by a step that grows after a
     success and shrinks otherwise (the (1 + 1) evolution strategy of Rechenberg 1973, with the one-fifth rule). On the
