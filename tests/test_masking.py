@@ -64,7 +64,7 @@ def test_every_error_of_ours_masks_its_text() -> None:
     for kind in (ConfigError, ImageError):
         error = kind(f"cannot open {PLACES[0]}")
         assert SECRET not in str(error) + repr(error)
-        assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 # as it comes from a worker
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)  # as it comes from a worker
 
 
 def test_prints_logs_and_warnings_are_masked_on_both_streams(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +85,11 @@ def test_prints_logs_and_warnings_are_masked_on_both_streams(capsys: pytest.Capt
 
 
 def test_an_uncaught_exception_is_printed_without_the_secret(tmp_path: Path) -> None:
-    program = "import sys\nfrom dermstack.cli import main\ndef app():\n    raise RuntimeError(sys.argv[1])\nmain.app = app\nmain.main()\n"
+    program = (
+        "import sys\nfrom dermstack.cli import main\n"
+        "def app():\n    raise RuntimeError(sys.argv[1])\n"
+        "main.app = app\nmain.main()\n"
+    )
     made = subprocess.run([sys.executable, "-c", program, PLACES[0]], capture_output=True, text=True, check=False)
     assert made.returncode == 1
     assert "RuntimeError: postgresql://me:***@host/db" in made.stderr
@@ -141,8 +145,6 @@ def test_a_storage_that_is_no_url_is_named(
 def test_hints_repeat_settings_without_their_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_experiment(tmp_path)
     given = ("seed=3", f"storage={PLACES[0]}")
-    hint = opened_experiment(config, *given).command("stack")
-    assert "--set" not in hint, "read without overrides"
     said = command_error(capsys, "stack", "-c", str(config), "--set", given[0], "--set", given[1])
     assert "--set=seed=3" in said
     assert "postgresql://me:***@host/db" in said
@@ -152,7 +154,7 @@ def test_hints_repeat_settings_without_their_secret(tmp_path: Path, capsys: pyte
 def test_a_database_that_is_down_stops_no_stack_and_its_password_reaches_no_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_experiment(tmp_path, storage=f"postgresql+pg8000://me:{SECRET}@127.0.0.1:1/db?ssl_password={SECRET}")
+    config = write_experiment(tmp_path, storage=f"postgresql+pg8000://me:{SECRET}@127.0.0.1:1/db")
     experiment = opened_experiment(config)
     for seed, name in enumerate(("a", "b")):
         import_frames(experiment, name, *predictions(experiment, seed=seed))
@@ -163,7 +165,11 @@ def test_a_database_that_is_down_stops_no_stack_and_its_password_reaches_no_file
     assert (experiment.folder / "report.html").is_file()
     for path in experiment.folder.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    assert SECRET not in command_error(capsys, "tune", "blend", "-c", str(config), "--trials", "2")
+    for more in ("", f"?sslpassword={SECRET}"):  # the driver has no such option
+        url = f"postgresql+pg8000://me:{SECRET}@127.0.0.1:1/db{more}"
+        said = command_error(capsys, "tune", "blend", "-c", str(config), "--trials", "2", "--set", f"storage={url}")
+        assert "cannot be opened" in said
+        assert SECRET not in said
 
 
 def test_a_drivers_error_is_masked_whatever_it_repeats(tmp_path: Path) -> None:

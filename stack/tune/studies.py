@@ -244,9 +244,10 @@ def _is_of(first: str, name: str) -> bool:
 def storage_errors(experiment: Experiment, *, opening: bool = False) -> Iterator[None]:
     """Raises ConfigError, with secrets masked, for errors of the database inside the context.
 
-    When ``opening``, also for those of its driver, which may be absent or out of reach.
+    When ``opening``, also for those of its driver, which may be absent, out of reach or lack an option of the URL.
     """
-    kinds = (SQLAlchemyError, StorageInternalError, *((ImportError, OSError) if opening else ()))
+    of_driver = (ImportError, OSError, TypeError, ValueError) if opening else ()
+    kinds = (SQLAlchemyError, StorageInternalError, *of_driver)
     try:
         yield
     except kinds as error:
