@@ -264,9 +264,8 @@ class Config(Strict):
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
     blend: Blend = Blend()  # how runs are combined into one score
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
-    storage: SecretStr | None = (
-        None  # Optuna database of studies, for many workers; none: a file in the experiment's folder
-    )
+    # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
+    storage: SecretStr | None = None
 
     @property
     def model_names(self) -> list[str]:

@@ -53,8 +53,10 @@ def test_whatever_the_password_of_a_url_holds_it_is_masked(password: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["https://sqlalche.me/e/21/rvf5", "postgresql://me@host:5432/db", "sqlite:////tmp/a.db", "open http://127.0.0.1:8000/",
-     "1,234 training rows (12 positive, 0.97%)", "features.tokens: unknown key", "a@b: c", "http://[::1]:80/?fold=3"],
+    [
+        "https://sqlalche.me/e/21/rvf5", "postgresql://me@host:5432/db", "sqlite:////tmp/a.db", "http://[::1]:80/?fold=3",
+        "open http://127.0.0.1:8000/", "12 positive, 0.97%", "features.tokens: unknown key", "a@b: c",
+    ],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str) -> None:
     assert mask_secrets(text) == text
@@ -102,6 +104,7 @@ def _say() -> None:
     raise RuntimeError(PLACES[3])
 
 
+@pytest.mark.slow
 def test_a_worker_masks_what_it_prints(capfd: pytest.CaptureFixture[str]) -> None:
     import multiprocessing
 
@@ -125,11 +128,13 @@ def test_the_config_shows_no_secret(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("storage", "message"),
-    [(f"postgresql://me:{SECRET}@host:port/db", r"storage: the port of postgresql://me:\*\*\*@host:port/db is no number"),
-     (f"postgresql://me:{SECRET}@host:99999/db", r"storage: its port 99999 is not between 1 and 65535"),
-     (f"me {SECRET}", r"storage: it is not the URL of a database"),
-     ("", r"storage: it is not the URL of a database")],
-)  # fmt: skip
+    [
+        (f"postgresql://me:{SECRET}@host:port/db", r"the port of postgresql://me:\*\*\*@host:port/db is no number"),
+        (f"postgresql://me:{SECRET}@host:99999/db", r"storage: its port 99999 is not between 1 and 65535"),
+        (f"me {SECRET}", r"storage: it is not the URL of a database"),
+        ("", r"storage: it is not the URL of a database"),
+    ],
+)
 def test_a_storage_that_is_no_url_is_named(
     storage: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +156,7 @@ def test_hints_repeat_settings_without_their_secret(tmp_path: Path, capsys: pyte
     assert SECRET not in said
 
 
+@pytest.mark.slow
 def test_a_database_that_is_down_stops_no_stack_and_its_password_reaches_no_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,10 +145,10 @@ def test_an_image_study_depends_on_what_it_does_not_tune(config: Path, tmp_path:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"one")
     of_file = model.model_copy(update={"pretrained": weights})
-    noted = image_file_inputs(of_file, "images")
-    assert noted == {"images": "images", "pretrained weights": sha256(weights)}
+    noted = image_file_inputs(of_file, "a" * 64)
+    assert noted == {"images": "a" * 64, "pretrained weights": sha256(weights)}
     weights.write_bytes(b"two")
-    assert changed_inputs(noted, image_file_inputs(of_file, "other")) == ["images", "pretrained weights"]
+    assert changed_inputs(noted, image_file_inputs(of_file, "b" * 64)) == ["images", "pretrained weights"]
     assert changed_inputs(before | noted, before) == [], "level 2 reads neither"
 
 
@@ -157,6 +157,7 @@ def test_what_is_tuned_is_what_a_study_suggests() -> None:
     assert {*IMAGE_RANGES, *IMAGE_CHOICES} == set(IMAGE_TUNED) <= {*Training.__dataclass_fields__}
 
 
+@pytest.mark.slow
 def test_a_result_of_other_predictions_is_refused_and_a_new_study_begins_beside_it(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +240,7 @@ def test_settings_of_a_stacker_reach_its_studies(override: str, config: Path, tm
     assert study.best_value == pytest.approx(np.mean(expected), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_gbdt_study_of_other_features_or_kind_is_another(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune = ["tune", "gbdt", "-c", str(config), "--trials", "1", "-q"]
     assert run_cli(*tune) == 0
@@ -286,11 +288,11 @@ def test_a_result_that_notes_no_inputs_is_refused_unless_what_it_made_is_complet
     check_tuned_blend(using, runs, complete=True)
     check_tuned_gbdt(using, using.config.stackers[0], runs, complete=True)
     with pytest.raises(
-        StoreError, match="does not say which predictions and settings it was tuned on.*tune blend` again"
+        StoreError, match=r"does not say which predictions and settings it was tuned on.*tune blend` again"
     ):
         check_tuned_blend(using, runs, complete=False)
     with pytest.raises(
-        StoreError, match="does not say which predictions and settings it was tuned on.*tune gbdt` again"
+        StoreError, match=r"does not say which predictions and settings it was tuned on.*tune gbdt` again"
     ):
         check_tuned_gbdt(using, using.config.stackers[0], runs, complete=False)
     assert tuned_weights(using, ("a", "b")) is not None
