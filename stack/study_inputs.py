@@ -1,4 +1,4 @@
-"""Everything that a tuning study depends on, by name: a study is stored under it, and a stale result is refused by it.
+"""Names everything that a tuning study depends on, so that a study is stored under it and a stale result is refused.
 
 Readable values, such as a kind or a number, stand as they are; contents of files, tables and settings are fingerprints.
 """
