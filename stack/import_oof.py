@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import logit
 
 from dermstack.errors import DataError, StoreError
 from stack.cells import UNNAMED_INDEX, as_text, is_parquet, read_columns
 from stack.console import Out
+from stack.doubts import doubts
 from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
 from stack.keys import fold_labels, is_missing_fold, keys_as_in
+from stack.metrics.resolution import clip_limits, clipped_logit
+from stack.plausibility import FACTS_TITLE, Scores, facts_table, is_fresh, run_facts
 from stack.ranks import AVERAGED
 from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
@@ -129,6 +131,7 @@ def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.
     return labels
 
 
+FINEST_EDGE = 1e-15  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
 ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three digits
 
 
@@ -179,12 +182,13 @@ def import_oof(
         raise DataError("the experiment has test rows: give their predictions with --test")
     if test_csv and not has_test:
         out.warn(f"the experiment has no test rows (data.test): {test_csv} is not read")
-    frames = {"oof": prediction_frame(oof["id"], fold.numbers, _to_logit(oof["p"].to_numpy()))}
+    frames = {"oof": prediction_frame(oof["id"], fold.numbers, _to_logit(oof["p"]))}
     frames["test"] = (
         _test_frame(experiment, test_csv, test_columns or columns, fold, averaged=test_averaged)
         if has_test and test_csv
         else prediction_frame([], 0, np.empty(0, np.float32))
     )
+    _check_plausible(experiment, Scores(name, "imported", frames["oof"], frames["test"]), oof_csv, out)
     files = {"oof": sha256(oof_csv), "test": sha256(test_csv) if has_test and test_csv else None}
     if all_rows:
         frames["all_rows"] = _all_rows_frame(all_rows, columns, oof, fold, prefix=all_rows_prefix)
@@ -287,7 +291,7 @@ def _test_frame(
             test["fold"], fold, path, columns, instead=", or give one averaged row an id (--test-averaged)"
         )
     _check_rows(test["id"], numbers, pd.Index(experiment.table.test["id"]), path, what="test rows")
-    return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"].to_numpy()))
+    return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"]))
 
 
 def _all_rows_frame(
@@ -321,7 +325,7 @@ def _all_rows_frame(
             f"in the out-of-fold file, the largest difference for {first['id']!r}: {first['p']:.4f} and "
             f"{first['p_oof']:.4f}: make both files from the same models, or check their folds"
         )
-    return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"].to_numpy()))
+    return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"]))
 
 
 def _net_numbers(
@@ -359,8 +363,18 @@ def _check_rows(ids: pd.Series, numbers: pd.Series, expected: pd.Index, path: Pa
             )
 
 
-def _to_logit(p: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Returns the logits of probabilities (n,), finite also for 0 and 1."""
-    clipped = np.clip(np.asarray(p, np.float64), 1e-15, 1 - 1e-15)
-    result: NDArray[np.float32] = logit(clipped).astype(np.float32)
+def _to_logit(p: pd.Series) -> NDArray[np.float32]:
+    """Returns the logits of a file's probabilities (n,); 0 and 1 lie half of the file's resolution inside."""
+    result: NDArray[np.float32] = clipped_logit(p, clip_limits(p, FINEST_EDGE)).astype(np.float32)
     return result
+
+
+def _check_plausible(experiment: Experiment, scores: Scores, path: Path, out: Out) -> None:
+    """Prints the facts about a run's predictions and what is doubtful about them; raises DataError for an error."""
+    known = [run for run in experiment.finished(level=1) if run.name != scores.name and is_fresh(experiment, run)]
+    facts = run_facts(experiment, [scores], (Scores.of(run) for run in known))
+    for doubt in doubts(facts):
+        if doubt.severity == "error":
+            raise DataError(f"{path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
+        out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
+    out.table(facts_table(facts), FACTS_TITLE)
