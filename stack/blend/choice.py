@@ -1,0 +1,54 @@
+"""Chooses among methods ordered from simple to complex: a more complex one must show a real paired gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtri
+
+from stack.metrics.intervals import bootstrap_scores
+from stack.metrics.scores import score
+
+FALSE_GAIN = 0.2  # chance, at most, that a more complex method is chosen where all are equal (benchmarks/choice.py)
+
+
+def choose_method(
+    objective: str,
+    y: ArrayLike,
+    scores: Mapping[str, ArrayLike],
+    split_group: ArrayLike,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> str:
+    """Returns the last of the methods that each show a real gain over the one chosen before; at first, the simplest.
+
+    `scores` holds an array (n,) for each method, simplest first. A gain in `objective` is real if it exceeds
+    `required_errors` times its standard error, that of the paired difference by bootstrap over split_groups (n,). The
+    draws and the result depend only on the arguments.
+    """
+    names = list(scores)
+    if len(names) == 1:
+        return names[0]
+    values = np.array([score(objective, y, s) for s in scores.values()])
+    drawn = bootstrap_scores(objective, y, np.column_stack(list(scores.values())), split_group, draws=draws, seed=seed)
+    needed, chosen = required_errors(len(names)), 0
+    for other in range(1, len(names)):
+        noise = float(np.nanstd(drawn[:, other] - drawn[:, chosen]))
+        if values[other] - values[chosen] > needed * noise:
+            chosen = other
+    return names[chosen]
+
+
+def required_errors(methods: int) -> float:
+    """Returns how many standard errors a gain must have: more for more `methods`, as each is one more chance of noise.
+
+    One-sided, with FALSE_GAIN divided among the comparisons (Bonferroni's inequality): 0.84 for two methods, 1.64 for
+    five.
+
+    >>> [round(required_errors(methods), 2) for methods in (2, 3, 5)]
+    [0.84, 1.28, 1.64]
+    """
+    return float(-ndtri(FALSE_GAIN / (methods - 1)))
