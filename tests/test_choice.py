@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.stats import norm
 
 from stack.blend.choice import FALSE_GAIN, choose_method, required_errors
-from stack.metrics.intervals import paired_difference
+from stack.metrics.intervals import clustered_auc, paired_difference
 from stack.metrics.scores import auc
 
 
-def test_each_choice_gains_over_the_one_before_beyond_noise() -> None:
+@pytest.mark.parametrize("objective", ["auc", "ap"])
+def test_each_choice_gains_over_the_one_before_beyond_noise(objective: str) -> None:
     rng = np.random.default_rng(0)
     chosen = set()
     for _ in range(40):
@@ -20,10 +22,13 @@ def test_each_choice_gains_over_the_one_before_beyond_noise() -> None:
         scores = {name: base + rng.normal(0, spread, 200) for name, spread in (("a", 1.2), ("b", 0.6), ("c", 0.3))}
         expected = "a"
         for name in ("b", "c"):
-            gain = paired_difference("auc", y, scores[name], scores[expected], group, draws=100)
+            if objective == "auc":
+                gain, _ = clustered_auc(y, np.column_stack([scores[name], scores[expected]]), group).difference()
+            else:
+                gain = paired_difference(objective, y, scores[name], scores[expected], group, draws=100)
             if gain.value > norm.isf(0.2 / 2) * gain.se:
                 expected = name
-        assert choose_method("auc", y, scores, group, draws=100) == expected
+        assert choose_method(objective, y, scores, group, draws=100) == expected
         chosen.add(expected)
     assert chosen == {"a", "b", "c"}
 
@@ -41,12 +46,12 @@ def test_equally_good_methods_are_seldom_left_for_a_more_complex_one() -> None:
     """Rows come in groups of four alike: as single rows, they would seem to show gains four times as often."""
     rng = np.random.default_rng(0)
     left = 0
-    for _ in range(100):
+    for _ in range(200):
         y = np.repeat((rng.random(100) < 0.3).astype(int), 4)
         base = np.repeat(rng.normal(size=100), 4) + y
         scores = {name: base + np.repeat(rng.normal(0, 0.5, 100), 4) for name in "abcde"}
-        left += choose_method("auc", y, scores, np.arange(400) // 4, draws=200) != "a"
-    assert left <= 100 * FALSE_GAIN + 2 * np.sqrt(100 * FALSE_GAIN * (1 - FALSE_GAIN))
+        left += choose_method("auc", y, scores, np.arange(400) // 4) != "a"
+    assert left <= 200 * FALSE_GAIN + 2 * np.sqrt(200 * FALSE_GAIN * (1 - FALSE_GAIN))
 
 
 def test_a_clear_gain_is_taken() -> None:
