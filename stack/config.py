@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dermstack.errors import ConfigError, DataError
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
+from stack.metrics.scores import Objective
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -250,7 +251,7 @@ class Config(Strict):
     runs: ConfigPath = Field("../runs", validate_default=True)  # folder of the experiments
     cache: ConfigPath = Field("../cache", validate_default=True)  # folder of the decoded images
     seed: Seed = 0  # seed of everything random except the assignment to folds
-    objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"  # metric of the headline, of blends and of studies
+    objective: Objective = "auc"  # metric of the headline, of blends and of studies
     threads: int = Field(2, ge=1)  # threads of each task; a setting, because their number changes the output bytes
     n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
@@ -304,7 +305,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises ConfigError.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such config: check the path; configs/ has examples")
+        raise ConfigError(f"{path}: no such config: check the path; `dermstack demo-data FOLDER` writes an example")
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

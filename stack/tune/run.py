@@ -30,6 +30,7 @@ from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.fold_needs import check_study_needs
 from stack.folds import inner_split
 from stack.image_config import ImageModel
 from stack.level1 import level1_runs
@@ -86,6 +87,7 @@ def tune_gbdt(
             f"{stacker.name} is a {stacker.kind} model, which has no study: choose a stacker of kind "
             f"{', '.join(GBDT_SPACES)}"
         )
+    check_study_needs(experiment, "gbdt")
     level1_runs(experiment)  # raises for unusable runs before a study is opened
     k = experiment.folds.k
     started = time.monotonic()
@@ -133,6 +135,7 @@ def tune_blend(
     run continues with the same result, for any number of workers. Returns the path of the yaml to name in the config
     under ``tuned.blend``.
     """
+    check_study_needs(experiment, "blend")
     refuse_sqlite(experiment, workers)
     predictions = predictions_of(experiment, runs)
     p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
