@@ -97,6 +97,7 @@ class NetScaler:
         part.ranks_.ecdfs_ = [self.ranks_.ecdfs_[run] for run in runs]
         part.is_probability_ = self.is_probability_[runs]
         part.moments_ = [self.moments_[run] for run in runs]
+        part.limits_ = [self.limits_[run] for run in runs]
         part.logit_moments_ = [self.logit_moments_[run] for run in runs]
         return part
 
