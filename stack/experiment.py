@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError, StoreError
+from dermstack.masking import mask_secrets
 from stack.cells import read_cells
 from stack.config import Config
 from stack.console import Out
@@ -109,7 +110,7 @@ class Experiment:
     curation: Curation  # dropped rows and near-duplicates, found by checking the images
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
-    overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`
+    overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
 
     @property
     def folder(self) -> Path:
@@ -211,8 +212,9 @@ def open_experiment(
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
-        config, config_path, name, replace(as_read, train=kept), folds, curation, as_read, external, overrides
-    )
+        config, config_path, name, replace(as_read, train=kept), folds, curation, as_read, external,
+        tuple(map(mask_secrets, overrides)),
+    )  # fmt: skip
 
 
 def write_rows(experiment: Experiment) -> None:

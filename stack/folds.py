@@ -223,8 +223,8 @@ def make_folds(
     negatives), and where `own` has gaps, splits a split_group or leaves a fold with one class. Warns where
     duplicates merge more than 5 % of the rows into one split_group.
     """
-    if not 2 <= k <= 127:
-        raise ConfigError(f"k is {k}: set the number of folds to 2 to 127")
+    if not isinstance(k, int | np.integer) or not 2 <= k <= 127:
+        raise ConfigError(f"k is {k!r}: set the number of folds to 2 to 127")
     split_group, unknown = _split_groups(train, duplicates)
     target = train["target"].to_numpy()
     if own is None:

@@ -21,7 +21,7 @@ from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, tra
 from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, run_tasks
 from stack.level1_nets import finish_set_aside, set_aside_for
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run, sha256
-from stack.tuned import enabled_models
+from stack.tuned import check_tuned_files, enabled_models
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -43,6 +43,9 @@ def run_image_models(
     """
     check_fold_needs(experiment)
     models = enabled_models(experiment)
+    for model in models:
+        if model.name in experiment.config.tuned.image:
+            check_tuned_files(experiment, model, images_checksum(experiment, caches[model.size]))
     made_of = {model.name: _inputs(experiment, model, caches[model.size]) for model in models}
     for model in models:  # check all models before the first run is set aside
         if model.name not in rebuild:
@@ -152,10 +155,13 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
     return {
         **level1_inputs(experiment, model),
         "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
-        "images": cache.checksum(
-            [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
-        ),
+        "images": images_checksum(experiment, cache),
     }
+
+
+def images_checksum(experiment: Experiment, cache: ImageCache) -> str:
+    """Returns a checksum of the images of all rows: train, test and external."""
+    return cache.checksum([*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]])
 
 
 def level1_runs(experiment: Experiment) -> list[Run]:

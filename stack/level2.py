@@ -44,7 +44,7 @@ from stack.store import (
     write_run,
 )
 from stack.table import ACQUISITION
-from stack.tuned import tuned_fingerprint, tuned_params
+from stack.tuned import check_tuned_gbdt, tuned_fingerprint, tuned_params
 from tabular.models import Bag, fit_bag, write_bag
 
 
@@ -112,10 +112,15 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
         experiment = require_acquisition(experiment)
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
+    kept = {stacker.name: read_run(experiment.models / stacker.name) for stacker in stackers}
+    for stacker in stackers:  # check all stackers before the first run is set aside
+        run = kept[stacker.name]
+        complete = run is not None and run.meta["inputs"] == inputs[stacker.name]
+        check_tuned_gbdt(experiment, stacker, sources, complete=complete)
     todo = []
     for stacker in stackers:
         folder = experiment.models / stacker.name
-        run = read_run(folder)
+        run = kept[stacker.name]
         if run and run.meta["inputs"] == inputs[stacker.name]:
             read_verified_run(folder)
             out.say(f"{stacker.name}: complete, skipped")

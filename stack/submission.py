@@ -24,7 +24,7 @@ from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
-from stack.tuned import tuned_fingerprint, tuned_weights
+from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
 
 _MAX_LISTED = 5  # values listed in an error, which also gives their number
 
@@ -160,6 +160,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     folder = experiment.folder / "blend"
     inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
+    check_tuned_blend(experiment, runs, complete=run is not None and run.meta["inputs"] == inputs)
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")

@@ -17,6 +17,7 @@ from dermstack.cli.data import commands as data_commands
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
 from dermstack.cli.serve import commands as serve_commands
 from dermstack.errors import ConfigError, DermstackError
+from dermstack.masking import masked_streams, print_masked_traceback
 
 EXTRAS = {  # the extra that installs these modules, as the end of a pip command
     "[image]' to work on images": {
@@ -43,7 +44,8 @@ DISK_ERRORS = {  # by errno: what is wrong and the next step
 def run_app(app: Callable[[], object]) -> None:
     """Runs the command line ``app``; user errors and disk errors print one message and exit with status 2.
 
-    Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143.
+    Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143. Passwords are
+    masked in everything that is printed.
     """
     terminated = threading.Event()
 
@@ -54,7 +56,8 @@ def run_app(app: Callable[[], object]) -> None:
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        _run(app, terminated)
+        with masked_streams():
+            _run(app, terminated)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -401,4 +404,5 @@ app.add_typer(serve_commands)
 
 def main() -> None:
     """Runs the command line."""
+    sys.excepthook = print_masked_traceback
     run_app(app)
