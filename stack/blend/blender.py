@@ -103,8 +103,8 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
         and for a number of classes other than two; DataError for a `weighting` or a mask that does not fit the runs,
-        and for a `study` of other data; ConfigError for a setting that is unknown or out of range, and a third argument without
-        name.
+        and for a `study` of other data; ConfigError for a setting that is unknown or out of range, and a third argument
+        without name.
         """
         if others:
             raise ConfigError(
