@@ -225,6 +225,7 @@ class Blend(Strict):
     power: bool = False  # `optuna`: also fit an exponent for the ranks of each run
     replacement: bool = True  # `hill_climb`: a run may be added more than once
     bags: int = Field(5, ge=1)  # `hill_climb`: climbs averaged, one on all rows, the others on random halves
+    preselect: bool = True  # leave out runs that carry nothing, where the rank mean is better without them
 
 
 class Ray(Strict):

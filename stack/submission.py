@@ -194,10 +194,16 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         power=config.blend.power,
         replacement=config.blend.replacement,
         bags=config.blend.bags,
+        preselect=config.blend.preselect,
         seed=config.seed,
         n_jobs=config.n_jobs,
         tuned=tuned_weights(experiment, predictions.names),
     )
+    if left_out := [name for name, used in zip(predictions.names, nested.used_runs, strict=True) if not used]:
+        out.say(
+            f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
+            "without (`blend.preselect: false` keeps all runs)"
+        )
     methods = nested.summary(y, split_group)
     headline = interval(config.objective, y, nested.score, split_group)
     # Calibrate the chosen method's scores: the headline's mix several scales where outer folds chose different methods.
@@ -228,6 +234,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "calibrator": calibrator_state(calibration.final),
         "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
+        "preselected": [name for name in predictions.names if name not in left_out],
         "left_out": len(experiment.target) - len(rows),
         "selected": [run.name for run in runs if run.meta.get("selected")],  # settings chosen on these rows
     }

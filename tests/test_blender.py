@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -257,6 +258,32 @@ def test_logits_are_taken_on_each_nets_own_scale() -> None:
         for p in (1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-scaled)))
     )
     np.testing.assert_allclose(same, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["auc", "logloss"])
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_that_are_not_used_are_as_if_they_were_absent(method: str, objective: str) -> None:
+    P, y = runs(2, 0.3, 1.2, 0)
+    nets = np.column_stack([np.arange(200) % 2, np.arange(200) % 3, np.arange(200) % 2, np.arange(200) % 3])
+    used = np.array([True, False, True, False])
+    blender = Blender(method, objective, trials=15, power=True)
+    all_runs = clone(blender).fit(P, y, nets=nets, use_runs=used)
+    few = clone(blender).fit(P[:, used], y, nets=nets[:, used])
+    np.testing.assert_array_equal(all_runs.weights_[used], few.weights_)
+    assert all_runs.weights_[~used].tolist() == [0, 0]
+    np.testing.assert_array_equal(all_runs.trial_values_, few.trial_values_)
+    scores = all_runs.predict_proba(P, nets=nets), few.predict_proba(P[:, used], nets=nets[:, used])
+    np.testing.assert_array_equal(*scores)
+    changed = P.copy()
+    changed[:, ~used] = changed[::-1, ~used]
+    np.testing.assert_array_equal(all_runs.predict_proba(changed, nets=nets), scores[0])
+
+
+def test_a_mask_of_runs_that_does_not_fit_is_refused() -> None:
+    P, y = runs(2, 1)
+    for mask in ([True], [False, False], [0, 1]):
+        with pytest.raises(DataError, match=r"use_runs .* give True or False for each of the 2 runs"):
+            Blender().fit(P, y, use_runs=mask)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from dermstack.errors import ConfigError, DataError
 from stack.blend.blender import METHODS, Blender
-from stack.blend.nested import NestedBlend, blend_nested, choose_method, left_out_sets
+from stack.blend.nested import NestedBlend, blend_nested, left_out_sets
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
 from stack.ranks import Ecdf, NetRanks
@@ -30,9 +31,9 @@ def simulated_rows(
 
 
 def blended(rows: Rows, **settings: Any) -> NestedBlend:
-    """Every row its own split_group; few trials."""
+    """Every row its own split_group; few trials; no pre-selection, since some of the simulated runs carry nothing."""
     P, y, fold = rows
-    settings = {"nets": fold, "split_group": np.arange(len(y)), "trials": 12} | settings
+    settings = {"nets": fold, "split_group": np.arange(len(y)), "trials": 12, "preselect": False} | settings
     return blend_nested(P, y, fold=fold, **settings)
 
 
@@ -41,6 +42,7 @@ def assert_same(one: NestedBlend, other: NestedBlend) -> None:
     np.testing.assert_array_equal(one.score, other.score)
     for method, scores in one.by_method.items():
         np.testing.assert_array_equal(scores, other.by_method[method])
+        np.testing.assert_array_equal(one.comparable[method], other.comparable[method])
         np.testing.assert_array_equal(one.tuned[method], other.tuned[method])
 
 
@@ -57,7 +59,8 @@ def test_no_choice_has_seen_the_targets_that_it_is_scored_on() -> None:
     assert before.chosen_by_fold[0] == after.chosen_by_fold[0] == "optuna"
     for method in methods:
         np.testing.assert_array_equal(before.by_method[method][held], after.by_method[method][held])
-    np.testing.assert_array_equal(np.argsort(before.score[held]), np.argsort(after.score[held]))
+        np.testing.assert_array_equal(before.comparable[method][held], after.comparable[method][held])
+    np.testing.assert_array_equal(before.score[held], after.score[held])
     assert (before.tuned["optuna"][held] != after.tuned["optuna"][held]).any()
 
 
@@ -90,7 +93,7 @@ def test_the_choice_without_a_fold_is_nested_in_the_folds_that_are_left() -> Non
     P, y, fold = rows = simulated_rows([1.2, 0.6, 0.6], folds=4, seed=2)
     found, rest = blended(rows), fold != 3
     inner = blend_nested(
-        P[rest], y[rest], nets=fold[rest], fold=fold[rest], split_group=np.flatnonzero(rest), trials=12
+        P[rest], y[rest], nets=fold[rest], fold=fold[rest], split_group=np.flatnonzero(rest), trials=12, preselect=False
     )
     assert found.chosen_by_fold[3] == inner.chosen
 
@@ -100,31 +103,58 @@ def test_the_headline_is_made_of_what_each_fold_chose() -> None:
     found = blended(rows, methods=("rank_mean", "hill_climb"))
     assert set(found.chosen_by_fold.values()) == {"hill_climb"}
     for k, method in found.chosen_by_fold.items():
-        np.testing.assert_array_equal(found.score[fold == k], found.by_method[method][fold == k])
+        np.testing.assert_array_equal(found.score[fold == k], found.comparable[method][fold == k])
 
 
-def test_folds_that_chose_different_scales_are_pooled_by_rank() -> None:
-    """A mean of probabilities lies near the prevalence, a mean of ranks near one half: together they order nothing."""
-    P, y, fold = simulated_rows([1, 1, 1], rows=90, positives=30, seed=14)
-    found = blended((P**3, y, fold), methods=("rank_mean", "mean"))
-    assert len(set(found.chosen_by_fold.values())) == 2
-    for k, method in found.chosen_by_fold.items():
-        piece = found.by_method[method][fold == k]
-        np.testing.assert_array_equal(found.score[fold == k], Ecdf().fit(piece)(piece))
+def test_a_row_is_scored_by_its_rank_among_all_rows_as_its_folds_blend_scores_them() -> None:
+    P, y, fold = rows = simulated_rows([2, 1, 0.5])
+    found = blended(rows)
+    for method in METHODS:
+        for k in range(3):
+            seen, held = fold != k, fold == k
+            blender = Blender(method, trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=(P, fold))
+            score = blender.predict_proba(P, nets=fold)[:, 1]
+            expected = (rankdata(score) - 0.5) / len(y)
+            np.testing.assert_allclose(found.comparable[method][held], expected[held], rtol=1e-12)
+
+
+def test_folds_that_chose_different_methods_lose_nothing_by_pooling() -> None:
+    """A mean of probabilities lies near the prevalence, a mean of ranks near one half: together they order nothing.
+
+    Here both methods order the rows in the same way, so any mixture of folds has their AUC. Ranks within the fold, the
+    scale used before, lose some of it: the folds differ in their share of positives.
+    """
+    rng = np.random.default_rng(0)
+    fold = np.repeat([0, 1, 2], 200)
+    y = (rng.random(600) < np.array([0.05, 0.2, 0.5])[fold]).astype(int)
+    p = 1 / (1 + np.exp(-2 * y - rng.normal(size=600)))
+    found = blended((p[:, None] ** 3, y, fold), nets=np.full(600, -1), methods=("rank_mean", "mean"))
+    mixed = np.where(fold == 1, found.comparable["mean"], found.comparable["rank_mean"])
+    assert auc(y, mixed) == auc(y, p)
+    within = np.concatenate([Ecdf().fit(p[fold == k])(p[fold == k]) for k in range(3)])
+    assert auc(y, within) < auc(y, p) - 0.01
+
+
+def test_log_loss_is_measured_on_the_scores_themselves() -> None:
+    found = blended(simulated_rows([2, 1]), objective="logloss", methods=("mean", "logistic"))
+    for method, scores in found.by_method.items():
+        np.testing.assert_array_equal(scores, found.comparable[method])
 
 
 def test_ranks_of_a_fold_are_taken_within_its_net() -> None:
     P, y, fold = simulated_rows([1, 2])
     nets = np.stack([fold, (fold + np.arange(len(y))) % 2], axis=1)  # the second run has folds of its own
     found = blended((P / (1 + 5 * nets), y, fold), nets=nets, methods=("rank_mean",))
-    np.testing.assert_allclose(found.score, NetRanks().fit_transform(P, nets).mean(axis=1))
+    expected = NetRanks().fit_transform(P, nets).mean(axis=1)
+    np.testing.assert_allclose(found.by_method["rank_mean"], expected)
+    np.testing.assert_array_equal(np.argsort(found.score, kind="stable"), np.argsort(expected, kind="stable"))
 
 
 def test_one_method_leaves_nothing_to_choose() -> None:
     rows = simulated_rows([1, 2], folds=2)
     found = blended(rows, methods=("rank_mean",))
     assert (found.chosen, found.chosen_by_fold) == ("rank_mean", {0: "rank_mean", 1: "rank_mean"})
-    np.testing.assert_array_equal(found.score, found.by_method["rank_mean"])
+    np.testing.assert_array_equal(found.score, found.comparable["rank_mean"])
 
 
 def test_a_frame_names_the_runs_of_the_final_blend() -> None:
@@ -170,25 +200,22 @@ def test_what_cannot_be_nested_is_refused_by_name() -> None:
         blended((P, y, fold))
 
 
-def test_the_simplest_method_within_noise_of_the_best_is_chosen() -> None:
-    rng = np.random.default_rng(0)
-    chosen = set()
-    for _ in range(20):
-        y = (rng.random(200) < 0.3).astype(int)
-        group = np.arange(200) // 2
-        base = y + rng.normal(0, 1, 200)
-        scores = {name: base + rng.normal(0, spread, 200) for name, spread in (("a", 0.7), ("b", 0.5), ("c", 0.5))}
-        best = max(scores.values(), key=lambda s: auc(y, s))
-        gaps = {name: paired_difference("auc", y, best, s, group, draws=100) for name, s in scores.items()}
-        expected = next(name for name, gap in gaps.items() if gap.value <= gap.se)
-        assert choose_method("auc", y, scores, group, draws=100) == expected
-        chosen.add(expected)
-    assert chosen == {"a", "b", "c"}
-
-
-def test_of_equal_methods_the_simplest_is_chosen() -> None:
-    y, s = np.arange(40) % 2, np.random.default_rng(0).random(40)
-    assert choose_method("auc", y, {"simple": s, "same": s.copy()}, np.arange(40)) == "simple"
+def test_a_run_that_carries_nothing_is_left_out_by_what_the_other_folds_show() -> None:
+    """Turning the targets of fold 0 makes its noise a signal there, but changes nothing in its own scores."""
+    P, y, fold = simulated_rows([2, 2, 0], rows=600, positives=150)
+    found = blended((P, y, fold), methods=("rank_mean", "logistic"), preselect=True)
+    assert found.used_runs.tolist() == [True, True, False]
+    assert found.final.weights_.tolist() == [0.5, 0.5, 0]
+    pair = blended((P[:, :2], y, fold), methods=("rank_mean", "logistic"))
+    for method in found.by_method:
+        np.testing.assert_array_equal(found.by_method[method], pair.by_method[method])
+        np.testing.assert_array_equal(found.comparable[method], pair.comparable[method])
+    assert (found.chosen, found.chosen_by_fold) == (pair.chosen, pair.chosen_by_fold)
+    turned, held = y.copy(), fold == 0
+    turned[held] = P[held, 2] > np.quantile(P[held, 2], 0.75)
+    after = blended((P, turned, fold), methods=("rank_mean", "logistic"), preselect=True)
+    assert after.used_runs.tolist() == [True, True, True]
+    np.testing.assert_array_equal(after.score[held], found.score[held])
 
 
 def test_the_summary_sets_nested_beside_tuned() -> None:
@@ -198,12 +225,12 @@ def test_the_summary_sets_nested_beside_tuned() -> None:
     assert table.index.tolist() == ["rank_mean", "optuna"]
     assert table["chosen"].tolist() == [False, True]
     assert table.loc["rank_mean", ["gap", "difference", "difference_low", "difference_high"]].tolist() == [0] * 4
-    nested, tuned = found.by_method["optuna"], found.tuned["optuna"]
+    nested, tuned = found.comparable["optuna"], found.tuned["optuna"]
     value = interval("auc", y, nested, group)
     assert table.loc["optuna", ["nested", "low", "high"]].tolist() == [value.value, value.low, value.high]
     assert table.loc["optuna", "tuned"] == auc(y, tuned)
     assert table.loc["optuna", "gap"] == auc(y, tuned) - auc(y, nested)
-    gain = paired_difference("auc", y, nested, found.by_method["rank_mean"], group)
+    gain = paired_difference("auc", y, nested, found.comparable["rank_mean"], group)
     assert table.loc["optuna", "difference_low"] == gain.low > 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -90,6 +90,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         columns_from: NetScaler | tuple[ArrayLike, ArrayLike] | None = None,
         study: optuna.Study | None = None,
         weighting: Weighting | None = None,
+        use_runs: ArrayLike | None = None,
     ) -> Blender:
         """Fits the weights of predictions `P` (n, runs) to targets `y` (n,).
 
@@ -97,11 +98,13 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scales are computed for each run and net from `columns_from`: a fitted NetScaler, or predictions and their nets,
         without targets (default: `P` and `nets`). With "optuna", a given `study` of the same predictions and targets is
         continued up to `trials` trials instead of a new one in memory, and a given `weighting`, found by an earlier
-        study, is used unchanged. There are no sample weights, and `groups` is given by name.
+        study, is used unchanged. The method is fitted to the runs in the mask `use_runs` (runs,) alone; the others get
+        weight 0 (default: all are used). There are no sample weights, and `groups` is given by name.
 
         Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
-        and for a number of classes other than two; DataError for a `weighting` that does not fit the runs and a `study`
-        of other data; ConfigError for a setting that is unknown or out of range, and a third argument without name.
+        and for a number of classes other than two; DataError for a `weighting` or a mask that does not fit the runs,
+        and for a `study` of other data; ConfigError for a setting that is unknown or out of range, and a third argument
+        without name.
         """
         if others:
             raise ConfigError(
@@ -118,8 +121,11 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_scale(p, "columns_from")
         self.probabilities_ = np.where(self.scaler_.is_probability_, "probability", "rank")
         self.slope_, self.intercept_, self.trial_values_ = 1.0, 0.0, np.empty(0)
+        used = _mask_of_runs(use_runs, p.shape[1])
         if self.method == "optuna" and weighting is not None:
             self.weighting_ = weighting.checked(p.shape[1])
+        elif not used.all():
+            self._fit_part(p, labels, made_by, used, study)
         else:
             self.weighting_ = self._choose(p, positive, made_by, study)
         total = self._total(p, made_by)
@@ -162,6 +168,15 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags.multi_class = False
         tags.classifier_tags.poor_score = True  # scikit-learn's checks pass features, which may rank rows in reverse
         return tags
+
+    def _fit_part(
+        self, p: Floats, labels: NDArray[Any], nets: NDArray[Any], used: Bools, study: optuna.Study | None
+    ) -> None:
+        """Fits the runs in `used` (runs,) alone and gives the others the weight 0."""
+        made_by, columns = np.broadcast_to(nets.reshape(len(p), -1), p.shape)[:, used], self.scaler_.of_runs(used)
+        part = clone(self).fit(p[:, used], labels, nets=made_by, columns_from=columns, study=study)
+        self.weighting_ = part.weighting_.spread_over(used)
+        self.slope_, self.intercept_, self.trial_values_ = part.slope_, part.intercept_, part.trial_values_
 
     def _choose(self, p: Floats, positive: Bools, nets: NDArray[Any], study: optuna.Study | None) -> Weighting:
         ranks, equal = ("rank",) * p.shape[1], np.ones(p.shape[1])
@@ -304,6 +319,13 @@ def _nets(nets: ArrayLike | None, P: Floats) -> NDArray[Any]:
     if given.shape not in (P.shape, (len(P),), (len(P), 1)):
         raise DataError(f"nets have shape {given.shape}, predictions {P.shape}: give one a row or one a prediction")
     return given
+
+
+def _mask_of_runs(use_runs: ArrayLike | None, runs: int) -> Bools:
+    used: Bools = np.ones(runs, np.bool_) if use_runs is None else np.asarray(use_runs)
+    if used.dtype != np.bool_ or used.shape != (runs,) or not used.any():
+        raise DataError(f"use_runs {use_runs!r}: give True or False for each of the {runs} runs, True for one or more")
+    return used
 
 
 def _refuse_unknown(what: str, value: str, known: tuple[str, ...]) -> None:

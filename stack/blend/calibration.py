@@ -17,7 +17,7 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from dermstack.errors import DataError
-from stack.blend.nested import choose_method
+from stack.blend.choice import choose_method
 from stack.metrics.intervals import paired_difference
 from stack.metrics.scores import Bools, Floats, auc, brier, expected_calibration_error, log_loss
 
@@ -215,8 +215,8 @@ class NestedCalibration:
 def calibrate_nested(score: ArrayLike, y: ArrayLike, fold: ArrayLike, split_group: ArrayLike) -> NestedCalibration:
     """Calibrates scores (n,) in [0, 1] that were not fitted on their own targets `y` (n,), such as nested scores.
 
-    For each fold, the kind of map is chosen by its cross-fitted log loss on the other folds: the lowest, or that of a
-    simpler kind within one standard error (`choose_method`). With two folds the simplest kind is used.
+    For each fold, the kind of map is chosen by its cross-fitted log loss on the other folds: a more complex kind only
+    if its gain is real (`choose_method`). With two folds the simplest kind is used.
     """
     score, y, fold, split_group = (np.asarray(values) for values in (score, y, fold, split_group))
     folds = [int(k) for k in np.unique(fold)]

@@ -41,6 +41,15 @@ class Weighting:
         """Returns the weighting that `dataclasses.asdict` stored."""
         return cls(*(tuple(state[name]) for name in ("transforms", "weights", "powers")))
 
+    def spread_over(self, used: Bools) -> Weighting:
+        """Returns the weighting of all runs (runs,) where this one has only those `used`; the others weigh nothing."""
+        transforms, weights, powers = np.full(used.size, "rank", object), np.zeros(used.size), np.ones(used.size)
+        transforms[used], weights[used] = self.transforms, self.weights
+        if self.powers:
+            powers[used] = self.powers
+        as_floats = tuple(map(float, powers)) if self.powers else ()
+        return Weighting(tuple(transforms.tolist()), tuple(map(float, weights)), as_floats)
+
     def checked(self, runs: int) -> Weighting:
         """Returns itself; raises DataError unless it has `runs` weights, none negative, with sum 1."""
         weights = np.asarray(self.weights, dtype=np.float64)
@@ -80,6 +89,17 @@ class NetScaler:
             )
         ]
         return self
+
+    def of_runs(self, used: Bools) -> NetScaler:
+        """Returns the scaler of the runs in `used` (runs,) alone."""
+        runs, part = np.flatnonzero(used), NetScaler()
+        part.ranks_ = NetRanks()
+        part.ranks_.ecdfs_ = [self.ranks_.ecdfs_[run] for run in runs]
+        part.is_probability_ = self.is_probability_[runs]
+        part.moments_ = [self.moments_[run] for run in runs]
+        part.limits_ = [self.limits_[run] for run in runs]
+        part.logit_moments_ = [self.logit_moments_[run] for run in runs]
+        return part
 
     def unscaled(self, P: Floats, nets: NDArray[Any], transforms: Sequence[str]) -> Floats:
         """Returns (n, runs): each run's probabilities unchanged or its ranks in (0, 1), as `transforms` says."""

@@ -16,9 +16,11 @@ from sklearn.base import clone
 from dermstack.errors import ConfigError, DataError
 from image_models.processes import run_parallel
 from stack.blend.blender import METHODS, Blender
+from stack.blend.choice import choose_method
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
-from stack.metrics.intervals import bootstrap_scores, interval, paired_difference
-from stack.metrics.scores import Floats, score
+from stack.blend.preselection import informative_runs
+from stack.metrics.intervals import interval, paired_difference
+from stack.metrics.scores import Bools, Floats, score
 from stack.ranks import Ecdf, whole_numbers
 
 
@@ -26,16 +28,19 @@ from stack.ranks import Ecdf, whole_numbers
 class NestedBlend:
     """Result of `blend_nested`; each score array is (n,), in the order of the rows of `P`.
 
-    Calibrate on `by_method[chosen]`: it has the scale of the scores of `final` on new rows. `score` may not have it:
-    where the folds chose different methods, it is the rank within the fold (unless the objective is "logloss").
+    The blends of different folds have different weights, and often scales. `score` and `comparable` have one scale: the
+    score of a row is its rank among the scores that the same fold's blend gives to all rows. For "logloss" all scores
+    stay as they are. Calibrate on `by_method[chosen]`, which has the scale of the scores of `final` on new rows.
     """
 
     chosen: str  # method of the final blend, chosen on all rows
     chosen_by_fold: dict[int, str]  # method chosen without this fold
     score: Floats  # scores of the headline: for each fold, method and weights are chosen on the other folds
     by_method: dict[str, Floats]  # scores of each method with weights from the other folds; simplest method first
+    comparable: dict[str, Floats]  # the same on one scale for all folds and methods
     tuned: dict[str, Floats]  # in-sample scores of each method, with weights from all rows
     final: Blender  # blend by `chosen`, fitted on all rows
+    used_runs: Bools  # (runs,): False for runs that the pre-selection left out of `final`
 
     def summary(self, y: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
         """Returns one row for each method, simplest first, with the nested and the in-sample value of the objective.
@@ -44,9 +49,9 @@ class NestedBlend:
         difference, nested minus that of the first method, with its interval difference_low and difference_high; chosen.
         A method is not shown to be better than the first one while that interval contains 0.
         """
-        objective, first = self.final.objective, next(iter(self.by_method.values()))
+        objective, first = self.final.objective, next(iter(self.comparable.values()))
         rows = []
-        for method, nested in self.by_method.items():
+        for method, nested in self.comparable.items():
             value = interval(objective, y, nested, split_group, draws=draws, seed=seed)
             gain = paired_difference(objective, y, nested, first, split_group, draws=draws, seed=seed)
             tuned = score(objective, y, self.tuned[method])
@@ -70,6 +75,7 @@ def blend_nested(
     power: bool = False,
     replacement: bool = True,
     bags: int = 5,
+    preselect: bool = True,
     seed: int = 0,
     n_jobs: int = 1,
     tuned: Mapping[LeftOutFolds, Weighting] | None = None,
@@ -81,7 +87,8 @@ def blend_nested(
     are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales
     are computed for each run and net (`nets` (n,) or (n, runs)) over all rows, without targets. `trials`, `power`,
     `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that earlier studies found for "optuna",
-    by the folds they left out.
+    by the folds they left out. With `preselect`, each fit leaves out the runs that carry nothing on the rows it is
+    fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores that have one scale.
 
     The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
     or three with more than one method, for folds that are not whole numbers, for targets other than 0 and 1, for arrays
@@ -94,62 +101,46 @@ def blend_nested(
     folds = _checked_folds(fold, split_group, methods)
     columns = NetScaler().fit(frame, nets)
     blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
-    fitted = list(
+    rows = _Rows(frame, y, nets, fold, split_group, columns)
+    fits = list(
         run_parallel(
             (
-                partial(_fit_without, without, blenders, frame, y, nets, fold, columns, tuned)
+                partial(_fit_without, without, blenders, rows, preselect, tuned)
                 for without in left_out_sets(folds, methods)
             ),
             n_jobs,
         )
     )
-    scores: dict[LeftOutFolds, list[Floats]] = {without: made for without, made, _ in fitted}
+    by_set = {fit.without: fit for fit in fits}
 
     def nested(without: LeftOutFolds) -> dict[str, Floats]:
-        """Returns each method's scores (n,), with weights tuned without `without` and the row's fold.
+        """Returns each method's comparable scores (n,), with weights tuned without `without` and the row's fold.
 
         Rows in the folds of `without` are NaN.
         """
-        pieces = {k: scores[without | {k}] for k in folds if k not in without}
+        pieces = {k: by_set[without | {k}].comparable for k in folds if k not in without}
         return {m: _assemble_folds(fold, {k: made[i] for k, made in pieces.items()}) for i, m in enumerate(methods)}
 
     def choice(without: LeftOutFolds) -> str:
         if len(methods) == 1:
             return methods[0]
-        rows = ~np.isin(fold, list(without))
-        candidates = {method: s[rows] for method, s in nested(without).items()}
-        return choose_method(objective, y[rows], candidates, split_group[rows], seed=seed)
+        kept = ~np.isin(fold, list(without))
+        candidates = {method: s[kept] for method, s in nested(without).items()}
+        return choose_method(objective, y[kept], candidates, split_group[kept], seed=seed)
 
-    by_method = nested(frozenset())
+    every, comparable = by_set[frozenset()], nested(frozenset())
+    singles = {k: by_set[frozenset({k})].scores for k in folds}
     chosen, chosen_by_fold = choice(frozenset()), {k: choice(frozenset({k})) for k in folds}
-    headline = _assemble_folds(fold, {k: by_method[method] for k, method in chosen_by_fold.items()})
-    finals = dict(zip(methods, fitted[0][2], strict=True))
-    if len(set(chosen_by_fold.values())) > 1 and objective != "logloss":
-        headline = _assemble_folds(fold, {k: _ranked(headline, fold == k) for k in folds})
-    tuned_in_sample = dict(zip(methods, scores[frozenset()], strict=True))
-    return NestedBlend(chosen, chosen_by_fold, headline, by_method, tuned_in_sample, finals[chosen])
-
-
-def choose_method(
-    objective: str,
-    y: ArrayLike,
-    scores: Mapping[str, ArrayLike],
-    split_group: ArrayLike,
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> str:
-    """Returns the simplest method whose score is within one standard error of the best.
-
-    `scores` holds an array (n,) for each method, simplest first. The standard error is that of the paired difference to
-    the best, by bootstrap over split_groups (the one-standard-error rule of Breiman et al. 1984, applied to the
-    difference instead of the best score alone).
-    """
-    values = np.array([score(objective, y, s) for s in scores.values()])
-    drawn = bootstrap_scores(objective, y, np.column_stack(list(scores.values())), split_group, draws=draws, seed=seed)
-    best = int(np.argmax(values))
-    noise = np.nanstd(drawn[:, [best]] - drawn, axis=0)
-    return list(scores)[int(np.argmax(values[best] - values <= noise))]
+    return NestedBlend(
+        chosen=chosen,
+        chosen_by_fold=chosen_by_fold,
+        score=_assemble_folds(fold, {k: comparable[method] for k, method in chosen_by_fold.items()}),
+        by_method={m: _assemble_folds(fold, {k: singles[k][i] for k in folds}) for i, m in enumerate(methods)},
+        comparable=comparable,
+        tuned=dict(zip(methods, every.scores, strict=True)),
+        final=dict(zip(methods, every.blenders, strict=True))[chosen],
+        used_runs=every.used_runs,
+    )
 
 
 def left_out_sets(folds: Iterable[int], methods: Iterable[str] = METHODS) -> list[LeftOutFolds]:
@@ -162,32 +153,56 @@ def left_out_sets(folds: Iterable[int], methods: Iterable[str] = METHODS) -> lis
     return [frozenset(without) for size in sizes for without in combinations(folds, size)]
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that a blend is fitted to and scored on."""
+
+    frame: pd.DataFrame  # predictions (n, runs)
+    y: NDArray[Any]
+    nets: NDArray[Any]
+    fold: NDArray[Any]
+    split_group: NDArray[Any]
+    columns: NetScaler
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """Blends of all methods fitted without some folds."""
+
+    without: LeftOutFolds
+    scores: list[Floats]  # for each method (n,): scores of the rows left out, or of all where no fold is left out
+    comparable: list[Floats]  # the same as ranks among all rows
+    blenders: list[Blender]  # empty where a fold is left out
+    used_runs: Bools
+
+
 def _fit_without(
     without: LeftOutFolds,
     blenders: list[Blender],
-    frame: pd.DataFrame,
-    y: NDArray[Any],
-    nets: NDArray[Any],
-    fold: NDArray[Any],
-    columns: NetScaler,
+    rows: _Rows,
+    preselect: bool,
     tuned: Mapping[LeftOutFolds, Weighting] | None,
-) -> tuple[LeftOutFolds, list[Floats], list[Blender]]:
+) -> _Fits:
     """Fits each blender without the folds `without` and scores their rows, or all rows where no fold is left out."""
     if tuned is not None and without not in tuned:
         raise ConfigError(
             f"no tuned weights that leave out the folds {sorted(without)}: run `dermstack tune blend` again"
         )
     weighting = None if tuned is None else tuned[without]
-    fitted = [clone(blender) for blender in blenders]
-    unseen = np.isin(fold, list(without))
-    scored = unseen if without else ~unseen
-    scores = []
+    unseen = np.isin(rows.fold, list(without))
+    seen, scored = ~unseen, unseen if without else ~unseen
+    frame, y, nets = rows.frame[seen], rows.y[seen], rows.nets[seen]
+    used = np.ones(frame.shape[1], np.bool_)
+    if preselect:
+        used = informative_runs(rows.columns.ranks_.transform(frame, nets), y, rows.split_group[seen])
+    fitted, scores, comparable = [clone(blender) for blender in blenders], [], []
     for blender in fitted:
-        blender.fit(frame[~unseen], y[~unseen], nets=nets[~unseen], columns_from=columns, weighting=weighting)
-        made = np.full(len(fold), np.nan)
-        made[scored] = blender.predict_proba(frame[scored], nets=nets[scored])[:, 1]
-        scores.append(made)
-    return without, scores, [] if without else fitted
+        blender.fit(frame, y, nets=nets, columns_from=rows.columns, weighting=weighting, use_runs=used)
+        made = blender.predict_proba(rows.frame, nets=rows.nets)[:, 1]
+        on_one_scale = made if blender.objective == "logloss" or not without else Ecdf().fit(made)(made)
+        scores.append(np.where(scored, made, np.nan))
+        comparable.append(np.where(scored, on_one_scale, np.nan))
+    return _Fits(without, scores, comparable, [] if without else fitted, used)
 
 
 def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats]) -> Floats:
@@ -196,12 +211,6 @@ def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats]) -> Floats:
     for k, piece in pieces.items():
         assembled[fold == k] = piece[fold == k]
     return assembled
-
-
-def _ranked(score: Floats, rows: NDArray[np.bool_]) -> Floats:
-    ranks = np.full(len(score), np.nan)
-    ranks[rows] = Ecdf().fit(score[rows])(score[rows])
-    return ranks
 
 
 def _simplest_first(methods: Iterable[str]) -> tuple[str, ...]:
