@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -43,6 +43,8 @@ class Source:
     n_bytes: int = 0  # of the encoded image
     stamp: int = 0  # changes when the image does: a file's time in ns, a record's checksum
     swap_red_blue: bool = False
+    bits_stored: int = 0  # bits that 16-bit values use; 0: all
+    tolerate: bool = False  # accept a JPEG with stray bytes after its last pixel
 
     @property
     def name(self) -> str:
@@ -62,14 +64,18 @@ class Source:
         if self.kind == "dicom":
             from image_models.io.dicom import read_dicom
 
-            return read_dicom(self.path, min_side=min_side)
+            return read_dicom(
+                self.path, min_side=min_side, bits_stored=self.bits_stored, tolerate=self.tolerate
+            )
         try:
             data = self._encoded()
         except FileNotFoundError as error:
             raise ImageError(f"{self.path}: no such file: restore it or drop its rows from the csv") from error
         except OSError as error:
             raise ImageError(f"{self.name}: cannot be read ({error}): restore the file") from error
-        return decode(data, name=self.name, min_side=min_side)
+        return decode(
+            data, name=self.name, min_side=min_side, bits_stored=self.bits_stored, tolerate=self.tolerate
+        )
 
     def _encoded(self) -> bytes:
         if self.kind == "hdf5":
