@@ -37,6 +37,7 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
     if not sizes:
         return experiment, {}
     ids, sources = _sources(experiment)
+    sources = _hashed(sources, experiment.config.n_jobs, out)
     caches = {size: _cache(experiment, ids, sources, size, out) for size in sorted(set(sizes))}
     curation = _curate(experiment, caches[min(caches)], ids, out)
     if curation is not experiment.curation:
@@ -94,6 +95,14 @@ def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:
     return ids, found
 
 
+def _hashed(sources: list[Source], n_jobs: int, out: Out) -> list[Source]:
+    """Returns the sources with the hashes of their contents, which tell cached images from changed ones."""
+    from image_models.io.readers import with_contents
+
+    with out.bar("contents of the images", len(sources)) as progress:
+        return with_contents(sources, n_jobs=n_jobs, progress=progress)
+
+
 def _find(place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> list[Source]:
     from image_models.io.readers import TFRecordNames, image_sources
 
@@ -135,10 +144,14 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
     data = experiment.config.data
     unreadable = _unreadable(experiment, cache)
     seen = sorted(set(ids) - set(unreadable["id"]))
-    pictures = cache.index.iloc[cache.rows_for(seen)][["id", "source_height", "source_width", "source_bytes"]]
-    images_fingerprint = frame_fingerprint(pictures.assign(find=data.find_duplicates).reset_index(drop=True))
+    columns = ["id", "source_height", "source_width", "source_bytes", "stamp"]
+    pictures = cache.index.iloc[cache.rows_for(seen)][columns].assign(find=data.find_duplicates).reset_index(drop=True)
+    images_fingerprint = frame_fingerprint(pictures)
     if experiment.curation.images_fingerprint == images_fingerprint:
         return experiment.curation
+    if experiment.curation.images_fingerprint == frame_fingerprint(pictures.drop(columns="stamp")):
+        # Made by an earlier dermstack, which knew no contents: kept once, so that folds and trained nets stay valid.
+        return replace(experiment.curation, images_fingerprint=images_fingerprint)
     pairs = NO_CURATION.pairs
     if data.find_duplicates:
         found = near_duplicates(looks_of(experiment, cache, seen, out))

@@ -19,7 +19,7 @@ from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
 from image_models.cache import ImageCache, build_cache
-from image_models.io.readers import Source, image_ids, image_sources
+from image_models.io.readers import Source, image_ids, image_sources, with_contents
 from image_models.saved import NetCache
 from stack.console import Out
 from stack.store import atomic, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
@@ -85,7 +85,7 @@ def predict_rows(
         job = fingerprint({
             "bundle": bundle.fingerprint,
             "rows": frame_fingerprint(rows.frame),
-            "pictures": [(source.name, source.n_bytes, source.stamp) for source in rows.sources],
+            "pictures": [(source.name, source.n_bytes) for source in rows.sources],  # a part knows their contents
             "drop": drop_unreadable,
         })  # fmt: skip
         _start_job(work, job)
@@ -93,14 +93,17 @@ def predict_rows(
         parts = list(_parts(bundle, rows.frame))
         with out.bar("predict", passes_per_image(bundle) * len(rows.frame)) as progress:
             for number, positions in enumerate(parts):
-                if read_run(_part_folder(work, number)) is not None:
+                sources = with_contents([rows.sources[position] for position in positions], n_jobs=n_jobs)
+                contents = fingerprint({"contents": [source.content for source in sources]})
+                part = read_run(_part_folder(work, number))
+                if part is not None and part.meta.get("contents") == contents:
                     progress(passes_per_image(bundle) * len(positions))
                     continue
                 made = _predict_part(
-                    bundle, fitted, novelty, rows, positions, work, device=device, n_jobs=n_jobs, workers=workers,
-                    drop_unreadable=drop_unreadable, progress=progress,
+                    bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,
+                    workers=workers, drop_unreadable=drop_unreadable, progress=progress,
                 )  # fmt: skip
-                write_run(_part_folder(work, number), {"kind": _KIND}, frames={"made": made})
+                write_run(_part_folder(work, number), {"kind": _KIND, "contents": contents}, frames={"made": made})
         kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
@@ -145,8 +148,8 @@ def _predict_part(
     bundle: Bundle,
     fitted: FittedEnsemble,
     novelty: Novelty | None,
-    rows: NewRows,
-    positions: NDArray[np.intp],
+    frame: pd.DataFrame,
+    sources: list[Source],
     work: Path,
     *,
     device: str,
@@ -155,13 +158,12 @@ def _predict_part(
     drop_unreadable: bool,
     progress: Callable[[int], object],
 ) -> pd.DataFrame:
-    frame = rows.frame.iloc[positions]
     pixels = work / "pixels"
     caches = {
         size: build_cache(
             pixels / str(size),
             frame["id"].tolist(),
-            [rows.sources[position] for position in positions],
+            sources,
             size=size,
             resize=bundle.manifest["resize"],
             format=bundle.manifest["cache_format"],

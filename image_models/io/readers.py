@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from dermstack.errors import ImageError
+from image_models.io.contents import UNKNOWN, content_of, file_content
 from image_models.io.decode import MAX_ENCODED_BYTES, SUFFIXES, Picture, decode
-
-if TYPE_CHECKING:
-    import h5py
+from image_models.io.hdf5 import hdf5_bytes, hdf5_dataset, open_hdf5
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 TFRECORD_SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
@@ -41,7 +41,8 @@ class Source:
     length: int = 0
     key: str = ""  # hdf5: the data set's name
     n_bytes: int = 0  # of the encoded image
-    stamp: int = 0  # changes when the image does: a file's time in ns, a record's checksum
+    stamp: int = 0  # a file's time in ns, a record's CRC-32
+    content: int = 0  # hash of what it held when `contents.with_contents` read it; 0: not hashed
     swap_red_blue: bool = False
 
     @property
@@ -62,19 +63,27 @@ class Source:
         if self.kind == "dicom":
             from image_models.io.dicom import read_dicom
 
-            return read_dicom(self.path, min_side=min_side)
+            picture = read_dicom(self.path, min_side=min_side)
+            self._check_content(file_content(self.path))
+            return picture
         try:
             data = self._encoded()
         except FileNotFoundError as error:
             raise ImageError(f"{self.path}: no such file: restore it or drop its rows from the csv") from error
         except OSError as error:
             raise ImageError(f"{self.name}: cannot be read ({error}): restore the file") from error
+        if self.kind != "tfrecord":
+            self._check_content(content_of(data) if self.kind == "hdf5" else file_content(self.path))
         return decode(data, name=self.name, min_side=min_side)
+
+    def _check_content(self, content: int) -> None:
+        if self.content not in (UNKNOWN, content):
+            raise ImageError(f"{self.name}: changed while the images were read: run the command again")
 
     def _encoded(self) -> bytes:
         if self.kind == "hdf5":
-            with _open_hdf5(self.path) as file:
-                return _hdf5_bytes(file, self.key, self.path)
+            with open_hdf5(self.path) as file:
+                return hdf5_bytes(file, self.key, self.path)
         with self.path.open("rb") as file:
             if self.kind == "file":
                 if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
@@ -131,6 +140,47 @@ def image_ids(path: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str
             "folder that holds the right ones"
         )
     return ids
+
+
+_MIN_THREADS = 4  # that hash files: they wait for the disk more than they compute
+_BATCH = 256  # files hashed between two calls of `progress`
+
+
+def with_contents(
+    sources: Sequence[Source], *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
+) -> list[Source]:
+    """Returns the sources with the hash of what each of them holds now, in the same order.
+
+    The hash covers a whole file of up to 1 MiB; of a larger one its length, its time and 512 KiB at each end. It is
+    `UNKNOWN` for a file that cannot be read. ``progress`` is called with the number of images just hashed.
+    """
+    contents = [source.stamp + 1 if source.kind == "tfrecord" else UNKNOWN for source in sources]  # a record's CRC-32
+    progress(sum(source.kind == "tfrecord" for source in sources))
+    files = [number for number, source in enumerate(sources) if source.kind in ("file", "dicom")]
+    with ThreadPoolExecutor(max(n_jobs, _MIN_THREADS)) as pool:
+        for start in range(0, len(files), _BATCH):
+            batch = files[start : start + _BATCH]
+            for number, content in zip(batch, pool.map(file_content, [sources[n].path for n in batch]), strict=True):
+                contents[number] = content
+            progress(len(batch))
+    keys: dict[Path, list[int]] = {}
+    for number, source in enumerate(sources):
+        if source.kind == "hdf5":
+            keys.setdefault(source.path, []).append(number)
+    for path, numbers in keys.items():
+        for number, content in zip(numbers, _hdf5_contents(path, [sources[n].key for n in numbers]), strict=True):
+            contents[number] = content
+            progress(1)
+    return [replace(source, content=content) for source, content in zip(sources, contents, strict=True)]
+
+
+def _hdf5_contents(path: Path, keys: Sequence[str]) -> Iterator[int]:
+    with open_hdf5(path) as file:
+        for key in keys:
+            try:
+                yield content_of(hdf5_bytes(file, key, path))
+            except ImageError:
+                yield UNKNOWN
 
 
 def _iter_sources(
@@ -196,7 +246,7 @@ def _tfrecord_sources(shard: Path, names: TFRecordNames, swap: bool) -> Iterator
 
 def _hdf5_sources(path: Path, requested: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
     """Yields the images of a file in ISIC 2024's format: one data set of encoded bytes per id."""
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         try:
             there = set(file)
             if unnamed := [
@@ -209,43 +259,5 @@ def _hdf5_sources(path: Path, requested: set[str] | None, swap: bool) -> Iterato
             raise ImageError(f"{path} cannot be listed ({error}): download or write the file again") from error
         mtime = path.stat().st_mtime_ns
         for key in sorted(there if requested is None else there & requested):
-            length = int(_hdf5_dataset(file, key, path).nbytes)
-            # The file's time: checksums would require reading the whole file before the first image is decoded.
+            length = int(hdf5_dataset(file, key, path).nbytes)
             yield key, Source(path, "hdf5", key=key, n_bytes=length, stamp=mtime, swap_red_blue=swap)
-
-
-def _open_hdf5(path: Path) -> h5py.File:
-    import h5py
-
-    try:
-        return h5py.File(path, "r")
-    except (OSError, RuntimeError, LookupError, ValueError) as error:
-        raise ImageError(f"{path}: not a readable HDF5 file ({error}): download or write it again") from error
-
-
-def _hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
-    value = _hdf5_dataset(file, key, path)
-    try:
-        data = value[()]
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError) as error:
-        raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
-    return data if isinstance(data, bytes) else np.asarray(data).tobytes()
-
-
-def _hdf5_dataset(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
-    """Returns the encoded image under ``key``: a scalar of opaque bytes or a vector of uint8, stored in this file."""
-    import h5py
-
-    advice = "store the encoded bytes of one image there"
-    try:
-        is_own = isinstance(file.get(key, getlink=True), h5py.HardLink)  # other links may point outside the file
-        value = file[key] if is_own else None
-        if not isinstance(value, h5py.Dataset) or value.external or value.is_virtual:
-            raise ImageError(f"{path}[{key}] is not a data set stored in this file: {advice}")
-        if value.dtype.kind not in "VSOu" or value.ndim > 1 or value.nbytes > MAX_ENCODED_BYTES:
-            raise ImageError(f"{path}[{key}] holds {value.dtype} of shape {value.shape}: {advice}")
-    except ImageError:
-        raise
-    except (LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ImageError(f"{path}[{key}] cannot be read ({error}): download or write the file again") from error
-    return value
