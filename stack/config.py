@@ -169,6 +169,10 @@ class Data(Strict):
     columns: Columns  # names of the csv columns
     tfrecord: TFRecords = TFRecords()  # names and codes inside TFRecord shards
     swap_red_blue: bool = False  # true: the images were encoded with red and blue exchanged, which is undone
+    # true: a file whose name differs from the id in case, in Unicode form or in a suffix such as `.jpg` inside the id
+    # is its image; false: that is an error which names the file
+    similar_names: bool = False
+    follow_links: bool = False  # true: also look for images in linked folders below `images`
     on_unreadable: Literal["refuse", "drop"] = "refuse"  # `drop`: leave out unreadable training rows and record them
     find_duplicates: bool = True  # find near-duplicate images and merge their groups, as `duplicates` does
     resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square

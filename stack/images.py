@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dermstack.errors import DataError
-from stack.config import TFRecords
+from stack.config import Data, TFRecords
 from stack.console import Out
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.store import frame_fingerprint, read_frame, write_frame
@@ -84,13 +84,13 @@ def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:
     data, table = experiment.config.data, experiment.as_read
     if data.images is None:
         raise DataError(f"{experiment.config_path} names no images: set data.images")
-    found = _find(data.images, table.train["id"], data.tfrecord, swap=data.swap_red_blue)
+    found = _find(data, data.images, table.train["id"], data.tfrecord, swap=data.swap_red_blue)
     if len(table.test):
-        found += _find(data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
+        found += _find(data, data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
     ids = [*table.train["id"], *table.test["id"]]
     for external in data.external:
         rows = experiment.external_as_read.query("source == @external.name")["id"]
-        found += _find(external.images, rows, external.tfrecord, swap=external.swap_red_blue)
+        found += _find(data, external.images, rows, external.tfrecord, swap=external.swap_red_blue)
         ids += list(rows)
     return ids, found
 
@@ -103,12 +103,13 @@ def _hashed(sources: list[Source], n_jobs: int, out: Out) -> list[Source]:
         return with_contents(sources, n_jobs=n_jobs, progress=progress)
 
 
-def _find(place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> list[Source]:
-    from image_models.io.readers import TFRecordNames, image_sources
+def _find(data: Data, place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> list[Source]:
+    from image_models.io.readers import FileNames, TFRecordNames, image_sources
 
     features = tfrecord.features
     names = TFRecordNames(image=features.get("image", "image"), id=features.get("image_name", "image_name"))
-    return image_sources(place, ids.tolist(), names=names, swap_red_blue=swap)
+    files = FileNames(similar=data.similar_names, follow_links=data.follow_links)
+    return image_sources(place, ids.tolist(), names=names, swap_red_blue=swap, files=files)
 
 
 def _cache_folder(experiment: Experiment, size: int) -> Path:

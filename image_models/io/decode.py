@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dermstack.errors import ImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # enabled in Pillow; its other formats are rare and often attacked
 MAX_PIXELS = 200_000_000  # whole-slide scans are larger, photographs of a lesion never
 MAX_ENCODED_BYTES = 1 << 29  # bytes of one encoded image

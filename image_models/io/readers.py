@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,11 +16,23 @@ import numpy as np
 from dermstack.errors import ImageError
 from image_models.io.contents import UNKNOWN, content_of, file_content
 from image_models.io.decode import MAX_ENCODED_BYTES, SUFFIXES, Picture, decode
+from image_models.io.folders import (
+    SimilarNames,
+    Skipped,
+    check_name,
+    difference,
+    printable,
+    skipped_files,
+    walk_files,
+)
 from image_models.io.hdf5 import hdf5_bytes, hdf5_dataset, open_hdf5
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 TFRECORD_SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
 HDF5_SUFFIXES = (".h5", ".hdf5")
+_ALL_SUFFIXES = (*SUFFIXES, *DICOM_SUFFIXES, *TFRECORD_SUFFIXES)
+_KINDS = ", ".join(SUFFIXES + DICOM_SUFFIXES)
+_MAX_EXPLAINED, _MAX_HINTS = 10_000, 4  # missing ids for which similar files are looked for; hints in one error
 
 
 @dataclass(frozen=True)
@@ -48,9 +60,10 @@ class Source:
     @property
     def name(self) -> str:
         """The name of the source in error messages."""
+        path = printable(self.path)
         if self.kind == "hdf5":
-            return f"{self.path}[{self.key}]"
-        return f"{self.path}, byte {self.start}" if self.kind == "tfrecord" else str(self.path)
+            return f"{path}[{self.key}]"
+        return f"{path}, byte {self.start}" if self.kind == "tfrecord" else path
 
     def read(self, *, min_side: int) -> Picture:
         """Decodes the image; a JPEG may be reduced to sides of at least ``min_side`` pixels. Raises ImageError."""
@@ -98,48 +111,130 @@ class Source:
         return data
 
 
+@dataclass(frozen=True)
+class FileNames:
+    """How ids are matched to the names of files; ``options`` are the words by which a user sets both to True."""
+
+    similar: bool = False  # also a name that differs in case, Unicode form or a suffix inside the id
+    follow_links: bool = False  # also enter linked folders
+    options: tuple[str, str] = ("data.similar_names: true", "data.follow_links: true")
+
+
+PLAIN_NAMES = FileNames()
+
+
 def image_sources(
-    path: Path, ids: Sequence[str], *, names: TFRecordNames = TFRecordNames(), swap_red_blue: bool = False
+    path: Path,
+    ids: Sequence[str],
+    *,
+    names: TFRecordNames = TFRecordNames(),
+    swap_red_blue: bool = False,
+    files: FileNames = PLAIN_NAMES,
 ) -> list[Source]:
     """Finds the image of each id, in the order of ``ids``.
 
     ``path`` is a folder, searched with its subfolders for <id>.jpg, .png, … or .dcm and for TFRecord shards, or one
-    .hdf5 or .tfrec file. Raises ImageError for missing ids (how many, the first three) and for ids with two images.
+    .hdf5 or .tfrec file. Raises ImageError for missing ids (how many, the first three, what similar files there are and
+    how to accept them) and for ids with two images.
     """
     requested = set(ids)
     found: dict[str, Source] = {}
     twice: list[str] = []
-    for row_id, source in _iter_sources(path, requested, names, swap_red_blue):
+    for row_id, source in _iter_sources(path, requested, names, swap_red_blue, files):
         if row_id not in requested:
             continue
         if row_id in found:
             twice.append(f"{row_id}: {found[row_id].name} and {source.name}")
         found[row_id] = source
+    missing = [row_id for row_id in ids if row_id not in found]
+    if missing:
+        similar = SimilarNames(missing if files.similar else missing[:_MAX_EXPLAINED], _ALL_SUFFIXES)
+        pairs = [
+            (row_id, name, source)
+            for name, source in _iter_sources(path, similar, names, swap_red_blue, files)
+            if name not in found
+            for row_id in similar.ids(name)
+        ]
+        if not files.similar:
+            raise ImageError(_missing_text(path, ids, missing, pairs, files))
+        taken: dict[str, str] = {}
+        for row_id, _, source in pairs:
+            for known, what in ((found.get(row_id), row_id), (taken.get(source.name), source.name)):
+                if known:
+                    twice.append(f"{what}: {known if isinstance(known, str) else known.name} and {source.name}")
+            found[row_id], taken[source.name] = source, row_id
     if twice:
         raise ImageError(
             f"{len(twice)} ids have more than one image in {path}, first: {twice[0]}: keep one of them, or name the "
             "folder that holds the right ones"
         )
-    missing = [row_id for row_id in ids if row_id not in found]
-    if missing:
-        raise ImageError(
-            f"{len(missing)} of {len(ids)} images are missing in {path}, first: {', '.join(missing[:3])}: "
-            "restore the files or drop the rows from the csv"
-        )
+    if missing := [row_id for row_id in missing if row_id not in found]:
+        raise ImageError(_missing_text(path, ids, missing, [], files))
     return [found[row_id] for row_id in ids]
 
 
-def image_ids(path: Path, *, names: TFRecordNames = TFRecordNames()) -> list[str]:
+def _missing_text(
+    path: Path, ids: Sequence[str], missing: list[str], pairs: list[tuple[str, str, Source]], files: FileNames
+) -> str:
+    """Returns the error for missing images: what similar files there are and what accepts them."""
+    accept_similar, follow_links = files.options
+    hints = []
+    if pairs:
+        row_id, name, source = pairs[0]
+        hints.append(
+            f"{printable(source.path)} differs from the id {row_id} in {difference(row_id, name, _ALL_SUFFIXES)} only "
+            f"({len({row_id for row_id, _, _ in pairs}):,} such ids): correct the ids, or set `{accept_similar}`"
+        )
+    if path.is_dir():
+        wanted = SimilarNames(missing[:_MAX_EXPLAINED], _ALL_SUFFIXES)
+        for skipped in skipped_files(path, _ALL_SUFFIXES, follow_links=files.follow_links):
+            if skipped.reason == "linked folder":
+                inside = next((e for e in walk_files(skipped.path) if Path(e.name).stem in wanted), None)
+                if inside is not None:
+                    hints.append(
+                        f"{printable(inside.path)} lies in a linked folder, which is not entered: set `{follow_links}`"
+                    )
+            elif skipped.path.stem in wanted:
+                advice = {
+                    "suffix of no image": f"has a suffix that is not read: rename or convert it to one of {_KINDS}",
+                    "hidden": "is hidden: rename it",
+                    "broken link": "is a broken link: restore its target",
+                }.get(skipped.reason, f"is {skipped.reason}")
+                hints.append(f"{printable(skipped.path)} {advice}")
+            if len(hints) > _MAX_HINTS:
+                break
+    hints = hints or ["restore the files or drop the rows from the csv"]
+    return f"{len(missing)} of {len(ids)} images are missing in {path}, first: {', '.join(missing[:3])}: " + "; ".join(
+        hints
+    )
+
+
+def image_ids(path: Path, *, names: TFRecordNames = TFRecordNames(), files: FileNames = PLAIN_NAMES) -> list[str]:
     """Returns the sorted ids of all images in ``path`` (see `image_sources`); a file's id is its stem."""
-    ids = sorted(row_id for row_id, _ in _iter_sources(path, None, names, swap=False))
+    ids = sorted(row_id for row_id, _ in _iter_sources(path, None, names, False, files))
     if not ids:
-        raise ImageError(f"{path} holds no image: name a folder with {', '.join(SUFFIXES + DICOM_SUFFIXES)} files")
+        links = skipped_files(path, _ALL_SUFFIXES) if path.is_dir() and not files.follow_links else []
+        linked = next((f"; {s.path} is a linked folder: {files.options[1]}" for s in links if "linked" in s.reason), "")
+        raise ImageError(f"{path} holds no image: name a folder with {_KINDS} files{linked}")
     if twice := sorted({a for a, b in pairwise(ids) if a == b}):
         raise ImageError(
             f"{len(twice)} ids have more than one image in {path}, first: {twice[0]}: keep one of them, or name the "
             "folder that holds the right ones"
         )
     return ids
+
+
+def unused_files(path: Path, ids: Sequence[str], *, files: FileNames = PLAIN_NAMES) -> list[Skipped]:
+    """Returns the files of a folder that give no image to any of ``ids``, with the reason; of other places nothing."""
+    if not path.is_dir():
+        return []
+    skipped, wanted = skipped_files(path, _ALL_SUFFIXES, follow_links=files.follow_links), set(ids)
+    similar = SimilarNames(ids if files.similar else (), _ALL_SUFFIXES)
+    for entry in walk_files(path, follow_links=files.follow_links):
+        stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122
+        if suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES) and stem not in wanted and stem not in similar:
+            skipped.append(Skipped(Path(entry.path), "no row in the csv"))
+    return skipped
 
 
 _MIN_THREADS = 4  # that hash files: they wait for the disk more than they compute
@@ -184,17 +279,18 @@ def _hdf5_contents(path: Path, keys: Sequence[str]) -> Iterator[int]:
 
 
 def _iter_sources(
-    path: Path, requested: set[str] | None, names: TFRecordNames, swap: bool
+    path: Path, requested: Container[str] | None, names: TFRecordNames, swap: bool, files: FileNames
 ) -> Iterator[tuple[str, Source]]:
     """Yields ids with their images; skips those not ``requested`` where that is cheap."""
     if path.is_dir():
         shards = []
-        for entry in _walk_files(path):
+        for entry in walk_files(path, follow_links=files.follow_links):
             stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path for each of 33,000 files costs seconds)
             suffix = suffix.lower()
             if suffix in TFRECORD_SUFFIXES:
                 shards.append(Path(entry.path))
             elif (requested is None or stem in requested) and suffix in SUFFIXES + DICOM_SUFFIXES:
+                check_name(entry)
                 stat = entry.stat()
                 kind: Literal["dicom", "file"] = "dicom" if suffix in DICOM_SUFFIXES else "file"
                 yield (
@@ -211,19 +307,6 @@ def _iter_sources(
         raise ImageError(
             f"{path} is not a folder, .hdf5 or .tfrec file: set data.images to the folder or file that holds the images"
         )
-
-
-def _walk_files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yields the files below ``folder``, sorted; skips hidden files and the __MACOSX folders of unpacked archives."""
-    with os.scandir(folder) as entries:
-        inside = sorted(entries, key=lambda entry: entry.name)
-    for entry in inside:
-        if entry.name.startswith((".", "__MACOSX")):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk_files(Path(entry.path))
-        elif entry.is_file():
-            yield entry
 
 
 def _tfrecord_sources(shard: Path, names: TFRecordNames, swap: bool) -> Iterator[tuple[str, Source]]:
@@ -244,7 +327,7 @@ def _tfrecord_sources(shard: Path, names: TFRecordNames, swap: bool) -> Iterator
             yield values[0].decode("utf-8", "replace"), source
 
 
-def _hdf5_sources(path: Path, requested: set[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
+def _hdf5_sources(path: Path, requested: Container[str] | None, swap: bool) -> Iterator[tuple[str, Source]]:
     """Yields the images of a file in ISIC 2024's format: one data set of encoded bytes per id."""
     with open_hdf5(path) as file:
         try:
@@ -258,6 +341,6 @@ def _hdf5_sources(path: Path, requested: set[str] | None, swap: bool) -> Iterato
         except (OSError, RuntimeError, LookupError, ValueError) as error:
             raise ImageError(f"{path} cannot be listed ({error}): download or write the file again") from error
         mtime = path.stat().st_mtime_ns
-        for key in sorted(there if requested is None else there & requested):
+        for key in sorted(key for key in there if requested is None or key in requested):
             length = int(hdf5_dataset(file, key, path).nbytes)
             yield key, Source(path, "hdf5", key=key, n_bytes=length, stamp=mtime, swap_red_blue=swap)
