@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from conftest import run_cli, small_config
 from imported_experiment import command_error, unexpected_files
 from PIL import Image, ImageOps
 from tfrecord.writer import TFRecordWriter
+
+from stack.config import read_config
+from stack.console import Out
+from stack.experiment import NO_CURATION, Curation, Experiment, open_experiment, write_curation, write_rows
+from stack.images import with_images
+from stack.store import frame_fingerprint
+
+QUIET = Out(quiet=True)
 
 STILL = {"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}
 Capture = pytest.CaptureFixture[str]
@@ -112,6 +121,47 @@ def test_what_was_decided_stays_for_the_steps_that_see_no_picture(world: Path, c
     shutil.rmtree(world / "cache")
     assert run_cli("stack", "-c", str(path), "-q") == 0, capsys.readouterr().err
     assert made(world, "folds.parquet").equals(before)
+
+
+def as_bmp(world: Path) -> None:
+    """Every picture becomes a bmp of one size and time, whatever it shows."""
+    for path in (world / "data" / "images").iterdir():
+        Image.open(path).convert("RGB").save(path.with_suffix(".bmp"))
+        os.utime(path.with_suffix(".bmp"), ns=(1, 1))
+        path.unlink()
+
+
+def looked_at(path: Path) -> Experiment:
+    experiment = open_experiment(read_config(path), path, QUIET)
+    experiment, _ = with_images(experiment, [32], QUIET)
+    write_rows(experiment)
+    return experiment
+
+
+def test_other_pictures_of_the_same_size_and_time_are_looked_at_anew(world: Path) -> None:
+    as_bmp(world)
+    path, (a, b) = config(world), strangers(world)
+    assert looked_at(path).curation.pairs.empty
+    shutil.copy(picture(world, a), picture(world, b))
+    os.utime(picture(world, b), ns=(1, 1))
+    assert len(looked_at(path).curation.pairs) == 1
+
+
+def test_what_an_earlier_version_decided_stays_while_sizes_are_the_same(world: Path) -> None:
+    """It kept no contents; deciding again might move rows between folds and make trained nets stale."""
+    as_bmp(world)
+    path = config(world)
+    experiment, caches = with_images(open_experiment(read_config(path), path, QUIET), [32], QUIET)
+    ids = sorted([*experiment.as_read.train["id"], *experiment.as_read.test["id"]])
+    columns = ["id", "source_height", "source_width", "source_bytes"]
+    known = caches[32].index.iloc[caches[32].rows_for(ids)][columns].assign(find=True).reset_index(drop=True)
+    decided = pd.DataFrame({"id_1": ids[:1], "id_2": ids[1:2], "turn": [0], "distance": [0.5]})
+    write_curation(experiment.folder, Curation(NO_CURATION.dropped, decided, frame_fingerprint(known)))
+    for _ in range(2):
+        assert looked_at(path).curation.pairs[["id_1", "id_2"]].to_numpy().tolist() == [ids[:2]]
+    picture(world, ids[0]).write_bytes(picture(world, ids[2]).read_bytes())
+    assert len(looked_at(path).curation.pairs) == 1
+    assert set(looked_at(path).curation.pairs.iloc[0][["id_1", "id_2"]]) == {ids[0], ids[2]}, "contents count by now"
 
 
 def test_near_duplicates_can_be_left_alone(world: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from dermstack.errors import ImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # enabled in Pillow; its other formats are rare and often attacked
 MAX_PIXELS = 200_000_000  # whole-slide scans are larger, photographs of a lesion never
 MAX_ENCODED_BYTES = 1 << 29  # bytes of one encoded image
@@ -126,7 +126,8 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
         is_negative = is_tiff and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         depth = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if is_tiff else 16
         orientation = 1 if is_tiff or not upright else int(image.getexif().get(_ORIENTATION, 1))
-        image.load()
+        with _large_images_allowed():
+            image.load()  # for a TIFF, Pillow checks the size again
         if image.mode.startswith("I") or image.mode == "F":
             values = _sixteen_bit(np.asarray(image), name)
             clear = values == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None

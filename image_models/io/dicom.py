@@ -135,12 +135,10 @@ def _colour(tags: pydicom.Dataset) -> NDArray[np.uint8]:
 
 def _grey(tags: pydicom.Dataset, photometric: str, bits_stored: int) -> tuple[NDArray[np.uint8], int]:
     """Returns grey as RGB (h, w, 3), and the `bits` of its Picture."""
-    stored = _decode_jpeg12(tags) if _is_twelve_bit_jpeg(tags) else pixel_array(tags)
+    stored = _decode_jpeg12(tags) if _is_twelve_bit_jpeg(tags) else _stored_values(tags)
     if stored.ndim != 2:
         raise ValueError(f"{photometric} of shape {stored.shape}")
     bits = int(tags.BitsStored)
-    if not tags.get("PixelRepresentation") and (unused := int(tags.get("HighBit", bits - 1)) + 1 - bits) > 0:
-        stored = stored >> unused  # pydicom leaves the values where they lie in their words
     used = 0 if bits <= 8 else 16
     if bits == 16 and not tags.get("PixelRepresentation") and not _has_grey_tables(tags):
         used = max(1, int(stored.max()).bit_length())
@@ -151,6 +149,16 @@ def _grey(tags: pydicom.Dataset, photometric: str, bits_stored: int) -> tuple[ND
     for top in range(0, len(stored), rows):
         grey[top : top + rows] = _to_uint8(stored[top : top + rows], tags, photometric, bits)
     return np.repeat(grey[..., None], 3, axis=2), used
+
+
+def _stored_values(tags: pydicom.Dataset) -> NDArray[Any]:
+    """Returns the pixels' values; those that lie high in their words (HighBit) are shifted, which pydicom does not."""
+    bits, syntax = int(tags.BitsStored), tags.file_meta.get("TransferSyntaxUID")
+    unused = int(tags.get("HighBit", bits - 1)) + 1 - bits
+    if unused <= 0 or (syntax is not None and syntax.is_encapsulated):
+        return pixel_array(tags)
+    words = pixel_array(tags, correct_unused_bits=False) >> unused
+    return words if tags.get("PixelRepresentation") else words & (1 << bits) - 1
 
 
 def _to_uint8(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str, bits: int) -> NDArray[np.uint8]:
