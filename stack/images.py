@@ -221,7 +221,9 @@ def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
     """
     lost = cache.unreadable
     if in_test := sorted(set(lost["id"]) & set(experiment.as_read.test["id"])):
-        reason = lost.set_index("id")["reason"][in_test[0]]
+        reason = lost.set_index("id")["reason"][in_test[0]].removesuffix(
+            ": restore the file or drop its row from the csv"
+        )
         raise DataError(
             f"{len(in_test)} test images cannot be read, first: {in_test[0]} ({reason}): restore them, since a "
             "submission needs every row (data.on_unreadable: drop applies to training rows only; tolerate also to test "

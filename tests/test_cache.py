@@ -373,3 +373,16 @@ def test_a_file_of_pixels_that_was_cut_is_not_filled_up_with_black(pictures: lis
     os.truncate(tmp_path / "c" / PIXELS_FILE, 100)
     with pytest.raises(ImageError, match="shorter than its index says"):
         build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
+
+
+def test_pixels_of_another_decoder_are_not_served_and_equal_ones_keep_their_checksum(
+    pictures: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's input `images` is this checksum: a new decoder makes no run stale whose pixels stay the same."""
+    before = build_cache(tmp_path / "c", ids(pictures), again(pictures), size=SIZE)
+    monkeypatch.setattr("image_models.cache.DECODER_VERSION", 99)
+    decoded: list[int] = []
+    after = build_cache(tmp_path / "c", ids(pictures), again(pictures), size=SIZE, progress=decoded.append)
+    assert decoded[0] == 0, "none of the old pixels counts as known"
+    assert after.checksum(ids(pictures)) == before.checksum(ids(pictures))
+    assert json.loads((tmp_path / "c" / "settings.json").read_text())["decoder"] == 99

@@ -21,7 +21,7 @@ from tfrecord.writer import TFRecordWriter
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import NO_CURATION, Curation, Experiment, open_experiment, write_curation, write_rows
-from stack.images import with_images
+from stack.images import existing_cache, with_images
 from stack.store import frame_fingerprint
 
 QUIET = Out(quiet=True)
@@ -289,3 +289,70 @@ def test_the_same_pictures_make_the_same_run_wherever_they_lie(world: Path) -> N
         assert run_cli("oof", "-c", str(config(world, images=str(place))), *settings, "-q") == 0
         made.append((world / "runs" / f"place{number}" / "models" / "still" / "oof.parquet").read_bytes())
     assert len(set(made)) == 1
+
+
+def deepen(world: Path, bits: int, n: int) -> None:
+    """Writes n training pictures as 16-bit grey whose values take ``bits`` bits."""
+    for row_id in rows(world)["image_name"].iloc[:n]:
+        path = picture(world, row_id)
+        with Image.open(path) as image:
+            grey = np.asarray(image.convert("L"), np.uint32)
+        path.unlink()
+        values = (grey * 257 >> (16 - bits)).astype(np.uint16)
+        values[0, 0] = 2**bits - 1
+        Image.fromarray(values).save(path.with_suffix(".png"))
+
+
+def test_twelve_bits_in_sixteen_are_a_question_and_then_the_eight_bit_pictures(world: Path, capsys: Capture) -> None:
+    deepen(world, 12, 30)
+    message = command_error(capsys, "oof", "-c", str(config(world)))
+    assert "set `data.bits_stored: 12`" in message
+    assert "leaves 16 of 256 grey levels" in message
+    assert unexpected_files(world) == []
+    for bits, least in ((12, 100), (16, 0)):
+        path = config(world, bits_stored=bits)
+        assert run_cli("oof", "-c", str(path), "-q") == 0
+        experiment = open_experiment(read_config(path), path, Out(quiet=True))
+        cache = existing_cache(experiment, 32)
+        darkest = cache.take(cache.rows_for(rows(world)["image_name"].iloc[:30])).max(axis=(1, 2, 3))
+        assert (darkest > least).all()
+        assert (darkest <= (255 if bits == 12 else 16)).all(), "the pixels of the other setting are not served"
+        shutil.rmtree(world / "runs")
+
+
+def test_one_image_of_all_sixteen_bits_answers_the_question(world: Path) -> None:
+    deepen(world, 12, 10)
+    values = np.full((40, 40), 65535, np.uint16)
+    row_id = rows(world)["image_name"].iloc[20]
+    picture(world, row_id).unlink()
+    Image.fromarray(values).save(world / "data" / "images" / f"{row_id}.png")
+    assert run_cli("oof", "-c", str(config(world, find_duplicates=False)), "-q") == 0
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_what_decodes_to_the_end_is_used_where_that_is_declared(world: Path, capsys: Capture, part: str) -> None:
+    row_id = rows(world, part)["image_name"].iloc[2]
+    path = picture(world, row_id)
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    path.unlink()
+    path = path.with_suffix(".jpg")
+    image.save(path, quality=95)
+    path.write_bytes(path.read_bytes()[:-2] + bytes(20) + b"\xff\xd9")
+    message = command_error(capsys, "oof", "-c", str(config(world)))
+    assert row_id in message
+    assert "on_unreadable: tolerate" in message
+    tolerant = config(world, on_unreadable="tolerate")
+    assert run_cli("oof", "-c", str(tolerant)) == 0
+    printed = capsys.readouterr()
+    said = " ".join(f"{printed.out} {printed.err}".split())
+    assert "1 damaged images decode to the end and are used" in said
+    assert row_id in said
+    shutil.rmtree(world / "runs")
+    assert row_id in command_error(capsys, "oof", "-c", str(config(world))), "its cached pixels are not served"
+
+
+def test_tolerance_does_not_cover_a_cut_off_file(world: Path, capsys: Capture) -> None:
+    path = picture(world, rows(world)["image_name"].iloc[2])
+    path.write_bytes(path.read_bytes()[:-200])
+    assert path.stem in command_error(capsys, "oof", "-c", str(config(world, on_unreadable="tolerate")))

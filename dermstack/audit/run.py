@@ -11,7 +11,7 @@ from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
-from dermstack.audit.pictures import pair_kinds, picture_findings
+from dermstack.audit.pictures import pair_kinds, part_findings, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import is_fresh, run_findings
 from dermstack.errors import ConfigError
@@ -22,7 +22,7 @@ from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 1  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 2  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,20 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
     experiment, caches = with_images(experiment, [size], out)
     cache, table = caches[size], experiment.table
     ids = [*table.train["id"], *table.test["id"]]
-    odd = image_faults(looks_of(experiment, cache, ids, out))
+    hashed = looks_of(experiment, cache, ids, out)
+    odd = image_faults(hashed)
     odd = pd.DataFrame({"id": [ids[position] for position in odd["position"]], "fault": odd["fault"]})
     pairs = pair_kinds(experiment.curation.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=file_suffixes(experiment).loc[sizes["id"]].to_numpy())
     published = read_duplicate_pairs(experiment.config.data.duplicates)
-    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, published)
+    parts = pd.DataFrame({
+        "encoding": sizes["encoding"].to_numpy(),
+        "bits": cache.index["bits"].to_numpy()[cache.rows_for(ids)],
+        "size": [f"{w} × {h}" for w, h in zip(sizes["source_width"], sizes["source_height"], strict=True)],
+    })  # fmt: skip
+    odd_parts = part_findings(hashed.thumbnails, parts)
+    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, published, odd_parts)
     return experiment, pairs, sizes, found
 
 

@@ -122,10 +122,11 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
     with image:
         _check_size(image.height, image.width, name)
         # Read before load(), which turns a TIFF upright and then removes its tag.
-        is_tiff, is_deep = isinstance(image, TiffImagePlugin.TiffImageFile), ";16" in str(image.tile)
-        is_negative = is_tiff and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-        depth = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if is_tiff else 16
-        orientation = 1 if is_tiff or not upright else int(image.getexif().get(_ORIENTATION, 1))
+        tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+        is_deep = ";16" in str(image.tile)
+        is_negative = tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        depth = 16 if tags is None else int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+        orientation = 1 if tags is not None or not upright else int(image.getexif().get(_ORIENTATION, 1))
         with _large_images_allowed():
             image.load()  # for a TIFF, Pillow checks the size again
         if image.mode.startswith("I") or image.mode == "F":
@@ -137,7 +138,7 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
             if clear is not None:
                 grey[clear] = 255
             rgb = np.repeat(_upright(grey, orientation)[..., None], 3, axis=2)
-            return Picture(rgb, *rgb.shape[:2], bits=16 if depth < 16 else bits)
+            return Picture(rgb, rgb.shape[0], rgb.shape[1], bits=16 if depth < 16 else bits)
         bits = 0
         if is_deep and bits_stored not in (0, 16):
             colours, bits = _deep_colours(data, name, bits_stored)
@@ -145,13 +146,12 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
         else:
             turned = ImageOps.exif_transpose(image) if upright else image
             if is_deep:  # Pillow keeps the high byte
-                high = max(top for low, top in turned.convert("RGB").getextrema())
-                bits = 8 + int(high).bit_length()
+                bits = 8 + int(np.asarray(turned.convert("RGB")).max()).bit_length()
         if "A" in turned.getbands() or "transparency" in turned.info:
             turned = turned.convert("RGBA")
             turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
         rgb = np.asarray(turned.convert("RGB"))
-        return Picture(rgb, *rgb.shape[:2], bits=bits)
+        return Picture(rgb, rgb.shape[0], rgb.shape[1], bits=bits)
 
 
 @contextmanager

@@ -156,9 +156,9 @@ def _stored_values(tags: pydicom.Dataset) -> NDArray[Any]:
     bits, syntax = int(tags.BitsStored), tags.file_meta.get("TransferSyntaxUID")
     unused = int(tags.get("HighBit", bits - 1)) + 1 - bits
     if unused <= 0 or (syntax is not None and syntax.is_encapsulated):
-        return pixel_array(tags)
-    words = pixel_array(tags, correct_unused_bits=False) >> unused
-    return words if tags.get("PixelRepresentation") else words & (1 << bits) - 1
+        return np.asarray(pixel_array(tags))
+    words = np.asarray(pixel_array(tags, correct_unused_bits=False)) >> unused
+    return np.asarray(words if tags.get("PixelRepresentation") else words & (1 << bits) - 1)
 
 
 def _to_uint8(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str, bits: int) -> NDArray[np.uint8]:
