@@ -16,6 +16,8 @@ from typing import ParamSpec, TypeVar
 
 import joblib
 
+from dermstack.masking import mask_streams
+
 PARENT_POLL_SECONDS = 0.2
 _CRASH = re.compile(
     r"SIG(?:SEGV|ABRT|BUS|ILL|FPE)|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point exception"
@@ -97,6 +99,7 @@ def _sigint_blocked() -> Iterator[None]:
 def _run(parent: int, task: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
     if os.getpid() != parent:
         _watch_parent(os.getpid(), parent)
+        mask_streams()
     return task(*args, **kwargs)
 
 
