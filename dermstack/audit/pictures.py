@@ -139,9 +139,9 @@ def part_findings(thumbnails: NDArray[np.uint8], parts: pd.DataFrame) -> list[Fi
     found = _depth_findings(parts)
     seen: list[NDArray[np.bool_]] = []
     for column in parts:
-        for value, rows in parts.groupby(column).indices.items():
-            inside = np.zeros(len(grey), bool)
-            inside[rows] = True
+        codes, values = pd.factorize(parts[column])
+        for code, value in enumerate(values):
+            inside = codes == code
             small = inside if 2 * inside.sum() <= len(grey) else ~inside
             if small.sum() < MIN_PART or any((small == known).all() for known in seen):
                 continue
