@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
 from image_models.files import atomic_write
-from image_models.io.readers import Source
+from image_models.io.contents import UNKNOWN
+from image_models.io.decode import DECODER_VERSION
+from image_models.io.readers import Source, with_contents
 from image_models.processes import run_parallel
 
 Resize = Literal["square", "short_side"]
@@ -36,9 +38,11 @@ PIXELS_FILE, INDEX_FILE, UNREADABLE_FILE, SETTINGS_FILE = (
     "unreadable.parquet",
     "settings.json",
 )
+STAMPS_KEY, CONTENT_STAMPS = "stamps", "contents"  # in the settings: what the stamps of the index are made of
 INDEX_COLUMNS = {
     "id": "str", "offset": "int64", "length": "int64", "height": "int32", "width": "int32",
     "source_height": "int32", "source_width": "int32", "source_bytes": "int64", "stamp": "int64", "crc": "int64",
+    "bits": "int64", "note": "str",
 }  # fmt: skip
 _READ_COLUMNS = ("offset", "length", "height", "width", "crc")  # columns needed to read one image
 
@@ -48,7 +52,8 @@ class ImageCache:
     """Decoded images on disk, RGB uint8, resized to a square or so that the short side is ``size`` pixels.
 
     ``index`` has one row per image: id; offset and length in the file of pixels; height and width as stored;
-    source_height, source_width and source_bytes of the original; its stamp; the CRC-32 of the stored bytes.
+    source_height, source_width and source_bytes of the original; its stamp, a hash of its content; the CRC-32 of the
+    stored bytes; ``bits`` and ``note`` of its `Picture`.
     ``unreadable`` lists the dropped images: id, file, reason.
     The object is small and can be pickled: each process that reads pixels maps the file itself.
     """
@@ -59,6 +64,7 @@ class ImageCache:
     format: Format
     index: pd.DataFrame
     unreadable: pd.DataFrame
+    is_hashed: bool = True  # False: made by a dermstack whose stamps were times of files
 
     def rows_for(self, ids: Iterable[str]) -> NDArray[np.intp]:
         """Returns the row of each id. Raises ImageError for ids that are not in the cache."""
@@ -142,10 +148,11 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
 
     Raises ImageError for a damaged file of settings, index or unreadable images.
     """
-    settings = {"size": size, "resize": resize, "format": format}
+    settings = {"size": size, "resize": resize, "format": format, "decoder": DECODER_VERSION}
     path = folder / SETTINGS_FILE
     try:
         known = json.loads(path.read_text()) if path.exists() else None
+        is_hashed = isinstance(known, dict) and known.pop(STAMPS_KEY, None) == CONTENT_STAMPS
         found = []
         for path in (folder / INDEX_FILE, folder / UNREADABLE_FILE):
             found.append(_read_table(path) if known == settings and path.exists() else None)
@@ -161,7 +168,7 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
         index = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in INDEX_COLUMNS.items()})
     if unreadable is None:
         unreadable = pd.DataFrame(columns=["id", "file", "reason", "source_bytes", "stamp"])
-    return ImageCache(folder, size, resize, format, index, unreadable)
+    return ImageCache(folder, size, resize, format, index, unreadable, is_hashed)
 
 
 def table_bytes(frame: pd.DataFrame) -> bytes:
@@ -208,7 +215,8 @@ SIZE_SAMPLE = 24  # images decoded to estimate the size of the rest
 JPEG_QUALITY = 95
 _MAX_LISTED = 20
 
-StoredImage = tuple[bytes, int, int, int, int]  # stored bytes, their height and width, and those of the source
+# Stored bytes, their height and width, those of the source, and the picture's bits and note.
+StoredImage = tuple[bytes, int, int, int, int, int, str]
 
 
 def build_cache(
@@ -225,6 +233,8 @@ def build_cache(
 ) -> ImageCache:
     """Decodes, resizes and appends the images that are not cached yet or whose source changed; keeps the rest.
 
+    A source has changed when its content has (see `with_contents`, which is called here for sources without hashes): a
+    cache made by an earlier dermstack, which knew sizes and times only, is made anew.
     ``progress`` is called with the number of images that each step finished. Pixels are appended first and indexed
     afterwards, so that a kill loses only the work since the last save. The old pixels of a changed source stay in the
     file until the cache is removed. With ``drop_unreadable``, images that cannot be decoded do not raise, but are
@@ -235,12 +245,17 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # two experiments may share a cache; the lock ends with its process
         cache = open_cache(folder, size=size, resize=resize, format=format)
+        if unhashed := [number for number, source in enumerate(sources) if source.content == UNKNOWN]:
+            sources = list(sources)
+            for number, source in zip(unhashed, with_contents([sources[n] for n in unhashed]), strict=True):
+                sources[number] = source
         requested = pd.DataFrame(
             {"id": ids, "source_bytes": [s.n_bytes for s in sources], "stamp": [_stamp(s) for s in sources]}
         )
-        known = _unchanged(requested, cache.index)
-        if drop_unreadable:
-            known |= _unchanged(requested, cache.unreadable)
+        known = _known(cache, requested, sources, drop_unreadable)
+        if not known.all() and not cache.is_hashed:
+            cache = replace(cache, index=cache.index.iloc[:0], unreadable=cache.unreadable.iloc[:0], is_hashed=True)
+            known = _known(cache, requested, sources, drop_unreadable)
         progress(int(known.sum()))
         todo = np.flatnonzero(~known)
         if len(todo):
@@ -313,12 +328,13 @@ def _decode_missing(
 
 
 def _append(file: BinaryIO, result: StoredImage) -> dict[str, object]:
-    kept, height, width, source_height, source_width = result
+    kept, height, width, source_height, source_width, bits, note = result
     offset = file.tell()
     file.write(kept)
     return {
         "offset": offset, "length": len(kept), "height": height, "width": width,
         "source_height": source_height, "source_width": source_width, "crc": zlib.crc32(kept),
+        "bits": bits, "note": note,
     }  # fmt: skip
 
 
@@ -338,11 +354,25 @@ def _encode_source(source: Source, size: int, resize: Resize, format: Format) ->
     small = np.ascontiguousarray(resize_image(picture.image, size, resize))
     # 4:4:4: at a network's input size, halving the colour resolution would be visible.
     kept = simplejpeg.encode_jpeg(small, JPEG_QUALITY, "RGB", "444") if format == "jpeg" else small.tobytes()
-    return kept, small.shape[0], small.shape[1], picture.height, picture.width
+    return kept, small.shape[0], small.shape[1], picture.height, picture.width, picture.bits, picture.note
 
 
 def _stamp(source: Source) -> int:
-    return source.stamp * 2 + source.swap_red_blue
+    content = source.stamp if source.kind == "tfrecord" else source.content
+    return (content * 2 + source.swap_red_blue) ^ source.bits_stored << 32  # 0 where all bits are used
+
+
+def _known(
+    cache: ImageCache, requested: pd.DataFrame, sources: list[Source], drop_unreadable: bool
+) -> NDArray[np.bool_]:
+    """Marks the requested rows that need no decoding: cached, or known to be unreadable and dropped."""
+    known = _unchanged(requested, cache.index)
+    tolerated = requested["id"].isin(cache.index["id"][cache.index["note"] != ""])
+    known &= ~tolerated.to_numpy(bool) | np.array([source.tolerate for source in sources], bool)
+    if drop_unreadable:
+        known |= _unchanged(requested, cache.unreadable)
+    hashed: NDArray[np.bool_] = np.array([source.content != UNKNOWN for source in sources], bool)
+    return np.logical_and(known, hashed)
 
 
 def _unchanged(requested: pd.DataFrame, kept: pd.DataFrame) -> NDArray[np.bool_]:
@@ -355,7 +385,11 @@ def _unchanged(requested: pd.DataFrame, kept: pd.DataFrame) -> NDArray[np.bool_]
 
 def _truncate_leftovers(cache: ImageCache) -> None:
     """Removes leftovers of a kill, or of another cache with this name, and writes the settings."""
-    settings = {"size": cache.size, "resize": cache.resize, "format": cache.format}
+    settings: dict[str, object] = {
+        "size": cache.size, "resize": cache.resize, "format": cache.format, "decoder": DECODER_VERSION
+    }  # fmt: skip
+    if cache.is_hashed:
+        settings |= {STAMPS_KEY: CONTENT_STAMPS}
     if not len(cache.index):
         for path in cache.folder.iterdir():
             if path.is_file() and path.name != ".lock":

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dermstack.errors import ImageError
 from image_models.cache import ImageCache
-from image_models.processes import own_packages_first
+from image_models.processes import explain_death, own_packages_first
 from image_models.transforms import Augment
 
 
@@ -120,7 +120,7 @@ def load_batches(images: CachedImages, batches: list[list[int]], *, workers: int
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        said = explain_death(str(error), memory_advice="lower `workers` or `batch_size`")
         raise ImageError(
-            f"a process that loads images died ({str(error).splitlines()[0]}), perhaps because memory ran out: if so, "
-            "lower `workers` or `batch_size`; then run the same command again"
+            f"while images were loaded, {said}; then run the same command again ({str(error).splitlines()[0]})"
         ) from error

@@ -25,6 +25,7 @@ _REFUSED_TIMM_ARGS = frozenset({
     "cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg",
     "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict", "weights_only",
 })  # fmt: skip
+_MIN_STRIDED_CHANNELS = 16  # input channels with which oneDNN's strided 1 × 1 convolution is sound
 FUSION_WIDTH = 32  # features that the metadata adds to the image's
 
 
@@ -64,6 +65,7 @@ class Net(nn.Module):
         self.dropout = dropout
         self.dropout_samples = dropout_samples
         self.precision = torch.float32
+        self.plain_backward = crashes_in_channels_last(backbone)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("positive", torch.tensor(positive), persistent=False)
@@ -77,6 +79,8 @@ class Net(nn.Module):
         """Returns the head's outputs (n, c or 1), from which the loss is computed, and z (n, d)."""
         # The permuted view of NHWC bytes is channels_last already; subtracting converts it to float in the same pass.
         x = images.permute(0, 3, 1, 2).sub(self.mean).div_(self.std)
+        if self.plain_backward and x.device.type == "cpu" and torch.is_grad_enabled():
+            x = x.contiguous()
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             z = self.backbone(x)
         z = z.float()
@@ -136,7 +140,23 @@ def build_net(
     nn.init.normal_(net.head.weight, std=0.01 / math.sqrt(net.head.in_features))
     nn.init.zeros_(net.head.bias)
     net.shift_prior([math.log(share) for share in prior])
-    return net.to(memory_format=torch.channels_last)
+    return net.to(memory_format=torch.contiguous_format if net.plain_backward else torch.channels_last)
+
+
+def crashes_in_channels_last(body: nn.Module) -> bool:
+    """Tells whether training ``body`` on a CPU in channels_last writes beyond its memory.
+
+    oneDNN's backward pass of a strided 1 × 1 convolution of fewer than 16 channels does (torch 2.14 on AVX-512: a
+    segmentation fault, or none and wrong numbers; akin to https://github.com/pytorch/pytorch/issues/136348). The stems
+    of FastViT, MobileOne and RepVGG have one. Plain NCHW has no such fault, and neither has the forward pass.
+    """
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels < _MIN_STRIDED_CHANNELS
+        for layer in body.modules()
+    )
 
 
 def check_backbone(backbone: str, pretrained: bool | Path) -> None:

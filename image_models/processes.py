@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,9 @@ import joblib
 from dermstack.masking import mask_streams
 
 PARENT_POLL_SECONDS = 0.2
+_CRASH = re.compile(
+    r"SIG(?:SEGV|ABRT|BUS|ILL|FPE)|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point exception"
+)
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -49,6 +53,19 @@ def end_workers() -> None:
     getattr(executor, "terminate", executor.shutdown)(
         kill_workers=True
     )  # joblib's own terminate also frees its shared memory
+
+
+def explain_death(message: str, *, memory_advice: str) -> str:
+    """Says how a worker process ended and what to do, from the text in which joblib or torch names its signal.
+
+    A signal such as SIGSEGV is a crash in compiled code; only a process that was killed may have run out of memory.
+    """
+    if crash := _CRASH.search(message):
+        return (
+            f"a worker process crashed in compiled code ({crash.group()}), which is a library's fault and no lack of "
+            "memory: update torch, or change the backbone that was running, its `size` or `device`"
+        )
+    return f"a worker process was killed, perhaps because memory ran out: if so, {memory_advice}"
 
 
 @contextmanager

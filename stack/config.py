@@ -171,7 +171,15 @@ class Data(Strict):
     columns: Columns  # names of the csv columns
     tfrecord: TFRecords = TFRecords()  # names and codes inside TFRecord shards
     swap_red_blue: bool = False  # true: the images were encoded with red and blue exchanged, which is undone
-    on_unreadable: Literal["refuse", "drop"] = "refuse"  # `drop`: leave out unreadable training rows and record them
+    # true: a file whose name differs from the id in case, in Unicode form or in a suffix such as `.jpg` inside the id
+    # is its image; false: that is an error which names the file
+    similar_names: bool = False
+    follow_links: bool = False  # true: also look for images in linked folders below `images`
+    # `drop`: leave out unreadable training rows and record them; `tolerate`: use a JPEG with stray bytes after its last
+    # pixel, with a warning, and refuse the others
+    on_unreadable: Literal["refuse", "drop", "tolerate"] = "refuse"
+    # bits that the values of 16-bit images use, such as 12; none: 16, and an error where none uses more than 12
+    bits_stored: int | None = Field(None, ge=9, le=16)
     find_duplicates: bool = True  # find near-duplicate images and merge their groups, as `duplicates` does
     resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
     cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg` takes a tenth of the disk, but is decoded in every epoch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dermstack.errors import DataError
-from stack.config import TFRecords
+from stack.config import Data, TFRecords
 from stack.console import Out
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.store import frame_fingerprint, read_frame, write_frame
@@ -37,7 +37,10 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
     if not sizes:
         return experiment, {}
     ids, sources = _sources(experiment)
+    sources = _hashed(sources, experiment.config.n_jobs, out)
     caches = {size: _cache(experiment, ids, sources, size, out) for size in sorted(set(sizes))}
+    _check_depth(experiment, caches[min(caches)], ids, out)
+    _warn_of_tolerated(caches[min(caches)], ids, out)
     curation = _curate(experiment, caches[min(caches)], ids, out)
     if curation is not experiment.curation:
         experiment = open_experiment(
@@ -83,23 +86,34 @@ def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:
     data, table = experiment.config.data, experiment.as_read
     if data.images is None:
         raise DataError(f"{experiment.config_path} names no images: set data.images")
-    found = _find(data.images, table.train["id"], data.tfrecord, swap=data.swap_red_blue)
+    found = _find(data, data.images, table.train["id"], data.tfrecord, swap=data.swap_red_blue)
     if len(table.test):
-        found += _find(data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
+        found += _find(data, data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
     ids = [*table.train["id"], *table.test["id"]]
     for external in data.external:
         rows = experiment.external_as_read.query("source == @external.name")["id"]
-        found += _find(external.images, rows, external.tfrecord, swap=external.swap_red_blue)
+        found += _find(data, external.images, rows, external.tfrecord, swap=external.swap_red_blue)
         ids += list(rows)
     return ids, found
 
 
-def _find(place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> list[Source]:
-    from image_models.io.readers import TFRecordNames, image_sources
+def _hashed(sources: list[Source], n_jobs: int, out: Out) -> list[Source]:
+    """Returns the sources with the hashes of their contents, which tell cached images from changed ones."""
+    from image_models.io.readers import with_contents
+
+    with out.bar("contents of the images", len(sources)) as progress:
+        return with_contents(sources, n_jobs=n_jobs, progress=progress)
+
+
+def _find(data: Data, place: Path, ids: pd.Series, tfrecord: TFRecords, *, swap: bool) -> list[Source]:
+    from image_models.io.readers import FileNames, TFRecordNames, image_sources
 
     features = tfrecord.features
     names = TFRecordNames(image=features.get("image", "image"), id=features.get("image_name", "image_name"))
-    return image_sources(place, ids.tolist(), names=names, swap_red_blue=swap)
+    files = FileNames(similar=data.similar_names, follow_links=data.follow_links)
+    found = image_sources(place, ids.tolist(), names=names, swap_red_blue=swap, files=files)
+    tolerate = data.on_unreadable == "tolerate"
+    return [replace(source, bits_stored=data.bits_stored or 0, tolerate=tolerate) for source in found]
 
 
 def _cache_folder(experiment: Experiment, size: int) -> Path:
@@ -128,17 +142,58 @@ def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: 
         )
 
 
+MAX_DARK_BITS = 12  # of 16: what such values leave is 16 grey levels or fewer, from which nothing can be learned
+SOME_DARK_BITS = 14  # of 16: 64 grey levels
+
+
+def _check_depth(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> None:
+    """Raises DataError where no 16-bit image uses more than 12 bits: detectors of 12 bits are often saved like that.
+
+    One image alone may be dark, and each image must be scaled alike, so this is decided for all of them together.
+    """
+    if experiment.config.data.bits_stored is not None:
+        return
+    bits = cache.index["bits"].to_numpy()[cache.rows_for(sorted(set(ids) - set(cache.unreadable["id"])))]
+    if not (deep := bits[bits > 0]).size or deep.max() > SOME_DARK_BITS:
+        return
+    text = (
+        f"no value of the {len(deep):,} images with 16 bits a channel takes more than {deep.max()} bits, which leaves "
+        f"{2 ** max(0, int(deep.max()) - 8)} of 256 grey levels: set `data.bits_stored: {max(9, int(deep.max()))}` (or "
+        "12, 14: the bits of the camera or detector), or `data.bits_stored: 16` if they are meant to be that dark"
+    )
+    if deep.max() <= MAX_DARK_BITS:
+        raise DataError(text)
+    out.warn(text)
+
+
+def _warn_of_tolerated(cache: ImageCache, ids: list[str], out: Out) -> None:
+    tolerated = cache.index[(cache.index["note"] != "") & cache.index["id"].isin(ids)]
+    if len(tolerated):
+        first = "; ".join(f"{row.id}: {row.note}" for row in tolerated.head(3).itertuples())
+        out.warn(
+            f"{len(tolerated)} damaged images decode to the end and are used (on_unreadable: tolerate), first: {first}"
+        )
+
+
 def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> Curation:
     """Returns the earlier curation where the images are the same, else a new one."""
     from image_models.duplicates import near_duplicates
+    from image_models.io.decode import DECODER_VERSION
 
     data = experiment.config.data
     unreadable = _unreadable(experiment, cache)
     seen = sorted(set(ids) - set(unreadable["id"]))
-    pictures = cache.index.iloc[cache.rows_for(seen)][["id", "source_height", "source_width", "source_bytes"]]
-    images_fingerprint = frame_fingerprint(pictures.assign(find=data.find_duplicates).reset_index(drop=True))
+    columns = ["id", "source_height", "source_width", "source_bytes", "stamp"]
+    pictures = cache.index.iloc[cache.rows_for(seen)][columns].assign(
+        find=data.find_duplicates, decoder=DECODER_VERSION
+    )
+    pictures = pictures.reset_index(drop=True)
+    images_fingerprint = frame_fingerprint(pictures)
     if experiment.curation.images_fingerprint == images_fingerprint:
         return experiment.curation
+    if experiment.curation.images_fingerprint == frame_fingerprint(pictures.drop(columns="stamp")):
+        # Made by an earlier dermstack, which knew no contents: kept once, so that folds and trained nets stay valid.
+        return replace(experiment.curation, images_fingerprint=images_fingerprint)
     pairs = NO_CURATION.pairs
     if data.find_duplicates:
         found = near_duplicates(looks_of(experiment, cache, seen, out))
@@ -166,10 +221,13 @@ def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
     """
     lost = cache.unreadable
     if in_test := sorted(set(lost["id"]) & set(experiment.as_read.test["id"])):
-        reason = lost.set_index("id")["reason"][in_test[0]]
+        reason = lost.set_index("id")["reason"][in_test[0]].removesuffix(
+            ": restore the file or drop its row from the csv"
+        )
         raise DataError(
             f"{len(in_test)} test images cannot be read, first: {in_test[0]} ({reason}): restore them, since a "
-            "submission needs every row (data.on_unreadable: drop applies to training rows only)"
+            "submission needs every row (data.on_unreadable: drop applies to training rows only; tolerate also to test "
+            "rows, for a JPEG that decodes to the end)"
         )
     external = dict(zip(experiment.external_as_read["id"], experiment.external_as_read["source"], strict=True))
     source = [external.get(row_id, "train") for row_id in lost["id"]]

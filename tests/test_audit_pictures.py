@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from dermstack.audit.pictures import odd_findings, pair_kinds, picture_findings, published_duplicate_findings
+from dermstack.audit.pictures import (
+    odd_findings,
+    pair_kinds,
+    part_findings,
+    picture_findings,
+    published_duplicate_findings,
+)
 from dermstack.errors import DataError
 from stack.table import Table
 
@@ -69,3 +77,47 @@ def test_a_set_with_swapped_channels_says_which_key_mends_it() -> None:
     assert "data.swap_red_blue: true" in odd_findings(odd, 4)[0].remedy
     assert odd_findings(odd, 1000)[0].severity == "note", "a few bluish lesions are no fault"
     assert odd_findings(odd.assign(fault="black"), 1000)[0].severity == "warning"
+
+
+def lesions(rng: np.random.Generator, n: int = 80) -> np.ndarray:
+    """Noise with a dark spot right of the middle and a bright top: no symmetry in the mean."""
+    y, x = np.mgrid[:32, :32]
+    scene = 200 - 2 * y - 120 * np.exp(-((x - 22) ** 2 + (y - 12) ** 2) / 50)
+    noisy = scene + rng.normal(0, 30, (n, 32, 32)) + rng.normal(0, 10, (n, 1, 1))
+    return np.repeat(np.clip(noisy, 0, 255).astype(np.uint8)[..., None], 3, axis=3)
+
+
+PARTS = pd.DataFrame({"encoding": [".png"] * 60 + [".tif"] * 20})
+
+
+@pytest.mark.parametrize(
+    ("fault", "damage"),
+    [
+        ("negative", lambda images: 255 - images),
+        ("turned by", lambda images: np.rot90(images, 1, (1, 2))),
+        ("turned by", lambda images: np.rot90(images, 3, (1, 2))),
+        ("turned by 180°", lambda images: np.rot90(images, 2, (1, 2))),
+    ],
+)
+def test_a_part_of_the_images_that_is_negative_or_turned_is_found(
+    rng: np.random.Generator, fault: str, damage: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    images = lesions(rng)
+    assert part_findings(images, PARTS) == []
+    images[60:] = damage(images[60:])
+    (finding,) = part_findings(images, PARTS)
+    assert finding.severity == "error"
+    assert fault in finding.what
+    assert "20 of 80 images" in finding.evidence
+
+
+def test_parts_of_pure_noise_raise_no_alarm(rng: np.random.Generator) -> None:
+    for _ in range(20):
+        images = rng.integers(0, 256, (80, 32, 32, 3), dtype=np.uint8)
+        assert part_findings(images, PARTS) == []
+
+
+@pytest.mark.parametrize(("bits", "found"), [([16] * 60 + [12] * 20, True), ([16] * 80, False), ([0] * 80, False)])
+def test_images_of_fewer_bits_among_others_are_found(rng: np.random.Generator, bits: list[int], found: bool) -> None:
+    names = [finding.what for finding in part_findings(lesions(rng), pd.DataFrame({"bits": bits}))]
+    assert names == (["images of different depth"] if found else [])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from PIL import Image
 from dermstack.errors import ImageError
 from image_models import cache as build_module
 from image_models.cache import PIXELS_FILE, build_cache, cache_name, open_cache
-from image_models.io.readers import Source, image_sources
+from image_models.io.readers import Source, image_sources, with_contents
 
 N, SIZE = 150, 16
 
@@ -115,6 +116,63 @@ def test_a_changed_file_and_new_ids_are_decoded_and_only_they(pictures: list[Sou
     assert cache.checksum(["i0", "i1"]) == first.checksum(["i0", "i1"])
     for source in (pictures[0], pictures[120]):
         assert (cache.take(cache.rows_for(ids([source])))[0] == squeezed(source)).all()
+
+
+def test_another_picture_of_the_same_size_and_time_is_decoded(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A bmp has the same number of bytes whatever it shows; `cp -p`, archives and `touch` keep or set times."""
+    path = tmp_path / "a.bmp"
+
+    def built() -> np.ndarray:
+        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(path)
+        os.utime(path, ns=(1, 1))
+        source = image_sources(tmp_path, ["a"])
+        cache = build_cache(tmp_path / "c", ["a"], source, size=SIZE)
+        assert (cache.image(int(cache.rows_for(["a"])[0])) == squeezed(source[0])).all()
+        return cache.image(0)
+
+    assert (built() != built()).any()
+
+
+def test_a_touched_or_copied_file_is_not_decoded_again(
+    pictures: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
+    shutil.copytree(pictures[0].path.parent, tmp_path / "copy")
+    os.utime(pictures[3].path, ns=(1, 1))
+    monkeypatch.setattr(Source, "read", lambda *_, **__: pytest.fail("decoded again"))
+    for folder in (pictures[0].path.parent, tmp_path / "copy"):
+        assert len(build_cache(tmp_path / "c", ids(pictures), image_sources(folder, ids(pictures)), size=SIZE).index)
+
+
+def test_a_cache_that_knew_times_only_is_made_anew_with_the_same_checksum(
+    pictures: list[Source], tmp_path: Path
+) -> None:
+    """As earlier versions wrote it: stamps are times of files, the settings say nothing about stamps."""
+    cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
+    checksum, length = cache.checksum(ids(pictures)), (tmp_path / "c" / PIXELS_FILE).stat().st_size
+    old = cache.index.assign(stamp=[2 * source.stamp for source in pictures])
+    (tmp_path / "c" / "index.parquet").write_bytes(build_module.table_bytes(old))
+    settings = json.loads((tmp_path / "c" / "settings.json").read_text())
+    (tmp_path / "c" / "settings.json").write_text(
+        json.dumps({key: value for key, value in settings.items() if key != build_module.STAMPS_KEY})
+    )
+    readable = open_cache(tmp_path / "c", size=SIZE, resize="square", format="raw")
+    assert readable.checksum(ids(pictures)) == checksum, "pages show it until then"
+    for done in (0, N):
+        seen: list[int] = []
+        made = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE, progress=seen.append)
+        assert seen[0] == done, "only the first time"
+        assert made.checksum(ids(pictures)) == checksum, "no trained run becomes stale"
+    assert (tmp_path / "c" / PIXELS_FILE).stat().st_size == length, "the old pixels are gone"
+
+
+def test_a_file_that_changes_while_it_is_read_is_no_picture_of_either_content(
+    pictures: list[Source], tmp_path: Path
+) -> None:
+    hashed = with_contents(pictures)
+    shutil.copy(pictures[1].path, pictures[0].path)
+    with pytest.raises(ImageError, match=r"i0\.png: changed while the images were read: run the command again"):
+        build_cache(tmp_path / "c", ids(pictures), hashed, size=SIZE)
 
 
 def test_swapped_channels_are_another_picture(pictures: list[Source], tmp_path: Path) -> None:
@@ -315,3 +373,16 @@ def test_a_file_of_pixels_that_was_cut_is_not_filled_up_with_black(pictures: lis
     os.truncate(tmp_path / "c" / PIXELS_FILE, 100)
     with pytest.raises(ImageError, match="shorter than its index says"):
         build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE)
+
+
+def test_pixels_of_another_decoder_are_not_served_and_equal_ones_keep_their_checksum(
+    pictures: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's input `images` is this checksum: a new decoder makes no run stale whose pixels stay the same."""
+    before = build_cache(tmp_path / "c", ids(pictures), again(pictures), size=SIZE)
+    monkeypatch.setattr("image_models.cache.DECODER_VERSION", 99)
+    decoded: list[int] = []
+    after = build_cache(tmp_path / "c", ids(pictures), again(pictures), size=SIZE, progress=decoded.append)
+    assert decoded[0] == 0, "none of the old pixels counts as known"
+    assert after.checksum(ids(pictures)) == before.checksum(ids(pictures))
+    assert json.loads((tmp_path / "c" / "settings.json").read_text())["decoder"] == 99

@@ -283,10 +283,16 @@ def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
     signal.signal(signal.SIGINT, at_first)
 
 
-def test_a_killed_worker_is_no_traceback(config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [("SIGKILL(-9)", "was killed, perhaps because memory ran out"), ("SIGSEGV(-11)", "crashed in compiled code")],
+)
+def test_a_killed_worker_is_no_traceback(
+    codes: str, expected: str, config_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     def work(experiment: object) -> None:
-        raise TerminatedWorkerError
+        raise TerminatedWorkerError(f"The exit codes of the workers are {{{codes}}}")
 
     monkeypatch.setattr("stack.level1.level1_runs", work)
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
-    assert "a worker process was killed" in capsys.readouterr().err
+    assert f"a worker process {expected}" in capsys.readouterr().err

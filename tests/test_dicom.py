@@ -238,3 +238,89 @@ def test_ages_are_years(tmp_path: Path, written: str, years: str) -> None:
         tags.PatientAge = written
         tags.save_as(path)
     assert dicom_metadata(path)["age_approx"] == years
+
+
+def windowed(values: np.ndarray, **tags: object) -> np.ndarray:
+    """pydicom's own window of values, on 0 … 255: the oracle."""
+    data = dataset(ExplicitVRLittleEndian, PhotometricInterpretation="MONOCHROME2", **tags)
+    data.BitsStored = 8 * values.dtype.itemsize
+    top = 2.0**data.BitsStored - 1
+    shown = pydicom.pixels.apply_voi_lut(pydicom.pixels.apply_modality_lut(values, data).astype(float), data)
+    low = -(2.0 ** (data.BitsStored - 1)) if values.dtype.kind == "i" else 0.0
+    return 255 * (np.asarray(shown, float) - low) / top
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("centre", "width"), [(2048, 1000), (500, 80), (3000, 6000)])
+def test_a_window_is_pydicoms_window(
+    tmp_path: Path, centre: float, width: float, function: str | None, photometric: str
+) -> None:
+    values = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(48, 64)
+    tags = {"WindowCenter": centre, "WindowWidth": width} | ({"VOILUTFunction": function} if function else {})
+    image = read_dicom(
+        grey(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, **tags), min_side=8
+    ).image
+    expected = windowed(values, PixelRepresentation=0, **tags)
+    assert np.abs(image[..., 0] - (255 - expected if photometric == "MONOCHROME1" else expected)).max() <= 1
+
+
+def test_an_unknown_window_function_is_an_error(tmp_path: Path) -> None:
+    tags = {"WindowCenter": 100, "WindowWidth": 50, "VOILUTFunction": "CUBIC"}
+    with pytest.raises(ImageError, match="CUBIC"):
+        read_dicom(grey(tmp_path / "a.dcm", np.arange(256, dtype=np.uint8).reshape(16, 16), **tags), min_side=8)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("slope", [2.0, 1.0, -1.0, -0.5])
+def test_a_negative_slope_exchanges_black_and_white(tmp_path: Path, slope: float, photometric: str) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    tags = {"RescaleSlope": slope, "RescaleIntercept": 100, "BitsStored": 12, "HighBit": 11}
+    image = read_dicom(
+        grey(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, **tags), min_side=8
+    ).image
+    rising = np.asarray(pydicom.pixels.apply_modality_lut(values, pydicom.dcmread(tmp_path / "a.dcm")), float)
+    rising = 255 * (rising - rising.min()) / np.ptp(rising)
+    assert np.abs(image[..., 0] - (255 - rising if photometric == "MONOCHROME1" else rising)).max() <= 1
+
+
+def test_bits_that_lie_high_in_their_word_are_those_that_lie_low(tmp_path: Path) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    low = read_dicom(grey(tmp_path / "l.dcm", values, BitsStored=12, HighBit=11), min_side=8).image
+    high = read_dicom(grey(tmp_path / "h.dcm", values << 4, BitsStored=12, HighBit=15), min_side=8).image
+    assert (low == high).all()
+
+
+def test_a_window_counts_for_grey_inside_a_jpeg(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(np.arange(0, 256, 2, dtype=np.uint8), (64, 1))).save(buffer, "JPEG", quality=100)
+    path = jpeg_in_dicom(tmp_path / "a.dcm", buffer.getvalue(), grey=True)
+    tags = pydicom.dcmread(path)
+    stored = pydicom.pixels.pixel_array(tags)
+    tags.WindowCenter, tags.WindowWidth = 100, 50
+    tags.save_as(path)
+    expected = windowed(stored, WindowCenter=100, WindowWidth=50, PixelRepresentation=0)
+    assert np.abs(read_dicom(path, min_side=8).image[..., 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_inside_dicom_has_no_meaning(tmp_path: Path, orientation: int) -> None:
+    """The header's rows and columns describe the stored pixels; pydicom, GDCM and viewers show these."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    ramp = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([ramp, ramp, ramp])).save(buffer, "JPEG", exif=exif, quality=95)
+    image = read_dicom(jpeg_in_dicom(tmp_path / "a.dcm", buffer.getvalue()), min_side=40).image
+    assert image.shape == (40, 60, 3)
+    assert np.abs(image.astype(int) - ramp[..., None]).max() <= 3
+
+
+def test_twelve_bits_that_claim_sixteen_are_noticed_and_can_be_declared(tmp_path: Path) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    path = grey(tmp_path / "a.dcm", values)
+    assert read_dicom(path, min_side=8).bits == 12
+    declared = read_dicom(path, min_side=8, bits_stored=12).image
+    assert np.abs(declared[..., 0] - 255.0 * values / 4095).max() <= 1
+    with pytest.raises(ImageError, match=r"data.bits_stored"):
+        read_dicom(path, min_side=8, bits_stored=10)

@@ -172,7 +172,7 @@ def test_labels_that_do_not_fit_are_refused_by_name(
     assert "needs two groups" in refused(labels.assign(target=np.where(one_patient, labels["target"], "0")))
     assert "--target-column" in refused(labels.rename(columns={"target": "malignant"}))
     assert "elsewhere" in refused(labels.replace(ids[2], "elsewhere"))  # there is no such picture
-    assert "choose refuse or drop" in refused(labels, "--on-unreadable", "skip")
+    assert "choose refuse, drop, tolerate" in refused(labels, "--on-unreadable", "skip")
     assert "no such file" in refused(labels, "--metadata", str(tmp_path / "none.csv"))
     assert not (tmp_path / "out").exists()
 

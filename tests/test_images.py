@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ from conftest import run_cli, small_config
 from imported_experiment import command_error, unexpected_files
 from PIL import Image, ImageOps
 from tfrecord.writer import TFRecordWriter
+
+from stack.config import read_config
+from stack.console import Out
+from stack.experiment import NO_CURATION, Curation, Experiment, open_experiment, write_curation, write_rows
+from stack.images import existing_cache, with_images
+from stack.store import frame_fingerprint
+
+QUIET = Out(quiet=True)
 
 STILL = {"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}
 Capture = pytest.CaptureFixture[str]
@@ -112,6 +121,47 @@ def test_what_was_decided_stays_for_the_steps_that_see_no_picture(world: Path, c
     shutil.rmtree(world / "cache")
     assert run_cli("stack", "-c", str(path), "-q") == 0, capsys.readouterr().err
     assert made(world, "folds.parquet").equals(before)
+
+
+def as_bmp(world: Path) -> None:
+    """Every picture becomes a bmp of one size and time, whatever it shows."""
+    for path in (world / "data" / "images").iterdir():
+        Image.open(path).convert("RGB").save(path.with_suffix(".bmp"))
+        os.utime(path.with_suffix(".bmp"), ns=(1, 1))
+        path.unlink()
+
+
+def looked_at(path: Path) -> Experiment:
+    experiment = open_experiment(read_config(path), path, QUIET)
+    experiment, _ = with_images(experiment, [32], QUIET)
+    write_rows(experiment)
+    return experiment
+
+
+def test_other_pictures_of_the_same_size_and_time_are_looked_at_anew(world: Path) -> None:
+    as_bmp(world)
+    path, (a, b) = config(world), strangers(world)
+    assert looked_at(path).curation.pairs.empty
+    shutil.copy(picture(world, a), picture(world, b))
+    os.utime(picture(world, b), ns=(1, 1))
+    assert len(looked_at(path).curation.pairs) == 1
+
+
+def test_what_an_earlier_version_decided_stays_while_sizes_are_the_same(world: Path) -> None:
+    """It kept no contents; deciding again might move rows between folds and make trained nets stale."""
+    as_bmp(world)
+    path = config(world)
+    experiment, caches = with_images(open_experiment(read_config(path), path, QUIET), [32], QUIET)
+    ids = sorted([*experiment.as_read.train["id"], *experiment.as_read.test["id"]])
+    columns = ["id", "source_height", "source_width", "source_bytes"]
+    known = caches[32].index.iloc[caches[32].rows_for(ids)][columns].assign(find=True).reset_index(drop=True)
+    decided = pd.DataFrame({"id_1": ids[:1], "id_2": ids[1:2], "turn": [0], "distance": [0.5]})
+    write_curation(experiment.folder, Curation(NO_CURATION.dropped, decided, frame_fingerprint(known)))
+    for _ in range(2):
+        assert looked_at(path).curation.pairs[["id_1", "id_2"]].to_numpy().tolist() == [ids[:2]]
+    picture(world, ids[0]).write_bytes(picture(world, ids[2]).read_bytes())
+    assert len(looked_at(path).curation.pairs) == 1
+    assert set(looked_at(path).curation.pairs.iloc[0][["id_1", "id_2"]]) == {ids[0], ids[2]}, "contents count by now"
 
 
 def test_near_duplicates_can_be_left_alone(world: Path) -> None:
@@ -239,3 +289,70 @@ def test_the_same_pictures_make_the_same_run_wherever_they_lie(world: Path) -> N
         assert run_cli("oof", "-c", str(config(world, images=str(place))), *settings, "-q") == 0
         made.append((world / "runs" / f"place{number}" / "models" / "still" / "oof.parquet").read_bytes())
     assert len(set(made)) == 1
+
+
+def deepen(world: Path, bits: int, n: int) -> None:
+    """Writes n training pictures as 16-bit grey whose values take ``bits`` bits."""
+    for row_id in rows(world)["image_name"].iloc[:n]:
+        path = picture(world, row_id)
+        with Image.open(path) as image:
+            grey = np.asarray(image.convert("L"), np.uint32)
+        path.unlink()
+        values = (grey * 257 >> (16 - bits)).astype(np.uint16)
+        values[0, 0] = 2**bits - 1
+        Image.fromarray(values).save(path.with_suffix(".png"))
+
+
+def test_twelve_bits_in_sixteen_are_a_question_and_then_the_eight_bit_pictures(world: Path, capsys: Capture) -> None:
+    deepen(world, 12, 30)
+    message = command_error(capsys, "oof", "-c", str(config(world)))
+    assert "set `data.bits_stored: 12`" in message
+    assert "leaves 16 of 256 grey levels" in message
+    assert unexpected_files(world) == []
+    for bits, least in ((12, 100), (16, 0)):
+        path = config(world, bits_stored=bits)
+        assert run_cli("oof", "-c", str(path), "-q") == 0
+        experiment = open_experiment(read_config(path), path, Out(quiet=True))
+        cache = existing_cache(experiment, 32)
+        darkest = cache.take(cache.rows_for(rows(world)["image_name"].iloc[:30])).max(axis=(1, 2, 3))
+        assert (darkest > least).all()
+        assert (darkest <= (255 if bits == 12 else 16)).all(), "the pixels of the other setting are not served"
+        shutil.rmtree(world / "runs")
+
+
+def test_one_image_of_all_sixteen_bits_answers_the_question(world: Path) -> None:
+    deepen(world, 12, 10)
+    values = np.full((40, 40), 65535, np.uint16)
+    row_id = rows(world)["image_name"].iloc[20]
+    picture(world, row_id).unlink()
+    Image.fromarray(values).save(world / "data" / "images" / f"{row_id}.png")
+    assert run_cli("oof", "-c", str(config(world, find_duplicates=False)), "-q") == 0
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_what_decodes_to_the_end_is_used_where_that_is_declared(world: Path, capsys: Capture, part: str) -> None:
+    row_id = rows(world, part)["image_name"].iloc[2]
+    path = picture(world, row_id)
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    path.unlink()
+    path = path.with_suffix(".jpg")
+    image.save(path, quality=95)
+    path.write_bytes(path.read_bytes()[:-2] + bytes(20) + b"\xff\xd9")
+    message = command_error(capsys, "oof", "-c", str(config(world)))
+    assert row_id in message
+    assert "on_unreadable: tolerate" in message
+    tolerant = config(world, on_unreadable="tolerate")
+    assert run_cli("oof", "-c", str(tolerant)) == 0
+    printed = capsys.readouterr()
+    said = " ".join(f"{printed.out} {printed.err}".split())
+    assert "1 damaged images decode to the end and are used" in said
+    assert row_id in said
+    shutil.rmtree(world / "runs")
+    assert row_id in command_error(capsys, "oof", "-c", str(config(world))), "its cached pixels are not served"
+
+
+def test_tolerance_does_not_cover_a_cut_off_file(world: Path, capsys: Capture) -> None:
+    path = picture(world, rows(world)["image_name"].iloc[2])
+    path.write_bytes(path.read_bytes()[:-200])
+    assert path.stem in command_error(capsys, "oof", "-c", str(config(world, on_unreadable="tolerate")))

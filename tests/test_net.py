@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +183,34 @@ def test_a_transformer_is_asked_with_pictures_of_the_size_to_come(pictures: torc
         tiny("test_vit", timm_args={"img_size": 64, "dynamic_img_size": False})
     logit, _ = tiny("test_vit", timm_args={"img_size": 32, "dynamic_img_size": False})(pictures)
     assert logit.shape == (16,)
+
+
+TRAIN_THREE_STEPS = """
+import sys, torch
+from image_models.net import build_net
+torch.set_num_threads(1)
+net = build_net(sys.argv[1], pretrained=False, frozen=False, timm_args={}, size=64, mean=None, std=None,
+                prior=(0.5, 0.5), seed=0).train()
+for _ in range(3):
+    net(torch.randint(0, 255, (4, 64, 64, 3), dtype=torch.uint8))[0].mean().backward()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["fastvit_t8", "repvgg_a0", "mobileone_s0"])
+def test_no_backbone_writes_beyond_its_memory_in_training(backbone: str) -> None:
+    """glibc checks its heap: a write beyond a block is an abort, where otherwise it may go unseen."""
+    checked = dict(os.environ, MALLOC_CHECK_="3", MALLOC_PERTURB_="165")
+    made = subprocess.run([sys.executable, "-c", TRAIN_THREE_STEPS, backbone], env=checked, capture_output=True)
+    assert made.returncode == 0
+
+
+@pytest.mark.parametrize(("backbone", "crashes"), [("repvgg_a0", True), ("test_resnet", False)])
+def test_both_layouts_give_the_same_predictions(backbone: str, crashes: bool, pictures: torch.Tensor) -> None:
+    net = tiny(backbone)
+    assert net.plain_backward == crashes
+    with torch.inference_mode():
+        ours, z = net(pictures)
+        kept, kept_z = net.to(memory_format=torch.channels_last)(pictures)
+    assert torch.equal(ours, kept)
+    assert torch.equal(z, kept_z)

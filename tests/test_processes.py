@@ -14,6 +14,7 @@ import pytest
 
 from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages, load_batches
+from image_models.processes import explain_death
 
 PROGRAM = """
 import os, sys, time
@@ -99,3 +100,34 @@ def test_what_a_loading_process_meets_is_one_message_without_traceback(how: str,
     with pytest.raises(ImageError, match=said) as caught:
         list(load_batches(Failing(how), [[0, 1, 2, 3], [4, 5, 6, 7]], workers=1, pin=False))
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Segmentation fault. ", "crashed in compiled code (Segm"),
+        ("DataLoader worker (pid 7) is killed by signal: Aborted. ", "crashed in compiled code (Aborted)"),
+        ("The exit codes of the workers are {SIGSEGV(-11), SIGTERM(-15)}", "crashed in compiled code (SIGSEGV)"),
+        ("The exit codes of the workers are {SIGKILL(-9)}", "perhaps because memory ran out: if so, lower `n_jobs`"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "perhaps because memory ran out: if so, lower `n_jobs`"),
+    ],
+)
+def test_a_native_crash_is_not_called_a_lack_of_memory(text: str, said: str) -> None:
+    death = explain_death(text, memory_advice="lower `n_jobs`")
+    assert said in death
+    assert ("memory ran out" in death) != ("crashed" in death)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "said"), [("SIGSEGV", "crashed in compiled code (SIGSEGV)"), ("SIGKILL", "lower `n")])
+def test_joblib_names_the_signal_that_a_worker_died_of(end: str, said: str) -> None:
+    program = (
+        "import os, signal\nfrom functools import partial\n"
+        "from image_models.processes import explain_death, run_parallel\n"
+        "try:\n"
+        f"    list(run_parallel([partial(signal.raise_signal, signal.{end})] * 2, 2))\n"
+        "except Exception as error:\n"
+        "    print(explain_death(str(error), memory_advice='lower `n_jobs`'))\n"
+    )
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said in made.stdout

@@ -11,7 +11,7 @@ from PIL import Image
 from tfrecord.writer import TFRecordWriter
 
 from dermstack.errors import ImageError
-from image_models.io.readers import TFRecordNames, image_ids, image_sources
+from image_models.io.readers import TFRecordNames, image_ids, image_sources, with_contents
 
 IDS = ["ISIC_1", "ISIC_2", "ISIC_3"]
 
@@ -145,6 +145,24 @@ def test_an_hdf5_that_leads_elsewhere_or_holds_something_else_is_refused(
     (tmp_path / "text.hdf5").write_text("no HDF5")
     with pytest.raises(ImageError, match="not a readable HDF5 file"):
         image_sources(tmp_path / "text.hdf5", ["a"])
+
+
+def test_every_kind_of_source_is_known_by_its_content(tmp_path: Path, encoded: dict[str, bytes]) -> None:
+    other = dict(zip(encoded, reversed(encoded.values()), strict=True))  # of the same number, in other places
+    for make in (as_folder, as_tfrecord, as_hdf5):
+        contents = []
+        for name, pictures in (("a", encoded), ("b", encoded), ("c", other)):
+            (tmp_path / make.__name__ / name).mkdir(parents=True)
+            seen: list[int] = []
+            sources = with_contents(
+                image_sources(make(tmp_path / make.__name__ / name, pictures), IDS), progress=seen.append
+            )
+            assert sum(seen) == len(IDS)
+            contents.append([source.content for source in sources])
+        assert contents[0] == contents[1], make.__name__
+        assert [a != b for a, b in zip(contents[0], contents[2], strict=True)] == [
+            encoded[row_id] != other[row_id] for row_id in IDS
+        ]
 
 
 def test_a_file_that_went_is_named(tmp_path: Path, encoded: dict[str, bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import zipfile
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import run_cli
+from PIL import Image
 
 import dermstack.serve.predict
 from dermstack.errors import ImageError
@@ -101,6 +103,31 @@ def test_a_killed_prediction_goes_on_and_ends_the_same(
     assert len(calls) - before == parts - 1, "the first part isn't made again"
     changed = NewRows(rows.frame.assign(age=1.0), rows.sources, rows.missing)
     assert not predict_rows(bundle, changed, tmp_path / "work", QUIET).equals(whole), "other rows start anew"
+
+
+def test_a_part_is_made_again_where_a_picture_of_it_changed_though_not_in_size_and_time(
+    bundle: Bundle, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    for number, path in enumerate(sorted((small_data / "images").iterdir())[:6]):
+        Image.open(path).save(tmp_path / "new" / f"{number}.bmp")
+        os.utime(tmp_path / "new" / f"{number}.bmp", ns=(1, 1))
+    monkeypatch.setattr(dermstack.serve.predict, "MAX_PART_IMAGES", 2)
+    monkeypatch.setattr(dermstack.serve.predict, "MIN_PART_IMAGES", 2)
+    predict_rows(bundle, read_new_rows(bundle, tmp_path / "new", None), tmp_path / "work", QUIET)
+    shutil.copy(tmp_path / "new" / "5.bmp", tmp_path / "new" / "0.bmp")
+    os.utime(tmp_path / "new" / "0.bmp", ns=(1, 1))
+    rows = read_new_rows(bundle, tmp_path / "new", None)
+    real, made = dermstack.serve.predict._predict_part, []
+
+    def counted(*args: Any, **settings: Any) -> pd.DataFrame:
+        made.append(args[3]["id"].tolist())
+        return real(*args, **settings)
+
+    monkeypatch.setattr(dermstack.serve.predict, "_predict_part", counted)
+    again = predict_rows(bundle, rows, tmp_path / "work", QUIET)
+    assert made == [["0", "1"]]
+    pd.testing.assert_frame_equal(again, predict_rows(bundle, rows, tmp_path / "fresh", QUIET), check_exact=True)
 
 
 def test_one_image_is_scored_as_it_is_among_others_of_other_groups(

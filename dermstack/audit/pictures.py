@@ -1,4 +1,4 @@
-"""Findings about the images: near-duplicates by kind, odd images, unreadable images."""
+"""Findings about the images: near-duplicates by kind, odd images and odd parts, unreadable images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dermstack.audit.finding import Finding, Severity, worst_first
 from dermstack.errors import DataError
@@ -21,16 +22,19 @@ def picture_findings(
     odd: pd.DataFrame,
     dropped: pd.DataFrame,
     published: pd.DataFrame | None = None,
+    odd_parts: Sequence[Finding] = (),
 ) -> list[Finding]:
     """Returns all findings about the images, the worst first.
 
     ``pairs`` comes from `pair_kinds`; ``ids`` are those of all images; ``odd`` has id and fault, ``dropped`` has id and
-    reason; ``published`` is a list of known duplicates, two columns of ids.
+    reason; ``published`` is a list of known duplicates, two columns of ids; ``odd_parts`` comes from
+    `part_findings`.
     """
     found = [
         *duplicate_findings(pairs),
         *published_duplicate_findings(pairs, published, set(ids)),
         *odd_findings(odd, len(ids)),
+        *odd_parts,
     ]
     if len(dropped):
         example = f"{dropped['id'].iloc[0]}: {dropped['reason'].iloc[0]}"
@@ -116,6 +120,66 @@ def odd_findings(odd: pd.DataFrame, n: int) -> list[Finding]:
             severity: Severity = "note" if fault == "red and blue swapped" else "warning"
             found.append(Finding(severity, str(fault), evidence, "check these images", example))
     return found
+
+
+MIN_PART = 10  # images: their mean shows what they share
+MIN_TURN_GAIN = 0.3  # correlation: a turned part fits the other images so much better than as it is
+DEPTH_GAP = 2  # bits between the largest values of two parts of 16-bit images
+TURNS = ((4, "mirrored along the diagonal"), (5, "turned by 90°"), (6, "turned by 270°"), (3, "turned by 180°"))
+
+
+def part_findings(thumbnails: NDArray[np.uint8], parts: pd.DataFrame) -> list[Finding]:
+    """Returns a finding for each part of the images that is negative, turned or of another depth than the others.
+
+    ``thumbnails`` (n, s, s, 3) are compared as means, since single images differ too much: those with one value of a
+    column of ``parts`` (n rows: encoding, depth, size of the file's image, …) with all others. ``bits`` in ``parts``
+    are those of `Picture`.
+    """
+    grey = thumbnails.astype(np.float32).mean(axis=3)
+    found = _depth_findings(parts)
+    seen: list[NDArray[np.bool_]] = []
+    for column in parts:
+        codes, values = pd.factorize(parts[column])
+        for code, value in enumerate(values):
+            inside = codes == code
+            small = inside if 2 * inside.sum() <= len(grey) else ~inside
+            if small.sum() < MIN_PART or any((small == known).all() for known in seen):
+                continue
+            fault = _part_fault(grey[small].mean(axis=0), grey[~small].mean(axis=0))
+            if fault:
+                seen.append(small)
+                evidence = f"{int(small.sum())} of {len(grey)} images, told apart by {column} {value}"
+                remedy = "look at some of them; write these files again as the others, or correct their tags"
+                found.append(Finding("error", f"a part of the images is {fault}", evidence, remedy))
+    return found
+
+
+def _part_fault(part: NDArray[np.float32], others: NDArray[np.float32]) -> str:
+    """Says what is wrong with the mean image of a part: "" where it resembles the mean of the others as it is."""
+    fits = {name: float(np.corrcoef(_turned(part, turn).ravel(), others.ravel())[0, 1]) for turn, name in TURNS}
+    as_it_is = float(np.corrcoef(part.ravel(), others.ravel())[0, 1])
+    best = max(fits, key=lambda name: fits[name])
+    if as_it_is < -0.5 and -as_it_is > fits[best]:
+        return "negative"
+    return best if fits[best] - as_it_is > MIN_TURN_GAIN and fits[best] > 0.5 else ""
+
+
+def _turned(image: NDArray[np.float32], turn: int) -> NDArray[np.float32]:
+    turned = image.T if turn >= 4 else image
+    turned = turned[:, ::-1] if turn in (1, 3, 5, 7) else turned
+    return turned[::-1] if turn in (2, 3, 6, 7) else turned
+
+
+def _depth_findings(parts: pd.DataFrame) -> list[Finding]:
+    """Returns a finding where some 16-bit images use all their bits and many others, by folder or size, do not."""
+    bits = parts["bits"].to_numpy() if "bits" in parts else np.empty(0, int)
+    deep = bits[bits > 0]
+    dark = deep[deep <= deep.max() - DEPTH_GAP] if deep.size else deep
+    if len(dark) < MIN_PART or len(dark) < 0.02 * len(deep):
+        return []
+    evidence = f"{len(dark)} of {len(deep)} images with 16 bits use at most {dark.max()}, others {deep.max()}"
+    remedy = "write those of fewer bits again, scaled like the others; they appear almost black beside them"
+    return [Finding("warning", "images of different depth", evidence, remedy)]
 
 
 def _where(kind: str) -> str:

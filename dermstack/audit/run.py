@@ -11,7 +11,7 @@ from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
-from dermstack.audit.pictures import pair_kinds, picture_findings
+from dermstack.audit.pictures import pair_kinds, part_findings, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
 from dermstack.errors import ConfigError
@@ -104,12 +104,19 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
     experiment, caches = with_images(experiment, [size], out)
     cache, table = caches[size], experiment.table
     ids = [*table.train["id"], *table.test["id"]]
-    odd = image_faults(looks_of(experiment, cache, ids, out))
+    hashed = looks_of(experiment, cache, ids, out)
+    odd = image_faults(hashed)
     odd = pd.DataFrame({"id": [ids[position] for position in odd["position"]], "fault": odd["fault"]})
     pairs = pair_kinds(experiment.curation.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=file_suffixes(experiment).loc[sizes["id"]].to_numpy())
-    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, experiment.listed_duplicates)
+    parts = pd.DataFrame({
+        "encoding": sizes["encoding"].to_numpy(),
+        "bits": cache.index["bits"].to_numpy()[cache.rows_for(ids)],
+        "size": [f"{w} × {h}" for w, h in zip(sizes["source_width"], sizes["source_height"], strict=True)],
+    })  # fmt: skip
+    odd_parts = part_findings(hashed.thumbnails, parts)
+    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, experiment.listed_duplicates, odd_parts)
     return experiment, pairs, sizes, found
 
 

@@ -83,11 +83,10 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":
             raise  # a worker could not receive or send an object: not a user's error
-        typer.echo(
-            "error: a worker process was killed, perhaps because memory ran out: if so, lower `n_jobs` or the batch "
-            f"size; {RESUME_ADVICE}",
-            err=True,
-        )
+        from image_models.processes import explain_death
+
+        said = explain_death(str(error), memory_advice="lower `n_jobs` or the batch size")
+        typer.echo(f"error: {said}; {RESUME_ADVICE}", err=True)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code != INTERRUPTED:

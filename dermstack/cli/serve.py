@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,20 @@ ImagesOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="Device for the networks: auto, cpu or cuda.")]
 UnreadableOption = Annotated[
     str,
-    typer.Option(help="refuse: stop with an error at unreadable images; drop: leave them out and list them in a csv."),
+    typer.Option(
+        help="refuse: stop with an error at unreadable images; drop: leave them out and list them in a csv; "
+        "tolerate: use a JPEG with stray bytes after its last pixel, and refuse the others."
+    ),
+]
+SimilarOption = Annotated[
+    bool,
+    typer.Option(
+        "--similar-names", help="Also accept files whose names differ from the ids in case, Unicode form or suffix."
+    ),
+]
+LinksOption = Annotated[bool, typer.Option("--follow-links", help="Also enter linked folders below --images.")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Stop where a file in --images gets no prediction, instead of naming it.")
 ]
 JobsOption = Annotated[int, typer.Option(min=1, help="Number of processes that decode images.")]
 
@@ -92,6 +106,9 @@ def predict(
         Path | None, typer.Option(help="Folder for finished parts until all are complete; default: beside the csv.")
     ] = None,
     on_unreadable: UnreadableOption = "refuse",
+    similar_names: SimilarOption = False,
+    follow_links: LinksOption = False,
+    strict: StrictOption = False,
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
     quiet: QuietOption = False,
@@ -101,13 +118,14 @@ def predict(
     Uses the inference path of training. An interrupted command resumes when it is run again.
     """
     from dermstack.serve.bundle import read_bundle
-    from dermstack.serve.predict import OutputFiles, predict_to_files
+    from dermstack.serve.predict import PREDICT_NAMES, OutputFiles, predict_to_files
     from stack.console import Out
 
     predict_to_files(
         read_bundle(bundle), images, metadata, Out(quiet=quiet),
         OutputFiles(out_csv, submission=submission, sample=sample, work=work),
-        device=device, n_jobs=n_jobs, on_unreadable=on_unreadable,
+        device=device, n_jobs=n_jobs, on_unreadable=on_unreadable, strict=strict,
+        files=replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links),
     )  # fmt: skip
 
 
@@ -132,6 +150,9 @@ def evaluate(
         str | None, typer.Option(help="The name of the target column in the labels csv; default: as in training.")
     ] = None,
     on_unreadable: UnreadableOption = "refuse",
+    similar_names: SimilarOption = False,
+    follow_links: LinksOption = False,
+    strict: StrictOption = False,
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
     quiet: QuietOption = False,
@@ -142,17 +163,18 @@ def evaluate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
-    from dermstack.serve.predict import drops_unreadable
+    from dermstack.serve.predict import PREDICT_NAMES, drops_unreadable, report_unused, tolerant
     from stack.console import Out
 
     dropping = drops_unreadable(on_unreadable)
     opened = read_bundle(bundle)
+    files, out = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links), Out(quiet=quiet)
     rows, targets = read_labelled_rows(
-        opened, images, labels, metadata, id_column=id_column, target_column=target_column
+        opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files
     )
-    evaluate_to_files(
-        opened, rows, targets, folder, Out(quiet=quiet), device=device, n_jobs=n_jobs, drop_unreadable=dropping
-    )
+    report_unused(rows, images, out, files=files, strict=strict)
+    rows = tolerant(rows, on_unreadable)
+    evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, drop_unreadable=dropping)
 
 
 @commands.command()

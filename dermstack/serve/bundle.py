@@ -92,6 +92,7 @@ class Manifest(_StrictModel):
     columns: dict[ShortText, ShortText]
     resize: Literal["square", "short_side"]
     cache_format: Literal["raw", "jpeg"]
+    bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all
     features: dict[ShortText, bool | int]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
     image_runs: list[_ImageRun] = Field(min_length=1)

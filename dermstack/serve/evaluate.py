@@ -16,6 +16,7 @@ from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
+from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
 from stack.console import Out
 from stack.keys import keys_as_in
@@ -34,6 +35,7 @@ def read_labelled_rows(
     *,
     id_column: str | None = None,
     target_column: str | None = None,
+    files: FileNames = PLAIN_NAMES,
 ) -> tuple[NewRows, pd.Series]:
     """Reads the rows of ``labels`` with their images, and their targets (0 or 1) by id.
 
@@ -54,7 +56,7 @@ def read_labelled_rows(
                 f"{name} with --{name}-column"
             )
     targets = read_external_frame(labels, csv_names).set_index("id")["target"]
-    rows = read_new_rows(bundle, images, metadata or labels, id_column=csv_names["id"])
+    rows = read_new_rows(bundle, images, metadata or labels, id_column=csv_names["id"], files=files)
     if metadata:
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -263,7 +264,10 @@ def read_patient(
         raise DataError("no image was given: choose at least one")
     frame = _frame(ensemble, photos, age, sex, together)
     with ensemble.lock, TemporaryDirectory(prefix="dermstack-app-") as temporary:
-        sources = [_source(Path(temporary), row, photo) for row, photo in enumerate(photos)]
+        sources = [
+            _source(Path(temporary), row, photo, int(ensemble.bundle.manifest.get("bits_stored", 0)))
+            for row, photo in enumerate(photos)
+        ]
         pictures = _decode_photos(photos, sources)
         caches = _caches(ensemble.bundle, Path(temporary), frame, sources)
         level1: list[Level1] = []
@@ -305,12 +309,13 @@ def _frame(
     })  # fmt: skip
 
 
-def _source(folder: Path, row: int, photo: Photo) -> Source:
+def _source(folder: Path, row: int, photo: Photo, bits_stored: int) -> Source:
     """Writes an image to a file named by its row number, since the name that a browser sends may be any text."""
     path = folder / str(row)
     path.write_bytes(photo.data)
     is_dicom = Path(photo.name).suffix.lower() in DICOM_SUFFIXES
-    return Source(path, "dicom" if is_dicom else "file", n_bytes=len(photo.data), stamp=path.stat().st_mtime_ns)
+    kind: Literal["dicom", "file"] = "dicom" if is_dicom else "file"
+    return Source(path, kind, n_bytes=len(photo.data), stamp=path.stat().st_mtime_ns, bits_stored=bits_stored)
 
 
 def _decode_photos(photos: Sequence[Photo], sources: Sequence[Source]) -> list[NDArray[np.uint8]]:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,29 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dermstack.errors import ConfigError, StoreError
+from dermstack.errors import ConfigError, DataError, StoreError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
 from image_models.cache import ImageCache, build_cache
-from image_models.io.readers import Source, image_ids, image_sources
+from image_models.io.folders import printable
+from image_models.io.readers import (
+    PLAIN_NAMES,
+    FileNames,
+    Source,
+    image_ids,
+    image_sources,
+    unused_files,
+    with_contents,
+)
 from image_models.saved import NetCache
 from stack.console import Out
 from stack.store import atomic, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
 from stack.table import ACQUISITION, read_new_frame
 
+PREDICT_NAMES = FileNames(options=("--similar-names", "--follow-links"))
+_MAX_LISTED = 5  # files listed for each reason why they get no prediction
 MAX_PART_BYTES = 1 << 30  # bytes of decoded images that a part keeps on disk
 MAX_PART_IMAGES, MIN_PART_IMAGES = 16_384, 1_024  # images in a part
 _KIND = "predictions"  # the kind of the runs in which finished parts are stored
@@ -42,7 +53,9 @@ class NewRows:
     missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
 
 
-def read_new_rows(bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None) -> NewRows:
+def read_new_rows(
+    bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None, files: FileNames = PLAIN_NAMES
+) -> NewRows:
     """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
 
     ``id_column`` is the csv's name of the id column if it differs from training. Raises DataError, ImageError.
@@ -53,11 +66,33 @@ def read_new_rows(bundle: Bundle, images: Path, metadata: Path | None, *, id_col
     if metadata is not None:
         frame, missing = read_new_frame(metadata, columns)
     else:
-        ids = pd.Series(image_ids(images), dtype="str")
+        ids = pd.Series(image_ids(images, files=files), dtype="str")
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
         missing = [name for name in columns if name != "id"]
-    return NewRows(frame, image_sources(images, frame["id"].tolist()), tuple(missing))
+    bits_stored = int(bundle.manifest.get("bits_stored", 0))
+    sources = [
+        replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
+    ]
+    return NewRows(frame, sources, tuple(missing))
+
+
+def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = PLAIN_NAMES, strict: bool) -> None:
+    """Warns of the files in the folder ``images`` that get no prediction, by reason.
+
+    Raises DataError with the same words where ``strict`` is set.
+    """
+    unused = unused_files(images, rows.frame["id"].tolist(), files=files)
+    lines = []
+    for reason in dict.fromkeys(skipped.reason for skipped in unused):
+        paths = [printable(skipped.path) for skipped in unused if skipped.reason == reason]
+        more = f", … {len(paths):,} in all" if len(paths) > _MAX_LISTED else ""
+        advice = f" ({files.options[1]} enters it)" if reason == "linked folder" else ""
+        lines.append(f"no prediction, {reason}{advice}: {', '.join(paths[:_MAX_LISTED])}{more}")
+    if lines and strict:
+        raise DataError("--strict: " + "\n".join(lines) + "\nmove these away, or run without --strict")
+    for line in lines:
+        out.warn(line)
 
 
 def predict_rows(
@@ -85,22 +120,26 @@ def predict_rows(
         job = fingerprint({
             "bundle": bundle.fingerprint,
             "rows": frame_fingerprint(rows.frame),
-            "pictures": [(source.name, source.n_bytes, source.stamp) for source in rows.sources],
+            "pictures": [(source.name, source.n_bytes) for source in rows.sources],  # a part knows their contents
             "drop": drop_unreadable,
+            **({"tolerate": True} if any(source.tolerate for source in rows.sources) else {}),
         })  # fmt: skip
         _start_job(work, job)
         fitted, novelty = read_fitted(bundle), read_novelty(bundle)
         parts = list(_parts(bundle, rows.frame))
         with out.bar("predict", passes_per_image(bundle) * len(rows.frame)) as progress:
             for number, positions in enumerate(parts):
-                if read_run(_part_folder(work, number)) is not None:
+                sources = with_contents([rows.sources[position] for position in positions], n_jobs=n_jobs)
+                contents = fingerprint({"contents": [source.content for source in sources]})
+                part = read_run(_part_folder(work, number))
+                if part is not None and part.meta.get("contents") == contents:
                     progress(passes_per_image(bundle) * len(positions))
                     continue
                 made = _predict_part(
-                    bundle, fitted, novelty, rows, positions, work, device=device, n_jobs=n_jobs, workers=workers,
-                    drop_unreadable=drop_unreadable, progress=progress,
+                    bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,
+                    workers=workers, drop_unreadable=drop_unreadable, progress=progress,
                 )  # fmt: skip
-                write_run(_part_folder(work, number), {"kind": _KIND}, frames={"made": made})
+                write_run(_part_folder(work, number), {"kind": _KIND, "contents": contents}, frames={"made": made})
         kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
@@ -145,8 +184,8 @@ def _predict_part(
     bundle: Bundle,
     fitted: FittedEnsemble,
     novelty: Novelty | None,
-    rows: NewRows,
-    positions: NDArray[np.intp],
+    frame: pd.DataFrame,
+    sources: list[Source],
     work: Path,
     *,
     device: str,
@@ -155,13 +194,12 @@ def _predict_part(
     drop_unreadable: bool,
     progress: Callable[[int], object],
 ) -> pd.DataFrame:
-    frame = rows.frame.iloc[positions]
     pixels = work / "pixels"
     caches = {
         size: build_cache(
             pixels / str(size),
             frame["id"].tolist(),
-            [rows.sources[position] for position in positions],
+            sources,
             size=size,
             resize=bundle.manifest["resize"],
             format=bundle.manifest["cache_format"],
@@ -237,7 +275,7 @@ def _with_acquisition(frame: pd.DataFrame, cache: ImageCache) -> pd.DataFrame:
     return frame.assign(**own)
 
 
-UNREADABLE_CHOICES = ("refuse", "drop")
+UNREADABLE_CHOICES = ("refuse", "drop", "tolerate")
 
 
 @dataclass(frozen=True)
@@ -260,12 +298,18 @@ def predict_to_files(
     device: str = "auto",
     n_jobs: int = 1,
     on_unreadable: str = "refuse",
+    files: FileNames = PREDICT_NAMES,
+    strict: bool = False,
 ) -> pd.DataFrame:
-    """Predicts every row, writes the files and returns the content of the csv. Raises the errors of `predict_rows`."""
+    """Predicts every row, writes the files and returns the content of the csv. Raises the errors of `predict_rows`.
+
+    Files in ``images`` without a prediction are named in warnings; with ``strict`` they are a DataError.
+    """
     drop = drops_unreadable(on_unreadable)
     if outputs.sample and not outputs.submission:
         raise ConfigError(f"--sample {outputs.sample} needs --submission: name the submission to write")
-    rows = read_new_rows(bundle, images, metadata)
+    rows = tolerant(read_new_rows(bundle, images, metadata, files=files), on_unreadable)
+    report_unused(rows, images, out, files=files, strict=strict)
     _introduce(bundle, rows, out)
     work = outputs.work or outputs.csv.with_name(f"{outputs.csv.name}.parts")
     made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=drop)
@@ -295,10 +339,16 @@ def predict_to_files(
 
 
 def drops_unreadable(on_unreadable: str) -> bool:
-    """Returns True for "drop", False for "refuse". Raises ConfigError for other values."""
+    """Returns True for "drop", False for the other choices. Raises ConfigError for other values."""
     if on_unreadable not in UNREADABLE_CHOICES:
-        raise ConfigError(f"--on-unreadable {on_unreadable}: choose {' or '.join(UNREADABLE_CHOICES)}")
+        raise ConfigError(f"--on-unreadable {on_unreadable}: choose {', '.join(UNREADABLE_CHOICES)}")
     return on_unreadable == "drop"
+
+
+def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
+    """Returns the rows; with "tolerate", JPEGs with stray bytes after their last pixel are read."""
+    tolerate = on_unreadable == "tolerate"
+    return replace(rows, sources=[replace(source, tolerate=tolerate) for source in rows.sources])
 
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:

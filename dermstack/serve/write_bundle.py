@@ -233,6 +233,7 @@ def _manifest(
         "columns": config.data.columns.model_dump(exclude_none=True, exclude={"fold", "diagnosis"}),
         "resize": config.data.resize,
         "cache_format": config.data.cache_format,
+        **({"bits_stored": config.data.bits_stored} if config.data.bits_stored else {}),
         "features": config.features.model_dump(),
         "embeddings": _embedding_kinds(stackers, image_runs),
         "image_runs": [

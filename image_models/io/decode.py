@@ -3,56 +3,75 @@
 from __future__ import annotations
 
 import io
+import re
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from dermstack.errors import ImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # enabled in Pillow; its other formats are rare and often attacked
 MAX_PIXELS = 200_000_000  # whole-slide scans are larger, photographs of a lesion never
 MAX_ENCODED_BYTES = 1 << 29  # bytes of one encoded image
 
 MAX_DOWNSCALE = 4  # a JPEG is decoded at no less than a quarter of its size
 
+DECODER_VERSION = 2  # raise it where an image now gives other pixels, so that caches are made again
+
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width
+_PHOTOMETRIC, _BITS_PER_SAMPLE, _WHITE_IS_ZERO = 262, 258, 0  # tags of a TIFF, and the value for a negative
 _ADVICE = "restore the file or drop its row from the csv"
+# The one warning of libjpeg that leaves every pixel decoded: stray bytes between the last of them and the end.
+_STRAY_AT_END = re.compile(r"\d+ extraneous bytes before marker 0xd9")
+_PILLOW_LIMIT = threading.Lock()
 
 
 class Picture(NamedTuple):
-    """An upright RGB image (h, w, 3) uint8, and the original's height and width, larger where it was reduced."""
+    """An upright RGB image (h, w, 3) uint8, and the original's height and width, larger where it was reduced.
+
+    ``bits`` is 0 for an image of 8 bits a channel, otherwise the bits that its largest value takes (16 where the file
+    itself says how many are used). ``note`` says what is wrong with a file that was tolerated.
+    """
 
     image: NDArray[np.uint8]
     height: int
     width: int
+    bits: int = 0
+    note: str = ""
 
 
-def decode(data: bytes, *, name: str, min_side: int) -> Picture:
+def decode(
+    data: bytes, *, name: str, min_side: int, bits_stored: int = 0, upright: bool = True, tolerate: bool = False
+) -> Picture:
     """Decodes an image to RGB, upright by its EXIF tag; recognises the format by content, not by suffix.
 
     A JPEG may be decoded at a reduced scale, down to 1/4, as long as both sides keep ``min_side`` pixels: libjpeg then
-    skips most of the arithmetic. Transparency is blended onto white; 16-bit values keep their high byte. Raises
-    ImageError with ``name`` and the reason.
+    skips most of the arithmetic. Transparency is blended onto white. 16-bit values keep the high byte of their lower
+    ``bits_stored`` bits (0: of all 16). ``upright=False`` ignores the EXIF orientation; ``tolerate`` accepts a JPEG
+    with stray bytes after its last pixel. Raises ImageError with ``name`` and the reason.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty: {_ADVICE}")
-    if data.startswith(_JPEG) and (picture := _decode_jpeg(data, name, min_side)) is not None:
-        return picture
+    if data.startswith(_JPEG):
+        picture = _decode_jpeg(data, name, min_side, upright=upright, tolerate=tolerate)
+        if picture is not None:
+            return picture
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = _decode_with_pillow(data, name)
-            return Picture(image, *image.shape[:2])
+        return _decode_with_pillow(data, name, bits_stored, upright=upright)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image that can be read ({', '.join(SUFFIXES)}): {_ADVICE}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}: {_ADVICE}") from error
     # Pillow raises OSError for truncated data, SyntaxError for broken PNG chunks, ValueError and OverflowError for
     # absurd headers; its plugins raise the others.
@@ -60,7 +79,7 @@ def decode(data: bytes, *, name: str, min_side: int) -> Picture:
         raise ImageError(f"{name}: cannot decode ({error}): {_ADVICE}") from error
 
 
-def _decode_jpeg(data: bytes, name: str, min_side: int) -> Picture | None:
+def _decode_jpeg(data: bytes, name: str, min_side: int, *, upright: bool, tolerate: bool) -> Picture | None:
     """Decodes by libjpeg-turbo at the smallest sufficient scale; returns None for CMYK, which Pillow can convert."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -69,36 +88,113 @@ def _decode_jpeg(data: bytes, name: str, min_side: int) -> Picture | None:
             return None
         # Lower bounds of the reduced size. At scale 1/8, rough skin is 3 grey levels off, at 1/4 less than 2.
         min_sides = [max(min(min_side, side), -(-side // MAX_DOWNSCALE)) for side in (height, width)]
-        # strict: a truncated file raises an error instead of ending in grey.
-        image = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=min_sides[0], min_width=min_sides[1], min_factor=1, strict=True
-        )
+        image, note = _decode_strictly(data, min_sides, tolerate=tolerate)
     except (ValueError, RuntimeError, MemoryError) as error:
         raise ImageError(f"{name}: cannot decode ({str(error).strip()}): {_ADVICE}") from error
-    orientation = _orientation(data)
+    orientation = _orientation(data) if upright else 1
     if orientation in _TRANSPOSED:
         height, width = width, height
-    return Picture(_upright(image, orientation), height, width)
+    return Picture(_upright(image, orientation), height, width, note=note)
 
 
-def _decode_with_pillow(data: bytes, name: str) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+def _decode_strictly(data: bytes, min_sides: list[int], *, tolerate: bool) -> tuple[NDArray[np.uint8], str]:
+    """Returns the image and what was tolerated. Raises ValueError for a file that libjpeg warns about.
+
+    A truncated file raises instead of ending in grey. libjpeg stops at its first warning, so if that is about bytes
+    before the end marker, all pixels were decoded before it without any.
+    """
+    sides = {"min_height": min_sides[0], "min_width": min_sides[1], "min_factor": 1}
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True, **sides), ""
+    except ValueError as error:
+        if (stray := _STRAY_AT_END.search(str(error))) is None:
+            raise
+        if not tolerate:
+            raise ValueError(
+                f"{str(error).strip()}; `on_unreadable: tolerate` uses it, since it decodes to the end"
+            ) from error
+        return simplejpeg.decode_jpeg(data, "RGB", strict=False, **sides), stray.group()
+
+
+def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bool) -> Picture:
+    with _large_images_allowed():
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    with image:
         _check_size(image.height, image.width, name)
-        image.load()
+        # Read before load(), which turns a TIFF upright and then removes its tag.
+        tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+        is_deep = ";16" in str(image.tile)
+        is_negative = tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        depth = 16 if tags is None else int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+        orientation = 1 if tags is not None or not upright else int(image.getexif().get(_ORIENTATION, 1))
+        with _large_images_allowed():
+            image.load()  # for a TIFF, Pillow checks the size again
         if image.mode.startswith("I") or image.mode == "F":
-            return np.repeat(_high_byte(np.asarray(image), name)[..., None], 3, axis=2)
-        upright = ImageOps.exif_transpose(image)
-        if "A" in upright.getbands() or "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-        return np.asarray(upright.convert("RGB"))
+            values = _sixteen_bit(np.asarray(image), name)
+            clear = values == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
+            grey, bits = _high_byte(values, name, depth if depth < 16 else bits_stored)
+            if is_negative:
+                grey = 255 - grey
+            if clear is not None:
+                grey[clear] = 255
+            rgb = np.repeat(_upright(grey, orientation)[..., None], 3, axis=2)
+            return Picture(rgb, rgb.shape[0], rgb.shape[1], bits=16 if depth < 16 else bits)
+        bits = 0
+        if is_deep and bits_stored not in (0, 16):
+            colours, bits = _deep_colours(data, name, bits_stored)
+            turned = Image.fromarray(_upright(colours, orientation))
+        else:
+            turned = ImageOps.exif_transpose(image) if upright else image
+            if is_deep:  # Pillow keeps the high byte
+                bits = 8 + int(np.asarray(turned.convert("RGB")).max()).bit_length()
+        if "A" in turned.getbands() or "transparency" in turned.info:
+            turned = turned.convert("RGBA")
+            turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+        rgb = np.asarray(turned.convert("RGB"))
+        return Picture(rgb, rgb.shape[0], rgb.shape[1], bits=bits)
 
 
-def _high_byte(grey: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    """Returns the high byte of 16-bit grey, which Pillow may hold in wider types; raises ImageError beyond 16 bits."""
+@contextmanager
+def _large_images_allowed() -> Iterator[None]:
+    """Lets Pillow open images up to `MAX_PIXELS`; its own limit refuses more than 89,478,485."""
+    with _PILLOW_LIMIT:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS + 1  # ours is checked afterwards; Pillow's error comes at twice its limit
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _sixteen_bit(grey: NDArray[np.generic], name: str) -> NDArray[np.uint16]:
+    """Returns 16-bit grey, which Pillow may hold in wider types, as uint16; raises ImageError beyond 16 bits."""
     if not np.issubdtype(grey.dtype, np.integer) or grey.min() < 0 or grey.max() > 65535:
         raise ImageError(f"{name}: grey values outside 16 bits ({grey.dtype}): save it with 8 or 16 bits a channel")
-    return (grey.astype(np.uint32) >> 8).astype(np.uint8)
+    return grey.astype(np.uint16)
+
+
+def _high_byte(values: NDArray[np.uint16], name: str, bits_stored: int) -> tuple[NDArray[np.uint8], int]:
+    """Returns the upper 8 of the lower ``bits_stored`` bits (0: 16), and the bits that the largest value takes."""
+    used, allowed = max(1, int(values.max()).bit_length()), bits_stored or 16
+    if used > allowed:
+        raise ImageError(
+            f"{name}: its largest value {int(values.max())} takes {used} bits, more than the {allowed} that are "
+            "stored: correct `data.bits_stored`"
+        )
+    return (values >> (allowed - 8)).astype(np.uint8), used
+
+
+def _deep_colours(data: bytes, name: str, bits_stored: int) -> tuple[NDArray[np.uint8], int]:
+    """Decodes 16-bit colours by OpenCV, since Pillow drops their low byte; alpha has its full 16 bits."""
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise ImageError(f"{name}: 16-bit colours that cannot be read with `data.bits_stored`: save it with 8 bits")
+    high, used = _high_byte(np.ascontiguousarray(values[..., 2::-1]), name, bits_stored)
+    if values.shape[2] == 4:
+        high = np.dstack([high, (values[..., 3] >> 8).astype(np.uint8)])
+    return high, used
 
 
 def _check_size(height: int, width: int, name: str) -> None:
@@ -112,7 +208,7 @@ def _check_size(height: int, width: int, name: str) -> None:
 
 def _orientation(data: bytes) -> int:
     """Returns the EXIF orientation of a JPEG, 1 where it has none."""
-    if data.find(b"Exif\0\0", 0, 65536) < 0:
+    if b"Exif\0\0" not in data:  # it may stand behind colour profiles of any length
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -125,7 +221,7 @@ def _orientation(data: bytes) -> int:
 def _upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Turns an image upright by its EXIF 2.3 orientation, 1 to 8."""
     if orientation in _TRANSPOSED:
-        image = image.transpose(1, 0, 2)
+        image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     if orientation in (3, 4, 7, 8):

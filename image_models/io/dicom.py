@@ -39,17 +39,18 @@ _READ_ERRORS = (
 )  # fmt: skip
 
 
-def read_dicom(path: Path, *, min_side: int) -> Picture:
+def read_dicom(path: Path, *, min_side: int, bits_stored: int = 0, tolerate: bool = False) -> Picture:
     """Reads the one image of a DICOM file as RGB; a baseline JPEG inside is decoded like a JPEG file.
 
-    Grey values pass the modality table and the window or VOI table where the file has a window or VOI table. Otherwise
-    the range of the stored bits becomes 0 to 255, the same for every file of a device, unlike a stretch of each image.
-    Raises ImageError naming the file and the reason.
+    Grey values pass the modality table and the window, with its VOI LUT Function, or the VOI table. Where there is
+    neither, the range of the stored bits becomes 0 to 255, the same for every file of a device, unlike a stretch of
+    each image; ``bits_stored`` is for files that claim 16 bits and use fewer. As in other DICOM readers, the EXIF
+    orientation of a JPEG inside has no meaning. Raises ImageError naming the file and the reason.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns about odd values of tags that are not used here
-            return _read(path, min_side)
+            return _read(path, min_side, bits_stored, tolerate=tolerate)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file: restore it or drop its row from the csv") from error
     except ImageError:
@@ -88,7 +89,7 @@ def _age(text: str) -> str:
     return f"{int(number) * _UNIT_YEARS[unit]:.4g}" if number.isdigit() and unit in _UNIT_YEARS else ""
 
 
-def _read(path: Path, min_side: int) -> Picture:
+def _read(path: Path, min_side: int, bits_stored: int, *, tolerate: bool) -> Picture:
     _check_inflated_size(path)
     tags = pydicom.dcmread(path)
     if "PixelData" not in tags:
@@ -97,14 +98,26 @@ def _read(path: Path, min_side: int) -> Picture:
     _check_codestream(tags, path)
     photometric = str(tags.PhotometricInterpretation)
     syntax = tags.file_meta.get("TransferSyntaxUID")
-    if syntax == JPEGBaseline8Bit and photometric != "RGB":  # an RGB JPEG may not say that it isn't YCbCr
+    # An RGB JPEG may not say that it isn't YCbCr; grey with tables passes them below.
+    if syntax == JPEGBaseline8Bit and photometric != "RGB" and not _has_grey_tables(tags):
         data = next(generate_frames(tags.PixelData, number_of_frames=1))
-        picture = decode(data, name=str(path), min_side=min_side)
+        picture = decode(data, name=str(path), min_side=min_side, upright=False, tolerate=tolerate)
         if photometric == "MONOCHROME1":
             picture = picture._replace(image=255 - picture.image)
         return picture
-    image = _colour(tags) if photometric not in ("MONOCHROME1", "MONOCHROME2") else _grey(tags, photometric)
-    return Picture(np.ascontiguousarray(image), image.shape[0], image.shape[1])
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        image, bits = _colour(tags), 0
+    else:
+        image, bits = _grey(tags, photometric, bits_stored)
+    return Picture(np.ascontiguousarray(image), image.shape[0], image.shape[1], bits=bits)
+
+
+def _has_grey_tables(tags: pydicom.Dataset) -> bool:
+    """Tells whether grey values have a window or table, or are inverted by a negative slope."""
+    if not str(tags.PhotometricInterpretation).startswith("MONOCHROME"):
+        return False
+    tables = bool(tags.get("VOILUTSequence")) or bool(tags.get("ModalityLUTSequence"))
+    return tables or _first_value(tags, "WindowWidth") != 0 or _first_value(tags, "RescaleSlope") < 0
 
 
 def _colour(tags: pydicom.Dataset) -> NDArray[np.uint8]:
@@ -120,31 +133,55 @@ def _colour(tags: pydicom.Dataset) -> NDArray[np.uint8]:
     return high
 
 
-def _grey(tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
-    stored = _decode_jpeg12(tags) if _is_twelve_bit_jpeg(tags) else pixel_array(tags)
+def _grey(tags: pydicom.Dataset, photometric: str, bits_stored: int) -> tuple[NDArray[np.uint8], int]:
+    """Returns grey as RGB (h, w, 3), and the `bits` of its Picture."""
+    stored = _decode_jpeg12(tags) if _is_twelve_bit_jpeg(tags) else _stored_values(tags)
     if stored.ndim != 2:
         raise ValueError(f"{photometric} of shape {stored.shape}")
+    bits = int(tags.BitsStored)
+    used = 0 if bits <= 8 else 16
+    if bits == 16 and not tags.get("PixelRepresentation") and not _has_grey_tables(tags):
+        used = max(1, int(stored.max()).bit_length())
+        bits = bits_stored or bits
+        if used > bits:
+            raise ValueError(f"its largest value {int(stored.max())} takes {used} bits: correct `data.bits_stored`")
     grey, rows = np.empty(stored.shape, np.uint8), max(1, _STRIPE // stored.shape[1])
     for top in range(0, len(stored), rows):
-        grey[top : top + rows] = _to_uint8(stored[top : top + rows], tags, photometric)
-    return np.repeat(grey[..., None], 3, axis=2)
+        grey[top : top + rows] = _to_uint8(stored[top : top + rows], tags, photometric, bits)
+    return np.repeat(grey[..., None], 3, axis=2), used
 
 
-def _to_uint8(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str) -> NDArray[np.uint8]:
-    """Maps stored values (h, w) to 0 (black) … 255."""
-    bits = int(tags.BitsStored)
+def _stored_values(tags: pydicom.Dataset) -> NDArray[Any]:
+    """Returns the pixels' values; those that lie high in their words (HighBit) are shifted, which pydicom does not."""
+    bits, syntax = int(tags.BitsStored), tags.file_meta.get("TransferSyntaxUID")
+    unused = int(tags.get("HighBit", bits - 1)) + 1 - bits
+    if unused <= 0 or (syntax is not None and syntax.is_encapsulated):
+        return np.asarray(pixel_array(tags))
+    words = np.asarray(pixel_array(tags, correct_unused_bits=False)) >> unused
+    return np.asarray(words if tags.get("PixelRepresentation") else words & (1 << bits) - 1)
+
+
+def _to_uint8(stored: NDArray[Any], tags: pydicom.Dataset, photometric: str, bits: int) -> NDArray[np.uint8]:
+    """Maps stored values (h, w), of which ``bits`` bits are used, to 0 (black) … 255."""
+    is_negative = photometric == "MONOCHROME1"
     low = -(2.0 ** (bits - 1)) if tags.get("PixelRepresentation") else 0.0
     values, high = stored.astype(np.float64), low + 2.0**bits - 1
     if _first_value(tags, "WindowWidth"):
         values = np.asarray(apply_modality_lut(stored, tags), np.float64)
-        low, high = _window(_first_value(tags, "WindowCenter"), _first_value(tags, "WindowWidth"))
+        function = str(tags.get("VOILUTFunction") or "LINEAR").upper()
+        values, low, high = _window(
+            values, function, _first_value(tags, "WindowCenter"), _first_value(tags, "WindowWidth")
+        )
     elif tags.get("VOILUTSequence"):
         values = np.asarray(apply_voi_lut(apply_modality_lut(stored, tags), tags), np.float64)
         low, high = 0.0, 2.0 ** int(tags.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    elif tags.get("ModalityLUTSequence"):
+        values = np.asarray(apply_modality_lut(stored, tags), np.float64)
+        low, high = 0.0, 2.0 ** int(tags.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    elif _first_value(tags, "RescaleSlope") < 0:
+        is_negative = not is_negative
     scaled = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-    shades: NDArray[np.uint8] = np.round(255 * (1 - scaled if photometric == "MONOCHROME1" else scaled)).astype(
-        np.uint8
-    )
+    shades: NDArray[np.uint8] = np.round(255 * (1 - scaled if is_negative else scaled)).astype(np.uint8)
     return shades
 
 
@@ -159,10 +196,20 @@ def _decode_jpeg12(tags: pydicom.Dataset) -> NDArray[np.uint16]:
     return stored
 
 
-def _window(centre: float, width: float) -> tuple[float, float]:
-    """Returns the values that become black and white (PS3.3, C.11.2.1.2.1)."""
+def _window(
+    values: NDArray[np.float64], function: str, centre: float, width: float
+) -> tuple[NDArray[np.float64], float, float]:
+    """Returns values and those that become black and white, by the VOI LUT Function (PS3.3, C.11.2.1.2 and .3)."""
+    if function == "SIGMOID":
+        if width <= 0:
+            raise ValueError(f"a window of width {width:g}, which must be above 0")
+        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700))), 0.0, 1.0
+    if function == "LINEAR_EXACT":
+        return values, centre - width / 2, centre + width / 2
+    if function != "LINEAR":
+        raise ValueError(f"unknown VOI LUT Function {function!r}")
     half = max(width - 1, 1e-9) / 2
-    return centre - 0.5 - half, centre - 0.5 + half
+    return values, centre - 0.5 - half, centre - 0.5 + half
 
 
 def _first_value(tags: pydicom.Dataset, name: str) -> float:
