@@ -81,9 +81,10 @@ def import_dicom(
     Takes image name, patient, sex, age and site, and no other field about the patient.
     """
     from stack.console import Out
-    from stack.import_metadata import read_dicom_metadata, write_metadata
+    from stack.import_metadata import check_metadata_csv, read_dicom_metadata, write_metadata
 
     out = Out(quiet=quiet)
+    check_metadata_csv(csv, replace=replace)
     with out.bar("DICOM headers", sum(1 for _ in folder.rglob("*.dcm")), "files") as progress:
         frame = read_dicom_metadata(folder, n_jobs=n_jobs, progress=progress)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
@@ -107,9 +108,10 @@ def import_tfrecord(
     """
     from stack.config import TFRecords, read_config
     from stack.console import Out
-    from stack.import_metadata import read_tfrecord_metadata, write_metadata
+    from stack.import_metadata import check_metadata_csv, read_tfrecord_metadata, write_metadata
 
     out = Out(quiet=quiet)
+    check_metadata_csv(csv, replace=replace)
     names = read_config(config, tuple(overrides or ())).data.tfrecord if config else TFRecords()
     frame, unused = read_tfrecord_metadata(place, features=names.features, codes=names.codes)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")

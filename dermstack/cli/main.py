@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 import threading
@@ -36,6 +37,13 @@ DISK_ERRORS = {  # by errno: what is wrong and the next step
     errno.EROFS: "the file system is read-only: name another folder (in a config `runs` and `cache`)",
     errno.EACCES: _NO_PERMISSION,
     errno.EPERM: _NO_PERMISSION,
+    errno.ENAMETOOLONG: "the name is too long for this file system: choose a shorter one",
+    errno.ENOTDIR: "a file stands where a folder should be: name another path",
+    errno.EISDIR: "a folder stands where a file should be: name another path",
+    errno.EEXIST: "a file or broken link stands where a folder should be: name another path",
+    errno.ELOOP: "its links lead in a circle: name another path",
+    errno.EPIPE: "nobody reads from it any more: start the reader first",
+    errno.ENXIO: "nothing can be written to it: name a file",
     errno.EIO: "the disk cannot read or write it (input/output error): check the disk",
 }
 
@@ -52,6 +60,8 @@ def run_app(app: Callable[[], object]) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         raise KeyboardInterrupt
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         _run(app, terminated)
