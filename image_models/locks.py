@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import uuid
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ _SHORT_WAIT_S = 30.0  # a folder is locked for a moment while a user of it enter
 
 @contextmanager
 def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Locks ``folder`` against other processes; waits up to ``wait`` seconds for the lock, then raises StoreError.
+    """Locks ``folder`` against other processes; waits ``wait`` seconds (`math.inf`: for ever), else raises StoreError.
 
     The operating system releases the lock when the process ends, also when it is killed. A wait is told on stderr.
     """
@@ -32,7 +33,7 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
             if wait <= 1.0:
                 raise
             print(f"waiting for another process that is working on {folder}", file=sys.stderr, flush=True)
-            lock.acquire(timeout=wait - 1.0)
+            lock.acquire(timeout=-1 if math.isinf(wait) else wait - 1.0)
     except Timeout as error:
         raise StoreError(f"another process is working on {folder}: wait for it, or stop it") from error
     try:

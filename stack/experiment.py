@@ -211,8 +211,7 @@ def write_rows(experiment: Experiment) -> None:
 
     A step calls this after all its checks have passed, so that these files agree with the runs in the same folder.
     """
-    table = pd.concat([frame.assign(part=part) for part, frame in experiment._parts()], ignore_index=True)
-    frames = {"table": table, "folds": experiment.folds.frame}
+    frames = {"table": _all_rows(experiment), "folds": experiment.folds.frame}
     for name, frame in frames.items():
         write_frame(experiment.folder / f"{name}.parquet", frame)
     write_json(
@@ -221,6 +220,23 @@ def write_rows(experiment: Experiment) -> None:
     )
     if experiment.curation.images_fingerprint:
         write_curation(experiment.folder, experiment.curation)
+
+
+def rows_are_written(experiment: Experiment) -> bool:
+    """Whether the experiment's folder holds what `write_rows` would write."""
+    frames = {"table": _all_rows(experiment), "folds": experiment.folds.frame}
+    paths = [experiment.folder / f"{name}.parquet" for name in frames]
+    try:
+        known = read_json(experiment.folder / "fingerprints.json")
+        kept = read_curation(experiment.folder).images_fingerprint
+    except (OSError, ValueError, StoreError):
+        return False
+    same = known == {name: frame_fingerprint(frame) for name, frame in frames.items()}
+    return same and kept == experiment.curation.images_fingerprint and all(path.is_file() for path in paths)
+
+
+def _all_rows(experiment: Experiment) -> pd.DataFrame:
+    return pd.concat([frame.assign(part=part) for part, frame in experiment._parts()], ignore_index=True)
 
 
 def print_overview(experiment: Experiment, out: Out) -> None:

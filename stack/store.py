@@ -23,6 +23,8 @@ from scipy.special import expit
 
 from dermstack.errors import StoreError
 from image_models.files import atomic_write
+from image_models.locks import LOCK_FILE as LOCK_FILE
+from image_models.locks import locked as locked
 
 RUN_FILE = "run.json"
 # The command that makes a run of each kind; `stack` makes the other kinds.

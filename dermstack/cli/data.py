@@ -37,9 +37,12 @@ def audit(
     from dermstack.audit.pictures import PAIR_KINDS
     from dermstack.audit.run import run_audit
     from dermstack.cli.options import show_findings
+    from stack.images import caches_in_use
+    from stack.store import locked
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
-    review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
+    with locked(experiment.folder), caches_in_use(experiment.config):
+        review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
     for kind in PAIR_KINDS:
         some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
         if len(some):
@@ -63,9 +66,11 @@ def eda(
     Shows targets, ages, sites, missing values, image sizes, duplicates and drift from train to test.
     """
     from dermstack.report.eda import run_eda
+    from stack.images import caches_in_use
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
-    out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
+    with caches_in_use(experiment.config):
+        out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
 
 
 @commands.command()
@@ -133,17 +138,19 @@ def clean(
     """
     from stack.config import read_config
     from stack.console import Out
-    from stack.history import leftovers, remove_leftovers
+    from stack.history import leftovers, nobody_works, remove_leftovers
 
-    out = Out()
-    found = leftovers(read_config(config, tuple(overrides or ())), cache=cache)
+    out, settings = Out(), read_config(config, tuple(overrides or ()))
+    found = leftovers(settings, cache=cache)
     for leftover in found:
         out.say(f"{leftover.size / 2**20:8.1f} MiB  {leftover.path}  ({leftover.what})")
     total = sum(leftover.size for leftover in found) / 2**20
     if not found:
         out.say("nothing to clean")
     elif yes or typer.confirm(f"remove these {len(found)} ({total:.1f} MiB)?"):
-        remove_leftovers(found)
+        listed = {leftover.path for leftover in found}
+        with nobody_works(settings, cache=cache):
+            remove_leftovers([leftover for leftover in leftovers(settings, cache=cache) if leftover.path in listed])
         out.say(f"freed {total:.1f} MiB")
 
 

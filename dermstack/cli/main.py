@@ -152,16 +152,17 @@ def oof(
     """
     from dermstack.cli.options import show_runs
     from stack.experiment import print_overview
-    from stack.images import with_images, write_acquisition
+    from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
 
     experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
     sizes = check_image_models(experiment, rebuild=rebuild or [])
-    experiment, caches = with_images(experiment, sizes, out)
-    print_overview(experiment, out)
-    runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
-    if caches:
-        write_acquisition(experiment, caches[min(caches)])
+    with caches_in_use(experiment.config):
+        experiment, caches = with_images(experiment, sizes, out)
+        print_overview(experiment, out)
+        runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
+        if caches:
+            write_acquisition(experiment, caches[min(caches)])
     show_runs(experiment, out, runs)
     out.say(f"next: {experiment.command('stack')}")
 
@@ -183,13 +184,14 @@ def stack(
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
     from stack.history import append_ledger
-    from stack.level1 import level1_runs
+    from stack.images import caches_in_use
+    from stack.level1 import level1_locked, level1_runs
     from stack.level2 import run_stackers
     from stack.store import locked
     from stack.submission import run_blend
 
     experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target)
-    with locked(experiment.folder):
+    with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
         runs = level1_runs(experiment)
         write_rows(experiment)
         if not experiment.shuffled:
@@ -287,7 +289,8 @@ def tune(
     An interrupted study continues when the command is run again. To use a result, name its file in the config under
     `tuned:`.
     """
-    from stack.level1 import level1_runs
+    from stack.images import caches_in_use
+    from stack.level1 import level1_locked, level1_runs
     from stack.level2 import run_stackers
     from stack.store import locked
     from stack.tune.run import tune_blend, tune_gbdt, tune_images
@@ -297,12 +300,14 @@ def tune(
     experiment, out = open_for_command(config, overrides, quiet)
     with locked(experiment.folder):
         if study == "image":
-            tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
+            with caches_in_use(experiment.config):
+                tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
             return
         if study == "blend":
-            runs = level1_runs(experiment)
-            runs += run_stackers(experiment, runs, out)
-            path = tune_blend(experiment, runs, out, trials=trials, timeout=timeout, workers=workers)
+            with level1_locked(experiment):
+                runs = level1_runs(experiment)
+                runs += run_stackers(experiment, runs, out)
+                path = tune_blend(experiment, runs, out, trials=trials, timeout=timeout, workers=workers)
             out.say(f"to use it: `tuned: {{blend: {path}}}`")
             return
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
@@ -329,9 +334,12 @@ def report(
 ) -> None:
     """Write report.html again from the results of `stack`."""
     from dermstack.report.evidence import write_report
+    from stack.images import caches_in_use
+    from stack.store import locked
 
     experiment, out = open_for_command(config, overrides, quiet)
-    out.say(f"report: {write_report(experiment, out, show_ids=show_ids, images=not no_images)}")
+    with locked(experiment.folder), caches_in_use(experiment.config):
+        out.say(f"report: {write_report(experiment, out, show_ids=show_ids, images=not no_images)}")
 
 
 @app.command()
