@@ -308,7 +308,11 @@ def _make_folds(config: Config, train: pd.DataFrame, curation: Curation, out: Ou
 def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:
     """Returns the near-duplicate pairs (id_1, id_2) whose ids are both training rows."""
     found = curation.pairs[["id_1", "id_2"]].astype("str")
-    return found[found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])]
+    if found.empty:
+        return found
+    named = pd.unique(pd.concat([found["id_1"], found["id_2"]]))
+    there = train["id"][train["id"].isin(named)]  # few: to look up in a million ids takes seconds for each column
+    return found[found["id_1"].isin(there) & found["id_2"].isin(there)]
 
 
 def read_duplicate_pairs(path: Path | None) -> pd.DataFrame | None:

@@ -83,6 +83,7 @@ def finished(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 # What a command that runs holds, and which commands are refused meanwhile.
 USED, EXPERIMENT, RUN = "cache/.small", "runs/small", "runs/small/models/still"
+CLEAN = ["clean --yes", "clean --cache --yes"]
 PAIRS = [
     ("in_use", USED, ["clean --cache --yes"], ["clean --yes", "stack", "report", "audit", "eda --no-images", "oof"]),
     (
