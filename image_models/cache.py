@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import zlib
@@ -19,7 +20,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import simplejpeg
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
@@ -27,6 +27,7 @@ from image_models.files import atomic_write
 from image_models.io.contents import UNKNOWN
 from image_models.io.decode import DECODER_VERSION
 from image_models.io.readers import Source, with_contents
+from image_models.locks import LOCK_FILE, locked
 from image_models.processes import run_parallel
 
 Resize = Literal["square", "short_side"]
@@ -243,7 +244,7 @@ def build_cache(
     Raises ImageError where images cannot be read (with file, id and reason of the first 20) or the disk is too small.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # two experiments may share a cache; the lock ends with its process
+    with locked(folder, wait=math.inf):  # two experiments may share a cache; the lock ends with its process
         cache = open_cache(folder, size=size, resize=resize, format=format)
         if unhashed := [number for number, source in enumerate(sources) if source.content == UNKNOWN]:
             sources = list(sources)
@@ -392,7 +393,7 @@ def _truncate_leftovers(cache: ImageCache) -> None:
         settings |= {STAMPS_KEY: CONTENT_STAMPS}
     if not len(cache.index):
         for path in cache.folder.iterdir():
-            if path.is_file() and path.name != ".lock":
+            if path.is_file() and path.name != LOCK_FILE:
                 path.unlink()
     cache.check_length()  # otherwise truncate() would extend the file by zeros: black images
     _write_atomically(cache.folder / SETTINGS_FILE, json.dumps(settings).encode())

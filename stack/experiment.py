@@ -222,8 +222,7 @@ def write_rows(experiment: Experiment) -> None:
 
     A step calls this after all its checks have passed, so that these files agree with the runs in the same folder.
     """
-    table = pd.concat([frame.assign(part=part) for part, frame in experiment._parts()], ignore_index=True)
-    frames = {"table": table, "folds": experiment.folds.frame}
+    frames = {"table": _all_rows(experiment), "folds": experiment.folds.frame}
     for name, frame in frames.items():
         write_frame(experiment.folder / f"{name}.parquet", frame)
     write_json(
@@ -232,6 +231,23 @@ def write_rows(experiment: Experiment) -> None:
     )
     if experiment.curation.images_fingerprint:
         write_curation(experiment.folder, experiment.curation)
+
+
+def rows_are_written(experiment: Experiment) -> bool:
+    """Whether the experiment's folder holds what `write_rows` would write."""
+    frames = {"table": _all_rows(experiment), "folds": experiment.folds.frame}
+    paths = [experiment.folder / f"{name}.parquet" for name in frames]
+    try:
+        known = read_json(experiment.folder / "fingerprints.json")
+        kept = read_curation(experiment.folder).images_fingerprint
+    except (OSError, ValueError, StoreError):
+        return False
+    same = known == {name: frame_fingerprint(frame) for name, frame in frames.items()}
+    return same and kept == experiment.curation.images_fingerprint and all(path.is_file() for path in paths)
+
+
+def _all_rows(experiment: Experiment) -> pd.DataFrame:
+    return pd.concat([frame.assign(part=part) for part, frame in experiment._parts()], ignore_index=True)
 
 
 def print_overview(experiment: Experiment, out: Out) -> None:
@@ -316,7 +332,11 @@ def _make_folds(
 def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:
     """Returns the near-duplicate pairs (id_1, id_2) whose ids are both training rows."""
     found = curation.pairs[["id_1", "id_2"]].astype("str")
-    return found[found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])]
+    if found.empty:
+        return found
+    named = pd.unique(pd.concat([found["id_1"], found["id_2"]]))
+    there = train["id"][train["id"].isin(named)]  # few: to look up in a million ids takes seconds for each column
+    return found[found["id_1"].isin(there) & found["id_2"].isin(there)]
 
 
 def read_duplicate_pairs(path: Path | None, ids: pd.Series | None = None) -> pd.DataFrame | None:

@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +18,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError, StoreError
+from image_models.locks import unused
 from stack.config import Config
 from stack.experiment import Experiment
+from stack.images import cache_users_folder
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
 from stack.metrics.scores import auc, auc_by_fold, average_precision
 from stack.metrics.shuffle import auc_equal_size
-from stack.store import Run, error_with_path, read_frame, read_run
+from stack.store import Run, error_with_path, locked, read_frame, read_run
 
 
 def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
@@ -212,9 +215,7 @@ def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
     With ``cache`` also the image caches of its data set.
     """
     found = []
-    for folder in sorted(config.runs.glob("*")):
-        if not re.fullmatch(rf"{re.escape(config.experiment)}(-shuffled--?\d+)?", folder.name):
-            continue
+    for folder in _experiment_folders(config):
         aside = sorted(folder.glob("old/*"))
         found += [(path, "set aside when its inputs changed") for path in aside]
         torn = [path for path in sorted(folder.rglob(".*.tmp")) if not set(aside) & set(path.parents) and _is_old(path)]
@@ -225,6 +226,21 @@ def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
     return [Leftover(path, what, _size(path)) for path, what in found]
 
 
+@contextmanager
+def nobody_works(config: Config, *, cache: bool) -> Iterator[None]:
+    """Locks what `leftovers` looks at: the experiment, its copies, their runs and, with ``cache``, the image caches.
+
+    Raises StoreError where another process works on one of them, or uses the caches.
+    """
+    with ExitStack() as locks:
+        for folder in _experiment_folders(config):
+            for part in (folder, *sorted(path for path in folder.glob("models/*") if path.is_dir())):
+                locks.enter_context(locked(part))
+        if cache and config.cache.is_dir():
+            locks.enter_context(unused(cache_users_folder(config)))
+        yield
+
+
 def remove_leftovers(found: list[Leftover]) -> None:
     """Deletes the files and folders that `leftovers` found."""
     for leftover in found:
@@ -232,6 +248,11 @@ def remove_leftovers(found: list[Leftover]) -> None:
             shutil.rmtree(leftover.path)
         else:
             leftover.path.unlink(missing_ok=True)
+
+
+def _experiment_folders(config: Config) -> list[Path]:
+    name = re.compile(rf"{re.escape(config.experiment)}(-shuffled--?\d+)?")
+    return [folder for folder in sorted(config.runs.glob("*")) if name.fullmatch(folder.name) and folder.is_dir()]
 
 
 def _is_cache_of(data: str, folder: str) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from dermstack.errors import DataError
-from stack.config import Data, TFRecords
+from image_models.locks import in_use
+from stack.config import Config, Data, TFRecords
 from stack.console import Out
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.store import frame_fingerprint, read_frame, write_frame
@@ -17,8 +21,6 @@ from stack.table import ACQUISITION, duplicates_of_primary
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from image_models.cache import ImageCache
     from image_models.duplicates import HashedImages
     from image_models.io.readers import Source
@@ -52,6 +54,22 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
             curation=curation,
         )
     return experiment, caches
+
+
+@contextmanager
+def caches_in_use(config: Config) -> Iterator[None]:
+    """Keeps `dermstack clean --cache` of other processes from removing the caches of the config's data set."""
+    folder = cache_users_folder(config)
+    if config.data.images is None or (config.cache.exists() and not os.access(config.cache, os.W_OK)):
+        yield  # nothing to remove, or nobody who may
+        return
+    with in_use(folder):
+        yield
+
+
+def cache_users_folder(config: Config) -> Path:
+    """Returns the folder in which the processes that use the caches of the config's data set are marked."""
+    return config.cache / f".{config.data.name}"
 
 
 def existing_cache(experiment: Experiment, size: int) -> ImageCache:

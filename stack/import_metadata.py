@@ -10,7 +10,7 @@ import pandas as pd
 
 from dermstack.errors import DataError
 from image_models.processes import run_parallel
-from stack.store import atomic
+from stack.outputs import check_output, is_stream, output_file
 
 # Kaggle's names, the id first, without the image itself.
 COLUMNS = ("image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis", "target")
@@ -96,11 +96,17 @@ def read_tfrecord_metadata(
     return _by_id(pd.DataFrame(words), place), sorted(unused)
 
 
+def check_metadata_csv(path: Path, *, replace: bool) -> None:
+    """Raises DataError where the csv exists and ``replace`` is not set, ConfigError where it cannot be a file."""
+    if path.is_file() and not is_stream(path) and not replace:
+        raise DataError(f"{path} exists already: choose another name, or add --replace")
+    check_output(path, "CSV")
+
+
 def write_metadata(frame: pd.DataFrame, path: Path, *, replace: bool = False) -> Path:
     """Writes a csv atomically. Raises DataError where the file exists and ``replace`` is not set."""
-    if path.exists() and not replace:
-        raise DataError(f"{path} exists already: choose another name, or add --replace")
-    with atomic(path) as temporary:
+    check_metadata_csv(path, replace=replace)
+    with output_file(path) as temporary:
         frame.to_csv(temporary, index=False)
     return path
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import pandas as pd
 from dermstack.errors import StoreError
 from image_models.settings import Training
 from stack.console import Out
-from stack.experiment import Experiment, write_rows
+from stack.experiment import Experiment, rows_are_written, write_rows
 from stack.fold_needs import check_fold_needs
 from stack.image_config import ImageModel
 from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from image_models.cache import ImageCache
 
 
+ROWS_WAIT_S = 60.0  # for another process to end its work on the experiment
 _FILE_INPUTS = {"pretrained weights", "images"}  # inputs that level 2 cannot check, as it reads neither file
 
 
@@ -66,7 +67,9 @@ def run_image_models(
             locks.enter_context(locked(folder))
             make = frozen_tasks if model.frozen else trained_tasks
             tasks += make(experiment, model, cache, inputs, out)
-        write_rows(experiment)
+        if not rows_are_written(experiment):
+            with locked(experiment.folder, wait=ROWS_WAIT_S):  # `stack` and others read and write these files too
+                write_rows(experiment)
         missing = [task for task in tasks if not is_complete(task)]
         if len(missing) < len(tasks):
             out.say(f"{len(tasks) - len(missing)} of {len(tasks)} folds: complete, skipped")
@@ -157,6 +160,20 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
         "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
         "images": images_checksum(experiment, cache),
     }
+
+
+@contextmanager
+def level1_locked(experiment: Experiment) -> Iterator[None]:
+    """Locks the runs of the enabled image models and the imported runs, so that `oof --rebuild` moves none away.
+
+    Raises StoreError where another process works on one of them.
+    """
+    names = {model.name for model in enabled_models(experiment)} | {run.name for run in experiment.finished(level=1)}
+    with ExitStack() as locks:
+        for folder in sorted(experiment.models / name for name in names):
+            if folder.is_dir():
+                locks.enter_context(locked(folder))
+        yield
 
 
 def images_checksum(experiment: Experiment, cache: ImageCache) -> str:

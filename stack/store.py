@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import StoreError
 from image_models.files import atomic_write
+from image_models.locks import LOCK_FILE as LOCK_FILE
+from image_models.locks import locked as locked
 from stack.cells import FRAME_ERRORS
 
 RUN_FILE = "run.json"
 # The command that makes a run of each kind; `stack` makes the other kinds.
 _MADE_BY = {"image": "oof", "net": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
 
-LOCK_FILE = ".lock"
 _DIGEST_KEY = "digest"  # key of a file's digest inside the file
 _DISK_BLOCK_BYTES = 1 << 16  # bytes: a disk with less free space counts as full
 
@@ -316,20 +316,6 @@ def _remedy(folder: Path, step: str | None = None) -> str:
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-@contextmanager
-def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Locks ``folder`` against other processes; waits up to ``wait`` seconds for the lock, then raises StoreError.
-
-    The operating system releases the lock when the process ends, also when it is killed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK_FILE, timeout=wait):
-            yield
-    except Timeout as error:
-        raise StoreError(f"another process is working on {folder}: wait for it, or stop it") from error
 
 
 def row_positions(ids: Iterable[str], among: Iterable[str], what: str) -> NDArray[np.intp]:

@@ -62,9 +62,7 @@ def test_what_two_names_or_two_ids_could_be_is_refused(tmp_path: Path, names: tu
 
 def test_a_suffix_that_is_not_read_and_what_is_hidden_are_named(tmp_path: Path) -> None:
     place = folder_of(tmp_path, "a.heic", ".b.png", "c.jfif")
-    with pytest.raises(
-        ImageError, match=r"a\.heic has a suffix that is not read: rename or convert it"
-    ):
+    with pytest.raises(ImageError, match=r"a\.heic has a suffix that is not read: rename or convert it"):
         image_sources(place, ["a", "c"])
     with pytest.raises(ImageError, match="restore the files"):
         image_sources(place, ["c", "nothing like it"])
@@ -78,9 +76,7 @@ def test_linked_folders_are_named_and_entered_once_where_that_is_set(tmp_path: P
     (place / "again").symlink_to(tmp_path / "elsewhere")
     (place / "round").symlink_to(place)
     (tmp_path / "elsewhere" / "back").symlink_to(place)
-    with pytest.raises(
-        ImageError, match=r"b\.png lies in a linked folder.*set `data\.follow_links"
-    ):
+    with pytest.raises(ImageError, match=r"b\.png lies in a linked folder.*set `data\.follow_links"):
         image_sources(place, ["a", "b", "c"])
     assert len(image_sources(place, ["a", "b", "c"], files=LINKS)) == 3
     assert image_ids(place, files=LINKS) == ["a", "b", "c"]

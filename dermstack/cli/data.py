@@ -38,9 +38,12 @@ def audit(
     from dermstack.audit.pictures import PAIR_KINDS
     from dermstack.audit.run import run_audit
     from dermstack.cli.options import show_findings
+    from stack.images import caches_in_use
+    from stack.store import locked
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
-    review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
+    with locked(experiment.folder), caches_in_use(experiment.config):
+        review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
     for kind in PAIR_KINDS:
         some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
         if len(some):
@@ -64,9 +67,11 @@ def eda(
     Shows targets, ages, sites, missing values, image sizes, duplicates and drift from train to test.
     """
     from dermstack.report.eda import run_eda
+    from stack.images import caches_in_use
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
-    out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
+    with caches_in_use(experiment.config):
+        out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
 
 
 @commands.command()
@@ -82,9 +87,10 @@ def import_dicom(
     Takes image name, patient, sex, age and site, and no other field about the patient.
     """
     from stack.console import Out
-    from stack.import_metadata import read_dicom_metadata, write_metadata
+    from stack.import_metadata import check_metadata_csv, read_dicom_metadata, write_metadata
 
     out = Out(quiet=quiet)
+    check_metadata_csv(csv, replace=replace)
     with out.bar("DICOM headers", sum(1 for _ in folder.rglob("*.dcm")), "files") as progress:
         frame = read_dicom_metadata(folder, n_jobs=n_jobs, progress=progress)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
@@ -108,9 +114,10 @@ def import_tfrecord(
     """
     from stack.config import TFRecords, read_config
     from stack.console import Out
-    from stack.import_metadata import read_tfrecord_metadata, write_metadata
+    from stack.import_metadata import check_metadata_csv, read_tfrecord_metadata, write_metadata
 
     out = Out(quiet=quiet)
+    check_metadata_csv(csv, replace=replace)
     names = read_config(config, tuple(overrides or ())).data.tfrecord if config else TFRecords()
     frame, unused = read_tfrecord_metadata(place, features=names.features, codes=names.codes)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
@@ -132,17 +139,19 @@ def clean(
     """
     from stack.config import read_config
     from stack.console import Out
-    from stack.history import leftovers, remove_leftovers
+    from stack.history import leftovers, nobody_works, remove_leftovers
 
-    out = Out()
-    found = leftovers(read_config(config, tuple(overrides or ())), cache=cache)
+    out, settings = Out(), read_config(config, tuple(overrides or ()))
+    found = leftovers(settings, cache=cache)
     for leftover in found:
         out.say(f"{leftover.size / 2**20:8.1f} MiB  {leftover.path}  ({leftover.what})")
     total = sum(leftover.size for leftover in found) / 2**20
     if not found:
         out.say("nothing to clean")
     elif yes or typer.confirm(f"remove these {len(found)} ({total:.1f} MiB)?"):
-        remove_leftovers(found)
+        listed = {leftover.path for leftover in found}
+        with nobody_works(settings, cache=cache):
+            remove_leftovers([leftover for leftover in leftovers(settings, cache=cache) if leftover.path in listed])
         out.say(f"freed {total:.1f} MiB")
 
 

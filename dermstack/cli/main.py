@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 import threading
@@ -37,6 +38,13 @@ DISK_ERRORS = {  # by errno: what is wrong and the next step
     errno.EROFS: "the file system is read-only: name another folder (in a config `runs` and `cache`)",
     errno.EACCES: _NO_PERMISSION,
     errno.EPERM: _NO_PERMISSION,
+    errno.ENAMETOOLONG: "the name is too long for this file system: choose a shorter one",
+    errno.ENOTDIR: "a file stands where a folder should be: name another path",
+    errno.EISDIR: "a folder stands where a file should be: name another path",
+    errno.EEXIST: "a file or broken link stands where a folder should be: name another path",
+    errno.ELOOP: "its links lead in a circle: name another path",
+    errno.EPIPE: "nobody reads from it any more: start the reader first",
+    errno.ENXIO: "nothing can be written to it: name a file",
     errno.EIO: "the disk cannot read or write it (input/output error): check the disk",
 }
 
@@ -54,6 +62,8 @@ def run_app(app: Callable[[], object]) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         raise KeyboardInterrupt
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with masked_streams():
@@ -144,16 +154,17 @@ def oof(
     """
     from dermstack.cli.options import show_runs
     from stack.experiment import print_overview
-    from stack.images import with_images, write_acquisition
+    from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import advice_without_models, check_image_models, run_image_models
 
     experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
     sizes = check_image_models(experiment, rebuild=rebuild or [])
-    experiment, caches = with_images(experiment, sizes, out)
-    print_overview(experiment, out)
-    runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
-    if caches:
-        write_acquisition(experiment, caches[min(caches)])
+    with caches_in_use(experiment.config):
+        experiment, caches = with_images(experiment, sizes, out)
+        print_overview(experiment, out)
+        runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
+        if caches:
+            write_acquisition(experiment, caches[min(caches)])
     show_runs(experiment, out, runs)
     if runs or experiment.finished(level=1):
         out.say(f"next: {experiment.command('stack')}")
@@ -178,13 +189,14 @@ def stack(
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
     from stack.history import append_ledger
-    from stack.level1 import level1_runs
+    from stack.images import caches_in_use
+    from stack.level1 import level1_locked, level1_runs
     from stack.level2 import run_stackers
     from stack.store import locked
     from stack.submission import run_blend
 
     experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target)
-    with locked(experiment.folder):
+    with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
         runs = level1_runs(experiment)
         write_rows(experiment)
         if not experiment.shuffled:
@@ -297,7 +309,8 @@ def tune(
     An interrupted study continues when the command is run again. To use a result, name its file in the config under
     `tuned:`.
     """
-    from stack.level1 import level1_runs
+    from stack.images import caches_in_use
+    from stack.level1 import level1_locked, level1_runs
     from stack.level2 import run_stackers
     from stack.store import locked
     from stack.tune.run import tune_blend, tune_gbdt, tune_images
@@ -307,12 +320,14 @@ def tune(
     experiment, out = open_for_command(config, overrides, quiet)
     with locked(experiment.folder):
         if study == "image":
-            tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
+            with caches_in_use(experiment.config):
+                tune_images(experiment, out, trials=trials, timeout=timeout, workers=workers)
             return
         if study == "blend":
-            runs = level1_runs(experiment)
-            runs += run_stackers(experiment, runs, out)
-            path = tune_blend(experiment, runs, out, trials=trials, timeout=timeout, workers=workers)
+            with level1_locked(experiment):
+                runs = level1_runs(experiment)
+                runs += run_stackers(experiment, runs, out)
+                path = tune_blend(experiment, runs, out, trials=trials, timeout=timeout, workers=workers)
             out.say(f"to use it: `tuned: {{blend: {path}}}`")
             return
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
@@ -339,9 +354,12 @@ def report(
 ) -> None:
     """Write report.html again from the results of `stack`."""
     from dermstack.report.evidence import write_report
+    from stack.images import caches_in_use
+    from stack.store import locked
 
     experiment, out = open_for_command(config, overrides, quiet)
-    out.say(f"report: {write_report(experiment, out, show_ids=show_ids, images=not no_images)}")
+    with locked(experiment.folder), caches_in_use(experiment.config):
+        out.say(f"report: {write_report(experiment, out, show_ids=show_ids, images=not no_images)}")
 
 
 @app.command()

@@ -62,12 +62,14 @@ def bundle(
     """
     from dermstack.serve.notebook import check_no_notebook, write_notebook
     from dermstack.serve.write_bundle import write_bundle
+    from stack.images import caches_in_use
+    from stack.level1 import level1_locked
     from stack.store import locked
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     if notebook and not replace:
         check_no_notebook(target)
-    with locked(experiment.folder):
+    with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
         made = write_bundle(experiment, target, out, replace=replace, onnx=onnx)
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
     out.say(

@@ -21,7 +21,7 @@ from stack.cells import as_text, read_cells
 from stack.console import Out
 from stack.keys import keys_as_in
 from stack.metrics.validation import Validation, check_classes, jsonable, validate
-from stack.store import atomic
+from stack.outputs import check_output, check_output_folder, output_file
 from stack.table import read_external_frame
 
 _MAX_LISTED = 5  # ids in a message
@@ -140,6 +140,9 @@ def evaluate_to_files(
     An interrupted call resumes there. With ``drop_unreadable``, unreadable images are left out, counted and listed in
     dropped.csv.
     """
+    check_output_folder(folder, "--out")
+    for name in ("evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"):
+        check_output(folder / name, "--out")
     promise, y = read_promise(bundle), targets_of(rows, labels)
     check_classes(y, rows.frame["group"])
     work = folder / "parts"
@@ -213,5 +216,5 @@ def _write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _write(text: str, path: Path) -> None:
-    with atomic(path) as temporary:
+    with output_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -21,7 +21,7 @@ from packaging.version import Version
 from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle
 from stack.config import Data
-from stack.store import atomic
+from stack.outputs import output_file
 
 PACKAGE = "dermstack"
 EXTRA = "image"
@@ -120,7 +120,7 @@ def write_own_wheel(folder: Path) -> Path:
     lines = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in files.items()]
     files[record] = "\n".join([*lines, f"{record},,", ""]).encode()
     wheel = folder / own_wheel_name()
-    with atomic(wheel) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with output_file(wheel) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             member.external_attr = 0o100644 << 16
@@ -268,7 +268,7 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
     listed = wheel_list(own_wheel_name()).replace("THIS_FILE", wheels.name)
     own = write_own_wheel(target.parent)
     for path, text in ((wheels, listed), (notebook, json.dumps(_as_notebook(cells), indent=1) + "\n")):
-        with atomic(path) as temporary:
+        with output_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
     return notebook, wheels, own
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ from image_models.io.readers import (
 )
 from image_models.saved import NetCache
 from stack.console import Out
-from stack.store import atomic, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
+from stack.outputs import check_output, check_output_folder, is_stream, output_file
+from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
 from stack.table import ACQUISITION, read_new_frame
 
@@ -308,27 +310,38 @@ def predict_to_files(
     drop = drops_unreadable(on_unreadable)
     if outputs.sample and not outputs.submission:
         raise ConfigError(f"--sample {outputs.sample} needs --submission: name the submission to write")
+    inputs = (images if images.is_file() else None, metadata, outputs.sample)
+    check_output(outputs.csv, "--out", inputs=inputs)
+    if outputs.submission:
+        check_output(outputs.submission, "--submission", inputs=(*inputs, outputs.csv))
+        if outputs.submission.absolute() == outputs.csv.absolute():
+            raise ConfigError(f"--out and --submission are both {outputs.csv}: name two files")
+    if outputs.work:
+        check_output_folder(outputs.work, "--work")
     rows = tolerant(read_new_rows(bundle, images, metadata, files=files), on_unreadable)
     report_unused(rows, images, out, files=files, strict=strict)
     _introduce(bundle, rows, out)
-    work = outputs.work or outputs.csv.with_name(f"{outputs.csv.name}.parts")
+    streamed = is_stream(outputs.csv)
+    beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
+    work = outputs.work or beside / f"{outputs.csv.name}.parts"
     made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=drop)
-    with atomic(outputs.csv) as temporary:
-        temporary.write_text(made.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
+    _write_csv(made, outputs.csv)
     if len(lost := rows.frame.loc[~rows.frame["id"].isin(made["id"]), "id"]):
         listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
-        with atomic(listed) as temporary:
-            temporary.write_text(lost.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
-        out.warn(f"{len(lost):,} unreadable images have no row, see {listed}")
+        if not streamed:
+            _write_csv(lost, listed)
+        out.warn(f"{len(lost):,} unreadable images have no row" + ("" if streamed else f", see {listed}"))
     if outputs.submission:
         columns = bundle.columns
         frame = submission(
             made["id"], made["score"], id_column=columns["id"], target_column=columns["target"], sample=outputs.sample
         )
-        with atomic(outputs.submission) as temporary:
+        with output_file(outputs.submission) as temporary:
             temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
         out.say(f"submission: {outputs.submission}")
     shutil.rmtree(work)
+    if streamed:
+        shutil.rmtree(beside)
     if "far" in made and made["far"].any():
         out.warn(
             f"{int(made['far'].sum()):,} of {len(made):,} images lie further out than 99 % of the training images "
@@ -336,6 +349,11 @@ def predict_to_files(
         )
     out.say(f"predictions: {outputs.csv}, {len(made):,} rows")
     return made
+
+
+def _write_csv(rows: pd.DataFrame | pd.Series, path: Path) -> None:
+    with output_file(path) as temporary:
+        temporary.write_text(rows.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
 
 
 def drops_unreadable(on_unreadable: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +17,7 @@ import numpy as np
 import yaml
 
 from dermstack.errors import BundleError, ImageError
-from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
+from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
 from dermstack.serve.ensemble import encoded_metadata, fold_folder
 from dermstack.serve.expectations import (
     COSTS_FILE,
@@ -90,6 +92,8 @@ def write_bundle(
     """
     if target.exists() and not replace:
         raise BundleError(f"{target} exists already: choose another name, or overwrite it with `--replace`")
+    _check_replaceable(target)
+    target = Path(os.path.realpath(target)) if target.is_symlink() else target
     image_runs, stackers, blend = _finished_runs(experiment)
     with _staging_folder(target) as staging:
         folder = staging / "bundle"
@@ -125,6 +129,21 @@ def write_bundle(
             target.replace(staging / "replaced")
         finished.replace(target)
     return Bundle(target, bundle.manifest)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raises BundleError where ``target`` exists and is neither a bundle nor an empty folder."""
+    if target.is_dir():
+        is_bundle = (target / MANIFEST).is_file() or not any(target.iterdir())
+    elif target.is_file():
+        is_bundle = zipfile.is_zipfile(target) and target.suffix == ".zip"
+        if is_bundle:
+            with zipfile.ZipFile(target) as archive:
+                is_bundle = any(Path(name).name == MANIFEST for name in archive.namelist())
+    else:
+        is_bundle = not target.exists()
+    if not is_bundle:
+        raise BundleError(f"{target} is not a bundle, so it is not replaced: choose another name, or move it away")
 
 
 @contextmanager
