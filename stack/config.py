@@ -326,7 +326,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises ConfigError.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such config: check the path; configs/ has examples")
+        raise ConfigError(f"{path}: no such config: check the path; `dermstack demo-data FOLDER` writes an example")
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

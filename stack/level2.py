@@ -17,6 +17,7 @@ from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.fold_needs import check_fold_needs
 from stack.images import require_acquisition, with_acquisition
 from stack.metrics.intervals import interval, paired_difference
 from stack.parallel import run_folds, run_with_threads
@@ -144,6 +145,7 @@ def _fit_all(
     predictions = standardised(predictions, scales)
     left_out = len(experiment.target) - len(predictions.rows)
     if left_out:
+        check_fold_needs(experiment, predictions.rows)
         out.say(f"level 2: {left_out} training rows are left out, as declared by {_runs_with_exclusions(sources)}")
     embeddings = read_embeddings(experiment, sources)
     notes = alignment_notes(embeddings, sources)

@@ -13,16 +13,17 @@ from dermstack.audit.finding import Finding, read_findings, read_part_findings, 
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import pair_kinds, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
-from dermstack.audit.runs import is_fresh, run_findings
+from dermstack.audit.runs import run_findings
 from dermstack.errors import ConfigError
 from stack.console import Out
-from stack.experiment import Experiment, read_duplicate_pairs
+from stack.experiment import Experiment
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
+from stack.plausibility import is_fresh
 from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 1  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 2  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
     pairs = pair_kinds(experiment.curation.pairs, table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=file_suffixes(experiment).loc[sizes["id"]].to_numpy())
-    published = read_duplicate_pairs(experiment.config.data.duplicates)
-    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, published)
+    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, experiment.listed_duplicates)
     return experiment, pairs, sizes, found
 
 

@@ -26,7 +26,7 @@ from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
 from stack.console import Out
-from stack.experiment import Experiment, read_duplicate_pairs
+from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
@@ -70,7 +70,7 @@ def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
 def _duplicates(experiment: Experiment) -> dict[str, int | str]:
     train = experiment.table.train
     facts: dict[str, int | str] = {}
-    published = read_duplicate_pairs(experiment.config.data.duplicates)
+    published = experiment.listed_duplicates
     if published is not None:
         facts["pairs in the list of duplicates"] = len(published)
         facts["of these, with an id outside the training rows"] = experiment.folds.unknown_pairs

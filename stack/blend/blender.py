@@ -16,9 +16,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dermstack.errors import ConfigError, DataError, StoreError
-from stack.blend.columns import TRANSFORMS, NetScaler, Weighting, weighted_sum
+from stack.blend.columns import FINEST_LIMITS, TRANSFORMS, NetScaler, Weighting, weighted_sum
 from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
 from stack.metrics.intervals import Interval, interval
+from stack.metrics.resolution import checked_limits
 from stack.metrics.scores import OBJECTIVES, Bools, Floats
 from stack.ranks import AVERAGED, Ecdf, NetRanks, whole_numbers
 
@@ -334,6 +335,7 @@ def blender_state(blender: Blender) -> State:
         "intercept": blender.intercept_,
         "inside": columns.is_probability_.tolist(),
         "moments": columns.moments_,
+        "limits": columns.limits_,
         "logit_moments": [{str(net): pair for net, pair in moments.items()} for moments in columns.logit_moments_],
         "distributions": [[name, len(ecdf.values_)] for name, ecdf in distributions],
     }
@@ -361,6 +363,8 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
         ]
         columns.is_probability_ = np.array(settings["inside"], bool)
         columns.moments_ = [(float(mean), float(spread)) for mean, spread in settings["moments"]]
+        written = settings.get("limits", [FINEST_LIMITS] * runs)  # absent from what earlier versions wrote
+        columns.limits_ = [checked_limits(low, high) for (low, high), _ in zip(written, range(runs), strict=True)]
         columns.logit_moments_ = [
             {int(net): (float(mean), float(spread)) for net, (mean, spread) in moments.items()}
             for moments in settings["logit_moments"]

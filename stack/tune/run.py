@@ -30,6 +30,7 @@ from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.fold_needs import check_study_needs
 from stack.folds import inner_split
 from stack.image_config import ImageModel
 from stack.images import require_acquisition
@@ -102,6 +103,7 @@ def tune_gbdt(
             f"{stacker.name} is a {stacker.kind} model, which has no study: choose a stacker of kind "
             f"{', '.join(GBDT_SPACES)}"
         )
+    check_study_needs(experiment, "gbdt")
     if experiment.config.features.shortcuts:
         experiment = require_acquisition(experiment)
     # Raises for unusable runs before a study is opened.
@@ -155,6 +157,7 @@ def tune_blend(
     run continues with the same result, for any number of workers. Returns the path of the yaml to name in the config
     under ``tuned.blend``.
     """
+    check_study_needs(experiment, "blend")
     refuse_sqlite(experiment, workers)
     inputs = blend_study_inputs(experiment, runs)
     tell_stale(experiment, "blend", inputs, out)
