@@ -112,7 +112,7 @@ class Columns(Strict):
     id: str  # unique id of the image, which is also the name of its file
     group: str  # the patient, or the lesion where no patient is known; all rows of a group are in one fold
     target: str  # 0 or 1
-    age: str | None = None  # in years; an empty cell is a missing value
+    age: str | None = None  # in years, 0 to 120; an empty cell is a missing value, a code such as 999 is refused
     sex: str | None = None  # any words, upper or lower case; an empty cell is a missing value
     site: str | None = None  # location on the body, in any words; an empty cell is a missing value
     diagnosis: str | None = None  # diagnosis of training rows, for image models with `target: diagnosis`

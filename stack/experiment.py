@@ -19,6 +19,7 @@ from stack.config import Config, check_header
 from stack.console import Out
 from stack.folds import Folds, make_folds
 from stack.metrics.shuffle import shuffle_targets
+from stack.missing_codes import missing_code_warnings
 from stack.store import (
     Run,
     atomic,
@@ -239,6 +240,10 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         out.say(f"duplicates: groups of listed pairs are merged; {unknown} pairs have an id outside the training rows")
     if found := len(train_pairs(experiment.curation, train)):
         out.say(f"near-duplicates: the groups of {found} pairs of training images are merged into one split_group each")
+    data = experiment.config.data
+    parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
+    for warning in missing_code_warnings(parts):
+        out.warn(warning)
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")
     out.table(experiment.folds.summary(experiment.target, train), "Folds")

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from stack.config import Features
+from stack.config import Config, Features
 from stack.experiment import Experiment
 from stack.folds import inner_split
 from stack.predictions import Embedding, Predictions
@@ -28,6 +28,19 @@ from tabular.group_features import (
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
+
+
+def metadata_of_models(config: Config) -> set[str]:
+    """Returns which of age, sex and site an enabled image model or the config's features of level 2 use."""
+    used = {str(name) for model in config.image_models if model.enabled for name in model.metadata}
+    features = config.features
+    if features.metadata or features.cohort:
+        used |= {*NUMERIC, *CATEGORICAL}
+    if features.aggregates:
+        used.add("age")
+    if features.context_counts:
+        used |= {"age", "site"}
+    return used
 
 
 class FoldFeatures:

@@ -22,7 +22,7 @@ from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 1  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 2  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)

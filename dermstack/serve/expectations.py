@@ -19,6 +19,7 @@ from dermstack.serve.ensemble import FittedEnsemble, encoded_metadata, fold_fold
 from image_models.predict import NetOutput
 from image_models.saved import head_logits
 from stack.experiment import Experiment
+from stack.features import metadata_of_models
 from stack.history import auc_of
 from stack.metrics.intervals import paired_difference
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
@@ -81,7 +82,8 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     frame = experiment.table.train.iloc[predictions.rows].reset_index(drop=True)
     y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
     z = {name: embedding.oof[predictions.rows] for name, embedding in read_embeddings(experiment, runs).items()}
-    columns = [name for name in OPTIONAL_COLUMNS if name == "group" or frame[name].notna().any()]
+    used = metadata_of_models(experiment.config)
+    columns = [name for name in OPTIONAL_COLUMNS if name == "group" or (name in used and frame[name].notna().any())]
 
     column_sets = [*((name,) for name in columns), tuple(columns)]
     frames = [frame, *(_drop_columns(frame, names) for names in column_sets)]

@@ -17,6 +17,7 @@ from stack.metrics.scores import Bools, auc, checked
 MIN_GROUPS = 5  # groups with a positive, and with a negative, needed on each side; with fewer only counts are shown
 AGE_BANDS = (0, 20, 40, 60, 80)  # years: the lower edges; the last band has no upper edge
 MISSING = "not known"
+_TYPES = {"by": "str", "subgroup": "str", "rows": "int64", "groups": "int64", "positives": "int64", "apart": "bool"}
 _MAX_LEVELS = 12  # maximum of subgroups for a column; the rarest levels share one
 
 
@@ -71,6 +72,8 @@ def subgroups(
         records.append(record)
     columns = ["by", "subgroup", "rows", "groups", "positives", "prevalence"]
     columns += ["auc", "low", "high", "difference", "wide_low", "wide_high", "apart"]
+    if not records:  # without a type of its own, an empty column of words would be one of numbers
+        return pd.DataFrame({name: pd.Series(dtype=_TYPES.get(name, "float64")) for name in columns})
     return pd.DataFrame(records).reindex(columns=columns)
 
 
