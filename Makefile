@@ -24,21 +24,21 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 
 env: $(VENV)/.stamp  ## create .venv with everything in it (again only when pyproject or constraints change)
 
-demo: env  ## generated data, the whole way: image models, level 2, blend, submission, report
+demo: env  ## generate data, then image models, level 2, blend, submission and report
 	$(BIN)/dermstack demo-data data/demo
 	$(BIN)/dermstack oof --config configs/demo.yaml $(ARGS)
 	$(BIN)/dermstack stack --config configs/demo.yaml $(ARGS)
 
-oof: env  ## CONFIG=...: image cache, folds, image models: out-of-fold p and z
+oof: env  ## CONFIG=...: image cache, folds, image models: out-of-fold predictions and embeddings
 	$(BIN)/dermstack oof --config $(CONFIG) $(ARGS)
 
 stack: env  ## CONFIG=...: level-2 matrix, GBDTs, blend, submission, report
 	$(BIN)/dermstack stack --config $(CONFIG) $(ARGS)
 
-tune: env  ## STUDY=blend|gbdt|image CONFIG=...: Optuna studies that survive and continue
+tune: env  ## STUDY=blend|gbdt|image CONFIG=...: run or continue an Optuna study
 	$(BIN)/dermstack tune $(STUDY) --config $(CONFIG) $(ARGS)
 
-dashboard: env  ## EXPERIMENT=...: pages of its studies (optuna-dashboard), on this machine
+dashboard: env  ## EXPERIMENT=...: show its studies in a browser (optuna-dashboard), on this machine
 	$(BIN)/pip install --quiet --constraint constraints.txt 'optuna-dashboard>=0.18'
 	$(BIN)/optuna-dashboard runs/$(EXPERIMENT)/studies/journal.log $(ARGS)
 
@@ -51,11 +51,11 @@ test: env  ## the fast tests
 test-all: env  ## every test
 	$(BIN)/pytest -n 2 $(ARGS)
 
-fuzz: env  ## SECONDS=60 READERS="dicom npy": hostile files for every reader, guided by coverage (atheris, Linux)
+fuzz: env  ## SECONDS=60 READERS="dicom npy": fuzz the readers, guided by coverage (atheris, Linux)
 	-$(BIN)/pip install --quiet --constraint constraints.txt 'atheris>=3.0; sys_platform == "linux"'
 	$(BIN)/python tests/fuzz_readers.py --seconds $(SECONDS) $(READERS)
 
-audit-deps:  ## what is known of the pinned versions' weaknesses; asks PyPI, so it needs network, and fails without
+audit-deps:  ## look up known vulnerabilities of the pinned versions; needs network, and fails without
 	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet --constraint constraints.txt pip-audit; }
 	@$(AUDIT)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
 		|| { echo "audit-deps: either a weakness is named above, or PyPI's data could not be reached: then nothing was audited" >&2; exit 1; }
@@ -66,14 +66,14 @@ lint: env  ## ruff, mypy and the import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: env  ## let ruff write the layout
+format: env  ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: env  ## the tutorials and the reference, as pages: site/index.html; fails on a link that leads nowhere
+docs: env  ## build the documentation into site/index.html; fails on a broken link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-chaos: env  ## kill it, fill its disk, damage its files: prints what it survived (ARGS=--quick for a part)
+chaos: env  ## kill runs, fill their disk, damage their files, and count what survives (ARGS=--quick for a part)
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 bench: env  ## the benchmark that needs no data (the others in benchmarks/ say how they are called)

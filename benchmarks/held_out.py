@@ -51,8 +51,8 @@ def simulated(
     n = len(group)
     risk = rng.normal(0, 1.2, groups)[group] + rng.normal(0, 1, n) + rng.logistic(0, 1.5, n)
     y = (risk > np.quantile(risk, 1 - prevalence)).astype(int)
-    dealt = [rng.permutation(groups) % k for _ in range(2)]
-    true, other = (deal[group] for deal in dealt)
+    assignments = [rng.permutation(groups) % k for _ in range(2)]
+    true, other = (deal[group] for deal in assignments)
     seen_by_all = 0.8 * y + 0.2 * risk + rng.normal(0, 1, n)
     scores = np.empty((n, k))
     for model in range(k):

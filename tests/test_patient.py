@@ -196,11 +196,9 @@ def test_a_net_without_a_map_leaves_the_heat_to_the_next(
         raise ImageError("as of a transformer")
 
     monkeypatch.setattr(dermstack.serve.patient, "pixel_risk_maps", none)
+    bundle, store = ensemble.bundle, ensemble.store
     with pytest.raises(ImageError, match="none of tiny, still is a convolutional network"):
-        bundle, store = ensemble.bundle, ensemble.store
         dermstack.serve.patient.heat_maps(bundle, store, caches, frame, preferred_run="tiny", device="cpu")
-            ensemble.bundle, ensemble.store, caches, frame, preferred_run="tiny", device="cpu"
-        )
     reading = read_patient(ensemble, photos)
     assert reading.heat_map_run is None
     assert {lesion.heat for lesion in reading.lesions} == {None}
