@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from dermstack.errors import ConfigError
 from stack.config import Config, Features
 from stack.experiment import Experiment
 from stack.folds import inner_split
@@ -74,6 +75,7 @@ class FoldFeatures:
         """Returns features (n, columns), float32; ``frame`` must hold all rows of each of its groups.
 
         ``logits`` (n, runs) and ``z`` are one fold net's. Sets ``block_of_``, the name of the block of each column.
+        Raises ConfigError where the settings leave no column.
         """
         blocks: list[tuple[str, pd.DataFrame]] = []
         if self.settings.logits:
@@ -97,6 +99,11 @@ class FoldFeatures:
             blocks.append(("counts of the group", context_counts(frame[["group", "site", "age"]])))
         if self.settings.shortcuts:
             blocks.append(("image acquisition", frame[list(ACQUISITION)]))
+        if not blocks:
+            raise ConfigError(
+                "the level-2 matrix has no column: every block of `features` that these runs have is off; switch "
+                "one on, such as features.logits, or remove the stackers"
+            )
         self.block_of_ = {str(column): name for name, block in blocks for column in block}
         return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
 

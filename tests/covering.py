@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 
 Row = dict[str, object]
-_CANDIDATES = 60  # random completions of each row, of which the best is kept
+_CANDIDATES = 25  # random possible completions of each row, of which the best is kept
+_DRAWS = 500  # tries to find them
 
 
 def pairs_in(row: Mapping[str, object], places: Mapping[str, Sequence[object]]) -> set[tuple[str, int, str, int]]:
@@ -33,13 +34,17 @@ def covering_array(
     while missing:
         wanted = min(missing)
         best: tuple[int, Row] | None = None
-        for _ in range(_CANDIDATES):
+        tried = 0
+        for _ in range(_DRAWS):
             row: Row = {key: values[int(rng.integers(len(values)))] for key, values in places.items()}
             row |= {wanted[0]: places[wanted[0]][wanted[1]], wanted[2]: places[wanted[2]][wanted[3]]}
             if is_possible(row):
+                tried += 1
                 new = len(pairs_in(row, places) & missing)
                 if best is None or new > best[0]:
                     best = new, row
+                if tried == _CANDIDATES:
+                    break
         if best is None:
             hopeless.add(wanted)
             missing.discard(wanted)

@@ -58,7 +58,7 @@ def test_an_age_that_a_person_can_have_is_read(age: object, tmp_path: Path) -> N
 @pytest.mark.parametrize("width", [0, -1])
 def test_a_picture_has_no_width_of_nothing(width: int, tmp_path: Path) -> None:
     rows(width=width).to_csv(tmp_path / "bad.csv", index=False)
-    with pytest.raises(DataError, match="width '-?[01]' .* leave the cell empty where the width is unknown"):
+    with pytest.raises(DataError, match=r"width '-?[01]' .* leave the cell empty where the width is unknown"):
         read_table(tmp_path / "bad.csv", None, columns=COLUMNS)
 
 
