@@ -170,7 +170,10 @@ class Data(Strict):
     tfrecord: TFRecords = TFRecords()  # names and codes inside TFRecord shards
     swap_red_blue: bool = False  # true: the images were encoded with red and blue exchanged, which is undone
     on_unreadable: Literal["refuse", "drop"] = "refuse"  # `drop`: leave out unreadable training rows and record them
-    find_duplicates: bool = True  # find near-duplicate images and merge their groups, as `duplicates` does
+    find_duplicates: bool = True  # find images that look alike and merge their groups, as `duplicates` does
+    # images that look alike and would join more than two groups into one: `refuse` stops and names the groups, `merge`
+    # merges them, `ignore` merges none of them
+    on_chain: Literal["refuse", "merge", "ignore"] = "refuse"
     resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
     cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg` takes a tenth of the disk, but is decoded in every epoch
     external: tuple[External, ...] = ()  # tables of other data sets, used only to train image models

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -50,6 +50,7 @@ class Curation:
     dropped: pd.DataFrame
     pairs: pd.DataFrame
     images_fingerprint: str = ""
+    unmerged: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PAIR_COLUMNS))  # see `data.on_chain`
 
 
 NO_CURATION = Curation(

@@ -65,6 +65,7 @@ PICTURES: dict[str, list[object]] = {
     "data.on_unreadable": ["refuse", "drop"],
     "data.swap_red_blue": [False, True],
     "data.find_duplicates": [True, False],
+    "data.on_chain": ["refuse", "merge", "ignore"],
     "data.resize": ["square", "short_side"],
     "data.cache_format": ["raw", "jpeg"],
     "image_models.0.metadata": [[], ["age"], ["sex", "site"]],

@@ -37,6 +37,7 @@ def audit(
     from dermstack.audit.pictures import PAIR_KINDS
     from dermstack.audit.run import run_audit
     from dermstack.cli.options import show_findings
+    from dermstack.report.look_alikes import write_pairs_page
 
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
@@ -45,6 +46,12 @@ def audit(
         if len(some):
             out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
     show_findings(out, review.findings)
+    if (
+        pictures
+        and experiment.config.data.images is not None
+        and (page := write_pairs_page(review.experiment, review.pairs))
+    ):
+        out.say(f"pairs as images: {page}")
     out.say(f"all findings: {review.experiment.folder / 'audit.csv'}")
 
 
