@@ -201,8 +201,8 @@ def _question(unmerged: pd.DataFrame, experiment: Experiment) -> str:
     )
     first = unmerged.iloc[0]
     return (
-        f"{len(unmerged)} pairs of images look alike and would join more than two groups into one: {listed}; first pair "
-        f"{first['id_1']} and {first['id_2']}. Are they the same patients? See the pairs with "
+        f"{len(unmerged)} pairs of images look alike and would join more than two groups into one: {listed}; first "
+        f"pair {first['id_1']} and {first['id_2']}. Are they the same patients? See the pairs with "
         f"`{experiment.command('audit')}`, then set data.on_chain: merge if they are, or data.on_chain: ignore to "
         "merge none of them (data.find_duplicates: false switches the search off)"
     )
