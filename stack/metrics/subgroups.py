@@ -17,7 +17,7 @@ from stack.metrics.scores import Bools, auc, checked
 MIN_GROUPS = 5  # groups with a positive, and with a negative, needed on each side; with fewer only counts are shown
 AGE_BANDS = (0, 20, 40, 60, 80)  # years: the lower edges; the last band has no upper edge
 MISSING = "not known"
-_MAX_CORRELATION = 0.9  # of the AUCs of both sides; an estimate from few groups can exceed any possible value
+_MAX_CORRELATION = 0.95  # of the AUCs of both sides; an estimate from few groups can exceed any possible value
 _TYPES = {"by": "str", "subgroup": "str", "rows": "int64", "groups": "int64", "positives": "int64", "apart": "bool"}
 _MAX_LEVELS = 12  # maximum of subgroups for a column; the rarest levels share one
 
@@ -137,6 +137,8 @@ def _variance_of_difference(
     for side in (rows, ~rows):
         share = np.where(positive, 1 / positive[side].sum(), 1 / (~positive)[side].sum())
         sums.append(np.bincount(group[side], (deviation * share)[side], int(group.max()) + 1))
+    if len(np.intersect1d(group[rows], group[~rows])):  # within a side, a group has only its rows on this side
+        spread = _variance_components(positive, s, 2 * group + rows)
     variances = [_variance(spread, positive[side]) for side in (rows, ~rows)]
     limit = _MAX_CORRELATION * float(np.sqrt(variances[0] * variances[1]))
     return sum(variances) - 2 * float(np.clip(sums[0] @ sums[1], -limit, limit))
