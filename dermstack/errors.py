@@ -5,9 +5,17 @@ They stand below all packages, so that `image_models` and `tabular` raise them t
 
 from __future__ import annotations
 
+from dermstack.masking import mask_secrets
+
 
 class DermstackError(Exception):
-    """The root of the tree: a user's mistake, with a message that names the thing, its value and the next step."""
+    """The root of the tree: a user's mistake, with a message that names the thing, its value and the next step.
+
+    Passwords and tokens in the message are masked (`dermstack.masking`).
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(mask_secrets(part) if isinstance(part, str) else part for part in arguments))
 
 
 class ConfigError(DermstackError):

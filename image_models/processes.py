@@ -15,6 +15,8 @@ from typing import ParamSpec, TypeVar
 
 import joblib
 
+from dermstack.masking import mask_streams
+
 PARENT_POLL_SECONDS = 0.2
 
 Params = ParamSpec("Params")
@@ -80,6 +82,7 @@ def _sigint_blocked() -> Iterator[None]:
 def _run(parent: int, task: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
     if os.getpid() != parent:
         _watch_parent(os.getpid(), parent)
+        mask_streams()
     return task(*args, **kwargs)
 
 

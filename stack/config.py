@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from dermstack.errors import ConfigError, DataError
+from dermstack.masking import mask_secrets
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
+from stack.metrics.scores import Objective
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -252,7 +254,7 @@ class Config(Strict):
     runs: ConfigPath = Field("../runs", validate_default=True)  # folder of the experiments
     cache: ConfigPath = Field("../cache", validate_default=True)  # folder of the decoded images
     seed: Seed = 0  # seed of everything random except the assignment to folds
-    objective: Literal["auc", "pauc80", "ap", "logloss"] = "auc"  # metric of the headline, of blends and of studies
+    objective: Objective = "auc"  # metric of the headline, of blends and of studies
     threads: int = Field(2, ge=1)  # threads of each task; a setting, because their number changes the output bytes
     n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
@@ -266,12 +268,33 @@ class Config(Strict):
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
     blend: Blend = Blend()  # how runs are combined into one score
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
-    storage: str | None = None  # Optuna database of studies, for many workers; none: a file in the experiment's folder
+    # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
+    storage: SecretStr | None = None
 
     @property
     def model_names(self) -> list[str]:
         """Names of all image models and stackers of this config, also of those with `enabled: false`."""
         return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, storage: SecretStr | None) -> SecretStr | None:
+        if storage is not None:
+            from sqlalchemy import make_url  # slow to import, and few configs name a database
+            from sqlalchemy.exc import ArgumentError
+
+            advice = "write it as postgresql+pg8000://user@host:5432/database or sqlite:///studies.db"
+            try:
+                url = make_url(storage.get_secret_value())
+            except ArgumentError:
+                raise ValueError(f"it is not the URL of a database: {advice}") from None
+            except ValueError:
+                raise ValueError(
+                    f"the port of {mask_secrets(storage.get_secret_value())} is no number: {advice}"
+                ) from None
+            if url.port is not None and not 0 < url.port < 2**16:
+                raise ValueError(f"its port {url.port} is not between 1 and 65535: {advice}")
+        return storage
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
@@ -306,7 +329,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises ConfigError.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: no such config: check the path; configs/ has examples")
+        raise ConfigError(f"{path}: no such config: check the path; `dermstack demo-data FOLDER` writes an example")
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,9 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError, StoreError
-from stack.config import Config, check_header
+from dermstack.masking import mask_secrets
+from stack.cells import read_cells
+from stack.config import Config
 from stack.console import Out
 from stack.folds import Folds, make_folds
+from stack.keys import keys_as_in
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.store import (
@@ -109,7 +112,7 @@ class Experiment:
     curation: Curation  # dropped rows and near-duplicates, found by checking the images
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
-    overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`
+    overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
 
     @property
     def folder(self) -> Path:
@@ -173,6 +176,11 @@ class Experiment:
     def _parts(self) -> list[tuple[Literal["train", "test"], pd.DataFrame]]:
         return [("train", self.table.train), ("test", self.table.test)]
 
+    @cached_property
+    def listed_duplicates(self) -> pd.DataFrame | None:
+        """The pairs of `data.duplicates` (id_1, id_2), see `read_duplicate_pairs`; None where there is no such file."""
+        return read_duplicate_pairs(self.config.data.duplicates, _all_ids(self.as_read, self.external_as_read))
+
     def finished(self, level: int) -> list[Run]:
         """Returns the complete runs of this level, sorted by name."""
         return [run for run in read_runs(self.models) if run.meta["level"] == level]
@@ -197,15 +205,18 @@ def open_experiment(
     data = config.data
     name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment
     curation = read_curation(config.runs / name) if curation is None else curation
-    as_read = read_table(data.train, data.test, columns=data.columns.model_dump(exclude_none=True))
+    columns = data.columns.model_dump(exclude_none=True)
+    as_read = read_table(data.train, data.test, columns=columns, group_features=_group_features(config))
+    external = _read_external_tables(config, as_read, out)
+    listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
     kept = as_read.train[~as_read.train["id"].isin(curation.dropped["id"])].reset_index(drop=True)
-    folds = _make_folds(config, kept, curation, out)
+    folds = _make_folds(config, kept, curation, listed, out)
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
-    external = _read_external_tables(config, as_read, out)
     return Experiment(
-        config, config_path, name, Table(kept, as_read.test), folds, curation, as_read, external, overrides
-    )
+        config, config_path, name, replace(as_read, train=kept), folds, curation, as_read, external,
+        tuple(map(mask_secrets, overrides)),
+    )  # fmt: skip
 
 
 def write_rows(experiment: Experiment) -> None:
@@ -245,6 +256,11 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
     for warning in missing_code_warnings(parts):
         out.warn(warning)
+    if not experiment.table.test_groups_known:
+        out.warn(
+            f"{experiment.config.data.test} has no column {experiment.config.data.columns.group!r}: each test row is a "
+            "group of its own. No feature uses groups of test rows, but groups in both train and test cannot be found"
+        )
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
@@ -271,14 +287,22 @@ def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFr
     return together
 
 
-def _make_folds(config: Config, train: pd.DataFrame, curation: Curation, out: Out) -> Folds:
-    published = read_duplicate_pairs(config.data.duplicates)
-    pairs = [train_pairs(curation, train).set_axis(["a", "b"], axis=1)]
-    if published is not None and published.shape[1] == 2:
-        pairs.append(published.set_axis(["a", "b"], axis=1))
-    elif published is not None:
-        columns = ", ".join(map(str, published.columns))
-        raise DataError(f"data.duplicates has the columns {columns}: keep the two that hold the ids of a pair")
+def _group_features(config: Config) -> list[str]:
+    """Returns the settings that use the groups of test rows."""
+    if not any(stacker.enabled for stacker in config.stackers):
+        return []
+    names = ("aggregates", "neighbours", "context_counts")
+    return [f"features.{name}" for name in names if getattr(config.features, name)]
+
+
+def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:
+    return pd.concat([table.train["id"], table.test["id"], external["id"]], ignore_index=True)
+
+
+def _make_folds(
+    config: Config, train: pd.DataFrame, curation: Curation, listed: pd.DataFrame | None, out: Out
+) -> Folds:
+    pairs = [train_pairs(curation, train), *([] if listed is None else [listed])]
     duplicates = pd.concat(pairs, ignore_index=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -301,16 +325,25 @@ def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:
     return found[found["id_1"].isin(train["id"]) & found["id_2"].isin(train["id"])]
 
 
-def read_duplicate_pairs(path: Path | None) -> pd.DataFrame | None:
-    """Reads the csv of duplicate pairs; None where the config names none. Raises DataError if it cannot be read."""
+def read_duplicate_pairs(path: Path | None, ids: pd.Series | None = None) -> pd.DataFrame | None:
+    """Reads pairs of duplicates (id_1, id_2) in the spelling that known ``ids`` have; None where the config names none.
+
+    Raises DataError for a file that cannot be read or has other than two columns, and where an id may be another
+    spelling of a known one: the pair would have no effect.
+    """
     if path is None:
         return None
     if not path.is_file():
         raise DataError(f"data.duplicates {path} does not exist: name a csv with two id columns, or remove the key")
-    check_header(path)
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, MemoryError) as error:
+    pairs = read_cells(path, may_be_empty=True)
+    if pairs.shape[1] != 2:
+        columns = ", ".join(map(str, pairs.columns))
+        raise DataError(f"data.duplicates {path} has the columns {columns}: keep the two that hold the ids of a pair")
+    header, known = list(map(str, pairs.columns)), pd.Series([], dtype="str") if ids is None else ids
+    if set(header) <= set(known):
         raise DataError(
-            f"data.duplicates {path} is not a readable csv ({error}): name a csv with two id columns"
-        ) from error
+            f"data.duplicates {path} has no header: its first row, {' and '.join(header)}, is a pair of ids that would "
+            "be lost; add a row with two names above it"
+        )
+    sides = [keys_as_in(pairs.iloc[:, side], known, f"data.duplicates {path}: id", of="the tables") for side in (0, 1)]
+    return pd.DataFrame({"id_1": sides[0], "id_2": sides[1]})

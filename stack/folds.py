@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
+from stack.keys import fold_labels, is_missing_fold
 
 Stratum = Literal["group_size", "age"]
 
@@ -141,10 +142,16 @@ def _both_classes(order: NDArray[np.intp], rows: Ints, positives: Ints, k: int) 
 def _check_enough(rows: Ints, positives: Ints, k: int) -> None:
     for word, holding in (("positives", positives > 0), ("negatives", positives < rows)):
         if holding.sum() < k:
+            n = int(holding.sum())
+            step = f"set fewer folds (folds.k: {n})" if n >= 2 else "add rows of other groups, as two folds need two"
             raise DataError(
-                f"{holding.sum()} groups hold {word}, fewer than the {k} folds: "
-                "set fewer folds, or check columns.group and the duplicates"
+                f"{_groups_holding(n, word)}, fewer than the {k} folds: {step}, "
+                "or check columns.group and the duplicates"
             )
+
+
+def _groups_holding(n: int, word: str) -> str:
+    return f"{n} {'group holds' if n == 1 else 'groups hold'} {word}"
 
 
 LARGE_COMPONENT = 0.05  # share of the rows above which a merged group causes a warning
@@ -216,8 +223,8 @@ def make_folds(
     negatives), and where `own` has gaps, splits a split_group or leaves a fold with one class. Warns where
     duplicates merge more than 5 % of the rows into one split_group.
     """
-    if not 2 <= k <= 127:
-        raise ConfigError(f"k is {k}: set the number of folds to 2 to 127")
+    if not isinstance(k, int | np.integer) or not 2 <= k <= 127:
+        raise ConfigError(f"k is {k!r}: set the number of folds to 2 to 127")
     split_group, unknown = _split_groups(train, duplicates)
     target = train["target"].to_numpy()
     if own is None:
@@ -240,9 +247,15 @@ def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: 
     if parts < 2:
         raise ConfigError(f"parts is {parts}: set it to 2 or more")
     target, groups = np.asarray(target), pd.Series(np.asarray(split_group, dtype=object))
-    holding = min(groups[target == label].nunique() for label in (0, 1))
+    holding = {word: groups[target == label].nunique() for word, label in (("positives", 1), ("negatives", 0))}
+    for word, n in holding.items():
+        if n < 2:
+            raise DataError(
+                f"{_groups_holding(n, word)} of the training rows: early stopping sets groups of both classes aside "
+                "and needs two of each; give more rows, or make more folds so that fewer rows are held out"
+            )
     group_counts = count_groups(target, groups)
-    part = assign_folds(group_counts, k=max(2, min(parts, holding)), seed=seed)[group_counts.codes]
+    part = assign_folds(group_counts, k=min(parts, *holding.values()), seed=seed)[group_counts.codes]
     return np.equal(part, 0)
 
 
@@ -278,16 +291,14 @@ def _warn_of_large(component: NDArray[np.int32], codes: NDArray[np.intp], names:
 
 def _folds_from_column(own: pd.Series, k: int) -> NDArray[np.int8]:
     values = pd.Series(own.to_numpy())
-    numbers = pd.to_numeric(values, errors="coerce")
-    numeric = bool((numbers.notna() | values.isna()).all())
-    missing = values.isna() | (values.astype("str").str.strip() == "") | (numbers < 0)
+    missing = is_missing_fold(values) | (pd.to_numeric(values, errors="coerce") < 0).to_numpy(bool)
     if missing.any():
         shown = ", ".join(str(row + 2) for row in np.flatnonzero(missing)[:_MAX_LISTED])
         count = int(missing.sum())
         raise DataError(
             f"the fold column is empty or negative in {count} rows (row {shown}{_more(count)}): give every row a fold"
         )
-    codes, found = pd.factorize((numbers if numeric else values).to_numpy(), sort=True)
+    codes, found = pd.factorize(fold_labels(values, "folds").to_numpy(), sort=True)
     if len(found) != k:
         raise DataError(f"the fold column has {len(found)} folds, but k is {k}: set k to {len(found)}")
     return codes.astype(np.int8)

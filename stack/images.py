@@ -16,7 +16,7 @@ from stack.config import TFRecords
 from stack.console import Out
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.store import frame_fingerprint, read_frame, write_frame
-from stack.table import ACQUISITION, Table, duplicates_of_primary
+from stack.table import ACQUISITION, duplicates_of_primary
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:
@@ -257,14 +257,16 @@ def with_acquisition(experiment: Experiment) -> Experiment | None:
             name: of_rows[name].to_numpy("float32", na_value=float("nan")) for name in ACQUISITION if name not in table
         }
         joined.append(table.assign(**extra))
-    return replace(experiment, table=Table(*joined))
+    return replace(experiment, table=replace(experiment.table, train=joined[0], test=joined[1]))
 
 
 def require_acquisition(experiment: Experiment) -> Experiment:
     """Does the same as `with_acquisition`, but raises DataError where it would return None."""
     if (known := with_acquisition(experiment)) is None:
+        # Only `oof` with an image model reads the images; without one it would change nothing.
+        step = f"run `{experiment.command('oof')}`, or " if enabled_models(experiment) else ""
         raise DataError(
-            "features.shortcuts needs width, height and bytes of the images: run `dermstack oof` on images, or name "
-            "the csv's columns in data.columns.width, height and bytes"
+            f"features.shortcuts needs width, height and bytes of the images: {step}name the csv's columns in "
+            "data.columns.width, height and bytes"
         )
     return known

@@ -10,26 +10,37 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import logit
 
 from dermstack.errors import DataError, StoreError
-from stack.config import check_header
+from stack.cells import UNNAMED_INDEX, as_text, is_parquet, read_columns
 from stack.console import Out
+from stack.doubts import doubts
 from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
+from stack.keys import fold_labels, is_missing_fold, keys_as_in
+from stack.metrics.resolution import clip_limits, clipped_logit
+from stack.plausibility import FACTS_TITLE, Scores, facts_table, is_fresh, run_facts
 from stack.ranks import AVERAGED
-from stack.store import FRAME_ERRORS, Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
+from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
 MAX_FOLDS = 100  # the limit of the config; a column with more values is not a fold column
 
 
 @dataclass(frozen=True)
 class ImportedColumns:
-    """Column names of the imported files; ``fold`` is the fold net that made the prediction."""
+    """Column names of one imported file; ``fold`` is the fold net that made the prediction.
+
+    ``option`` begins the options that name these columns, for messages: ``--test`` for ``--test-p-column``.
+    """
 
     id: str
     p: str
     fold: str
+    option: str = "-"
+
+    def option_of(self, key: str) -> str:
+        """Returns the command option that names the column ``key``: id, p or fold."""
+        return f"{self.option}-{key}-column"
 
 
 def read_predictions_file(
@@ -40,14 +51,14 @@ def read_predictions_file(
     ``alternative`` is the command option that makes folds unnecessary, for the message. Raises DataError for an absent
     column and for a p that is not a probability.
     """
-    raw = _read_raw(path)
-    expected = {"id": columns.id, "p": columns.p}
+    raw = read_columns(path)
+    expected = {"id": _id_column(raw, columns), "p": columns.p}
     if columns.fold in raw or needs_fold:
         expected["fold"] = columns.fold
     for key, name in expected.items():
         without = f" (or import without folds: {alternative})" if key == "fold" and alternative else ""
-        _check_column(raw, name, path, option=f"--{key}-column", without=without)
-    frame = pd.DataFrame({"id": raw[columns.id].astype("str"), "p": _probabilities(raw[columns.p], path)})
+        _check_column(raw, name, path, option=columns.option_of(key), without=without)
+    frame = pd.DataFrame({"id": as_text(raw[expected["id"]]), "p": _probabilities(raw[columns.p], path)})
     return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in expected else frame
 
 
@@ -56,36 +67,31 @@ def read_wide_file(path: Path, columns: ImportedColumns, prefix: str) -> pd.Data
 
     Raises DataError as `read_predictions_file` does, and where no column begins with ``prefix``.
     """
-    raw = _read_raw(path)
-    _check_column(raw, columns.id, path, option="--id-column")
-    nets = [name for name in map(str, raw.columns) if name.startswith(prefix) and name not in (prefix, columns.id)]
+    raw = read_columns(path)
+    id_column = _id_column(raw, columns)
+    _check_column(raw, id_column, path, option=columns.option_of("id"))
+    nets = [name for name in map(str, raw.columns) if name.startswith(prefix) and name not in (prefix, id_column)]
     if not nets:
         raise DataError(
             f"{path}: no column begins with {prefix!r}: correct --all-rows-prefix; the columns are "
             f"{', '.join(map(str, raw.columns))}"
         )
+    for name in nets:
+        _check_column(raw, name, path, option="--all-rows-prefix")
     labels = _fold_labels(pd.Series([name.removeprefix(prefix) for name in nets]), path, columns)
-    ids = raw[columns.id].astype("str")
+    ids = as_text(raw[id_column])
     parts = [pd.DataFrame({"id": ids, "p": _probabilities(raw[name], path)}) for name in nets]
     return pd.concat([part.assign(fold=label) for part, label in zip(parts, labels, strict=True)], ignore_index=True)
 
 
-def _read_raw(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file: check the path")
-    if path.suffix == ".parquet":
-        try:
-            return pd.read_parquet(path)
-        except FRAME_ERRORS as error:
-            raise DataError(f"{path}: not a readable parquet file ({error}): write it again") from error
-    check_header(path)
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")  # an id "NA" is an id
-    except (ValueError, MemoryError) as error:
-        raise DataError(f"{path}: not a readable csv in UTF-8 ({error}): save it as one") from error
+def _id_column(raw: pd.DataFrame, columns: ImportedColumns) -> str:
+    """Returns the column of the ids; they may be the index of a parquet file, which need not have a name."""
+    return UNNAMED_INDEX if columns.id not in raw and UNNAMED_INDEX in raw else columns.id
 
 
 def _check_column(raw: pd.DataFrame, name: str, path: Path, *, option: str, without: str = "") -> None:
+    if (number := list(raw.columns).count(name)) > 1:
+        raise DataError(f"{path}: {number} columns are named {name!r}: rename all but one")
     if name not in raw:
         near = difflib.get_close_matches(name, map(str, raw.columns), n=1)
         hint = f"did you mean {option} {near[0]}?" if near else f"it has {', '.join(map(str, raw.columns))}"
@@ -106,25 +112,26 @@ def _probabilities(values: pd.Series, path: Path) -> pd.Series:
 
 def _row_number(row: int, path: Path) -> int:
     """Returns the row number for a message: parquet rows are counted from 1, csv rows with the header as row 1."""
-    return row + (1 if path.suffix == ".parquet" else 2)
+    return row + (1 if is_parquet(path) else 2)
 
 
 def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.Series:
     """Returns fold labels as numbers where all are numbers, so that 0 and 0.0 are one fold; else as text."""
-    text = values.astype("str").str.strip()
-    missing = text.isna() | text.str.lower().isin(["", "na", "nan", "none", "null"])
+    missing = is_missing_fold(values)
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
         where = f"first row {_row_number(row, path)}"
         raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, {where}: fill them in")
-    if text.nunique() > MAX_FOLDS:
+    labels = fold_labels(values, f"{path}: folds")
+    if labels.nunique() > MAX_FOLDS:
         raise DataError(
-            f"{path}: column {columns.fold!r} holds {text.nunique()} values, too many for folds: check --fold-column"
+            f"{path}: column {columns.fold!r} holds {labels.nunique()} values, too many for folds: check "
+            f"{columns.option_of('fold')}"
         )
-    numbers = pd.to_numeric(text, errors="coerce")
-    return numbers if numbers.notna().all() else text
+    return labels
 
 
+FINEST_EDGE = 1e-15  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
 ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three digits
 
 
@@ -136,6 +143,7 @@ def import_oof(
     out: Out,
     *,
     columns: ImportedColumns,
+    test_columns: ImportedColumns | None = None,
     test_averaged: bool,
     exclude: int,
     foreign_folds: bool,
@@ -147,9 +155,10 @@ def import_oof(
 
     ``exclude`` is the exact number of training rows that the file lacks. The fold column must match the experiment's
     folds (their numbers may differ). Other folds need ``foreign_folds``, which is recorded, because stacking on them is
-    not fold-consistent. ``test_averaged`` means that the test file has one averaged row an id. ``all_rows`` holds the
-    predictions of every fold model for every row of the out-of-fold file, used only by the audit: one row an id and
-    model or, with ``all_rows_prefix``, one column a model, named by the prefix and its fold.
+    not fold-consistent. ``test_columns`` are those of the test file where they differ from ``columns``.
+    ``test_averaged`` means that the test file has one averaged row an id. ``all_rows`` holds the predictions of every
+    fold model for every row of the out-of-fold file, used only by the audit: one row an id and model or, with
+    ``all_rows_prefix``, one column a model, named by the prefix and its fold.
 
     Raises DataError that names the file, rows and values; StoreError where the run exists and ``replace`` is not set.
     """
@@ -166,18 +175,20 @@ def import_oof(
     if all_rows_prefix is not None and all_rows is None:
         raise DataError(f"--all-rows-prefix {all_rows_prefix} needs a file: name it with --all-rows")
     oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, alternative="--foreign-folds")
+    oof["id"] = keys_as_in(oof["id"], experiment.table.train["id"], f"{oof_csv}: id", of="the training rows")
     fold = _check_oof(experiment, oof, oof_csv, columns, exclude=exclude, foreign=foreign_folds)
     has_test = bool(len(experiment.table.test))
     if has_test and test_csv is None:
         raise DataError("the experiment has test rows: give their predictions with --test")
     if test_csv and not has_test:
         out.warn(f"the experiment has no test rows (data.test): {test_csv} is not read")
-    frames = {"oof": prediction_frame(oof["id"], fold.numbers, _to_logit(oof["p"].to_numpy()))}
+    frames = {"oof": prediction_frame(oof["id"], fold.numbers, _to_logit(oof["p"]))}
     frames["test"] = (
-        _test_frame(experiment, test_csv, columns, fold, averaged=test_averaged)
+        _test_frame(experiment, test_csv, test_columns or columns, fold, averaged=test_averaged)
         if has_test and test_csv
         else prediction_frame([], 0, np.empty(0, np.float32))
     )
+    _check_plausible(experiment, Scores(name, "imported", frames["oof"], frames["test"]), oof_csv, out)
     files = {"oof": sha256(oof_csv), "test": sha256(test_csv) if has_test and test_csv else None}
     if all_rows:
         frames["all_rows"] = _all_rows_frame(all_rows, columns, oof, fold, prefix=all_rows_prefix)
@@ -270,6 +281,7 @@ def _test_frame(
     test = read_predictions_file(
         path, columns, needs_fold=not (averaged or fold.foreign), alternative="--test-averaged"
     )
+    test["id"] = keys_as_in(test["id"], experiment.table.test["id"], f"{path}: id", of="the test rows")
     if averaged or "fold" not in test:
         numbers = pd.Series(AVERAGED, index=test.index)
     elif fold.foreign:
@@ -279,7 +291,7 @@ def _test_frame(
             test["fold"], fold, path, columns, instead=", or give one averaged row an id (--test-averaged)"
         )
     _check_rows(test["id"], numbers, pd.Index(experiment.table.test["id"]), path, what="test rows")
-    return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"].to_numpy()))
+    return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"]))
 
 
 def _all_rows_frame(
@@ -300,6 +312,7 @@ def _all_rows_frame(
         )
     else:
         made = read_wide_file(path, columns, prefix)
+    made["id"] = keys_as_in(made["id"], oof["id"], f"{path}: id", of="the out-of-fold file")
     numbers = _net_numbers(made["fold"], fold, path, columns, instead="")
     _check_rows(made["id"], numbers, pd.Index(oof["id"]), path, what="out-of-fold rows")
     claimed = oof[["id", "p"]].assign(net=fold.numbers)
@@ -312,7 +325,7 @@ def _all_rows_frame(
             f"in the out-of-fold file, the largest difference for {first['id']!r}: {first['p']:.4f} and "
             f"{first['p_oof']:.4f}: make both files from the same models, or check their folds"
         )
-    return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"].to_numpy()))
+    return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"]))
 
 
 def _net_numbers(
@@ -350,8 +363,18 @@ def _check_rows(ids: pd.Series, numbers: pd.Series, expected: pd.Index, path: Pa
             )
 
 
-def _to_logit(p: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Returns the logits of probabilities (n,), finite also for 0 and 1."""
-    clipped = np.clip(np.asarray(p, np.float64), 1e-15, 1 - 1e-15)
-    result: NDArray[np.float32] = logit(clipped).astype(np.float32)
+def _to_logit(p: pd.Series) -> NDArray[np.float32]:
+    """Returns the logits of a file's probabilities (n,); 0 and 1 lie half of the file's resolution inside."""
+    result: NDArray[np.float32] = clipped_logit(p, clip_limits(p, FINEST_EDGE)).astype(np.float32)
     return result
+
+
+def _check_plausible(experiment: Experiment, scores: Scores, path: Path, out: Out) -> None:
+    """Prints the facts about a run's predictions and what is doubtful about them; raises DataError for an error."""
+    known = [run for run in experiment.finished(level=1) if run.name != scores.name and is_fresh(experiment, run)]
+    facts = run_facts(experiment, [scores], (Scores.of(run) for run in known))
+    for doubt in doubts(facts):
+        if doubt.severity == "error":
+            raise DataError(f"{path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
+        out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
+    out.table(facts_table(facts), FACTS_TITLE)

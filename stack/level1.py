@@ -15,12 +15,13 @@ from dermstack.errors import StoreError
 from image_models.settings import Training
 from stack.console import Out
 from stack.experiment import Experiment, write_rows
+from stack.fold_needs import check_fold_needs
 from stack.image_config import ImageModel
 from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks
 from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, run_tasks
 from stack.level1_nets import finish_set_aside, set_aside_for
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run, sha256
-from stack.tuned import enabled_models
+from stack.tuned import check_tuned_files, enabled_models
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -40,7 +41,11 @@ def run_image_models(
     Raises StoreError for a run made with other settings or rows (it names what changed and the command that rebuilds
     the run), ImageError for missing or unreadable images, unknown backbones and weights that do not fit.
     """
+    check_fold_needs(experiment)
     models = enabled_models(experiment)
+    for model in models:
+        if model.name in experiment.config.tuned.image:
+            check_tuned_files(experiment, model, images_checksum(experiment, caches[model.size]))
     made_of = {model.name: _inputs(experiment, model, caches[model.size]) for model in models}
     for model in models:  # check all models before the first run is set aside
         if model.name not in rebuild:
@@ -83,9 +88,10 @@ def _of_rebuilding(aside: tuple[Path, int] | None) -> str:
 
 
 def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -> list[int]:
-    """Checks names and files of the enabled image models before any computing; returns their image sizes in pixels.
+    """Checks folds, names and files of the enabled image models before any computing; returns their sizes in pixels.
 
-    Raises StoreError for a model in ``rebuild`` that is not enabled, ImageError for a bad backbone, weights or recipe.
+    Raises StoreError for a model in ``rebuild`` that is not enabled, ImageError for a bad backbone, weights or recipe,
+    DataError where the folds leave too few groups for what is fitted on them (`check_fold_needs`).
     """
     from image_models.net import check_backbone
     from image_models.transforms import check_recipe
@@ -96,6 +102,7 @@ def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -
     for model in models:
         check_backbone(model.backbone, model.pretrained)
         check_recipe(model.augment)
+    check_fold_needs(experiment)
     return [model.size for model in models]
 
 
@@ -148,17 +155,22 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
     return {
         **level1_inputs(experiment, model),
         "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
-        "images": cache.checksum(
-            [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
-        ),
+        "images": images_checksum(experiment, cache),
     }
+
+
+def images_checksum(experiment: Experiment, cache: ImageCache) -> str:
+    """Returns a checksum of the images of all rows: train, test and external."""
+    return cache.checksum([*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]])
 
 
 def level1_runs(experiment: Experiment) -> list[Run]:
     """Returns the runs of the enabled image models, which must be complete and fresh, then the imported runs.
 
-    Raises StoreError for a missing or stale run and names the command that makes it.
+    Raises StoreError for a missing or stale run and names the command that makes it, and DataError where the folds
+    leave too few groups for what is fitted on them (`check_fold_needs`).
     """
+    check_fold_needs(experiment)
     runs = []
     for model in enabled_models(experiment):
         folder = experiment.models / model.name
@@ -174,11 +186,19 @@ def level1_runs(experiment: Experiment) -> list[Run]:
     for run in imported:
         check_imported(experiment, run)
     if not runs and not imported:
-        raise StoreError(
-            f"{experiment.folder} has no level-1 run: run `{experiment.command('oof')}`, "
-            "or import predictions with `dermstack import-oof`"
-        )
+        raise StoreError(f"{experiment.folder} has no level-1 run: {advice_without_models(experiment)}")
     return runs + imported
+
+
+def advice_without_models(experiment: Experiment) -> str:
+    """Returns what to do in an experiment that has no level-1 run and no enabled image model, so `oof` makes none."""
+    listed = experiment.config.image_models
+    how = "set `enabled: true` for one of its image_models" if listed else "add a model to its image_models"
+    imported = experiment.command("import-oof", "NAME", "--oof", "FILE")
+    return (
+        f"{experiment.config_path} enables no image model, so import predictions made elsewhere with `{imported}`, or "
+        f"{how} and run `{experiment.command('oof')}`"
+    )
 
 
 def check_imported(experiment: Experiment, run: Run) -> None:

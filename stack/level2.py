@@ -17,6 +17,7 @@ from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.fold_needs import check_fold_needs
 from stack.images import require_acquisition, with_acquisition
 from stack.metrics.intervals import interval, paired_difference
 from stack.parallel import run_folds, run_with_threads
@@ -43,7 +44,7 @@ from stack.store import (
     write_run,
 )
 from stack.table import ACQUISITION
-from stack.tuned import tuned_fingerprint, tuned_params
+from stack.tuned import check_tuned_gbdt, tuned_fingerprint, tuned_params
 from tabular.models import Bag, fit_bag, write_bag
 
 
@@ -111,10 +112,15 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
         experiment = require_acquisition(experiment)
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
+    kept = {stacker.name: read_run(experiment.models / stacker.name) for stacker in stackers}
+    for stacker in stackers:  # check all stackers before the first run is set aside
+        run = kept[stacker.name]
+        complete = run is not None and run.meta["inputs"] == inputs[stacker.name]
+        check_tuned_gbdt(experiment, stacker, sources, complete=complete)
     todo = []
     for stacker in stackers:
         folder = experiment.models / stacker.name
-        run = read_run(folder)
+        run = kept[stacker.name]
         if run and run.meta["inputs"] == inputs[stacker.name]:
             read_verified_run(folder)
             out.say(f"{stacker.name}: complete, skipped")
@@ -139,6 +145,7 @@ def _fit_all(
     predictions = standardised(predictions, scales)
     left_out = len(experiment.target) - len(predictions.rows)
     if left_out:
+        check_fold_needs(experiment, predictions.rows)
         out.say(f"level 2: {left_out} training rows are left out, as declared by {_runs_with_exclusions(sources)}")
     embeddings = read_embeddings(experiment, sources)
     notes = alignment_notes(embeddings, sources)

@@ -120,6 +120,27 @@ def net_moments(values: ArrayLike, nets: ArrayLike) -> dict[int, tuple[float, fl
     return {AVERAGED: (mean, spread), **own}
 
 
+def whole_numbers(values: ArrayLike, name: str) -> NDArray[np.int64]:
+    """Returns fold or net numbers as int64. Raises DataError, naming the first, for strings, fractions and NaN."""
+    given = np.asarray(values)
+    if given.dtype.kind in "biu":
+        return given.astype(np.int64)
+    numbers = np.full(given.shape, np.nan)
+    if given.dtype.kind == "f":
+        numbers = given
+    elif given.dtype.kind == "O":  # such as whole numbers of a DataFrame with other columns
+        is_number = np.array([isinstance(value, int | float | np.number) for value in given.ravel()], bool)
+        numbers[is_number.reshape(given.shape)] = given.ravel()[is_number].astype(np.float64)
+    whole = np.isfinite(numbers) & (numbers == np.round(numbers))
+    if not whole.all():
+        first = given[~whole].ravel()[:1].tolist()[0]
+        raise DataError(
+            f"{name} holds {first!r}: give whole numbers, for example with "
+            f"`{name}, names = pandas.factorize({name}, sort=True)`"
+        )
+    return given.astype(np.int64)
+
+
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     other = np.flatnonzero(~np.isfinite(values))
@@ -135,4 +156,4 @@ def _with_nets(P: ArrayLike, nets: ArrayLike) -> tuple[NDArray[np.float64], NDAr
     nets = nets[:, None] if nets.ndim == 1 else nets
     if nets.shape not in (P.shape, (len(P), 1)):
         raise DataError(f"nets have shape {nets.shape}, predictions {P.shape}: give one a row or one a prediction")
-    return P, np.broadcast_to(nets, P.shape).astype(np.int64)
+    return P, np.broadcast_to(whole_numbers(nets, "nets"), P.shape)

@@ -24,6 +24,7 @@ from scipy.special import expit
 
 from dermstack.errors import StoreError
 from image_models.files import atomic_write
+from stack.cells import FRAME_ERRORS
 
 RUN_FILE = "run.json"
 # The command that makes a run of each kind; `stack` makes the other kinds.
@@ -33,8 +34,7 @@ LOCK_FILE = ".lock"
 _DIGEST_KEY = "digest"  # key of a file's digest inside the file
 _DISK_BLOCK_BYTES = 1 << 16  # bytes: a disk with less free space counts as full
 
-# Errors of pyarrow and pandas for an invalid parquet file, and of NumPy for an invalid array, whose header is Python.
-FRAME_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
+# Errors of NumPy for an invalid array, whose header is Python.
 _ARRAY_ERRORS = (*FRAME_ERRORS, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
 
 

@@ -15,15 +15,16 @@ from dermstack.errors import DataError
 from stack.blend.blender import Blender, blender_state
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.nested import blend_nested
-from stack.config import check_header
+from stack.cells import read_cells
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.keys import keys_as_in
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
-from stack.tuned import tuned_fingerprint, tuned_weights
+from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
 
 _MAX_LISTED = 5  # values listed in an error, which also gives their number
 
@@ -100,6 +101,9 @@ def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) 
     id_column, target_column = map(str, frame.columns)
     id_name = id_column if id_column in expected else str(expected.columns[0])
     target_name = next(str(name) for name in expected if name != id_name)
+    # The submission has the sample's spelling of an id: 17 where the sample has 17 and data.test 17.0.
+    ids = keys_as_in(frame[id_column], expected[id_name], "the predictions: id", of=str(sample))
+    frame = frame.assign(**{id_column: ids})
     _check_same_ids(frame[id_column], expected[id_name], sample)
     scores = frame.set_index(id_column)[target_column].reindex(expected[id_name])
     return expected.assign(**{target_name: scores.to_numpy()}), id_name
@@ -107,18 +111,13 @@ def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) 
 
 def _read_sample(path: Path) -> pd.DataFrame:
     """Reads a sample's two columns as the strings in the file: "007" stays "007", "NA" stays "NA"."""
-    check_header(path)
-    try:
-        # header=None, because pandas would silently use a surplus column as the index.
-        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file: correct data.sample_submission in the config") from error
-    except (ValueError, OSError, MemoryError) as error:
-        raise DataError(f"{path}: not a readable csv in UTF-8 ({str(error).strip()}): save it as one") from error
-    header = [str(name).strip() for name in cells.iloc[0]]
+    if not path.is_file():
+        raise DataError(f"{path}: no such file: correct data.sample_submission in the config")
+    cells = read_cells(path)
+    header = list(map(str, cells.columns))
     if len(set(header)) != 2 or len(header) != 2:
         raise DataError(f"{path}: it has the columns {header}: a sample submission needs two, an id and a target")
-    return cells.iloc[1:].reset_index(drop=True).set_axis(header, axis="columns")
+    return cells
 
 
 def _check_ids(ids: list[object], where: str) -> None:
@@ -161,6 +160,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     folder = experiment.folder / "blend"
     inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
+    check_tuned_blend(experiment, runs, complete=run is not None and run.meta["inputs"] == inputs)
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")

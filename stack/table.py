@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
-from stack.config import check_header
+from stack.cells import read_cells
+from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys
 from stack.missing_codes import MAX_AGE
 
 REQUIRED = ("id", "group", "target")
@@ -23,7 +24,6 @@ TRAIN_ONLY = ("target", "diagnosis", "source", "fold")
 
 # Values that exporters write into a group column for an unknown group.
 SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
-_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})
 _MAX_LISTED = 5  # values listed of each fault, which also gives their number
 
 
@@ -33,20 +33,31 @@ class Table:
 
     `train` also has target and, where mapped, diagnosis, source and fold. id and group are str, target int8, age,
     width, height and bytes float32 (NaN missing), the others str (NaN missing). `fold` is as in the file; `test` has
-    no rows where there is no test csv.
+    no rows where there is no test csv. Each group has one spelling, in train and test. Where ``test_groups_known`` is
+    false, the test csv has no groups and each test row is a group of its own, named by its id.
     """
 
     train: pd.DataFrame
     test: pd.DataFrame
+    test_groups_known: bool = True
 
     @property
     def shared_groups(self) -> int:
         """Number of groups that have rows in both train and test."""
-        return len(set(self.train["group"]) & set(self.test["group"]))
+        return len(set(self.train["group"]) & set(self.test["group"])) if self.test_groups_known else 0
 
 
-def read_table(train_csv: Path, test_csv: Path | None, *, columns: Mapping[str, str]) -> Table:
-    """Reads and checks both csv files; `columns` maps canonical names to those of the files.
+def read_table(
+    train_csv: Path,
+    test_csv: Path | None,
+    *,
+    columns: Mapping[str, str],
+    group_features: Sequence[str] | None = None,
+) -> Table:
+    """Reads and checks both tables, csv or parquet; `columns` maps canonical names to those of the files.
+
+    `group_features` are the settings that use the groups of test rows: where it is empty, the test table may lack the
+    group column. By default it needs one.
 
     Raises ConfigError where `columns` lacks id, group or target or has an unknown key, and DataError that lists
     every fault of both files: file, rows, values, next step. Row numbers are those of a spreadsheet: the header is
@@ -55,18 +66,44 @@ def read_table(train_csv: Path, test_csv: Path | None, *, columns: Mapping[str, 
     _check_columns(columns)
     faults: list[str] = []
     train = _read_frame(train_csv, columns, faults, is_train=True)
-    test = _read_frame(test_csv, columns, faults, is_train=False) if test_csv else _no_rows()
+    test, grouped = _read_test(test_csv, columns, faults, group_features) if test_csv else (_no_rows(), True)
     if train is not None and test is not None:
-        common = set(train["id"]) & set(test["id"]) - {""}
-        both = test.loc[test["id"].isin(common), "id"]
+        shared = keys_as_in(test["id"], train["id"], "id", of=str(train_csv), refuse_doubtful=False)
+        common = set(train["id"]) & set(shared) - {""}
+        both = test.loc[shared.isin(common), "id"]
         if len(both):
             faults.append(
                 f"{test_csv}: {_listed(both)} also in {train_csv}: an image is either in train or in test, "
                 "remove it from one of the files"
             )
+        if grouped:
+            try:
+                groups = keys_as_in(test["group"], train["group"], f"{test_csv}: group", of=str(train_csv))
+                test = test.assign(group=groups)
+            except DataError as error:
+                faults.append(str(error))
     if faults or train is None or test is None:
         raise DataError("\n".join(faults))
-    return Table(train, test)
+    return Table(train, test, grouped)
+
+
+def _read_test(
+    path: Path, columns: Mapping[str, str], faults: list[str], group_features: Sequence[str] | None
+) -> tuple[pd.DataFrame | None, bool]:
+    """Reads the test table; also returns whether it has groups."""
+    raw = _read_strings(path, faults)
+    if raw is None or group_features is None or columns["group"] in raw:
+        return (None if raw is None else _checked_frame(raw, path, columns, faults, is_train=False)), True
+    if group_features:
+        near = _nearest(columns["group"], raw.columns)
+        faults.append(
+            f"{path}: no column {columns['group']!r} (columns.group){near}: {' and '.join(group_features)} compare a "
+            f"test row with the other rows of its group, so add the column, or set {' and '.join(group_features)} to "
+            "false"
+        )
+    without = {name: csv for name, csv in columns.items() if name != "group"}
+    frame = _checked_frame(raw, path, without, faults, is_train=False, is_external=True)
+    return (None if frame is None else frame.assign(group=frame["id"])), False
 
 
 def read_external_frame(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -107,15 +144,6 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
     return frame, [name for name in columns if name not in present and name not in TRAIN_ONLY]
 
 
-def read_cells(path: Path) -> pd.DataFrame:
-    """Reads every cell of a csv as the string in the file, with columns named by the header. Raises DataError."""
-    faults: list[str] = []
-    raw = _read_strings(path, faults)
-    if raw is None:
-        raise DataError("\n".join(faults))
-    return raw
-
-
 def _check_columns(columns: Mapping[str, str]) -> None:
     for name in REQUIRED:
         if name not in columns:
@@ -130,10 +158,22 @@ def _read_frame(
     path: Path, columns: Mapping[str, str], faults: list[str], *, is_train: bool, is_external: bool = False
 ) -> pd.DataFrame | None:
     """Reads one file into canonical columns and appends its faults to `faults`; returns None if it is unusable."""
-    found = len(faults)
     raw = _read_strings(path, faults)
     if raw is None:
         return None
+    return _checked_frame(raw, path, columns, faults, is_train=is_train, is_external=is_external)
+
+
+def _checked_frame(
+    raw: pd.DataFrame,
+    path: Path,
+    columns: Mapping[str, str],
+    faults: list[str],
+    *,
+    is_train: bool,
+    is_external: bool = False,
+) -> pd.DataFrame | None:
+    found = len(faults)
     mapped = {name: csv for name, csv in columns.items() if is_train or name not in TRAIN_ONLY}
     for name, csv in mapped.items():
         number = list(raw.columns).count(csv)
@@ -151,6 +191,10 @@ def _read_frame(
     faults += [f"{path}: {fault}" for fault in _id_faults(text["id"])]
     if "group" not in text:
         text["group"] = ""
+    try:
+        text["group"] = unified_keys(text["group"], f"{path}: groups")
+    except DataError as error:
+        faults.append(str(error))
     if not is_external:
         faults += [f"{path}: {fault}" for fault in _group_faults(text["group"], is_train=is_train)]
     frame = text[["id", "group"]].copy()
@@ -175,25 +219,11 @@ def _read_frame(
 
 
 def _read_strings(path: Path, faults: list[str]) -> pd.DataFrame | None:
-    """Reads every cell as the string in the file: "17" stays "17", "" stays ""."""
+    """Reads every cell as text and appends what prevents it to `faults`."""
     try:
-        check_header(path)
-        # header=None, because pandas would silently rename a duplicated column and use a surplus one as the index.
-        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
-    except FileNotFoundError:
-        faults.append(f"{path}: no such file: correct its path in the config")
+        return read_cells(path)
     except DataError as error:
         faults.append(str(error))
-    except pd.errors.EmptyDataError:
-        faults.append(f"{path}: the file is empty: give it a header and at least one row")
-    except (ValueError, OSError, MemoryError) as error:
-        faults.append(f"{path}: not a readable csv in UTF-8 ({str(error).strip()}): save it as one")
-    else:
-        if len(cells) > 1:
-            rows = cells.iloc[1:].reset_index(drop=True)
-            rows.columns = pd.Index([name.strip() for name in cells.iloc[0]])
-            return rows
-        faults.append(f"{path}: the file has a header but no rows: add at least one row")
     return None
 
 
@@ -205,6 +235,11 @@ def _id_faults(ids: pd.Series) -> Iterable[str]:
     if doubled.any():
         names = ids[doubled].drop_duplicates()
         yield f"{_listed(names)} in more than one row ({_rows(doubled)}): ids must be unique, keep one row of each"
+    if pairs := spelled_twice(ids[~missing]):
+        yield (
+            f"{' and '.join(map(repr, pairs[0]))} are two spellings of one id, {len(pairs)} such pairs: ids must be "
+            "unique, keep one row of each or give them other names"
+        )
     # Ids become file names, here and on other machines.
     unsafe = ids.str.contains(r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$", regex=True) & ~missing
     if unsafe.any():
@@ -245,7 +280,7 @@ def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_clas
 
 
 def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
-    known = ~values.str.lower().isin(_MISSING)
+    known = ~values.str.lower().isin(MISSING_KEYS)
     numbers = pd.to_numeric(values.where(known), errors="coerce").to_numpy(np.float64, na_value=np.nan)
     in_range = (numbers >= 0) & (numbers <= MAX_AGE) if name == "age" else numbers > 0
     bad = known & ~(np.isfinite(numbers) & in_range)
@@ -258,7 +293,7 @@ def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[st
 
 
 def _words(values: pd.Series) -> pd.Series:
-    return values.mask(values.str.lower().isin(_MISSING))
+    return values.mask(values.str.lower().isin(MISSING_KEYS))
 
 
 def _all_missing(n: int) -> pd.Series:
@@ -328,7 +363,9 @@ def read_external(
     Raises ConfigError where ``columns`` lacks id or target.
     """
     frame = read_external_frame(path, columns)
-    taken = frame["id"].isin(primary.train["id"]) | frame["id"].isin(primary.test["id"])
+    known = pd.concat([primary.train["id"], primary.test["id"]])
+    spelled = keys_as_in(frame["id"], known, f"{path}: id", of="train and test", refuse_doubtful=False)
+    taken = spelled.isin(known)
     if taken.any() and on_collision == "refuse":
         first = ", ".join(frame["id"][taken].iloc[:3])
         raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")

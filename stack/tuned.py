@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ import yaml
 from dermstack.errors import ConfigError, StoreError
 from image_models.settings import Training
 from stack.blend.columns import LeftOutFolds, Weighting
-from stack.config import parse_yaml
+from stack.config import Stacker, parse_yaml
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
-from stack.store import sha256
+from stack.store import Run, sha256
+from stack.study_inputs import (
+    Inputs,
+    blend_study_inputs,
+    changed_inputs,
+    gbdt_study_inputs,
+    image_file_inputs,
+    image_study_inputs,
+)
 
 _DIGEST_PREFIX = "# sha256 of what follows: "
 
@@ -61,6 +70,29 @@ def tuned_weights(experiment: Experiment, runs: tuple[str, ...]) -> dict[LeftOut
     return found
 
 
+def check_tuned_gbdt(experiment: Experiment, stacker: Stacker, sources: Sequence[Run], *, complete: bool) -> None:
+    """Raises StoreError where the study that the config names for a stacker is stale, naming what has changed.
+
+    ``complete`` says that the stacker's run is complete and stays: then a study that noted no inputs is accepted.
+    """
+    if (path := experiment.config.tuned.gbdt.get(stacker.name)) is not None:
+        now = gbdt_study_inputs(experiment, stacker, sources)
+        _check_inputs(experiment, path, f"tuned.gbdt.{stacker.name}", now, may_lack=complete)
+
+
+def check_tuned_blend(experiment: Experiment, runs: Sequence[Run], *, complete: bool) -> None:
+    """Raises StoreError where the study that the config names for the blend is stale; ``complete`` is of the blend."""
+    if (path := experiment.config.tuned.blend) is not None:
+        _check_inputs(experiment, path, "tuned.blend", blend_study_inputs(experiment, runs), may_lack=complete)
+
+
+def check_tuned_files(experiment: Experiment, model: ImageModel, images: str) -> None:
+    """Raises StoreError where an image model's study saw other images or weights; ``images`` is their checksum now."""
+    if (path := experiment.config.tuned.image.get(model.name)) is not None:
+        now = image_study_inputs(experiment, _own_model(experiment, model)) | image_file_inputs(model, images)
+        _check_inputs(experiment, path, f"tuned.image.{model.name}", now, may_lack=True)
+
+
 def enabled_models(experiment: Experiment) -> list[ImageModel]:
     """Returns the enabled image models, with tuned settings where the config names a study.
 
@@ -76,6 +108,8 @@ def _with_tuned_settings(experiment: Experiment, model: ImageModel) -> ImageMode
         return model
     key = f"tuned.image.{model.name}"
     study = _read(experiment, path, key)
+    if "inputs" in study:  # one that noted none is accepted: nets may have been trained by it
+        _refuse_stale(path, key, study, image_study_inputs(experiment, model), may_lack=True)
     try:
         settings = {**study["settings"], "augment": tuple(study["settings"]["augment"].split("+"))}
         if odd := set(settings) - {"augment", *(field.name for field in fields(Training))}:
@@ -90,6 +124,15 @@ def _with_tuned_settings(experiment: Experiment, model: ImageModel) -> ImageMode
         ) from error
 
 
+def noted_inputs(path: Path) -> dict[str, str] | None:
+    """Returns the inputs that a study noted in its result file; None where there is no such file or it noted none."""
+    try:
+        noted = parse_yaml(path.read_text(encoding="utf-8"))["inputs"]
+        return {str(name): str(value) for name, value in noted.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+
+
 def tuned_fingerprint(path: Path | None) -> str | None:
     """Returns the SHA-256 of a study's result file; None where there is none."""
     return sha256(path) if path is not None and path.is_file() else None
@@ -98,6 +141,32 @@ def tuned_fingerprint(path: Path | None) -> str | None:
 def digest_line(text: str) -> str:
     """Returns a YAML comment with the hash of ``text``, which is written above the text to detect changes."""
     return f"{_DIGEST_PREFIX}{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _check_inputs(experiment: Experiment, path: Path, key: str, now: Inputs, *, may_lack: bool) -> None:
+    _refuse_stale(path, key, _read(experiment, path, key), now, may_lack=may_lack)
+
+
+def _own_model(experiment: Experiment, model: ImageModel) -> ImageModel:
+    """Returns the model as the config has it, without tuned settings."""
+    return next(own for own in experiment.config.image_models if own.name == model.name)
+
+
+def _refuse_stale(path: Path, key: str, study: dict[str, Any], now: Inputs, *, may_lack: bool) -> None:
+    """Raises StoreError where the study noted other inputs than ``now`` or, unless it ``may_lack`` them, none."""
+    command = f"dermstack tune {key.split('.')[1]}"
+    if (noted := study.get("inputs")) is None and may_lack:
+        return
+    if not isinstance(noted, dict):
+        raise StoreError(
+            f"{key}: {path} does not say which predictions and settings it was tuned on, as dermstack before 0.3 wrote "
+            f"it: run `{command}` again"
+        )
+    if changed := changed_inputs({str(name): str(value) for name, value in noted.items()}, now):
+        raise StoreError(
+            f"{key}: {path} is stale, it was tuned with other {'; '.join(changed)}: run `{command}` again, which "
+            f"begins a new study beside it, or remove the key {key}"
+        )
 
 
 def _read(experiment: Experiment, path: Path, key: str) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def _read_table(path: Path) -> object:
 
 
 def _read_new(path: Path) -> object:
-    from stack.table import read_cells, read_new_frame
+    from stack.cells import read_cells
+    from stack.table import read_new_frame
 
     return read_cells(path), read_new_frame(path, COLUMNS)
 

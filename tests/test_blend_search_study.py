@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
 from stack.blend.search import _step, completed, quiet_optuna, tune_weights, weighting_from_parameters
@@ -107,3 +108,37 @@ def test_steps_grow_with_success_and_shrink_without() -> None:
     one_in_five = [({}, value) for value in (0.5, 0.6, 0.1, 0.1, 0.1, 0.1)]
     assert _step(one_in_five, 1) == pytest.approx(_step(one_in_five[:1], 1))
     assert _step(one_in_five[:2], 1) > _step(one_in_five[:1], 1) > _step([*one_in_five[:1], *one_in_five[2:]], 1)
+
+
+def test_a_study_of_other_data_is_refused_by_what_differs() -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random(300) < 0.3).astype(int)
+    P = 1 / (1 + np.exp(-np.outer(y, [1, 2]) - rng.normal(size=(300, 2))))
+    study = optuna.create_study(direction="maximize")
+    first = Blender("optuna", trials=8).fit(P, y, study=study)
+    again = Blender("optuna", trials=12).fit(P, y, study=study)
+    assert len(again.trial_values_) == 12
+    np.testing.assert_array_equal(again.trial_values_[:8], first.trial_values_)
+    noise = np.column_stack([rng.random(300), P[:, 1]])
+    for other, data, targets, what in (
+        ({}, noise, y, "predictions"),
+        ({}, P[:, ::-1], y, "predictions"),
+        ({}, P, 1 - y, "targets"),
+        ({}, np.column_stack([P, P[:, 0]]), y, r"runs \(2, now 3\), predictions"),
+        ({}, P[1:], y[1:], r"rows \(300, now 299\)"),
+        ({"objective": "ap"}, P, y, r"objective \(auc, now ap\)"),
+        ({"power": True}, P, y, r"powers \(no, now yes\)"),
+    ):
+        with pytest.raises(DataError, match=rf"has trials on other .*{what}.*: give a new study"):
+            Blender("optuna", trials=15, **other).fit(data, targets, study=study)
+    assert len(study.trials) == 12, "a refused fit adds no trial"
+
+
+def test_a_study_that_does_not_say_what_it_is_about_is_refused() -> None:
+    columns, y = simulated_rows()
+    old = optuna.create_study(direction="maximize")
+    old.add_trial(optuna.trial.create_trial(params={}, distributions={}, value=0.9))
+    with pytest.raises(DataError, match="does not say which predictions its trials are about: give a new study"):
+        tune_weights(columns, ALLOWED, y, trials=5, warm_starts=[lambda: EQUAL], study=old)
+    with pytest.raises(DataError, match="create it with direction='maximize'"):
+        tune_weights(columns, ALLOWED, y, trials=5, study=optuna.create_study(direction="minimize"))

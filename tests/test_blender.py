@@ -55,7 +55,7 @@ def test_a_run_outside_0_and_1_enters_a_mean_by_its_rank() -> None:
     assert blender.transforms_.tolist() == ["probability", "rank"]
     expected = (P[:, 0] + (rankdata(P[:, 1]) - 0.5) / len(P)) / 2
     np.testing.assert_allclose(blender.predict_proba(logits)[:, 1], expected)
-    with pytest.raises(DataError, match=r"run 0: fitted as probabilities, but now outside \[0, 1\]"):
+    with pytest.raises(DataError, match=r"run 0: probabilities in the fit, but now outside \[0, 1\]"):
         blender.predict_proba(logits + 1)
 
 
@@ -154,7 +154,7 @@ def test_nets_of_different_scales_blend_as_if_they_had_one() -> None:
 def test_the_in_sample_interval_runs_over_groups() -> None:
     P, y = runs(1, 2)
     groups = np.arange(len(P)) // 4
-    blender = Blender().fit(P, y, groups)
+    blender = Blender().fit(P, y, groups=groups)
     assert blender.in_sample_ == interval("auc", y, blender.predict_proba(P)[:, 1], groups)
     assert Blender().fit(P, y).in_sample_ is None
 
@@ -257,3 +257,56 @@ def test_logits_are_taken_on_each_nets_own_scale() -> None:
         for p in (1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-scaled)))
     )
     np.testing.assert_allclose(same, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_probabilities_is_refused_as_logits_by_every_method(method: str) -> None:
+    P, y = runs(1, 2)
+    other = np.column_stack([np.log(P[:, 0] / (1 - P[:, 0])), P[:, 1]])
+    blender = Blender(method, trials=6).fit(P, y)
+    for call in (
+        lambda: blender.predict_proba(other),
+        lambda: blender.predict_proba(100 * P[:, [0, 1]] * [1, 0.01]),  # per cent
+        lambda: Blender(method, trials=6).fit(other, y, columns_from=(P, np.zeros(len(P), int))),
+    ):
+        with pytest.raises(DataError, match=r"run 0: probabilities in .*, but now outside \[0, 1\]"):
+            call()
+    logits = Blender(method, trials=6).fit(other, y)
+    assert len(logits.predict_proba(2 * other * [1, 0.5])) == len(y), "what was fitted as logits has no bounds"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bags", 0), ("bags", -1), ("bags", 2.5), ("bags", True), ("bags", "3"), ("trials", 0), ("trials", None),
+     ("seed", -1), ("seed", 0.5), ("power", "no"), ("power", 1), ("replacement", None), ("timeout", -1.0),
+     ("timeout", float("nan"))],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(name: str, value: object) -> None:
+    P, y = runs(1, 1)
+    for method in METHODS:
+        with pytest.raises(ConfigError, match=rf"{name}={value!r}: give "):
+            Blender(method).set_params(**{name: value}).fit(P, y)
+
+
+def test_sample_weights_are_not_taken_for_groups() -> None:
+    P, y = runs(1, 1)
+    for third in (np.where(y == 1, 10, 1), np.random.default_rng(0).random(len(y)), np.arange(len(y)) // 4):
+        with pytest.raises(ConfigError, match=r"give groups=… for the groups; it has no sample weights"):
+            Blender().fit(P, y, third)
+
+
+@pytest.mark.parametrize("nets", [["0"] * 200, ["fold_0"] * 200, [0.5] * 200, [np.nan] * 200, [None] * 200])
+def test_nets_are_whole_numbers(nets: list[object]) -> None:
+    P, y = runs(1, 1)
+    for call in (
+        lambda: Blender().fit(P, y, nets=nets),
+        lambda: Blender().fit(P, y).predict_proba(P, nets=nets),
+        lambda: Blender().fit(P, y, columns_from=(P, nets)),
+    ):
+        with pytest.raises(DataError, match=r"nets holds .*: give whole numbers, for example with .*factorize"):
+            call()
+    with pytest.raises(DataError, match=r"nets have shape \(3,\), predictions \(200, 2\)"):
+        Blender().fit(P, y, nets=[0, 0, 0])
+    expected = Blender().fit(P, y, nets=np.arange(200) % 3).predict_proba(P, nets=np.arange(200) % 3)
+    same = np.array([int(net) for net in np.arange(200) % 3], object)
+    np.testing.assert_array_equal(Blender().fit(P, y, nets=same).predict_proba(P, nets=same * 1.0), expected)

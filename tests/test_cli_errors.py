@@ -120,7 +120,7 @@ def test_a_missing_config_is_named(tmp_path: Path, capsys: Capture) -> None:
     imported = ["import-oof", "x", "--oof", "x.csv"]
     for command in (["oof"], ["stack"], ["tune", "blend"], ["report"], ["clean"], imported):
         message = command_error(capsys, *command, "-c", path)
-        assert f"{path}: no such config: check the path; configs/" in message
+        assert f"{path}: no such config: check the path; `dermstack demo-data" in message
     assert list(tmp_path.iterdir()) == []
 
 

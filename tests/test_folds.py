@@ -175,7 +175,9 @@ def test_a_large_group_that_nothing_was_merged_into_is_no_warning() -> None:
 def test_fewer_groups_of_a_class_than_folds_are_refused(flip: int, word: str) -> None:
     target = [int(i in (3, 4, 12)) ^ flip for i in range(40)]  # 3 rows in 2 groups
     train = table([f"g{i // 8 if i < 16 else i}" for i in range(40)], target)
-    with pytest.raises(DataError, match=f"2 groups hold {word}, fewer than the 3 folds"):
+    with pytest.raises(
+        DataError, match=rf"2 groups hold {word}, fewer than the 3 folds: set fewer folds \(folds\.k: 2\)"
+    ):
         make_folds(train, k=3, seed=0)
     assert make_folds(train, k=2, seed=0).k == 2
 
@@ -250,7 +252,7 @@ def test_an_inner_split_takes_about_one_part_of_rows_and_positives() -> None:
     few = (np.array([group in {"g1", "g2"} for group in groups])).astype(int)
     stop = inner_split(few, groups, parts=8, seed=0)
     assert set(few[stop]) == set(few[~stop]) == {0, 1}
-    with pytest.raises(DataError, match="1 groups hold positives"):
+    with pytest.raises(DataError, match="1 group holds positives"):
         inner_split((groups == "g1").astype(int), groups, seed=0)
     with pytest.raises(ConfigError, match="parts is 1"):
         inner_split(target, groups, parts=1, seed=0)

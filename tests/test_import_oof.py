@@ -66,12 +66,22 @@ def test_a_run_is_complete_and_on_record(experiment: Experiment, files: Files) -
     assert experiment.finished(level=1) == [run]
 
 
-def test_certain_predictions_stay_finite(experiment: Experiment, files: Files) -> None:
+def test_zero_and_one_lie_half_of_the_resolution_inside(experiment: Experiment, files: Files) -> None:
+    """A 0 among three digits means below 0.0005, and no prediction is certain."""
+    oof, test = files
+    oof["p"], test["p"] = oof["p"].round(3), test["p"].round(2)  # each file by its own resolution
+    oof.loc[:1, "p"], test.loc[:1, "p"] = [0.0, 1.0], [0.0, 1.0]
+    run = import_frames(experiment, "net", oof, test)
+    assert run.frame("oof")["p"].iloc[:2].tolist() == pytest.approx([0.0005, 0.9995])
+    assert run.frame("test")["p"].iloc[:2].tolist() == pytest.approx([0.005, 0.995])
+
+
+def test_zero_and_one_among_all_digits_stay_finite_and_the_extremes(experiment: Experiment, files: Files) -> None:
     oof, test = files
     oof.loc[:1, "p"] = [0.0, 1.0]
     stored = import_frames(experiment, "net", oof, test).frame("oof")
     assert np.isfinite(stored["logit"]).all()
-    assert stored["p"].iloc[:2].tolist() == pytest.approx([0, 1])
+    assert stored["p"].iloc[:2].tolist() == pytest.approx([oof["p"][2:].min() / 2, (1 + oof["p"][2:].max()) / 2])
 
 
 @pytest.mark.parametrize("missing", [1, 7])

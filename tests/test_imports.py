@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from conftest import WITHOUT_IMAGE_EXTRA
-from sources import ROOT
+from sources import PACKAGES, ROOT, source_files
 
 
 def test_imports_keep_the_contracts_of_pyproject() -> None:
@@ -28,6 +28,20 @@ Blender()
 """
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_optional_extras_are_imported_only_where_they_are_used() -> None:
+    """Each module but the two that stand for an extra imports after `pip install 'dermstack[image]'`."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in source_files()
+        if path.relative_to(ROOT).parts[0] in PACKAGES and path.name not in ("__main__.py", "app.py", "onnx_export.py")
+    ]
+    extras = ["onnx", "onnxruntime", "onnxscript", "starlette", "uvicorn", "multipart", "catboost", "ray", "pg8000"]
+    code = f"import sys, importlib; sys.modules.update(dict.fromkeys({extras}))\n"
+    code += f"for name in {modules}: importlib.import_module(name)"
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:

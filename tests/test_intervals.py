@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from test_scores import ORACLES
 
-from dermstack.errors import DataError
+from dermstack.errors import ConfigError, DataError
 from stack.metrics import intervals
 from stack.metrics.intervals import Interval, bootstrap_scores, interval, paired_difference
 from stack.metrics.scores import OBJECTIVES, auc
@@ -119,3 +121,21 @@ def test_a_draw_without_negatives_is_nan_and_leaves_the_interval() -> None:
         drawn = bootstrap_scores(objective, y, s, group, draws=200)
         assert 0 < np.isnan(drawn).mean() < 0.5
         assert np.isfinite([interval(objective, y, s, group).low, interval(objective, y, s, group).se]).all()
+
+
+@pytest.mark.parametrize("draws", [0, 1, -3, 2.5, None])
+def test_a_number_of_draws_that_gives_no_interval_is_refused(draws: Any) -> None:
+    y, s = np.arange(40) % 2, np.random.default_rng(0).random(40)
+    for call in (
+        lambda: interval("auc", y, s, np.arange(40), draws=draws),
+        lambda: paired_difference("auc", y, s, s, np.arange(40), draws=draws),
+    ):
+        with pytest.raises(ConfigError, match=rf"draws={draws!r}: give a whole number of at least 2"):
+            call()
+
+
+def test_scores_of_another_length_are_refused_in_a_difference() -> None:
+    y, s = np.arange(40) % 2, np.random.default_rng(0).random(40)
+    for a, b in ((s, s[1:]), (s[1:], s), (s[1:], s[1:])):
+        with pytest.raises(DataError, match=r"scores have shape \(39,\), targets \(40,\)"):
+            paired_difference("auc", y, a, b, np.arange(40))

@@ -88,7 +88,7 @@ def test_a_label_by_hand_stands_beside_the_number_and_trains_nothing(
     assert contents(folder) == before
     assert run_cli("stack", *labelled) == 0
     assert "tiny, gbdt: selected on these rows" in " ".join(capsys.readouterr().out.split())
-    assert "are selected on these rows" in (folder / "runs/small/report.html").read_text()
+    assert "settings were selected on these rows" in (folder / "runs/small/report.html").read_text()
     assert run_cli("stack", "-c", str(config(small_data, folder)), "-q") == 2, "a label does not come off by itself"
 
 

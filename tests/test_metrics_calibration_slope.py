@@ -5,7 +5,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.errors import DataError
-from stack.metrics.calibration import recalibration
+from stack.metrics.calibration import calibration_scores, recalibration
 
 
 def simulated_rows(
@@ -68,6 +68,21 @@ def test_a_p_that_parts_the_classes_or_is_the_same_for_all_has_no_slope() -> Non
         made = recalibration(y, p, group)
         assert np.isnan([made.slope.value, made.intercept]).all()
         assert np.isfinite(made.in_the_large.se)
+
+
+def test_rounding_does_not_flatten_the_slope(rng: np.random.Generator) -> None:
+    """Half of the p are 0 among three digits; as certain negatives they would flatten the slope."""
+    x = rng.normal(-7, 2.5, 6000)
+    y = (rng.random(6000) < expit(x)).astype(int)
+    y[:5], x[:5] = 1, -8.0  # five positives with p 0
+    rounded = expit(x).round(3)
+    assert (rounded == 0).mean() > 0.3
+    for slope in (
+        lambda p: recalibration(y, p, np.arange(6000)).slope.value,
+        lambda p: calibration_scores(y, p)["slope"],
+    ):
+        assert slope(rounded) == pytest.approx(slope(expit(x)), abs=0.15)
+        assert slope(np.clip(rounded, 1e-9, 1 - 1e-9)) < slope(rounded) - 0.2
 
 
 def test_a_single_class_or_group_is_refused() -> None:

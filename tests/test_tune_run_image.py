@@ -60,7 +60,7 @@ def test_interrupted_and_continued_it_chooses_the_same_and_the_winner_is_labelle
     assert run_cli("compare", "small", "small/tiny", "--folder", str(config.parent / "runs")) == 0
     assert " ".join(capsys.readouterr().out.split()).count("selected on these rows, by a study") == 2
     report = (config.parent / "runs/small/report.html").read_text()
-    assert "are selected on these rows" in report
+    assert "settings were selected on these rows" in report
     assert run_cli("oof", "-c", str(config), "-q") == 2, "without the study the run is stale"
 
 

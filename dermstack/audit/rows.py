@@ -10,10 +10,13 @@ import pandas as pd
 from dermstack.audit.finding import Finding, Severity, worst_first
 from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
 from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association
-from stack.experiment import Experiment, read_duplicate_pairs, train_pairs
+from dermstack.errors import DataError
+from stack.cells import read_cells
+from stack.experiment import Experiment, train_pairs
 from stack.features import metadata_of_models
+from stack.keys import fold_labels, is_missing_fold
 from stack.missing_codes import missing_codes
-from stack.table import ACQUISITION, SENTINELS, read_cells
+from stack.table import ACQUISITION, SENTINELS
 
 LARGE_GROUP_RATIO = 5  # a group with this many times the 99th percentile of the other sizes is reported
 LARGE_GROUP_ROWS = 20  # and only if it has at least this many rows
@@ -48,10 +51,9 @@ def row_findings(experiment: Experiment) -> list[Finding]:
 
 def listed_duplicate_findings(experiment: Experiment) -> list[Finding]:
     """Returns one finding for each kind of pair in `data.duplicates`, without pairs that were also found by image."""
-    listed = read_duplicate_pairs(experiment.config.data.duplicates)
-    if listed is None:
+    pairs = experiment.listed_duplicates
+    if pairs is None:
         return []
-    pairs = listed.set_axis(["id_1", "id_2"], axis=1).astype("str")
     of_pictures = experiment.curation.pairs[["id_1", "id_2"]].astype("str").to_numpy()
     seen = {frozenset(pair) for pair in of_pictures}
     also = np.array([frozenset(pair) in seen for pair in pairs.to_numpy()], bool)
@@ -101,9 +103,7 @@ def fold_findings(experiment: Experiment) -> list[Finding]:
     frame = experiment.folds.frame
     fold_of = frame.set_index("id")["fold"]
     pairs = [train_pairs(experiment.curation, experiment.table.train)]
-    listed = read_duplicate_pairs(experiment.config.data.duplicates)
-    if listed is not None:
-        listed = listed.set_axis(["id_1", "id_2"], axis=1).astype("str")
+    if (listed := experiment.listed_duplicates) is not None:
         pairs.append(listed[listed["id_1"].isin(fold_of.index) & listed["id_2"].isin(fold_of.index)])
     known = pd.concat(pairs).drop_duplicates()
     apart = (fold_of.loc[known["id_1"]].to_numpy() != fold_of.loc[known["id_2"]].to_numpy()).sum()
@@ -138,6 +138,13 @@ def missing_code_findings(experiment: Experiment) -> list[Finding]:
 
 def _shared_findings(experiment: Experiment) -> list[Finding]:
     train, test = experiment.table.train, experiment.table.test
+    if not experiment.table.test_groups_known:
+        what, evidence = (
+            "groups of the test rows are unknown",
+            f"the test csv has no column {_group_column(experiment)!r}",
+        )
+        remedy = "add the column where it exists: nothing checks whether groups are in both train and test"
+        return [Finding("note", what, evidence, remedy)]
     shared = set(train["group"]) & set(test["group"])
     if not shared:
         return []
@@ -145,6 +152,10 @@ def _shared_findings(experiment: Experiment) -> list[Finding]:
     evidence = f"{len(shared)} of {test['group'].nunique()} groups in test, {rows} of {len(test)} test rows"
     remedy = "the estimate holds for unseen groups: the score on these rows may be higher"
     return [Finding("warning", "groups in train and test", evidence, remedy, f"first group {min(shared)!r}")]
+
+
+def _group_column(experiment: Experiment) -> str:
+    return experiment.config.data.columns.group
 
 
 def _other_folds(experiment: Experiment) -> list[Finding]:
@@ -157,10 +168,14 @@ def _other_folds(experiment: Experiment) -> list[Finding]:
     rows = cells.set_index(config.data.columns.id).loc[experiment.table.train["id"]]
     found = []
     for name in names:
-        values = rows[name].str.strip()
-        values = values.mask((values == "") | values.str.startswith("-"))  # negative or empty: the row has no fold
+        text = rows[name].str.strip()
+        has_fold = ~(is_missing_fold(text) | text.str.startswith("-").to_numpy(bool))
+        try:
+            values = fold_labels(text[has_fold], f"column `{name}`: folds")
+        except DataError:
+            continue  # it holds no folds for certain, and nothing uses it
         if 1 < values.nunique() <= 100:
-            folds = values.groupby(experiment.split_group).nunique()
+            folds = values.groupby(experiment.split_group[has_fold]).nunique()
             evidence = f"{int((folds > 1).sum())} of {len(folds)} split_groups have rows in two or more of its folds"
             remedy = "do not import predictions made with these folds: their models have seen the groups they predict"
             what = f"the column `{name}`, which no setting uses, splits groups between folds"

@@ -13,11 +13,12 @@ from dermstack.audit.finding import Finding, read_findings, read_part_findings, 
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import chain_finding, pair_kinds, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
-from dermstack.audit.runs import is_fresh, run_findings
+from dermstack.audit.runs import run_findings
 from dermstack.errors import ConfigError
 from stack.console import Out
-from stack.experiment import Experiment, read_duplicate_pairs
+from stack.experiment import Experiment
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
+from stack.plausibility import is_fresh
 from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
@@ -109,8 +110,7 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
     pairs = pair_kinds(pd.concat([curation.pairs, curation.unmerged], ignore_index=True), table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=file_suffixes(experiment).loc[sizes["id"]].to_numpy())
-    published = read_duplicate_pairs(experiment.config.data.duplicates)
-    found = picture_findings(pairs, ids, odd, curation.dropped, published)
+    found = picture_findings(pairs, ids, odd, curation.dropped, experiment.listed_duplicates)
     if len(curation.unmerged) and experiment.config.data.on_chain == "refuse":
         found.insert(0, chain_finding(curation.unmerged, table))
     return experiment, pairs, sizes, found

@@ -1,4 +1,4 @@
-"""Findings about runs: whether fold models held out the rows they claim, and scales that differ between fold models."""
+"""Findings about runs: implausible predictions, rows that fold models did not hold out, scales that differ."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from dermstack.audit.finding import Finding, worst_first
 from dermstack.audit.folds import RENUMBERED_FOLDS, UNKNOWN_FOLDS, HeldOutVerdict, held_out_verdict
 from dermstack.errors import DataError
+from stack.doubts import doubts
 from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC
 from stack.metrics.intervals import Interval, clustered_auc
+from stack.plausibility import Scores, is_fresh, run_facts
 from stack.ranks import net_moments
 from stack.store import Run
 from tabular.encode import MetadataEncoder
@@ -27,11 +29,13 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     """Returns the findings about all runs, the worst first.
 
     Runs imported with the predictions of every net for every row (``--all-rows``) are tested for whether their nets
-    held out the rows they claim; other imported runs get a hint at most. Every run is checked for nets on different
-    scales. Runs made for other rows or folds get a note and are not audited.
+    held out the rows they claim; other imported runs get a hint at most. The predictions of every run are checked for
+    plausibility and for nets on different scales. Runs made for other rows or folds get a note and are not audited.
     """
     fresh = [run for run in runs if is_fresh(experiment, run)]
     found = [_stale_finding(run) for run in runs if run not in fresh]
+    facts = run_facts(experiment, (Scores.of(run) for run in fresh))
+    found += [Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy) for doubt in doubts(facts)]
     for run in fresh:
         if run.has("all_rows"):
             found += _held_out_findings(experiment, run, fresh)
@@ -192,14 +196,6 @@ def _same_partition(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
     """Whether two columns of labels divide the rows into the same parts, whatever the labels."""
     pairs = pd.DataFrame({"a": a, "b": b}).drop_duplicates()
     return len(pairs) == pairs["a"].nunique() == pairs["b"].nunique()
-
-
-def is_fresh(experiment: Experiment, run: Run) -> bool:
-    """Whether the run was made for the current rows and folds of the experiment."""
-    made_for = run.meta.get("inputs", {}).get("rows or folds", experiment.rows_fingerprint)
-    return bool(
-        made_for == experiment.rows_fingerprint and run.frame("oof")["id"].isin(experiment.table.train["id"]).all()
-    )
 
 
 def _stale_finding(run: Run) -> Finding:

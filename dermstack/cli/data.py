@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -155,17 +156,19 @@ def clean(
 @commands.command()
 def demo_data(
     folder: Annotated[
-        Path, typer.Argument(help="The folder for images/, train.csv, test.csv and sample_submission.csv.")
+        Path, typer.Argument(help="The folder for images/, train.csv, test.csv, sample_submission.csv and demo.yaml.")
     ],
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Generate a data set of lesion-like images and patients.
+    """Generate a data set of lesion-like images and patients, with a config for it.
 
     For the demo and the tests; the data have no medical meaning.
     """
-    from dermstack.cli.demo_data import write_demo_data
+    from dermstack.cli.demo_data import CONFIG_NAME, write_demo_data
     from stack.console import Out
 
     written = write_demo_data(folder, seed=seed)
-    Out(quiet=quiet).say(f"{folder}: " + ("generated data set written" if written else "exists already, skipped"))
+    out = Out(quiet=quiet)
+    out.say(f"{folder}: " + ("generated data set written" if written else "exists already, skipped"))
+    out.say(f"next: dermstack oof --config {shlex.quote(str(folder / CONFIG_NAME))}")

@@ -9,6 +9,7 @@ only benign ones are missing).
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from stack.metrics.scores import Floats
 
 VERSION = 1  # increase it when the same parameters give other bytes
 PREVALENCE = 0.08
+CONFIG_NAME = "demo.yaml"
 _MANIFEST = "manifest.json"
 _SITES = {  # name: (share, effect on the logit)
     "torso": (0.48, 0.0),
@@ -40,6 +42,7 @@ _CUES = ("asymmetry", "border", "colours", "spots")
 def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, size: int = 64, seed: int = 0) -> bool:
     """Writes a data set: images/<id>.png (`size` pixels square), train.csv, test.csv and sample_submission.csv.
 
+    Also writes demo.yaml, a config for it, unless the folder has one.
     test_labels.csv holds the targets of the test rows, which a competition would not publish. Returns False and changes
     nothing if the folder holds this data set already. The same parameters give the same bytes; run an interrupted call
     again to complete it. 8 % of the train rows and of the test rows are positive; no patient is in both.
@@ -54,6 +57,7 @@ def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, siz
     parameters = {"n_train": n_train, "n_test": n_test, "size": size, "seed": seed, "version": VERSION}
     rows = _draw_rows(n_train, n_test, seed)
     if _is_finished(folder, parameters, rows):
+        _write_config(folder)  # absent in a folder that an earlier version of dermstack wrote
         return False
     folder.mkdir(parents=True, exist_ok=True)
     _write_manifest(folder, parameters, finished=False)  # from here on, the folder is known to hold demo data
@@ -66,8 +70,14 @@ def write_demo_data(folder: Path, *, n_train: int = 1500, n_test: int = 600, siz
         _write(folder / "images" / f"{name}.png", png.getvalue())
     for name, table in _tables(rows).items():
         _write(folder / name, table.to_csv(index=False, lineterminator="\n").encode())
+    _write_config(folder)
     _write_manifest(folder, parameters, finished=True)
     return True
+
+
+def _write_config(folder: Path) -> None:
+    if not (path := folder / CONFIG_NAME).exists():  # the user's changes stay
+        _write(path, files("dermstack.cli").joinpath(CONFIG_NAME).read_bytes())
 
 
 def _is_finished(folder: Path, parameters: dict[str, int], rows: pd.DataFrame) -> bool:
@@ -89,8 +99,8 @@ def _is_finished(folder: Path, parameters: dict[str, int], rows: pd.DataFrame) -
             f"{folder} holds demo data of other parameters ({found['demo_data']}): "
             "remove the folder or name another one"
         )
-    files = [*_tables(rows), *(f"images/{name}.png" for name in rows["image_name"])]
-    return found.get("finished") is True and all((folder / file).is_file() for file in files)
+    expected = [*_tables(rows), *(f"images/{name}.png" for name in rows["image_name"])]
+    return found.get("finished") is True and all((folder / file).is_file() for file in expected)
 
 
 def _write_manifest(folder: Path, parameters: dict[str, int], *, finished: bool) -> None:

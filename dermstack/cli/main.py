@@ -17,6 +17,7 @@ from dermstack.cli.data import commands as data_commands
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
 from dermstack.cli.serve import commands as serve_commands
 from dermstack.errors import ConfigError, DermstackError
+from dermstack.masking import masked_streams, print_masked_traceback
 
 EXTRAS = {  # the extra that installs these modules, as the end of a pip command
     "[image]' to work on images": {
@@ -43,7 +44,8 @@ DISK_ERRORS = {  # by errno: what is wrong and the next step
 def run_app(app: Callable[[], object]) -> None:
     """Runs the command line ``app``; user errors and disk errors print one message and exit with status 2.
 
-    Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143.
+    Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143. Passwords are
+    masked in everything that is printed.
     """
     terminated = threading.Event()
 
@@ -54,7 +56,8 @@ def run_app(app: Callable[[], object]) -> None:
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        _run(app, terminated)
+        with masked_streams():
+            _run(app, terminated)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -143,7 +146,7 @@ def oof(
     from dermstack.cli.options import show_runs
     from stack.experiment import print_overview
     from stack.images import with_images, write_acquisition
-    from stack.level1 import check_image_models, run_image_models
+    from stack.level1 import advice_without_models, check_image_models, run_image_models
 
     experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
     sizes = check_image_models(experiment, rebuild=rebuild or [])
@@ -153,7 +156,10 @@ def oof(
     if caches:
         write_acquisition(experiment, caches[min(caches)])
     show_runs(experiment, out, runs)
-    out.say(f"next: {experiment.command('stack')}")
+    if runs or experiment.finished(level=1):
+        out.say(f"next: {experiment.command('stack')}")
+    else:
+        out.warn(f"nothing was trained, and `stack` needs a run: {advice_without_models(experiment)}")
 
 
 @app.command()
@@ -169,7 +175,7 @@ def stack(
     and report.html.
     """
     from dermstack.audit.run import audit_for_stack
-    from dermstack.cli.options import show_blend, show_findings, show_runs
+    from dermstack.cli.options import show_blend, show_findings, show_plausibility, show_runs
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
     from stack.history import append_ledger
@@ -189,6 +195,8 @@ def stack(
         report = write_report(experiment, out)
         append_ledger(experiment, blend)
     show_runs(experiment, out, runs)
+    if not experiment.shuffled:
+        show_plausibility(experiment, out, runs)
     show_blend(experiment, out, blend)
     if (submission := experiment.folder / "submission.csv").exists():
         out.say(f"submission: {submission}")
@@ -199,17 +207,26 @@ def stack(
 def import_oof(
     name: Annotated[str, typer.Argument(help="A name for the run in the experiment.")],
     config: ConfigOption,
-    oof: Annotated[Path, typer.Option(help="CSV of out-of-fold probabilities, one row per training image.")],
+    oof: Annotated[Path, typer.Option(help="CSV or parquet of out-of-fold probabilities, one row per training image.")],
     test: Annotated[
-        Path | None, typer.Option(help="CSV of test probabilities, one row per image and fold model.")
+        Path | None, typer.Option(help="CSV or parquet of test probabilities, one row per image and fold model.")
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="The id column in both files; default: the config's id column.")
+        str | None, typer.Option(help="The id column in all files; default: the config's id column.")
     ] = None,
-    p_column: Annotated[str, typer.Option(help="The probability column in both files.")] = "p",
+    p_column: Annotated[str, typer.Option(help="The probability column in all files.")] = "p",
     fold_column: Annotated[
-        str, typer.Option(help="The column with the fold of the model that made a row, in both files.")
+        str, typer.Option(help="The column with the fold of the model that made a row, in all files.")
     ] = "fold",
+    test_id_column: Annotated[
+        str | None, typer.Option(help="The id column in the test file, where it has another name there.")
+    ] = None,
+    test_p_column: Annotated[
+        str | None, typer.Option(help="The probability column in the test file, where it has another name there.")
+    ] = None,
+    test_fold_column: Annotated[
+        str | None, typer.Option(help="The fold column in the test file, where it has another name there.")
+    ] = None,
     test_averaged: Annotated[
         bool, typer.Option(help="The test file has one row per image, averaged over the fold models.")
     ] = False,
@@ -237,16 +254,20 @@ def import_oof(
 ) -> None:
     """Import another pipeline's predictions as a level-1 run.
 
-    Reads out-of-fold and test probabilities from csv files and checks them.
+    Reads out-of-fold and test probabilities from csv or parquet files and checks them.
     """
     from dermstack.cli.options import show_runs
     from stack.import_oof import ImportedColumns, import_oof
 
     experiment, out = open_for_command(config, overrides, quiet)
     columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
+    test_columns = ImportedColumns(
+        test_id_column or columns.id, test_p_column or p_column, test_fold_column or fold_column, option="--test"
+    )
     run = import_oof(
-        experiment, name, oof, test, out, columns=columns, test_averaged=test_averaged, exclude=exclude,
-        foreign_folds=foreign_folds, replace=replace, all_rows=all_rows, all_rows_prefix=all_rows_prefix,
+        experiment, name, oof, test, out, columns=columns, test_columns=test_columns, test_averaged=test_averaged,
+        exclude=exclude, foreign_folds=foreign_folds, replace=replace, all_rows=all_rows,
+        all_rows_prefix=all_rows_prefix,
     )  # fmt: skip
     show_runs(experiment, out, [run])
 
@@ -336,7 +357,10 @@ def runs(
     out = Out(quiet=quiet)
     listing = list_experiments(folder)
     if listing.empty:
-        out.say(f"{folder} holds no experiment yet: `dermstack oof --config configs/demo.yaml` creates one")
+        out.say(
+            f"{folder} holds no experiment yet: `dermstack oof` with a config creates one; `dermstack demo-data demo` "
+            "writes a small data set and the config demo/demo.yaml"
+        )
     else:
         out.table(listing, str(folder))
 
@@ -380,4 +404,5 @@ app.add_typer(serve_commands)
 
 def main() -> None:
     """Runs the command line."""
+    sys.excepthook = print_masked_traceback
     run_app(app)

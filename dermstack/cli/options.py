@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
 
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file of the experiment; see configs/ for examples.")
+    Path, typer.Option("--config", "-c", help="YAML file of the experiment; demo-data writes an example.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -85,6 +85,21 @@ def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> N
                     out.say(prefix + text)
     counts = [(sum(finding.severity == name for finding in findings), name) for name in get_args(Severity)]
     out.say("audit: " + ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts))
+
+
+def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None:
+    """Prints the facts about each run's predictions, and what is doubtful about those of level 2.
+
+    The audit has already told what is doubtful about level 1.
+    """
+    from stack.doubts import doubts
+    from stack.plausibility import FACTS_TITLE, Scores, facts_table, run_facts
+
+    facts = run_facts(experiment, (Scores.of(run) for run in runs))
+    out.table(facts_table(facts), FACTS_TITLE)
+    level2 = {run.name for run in runs if run.meta["level"] == 2}
+    for doubt in doubts(one for one in facts if one.name in level2):
+        out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
 
 
 def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:

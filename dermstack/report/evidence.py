@@ -20,21 +20,23 @@ from numpy.typing import NDArray
 from dermstack.audit.drift import missing_values
 from dermstack.audit.finding import FINDING_COLUMNS, is_audited, read_findings
 from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
-from dermstack.errors import StoreError
+from dermstack.errors import ConfigError, StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
 from stack.console import Out
-from stack.experiment import Experiment, read_duplicate_pairs
+from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations, run_table
+from stack.images import require_acquisition
 from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import find_subgroups, subgroups
 from stack.store import Run, atomic, read_run, read_runs
-from stack.tune.studies import read_studies
+from stack.study_inputs import current_study_inputs
+from stack.tune.studies import StudyHistory, read_studies
 
 
 def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
@@ -68,7 +70,7 @@ def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
 def _duplicates(experiment: Experiment) -> dict[str, int | str]:
     train = experiment.table.train
     facts: dict[str, int | str] = {}
-    published = read_duplicate_pairs(experiment.config.data.duplicates)
+    published = experiment.listed_duplicates
     if published is not None:
         facts["pairs in the list of duplicates"] = len(published)
         facts["of these, with an id outside the training rows"] = experiment.folds.unknown_pairs
@@ -246,7 +248,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         agreement=rank_correlations([blend, *runs]),
         subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows])),
         importance=importance(experiment, levels[1], levels[0], out),
-        studies=read_studies(experiment),
+        studies=_studies(experiment, runs, out),
         data=data_facts(experiment, show_ids=show_ids),
         seeds=_seeds(experiment),
         fingerprints={
@@ -255,6 +257,17 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             **{run.name: run.meta["fingerprint"] for run in [*runs, blend]},
         },
     )  # fmt: skip
+
+
+def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHistory]:
+    """Returns the studies of these runs and settings; warns and returns [] where their database cannot be opened."""
+    if experiment.config.features.shortcuts:
+        experiment = require_acquisition(experiment)
+    try:
+        return read_studies(experiment, current_study_inputs(experiment, runs))
+    except ConfigError as error:
+        out.warn(f"the report lacks its section on studies: {error}")
+        return []
 
 
 def _pseudonymiser(experiment: Experiment) -> Callable[[str], str]:

@@ -41,7 +41,7 @@ from dermstack.report.tables import (
     with_code_spans,
 )
 from stack.metrics.intervals import Interval
-from stack.metrics.scores import auc, auc_by_fold, average_precision
+from stack.metrics.scores import OBJECTIVE_LABELS, auc, auc_by_fold, average_precision
 from stack.tune.studies import StudyHistory
 
 
@@ -125,12 +125,6 @@ class ReportData:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
-OBJECTIVES = {
-    "auc": "AUC",
-    "pauc80": "partial AUC",
-    "ap": "average precision",
-    "logloss": "log loss, negated",
-}
 _PERCENT = ".1%"
 
 
@@ -366,7 +360,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     ]
     prevalence = float(np.mean(data.y))
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
-    objective = OBJECTIVES.get(data.objective, data.objective)
+    objective = OBJECTIVE_LABELS[data.objective]
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
     template = _templates().get_template("report.html.j2")
     return template.render(

@@ -29,13 +29,13 @@ from dermstack.errors import ConfigError, DataError, DermstackError
 from dermstack.serve.patient import Ensemble, Photo, Reading, percent, read_patient
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
+from stack.metrics.scores import OBJECTIVE_LABELS
 from stack.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
 MAX_UPLOAD_BYTES = 256 << 20  # of one request, all images together
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _WILDCARDS = ("0.0.0.0", "::", "")
-_OBJECTIVES = {"auc": "AUC", "pauc80": "partial AUC", "ap": "average precision", "logloss": "log loss, negated"}
 _HERE = Path(__file__).parent
 _HEADERS = {
     "Content-Security-Policy": (
@@ -175,7 +175,7 @@ class _Page:
             self.template.render(
                 manifest=ensemble.bundle.manifest,
                 selection_note=ensemble.bundle.selection_note,
-                objective=_OBJECTIVES[ensemble.bundle.manifest["objective"]],
+                objective=OBJECTIVE_LABELS[ensemble.bundle.manifest["objective"]],
                 columns=ensemble.bundle.columns,
                 choices=ensemble.choices,
                 group=ensemble.group,

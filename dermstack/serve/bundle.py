@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from dermstack.errors import BundleError
 from stack.image_config import ImageModel, Name
+from stack.metrics.scores import Objective
 from stack.store import read_array, verify_digest, with_digest
 
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -82,7 +83,7 @@ class Manifest(_StrictModel):
 
     dermstack: ShortText
     experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    objective: Literal["auc", "pauc80", "ap", "logloss"]
+    objective: Objective
     headline: _Interval
     chosen: ShortText
     selected: list[ShortText]

@@ -16,10 +16,12 @@ from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
+from stack.cells import as_text, read_cells
 from stack.console import Out
+from stack.keys import keys_as_in
 from stack.metrics.validation import Validation, check_classes, jsonable, validate
 from stack.store import atomic
-from stack.table import read_cells, read_external_frame
+from stack.table import read_external_frame
 
 _MAX_LISTED = 5  # ids in a message
 
@@ -54,6 +56,7 @@ def read_labelled_rows(
     targets = read_external_frame(labels, csv_names).set_index("id")["target"]
     rows = read_new_rows(bundle, images, metadata or labels, id_column=csv_names["id"])
     if metadata:
+        targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)
     y = targets_of(rows, targets)
     check_classes(y, rows.frame["group"])
@@ -65,6 +68,7 @@ def targets_of(rows: NewRows, labels: pd.Series) -> pd.Series:
 
     Raises DataError for ids without a label or with several, and for targets other than 0 and 1.
     """
+    labels = _with_ids_of(rows, labels, "labels", "the rows")
     if labels.index.has_duplicates:
         raise DataError(
             f"labels: {_listed_ids(labels.index[labels.index.duplicated()].unique())} occur more than once: keep one"
@@ -76,6 +80,12 @@ def targets_of(rows: NewRows, labels: pd.Series) -> pd.Series:
             f"labels: target {odd.iloc[0]!r} of {odd.index[0]} is not 0 or 1, {len(odd)} in all: correct them"
         )
     return y.astype(int)
+
+
+def _with_ids_of(rows: NewRows, labels: pd.Series, name: str, of: str) -> pd.Series:
+    """Returns ``labels`` with the ids of its index in the spelling that the rows have."""
+    ids = keys_as_in(as_text(pd.Series(labels.index)), rows.frame["id"], f"{name}: id", of=of)
+    return labels.set_axis(pd.Index(ids, name="id"))
 
 
 def _check_same_ids(labelled: pd.Index, described: pd.Index, labels: Path | str, metadata: Path | str) -> None:

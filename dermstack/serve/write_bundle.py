@@ -26,7 +26,6 @@ from dermstack.serve.expectations import (
     write_promise,
 )
 from image_models.dataset import CachedImages
-from image_models.onnx_export import OPSET, check_onnx, write_onnx
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from stack.console import Out
 from stack.experiment import Experiment
@@ -46,6 +45,8 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
     Returns the manifest's entry: opset and, by file, the differences between ONNX and torch on the images. Each file of
     a frozen run contains the backbone. Raises BundleError naming a network that cannot be exported or disagrees.
     """
+    from image_models.onnx_export import OPSET, check_onnx, write_onnx  # an extra of its own
+
     experiment, caches = with_images(experiment, bundle.sizes, out)
     train = experiment.table.train
     rows = np.unique(np.linspace(0, len(train) - 1, CHECK_IMAGES).astype(np.intp))

@@ -16,11 +16,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dermstack.errors import ConfigError, DataError, StoreError
-from stack.blend.columns import TRANSFORMS, NetScaler, Weighting, weighted_sum
+from stack.blend.columns import FINEST_LIMITS, TRANSFORMS, NetScaler, Weighting, weighted_sum
 from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
 from stack.metrics.intervals import Interval, interval
+from stack.metrics.resolution import checked_limits
 from stack.metrics.scores import OBJECTIVES, Bools, Floats
-from stack.ranks import AVERAGED, Ecdf, NetRanks
+from stack.ranks import AVERAGED, Ecdf, NetRanks, whole_numbers
 
 METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
 
@@ -83,8 +84,8 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         P: ArrayLike,
         y: ArrayLike,
+        *others: ArrayLike,
         groups: ArrayLike | None = None,
-        *,
         nets: ArrayLike | None = None,
         columns_from: NetScaler | tuple[ArrayLike, ArrayLike] | None = None,
         study: optuna.Study | None = None,
@@ -94,22 +95,28 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         `nets` (n,) or (n, runs) names the fold net that made each prediction (default: no particular net). Ranks and
         scales are computed for each run and net from `columns_from`: a fitted NetScaler, or predictions and their nets,
-        without targets (default: `P` and `nets`). With "optuna", a given `study` is continued up to `trials` trials
-        instead of a new one in memory, and a given `weighting`, found by an earlier study, is used unchanged.
+        without targets (default: `P` and `nets`). With "optuna", a given `study` of the same predictions and targets is
+        continued up to `trials` trials instead of a new one in memory, and a given `weighting`, found by an earlier
+        study, is used unchanged. There are no sample weights, and `groups` is given by name.
 
-        Raises PredictionsError for NaN or inf, naming the run, and for a number of classes other than two; DataError
-        for a `weighting` that does not fit the runs; ConfigError for an unknown method or objective.
+        Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
+        and for a number of classes other than two; DataError for a `weighting` that does not fit the runs and a `study`
+        of other data; ConfigError for a setting that is unknown or out of range, and a third argument without name.
         """
-        _refuse_unknown("blend method", self.method, METHODS)
-        _refuse_unknown("objective", self.objective, OBJECTIVES)
+        if others:
+            raise ConfigError(
+                "Blender.fit takes P and y by position and the rest by name: give groups=… for the groups; it has no "
+                "sample weights"
+            )
+        self._check_settings()
         p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
         self._check_finite(p)
         positive = self._learn_classes(labels)
         made_by = _nets(nets, p)
         given = columns_from if columns_from is not None else (p, made_by)
         self.scaler_ = given if isinstance(given, NetScaler) else NetScaler().fit(*given)
-        is_probability = self.scaler_.is_probability_ & (p.min(axis=0) >= 0) & (p.max(axis=0) <= 1)
-        self.probabilities_ = np.where(is_probability, "probability", "rank")
+        self._check_scale(p, "columns_from")
+        self.probabilities_ = np.where(self.scaler_.is_probability_, "probability", "rank")
         self.slope_, self.intercept_, self.trial_values_ = 1.0, 0.0, np.empty(0)
         if self.method == "optuna" and weighting is not None:
             self.weighting_ = weighting.checked(p.shape[1])
@@ -137,11 +144,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         p = validate_data(self, P, dtype=np.float64, ensure_all_finite=False, reset=False)
         self._check_finite(p)
-        outside: Bools = (self.transforms_ != "rank") & ((p.min(axis=0) < 0) | (p.max(axis=0) > 1))
-        if outside.any():
-            raise PredictionsError(
-                f"{self._run_names(outside)}: fitted as probabilities, but now outside [0, 1]: give probabilities"
-            )
+        self._check_scale(p, "the fit")
         score = self._score(self._total(p, _nets(nets, p)))
         return np.column_stack([1 - score, score])
 
@@ -262,6 +265,29 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"(first in row {np.argmax(non_finite.any(axis=1))}): drop these rows or leave the run out"
             )
 
+    def _check_scale(self, P: Floats, where: str) -> None:
+        """Raises PredictionsError for runs that are probabilities in ``where`` and not in `P`: their ranks mislead."""
+        outside: Bools = self.scaler_.is_probability_ & ((P.min(axis=0) < 0) | (P.max(axis=0) > 1))
+        if outside.any():
+            raise PredictionsError(
+                f"{self._run_names(outside)}: probabilities in {where}, but now outside [0, 1]: give probabilities, "
+                "such as scipy.special.expit of logits"
+            )
+
+    def _check_settings(self) -> None:
+        """Raises ConfigError for a parameter that is unknown or out of range."""
+        _refuse_unknown("blend method", self.method, METHODS)
+        _refuse_unknown("objective", self.objective, OBJECTIVES)
+        for name, least in (("trials", 1), ("bags", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
+                raise ConfigError(f"{name}={value!r}: give a whole number of at least {least}")
+        for name in ("power", "replacement"):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise ConfigError(f"{name}={value!r}: give True or False")
+        if self.timeout is not None and not self.timeout >= 0:
+            raise ConfigError(f"timeout={self.timeout!r}: give seconds of at least 0, or None")
+
     def _run_names(self, runs: Bools) -> str:
         names = getattr(self, "feature_names_in_", np.arange(runs.size))[runs]
         return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
@@ -272,7 +298,12 @@ def _logits(is_probability: Bools) -> list[str]:
 
 
 def _nets(nets: ArrayLike | None, P: Floats) -> NDArray[Any]:
-    return np.full(len(P), AVERAGED) if nets is None else np.asarray(nets)
+    if nets is None:
+        return np.full(len(P), AVERAGED)
+    given = whole_numbers(nets, "nets")
+    if given.shape not in (P.shape, (len(P),), (len(P), 1)):
+        raise DataError(f"nets have shape {given.shape}, predictions {P.shape}: give one a row or one a prediction")
+    return given
 
 
 def _refuse_unknown(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -304,6 +335,7 @@ def blender_state(blender: Blender) -> State:
         "intercept": blender.intercept_,
         "inside": columns.is_probability_.tolist(),
         "moments": columns.moments_,
+        "limits": columns.limits_,
         "logit_moments": [{str(net): pair for net, pair in moments.items()} for moments in columns.logit_moments_],
         "distributions": [[name, len(ecdf.values_)] for name, ecdf in distributions],
     }
@@ -331,6 +363,8 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
         ]
         columns.is_probability_ = np.array(settings["inside"], bool)
         columns.moments_ = [(float(mean), float(spread)) for mean, spread in settings["moments"]]
+        written = settings.get("limits", [FINEST_LIMITS] * runs)  # absent from what earlier versions wrote
+        columns.limits_ = [checked_limits(low, high) for (low, high), _ in zip(written, range(runs), strict=True)]
         columns.logit_moments_ = [
             {int(net): (float(mean), float(spread)) for net, (mean, spread) in moments.items()}
             for moments in settings["logit_moments"]

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logit
 
 from dermstack.errors import DataError
+from stack.metrics.resolution import Limits, clip_limits, clipped_logit
 from stack.metrics.scores import Bools, Floats
 from stack.ranks import AVERAGED, NetRanks, net_moments
 
 LeftOutFolds = frozenset[int]  # folds that are left out when weights or a method are chosen
 TRANSFORMS = ("probability", "logit", "rank")
 
-_EDGE = 1e-12  # probabilities are clipped to this distance from 0 and 1, so that their logits are finite
+FINEST_EDGE = 1e-12  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
+FINEST_LIMITS: Limits = (FINEST_EDGE, 1 - FINEST_EDGE)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class NetScaler:
     """Transforms predictions before they are weighted, separately for each fold net, since nets differ in scale.
 
     Fitted: `ranks_`; `is_probability_` (runs,), whether a run's predictions lie in [0, 1] (other runs are used by rank
-    only); `moments_`, mean and standard deviation of each run's probabilities; `logit_moments_`, the same of the logits
-    of each of its nets.
+    only); `moments_`, mean and standard deviation of each run's probabilities; `limits_`, at which a run's
+    probabilities are clipped before they become logits (half of their resolution); `logit_moments_`, mean and standard
+    deviation of the logits of each of its nets.
     """
 
     def fit(self, P: ArrayLike, nets: ArrayLike) -> NetScaler:
@@ -67,9 +69,15 @@ class NetScaler:
         p = np.asarray(P, dtype=np.float64)
         nets = np.broadcast_to(np.asarray(nets).reshape(len(p), -1), p.shape)
         self.moments_ = [(float(column.mean()), _spread(float(column.std()))) for column in p.T]
+        self.limits_: list[Limits] = [
+            clip_limits(column, FINEST_EDGE) if is_probability else FINEST_LIMITS
+            for column, is_probability in zip(p.T, self.is_probability_, strict=True)
+        ]
         self.logit_moments_ = [
-            net_moments(_logit(column), made_by) if is_probability else {}
-            for column, made_by, is_probability in zip(p.T, nets.T, self.is_probability_, strict=True)
+            net_moments(clipped_logit(column, limits), made_by) if is_probability else {}
+            for column, limits, made_by, is_probability in zip(
+                p.T, self.limits_, nets.T, self.is_probability_, strict=True
+            )
         ]
         return self
 
@@ -94,7 +102,7 @@ class NetScaler:
                 mean, spread = self.moments_[run]
                 made[:, run] = (P[:, run] - mean) / spread
             else:
-                made[:, run] = self._standard_logit(_logit(P[:, run]), nets[:, run], run)
+                made[:, run] = self._standard_logit(clipped_logit(P[:, run], self.limits_[run]), nets[:, run], run)
         return made
 
     def _standard_logit(self, values: Floats, nets: NDArray[Any], run: int) -> Floats:
@@ -124,11 +132,6 @@ def weighted_sum(V: Floats, weights: ArrayLike) -> Floats:
     for column, weight in zip(V.T, np.asarray(weights), strict=True):
         total += weight * column
     return total
-
-
-def _logit(p: Floats) -> Floats:
-    values: Floats = logit(np.clip(p, _EDGE, 1 - _EDGE))
-    return values
 
 
 def _spread(value: float) -> float:

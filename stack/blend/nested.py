@@ -19,7 +19,7 @@ from stack.blend.blender import METHODS, Blender
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
 from stack.metrics.intervals import bootstrap_scores, interval, paired_difference
 from stack.metrics.scores import Floats, score
-from stack.ranks import Ecdf
+from stack.ranks import Ecdf, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ def blend_nested(
     by the folds they left out.
 
     The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
-    or three with more than one method, and wherever `Blender` does; ConfigError for unknown methods.
+    or three with more than one method, for folds that are not whole numbers, for targets other than 0 and 1, for arrays
+    of another length, and wherever `Blender` does; ConfigError for unknown methods.
     """
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
-    y, nets, fold = np.asarray(y), np.asarray(nets), np.asarray(fold)
+    y, nets, fold = np.asarray(y), np.asarray(nets), whole_numbers(fold, "fold")
     split_group, methods = np.asarray(split_group), _simplest_first(methods)
+    _check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
     folds = _checked_folds(fold, split_group, methods)
     columns = NetScaler().fit(frame, nets)
     blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
@@ -203,11 +205,20 @@ def _ranked(score: Floats, rows: NDArray[np.bool_]) -> Floats:
 
 
 def _simplest_first(methods: Iterable[str]) -> tuple[str, ...]:
-    requested = tuple(methods)
+    requested = (methods,) if isinstance(methods, str) else tuple(methods)
     unknown = [method for method in requested if method not in METHODS]
     if unknown or not requested:
         raise ConfigError(f"blend methods {', '.join(requested) or '(none)'}: choose from {', '.join(METHODS)}")
     return tuple(method for method in METHODS if method in requested)
+
+
+def _check_rows(rows: int, y: NDArray[Any], **others: NDArray[Any]) -> None:
+    """Raises DataError for arrays of another length than the predictions, and for targets that are not 0 and 1."""
+    for name, values in {"y": y, **others}.items():
+        if values.ndim == 0 or len(values) != rows:
+            raise DataError(f"{name} has shape {values.shape}, but P has {rows} rows: give one value for each row")
+    if not np.isin(y, (0, 1)).all():
+        raise DataError(f"y holds {y[~np.isin(y, (0, 1))][:1].tolist()[0]!r}: give targets of 0 and 1")
 
 
 def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple[str, ...]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
+from dermstack.errors import DataError
 from stack.blend.columns import Weighting, standard_rank, weighted_sum
 from stack.metrics.scores import Floats, scorer
 
@@ -44,9 +46,9 @@ def tune_weights(
     ``columns`` holds an array (n, runs) for each transform, ``allowed`` the transforms that each run may use. Each of
     ``warm_starts`` is called for one of the first trials, simplest first. With ``ranks`` (n, runs) in (0, 1), each
     run's rank also has an exponent. ``study`` (direction "maximize", any storage) is continued until it holds
-    ``trials`` completed trials. Interruptions do not change the result: each trial depends only on ``seed`` and the
-    completed trials before it, and is stored whole or not at all. After ``timeout`` seconds no trial starts except the
-    first.
+    ``trials`` completed trials; DataError where its trials are of other columns, targets or objective. Interruptions do
+    not change the result: each trial depends only on ``seed`` and the completed trials before it, and is stored whole
+    or not at all. After ``timeout`` seconds no trial starts except the first.
 
     After the warm starts, a trial is the best one so far with some parameters moved, by a step that grows after a
     success and shrinks otherwise (the (1 + 1) evolution strategy of Rechenberg 1973, with the one-fifth rule). On the
@@ -54,6 +56,7 @@ def tune_weights(
     takes ten times as long to draw a trial as the trial itself takes (benchmarks/blend.py).
     """
     study = study or study_in_memory()
+    _check_study(study, _noted(columns, allowed, y, objective, ranks))
     deadline = None if timeout is None else time.monotonic() + timeout
     space = _space(allowed, power=ranks is not None)
     columns = {kind: np.asfortranarray(values) for kind, values in columns.items()}
@@ -81,6 +84,58 @@ def tune_weights(
             study.add_trial(optuna.trial.create_trial(params=parameters, distributions=dict(space), value=score))
             history.append((parameters, score))
     return weighting_from_parameters(history[_best(history)][0], allowed)
+
+
+_NOTED = "fitted on"  # user attribute of a study: what its trials are about
+
+
+def _noted(
+    columns: Mapping[str, Floats], allowed: Sequence[Sequence[str]], y: ArrayLike, objective: str, ranks: Floats | None
+) -> dict[str, str]:
+    """Returns what the values of a study's trials depend on, by name."""
+    n, runs = next(iter(columns.values())).shape
+    arrays = [columns[kind] for kind in sorted(columns)] + ([] if ranks is None else [ranks])
+    return {
+        "runs": f"{runs}",
+        "rows": f"{n}",
+        "objective": objective,
+        "powers": "no" if ranks is None else "yes",
+        "predictions": _sha256(*arrays, *(np.array(list(kinds)) for kinds in allowed)),
+        "targets": _sha256(np.asarray(y, np.float64)),
+    }
+
+
+def _sha256(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _check_study(study: optuna.Study, noted: dict[str, str]) -> None:
+    """Notes in a new study what it is about. Raises DataError where its trials are about something else."""
+    if len(study.directions) != 1 or study.direction != optuna.study.StudyDirection.MAXIMIZE:
+        raise DataError(
+            f"the study {study.study_name} does not maximise one value: create it with direction='maximize'"
+        )
+    before = study.user_attrs.get(_NOTED)
+    if before is None and not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        study.set_user_attr(_NOTED, noted)
+        return
+    if before is None:
+        raise DataError(
+            f"the study {study.study_name} does not say which predictions its trials are about: give a new study"
+        )
+    changed = [
+        f"{name} ({before.get(name)}, now {noted[name]})" if len(noted[name]) < 12 else name
+        for name in noted
+        if before.get(name) != noted[name]
+    ]
+    if changed:
+        raise DataError(
+            f"the study {study.study_name} has trials on other {', '.join(changed)}: give a new study, or fit the "
+            "same data"
+        )
 
 
 def weighting_from_parameters(parameters: Mapping[str, Any], allowed: Sequence[Sequence[str]]) -> Weighting:

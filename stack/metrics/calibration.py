@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.errors import DataError
 from stack.metrics.intervals import Z95, Interval, proportion
+from stack.metrics.resolution import clip_limits, clipped_logit
 from stack.metrics.scores import Bools, Floats, brier, checked, expected_calibration_error, log_loss
 
-_EDGE = 1e-9  # probabilities are clipped to this distance from 0 and 1, so that their logits are finite
+_EDGE = 1e-9  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
 
 
 def reliability(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, *, bins: int = 10) -> pd.DataFrame:
@@ -45,7 +46,7 @@ def calibration_scores(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
     overconfident (Cox 1958).
     """
     positive, p = checked(y, p)
-    x = logit(np.clip(np.asarray(p, np.float64), _EDGE, 1 - _EDGE))[:, None]
+    x = clipped_logit(p, clip_limits(p, _EDGE))[:, None]
     slope = float(LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(x, positive).coef_[0, 0])
     return {
         "mean p": float(np.mean(p)),
@@ -89,7 +90,7 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
     codes, _ = pd.factorize(np.asarray(group, dtype=object))
     if codes.max() == 0:
         raise DataError("all rows are of one group: an interval needs at least two groups, add rows of other groups")
-    x: Floats = logit(np.clip(p.astype(np.float64), _EDGE, 1 - _EDGE))
+    x = clipped_logit(p, clip_limits(p, _EDGE))
     ones = np.ones((1, x.size))
     shift, shift_variance = _fit(ones, x, positive, codes)
     in_the_large = _interval(shift[0], shift_variance[0, 0])

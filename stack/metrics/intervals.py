@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
-from dermstack.errors import DataError
+from dermstack.errors import ConfigError, DataError
 from stack.metrics.scores import (
     Bools,
     Floats,
@@ -70,6 +70,9 @@ def paired_difference(
 
     Above zero `a` is better; the difference exceeds noise where the interval excludes zero. Otherwise like `interval`.
     """
+    positive = positive_mask(y)
+    for scores in (a, b):
+        checked(positive, scores)
     drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
     return percentile_interval(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
 
@@ -109,6 +112,8 @@ def _drawn_values(
     tallies: Sequence[Tally], positive: Bools, group: NDArray[np.intp], *, draws: int, seed: int, width: int = 1
 ) -> Floats:
     """Returns the values of each tally on each draw of groups: (draws, tallies · width)."""
+    if not isinstance(draws, int | np.integer) or draws < 2:
+        raise ConfigError(f"draws={draws!r}: give a whole number of at least 2, such as 1000")
     floats_a_draw = 2 * (group.max() + 1) + 4 * max(tally.shape[0] for tally, _ in tallies)
     chunk = max(1, int(_CHUNK_BYTES / 8 / floats_a_draw))
     drawn = _drawn_groups(positive, group, np.random.default_rng(seed))

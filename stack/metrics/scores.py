@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError, DataError
 
-OBJECTIVES = ("auc", "pauc80", "ap", "logloss")
+Objective = Literal["auc", "pauc80", "ap", "logloss"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+OBJECTIVE_LABELS: dict[str, str] = {  # as pages show them
+    "auc": "AUC",
+    "pauc80": "partial AUC",
+    "ap": "average precision",
+    "logloss": "log loss, negated",
+}
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 

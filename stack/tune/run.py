@@ -8,7 +8,7 @@ has one for each pair of folds too. An image study uses a single grouped split o
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,18 +30,35 @@ from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.fold_needs import check_study_needs
 from stack.folds import inner_split
 from stack.image_config import ImageModel
-from stack.level1 import level1_runs
+from stack.images import require_acquisition
+from stack.level1 import images_checksum, level1_runs
 from stack.level1_folds import labels_of
 from stack.metrics.scores import Floats, score
 from stack.parallel import run_with_threads
 from stack.predictions import predictions_of, read_embeddings, standardised
 from stack.store import Run
-from stack.tune.studies import Objective, open_study, refuse_sqlite, run_study, write_study
+from stack.study_inputs import (
+    Inputs,
+    blend_study_inputs,
+    gbdt_study_inputs,
+    image_file_inputs,
+    image_study_inputs,
+)
+from stack.tune.studies import (
+    Objective,
+    open_study,
+    refuse_sqlite,
+    run_study,
+    storage_errors,
+    tell_stale,
+    write_study,
+)
 from tabular.encode import DenseMetadata
-from tabular.gbdt import fit_gbdt, predict_logit
 from tabular.gbdt_libraries import DEFAULTS
+from tabular.models import fit_bag
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -86,7 +103,12 @@ def tune_gbdt(
             f"{stacker.name} is a {stacker.kind} model, which has no study: choose a stacker of kind "
             f"{', '.join(GBDT_SPACES)}"
         )
-    level1_runs(experiment)  # raises for unusable runs before a study is opened
+    check_study_needs(experiment, "gbdt")
+    if experiment.config.features.shortcuts:
+        experiment = require_acquisition(experiment)
+    # Raises for unusable runs before a study is opened.
+    inputs = gbdt_study_inputs(experiment, stacker, level1_runs(experiment))
+    tell_stale(experiment, f"gbdt-{stacker.name}", inputs, out)
     k = experiment.folds.k
     started = time.monotonic()
     chosen: dict[int | None, dict[str, Any]] = {}
@@ -100,6 +122,7 @@ def tune_gbdt(
                 f"gbdt-{stacker.name}-without-{'none' if outer is None else outer}",
                 partial(_gbdt_objective, experiment, stacker, outer),
                 out,
+                inputs=inputs,
                 first={name: DEFAULTS[stacker.kind][name] for name in GBDT_SPACES[stacker.kind]},
                 trials=trials,
                 timeout=None if seconds_left is None else seconds_left / (len(outers) - number),
@@ -115,6 +138,7 @@ def tune_gbdt(
     return write_study(
         experiment,
         f"gbdt-{stacker.name}",
+        inputs,
         {
             "folds": {fold: params for fold, params in chosen.items() if fold is not None},
             **({"all": chosen[None]} if None in chosen else {}),  # for the submission
@@ -133,16 +157,21 @@ def tune_blend(
     run continues with the same result, for any number of workers. Returns the path of the yaml to name in the config
     under ``tuned.blend``.
     """
+    check_study_needs(experiment, "blend")
     refuse_sqlite(experiment, workers)
+    inputs = blend_study_inputs(experiment, runs)
+    tell_stale(experiment, "blend", inputs, out)
     predictions = predictions_of(experiment, runs)
     p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     columns = NetScaler().fit(p, predictions.nets)
     fold_sets = left_out_sets(range(experiment.folds.k))
-    open_study(experiment, _blend_study_name(fold_sets[0]))  # checks and repairs the storage before workers open it
+    open_study(
+        experiment, _blend_study_name(fold_sets[0]), inputs
+    )  # checks and repairs the storage before workers open it
     share = None if timeout is None else timeout * workers / len(fold_sets)
     tasks = [
-        partial(_weights_without, experiment, p, y, fold, predictions.nets, columns, without, trials, share)
+        partial(_weights_without, experiment, inputs, p, y, fold, predictions.nets, columns, without, trials, share)
         for without in fold_sets
     ]
     weights = []
@@ -156,11 +185,13 @@ def tune_blend(
             f"{short} of {len(weights)} studies have fewer than {trials} trials for lack of time: run the same command "
             "to continue them"
         )
-    return write_study(experiment, "blend", {"runs": list(predictions.names), "weights": weights, "trials": trials})
+    result = {"runs": list(predictions.names), "weights": weights, "trials": trials}
+    return write_study(experiment, "blend", inputs, result)
 
 
 def _weights_without(
     experiment: Experiment,
+    inputs: Inputs,
     p: Floats,
     y: NDArray[np.int8],
     fold: NDArray[np.int8],
@@ -172,10 +203,19 @@ def _weights_without(
 ) -> tuple[Weighting, int]:
     """Returns the weighting that a study chose without the folds `without`, and the study's number of trials."""
     config, rows = experiment.config, ~np.isin(fold, list(without))
-    study = open_study(experiment, _blend_study_name(without), shared=True)
-    blender = Blender("optuna", objective=config.objective, trials=trials, timeout=timeout, seed=config.seed).fit(
-        p[rows], y[rows], nets=nets[rows], columns_from=columns, study=study
+    study = open_study(experiment, _blend_study_name(without), inputs, shared=True)
+    blender = Blender(
+        "optuna",
+        objective=config.objective,
+        trials=trials,
+        power=config.blend.power,
+        replacement=config.blend.replacement,
+        bags=config.blend.bags,
+        seed=config.seed,
+        timeout=timeout,
     )
+    with storage_errors(experiment):
+        blender.fit(p[rows], y[rows], nets=nets[rows], columns_from=columns, study=study)
     return blender.weighting_, len(blender.trial_values_)
 
 
@@ -192,16 +232,20 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
         params, scores = _suggest_gbdt(trial, stacker.kind), []
         for step, split in enumerate(splits):
             stop, y = early_stopping_rows(experiment, split.train_rows), experiment.target[split.train_rows]
-            model = fit_gbdt(
+            model = fit_bag(  # one model, with the stacker's own draws, weights and constraints
                 stacker.kind,
-                split.train[~stop],
-                y[~stop],
-                eval_set=(split.train[stop], y[stop]),
+                split.train,
+                y,
+                stop,
                 params={**stacker.params, **params},
                 seed=config.seed,
                 threads=config.threads,
+                negatives=stacker.negatives,
+                positive_weight=stacker.positive_weight,
+                increasing=split.features.names if stacker.monotone else (),
+                gpu=stacker.device == "gpu",
             )
-            p = expit(predict_logit(model, split.held, threads=config.threads).astype(np.float64))
+            p = expit(model.logit(split.held, threads=config.threads).astype(np.float64))
             scores.append(score(config.objective, experiment.target[split.held_rows], p))
             trial.report(float(np.mean(scores)), step)
             if trial.should_prune():
@@ -253,6 +297,8 @@ def tune_images(experiment: Experiment, out: Out, *, trials: int, timeout: float
         raise ConfigError(
             f"{experiment.config_path} has no enabled image model that is trained: enable one that is not frozen"
         )
+    untuned = experiment.config.tuned.model_copy(update={"image": {}})  # what the config names may be what is stale
+    experiment = replace(experiment, config=experiment.config.model_copy(update={"tuned": untuned}))
     experiment, caches = with_images(experiment, check_image_models(experiment), out)
     for model in models:
         path = tune_image(experiment, model, caches[model.size], out, trials=trials, timeout=timeout, workers=workers)
@@ -278,12 +324,15 @@ def tune_image(
     best AUC so far is below the median of the earlier trials. Returns the path of the yaml to name in the config under
     ``tuned.image``.
     """
+    inputs = image_study_inputs(experiment, model) | image_file_inputs(model, images_checksum(experiment, cache))
+    tell_stale(experiment, f"image-{model.name}", inputs, out)
     with out.bar(f"tune {model.name}", trials, "trials") as progress:
         study = run_study(
             experiment,
             f"image-{model.name}",
             partial(_image_objective, experiment, model, cache),
             out,
+            inputs=inputs,
             first=_own_settings(model),
             trials=trials,
             timeout=timeout,
@@ -297,9 +346,8 @@ def tune_image(
         )
         raise ConfigError(f"{model.name}: {why}")
     result = {"model": model.name, "settings": study.best_params, "trials": trials}
-    return write_study(
-        experiment, f"image-{model.name}", {**result, "auc": study.best_value, "selected": "on these rows"}
-    )
+    result |= {"auc": study.best_value, "selected": "on these rows"}
+    return write_study(experiment, f"image-{model.name}", inputs, result)
 
 
 def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCache) -> Objective:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,19 +19,22 @@ import numpy as np
 import optuna
 import yaml
 from filelock import FileLock
-from optuna.exceptions import OptunaError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from dermstack.errors import ConfigError, StoreError
+from dermstack.masking import MASK, mask_secrets
 from image_models.processes import exit_with_parent, own_packages_first
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.metrics.scores import Floats
-from stack.store import LOCK_FILE, atomic
-from stack.tuned import digest_line
+from stack.store import LOCK_FILE, atomic, fingerprint, sha256
+from stack.study_inputs import Inputs, changed_inputs
+from stack.tuned import digest_line, noted_inputs
 
 
 class Journal(JournalFileBackend):
@@ -82,6 +88,9 @@ def _crc(log: dict[str, Any]) -> int:
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 5, 20  # seconds between heartbeats of a database worker, and without one until it counts as dead
 
+_NOTED = "inputs"  # user attribute of a study: all that it depends on
+_SHORTEST_SECRET = 4  # shorter passwords are not searched for in the text of a driver's error, as words hold them
+
 Objective = Callable[[optuna.Trial], float]
 
 
@@ -91,6 +100,7 @@ def run_study(
     make_objective: Callable[[], Objective],
     out: Out,
     *,
+    inputs: Inputs,
     first: dict[str, Any],
     trials: int,
     timeout: float | None,
@@ -99,29 +109,38 @@ def run_study(
 ) -> optuna.Study:
     """Runs the study until it has ``trials`` ended trials (completed or pruned) or ``timeout`` seconds have passed.
 
-    The first trial has the parameters ``first``. With one worker an interrupted study continues with the same result
+    ``inputs`` are all that the study depends on, and a part of its name: with others, a new study begins. The first
+    trial has the parameters ``first``. With one worker an interrupted study continues with the same result
     (law 9): an unfinished trial is marked as failed, and the sampler is seeded before each trial from the config's seed
     and the number of ended trials. Several workers share the study, each in its own process with its own objective. The
     trial of a worker that dies is marked as failed: with a database another worker repeats it, with a file the next run
     of the command replaces it by a new trial.
     """
     refuse_sqlite(experiment, workers)
-    study = open_study(experiment, name)
-    if experiment.config.storage is None:  # in a database, other processes may be running these trials
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-    if not study.get_trials(deepcopy=False, states=(*ENDED, TrialState.WAITING)):
-        study.enqueue_trial(first)
-    deadline = None if timeout is None else time.time() + timeout
-    progress(min(count_ended(study), trials))
-    if workers == 1:
+    study = open_study(experiment, name, inputs)
+    with storage_errors(experiment):
+        if experiment.config.storage is None:  # in a database, other processes may be running these trials
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                study.tell(trial.number, state=TrialState.FAIL)
+        if not study.get_trials(deepcopy=False, states=(*ENDED, TrialState.WAITING)):
+            study.enqueue_trial(first)
+        deadline = None if timeout is None else time.time() + timeout
+        progress(min(count_ended(study), trials))
+        if workers > 1:
+            _run_workers((experiment, name, inputs, make_objective, trials, deadline), workers, study, out, progress)
+            return study
         objective = make_objective()
         while count_ended(study) < trials and (deadline is None or time.time() < deadline):
             _run_trial(study, objective, seed=experiment.config.seed + count_ended(study))
             progress(1)
-        return study
+    return study
+
+
+def _run_workers(
+    arguments: tuple[Any, ...], workers: int, study: optuna.Study, out: Out, progress: Callable[[int], object]
+) -> None:
+    """Runs `_run_worker` with ``arguments`` in ``workers`` processes and waits for them; warns of those that died."""
     context = multiprocessing.get_context("spawn")
-    arguments = (experiment, name, make_objective, trials, deadline)
     worker_processes = [
         context.Process(target=exit_with_parent(_run_worker), args=(*arguments, number)) for number in range(workers)
     ]
@@ -140,23 +159,29 @@ def run_study(
                 process.kill()
     for number, process in enumerate(worker_processes):
         if process.exitcode:
-            out.warn(f"{name}: worker {number} died (exit status {process.exitcode}); the other workers continued")
-    return study
+            out.warn(
+                f"{arguments[1]}: worker {number} died (exit status {process.exitcode}); the other workers continued"
+            )
 
 
-def open_study(experiment: Experiment, name: str, *, shared: bool = False) -> optuna.Study:
-    """Creates or opens the study of this name for these rows and this objective.
+def open_study(experiment: Experiment, name: str, inputs: Inputs, *, shared: bool = False) -> optuna.Study:
+    """Creates or opens the study of this name for this objective and these inputs, which it notes in the study.
 
     A journal file that is not ``shared`` with running workers is repaired first: an incomplete last line is dropped.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        study_name=f"{experiment.name}-{name}-{experiment.config.objective}-{experiment.rows_fingerprint}",
-        storage=_storage(experiment, shared=shared),
-        direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
-        load_if_exists=True,
-    )
+    objective = experiment.config.objective
+    with storage_errors(experiment):
+        study = optuna.create_study(
+            study_name=f"{experiment.name}-{name}-{objective}-{fingerprint({**inputs, 'objective': objective})}",
+            storage=_storage(experiment, shared=shared),
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
+            load_if_exists=True,
+        )
+        if _NOTED not in study.user_attrs:
+            study.set_user_attr(_NOTED, dict(inputs))
+    return study
 
 
 @dataclass(frozen=True)
@@ -174,32 +199,77 @@ class StudyHistory:
         return best
 
 
-def read_studies(experiment: Experiment) -> list[StudyHistory]:
-    """Returns the stored studies of these rows and this objective, sorted by name; creates no journal file.
+def read_studies(experiment: Experiment, current: Mapping[str, Inputs]) -> list[StudyHistory]:
+    """Returns the stored studies that are not stale, sorted by name; creates no journal file.
 
-    Raises ConfigError where the config names a database that cannot be opened.
+    ``current`` has the inputs of now by the first part of a study's name, such as "blend" or "gbdt-lightgbm". Of
+    studies of one name the latest is returned. Raises ConfigError where the config's database cannot be opened.
     """
     if experiment.config.storage is None and not (experiment.folder / "studies" / "journal.log").exists():
         return []
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _storage(experiment, shared=True)
-    prefix, suffix = f"{experiment.name}-", f"-{experiment.config.objective}-{experiment.rows_fingerprint}"
-    found = []
-    for full in sorted(optuna.get_all_study_names(storage)):
-        if not (full.startswith(prefix) and full.endswith(suffix)):
-            continue
-        # A pruned trial's value is the mean of its first steps only, so it is left out.
-        trials = optuna.load_study(study_name=full, storage=storage).get_trials(deepcopy=False)
-        values = [trial.value if trial.state == TrialState.COMPLETE else None for trial in trials]
-        states = tuple(trial.state.name.lower() for trial in trials)
-        name = full.removeprefix(prefix).removesuffix(suffix)
-        found.append(StudyHistory(name, np.array(values, np.float64), states))
-    return found
+    found: dict[str, tuple[datetime, StudyHistory]] = {}
+    with storage_errors(experiment):
+        storage = _storage(experiment, shared=True)
+        for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
+            noted, started = summary.user_attrs.get(_NOTED), summary.datetime_start
+            name = _name_in(experiment, summary.study_name)
+            inputs = next((inputs for first, inputs in current.items() if name and _is_of(first, name)), None)
+            if noted is None or inputs is None or started is None or changed_inputs(noted, inputs):
+                continue
+            if name in found and found[name][0] > started:
+                continue
+            # A pruned trial's value is the mean of its first steps only, so it is left out.
+            trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(deepcopy=False)
+            values = [trial.value if trial.state == TrialState.COMPLETE else None for trial in trials]
+            states = tuple(trial.state.name.lower() for trial in trials)
+            found[name] = started, StudyHistory(name, np.array(values, np.float64), states)
+    return [found[name][1] for name in sorted(found)]
+
+
+def _name_in(experiment: Experiment, full: str) -> str:
+    """Returns the name of a study in its full name; "" where that is of another experiment or objective."""
+    match = re.fullmatch(
+        rf"{re.escape(experiment.name)}-(.+)-{re.escape(experiment.config.objective)}-[0-9a-f]{{12}}", full
+    )
+    return match.group(1) if match else ""
+
+
+def _is_of(first: str, name: str) -> bool:
+    """Returns whether ``first`` is the first part of a study's name: `gbdt-a` is not that of `gbdt-a-b-without-0`."""
+    return name == first or re.fullmatch(rf"{re.escape(first)}(-weighting)?-without-(none|[\d-]+)", name) is not None
+
+
+@contextmanager
+def storage_errors(experiment: Experiment, *, opening: bool = False) -> Iterator[None]:
+    """Raises ConfigError, with secrets masked, for errors of the database inside the context.
+
+    When ``opening``, also for those of its driver, which may be absent, out of reach or lack an option of the URL.
+    """
+    of_driver = (ImportError, OSError, TypeError, ValueError) if opening else ()
+    kinds = (SQLAlchemyError, StorageInternalError, *of_driver)
+    try:
+        yield
+    except kinds as error:
+        if experiment.config.storage is None:
+            raise
+        url = make_url(experiment.config.storage.get_secret_value())
+        told = mask_secrets(f"{type(error).__name__}: {error}")
+        for secret in (url.password, *url.query.values()):  # a driver repeats them in forms of its own
+            if isinstance(secret, str) and len(secret) >= _SHORTEST_SECRET:
+                told = told.replace(secret, MASK)
+        # The driver's own error, which may hold the password, is not kept as the cause.
+        fault = "opened" if opening else "used"
+        raise ConfigError(
+            f"storage: {url.render_as_string(hide_password=True)} cannot be {fault} ({told}): start the database or "
+            "correct `storage`"
+        ) from None
 
 
 def refuse_sqlite(experiment: Experiment, workers: int) -> None:
     """Raises ConfigError where several workers would share an SQLite file."""
-    if workers > 1 and (experiment.config.storage or "").startswith("sqlite"):
+    storage = experiment.config.storage
+    if workers > 1 and storage is not None and storage.get_secret_value().startswith("sqlite"):
         raise ConfigError(
             "storage: SQLite cannot serve several workers: remove `storage` or set it to the URL of a PostgreSQL "
             "database"
@@ -211,14 +281,43 @@ def count_ended(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=ENDED))
 
 
-def write_study(experiment: Experiment, name: str, result: dict[str, Any]) -> Path:
-    """Writes the result of a study as the yaml that the config names under `tuned`, and returns its path."""
-    path = experiment.folder / "studies" / f"{name}.yaml"
+def tell_stale(experiment: Experiment, name: str, inputs: Inputs, out: Out) -> None:
+    """Says by name what has changed since the result ``studies/<name>.yaml`` was tuned, if anything has."""
+    path = _result_file(experiment, name)
+    if not path.is_file() or (noted := noted_inputs(path)) == inputs:
+        return
+    if noted is None:
+        why = "does not say what it was tuned on"
+    elif changed := changed_inputs(noted, inputs):
+        why = f"is stale, it was tuned with other {'; '.join(changed)}"
+    else:
+        why = "began from other settings of the model"
+    out.warn(f"{name}: {path} {why}; a new study begins beside it, and the result will be kept as {_aside(path)}")
+
+
+def write_study(experiment: Experiment, name: str, inputs: Inputs, result: dict[str, Any]) -> Path:
+    """Writes the result of a study as the yaml that the config names under `tuned`, and returns its path.
+
+    A result of other inputs is kept beside it, under a name that ends in the first digits of its SHA-256.
+    """
+    path = _result_file(experiment, name)
+    if path.is_file() and noted_inputs(path) != inputs:
+        kept = path.read_bytes()
+        with atomic(_aside(path)) as temporary:
+            temporary.write_bytes(kept)
     origin = {"objective": experiment.config.objective, "rows_or_folds": experiment.rows_fingerprint}
-    text = yaml.safe_dump({**origin, **result}, sort_keys=False)
+    text = yaml.safe_dump({**origin, **result, "inputs": dict(inputs)}, sort_keys=False)
     with atomic(path) as temporary:
         temporary.write_text(f"{digest_line(text)}\n{text}", encoding="utf-8")
     return path
+
+
+def _result_file(experiment: Experiment, name: str) -> Path:
+    return experiment.folder / "studies" / f"{name}.yaml"
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-{sha256(path)[:12]}.yaml")
 
 
 def _run_trial(study: optuna.Study, objective: Objective, *, seed: int, shared: bool = False) -> None:
@@ -230,12 +329,13 @@ def _run_trial(study: optuna.Study, objective: Objective, *, seed: int, shared: 
 def _run_worker(
     experiment: Experiment,
     name: str,
+    inputs: Inputs,
     make_objective: Callable[[], Objective],
     trials: int,
     deadline: float | None,
     worker: int,
 ) -> None:
-    study, objective = open_study(experiment, name, shared=True), make_objective()
+    study, objective = open_study(experiment, name, inputs, shared=True), make_objective()
     while deadline is None or time.time() < deadline:
         optuna.storages.fail_stale_trials(study)  # only with a database: requeues trials of dead workers
         done = count_ended(study)
@@ -260,18 +360,13 @@ def _storage(experiment: Experiment, *, shared: bool) -> BaseStorage:
         if not shared:  # a line that another process is still writing looks incomplete too
             _drop_torn_line(path)
         return JournalStorage(Journal(path))
-    try:
+    with storage_errors(experiment, opening=True):
         return RDBStorage(
-            url,
+            url.get_secret_value(),
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         )
-    except (ImportError, OSError, SQLAlchemyError, OptunaError) as error:
-        raise ConfigError(
-            f"storage: {url.split('@')[-1]} cannot be opened ({type(error).__name__}: {error}): start the database or "
-            "correct `storage`"
-        ) from error
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Derives errors and warnings from the facts about runs' predictions: labels, inverted, ranks, scales, copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from stack.metrics.intervals import Interval
+from stack.plausibility import COPY_CORRELATION, UNCLIPPED_LOGIT, Likeness, RunFacts, quantile_text
+from stack.ranks import AVERAGED
+
+NEAR_PERFECT_AUC = 0.99
+SPREAD_RATIO = 3.0  # between the 5 to 95 % ranges of the logits of out-of-fold and test
+TIES_MATTER = 0.001  # half of the share of pairs of a positive and a negative with equal p: what the AUC may lack
+MIN_CONSTANT = 10  # equal test predictions that are no chance
+UNRELATED = 0.3  # share of the out-of-fold correlation of two runs below which their test rows do not match
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason not to believe a run's predictions, with its evidence and what to do."""
+
+    severity: Literal["error", "warning"]
+    what: str
+    evidence: str
+    remedy: str
+
+
+def doubts(facts: Iterable[RunFacts]) -> list[Doubt]:
+    """Returns the errors and warnings that follow from the facts, errors first."""
+    found: list[Doubt] = []
+    pairs: set[frozenset[str]] = set()
+    for one in facts:
+        found += _doubts_of_values(one) or _doubts_of_order(one)
+        found += _doubts_of_test(one)
+        if one.likest and (pair := frozenset((one.name, one.likest.name))) not in pairs:
+            pairs.add(pair)
+            found += _doubts_of_pair(one, one.likest)
+    return sorted(found, key=lambda doubt: doubt.severity != "error")
+
+
+def _next_step(one: RunFacts, imported: str) -> str:
+    return imported if one.kind == "imported" else "train the model again with other settings"
+
+
+def _doubts_of_values(one: RunFacts) -> list[Doubt]:
+    """Returns what makes all other checks of a run meaningless: labels, or one value only."""
+    if one.distinct <= 1:
+        what, evidence = f"{one.name}: all out-of-fold predictions are equal", f"one value in {one.rows:,} rows"
+        return [Doubt("error", what, evidence, _next_step(one, "name the column of predictions with --p-column"))]
+    value = one.auc.value if one.auc else 0.5
+    if one.distinct == 2 and (value >= NEAR_PERFECT_AUC or value <= 1 - NEAR_PERFECT_AUC):
+        what = f"{one.name}: its predictions are the labels"
+        evidence = f"only two values, which separate the classes with AUC {value:.4f}"
+        return [Doubt("error", what, evidence, _next_step(one, "name the column of predictions with --p-column"))]
+    return []
+
+
+def _doubts_of_order(one: RunFacts) -> list[Doubt]:
+    found = []
+    if one.auc and one.auc.value >= NEAR_PERFECT_AUC:
+        remedy = "check that each row was predicted by a model that had not seen it, and that no input holds the label"
+        found.append(Doubt("warning", f"{one.name}: its AUC is nearly perfect", f"AUC {_interval(one.auc)}", remedy))
+    if one.auc and one.auc.high < 0.5:
+        what = f"{one.name}: its predictions are inverted"
+        evidence = f"AUC {_interval(one.auc)}, wholly below 0.5"
+        remedy = "give the probability of class 1 (1 - p?); means and rank means count such a run against the others"
+        found.append(Doubt("warning", what, evidence, remedy))
+    if one.distinct == 2:
+        evidence = f"AUC at most {one.ties / 2:.3f} higher or lower if ties were broken"
+        remedy = "give probabilities; a decision by a threshold loses their order"
+        found.append(Doubt("warning", f"{one.name}: it has only two different predictions", evidence, remedy))
+    elif one.ties / 2 >= TIES_MATTER:
+        step = "" if one.resolution is None else f", resolution {one.resolution:g}"
+        what = f"{one.name}: many of its predictions are equal"
+        evidence = (
+            f"{one.distinct:,} distinct values in {one.rows:,} rows{step}; "
+            f"its AUC would be up to {one.ties / 2:.4f} higher or lower if ties were broken"
+        )
+        found.append(Doubt("warning", what, evidence, "write predictions with all their digits"))
+    for net in one.constant_nets:
+        what = f"{one.name}: all out-of-fold predictions of net {net} are equal"
+        found.append(Doubt("warning", what, "the other nets' are not", "train this net again, or leave the run out"))
+    if one.is_uniform and abs(one.prevalence - 0.5) > 0.1:
+        what = f"{one.name}: its predictions are ranks, not probabilities"
+        evidence = f"p are evenly spread over 0 to 1, but {one.prevalence:.1%} of the rows are positive"
+        found.append(Doubt("warning", what, evidence, "give probabilities; a mean of p with other runs is meaningless"))
+    if one.unclipped:
+        what = f"{one.name}: predictions of 0 or 1 count as certain"
+        evidence = f"{one.unclipped:,} rows have logits of {UNCLIPPED_LOGIT:g} or more, from an earlier version"
+        remedy = "import it again with --replace: 0 and 1 then lie half a step of the file's resolution inside"
+        found.append(Doubt("warning", what, evidence, remedy))
+    return found
+
+
+def _doubts_of_test(one: RunFacts) -> list[Doubt]:
+    if not len(one.nets) or one.distinct <= 1:
+        return []
+    if one.test_distinct == 1 and one.test_rows >= MIN_CONSTANT:
+        what, evidence = f"{one.name}: all test predictions are equal", f"one value in {one.test_rows:,} predictions"
+        return [Doubt("error", what, evidence, _next_step(one, "give the file of test predictions, not the sample"))]
+    found = []
+    shifted = one.nets[(one.nets["distance"] > one.nets["limit"])]
+    stretched = one.nets[(one.nets["spread"] > SPREAD_RATIO) | (one.nets["spread"] < 1 / SPREAD_RATIO)]
+    if one.is_test_uniform and not one.is_uniform and (len(shifted) or abs(one.prevalence - 0.5) > 0.1):
+        what = f"{one.name}: its test predictions are ranks, its out-of-fold predictions are not"
+    elif len(shifted) or len(stretched):
+        what = f"{one.name}: its test predictions have another distribution than its out-of-fold predictions"
+    else:
+        what = ""
+    if what:
+        named = shifted if len(shifted) else stretched if len(stretched) else one.nets
+        worst = named.iloc[int(np.argmax(named["distance"]))]
+        net = "" if worst["net"] == AVERAGED else f" of net {worst['net']}"
+        oof, test = quantile_text(worst["oof"]), quantile_text(worst["test"])
+        evidence = (
+            f"p{net} at 5 / 50 / 95 %: out-of-fold {oof}, test {test}; distance {worst['distance']:.2f}, range of "
+            f"logits × {worst['spread']:.2g}"
+        )
+        remedy = "give test predictions on the scale of the out-of-fold ones; the calibrated risks are wrong otherwise"
+        found.append(Doubt("warning", what, evidence, remedy))
+    if one.test_copy_of:
+        what = f"{one.name}: its test predictions are those of {one.test_copy_of}"
+        evidence = "equal in every test row, while the out-of-fold predictions differ"
+        found.append(Doubt("warning", what, evidence, "give each run its own test file"))
+    return found
+
+
+def _doubts_of_pair(one: RunFacts, like: Likeness) -> list[Doubt]:
+    is_rounded_copy = like.largest_gap <= like.resolution / 2 + 1e-7 and like.resolution <= 0.1 and like.oof > 0.5
+    if abs(like.oof) >= COPY_CORRELATION or is_rounded_copy:
+        if like.oof < 0:
+            what = f"{one.name} and {like.name}: the predictions of one are the inverse of the other's"
+        else:
+            alike = "equal" if like.largest_gap < 1e-6 else "nearly equal"
+            what = f"{one.name} and {like.name}: their out-of-fold predictions are {alike}"
+        evidence = f"rank correlation {like.oof:.4f}, p differ by at most {like.largest_gap:.2g}"
+        return [Doubt("warning", what, evidence, "remove one of the two: means and rank means count it twice")]
+    if not np.isnan(like.test) and like.oof >= 0.4 and like.test < UNRELATED * like.oof:
+        what = f"{one.name} and {like.name}: their test predictions do not go together as the out-of-fold ones do"
+        evidence = f"rank correlation {like.oof:.2f} out-of-fold, {like.test:.2f} on the test rows"
+        remedy = "check that both test files have each prediction beside its id"
+        return [Doubt("warning", what, evidence, remedy)]
+    return []
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}] (95 % interval by group)"

@@ -1,0 +1,118 @@
+"""Checks, before anything is trained, that the folds leave enough groups of both classes for what is fitted on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from dermstack.errors import DataError
+from stack.experiment import Experiment
+from stack.folds import assign_balanced_folds, count_groups
+from stack.image_config import ImageModel
+from stack.tuned import enabled_models
+
+NEEDED = 2  # groups of each class in the training rows of a fold: one to learn from and one for early stopping
+MIN_FOLDS = 3  # for a choice that is nested twice: without the fold that is scored, and without another
+MAX_SUGGESTED_FOLDS = 20
+
+
+def check_fold_needs(experiment: Experiment, rows: NDArray[np.intp] | None = None) -> None:
+    """Raises DataError where models or the blend of the config cannot be fitted on the experiment's folds.
+
+    Frozen models, image models with `select: best` and stackers set whole groups of each fold's training rows aside
+    (`stack.folds.inner_split`), for which they need two groups of each class there. A nested choice among blend methods
+    needs three folds. The message names the number of folds that works, or else what can be switched off. ``rows`` are
+    the training rows that all runs cover, by default all.
+    """
+    config, models = experiment.config, enabled_models(experiment)
+    users = [f"image model {m.name} ({'frozen' if m.frozen else '`select: best`'})" for m in models if _sets_aside(m)]
+    users += [f"stacker {stacker.name}" for stacker in config.stackers if stacker.enabled]
+    if users:
+        them = "it" if len(users) == 1 else "them"
+        _check_training_parts(
+            experiment,
+            rows,
+            left_out=1,
+            users=", ".join(users),
+            otherwise=f"disable {them} (`enabled: false`)"
+            + (", with `select: last` for image models" if any(m.select == "best" for m in models) else ""),
+        )
+    if len(config.blend.methods) > 1 and experiment.folds.k < MIN_FOLDS:
+        _refuse_two_folds(
+            experiment, f"the choice among {len(config.blend.methods)} blend methods", "name one in blend.methods"
+        )
+
+
+def check_study_needs(experiment: Experiment, study: str) -> None:
+    """Raises DataError where the folds are too few, or leave too few groups, for a study of `gbdt` or `blend`."""
+    if experiment.folds.k < MIN_FOLDS:
+        _refuse_two_folds(experiment, f"`tune {study}`", "leave out this study")
+    if study == "gbdt":
+        _check_training_parts(
+            experiment,
+            None,
+            left_out=2,
+            users="`tune gbdt`, which leaves out two folds at a time",
+            otherwise="leave out this study",
+        )
+
+
+def groups_left(target: ArrayLike, split_group: ArrayLike, fold: ArrayLike, *, left_out: int = 1) -> pd.DataFrame:
+    """Returns the least number of groups of a class in the training rows, with ``left_out`` folds left out.
+
+    One row for each class: ``label``, ``groups`` in all rows, and ``left`` without the folds that hold most of them.
+    All arrays are (n,).
+    """
+    frame = pd.DataFrame({"target": np.asarray(target), "group": np.asarray(split_group), "fold": np.asarray(fold)})
+    made = []
+    for label in (1, 0):
+        by_fold = frame[frame["target"] == label].groupby("fold")["group"].nunique().sort_values(ascending=False)
+        made.append({"label": label, "groups": int(by_fold.sum()), "left": int(by_fold.iloc[left_out:].sum())})
+    return pd.DataFrame(made)
+
+
+def _sets_aside(model: ImageModel) -> bool:
+    return model.frozen or model.select == "best"
+
+
+def _check_training_parts(
+    experiment: Experiment, rows: NDArray[np.intp] | None, *, left_out: int, users: str, otherwise: str
+) -> None:
+    rows = np.arange(len(experiment.target)) if rows is None else rows
+    fold = experiment.folds.frame["fold"].to_numpy()
+    found = _groups_left(experiment, rows, fold, left_out)
+    if (short := found[found["left"] < NEEDED]).empty:
+        return
+    word, groups, left = ("positives" if short["label"].iloc[0] else "negatives"), *short.iloc[0][["groups", "left"]]
+    raise DataError(
+        f"{groups} groups hold {word}, of which only {left} may be left in the training rows of a fold "
+        f"(k: {experiment.folds.k}), but {NEEDED} are needed there, one of them to set aside for early stopping or the "
+        f"choice of a regularisation, by {users}: {_remedy(experiment, rows, left_out, otherwise)}"
+    )
+
+
+def _refuse_two_folds(experiment: Experiment, what: str, otherwise: str) -> None:
+    rows = np.arange(len(experiment.target))
+    raise DataError(
+        f"{what} needs {MIN_FOLDS} folds, but there are {experiment.folds.k}: {_remedy(experiment, rows, 1, otherwise)}"
+    )
+
+
+def _remedy(experiment: Experiment, rows: NDArray[np.intp], left_out: int, otherwise: str) -> str:
+    """Returns a number of folds that works, which is found by making the folds, and what else the user can do."""
+    if experiment.config.data.columns.fold:
+        return f"make more folds in the column of data.columns.fold, or {otherwise}"
+    settings, target, group = experiment.config.folds, experiment.target, experiment.split_group
+    age = experiment.table.train["age"].to_numpy() if "age" in settings.stratify else None
+    group_counts = count_groups(target, group, stratify=settings.stratify, age=age)
+    most = min(len(np.unique(group[target == label])) for label in (0, 1))
+    for k in range(max(MIN_FOLDS, experiment.folds.k + 1), min(most, MAX_SUGGESTED_FOLDS) + 1):
+        fold = assign_balanced_folds(group_counts, k=k, seed=settings.seed)
+        if (_groups_left(experiment, rows, fold, left_out)["left"] >= NEEDED).all():
+            return f"set folds.k: {k}, or {otherwise}"
+    return f"no number of folds leaves enough, so add rows of other groups, or {otherwise}"
+
+
+def _groups_left(experiment: Experiment, rows: NDArray[np.intp], fold: NDArray[np.int8], left_out: int) -> pd.DataFrame:
+    return groups_left(experiment.target[rows], experiment.split_group[rows], fold[rows], left_out=left_out)

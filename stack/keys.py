@@ -1,0 +1,132 @@
+"""Reads keys (ids, groups, folds) of every table in one way: unifies certain spellings, refuses doubtful ones."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermstack.errors import DataError
+from stack.cells import as_text
+
+MISSING_KEYS = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})  # what writers put for a missing value
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.0+)?")  # an integer, also as a float; 007 and 1e3 are text
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")
+
+
+def unified_keys(keys: pd.Series, what: str) -> pd.Series:
+    """Returns the keys (n,) of one column with one spelling for each key; ``what`` names the column in errors.
+
+    `17` and `17.0` are one key where all keys of the column are integers: pandas and spreadsheets write integers as
+    floats where values are missing. Two Unicode forms of one text are one key. The shorter spelling is used; a key
+    with one spelling stays as written. Raises DataError where `17` and `17.0` stand beside keys that are no integers,
+    such as `007`, `1e3` or `P3`: they may be two keys then.
+    """
+    spellings = keys.drop_duplicates()
+    several = _several_spellings(spellings)
+    if not several:
+        return keys
+    numeric = [names for names in several if len({_composed(name) for name in names}) > 1]
+    if numeric and (other := _first_that_is_no_integer(spellings)) is not None:
+        raise DataError(
+            f"{what} {' and '.join(map(repr, numeric[0]))} may be one or two, {len(numeric)} such pairs: beside "
+            f"{other!r} it is not certain that they are one integer. Write one spelling in all rows if they are one, "
+            "or other names if they are two"
+        )
+    shortest = {name: names[0] for names in several for name in names}
+    return _respelled(keys, shortest)
+
+
+def spelled_twice(keys: pd.Series) -> list[tuple[str, str]]:
+    """Returns pairs of different spellings of one key in a column that must not have any, such as ids of a table."""
+    return [(names[0], names[1]) for names in _several_spellings(keys.drop_duplicates())]
+
+
+def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, refuse_doubtful: bool = True) -> pd.Series:
+    """Returns ``keys`` (n,) in the spelling that ``known`` keys of another table have, for a join.
+
+    A key that is known as it is, or unknown in every spelling, stays. Another spelling of a known key is replaced where
+    it is certain (see `unified_keys`; all keys on both sides must be integers). Raises DataError where it is not, such
+    as `7` for a known `007` or `1000` for `1e3`, unless ``refuse_doubtful`` is off. ``what`` names the keys in errors
+    and ``of`` the table of the known ones.
+    """
+    names = pd.Series(known, dtype="str").drop_duplicates()
+    spellings = keys.drop_duplicates()
+    strange = spellings[~spellings.isin(names)]
+    if strange.empty or names.empty:
+        return keys
+    are_integers = _first_that_is_no_integer(names) is None and _first_that_is_no_integer(spellings) is None
+    forms = _forms if are_integers else _composed_all
+    spelled = dict(zip(forms(names), names, strict=True))
+    found = {key: spelled[form] for key, form in zip(strange, forms(strange), strict=True) if form in spelled}
+    left = [key for key in strange if key not in found]
+    if refuse_doubtful and (doubtful := _same_numbers(left, names)):
+        key, other = doubtful[0]
+        raise DataError(
+            f"{what} {key!r} is not in {of}, which has {other!r}, {len(doubtful)} such keys: whether they are one is "
+            "not certain, so write them in the same way in both files"
+        )
+    return _respelled(keys, found) if found else keys
+
+
+def fold_labels(values: pd.Series, what: str) -> pd.Series:
+    """Returns fold labels (n,) as numbers where all are numbers, so that 0 and 0.0 are one fold; else as text.
+
+    Raises DataError where the labels are not all numbers and one has two spellings.
+    """
+    text = as_text(values).str.strip()
+    numbers = pd.to_numeric(text, errors="coerce")
+    return numbers if numbers.notna().all() else unified_keys(text, what)
+
+
+def is_missing_fold(values: pd.Series) -> NDArray[np.bool_]:
+    """Marks the rows (n,) without a fold: no value, or a word for none."""
+    return as_text(values).str.strip().str.lower().isin(MISSING_KEYS).to_numpy(bool)
+
+
+def _several_spellings(spellings: pd.Series) -> list[list[str]]:
+    """Returns the spellings of each key that has more than one, the shortest first."""
+    forms = _forms(spellings)
+    repeated = forms.duplicated(keep=False)
+    if not repeated.any():
+        return []
+    together = spellings[repeated].groupby(forms[repeated].to_numpy()).agg(list)
+    return [sorted(names, key=lambda name: (len(name), name)) for names in together]
+
+
+def _respelled(keys: pd.Series, spelled: dict[str, str]) -> pd.Series:
+    return keys.map(lambda key: spelled.get(key, key)).astype("str")
+
+
+def _first_that_is_no_integer(spellings: pd.Series) -> str | None:
+    for key in spellings:
+        if not _WHOLE.fullmatch(key) and key.strip().lower() not in MISSING_KEYS:
+            return str(key)
+    return None
+
+
+def _forms(keys: pd.Series) -> pd.Series:
+    """Returns what is the same for all spellings of a key: Unicode composed, and an integer without ".0"."""
+    return keys.map(lambda key: key.partition(".")[0] if _WHOLE.fullmatch(key) else _composed(key))
+
+
+def _composed_all(keys: pd.Series) -> pd.Series:
+    return keys.map(_composed)
+
+
+def _composed(key: str) -> str:
+    return key if key.isascii() else unicodedata.normalize("NFC", key)
+
+
+def _same_numbers(keys: Iterable[str], known: pd.Series) -> list[tuple[str, str]]:
+    """Returns pairs of a key and a known key that are the same number in different spellings."""
+    numbers = {key: Decimal(key.strip()) for key in keys if _NUMBER.fullmatch(key.strip())}
+    if not numbers:
+        return []
+    by_number = {Decimal(name): name for name in known if _NUMBER.fullmatch(name)}
+    return [(key, by_number[number]) for key, number in numbers.items() if number in by_number]

@@ -1,0 +1,375 @@
+"""Checks whether the predictions of runs are plausible: one row of facts a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+from scipy.stats import ks_2samp
+
+from dermstack.errors import DataError, StoreError
+from stack.experiment import Experiment
+from stack.metrics.intervals import Interval, clustered_auc
+from stack.metrics.resolution import resolution
+from stack.metrics.scores import auc
+from stack.ranks import AVERAGED
+from stack.store import Run
+
+Floats = NDArray[np.float64]
+
+COPY_CORRELATION = 0.999  # rank correlation within folds; fold models of one real network had at most 0.96
+SHIFT = 0.25  # distance between the distributions of out-of-fold and test; real nets on SIIM-ISIC 2020: 0.10 to 0.17
+UNIFORM_DISTANCE = 0.02  # from a uniform distribution; ranks have 1 / rows
+SAMPLE_ROWS = 10_000  # correlations are computed on at most this many rows, evenly spaced in the table
+MIN_ROWS = 50  # fewer rows show no distribution
+UNCLIPPED_LOGIT = 34.0  # logits of exact 0 and 1 in runs imported before these were clipped at half the resolution
+QUANTILES = (0.05, 0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions of one run: frames of id, fold, logit and p, ``oof`` for training rows and ``test`` for test rows."""
+
+    name: str
+    kind: str
+    oof: pd.DataFrame
+    test: pd.DataFrame
+
+    @classmethod
+    def of(cls, run: Run) -> Scores:
+        """Reads the predictions of a run."""
+        return cls(run.name, str(run.meta["kind"]), run.frame("oof"), run.frame("test"))
+
+
+def is_fresh(experiment: Experiment, run: Run) -> bool:
+    """Whether the run was made for the current rows and folds of the experiment."""
+    made_for = run.meta.get("inputs", {}).get("rows or folds")
+    if made_for is not None:
+        return bool(made_for == experiment.rows_fingerprint)
+    return bool(run.frame("oof")["id"].isin(experiment.table.train["id"]).all())
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The run whose out-of-fold predictions are most like those of another run; correlations are of ranks."""
+
+    name: str
+    oof: float  # within folds of the experiment
+    test: float  # NaN without test rows
+    largest_gap: float  # between the p of one out-of-fold row
+    resolution: float  # of the coarser run
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the predictions of one run look like; `stack.doubts` judges it."""
+
+    name: str
+    kind: str
+    rows: int
+    distinct: int  # different out-of-fold logits
+    resolution: float | None  # step of the decimal grid on which all p lie
+    ties: float  # share of pairs of a positive and a negative with equal p
+    auc: Interval | None  # None where a class is absent or in one group only
+    prevalence: float
+    nets: pd.DataFrame  # one row a net of the test rows: see `_compared_nets`
+    constant_nets: tuple[int, ...]  # whose out-of-fold predictions are all equal, among several nets
+    test_rows: int  # predictions of all nets
+    test_distinct: int
+    is_uniform: bool  # out-of-fold p are evenly spread over 0 to 1, as ranks are
+    is_test_uniform: bool
+    unclipped: int  # predictions of exact 0 or 1 that an earlier version imported
+    likest: Likeness | None
+    test_copy_of: str  # a run with the same test predictions, but other out-of-fold ones; "" if there is none
+    quantiles: tuple[float, ...]  # of all out-of-fold p: 5, 50 and 95 %
+
+
+def run_facts(experiment: Experiment, checked: Iterable[Scores], others: Iterable[Scores] = ()) -> list[RunFacts]:
+    """Returns the facts of each of ``checked``, compared with each other and with ``others``; O(n log n) a run.
+
+    Of each run it keeps its logits, not its frames.
+    """
+    table = _TableRows(experiment)
+    views = [_View(table, scores) for scores in checked]
+    number = len(views)
+    views += [_View(table, scores) for scores in others]
+    likest = _likest(views, number)
+    return [_facts(view, views, like) for view, like in zip(views, likest, strict=False)]
+
+
+def facts_table(facts: Sequence[RunFacts]) -> pd.DataFrame:
+    """Returns the facts as a table of texts and numbers for printing, one row a run."""
+    return pd.DataFrame([
+        {
+            "run": one.name,
+            "distinct": one.distinct,
+            "resolution": "–" if one.resolution is None else f"{one.resolution:g}",
+            "auc": "–" if one.auc is None else str(one.auc),
+            "oof p 5/50/95 %": quantile_text(one.quantiles, "/"),
+            "test p": quantile_text(np.mean(one.nets["test"].tolist(), axis=0), "/") if len(one.nets) else "–",
+            "distance": float(one.nets["distance"].max()) if len(one.nets) else np.nan,
+            "most like": one.likest.name if one.likest else "–",
+            "corr.": one.likest.oof if one.likest else np.nan,
+            "on test": one.likest.test if one.likest else np.nan,
+        }
+        for one in facts
+    ])  # fmt: skip
+
+
+FACTS_TITLE = (
+    "Predictions of each run: distance is the largest between the distributions of a fold net's out-of-fold and test "
+    "predictions (0 to 1); rank correlations are with the most similar run"
+)
+
+
+def _sample(rows: int) -> slice:
+    """Returns at most SAMPLE_ROWS rows, evenly spaced."""
+    return slice(None, None, max(1, -(-rows // SAMPLE_ROWS)))
+
+
+class _TableRows:
+    """The experiment's rows, with one index of ids for all runs."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.y = experiment.target
+        self.split_group, _ = pd.factorize(experiment.split_group)
+        self.fold = experiment.folds.frame["fold"].to_numpy()
+        self.sample = _sample(len(self.y))
+        tables = {"training rows": experiment.table.train, "test rows": experiment.table.test}
+        self._index = {part: pd.Index(frame["id"].astype(object)) for part, frame in tables.items()}
+        self._last: dict[str, tuple[pd.Series[str], NDArray[np.intp]]] = {}  # runs often have equal rows
+
+    def positions(self, ids: pd.Series[str], part: str, run: str) -> NDArray[np.intp]:
+        """Returns the position of each id among the rows of ``part``; raises StoreError where one is not among them."""
+        if part in self._last and self._last[part][0].equals(ids):
+            return self._last[part][1]
+        found: NDArray[np.intp] = self._index[part].get_indexer(pd.Index(ids.astype(object)))
+        if (found < 0).any():
+            raise StoreError(f"{(found < 0).sum()} ids of {run} are not among the {part}: make the run again")
+        self._last[part] = ids, found
+        return found
+
+    @property
+    def number_of_test_rows(self) -> int:
+        """Number of test rows."""
+        return len(self._index["test rows"])
+
+
+class _View:
+    """The predictions of one run beside the experiment's targets and folds; each part is computed on first use."""
+
+    def __init__(self, table: _TableRows, scores: Scores) -> None:
+        self.name, self.kind, self._table = scores.name, scores.kind, table
+        self.rows = table.positions(scores.oof["id"], "training rows", scores.name)
+        self._logit, self.nets = scores.oof["logit"].to_numpy(), scores.oof["fold"].to_numpy()
+        self.test_rows = table.positions(scores.test["id"], "test rows", scores.name)
+        self._test_logit, self.test_nets = scores.test["logit"].to_numpy(), scores.test["fold"].to_numpy()
+
+    @property
+    def logit(self) -> Floats:
+        """Out-of-fold logits (n,)."""
+        return self._logit.astype(np.float64)
+
+    @property
+    def p(self) -> Floats:
+        """Out-of-fold probabilities (n,)."""
+        return np.asarray(expit(self.logit), np.float64)
+
+    @property
+    def y(self) -> NDArray[np.int8]:
+        """Targets (n,)."""
+        return self._table.y[self.rows]
+
+    @property
+    def split_group(self) -> NDArray[np.intp]:
+        """Split groups (n,), as numbers."""
+        return self._table.split_group[self.rows]
+
+    @property
+    def test_logit(self) -> Floats:
+        """Logits of the test rows by every net."""
+        return self._test_logit.astype(np.float64)
+
+    @cached_property
+    def resolution(self) -> float | None:
+        """Step of the grid of all p but the lowest and the highest, where exact 0 and 1 were clipped."""
+        p = self.p
+        inner = p[(p > p.min()) & (p < p.max())] if len(p) else p
+        return resolution(inner) if len(inner) else None
+
+    @cached_property
+    def ranks(self) -> Floats:
+        """Ranks within the experiment's folds, of the sampled rows in the order of the table; NaN where not covered."""
+        of_sample = pd.Series(self._in_table(self.logit)[self._table.sample])
+        return np.asarray(of_sample.groupby(self._table.fold[self._table.sample]).rank(pct=True), np.float64)
+
+    @property
+    def p_in_table(self) -> Floats:
+        """Out-of-fold probabilities in the order of the table; NaN where not covered."""
+        return self._in_table(self.p)
+
+    def _in_table(self, values: Floats) -> Floats:
+        made = np.full(len(self._table.y), np.nan)
+        made[self.rows] = values
+        return made
+
+    @property
+    def _test_sums(self) -> Floats:
+        """Sum of each test row's logits over nets, in the order of the table; NaN where there are none."""
+        rows = self._table.number_of_test_rows
+        sums = np.bincount(self.test_rows, self.test_logit, rows)
+        return np.where(np.bincount(self.test_rows, minlength=rows) > 0, sums, np.nan)
+
+    @cached_property
+    def test_key(self) -> bytes:
+        """Equal for equal test predictions."""
+        return hashlib.sha256(self._test_sums.tobytes()).digest()
+
+    @cached_property
+    def has_test_spread(self) -> bool:
+        """Whether test predictions differ."""
+        sums = self._test_sums
+        return len(sums) >= 3 and not np.isnan(sums).any() and float(np.ptp(sums)) > 0
+
+    @cached_property
+    def test_ranks(self) -> Floats:
+        """Ranks of the test predictions over all nets, of sampled rows; NaN where there are none."""
+        sums = self._test_sums
+        return np.asarray(pd.Series(sums[_sample(len(sums))]).rank(pct=True), np.float64)
+
+
+def _facts(view: _View, views: Sequence[_View], like: Likeness | None) -> RunFacts:
+    logit, p, test_p = view.logit, view.p, expit(view.test_logit)
+    nets, test_nets = np.unique(view.nets), np.unique(view.test_nets)
+    is_test_uniform = [_is_uniform(test_p[view.test_nets == net]) for net in test_nets]
+    return RunFacts(
+        name=view.name,
+        kind=view.kind,
+        rows=len(logit),
+        distinct=len(np.unique(logit)),
+        resolution=view.resolution,
+        ties=_tied_pairs(view.y, logit),
+        auc=_auc(view),
+        prevalence=float(view.y.mean()) if len(view.y) else np.nan,
+        nets=_compared_nets(view),
+        constant_nets=tuple(int(net) for net in nets if len(nets) > 1 and np.ptp(logit[view.nets == net]) == 0),
+        test_rows=len(test_p),
+        test_distinct=len(np.unique(test_p)),
+        is_uniform=_is_uniform(p),
+        is_test_uniform=bool(is_test_uniform) and all(is_test_uniform),
+        unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if view.kind == "imported" else 0,
+        likest=like,
+        test_copy_of=_test_copy_of(view, views),
+        quantiles=tuple(np.quantile(p, QUANTILES)),
+    )
+
+
+def _auc(view: _View) -> Interval | None:
+    try:
+        return clustered_auc(view.y, view.logit, view.split_group).interval()
+    except DataError:
+        if len(np.unique(view.y)) < 2:
+            return None
+        value = auc(view.y, view.logit)
+        return Interval(value, np.nan, np.nan, np.nan)
+
+
+def _tied_pairs(y: NDArray[np.int8], logit: Floats) -> float:
+    values, place = np.unique(logit, return_inverse=True)
+    positives = np.bincount(place, y == 1, minlength=len(values))
+    negatives = np.bincount(place, y == 0, minlength=len(values))
+    pairs = positives.sum() * negatives.sum()
+    return float(positives @ negatives / pairs) if pairs else 0.0
+
+
+def _is_uniform(p: Floats) -> bool:
+    """Whether p (n,) are spread over 0 to 1 more evenly than any but ranks."""
+    if len(p) < MIN_ROWS:
+        return False
+    even = (np.arange(len(p)) + 0.5) / len(p)
+    return bool(np.abs(np.sort(p) - even).max() <= UNIFORM_DISTANCE + 1 / len(p))
+
+
+def _compared_nets(view: _View) -> pd.DataFrame:
+    """Compares each net's test predictions with its out-of-fold ones; averaged ones with those of all nets.
+
+    Returns one row a net: net, oof and test (quantiles of p), distance (Kolmogorov-Smirnov), limit (the distance that
+    is in doubt, larger where rows are few) and spread (ratio of the 5 to 95 % ranges of the logits).
+    """
+    rows, oof_logit, test_logit = [], view.logit, view.test_logit
+    for net in np.unique(view.test_nets):
+        own = oof_logit[view.nets == net]
+        own = own if net != AVERAGED and len(own) else oof_logit
+        made = test_logit[view.test_nets == net]
+        oof, there = np.quantile(own, QUANTILES), np.quantile(made, QUANTILES)
+        width = oof[-1] - oof[0]
+        rows.append({
+            "net": int(net),
+            "oof": tuple(expit(oof)),
+            "test": tuple(expit(there)),
+            "distance": float(ks_2samp(own, made, method="asymp").statistic),
+            "limit": SHIFT + 1.63 * np.sqrt(1 / len(own) + 1 / len(made)),
+            "spread": float((there[-1] - there[0]) / width) if width > 0 and len(made) >= MIN_ROWS else 1.0,
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=["net", "oof", "test", "distance", "limit", "spread"])
+
+
+def _likest(views: Sequence[_View], checked: int) -> list[Likeness | None]:
+    """Returns for each of the first ``checked`` runs the run with the highest rank correlation, in absolute value."""
+    if len(views) < 2:
+        return [None] * checked
+    ranks = np.column_stack([view.ranks for view in views])
+    oof = correlations(ranks[:, :checked], ranks)
+    test_ranks = np.column_stack([view.test_ranks for view in views])
+    test = correlations(test_ranks[:, :checked], test_ranks)
+    np.fill_diagonal(oof, np.nan)
+    found: list[Likeness | None] = []
+    for number, row in enumerate(np.abs(oof)):
+        if np.isnan(row).all():
+            found.append(None)
+            continue
+        best = int(np.nanargmax(row))
+        both = (views[number], views[best])
+        gap = float(np.nanmax(np.abs(both[0].p_in_table - both[1].p_in_table)))
+        step = max(view.resolution or 0.0 for view in both)
+        like = Likeness(both[1].name, float(oof[number, best]), float(test[number, best]), gap, step)
+        found.append(like)
+    return found
+
+
+def correlations(A: Floats, B: Floats) -> Floats:
+    """Returns Pearson's correlations (a, b) of the columns of A (n, a) and B (n, b), each on the rows that both have.
+
+    NaN marks an absent value. A correlation is NaN where fewer than three rows are shown by both, or one has no spread.
+    """
+    of_a, of_b = (~np.isnan(M) for M in (A, B))
+    in_a, in_b = of_a.astype(np.float64), of_b.astype(np.float64)
+    A, B = np.where(of_a, A, 0.0), np.where(of_b, B, 0.0)
+    n = in_a.T @ in_b
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_a, mean_b = A.T @ in_b / n, in_a.T @ B / n
+        variance_a, variance_b = (A**2).T @ in_b / n - mean_a**2, in_a.T @ B**2 / n - mean_b**2
+        found = (A.T @ B / n - mean_a * mean_b) / np.sqrt(variance_a * variance_b)
+    shown: Floats = np.where((n >= 3) & (variance_a > 1e-12) & (variance_b > 1e-12), found, np.nan)
+    return shown
+
+
+def _test_copy_of(view: _View, views: Sequence[_View]) -> str:
+    """Returns another run with the same test predictions and other out-of-fold ones; "" if there is none."""
+    for other in views if view.has_test_spread else ():
+        if other is not view and other.test_key == view.test_key:
+            correlation = correlations(view.ranks[:, None], other.ranks[:, None])[0, 0]
+            if not abs(correlation) >= COPY_CORRELATION:
+                return other.name
+    return ""
+
+
+def quantile_text(values: Sequence[float] | Floats, separator: str = " / ") -> str:
+    """Returns numbers with two significant digits, as one text."""
+    return separator.join(f"{value:.2g}" for value in values)

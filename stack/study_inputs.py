@@ -1,0 +1,156 @@
+"""Names everything that a tuning study depends on, so that a study is stored under it and a stale result is refused.
+
+Readable values, such as a kind or a number, stand as they are; contents of files, tables and settings are fingerprints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stack.config import Stacker
+from stack.experiment import Experiment
+from stack.image_config import ImageModel
+from stack.store import Run, fingerprint, frame_fingerprint, sha256
+from stack.table import ACQUISITION
+
+Inputs = Mapping[str, str]
+
+GBDT_TUNED = {  # what a study of each kind chooses; stack/tune/run.py has the ranges
+    "lightgbm": ("num_leaves", "min_data_in_leaf", "lambda_l2", "bagging_fraction", "feature_fraction"),
+    "xgboost": ("max_depth", "min_child_weight", "reg_lambda", "subsample", "colsample_bytree"),
+    "catboost": ("depth", "l2_leaf_reg", "random_strength", "subsample", "rsm"),
+}
+IMAGE_TUNED = ("lr", "weight_decay", "layer_decay", "label_smoothing", "augment", "balance", "ema")
+
+_FIRST_TRIAL = "first trial"  # a model's own values of what is tuned: other ones are another study, not a stale result
+_FILE_INPUTS = ("images", "pretrained weights")  # what level 2 cannot check, as it reads neither
+_FINGERPRINT = re.compile(r"[0-9a-f]{12}([0-9a-f]{52})?")
+_PREDICTIONS = "predictions of "
+_MAX_LISTED = 5  # names listed in a message
+
+
+def blend_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, str]:
+    """Returns what a study of blend weights depends on: the out-of-fold predictions, the rows and the settings."""
+    config = experiment.config
+    return {
+        **_common(experiment),
+        "runs": ", ".join(run.name for run in runs),
+        **{f"{_PREDICTIONS}{run.name}": run.meta["files"]["oof.parquet"] for run in runs},
+        "blend.power": str(config.blend.power).lower(),
+        "blend.replacement": str(config.blend.replacement).lower(),
+        "blend.bags": str(config.blend.bags),
+    }
+
+
+def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequence[Run]) -> dict[str, str]:
+    """Returns what a study of a stacker depends on: its level-2 matrix, and its settings that are not tuned.
+
+    The number of bags is left out, as a trial fits one model. With ``features.shortcuts``, the tables must have the
+    columns of `stack.images.with_acquisition`.
+    """
+    config = experiment.config
+    tuned = GBDT_TUNED.get(stacker.kind, ())
+    params = {name: value for name, value in stacker.params.items() if name not in tuned}
+    settings = {"params": params} | stacker.model_dump(include={"negatives", "positive_weight", "monotone"})
+    shortcuts = {}
+    if config.features.shortcuts:
+        parts = (experiment.table.train[list(ACQUISITION)], experiment.table.test[list(ACQUISITION)])
+        shortcuts["acquisition"] = fingerprint({"parts": [frame_fingerprint(part) for part in parts]})
+    return {
+        **_common(experiment),
+        "kind": stacker.kind,
+        "settings": fingerprint(settings),
+        "features": fingerprint(config.features.model_dump()),
+        "metadata": experiment.metadata_fingerprint,
+        **shortcuts,
+        "runs": ", ".join(run.name for run in sources),
+        **{f"{_PREDICTIONS}{run.name}": fingerprint(_out_of_fold_files(run)) for run in sources},
+    }
+
+
+def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
+    """Returns what a study of an image model depends on, apart from its files (`image_file_inputs`)."""
+    own = {name: getattr(model, name) for name in IMAGE_TUNED}
+    unused = {"name", "enabled", "selected", "tta", "pretrained", "seeds", *IMAGE_TUNED}
+    external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
+    diagnoses = (
+        {"diagnoses": frame_fingerprint(experiment.table.train[["diagnosis"]])} if model.target == "diagnosis" else {}
+    )
+    metadata = {"metadata": experiment.metadata_fingerprint} if model.metadata else {}
+    return {
+        "rows or folds": experiment.rows_fingerprint,
+        "seed": f"{experiment.config.seed} + {model.seeds[0]}",
+        "settings": fingerprint(model.model_dump(exclude=unused)),
+        _FIRST_TRIAL: fingerprint(own),
+        **external,
+        **diagnoses,
+        **metadata,
+    }
+
+
+def image_file_inputs(model: ImageModel, images: str) -> dict[str, str]:
+    """Returns the inputs of an image study that are files; ``images`` is the cache's checksum of the rows' images."""
+    weights = model.pretrained
+    return {"images": images, "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights)}
+
+
+def current_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Returns the inputs of now of each study that an experiment may have, by the first part of the study's name.
+
+    ``runs`` are those of the blend. ``experiment`` is as for `gbdt_study_inputs`.
+    """
+    config, level1 = experiment.config, [run for run in runs if run.meta["level"] == 1]
+    stackers = [stacker for stacker in config.stackers if stacker.enabled]
+    models = [model for model in config.image_models if model.enabled]
+    return {
+        "blend": blend_study_inputs(experiment, runs),
+        **{f"gbdt-{stacker.name}": gbdt_study_inputs(experiment, stacker, level1) for stacker in stackers},
+        **{f"image-{model.name}": image_study_inputs(experiment, model) for model in models},
+    }
+
+
+def changed_inputs(noted: Inputs, now: Inputs) -> list[str]:
+    """Returns in words what differs between the inputs that a study noted and those of now; [] for a fresh study.
+
+    Files count only where both name them, and a model's own values of what is tuned do not count.
+    """
+    passed_over = {_FIRST_TRIAL, *(name for name in _FILE_INPUTS if name not in now or name not in noted)}
+    names = [name for name in {**noted, **now} if noted.get(name) != now.get(name) and name not in passed_over]
+    common = set(noted) & set(now)
+    words = [_in_words(name, noted.get(name, ""), now.get(name, "")) for name in names if name in common]
+    words += [name for name in names if name not in common and not name.startswith(_PREDICTIONS)]
+    if runs := [word.removeprefix(_PREDICTIONS) for word in words if word.startswith(_PREDICTIONS)]:
+        words = [word for word in words if not word.startswith(_PREDICTIONS)]
+        words.append(_PREDICTIONS + _listed(runs))
+    return words
+
+
+def _common(experiment: Experiment) -> dict[str, str]:
+    return {
+        "objective": experiment.config.objective,
+        "rows or folds": experiment.rows_fingerprint,
+        "seed": str(experiment.config.seed),
+    }
+
+
+def _out_of_fold_files(run: Run) -> dict[str, str]:
+    """Returns the hashes of a run's files without its test predictions and embeddings, which no study reads."""
+    return {file: digest for file, digest in run.meta["files"].items() if not file.startswith("test")}
+
+
+def _in_words(name: str, noted: str, now: str) -> str:
+    if name == "runs":
+        before, after = noted.split(", "), now.split(", ")
+        added, lost = [run for run in after if run not in before], [run for run in before if run not in after]
+        told = [f"{what} {_listed(found)}" for what, found in (("without", added), ("with", lost)) if found]
+        return f"runs ({'; '.join(told) or 'in another order'})"
+    if _FINGERPRINT.fullmatch(noted) or _FINGERPRINT.fullmatch(now):
+        return name
+    return f"{name} ({noted}, now {now})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", … {len(names)} in all" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more

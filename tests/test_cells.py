@@ -1,0 +1,100 @@
+"""Tables are read by their content: csv as its text, parquet with its index, anything else refused in clear words."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermstack.errors import DataError
+from stack.cells import UNNAMED_INDEX, as_text, read_cells, read_columns
+
+FRAME = pd.DataFrame({"id": ["007", "NA", "1e3"], "p": [0.25, 0.5, 1.0]})
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.pq", "a.PARQUET", "a.csv", "a"])
+def test_parquet_is_recognised_whatever_its_name(tmp_path: Path, name: str) -> None:
+    FRAME.to_parquet(tmp_path / name)
+    pd.testing.assert_frame_equal(read_columns(tmp_path / name), FRAME)
+    assert read_cells(tmp_path / name)["id"].tolist() == ["007", "NA", "1e3"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.txt"])
+def test_a_csv_is_recognised_whatever_its_name_and_keeps_its_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("id , x\n007,17.0\nNA,\n1e3,None\n", encoding="utf-8")
+    cells = read_cells(tmp_path / name)
+    assert cells.to_dict("list") == {"id": ["007", "NA", "1e3"], "x": ["17.0", "", "None"]}
+
+
+@pytest.mark.parametrize("index", [["id"], ["id", "net"]])
+def test_ids_in_the_index_of_a_parquet_file_are_columns(tmp_path: Path, index: list[str]) -> None:
+    frame = FRAME.assign(net=[0, 1, 2])
+    frame.set_index(index).to_parquet(tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(read_columns(tmp_path / "a.parquet")[list(frame)], frame)
+
+
+def test_an_index_without_a_name_is_kept_if_it_may_hold_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    FRAME.set_index("id").rename_axis(None).to_parquet(path)
+    assert read_columns(path)[UNNAMED_INDEX].tolist() == ["007", "NA", "1e3"]
+    FRAME.iloc[[2, 0]].to_parquet(path)  # numbers that a selection left behind
+    assert list(read_columns(path)) == ["id", "p"]
+    assert read_columns(path)["id"].tolist() == ["1e3", "007"]
+
+
+def test_an_index_that_is_a_column_too_is_there_once(tmp_path: Path) -> None:
+    FRAME.set_index("id", drop=False).to_parquet(tmp_path / "a.parquet")
+    assert list(read_columns(tmp_path / "a.parquet")) == ["id", "p"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("npy", "is a NumPy array, which holds no ids"),
+        ("npz", "is a file of NumPy arrays, which holds no ids"),
+        ("pickle", "is a pickle, which can run code"),
+        ("xls", "is an Excel file"),
+        ("damaged parquet", "not a readable parquet file"),
+        ("surplus cell", "not a readable csv in UTF-8"),
+        ("utf-16", "not a readable csv in UTF-8"),
+        ("empty", "the file is empty"),
+        ("header", "the file has a header but no rows"),
+        ("no rows", "the file has no rows"),
+        ("folder", "is a folder: name a csv or parquet file"),
+        ("nothing", "no such file"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "a.npz"
+    write = {
+        "npy": lambda: path.write_bytes(
+            (np.save(tmp_path / "b.npy", np.zeros(3)), (tmp_path / "b.npy").read_bytes())[1]
+        ),
+        "npz": lambda: np.savez(path, p=np.zeros(3)),
+        "pickle": lambda: path.write_bytes(pickle.dumps(FRAME)),
+        "xls": lambda: path.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100)),
+        "damaged parquet": lambda: path.write_bytes(b"PAR1" + bytes(100) + b"PAR1"),
+        "surplus cell": lambda: path.write_text("id,p\na,0.5,surplus\n"),
+        "utf-16": lambda: path.write_text("id,p\na,0.5\n", encoding="utf-16"),
+        "empty": path.touch,
+        "header": lambda: path.write_text("id,p\n"),
+        "no rows": lambda: FRAME.iloc[:0].to_parquet(path),
+        "folder": path.mkdir,
+        "nothing": lambda: None,
+    }
+    write[content]()
+    with pytest.raises(DataError, match=words):
+        read_columns(path)
+
+
+def test_values_become_the_text_that_a_csv_would_hold() -> None:
+    assert as_text(pd.Series([17.0, np.nan, -3.0])).tolist() == ["17", "", "-3"]
+    assert as_text(pd.Series([17.5, np.nan, 1.0])).tolist() == ["17.5", "", "1.0"]
+    assert as_text(pd.Series([17, None], dtype="Int64")).tolist() == ["17", ""]
+    assert as_text(pd.Series([True, False])).tolist() == ["1", "0"]
+    assert as_text(pd.Series(["007", None, b"1e3", 17], dtype="object")).tolist() == ["007", "", "1e3", "17"]
+    assert as_text(pd.Series(["b", "a", None], dtype="category")).tolist() == ["b", "a", ""]
+    assert as_text(pd.Series([1e17, 2.0])).tolist() == ["1e+17", "2.0"]  # beyond the integers that a float holds

@@ -1,0 +1,103 @@
+"""Spellings of one key: what is certain is one key, what is doubtful is refused, text stays as it is."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dermstack.errors import DataError
+from stack.keys import fold_labels, is_missing_fold, keys_as_in, spelled_twice, unified_keys
+
+TEXT = ["007", "1e3", "NA", "None", "1_000", "+5", "17 ", "P3", "1.5", "0x1", "٣"]
+
+
+def series(*keys: str) -> pd.Series:
+    return pd.Series(list(keys), dtype="str")
+
+
+def test_integers_and_what_pandas_makes_of_them_beside_a_missing_value_are_one_key() -> None:
+    """The spelling comes from pandas itself: a csv with an empty cell, read and written."""
+    numbers = list(range(30))
+    text = "group,x\n" + "".join(f"{number},0\n" for number in numbers) + ",0\n"
+    floats = pd.read_csv(io.StringIO(text))["group"].dropna().astype(str).tolist()
+    assert floats[17] == "17.0"
+    both = series(*map(str, numbers), *floats, "", "nan")
+    assert unified_keys(both, "groups").tolist() == [*map(str, numbers), *map(str, numbers), "", "nan"]
+
+
+@given(st.lists(st.tuples(st.integers(-99, 99), st.sampled_from(["", ".0", ".00"])), min_size=1))
+def test_two_rows_share_a_key_if_and_only_if_they_are_one_number(rows: list[tuple[int, str]]) -> None:
+    keys = series(*(f"{number}{tail}" for number, tail in rows))
+    unified = unified_keys(keys, "groups")
+    for i, (a, _) in enumerate(rows):
+        for j, (b, _) in enumerate(rows):
+            assert (unified[i] == unified[j]) == (a == b)
+
+
+@pytest.mark.parametrize("spelling", ["17", "17.0"])
+def test_a_key_with_one_spelling_stays_as_written(spelling: str) -> None:
+    """Folds and fingerprints of existing experiments depend on it."""
+    keys = series(spelling, "18.0", "19", spelling)
+    assert unified_keys(keys, "groups").tolist() == keys.tolist()
+
+
+def test_text_that_looks_like_a_number_or_like_nothing_stays() -> None:
+    keys = series(*TEXT, "7", "1000", "1000.5")
+    assert unified_keys(keys, "groups").tolist() == keys.tolist()
+    assert spelled_twice(keys) == []
+    assert keys_as_in(keys, keys, "id", of="train").tolist() == keys.tolist()
+
+
+@pytest.mark.parametrize("other", [key for key in TEXT if key not in {"NA", "None"}])
+def test_beside_text_two_spellings_of_an_integer_are_refused_by_name(other: str) -> None:
+    with pytest.raises(
+        DataError, match=r"train\.csv: groups '17' and '17\.0' may be one or two, 1 such pairs"
+    ) as error:
+        unified_keys(series("17", "17.0", other), "train.csv: groups")
+    assert repr(other) in str(error.value)
+
+
+def test_two_unicode_forms_of_one_name_are_one_key() -> None:
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    assert unified_keys(series(decomposed, composed, "P3"), "groups").tolist() == [composed, composed, "P3"]
+    assert keys_as_in(series(decomposed), [composed, "P3"], "id", of="train").tolist() == [composed]
+
+
+def test_a_join_takes_the_spelling_of_the_table() -> None:
+    assert keys_as_in(series("17.0", "18", "99.0"), ["17", "18.0"], "id", of="train").tolist() == ["17", "18.0", "99.0"]
+
+
+@pytest.mark.parametrize(("key", "known"), [("7", "007"), ("1000", "1e3"), ("17.0", "17"), ("7.0", "007"), ("5", "+5")])
+def test_a_join_refuses_what_may_be_another_spelling(key: str, known: str) -> None:
+    with pytest.raises(DataError, match="whether they are one is not certain"):
+        keys_as_in(series(key), [known, "P3"], "id", of="train")
+    assert keys_as_in(series(key), [known, "P3"], "id", of="train", refuse_doubtful=False).tolist() == [key]
+    assert keys_as_in(series(key), [known, key, "P3"], "id", of="train").tolist() == [key]  # known as it is
+
+
+def test_large_integers_are_compared_exactly() -> None:
+    large = 2**53
+    assert keys_as_in(series(str(large + 1)), [f"0{large}"], "id", of="train").tolist() == [str(large + 1)]
+
+
+def test_spellings_of_an_id_are_found() -> None:
+    assert spelled_twice(series("17", "18", "17.0")) == [("17", "17.0")]
+    assert spelled_twice(series("17", "18.0", "170")) == []
+
+
+def test_folds_are_numbers_where_all_are_and_else_text() -> None:
+    assert fold_labels(pd.Series(["0", "0.0", " 1", "2.0"]), "folds").tolist() == [0, 0, 1, 2]
+    assert fold_labels(pd.Series([0.0, 1.0, 2.0]), "folds").tolist() == [0, 1, 2]
+    assert fold_labels(pd.Series(["a", "b ", "007"]), "folds").tolist() == ["a", "b", "007"]
+    with pytest.raises(DataError, match=r"folds '1' and '1\.0' may be one or two"):
+        fold_labels(pd.Series(["1", "1.0", "a"]), "folds")
+
+
+def test_a_row_without_a_fold_is_marked() -> None:
+    values = pd.Series(["0", "", "NA", "none", None, np.nan, "nothing"], dtype="object")
+    assert is_missing_fold(values).tolist() == [False, True, True, True, True, True, False]
