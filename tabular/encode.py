@@ -88,7 +88,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
 
     def _set_categories(self, categories: dict[str, list[str]]) -> None:
         self.categories_ = categories
-        self.unseen_: dict[str, dict[str, int]] = {}
+        self.unseen_ = {}
         self.columns_ = [name for column in self.numeric for name in (column, f"{column}_missing")]
         for column, values in categories.items():
             # "=" distinguishes a category named "missing" from the indicator

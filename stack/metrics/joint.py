@@ -79,7 +79,7 @@ def paired_draws(
         )
     }  # fmt: skip
     made["log_loss"] = -made["log_loss"]
-    columns = [positive, ~positive]
+    columns: list[np.ndarray] = [positive, ~positive]
     for threshold in thresholds:
         columns += [(p >= threshold) & positive, (p < threshold) & ~positive]
     x = logit(np.clip(np.asarray(p, np.float64), _EDGE, 1 - _EDGE))
