@@ -25,6 +25,11 @@ MAX_HAMMING = 10
 MIN_CORRELATION = 0.96  # of two thumbnails, each channel minus its mean
 MIN_DETAIL_CORRELATION = 0.95  # of their grey minus its blur, so that a shared frame or central spot does not count
 BLUR_SIGMA = 2.0  # pixels of a thumbnail
+# Smooth pictures drawn independently agree in this detail by chance, up to 0.997; so two pictures of which one has less
+# texture than any of 800 real ones (0.94 and more) must be the same thumbnail (docs/log.md).
+MIN_TEXTURE = 0.9  # grey levels: standard deviation of a thumbnail's grey minus its slight blur
+TEXTURE_SIGMA = 0.7  # pixels of a thumbnail
+MIN_POOR_DETAIL_CORRELATION = 0.999
 MIN_BRIGHTNESS = 16  # grey levels: an image whose 99th percentile is darker counts as black
 MIN_STD = 2.0  # grey levels: an image with a smaller standard deviation counts as constant
 MIN_BLUE_EXCESS = 14  # grey levels: where blue exceeds red by more, the channels count as swapped
@@ -100,14 +105,16 @@ def hash_thumbnails(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def near_duplicates(hashed: HashedImages) -> pd.DataFrame:
-    """Finds pairs of images that differ only in size, encoding, exposure, mirroring or rotation.
+    """Finds pairs of images that look alike but for size, encoding, exposure, mirroring or rotation.
+
+    Where one of the two has little texture, their detail must be the same, since smooth pictures agree by chance.
 
     Returns positions a < b, turn and distance: ``turn`` names the symmetry that makes ``b`` look like ``a``, and
     ``distance`` is 1 minus the correlation of the thumbnails' detail, 0 for identical thumbnails. All pairs are
     compared by hash; the thumbnails decide on those whose hashes are close.
     """
     plain, n = hashed.hashes[:, 0], len(hashed.hashes)
-    detail = _detail(hashed.thumbnails)
+    detail, texture = _detail(hashed.thumbnails), _texture(hashed.thumbnails)
     found = []
     for start in range(0, n, _BLOCK):
         block = plain[start : start + _BLOCK]
@@ -117,7 +124,9 @@ def near_duplicates(hashed: HashedImages) -> pd.DataFrame:
             later = b > a
             a, b = a[later] + start, b[later] + start
             detail_correlation = _detail_correlation(detail, a, b, turn)
-            close = np.flatnonzero(detail_correlation >= MIN_DETAIL_CORRELATION)
+            poor = np.minimum(texture[a], texture[b]) < MIN_TEXTURE
+            least = np.where(poor, MIN_POOR_DETAIL_CORRELATION, MIN_DETAIL_CORRELATION)
+            close = np.flatnonzero(detail_correlation >= least)
             correlation = _correlation(hashed.thumbnails[a[close]], apply_symmetry(hashed.thumbnails[b[close]], turn))
             same = close[correlation >= MIN_CORRELATION]
             found.append(
@@ -171,6 +180,16 @@ def _detail(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
         flat = images.std(axis=(1, 2)).max(axis=1) < MIN_STD
         detail[start : start + _BLOCK] = grey * np.where(flat, 0, 1 / np.maximum(length, 1e-9))[:, None, None]
     return detail
+
+
+def _texture(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns the standard deviation (n,) of grey minus its slight blur: the amount of fine texture."""
+    texture = np.empty(len(thumbnails), np.float32)
+    for start in range(0, len(thumbnails), _BLOCK):
+        grey = thumbnails[start : start + _BLOCK].astype(np.float32) @ GREY_WEIGHTS
+        grey -= gaussian_filter(grey, (0, TEXTURE_SIGMA, TEXTURE_SIGMA))
+        texture[start : start + _BLOCK] = grey.std(axis=(1, 2))
+    return texture
 
 
 def _detail_correlation(

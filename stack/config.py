@@ -114,7 +114,7 @@ class Columns(Strict):
     id: str  # unique id of the image, which is also the name of its file
     group: str  # the patient, or the lesion where no patient is known; all rows of a group are in one fold
     target: str  # 0 or 1
-    age: str | None = None  # in years; an empty cell is a missing value
+    age: str | None = None  # in years, 0 to 120; an empty cell is a missing value, a code such as 999 is refused
     sex: str | None = None  # any words, upper or lower case; an empty cell is a missing value
     site: str | None = None  # location on the body, in any words; an empty cell is a missing value
     diagnosis: str | None = None  # diagnosis of training rows, for image models with `target: diagnosis`
@@ -180,7 +180,10 @@ class Data(Strict):
     on_unreadable: Literal["refuse", "drop", "tolerate"] = "refuse"
     # bits that the values of 16-bit images use, such as 12; none: 16, and an error where none uses more than 12
     bits_stored: int | None = Field(None, ge=9, le=16)
-    find_duplicates: bool = True  # find near-duplicate images and merge their groups, as `duplicates` does
+    find_duplicates: bool = True  # find images that look alike and merge their groups, as `duplicates` does
+    # images that look alike and would join more than two groups into one: `refuse` stops and names the groups, `merge`
+    # merges them, `ignore` merges none of them
+    on_chain: Literal["refuse", "merge", "ignore"] = "refuse"
     resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
     cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg` takes a tenth of the disk, but is decoded in every epoch
     external: tuple[External, ...] = ()  # tables of other data sets, used only to train image models

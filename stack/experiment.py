@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from stack.console import Out
 from stack.folds import Folds, make_folds
 from stack.keys import keys_as_in
 from stack.metrics.shuffle import shuffle_targets
+from stack.missing_codes import missing_code_warnings
 from stack.store import (
     Run,
     atomic,
@@ -52,6 +53,7 @@ class Curation:
     dropped: pd.DataFrame
     pairs: pd.DataFrame
     images_fingerprint: str = ""
+    unmerged: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PAIR_COLUMNS))  # see `data.on_chain`
 
 
 NO_CURATION = Curation(
@@ -266,6 +268,10 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         out.say(f"duplicates: groups of listed pairs are merged; {unknown} pairs have an id outside the training rows")
     if found := len(train_pairs(experiment.curation, train)):
         out.say(f"near-duplicates: the groups of {found} pairs of training images are merged into one split_group each")
+    data = experiment.config.data
+    parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
+    for warning in missing_code_warnings(parts):
+        out.warn(warning)
     if not experiment.table.test_groups_known:
         out.warn(
             f"{experiment.config.data.test} has no column {experiment.config.data.columns.group!r}: each test row is a "

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from stack.config import Features
+from dermstack.errors import ConfigError
+from stack.config import Config, Features
 from stack.experiment import Experiment
 from stack.folds import inner_split
 from stack.predictions import Embedding, Predictions
@@ -28,6 +29,19 @@ from tabular.group_features import (
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
+
+
+def metadata_of_models(config: Config) -> set[str]:
+    """Returns which of age, sex and site an enabled image model or the config's features of level 2 use."""
+    used = {str(name) for model in config.image_models if model.enabled for name in model.metadata}
+    features = config.features
+    if features.metadata or features.cohort:
+        used |= {*NUMERIC, *CATEGORICAL}
+    if features.aggregates:
+        used.add("age")
+    if features.context_counts:
+        used |= {"age", "site"}
+    return used
 
 
 class FoldFeatures:
@@ -61,6 +75,7 @@ class FoldFeatures:
         """Returns features (n, columns), float32; ``frame`` must hold all rows of each of its groups.
 
         ``logits`` (n, runs) and ``z`` are one fold net's. Sets ``block_of_``, the name of the block of each column.
+        Raises ConfigError where the settings leave no column.
         """
         blocks: list[tuple[str, pd.DataFrame]] = []
         if self.settings.logits:
@@ -84,6 +99,11 @@ class FoldFeatures:
             blocks.append(("counts of the group", context_counts(frame[["group", "site", "age"]])))
         if self.settings.shortcuts:
             blocks.append(("image acquisition", frame[list(ACQUISITION)]))
+        if not blocks:
+            raise ConfigError(
+                "the level-2 matrix has no column: every block of `features` that these runs have is off; switch "
+                "one on, such as features.logits, or remove the stackers"
+            )
         self.block_of_ = {str(column): name for name, block in blocks for column in block}
         return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
 

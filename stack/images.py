@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError
 from image_models.locks import in_use
@@ -26,15 +29,19 @@ if TYPE_CHECKING:
     from image_models.io.readers import Source
 
 
+_MAX_LISTED = 6  # groups in a message
 DEFAULT_CACHE_SIZE = 128  # pixels a side of the cache that is used where the config has no image model
 
 
-def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple[Experiment, dict[int, ImageCache]]:
+def with_images(
+    experiment: Experiment, sizes: Sequence[int], out: Out, *, ask: bool = True
+) -> tuple[Experiment, dict[int, ImageCache]]:
     """Caches the images at each of ``sizes`` and curates the rows; returns the new experiment and the caches by size.
 
     Unreadable rows are refused or dropped, groups of near-duplicates are merged, external rows that show an image of
     train or test are refused or dropped. An earlier curation of the same images is kept. Writes only the caches. Raises
-    ImageError for missing and unreadable images, DataError for rows that the config refuses.
+    ImageError for missing and unreadable images, DataError for rows that the config refuses and merges of more than two
+    groups; without ``ask`` these merges are left out instead.
     """
     if not sizes:
         return experiment, {}
@@ -43,7 +50,7 @@ def with_images(experiment: Experiment, sizes: Sequence[int], out: Out) -> tuple
     caches = {size: _cache(experiment, ids, sources, size, out) for size in sorted(set(sizes))}
     _check_depth(experiment, caches[min(caches)], ids, out)
     _warn_of_tolerated(caches[min(caches)], ids, out)
-    curation = _curate(experiment, caches[min(caches)], ids, out)
+    curation = _curate(experiment, caches[min(caches)], ids, out, ask=ask)
     if curation is not experiment.curation:
         experiment = open_experiment(
             experiment.config,
@@ -193,7 +200,7 @@ def _warn_of_tolerated(cache: ImageCache, ids: list[str], out: Out) -> None:
         )
 
 
-def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out) -> Curation:
+def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out, *, ask: bool) -> Curation:
     """Returns the earlier curation where the images are the same, else a new one."""
     from image_models.duplicates import near_duplicates
     from image_models.io.decode import DECODER_VERSION
@@ -201,18 +208,18 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
     data = experiment.config.data
     unreadable = _unreadable(experiment, cache)
     seen = sorted(set(ids) - set(unreadable["id"]))
-    columns = ["id", "source_height", "source_width", "source_bytes", "stamp"]
-    pictures = cache.index.iloc[cache.rows_for(seen)][columns].assign(
-        find=data.find_duplicates, decoder=DECODER_VERSION
-    )
-    pictures = pictures.reset_index(drop=True)
-    images_fingerprint = frame_fingerprint(pictures)
+    columns = ["id", "source_height", "source_width", "source_bytes"]
+    pictures = cache.index.iloc[cache.rows_for(seen)][[*columns, "stamp"]].reset_index(drop=True)
+    asked = pictures.assign(find=data.find_duplicates)
+    if data.on_chain != "refuse":
+        asked = asked.assign(on_chain=data.on_chain)
+    images_fingerprint = frame_fingerprint(asked.assign(decoder=DECODER_VERSION))
     if experiment.curation.images_fingerprint == images_fingerprint:
         return experiment.curation
-    if experiment.curation.images_fingerprint == frame_fingerprint(pictures.drop(columns="stamp")):
+    if experiment.curation.images_fingerprint == frame_fingerprint(asked.drop(columns="stamp")):
         # Made by an earlier dermstack, which knew no contents: kept once, so that folds and trained nets stay valid.
         return replace(experiment.curation, images_fingerprint=images_fingerprint)
-    pairs = NO_CURATION.pairs
+    pairs, unmerged = NO_CURATION.pairs, NO_CURATION.unmerged
     if data.find_duplicates:
         found = near_duplicates(looks_of(experiment, cache, seen, out))
         names = pd.Series(seen)
@@ -222,14 +229,53 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out)
             "turn": found["turn"].to_numpy(),
             "distance": found["distance"].round(4).to_numpy(),
         })[PAIR_COLUMNS]  # fmt: skip
-        out.say(f"near-duplicates: {len(pairs)} pairs of images differ only in size, encoding, rotation or reflection")
+        out.say(
+            f"near-duplicates: {len(pairs)} pairs of images look alike but for size, encoding, rotation, reflection; "
+            "`dermstack audit` shows them, `data.find_duplicates: false` switches the search off"
+        )
+        if data.on_chain != "merge":
+            pairs, unmerged = without_chains(pairs, experiment.as_read.train)
+            if len(unmerged) and data.on_chain == "refuse" and ask:
+                raise DataError(_question(unmerged, experiment))
     copies = duplicates_of_primary(
         experiment.external_as_read, pairs, {table.name: table.on_collision for table in data.external}
     )
     dropped = pd.concat([unreadable, copies], ignore_index=True)[DROPPED_COLUMNS]
     for source, rows in dropped.groupby("source"):
         out.warn(f"{len(rows)} rows of {source} are dropped, see dropped.csv")
-    return Curation(dropped, pairs, images_fingerprint)
+    if len(unmerged) and data.on_chain == "refuse":  # not decided yet: the next step must ask
+        images_fingerprint = ""
+    return Curation(dropped, pairs, images_fingerprint, unmerged)
+
+
+def without_chains(pairs: pd.DataFrame, train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the pairs that join at most two groups of training rows, and those that would join more into one."""
+    group_of = train.set_index("id")["group"]
+    ends = [pairs[side].map(group_of) for side in ("id_1", "id_2")]
+    across = (ends[0].notna() & ends[1].notna() & (ends[0] != ends[1])).to_numpy(bool)
+    codes, names = pd.factorize(pd.concat([end[across] for end in ends], ignore_index=True))
+    half = int(across.sum())
+    graph = coo_array((np.ones(half), (codes[:half], codes[half:])), shape=(len(names), len(names)))
+    _, joined = connected_components(graph, directed=False)
+    is_chain = np.zeros(len(pairs), bool)
+    is_chain[across] = np.bincount(joined)[joined[codes[:half]]] > 2
+    return pairs[~is_chain].reset_index(drop=True), pairs[is_chain].reset_index(drop=True)
+
+
+def _question(unmerged: pd.DataFrame, experiment: Experiment) -> str:
+    """Returns the message that asks whether groups that look alike are to be merged."""
+    group_of = experiment.as_read.train.set_index("id")["group"]
+    groups = pd.unique(pd.concat([unmerged[side].map(group_of) for side in ("id_1", "id_2")]))
+    listed = ", ".join(map(repr, groups[:_MAX_LISTED])) + (
+        f", … {len(groups)} in all" if len(groups) > _MAX_LISTED else ""
+    )
+    first = unmerged.iloc[0]
+    return (
+        f"{len(unmerged)} pairs of images look alike and would join more than two groups into one: {listed}; first "
+        f"pair {first['id_1']} and {first['id_2']}. Are they the same patients? See the pairs with "
+        f"`{experiment.command('audit')}`, then set data.on_chain: merge if they are, or data.on_chain: ignore to "
+        "merge none of them (data.find_duplicates: false switches the search off)"
+    )
 
 
 def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:

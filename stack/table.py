@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dermstack.errors import ConfigError, DataError
 from stack.cells import read_cells
 from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys
+from stack.missing_codes import MAX_AGE
 
 REQUIRED = ("id", "group", "target")
 ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8
@@ -200,13 +201,15 @@ def _checked_frame(
     if is_train:
         frame["target"] = _target(text["target"], path, faults, may_be_one_class=is_external)
     frame["age"] = (
-        _number("age", "a number of years", text["age"], path, faults) if "age" in text else np.float32(np.nan)
+        _number("age", f"a number of years from 0 to {MAX_AGE}", text["age"], path, faults)
+        if "age" in text
+        else np.float32(np.nan)
     )
     for name in ("sex", "site"):
         frame[name] = _words(text[name]).str.lower() if name in text else _all_missing(len(text))
     for name in ACQUISITION:
         if name in text:
-            frame[name] = _number(name, "a number of pixels or bytes", text[name], path, faults)
+            frame[name] = _number(name, "a number of pixels or bytes above 0", text[name], path, faults)
     for name in ("diagnosis", "source"):
         if name in text:
             frame[name] = _words(text[name])
@@ -279,11 +282,12 @@ def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_clas
 def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
     known = ~values.str.lower().isin(MISSING_KEYS)
     numbers = pd.to_numeric(values.where(known), errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    bad = known & ~(np.isfinite(numbers) & (numbers >= 0))
+    in_range = (numbers >= 0) & (numbers <= MAX_AGE) if name == "age" else numbers > 0
+    bad = known & ~(np.isfinite(numbers) & in_range)
     if bad.any():
         faults.append(
             f"{path}: {name} {_listed(values[bad])} ({_rows(bad)}) is not {what}: "
-            f"correct it, or leave the cell empty where the {name} is unknown"
+            f"correct it, or leave the cell empty where the {name} is unknown (a code such as -1 or 999 is no value)"
         )
     return numbers.astype(np.float32)
 

@@ -54,7 +54,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         for column in self.numeric:
             numbers = _numbers(frame[column])
             blocks.append(np.column_stack([numbers, np.isnan(numbers)]))
-        self.unseen_: dict[str, dict[str, int]] = {}
+        self.unseen_ = {}
         for column, categories in self.categories_.items():
             strings = frame[column].astype("str")
             unseen = strings[~strings.isin(categories)].value_counts().sort_index()
@@ -88,6 +88,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
 
     def _set_categories(self, categories: dict[str, list[str]]) -> None:
         self.categories_ = categories
+        self.unseen_ = {}
         self.columns_ = [name for column in self.numeric for name in (column, f"{column}_missing")]
         for column, values in categories.items():
             # "=" distinguishes a category named "missing" from the indicator

@@ -110,6 +110,24 @@ def test_flat_pictures_are_no_duplicates_of_each_other() -> None:
     assert near_duplicates(looks([np.full((40, 40, 3), value, np.uint8) for value in (90, 90, 91)])).empty
 
 
+def smooth(rng: np.random.Generator) -> np.ndarray:
+    """A soft blot on plain skin, without any texture."""
+    y, x = np.mgrid[-1:1:96j, -1:1:128j]
+    cx, cy = rng.normal(0, 0.2, 2)
+    blot = np.exp(-((x - cx) ** 2 + (y - cy) ** 2 * rng.uniform(0.6, 1.6)) / rng.uniform(0.05, 0.4))
+    grey = 190 - rng.uniform(40, 120) * blot
+    return np.clip(grey[..., None] * np.array([1.0, 0.8, 0.75]), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_smooth_pictures_drawn_independently_are_no_pairs_and_the_same_file_is_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pictures = [smooth(rng) for _ in range(400)]
+    pairs = near_duplicates(looks([*pictures, pictures[7].copy(), np.fliplr(pictures[9]).copy()]))
+    assert pairs[["a", "b"]].to_numpy().tolist() == [[7, 400], [9, 401]]
+    assert pairs["turn"].tolist() == ["as it is", "mirrored"]
+
+
 def test_strange_pictures_are_named(rng: np.random.Generator) -> None:
     skin = lesion(rng)
     odd = image_faults(looks([skin, skin[..., ::-1].copy(), np.zeros_like(skin), np.full_like(skin, 128)]))

@@ -178,6 +178,58 @@ def test_looking_for_them_after_all_is_noticed(world: Path, capsys: Capture) -> 
     assert "was made with other rows or folds" in command_error(capsys, "oof", "-c", str(config(world)))
 
 
+def chained(world: Path) -> list[str]:
+    """Images of three patients that look alike: a chain of three groups."""
+    train = rows(world)
+    ids = [str(row_id) for row_id in train.drop_duplicates("patient_id")["image_name"].iloc[:3]]
+    for row_id in ids[1:]:
+        show_the_same(world, ids[0], row_id)
+    return ids
+
+
+def test_a_merge_of_more_than_two_patients_stops_with_a_question(world: Path, capsys: Capture) -> None:
+    ids = chained(world)
+    train = rows(world).set_index("image_name")["patient_id"]
+    message = command_error(capsys, "oof", "-c", str(config(world)), "-q")
+    assert "would join more than two groups into one" in message
+    for row_id in ids:
+        assert repr(train[row_id]) in message
+    for setting in ("data.on_chain: merge", "data.on_chain: ignore", "data.find_duplicates: false"):
+        assert setting in message
+    assert unexpected_files(world) == []
+
+
+@pytest.mark.parametrize(("on_chain", "merged"), [("merge", True), ("ignore", False)])
+def test_the_answer_decides_what_is_merged(world: Path, on_chain: str, merged: bool) -> None:
+    ids = chained(world)
+    assert run_cli("oof", "-c", str(config(world, on_chain=on_chain)), "-q") == 0
+    folds = made(world, "folds.parquet").set_index("id").loc[ids]
+    assert folds["split_group"].nunique() == (1 if merged else 3)
+    assert folds["group"].nunique() == 3
+
+
+def test_the_audit_shows_what_has_to_be_decided_as_images(world: Path, capsys: Capture) -> None:
+    ids = chained(world)
+    assert run_cli("audit", "-c", str(config(world))) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "images that look alike would join more than two groups" in shown
+    page = (world / "runs" / "small" / "audit_pairs.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 6, "three pairs, two images each"
+    assert page.count("Would join more than two groups") == 3
+    assert all(f'alt="{row_id}"' in page for row_id in ids)
+    assert "data.on_chain: merge" in page
+    message = command_error(capsys, "oof", "-c", str(config(world)), "-q")
+    assert "would join more than two groups" in message, "the audit decides nothing"
+
+
+def test_two_patients_are_merged_without_a_question(world: Path, capsys: Capture) -> None:
+    show_the_same(world, *strangers(world))
+    assert run_cli("oof", "-c", str(config(world))) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 pairs of images look alike" in shown
+    assert "`data.find_duplicates: false` switches the search off" in shown
+
+
 def test_an_unreadable_training_image_leaves_the_table_on_the_record(world: Path) -> None:
     lost = rows(world)["image_name"].iloc[5]
     picture(world, lost).write_bytes(b"no image")

@@ -219,3 +219,18 @@ def test_a_column_the_report_does_not_know_is_shown(data):
     page = Page(report_html(replace(data, runs=data.runs.assign(image_size=[128, 224]))))
     heads = next(row for row in page.rows if row[0] == "run")
     assert heads[-1] == "image size"
+
+
+def test_words_that_readers_asked_about_are_explained(data):
+    made = replace(
+        data, target="malignant", diagnostics=["With shortcuts, the AUC would be 0.9."],
+        methods=data.methods.assign(method=["rank_mean", "logistic"]), chosen="logistic",
+        runs=data.runs.assign(kind=["imported", "logistic"]),
+    )  # fmt: skip
+    shown = re.sub(r"\s+", " ", Page(report_html(made)).text)
+    assert "malignant = 1, the class that the score looks for" in shown.replace("\N{NO-BREAK SPACE}", " ")
+    assert "logistic in every fold" in shown
+    assert "logistic stacker" in shown
+    assert shown.index("Limits of this result") < shown.index("Checks of level 2")
+    assert "different patients" not in shown
+    assert "darker" not in shown

@@ -142,3 +142,36 @@ def test_the_rarest_of_many_sites_share_a_line():
     parts = find_subgroups(frame)
     assert parts[-1].name == "other (9 kinds)"
     assert np.all(sum(part.rows.astype(int) for part in parts) == 1)
+
+
+def shared_draw(rng, effect):
+    """Patients with one image on each side, whose scores share a large part; the AUC is the same on both sides."""
+    n = 400
+    patient = np.repeat(np.arange(n), 2)
+    y = np.repeat((rng.random(n) < 0.4).astype(int), 2)
+    s = y + np.repeat(rng.normal(0, 1, n), 2) * effect + rng.normal(0, 0.3, 2 * n)
+    return y, s, patient, np.tile([True, False], n)
+
+
+@pytest.mark.slow
+def test_the_difference_of_sides_that_share_patients_has_the_spread_that_it_has():
+    """Without the covariance its interval would be three times as wide, and a real difference would stay hidden."""
+    rng = np.random.default_rng(4)
+    found, halves = [], []
+    for _ in range(150):
+        y, s, patient, side = shared_draw(rng, 1.0)
+        line = subgroups(y, s, patient, [Subgroup("x", "a", side)], draws=2).iloc[0]
+        found.append(line["difference"])
+        halves.append((line["wide_high"] - line["wide_low"]) / 2 / 1.96)
+    assert np.std(found) == pytest.approx(np.mean(halves), rel=0.6)
+    assert np.mean(np.abs(found) > 1.96 * np.array(halves)) < 0.08, "no more false alarms than asked for"
+
+
+def test_sides_that_share_no_patient_keep_their_interval(rng):
+    y, s, _, side = shared_draw(rng, 1.0)
+    alone = subgroups(y, s, np.arange(len(y)), [Subgroup("x", "a", side)], draws=2).iloc[0]
+    apart = subgroups(y, s, [f"{number}" for number in range(len(y))], [Subgroup("x", "a", side)], draws=2).iloc[0]
+    shared = subgroups(y, s, np.arange(len(y)) // 2, [Subgroup("x", "a", side)], draws=2).iloc[0]
+    assert alone["wide_high"] == apart["wide_high"]
+    width = [line["wide_high"] - line["wide_low"] for line in (shared, alone)]
+    assert width[0] < 0.7 * width[1]

@@ -13,9 +13,11 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
-from stack.metrics.intervals import clustered_auc
+from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.validation import (
     AGREES,
+    COLUMNS_MISSING,
+    DIFFERS,
     HIGHER,
     LOWER,
     NOT_COMPARABLE,
@@ -114,11 +116,66 @@ def test_the_auc_of_the_same_world_is_called_apart_in_one_of_twenty() -> None:
     assert 0.02 < apart / 400 < 0.09
 
 
+@pytest.mark.slow
+def test_the_joint_test_says_that_the_same_world_differs_in_one_of_twenty() -> None:
+    """Of sixteen verdicts; the words of every line follow from the one test."""
+    rng, apart = np.random.default_rng(8), 0
+    for _ in range(200):
+        (y, p, frame), (y2, p2, frame2) = drawn(rng, 3000), drawn(rng, 2000)
+        promise = internal_validation("auc", y, p, p, frame["group"], frame, draws=60)
+        found = validate(
+            promise, pd.DataFrame({"score": p2, "p_calibrated": p2}), y2, frame2, experiment="x", bundle="0", draws=200
+        )
+        assert found.joint.values in {13, 16}, "without those that another prevalence changes"
+        assert (found.verdict == DIFFERS) == bool(found.apart)
+        apart += found.verdict == DIFFERS
+    assert 0.015 < apart / 200 < 0.10
+
+
+def test_the_words_follow_from_the_joint_test(rng: np.random.Generator) -> None:
+    promise, (y, p, frame) = promised(rng), drawn(rng)
+    same, other = judged(promise, y, p, frame), judged(promise, y, expit(logit(p) + 0.7), frame)
+    assert same.verdict == AGREES
+    assert same.apart == []
+    assert same.summary.startswith("agrees with the training estimate (joint test of 16 metrics")
+    assert other.verdict == DIFFERS
+    assert other.summary.startswith("differs from the training estimate beyond noise in ")
+    assert any("specificity" in name for name in other.apart)
+    page = re.sub(r"\s+", " ", evaluation_html(other, y, p, created=""))
+    assert "Agrees with" not in page
+    assert "Differs from the training estimate beyond noise in" in page
+
+
+def test_rows_without_metadata_are_not_compared_with_what_metadata_promised(rng: np.random.Generator) -> None:
+    promise, (y, p, frame) = promised(rng), drawn(rng)
+    worse = expit(logit(p) + rng.normal(0, 1.5, len(p)))  # what the model knew of age is gone
+    made = pd.DataFrame({"score": worse, "p_calibrated": worse})
+    given: dict[str, Any] = {"experiment": "x", "bundle": "0", "draws": 100, "lacking": ["age", "sex"]}
+    unknown = validate(promise, made, y, frame, **given)
+    assert unknown.verdict == COLUMNS_MISSING
+    assert unknown.joint.values == 0
+    assert "cannot be compared with the training estimate, which was made with age and sex" in unknown.summary
+    change = float(roc_auc_score(y, worse)) - promise.measures.auc.value
+    known = validate(promise, made, y, frame, cost=Interval(change, change - 0.02, change + 0.02, 0.01), **given)
+    assert known.verdict == AGREES
+    assert known.joint.values == 1
+    assert "as far as rows without age and sex can be compared" in known.summary
+    auc = known.comparison("auc")
+    assert auc.promised == pytest.approx(promise.measures.auc.value + change)
+    assert auc.promised_se == pytest.approx(np.hypot(promise.measures.auc_se, 0.01))
+    assert {entry.verdict for of in known.points for entry in (of.sensitivity, of.specificity)} == {COLUMNS_MISSING}
+    assert validate(promise, made, y, frame, **{**given, "lacking": []}).verdict == DIFFERS
+    for found in (unknown, known):
+        page = re.sub(r"\s+", " ", evaluation_html(found, y, worse, created=""))
+        assert "These images have no age and no sex" in page
+
+
 def test_flipped_labels_are_lower_than_promised(rng: np.random.Generator) -> None:
     y, p, frame = drawn(rng)
     flipped = np.where(rng.random(len(y)) < 0.25, 1 - y, y)
     found = judged(promised(rng), flipped, p, frame)
-    assert found.verdict == LOWER
+    assert found.verdict == DIFFERS
+    assert verdicts(found)["auc"] == LOWER
     assert verdicts(found)["slope"] == LOWER
     assert all(LOWER in (of.sensitivity.verdict, of.specificity.verdict) for of in found.points)
     reversed_ = judged(promised(rng), 1 - y, p, frame)
@@ -127,7 +184,7 @@ def test_flipped_labels_are_lower_than_promised(rng: np.random.Generator) -> Non
 
 def test_a_sharper_world_is_higher_than_promised(rng: np.random.Generator) -> None:
     y, p, frame = drawn(rng)
-    assert judged(promised(rng), y, expit(logit(p) + 2 * y), frame).verdict == HIGHER
+    assert judged(promised(rng), y, expit(logit(p) + 2 * y), frame).comparison("auc").verdict == HIGHER
 
 
 def test_another_prevalence_is_named_and_only_what_it_leaves_alone_is_compared(rng: np.random.Generator) -> None:
@@ -143,7 +200,8 @@ def test_another_prevalence_is_named_and_only_what_it_leaves_alone_is_compared(r
 def test_a_p_that_is_too_high_or_too_bold_is_no_longer_calibrated(rng: np.random.Generator) -> None:
     promise, (y, p, frame) = promised(rng), drawn(rng)
     high, bold = (judged(promise, y, of, frame) for of in (expit(logit(p) + 1), expit(2 * logit(p))))
-    assert high.verdict == bold.verdict == AGREES  # the order is the same
+    assert verdicts(high)["auc"] == verdicts(bold)["auc"] == AGREES  # the order is the same
+    assert high.verdict == bold.verdict == DIFFERS
     assert verdicts(high)["in_the_large"] == LOWER
     assert high.found.in_the_large.value == pytest.approx(judged(promise, y, p, frame).found.in_the_large.value - 1)
     assert verdicts(bold)["slope"] == LOWER

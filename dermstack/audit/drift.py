@@ -12,6 +12,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from dermstack.audit.finding import Finding, Severity
 from dermstack.audit.single_column import FALSE_ALARM_RATE, one_sided_rank_p
 from stack.experiment import Experiment
+from stack.features import metadata_of_models
 from stack.images import with_acquisition
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.scores import Floats, auc
@@ -107,7 +108,7 @@ _MIN_DRIVER_SHARE = 0.1  # a column is named as a driver if shuffling it costs m
 
 
 def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
-    """Reports drift in the columns that models use (age, sex, site, config additions), then in those that none uses.
+    """Reports drift in the columns that models use (`metadata_of_models`, config additions), then in the others.
 
     One finding each. The AUC is that of a gradient boosting classifier of test against training rows, out of fold with
     whole groups held out. Ids and columns that only train has are left out. Drift in unused columns is a note.
@@ -116,7 +117,9 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
     if not len(parts[1]):
         return []
     features = experiment.config.features
-    used, unused = ["age", "sex", "site"], list[str]()
+    used, unused = list[str](), list[str]()
+    for column in ("age", "sex", "site"):
+        (used if column in metadata_of_models(experiment.config) else unused).append(column)
     (used if features.context_counts else unused).append("images in the group")
     (used if features.shortcuts else unused).extend(ACQUISITION)
     found = []

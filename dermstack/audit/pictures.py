@@ -67,12 +67,25 @@ def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
     return made.assign(kind=kind.astype(object))
 
 
+def chain_finding(unmerged: pd.DataFrame, table: Table) -> Finding:
+    """Reports pairs that look alike and would join more than two groups, which `data.on_chain` has to decide."""
+    group_of = table.train.set_index("id")["group"]
+    groups = pd.unique(pd.concat([unmerged[side].map(group_of) for side in ("id_1", "id_2")]))
+    evidence = f"{len(unmerged)} pairs of {len(groups)} groups"
+    remedy = "look at the pairs, then set data.on_chain: merge or ignore; `oof` refuses until then"
+    example = f"groups {', '.join(map(str, groups[:3]))}"
+    return Finding("error", "images that look alike would join more than two groups", evidence, remedy, example)
+
+
 def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
     """Returns one finding for each kind of pair that occurs."""
     says: dict[str, tuple[Severity, str]] = {
         PAIR_KINDS[0]: ("error", "check both: one target is wrong, or the images only look alike"),
         PAIR_KINDS[1]: ("warning", "the model has seen these test images, so a test score is optimistic"),
-        PAIR_KINDS[2]: ("warning", "their groups count as one split_group in folds and intervals"),
+        PAIR_KINDS[2]: (
+            "warning",
+            "their groups count as one split_group; data.find_duplicates: false undoes it",
+        ),
         PAIR_KINDS[3]: ("note", "harmless: all rows of a group are in one fold"),
     }
     found = []
@@ -82,7 +95,9 @@ def duplicate_findings(pairs: pd.DataFrame) -> list[Finding]:
             severity, remedy = says[kind]
             closest = some.sort_values("distance").iloc[0]
             example = f"closest {closest['id_1']} and {closest['id_2']}"
-            found.append(Finding(severity, f"near-duplicates {_where(kind)}", f"{len(some)} pairs", remedy, example))
+            found.append(
+                Finding(severity, f"images that look alike, {_where(kind)}", f"{len(some)} pairs", remedy, example)
+            )
     return found
 
 

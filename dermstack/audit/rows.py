@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pandas as pd
 
@@ -11,7 +13,9 @@ from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, c
 from dermstack.errors import DataError
 from stack.cells import read_cells
 from stack.experiment import Experiment, train_pairs
+from stack.features import metadata_of_models
 from stack.keys import fold_labels, is_missing_fold
+from stack.missing_codes import missing_codes
 from stack.table import ACQUISITION, SENTINELS
 
 LARGE_GROUP_RATIO = 5  # a group with this many times the 99th percentile of the other sizes is reported
@@ -34,12 +38,13 @@ _LISTED_PAIR_FINDINGS: dict[str, tuple[Severity, str, str]] = {  # severity, wha
 
 
 def row_findings(experiment: Experiment) -> list[Finding]:
-    """Returns all findings about listed duplicates, groups and folds, the worst first."""
+    """Returns all findings about listed duplicates, groups, folds and missing-value codes, the worst first."""
     return worst_first(
         [
             *listed_duplicate_findings(experiment),
             *group_findings(experiment),
             *fold_findings(experiment),
+            *missing_code_findings(experiment),
         ]
     )
 
@@ -115,6 +120,22 @@ def fold_findings(experiment: Experiment) -> list[Finding]:
     return found + _other_folds(experiment)
 
 
+def missing_code_findings(experiment: Experiment) -> list[Finding]:
+    """Reports ages (a warning) and words (a note) that look like a code for "unknown" instead of an empty cell."""
+    found = []
+    for part, rows in (("train", experiment.table.train), ("test", experiment.table.test)):
+        for code in missing_codes(rows) if len(rows) else ():
+            evidence = f"{code} of {part}"
+            if code.is_number:
+                what, severity = "an age that looks like a code for 'unknown'", "warning"
+                remedy = "if it means 'unknown', leave these cells empty: models take it as a number of years"
+            else:
+                what, severity = f"a {code.column} whose name means unknown", "note"
+                remedy = "it counts as a category of its own; leave the cells empty to have them counted as missing"
+            found.append(Finding(cast("Severity", severity), what, evidence, remedy))
+    return found
+
+
 def _shared_findings(experiment: Experiment) -> list[Finding]:
     train, test = experiment.table.train, experiment.table.test
     if not experiment.table.test_groups_known:
@@ -186,9 +207,10 @@ def proxy_findings(experiment: Experiment) -> list[Finding]:
             if values.nunique(dropna=False) > 1:
                 associations.append(column_association(csv, values, y, fold, group))
     found, lacking = [], []
+    used = metadata_of_models(config)
     for one in associations:
         if one.strength >= PROXY_AUC and one.p * len(associations) < FALSE_ALARM_RATE:
-            found.append(_proxy_finding(one, columns.get(one.name), in_test))
+            found.append(_proxy_finding(one, columns.get(one.name), in_test, used))
         elif in_test is not None and one.name not in in_test and columns.get(one.name) != "fold":
             lacking.append(f"`{one.name}` {one}")
     if lacking:
@@ -206,13 +228,15 @@ def numbers_or_words(cells: pd.Series) -> pd.Series:
     return numbers.astype("float64") if (numbers.notna() == text.notna()).all() else text
 
 
-def _proxy_finding(one: ColumnAssociation, mapped: str | None, in_test: set[str] | None) -> Finding:
+def _proxy_finding(one: ColumnAssociation, mapped: str | None, in_test: set[str] | None, used: set[str]) -> Finding:
     what = f"the column `{one.name}` separates the target"
     where = "" if in_test is None else ", in train and test" if one.name in in_test else ", only in train"
     evidence = f"{one} by this column alone{where}; p = {one.p:.1g}"
     severity: Severity
-    if mapped in ("age", "sex", "site"):
+    if mapped in used:
         severity, remedy = "error", f"models use it as data.columns.{mapped}: map another column"
+    elif mapped in ("age", "sex", "site"):
+        severity, remedy = "warning", f"no model uses it with these features: map another data.columns.{mapped} first"
     elif mapped == "diagnosis":
         severity, remedy = "note", "it is only learned as a target, by models that ask for it; it is no feature"
     elif in_test is not None and one.name in in_test:

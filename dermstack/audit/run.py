@@ -11,7 +11,7 @@ from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
-from dermstack.audit.pictures import pair_kinds, part_findings, picture_findings
+from dermstack.audit.pictures import chain_finding, pair_kinds, part_findings, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
 from dermstack.errors import ConfigError
@@ -101,13 +101,14 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
     from image_models.duplicates import image_faults
 
     size = smallest_cache_size(experiment)
-    experiment, caches = with_images(experiment, [size], out)
+    experiment, caches = with_images(experiment, [size], out, ask=False)
     cache, table = caches[size], experiment.table
     ids = [*table.train["id"], *table.test["id"]]
     hashed = looks_of(experiment, cache, ids, out)
     odd = image_faults(hashed)
     odd = pd.DataFrame({"id": [ids[position] for position in odd["position"]], "fault": odd["fault"]})
-    pairs = pair_kinds(experiment.curation.pairs, table)
+    curation = experiment.curation
+    pairs = pair_kinds(pd.concat([curation.pairs, curation.unmerged], ignore_index=True), table)
     sizes = cache.index.iloc[cache.rows_for(ids)][["id", "source_height", "source_width", "source_bytes"]]
     sizes = sizes.assign(encoding=file_suffixes(experiment).loc[sizes["id"]].to_numpy())
     parts = pd.DataFrame({
@@ -116,7 +117,9 @@ def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.Da
         "size": [f"{w} × {h}" for w, h in zip(sizes["source_width"], sizes["source_height"], strict=True)],
     })  # fmt: skip
     odd_parts = part_findings(hashed.thumbnails, parts)
-    found = picture_findings(pairs, ids, odd, experiment.curation.dropped, experiment.listed_duplicates, odd_parts)
+    found = picture_findings(pairs, ids, odd, curation.dropped, experiment.listed_duplicates, odd_parts)
+    if len(curation.unmerged) and experiment.config.data.on_chain == "refuse":
+        found.insert(0, chain_finding(curation.unmerged, table))
     return experiment, pairs, sizes, found
 
 

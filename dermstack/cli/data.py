@@ -38,6 +38,7 @@ def audit(
     from dermstack.audit.pictures import PAIR_KINDS
     from dermstack.audit.run import run_audit
     from dermstack.cli.options import show_findings
+    from dermstack.report.look_alikes import write_pairs_page
     from stack.images import caches_in_use
     from stack.store import locked
 
@@ -49,6 +50,12 @@ def audit(
         if len(some):
             out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
     show_findings(out, review.findings)
+    if (
+        pictures
+        and experiment.config.data.images is not None
+        and (page := write_pairs_page(review.experiment, review.pairs))
+    ):
+        out.say(f"pairs as images: {page}")
     out.say(f"all findings: {review.experiment.folder / 'audit.csv'}")
 
 

@@ -260,6 +260,7 @@ def hard_cases(
 
     markup = render_template(
         "hard_cases.html.j2",
+        coded=display_name is not str,
         lists=[
             ("missed", "Positives with the lowest probability", [case(row) for _, row in missed.iterrows()]),
             (
@@ -362,6 +363,7 @@ def doubtful_labels_section(
     }
     markup = render_template(
         "second_look.html.j2",
+        coded=display_name is not str,
         found=len(doubtful),
         rows=len(experiment.target),
         runs=", ".join(run.name for run in runs),

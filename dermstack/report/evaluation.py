@@ -27,7 +27,16 @@ from dermstack.report.figures import (
 )
 from dermstack.report.report import TEMPLATE_FOLDER, environment
 from stack.metrics.intervals import Interval
-from stack.metrics.validation import AGREES, HIGHER, LOWER, UNDECIDED, Comparison, PointOutcome, Validation
+from stack.metrics.validation import (
+    AGREES,
+    COLUMNS_MISSING,
+    HIGHER,
+    LOWER,
+    UNDECIDED,
+    Comparison,
+    PointOutcome,
+    Validation,
+)
 
 FOUND_DOT, PROMISED_DOT = Markup('<span class="dot found"></span>'), Markup('<span class="dot hollow"></span>')
 
@@ -79,7 +88,13 @@ _QUANTITIES = {
     "in_the_large": "calibration in the large, log odds (ideal: 0)",
 }
 _IN_PERCENT = {"prevalence"}
-_SHORT_VERDICTS = {AGREES: "agrees", LOWER: "lower", HIGHER: "higher", UNDECIDED: "–"}  # for a narrow column
+_SHORT_VERDICTS = {
+    AGREES: "agrees",
+    LOWER: "lower",
+    HIGHER: "higher",
+    UNDECIDED: "–",
+    COLUMNS_MISSING: "–",
+}  # for a narrow column
 
 
 class _Table(NamedTuple):
@@ -103,9 +118,8 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         promised=found.promise.measures,
         auc=found.comparison("auc"),
         prevalence=found.comparison("prevalence"),
-        higher=HIGHER,
-        lower=LOWER,
-        agrees=AGREES,
+        columns_missing=COLUMNS_MISSING,
+        objective=_QUANTITIES.get("log_loss" if (name := found.promise.objective) == "logloss" else name, name),
         created=created,
         tables={
             "comparisons": _comparisons(found.comparisons),

@@ -171,7 +171,13 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         temporary.write_text(
             report_html(data, {place: made for place, made in sections.items() if made}), encoding="utf-8"
         )
-    write_model_card(experiment, blend, runs=data.runs, subgroups=_card_subgroups(data.subgroups), notes=data.notes)
+    write_model_card(
+        experiment,
+        blend,
+        runs=data.runs,
+        subgroups=_card_subgroups(data.subgroups),
+        notes=[*data.notes, *data.diagnostics],
+    )
     return path
 
 
@@ -224,7 +230,9 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         fold=oof["fold"].to_numpy(),
         folds=experiment.folds.summary(experiment.target, experiment.table.train),
         facts=table_facts(experiment),
-        notes=_notes(experiment, blend) + [note for run in runs for note in _level2_notes(run)],
+        notes=_notes(experiment, blend),
+        diagnostics=[note for run in runs for note in _level2_notes(run)],
+        target=experiment.config.data.columns.target,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
             sort_keys=False,

@@ -28,7 +28,18 @@ from dermstack.report.figures import (
     roc_figure,
     study_figure,
 )
-from dermstack.report.tables import HtmlTable, breakable, heat_table, number, rows_of, signed, table, with_code_spans
+from dermstack.report.tables import (
+    HtmlTable,
+    breakable,
+    decision_table,
+    heat_table,
+    number,
+    rows_of,
+    signed,
+    subgroup_table,
+    table,
+    with_code_spans,
+)
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import OBJECTIVE_LABELS, auc, auc_by_fold, average_precision
 from stack.tune.studies import StudyHistory
@@ -100,6 +111,8 @@ class ReportData:
     notes: Sequence[str]
     settings: str  # YAML
     versions: Mapping[str, str]
+    diagnostics: Sequence[str] = ()  # what was measured about level 2: shortcuts, groups, alignment of embeddings
+    target: str = ""  # name of the csv column of targets
     calibration: Calibration | None = None
     decision: Decision | None = None
     by_fold: pd.DataFrame | None = None  # `stack.history.fold_table`, the blend's line first
@@ -166,6 +179,7 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
     shares = {str(name): _PERCENT for name in folds.columns[5:-1] if name not in {"median age"}}
     # The table by_fold shows every fold, so the lowest and the highest fold are left out here.
     runs = data.runs if data.by_fold is None else data.runs.drop(columns=["min_fold", "max_fold"], errors="ignore")
+    runs = runs.replace({"kind": {"logistic": "logistic stacker"}})
     made = {
         "runs": table(runs, intervals={data.objective: ("low", "high")}),
         "methods": table(
@@ -183,13 +197,13 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
                 shown, intervals={"share": ("low", "high")}, heads=heads, formats={"p": _PERCENT, "share": _PERCENT}
             )
     if data.decision is not None:
-        made["decision"] = _decision_table(data.decision.at_round_thresholds)
+        made["decision"] = decision_table(data.decision.at_round_thresholds)
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
         made["agreement"] = heat_table(data.agreement, corner="run")
     if data.subgroups is not None:
-        made["subgroups"] = _subgroup_table(data.subgroups)
+        made["subgroups"] = subgroup_table(data.subgroups)
     if data.studies:
         made["studies"] = _study_table(data.studies)
     return made | _data_tables(data.data)
@@ -216,40 +230,6 @@ def _subgroup_estimates(subgroups: pd.DataFrame) -> list[Estimate]:
         Estimate(f"{line['by']}: {line['subgroup']}", line["auc"], line["low"], line["high"], strong=line["apart"])
         for line in known.to_dict("records")
     ]
-
-
-def _subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
-    named = subgroups["by"] + ": " + subgroups["subgroup"]
-    frame = subgroups.drop(columns=["by", "subgroup", "apart"])
-    frame.insert(0, "subgroup", named)
-    return table(
-        frame,
-        intervals={"auc": ("low", "high"), "difference": ("wide_low", "wide_high")},
-        tags=dict.fromkeys(named[subgroups["apart"]], "differs"),
-        heads={"difference": "difference from the rest", "wide_low": "corrected interval"},
-        formats={"auc": ".3f", "difference": "+.3f", "prevalence": _PERCENT},
-    )
-
-
-def _decision_table(curve: pd.DataFrame) -> HtmlTable:
-    frame = pd.DataFrame({
-        "threshold": curve["threshold"],
-        "called": 1000 * curve["called"],
-        "sensitivity": curve["sensitivity"],
-        "net_benefit": curve["net_benefit"], "low": curve["low"], "high": curve["high"],
-        "treat_all": curve["treat_all"],
-        "gain": curve["gain"], "gain_low": curve["gain_low"], "gain_high": curve["gain_high"],
-    })  # fmt: skip
-    return table(
-        frame,
-        intervals={"net_benefit": ("low", "high"), "gain": ("gain_low", "gain_high")},
-        heads={
-            "called": "called positive per 1,000",
-            "treat_all": "net benefit of acting on all",
-            "gain": "gain over acting on all or none",
-        },
-        formats={"called": ".0f", "sensitivity": _PERCENT, "gain": "+.4f"},
-    )
 
 
 def _families(studies: Sequence[StudyHistory]) -> dict[str, list[StudyHistory]]:
@@ -392,6 +372,8 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         prevalence=prevalence,
         prevalence_loss=prevalence * math.log(prevalence) + (1 - prevalence) * math.log(1 - prevalence),
         within=within,
+        chosen_alone=_chosen_alone(data),
+        worsened=_worsened_log_loss(data.calibration),
         made_of=_made_of(data),
         tables=tables(data, within),
         figures=page_figures(data, objective),
@@ -410,6 +392,33 @@ def _empty_sections(data: ReportData) -> set[str]:
         "studies": len(data.studies) > 0,
     }
     return {name for name, there in given.items() if not there}
+
+
+def _chosen_alone(data: ReportData) -> float | None:
+    """Returns the nested value of the chosen method in every fold, if it is not the headline itself."""
+    own = (
+        data.methods.loc[data.methods["method"] == data.chosen, "nested"]
+        if len(data.methods)
+        else pd.Series(dtype=float)
+    )
+    return float(own.iloc[0]) if len(own) and abs(float(own.iloc[0]) - data.headline.value) >= 5e-5 else None
+
+
+def _worsened_log_loss(calibration: Calibration | None) -> tuple[float, float, str] | None:
+    """Returns the log loss of the best probability before calibration, that after it, and which was the best.
+
+    None where the calibration lowered it.
+    """
+    if calibration is None:
+        return None
+    scores = calibration.scores
+    best = (
+        scores.iloc[:-1].sort_values("log loss", kind="stable").iloc[0] if len(scores) > 1 else None
+    )  # last: calibrated
+    after = float(scores["log loss"].iloc[-1])
+    if best is None or after <= best["log loss"] + 5e-5:
+        return None
+    return float(best["log loss"]), after, str(best["probability"])
 
 
 def _made_of(data: ReportData) -> str:

@@ -82,6 +82,42 @@ def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> HtmlT
     return HtmlTable(heads, rows, max((len(row[0]) for _, row in rows), default=0), shades)
 
 
+def subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
+    """Formats the table of `stack.metrics.subgroups.subgroups`."""
+    named = subgroups["by"] + ": " + subgroups["subgroup"]
+    frame = subgroups.drop(columns=["by", "subgroup", "apart"])
+    frame.insert(0, "subgroup", named)
+    return table(
+        frame,
+        intervals={"auc": ("low", "high"), "difference": ("wide_low", "wide_high")},
+        tags=dict.fromkeys(named[subgroups["apart"]], "differs"),
+        heads={"difference": "difference from the rest", "wide_low": "corrected interval"},
+        formats={"auc": ".3f", "difference": "+.3f", "prevalence": ".1%"},
+    )
+
+
+def decision_table(curve: pd.DataFrame) -> HtmlTable:
+    """Formats the net benefit at round thresholds."""
+    frame = pd.DataFrame({
+        "threshold": curve["threshold"],
+        "called": 1000 * curve["called"],
+        "sensitivity": curve["sensitivity"],
+        "net_benefit": curve["net_benefit"], "low": curve["low"], "high": curve["high"],
+        "treat_all": curve["treat_all"],
+        "gain": curve["gain"], "gain_low": curve["gain_low"], "gain_high": curve["gain_high"],
+    })  # fmt: skip
+    return table(
+        frame,
+        intervals={"net_benefit": ("low", "high"), "gain": ("gain_low", "gain_high")},
+        heads={
+            "called": "called positive per 1,000",
+            "treat_all": "net benefit of acting on all",
+            "gain": "gain over acting on all or none",
+        },
+        formats={"called": ".0f", "sensitivity": ".1%", "gain": "+.4f"},
+    )
+
+
 def rows_of(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
     """Iterates over the rows of a frame, with these columns only."""
     return frame[list(columns)].itertuples(index=False, name=None)

@@ -26,10 +26,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dermstack.errors import ConfigError, DataError, DermstackError
-from dermstack.serve.patient import MAX_AGE, Ensemble, Photo, Reading, percent, read_patient
+from dermstack.serve.patient import Ensemble, Photo, Reading, percent, read_patient
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
 from stack.metrics.scores import OBJECTIVE_LABELS
+from stack.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
 MAX_UPLOAD_BYTES = 256 << 20  # of one request, all images together

@@ -14,7 +14,7 @@ import pandas as pd
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.expectations import cost_notes, read_promise
+from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
@@ -118,9 +118,10 @@ def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = 
     check_classes(y, rows.frame["group"])
     with TemporaryDirectory(prefix="dermstack-evaluate-") as work:
         made = predict_rows(bundle, rows, Path(work), Out(quiet=True), device=device, n_jobs=n_jobs)
+    lacking, cost = lacking_columns(bundle, rows.frame, rows.missing)
     return validate(
         promise, made, y.to_numpy(), rows.frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        notes=_notes(bundle, rows),
+        notes=_notes(bundle, rows), lacking=lacking, cost=cost,
     )  # fmt: skip
 
 
@@ -149,9 +150,10 @@ def evaluate_to_files(
     made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=drop_unreadable)
     there = rows.frame["id"].isin(made["id"]).to_numpy()
     y_there, frame = y.to_numpy()[there], rows.frame[there].reset_index(drop=True)
+    lacking, cost = lacking_columns(bundle, frame, rows.missing)
     found = validate(
         promise, made, y_there, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        dropped=int((~there).sum()), notes=_notes(bundle, rows),
+        dropped=int((~there).sum()), notes=_notes(bundle, rows), lacking=lacking, cost=cost,
     )  # fmt: skip
     _write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if not there.all():
@@ -172,8 +174,9 @@ def show_validation(found: Validation, out: Out) -> None:
     here, promised = found.found, found.promise.measures
     out.say(
         f"{found.experiment}: AUC {here.auc} on {here.rows:,} images of {here.groups:,} groups, {here.positives:,} "
-        f"positive ({here.prevalence.value:.2%}); promised by training: {promised.auc}; {found.verdict}"
+        f"positive ({here.prevalence.value:.2%}); promised by training: {promised.auc}"
     )
+    out.say(f"{found.experiment}: {found.summary}")
     compared = [
         [entry.quantity.replace("_", " "), entry.promised, entry.found, entry.difference, entry.noise, entry.verdict]
         for entry in found.comparisons

@@ -19,8 +19,9 @@ from dermstack.serve.ensemble import FittedEnsemble, encoded_metadata, fold_fold
 from image_models.predict import NetOutput
 from image_models.saved import head_logits
 from stack.experiment import Experiment
+from stack.features import metadata_of_models
 from stack.history import auc_of
-from stack.metrics.intervals import paired_difference
+from stack.metrics.intervals import Z95, Interval, paired_difference
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions, write_json
@@ -81,7 +82,8 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     frame = experiment.table.train.iloc[predictions.rows].reset_index(drop=True)
     y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
     z = {name: embedding.oof[predictions.rows] for name, embedding in read_embeddings(experiment, runs).items()}
-    columns = [name for name in OPTIONAL_COLUMNS if name == "group" or frame[name].notna().any()]
+    used = metadata_of_models(experiment.config)
+    columns = [name for name in OPTIONAL_COLUMNS if name == "group" or (name in used and frame[name].notna().any())]
 
     column_sets = [*((name,) for name in columns), tuple(columns)]
     frames = [frame, *(_drop_columns(frame, names) for names in column_sets)]
@@ -95,6 +97,32 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
         cost = paired_difference(experiment.config.objective, y, score, full, groups)
         costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
+
+
+def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> tuple[list[str], Interval | None]:
+    """Returns the columns that the expectation was made with and no row has, and the measured cost of being without.
+
+    ``missing`` names the columns that the table lacks; a column without a value in any row counts too. A column whose
+    measured cost is exactly 0 is used by no model and does not count. The cost is None where it was not measured for
+    these columns together.
+    """
+    lacking = [name for name in OPTIONAL_COLUMNS if name in missing or (name in frame and frame[name].isna().all())]
+    if not (bundle.folder / COSTS_FILE).is_file():
+        return [name for name in lacking if name != "group" and name in bundle.columns], None
+    try:
+        costs = {frozenset(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)}
+    except (LookupError, TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
+    unused = {name for name in lacking if (one := costs.get(frozenset([name]))) and one.low == one.high == 0}
+    lacking = [name for name in lacking if any(name in names for names in costs) and name not in unused]
+    everything = max(costs, key=len)
+    matters = frozenset(lacking)
+    return lacking, costs.get(matters, costs[everything] if matters and matters >= everything - unused else None)
+
+
+def _cost(entry: dict[str, Any]) -> Interval:
+    value, low, high = (float(entry[name]) for name in ("cost", "low", "high"))
+    return Interval(value, low, high, (high - low) / (2 * Z95))
 
 
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from image_models.device import pick_device
 from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
+from stack.missing_codes import MAX_AGE
 from tabular.encode import DenseMetadata
 from tabular.group_features import embedding_aggregates, prediction_aggregates
 
@@ -189,7 +190,6 @@ def _net_heat_map(
 
 
 NET_CACHE_BYTES = 4 << 30  # weights kept in memory between patients; further weights are read again each time
-MAX_AGE = 120  # years
 _ADVICE = "choose an image or a DICOM file (.dcm) instead"
 
 

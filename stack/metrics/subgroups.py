@@ -17,6 +17,8 @@ from stack.metrics.scores import Bools, auc, checked
 MIN_GROUPS = 5  # groups with a positive, and with a negative, needed on each side; with fewer only counts are shown
 AGE_BANDS = (0, 20, 40, 60, 80)  # years: the lower edges; the last band has no upper edge
 MISSING = "not known"
+_MAX_CORRELATION = 0.95  # of the AUCs of both sides; an estimate from few groups can exceed any possible value
+_TYPES = {"by": "str", "subgroup": "str", "rows": "int64", "groups": "int64", "positives": "int64", "apart": "bool"}
 _MAX_LEVELS = 12  # maximum of subgroups for a column; the rarest levels share one
 
 
@@ -38,11 +40,12 @@ def subgroups(
     whether that excludes 0. Where a side has fewer than MIN_GROUPS groups of a class, the AUC columns are NaN and apart
     is False. low and high are NaN where all draws are equal, for example where the scores separate the classes.
 
-    The two sides have different rows, so the difference is not paired. Its standard error assumes that the score orders
-    both sides equally well: the structural components (DeLong et al. 1988) of all rows, divided by the numbers of
-    positives and negatives on each side, times the design effect of groups (Obuchowski 1997). A bootstrap of the
-    difference fails here: a side with few positives whose AUC is high by chance has a high AUC in every draw. With ten
-    subgroups without a difference it raised a false alarm in a third of the data sets, this standard error in 5 %.
+    The two sides have different rows but can share groups, whose rows are dependent: where they do, their covariance is
+    subtracted. The standard error of a side assumes that the score orders both sides equally well: the structural
+    components (DeLong et al. 1988) of all rows, divided by the numbers of positives and negatives on each side, times
+    the design effect of groups (Obuchowski 1997). A bootstrap of the difference fails here: a side with few positives
+    whose AUC is high by chance has a high AUC in every draw. With ten subgroups without a difference it raised a false
+    alarm in a third of the data sets, this standard error in 5 %.
     The wide interval is corrected by Bonferroni: 95 % for all comparisons together, where a subgroup and its complement
     count as one comparison.
     """
@@ -63,7 +66,7 @@ def subgroups(
         if is_comparable:
             here = interval("auc", positive[rows], s[rows], group[rows], draws=draws, seed=seed)
             apart = here.value - auc(positive[~rows], s[~rows])
-            half = width * np.sqrt(sum(_variance(spread, positive[side]) for side in (rows, ~rows)))
+            half = width * np.sqrt(_variance_of_difference(spread, positive, s, group, rows))
             record |= {"auc": here.value, "difference": apart, "wide_low": apart - half, "wide_high": apart + half}
             record["apart"] = bool(abs(apart) > half)
             if here.low < here.high:
@@ -71,6 +74,8 @@ def subgroups(
         records.append(record)
     columns = ["by", "subgroup", "rows", "groups", "positives", "prevalence"]
     columns += ["auc", "low", "high", "difference", "wide_low", "wide_high", "apart"]
+    if not records:  # without a type of its own, an empty column of words would be one of numbers
+        return pd.DataFrame({name: pd.Series(dtype=_TYPES.get(name, "float64")) for name in columns})
     return pd.DataFrame(records).reindex(columns=columns)
 
 
@@ -115,6 +120,28 @@ def _variance_components(positive: Bools, s: NDArray[np.generic], group: NDArray
         max(1.0, float(clustered_auc(positive, s, group).covariance[0, 0]) / independent) if independent > 0 else 1.0
     )
     return effect * of_positive, effect * of_negative
+
+
+def _variance_of_difference(
+    spread: tuple[float, float], positive: Bools, s: NDArray[np.generic], group: NDArray[np.intp], rows: Bools
+) -> float:
+    """Returns the variance of the AUC of ``rows`` minus that of the others, less twice the covariance of the two.
+
+    The covariance is that of groups with rows on both sides (Obuchowski 1997): the sum over groups of the product of
+    their contributions to either AUC. It is 0 where no group is on both sides.
+    """
+    above, below = auc_components(np.asarray(s, np.float64), positive)
+    deviation = np.empty(len(positive))
+    deviation[positive], deviation[~positive] = above - above.mean(), below - below.mean()
+    sums = []
+    for side in (rows, ~rows):
+        share = np.where(positive, 1 / positive[side].sum(), 1 / (~positive)[side].sum())
+        sums.append(np.bincount(group[side], (deviation * share)[side], int(group.max()) + 1))
+    if len(np.intersect1d(group[rows], group[~rows])):  # within a side, a group has only its rows on this side
+        spread = _variance_components(positive, s, 2 * group + rows)
+    variances = [_variance(spread, positive[side]) for side in (rows, ~rows)]
+    limit = _MAX_CORRELATION * float(np.sqrt(variances[0] * variances[1]))
+    return sum(variances) - 2 * float(np.clip(sums[0] @ sums[1], -limit, limit))
 
 
 def _variance(spread: tuple[float, float], positive: Bools) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from dermstack.errors import DataError
 from stack.metrics.calibration import recalibration, reliability
 from stack.metrics.decisions import AIMS, OperatingPoint, operating_point_at, operating_points
 from stack.metrics.intervals import Z95, Interval, clustered_auc, interval, proportion
+from stack.metrics.joint import JointTest, correlation_of, joint_test, paired_draws
 from stack.metrics.scores import auc, brier, checked, expected_calibration_error
 from stack.metrics.subgroups import find_subgroups, subgroups
 
@@ -118,7 +119,10 @@ def _ece_by_chance(p: np.ndarray) -> float:
 
 
 AGREES, LOWER, HIGHER = "agrees", "lower than expected, beyond noise", "higher than expected, beyond noise"
+DIFFERS = "differs from the expectation, beyond noise"
 UNDECIDED, NOT_COMPARABLE = "cannot be determined", "not comparable: the prevalence differs"
+COLUMNS_MISSING = "not comparable: the expectation was made with columns that these rows lack"
+_OBJECTIVES = {"auc": "auc", "pauc80": "pauc80", "ap": "ap", "logloss": "log_loss"}  # their names among quantities
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,10 @@ class InternalValidation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity as estimated in training and on the new rows; they agree if they differ by less than ``noise``."""
+    """One quantity as estimated in training and on the new rows; they agree if they differ by less than ``noise``.
+
+    Within a `Validation`, the noise of all compared metrics is that of one joint test.
+    """
 
     quantity: str
     promised: float  # estimate from training
@@ -141,7 +148,7 @@ class Comparison:
     found: float  # estimate on the new rows
     found_se: float
     difference: float  # found minus promised
-    noise: float  # 1.96 √(promised_se² + found_se²)
+    noise: float  # c √(promised_se² + found_se²); c is 1.96, or the joint test's critical value
     verdict: str
 
 
@@ -191,11 +198,36 @@ class Validation:
     far: OutOfDistribution | None  # None where the bundle does not measure the distance
     dropped: int  # rows whose image cannot be read
     notes: tuple[str, ...]
+    joint: JointTest  # of all metrics that can be compared; the prevalence is not among them
+    lacking: tuple[str, ...]  # columns that the expectation was made with, and that no row has here
+    verdict: str  # AGREES or DIFFERS by the joint test; COLUMNS_MISSING or UNDECIDED where nothing can be compared
 
     @property
-    def verdict(self) -> str:
-        """Verdict of the comparison of the AUC."""
-        return self.comparison("auc").verdict
+    def apart(self) -> list[str]:
+        """Names the metrics that differ from the expectation beyond noise; empty exactly where none does."""
+        found = [entry for entry in self.comparisons if entry.quantity != "prevalence"]
+        named = [(entry.quantity.replace("_", " "), entry.verdict) for entry in found]
+        for of in self.points:
+            aim = f"{of.promised.aim} {of.promised.level:.0%}"
+            named += [
+                (f"{entry.quantity} at the threshold for {aim}", entry.verdict)
+                for entry in (of.sensitivity, of.specificity)
+            ]
+        words = {LOWER: "lower", HIGHER: "higher"}
+        return [f"{name} ({words[verdict]})" for name, verdict in named if verdict in words]
+
+    @property
+    def summary(self) -> str:
+        """Returns the verdict as one sentence, with the joint test that it follows from."""
+        tested = f"joint test of {self.joint.values} metrics, p = {self.joint.p:.2g}"
+        if self.verdict == AGREES:
+            partly = f", as far as rows without {' and '.join(self.lacking)} can be compared" if self.lacking else ""
+            return f"agrees with the training estimate{partly} ({tested})"
+        if self.verdict == DIFFERS:
+            return f"differs from the training estimate beyond noise in {', '.join(self.apart)} ({tested})"
+        if self.verdict == COLUMNS_MISSING:
+            return f"cannot be compared with the training estimate, which was made with {' and '.join(self.lacking)}"
+        return "it cannot be determined whether this agrees with the training estimate"
 
     @property
     def prevalence_differs(self) -> bool:
@@ -247,36 +279,54 @@ def validate(
     bundle: str,
     dropped: int = 0,
     notes: Sequence[str] = (),
+    lacking: Sequence[str] = (),
+    cost: Interval | None = None,
     draws: int = 1000,
 ) -> Validation:
     """Compares predictions ``made`` (n rows: score, p_calibrated, optionally far) to their targets `y` (n,).
 
-    ``rows`` has group, age, sex and site in the same order. Raises DataError as `check_classes` does.
+    ``rows`` has group, age, sex and site in the same order. ``lacking`` names columns that the expectation was made
+    with and that no row has here: then only the objective is compared, after ``cost``, its measured change on training
+    rows without these columns, is added to the expectation. Raises DataError as `check_classes` does.
     """
     y = np.asarray(y)
     score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
     group = rows["group"].to_numpy(object)
     found = measure(y, score, p, group, draws=draws)
     parts = _records(subgroups(y, score, group, find_subgroups(rows), draws=draws))
+    comparisons = _comparisons(promise.measures, found)
+    points = [_outcome(point, y, p, group) for point in promise.points]
+    if lacking:
+        comparisons = _without_columns(comparisons, _OBJECTIVES.get(promise.objective, ""), cost)
+        points = [_replaced(point, lambda entry: replace(entry, verdict=COLUMNS_MISSING)) for point in points]
+    joint = _joint_test(comparisons, points, y, score, p, group, found, draws)
+    comparisons = [entry if entry.quantity == "prevalence" else _rejudged(entry, joint) for entry in comparisons]
+    points = [_replaced(point, lambda entry: _rejudged(entry, joint)) for point in points]
+    judged = AGREES if joint.p >= 0.05 else DIFFERS
     return Validation(
         experiment=experiment,
         bundle=bundle,
         promise=promise,
         found=found,
-        comparisons=tuple(_comparisons(promise.measures, found)),
-        points=tuple(_outcome(point, y, p, group) for point in promise.points),
+        comparisons=tuple(comparisons),
+        points=tuple(points),
         selected_on_these_rows=tuple(_selected(y, score, group, draws)),
         reliability=tuple(_records(reliability(y, p, group))),
         subgroups=tuple(_with_promised_auc(parts, promise)),
         far=_out_of_distribution(y, score, group, made["far"].to_numpy(bool), draws) if "far" in made else None,
         dropped=dropped,
         notes=tuple(notes),
+        joint=joint,
+        lacking=tuple(lacking),
+        verdict=judged if joint.values else COLUMNS_MISSING if lacking else UNDECIDED,
     )
 
 
-def compare(quantity: str, promised: float, promised_se: float, found: float, found_se: float) -> Comparison:
+def compare(
+    quantity: str, promised: float, promised_se: float, found: float, found_se: float, *, critical: float = Z95
+) -> Comparison:
     """Compares two independent estimates; the verdict is undecided where a standard error is 0 or NaN."""
-    difference, noise = found - promised, Z95 * math.hypot(promised_se, found_se)
+    difference, noise = found - promised, critical * math.hypot(promised_se, found_se)
     if not (promised_se > 0 and found_se > 0 and math.isfinite(difference)):
         verdict = UNDECIDED
     elif abs(difference) < noise:
@@ -315,6 +365,57 @@ def _outcome(point: OperatingPoint, y: np.ndarray, p: np.ndarray, group: np.ndar
     here = operating_point_at(y, p, group, point.aim, point.level, point.threshold)
     pairs = ((name, getattr(point, name), getattr(here, name)) for name in ("sensitivity", "specificity"))
     return PointOutcome(point, here, *(compare(name, a.value, a.se, b.value, b.se) for name, a, b in pairs))
+
+
+def _without_columns(comparisons: list[Comparison], objective: str, cost: Interval | None) -> list[Comparison]:
+    """Leaves the prevalence and, if its cost is known, the objective to compare, with the cost added to its promise."""
+    made = []
+    for entry in comparisons:
+        if entry.quantity == objective and cost is not None and entry.verdict != NOT_COMPARABLE:
+            change = -cost.value if objective == "log_loss" else cost.value
+            se = math.hypot(entry.promised_se, cost.se)
+            made.append(compare(objective, entry.promised + change, se, entry.found, entry.found_se))
+        else:
+            made.append(entry if entry.quantity == "prevalence" else replace(entry, verdict=COLUMNS_MISSING))
+    return made
+
+
+def _joint_test(
+    comparisons: Sequence[Comparison],
+    points: Sequence[PointOutcome],
+    y: np.ndarray,
+    score: np.ndarray,
+    p: np.ndarray,
+    group: np.ndarray,
+    found: Measures,
+    draws: int,
+) -> JointTest:
+    """Tests all metrics that can be compared at once; their correlation is that of bootstrap draws of these rows."""
+    named = {entry.quantity: entry for entry in comparisons if entry.quantity != "prevalence"}
+    for number, of in enumerate(points):
+        named |= {f"sensitivity {number}": of.sensitivity, f"specificity {number}": of.specificity}
+    named = {name: entry for name, entry in named.items() if entry.verdict in (AGREES, LOWER, HIGHER)}
+    if not named:
+        return joint_test([], np.empty((0, 0)))
+    drawn = paired_draws(
+        y, score, p, group, thresholds=[of.promised.threshold for of in points],
+        in_the_large=found.in_the_large.value, line=(found.intercept, found.slope.value), draws=draws,
+    )  # fmt: skip
+    z = [entry.difference / math.hypot(entry.promised_se, entry.found_se) for entry in named.values()]
+    return joint_test(z, correlation_of([drawn[name] for name in named]))
+
+
+def _rejudged(entry: Comparison, joint: JointTest) -> Comparison:
+    """Returns the comparison with the noise and the verdict of the joint test, if it took part in it."""
+    if entry.verdict not in (AGREES, LOWER, HIGHER):
+        return entry
+    return compare(
+        entry.quantity, entry.promised, entry.promised_se, entry.found, entry.found_se, critical=joint.critical
+    )
+
+
+def _replaced(point: PointOutcome, change: Callable[[Comparison], Comparison]) -> PointOutcome:
+    return replace(point, sensitivity=change(point.sensitivity), specificity=change(point.specificity))
 
 
 def _selected(y: np.ndarray, score: np.ndarray, group: np.ndarray, draws: int) -> list[SelectedThreshold]:

@@ -1,0 +1,358 @@
+"""Every switch of the config, on and off, alone and in pairs, ends in a report and a bundle, or is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import run_cli, small_config
+from covering import Row, covering_array, pairs_in
+from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
+from pydantic import BaseModel
+from test_docs import TEXTS, blocks
+
+from stack.config import Config
+
+METADATA = ("age", "sex", "site")
+
+# Level 2 and blend on imported predictions. `one_…` is the same value in every row, `no_…` is empty in every row.
+IMPORTED: dict[str, list[object]] = {
+    "data.columns.age": [None, "years", "one_age", "no_age"],
+    "data.columns.sex": [None, "sex", "one_sex", "no_sex"],
+    "data.columns.site": [None, "site", "one_site"],
+    "data.columns.source": [None, "hospital", "one_site"],
+    "data.columns.diagnosis": [None, "dx"],
+    "data.columns.width": [None, "pixels", "one_age"],
+    "data.columns.height": [None, "pixels"],
+    "data.columns.bytes": [None, "pixels"],
+    "data.columns.fold": [None, "own_fold"],
+    "data.test": ["test.csv", None],
+    "data.sample_submission": ["sample.csv", None],
+    "data.duplicates": [None, "pairs.csv"],
+    "folds.stratify": [[], ["group_size"], ["age"], ["group_size", "age"]],
+    **{
+        f"features.{name}": [True, False]
+        for name in ("logits", "metadata", "aggregates", "cohort", "context_counts", "shortcuts")
+    },
+    "stackers.0.kind": ["lightgbm", "xgboost", "catboost", "logistic"],
+    "stackers.0.bags": [1, 2],
+    "stackers.0.negatives": [1.0, 0.7],
+    "stackers.0.positive_weight": [1.0, 2.0],
+    "stackers.0.monotone": [False, True],
+    "stackers.0.enabled": [True, False],
+    "blend.methods": [
+        ["rank_mean"], ["mean"], ["logistic"], ["hill_climb"], ["optuna"],
+        ["rank_mean", "mean", "logistic", "hill_climb", "optuna"],
+    ],
+    "blend.power": [False, True],
+    "blend.replacement": [True, False],
+    "objective": ["auc", "pauc80", "ap", "logloss"],
+}  # fmt: skip
+
+# The whole way from images to a bundle that predicts.
+PICTURES: dict[str, list[object]] = {
+    "data.columns.age": [None, "age_approx", "one_age"],
+    "data.columns.sex": [None, "sex"],
+    "data.columns.site": [None, "anatom_site_general_challenge"],
+    "data.test": ["test.csv", None],
+    "data.test_images": [None, "images"],
+    "data.on_unreadable": ["refuse", "drop"],
+    "data.swap_red_blue": [False, True],
+    "data.find_duplicates": [True, False],
+    "data.on_chain": ["refuse", "merge", "ignore"],
+    "data.resize": ["square", "short_side"],
+    "data.cache_format": ["raw", "jpeg"],
+    "image_models.0.metadata": [[], ["age"], ["sex", "site"]],
+    "image_models.0.target": ["binary", "diagnosis"],
+    "image_models.0.diagnosis.unknown": ["class", "target"],
+    "image_models.0.tta": ["none", "flips"],
+    "image_models.0.balance": ["none", "sqrt", "full"],
+    "image_models.0.select": ["last", "best"],
+    "image_models.0.augment_on": ["cpu", "device"],
+    "image_models.0.normalise": [None, {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}],
+    "image_models.0.pretrained": [False],
+    "image_models.0.selected": [False, True],
+    "image_models.0.enabled": [True, False],
+    "image_models.1.frozen": [True, False],
+    "features.metadata": [True, False],
+    "features.aggregates": [True, False],
+    "features.neighbours": [True, False],
+    "features.aligned_z": [0, 2],
+    "features.frozen_z": [0, 2],
+    "stackers.0.kind": ["lightgbm", "logistic"],
+}
+
+ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that do
+    "backend": "test_level1_jobs_ray.py",
+    "ray.address": "test_level1_jobs_ray.py",
+    "device": "test_device.py, with a GPU",
+    "stackers.device": "needs a GPU build",
+    "data.images": "the two arrays: none, and a folder",
+    "data.external.columns.group": "test_table_external.py",
+    "data.external.columns.age": "test_table_external.py",
+    "data.external.columns.sex": "test_table_external.py",
+    "data.external.columns.site": "test_table_external.py",
+    "data.external.columns.diagnosis": "test_table_external.py",
+    "data.external.swap_red_blue": "test_images.py",
+    "data.external.on_collision": "test_table_external.py",
+    "image_models.frozen": "image_models.1.frozen here",
+    "image_models.precision": "test_device.py, with a GPU",
+    "image_models.compile": "needs a compiler",
+    "tuned.blend": "test_tune_run.py",
+    "storage": "test_studies.py",
+}
+
+
+def is_possible_imported(row: Row) -> bool:
+    """Whether the docs allow this row; what they do not allow has a test of its refusal of its own."""
+    return (
+        any(row[key] for key in IMPORTED if key.startswith("features."))
+        and not (row["features.shortcuts"] and None in (row[f"data.columns.{c}"] for c in ("width", "height", "bytes")))
+        and not (row["stackers.0.kind"] == "logistic" and row["stackers.0.positive_weight"] != 1)
+        and not (row["data.test"] is None and row["data.sample_submission"])
+        and not ("age" in str(row["folds.stratify"]) and row["data.columns.age"] in (None, "no_age"))
+        and not (row["folds.stratify"] and row["data.columns.fold"])
+    )
+
+
+def is_possible_with_pictures(row: Row) -> bool:
+    asked = row["image_models.0.metadata"]
+    assert isinstance(asked, list)
+    return all(row[f"data.columns.{name}"] for name in asked) and not (
+        row["data.test"] is None and row["data.test_images"]
+    )
+
+
+def rows_of(places: dict[str, list[object]], is_possible: Any) -> list[Row]:
+    return covering_array(places, is_possible)[0]
+
+
+def settings_of(row: Row, base: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the row's values written into them; None removes a key."""
+    made = copy.deepcopy(base)
+    for key, value in row.items():
+        *path, last = key.split(".")
+        place: Any = made
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        if value is None:
+            place.pop(last, None)
+        else:
+            place[last] = value
+    return made
+
+
+def switches(model: type[BaseModel], where: str = "") -> set[str]:
+    """Every key of the config that is on or off, one of several words, or may be none."""
+    found = set()
+    for name, field in model.model_fields.items():
+        for inner in _models_in(field.annotation):
+            found |= switches(inner, f"{where}{name}.")
+        if _is_switch(field.annotation):
+            found.add(where + name)
+    return found
+
+
+def _models_in(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for part in get_args(kind) for model in _models_in(part)]
+
+
+def _is_switch(kind: Any) -> bool:
+    if kind is bool or kind is type(None) or get_origin(kind) is Literal:
+        return True
+    return get_origin(kind) in (tuple, Union, types.UnionType) and any(_is_switch(part) for part in get_args(kind))
+
+
+def test_every_switch_of_the_config_is_turned_here_or_elsewhere() -> None:
+    turned = {key.replace(".0.", ".").replace(".1.", ".") for key in (*IMPORTED, *PICTURES)}
+    assert switches(Config) - turned - set(ELSEWHERE) == set()
+
+
+@pytest.mark.parametrize(
+    ("places", "is_possible", "against_the_rules"),
+    [
+        (
+            IMPORTED,
+            is_possible_imported,
+            {
+                ("data.columns.age", "folds.stratify"),
+                ("data.columns.fold", "folds.stratify"),
+                *((f"data.columns.{name}", "features.shortcuts") for name in ("width", "height", "bytes")),
+                ("data.test", "data.sample_submission"),
+                ("stackers.0.kind", "stackers.0.positive_weight"),
+            },
+        ),
+        (
+            PICTURES,
+            is_possible_with_pictures,
+            {
+                *((f"data.columns.{name}", "image_models.0.metadata") for name in METADATA),
+                ("data.test", "data.test_images"),
+            },
+        ),
+    ],
+)
+def test_the_rows_hold_every_pair_that_the_docs_allow(
+    places: dict[str, list[object]], is_possible: Any, against_the_rules: set[tuple[str, str]]
+) -> None:
+    rows, hopeless = covering_array(places, is_possible)
+    seen = set().union(*(pairs_in(row, places) for row in rows))
+    assert all(is_possible(row) for row in rows)
+    n = [len(values) for values in places.values()]
+    assert len(seen | hopeless) == (sum(n) ** 2 - sum(k * k for k in n)) // 2
+    assert {(a, b) for a, _, b, _ in hopeless} == against_the_rules, "the pairs that break a rule by themselves"
+
+
+IMPORTED_ROWS = rows_of(IMPORTED, is_possible_imported)
+PICTURE_ROWS = rows_of(PICTURES, is_possible_with_pictures)
+
+
+def with_columns(path: Path, columns: dict[str, object]) -> None:
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rng = np.random.default_rng(1)
+    made = {
+        name: rng.choice(value, len(frame)) if isinstance(value, list) else value for name, value in columns.items()
+    }
+    frame.assign(**made).to_csv(path, index=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(IMPORTED_ROWS)))
+def test_imported_predictions_reach_a_report_and_a_page(number: int, tmp_path: Path) -> None:
+    row = IMPORTED_ROWS[number]
+    stacker = {"name": "two", "kind": "lightgbm"}
+    if row["stackers.0.kind"] != "logistic":
+        stacker["params"] = {"rounds": 8, "patience": 3}
+    path = write_experiment(tmp_path, stackers=[stacker], blend={"trials": 3, "bags": 2})
+    extra: dict[str, object] = {
+        "one_age": "50", "no_age": "", "one_sex": "male", "no_sex": "", "one_site": "torso", "dx": "naevus",
+        "hospital": ["a", "b"], "pixels": ["600", "1024", "2000"],
+    }  # fmt: skip
+    for name in ("train", "test"):
+        with_columns(tmp_path / f"{name}.csv", extra)
+    train = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)
+    train["own_fold"] = pd.factorize(train["patient"])[0] % 3
+    train.to_csv(tmp_path / "train.csv", index=False)
+    pairs = [] if row["data.columns.fold"] else [[train["isic"][0], train["isic"][9]]]
+    pd.DataFrame([*pairs, ["x", "y"]], columns=["a", "b"]).to_csv(tmp_path / "pairs.csv", index=False)
+    path.write_text(yaml.safe_dump(settings_of(row, yaml.safe_load(path.read_text()))))
+    experiment = opened_experiment(path)
+    for seed, name in enumerate(("a", "b")):
+        oof, test = predictions(experiment, noise=1.0 + seed, seed=seed)
+        import_frames(experiment, name, oof, test if row["data.test"] else None)
+    assert run_cli("stack", "-c", str(path), "-q") == 0
+    assert run_cli("eda", "-c", str(path), "-q") == 0
+    folder = tmp_path / "runs" / "elsewhere"
+    for made in ("report.html", "model_card.md", "eda.html"):
+        text = (folder / made).read_text(encoding="utf-8")
+        assert len(text) > 1000
+        assert "nan " not in text.lower().replace("banan ", "")
+    assert (folder / "submission.csv").exists() == bool(row["data.test"])
+    score = pd.read_parquet(folder / "blend" / "oof.parquet")["score"]
+    assert np.isfinite(score).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(PICTURE_ROWS)))
+def test_images_reach_a_report_and_a_bundle_that_predicts(number: int, small_data: Path, tmp_path: Path) -> None:
+    row = PICTURE_ROWS[number]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "images").symlink_to(small_data / "images")
+    for name in ("train", "test", "sample_submission"):
+        frame = pd.read_csv(small_data / f"{name}.csv", dtype=str, keep_default_na=False)
+        if "target" in frame:
+            frame["dx"] = frame["target"].map({"1": "melanoma", "0": "naevus"})
+            if row["image_models.0.diagnosis.unknown"] == "target":
+                frame.loc[::9, "dx"] = ""
+        frame.assign(one_age="50").to_csv(data / f"{name}.csv", index=False)
+    sample = pd.read_csv(small_data / "sample_submission.csv")
+    sample.to_csv(data / "sample_submission.csv", index=False)
+    path = small_config(data, tmp_path, stackers=[{"name": "two", "kind": "lightgbm"}])
+    base = yaml.safe_load(path.read_text())
+    base["data"]["columns"]["diagnosis"] = "dx"
+    if row["stackers.0.kind"] != "logistic":
+        base["stackers"][0]["params"] = {"rounds": 8, "patience": 3}
+    if row["data.test"] is None:
+        del base["data"]["sample_submission"]
+    relative = {
+        key: value if value is None or key not in {"data.test", "data.test_images"} else str(data / str(value))
+        for key, value in row.items()
+    }
+    path.write_text(yaml.safe_dump(settings_of(relative, base)))
+    for step in (["oof"], ["stack"], ["audit"], ["bundle", "--out", str(tmp_path / "made.zip")]):
+        assert run_cli(step[0], "-c", str(path), "-q", *step[1:]) == 0, step
+    assert (tmp_path / "runs" / "small" / "report.html").exists()
+    new = ["predict", "--bundle", str(tmp_path / "made.zip"), "--images", str(data / "images"), "-q"]
+    assert run_cli(*new, "--out", str(tmp_path / "new.csv"), "--metadata", str(data / "test.csv")) == 0
+    made = pd.read_csv(tmp_path / "new.csv")
+    assert len(made) == 60
+    assert made.select_dtypes("number").notna().all(axis=None)
+
+
+@pytest.mark.parametrize("kind", ["lightgbm", "xgboost", "catboost", "logistic"])
+@pytest.mark.slow
+def test_a_matrix_without_information_is_no_reason_to_stop(kind: str, tmp_path: Path) -> None:
+    """Metadata alone, where there is none: every column of the matrix is constant."""
+    params = {} if kind == "logistic" else {"rounds": 5, "patience": 2}
+    path = write_experiment(
+        tmp_path, stackers=[{"name": "two", "kind": kind, "params": params}],
+        features={"logits": False, "aggregates": False, "neighbours": False},
+    )  # fmt: skip
+    settings = yaml.safe_load(path.read_text())
+    settings["data"]["columns"] = {key: COLUMNS[key] for key in ("id", "group", "target")}
+    path.write_text(yaml.safe_dump(settings))
+    experiment = opened_experiment(path)
+    import_frames(experiment, "a", *predictions(experiment))
+    assert run_cli("stack", "-c", str(path), "-q") == 0
+    logit = pd.read_parquet(tmp_path / "runs" / "elsewhere" / "models" / "two" / "oof.parquet").groupby("fold")["logit"]
+    assert (logit.nunique() == 1).all(), "nothing to learn from: the same risk for all"
+
+
+def test_a_matrix_without_a_column_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    off = dict.fromkeys(("logits", "metadata", "aggregates", "neighbours"), False)
+    path = write_experiment(tmp_path, stackers=[{"name": "two", "kind": "logistic"}], features=off)
+    experiment = opened_experiment(path)
+    import_frames(experiment, "a", *predictions(experiment))
+    assert run_cli("stack", "-c", str(path), "-q") == 2
+    assert "every block of `features`" in capsys.readouterr().err
+
+
+def shown_configs() -> list[dict[str, Any]]:
+    texts = [code for path in TEXTS for code in blocks(path, "yaml") if code.startswith("experiment:")]
+    texts += [path.read_text() for path in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))]
+    return [yaml.safe_load(text) for text in texts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(shown_configs())))
+def test_a_config_that_is_shown_reaches_a_report(number: int, tmp_path: Path) -> None:
+    """Its columns, features, stackers and blend, on generated rows; its image models stand in as imported runs."""
+    shown = shown_configs()[number]
+    path = write_experiment(tmp_path)
+    settings = yaml.safe_load(path.read_text())
+    own = {"id": "isic", "group": "patient", "target": "malignant", "age": "years", "sex": "sex", "site": "site",
+           "diagnosis": "sex", "source": "site", "fold": "own_fold"}  # fmt: skip
+    settings["data"]["columns"] = {name: own[name] for name in shown["data"]["columns"]}
+    settings |= {key: shown[key] for key in ("features", "stackers", "objective", "folds") if key in shown}
+    settings["folds"] = {**shown.get("folds", {}), "k": 3}
+    settings["blend"] = {**shown.get("blend", {}), "trials": 3}
+    for stacker in settings.get("stackers", ()):
+        if stacker["kind"] != "logistic":
+            stacker["params"] = {**stacker.get("params", {}), "rounds": 8}
+    path.write_text(yaml.safe_dump(settings))
+    train = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)
+    train.assign(own_fold=pd.factorize(train["patient"])[0] % 3).to_csv(tmp_path / "train.csv", index=False)
+    experiment = opened_experiment(path)
+    for seed, name in enumerate(["a", *(model["name"] for model in shown.get("image_models", ()))]):
+        import_frames(experiment, name, *predictions(experiment, seed=seed))
+    assert run_cli("stack", "-c", str(path), "-q") == 0
+    assert (tmp_path / "runs" / "elsewhere" / "report.html").exists()
