@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -372,9 +373,18 @@ def _to_logit(p: pd.Series) -> NDArray[np.float32]:
 def _check_plausible(experiment: Experiment, scores: Scores, path: Path, out: Out) -> None:
     """Prints the facts about a run's predictions and what is doubtful about them; raises DataError for an error."""
     known = [run for run in experiment.finished(level=1) if run.name != scores.name and is_fresh(experiment, run)]
-    facts = run_facts(experiment, [scores], (Scores.of(run) for run in known))
+    facts = run_facts(experiment, [scores], _readable(known, out))
     for doubt in doubts(facts):
         if doubt.severity == "error":
             raise DataError(f"{path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
         out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
     out.table(facts_table(facts), FACTS_TITLE)
+
+
+def _readable(runs: list[Run], out: Out) -> Iterator[Scores]:
+    """Yields the predictions of runs to compare with; one that is damaged is no reason to refuse another's import."""
+    for run in runs:
+        try:
+            yield Scores.of(run)
+        except StoreError as error:
+            out.warn(f"not compared with {run.name}: {error}")

@@ -220,7 +220,7 @@ READERS = {
     "external rows": Reader("rows.csv", _csv_seeds, _read_external),
     "predictions": Reader("rows.csv", _csv_seeds, _read_predictions),
     "sample submission": Reader("rows.csv", lambda: _csv_seeds()[::-1], _read_sample),
-    "duplicates": Reader("rows.csv", _csv_seeds, _read_pairs),
+    "duplicates": Reader("rows.csv", lambda: _csv_seeds()[::-1], _read_pairs),
     "config": Reader("config.yaml", _config_seeds, _read_config),
     "picture": Reader("a.jpg", _picture_seeds, _read_picture),
     "dicom": Reader("a.dcm", _dicom_seeds, _read_dicom),

@@ -147,7 +147,7 @@ def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple
     from dermstack.serve.patient import _caches, _frame, _source
 
     frame = _frame(ensemble, photos, AGE, SEX, together=True)
-    sources = [_source(tmp_path, row, photo) for row, photo in enumerate(photos)]
+    sources = [_source(tmp_path, row, photo, bits_stored=0) for row, photo in enumerate(photos)]
     return _caches(ensemble.bundle, tmp_path, frame, sources), frame
 
 

@@ -31,7 +31,13 @@ def folder(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished level-1 runs of MODELS, with a seed of the experiment's own."""
     folder = tmp_path_factory.mktemp("stored")
     path = small_config(
-        small_data, folder, seed=10, folds={"k": 2}, image_models=[SHAPE | model for model in MODELS], stackers=[]
+        small_data,
+        folder,
+        seed=10,
+        folds={"k": 2},
+        image_models=[SHAPE | model for model in MODELS],
+        stackers=[],
+        blend={"methods": ["rank_mean"]},
     )
     text = path.read_text().replace("    age: age_approx", "    age: age_approx\n    diagnosis: diagnosis")
     path.write_text(text)

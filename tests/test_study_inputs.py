@@ -110,7 +110,7 @@ def test_studies_depend_on_the_predictions_and_name_the_run(
     before = inputs(opened_experiment(config))
     experiment = opened_experiment(config)
     oof, test = predictions(experiment, seed=0)
-    import_frames(experiment, "a", oof, test.assign(p=0.5), replace=True)
+    import_frames(experiment, "a", oof, test.assign(p=test["p"] ** 2), replace=True)
     assert changed_inputs(before, inputs(opened_experiment(config))) == [], "no study reads test predictions"
     import_frames(experiment, "a", oof.assign(p=oof["p"] ** 2), test, replace=True)
     assert changed_inputs(before, inputs(opened_experiment(config))) == ["predictions of a"]
@@ -270,7 +270,7 @@ def test_studies_of_shortcuts_see_them(config: Path) -> None:
     train, test = config.parent / "train.csv", config.parent / "test.csv"
     for path in (train, test):
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        frame.assign(w=np.arange(len(frame)), h=7, b=9).to_csv(path, index=False)
+        frame.assign(w=1 + np.arange(len(frame)), h=7, b=9).to_csv(path, index=False)
     columns = ["data.columns.width=w", "data.columns.height=h", "data.columns.bytes=b", "features.shortcuts=true"]
     experiment = opened_experiment(config, *columns)
     tune_gbdt(experiment, experiment.config.stackers[0], QUIET, trials=1, timeout=None)
