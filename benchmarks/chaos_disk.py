@@ -52,7 +52,7 @@ def no_write_permission(baseline: Baseline, tally: Tally, names: Sequence[str] =
             if ended.status:
                 break
         failure, lost = f"status {ended.status}, output {ended.output[-3000:]}", 0
-        if ended.status == 2 and ended.clean and "no right" in ended.output and str(barred) in ended.output:
+        if ended.status == 2 and ended.clean and "permission denied" in ended.output and str(barred) in ended.output:
             barred.chmod(0o755)
             failure, lost = baseline.judge(world)
         tally.add(name, failure, lost=lost, refused=True)

@@ -55,7 +55,7 @@ def test_a_full_disk_is_named_and_goes_on_when_there_is_room(baseline: Baseline)
 
 
 def test_a_folder_that_may_not_be_written_is_named(baseline: Baseline) -> None:
-    tally = Tally("no right")
+    tally = Tally("no permission")
     no_write_permission(baseline, tally, names=["runs"])
     assert survived(tally)
 
