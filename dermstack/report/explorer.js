@@ -52,7 +52,7 @@
 
   const readPrevalence = () => {
     const given = entry.valueAsNumber / 100;
-    const usable = given >= 0.0001 && given <= 0.9999; // NaN fails both comparisons
+    const usable = given >= 0.0001 && given <= 0.9999; // an empty field fails both comparisons
     entry.setAttribute("aria-invalid", String(!usable));
     part("error").textContent = usable ? "" : "Enter a number from 0.01 to 99.99. The results still use the last valid number.";
     if (usable) prevalence = given;
