@@ -99,7 +99,7 @@ def test_each_case_shows_its_picture_and_the_heat_of_the_net_that_did_not_see_it
     experiment, blend, runs = finished
     blend = weighted(blend, seeing=0.5, turning=0.2, gbdt=0.3)
     section = hard_cases(experiment, blend, runs, display_name=lambda row_id: row_id)
-    assert "Grad-CAM of the image model <strong>seeing</strong>" in section.markup
+    assert "Grad-CAM heat map of the image model <strong>seeing</strong>" in section.markup
     cases = re.findall(
         r'<img src="(\S+)" style="aspect-ratio: 32 / 32" alt="(\S+)">\s*<img src="(\S+)"', section.markup
     )

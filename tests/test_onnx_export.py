@@ -86,13 +86,11 @@ def test_onnxruntime_says_of_the_test_images_what_the_experiment_stored(
 def test_a_net_that_disagrees_leaves_no_bundle_behind(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import dermstack.serve.write_bundle
-
     def wrong(net: Net, path: Path, *, size: int, metadata: int) -> None:
         write_onnx(net, path, size=size, metadata=metadata)
         corrupt(path)
 
-    monkeypatch.setattr(dermstack.serve.write_bundle, "write_onnx", wrong)
+    monkeypatch.setattr("image_models.onnx_export.write_onnx", wrong)
     assert run_cli("bundle", "--config", str(experiment), "--out", str(tmp_path / "b.zip"), "--onnx", "--quiet") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: fused, fold 0, test_resnet: ONNX and torch differ by")
