@@ -207,8 +207,8 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     methods = nested.summary(y, split_group)
     headline = interval(config.objective, y, nested.score, split_group)
     # Calibrate the chosen method's scores: the headline's mix several scales where outer folds chose different methods.
-    honest = nested.by_method[nested.chosen]
-    calibration = calibrate_nested(honest, y, fold, split_group)
+    chosen_scores = nested.by_method[nested.chosen]
+    calibration = calibrate_nested(chosen_scores, y, fold, split_group)
     oof = pd.DataFrame({"id": experiment.table.train["id"].to_numpy()[rows], "fold": fold, "score": nested.score})
     oof["p_calibrated"] = calibration.p
     for name in nested.by_method:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import yaml
 from browser import chromium, why_no_browser
 
 if TYPE_CHECKING:
+    import pandas as pd
     from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only fight
@@ -133,6 +134,22 @@ def bundled_experiment(small_data: Path, tmp_path_factory: pytest.TempPathFactor
 def config_path(small_data: Path, tmp_path: Path) -> Path:
     """The small experiment's config, with runs and cache of its own."""
     return small_config(small_data, tmp_path)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of every training from now on."""
+    from image_models import fit
+
+    seeds: list[int] = []
+    train = fit.train_net
+
+    def counted(*arguments: Any, **settings: Any) -> pd.DataFrame:
+        seeds.append(settings["seed"])
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(fit, "train_net", counted)
+    return seeds
 
 
 def run_cli(*arguments: str) -> int:

@@ -26,20 +26,6 @@ def one_seed(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seeds of every training from now on."""
-    seeds: list[int] = []
-    train = fit_module.train_net
-
-    def counted(*arguments: Any, **settings: Any) -> pd.DataFrame:
-        seeds.append(settings["seed"])
-        return train(*arguments, **settings)
-
-    monkeypatch.setattr(fit_module, "train_net", counted)
-    return seeds
-
-
 def config(data: Path, folder: Path, *, seed: int = 0, **net: Any) -> Path:
     return small_config(data, folder, image_models=[NET | net], seed=seed)
 

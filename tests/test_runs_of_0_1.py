@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from conftest import run_cli, small_config
 
-from image_models import fit as fit_module
 from image_models.saved import net_files
 from stack.store import read_run, write_run
 
@@ -48,20 +46,6 @@ def of_0_1(small_data: Path, tmp_path: Path) -> tuple[Path, bytes]:
     for fold in sorted((runs / "models" / "tiny").glob("fold_*")):
         as_0_1_wrote_it(fold)
     return config, (runs / "submission.csv").read_bytes()
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seeds of every training from now on."""
-    seeds: list[int] = []
-    train = fit_module.train_net
-
-    def counted(*arguments: Any, **settings: Any) -> pd.DataFrame:
-        seeds.append(settings["seed"])
-        return train(*arguments, **settings)
-
-    monkeypatch.setattr(fit_module, "train_net", counted)
-    return seeds
 
 
 def test_it_is_complete_and_goes_to_report_and_bundle(
