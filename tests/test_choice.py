@@ -25,7 +25,7 @@ def test_the_gain_over_the_simplest_with_the_highest_lower_bound_is_chosen(objec
                 gain, _ = clustered_auc(y, np.column_stack([scores[name], scores["a"]]), group).difference()
             else:
                 gain = paired_difference(objective, y, scores[name], scores["a"], group, draws=100)
-            bounds[name] = gain.value - norm.isf(0.05) * gain.se
+            bounds[name] = gain.value - norm.isf(0.1) * gain.se
         expected = max(bounds, key=lambda name: bounds[name])
         assert choose_method(objective, y, scores, group, draws=100) == expected
         chosen.add(expected)
@@ -42,7 +42,7 @@ def test_the_better_of_two_gains_need_not_differ_from_the_other_beyond_noise() -
 def test_a_larger_gain_that_is_less_certain_is_not_chosen() -> None:
     values = np.array([0.80, 0.84, 0.86])
     assert highest_bound(values, np.diag([0, 0.01, 0.03]) ** 2) == 1
-    assert highest_bound(values, np.diag([0, 0.03, 0.06]) ** 2) == 0
+    assert highest_bound(values, np.diag([0, 0.04, 0.06]) ** 2) == 0
 
 
 def test_of_methods_alike_up_to_rounding_the_simplest_is_chosen() -> None:
@@ -74,7 +74,7 @@ def test_equally_good_methods_are_seldom_left_for_a_more_complex_one() -> None:
         for names in left:
             left[names] += choose_method("auc", y, {name: scores[name] for name in names}, np.arange(400) // 4) != "a"
     for names, times in left.items():
-        most = 0.05 * (len(names) - 1)  # one-sided 5 % for each other method, at most together
+        most = 0.1 * (len(names) - 1)  # one-sided 10 % for each other method, at most together
         assert times <= 200 * most + 2 * np.sqrt(200 * most * (1 - most))
 
 
@@ -88,4 +88,4 @@ def test_a_clear_gain_is_taken() -> None:
 
 
 def test_the_bound_is_the_conventional_one() -> None:
-    assert pytest.approx(norm.isf(0.05), abs=2e-4) == REAL_GAIN
+    assert pytest.approx(norm.isf(0.1), abs=1e-4) == REAL_GAIN
