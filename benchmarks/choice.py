@@ -2,6 +2,7 @@
 
 python benchmarks/choice.py                             # simulated; `300 equal` for one number of rows and kind of runs
 python benchmarks/choice.py design                      # what rules and bounds cost, on another generator and seeds
+python benchmarks/choice.py expected                    # 300 rows, equal runs: regret without the noise of the rows
 python benchmarks/choice.py nets                        # 24 equal nets, 10 folds, 10,000 rows
 python benchmarks/choice.py null                        # headline of runs that carry nothing: 0.5 if it is unbiased
 python benchmarks/choice.py preselect                   # rank mean with and without the pre-selection of runs
@@ -43,7 +44,7 @@ Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the
 
 FOLDS, NEW_ROWS, SEED = 5, 10_000, 4243
 DESIGN_SIZES, DESIGN_SPREADS = {300: 120, 1000: 30}, (0.0, 0.15, 0.4)  # rows: repetitions; of the logarithm of strength
-SIZES = {300: (30, 70), 3000: (150, 12), 30_000: (600, 3)}  # rows: positives, repetitions
+SIZES = {300: (30, 70), 3000: (150, 8), 30_000: (600, 2)}  # rows: positives, repetitions
 KINDS = {
     "equal": lambda runs: np.full(runs, 1.2),
     "unequal": lambda runs: np.linspace(0.4, 1.6, runs),
@@ -68,6 +69,7 @@ class Outcome:
     comparable: Floats  # (n, methods)
     decisions: list[tuple[Floats, Floats]]  # values of the methods and their covariance
     on_new_rows: Floats  # (methods,) AUC of the final blends
+    folds_on_new_rows: Floats  # (folds, methods) AUC of the blends of each fold, with ranks among the new rows
 
     def headline(self, chosen: list[int]) -> float:
         """Returns the AUC where each fold is scored by its method; `chosen` starts with that of all rows."""
@@ -143,7 +145,12 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
         columns.ranks_.transform(rows.P, rows.fold),
         columns.standardised(rows.P, rows.fold, as_logits),
     )
-    comparable, final = {}, np.empty(0)
+    comparable, final, of_folds = {}, np.empty(0), []
+    ranked_new = {
+        "mean": new.P,
+        "logistic": columns.standardised(new.P, new.fold, as_logits),
+        "rank": NetScaler().fit(new.P, new.fold).ranks_.transform(new.P, new.fold),
+    }
     for without in (frozenset(found) for size in (0, 1, 2) for found in combinations(folds, size)):
         seen = ~np.isin(rows.fold, list(without))
         used = np.flatnonzero(informative_runs(ranks[seen], rows.y[seen], rows.group[seen]))
@@ -164,6 +171,9 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
         made = [weighted_sum(inputs.get(method, ranks), found) for method, found in by_method.items()]
         if without:
             comparable[without] = np.column_stack([Ecdf().fit(score)(score) for score in made])
+            if len(without) == 1:
+                inputs = [ranked_new.get(method, ranked_new["rank"]) for method in methods]
+                of_folds.append([auc(new.y, V @ found) for V, found in zip(inputs, by_method.values(), strict=True)])
         else:
             inputs = {"mean": new.P, "logistic": columns.standardised(new.P, new.fold, as_logits)}
             new_ranks = columns.ranks_.transform(new.P, new.fold)
@@ -180,7 +190,7 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
         kept = ~np.isin(rows.fold, list(without))
         found = clustered_auc(rows.y[kept], assembled(without)[kept], rows.group[kept])
         decisions.append((found.auc, found.covariance))
-    return Outcome(rows.y, rows.fold, assembled(frozenset()), decisions, final)
+    return Outcome(rows.y, rows.fold, assembled(frozenset()), decisions, final, np.array(of_folds))
 
 
 def check(rows: Rows, found: Outcome, methods: tuple[str, ...]) -> None:
@@ -307,6 +317,23 @@ def _always(number: int) -> Rule:
     return lambda values, covariance: number
 
 
+def measure_expected() -> None:
+    """Prints the headline's expected regret: what the folds' blends lose on new rows, which no choice has seen."""
+    rows = 300
+    print(f"| equal runs | best single method | {' | '.join(RULES)} |\n" + "|---" * (2 + len(RULES)) + "|")
+    for runs in (3, 10, 30):
+        methods = METHODS[:4] if runs <= 10 else METHODS[:3]
+        outcomes = [outcome(made, new, methods) for made, new in benchmark_data("equal", runs, rows)]
+        by_fold = np.array([one.folds_on_new_rows for one in outcomes])
+        best = int(by_fold.mean(axis=(0, 1)).argmax())
+        regrets = []
+        for rule in RULES.values():
+            chosen = np.array([[rule(*decision) for decision in one.decisions[1:]] for one in outcomes])
+            taken = np.take_along_axis(by_fold, chosen[:, :, None], axis=2)[:, :, 0]
+            regrets.append(_shown((by_fold[:, :, best] - taken).mean(axis=1)))
+        print(f"| {runs} | {methods[best]} | {' | '.join(regrets)} |", flush=True)
+
+
 def measure_nets() -> None:
     """Prints the nested AUC of each method and of the headline for 24 nets that are equally good."""
     methods = METHODS[:3]
@@ -400,7 +427,13 @@ def measure_siim(folder: Path) -> None:
         )
 
 
-COMMANDS = {"design": measure_design, "nets": measure_nets, "null": measure_null, "preselect": measure_preselection}
+COMMANDS = {
+    "design": measure_design,
+    "expected": measure_expected,
+    "nets": measure_nets,
+    "null": measure_null,
+    "preselect": measure_preselection,
+}
 
 
 def main() -> None:
