@@ -43,7 +43,7 @@ Ints = NDArray[np.int64]
 Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the index of the chosen method
 
 FOLDS, NEW_ROWS, SEED = 5, 10_000, 4243
-DESIGN_SIZES, DESIGN_SPREADS = {300: 120, 1000: 30}, (0.0, 0.15, 0.4)  # rows: repetitions; of the logarithm of strength
+DESIGN_SIZES, DESIGN_SPREADS = {300: 150, 1000: 40}, (0.0, 0.15, 0.4)  # rows: half the repetitions
 SIZES = {300: (30, 70), 3000: (150, 8), 30_000: (600, 2)}  # rows: positives, repetitions
 KINDS = {
     "equal": lambda runs: np.full(runs, 1.2),
@@ -288,12 +288,13 @@ def measure_design() -> None:
     rules |= {"one standard error": one_standard_error}
     rules |= {f"always {method}": _always(number) for number, method in enumerate(METHODS[:4])}
     cells: dict[str, list[str]] = {name: [] for name in rules}
-    for rows, repetitions in DESIGN_SIZES.items():
+    for rows, half in DESIGN_SIZES.items():
         for spread in DESIGN_SPREADS:
-            seeds = [[repetition, rows, int(1000 * spread), 77] for repetition in range(repetitions)]
-            outcomes = [outcome(*design_data(spread, rows, np.random.default_rng(s)), METHODS[:4]) for s in seeds]
+            numbers = [first + number for first in (1000, 2000) for number in range(half)]
+            rngs = (np.random.default_rng([number, rows, int(1000 * spread), 77]) for number in numbers)
+            outcomes = [outcome(*design_data(spread, rows, rng), METHODS[:4]) for rng in rngs]
             for name, (headline, final, _) in zip(rules, regrets(outcomes, rules.values(), 4)[1], strict=True):
-                error = 1e4 / np.sqrt(repetitions)
+                error = 1e4 / np.sqrt(2 * half)
                 cells[name].append(
                     f"{1e4 * headline.mean():.1f} ± {error * headline.std():.1f} | "
                     f"{1e4 * final.mean():.1f} ± {error * final.std():.1f}"
