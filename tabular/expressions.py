@@ -135,8 +135,8 @@ class Expression:
                 f"expression {_shorten(self.text)}: column {name!r} is not numeric ({series.dtype}): make it numeric "
                 "or leave it out of the expression"
             )
-        # Contiguous, as functions may round the last bit of a strided array differently.
-        return _finite(np.ascontiguousarray(series.to_numpy(np.float64, na_value=np.nan)))
+        # A new, contiguous array: functions may round the last bit of a strided one differently.
+        return _finite(series.to_numpy(np.float64, na_value=np.nan))
 
 
 def parse(text: str) -> Expression:
@@ -206,7 +206,7 @@ class _Parser:
         except SyntaxError as error:
             place = max((error.offset or 1) - 1, 0) + self.indent
             raise self._error(min(place, len(self.text) - 1), error.msg) from None
-        except (ValueError, MemoryError, RecursionError, OverflowError, Warning) as error:
+        except (ValueError, MemoryError, RecursionError) as error:  # of deep nesting, in some versions of Python
             raise self._error(0, f"cannot be read ({type(error).__name__})") from None
         return self._node(tree.body, 0)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import math
 import operator
 import pickle
@@ -209,6 +210,7 @@ HOSTILE = {
     "log()": "log takes 1 argument",
     "log(a, b)": "log takes 1 argument",
     "log(x=a)": "without names",
+    "log(a, b=a)": "without names",
     "log(*a)": "'*a' is not allowed",
     "max(**a)": "max takes at least 2 arguments",
     "where(a, b)": "where takes 3 arguments",
@@ -246,6 +248,18 @@ def test_everything_else_ends_in_one_clear_error(text: str, problem: str) -> Non
     assert len(str(caught.value)) < 600
     assert "expression" in str(caught.value)
     assert "allowed" in str(caught.value) or "split it" in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+def test_a_text_that_exhausts_pythons_parser_ends_in_the_same_error(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ast, "parse", exhausted)
+    with pytest.raises(TabularError, match=r"expression 'a', character 1: cannot be read"):
+        parse("a")
 
 
 @pytest.mark.parametrize("text", [None, 5, 1.5, ["a"], b"a"])
