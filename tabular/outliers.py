@@ -21,6 +21,7 @@ from tabular.group_features import Floats, Positions, code_groups
 from tabular.relative import LARGEST
 
 NEIGHBOURS = 30
+FACTOR_SHARE = 0.5
 MAX_COLUMNS = 64  # the cost is proportional to the columns, and distances over very many columns tell rows less apart
 LARGEST_DEVIATION = 1e9  # in standard deviations; larger ones are cut off, so that no square overflows
 LARGEST_FACTOR = 1e3  # of a local outlier factor; beyond are only neighbours of duplicates, up to 1e10
@@ -30,8 +31,10 @@ BLOCK_VALUES = 2**19  # distances held at a time (4 MiB, which stay in the cache
 class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
     """Distances to a row's nearest neighbours within its group, and local outlier factors, on standardised columns.
 
-    ``neighbours`` is the number k of neighbours, in smaller groups all other rows. At most the first ``max_columns`` of
-    the fitted rows' columns that vary enter the distance.
+    ``neighbours`` is the number k of neighbours, in smaller groups all other rows. The local outlier factor compares a
+    row's density with its neighbours', so these must not be the whole group: it uses at most ``factor_share`` of the
+    other rows (with 1 the same k, of which it is noise in groups of up to k + 1 rows). At most the first
+    ``max_columns`` of the fitted rows' columns that vary enter the distance.
 
     Fitted: `columns_`, the columns that enter; `left_out_`, those that do not; `mean_` and `scale_` of `columns_`.
 
@@ -40,8 +43,11 @@ class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
     ['table_group_nearest', 'table_group_neighbours', 'table_group_outlier']
     """
 
-    def __init__(self, neighbours: int = NEIGHBOURS, max_columns: int = MAX_COLUMNS) -> None:
+    def __init__(
+        self, neighbours: int = NEIGHBOURS, factor_share: float = FACTOR_SHARE, max_columns: int = MAX_COLUMNS
+    ) -> None:
         self.neighbours = neighbours
+        self.factor_share = factor_share
         self.max_columns = max_columns
 
     def fit(self, frame: pd.DataFrame) -> Self:
@@ -79,10 +85,10 @@ class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         billion standard deviations:
             <name>_group_nearest      to the nearest of the group's other rows; 0 in a group of one
             <name>_group_neighbours   mean over the k nearest; 0 in a group of one
-            <name>_group_outlier      local outlier factor (Breunig et al. 2000) with k neighbours: about 1 for a row as
-                                      dense as its neighbours, larger for an isolated row, at most 1,000; 1 in groups
-                                      of one or two
-        k is ``neighbours`` or the group's size - 1, if that is smaller. Where no column entered, all rows are equal:
+            <name>_group_outlier      local outlier factor (Breunig et al. 2000): about 1 for a row as dense as its
+                                      neighbours, larger for an isolated row, at most 1,000; 1 in groups of one or two
+        k is ``neighbours`` or the group's size - 1, if that is smaller; the factor uses the nearest k or
+        ``factor_share`` of the size - 1, if that is smaller, at least one. Where no column entered, all rows are equal:
         0, 0 and 1. A row's features depend on the rows of its group, but not on their order, on other groups or on the
         number of threads, to the last bit; equal rows have equal features. The cost is proportional to the sum of
         squared group sizes, the memory to the number of rows.
@@ -100,7 +106,7 @@ class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
             raise TabularError(f"{len(codes)} groups for {len(frame)} rows: give one group for each row")
         made = np.tile(np.array([0, 0, 1], np.float32), (len(frame), 1))
         if self.columns_ and len(frame):
-            _write_features(made, codes, self._standardise(frame), self.neighbours)
+            _write_features(made, codes, self._standardise(frame), self.neighbours, self.factor_share)
         columns = [f"{name}_group_{feature}" for feature in ("nearest", "neighbours", "outlier")]
         return pd.DataFrame(made, columns=columns, index=frame.index)
 
@@ -109,6 +115,7 @@ class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         check_is_fitted(self, "columns_")
         state = {
             "neighbours": self.neighbours,
+            "factor_share": self.factor_share,
             "max_columns": self.max_columns,
             "columns": self.columns_,
             "left_out": self.left_out_,
@@ -122,7 +129,7 @@ class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         """Returns the features stored by `to_json`; raises TabularError for any other text."""
         try:
             state = json.loads(text)
-            made = cls(neighbours=state["neighbours"], max_columns=state["max_columns"])
+            made = cls(**{key: state[key] for key in ("neighbours", "factor_share", "max_columns")})
             made._check_settings()
             made._set_columns(
                 [str(column) for column in _list(state["columns"])],
@@ -140,6 +147,9 @@ class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         for key, value in (("neighbours", self.neighbours), ("max_columns", self.max_columns)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise TabularError(f"{key} {value!r}: give a whole number from 1 on")
+        share = self.factor_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise TabularError(f"factor_share {share!r}: give a number above 0 and up to 1")
         if self.neighbours > NEIGHBOURS:
             raise TabularError(f"neighbours {self.neighbours}: give at most {NEIGHBOURS}")
 
@@ -161,7 +171,9 @@ class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         return made
 
 
-def _write_features(made: NDArray[np.float32], codes: Positions, values: Floats, neighbours: int) -> None:
+def _write_features(
+    made: NDArray[np.float32], codes: Positions, values: Floats, neighbours: int, factor_share: float
+) -> None:
     """Writes the features of all rows in groups of two and more: made (n, 3), codes (n,), values (n, c)."""
     # The rows of a group are sorted by their bytes: any total order makes the result independent of the table's order.
     content = np.argsort(values.view(f"V{values.itemsize * values.shape[1]}").ravel())
@@ -170,29 +182,36 @@ def _write_features(made: NDArray[np.float32], codes: Positions, values: Floats,
     start = np.cumsum(size) - size
     with threadpool_limits(1, user_api="blas"):  # the last bits of a product depend on the number of threads
         for rows in np.unique(size[size > 1]):
+            k = min(neighbours, int(rows) - 1)
+            factor_k = min(k, max(int((rows - 1) * factor_share), 1))
             # Groups of equal size are computed together: a table may have 100,000 groups of two.
             groups = np.flatnonzero(size == rows)
             at_once = max(BLOCK_VALUES // (int(rows) * max(int(rows), values.shape[1])), 1)
             for first in range(0, len(groups), at_once):
                 members = order[start[groups[first : first + at_once], None] + np.arange(rows)]
-                made[members] = _features_of_groups(values[members], min(neighbours, int(rows) - 1))
+                made[members] = _features_of_groups(values[members], k, factor_k)
 
 
-def _features_of_groups(values: Floats, k: int) -> NDArray[np.float32]:
-    """Returns the features (g, m, 3) of g groups of m sorted rows each: values (g, m, c), k < m neighbours."""
+def _features_of_groups(values: Floats, k: int, factor_k: int) -> NDArray[np.float32]:
+    """Returns the features (g, m, 3) of g groups of m sorted rows each: values (g, m, c), factor_k <= k < m."""
     groups, rows, _ = values.shape
     same = np.zeros((groups, rows), np.bool_)
     same[:, 1:] = (values[:, 1:] == values[:, :-1]).all(axis=2)
     distance, neighbour = _nearest(values, k)
-    within = np.arange(groups)[:, None, None]
-    reach = np.maximum(distance, distance[..., -1][within, neighbour])
-    density = 1 / (reach.mean(axis=2) + 1e-10)  # as in scikit-learn: finite for duplicates
-    outlier = density[within, neighbour].mean(axis=2) / density
-    outlier = np.minimum(outlier, LARGEST_FACTOR)
+    outlier = np.minimum(_local_outlier_factor(distance[..., :factor_k], neighbour[..., :factor_k]), LARGEST_FACTOR)
     features = np.stack([distance[..., 0], distance.mean(axis=2), outlier], axis=2).astype(np.float32)
     # Which of several equally distant rows are neighbours is arbitrary; equal rows get the features of the first.
     first = np.maximum.accumulate(np.where(same, 0, np.arange(rows)), axis=1)
     return np.take_along_axis(features, first[..., None], axis=1)
+
+
+def _local_outlier_factor(distance: Floats, neighbour: Positions) -> Floats:
+    """Returns the factors (g, m) (Breunig et al. 2000) from each row's neighbours (g, m, k) and their distances."""
+    within = np.arange(len(distance))[:, None, None]
+    reach = np.maximum(distance, distance[..., -1][within, neighbour])
+    density = 1 / (reach.mean(axis=2) + 1e-10)  # as in scikit-learn: finite for duplicates
+    factor: Floats = density[within, neighbour].mean(axis=2) / density
+    return factor
 
 
 def _nearest(values: Floats, k: int) -> tuple[Floats, Positions]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 
 import numpy as np
@@ -23,28 +24,31 @@ def table_of(rng: np.random.Generator, rows: int, columns: int = 5) -> pd.DataFr
     return pd.DataFrame(values, columns=[f"c{number}" for number in range(columns)])
 
 
-def of_group_by_scikit_learn(values: np.ndarray, k: int) -> np.ndarray:
+def of_group_by_scikit_learn(values: np.ndarray, k: int, share: float = 1) -> np.ndarray:
     """The three features of the rows of one group, of more than one row."""
     found, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(values).kneighbors()
-    factor = LocalOutlierFactor(n_neighbors=k).fit(values)
+    factor = LocalOutlierFactor(n_neighbors=min(k, max(math.floor((len(values) - 1) * share), 1))).fit(values)
     return np.column_stack([found[:, 0], found.mean(axis=1), -factor.negative_outlier_factor_])
 
 
+@pytest.mark.parametrize("share", [1, 0.5, 0.1])
 @pytest.mark.parametrize("block", [50, 4_000, 2**19])  # rows in parts, groups one by one, groups together
-def test_all_features_are_scikit_learns(block: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_features_are_scikit_learns(
+    block: int, share: float, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outliers, "BLOCK_VALUES", block)
     sizes = [1, 1, 2, 2, 3, 3, 7, 30, 31, 32, 120, 120]
     group = np.repeat(np.arange(len(sizes)), sizes)[rng.permutation(sum(sizes))]
     train, table = table_of(rng, 400), table_of(np.random.default_rng(0), len(group))
     table.iloc[3] *= -1
     table.iloc[rng.random(len(table)) < 0.1, 2] = np.nan
-    found = GroupOutliers().fit(train).transform(group, table)
+    found = GroupOutliers(factor_share=share).fit(train).transform(group, table)
     assert found.columns.tolist() == NAMES
     assert (found.dtypes == np.float32).all()
     dense = np.nan_to_num(StandardScaler().fit(train).transform(table))
     for number, size in enumerate(sizes):
         members = group == number
-        expected = [[0, 0, 1]] if size == 1 else of_group_by_scikit_learn(dense[members], min(30, size - 1))
+        expected = [[0, 0, 1]] if size == 1 else of_group_by_scikit_learn(dense[members], min(30, size - 1), share)
         np.testing.assert_allclose(found[members], expected, rtol=1e-5)
 
 
@@ -52,6 +56,15 @@ def test_a_smaller_number_of_neighbours_is_kept(rng: np.random.Generator) -> Non
     table = table_of(rng, 40)
     found = GroupOutliers(neighbours=4).fit(table).transform(["a"] * 40, table)
     np.testing.assert_allclose(found, of_group_by_scikit_learn(StandardScaler().fit_transform(table), 4), rtol=1e-5)
+
+
+def test_a_row_far_from_all_others_stands_out_in_groups_of_any_size(rng: np.random.Generator) -> None:
+    for size in (4, 8, 20, 31, 100):
+        table = pd.DataFrame(rng.normal(size=(size, 8)), columns=list("abcdefgh"))
+        table.iloc[size // 2] = 9
+        found = GroupOutliers().fit(table).transform(["a"] * size, table)
+        assert (found.to_numpy().argmax(axis=0) == size // 2).all()
+        assert found["table_group_outlier"][size // 2] > 1.5
 
 
 def test_groups_of_one_and_two_have_defined_values() -> None:
@@ -157,7 +170,7 @@ def test_extreme_values_give_no_infinity() -> None:
 def test_what_is_stored_gives_the_same_features(rng: np.random.Generator) -> None:
     group, table = rng.integers(0, 9, 80), table_of(rng, 80).rename(columns={"c1": 'ü "1"[]{}'})
     table["constant"] = 1
-    fitted = GroupOutliers(neighbours=5, max_columns=4).fit(table)
+    fitted = GroupOutliers(neighbours=5, factor_share=0.3, max_columns=4).fit(table)
     again = GroupOutliers.from_json(fitted.to_json())
     assert again.get_params() == fitted.get_params()
     assert (again.columns_, again.left_out_) == (fitted.columns_, fitted.left_out_)
@@ -169,7 +182,8 @@ def test_what_is_stored_gives_the_same_features(rng: np.random.Generator) -> Non
     [
         {"mean": [1.0]}, {"scale": [1.0, 0.0]}, {"scale": [1.0, float("nan")]}, {"mean": [float("inf"), 1.0]},
         {"mean": ["a", 1.0]}, {"columns": "xy"}, {"columns": ["x", "x"]}, {"neighbours": 0}, {"neighbours": "5"},
-        {"neighbours": 31}, {"max_columns": 1.5}, {"mean": None}, {"left_out": None}, {"scale": [1.0, [2.0]]},
+        {"neighbours": 31}, {"max_columns": 1.5}, {"factor_share": 0}, {"factor_share": "1"}, {"factor_share": True},
+        {"mean": None}, {"left_out": None}, {"scale": [1.0, [2.0]]},
     ],
 )  # fmt: skip
 def test_a_damaged_state_is_refused(change: dict[str, object]) -> None:
@@ -210,5 +224,7 @@ def test_errors_name_the_column_and_the_rows() -> None:
         GroupOutliers().fit(pd.DataFrame([[1, 2]], columns=["x", "x"]))
     with pytest.raises(TabularError, match="neighbours 31: give at most 30"):
         GroupOutliers(neighbours=31).fit(table[["x"]])
+    with pytest.raises(TabularError, match="factor_share nan: give a number above 0 and up to 1"):
+        GroupOutliers(factor_share=math.nan).fit(table[["x"]])
     with pytest.raises(TabularError, match="max_columns 0: give a whole number from 1 on"):
         GroupOutliers(max_columns=0).fit(table[["x"]])
