@@ -31,10 +31,10 @@ BLOCK_VALUES = 2**19  # distances held at a time (4 MiB, which stay in the cache
 class GroupOutliers(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
     """Distances to a row's nearest neighbours within its group, and local outlier factors, on standardised columns.
 
-    ``neighbours`` is the number k of neighbours, in smaller groups all other rows. The local outlier factor compares a
-    row's density with its neighbours', so these must not be the whole group: it uses at most ``factor_share`` of the
-    other rows (with 1 the same k, of which it is noise in groups of up to k + 1 rows). At most the first
-    ``max_columns`` of the fitted rows' columns that vary enter the distance.
+    ``neighbours`` is the number k of neighbours; in smaller groups these are all other rows. The local outlier factor
+    uses at most ``factor_share`` of the other rows, because it compares a row's density with that of its neighbours:
+    where these are the whole group (``factor_share=1``, groups of up to k + 1 rows) it does not tell an isolated row
+    from the rest. Of the fitted rows' columns that vary, at most the first ``max_columns`` enter the distance.
 
     Fitted: `columns_`, the columns that enter; `left_out_`, those that do not; `mean_` and `scale_` of `columns_`.
 

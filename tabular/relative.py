@@ -22,7 +22,7 @@ _MEAN_IS_ZERO = 1e-12  # of the mean absolute value: a smaller mean is what roun
 
 def relative_features(
     group: ArrayLike,
-    values: ArrayLike,
+    values: ArrayLike | pd.DataFrame,
     names: Sequence[str],
     *,
     word: str = "group",
@@ -50,7 +50,7 @@ def relative_features(
     """
     index = group.index if isinstance(group, pd.Series) else None
     codes, groups = code_groups(group)
-    matrix = np.asarray(values, dtype=np.float64)
+    matrix = _matrix(values, names)
     _check_arguments(matrix.shape, len(codes), names, statistics)
     # pandas keeps a frame's columns as rows of one array, and takes this one as it is.
     made = np.empty((len(names) * len(statistics), len(codes)), np.float32)
@@ -66,14 +66,14 @@ def relative_features(
 
 
 def ratio_to_mean(
-    group: ArrayLike, probabilities: ArrayLike, names: Sequence[str], *, word: str = "group"
+    group: ArrayLike, probabilities: ArrayLike | pd.DataFrame, names: Sequence[str], *, word: str = "group"
 ) -> pd.DataFrame:
     """Returns each run's probability divided by its mean over the group: group (n,), probabilities (n, r) in 0..1.
 
     The result is (n, r) float32 with the columns `<run>_<word>_p_ratio`; it is the `mean_ratio` of `relative_features`,
     so 1 in a group of one. Raises TabularError for values outside 0..1, which are logits or ranks by mistake.
     """
-    matrix = np.asarray(probabilities, dtype=np.float64)
+    matrix = _matrix(probabilities, names)
     outside = (matrix < 0) | (matrix > 1)
     if outside.any():
         first = tuple(int(place) for place in np.argwhere(outside)[0])
@@ -135,6 +135,20 @@ def _ratio(known: SortedByGroup, mean: Floats) -> Floats:
     mean = np.where(np.abs(mean) > _MEAN_IS_ZERO * absolute, mean, 0.0)[known.segment]
     ratio = np.where(known.value == mean, 1.0, np.nan)
     return np.divide(known.value, mean, out=ratio, where=(mean != 0) & (known.value != mean))
+
+
+def _matrix(values: ArrayLike | pd.DataFrame, names: Sequence[str]) -> Floats:
+    if not isinstance(values, pd.DataFrame):
+        return np.asarray(values, dtype=np.float64)
+    if list(values.columns) != list(names):
+        raise TabularError(
+            f"a table with columns {', '.join(map(repr, values.columns[:10]))} for the names "
+            f"{', '.join(map(repr, names[:10]))}: give the same columns in the same order"
+        )
+    text = [str(name) for name, kind in values.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if text:
+        raise TabularError(f"column {', '.join(map(repr, text[:10]))} is not numeric: leave it out")
+    return values.to_numpy(np.float64, na_value=np.nan)
 
 
 def _check_arguments(shape: tuple[int, ...], rows: int, names: Sequence[str], statistics: Sequence[str]) -> None:

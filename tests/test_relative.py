@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -153,6 +154,27 @@ def test_the_ratio_of_probabilities_is_that_to_the_patients_mean() -> None:
         ratio_to_mean(["a", "a"], [[0.5], [-2.5]], ["cnn"])
 
 
+def test_the_columns_of_a_real_table_equal_pandas(shared_data: Path) -> None:
+    table = pd.read_csv(shared_data / "isic2024" / "train.csv")
+    names = [name for name in table.columns if name.startswith("tbp_lv_") and table[name].dtype == np.float64]
+    found = relative_features(table["patient_id"], table[names], names)
+    groups = table.groupby("patient_id")[names]
+    mean, std = groups.transform("mean"), groups.transform("std", ddof=0).fillna(0)
+    expected = {
+        "median_diff": table[names] - groups.transform("median"),
+        "mean_diff": table[names] - mean,
+        "mean_ratio": table[names] / mean,
+        "z": ((table[names] - mean) / std).where(std > 1e-9),
+        "rank": ((groups.rank() - 1) / (groups.transform("count") - 1)).fillna(0.5),
+        "spread": std,
+    }
+    assert len(names) > 30
+    for statistic in STATISTICS:
+        ours = found[[f"{name}_group_{statistic}" for name in names]].to_numpy()
+        oracle = expected[statistic].to_numpy()
+        np.testing.assert_allclose(ours[~np.isnan(oracle)], oracle[~np.isnan(oracle)], rtol=1e-4, atol=1e-5)
+
+
 def test_no_rows_and_no_columns_give_none() -> None:
     assert relative_features([], np.empty((0, 2)), ["a", "b"]).shape == (0, 12)
     assert relative_features(["a", "b"], np.empty((2, 0)), []).shape == (2, 0)
@@ -167,6 +189,11 @@ def test_errors_name_the_column_and_the_rows() -> None:
         relative_features(["a", "b"], [[1, 2], [3, np.inf]], ["x", "y"])
     with pytest.raises(TabularError, match=r"shape \(2, 1\) for 2 rows and 2 columns \(x, y\)"):
         relative_features(["a", "b"], np.zeros((2, 1)), ["x", "y"])
+    swapped = pd.DataFrame({"y": [1.0], "x": [2.0]})
+    with pytest.raises(TabularError, match="a table with columns 'y', 'x' for the names 'x', 'y'"):
+        relative_features(["a"], swapped, ["x", "y"])
+    with pytest.raises(TabularError, match="column 'x' is not numeric"):
+        relative_features(["a"], pd.DataFrame({"x": ["1.5"]}), ["x"])
     with pytest.raises(TabularError, match="column 'x' is named twice"):
         relative_features(["a"], np.zeros((1, 2)), ["x", "x"])
     with pytest.raises(TabularError, match="statistics 'mode': choose each once, among median_diff, mean_diff"):
