@@ -175,8 +175,8 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
         )
     if not level1:
         raise BundleError(
-            f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone cannot "
-            "be bundled yet"
+            f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
+            "cannot be bundled yet"
         )
     stackers = []
     for stacker in experiment.config.stackers:
