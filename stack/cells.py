@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
 from stack.config import MAX_CSV_COLUMNS, check_header
+from stack.csv_rows import check_rows
 
 # Errors of pyarrow and pandas for an invalid parquet file.
 FRAME_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
@@ -45,7 +47,8 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
 
     Cells of a csv are the strings in the file: "17" stays "17", "NA" stays "NA", a missing cell is "". Columns of
     parquet keep their types, and a named index becomes columns. Names of columns are stripped and may repeat. Raises
-    DataError for a file that is missing, empty, damaged or of another format, and for more than 10,000 columns.
+    DataError for a file that is missing, empty, damaged or of another format, for a csv in which rows or cells are lost
+    (see `stack.csv_rows`) and for more than 10,000 columns.
     """
     head = _first_bytes(path)
     if head.startswith(_PARQUET):
@@ -62,8 +65,11 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
     except (ValueError, OSError, MemoryError) as error:
+        with suppress(ValueError, OSError, MemoryError):
+            check_rows(path)  # may know the reason
         also = " nor parquet" if path.suffix.lower() in _PARQUET_NAMES else ""
         raise DataError(f"{path}: not a readable csv in UTF-8{also} ({str(error).strip()}): save it as one") from error
+    check_rows(path)
     if len(cells) < 2 and not may_be_empty:
         raise DataError(f"{path}: the file has a header but no rows: add at least one row")
     rows = cells.iloc[1:].reset_index(drop=True)
