@@ -16,6 +16,7 @@ from dermstack.errors import DataError
 _MAX_LISTED = 5  # lines listed of each fault, which also gives their number
 _MAX_SHOWN = 60  # characters shown of a line
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "'|'"}  # of other dialects
+_LONGEST_CELL = (1 << 31) - 1  # characters
 _MAX_SHAPES = 1000  # rows whose first cells are remembered
 
 
@@ -27,8 +28,12 @@ def check_rows(path: Path) -> None:
     off. A cell of several lines is correct if it stands in quotation marks. Rows with more cells than the header are
     left to the parser, which refuses them. Raises ValueError where the file is not UTF-8 text.
     """
-    with get_handle(path, "r", encoding="utf-8-sig", compression="infer") as opened:
-        _check(path, opened.handle)
+    limit = csv.field_size_limit(_LONGEST_CELL)  # a setting of the process; its default is 131,072 characters
+    try:
+        with get_handle(path, "r", encoding="utf-8-sig", compression="infer") as opened:
+            _check(path, opened.handle)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _check(path: Path, file: TextIO) -> None:
