@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
 from stack.cells import read_cells
-from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys
+from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys, unified_words, words_as_in
 from stack.missing_codes import MAX_AGE
 
 REQUIRED = ("id", "group", "target")
@@ -84,7 +84,13 @@ def read_table(
                 faults.append(str(error))
     if faults or train is None or test is None:
         raise DataError("\n".join(faults))
-    return Table(train, test, grouped)
+    return Table(train, with_words_of(test, train), grouped)
+
+
+def with_words_of(frame: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """Returns ``frame`` with its sex, site and diagnosis in the spelling that the words of ``known`` have."""
+    shared = [name for name in ("sex", "site", "diagnosis") if name in frame and name in known]
+    return frame.assign(**{name: words_as_in(frame[name], known[name]) for name in shared})
 
 
 def _read_test(
@@ -206,13 +212,13 @@ def _checked_frame(
         else np.float32(np.nan)
     )
     for name in ("sex", "site"):
-        frame[name] = _words(text[name]).str.lower() if name in text else _all_missing(len(text))
+        frame[name] = unified_words(_words(text[name]).str.lower()) if name in text else _all_missing(len(text))
     for name in ACQUISITION:
         if name in text:
             frame[name] = _number(name, "a number of pixels or bytes above 0", text[name], path, faults)
     for name in ("diagnosis", "source"):
         if name in text:
-            frame[name] = _words(text[name])
+            frame[name] = unified_words(_words(text[name]))
     if "fold" in text:
         frame["fold"] = text["fold"]
     return frame
@@ -369,7 +375,7 @@ def read_external(
     if taken.any() and on_collision == "refuse":
         first = ", ".join(frame["id"][taken].iloc[:3])
         raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")
-    frame = frame[~taken].reset_index(drop=True)
+    frame = with_words_of(frame[~taken].reset_index(drop=True), primary.train)
     if frame.empty:
         raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
     is_ungrouped = frame["group"].str.lower().isin(SENTINELS)

@@ -78,7 +78,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, packed: bool) -> Non
     text = (HEADER + "".join(ROWS))[: -len("le,torso\n")]
     path = tmp_path / ("a.csv.gz" if packed else "a.csv")
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
-    with pytest.raises(DataError, match="line 13 has 5 of 6 .*cut off"):
+    with pytest.raises(DataError, match=r"line 13 has 5 of 6 .*cut off"):
         read_cells(path)
 
 
