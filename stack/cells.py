@@ -80,6 +80,11 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
 def read_cells(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
     """Reads a file as `read_columns` does, with every value as text. Raises DataError."""
     columns = read_columns(path, may_be_empty=may_be_empty)
+    return as_cells(columns)
+
+
+def as_cells(columns: pd.DataFrame) -> pd.DataFrame:
+    """Returns the columns with every value as text."""
     made = pd.DataFrame({number: as_text(columns.iloc[:, number]) for number in range(columns.shape[1])})
     return made.set_axis(columns.columns, axis=1)
 
@@ -106,11 +111,24 @@ def as_text(values: pd.Series) -> pd.Series:
     return values.astype("object").map(_word).astype("str")
 
 
+def is_rounded(values: pd.Series) -> bool:
+    """Whether the integers (n,) in a column of floats may have lost digits, so that different ones became equal.
+
+    float16 is exact up to 2,048, float32 up to 16,777,216, float64 up to 2**53; to save memory, notebooks often convert
+    all columns.
+    """
+    if not pd.api.types.is_float_dtype(values.dtype):
+        return False
+    bits = {2: 11, 4: 24}.get(getattr(values.dtype, "itemsize", 8), 53)
+    numbers = values.to_numpy(np.float64, na_value=np.nan)
+    return bool((np.abs(numbers[np.isfinite(numbers)]) >= 2.0**bits).any())
+
+
 def _word(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "backslashreplace")  # not "replace", which makes one text of different bytes
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
-from stack.cells import as_text
+from stack.cells import as_text, is_rounded
 
 MISSING_KEYS = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})  # what writers put for a missing value
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.0+)?")  # an integer, also as a float; 007 and 1e3 are text
@@ -52,6 +52,16 @@ def unified_keys(keys: pd.Series, what: str) -> pd.Series:
 def spelled_twice(keys: pd.Series) -> list[tuple[str, str]]:
     """Returns pairs of different spellings of one key in a column that must not have any, such as ids of a table."""
     return [(names[0], names[1]) for names in _several_spellings(keys.drop_duplicates())]
+
+
+def check_exact(values: pd.Series, what: str) -> None:
+    """Raises DataError where keys (n,) are floats that may have lost digits (see `stack.cells.is_rounded`)."""
+    if is_rounded(values):
+        raise DataError(
+            f"{what} are {values.dtype} and as large as {float(values.abs().max()):.17g}, where this type cannot tell "
+            "neighbouring integers apart: write the column as integers or as text from the original data, since lost "
+            "digits do not come back"
+        )
 
 
 def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, refuse_doubtful: bool = True) -> pd.Series:

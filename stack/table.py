@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
-from stack.cells import read_cells
-from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys, unified_words, words_as_in
+from stack.cells import as_cells, read_columns
+from stack.keys import MISSING_KEYS, check_exact, keys_as_in, spelled_twice, unified_keys, unified_words, words_as_in
 from stack.missing_codes import MAX_AGE
 
 REQUIRED = ("id", "group", "target")
@@ -97,7 +97,7 @@ def _read_test(
     path: Path, columns: Mapping[str, str], faults: list[str], group_features: Sequence[str] | None
 ) -> tuple[pd.DataFrame | None, bool]:
     """Reads the test table; also returns whether it has groups."""
-    raw = _read_strings(path, faults)
+    raw = _read_strings(path, columns, faults)
     if raw is None or group_features is None or columns["group"] in raw:
         return (None if raw is None else _checked_frame(raw, path, columns, faults, is_train=False)), True
     if group_features:
@@ -135,7 +135,7 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
     Raises DataError.
     """
     faults: list[str] = []
-    raw = _read_strings(path, faults)
+    raw = _read_strings(path, columns, faults)
     if raw is None:
         raise DataError("\n".join(faults))
     present = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
@@ -164,7 +164,7 @@ def _read_frame(
     path: Path, columns: Mapping[str, str], faults: list[str], *, is_train: bool, is_external: bool = False
 ) -> pd.DataFrame | None:
     """Reads one file into canonical columns and appends its faults to `faults`; returns None if it is unusable."""
-    raw = _read_strings(path, faults)
+    raw = _read_strings(path, columns, faults)
     if raw is None:
         return None
     return _checked_frame(raw, path, columns, faults, is_train=is_train, is_external=is_external)
@@ -224,10 +224,14 @@ def _checked_frame(
     return frame
 
 
-def _read_strings(path: Path, faults: list[str]) -> pd.DataFrame | None:
+def _read_strings(path: Path, columns: Mapping[str, str], faults: list[str]) -> pd.DataFrame | None:
     """Reads every cell as text and appends what prevents it to `faults`."""
     try:
-        return read_cells(path)
+        read = read_columns(path)
+        for name in [name for name in ("id", "group") if name in columns]:
+            if list(read.columns).count(columns[name]) == 1:
+                check_exact(read[columns[name]], f"{path}: the keys in {columns[name]!r} (columns.{name})")
+        return as_cells(read)
     except DataError as error:
         faults.append(str(error))
     return None

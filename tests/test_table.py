@@ -284,3 +284,14 @@ def test_codes_that_pandas_made_floats_in_the_test_table_are_those_of_train(tmp_
     table = read_table(tmp_path / "train.csv", tmp_path / "test.csv", columns=columns)
     assert table.test["sex"].fillna("").tolist() == ["2", ""]
     assert table.test["site"].tolist() == ["t\u00f3rso", "arm"]
+
+
+@pytest.mark.parametrize("name", ["image", "patient"])
+def test_keys_that_lost_digits_are_refused(tmp_path: Path, name: str) -> None:
+    """`reduce_mem_usage` of many notebooks makes float16 of a column with missing values: 2,049 becomes 2,048."""
+    rows = pd.DataFrame({"image": np.arange(3000, 3010), "patient": np.arange(2049, 2059), "y": [0, 1] * 5})
+    columns = {"id": "image", "group": "patient", "target": "y"}
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", None, columns=columns).train["group"].nunique() == 10
+    rows.astype({name: "float16"}).to_parquet(tmp_path / "a.parquet")
+    assert f"the keys in {name!r}" in refusal(tmp_path / "a.parquet", columns=columns)
