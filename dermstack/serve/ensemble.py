@@ -81,7 +81,7 @@ class FittedEnsemble:
         nets = np.full((1, logits.shape[1]), fold, np.int8)
         scaled = standardised(_as_test_predictions(self.names, logits[None], nets), self.scales).test[0]
         x = self.features[fold].transform(frame, scaled, z)
-        made = [bags[fold].logit(x, threads=self.threads) for bags in self.bags.values()]
+        made = [bags[fold].logit(_of(x, bags[fold]), threads=self.threads) for bags in self.bags.values()]
         return np.column_stack([logits, *made])
 
     def embeddings(self, level1: Level1) -> list[dict[str, NDArray[np.floating]]]:
@@ -127,11 +127,20 @@ def alignments(bundle: Bundle) -> dict[str, Alignment]:
     return {name: Alignment(kept[f"{name}_mean"], kept[f"{name}_turn"], np.nan, np.nan) for name in names}
 
 
+def _of(x: pd.DataFrame, bag: Bag) -> pd.DataFrame:
+    """Returns the columns of the matrix that a stacker was fitted on. Raises BundleError where one is absent."""
+    if absent := sorted(set(bag.columns) - set(x)):
+        raise BundleError(f"a stacker was fitted on {absent[0]!r}, which the bundle's features lack: bundle again")
+    return x[list(bag.columns)]
+
+
 def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     manifest = bundle.manifest
     frozen = {name for name, kind in manifest["embeddings"].items() if kind == "frozen"}
     names = tuple(run.name for run in bundle.image_runs)
-    features = FoldFeatures(Features(**manifest["features"]), names, frozen=frozen, seed=0)
+    features = FoldFeatures(
+        Features(**manifest["features"]), names, frozen=frozen, seed=0, columns=bundle.table_columns
+    )
     place = f"features/fold_{fold}"
     return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
 
@@ -144,34 +153,36 @@ def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], ne
 
 
 ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
-WORDS = ("sex", "site")  # columns whose values are categories
+WORDS = ("sex", "site")  # columns with a role whose values are categories
 _MAX_LISTED = 5  # values in a message
 
 
 def known_words(bundle: Bundle) -> dict[str, list[str]]:
-    """Returns the values of each of `WORDS` that level 2 or a network knows, sorted; [] where none uses the column.
+    """Returns the values of each column of words that level 2 or a network knows, sorted; [] where none uses it.
 
-    Raises BundleError if an encoder cannot be read.
+    The columns are `WORDS` and the table's categorical ones. Raises BundleError if an encoder cannot be read.
     """
-    uses_words = bundle.manifest["stackers"] and bundle.manifest["features"]["metadata"]
-    places = sorted((bundle.folder / "features").glob("fold_*/features.json")) if uses_words else []
+    features = bundle.manifest["features"]
+    places = sorted((bundle.folder / "features").glob("fold_*/features.json")) if bundle.manifest["stackers"] else []
+    encoders = []
     try:
-        encoders = [
-            MetadataEncoder.from_json(json.dumps(json.loads(place.read_text(encoding="utf-8"))["metadata"]))
-            for place in places
-        ]
+        for place in places:
+            state = json.loads(place.read_text(encoding="utf-8"))
+            parts = [state["metadata"]] if features["metadata"] else []
+            parts += [state["table"]] if state.get("table") else []
+            encoders += [MetadataEncoder.from_json(json.dumps(part)) for part in parts]
         for place in sorted((bundle.folder / "image_models").glob(f"*/fold_*/{ENCODER}")):
             encoders.append(DenseMetadata.from_json(place.read_text(encoding="utf-8")).encoder_)
     except (DermstackError, OSError, ValueError, LookupError, TypeError) as error:
         raise BundleError(f"{bundle.folder}: the metadata encoding cannot be read ({error}): bundle again") from error
     return {
         column: sorted({word for encoder in encoders for word in encoder.categories_.get(column, ())})
-        for column in WORDS
+        for column in (*WORDS, *bundle.table_columns.categorical)
     }
 
 
 def unknown_words(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
-    """Returns a note for each of `WORDS` that has values in ``frame`` which do not occur in the training rows."""
+    """Returns a note for each column of words that has values in ``frame`` which do not occur in the training rows."""
     notes = []
     for column, known in known_words(bundle).items():
         values = frame[column].dropna()

@@ -39,6 +39,7 @@ from image_models.io.readers import (
     with_contents,
 )
 from image_models.saved import NetCache
+from stack.columns import empty_values
 from stack.console import Out
 from stack.keys import words_as_in
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
@@ -75,13 +76,14 @@ def read_new_rows(
     if id_column:
         columns["id"] = id_column
     if metadata is not None:
-        frame, missing = read_new_frame(metadata, columns)
+        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns)
         frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
     else:
         ids = pd.Series(image_ids(images, files=files), dtype="str")
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
-        missing = [name for name in columns if name != "id"]
+        frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
+        missing = [name for name in columns if name != "id"] + bundle.table_columns.names
     bits_stored = int(bundle.manifest.get("bits_stored", 0))
     sources = [
         replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
@@ -380,7 +382,7 @@ def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
 
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
-    """Prints the training estimate of the bundle, the cost of missing columns, and values unknown from training."""
+    """Prints the training estimate of the bundle and the cost of missing columns."""
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
     out.say(
         f"{manifest['experiment']}: {manifest['objective']} {headline['value']:.4f} [{headline['low']:.4f}, "
