@@ -19,6 +19,8 @@ from stack.metrics.scores import (
     Floats,
     RocCurve,
     check_one_per_row,
+    check_one_type,
+    check_same_order,
     checked,
     curve_metric,
     losses,
@@ -70,6 +72,7 @@ def paired_difference(
 
     Above zero `a` is better; the difference exceeds noise where the interval excludes zero. Otherwise like `interval`.
     """
+    check_same_order(targets=y, a=a, b=b, split_groups=split_group)
     positive = positive_mask(y)
     for scores in (a, b):
         checked(positive, scores)
@@ -86,6 +89,7 @@ def bootstrap_scores(
     draw has positives. All columns share the same draws. A draw without a negative (possible where nearly every group
     has a positive) is NaN. Raises DataError where fewer than two groups have a positive.
     """
+    check_same_order(targets=y, scores=s, split_groups=split_group)
     positive = positive_mask(y)
     columns = np.atleast_2d(np.asarray(s).T)
     group = _group_codes(split_group, positive)
@@ -183,8 +187,9 @@ def percentile_interval(value: float, drawn: Floats) -> Interval:
 
 def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
     group = check_one_per_row(split_group, positive, "split_groups")
-    codes, _ = pd.factorize(group, sort=True)  # sorted, so that the draws do not depend on the order of the rows
+    codes, names = pd.factorize(group, sort=True)  # sorted, so that the draws do not depend on the order of the rows
     raise_for_rows(codes < 0, group, "split_groups are missing", "give each row its group, or one of its own")
+    check_one_type(names, "split_groups")
     return codes
 
 
