@@ -193,8 +193,9 @@ def app(
 
     Shows the risk and a heat map of each image, and which lesion differs most from the others.
     """
-    from dermstack.serve.app import is_loopback, listen, make_app, serve
+    from dermstack.serve.app import HEADERS, is_loopback, listen, make_app
     from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.connections import serve
     from dermstack.serve.patient import Ensemble
     from stack.console import Out
 
@@ -205,5 +206,5 @@ def app(
             out.warn(f"{host} can be reached from other machines, and the page has no login: anyone there can use it")
         url_host = f"[{host}]" if ":" in host else host
         out.say(f"open http://{url_host}:{listener.getsockname()[1]}/ in a browser; stop with Ctrl-C")
-        serve(page, listener)
+        serve(page, listener, headers=HEADERS)
     out.say("stopped; no image was stored")
