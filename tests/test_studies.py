@@ -196,5 +196,5 @@ def test_a_line_of_the_journal_that_changed_is_noticed(tmp_path: Path) -> None:
         assert damaged != text
         path.write_text(damaged)
         for read in (lambda: open_study(experiment, "slow", INPUTS), lambda: read_studies(experiment, CURRENT)):
-            with pytest.raises(StoreError, match=rf"{path} is damaged .*: move it away and run `dermstack tune`"):
+            with pytest.raises(StoreError, match=rf"{path} is damaged .*: remove {path} and run `dermstack tune`"):
                 read()

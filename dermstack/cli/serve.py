@@ -165,7 +165,7 @@ def evaluate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
-    from dermstack.serve.predict import PREDICT_NAMES, drops_unreadable, report_unused, tolerant
+    from dermstack.serve.predict import PREDICT_NAMES, drops_unreadable, report_codes, report_unused, tolerant
     from stack.console import Out
 
     dropping = drops_unreadable(on_unreadable)
@@ -175,6 +175,7 @@ def evaluate(
         opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files
     )
     report_unused(rows, images, out, files=files, strict=strict)
+    report_codes(opened, rows, metadata or labels, out)
     rows = tolerant(rows, on_unreadable)
     evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, drop_unreadable=dropping)
 

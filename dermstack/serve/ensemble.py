@@ -215,3 +215,11 @@ def _predict_folds(
     for number, fold in enumerate(folds):
         metadata = encoded_metadata(bundle, run, number, frame)
         yield predict_trained(fold, run.settings, cache, rows, metadata, positive=run.positive, **options)
+
+
+def known_categories(bundle: Bundle, fitted: FittedEnsemble, column: str) -> list[str]:
+    """Returns the values that any encoder of level 2 or of a network knows, sorted; [] if none uses the column."""
+    encoders = [features.encoder_ for features in fitted.features if features.settings.metadata]
+    for path in sorted((bundle.folder / "image_models").glob(f"*/fold_*/{ENCODER}")):
+        encoders.append(DenseMetadata.from_json(path.read_text(encoding="utf-8")).encoder_)
+    return sorted({value for encoder in encoders for value in encoder.categories_.get(column, ())})

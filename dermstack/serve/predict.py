@@ -17,7 +17,14 @@ from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ConfigError, DataError, StoreError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1
+from dermstack.serve.ensemble import (
+    FittedEnsemble,
+    Level1,
+    known_categories,
+    passes_per_image,
+    read_fitted,
+    read_level1,
+)
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
 from image_models.cache import ImageCache, build_cache
 from image_models.io.folders import printable
@@ -32,6 +39,7 @@ from image_models.io.readers import (
 )
 from image_models.saved import NetCache
 from stack.console import Out
+from stack.missing_codes import missing_codes, new_code_warnings
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
 from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
@@ -95,6 +103,17 @@ def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = P
         raise DataError("--strict: " + "\n".join(lines) + "\nmove these away, or run without --strict")
     for line in lines:
         out.warn(line)
+
+
+def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
+    """Warns of values in the csv ``path`` that look like a code for "unknown": ages, and words new to the ensemble."""
+    codes = [code for code in missing_codes(rows.frame, few_rows=True) if code.column in bundle.columns]
+    if words := {code.column for code in codes if not code.is_number}:
+        fitted = read_fitted(bundle)
+        known = {(column, f"'{word}'") for column in words for word in known_categories(bundle, fitted, column)}
+        codes = [code for code in codes if (code.column, code.value) not in known]
+    for warning in new_code_warnings(str(path), codes):
+        out.warn(warning)
 
 
 def predict_rows(
@@ -320,6 +339,7 @@ def predict_to_files(
         check_output_folder(outputs.work, "--work")
     rows = tolerant(read_new_rows(bundle, images, metadata, files=files), on_unreadable)
     report_unused(rows, images, out, files=files, strict=strict)
+    report_codes(bundle, rows, metadata, out)
     _introduce(bundle, rows, out)
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent

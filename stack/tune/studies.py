@@ -66,8 +66,8 @@ class Journal(JournalFileBackend):
     def damaged(self, error: Exception) -> StoreError:
         """Returns the error that names the file and the next step."""
         return StoreError(
-            f"{self._path} is damaged ({type(error).__name__}: {error}): move it away and run `dermstack tune` again, "
-            "which restarts all studies"
+            f"{self._path} is damaged ({type(error).__name__}: {error}): remove {self._path} and run `dermstack tune` "
+            "again, which restarts all studies"
         )
 
 
