@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from dermstack.errors import ConfigError
+from stack.columns import NO_COLUMNS, TableColumns
 from stack.config import Config, Features
 from stack.experiment import Experiment
 from stack.folds import inner_split
@@ -28,6 +29,8 @@ from tabular.group_features import (
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
+TABLE_BLOCK = "table columns"
+MAX_LEVELS = 20  # most frequent words of a categorical column that have an indicator each
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
 
@@ -47,15 +50,24 @@ def metadata_of_models(config: Config) -> set[str]:
 class FoldFeatures:
     """Level-2 features of one fold: fitted on its training rows, applied to held-out, test and new rows."""
 
-    def __init__(self, settings: Features, names: tuple[str, ...], *, frozen: Collection[str] = (), seed: int) -> None:
+    def __init__(
+        self,
+        settings: Features,
+        names: tuple[str, ...],
+        *,
+        frozen: Collection[str] = (),
+        seed: int,
+        columns: TableColumns = NO_COLUMNS,
+    ) -> None:
         """Takes the ``names`` of the runs; embeddings z of those in ``frozen`` are reduced here (PCA).
 
-        The z of the other runs are aligned components already.
+        The z of the other runs are aligned components already. ``columns`` are those of the table without a role.
         """
         self.settings = settings
         self.names = names
         self.frozen = frozen
         self.seed = seed
+        self.columns = columns if settings.columns else NO_COLUMNS
 
     def fit(
         self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
@@ -65,6 +77,7 @@ class FoldFeatures:
         Uses no targets.
         """
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
+        self.table_ = self._table_encoder().fit(frame) if self.columns.names else None
         self.axes_ = {name: self._fit_axes(values) for name, values in z.items() if name in self.frozen}
         self.cohort_ = CohortScore().fit(frame, logits) if self.settings.cohort else None
         return self
@@ -82,6 +95,8 @@ class FoldFeatures:
             blocks.append((IMAGE_BLOCK, pd.DataFrame(logits, columns=list(self.names))))
         if self.settings.metadata:
             blocks.append((METADATA_BLOCK, self.encoder_.transform(frame)))
+        if self.table_ is not None:
+            blocks.append((TABLE_BLOCK, self.table_.transform(frame)))
         if self.settings.aggregates:
             blocks.append(("ages of the group", metadata_aggregates(frame[["group", "age"]])))
             blocks.append(("image models, within the group", prediction_aggregates(frame["group"], logits, self.names)))
@@ -104,6 +119,7 @@ class FoldFeatures:
                 "the level-2 matrix has no column: every block of `features` that these runs have is off; switch "
                 "one on, such as features.logits, or remove the stackers"
             )
+        _check_names(blocks)
         self.block_of_ = {str(column): name for name, block in blocks for column in block}
         return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
 
@@ -117,7 +133,10 @@ class FoldFeatures:
     def to_json(self) -> str:
         """Returns the fitted encodings and cohorts as JSON; `arrays` returns the fitted components."""
         cohort = None if self.cohort_ is None else json.loads(self.cohort_.to_json())
-        return json.dumps({"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}, ensure_ascii=False)
+        state = {"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}
+        if self.table_ is not None:
+            state["table"] = json.loads(self.table_.to_json())
+        return json.dumps(state, ensure_ascii=False)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Returns mean (d,) and turn (d, r) of each frozen run, which reduce its z: (z - mean) @ turn."""
@@ -135,14 +154,38 @@ class FoldFeatures:
         """
         state = json.loads(text)
         self.encoder_ = MetadataEncoder.from_json(json.dumps(state["metadata"]))
+        self.table_ = MetadataEncoder.from_json(json.dumps(state["table"])) if self.columns.names else None
         self.axes_ = {name: (arrays[f"{name}_mean"], arrays[f"{name}_turn"]) for name in self.frozen}
         self.cohort_ = CohortScore.from_json(json.dumps(state["cohort"])) if self.settings.cohort else None
         return self
+
+    @property
+    def unseen(self) -> dict[str, dict[str, int]]:
+        """Rows of the last transform with a category that no fitted row has, by column and category."""
+        return self.encoder_.unseen_ | ({} if self.table_ is None else self.table_.unseen_)
+
+    def _table_encoder(self) -> MetadataEncoder:
+        return MetadataEncoder(
+            list(self.columns.numeric), list(self.columns.categorical), max_levels=MAX_LEVELS, sparse=True
+        )
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)
         pca = PCA(components, random_state=self.seed).fit(z.astype(np.float32))
         return pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_.T, np.float32)
+
+
+def _check_names(blocks: list[tuple[str, pd.DataFrame]]) -> None:
+    """Raises ConfigError where two blocks have a column of the same name."""
+    block_of: dict[str, str] = {}
+    for block, frame in blocks:
+        for column in map(str, frame.columns):
+            if column in block_of:
+                raise ConfigError(
+                    f"two features of level 2 are named {column!r}, in the blocks {block_of[column]!r} and {block!r}: "
+                    "rename the csv column or the run"
+                )
+            block_of[column] = block
 
 
 @dataclass(frozen=True)
@@ -178,7 +221,10 @@ def fold_matrix(
     frames = [train.iloc[positions] for positions in rows]
     z = [{name: embedding.oof[positions] for name, embedding in embeddings.items()} for positions in rows]
     frozen = {name for name, embedding in embeddings.items() if embedding.alignment is None}
-    features = FoldFeatures(experiment.config.features, predictions.names, frozen=frozen, seed=experiment.config.seed)
+    features = FoldFeatures(
+        experiment.config.features, predictions.names, frozen=frozen, seed=experiment.config.seed,
+        columns=experiment.table.columns,
+    )  # fmt: skip
     features.fit(frames[0], predictions.oof[parts[0]], z[0])
     x_train, x_held = (
         features.transform(frame, predictions.oof[part], values)

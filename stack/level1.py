@@ -140,7 +140,7 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
             pd.DataFrame(np.concatenate([labels.train, labels.external]), columns=labels.names)
         )
     if model.metadata:
-        learned["metadata"] = experiment.metadata_fingerprint
+        learned["metadata"] = experiment.columns_fingerprint([])
     return {
         "settings": fingerprint(model.model_dump(exclude=unused)),
         "rows or folds": experiment.rows_fingerprint,

@@ -236,7 +236,7 @@ def _fit_fold(
             "alone": bag.logit(matrix.held_ungrouped, threads=threads),
             "features": list(matrix.train.columns),
             "chosen": kept.chosen,
-            "unseen": matrix.features.encoder_.unseen_,
+            "unseen": matrix.features.unseen,
             "seconds": time.monotonic() - started,
         })  # fmt: skip
     return made
@@ -304,7 +304,7 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run])
     return {
         "settings": fingerprint({
             "stacker": stacker.model_dump(exclude={"enabled"}),
-            "features": config.features.model_dump(),
+            "features": config.features.inputs(),
             "seed": config.seed,
             "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
         }),

@@ -62,7 +62,7 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
         **_common(experiment),
         "kind": stacker.kind,
         "settings": fingerprint(settings),
-        "features": fingerprint(config.features.model_dump()),
+        "features": fingerprint(config.features.inputs()),
         "metadata": experiment.metadata_fingerprint,
         **shortcuts,
         "runs": ", ".join(run.name for run in sources),
@@ -78,7 +78,7 @@ def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, s
     diagnoses = (
         {"diagnoses": frame_fingerprint(experiment.table.train[["diagnosis"]])} if model.target == "diagnosis" else {}
     )
-    metadata = {"metadata": experiment.metadata_fingerprint} if model.metadata else {}
+    metadata = {"metadata": experiment.columns_fingerprint([])} if model.metadata else {}
     return {
         "rows or folds": experiment.rows_fingerprint,
         "seed": f"{experiment.config.seed} + {model.seeds[0]}",

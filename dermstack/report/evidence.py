@@ -232,7 +232,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         facts=table_facts(experiment),
         notes=_notes(experiment, blend),
         diagnostics=[note for run in runs for note in _level2_notes(run)],
-        target=experiment.config.data.columns.target,
+        target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
             sort_keys=False,

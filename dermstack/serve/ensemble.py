@@ -130,7 +130,9 @@ def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     manifest = bundle.manifest
     frozen = {name for name, kind in manifest["embeddings"].items() if kind == "frozen"}
     names = tuple(run.name for run in bundle.image_runs)
-    features = FoldFeatures(Features(**manifest["features"]), names, frozen=frozen, seed=0)
+    features = FoldFeatures(
+        Features(**manifest["features"]), names, frozen=frozen, seed=0, columns=bundle.table_columns
+    )
     place = f"features/fold_{fold}"
     return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
 
