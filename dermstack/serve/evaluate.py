@@ -184,7 +184,7 @@ def show_validation(found: Validation, out: Out) -> None:
     columns = ["quantity", "expected", "found", "difference", "noise", "verdict"]
     out.table(
         pd.DataFrame(compared, columns=columns),
-        "Comparison with the values expected from training (nested cross-validation)",
+        "Comparison with the values expected from training (nested)",
     )
     points = [
         [
