@@ -76,7 +76,7 @@ def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
             Middleware(TrustedHostMiddleware, allowed_hosts=known, www_redirect=False),
             Middleware(Admission, refused=page.refusal),
         ],
-        exception_handlers={HTTPException: page.refused, ClientDisconnect: page.left, Exception: page.failed},
+        exception_handlers={HTTPException: page.refused, Exception: page.failed},
     )
     starlette.router.redirect_slashes = False  # there are no other paths, and the address would come from Host
     return _WithHeaders(starlette)  # outside of Starlette, whose answer to an exception no middleware sees
@@ -129,7 +129,7 @@ class _Page:
             try:
                 async with self.turn:
                     if await request.is_disconnected():
-                        raise ClientDisconnect
+                        raise ClientDisconnect  # `Admission` ends it quietly
                     reading = await self._read(form, known)
             except DermstackError as error:
                 return self._render(filled, faults=str(error).split("\n"))
@@ -147,10 +147,6 @@ class _Page:
         """Returns an error page for a request that Starlette or the form's parser refuses."""
         assert isinstance(error, HTTPException)
         return self.refusal(error)
-
-    async def left(self, request: Request, error: Exception) -> Response:
-        """Returns what nobody receives: the browser has closed the connection, which is no fault to be reported."""
-        return Response(status_code=400)
 
     async def failed(self, request: Request, error: Exception) -> Response:
         """Returns an error page for a fault of dermstack; the traceback is printed where the command runs."""
