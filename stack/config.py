@@ -145,6 +145,9 @@ class Features(Strict):
         return self.model_dump(mode="json", exclude=later)
 
 
+LATER_STACKER = ("runs", "features")  # keys of a stacker that dermstack 0.2.0 did not have
+
+
 class Stacker(Strict):
     """One level-2 run over all folds: a GBDT, or a logistic regression as a simple baseline."""
 
@@ -156,7 +159,21 @@ class Stacker(Strict):
     positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT
     monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
     device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
+    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone
+    runs: tuple[str, ...] | None = None
+    # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
+    # lower than the common value
+    features: dict[str, Any] = {}
     enabled: bool = True  # false: the stacker is not used, but its settings stay in the config
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the stacker's own settings are, for fingerprints; later keys are left out at their defaults."""
+        later = {name for name in LATER_STACKER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude={"enabled", "features", *later})
+
+    def features_with(self, common: Features) -> Features:
+        """Returns the features of this stacker: the ``common`` ones with its own changes."""
+        return common.model_copy(update=self.features) if self.features else common
 
 
 class Blend(Strict):
@@ -215,6 +232,18 @@ class Config(Strict):
     storage: SecretStr | None = None
 
     @property
+    def all_features(self) -> Features:
+        """Features with every block that the config or an enabled stacker has switched on.
+
+        The level-2 matrix is built once with these, and each stacker takes its columns of it (stack/views.py).
+        """
+        own = [stacker for stacker in self.stackers if stacker.enabled and stacker.features]
+        views = [self.features, *(stacker.features_with(self.features) for stacker in own)]
+        return self.features.model_copy(
+            update={name: _union([getattr(view, name) for view in views]) for name in Features.model_fields}
+        )
+
+    @property
     def model_names(self) -> list[str]:
         """Names of all image models and stackers of this config, also of those with `enabled: false`."""
         return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
@@ -262,10 +291,35 @@ class Config(Strict):
             for name, key in needed.items():
                 if getattr(self.data.columns, name) is None:
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")
+        for stacker in self.stackers:
+            _check_own_features(stacker, self.features)
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
         return self
+
+
+def _union(values: list[Any]) -> Any:
+    """Returns the largest of several switches or numbers, or all entries of several lists."""
+    if isinstance(values[0], tuple):
+        return tuple(dict.fromkeys(entry for value in values for entry in value))
+    return max(values)
+
+
+def _check_own_features(stacker: Stacker, common: Features) -> None:
+    """Raises ValueError for a key of a stacker's features that is unknown, of the wrong type or too large."""
+    try:
+        own = Features.model_validate(common.model_dump() | stacker.features)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, ("features", *fault["loc"])))
+        raise ValueError(f"{stacker.name}: {where}: {fault['msg'].removeprefix('Value error, ')}") from None
+    for name in ("frozen_z", "aligned_z"):
+        if getattr(own, name) > getattr(common, name):
+            raise ValueError(
+                f"{stacker.name}: features.{name} is {getattr(own, name)}, more than the common "
+                f"{getattr(common, name)}: raise features.{name}, which is fitted once for all stackers"
+            )
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

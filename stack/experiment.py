@@ -328,7 +328,7 @@ def _group_features(config: Config) -> list[str]:
     if not any(stacker.enabled for stacker in config.stackers):
         return []
     names = ("aggregates", "neighbours", "context_counts")
-    return [f"features.{name}" for name in names if getattr(config.features, name)]
+    return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 
 
 def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:

@@ -261,7 +261,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
 
 def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHistory]:
     """Returns the studies of these runs and settings; warns and returns [] where their storage cannot be read."""
-    if experiment.config.features.shortcuts:
+    if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     try:
         return read_studies(experiment, current_study_inputs(experiment, runs))

@@ -173,6 +173,11 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
             f"{', '.join(imported)}: imported predictions cannot be computed for new images: stack in an experiment "
             "without these runs, and bundle that one"
         )
+    if not level1:
+        raise BundleError(
+            f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
+            "cannot be bundled yet"
+        )
     stackers = []
     for stacker in experiment.config.stackers:
         if stacker.enabled:
@@ -254,7 +259,7 @@ def _manifest(
         "resize": config.data.resize,
         "cache_format": config.data.cache_format,
         **({"bits_stored": config.data.bits_stored} if config.data.bits_stored else {}),
-        "features": config.features.inputs(),
+        "features": config.all_features.inputs(),
         "embeddings": _embedding_kinds(stackers, image_runs),
         "image_runs": [
             {
