@@ -86,7 +86,7 @@ def crash_named(message: str) -> Iterator[None]:
         return
     end, start = os.pipe()
     command = [sys.executable, "-I", "-S", "-c", _REPORTER, message]
-    with subprocess.Popen(command, stdin=end, start_new_session=True):  # no Ctrl-C for it; it ends with the pipe
+    with subprocess.Popen(command, stdin=end, start_new_session=True) as reporter:  # Ctrl-C does not reach it
         os.close(end)
         faulthandler.enable(start, all_threads=False)
         try:
@@ -94,6 +94,7 @@ def crash_named(message: str) -> Iterator[None]:
         finally:
             faulthandler.disable()
             os.close(start)
+            reporter.kill()  # a process forked inside may still hold the pipe, whose end would never come
 
 
 _REPORTER = """

@@ -135,6 +135,22 @@ def test_joblib_names_the_signal_that_a_worker_died_of(end: str, said: str) -> N
 
 
 @pytest.mark.slow
+def test_naming_crashes_does_not_wait_for_processes_that_were_forked_inside() -> None:
+    program = (
+        "import os, signal, time\nfrom image_models.processes import crash_named\n"
+        "with crash_named('{crash}'):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        time.sleep(600)\n"
+        "        os._exit(0)\n"
+        "print('on', flush=True)\n"
+        "os.kill(child, signal.SIGKILL)\n"
+    )
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert (made.stdout, made.stderr) == ("on\n", "")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["SIGSEGV", "SIGABRT", None])
 def test_a_crash_of_the_process_itself_is_named_with_what_ran(end: str | None) -> None:
     program = (
