@@ -23,7 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
-from image_models.files import atomic_write
+from dermstack.files import atomic_write
 from image_models.io.contents import UNKNOWN
 from image_models.io.decode import DECODER_VERSION
 from image_models.io.readers import Source, with_contents

@@ -335,7 +335,9 @@ def _target(
             faults.append(f"{path}: {_rows(bad)} without a target: fill in the column or remove the rows")
     else:
         lower = values.str.lower()
-        numbers = pd.to_numeric(values.mask(lower.isin(_BOOLEANS), lower.map(_BOOLEANS)), errors="coerce")
+        known = ~lower.isin(MISSING_KEYS)
+        as_booleans = bool(lower[known].isin(_BOOLEANS).all())  # a `yes` among 0 and 1 is a fault, not a boolean
+        numbers = pd.to_numeric(lower.map(_BOOLEANS) if as_booleans else values, errors="coerce")
         bad = ~numbers.isin([0, 1])
         if bad.any():
             words = values[bad & ~lower.isin(MISSING_KEYS)]

@@ -95,7 +95,11 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
             raise  # a worker could not receive or send an object: not a user's error
         from image_models.processes import explain_death
 
-        said = explain_death(str(error), memory_advice="lower `n_jobs` or the batch size")
+        said = explain_death(
+            str(error),
+            memory_advice="lower `n_jobs` or the batch size",
+            crash_advice="update the libraries (`pip install --upgrade`), or set `n_jobs: 1` to see where it happens",
+        )
         typer.echo(f"error: {said}; {RESUME_ADVICE}", err=True)
         sys.exit(2)
     except SystemExit as ended:

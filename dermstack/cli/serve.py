@@ -165,7 +165,7 @@ def evaluate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
-    from dermstack.serve.predict import PREDICT_NAMES, drops_unreadable, report_unused, tolerant
+    from dermstack.serve.predict import PREDICT_NAMES, drops_unreadable, report_codes, report_unused, tolerant
     from stack.console import Out
 
     dropping = drops_unreadable(on_unreadable)
@@ -175,6 +175,7 @@ def evaluate(
         opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files
     )
     report_unused(rows, images, out, files=files, strict=strict)
+    report_codes(opened, rows, metadata or labels, out)
     rows = tolerant(rows, on_unreadable)
     evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, drop_unreadable=dropping)
 
@@ -193,8 +194,9 @@ def app(
 
     Shows the risk and a heat map of each image, and which lesion differs most from the others.
     """
-    from dermstack.serve.app import is_loopback, listen, make_app, serve
+    from dermstack.serve.app import HEADERS, is_loopback, listen, make_app
     from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.connections import serve
     from dermstack.serve.patient import Ensemble
     from stack.console import Out
 
@@ -205,5 +207,5 @@ def app(
             out.warn(f"{host} can be reached from other machines, and the page has no login: anyone there can use it")
         url_host = f"[{host}]" if ":" in host else host
         out.say(f"open http://{url_host}:{listener.getsockname()[1]}/ in a browser; stop with Ctrl-C")
-        serve(page, listener)
+        serve(page, listener, headers=HEADERS)
     out.say("stopped; no image was stored")

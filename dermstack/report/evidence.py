@@ -260,12 +260,12 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
 
 
 def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHistory]:
-    """Returns the studies of these runs and settings; warns and returns [] where their database cannot be opened."""
+    """Returns the studies of these runs and settings; warns and returns [] where their storage cannot be read."""
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     try:
         return read_studies(experiment, current_study_inputs(experiment, runs))
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:  # an unreachable database, a damaged journal
         out.warn(f"the report lacks its section on studies: {error}")
         return []
 

@@ -172,18 +172,21 @@ def evaluate_to_files(
 
 def show_validation(found: Validation, out: Out) -> None:
     """Prints the main results."""
-    here, promised = found.found, found.promise.measures
+    here, expected = found.found, found.promise.measures
     out.say(
         f"{found.experiment}: AUC {here.auc} on {here.rows:,} images of {here.groups:,} groups, {here.positives:,} "
-        f"positive ({here.prevalence.value:.2%}); promised by training: {promised.auc}"
+        f"positive ({here.prevalence.value:.2%}); expected from training (nested): {expected.auc}"
     )
     out.say(f"{found.experiment}: {found.summary}")
     compared = [
         [entry.quantity.replace("_", " "), entry.promised, entry.found, entry.difference, entry.noise, entry.verdict]
         for entry in found.comparisons
     ]
-    columns = ["quantity", "promised", "found", "difference", "noise", "verdict"]
-    out.table(pd.DataFrame(compared, columns=columns), "Comparison with the training estimate (promised)")
+    columns = ["quantity", "expected", "found", "difference", "noise", "verdict"]
+    out.table(
+        pd.DataFrame(compared, columns=columns),
+        "Comparison with the values expected from training (nested)",
+    )
     points = [
         [
             f"{of.promised.aim} {of.promised.level:.0%}", of.promised.threshold,

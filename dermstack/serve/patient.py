@@ -27,7 +27,7 @@ from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
 from stack.columns import empty_values
-from stack.missing_codes import MAX_AGE
+from stack.missing_codes import MAX_AGE, missing_codes
 from tabular.group_features import embedding_aggregates, prediction_aggregates
 
 
@@ -223,7 +223,7 @@ class Reading:
 
     lesions: list[Lesion]
     heat_map_run: str | None  # the run whose heat maps are shown; None: no run has any
-    notes: list[str]  # the measured cost of unknown columns
+    notes: list[str]  # an age that may mean "unknown", and the measured cost of unknown columns
 
 
 class Ensemble:
@@ -288,7 +288,12 @@ def read_patient(
         )
         for row, photo in enumerate(photos)
     ]  # fmt: skip
-    return Reading(lesions, heat_map_run, cost_notes(ensemble.bundle, _unknown_columns(frame, together)))
+    notes = [
+        f"age {code.value} is often written for 'unknown': if it is here, leave the age empty"
+        for code in missing_codes(frame, few_rows=True)
+        if code.is_number
+    ]
+    return Reading(lesions, heat_map_run, [*notes, *cost_notes(ensemble.bundle, _unknown_columns(frame, together))])
 
 
 def _frame(

@@ -42,6 +42,7 @@ from image_models.saved import NetCache
 from stack.columns import empty_values
 from stack.console import Out
 from stack.keys import words_as_in
+from stack.missing_codes import missing_codes, new_code_warnings
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
 from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
@@ -107,6 +108,14 @@ def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = P
         raise DataError("--strict: " + "\n".join(lines) + "\nmove these away, or run without --strict")
     for line in lines:
         out.warn(line)
+
+
+def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
+    """Warns of numbers in the csv ``path`` that look like a code for "unknown"; `unknown_words` names new words."""
+    found = missing_codes(rows.frame, few_rows=True)
+    codes = [code for code in found if code.is_number and code.column in bundle.columns]
+    for warning in new_code_warnings(str(path), codes):
+        out.warn(warning)
 
 
 def predict_rows(
@@ -332,6 +341,7 @@ def predict_to_files(
         check_output_folder(outputs.work, "--work")
     rows = tolerant(read_new_rows(bundle, images, metadata, files=files), on_unreadable)
     report_unused(rows, images, out, files=files, strict=strict)
+    report_codes(bundle, rows, metadata, out)
     _introduce(bundle, rows, out)
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
