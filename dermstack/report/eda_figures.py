@@ -124,7 +124,7 @@ def _bars(
         axes.barh(range(len(labels)), values, height=0.28, color=ACCENT)
         axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(0, max(1e-3, *values) * 1.02)
-        round_ticks(axes.xaxis, percent=percent, integer=integer, intervals=4)
+        round_ticks(axes.xaxis, percent=percent, integer=integer, intervals=5)
         alt_text = "; ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True)).replace("\n", " ")
         return Drawing(page_svg(figure, name, f"{axis}. {alt_text}."), [])
 

@@ -198,7 +198,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
     best = runs[int(table[objective].argmax())]
     score = oof["score"].to_numpy(np.float64)
     best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
-    curves = {"blend (nested)": score, f"{best.name} (best run, selected on these rows)": best_score}
+    curves = {"blend (nested)": score, f"{best.name}, selected on these rows": best_score}
     if "rank_mean_nested" in oof:
         curves["rank average"] = oof["rank_mean_nested"].to_numpy(np.float64)
     comparisons = [

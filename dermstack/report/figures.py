@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,16 +17,16 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from dermstack.report.ticks import round_ticks
+from dermstack.report.ticks import TickFormatter, round_ticks
 from stack.metrics.scores import Floats
 from stack.tune.studies import StudyHistory
 
 WIDTH = 4.4  # inches, 317 SVG units: about the width of a phone in pixels, so text keeps its size there
-_MAX_LABEL_LENGTH = 40  # characters; a longer label does not fit above its bar and is cut
-_LABEL_END = 14  # of these, characters that are kept at the end
+_MAX_LABEL_LENGTH = 48  # characters; a longer label does not fit above its bar and value, and is cut
 
 # Figures are drawn in these placeholder colours, which are then replaced by the colours of the page.
 _COLOURS = {
@@ -167,14 +168,23 @@ def line_grid(axes: Axes, *, percent: bool = False) -> None:
 
 
 def row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = False) -> None:
-    """Writes the label above row `row` of `label_axes`, shortened if too long, and the value to its right."""
+    """Writes the label above row `row` of `label_axes`, shortened if too long, and the value beside its bar."""
     short = label
-    if len(label) > _MAX_LABEL_LENGTH:  # cut in the middle: names often differ only at their end
-        short = f"{label[: _MAX_LABEL_LENGTH - 1 - _LABEL_END]}…{label[-_LABEL_END:]}"
+    if _width(label) > _MAX_LABEL_LENGTH:  # cut in the middle: names often differ only at their end
+        end = label[-(_MAX_LABEL_LENGTH // 4) :]
+        while _width(f"{short}…{end}") > _MAX_LABEL_LENGTH:
+            short = short[:-1]
+        short = f"{short}…{end}"
     weight = "bold" if strong else "normal"
     at = axes.get_yaxis_transform()
-    axes.text(0, row - 0.27, short, transform=at, ha="left", va="bottom", weight=weight)
+    words = axes.text(0, row - 0.27, short, transform=at, ha="left", va="bottom", weight=weight)
+    words.set_in_layout(False)  # a long label goes on above the value and takes no width from the bars
     axes.text(1.03, row, value, transform=at, ha="left", va="center_baseline", weight=weight)
+
+
+def _width(text: str) -> int:
+    """Returns the width of a text in characters of the Latin script; a Chinese or Japanese character is two wide."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def swatch(colour: str, *, width: float = 2.0, dashes: Sequence[float] = (), shape: str = "line") -> Markup:
@@ -314,8 +324,10 @@ def unit_axes(figure: Figure, x: str, y: str) -> Axes:
     """Makes square axes from 0 to 1 with the labels ``x`` and ``y``."""
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel=x, ylabel=y, aspect="equal")
-    round_ticks(axes.xaxis)
     line_grid(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
+        axis.set_major_formatter(TickFormatter())
     return axes
 
 

@@ -151,7 +151,7 @@ def number(value: object, form: str = ".4f") -> str:
 
 def head_width(head: str) -> str:
     """Returns the least width of a column, in rem, at which its head has two or three lines."""
-    return f"{min(max(4.5, 1.4 + 0.24 * len(head)), 11.0):.2g}rem"
+    return f"{min(max(4.5, 1.4 + 0.28 * len(head)), 11.0):.2g}rem"
 
 
 def signed(value: float) -> str:

@@ -22,13 +22,13 @@ def decimals_of(values: Iterable[float]) -> int:
     return _MOST_DECIMALS
 
 
-def round_ticks(axis: Axis, *, percent: bool = False, integer: bool = False, intervals: int = 5) -> None:
+def round_ticks(axis: Axis, *, percent: bool = False, integer: bool = False, intervals: int = 6) -> None:
     """Puts ticks at multiples of 1, 2 or 5 times a power of ten, about ``intervals`` of them apart.
 
     All ticks of the axis have the same number of decimals. With ``percent`` the values are shares; with ``integer``
     no tick lies between whole numbers.
     """
-    axis.set_major_locator(MaxNLocator(intervals, steps=_ROUND_STEPS, integer=integer, min_n_ticks=2))
+    axis.set_major_locator(MaxNLocator(intervals, steps=_ROUND_STEPS, integer=integer, min_n_ticks=3))
     axis.set_major_formatter(TickFormatter(percent=percent))
 
 
