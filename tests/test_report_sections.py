@@ -154,7 +154,7 @@ def test_the_sections_show_the_numbers_they_were_given(full, full_page):
     rows = {row[0]: row[1:] for row in full_page.rows}
     after = full.calibration.scores.iloc[1]
     assert rows["mended"][-1] == f"{after['log loss']:.4f}"
-    assert rows["5.00 %"][:2] == [
+    assert rows["5 %"][:2] == [
         f"{1000 * full.decision.at_round_thresholds['called'][0]:.0f}",
         f"{100 * full.decision.at_round_thresholds['sensitivity'][0]:.1f} %",
     ]

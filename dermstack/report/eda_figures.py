@@ -23,6 +23,7 @@ from dermstack.report.figures import (
     page_svg,
     row_text,
 )
+from dermstack.report.report import percent
 from dermstack.report.ticks import round_ticks
 from stack.metrics.scores import Floats
 
@@ -84,7 +85,7 @@ def paired_figure(name: str, levels: Sequence[str], shares: dict[str, Floats], *
         figure = blank_figure(height=0.75 + 0.56 * len(levels))
         axes = label_axes(figure, len(levels), axis)
         for row, level in enumerate(levels):
-            row_text(axes, row, level, f"{one[row]:.1%}\n{other[row]:.1%}")
+            row_text(axes, row, level, f"{percent(one[row])}\n{percent(other[row])}")
             axes.barh(row - 0.11, one[row], height=0.18, facecolor="none", edgecolor=INK, linewidth=1)
             axes.barh(row + 0.11, other[row], height=0.2, color=ACCENT)
         axes.axvline(0, color=LINE, linewidth=1)
@@ -102,7 +103,7 @@ def count_figure(name: str, labels: Sequence[str], counts: Sequence[int], *, axi
 
 def rate_figure(name: str, labels: Sequence[str], rates: Sequence[float], of: Sequence[int], *, axis: str) -> Drawing:
     """Draws horizontal bars of shares, from the top, each with the number that it is a share of."""
-    texts = [f"{rate:.1%}\nof {count:,}" if count else "–" for rate, count in zip(rates, of, strict=True)]
+    texts = [f"{percent(rate)}\nof {count:,}" if count else "–" for rate, count in zip(rates, of, strict=True)]
     return _bars(name, labels, np.nan_to_num(rates).tolist(), texts, axis=axis, percent=True)
 
 

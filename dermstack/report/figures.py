@@ -364,6 +364,7 @@ def block_importance_figure(name: str, importance: pd.DataFrame) -> Drawing:
     blocks = importance[importance["of"] == "block"]
     sizes = blocks.pivot(index="name", columns="stacker", values="size").fillna(0.0)
     sizes = sizes.loc[sizes.mean(axis=1).sort_values(ascending=False).index, list(dict.fromkeys(blocks["stacker"]))]
+    sizes = sizes[(sizes > 0).any(axis=1) | (sizes.to_numpy().max() == 0)]  # no empty row for what no stacker uses
     stackers, height = list(map(str, sizes)), 0.42 / len(sizes.columns)
     with page_style():
         figure = blank_figure(height=0.75 + 0.66 * len(sizes))

@@ -47,7 +47,7 @@ from dermstack.report.tables import (
     table,
     with_code_spans,
 )
-from dermstack.report.training import MAX_RUNS, at_the_limit, training_figures, training_tables
+from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves, training_figures, training_tables
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import OBJECTIVE_LABELS, auc, auc_by_fold, average_precision
 from stack.tune.studies import StudyHistory
@@ -202,10 +202,7 @@ def _data_tables(data: DataFacts) -> dict[str, HtmlTable]:
         heads = {"train": "train", "negatives": "train, negative", "positives": "train, positive", "test": "test"}
         made["missing"] = table(data.missing, formats=shares, heads=heads)
     if data.findings is not None:
-        marked = {name: data.findings[name].map(with_code_spans) for name in ("what", "evidence", "remedy")}
-        made["findings"] = table(
-            data.findings.assign(**{name: marked[name] for name in marked if name in data.findings})
-        )
+        made["findings"] = table(data.findings)
     return made
 
 
@@ -323,6 +320,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         figures=page_figures(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
         most_training=MAX_RUNS,
+        without_curves=missing_curves(data.training) if data.training else [],
         at_the_limit=at_the_limit(data.training) if data.training else [],
     )
 
@@ -348,7 +346,8 @@ def _chosen_alone(data: ReportData) -> float | None:
         if len(data.methods)
         else pd.Series(dtype=float)
     )
-    return float(own.iloc[0]) if len(own) and abs(float(own.iloc[0]) - data.headline.value) >= 5e-5 else None
+    differs = len(own) and number(float(own.iloc[0])) != number(data.headline.value)  # as they are shown
+    return float(own.iloc[0]) if differs else None
 
 
 def _worsened_log_loss(calibration: Calibration | None) -> tuple[float, float, str] | None:
@@ -372,7 +371,11 @@ def _made_of(data: ReportData) -> str:
     """Lists the runs of the blend with their share of the weights, the largest first."""
     shares = data.weights.set_index("run")["weight"].sort_values(ascending=False)
     total = float(shares.sum())
-    named = [f"{run} {100 * share / total:.0f} %" for run, share in shares.items() if total and share / total >= 0.005]
+    named = [
+        f"{run} ({100 * share / total:.0f}\N{NO-BREAK SPACE}%)"
+        for run, share in shares.items()
+        if total and share / total >= 0.005
+    ]
     return ", ".join(named)
 
 

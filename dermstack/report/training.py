@@ -28,9 +28,9 @@ from tabular.gbdt_libraries import DEFAULTS, gbdt_settings
 
 MAX_RUNS = 4  # with more runs, the figures of the others are folded away
 _REASONS = {
-    "frozen": "its backbone is frozen: only a logistic head was fitted, which has no epochs",
-    "imported": "it was imported, and its training is not known here",
-    "image": "no curves were kept when it was trained",
+    "frozen": "with a frozen backbone only a logistic head is fitted, which has no epochs",
+    "imported": "the training of imported runs is not known here",
+    "image": "none were kept when the networks were trained",
 }
 
 
@@ -80,6 +80,14 @@ def training_figure(name: str, curves: Sequence[TrainingCurve]) -> Drawing:
             legend.append(("mean of the nets", swatch(ACCENT, width=2.4)))
         what = "Training loss and validation AUC" if len(panels) > 1 else "Training loss"
         return Drawing(page_svg(figure, name, f"{what} by epoch. {lines}."), legend)
+
+
+def missing_curves(training: Training) -> list[tuple[list[str], str]]:
+    """Returns the runs of level 1 without curves, together where the reason is the same."""
+    found: dict[str, list[str]] = {}
+    for run, reason in training.without.items():
+        found.setdefault(reason, []).append(run)
+    return [(runs, reason) for reason, runs in found.items()]
 
 
 def training_tables(training: Training) -> dict[str, HtmlTable]:
