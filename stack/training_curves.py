@@ -27,7 +27,9 @@ class TrainingCurve:
     def chosen(self) -> int | None:
         """The epoch whose weights were kept because of its AUC; None where the last epoch was kept without a choice."""
         auc = self.epochs["auc"]
-        return None if auc.isna().all() else int(self.epochs["epoch"].loc[auc.idxmax()])  # of equal AUCs the first
+        return (
+            None if auc.isna().all() else int(self.epochs["epoch"].iloc[int(auc.argmax())])
+        )  # of equal AUCs the first
 
 
 def training_curves(run: Run) -> list[TrainingCurve]:
@@ -67,8 +69,8 @@ def _of_fold(name: str, folder: Path) -> Iterator[TrainingCurve]:
     of_fold = read_run(folder)  # dermstack 0.1 kept one history for all seeds of a fold
     if of_fold is not None and HISTORY in of_fold.meta["files"]:
         history = pd.read_csv(of_fold.verified_path(HISTORY))
-        for seed, part in history.groupby("seed") if "seed" in history else []:
-            yield from _curve(name, fold, int(seed), part)
+        for seed in history["seed"].unique().tolist() if "seed" in history else []:
+            yield from _curve(name, fold, int(seed), history[history["seed"] == seed])
 
 
 def _curve(run: str, fold: int, seed: int, history: pd.DataFrame) -> Iterator[TrainingCurve]:

@@ -148,7 +148,7 @@ def test_without_level_2_nothing_is_said_of_it(tmp_path: Path) -> None:
     assert "net, selected on these rows" in text
 
 
-def test_imported_runs_have_no_curves_and_the_page_says_so(experiment: Experiment) -> None:
+def test_imported_runs_and_a_regression_make_no_section_on_training(experiment: Experiment) -> None:
     blend = read_run(experiment.folder / "blend")
     assert blend is not None
     data = report_data(experiment, blend, blended_runs(experiment, blend), Out(quiet=True))

@@ -326,7 +326,7 @@ def unit_axes(figure: Figure, x: str, y: str) -> Axes:
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel=x, ylabel=y, aspect="equal")
     line_grid(axes)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator(np.linspace(0, 1, 6)))
+        axis.set_major_locator(FixedLocator(np.linspace(0, 1, 6).tolist()))
         axis.set_major_formatter(TickFormatter())
     return axes
 
