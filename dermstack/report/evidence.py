@@ -25,6 +25,7 @@ from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
+from dermstack.report.training import training_of
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations, run_table
@@ -197,7 +198,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
     best = runs[int(table[objective].argmax())]
     score = oof["score"].to_numpy(np.float64)
     best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
-    curves = {"blend (nested)": score, f"best run, selected on these rows: {best.name}": best_score}
+    curves = {"blend (nested)": score, f"{best.name}, selected on these rows": best_score}
     if "rank_mean_nested" in oof:
         curves["rank average"] = oof["rank_mean_nested"].to_numpy(np.float64)
     comparisons = [
@@ -230,7 +231,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         fold=oof["fold"].to_numpy(),
         folds=experiment.folds.summary(experiment.target, experiment.table.train),
         facts=table_facts(experiment),
-        notes=_notes(experiment, blend),
+        notes=_notes(experiment, blend, has_level2=bool(levels[1])),
         diagnostics=[note for run in runs for note in _level2_notes(run)],
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
@@ -248,6 +249,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         agreement=rank_correlations([blend, *runs]),
         subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows])),
         importance=importance(experiment, levels[1], levels[0], out),
+        training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),
         data=data_facts(experiment, show_ids=show_ids),
         seeds=_seeds(experiment),
@@ -319,12 +321,15 @@ def _seeds(experiment: Experiment) -> dict[str, int | str]:
     }
 
 
-def _notes(experiment: Experiment, blend: Run) -> list[str]:
+def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]:
     notes = [
         "Tuned, in-sample values are measured on the same rows that the weights were fitted on; they are optimistic.",
-        "Level-2 models are fitted on out-of-fold predictions of networks that saw the images of the held-out fold in "
-        "training. With shuffled targets this gives an AUC slightly above 0.5 (measured by `--shuffle-target`).",
     ]
+    if has_level2:
+        notes.append(
+            "Level-2 models are fitted on out-of-fold predictions of networks that saw the images of the held-out fold "
+            "in training. With shuffled targets this gives an AUC slightly above 0.5 (measured by `--shuffle-target`)."
+        )
     if blend.meta["left_out"]:
         notes.append(
             f"{blend.meta['left_out']} training rows are left out: an imported run was declared not to cover them."

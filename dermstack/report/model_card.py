@@ -62,6 +62,8 @@ def model_card(
         runs=runs.to_dict("records"),
         weights=blend.meta["weights"],
         backbones=_backbones(experiment, blend),
+        target=plain(experiment.config.data.columns.target),
+        inputs=_inputs(train),
         looked_at=list(dict.fromkeys(subgroups["subgroup"])),
         facts=_facts(experiment, y, split_group, rows),
         folds=experiment.folds.k,
@@ -85,6 +87,13 @@ def plain(text: object) -> str:
     if text is None or text is pd.NA or (isinstance(text, float) and math.isnan(text)):
         return ""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def _inputs(train: pd.DataFrame) -> str:
+    """Lists what the ensemble is given of each image: the columns that are known in no training row are left out."""
+    known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
+    listed = ", ".join(known[:-1]) + (" and " if len(known) > 1 else "") + "".join(known[-1:])
+    return "an image" + (f" and, if known, {listed}" if known else "")
 
 
 def _backbones(experiment: Experiment, blend: Run) -> list[str]:
