@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
@@ -55,9 +57,11 @@ def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, ref
     as `7` for a known `007` or `1000` for `1e3`, unless ``refuse_doubtful`` is off. ``what`` names the keys in errors
     and ``of`` the table of the known ones.
     """
+    if keys.empty:
+        return keys
     names = pd.Series(known, dtype="str").drop_duplicates()
     spellings = keys.drop_duplicates()
-    strange = spellings[~spellings.isin(names)]
+    strange = spellings[~contained(spellings, names)]
     if strange.empty or names.empty:
         return keys
     are_integers = _first_that_is_no_integer(names) is None and _first_that_is_no_integer(spellings) is None
@@ -72,6 +76,27 @@ def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, ref
             "not certain, so write them in the same way in both files"
         )
     return _respelled(keys, found) if found else keys
+
+
+def contained(keys: pd.Series, known: pd.Series) -> NDArray[np.bool_]:
+    """Marks the keys (n,) that are among ``known``; pandas' isin makes a Python object of each known key."""
+    found = pc.is_in(_arrow(keys), value_set=_arrow(known))
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def is_ascii(keys: pd.Series) -> NDArray[np.bool_]:
+    """Marks the keys (n,) without any character beyond ASCII."""
+    return np.asarray(pc.string_is_ascii(_arrow(keys)).to_numpy(zero_copy_only=False), np.bool_)
+
+
+def matches(keys: pd.Series, pattern: str) -> NDArray[np.bool_]:
+    """Marks the keys (n,) in which RE2 finds ``pattern``, where \\s, \\d and \\w mean ASCII only."""
+    return np.asarray(pc.match_substring_regex(_arrow(keys), pattern).to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _arrow(keys: pd.Series) -> pa.Array:
+    made = pa.array(keys.astype("str"), type=pa.large_string())
+    return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
 
 
 def fold_labels(values: pd.Series, what: str) -> pd.Series:
@@ -104,19 +129,30 @@ def _respelled(keys: pd.Series, spelled: dict[str, str]) -> pd.Series:
 
 
 def _first_that_is_no_integer(spellings: pd.Series) -> str | None:
-    for key in spellings:
-        if not _WHOLE.fullmatch(key) and key.strip().lower() not in MISSING_KEYS:
+    for key in spellings[~matches(spellings, f"^(?:{_WHOLE.pattern})$")]:
+        if key.strip().lower() not in MISSING_KEYS:
             return str(key)
     return None
 
 
 def _forms(keys: pd.Series) -> pd.Series:
     """Returns what is the same for all spellings of a key: Unicode composed, and an integer without ".0"."""
-    return keys.map(lambda key: key.partition(".")[0] if _WHOLE.fullmatch(key) else _composed(key))
+    composed = _composed_all(keys)
+    with_zeros = matches(composed, rf"^(?:{_WHOLE.pattern})$") & matches(composed, r"\.")
+    return _replaced(composed, with_zeros, lambda key: key.partition(".")[0])
 
 
 def _composed_all(keys: pd.Series) -> pd.Series:
-    return keys.map(_composed)
+    return _replaced(keys, ~is_ascii(keys), _composed)
+
+
+def _replaced(keys: pd.Series, marked: NDArray[np.bool_], change: Callable[[str], str]) -> pd.Series:
+    """Returns the keys (n,), the marked ones changed; often there are none among a million."""
+    if not marked.any():
+        return keys
+    made = keys.to_numpy(object).copy()
+    made[marked] = [change(key) for key in made[marked]]
+    return pd.Series(made, index=keys.index, dtype="str")
 
 
 def _composed(key: str) -> str:

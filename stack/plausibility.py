@@ -15,6 +15,7 @@ from scipy.stats import ks_2samp
 
 from dermstack.errors import DataError, StoreError
 from stack.experiment import Experiment
+from stack.keys import contained
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.resolution import resolution
 from stack.metrics.scores import auc
@@ -52,7 +53,7 @@ def is_fresh(experiment: Experiment, run: Run) -> bool:
     made_for = run.meta.get("inputs", {}).get("rows or folds")
     if made_for is not None:
         return bool(made_for == experiment.rows_fingerprint)
-    return bool(run.frame("oof")["id"].isin(experiment.table.train["id"]).all())
+    return bool(contained(run.frame("oof")["id"], experiment.table.train["id"]).all())
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
 from stack.cells import read_cells
-from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys
+from stack.keys import MISSING_KEYS, contained, is_ascii, keys_as_in, matches, spelled_twice, unified_keys
 from stack.missing_codes import MAX_AGE
 
 REQUIRED = ("id", "group", "target")
@@ -69,8 +70,7 @@ def read_table(
     test, grouped = _read_test(test_csv, columns, faults, group_features) if test_csv else (_no_rows(), True)
     if train is not None and test is not None:
         shared = keys_as_in(test["id"], train["id"], "id", of=str(train_csv), refuse_doubtful=False)
-        common = set(train["id"]) & set(shared) - {""}
-        both = test.loc[shared.isin(common), "id"]
+        both = test.loc[contained(shared, train["id"]) & (shared != "").to_numpy(), "id"]
         if len(both):
             faults.append(
                 f"{test_csv}: {_listed(both)} also in {train_csv}: an image is either in train or in test, "
@@ -240,13 +240,24 @@ def _id_faults(ids: pd.Series) -> Iterable[str]:
             f"{' and '.join(map(repr, pairs[0]))} are two spellings of one id, {len(pairs)} such pairs: ids must be "
             "unique, keep one row of each or give them other names"
         )
-    # Ids become file names, here and on other machines.
-    unsafe = ids.str.contains(r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$", regex=True) & ~missing
+    unsafe = _unsafe_names(ids) & ~missing
     if unsafe.any():
         yield (
             f"{_listed(ids[unsafe])} ({_rows(unsafe)}) cannot be a file name: rename it without path separators, "
             "control characters, '..', a leading '.' or blanks at its ends"
         )
+
+
+_UNSAFE = r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$"
+
+
+def _unsafe_names(ids: pd.Series) -> pd.Series:
+    """Marks the ids that cannot be names of files, here or on other machines."""
+    found = pd.Series(matches(ids, _UNSAFE), index=ids.index)
+    beyond = ~is_ascii(ids)  # RE2 knows the blanks of ASCII only
+    if beyond.any():
+        found[beyond] |= ids[beyond].map(lambda name: re.search(_UNSAFE, name) is not None).astype(bool)
+    return found
 
 
 def _group_faults(groups: pd.Series, *, is_train: bool) -> Iterable[str]:
@@ -269,7 +280,7 @@ def _group_faults(groups: pd.Series, *, is_train: bool) -> Iterable[str]:
 
 
 def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_class: bool) -> NDArray[np.int8]:
-    numbers = pd.to_numeric(values, errors="coerce")
+    numbers = _numbers(values)
     bad = ~numbers.isin([0, 1])
     if bad.any():
         faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: correct or remove the rows")
@@ -281,7 +292,7 @@ def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_clas
 
 def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
     known = ~values.str.lower().isin(MISSING_KEYS)
-    numbers = pd.to_numeric(values.where(known), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    numbers = _numbers(values.where(known)).to_numpy(np.float64, na_value=np.nan)
     in_range = (numbers >= 0) & (numbers <= MAX_AGE) if name == "age" else numbers > 0
     bad = known & ~(np.isfinite(numbers) & in_range)
     if bad.any():
@@ -290,6 +301,13 @@ def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[st
             f"correct it, or leave the cell empty where the {name} is unknown (a code such as -1 or 999 is no value)"
         )
     return numbers.astype(np.float32)
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    """Returns texts as numbers, NaN where they are none; each text is read once, however many rows have it."""
+    codes, distinct = pd.factorize(values, use_na_sentinel=True)
+    numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    return pd.Series(np.append(numbers, np.nan)[codes], index=values.index)  # -1, a missing text, takes the last
 
 
 def _words(values: pd.Series) -> pd.Series:
@@ -365,7 +383,7 @@ def read_external(
     frame = read_external_frame(path, columns)
     known = pd.concat([primary.train["id"], primary.test["id"]])
     spelled = keys_as_in(frame["id"], known, f"{path}: id", of="train and test", refuse_doubtful=False)
-    taken = spelled.isin(known)
+    taken = pd.Series(contained(spelled, known), index=frame.index)
     if taken.any() and on_collision == "refuse":
         first = ", ".join(frame["id"][taken].iloc[:3])
         raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")

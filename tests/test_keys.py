@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermstack.errors import DataError
-from stack.keys import fold_labels, is_missing_fold, keys_as_in, spelled_twice, unified_keys
+from stack.keys import (
+    contained,
+    fold_labels,
+    is_ascii,
+    is_missing_fold,
+    keys_as_in,
+    matches,
+    spelled_twice,
+    unified_keys,
+)
 
 TEXT = ["007", "1e3", "NA", "None", "1_000", "+5", "17 ", "P3", "1.5", "0x1", "٣"]
 
@@ -101,3 +111,11 @@ def test_folds_are_numbers_where_all_are_and_else_text() -> None:
 def test_a_row_without_a_fold_is_marked() -> None:
     values = pd.Series(["0", "", "NA", "none", None, np.nan, "nothing"], dtype="object")
     assert is_missing_fold(values).tolist() == [False, True, True, True, True, True, False]
+
+
+@given(st.lists(st.sampled_from([*TEXT, "", "17", "17.0"])), st.lists(st.sampled_from([*TEXT, "17"])))
+def test_a_key_is_contained_if_a_set_contains_it(keys: list[str], known: list[str]) -> None:
+    assert contained(series(*keys), series(*known)).tolist() == [key in set(known) for key in keys]
+    assert is_ascii(series(*keys)).tolist() == [key.isascii() for key in keys]
+    pattern = r"^-?(?:0|[1-9][0-9]*)(?:\.0+)?$"
+    assert matches(series(*keys), pattern).tolist() == [re.search(pattern, key) is not None for key in keys]
