@@ -66,9 +66,14 @@ def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, ref
         return keys
     are_integers = _first_that_is_no_integer(names) is None and _first_that_is_no_integer(spellings) is None
     forms = _forms if are_integers else _composed_all
-    spelled = dict(zip(forms(names), names, strict=True))
-    found = {key: spelled[form] for key, form in zip(strange, forms(strange), strict=True) if form in spelled}
-    left = [key for key in strange if key not in found]
+    of_names, of_strange = forms(names), forms(strange)
+    has_other = contained(of_strange, of_names)  # seldom any: Python looks only at these
+    spelled = {}
+    if has_other.any():
+        wanted = contained(of_names, of_strange)
+        spelled = dict(zip(of_names[wanted], names[wanted], strict=True))
+    found = {key: spelled[form] for key, form in zip(strange[has_other], of_strange[has_other], strict=True)}
+    left = strange[~has_other]
     if refuse_doubtful and (doubtful := _same_numbers(left, names)):
         key, other = doubtful[0]
         raise DataError(
@@ -159,9 +164,11 @@ def _composed(key: str) -> str:
     return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
-def _same_numbers(keys: Iterable[str], known: pd.Series) -> list[tuple[str, str]]:
+def _same_numbers(keys: pd.Series, known: pd.Series) -> list[tuple[str, str]]:
     """Returns pairs of a key and a known key that are the same number in different spellings."""
-    numbers = {key: Decimal(key.strip()) for key in keys if _NUMBER.fullmatch(key.strip())}
+    likely = keys[matches(keys, "[0-9]")] if len(keys) else keys
+    likely = likely[~matches(likely, "[A-DF-Za-df-z_]")]  # a number has no letter but e, so few ids are looked at
+    numbers = {key: Decimal(key.strip()) for key in likely if _NUMBER.fullmatch(key.strip())}
     if not numbers:
         return []
     by_number = {Decimal(name): name for name in known if _NUMBER.fullmatch(name)}

@@ -16,6 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from dermstack.errors import DataError
 from stack.blend.calibration import (
     CALIBRATOR_FITS,
+    Beta,
+    Calibrator,
+    Isotonic,
     Platt,
     calibrate_nested,
     calibrator_from_state,
@@ -23,6 +26,7 @@ from stack.blend.calibration import (
     fit_beta,
     fit_isotonic,
     fit_platt,
+    score_at,
 )
 from stack.metrics.scores import log_loss
 from stack.ranks import Ecdf
@@ -170,3 +174,27 @@ def test_of_two_folds_each_is_calibrated_by_the_other_and_nothing_is_chosen(rng:
     for k in (0, 1):
         expected = fit_platt(score[fold != k], y[fold != k])(score[fold == k])
         np.testing.assert_array_equal(found.p[fold == k], expected)
+
+
+_MAPS = [
+    Platt(0.8, -2.0),
+    Platt(-0.5, 1.0),
+    Beta(0.4, 1.7, -1.0),
+    Isotonic((0.1, 0.3, 0.6, 0.9), (0.02, 0.2, 0.2, 0.7)),
+]
+
+
+@pytest.mark.parametrize("calibrator", _MAPS, ids=lambda of: type(of).__name__)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_the_score_at_a_probability_is_calibrated_to_it(calibrator: Calibrator, p: list[float]) -> None:
+    score = score_at(calibrator, p)
+    ends = np.sort(calibrator([0.0, 1.0]))
+    assert ((score >= 0) & (score <= 1)).all()
+    np.testing.assert_allclose(calibrator(score), np.clip(p, *ends), rtol=1e-6, atol=1e-9)
+
+
+def test_where_many_scores_have_a_probability_the_middle_of_them_is_taken() -> None:
+    isotonic = Isotonic((0.1, 0.3, 0.6, 0.9), (0.02, 0.2, 0.2, 0.7))
+    assert score_at(isotonic, [0.2]) == pytest.approx([0.45])
+    assert score_at(isotonic, [0.02]) == pytest.approx([0.05])
+    assert score_at(Platt(0.0, -1.0), [0.1, 0.9]).tolist() == [0.0, 1.0]

@@ -160,6 +160,31 @@ def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
     return made
 
 
+_HALVINGS = 64  # of the interval that is searched for a score
+
+
+def score_at(calibrator: Calibrator, p: ArrayLike) -> Floats:
+    """Returns the scores (n,) in [0, 1] that the calibrator maps to probabilities ``p`` (n,): its inverse.
+
+    Where many scores have this probability, it is the middle of their range; where none has, the end that is nearer.
+    """
+    wanted: Floats = np.asarray(p, np.float64)
+    ends = calibrator(np.array([0.0, 1.0]))
+    falls = ends[0] > ends[1]
+
+    def first(is_reached: Callable[[Floats], Bools]) -> Floats:
+        """Returns the lowest score (n,) from which on the probability has reached what is asked, by halving."""
+        low, high = np.zeros(len(wanted)), np.ones(len(wanted))
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            reached = is_reached(calibrator(1 - middle if falls else middle))
+            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+        return high
+
+    middle = (first(lambda found: found >= wanted) + first(lambda found: found > wanted)) / 2
+    return 1 - middle if falls else middle
+
+
 def _smoothed(positive: Bools) -> Floats:
     """Platt's smoothed targets (n,): (n₁ + 1) / (n₁ + 2) for n₁ positive rows, 1 / (n₀ + 2) for n₀ negative rows."""
     n, positives = len(positive), int(positive.sum())
