@@ -89,6 +89,12 @@ def contained(keys: pd.Series, known: pd.Series) -> NDArray[np.bool_]:
     return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
 
 
+def positions_of(keys: pd.Series, known: pd.Series) -> NDArray[np.intp]:
+    """Returns where each of ``keys`` (n,) is first among ``known``; -1 where it is not."""
+    found = pc.index_in(_arrow(keys), value_set=_arrow(known)).fill_null(-1)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.intp)
+
+
 def is_ascii(keys: pd.Series) -> NDArray[np.bool_]:
     """Marks the keys (n,) without any character beyond ASCII."""
     return np.asarray(pc.string_is_ascii(_arrow(keys)).to_numpy(zero_copy_only=False), np.bool_)

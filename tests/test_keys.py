@@ -19,6 +19,7 @@ from stack.keys import (
     is_missing_fold,
     keys_as_in,
     matches,
+    positions_of,
     spelled_twice,
     unified_keys,
 )
@@ -116,6 +117,9 @@ def test_a_row_without_a_fold_is_marked() -> None:
 @given(st.lists(st.sampled_from([*TEXT, "", "17", "17.0"])), st.lists(st.sampled_from([*TEXT, "17"])))
 def test_a_key_is_contained_if_a_set_contains_it(keys: list[str], known: list[str]) -> None:
     assert contained(series(*keys), series(*known)).tolist() == [key in set(known) for key in keys]
+    assert positions_of(series(*keys), series(*known)).tolist() == [
+        known.index(key) if key in known else -1 for key in keys
+    ]
     assert is_ascii(series(*keys)).tolist() == [key.isascii() for key in keys]
     pattern = r"^-?(?:0|[1-9][0-9]*)(?:\.0+)?$"
     assert matches(series(*keys), pattern).tolist() == [re.search(pattern, key) is not None for key in keys]
