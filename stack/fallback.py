@@ -1,7 +1,7 @@
 """The declared fallback for images that cannot be read: a model of the table alone, on the scale of the blend.
 
-It predicts from age, sex, site and their summaries over the group, which need no image. Where a row has no such value,
-its prediction is the prevalence of the training rows, and named so.
+It predicts from age, sex, site, further columns and summaries of the group, which need no image. Where a row has no
+such value, its prediction is the prevalence of the training rows, and named so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from stack.blend.calibration import (
     calibrator_state,
     score_at,
 )
+from stack.columns import TableColumns
 from stack.config import Features
 from stack.console import Out
 from stack.experiment import Experiment
@@ -50,13 +51,12 @@ FOLDER = "fallback"  # in the experiment's folder and in a bundle
 STATE_FILE = "fallback.json"
 TABLE, PREVALENCE = "table", "prevalence"  # what a prediction is made from
 _KIND = "logistic"  # of the model; it extrapolates little and is calibrated where columns are few
-_COLUMNS = ["id", "group", *NUMERIC, *CATEGORICAL]
 
 
 def image_free(features: Features) -> Features:
-    """Returns the blocks of ``features`` that need no image, with the metadata switched on."""
+    """Returns the blocks of ``features`` that need no image, with the columns of the table switched on."""
     off = {"logits": False, "cohort": False, "neighbours": False, "frozen_z": 0, "aligned_z": 0, "shortcuts": False}
-    return features.model_copy(update={**off, "metadata": True})
+    return features.model_copy(update={**off, "metadata": True, "columns": True})
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class FoldModel:
 
     def has_values(self, frame: pd.DataFrame) -> NDArray[np.bool_]:
         """Marks the rows (n,) with a value in some column that the model reads."""
-        encoder = self.features.encoder_
-        return frame[[*encoder.numeric, *encoder.categories_]].notna().any(axis=1).to_numpy(bool)
+        columns = [*NUMERIC, *CATEGORICAL, *self.features.columns.names]
+        return frame[columns].notna().any(axis=1).to_numpy(bool)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def run_fallback(experiment: Experiment, out: Out) -> Run | None:
 def performance(run: Run) -> str:
     """Returns a sentence about what the fallback predicts from and how well, for messages and the report."""
     if run.meta["value"] is None:
-        return "the table has no age, sex or site, so each such row gets the prevalence of the training rows"
+        return "the table has no column to predict from, so each such row gets the prevalence of the training rows"
     value = Interval(**run.meta["value"])
     without = run.meta["rows_without_values"]
     more = f"; {without:,} training rows without any value count as the prevalence" if without else ""
@@ -139,7 +139,8 @@ def fallback_inputs(experiment: Experiment) -> dict[str, str]:
     """Returns everything that the fallback depends on, by name."""
     config, table = experiment.config, experiment.table
     rows = experiment.folds.frame[["id", "split_group", "fold"]].assign(target=experiment.target)
-    parts = (table.train[_COLUMNS], experiment.as_read.test[_COLUMNS])
+    columns = ["id", "group", *NUMERIC, *CATEGORICAL, *table.columns.names]
+    parts = (table.train[columns], experiment.as_read.test[columns])
     settings = {
         "features": image_free(config.features).model_dump(), "seed": config.seed, "objective": config.objective,
     }  # fmt: skip
@@ -222,7 +223,7 @@ def _fit(experiment: Experiment, inputs: dict[str, str]) -> Run:
 
 def _fit_fold(experiment: Experiment, rows: NDArray[np.intp]) -> FoldModel:
     config, frame, y = experiment.config, experiment.table.train.iloc[rows], experiment.target[rows]
-    features = FoldFeatures(image_free(config.features), (), seed=config.seed)
+    features = FoldFeatures(image_free(config.features), (), seed=config.seed, columns=experiment.table.columns)
     features.fit(frame, np.empty((len(frame), 0), np.float32), {})
     bare = FoldModel(features, None, float(logit(y.mean())))
     if not bare.has_values(experiment.table.train).any():  # of all folds alike: a fold without values is no other table
@@ -257,15 +258,17 @@ def fallback_state(models: list[FoldModel], calibrator: Calibrator | None) -> di
     }
 
 
-def read_fallback(folder: Path, state: Mapping[str, Any], features: Features, *, threads: int) -> Fallback:
-    """Reads the fallback in ``folder`` (of an experiment or a bundle), whose config has these ``features``.
+def read_fallback(
+    folder: Path, state: Mapping[str, Any], features: Features, *, columns: TableColumns, threads: int
+) -> Fallback:
+    """Reads the fallback in ``folder`` (of an experiment or a bundle) with these ``features`` and table ``columns``.
 
     Raises TabularError, OSError, ValueError, LookupError or TypeError for parts that are missing or damaged.
     """
     models = []
     for fold, (prior, shift) in enumerate(zip(state["priors"], state["shifts"], strict=True)):
         place = folder / f"fold_{fold}"
-        fitted = FoldFeatures(image_free(features), (), seed=0)
+        fitted = FoldFeatures(image_free(features), (), seed=0, columns=columns)
         fitted.restore((place / "features.json").read_text(encoding="utf-8"), {})
         bag = None if shift is None else read_bag(_KIND, place, shift=float(shift))
         models.append(FoldModel(fitted, bag, float(prior)))

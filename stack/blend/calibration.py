@@ -164,7 +164,7 @@ def calibrator_state(calibrator: Calibrator) -> dict[str, Any]:
 def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
     """Returns the calibrator stored by `calibrator_state`."""
     kind = _KINDS[str(state["kind"])]
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
     del values["kind"]
     if "low" in values or "high" in values:
         values["low"], values["high"] = checked_limits(values["low"], values["high"])
