@@ -26,7 +26,7 @@ from test_docs import ROOT, blocks, shown_commands, shown_targets
 from test_import_metadata import write_dicom, write_records
 
 NET = {"backbone": "test_resnet", "pretrained": False, "size": 32, "batch_size": 16}
-FEWER = {"--trials": "2", "--shuffles": "1"}  # options whose number is only lowered, so that a command ends soon
+FEWER = {"--trials": "2", "--shuffles": "2"}  # options whose number is only lowered, so that a command ends soon
 TARGETS_NOT_RUN = {
     "demo": "makes an environment with network; its steps are run by test_end_to_end.py",
     "oof": "real data under data/ (configs/ham10000.yaml); `dermstack oof` is run here",
@@ -162,7 +162,7 @@ def test_the_commands_of_the_tutorial_run(here: Path, capsys: pytest.CaptureFixt
         assert pd.read_csv(here / "data" / "mine" / "train.csv")["image_name"].tolist() == ["a"]
         (here / "data" / "mine" / "train.csv").unlink()
     shutil.rmtree(here / "data" / "mine")
-    demo(here / "data" / "mine")
+    demo(here / "data" / "mine", n_train=240)
     (here / "mine.yaml").write_text(config(TUTORIAL, image_models=NETS, stackers=[GBDT]))
     rest = [line for line in commands_of("tutorial") if line not in first]
     run_all(rest, capsys)
