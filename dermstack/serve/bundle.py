@@ -80,6 +80,7 @@ class _Table(_StrictModel):
 
     numeric: dict[ShortText, ShortText] = {}
     categorical: dict[ShortText, ShortText] = {}
+    derived: dict[ShortText, str] = {}
     missing: dict[ShortText, list[str | int | float]] = {}
     positive: list[ShortText] = []
 
@@ -105,7 +106,7 @@ class Manifest(_StrictModel):
     resize: Literal["square", "short_side"]
     cache_format: Literal["raw", "jpeg"]
     bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all
-    features: dict[ShortText, bool | int]
+    features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
     image_runs: list[_ImageRun] = Field(min_length=1)
     stackers: list[_Stacker]
@@ -193,7 +194,9 @@ class Bundle:
     def table_columns(self) -> TableColumns:
         """Columns without a role that the features of level 2 use."""
         entry = self.manifest.get("table", {})
-        return TableColumns(dict(entry.get("numeric", {})), dict(entry.get("categorical", {})))
+        return TableColumns(
+            dict(entry.get("numeric", {})), dict(entry.get("categorical", {})), dict(entry.get("derived", {}))
+        )
 
     @property
     def column_rules(self) -> ColumnRules:
