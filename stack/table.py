@@ -285,9 +285,6 @@ def _read_strings(path: Path, columns: Mapping[str, str], faults: list[str]) -> 
     return None
 
 
-_UNSAFE = r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$"
-
-
 def _codes_of(missing: Codes, role: str, csv: str) -> tuple[str | float, ...]:
     """Returns the codes declared for a column with a role, by its role or by its name in the csv."""
     fitting = [codes for name, codes in missing.items() if name == role or fnmatchcase(csv, name)]

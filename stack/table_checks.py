@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.keys import MISSING_KEYS, spelled_twice
+from stack.keys import MISSING_KEYS, is_ascii, matches, spelled_twice
 
+_UNSAFE = r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$"
 _MAX_LISTED = 5  # values listed of each fault, which also gives their number
 
 # Values that exporters write into a group column for an unknown group.
