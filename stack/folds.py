@@ -15,6 +15,9 @@ from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
 from stack.keys import fold_labels, is_missing_fold
+from stack.metrics.intervals import GIVE_GROUPS
+from stack.metrics.row_values import checked_seed
+from stack.metrics.scores import positive_mask, raise_for_rows
 
 Stratum = Literal["group_size", "age"]
 
@@ -219,14 +222,17 @@ def make_folds(
     `own` (n,), in the order of the rows, is a fold column to use instead; its sorted values become 0..k-1.
     The fold of a group depends on the groups, their targets, the strata and the seed, not on the order of the rows.
 
-    Raises ConfigError for k outside 2 to 127, DataError where fewer than k split_groups hold positives (or
-    negatives), and where `own` has gaps, splits a split_group or leaves a fold with one class. Warns where
+    Raises ConfigError for k outside 2 to 127 and for a negative seed; DataError for a missing column, a missing group,
+    an id in two rows and a target other than 0 and 1, where fewer than k split_groups hold positives (or negatives),
+    and where `own` has gaps, splits a split_group or leaves a fold with one class. Warns where
     duplicates merge more than 5 % of the rows into one split_group.
     """
     if not isinstance(k, int | np.integer) or not 2 <= k <= 127:
         raise ConfigError(f"k is {k!r}: set the number of folds to 2 to 127")
+    checked_seed(seed)
+    _check_rows(train)
     split_group, unknown = _split_groups(train, duplicates)
-    target = train["target"].to_numpy()
+    target = positive_mask(train["target"]).astype(np.int64)
     if own is None:
         age = train["age"].to_numpy() if "age" in stratify else None
         fold = assign_balanced_folds(count_groups(target, split_group, stratify=stratify, age=age), k=k, seed=seed)
@@ -236,6 +242,19 @@ def make_folds(
     frame = train[["id", "group"]].reset_index(drop=True)
     frame = frame.assign(split_group=split_group.to_numpy(), fold=fold).astype({"split_group": "str"})
     return Folds(frame, unknown)
+
+
+def _check_rows(train: pd.DataFrame) -> None:
+    """Raises DataError for rows that `read_table` would refuse: their folds would be wrong without a word."""
+    if absent := [column for column in ("id", "group", "target") if column not in train]:
+        raise DataError(
+            f"the rows have no column {', '.join(absent)} (they have {', '.join(map(str, train.columns))}): give id, "
+            "group and target, as `read_table` returns them"
+        )
+    ids, groups = train["id"], train["group"]
+    raise_for_rows(groups.isna().to_numpy(), groups.to_numpy(object), "groups are missing", GIVE_GROUPS)
+    unusable = (ids.duplicated() | ids.isna()).to_numpy()
+    raise_for_rows(unusable, ids.to_numpy(object), "ids are missing or in an earlier row too", "keep one row of each")
 
 
 def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: int = 5) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from dermstack.errors import DataError
 from stack.blend.calibration import (
     CALIBRATOR_FITS,
+    Calibrator,
     Platt,
     calibrate_nested,
     calibrator_from_state,
@@ -170,3 +172,14 @@ def test_of_two_folds_each_is_calibrated_by_the_other_and_nothing_is_chosen(rng:
     for k in (0, 1):
         expected = fit_platt(score[fold != k], y[fold != k])(score[fold == k])
         np.testing.assert_array_equal(found.p[fold == k], expected)
+
+
+@pytest.mark.parametrize("fit", [fit_platt, fit_beta])
+@pytest.mark.parametrize("value", [0.3, 0.1, 0.7, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-16])
+def test_equal_scores_say_nothing_about_others(fit: Callable[..., Calibrator], value: float, noise: float) -> None:
+    """The std of equal scores may be 1e-16 instead of 0: divided by it, rounding errors would look like evidence."""
+    y = np.arange(200) % 4 == 0
+    score = np.clip(np.full(200, value) + noise * np.arange(-100, 100) * y, 0, 1)
+    p = fit(score, y)(np.array([0.01, value, 0.99]))
+    np.testing.assert_allclose(p, y.mean(), atol=0.01)

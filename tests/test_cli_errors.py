@@ -296,3 +296,23 @@ def test_a_killed_worker_is_no_traceback(
     monkeypatch.setattr("stack.level1.level1_runs", work)
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
     assert f"a worker process {expected}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "dermstack", "runs", "--folder", str(tmp_path)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the standard output: the disk is full")
+
+
+def test_without_docstrings_one_message_says_why_nothing_runs() -> None:
+    """LightGBM and torch read docstrings when they are imported, so `python -OO` ended in a traceback of theirs."""
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "dermstack", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: python -OO removes docstrings that libraries need: unset PYTHONOPTIMIZE, or use -O\n"

@@ -55,6 +55,9 @@ def run_app(app: Callable[[], object]) -> None:
     Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143. Passwords are
     masked in everything that is printed.
     """
+    if sys.flags.optimize > 1:  # LightGBM's and torch's imports read docstrings (LightGBM issue 7362)
+        sys.stderr.write("error: python -OO removes docstrings that libraries need: unset PYTHONOPTIMIZE, or use -O\n")
+        sys.exit(2)
     terminated = threading.Event()
 
     def terminate(number: int, frame: object) -> None:
@@ -88,7 +91,9 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        typer.echo(f"error: {error.filename or 'a file'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True)
+        typer.echo(
+            f"error: {error.filename or 'the standard output'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True
+        )
         sys.exit(2)
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":
