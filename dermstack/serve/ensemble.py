@@ -5,7 +5,7 @@ Every transform is the one that `dermstack stack` applied to the test rows, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,42 @@ def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
 
 
+def known_categories(bundle: Bundle, features: Sequence[FoldFeatures]) -> dict[str, list[str]]:
+    """Returns the values that any encoder of level 2 (`features` of the folds) or of a network knows, by column.
+
+    Only columns that the ensemble reads are there.
+    """
+    encoders = [fold.encoder_ for fold in features if fold.settings.metadata]
+    for path in sorted((bundle.folder / "image_models").glob(f"*/fold_*/{ENCODER}")):
+        encoders.append(DenseMetadata.from_json(path.read_text(encoding="utf-8")).encoder_)
+    known: dict[str, set[str]] = {}
+    for encoder in encoders:
+        for column, values in encoder.categories_.items():
+            known.setdefault(column, set()).update(values)
+    return {column: sorted(values) for column, values in known.items()}
+
+
+def unseen_notes(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
+    """Returns a sentence for each column of `frame` with values that no training row has; [] if there are none.
+
+    Such a value is encoded as no known category, so another spelling ("m" for "male") changes every score.
+    """
+    features = [_features(bundle, fold) for fold in range(bundle.folds)] if bundle.manifest["stackers"] else []
+    notes = []
+    for column, known in sorted(known_categories(bundle, features).items()):
+        values = frame[column].dropna().astype("str")
+        strange = values[~values.isin(known)]
+        if len(strange):
+            found = sorted(strange.unique())
+            more = f", … {len(found)} in all" if len(found) > _MAX_LISTED else ""
+            notes.append(
+                f"{column}: {len(strange):,} of {len(frame):,} rows hold a value that no training row has "
+                f"({', '.join(found[:_MAX_LISTED])}{more}) and count as none of the known ones ({', '.join(known)}): "
+                "where the same is meant, write it as in training"
+            )
+    return notes
+
+
 def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
     """Returns logits of new rows in the form in which level 2 and the blend take test rows."""
     runs = len(names)
@@ -142,6 +178,7 @@ def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], ne
     return Predictions(names, np.empty(0, np.intp), nothing, nothing.astype(np.int8), logits, nets)
 
 
+_MAX_LISTED = 5  # values named in a note
 ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
 
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ConfigError, DataError, StoreError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1
+from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1, unseen_notes
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
 from image_models.cache import ImageCache, build_cache
 from image_models.io.folders import printable
@@ -370,12 +370,13 @@ def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
 
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
-    """Prints the training estimate of the bundle and the cost of missing columns."""
+    """Prints the training estimate of the bundle, the cost of missing columns and values unknown to the ensemble."""
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
     out.say(
         f"{manifest['experiment']}: {manifest['objective']} {headline['value']:.4f} [{headline['low']:.4f}, "
         f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
         f"of {rows.frame['group'].nunique():,} groups to predict"
     )
-    for note in [*([bundle.selection_note] if bundle.selection_note else []), *cost_notes(bundle, rows.missing)]:
+    selected = [bundle.selection_note] if bundle.selection_note else []
+    for note in [*selected, *cost_notes(bundle, rows.missing), *unseen_notes(bundle, rows.frame)]:
         out.warn(note)
