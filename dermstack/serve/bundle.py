@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dermstack.errors import BundleError
+from stack.columns import TableColumns
+from stack.data_config import ColumnRules
 from stack.image_config import ImageModel, Name
 from stack.metrics.scores import Objective
 from stack.store import read_array, verify_digest, with_digest
@@ -73,6 +75,16 @@ class _Stacker(_StrictModel):
     shifts: list[float]
 
 
+class _Table(_StrictModel):
+    """Columns without a role by their name in the table, codes for missing values, and the positive targets."""
+
+    numeric: dict[ShortText, ShortText] = {}
+    categorical: dict[ShortText, ShortText] = {}
+    derived: dict[ShortText, str] = {}
+    missing: dict[ShortText, list[str | int | float]] = {}
+    positive: list[ShortText] = []
+
+
 class _Training(_StrictModel):
     rows: int = Field(ge=1)
     positives: int = Field(ge=0)
@@ -90,10 +102,11 @@ class Manifest(_StrictModel):
     folds: int = Field(ge=2, le=100)
     threads: int = Field(ge=1, le=1024)
     columns: dict[ShortText, ShortText]
+    table: _Table = _Table()
     resize: Literal["square", "short_side"]
     cache_format: Literal["raw", "jpeg"]
     bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all
-    features: dict[ShortText, bool | int]
+    features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
     image_runs: list[_ImageRun] = Field(min_length=1)
     stackers: list[_Stacker]
@@ -175,6 +188,21 @@ class Bundle:
     def columns(self) -> dict[str, str]:
         """Column names of the training csv by role: id, group, target, age, sex, site and others that it has."""
         return dict(self.manifest["columns"])
+
+    @property
+    def table_columns(self) -> TableColumns:
+        """Columns without a role that the features of level 2 use."""
+        entry = self.manifest.get("table", {})
+        return TableColumns(
+            dict(entry.get("numeric", {})), dict(entry.get("categorical", {})), dict(entry.get("derived", {}))
+        )
+
+    @property
+    def column_rules(self) -> ColumnRules:
+        """Codes for missing values and values of a positive target, as in training."""
+        entry = self.manifest.get("table", {})
+        missing = {name: tuple(codes) for name, codes in entry.get("missing", {}).items()}
+        return ColumnRules(missing=missing, positive=tuple(entry.get("positive", ())))
 
     @property
     def image_runs(self) -> list[ImageRun]:

@@ -80,7 +80,7 @@ class FittedEnsemble:
         nets = np.full((1, logits.shape[1]), fold, np.int8)
         scaled = standardised(_as_test_predictions(self.names, logits[None], nets), self.scales).test[0]
         x = self.features[fold].transform(frame, scaled, z)
-        made = [bags[fold].logit(x, threads=self.threads) for bags in self.bags.values()]
+        made = [bags[fold].logit(_of(x, bags[fold]), threads=self.threads) for bags in self.bags.values()]
         return np.column_stack([logits, *made])
 
     def embeddings(self, level1: Level1) -> list[dict[str, NDArray[np.floating]]]:
@@ -126,11 +126,20 @@ def alignments(bundle: Bundle) -> dict[str, Alignment]:
     return {name: Alignment(kept[f"{name}_mean"], kept[f"{name}_turn"], np.nan, np.nan) for name in names}
 
 
+def _of(x: pd.DataFrame, bag: Bag) -> pd.DataFrame:
+    """Returns the columns of the matrix that a stacker was fitted on. Raises BundleError where one is absent."""
+    if absent := sorted(set(bag.columns) - set(x)):
+        raise BundleError(f"a stacker was fitted on {absent[0]!r}, which the bundle's features lack: bundle again")
+    return x[list(bag.columns)]
+
+
 def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     manifest = bundle.manifest
     frozen = {name for name, kind in manifest["embeddings"].items() if kind == "frozen"}
     names = tuple(run.name for run in bundle.image_runs)
-    features = FoldFeatures(Features(**manifest["features"]), names, frozen=frozen, seed=0)
+    features = FoldFeatures(
+        Features(**manifest["features"]), names, frozen=frozen, seed=0, columns=bundle.table_columns
+    )
     place = f"features/fold_{fold}"
     return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
 
