@@ -95,6 +95,16 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
             f"error: {error.filename or 'the standard output'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True
         )
         sys.exit(2)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        # Python keeps such bytes of a file's name as lone surrogates; pyarrow takes only names that are UTF-8.
+        typer.echo(
+            f"error: {error.object!a}: the name holds bytes that are not UTF-8: rename the file or folder, or set a "
+            "UTF-8 locale (LC_ALL=C.UTF-8) if it is written in another encoding",
+            err=True,
+        )
+        sys.exit(2)
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":
             raise  # a worker could not receive or send an object: not a user's error
