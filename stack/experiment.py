@@ -23,7 +23,7 @@ from stack.console import Out
 from stack.data_config import ColumnRules
 from stack.external import read_external
 from stack.folds import Folds, make_folds
-from stack.keys import keys_as_in
+from stack.keys import keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.store import (
@@ -298,6 +298,14 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         )
     if experiment.table.shared_groups:
         out.warn(f"{experiment.table.shared_groups} groups have rows in both train and test")
+    groups = [train["group"], *([test["group"]] if experiment.table.test_groups_known else [])]
+    if alike := similar_keys(pd.concat(groups)):
+        one, other = alike[0]
+        out.warn(
+            f"{len(alike)} pairs of groups may be one, such as {one!r} and {other!r}, which differ only as numbers are "
+            "written, or in case or spaces: they count as two, and if they are one patient, rows of it are in the "
+            "training part of the fold that scores it. Give them one name, or names that differ more"
+        )
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from dermstack.errors import DataError
 from stack.data_config import NO_RULES, ColumnRules
 from stack.keys import keys_as_in
-from stack.table import SENTINELS, Table, read_external_frame
+from stack.table import SENTINELS, Table, read_external_frame, with_words_of
 
 OnCollision = Literal["refuse", "drop"]
 _DROP_ADVICE = "set its `on_collision: drop` to leave them out, or remove them from the csv"
@@ -64,7 +64,7 @@ def read_external(
     if taken.any() and on_collision == "refuse":
         first = ", ".join(frame["id"][taken].iloc[:3])
         raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")
-    frame = frame[~taken].reset_index(drop=True)
+    frame = with_words_of(frame[~taken].reset_index(drop=True), primary.train)
     if frame.empty:
         raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
     is_ungrouped = frame["group"].str.lower().isin(SENTINELS)

@@ -12,10 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
-from stack.cells import as_text
+from stack.cells import as_text, is_rounded
 
 MISSING_KEYS = frozenset({"", "na", "n/a", "nan", "none", "null", "<na>"})  # what writers put for a missing value
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.0+)?")  # an integer, also as a float; 007 and 1e3 are text
+# Characters without a shape of their own, which exports and copies from spreadsheets or web pages leave inside a cell:
+# soft hyphen, zero-width space, marks of direction, word joiner, byte order mark. Joiners of letters are kept.
+_INVISIBLE = dict.fromkeys([
+    0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF
+])  # fmt: skip
+_NO_BREAK_SPACES = dict.fromkeys([0xA0, 0x2007, 0x202F], " ")
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?")
 
 
@@ -23,8 +29,9 @@ def unified_keys(keys: pd.Series, what: str) -> pd.Series:
     """Returns the keys (n,) of one column with one spelling for each key; ``what`` names the column in errors.
 
     `17` and `17.0` are one key where all keys of the column are integers: pandas and spreadsheets write integers as
-    floats where values are missing. Two Unicode forms of one text are one key. The shorter spelling is used; a key
-    with one spelling stays as written. Raises DataError where `17` and `17.0` stand beside keys that are no integers,
+    floats where values are missing. Two Unicode forms of one text are one key, also where one has invisible characters
+    (such as a byte order mark or a zero-width space) or no-break spaces. The shorter spelling is used; a key with one
+    spelling stays as written. Raises DataError where `17` and `17.0` stand beside keys that are no integers,
     such as `007`, `1e3` or `P3`: they may be two keys then.
     """
     spellings = keys.drop_duplicates()
@@ -45,6 +52,16 @@ def unified_keys(keys: pd.Series, what: str) -> pd.Series:
 def spelled_twice(keys: pd.Series) -> list[tuple[str, str]]:
     """Returns pairs of different spellings of one key in a column that must not have any, such as ids of a table."""
     return [(names[0], names[1]) for names in _several_spellings(keys.drop_duplicates())]
+
+
+def check_exact(values: pd.Series, what: str) -> None:
+    """Raises DataError where keys (n,) are floats that may have lost digits (see `stack.cells.is_rounded`)."""
+    if is_rounded(values):
+        raise DataError(
+            f"{what} are {values.dtype} and as large as {float(values.abs().max()):.17g}, where this type cannot tell "
+            "neighbouring integers apart: write the column as integers or as text from the original data, since lost "
+            "digits do not come back"
+        )
 
 
 def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, refuse_doubtful: bool = True) -> pd.Series:
@@ -72,6 +89,40 @@ def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, ref
             "not certain, so write them in the same way in both files"
         )
     return _respelled(keys, found) if found else keys
+
+
+def unified_words(words: pd.Series) -> pd.Series:
+    """Returns the words (n,) of one column, such as sites, with one spelling each; a missing value stays.
+
+    The spellings are those of `unified_keys`; among words, `1` and `1.0` are one code whatever else the column holds.
+    """
+    several = _several_spellings(words.dropna().drop_duplicates())
+    return _respelled_words(words, {name: names[0] for names in several for name in names})
+
+
+def words_as_in(words: pd.Series, known: Iterable[str]) -> pd.Series:
+    """Returns ``words`` (n,) in the spelling that ``known`` words have; a missing or unknown word stays."""
+    names = pd.Series(known, dtype="str").dropna().drop_duplicates()
+    spellings = words.dropna().drop_duplicates()
+    strange = spellings[~spellings.isin(names)]
+    if strange.empty or names.empty:
+        return words
+    spelled = dict(zip(_forms(names), names, strict=True))
+    found = {word: spelled[form] for word, form in zip(strange, _forms(strange), strict=True) if form in spelled}
+    return _respelled_words(words, found)
+
+
+def similar_keys(keys: pd.Series) -> list[tuple[str, str]]:
+    """Returns pairs of different keys of one column that may be one: equal as numbers, or but for case and spaces.
+
+    Examples are `007` and `7`, `P3` and `p3`. They stay two keys, as it is not certain.
+    """
+    names = keys.drop_duplicates()
+    names = names[~names.str.strip().str.lower().isin(MISSING_KEYS)]
+    forms = names.map(lambda key: _number_form(key) or " ".join(_composed(key).casefold().split()))
+    repeated = forms.duplicated(keep=False)
+    pairs = names[repeated].groupby(forms[repeated].to_numpy()).agg(sorted)
+    return [(str(found[0]), str(found[1])) for found in pairs]
 
 
 def fold_labels(values: pd.Series, what: str) -> pd.Series:
@@ -103,6 +154,15 @@ def _respelled(keys: pd.Series, spelled: dict[str, str]) -> pd.Series:
     return keys.map(lambda key: spelled.get(key, key)).astype("str")
 
 
+def _respelled_words(words: pd.Series, spelled: dict[str, str]) -> pd.Series:
+    return words.replace(spelled) if spelled else words
+
+
+def _number_form(key: str) -> str | None:
+    """Returns the number that a key is in plain digits; None for text."""
+    return f"{Decimal(key.strip()).normalize():f}" if _NUMBER.fullmatch(key.strip()) else None
+
+
 def _first_that_is_no_integer(spellings: pd.Series) -> str | None:
     for key in spellings:
         if not _WHOLE.fullmatch(key) and key.strip().lower() not in MISSING_KEYS:
@@ -111,8 +171,13 @@ def _first_that_is_no_integer(spellings: pd.Series) -> str | None:
 
 
 def _forms(keys: pd.Series) -> pd.Series:
-    """Returns what is the same for all spellings of a key: Unicode composed, and an integer without ".0"."""
-    return keys.map(lambda key: key.partition(".")[0] if _WHOLE.fullmatch(key) else _composed(key))
+    """Returns what is the same for all spellings of a key: see `_composed`, and an integer without ".0"."""
+    return keys.map(_form)
+
+
+def _form(key: str) -> str:
+    composed = _composed(key)
+    return composed.partition(".")[0] if _WHOLE.fullmatch(composed) else composed
 
 
 def _composed_all(keys: pd.Series) -> pd.Series:
@@ -120,7 +185,10 @@ def _composed_all(keys: pd.Series) -> pd.Series:
 
 
 def _composed(key: str) -> str:
-    return key if key.isascii() else unicodedata.normalize("NFC", key)
+    """Returns the key in Unicode's composed form, without invisible characters and with plain spaces."""
+    if key.isascii():
+        return key
+    return unicodedata.normalize("NFC", key.translate(_INVISIBLE).translate(_NO_BREAK_SPACES)).strip()
 
 
 def _same_numbers(keys: Iterable[str], known: pd.Series) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
-from stack.cells import read_cells
+from stack.cells import as_cells, read_columns
 from stack.columns import (
     NO_COLUMNS,
     TableColumns,
@@ -23,7 +23,7 @@ from stack.columns import (
     read_values,
 )
 from stack.data_config import NO_RULES, Codes, ColumnRules
-from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys
+from stack.keys import MISSING_KEYS, check_exact, keys_as_in, spelled_twice, unified_keys, unified_words, words_as_in
 from stack.missing_codes import MAX_AGE
 
 REQUIRED = ("id", "target")
@@ -82,7 +82,8 @@ def read_table(
     """
     _check_columns(columns)
     faults: list[str] = []
-    raw_train, raw_test = _read_strings(train_csv, faults), _read_strings(test_csv, faults) if test_csv else None
+    raw_train = _read_strings(train_csv, columns, faults)
+    raw_test = _read_strings(test_csv, columns, faults) if test_csv else None
     train = None if raw_train is None else _checked_frame(raw_train, train_csv, columns, faults, rules, is_train=True)
     test: pd.DataFrame | None = _no_rows()
     grouped = True
@@ -116,7 +117,15 @@ def read_table(
                 faults.append(str(error))
     if faults or train is None or test is None:
         raise DataError("\n".join(faults))
+    test = with_words_of(test, train, further)
     return Table(train, test, grouped, "group" in columns, further)
+
+
+def with_words_of(frame: pd.DataFrame, known: pd.DataFrame, further: TableColumns = NO_COLUMNS) -> pd.DataFrame:
+    """Returns ``frame`` with the words of its categories in the spelling that they have in the rows ``known``."""
+    names = ("sex", "site", "diagnosis", *further.categorical)
+    shared = [name for name in names if name in frame and name in known]
+    return frame.assign(**{name: words_as_in(frame[name], known[name]) for name in shared})
 
 
 def _read_test(
@@ -153,7 +162,7 @@ def read_external_frame(path: Path, columns: Mapping[str, str], rules: ColumnRul
         if name not in columns:
             raise ConfigError(f"columns.{name} of {path} is not set: name the csv column that holds the {name}")
     faults: list[str] = []
-    raw = _read_strings(path, faults)
+    raw = _read_strings(path, columns, faults)
     frame = None if raw is None else _checked_frame(raw, path, columns, faults, rules, is_train=True, is_external=True)
     if faults or frame is None:
         raise DataError("\n".join(faults))
@@ -169,7 +178,7 @@ def read_new_frame(
     Raises DataError.
     """
     faults: list[str] = []
-    raw = _read_strings(path, faults)
+    raw = _read_strings(path, columns, faults)
     if raw is None:
         raise DataError("\n".join(faults))
     present = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
@@ -246,22 +255,26 @@ def _checked_frame(
         else np.float32(np.nan)
     )
     for name in ("sex", "site"):
-        frame[name] = _words(text[name]).str.lower() if name in text else _all_missing(len(text))
+        frame[name] = unified_words(_words(text[name]).str.lower()) if name in text else _all_missing(len(text))
     for name in ACQUISITION:
         if name in text:
             frame[name] = _number(name, "a number of pixels or bytes above 0", text[name], path, faults)
     for name in ("diagnosis", "source"):
         if name in text:
-            frame[name] = _words(text[name])
+            frame[name] = unified_words(_words(text[name]))
     if "fold" in text:
         frame["fold"] = text["fold"]
     return frame
 
 
-def _read_strings(path: Path, faults: list[str]) -> pd.DataFrame | None:
+def _read_strings(path: Path, columns: Mapping[str, str], faults: list[str]) -> pd.DataFrame | None:
     """Reads every cell as text and appends what prevents it to `faults`."""
     try:
-        return read_cells(path)
+        read = read_columns(path)
+        for name in [name for name in ("id", "group") if name in columns]:
+            if list(read.columns).count(columns[name]) == 1:
+                check_exact(read[columns[name]], f"{path}: the keys in {columns[name]!r} (columns.{name})")
+        return as_cells(read)
     except DataError as error:
         faults.append(str(error))
     return None

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.cells import UNNAMED_INDEX, as_text, read_cells, read_columns
+from stack.cells import UNNAMED_INDEX, as_text, is_rounded, read_cells, read_columns
 
 FRAME = pd.DataFrame({"id": ["007", "NA", "1e3"], "p": [0.25, 0.5, 1.0]})
 
@@ -116,3 +116,18 @@ def test_a_semicolon_in_a_cell_or_beside_commas_is_text(tmp_path: Path) -> None:
     assert read_columns(tmp_path / "b.csv")["id"].tolist() == ["x;y"]
     FRAME.rename(columns={"p": "p;q"}).to_csv(tmp_path / "c.csv.gz", index=False)
     assert list(read_columns(tmp_path / "c.csv.gz").columns) == ["id", "p;q"]
+
+
+def test_different_bytes_are_different_text() -> None:
+    """Such as UUIDs of 16 bytes: as one replacement character each, many became one."""
+    keys = [bytes([0xFE, number]) for number in range(256)] + [bytes([0xFF, number]) for number in range(256)]
+    assert as_text(pd.Series(keys, dtype="object")).nunique() == len(keys)
+    assert as_text(pd.Series([b"P3", "caf\u00e9".encode()], dtype="object")).tolist() == ["P3", "caf\u00e9"]
+
+
+@pytest.mark.parametrize(("kind", "exact"), [("float16", 2**11), ("float32", 2**24), ("float64", 2**53)])
+def test_integers_beyond_the_digits_of_their_type_are_found(kind: str, exact: int) -> None:
+    assert is_rounded(pd.Series([exact, np.nan], dtype=kind))
+    assert not is_rounded(pd.Series([exact - 1, 0.5, np.nan, np.inf], dtype=kind))
+    assert np.array(exact, kind) == np.array(exact + 1, kind), "the oracle: the type itself"
+    assert not is_rounded(pd.Series([exact, exact + 1]))  # integers

@@ -258,3 +258,40 @@ def test_new_rows_are_read_as_test_rows_are(tmp_path: Path) -> None:
     frame, missing = read_new_frame(test, COLUMNS)
     assert missing == []
     pd.testing.assert_frame_equal(frame, read_table(train_csv(tmp_path), test, columns=COLUMNS).test)
+
+
+def test_files_joined_with_their_byte_order_marks_have_no_second_patient(tmp_path: Path) -> None:
+    """`cat a.csv b.csv` leaves the mark of b.csv inside; its first row became a patient of its own, in any fold."""
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    columns = {"id": "image", "group": "patient", "target": "y"}
+    first.write_text("patient,image,y\np1,a,0\np1,b,1\n", encoding="utf-8-sig")
+    second.write_text("p1,c,0\np2,d,1\n", encoding="utf-8-sig")
+    (tmp_path / "train.csv").write_bytes(first.read_bytes() + second.read_bytes())
+    train = read_table(tmp_path / "train.csv", None, columns=columns).train
+    assert train["group"].tolist() == ["p1", "p1", "p1", "p2"]
+
+
+def test_codes_that_pandas_made_floats_in_the_test_table_are_those_of_train(tmp_path: Path) -> None:
+    """A missing value makes 1.0 of 1 in one of the tables; as a category of its own it would be unknown to models."""
+    columns = {**COLUMNS, "diagnosis": "site"}
+    train = pd.DataFrame({"image": ["a", "b"], "patient": ["p", "q"], "y": [0, 1], "years": 40, "sex": [1, 2]})
+    train["site"] = train["where"] = ["t\u00f3rso", "arm"]
+    test = pd.DataFrame({"image": ["c", "d"], "patient": ["r", "s"], "years": 40, "sex": [2, None]})
+    test["site"] = test["where"] = ["to\u0301rso", "arm\u200b"]
+    train.to_csv(tmp_path / "train.csv", index=False)
+    test.to_csv(tmp_path / "test.csv", index=False)
+    assert "2.0" in (tmp_path / "test.csv").read_text()
+    table = read_table(tmp_path / "train.csv", tmp_path / "test.csv", columns=columns)
+    assert table.test["sex"].fillna("").tolist() == ["2", ""]
+    assert table.test["site"].tolist() == ["t\u00f3rso", "arm"]
+
+
+@pytest.mark.parametrize("name", ["image", "patient"])
+def test_keys_that_lost_digits_are_refused(tmp_path: Path, name: str) -> None:
+    """`reduce_mem_usage` of many notebooks makes float16 of a column with missing values: 2,049 becomes 2,048."""
+    rows = pd.DataFrame({"image": np.arange(3000, 3010), "patient": np.arange(2049, 2059), "y": [0, 1] * 5})
+    columns = {"id": "image", "group": "patient", "target": "y"}
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", None, columns=columns).train["group"].nunique() == 10
+    rows.astype({name: "float16"}).to_parquet(tmp_path / "a.parquet")
+    assert f"the keys in {name!r}" in refusal(tmp_path / "a.parquet", columns=columns)

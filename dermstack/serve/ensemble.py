@@ -5,7 +5,8 @@ Every transform is the one that `dermstack stack` applied to the test rows, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from stack.features import FoldFeatures
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
 from tabular.embeddings import Alignment
-from tabular.encode import DenseMetadata
+from tabular.encode import DenseMetadata, MetadataEncoder
 from tabular.models import Bag, read_bag
 
 
@@ -144,42 +145,6 @@ def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
 
 
-def known_categories(bundle: Bundle, features: Sequence[FoldFeatures]) -> dict[str, list[str]]:
-    """Returns the values that any encoder of level 2 (`features` of the folds) or of a network knows, by column.
-
-    Only columns that the ensemble reads are there.
-    """
-    encoders = [fold.encoder_ for fold in features if fold.settings.metadata]
-    for path in sorted((bundle.folder / "image_models").glob(f"*/fold_*/{ENCODER}")):
-        encoders.append(DenseMetadata.from_json(path.read_text(encoding="utf-8")).encoder_)
-    known: dict[str, set[str]] = {}
-    for encoder in encoders:
-        for column, values in encoder.categories_.items():
-            known.setdefault(column, set()).update(values)
-    return {column: sorted(values) for column, values in known.items()}
-
-
-def unseen_notes(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
-    """Returns a sentence for each column of `frame` with values that no training row has; [] if there are none.
-
-    Such a value is encoded as no known category, so another spelling ("m" for "male") changes every score.
-    """
-    features = [_features(bundle, fold) for fold in range(bundle.folds)] if bundle.manifest["stackers"] else []
-    notes = []
-    for column, known in sorted(known_categories(bundle, features).items()):
-        values = frame[column].dropna().astype("str")
-        strange = values[~values.isin(known)]
-        if len(strange):
-            found = sorted(strange.unique())
-            more = f", … {len(found)} in all" if len(found) > _MAX_LISTED else ""
-            notes.append(
-                f"{column}: {len(strange):,} of {len(frame):,} rows hold a value that no training row has "
-                f"({', '.join(found[:_MAX_LISTED])}{more}) and count as none of the known ones ({', '.join(known)}): "
-                "where the same is meant, write it as in training"
-            )
-    return notes
-
-
 def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
     """Returns logits of new rows in the form in which level 2 and the blend take test rows."""
     runs = len(names)
@@ -187,8 +152,51 @@ def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], ne
     return Predictions(names, np.empty(0, np.intp), nothing, nothing.astype(np.int8), logits, nets)
 
 
-_MAX_LISTED = 5  # values named in a note
 ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
+WORDS = ("sex", "site")  # columns with a role whose values are categories
+_MAX_LISTED = 5  # values in a message
+
+
+def known_words(bundle: Bundle) -> dict[str, list[str]]:
+    """Returns the values of each column of words that level 2 or a network knows, sorted; [] where none uses it.
+
+    The columns are `WORDS` and the table's categorical ones. Raises BundleError if an encoder cannot be read.
+    """
+    features = bundle.manifest["features"]
+    places = sorted((bundle.folder / "features").glob("fold_*/features.json")) if bundle.manifest["stackers"] else []
+    encoders = []
+    try:
+        for place in places:
+            state = json.loads(place.read_text(encoding="utf-8"))
+            parts = [state["metadata"]] if features["metadata"] else []
+            parts += [state["table"]] if state.get("table") else []
+            encoders += [MetadataEncoder.from_json(json.dumps(part)) for part in parts]
+        for place in sorted((bundle.folder / "image_models").glob(f"*/fold_*/{ENCODER}")):
+            encoders.append(DenseMetadata.from_json(place.read_text(encoding="utf-8")).encoder_)
+    except (DermstackError, OSError, ValueError, LookupError, TypeError) as error:
+        raise BundleError(f"{bundle.folder}: the metadata encoding cannot be read ({error}): bundle again") from error
+    return {
+        column: sorted({word for encoder in encoders for word in encoder.categories_.get(column, ())})
+        for column in (*WORDS, *bundle.table_columns.categorical)
+    }
+
+
+def unknown_words(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
+    """Returns a note for each column of words that has values in ``frame`` which do not occur in the training rows."""
+    notes = []
+    for column, known in known_words(bundle).items():
+        values = frame[column].dropna()
+        counts = values[~values.isin(known)].value_counts()
+        if not known or counts.empty:
+            continue
+        listed = ", ".join(f"{word!r} in {rows:,} rows" for word, rows in counts.iloc[:_MAX_LISTED].items())
+        more = f", … {len(counts)} values in all" if len(counts) > _MAX_LISTED else ""
+        notes.append(
+            f"{column} has values that do not occur in training: {listed}{more}. They count as no known category; if "
+            f"they are other words for {', '.join(map(repr, known[:_MAX_LISTED]))}"
+            f"{', …' if len(known) > _MAX_LISTED else ''}, use these words"
+        )
+    return notes
 
 
 def passes_per_image(bundle: Bundle) -> int:

@@ -14,7 +14,7 @@ import pandas as pd
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import unseen_notes
+from dermstack.serve.ensemble import unknown_words
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
 from image_models.io.readers import PLAIN_NAMES, FileNames
@@ -211,8 +211,8 @@ def _notes(bundle: Bundle, rows: NewRows) -> list[str]:
             "The groups of these images are not known, so each image counts as its own patient: if patients have "
             "several images, the intervals are too narrow."
         )
-    told = [*cost_notes(bundle, rows.missing), *unseen_notes(bundle, rows.frame)]
-    notes += [f"{note[0].upper()}{note[1:]}" for note in told]
+    doubts = [*cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]
+    notes += [f"{note[0].upper()}{note[1:]}" for note in doubts]
     return notes + ([bundle.selection_note] if bundle.selection_note else [])
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import Level1, encoded_metadata, fold_folder, known_categories, read_fitted
+from dermstack.serve.ensemble import WORDS, Level1, encoded_metadata, fold_folder, known_words, read_fitted
 from dermstack.serve.expectations import cost_notes, read_novelty
 from dermstack.serve.predict import score_pictures
 from image_models.cache import ImageCache, build_cache
@@ -236,8 +236,8 @@ class Ensemble:
         self.novelty = read_novelty(bundle)
         self.store = NetCache(max_bytes=net_cache_bytes)
         self.lock = threading.Lock()  # one patient at a time, as each uses the number of threads that the bundle names
-        known = known_categories(self.bundle, self.fitted.features)
-        self.choices = {name: known.get(name, []) for name in ("sex", "site")}
+        words = known_words(bundle)
+        self.choices = {name: words[name] for name in WORDS}
 
     @property
     def group(self) -> str | None:

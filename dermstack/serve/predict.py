@@ -17,7 +17,15 @@ from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ConfigError, DataError, StoreError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import FittedEnsemble, Level1, passes_per_image, read_fitted, read_level1, unseen_notes
+from dermstack.serve.ensemble import (
+    FittedEnsemble,
+    Level1,
+    known_words,
+    passes_per_image,
+    read_fitted,
+    read_level1,
+    unknown_words,
+)
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
 from image_models.cache import ImageCache, build_cache
 from image_models.io.folders import printable
@@ -33,6 +41,7 @@ from image_models.io.readers import (
 from image_models.saved import NetCache
 from stack.columns import empty_values
 from stack.console import Out
+from stack.keys import words_as_in
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
 from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
@@ -68,6 +77,7 @@ def read_new_rows(
         columns["id"] = id_column
     if metadata is not None:
         frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns)
+        frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
     else:
         ids = pd.Series(image_ids(images, files=files), dtype="str")
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
@@ -372,13 +382,13 @@ def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
 
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
-    """Prints the training estimate of the bundle, the cost of missing columns and values unknown to the ensemble."""
+    """Prints the training estimate of the bundle and the cost of missing columns."""
     manifest, headline = bundle.manifest, bundle.manifest["headline"]
     out.say(
         f"{manifest['experiment']}: {manifest['objective']} {headline['value']:.4f} [{headline['low']:.4f}, "
         f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
         f"of {rows.frame['group'].nunique():,} groups to predict"
     )
-    selected = [bundle.selection_note] if bundle.selection_note else []
-    for note in [*selected, *cost_notes(bundle, rows.missing), *unseen_notes(bundle, rows.frame)]:
+    selection = [bundle.selection_note] if bundle.selection_note else []
+    for note in [*selection, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:
         out.warn(note)

@@ -21,8 +21,7 @@ from stack.blend.columns import FINEST_LIMITS, TRANSFORMS, NetScaler, Weighting,
 from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.resolution import checked_limits
-from stack.metrics.row_values import check_row_order
-from stack.metrics.scores import OBJECTIVES, Bools, Floats
+from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order
 from stack.ranks import AVERAGED, Ecdf, NetRanks, whole_numbers
 
 METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
@@ -114,7 +113,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "sample weights"
             )
         self._check_settings()
-        check_row_order(P=P, y=y, groups=groups, nets=nets)
+        check_same_order(P=P, y=y, groups=groups, nets=nets)
         check_run_names(P)
         p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
         self._check_finite(p)
@@ -152,6 +151,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> Floats:
         """Returns 1 - score and score, (n, 2), for predictions `P` (n, runs) made by `nets` (n,) or (n, runs)."""
         check_is_fitted(self)
+        check_same_order(P=P, nets=nets)
         p = validate_data(self, P, dtype=np.float64, ensure_all_finite=False, reset=False)
         self._check_finite(p)
         self._check_scale(p, "the fit")

@@ -20,8 +20,7 @@ from stack.blend.choice import choose_method
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
 from stack.blend.preselection import informative_runs
 from stack.metrics.intervals import GIVE_GROUPS, interval, paired_difference
-from stack.metrics.row_values import check_row_order
-from stack.metrics.scores import Bools, Floats, raise_for_rows, score
+from stack.metrics.scores import Bools, Floats, check_one_type, check_same_order, raise_for_rows, score
 from stack.ranks import Ecdf, whole_numbers
 
 
@@ -96,9 +95,10 @@ def blend_nested(
     of another length, for pandas objects with the same index in a different order, for missing split_groups, and
     wherever `Blender` does; ConfigError for unknown methods.
     """
-    check_row_order(P=P, y=y, nets=nets, fold=fold, split_group=split_group)
     check_run_names(P)
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
+    check_same_order(P=P, y=y, nets=nets, fold=fold, split_group=split_group)
+    frame = _numbers(frame)
     y, nets, fold = np.asarray(y), np.asarray(nets), whole_numbers(fold, "fold")
     split_group, methods = np.asarray(split_group), _simplest_first(methods)
     _check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
@@ -226,10 +226,21 @@ def _simplest_first(methods: Iterable[str]) -> tuple[str, ...]:
     return tuple(method for method in METHODS if method in requested)
 
 
+def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the predictions; raises DataError for a column that is no number, such as the ids."""
+    for name, column in frame.items():
+        if not pd.api.types.is_numeric_dtype(column.dtype) and pd.to_numeric(column, errors="coerce").isna().any():
+            raise DataError(
+                f"P has the column {name!r}, which holds {column.iloc[0]!r}: give only predictions, as numbers"
+            )
+    return frame
+
+
 def _check_rows(rows: int, y: NDArray[Any], **others: NDArray[Any]) -> None:
     """Raises DataError for arrays of another length than the predictions, and for targets that are not 0 and 1."""
     for name, values in {"y": y, **others}.items():
-        if values.ndim == 0 or len(values) != rows:
+        is_right = values.shape == (rows,) or (name == "nets" and values.ndim == 2 and len(values) == rows)
+        if not is_right:
             raise DataError(f"{name} has shape {values.shape}, but P has {rows} rows: give one value for each row")
     if not np.isin(y, (0, 1)).all():
         raise DataError(f"y holds {y[~np.isin(y, (0, 1))][:1].tolist()[0]!r}: give targets of 0 and 1")
@@ -259,6 +270,7 @@ def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple
     missing = pd.isna(split_group)
     raise_for_rows(missing, split_group, "split_groups are missing", GIVE_GROUPS)
     assignments = pd.DataFrame({"split_group": split_group, "fold": fold}).drop_duplicates()
+    check_one_type(assignments["split_group"].unique(), "split_group")
     straddling = assignments["split_group"][assignments["split_group"].duplicated()].unique()
     if len(straddling):
         raise DataError(

@@ -14,8 +14,17 @@ from sklearn.linear_model import LogisticRegression
 from dermstack.errors import DataError
 from stack.metrics.intervals import GIVE_GROUPS, Z95, Interval, proportion
 from stack.metrics.resolution import clip_limits, clipped_logit
-from stack.metrics.row_values import check_row_order, varies
-from stack.metrics.scores import Bools, Floats, brier, checked, expected_calibration_error, log_loss, raise_for_rows
+from stack.metrics.row_values import varies
+from stack.metrics.scores import (
+    Bools,
+    Floats,
+    brier,
+    check_same_order,
+    checked,
+    expected_calibration_error,
+    log_loss,
+    raise_for_rows,
+)
 
 _EDGE = 1e-9  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
 
@@ -85,7 +94,7 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
     NaN where `p` separates the classes or is the same for every row. Raises DataError for a single class and for fewer
     than two groups.
     """
-    check_row_order(y=y, p=p, group=group)
+    check_same_order(y=y, p=p, group=group)
     positive, p = checked(y, p)
     if positive.all() or not positive.any():
         raise DataError(f"a single class: all {positive.size} rows are {'positive' if positive[0] else 'negative'}")

@@ -14,12 +14,14 @@ from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from dermstack.errors import ConfigError, DataError
-from stack.metrics.row_values import check_row_order, checked_seed, row_values
+from stack.metrics.row_values import checked_seed, row_values
 from stack.metrics.scores import (
     Bools,
     Floats,
     RocCurve,
     check_one_per_row,
+    check_one_type,
+    check_same_order,
     checked,
     curve_metric,
     losses,
@@ -71,7 +73,7 @@ def paired_difference(
 
     Above zero `a` is better; the difference exceeds noise where the interval excludes zero. Otherwise like `interval`.
     """
-    check_row_order(y=y, a=a, b=b, split_group=split_group)
+    check_same_order(targets=y, a=a, b=b, split_groups=split_group)
     positive = positive_mask(y)
     a, b = (checked(positive, scores)[1] for scores in (a, b))
     drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
@@ -87,7 +89,7 @@ def bootstrap_scores(
     draw has positives. All columns share the same draws. A draw without a negative (possible where nearly every group
     has a positive) is NaN. Raises DataError where fewer than two groups have a positive.
     """
-    check_row_order(targets=y, scores=s, split_groups=split_group)
+    check_same_order(targets=y, scores=s, split_groups=split_group)
     positive = positive_mask(y)
     columns = np.atleast_2d(row_values(s, "scores").T)
     group = _group_codes(split_group, positive)
@@ -188,8 +190,9 @@ GIVE_GROUPS = "give each row its group, or one of its own"
 
 def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
     group = check_one_per_row(split_group, positive, "split_groups")
-    codes, _ = pd.factorize(group, sort=True)  # sorted, so that the draws do not depend on the order of the rows
+    codes, names = pd.factorize(group, sort=True)  # sorted, so that the draws do not depend on the order of the rows
     raise_for_rows(codes < 0, group, "split_groups are missing", GIVE_GROUPS)
+    check_one_type(names, "split_groups")
     return codes
 
 
@@ -204,7 +207,7 @@ def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
     as one row. Unlike a bootstrap interval it does not shrink to a point there: for 20 of 20 it is 0.84 to 1. ``se`` is
     half the interval divided by 1.96. All values are NaN without rows.
     """
-    check_row_order(hit=hit, group=group)
+    check_same_order(hit=hit, group=group)
     hit = row_values(hit, "hits").astype(np.float64)
     raise_for_rows(np.isnan(hit), hit, "hits are missing", "leave these rows out")
     if not hit.size:
@@ -260,7 +263,7 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
     covariance has a term for a group's positives with its negatives. Raises DataError for scores that are not finite
     or missing, for targets other than 0 and 1, and where fewer than two groups have a class.
     """
-    check_row_order(targets=y, scores=scores, split_groups=split_group)
+    check_same_order(targets=y, scores=scores, split_groups=split_group)
     positive = positive_mask(y)
     columns = row_values(scores, "scores").astype(np.float64)
     columns = columns[:, None] if columns.ndim == 1 else columns

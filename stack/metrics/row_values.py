@@ -6,7 +6,6 @@ objects as they are. Each of these would give a wrong number, or an error that d
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -44,21 +43,6 @@ def row_values(values: ArrayLike, what: str) -> NDArray[Any]:
     except (TypeError, ValueError) as error:
         raise DataError(f"{what} are not numbers ({error}): convert them to numbers") from error
     return numbers
-
-
-def check_row_order(**arguments: object) -> None:
-    """Raises DataError where two pandas objects have the same index labels in a different order.
-
-    Rows are taken by position. Objects with different labels may be meant so, as after `reset_index`; the same labels
-    in another order are the same rows, and taking them by position would pair each with another one.
-    """
-    indexed = {name: value.index for name, value in arguments.items() if isinstance(value, pd.Series | pd.DataFrame)}
-    for (one, a), (other, b) in combinations(indexed.items(), 2):
-        if len(a) == len(b) and not a.equals(b) and a.is_unique and b.is_unique and a.isin(b).all():
-            raise DataError(
-                f"{one} and {other} have the same index in a different order: bring them into one order, for example "
-                f"with `{other}.reindex({one}.index)`, or give NumPy arrays if the rows already correspond"
-            )
 
 
 def checked_seed(seed: object) -> int:

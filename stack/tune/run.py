@@ -26,6 +26,7 @@ from image_models.settings import Callbacks, Compute
 from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
 from stack.blend.nested import left_out_sets
+from stack.blend.preselection import informative_runs
 from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
@@ -38,7 +39,7 @@ from stack.level1 import images_checksum, level1_runs
 from stack.level1_folds import labels_of
 from stack.metrics.scores import Floats, score
 from stack.parallel import run_with_threads
-from stack.predictions import predictions_of, read_embeddings, standardised
+from stack.predictions import Predictions, predictions_of, read_embeddings, standardised
 from stack.store import Run
 from stack.study_inputs import (
     Inputs,
@@ -163,7 +164,7 @@ def tune_blend(
     inputs = blend_study_inputs(experiment, runs)
     tell_stale(experiment, "blend", inputs, out)
     predictions = predictions_of(experiment, runs)
-    p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
+    p = expit(predictions.oof.astype(np.float64))
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     columns = NetScaler().fit(p, predictions.nets)
     fold_sets = left_out_sets(range(experiment.folds.k))
@@ -172,7 +173,7 @@ def tune_blend(
     )  # checks and repairs the storage before workers open it
     share = None if timeout is None else timeout * workers / len(fold_sets)
     tasks = [
-        partial(_weights_without, experiment, inputs, p, y, fold, predictions.nets, columns, without, trials, share)
+        partial(_weights_without, experiment, inputs, predictions, p, fold, columns, without, trials, share)
         for without in fold_sets
     ]
     weights = []
@@ -193,17 +194,24 @@ def tune_blend(
 def _weights_without(
     experiment: Experiment,
     inputs: Inputs,
+    predictions: Predictions,
     p: Floats,
-    y: NDArray[np.int8],
     fold: NDArray[np.int8],
-    nets: NDArray[np.int8],
     columns: NetScaler,
     without: frozenset[int],
     trials: int,
     timeout: float | None,
 ) -> tuple[Weighting, int]:
-    """Returns the weighting that a study chose without the folds `without`, and the study's number of trials."""
-    config, rows = experiment.config, ~np.isin(fold, list(without))
+    """Returns the weighting that a study chose without the folds `without`, and the study's number of trials.
+
+    With `blend.preselect` the study weights the runs that the nested blend pre-selects on the same rows, and the others
+    get weight 0.
+    """
+    config, seen = experiment.config, ~np.isin(fold, list(without))
+    rows, p, nets = predictions.rows[seen], p[seen], predictions.nets[seen]
+    y, used = experiment.target[rows], None
+    if config.blend.preselect:
+        used = informative_runs(columns.ranks_.transform(p, nets), y, experiment.split_group[rows])
     study = open_study(experiment, _blend_study_name(without), inputs, shared=True)
     blender = Blender(
         "optuna",
@@ -216,7 +224,7 @@ def _weights_without(
         timeout=timeout,
     )
     with storage_errors(experiment):
-        blender.fit(p[rows], y[rows], nets=nets[rows], columns_from=columns, study=study)
+        blender.fit(p, y, nets=nets, columns_from=columns, study=study, use_runs=used)
     return blender.weighting_, len(blender.trial_values_)
 
 
