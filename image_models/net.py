@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dermstack.errors import ImageError
-from image_models.files import apply_umask, atomic_write
+from dermstack.files import apply_umask, atomic_write
 from image_models.losses import risk_logit
 
 # Arguments of `timm.create_model` that are not the network's own and may load unchecked files.

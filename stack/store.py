@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import StoreError
-from image_models.files import atomic_write
+from dermstack.files import atomic_write
 from image_models.locks import LOCK_FILE as LOCK_FILE
 from image_models.locks import locked as locked
 from stack.cells import FRAME_ERRORS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import TabularError
+from dermstack.files import atomic_write
 from tabular.gbdt_libraries import (
     DEFAULTS,
     FIXED_PARAMS,
@@ -196,12 +196,8 @@ def write_gbdt(model: Gbdt, path: Path) -> None:
     if path.suffix != library.suffix:
         raise TabularError(f"{path}: give a name ending in {library.suffix} for a {model.kind} model")
     content = library.dump(model.booster)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_gbdt(path: Path) -> Gbdt:

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dermstack.errors import TabularError
+from dermstack.files import atomic_write
 from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 
@@ -75,9 +76,8 @@ def write_logistic(model: Logistic, path: Path) -> None:
         "columns": model.columns, "mean": model.mean.tolist(), "scale": model.scale.tolist(),
         "weight": model.weight.tolist(), "bias": model.bias, "strength": model.C,
     }  # fmt: skip
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def read_logistic(path: Path) -> Logistic:

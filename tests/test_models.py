@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
-from tabular.models import fit_bag, fit_logistic, read_bag, read_logistic, write_bag
+from tabular.gbdt import fit_gbdt, write_gbdt
+from tabular.models import fit_bag, fit_logistic, read_bag, read_logistic, write_bag, write_logistic
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 
@@ -134,3 +136,30 @@ def test_a_weight_leaves_the_prevalence_where_it_was(kind: str, rows: tuple) -> 
     assert bag.shift == pytest.approx(-np.log(4))
     assert expit(bag.logit(X)).mean() == pytest.approx(y.mean(), rel=0.25)
     assert expit(bag.logit(X) + np.log(4)).mean() > 1.5 * y.mean()
+
+
+def test_models_are_flushed_to_the_disk_and_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(80, 2)), columns=["a", "b"])
+    y = (X["a"] > 0).to_numpy(int)
+    line = fit_logistic(X[:60], y[:60], eval_set=(X[60:], y[60:]))
+    held = (X[60:], y[60:])
+    tree = fit_gbdt("lightgbm", X[:60], y[:60], eval_set=held, params={"rounds": 3}, seed=0, threads=1)
+    for write, model, name in ((write_logistic, line, "line.json"), (write_gbdt, tree, "tree.txt")):
+        flushed: list[int] = []
+        monkeypatch.setattr("dermstack.files.os.fsync", flushed.append)
+        write(model, tmp_path / name)  # type: ignore[operator]
+        assert len(flushed) == 1
+        (tmp_path / name).write_text("before")
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr("dermstack.files.os.fsync", full)
+        with pytest.raises(OSError, match="No space") as caught:
+            write(model, tmp_path / name)  # type: ignore[operator]
+        assert caught.value.filename == str(tmp_path / name)
+        assert (tmp_path / name).read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line.json", "tree.txt"]

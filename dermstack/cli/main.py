@@ -110,7 +110,11 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
             raise  # a worker could not receive or send an object: not a user's error
         from image_models.processes import explain_death
 
-        said = explain_death(str(error), memory_advice="lower `n_jobs` or the batch size")
+        said = explain_death(
+            str(error),
+            memory_advice="lower `n_jobs` or the batch size",
+            crash_advice="update the libraries (`pip install --upgrade`), or set `n_jobs: 1` to see where it happens",
+        )
         typer.echo(f"error: {said}; {RESUME_ADVICE}", err=True)
         sys.exit(2)
     except SystemExit as ended:
@@ -200,9 +204,10 @@ def stack(
     and report.html.
     """
     from dermstack.audit.run import audit_for_stack
-    from dermstack.cli.options import show_blend, show_findings, show_plausibility, show_runs
+    from dermstack.cli.options import show_blend, show_fallback_rows, show_findings, show_plausibility, show_runs
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
+    from stack.fallback import run_fallback
     from stack.history import append_ledger
     from stack.images import caches_in_use
     from stack.level1 import level1_locked, level1_runs
@@ -217,6 +222,7 @@ def stack(
         if not experiment.shuffled:
             show_findings(out, audit_for_stack(experiment, runs, out), notes=False)
         runs += run_stackers(experiment, runs, out)
+        run_fallback(experiment, out)
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)
         append_ledger(experiment, blend)
@@ -226,6 +232,7 @@ def stack(
     show_blend(experiment, out, blend)
     if (submission := experiment.folder / "submission.csv").exists():
         out.say(f"submission: {submission}")
+        show_fallback_rows(experiment, out)
     out.say(f"report: {report}")
 
 

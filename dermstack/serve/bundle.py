@@ -112,6 +112,7 @@ class Manifest(_StrictModel):
     stackers: list[_Stacker]
     scales: dict[Name, dict[str, list[float]]]
     training: _Training
+    fallback: bool = False  # whether it can predict from the table alone where an image cannot be read
     files: dict[str, _File]
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender, blender_from_state
 from stack.blend.calibration import Calibrator, calibrator_from_state
 from stack.config import Features
+from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
 from stack.features import FoldFeatures
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
@@ -118,6 +119,27 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
     except (DermstackError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise BundleError(f"{bundle.folder}: level 2 or the blend cannot be read ({error}): bundle again") from error
     return FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
+
+
+def read_bundled_fallback(bundle: Bundle) -> Fallback:
+    """Reads the model that predicts from the table alone. Raises BundleError where the bundle has none or a bad one."""
+    if not bundle.manifest.get("fallback"):
+        raise BundleError(
+            f"{bundle.folder} cannot predict from the table alone: set `data.on_unreadable_test: table` in the config "
+            "of its experiment, run `dermstack stack` and bundle again; or drop the rows (--on-unreadable drop)"
+        )
+    try:
+        state = bundle.json(f"{FOLDER}/{STATE_FILE}")["state"]
+        settings = Features(**bundle.manifest["features"])
+        made = read_fallback(
+            bundle.folder / FOLDER, state, settings, columns=bundle.table_columns,
+            threads=int(bundle.manifest["threads"]),
+        )  # fmt: skip
+        if len(made.models) != bundle.folds:
+            raise ValueError(f"{len(made.models)} models for {bundle.folds} folds")
+    except (DermstackError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise BundleError(f"{bundle.folder}: the fallback cannot be read ({error}): bundle again") from error
+    return made
 
 
 def alignments(bundle: Bundle) -> dict[str, Alignment]:

@@ -27,6 +27,10 @@ from stack.ranks import AVERAGED, Ecdf, NetRanks, whole_numbers
 METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
 
 
+_FEW_VALUES = 10  # distinct predictions; the scale of fewer is not judged
+_CHANCE = 1e-9
+
+
 class PredictionsError(DataError, ValueError):
     """Predictions or targets that cannot be blended; also a ValueError, as scikit-learn's contract requires."""
 
@@ -127,6 +131,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         used = _mask_of_runs(use_runs, p.shape[1])
         if self.method == "optuna" and weighting is not None:
             self.weighting_ = weighting.checked(p.shape[1])
+            self._check_transforms(self.weighting_)
         elif not used.all():
             self._fit_part(p, labels, made_by, used, study)
         else:
@@ -285,12 +290,35 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _check_scale(self, P: Floats, where: str) -> None:
-        """Raises PredictionsError for runs that are probabilities in ``where`` and not in `P`: their ranks mislead."""
+        """Raises PredictionsError for runs on another scale than in ``where``: their ranks would mislead.
+
+        Probabilities have become something else if one leaves [0, 1]; other predictions have become probabilities if
+        all lie in [0, 1] and that would be chance in less than one of a billion samples of the fitted predictions.
+        """
         outside: Bools = self.scaler_.is_probability_ & ((P.min(axis=0) < 0) | (P.max(axis=0) > 1))
         if outside.any():
             raise PredictionsError(
                 f"{self._run_names(outside)}: probabilities in {where}, but now outside [0, 1]: give probabilities, "
                 "such as scipy.special.expit of logits"
+            )
+        inside: Bools = ~self.scaler_.is_probability_ & (P.min(axis=0) >= 0) & (P.max(axis=0) <= 1)
+        for run in np.flatnonzero(inside):
+            distinct = len(np.unique(P[:, run]))
+            inside[run] = distinct >= _FEW_VALUES and self.scaler_.share_inside(int(run)) ** distinct < _CHANCE
+        if inside.any():
+            raise PredictionsError(
+                f"{self._run_names(inside)}: not all in [0, 1] in {where}, as logits are, but now all {len(P):,} "
+                "predictions lie in [0, 1], as probabilities do: give both on one scale, such as scipy.special.logit "
+                "of probabilities"
+            )
+
+    def _check_transforms(self, weighting: Weighting) -> None:
+        """Raises PredictionsError for a weighting that takes runs outside [0, 1] for probabilities."""
+        of_probabilities: Bools = np.array(weighting.transforms) != "rank"
+        if (wrong := of_probabilities & ~self.scaler_.is_probability_).any():
+            raise PredictionsError(
+                f"{self._run_names(wrong)}: the weighting was found on probabilities, but these predictions lie "
+                "outside [0, 1]: give probabilities, such as scipy.special.expit of logits"
             )
 
     def _check_settings(self) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import ConfigError
-from image_models.processes import run_parallel
+from image_models.processes import crash_named, run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
@@ -379,6 +379,11 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
         inner_val=inner_val,
     )
     compute = Compute(config.device, config.threads, config.workers)
+    crash = (
+        f"a training of {model.name} ({model.backbone}) crashed in compiled code ({{crash}}), which is a library's "
+        f"fault and no lack of memory: update torch and timm, or change the backbone {model.backbone}, its `size` or "
+        "`device`"
+    )
 
     def objective(trial: optuna.Trial) -> float:
         tried = model.model_copy(update=_settings(_suggest_training(trial, model)))
@@ -392,7 +397,7 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
                 raise optuna.TrialPruned
 
         try:
-            with TemporaryDirectory(prefix="dermstack-tune-") as folder:
+            with crash_named(crash), TemporaryDirectory(prefix="dermstack-tune-") as folder:
                 train_fold_net(
                     cache, data, model.network, tried.training, seed=model.seeds[0] + config.seed, folder=Path(folder),
                     compute=compute, callbacks=Callbacks(report=report),
