@@ -186,6 +186,8 @@ def test_equal_scores_say_nothing_about_others(fit: Callable[..., Calibrator], v
     score = np.clip(np.full(200, value) + noise * np.arange(-100, 100) * y, 0, 1)
     p = fit(score, y)(np.array([0.01, value, 0.99]))
     np.testing.assert_allclose(p, y.mean(), atol=0.01)
+    below_the_edge = np.where(y, 1e-12, 1e-11)  # equal once they are clipped
+    np.testing.assert_allclose(fit_platt(below_the_edge, y)([0.01, 0.99]), y.mean(), atol=0.01)
 
 
 _MAPS = [

@@ -59,7 +59,7 @@ def fit_platt(score: ArrayLike, y: ArrayLike) -> Platt:
     x, positive = _logit(score, limits), np.asarray(y) == 1
     n, positives = len(x), int(positive.sum())
     target = _smoothed(positive)
-    if not varies(score):  # their std may be 1e-16 instead of 0, and rounding errors divided by it look like evidence
+    if not varies(score) or not np.ptp(x):  # a std of 1e-16 instead of 0 makes rounding errors look like evidence
         return Platt(0.0, float(logit(target.mean())))
     centre, spread = x.mean(), x.std()
     design = np.stack([(x - centre) / spread, np.ones(n)])
@@ -108,7 +108,7 @@ def fit_beta(score: ArrayLike, y: ArrayLike) -> Beta:
     limits = _limits(score)
     low, high = _log_and_log1m(score, limits)
     design = np.stack([low, -high, np.ones(len(target))])
-    if not varies(score):
+    if not varies(score) or not np.ptp(low):
         return Beta(0.0, 0.0, float(logit(target.mean())))
     scale = np.array([low.std() or 1.0, high.std() or 1.0, 1.0])
 
