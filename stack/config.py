@@ -65,9 +65,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_header(path: Path) -> None:
-    """Raises DataError where the header of a csv is too long: pandas crashes the process at some millions of columns.
+    """Raises DataError where the header of a csv is too long, or one column that other separators divide.
 
-    Does nothing for a missing file; the caller's reader reports it.
+    pandas crashes the process at some millions of columns. Does nothing for a missing file, which the caller's reader
+    reports.
     """
     if not path.is_file():
         return
@@ -86,6 +87,13 @@ def check_header(path: Path) -> None:
         raise DataError(
             f"{path}: its header has {found}, but a table has at most {MAX_CSV_COLUMNS:,} columns: check the file"
         )
+    if len(first) == 1 and first[0].replace("\t", "").isprintable():  # not the first bytes of a compressed file
+        for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+            if separator in first[0].strip():
+                raise DataError(
+                    f"{path}: its header is one column, {first[0]!r}: the cells are separated by {name}; save the file "
+                    "with commas between the cells and a point in numbers (0.5, not 0,5)"
+                )
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
@@ -369,6 +377,10 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
 
     Raises ConfigError.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name the YAML file in it, such as {path / 'config.yaml'}")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is a stream: save the config as a file, as its paths are relative to its folder")
     if not path.is_file():
         raise ConfigError(f"{path}: no such config: check the path; `dermstack demo-data FOLDER` writes an example")
     try:

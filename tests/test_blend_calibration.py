@@ -177,6 +177,19 @@ def test_of_two_folds_each_is_calibrated_by_the_other_and_nothing_is_chosen(rng:
         np.testing.assert_array_equal(found.p[fold == k], expected)
 
 
+@pytest.mark.parametrize("fit", [fit_platt, fit_beta])
+@pytest.mark.parametrize("value", [0.3, 0.1, 0.7, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-16])
+def test_equal_scores_say_nothing_about_others(fit: Callable[..., Calibrator], value: float, noise: float) -> None:
+    """The std of equal scores may be 1e-16 instead of 0: divided by it, rounding errors would look like evidence."""
+    y = np.arange(200) % 4 == 0
+    score = np.clip(np.full(200, value) + noise * np.arange(-100, 100) * y, 0, 1)
+    p = fit(score, y)(np.array([0.01, value, 0.99]))
+    np.testing.assert_allclose(p, y.mean(), atol=0.01)
+    below_the_edge = np.where(y, 1e-12, 1e-11)  # equal once they are clipped
+    np.testing.assert_allclose(fit_platt(below_the_edge, y)([0.01, 0.99]), y.mean(), atol=0.01)
+
+
 _MAPS = [
     Platt(0.8, -2.0),
     Platt(-0.5, 1.0),

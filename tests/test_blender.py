@@ -384,3 +384,9 @@ def test_nets_are_whole_numbers(nets: list[object]) -> None:
     expected = Blender().fit(P, y, nets=np.arange(200) % 3).predict_proba(P, nets=np.arange(200) % 3)
     same = np.array([int(net) for net in np.arange(200) % 3], object)
     np.testing.assert_array_equal(Blender().fit(P, y, nets=same).predict_proba(P, nets=same * 1.0), expected)
+
+
+def test_two_runs_of_one_name_are_refused() -> None:
+    rows = np.random.default_rng(0).random((20, 3))
+    with pytest.raises(PredictionsError, match="more than one column named a: give each run its own name"):
+        Blender().fit(pd.DataFrame(rows, columns=["a", "b", "a"]), np.arange(20) % 2)

@@ -55,6 +55,9 @@ def run_app(app: Callable[[], object]) -> None:
     Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143. Passwords are
     masked in everything that is printed.
     """
+    if sys.flags.optimize > 1:  # LightGBM's and torch's imports read docstrings (LightGBM issue 7362)
+        sys.stderr.write("error: python -OO removes docstrings that libraries need: unset PYTHONOPTIMIZE, or use -O\n")
+        sys.exit(2)
     terminated = threading.Event()
 
     def terminate(number: int, frame: object) -> None:
@@ -88,7 +91,19 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        typer.echo(f"error: {error.filename or 'a file'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True)
+        typer.echo(
+            f"error: {error.filename or 'the standard output'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True
+        )
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        # Python keeps such bytes of a file's name as lone surrogates; pyarrow takes only names that are UTF-8.
+        typer.echo(
+            f"error: {error.object!a}: the name holds bytes that are not UTF-8: rename the file or folder, or set a "
+            "UTF-8 locale (LC_ALL=C.UTF-8) if it is written in another encoding",
+            err=True,
+        )
         sys.exit(2)
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":

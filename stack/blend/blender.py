@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -106,9 +107,9 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight 0 (default: all are used). There are no sample weights, and `groups` is given by name.
 
         Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
-        and for a number of classes other than two; DataError for a `weighting` or a mask that does not fit the runs,
-        and for a `study` of other data; ConfigError for a setting that is unknown or out of range, and a third argument
-        without name.
+        for two runs of one name, and for a number of classes other than two; DataError for pandas objects with the same
+        index in a different order, for a `weighting` or a mask that does not fit the runs, and for a `study` of other
+        data; ConfigError for a setting that is unknown or out of range, and a third argument without name.
         """
         if others:
             raise ConfigError(
@@ -117,6 +118,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._check_settings()
         check_same_order(P=P, y=y, groups=groups, nets=nets)
+        check_run_names(P)
         p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
         self._check_finite(p)
         positive = self._learn_classes(labels)
@@ -336,6 +338,13 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _run_names(self, runs: Bools) -> str:
         names = getattr(self, "feature_names_in_", np.arange(runs.size))[runs]
         return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
+
+
+def check_run_names(P: object) -> None:
+    """Raises PredictionsError where two columns of a data frame have one name."""
+    if isinstance(P, pd.DataFrame) and not P.columns.is_unique:
+        doubled = ", ".join(map(str, P.columns[P.columns.duplicated()].unique()))
+        raise PredictionsError(f"P has more than one column named {doubled}: give each run its own name")
 
 
 def _logits(is_probability: Bools) -> list[str]:

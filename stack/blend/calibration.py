@@ -20,6 +20,7 @@ from dermstack.errors import DataError
 from stack.blend.choice import choose_method
 from stack.metrics.intervals import paired_difference
 from stack.metrics.resolution import Limits, checked_limits, clip_limits, clipped_logit
+from stack.metrics.row_values import varies
 from stack.metrics.scores import Bools, Floats, auc, brier, expected_calibration_error, log_loss
 
 _EDGE = 1e-9  # scores are clipped at least this far from 0 and 1, so that their logits are finite; rounded ones further
@@ -50,15 +51,17 @@ def fit_platt(score: ArrayLike, y: ArrayLike) -> Platt:
 
     The scores must not have been fitted on these targets; nested scores qualify. Maximum likelihood with the smoothed
     targets of Platt (1999), which keep the slope finite where the scores separate the classes. Raises DataError for
-    NaN, scores outside [0, 1], targets other than 0 and 1, and a single class.
+    NaN, scores outside [0, 1], targets other than 0 and 1, and a single class. Scores that are all equal, but for
+    rounding errors, give the slope 0 and the share of positives.
     """
     auc(y, score)  # raises DataError for invalid scores or targets
     limits = _limits(score)
     x, positive = _logit(score, limits), np.asarray(y) == 1
     n, positives = len(x), int(positive.sum())
     target = _smoothed(positive)
-    # The mean of equal scores may be rounded, so that their std is 1e-16 instead of 0: test the range instead.
-    centre, spread = (x.mean(), x.std()) if np.ptp(x) > 0 else (x[0], 1.0)
+    if not varies(score) or not np.ptp(x):  # a std of 1e-16 instead of 0 makes rounding errors look like evidence
+        return Platt(0.0, float(logit(target.mean())))
+    centre, spread = x.mean(), x.std()
     design = np.stack([(x - centre) / spread, np.ones(n)])
 
     def loss(theta: Floats) -> tuple[float, Floats]:
@@ -105,6 +108,8 @@ def fit_beta(score: ArrayLike, y: ArrayLike) -> Beta:
     limits = _limits(score)
     low, high = _log_and_log1m(score, limits)
     design = np.stack([low, -high, np.ones(len(target))])
+    if not varies(score) or not np.ptp(low):
+        return Beta(0.0, 0.0, float(logit(target.mean())))
     scale = np.array([low.std() or 1.0, high.std() or 1.0, 1.0])
 
     def loss(theta: Floats) -> tuple[float, Floats]:
