@@ -344,7 +344,11 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
             score = cls()
             score.runs_ = int(state["runs"])
             score.cohorts_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in COHORT_LEVELS}
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            for cells in filter(None, score.cohorts_.values()):
+                table = np.array(list(cells.values()), np.float64)
+                if table.shape != (len(cells), 2, score.runs_) or not np.isfinite(table).all():
+                    raise ValueError(f"a cohort lacks a finite mean and deviation for each of {score.runs_} runs")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise TabularError(f"not cohort statistics: {text[:60]!r} ({error}): fit the stacker again") from error
         return score
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
-from tabular.models import fit_bag, fit_logistic, read_bag, read_logistic, write_bag
+from tabular.models import fit_bag, fit_logistic, logistic_from_bytes, read_bag, write_bag
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import ENCODER, Level1, encoded_metadata, fold_folder, read_fitted
+from dermstack.serve.ensemble import Level1, encoded_metadata, fold_folder, net_cache, net_encoder, read_fitted
 from dermstack.serve.expectations import cost_notes, read_novelty
 from dermstack.serve.predict import score_pictures
 from image_models.cache import ImageCache, build_cache
@@ -27,7 +27,6 @@ from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
 from stack.missing_codes import MAX_AGE
-from tabular.encode import DenseMetadata
 from tabular.group_features import embedding_aggregates, prediction_aggregates
 
 
@@ -234,7 +233,7 @@ class Ensemble:
         self.device = device
         self.fitted = read_fitted(bundle)
         self.novelty = read_novelty(bundle)
-        self.store = NetCache(max_bytes=net_cache_bytes)
+        self.store = net_cache(bundle, net_cache_bytes)
         self.lock = threading.Lock()  # one patient at a time, as each uses the number of threads that the bundle names
         self.choices = {name: _categories(self, name) for name in ("sex", "site")}
 
@@ -369,7 +368,7 @@ def _unknown_columns(frame: pd.DataFrame, together: bool) -> list[str]:
 def _categories(ensemble: Ensemble, column: str) -> list[str]:
     """Returns the values that any encoder of level 2 or of a network knows, sorted; [] if none uses the column."""
     encoders = [features.encoder_ for features in ensemble.fitted.features if features.settings.metadata]
-    folder = ensemble.bundle.folder / "image_models"
-    for path in sorted(folder.glob(f"*/fold_*/{ENCODER}")):
-        encoders.append(DenseMetadata.from_json(path.read_text(encoding="utf-8")).encoder_)
+    bundle = ensemble.bundle
+    nets = [net_encoder(bundle, run, fold) for run in bundle.image_runs for fold in range(bundle.folds)]
+    encoders += [encoder.encoder_ for encoder in nets if encoder is not None]
     return sorted({value for encoder in encoders for value in encoder.categories_.get(column, ())})

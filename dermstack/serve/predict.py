@@ -167,7 +167,7 @@ def score_pictures(
     ``frame``.
     """
     frame = frame.reset_index(drop=True)
-    if bundle.manifest["features"]["shortcuts"]:
+    if bundle.manifest["features"].get("shortcuts"):
         frame = _with_acquisition(frame, next(iter(caches.values())))
     seen = novelty.scorer() if novelty else None
     with threadpool_limits(fitted.threads):  # as in training: BLAS rounding depends on the threads
