@@ -61,10 +61,9 @@ def planned(build: Callable[[], Module], *, elements: int, tensors: int, batch_s
     Raises ImageError, or what ``build`` makes of it, for a network with many more ``elements`` or ``tensors`` than
     these, or with larger activations than the limits.
     """
-    with _counted(4 * elements + _SLACK_ELEMENTS, 4 * tensors + _SLACK_TENSORS):
-        with torch.device("meta"), _Activations(batch_size), _AttentionShapes():
-            net = build()
-    return net
+    counted = _counted(4 * elements + _SLACK_ELEMENTS, 4 * tensors + _SLACK_TENSORS)
+    with counted, torch.device("meta"), _Activations(batch_size), _AttentionShapes():
+        return build()
 
 
 @contextmanager
@@ -79,8 +78,8 @@ def _counted(max_elements: int, max_tensors: int) -> Iterator[None]:
             or max(found["tensors"], found["modules"]) > 16 * max_tensors
         ):
             raise ImageError(
-                f"the network has over {found['parameters']:,} parameters in {found['tensors']:,} tensors, far more than "
-                "its weights file"
+                f"the network has over {found['parameters']:,} parameters in {found['tensors']:,} tensors, far more "
+                "than its weights file"
             )
 
     def parameter(_module: nn.Module, _name: str, value: torch.Tensor | None) -> None:
@@ -112,11 +111,11 @@ def _counted(max_elements: int, max_tensors: int) -> Iterator[None]:
             handle.remove()
 
 
-class _Activations(TorchDispatchMode):
+class _Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
     """Raises ImageError for an operation whose result is larger than the limits."""
 
     def __init__(self, batch_size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.limit = min(MAX_TENSOR_BYTES, MAX_BATCH_BYTES // batch_size)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -48,9 +48,7 @@ class NetCache:
         """Returns the nets in the folder ``fold``; arguments and errors as for `read_fold_nets`."""
         if (fold, device) in self._kept:
             return self._kept[fold, device]
-        nets = read_fold_nets(
-            fold, settings, positive=positive, metadata=metadata, device=device, read=self.read_file
-        )
+        nets = read_fold_nets(fold, settings, positive=positive, metadata=metadata, device=device, read=self.read_file)
         weight = sum(tensor.nbytes for net in nets for tensor in (*net.parameters(), *net.buffers()))
         if weight <= self._bytes_left:
             self._bytes_left -= weight

@@ -104,9 +104,7 @@ def try_models(models: Sequence[ModelFile], *, limits: TrialLimits = DEFAULT_LIM
 _ACCEPTED: set[bytes] = set()  # digests of the models that passed in this process, which may open a bundle again
 
 
-def _run_child(
-    models: Sequence[ModelFile], limits: TrialLimits, *, without: Sequence[str]
-) -> tuple[list[str], str]:
+def _run_child(models: Sequence[ModelFile], limits: TrialLimits, *, without: Sequence[str]) -> tuple[list[str], str]:
     """Returns the lines that the child printed, and how it ended."""
     memory, cpu_s, wall_s = limits.of([len(model.content) for model in models])
     task = {

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import Manifest, is_inside, run_settings
 from stack.store import array_from_bytes, verify_digest, with_digest
@@ -223,7 +224,9 @@ def read_manifest_of(folder: Path) -> dict[str, Any]:
 
 def _read_regular(path: Path, n_bytes: int) -> bytes:
     """Returns the first bytes of a regular file. Raises OSError for others, such as a pipe, which would block."""
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+    ) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(f"{path} is not a regular file")
         return file.read(n_bytes)

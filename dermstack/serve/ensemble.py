@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-
 from threadpoolctl import threadpool_limits
 
 from dermstack.errors import BundleError, DermstackError, TabularError
@@ -290,9 +289,7 @@ def net_cache(bundle: Bundle, max_bytes: int = 0) -> NetCache:
     return NetCache(max_bytes, read=bundle.read_path)
 
 
-def _check_output(
-    bundle: Bundle, run: ImageRun, fold: int, made: NetOutput, aligned: Mapping[str, Alignment]
-) -> None:
+def _check_output(bundle: Bundle, run: ImageRun, fold: int, made: NetOutput, aligned: Mapping[str, Alignment]) -> None:
     """Raises BundleError for predictions that are not finite or do not have the width of the stored alignment."""
     used = run.name in bundle.manifest["embeddings"]
     if not np.isfinite(made.logit).all() or (used and not np.isfinite(made.z).all()):

@@ -133,6 +133,8 @@ def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str])
 
 def _cost(entry: dict[str, Any]) -> Interval:
     value, low, high = (float(entry[name]) for name in ("cost", "low", "high"))
+    if not np.isfinite([value, low, high]).all():
+        raise ValueError(f"a cost of {value} [{low}, {high}]")
     return Interval(value, low, high, (high - low) / (2 * Z95))
 
 
@@ -143,17 +145,14 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
         return []
     objective = bundle.manifest["objective"]
     try:
-        costs = {
-            tuple(map(str, entry["without"])): {name: float(entry[name]) for name in ("cost", "low", "high")}
-            for entry in bundle.json(COSTS_FILE)
-        }
+        costs = {tuple(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)}
         everything = max(costs, key=len)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
     reported = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
     return [
         f"no {' and no '.join(names)}{_csv_names(bundle, names)}: on the training rows, this changes {objective} by "
-        f"{costs[names]['cost']:+.4f} [{costs[names]['low']:+.4f}, {costs[names]['high']:+.4f}]"
+        f"{costs[names].value:+.4f} [{costs[names].low:+.4f}, {costs[names].high:+.4f}]"
         for names in reported
     ]
 
@@ -298,7 +297,10 @@ def read_novelty(bundle: Bundle) -> Novelty | None:
     try:
         run = next(run for run in bundle.image_runs if run.name == about["run"])
         densities = []
-        for fold in range(1 if run.kind == "frozen" else bundle.folds):
+        nets = 1 if run.kind == "frozen" else bundle.folds
+        if about["nets"] != nets:
+            raise ValueError(f"it is of {str(about['nets'])[:20]} networks, not of {nets}")
+        for fold in range(nets):
             noise = float(bundle.json(f"{NOVELTY_FOLDER}/fold_{fold}/noise.json")["noise"])
             density = Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise)
             shapes = [density.mean.shape, density.axes.shape[:1], density.reference.shape]

@@ -413,7 +413,11 @@ def _check_state(blender: Blender) -> None:
     powers = blender.weighting_.powers
     if len(columns.moments_) != len(columns.logit_moments_) or len(columns.moments_) != blender.n_features_in_:
         raise ValueError("it has moments of another number of runs")
-    if not np.isfinite([*numbers, *powers]).all() or any(spread <= 0 for _, spread in moments) or min(powers, default=1) <= 0:
+    if (
+        not np.isfinite([*numbers, *powers]).all()
+        or any(spread <= 0 for _, spread in moments)
+        or min(powers, default=1) <= 0
+    ):
         raise ValueError("a moment, slope or exponent is out of range")
     for ecdf in filter(None, (*(e for of_run in columns.ranks_.ecdfs_ for e in of_run.values()), blender.total_ecdf_)):
         rising = (np.diff(ecdf.values_) > 0).all() and (np.diff(ecdf.ranks_) > 0).all()
