@@ -165,7 +165,7 @@ def check_backbone(backbone: str, pretrained: bool | Path) -> None:
     if backbone not in names:
         near = difflib.get_close_matches(backbone, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists them"
-        raise ImageError(f"unknown backbone {backbone!r}: {hint}")
+        raise ImageError(f"unknown backbone {backbone[:80]!r}: {hint}")
     if isinstance(pretrained, Path) and not pretrained.is_file():
         raise ImageError(f"{backbone}: pretrained weights {pretrained} do not exist: give a file, true or false")
 

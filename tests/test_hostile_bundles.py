@@ -96,15 +96,14 @@ def _run_limited(options: tuple[str, ...], said: Path) -> None:
 
 
 @pytest.mark.slow
-def test_good_bundles_predict_as_before(good: Path, outcome: Callable[..., tuple]) -> None:
-    """Also the same after the hash of every file was written anew; else the others would show nothing."""
+def test_good_bundles_predict(good: Path, outcome: Callable[..., tuple]) -> None:
+    """Else the test below would show nothing."""
     made = {}
     for name, change in good_variants(good):
         status, said, _, made[name] = outcome(change)
         assert (status, said) == (0, ""), f"{name}: {said}"
         assert len(made[name].splitlines()) == 3
     assert outcome(lambda *_: None)[3] == made["as it is"]
-    assert len(set(made.values())) == len(made), "the models have no influence"
 
 
 @pytest.mark.slow
