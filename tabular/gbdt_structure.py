@@ -48,6 +48,8 @@ def _check_lightgbm(content: bytes) -> None:
     start = content.find(b"\nTree=")
     if not 0 <= start < ends:
         raise ValueError("it holds no trees")
+    if b"\nparameters:\n" not in content[ends:] or b"\nend of parameters\n" not in content[ends:]:
+        raise ValueError("its end is missing")
     header = _key_values(content[: start + 1].split(b"\n")[1:])
     for key, expected in ((b"num_class", 1), (b"num_tree_per_iteration", 1)):
         if (found := _integer(header, key)) != expected:
