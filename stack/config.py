@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 
 from dermstack.errors import ConfigError, DataError
 from dermstack.masking import mask_secrets
+from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 from stack.metrics.scores import Objective
 
@@ -108,93 +109,17 @@ _SHORT_REPR = reprlib.Repr()
 _SHORT_REPR.maxstring = _SHORT_REPR.maxother = 120
 
 
-class Columns(Strict):
-    """Names of the csv columns by meaning; the first three are required, the rest are optional."""
-
-    id: str  # unique id of the image, which is also the name of its file
-    group: str  # the patient, or the lesion where no patient is known; all rows of a group are in one fold
-    target: str  # 0 or 1
-    age: str | None = None  # in years, 0 to 120; an empty cell is a missing value, a code such as 999 is refused
-    sex: str | None = None  # any words, upper or lower case; an empty cell is a missing value
-    site: str | None = None  # location on the body, in any words; an empty cell is a missing value
-    diagnosis: str | None = None  # diagnosis of training rows, for image models with `target: diagnosis`
-    source: str | None = None  # hospital, camera or archive; not used by models, the report has a subgroup for each
-    fold: str | None = None  # existing folds, which are used instead of new ones
-    width: str | None = None  # width of the original image in pixels, for `shortcuts`; otherwise taken from the cache
-    height: str | None = None  # height of the original image in pixels
-    bytes: str | None = None  # size of the original image file
-
-
-class TFRecords(Strict):
-    """Names and integer codes of the features in TFRecord files, where they differ from Kaggle's."""
-
-    features: dict[str, str] = {}  # the feature's name, by Kaggle's name: image, image_name, patient_id, sex, …
-    codes: dict[str, dict[int, str]] = {}  # the meaning of each integer, by Kaggle's name; -1 is a missing value
-
-
-class ExternalColumns(Strict):
-    """Names of an external csv's columns by meaning; without a group column each row is its own group."""
-
-    id: str  # unique id of the image, which is also the name of its file
-    target: str  # 0 or 1; one class alone is allowed
-    group: str | None = None  # the patient or the lesion
-    age: str | None = None  # in years
-    sex: str | None = None  # in the same words as the training table
-    site: str | None = None  # location on the body, in the same words as the training table
-    diagnosis: str | None = None  # required where an image model has `target: diagnosis`
-
-
-class External(Strict):
-    """Extra training rows for the image models of every fold: never scored, not in patient counts, not in level 2."""
-
-    name: Name  # name of the table; its groups become `<name>:<group>`
-    table: ConfigPath  # csv of its rows
-    images: ConfigPath  # a folder of images or of shards, or an .hdf5 file, as in `data.images`
-    columns: ExternalColumns  # names of its columns
-    tfrecord: TFRecords = TFRecords()  # the same as `data.tfrecord`, for the shards of this table
-    swap_red_blue: bool = False  # true: its images were encoded with red and blue exchanged, which is undone
-    on_collision: Literal["refuse", "drop"] = "refuse"  # what to do with an id or image that is also in train or test
-
-
-class Data(Strict):
-    """Paths of the tables and images, and how they are read."""
-
-    name: Name  # name of the image cache, which experiments on the same data share
-    train: ConfigPath  # csv of the training rows
-    test: ConfigPath | None = None  # csv of the rows to predict; none: the score is estimated, no submission is written
-    sample_submission: ConfigPath | None = None  # csv that sets the columns and the row order of the submission
-    duplicates: ConfigPath | None = None  # csv of pairs of ids that show the same lesion
-    # a folder of `<id>.jpg`, `.png` or `.dcm`, or of `.tfrec` shards, or an `.hdf5` file; none: level 2 on imported
-    # predictions
-    images: ConfigPath | None = None
-    test_images: ConfigPath | None = None  # folder or file of the test images, where it is not `images`
-    columns: Columns  # names of the csv columns
-    tfrecord: TFRecords = TFRecords()  # names and codes inside TFRecord shards
-    swap_red_blue: bool = False  # true: the images were encoded with red and blue exchanged, which is undone
-    # true: a file whose name differs from the id in case, in Unicode form or in a suffix such as `.jpg` inside the id
-    # is its image; false: that is an error which names the file
-    similar_names: bool = False
-    follow_links: bool = False  # true: also look for images in linked folders below `images`
-    # `drop`: leave out unreadable training rows and record them; `tolerate`: use a JPEG with stray bytes after its last
-    # pixel, with a warning, and refuse the others
-    on_unreadable: Literal["refuse", "drop", "tolerate"] = "refuse"
-    # bits that the values of 16-bit images use, such as 12; none: 16, and an error where none uses more than 12
-    bits_stored: int | None = Field(None, ge=9, le=16)
-    find_duplicates: bool = True  # find images that look alike and merge their groups, as `duplicates` does
-    # images that look alike and would join more than two groups into one: `refuse` stops and names the groups, `merge`
-    # merges them, `ignore` merges none of them
-    on_chain: Literal["refuse", "merge", "ignore"] = "refuse"
-    resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
-    cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg` takes a tenth of the disk, but is decoded in every epoch
-    external: tuple[External, ...] = ()  # tables of other data sets, used only to train image models
-
-
 class Folds(Strict):
     """How training rows are assigned to folds."""
 
     k: int = Field(5, ge=2, le=100)  # number of folds
     seed: Seed = 0  # seed of the assignment
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # what to balance over folds besides the target
+    # csv or parquet of existing folds, such as an out-of-fold file: the id column of the training table, and `fold`
+    file: ConfigPath | None = None
+
+
+LATER_FEATURES = ("columns",)  # keys of `features` that dermstack 0.2.0 did not have
 
 
 class Features(Strict):
@@ -209,6 +134,18 @@ class Features(Strict):
     aligned_z: int = Field(16, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
     context_counts: bool = False  # images and visits of the group: an artefact of data collection, so off by default
     shortcuts: bool = False  # width, height and bytes of the image file: also an artefact of data collection
+    columns: bool = True  # values of the numeric and categorical columns of `data.columns`
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the features depend on, for fingerprints and bundles.
+
+        Keys that were added later are left out at their defaults, so that runs made before them stay fresh.
+        """
+        later = {name for name in LATER_FEATURES if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=later)
+
+
+LATER_STACKER = ("runs", "features")  # keys of a stacker that dermstack 0.2.0 did not have
 
 
 class Stacker(Strict):
@@ -222,7 +159,21 @@ class Stacker(Strict):
     positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT
     monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
     device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
+    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone
+    runs: tuple[str, ...] | None = None
+    # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
+    # lower than the common value
+    features: dict[str, Any] = {}
     enabled: bool = True  # false: the stacker is not used, but its settings stay in the config
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the stacker's own settings are, for fingerprints; later keys are left out at their defaults."""
+        later = {name for name in LATER_STACKER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude={"enabled", "features", *later})
+
+    def features_with(self, common: Features) -> Features:
+        """Returns the features of this stacker: the ``common`` ones with its own changes."""
+        return common.model_copy(update=self.features) if self.features else common
 
 
 class Blend(Strict):
@@ -281,6 +232,18 @@ class Config(Strict):
     storage: SecretStr | None = None
 
     @property
+    def all_features(self) -> Features:
+        """Features with every block that the config or an enabled stacker has switched on.
+
+        The level-2 matrix is built once with these, and each stacker takes its columns of it (stack/views.py).
+        """
+        own = [stacker for stacker in self.stackers if stacker.enabled and stacker.features]
+        views = [self.features, *(stacker.features_with(self.features) for stacker in own)]
+        return self.features.model_copy(
+            update={name: _union([getattr(view, name) for view in views]) for name in Features.model_fields}
+        )
+
+    @property
     def model_names(self) -> list[str]:
         """Names of all image models and stackers of this config, also of those with `enabled: false`."""
         return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
@@ -315,6 +278,8 @@ class Config(Strict):
             raise ValueError(f"tuned.gbdt names {', '.join(sorted(strangers))}, which is not a stacker of this config")
         if strangers := set(self.tuned.image) - {model.name for model in self.image_models if not model.frozen}:
             raise ValueError(f"tuned.image names {', '.join(sorted(strangers))}, which is not a trained image model")
+        if self.folds.file and self.data.columns.fold:
+            raise ValueError("data.columns.fold and folds.file both name existing folds: remove one of them")
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
@@ -326,10 +291,35 @@ class Config(Strict):
             for name, key in needed.items():
                 if getattr(self.data.columns, name) is None:
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")
+        for stacker in self.stackers:
+            _check_own_features(stacker, self.features)
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
         return self
+
+
+def _union(values: list[Any]) -> Any:
+    """Returns the largest of several switches or numbers, or all entries of several lists."""
+    if isinstance(values[0], tuple):
+        return tuple(dict.fromkeys(entry for value in values for entry in value))
+    return max(values)
+
+
+def _check_own_features(stacker: Stacker, common: Features) -> None:
+    """Raises ValueError for a key of a stacker's features that is unknown, of the wrong type or too large."""
+    try:
+        own = Features.model_validate(common.model_dump() | stacker.features)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, ("features", *fault["loc"])))
+        raise ValueError(f"{stacker.name}: {where}: {fault['msg'].removeprefix('Value error, ')}") from None
+    for name in ("frozen_z", "aligned_z"):
+        if getattr(own, name) > getattr(common, name):
+            raise ValueError(
+                f"{stacker.name}: features.{name} is {getattr(own, name)}, more than the common "
+                f"{getattr(common, name)}: raise features.{name}, which is fitted once for all stackers"
+            )
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

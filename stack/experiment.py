@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from dermstack.errors import DataError, StoreError
 from dermstack.masking import mask_secrets
 from stack.cells import read_cells
+from stack.columns import described_choices
 from stack.config import Config
 from stack.console import Out
+from stack.data_config import ColumnRules
+from stack.external import read_external
 from stack.folds import Folds, make_folds
 from stack.keys import keys_as_in
 from stack.metrics.shuffle import shuffle_targets
@@ -36,7 +39,7 @@ from stack.store import (
     write_frame,
     write_json,
 )
-from stack.table import Table, read_external, read_table
+from stack.table import Table, read_table
 
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
@@ -169,8 +172,12 @@ class Experiment:
 
     @cached_property
     def metadata_fingerprint(self) -> str:
-        """Fingerprint of id, group, age, sex and site of the training and test rows."""
-        columns = ["id", "group", "age", "sex", "site"]
+        """Fingerprint of id, group, age, sex, site and all further columns of the training and test rows."""
+        return self.columns_fingerprint(self.table.columns.names)
+
+    def columns_fingerprint(self, names: Iterable[str]) -> str:
+        """Fingerprint of id, group, age, sex, site and the further columns ``names`` of the training and test rows."""
+        columns = ["id", "group", "age", "sex", "site", *names]
         return fingerprint({part: frame_fingerprint(frame[columns]) for part, frame in self._parts()})
 
     def _parts(self) -> list[tuple[Literal["train", "test"], pd.DataFrame]]:
@@ -205,8 +212,13 @@ def open_experiment(
     data = config.data
     name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment
     curation = read_curation(config.runs / name) if curation is None else curation
-    columns = data.columns.model_dump(exclude_none=True)
-    as_read = read_table(data.train, data.test, columns=columns, group_features=_group_features(config))
+    as_read = read_table(
+        data.train,
+        data.test,
+        columns=data.columns.roles,
+        group_features=_group_features(config),
+        rules=data.column_rules,
+    )
     external = _read_external_tables(config, as_read, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
     kept = as_read.train[~as_read.train["id"].isin(curation.dropped["id"])].reset_index(drop=True)
@@ -272,7 +284,14 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
     for warning in missing_code_warnings(parts):
         out.warn(warning)
-    if not experiment.table.test_groups_known:
+    for line in described_choices(experiment.table.columns):
+        out.say(line)
+    if not experiment.table.groups_known:
+        out.warn(
+            "no column data.columns.group: each row is a group of its own. If several rows show one patient or lesion, "
+            "they may be in different folds, and every score is then higher than on new patients"
+        )
+    elif not experiment.table.test_groups_known:
         out.warn(
             f"{experiment.config.data.test} has no column {experiment.config.data.columns.group!r}: each test row is a "
             "group of its own. No feature uses groups of test rows, but groups in both train and test cannot be found"
@@ -288,8 +307,9 @@ def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFr
     for external in config.data.external:
         columns = external.columns.model_dump(exclude_none=True)
         rows = read_external(
-            external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision
-        )
+            external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
+            rules=ColumnRules(missing=config.data.column_rules.missing),
+        )  # fmt: skip
         out.say(rows.summary())
         tables.append(rows.frame.assign(source=external.name))
     if not tables:
@@ -308,7 +328,7 @@ def _group_features(config: Config) -> list[str]:
     if not any(stacker.enabled for stacker in config.stackers):
         return []
     names = ("aggregates", "neighbours", "context_counts")
-    return [f"features.{name}" for name in names if getattr(config.features, name)]
+    return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 
 
 def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:
@@ -327,12 +347,37 @@ def _make_folds(
             k=config.folds.k,
             seed=config.folds.seed,
             duplicates=duplicates,
-            own=train["fold"] if config.data.columns.fold else None,
+            own=_own_folds(config, train),
             stratify=config.folds.stratify,
         )
     for warning in caught:
         out.warn(str(warning.message))
     return folds
+
+
+def _own_folds(config: Config, train: pd.DataFrame) -> pd.Series | None:
+    """Returns the existing folds (n,) that the config names, in the table or in a file, as text; None without any."""
+    if config.data.columns.fold:
+        return train["fold"]
+    if (path := config.folds.file) is None:
+        return None
+    cells = read_cells(path)
+    for name in (config.data.columns.id, "fold"):
+        if name not in cells:
+            raise DataError(
+                f"folds.file {path} has no column {name!r}, it has {', '.join(map(repr, cells.columns))}: rename the "
+                "columns that hold the ids and the folds"
+            )
+    ids = keys_as_in(cells[config.data.columns.id].str.strip(), train["id"], f"{path}: id", of="the training table")
+    if (doubled := ids.duplicated()).any():
+        raise DataError(f"folds.file {path} has {ids[doubled].iloc[0]!r} in more than one row: keep one row of each id")
+    fold = pd.Series(cells["fold"].str.strip().to_numpy(), index=pd.Index(ids), dtype="str").reindex(train["id"])
+    if fold.isna().any():
+        raise DataError(
+            f"folds.file {path} lacks {int(fold.isna().sum()):,} of {len(train):,} training ids, first "
+            f"{train['id'][fold.isna().to_numpy()].iloc[0]!r}: add them, or remove folds.file"
+        )
+    return fold.reset_index(drop=True)
 
 
 def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:

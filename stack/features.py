@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,11 +14,13 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from dermstack.errors import ConfigError
-from stack.config import Config, Features
+from stack.columns import NO_COLUMNS, TableColumns
+from stack.config import Config, Features, Stacker
 from stack.experiment import Experiment
 from stack.folds import inner_split
 from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
+from stack.views import sees_run
 from tabular.encode import MetadataEncoder
 from tabular.group_features import (
     CohortScore,
@@ -28,13 +32,15 @@ from tabular.group_features import (
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
+TABLE_BLOCK = "table columns"
+MAX_LEVELS = 20  # most frequent words of a categorical column that have an indicator each
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
 
 def metadata_of_models(config: Config) -> set[str]:
     """Returns which of age, sex and site an enabled image model or the config's features of level 2 use."""
     used = {str(name) for model in config.image_models if model.enabled for name in model.metadata}
-    features = config.features
+    features = config.all_features
     if features.metadata or features.cohort:
         used |= {*NUMERIC, *CATEGORICAL}
     if features.aggregates:
@@ -47,15 +53,24 @@ def metadata_of_models(config: Config) -> set[str]:
 class FoldFeatures:
     """Level-2 features of one fold: fitted on its training rows, applied to held-out, test and new rows."""
 
-    def __init__(self, settings: Features, names: tuple[str, ...], *, frozen: Collection[str] = (), seed: int) -> None:
+    def __init__(
+        self,
+        settings: Features,
+        names: tuple[str, ...],
+        *,
+        frozen: Collection[str] = (),
+        seed: int,
+        columns: TableColumns = NO_COLUMNS,
+    ) -> None:
         """Takes the ``names`` of the runs; embeddings z of those in ``frozen`` are reduced here (PCA).
 
-        The z of the other runs are aligned components already.
+        The z of the other runs are aligned components already. ``columns`` are those of the table without a role.
         """
         self.settings = settings
         self.names = names
         self.frozen = frozen
         self.seed = seed
+        self.columns = columns if settings.columns else NO_COLUMNS
 
     def fit(
         self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
@@ -65,6 +80,7 @@ class FoldFeatures:
         Uses no targets.
         """
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
+        self.table_ = self._table_encoder().fit(frame) if self.columns.names else None
         self.axes_ = {name: self._fit_axes(values) for name, values in z.items() if name in self.frozen}
         self.cohort_ = CohortScore().fit(frame, logits) if self.settings.cohort else None
         return self
@@ -74,38 +90,54 @@ class FoldFeatures:
     ) -> pd.DataFrame:
         """Returns features (n, columns), float32; ``frame`` must hold all rows of each of its groups.
 
-        ``logits`` (n, runs) and ``z`` are one fold net's. Sets ``block_of_``, the name of the block of each column.
+        ``logits`` (n, runs) and ``z`` are one fold net's. Sets ``block_of_``, the name of the block of each
+        column, and ``source_``, its key of `features` and its run (None: it comes from the table).
         Raises ConfigError where the settings leave no column.
         """
-        blocks: list[tuple[str, pd.DataFrame]] = []
+        blocks: list[Block] = []
         if self.settings.logits:
-            blocks.append((IMAGE_BLOCK, pd.DataFrame(logits, columns=list(self.names))))
+            made = pd.DataFrame(logits, columns=list(self.names))
+            blocks.append(Block(IMAGE_BLOCK, "logits", made, list(self.names)))
         if self.settings.metadata:
-            blocks.append((METADATA_BLOCK, self.encoder_.transform(frame)))
+            blocks.append(Block(METADATA_BLOCK, "metadata", self.encoder_.transform(frame)))
+        if self.table_ is not None:
+            blocks.append(Block(TABLE_BLOCK, "columns", self.table_.transform(frame)))
         if self.settings.aggregates:
-            blocks.append(("ages of the group", metadata_aggregates(frame[["group", "age"]])))
-            blocks.append(("image models, within the group", prediction_aggregates(frame["group"], logits, self.names)))
+            blocks.append(Block("ages of the group", "aggregates", metadata_aggregates(frame[["group", "age"]])))
+            made = prediction_aggregates(frame["group"], logits, self.names)
+            blocks.append(Block("image models, within the group", "aggregates", made, _each(self.names, made)))
         if self.cohort_ is not None:
-            blocks.append(("image models, within age, sex and site", self.cohort_.transform(frame, logits, self.names)))
+            made = self.cohort_.transform(frame, logits, self.names)
+            blocks.append(Block("image models, within age, sex and site", "cohort", made, _each(self.names, made)))
         for name, values in z.items():
             components = self.components(name, values)
             kept = self.settings.frozen_z if name in self.axes_ else self.settings.aligned_z
             if kept:
                 columns = [f"{name}_z{i}" for i in range(min(kept, components.shape[1]))]
-                blocks.append(("embeddings", pd.DataFrame(components[:, : len(columns)], columns=columns)))
+                made = pd.DataFrame(components[:, : len(columns)], columns=columns)
+                key = "frozen_z" if name in self.axes_ else "aligned_z"
+                blocks.append(Block("embeddings", key, made, [name] * len(columns)))
             if self.settings.neighbours:
-                blocks.append(("embeddings, within the group", embedding_aggregates(frame["group"], components, name)))
+                made = embedding_aggregates(frame["group"], components, name)
+                blocks.append(Block("embeddings, within the group", "neighbours", made, [name] * made.shape[1]))
         if self.settings.context_counts:
-            blocks.append(("counts of the group", context_counts(frame[["group", "site", "age"]])))
+            made = context_counts(frame[["group", "site", "age"]])
+            blocks.append(Block("counts of the group", "context_counts", made))
         if self.settings.shortcuts:
-            blocks.append(("image acquisition", frame[list(ACQUISITION)]))
-        if not blocks:
+            blocks.append(Block("image acquisition", "shortcuts", frame[list(ACQUISITION)]))
+        if not any(block.frame.shape[1] for block in blocks):
             raise ConfigError(
                 "the level-2 matrix has no column: every block of `features` that these runs have is off; switch "
                 "one on, such as features.logits, or remove the stackers"
             )
-        self.block_of_ = {str(column): name for name, block in blocks for column in block}
-        return pd.concat([block.reset_index(drop=True) for _, block in blocks], axis=1).astype(np.float32)
+        _check_names(blocks)
+        self.source_ = {
+            str(column): (block.key, run)
+            for block in blocks
+            for column, run in zip(block.frame, block.runs or repeat(None, block.frame.shape[1]), strict=True)
+        }
+        self.block_of_ = {str(column): block.name for block in blocks for column in block.frame}
+        return pd.concat([block.frame.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
 
     def components(self, name: str, z: NDArray[np.floating]) -> NDArray[np.floating]:
         """Returns the centred components (n, r) of a run's embeddings ``z``, as `transform` uses them."""
@@ -117,7 +149,10 @@ class FoldFeatures:
     def to_json(self) -> str:
         """Returns the fitted encodings and cohorts as JSON; `arrays` returns the fitted components."""
         cohort = None if self.cohort_ is None else json.loads(self.cohort_.to_json())
-        return json.dumps({"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}, ensure_ascii=False)
+        state = {"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}
+        if self.table_ is not None:
+            state["table"] = json.loads(self.table_.to_json())
+        return json.dumps(state, ensure_ascii=False)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Returns mean (d,) and turn (d, r) of each frozen run, which reduce its z: (z - mean) @ turn."""
@@ -135,14 +170,52 @@ class FoldFeatures:
         """
         state = json.loads(text)
         self.encoder_ = MetadataEncoder.from_json(json.dumps(state["metadata"]))
+        self.table_ = MetadataEncoder.from_json(json.dumps(state["table"])) if self.columns.names else None
         self.axes_ = {name: (arrays[f"{name}_mean"], arrays[f"{name}_turn"]) for name in self.frozen}
         self.cohort_ = CohortScore.from_json(json.dumps(state["cohort"])) if self.settings.cohort else None
         return self
+
+    @property
+    def unseen(self) -> dict[str, dict[str, int]]:
+        """Rows of the last transform with a category that no fitted row has, by column and category."""
+        return self.encoder_.unseen_ | ({} if self.table_ is None else self.table_.unseen_)
+
+    def _table_encoder(self) -> MetadataEncoder:
+        return MetadataEncoder(
+            list(self.columns.numeric), list(self.columns.categorical), max_levels=MAX_LEVELS, sparse=True
+        )
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)
         pca = PCA(components, random_state=self.seed).fit(z.astype(np.float32))
         return pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_.T, np.float32)
+
+
+class Block(NamedTuple):
+    """Columns of the level-2 matrix: their name on pages, their key of `features`, and the run of each, if any."""
+
+    name: str
+    key: str
+    frame: pd.DataFrame
+    runs: list[str] | None = None
+
+
+def _each(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
+    """Returns the run of each column of a frame that has the same number of columns for each run, one after another."""
+    return [name for name in names for _ in range(frame.shape[1] // len(names))]
+
+
+def _check_names(blocks: list[Block]) -> None:
+    """Raises ConfigError where two blocks have a column of the same name."""
+    block_of: dict[str, str] = {}
+    for block in blocks:
+        for column in map(str, block.frame.columns):
+            if column in block_of:
+                raise ConfigError(
+                    f"two features of level 2 are named {column!r}, in the blocks {block_of[column]!r} and "
+                    f"{block.name!r}: rename the csv column or the run"
+                )
+            block_of[column] = block.name
 
 
 @dataclass(frozen=True)
@@ -178,7 +251,10 @@ def fold_matrix(
     frames = [train.iloc[positions] for positions in rows]
     z = [{name: embedding.oof[positions] for name, embedding in embeddings.items()} for positions in rows]
     frozen = {name for name, embedding in embeddings.items() if embedding.alignment is None}
-    features = FoldFeatures(experiment.config.features, predictions.names, frozen=frozen, seed=experiment.config.seed)
+    features = FoldFeatures(
+        experiment.config.features, predictions.names, frozen=frozen, seed=experiment.config.seed,
+        columns=experiment.table.columns,
+    )  # fmt: skip
     features.fit(frames[0], predictions.oof[parts[0]], z[0])
     x_train, x_held = (
         features.transform(frame, predictions.oof[part], values)
@@ -197,3 +273,29 @@ def early_stopping_rows(experiment: Experiment, positions: NDArray[np.intp]) -> 
         experiment.split_group[positions],
         seed=experiment.config.seed,
     )
+
+
+def view_columns(config: Config, stacker: Stacker, features: FoldFeatures) -> list[str]:
+    """Returns the stacker's columns of a matrix that ``features`` made, in the order of the matrix.
+
+    Raises ConfigError where no column is left.
+    """
+    own = stacker.features_with(config.features)
+    columns = [
+        column
+        for column, (key, run) in features.source_.items()
+        if (run is None or sees_run(stacker, run)) and _is_on(own, key, column)
+    ]
+    if not columns:
+        raise ConfigError(
+            f"stacker {stacker.name} has no feature: every block of `features` that its runs and the table have is "
+            "off; switch one on, let it see a run, or name columns in data.columns"
+        )
+    return columns
+
+
+def _is_on(own: Features, key: str, column: str) -> bool:
+    setting = getattr(own, key)
+    if key in ("frozen_z", "aligned_z"):
+        return int(column.rpartition("_z")[2]) < int(setting)
+    return bool(setting)

@@ -16,11 +16,13 @@ from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError
 from image_models.locks import in_use
-from stack.config import Config, Data, TFRecords
+from stack.config import Config
 from stack.console import Out
+from stack.data_config import Data, TFRecords
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
+from stack.external import duplicates_of_primary
 from stack.store import frame_fingerprint, read_frame, write_frame
-from stack.table import ACQUISITION, duplicates_of_primary
+from stack.table import ACQUISITION
 from stack.tuned import enabled_models
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from stack.images import require_acquisition
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised
 from stack.store import Run, fingerprint, read_run, write_run
+from stack.views import with_all_features
 from tabular.models import read_bag
 
 MAX_ROWS = 2_000  # number of held-out rows that are explained, of all folds together
@@ -48,7 +49,7 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     kept = read_run(folder)
     if kept is not None and kept.meta["fingerprint"] == inputs_fingerprint:
         return kept.frame("importance")
-    if experiment.config.features.shortcuts:
+    if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
     frame = run_with_threads(experiment.config.threads, _importance, experiment, stackers, sources, out)
@@ -87,7 +88,7 @@ def _fold_contributions(
     predictions: Predictions,
     fold: int,
 ) -> _Explained:
-    matrix = fold_matrix(experiment, embeddings, predictions, fold)
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
     rng = np.random.default_rng((experiment.config.seed, fold))
     most = -(-MAX_ROWS // experiment.folds.k)
     rows = matrix.held.iloc[np.sort(rng.permutation(len(matrix.held))[:most])].reset_index(drop=True)
@@ -98,7 +99,8 @@ def _fold_contributions(
         if kept is None:
             raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
         bag = read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
-        contributions[run.name] = bag.contributions(rows, threads=experiment.config.threads)[0]
+        seen = rows[list(bag.columns)]
+        contributions[run.name] = bag.contributions(seen, threads=experiment.config.threads)[0]
     return _Explained(rows, contributions, matrix.features.block_of_)
 
 

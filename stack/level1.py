@@ -140,7 +140,7 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
             pd.DataFrame(np.concatenate([labels.train, labels.external]), columns=labels.names)
         )
     if model.metadata:
-        learned["metadata"] = experiment.metadata_fingerprint
+        learned["metadata"] = experiment.columns_fingerprint([])
     return {
         "settings": fingerprint(model.model_dump(exclude=unused)),
         "rows or folds": experiment.rows_fingerprint,
@@ -202,7 +202,9 @@ def level1_runs(experiment: Experiment) -> list[Run]:
     imported = [run for run in experiment.finished(level=1) if run.meta["kind"] == "imported"]
     for run in imported:
         check_imported(experiment, run)
-    if not runs and not imported:
+    stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
+    is_table_alone = bool(stackers) and all(stacker.runs == () for stacker in stackers)
+    if not runs and not imported and not is_table_alone:
         raise StoreError(f"{experiment.folder} has no level-1 run: {advice_without_models(experiment)}")
     return runs + imported
 
@@ -214,7 +216,7 @@ def advice_without_models(experiment: Experiment) -> str:
     imported = experiment.command("import-oof", "NAME", "--oof", "FILE")
     return (
         f"{experiment.config_path} enables no image model, so import predictions made elsewhere with `{imported}`, or "
-        f"{how} and run `{experiment.command('oof')}`"
+        f"{how} and run `{experiment.command('oof')}`, or set `runs: []` in every stacker for models of the table alone"
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.features import FoldMatrix, early_stopping_rows, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
 from stack.images import require_acquisition, with_acquisition
 from stack.metrics.intervals import interval, paired_difference
@@ -45,6 +45,7 @@ from stack.store import (
 )
 from stack.table import ACQUISITION
 from stack.tuned import check_tuned_gbdt, tuned_fingerprint, tuned_params
+from stack.views import seen_runs, with_all_features
 from tabular.models import Bag, fit_bag, write_bag
 
 
@@ -79,10 +80,12 @@ def probe_table(
     y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
     true_group = experiment.table.train["group"].iloc[predictions.rows]
     size = true_group.map(true_group.value_counts()).to_numpy()
-    plain = predictions.oof.mean(axis=1)
     table = []
     for probe in probes:
         table.append(_row(probe.name, y, probe.logit, logit, groups))
+    if not predictions.names:  # a model of the table alone has no level-1 runs to compare with
+        return pd.DataFrame(table)
+    plain = predictions.oof.mean(axis=1)
     for name, rows in (("groups of one", size == 1), ("other groups", size > 1)):
         if len(np.unique(y[rows])) == 2:
             table.append(_row(name, y[rows], logit[rows], plain[rows], groups[rows]))
@@ -108,7 +111,7 @@ def _with_features(experiment: Experiment, **features: bool) -> Experiment:
 
 def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[Run]:
     """Completes every enabled stacker on the level-1 runs ``sources``; sets a stale one aside and fits it again."""
-    if experiment.config.features.shortcuts:
+    if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
@@ -207,7 +210,7 @@ def _fit_fold(
     fold: int,
 ) -> list[dict[str, Any]]:
     """Fits every stacker on one fold's matrix, writes the models and returns their predictions, one dict a stacker."""
-    matrix = fold_matrix(experiment, embeddings, predictions, fold, ungrouped=True)
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
     assert matrix.held_ungrouped is not None
     threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
     test_z = {name: embedding.test_of(fold) for name, embedding in embeddings.items()}
@@ -218,6 +221,7 @@ def _fit_fold(
         folder = experiment.models / stacker.name / f"fold_{fold}"
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
         folder.mkdir(parents=True)
+        columns = view_columns(experiment.config, stacker, matrix.features)
         bag = kept = _fit(experiment, stacker, matrix, fold)
         if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
             kept = _fit(experiment, stacker, matrix, None)
@@ -231,12 +235,12 @@ def _fit_fold(
         meta = {"fold": fold, "chosen": kept.chosen, "shift": kept.shift}
         write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), existing_files=files)
         made.append({
-            "oof": prediction_frame(ids, fold, bag.logit(matrix.held, threads=threads)),
-            "test": prediction_frame(experiment.table.test["id"], fold, kept.logit(x_test, threads=threads)),
-            "alone": bag.logit(matrix.held_ungrouped, threads=threads),
-            "features": list(matrix.train.columns),
+            "oof": prediction_frame(ids, fold, bag.logit(matrix.held[columns], threads=threads)),
+            "test": prediction_frame(experiment.table.test["id"], fold, kept.logit(x_test[columns], threads=threads)),
+            "alone": bag.logit(matrix.held_ungrouped[columns], threads=threads),
+            "features": columns,
             "chosen": kept.chosen,
-            "unseen": matrix.features.encoder_.unseen_,
+            "unseen": matrix.features.unseen,
             "seconds": time.monotonic() - started,
         })  # fmt: skip
     return made
@@ -250,16 +254,17 @@ def _probe_logits(
     fold: int,
 ) -> NDArray[np.float32]:
     """Returns the logits of the fold's held-out rows from a model that is not stored."""
-    matrix = fold_matrix(experiment, embeddings, predictions, fold)
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
     bag = _fit(experiment, stacker, matrix, fold)
-    return bag.logit(matrix.held, threads=experiment.config.threads)
+    columns = view_columns(experiment.config, stacker, matrix.features)
+    return bag.logit(matrix.held[columns], threads=experiment.config.threads)
 
 
 def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_fold: int | None) -> Bag:
     """Fits a stacker with the tuned parameters that were chosen without ``excluded_fold``, or on all rows if None."""
     return fit_bag(
         stacker.kind,
-        matrix.train,
+        matrix.train[view_columns(experiment.config, stacker, matrix.features)],
         experiment.target[matrix.train_rows],
         early_stopping_rows(experiment, matrix.train_rows),
         params={**stacker.params, **tuned_params(experiment, stacker.name, excluded_fold)},
@@ -303,12 +308,12 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run])
     config = experiment.config
     return {
         "settings": fingerprint({
-            "stacker": stacker.model_dump(exclude={"enabled"}),
-            "features": config.features.model_dump(),
+            "stacker": stacker.inputs(),
+            "features": stacker.features_with(config.features).inputs(),
             "seed": config.seed,
             "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
         }),
-        "level-1 runs": fingerprint({run.name: run.meta["files"] for run in sources}),
+        "level-1 runs": fingerprint({run.name: run.meta["files"] for run in seen_runs(stacker, sources)}),
         "metadata": experiment.metadata_fingerprint,
         "rows or folds": experiment.rows_fingerprint,
         **_acquisition_inputs(experiment),
@@ -316,7 +321,7 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run])
 
 
 def _acquisition_inputs(experiment: Experiment) -> dict[str, str]:
-    if not experiment.config.features.shortcuts:
+    if not experiment.config.all_features.shortcuts:
         return {}
     columns = list(ACQUISITION)
     parts = (experiment.table.train[columns], experiment.table.test[columns])

@@ -44,6 +44,13 @@ def read_predictions(
 
     Raises StoreError for extra or duplicated ids, and for missing ids that are not declared as excluded.
     """
+    if not runs:  # a model of the table alone
+        n, m = len(train_ids), len(test_ids)
+        nothing = np.empty((n, 0), np.float32)
+        return Predictions(
+            (), np.arange(n), nothing, nothing.astype(np.int8), np.empty((folds, m, 0), np.float32),
+            np.empty((folds, 0), np.int8),
+        )  # fmt: skip
     covered = np.ones(len(train_ids), bool)
     oofs = []
     for run in runs:
@@ -106,7 +113,7 @@ class Embedding:
 
 def read_embeddings(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Embedding]:
     """Reads the embeddings of every run whose embeddings the config's features use, by name."""
-    features = experiment.config.features
+    features = experiment.config.all_features
     taken = {}
     for run in runs:
         if run.meta["kind"] == "frozen" and (features.frozen_z or features.neighbours):

@@ -14,6 +14,7 @@ from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
+from stack.views import seen_runs
 
 Inputs = Mapping[str, str]
 
@@ -54,19 +55,19 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
     tuned = GBDT_TUNED.get(stacker.kind, ())
     params = {name: value for name, value in stacker.params.items() if name not in tuned}
     settings = {"params": params} | stacker.model_dump(include={"negatives", "positive_weight", "monotone"})
-    shortcuts = {}
-    if config.features.shortcuts:
+    shortcuts, seen = {}, seen_runs(stacker, sources)
+    if config.all_features.shortcuts:
         parts = (experiment.table.train[list(ACQUISITION)], experiment.table.test[list(ACQUISITION)])
         shortcuts["acquisition"] = fingerprint({"parts": [frame_fingerprint(part) for part in parts]})
     return {
         **_common(experiment),
         "kind": stacker.kind,
         "settings": fingerprint(settings),
-        "features": fingerprint(config.features.model_dump()),
+        "features": fingerprint(stacker.features_with(config.features).inputs()),
         "metadata": experiment.metadata_fingerprint,
         **shortcuts,
-        "runs": ", ".join(run.name for run in sources),
-        **{f"{_PREDICTIONS}{run.name}": fingerprint(_out_of_fold_files(run)) for run in sources},
+        "runs": ", ".join(run.name for run in seen),
+        **{f"{_PREDICTIONS}{run.name}": fingerprint(_out_of_fold_files(run)) for run in seen},
     }
 
 
@@ -78,7 +79,7 @@ def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, s
     diagnoses = (
         {"diagnoses": frame_fingerprint(experiment.table.train[["diagnosis"]])} if model.target == "diagnosis" else {}
     )
-    metadata = {"metadata": experiment.metadata_fingerprint} if model.metadata else {}
+    metadata = {"metadata": experiment.columns_fingerprint([])} if model.metadata else {}
     return {
         "rows or folds": experiment.rows_fingerprint,
         "seed": f"{experiment.config.seed} + {model.seeds[0]}",

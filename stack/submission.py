@@ -260,7 +260,7 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
         test["id"],
         test["score"],
         id_column=data.columns.id,
-        target_column=data.columns.target,
+        target_column=data.columns.target_column,
         sample=data.sample_submission,
     )
     write_frame(experiment.folder / "predictions.parquet", test)

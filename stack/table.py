@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,23 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
 from stack.cells import read_cells
+from stack.columns import (
+    NO_COLUMNS,
+    TableColumns,
+    check_missing_names,
+    choose_columns,
+    known_cells,
+    read_values,
+)
+from stack.data_config import NO_RULES, Codes, ColumnRules
 from stack.keys import MISSING_KEYS, keys_as_in, spelled_twice, unified_keys
 from stack.missing_codes import MAX_AGE
 
-REQUIRED = ("id", "group", "target")
+REQUIRED = ("id", "target")
 ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8
-OPTIONAL = ("age", "sex", "site", "diagnosis", "source", "fold", *ACQUISITION)
+OPTIONAL = ("group", "age", "sex", "site", "diagnosis", "source", "fold", *ACQUISITION)
 TRAIN_ONLY = ("target", "diagnosis", "source", "fold")
+CODED = ("age", "sex", "site", "diagnosis", "source", *ACQUISITION)  # roles whose values may be declared as missing
 
 # Values that exporters write into a group column for an unknown group.
 SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
@@ -29,17 +39,20 @@ _MAX_LISTED = 5  # values listed of each fault, which also gives their number
 
 @dataclass(frozen=True)
 class Table:
-    """Checked rows, with columns id, group, age, sex, site and, where mapped, width, height, bytes.
+    """Checked rows, with columns id, group, age, sex, site, where mapped width, height, bytes, and the further columns.
 
     `train` also has target and, where mapped, diagnosis, source and fold. id and group are str, target int8, age,
     width, height and bytes float32 (NaN missing), the others str (NaN missing). `fold` is as in the file; `test` has
     no rows where there is no test csv. Each group has one spelling, in train and test. Where ``test_groups_known`` is
-    false, the test csv has no groups and each test row is a group of its own, named by its id.
+    false, the test csv has no groups and each test row is a group of its own, named by its id; where ``groups_known``
+    is false, this holds for all rows. The further columns (`TableColumns`) are numeric (float32) or categorical (str).
     """
 
     train: pd.DataFrame
     test: pd.DataFrame
     test_groups_known: bool = True
+    groups_known: bool = True
+    columns: TableColumns = NO_COLUMNS
 
     @property
     def shared_groups(self) -> int:
@@ -53,20 +66,39 @@ def read_table(
     *,
     columns: Mapping[str, str],
     group_features: Sequence[str] | None = None,
+    rules: ColumnRules = NO_RULES,
 ) -> Table:
     """Reads and checks both tables, csv or parquet; `columns` maps canonical names to those of the files.
+
+    `rules` say which columns without a role are read too, which cells are missing values and which targets are
+    positive. Without a group column each row is its own group.
 
     `group_features` are the settings that use the groups of test rows: where it is empty, the test table may lack the
     group column. By default it needs one.
 
-    Raises ConfigError where `columns` lacks id, group or target or has an unknown key, and DataError that lists
+    Raises ConfigError where `columns` lacks id or target or has an unknown key, and DataError that lists
     every fault of both files: file, rows, values, next step. Row numbers are those of a spreadsheet: the header is
     row 1.
     """
     _check_columns(columns)
     faults: list[str] = []
-    train = _read_frame(train_csv, columns, faults, is_train=True)
-    test, grouped = _read_test(test_csv, columns, faults, group_features) if test_csv else (_no_rows(), True)
+    raw_train, raw_test = _read_strings(train_csv, faults), _read_strings(test_csv, faults) if test_csv else None
+    train = None if raw_train is None else _checked_frame(raw_train, train_csv, columns, faults, rules, is_train=True)
+    test: pd.DataFrame | None = _no_rows()
+    grouped = True
+    if test_csv is not None:
+        test, grouped = _read_test(raw_test, test_csv, columns, faults, rules, group_features)
+    further = NO_COLUMNS
+    if train is not None and raw_train is not None and not faults:
+        further = choose_columns(
+            raw_train, raw_test, rules, roles={csv: name for name, csv in columns.items()},
+            target=train["target"].to_numpy(np.int8), group=train["group"], paths=(train_csv, test_csv), faults=faults,
+        )  # fmt: skip
+        check_missing_names(rules.missing, [*columns, *raw_train.columns], train_csv, faults)
+        train = pd.concat([train, read_values(raw_train, further, rules.missing, train_csv, faults)], axis=1)
+        empty = raw_train.iloc[:0] if raw_test is None else raw_test
+        values = read_values(empty, further, rules.missing, test_csv or train_csv, faults)
+        test = None if test is None else pd.concat([test, values], axis=1)
     if train is not None and test is not None:
         shared = keys_as_in(test["id"], train["id"], "id", of=str(train_csv), refuse_doubtful=False)
         common = set(train["id"]) & set(shared) - {""}
@@ -84,16 +116,22 @@ def read_table(
                 faults.append(str(error))
     if faults or train is None or test is None:
         raise DataError("\n".join(faults))
-    return Table(train, test, grouped)
+    return Table(train, test, grouped, "group" in columns, further)
 
 
 def _read_test(
-    path: Path, columns: Mapping[str, str], faults: list[str], group_features: Sequence[str] | None
+    raw: pd.DataFrame | None,
+    path: Path,
+    columns: Mapping[str, str],
+    faults: list[str],
+    rules: ColumnRules,
+    group_features: Sequence[str] | None,
 ) -> tuple[pd.DataFrame | None, bool]:
-    """Reads the test table; also returns whether it has groups."""
-    raw = _read_strings(path, faults)
-    if raw is None or group_features is None or columns["group"] in raw:
-        return (None if raw is None else _checked_frame(raw, path, columns, faults, is_train=False)), True
+    """Checks the test table; also returns whether it has groups."""
+    if raw is None:
+        return None, True
+    if "group" not in columns or group_features is None or columns["group"] in raw:
+        return _checked_frame(raw, path, columns, faults, rules, is_train=False), "group" in columns
     if group_features:
         near = _nearest(columns["group"], raw.columns)
         faults.append(
@@ -102,11 +140,10 @@ def _read_test(
             "false"
         )
     without = {name: csv for name, csv in columns.items() if name != "group"}
-    frame = _checked_frame(raw, path, without, faults, is_train=False, is_external=True)
-    return (None if frame is None else frame.assign(group=frame["id"])), False
+    return _checked_frame(raw, path, without, faults, rules, is_train=False), False
 
 
-def read_external_frame(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+def read_external_frame(path: Path, columns: Mapping[str, str], rules: ColumnRules = NO_RULES) -> pd.DataFrame:
     """Reads an external table: id, group ("" where missing), target 0/1, age, sex, site and, where mapped, diagnosis.
 
     The checks are those of a training csv, except that groups are not checked and one class is enough. Raises
@@ -116,14 +153,17 @@ def read_external_frame(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         if name not in columns:
             raise ConfigError(f"columns.{name} of {path} is not set: name the csv column that holds the {name}")
     faults: list[str] = []
-    frame = _read_frame(path, columns, faults, is_train=True, is_external=True)
+    raw = _read_strings(path, faults)
+    frame = None if raw is None else _checked_frame(raw, path, columns, faults, rules, is_train=True, is_external=True)
     if faults or frame is None:
         raise DataError("\n".join(faults))
     return frame
 
 
-def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """Reads rows to predict, with the columns of `Table.test`; also returns the mapped columns that the file lacks.
+def read_new_frame(
+    path: Path, columns: Mapping[str, str], rules: ColumnRules = NO_RULES, further: TableColumns = NO_COLUMNS
+) -> tuple[pd.DataFrame, list[str]]:
+    """Reads rows to predict, with the columns of `Table.test`; also returns the columns that the file lacks.
 
     Without a group column the group of every image is its id; other columns that are absent have missing values.
     Raises DataError.
@@ -136,12 +176,12 @@ def read_new_frame(path: Path, columns: Mapping[str, str]) -> tuple[pd.DataFrame
     if "id" not in present:
         near = _nearest(columns["id"], raw.columns)
         raise DataError(f"{path}: no column {columns['id']!r}{near}: rename the column that holds the image ids")
-    frame = _read_frame(path, present, faults, is_train=False, is_external="group" not in present)
+    frame = _checked_frame(raw, path, present, faults, rules, is_train=False)
+    values = read_values(raw, further, rules.missing, path, faults)
     if frame is None or faults:
         raise DataError("\n".join(faults))
-    if "group" not in present:
-        frame["group"] = frame["id"]
-    return frame, [name for name in columns if name not in present and name not in TRAIN_ONLY]
+    lacking = [name for name in columns if name not in present and name not in TRAIN_ONLY]
+    return pd.concat([frame, values], axis=1), lacking + [name for name, csv in further.csv.items() if csv not in raw]
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -154,25 +194,20 @@ def _check_columns(columns: Mapping[str, str]) -> None:
             raise ConfigError(f"columns.{name} is unknown{_nearest(name, known)}: use one of {', '.join(known)}")
 
 
-def _read_frame(
-    path: Path, columns: Mapping[str, str], faults: list[str], *, is_train: bool, is_external: bool = False
-) -> pd.DataFrame | None:
-    """Reads one file into canonical columns and appends its faults to `faults`; returns None if it is unusable."""
-    raw = _read_strings(path, faults)
-    if raw is None:
-        return None
-    return _checked_frame(raw, path, columns, faults, is_train=is_train, is_external=is_external)
-
-
 def _checked_frame(
     raw: pd.DataFrame,
     path: Path,
     columns: Mapping[str, str],
     faults: list[str],
+    rules: ColumnRules,
     *,
     is_train: bool,
     is_external: bool = False,
 ) -> pd.DataFrame | None:
+    """Returns the columns with a role under their canonical names and appends faults; None if one is not there.
+
+    Without a group column each row is its own group, but in an external table the group is then "".
+    """
     found = len(faults)
     mapped = {name: csv for name, csv in columns.items() if is_train or name not in TRAIN_ONLY}
     for name, csv in mapped.items():
@@ -188,18 +223,23 @@ def _checked_frame(
     # An id stays as written, because it must equal the submission's; other values are stripped.
     for name in text.columns.drop("id"):
         text[name] = text[name].str.strip()
+        if name in CODED:
+            declared = _codes_of(rules.missing, name, mapped[name])
+            if declared:
+                text[name] = known_cells(text[name], name, {name: declared}).fillna("")
     faults += [f"{path}: {fault}" for fault in _id_faults(text["id"])]
-    if "group" not in text:
-        text["group"] = ""
+    has_groups = "group" in text
+    if not has_groups:
+        text["group"] = "" if is_external else text["id"]
     try:
-        text["group"] = unified_keys(text["group"], f"{path}: groups")
+        text["group"] = unified_keys(text["group"], f"{path}: groups") if has_groups else text["group"]
     except DataError as error:
         faults.append(str(error))
-    if not is_external:
+    if not is_external and has_groups:
         faults += [f"{path}: {fault}" for fault in _group_faults(text["group"], is_train=is_train)]
     frame = text[["id", "group"]].copy()
     if is_train:
-        frame["target"] = _target(text["target"], path, faults, may_be_one_class=is_external)
+        frame["target"] = _target(text["target"], path, faults, rules.positive, may_be_one_class=is_external)
     frame["age"] = (
         _number("age", f"a number of years from 0 to {MAX_AGE}", text["age"], path, faults)
         if "age" in text
@@ -268,15 +308,59 @@ def _group_faults(groups: pd.Series, *, is_train: bool) -> Iterable[str]:
             yield f"group {name!r} has {size} of {n} rows, more than half: {advice}, or map another column"
 
 
-def _target(values: pd.Series, path: Path, faults: list[str], *, may_be_one_class: bool) -> NDArray[np.int8]:
-    numbers = pd.to_numeric(values, errors="coerce")
-    bad = ~numbers.isin([0, 1])
-    if bad.any():
-        faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: correct or remove the rows")
-    elif numbers.nunique() == 1 and not may_be_one_class:
+_BOOLEANS = {"true": "1", "false": "0", "yes": "1", "no": "0"}
+
+
+def _target(
+    values: pd.Series, path: Path, faults: list[str], positive: tuple[str, ...], *, may_be_one_class: bool
+) -> NDArray[np.int8]:
+    """Returns 0 and 1: for 0/1, true/false or yes/no, or, where ``positive`` is given, whether a value is one of it."""
+    if positive:
+        numbers = _is_positive(values, positive, path, faults)
+        bad = values.str.lower().isin(MISSING_KEYS)
+        if bad.any():
+            faults.append(f"{path}: {_rows(bad)} without a target: fill in the column or remove the rows")
+    else:
+        lower = values.str.lower()
+        numbers = pd.to_numeric(values.mask(lower.isin(_BOOLEANS), lower.map(_BOOLEANS)), errors="coerce")
+        bad = ~numbers.isin([0, 1])
+        if bad.any():
+            words = values[bad & ~lower.isin(MISSING_KEYS)]
+            words = words[pd.to_numeric(words, errors="coerce").isna()]
+            advice = "correct or remove the rows"
+            if len(words):
+                advice = (
+                    "correct or remove the rows or, if words are meant, say which is positive: "
+                    f"data.columns.target: {{column: …, positive: {words.iloc[0]}}}"
+                )
+            faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: {advice}")
+    if not bad.any() and numbers.nunique() == 1 and not may_be_one_class:
         only = int(numbers.iloc[0])
         faults.append(f"{path}: every target is {only}: both classes are needed, check columns.target")
     return numbers.where(~bad, 0).to_numpy(np.int8)
+
+
+def _is_positive(values: pd.Series, positive: tuple[str, ...], path: Path, faults: list[str]) -> pd.Series:
+    """Returns 1 where a value (n,) is one of ``positive``, in any case of letters, else 0."""
+    folded = values.str.casefold()
+    found = pd.Series(False, index=values.index)
+    for wanted in positive:
+        is_it = folded == wanted.strip().casefold()
+        if (number := pd.to_numeric(wanted, errors="coerce")) == number:
+            is_it |= pd.to_numeric(values, errors="coerce") == number
+        if not is_it.any():
+            near = _nearest(wanted, values.unique())
+            faults.append(
+                f"{path}: no target is {wanted!r} (columns.target.positive){near}: the column holds {_listed(values)}"
+            )
+        found |= is_it
+    return found.astype(np.int64)
+
+
+def _codes_of(missing: Codes, role: str, csv: str) -> tuple[str | float, ...]:
+    """Returns the codes declared for a column with a role, by its role or by its name in the csv."""
+    fitting = [codes for name, codes in missing.items() if name == role or fnmatchcase(csv, name)]
+    return tuple(code for codes in fitting for code in codes)
 
 
 def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
@@ -323,82 +407,3 @@ def _listed(values: pd.Series) -> str:
 def _nearest(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, list(known), n=1)
     return f", did you mean {near[0]!r}?" if near else ""
-
-
-OnCollision = Literal["refuse", "drop"]
-_DROP_ADVICE = "set its `on_collision: drop` to leave them out, or remove them from the csv"
-
-
-@dataclass(frozen=True)
-class ExternalRows:
-    """Checked rows of an external table: id, group, target, age, sex, site and, where mapped, diagnosis.
-
-    Groups are named ``<table>:<group>``, so that patients of two tables with the same number stay apart. ``collided``
-    is the number of rows dropped because their id is in train or test; ``ungrouped`` is the number of rows without a
-    group, which became groups of one.
-    """
-
-    name: str
-    frame: pd.DataFrame
-    collided: int
-    ungrouped: int
-
-    def summary(self) -> str:
-        """Returns one line with the numbers of rows, positives, dropped rows and rows without a group."""
-        positives = int(self.frame["target"].sum())
-        text = (
-            f"external {self.name}: {len(self.frame):,} rows ({positives:,} positive) train every fold's image models"
-        )
-        if self.collided:
-            text += f"; {self.collided:,} dropped, as their ids are in train or test"
-        return text + (f"; {self.ungrouped:,} without a group are groups of one" if self.ungrouped else "")
-
-
-def read_external(
-    path: Path, *, name: str, columns: Mapping[str, str], primary: Table, on_collision: OnCollision
-) -> ExternalRows:
-    """Reads and checks the csv of an external table; ``columns`` maps id, target and the optional columns.
-
-    Raises DataError that lists the faulty rows, and where ids are also in train or test and ``on_collision`` is refuse.
-    Raises ConfigError where ``columns`` lacks id or target.
-    """
-    frame = read_external_frame(path, columns)
-    known = pd.concat([primary.train["id"], primary.test["id"]])
-    spelled = keys_as_in(frame["id"], known, f"{path}: id", of="train and test", refuse_doubtful=False)
-    taken = spelled.isin(known)
-    if taken.any() and on_collision == "refuse":
-        first = ", ".join(frame["id"][taken].iloc[:3])
-        raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")
-    frame = frame[~taken].reset_index(drop=True)
-    if frame.empty:
-        raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
-    is_ungrouped = frame["group"].str.lower().isin(SENTINELS)
-    group = frame["group"].where(~is_ungrouped, "id " + frame["id"])
-    return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_ungrouped.sum()))
-
-
-def duplicates_of_primary(
-    external: pd.DataFrame, pairs: pd.DataFrame, on_collision: Mapping[str, OnCollision]
-) -> pd.DataFrame:
-    """Returns the external rows whose image is also in train or test: id, source (the table), reason.
-
-    ``external`` has id and source; ``pairs`` has id_1 and id_2 of the same image; ``on_collision`` has the setting of
-    each table. Training level 1 on an image that is scored would be a leak. Raises DataError for such rows of a table
-    whose setting is refuse.
-    """
-    source = external.set_index("id")["source"]
-    sides = [pairs[["id_1", "id_2"]], pairs[["id_2", "id_1"]]]
-    both = pd.concat([side.set_axis(["id", "of"], axis=1) for side in sides], ignore_index=True)
-    copies = both[both["id"].isin(source.index) & ~both["of"].isin(source.index)].drop_duplicates("id")
-    copies = copies.assign(source=copies["id"].map(source)).sort_values("id", ignore_index=True)
-    for table, rows in copies.groupby("source"):
-        if on_collision[str(table)] == "refuse":
-            first = ", ".join(f"{a} (as {b})" for a, b in rows[["id", "of"]].iloc[:3].to_numpy())
-            raise DataError(
-                f"external {table}: {len(rows)} images are also in train or test, first: {first}: {_DROP_ADVICE}"
-            )
-    return pd.DataFrame({
-        "id": copies["id"],
-        "source": copies["source"],
-        "reason": "the same image as " + copies["of"].astype("str"),
-    })  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Collection, Sequence
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
     Nothing is imputed, since GBDTs can split on NaN. A category that is not in the fitted rows is encoded as zeros only
     (no training row is), and `unseen_` counts such rows in the last transform: {column: {value: rows}}.
 
+    With `max_levels` only the most frequent categories of a column are indicated, and the others are zeros as well.
+    With `sparse` a column has a missing indicator only where a fitted row lacks its value, for tables of many columns.
+
     Fitted: `categories_`, {column: sorted values}, and `columns_`, the column names of `transform`.
 
     >>> train = pd.DataFrame({"age": [40.0, None], "sex": ["male", None], "site": ["torso", "head/neck"]})
@@ -28,9 +31,18 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
     ['age', 'age_missing', 'sex=male', 'sex_missing', 'site=head/neck', 'site=torso', 'site_missing']
     """
 
-    def __init__(self, numeric: Sequence[str] = ("age",), categorical: Sequence[str] = ("sex", "site")) -> None:
+    def __init__(
+        self,
+        numeric: Sequence[str] = ("age",),
+        categorical: Sequence[str] = ("sex", "site"),
+        *,
+        max_levels: int | None = None,
+        sparse: bool = False,
+    ) -> None:
         self.numeric = numeric
         self.categorical = categorical
+        self.max_levels = max_levels
+        self.sparse = sparse
 
     def fit(self, frame: pd.DataFrame) -> Self:
         """Learns the categories of these rows.
@@ -40,35 +52,46 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         if frame.empty:
             raise TabularError("no rows to fit the metadata encoder on: give the training rows of a fold")
         self._check_columns(frame)
-        for column in self.numeric:
-            _numbers(frame[column])
-        known = {column: frame[column].dropna().astype("str") for column in self.categorical}
-        self._set_categories({column: sorted(values.unique()) for column, values in known.items()})
+        lacking = {column for column in self.numeric if np.isnan(_numbers(frame[column])).any()}
+        lacking |= {column for column in self.categorical if frame[column].isna().any()}
+        kept, rare = {}, {}
+        for column in self.categorical:
+            counts = frame[column].dropna().astype("str").value_counts()
+            names = sorted(counts.index, key=lambda name: (-counts[name], name))
+            kept[column], rare[column] = (
+                sorted(names[: self.max_levels]),
+                sorted(names[len(names[: self.max_levels]) :]),
+            )
+        self._set_categories(kept, rare, lacking if self.sparse else {*self.numeric, *self.categorical})
         return self
 
     def transform(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Returns (n, len(columns_)) float32 with the index of `frame`; only the numeric columns have NaN."""
         check_is_fitted(self, "categories_")
         self._check_columns(frame)
-        blocks: list[NDArray[np.float32]] = []
+        blocks: list[NDArray[Any]] = []
         for column in self.numeric:
             numbers = _numbers(frame[column])
-            blocks.append(np.column_stack([numbers, np.isnan(numbers)]))
-        self.unseen_ = {}
+            blocks.append(np.column_stack([numbers, np.isnan(numbers)] if column in self.indicated_ else [numbers]))
+        self.unseen_: dict[str, dict[str, int]] = {}
         for column, categories in self.categories_.items():
             strings = frame[column].astype("str")
-            unseen = strings[~strings.isin(categories)].value_counts().sort_index()
+            unseen = strings[~strings.isin([*categories, *self.rare_[column]])].value_counts().sort_index()
             if len(unseen):
                 self.unseen_[column] = {str(value): int(rows) for value, rows in unseen.items()}
             codes = pd.Index(categories, dtype="str").get_indexer(pd.Index(strings))
-            blocks.append(np.column_stack([codes[:, None] == np.arange(len(categories)), strings.isna()]))
+            blocks.append(codes[:, None] == np.arange(len(categories)))
+            if column in self.indicated_:
+                blocks.append(strings.isna().to_numpy()[:, None])
         encoded = np.column_stack(blocks) if blocks else np.empty((len(frame), 0))
         return pd.DataFrame(encoded.astype(np.float32), index=frame.index, columns=self.columns_)
 
     def to_json(self) -> str:
         """Returns the fitted state as JSON, for `from_json`."""
         check_is_fitted(self, "categories_")
-        state = {"numeric": list(self.numeric), "categories": self.categories_}
+        state: dict[str, object] = {"numeric": list(self.numeric), "categories": self.categories_}
+        if self.sparse or self.max_levels is not None:
+            state |= {"rare": self.rare_, "indicated": sorted(self.indicated_)}
         return json.dumps(state, ensure_ascii=False, indent=1)
 
     @classmethod
@@ -78,21 +101,30 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
             state = json.loads(text)
             numeric = [str(column) for column in state["numeric"]]
             categories = {str(column): [str(v) for v in values] for column, values in state["categories"].items()}
+            rare = {str(column): [str(v) for v in values] for column, values in state.get("rare", {}).items()}
+            indicated = {str(column) for column in state.get("indicated", [*numeric, *categories])}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TabularError(
                 f"not a metadata encoder: {text[:60]!r} ({error}): train the model again, which writes it"
             ) from error
-        encoder = cls(numeric=numeric, categorical=list(categories))
-        encoder._set_categories(categories)
+        encoder = cls(numeric=numeric, categorical=list(categories), sparse="indicated" in state)
+        encoder._set_categories(categories, {column: rare.get(column, []) for column in categories}, indicated)
         return encoder
 
-    def _set_categories(self, categories: dict[str, list[str]]) -> None:
+    def _set_categories(
+        self, categories: dict[str, list[str]], rare: dict[str, list[str]], indicated: Collection[str]
+    ) -> None:
         self.categories_ = categories
+        self.rare_ = rare
+        self.indicated_ = frozenset(indicated)
         self.unseen_ = {}
-        self.columns_ = [name for column in self.numeric for name in (column, f"{column}_missing")]
+        self.columns_: list[str] = []
+        for column in self.numeric:
+            self.columns_ += [column, *([f"{column}_missing"] if column in self.indicated_ else [])]
         for column, values in categories.items():
             # "=" distinguishes a category named "missing" from the indicator
-            self.columns_ += [*(f"{column}={value}" for value in values), f"{column}_missing"]
+            self.columns_ += [f"{column}={value}" for value in values]
+            self.columns_ += [f"{column}_missing"] if column in self.indicated_ else []
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
         absent = [column for column in (*self.numeric, *self.categorical) if column not in frame.columns]

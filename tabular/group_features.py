@@ -34,7 +34,7 @@ def metadata_aggregates(frame: pd.DataFrame) -> pd.DataFrame:
         raise TabularError(f"column {', '.join(map(repr, absent))} absent: age aggregates need 'group' and 'age'")
     codes, groups = code_groups(frame["group"])
     age = _check_finite(frame["age"].to_numpy(np.float64, na_value=np.nan), "age")
-    known = _SortedByGroup.of(age, codes)
+    known = SortedByGroup.of(age, codes)
     youngest, oldest = known.scatter_groups(known.min, groups)[codes], known.scatter_groups(known.max, groups)[codes]
     features = {
         "age_group_min": youngest,
@@ -70,7 +70,7 @@ def prediction_aggregates(group: ArrayLike, logits: ArrayLike, names: Sequence[s
         raise TabularError(f"a run is named twice in {', '.join(names)}: give each its own name")
     features: dict[str, NDArray[np.float32]] = {}
     for column, run in zip(matrix.T, names, strict=True):
-        known = _SortedByGroup.of(_check_finite(column, run), codes)
+        known = SortedByGroup.of(_check_finite(column, run), codes)
         for name, values in _run_features(known, codes, groups).items():
             features[f"{run}_group_{name}"] = values.astype(np.float32)
     return pd.DataFrame(features, index=pd.RangeIndex(len(codes)) if index is None else index)
@@ -108,7 +108,7 @@ def code_groups(group: ArrayLike) -> tuple[Positions, int]:
     return codes, len(groups)
 
 
-def _run_features(known: _SortedByGroup, codes: Positions, groups: int) -> dict[str, Floats]:
+def _run_features(known: SortedByGroup, codes: Positions, groups: int) -> dict[str, Floats]:
     size, segment = known.size, known.segment
     # Subtract the minimum first: equal logits then have deviations of exactly zero, and z is 0 instead of the quotient
     # of two rounding errors.
@@ -129,14 +129,14 @@ def _run_features(known: _SortedByGroup, codes: Positions, groups: int) -> dict[
         "max": known.scatter_groups(known.max, groups)[codes],
         "min": known.scatter_groups(known.min, groups)[codes],
         "std": known.scatter_groups(std, groups)[codes],
-        "rank": known.scatter_rows(_scaled_rank(known), len(codes)),
+        "rank": known.scatter_rows(scaled_rank(known), len(codes)),
         "z": known.scatter_rows(z, len(codes)),
         "others_mean": others_mean,
         "others_diff": known.scatter_rows(deviation * (size[segment] / others), len(codes)),
     }
 
 
-def _scaled_rank(known: _SortedByGroup) -> Floats:
+def scaled_rank(known: SortedByGroup) -> Floats:
     """Returns (average rank - 1) / (size - 1) of each known value; equal values share their mean rank."""
     new = np.ones(len(known.value), dtype=np.bool_)
     new[1:] = (known.value[1:] != known.value[:-1]) | (known.segment[1:] != known.segment[:-1])
@@ -150,7 +150,7 @@ def _scaled_rank(known: _SortedByGroup) -> Floats:
 
 
 @dataclass(frozen=True)
-class _SortedByGroup:
+class SortedByGroup:
     """The known values, sorted by group and value, so that minimum, maximum and ranks are positions.
 
     Sums are taken in this order, which does not depend on the order of the rows in the table.
@@ -164,7 +164,8 @@ class _SortedByGroup:
     segment: Positions  # segment of each value
 
     @classmethod
-    def of(cls, values: Floats, codes: Positions) -> _SortedByGroup:
+    def of(cls, values: Floats, codes: Positions) -> SortedByGroup:
+        """Returns the values (n,) that are not NaN, sorted by their group's code and then by value."""
         known = np.flatnonzero(~np.isnan(values))
         row = known[np.lexsort((values[known], codes[known]))]
         code = codes[row]
@@ -174,18 +175,22 @@ class _SortedByGroup:
 
     @property
     def min(self) -> Floats:
+        """Smallest value of each segment."""
         return np.take(self.value, self.start)
 
     @property
     def max(self) -> Floats:
+        """Largest value of each segment."""
         return np.take(self.value, self.start + self.size - 1)
 
     def scatter_groups(self, values: Floats, groups: int) -> Floats:
+        """Returns one value for each group from one for each segment; NaN for groups without known values."""
         spread = np.full(groups, np.nan)
         spread[self.group] = values
         return spread
 
     def scatter_rows(self, values: Floats, rows: int) -> Floats:
+        """Returns one value for each row of the table from one for each known value; NaN for the other rows."""
         spread = np.full(rows, np.nan)
         spread[self.row] = values
         return spread

@@ -143,6 +143,11 @@ class Bag:
         return pd.DataFrame(mean, columns=X.columns, index=X.index), bias
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the fit, in order."""
+        return self.models[0].columns
+
+    @property
     def chosen(self) -> list[float]:
         """Value that each model chose on the inner rows: the number of rounds, or the inverse ridge strength."""
         return [model.C if isinstance(model, Logistic) else model.rounds for model in self.models]

@@ -213,8 +213,8 @@ def test_many_offenders_are_shown_by_the_first_few_and_their_number(tmp_path: Pa
 
 def test_the_column_mapping_is_checked(tmp_path: Path) -> None:
     train = train_csv(tmp_path)
-    with pytest.raises(ConfigError, match=r"columns\.group is not set"):
-        read_table(train, None, columns={"id": "image", "target": "y"})
+    with pytest.raises(ConfigError, match=r"columns\.target is not set"):
+        read_table(train, None, columns={"id": "image", "group": "patient"})
     with pytest.raises(ConfigError, match=r"columns\.sitee is unknown, did you mean 'site'"):
         read_table(train, None, columns=COLUMNS | {"sitee": "where"})
 

@@ -155,14 +155,14 @@ def _shared_findings(experiment: Experiment) -> list[Finding]:
 
 
 def _group_column(experiment: Experiment) -> str:
-    return experiment.config.data.columns.group
+    return experiment.config.data.columns.group or ""
 
 
 def _other_folds(experiment: Experiment) -> list[Finding]:
     """Reports fold columns of the training csv that the config does not use and that split groups."""
     config = experiment.config
     cells = read_cells(config.data.train)
-    mapped = set(config.data.columns.model_dump(exclude_none=True).values())
+    mapped = set(config.data.columns.roles.values())
     columns = [str(name) for name in cells]
     names = [name for name in columns if "fold" in name.lower() and name not in mapped and columns.count(name) == 1]
     rows = cells.set_index(config.data.columns.id).loc[experiment.table.train["id"]]
@@ -195,7 +195,7 @@ def proxy_findings(experiment: Experiment) -> list[Finding]:
     predictive. A column that models use is an error; the others are warnings or notes: they must not become features.
     """
     config = experiment.config
-    columns = {csv: name for name, csv in config.data.columns.model_dump(exclude_none=True).items()}
+    columns = {csv: name for name, csv in config.data.columns.roles.items()}
     cells = read_cells(config.data.train)
     rows = cells.set_index(config.data.columns.id).loc[experiment.table.train["id"]]
     in_test = set(read_cells(config.data.test).columns) if config.data.test else None

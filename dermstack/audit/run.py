@@ -142,7 +142,7 @@ def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
     """Returns a fingerprint of everything that the findings on rows and runs depend on."""
     data = experiment.config.data
     files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}
-    features = experiment.config.features.model_dump()
+    features = experiment.config.features.inputs()
     return fingerprint({
         "version": _VERSION,
         "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],

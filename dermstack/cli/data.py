@@ -119,8 +119,9 @@ def import_tfrecord(
 
     Feature names other than Kaggle's, and the meaning of integer codes, come from a config.
     """
-    from stack.config import TFRecords, read_config
+    from stack.config import read_config
     from stack.console import Out
+    from stack.data_config import TFRecords
     from stack.import_metadata import check_metadata_csv, read_tfrecord_metadata, write_metadata
 
     out = Out(quiet=quiet)

@@ -232,7 +232,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         facts=table_facts(experiment),
         notes=_notes(experiment, blend),
         diagnostics=[note for run in runs for note in _level2_notes(run)],
-        target=experiment.config.data.columns.target,
+        target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
             sort_keys=False,
@@ -261,7 +261,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
 
 def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHistory]:
     """Returns the studies of these runs and settings; warns and returns [] where their database cannot be opened."""
-    if experiment.config.features.shortcuts:
+    if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     try:
         return read_studies(experiment, current_study_inputs(experiment, runs))

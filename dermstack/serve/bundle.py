@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import Manifest, is_inside, run_settings
+from stack.columns import TableColumns
+from stack.data_config import ColumnRules
 from stack.store import array_from_bytes, verify_digest, with_digest
 
 FORMAT = 1  # increase it when an older reader would misread a newer bundle
@@ -71,6 +73,19 @@ class Bundle:
     def columns(self) -> dict[str, str]:
         """Column names of the training csv by role: id, group, target, age, sex, site and others that it has."""
         return dict(self.manifest["columns"])
+
+    @property
+    def table_columns(self) -> TableColumns:
+        """Columns without a role that the features of level 2 use."""
+        entry = self.manifest.get("table", {})
+        return TableColumns(dict(entry.get("numeric", {})), dict(entry.get("categorical", {})))
+
+    @property
+    def column_rules(self) -> ColumnRules:
+        """Codes for missing values and values of a positive target, as in training."""
+        entry = self.manifest.get("table", {})
+        missing = {name: tuple(codes) for name, codes in entry.get("missing", {}).items()}
+        return ColumnRules(missing=missing, positive=tuple(entry.get("positive", ())))
 
     @property
     def image_runs(self) -> list[ImageRun]:

@@ -23,6 +23,7 @@ from image_models.predict import VIEW_COUNTS, NetOutput
 from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender, blender_from_state
 from stack.blend.calibration import Calibrator, calibrator_from_state
+from stack.columns import empty_values
 from stack.config import Features
 from stack.features import CATEGORICAL, NUMERIC, FoldFeatures
 from stack.predictions import Predictions, Scales, standardised
@@ -92,7 +93,7 @@ class FittedEnsemble:
         nets = np.full((1, logits.shape[1]), fold, np.int8)
         scaled = standardised(_as_test_predictions(self.names, logits[None], nets), self.scales).test[0]
         x = self.features[fold].transform(frame, scaled, z)
-        made = [bags[fold].logit(x, threads=self.threads) for bags in self.bags.values()]
+        made = [bags[fold].logit(_of(x, bags[fold]), threads=self.threads) for bags in self.bags.values()]
         return np.column_stack([logits, *made])
 
     def embeddings(self, level1: Level1) -> list[dict[str, NDArray[np.floating]]]:
@@ -168,6 +169,7 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
     frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(2, np.nan, np.float32)})
     frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
     frame = frame.assign(**dict.fromkeys(ACQUISITION, np.float32(0)))
+    frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
     z: dict[str, NDArray[np.floating]] = {}
     aligned = alignments(bundle)
     for name, kind in bundle.manifest["embeddings"].items():
@@ -195,14 +197,24 @@ def alignments(bundle: Bundle) -> dict[str, Alignment]:
     return made
 
 
+def _of(x: pd.DataFrame, bag: Bag) -> pd.DataFrame:
+    """Returns the columns of the matrix that a stacker was fitted on. Raises BundleError where one is absent."""
+    if absent := sorted(set(bag.columns) - set(x)):
+        raise BundleError(f"a stacker was fitted on {absent[0]!r}, which the bundle's features lack: bundle again")
+    return x[list(bag.columns)]
+
+
 def _features(bundle: Bundle, fold: int) -> FoldFeatures:
     manifest = bundle.manifest
     frozen = {name for name, kind in manifest["embeddings"].items() if kind == "frozen"}
     names = tuple(run.name for run in bundle.image_runs)
-    features = FoldFeatures(Features(**manifest["features"]), names, frozen=frozen, seed=0)
+    features = FoldFeatures(
+        Features(**manifest["features"]), names, frozen=frozen, seed=0, columns=bundle.table_columns
+    )
     place = f"features/fold_{fold}"
     features.restore(json.dumps(bundle.json(f"{place}/features.json")), bundle.arrays(place))
-    _check_encoder(bundle, features.encoder_, f"{place}/features.json")
+    for encoder in filter(None, (features.encoder_, features.table_)):
+        _check_encoder(bundle, encoder, f"{place}/features.json")
     if tuple(features.encoder_.numeric) != NUMERIC or tuple(features.encoder_.categorical) != CATEGORICAL:
         raise BundleError(f"{bundle.folder}: {place}/features.json encodes other columns than age, sex and site")
     for name, (mean, turn) in features.axes_.items():
@@ -218,7 +230,7 @@ def _check_encoder(bundle: Bundle, encoder: MetadataEncoder, name: str) -> None:
     """Raises BundleError for an encoder that would make more columns of a row than any table has."""
     if len(encoder.columns_) > MAX_ENCODED_COLUMNS:
         raise BundleError(
-            f"{bundle.folder}: {name} encodes age, sex and site in {len(encoder.columns_):,} columns, more than "
+            f"{bundle.folder}: {name} encodes the columns of the table in {len(encoder.columns_):,} columns, more than "
             f"{MAX_ENCODED_COLUMNS:,}: bundle again"
         )
 

@@ -55,7 +55,7 @@ def read_labelled_rows(
                 f"{labels}: no column {csv!r}, it has {', '.join(map(repr, header))}: name the column of the "
                 f"{name} with --{name}-column"
             )
-    targets = read_external_frame(labels, csv_names).set_index("id")["target"]
+    targets = read_external_frame(labels, csv_names, bundle.column_rules).set_index("id")["target"]
     rows = read_new_rows(bundle, images, metadata or labels, id_column=csv_names["id"], files=files)
     if metadata:
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))

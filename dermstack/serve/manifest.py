@@ -60,6 +60,15 @@ class _Stacker(_StrictModel):
     shifts: list[FiniteFloat]
 
 
+class _Table(_StrictModel):
+    """Columns without a role by their name in the table, codes for missing values, and the positive targets."""
+
+    numeric: dict[ShortText, ShortText] = {}
+    categorical: dict[ShortText, ShortText] = {}
+    missing: dict[ShortText, list[str | int | float]] = {}
+    positive: list[ShortText] = []
+
+
 class _Training(_StrictModel):
     rows: int = Field(ge=1)
     positives: int = Field(ge=0)
@@ -77,6 +86,7 @@ class Manifest(_StrictModel):
     folds: int = Field(ge=2, le=100)
     threads: int = Field(ge=1, le=1024)
     columns: dict[ShortText, ShortText]
+    table: _Table = _Table()
     resize: Literal["square", "short_side"]
     cache_format: Literal["raw", "jpeg"]
     bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all

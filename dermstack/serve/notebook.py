@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle
-from stack.config import Data
+from stack.data_config import Data
 from stack.outputs import output_file
 
 PACKAGE = "dermstack"

@@ -26,6 +26,7 @@ from image_models.device import pick_device
 from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
+from stack.columns import empty_values
 from stack.missing_codes import MAX_AGE
 from tabular.group_features import embedding_aggregates, prediction_aggregates
 
@@ -299,13 +300,14 @@ def _frame(
             known = ", ".join(ensemble.choices[name]) or "none"
             raise DataError(f"{name} {value!r} does not occur in training: choose one of {known}, or leave it empty")
     ids = pd.Series([str(row) for row in range(len(photos))], dtype="str")
-    return pd.DataFrame({
+    rows = pd.DataFrame({
         "id": ids,
         "group": pd.Series(["patient"] * len(photos), dtype="str") if together else ids,
         "age": np.full(len(photos), np.nan if age is None else age, np.float32),
         "sex": pd.Series([sex] * len(photos), dtype="str"),
         "site": pd.Series([photo.site for photo in photos], dtype="str"),
     })  # fmt: skip
+    return pd.concat([rows, empty_values(ensemble.bundle.table_columns, len(rows))], axis=1)
 
 
 def _source(folder: Path, row: int, photo: Photo, bits_stored: int) -> Source:

@@ -31,6 +31,7 @@ from image_models.io.readers import (
     with_contents,
 )
 from image_models.saved import NetCache
+from stack.columns import empty_values
 from stack.console import Out
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
 from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
@@ -66,12 +67,13 @@ def read_new_rows(
     if id_column:
         columns["id"] = id_column
     if metadata is not None:
-        frame, missing = read_new_frame(metadata, columns)
+        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns)
     else:
         ids = pd.Series(image_ids(images, files=files), dtype="str")
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
-        missing = [name for name in columns if name != "id"]
+        frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
+        missing = [name for name in columns if name != "id"] + bundle.table_columns.names
     bits_stored = int(bundle.manifest.get("bits_stored", 0))
     sources = [
         replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)

@@ -174,6 +174,11 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
             f"{', '.join(imported)}: imported predictions cannot be computed for new images: stack in an experiment "
             "without these runs, and bundle that one"
         )
+    if not level1:
+        raise BundleError(
+            f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
+            "cannot be bundled yet"
+        )
     stackers = []
     for stacker in experiment.config.stackers:
         if stacker.enabled:
@@ -250,11 +255,12 @@ def _manifest(
         "selected": blend.meta["selected"],
         "folds": experiment.folds.k,
         "threads": config.threads,
-        "columns": config.data.columns.model_dump(exclude_none=True, exclude={"fold", "diagnosis"}),
+        "columns": {role: csv for role, csv in config.data.columns.roles.items() if role not in ("fold", "diagnosis")},
+        **_table_entry(experiment),
         "resize": config.data.resize,
         "cache_format": config.data.cache_format,
         **({"bits_stored": config.data.bits_stored} if config.data.bits_stored else {}),
-        "features": config.features.model_dump(),
+        "features": config.all_features.inputs(),
         "embeddings": _embedding_kinds(stackers, image_runs),
         "image_runs": [
             {
@@ -273,6 +279,21 @@ def _manifest(
             "positives": int(experiment.target.sum()),
             "split_groups": len(np.unique(experiment.split_group)),
         },
+    }
+
+
+def _table_entry(experiment: Experiment) -> dict[str, Any]:
+    """Returns the manifest's entry on columns without a role, declared codes and positive targets; {} without any."""
+    columns, rules = experiment.table.columns, experiment.config.data.column_rules
+    if not (columns.names or rules.missing or rules.positive):
+        return {}
+    return {
+        "table": {
+            "numeric": dict(columns.numeric),
+            "categorical": dict(columns.categorical),
+            "missing": {name: list(codes) for name, codes in rules.missing.items()},
+            "positive": list(rules.positive),
+        }
     }
 
 

@@ -29,7 +29,7 @@ from stack.blend.nested import left_out_sets
 from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, early_stopping_rows, fold_matrix
+from stack.features import FoldMatrix, early_stopping_rows, fold_matrix, view_columns
 from stack.fold_needs import check_study_needs
 from stack.folds import inner_split
 from stack.image_config import ImageModel
@@ -56,6 +56,7 @@ from stack.tune.studies import (
     tell_stale,
     write_study,
 )
+from stack.views import with_all_features
 from tabular.encode import DenseMetadata
 from tabular.gbdt_libraries import DEFAULTS
 from tabular.models import fit_bag
@@ -104,7 +105,7 @@ def tune_gbdt(
             f"{', '.join(GBDT_SPACES)}"
         )
     check_study_needs(experiment, "gbdt")
-    if experiment.config.features.shortcuts:
+    if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     # Raises for unusable runs before a study is opened.
     inputs = gbdt_study_inputs(experiment, stacker, level1_runs(experiment))
@@ -234,7 +235,7 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
             stop, y = early_stopping_rows(experiment, split.train_rows), experiment.target[split.train_rows]
             model = fit_bag(  # one model, with the stacker's own draws, weights and constraints
                 stacker.kind,
-                split.train,
+                split.train[view_columns(config, stacker, split.features)],
                 y,
                 stop,
                 params={**stacker.params, **params},
@@ -245,7 +246,7 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
                 increasing=split.features.names if stacker.monotone else (),
                 gpu=stacker.device == "gpu",
             )
-            p = expit(model.logit(split.held, threads=config.threads).astype(np.float64))
+            p = expit(model.logit(split.held[list(model.columns)], threads=config.threads).astype(np.float64))
             scores.append(score(config.objective, experiment.target[split.held_rows], p))
             trial.report(float(np.mean(scores)), step)
             if trial.should_prune():
@@ -261,7 +262,7 @@ def _inner_splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]
     predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
     inner = [fold for fold in range(experiment.folds.k) if fold != outer]
-    return [fold_matrix(experiment, embeddings, predictions, fold, without=outer) for fold in inner]
+    return [fold_matrix(with_all_features(experiment), embeddings, predictions, fold, without=outer) for fold in inner]
 
 
 def _suggest_gbdt(trial: optuna.Trial, kind: str) -> dict[str, Any]:

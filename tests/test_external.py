@@ -8,9 +8,10 @@ import pytest
 from imported_experiment import opened_experiment, write_experiment
 
 from dermstack.errors import ConfigError, DataError, StoreError
+from stack.external import ExternalRows, duplicates_of_primary, read_external
 from stack.level1 import check_fresh
 from stack.store import write_run
-from stack.table import ExternalRows, Table, duplicates_of_primary, read_external
+from stack.table import Table
 
 COLUMNS = {"id": "isic", "group": "patient", "target": "malignant", "age": "years"}
 

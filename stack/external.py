@@ -1,0 +1,99 @@
+"""Reads tables of extra training rows for level 1, and drops rows whose id or image is also in train or test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from dermstack.errors import DataError
+from stack.data_config import NO_RULES, ColumnRules
+from stack.keys import keys_as_in
+from stack.table import SENTINELS, Table, read_external_frame
+
+OnCollision = Literal["refuse", "drop"]
+_DROP_ADVICE = "set its `on_collision: drop` to leave them out, or remove them from the csv"
+
+
+@dataclass(frozen=True)
+class ExternalRows:
+    """Checked rows of an external table: id, group, target, age, sex, site and, where mapped, diagnosis.
+
+    Groups are named ``<table>:<group>``, so that patients of two tables with the same number stay apart. ``collided``
+    is the number of rows dropped because their id is in train or test; ``ungrouped`` is the number of rows without a
+    group, which became groups of one.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    collided: int
+    ungrouped: int
+
+    def summary(self) -> str:
+        """Returns one line with the numbers of rows, positives, dropped rows and rows without a group."""
+        positives = int(self.frame["target"].sum())
+        text = (
+            f"external {self.name}: {len(self.frame):,} rows ({positives:,} positive) train every fold's image models"
+        )
+        if self.collided:
+            text += f"; {self.collided:,} dropped, as their ids are in train or test"
+        return text + (f"; {self.ungrouped:,} without a group are groups of one" if self.ungrouped else "")
+
+
+def read_external(
+    path: Path,
+    *,
+    name: str,
+    columns: Mapping[str, str],
+    primary: Table,
+    on_collision: OnCollision,
+    rules: ColumnRules = NO_RULES,
+) -> ExternalRows:
+    """Reads and checks the csv of an external table; ``columns`` maps id, target and the optional columns.
+
+    Raises DataError that lists the faulty rows, and where ids are also in train or test and ``on_collision`` is refuse.
+    Raises ConfigError where ``columns`` lacks id or target.
+    """
+    frame = read_external_frame(path, columns, rules)
+    known = pd.concat([primary.train["id"], primary.test["id"]])
+    spelled = keys_as_in(frame["id"], known, f"{path}: id", of="train and test", refuse_doubtful=False)
+    taken = spelled.isin(known)
+    if taken.any() and on_collision == "refuse":
+        first = ", ".join(frame["id"][taken].iloc[:3])
+        raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")
+    frame = frame[~taken].reset_index(drop=True)
+    if frame.empty:
+        raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
+    is_ungrouped = frame["group"].str.lower().isin(SENTINELS)
+    group = frame["group"].where(~is_ungrouped, "id " + frame["id"])
+    return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_ungrouped.sum()))
+
+
+def duplicates_of_primary(
+    external: pd.DataFrame, pairs: pd.DataFrame, on_collision: Mapping[str, OnCollision]
+) -> pd.DataFrame:
+    """Returns the external rows whose image is also in train or test: id, source (the table), reason.
+
+    ``external`` has id and source; ``pairs`` has id_1 and id_2 of the same image; ``on_collision`` has the setting of
+    each table. Training level 1 on an image that is scored would be a leak. Raises DataError for such rows of a table
+    whose setting is refuse.
+    """
+    source = external.set_index("id")["source"]
+    sides = [pairs[["id_1", "id_2"]], pairs[["id_2", "id_1"]]]
+    both = pd.concat([side.set_axis(["id", "of"], axis=1) for side in sides], ignore_index=True)
+    copies = both[both["id"].isin(source.index) & ~both["of"].isin(source.index)].drop_duplicates("id")
+    copies = copies.assign(source=copies["id"].map(source)).sort_values("id", ignore_index=True)
+    for table, rows in copies.groupby("source"):
+        if on_collision[str(table)] == "refuse":
+            first = ", ".join(f"{a} (as {b})" for a, b in rows[["id", "of"]].iloc[:3].to_numpy())
+            raise DataError(
+                f"external {table}: {len(rows)} images are also in train or test, first: {first}: {_DROP_ADVICE}"
+            )
+    return pd.DataFrame({
+        "id": copies["id"],
+        "source": copies["source"],
+        "reason": "the same image as " + copies["of"].astype("str"),
+    })  # fmt: skip

@@ -1,0 +1,40 @@
+"""The level-1 runs that each stacker sees, and the features of all stackers together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from dermstack.errors import ConfigError
+from stack.config import Stacker
+from stack.experiment import Experiment
+from stack.store import Run
+
+
+def sees_run(stacker: Stacker, run: str) -> bool:
+    """Returns whether the predictions and embeddings of this level-1 run are features of the stacker."""
+    return stacker.runs is None or any(fnmatchcase(run, name) for name in stacker.runs)
+
+
+def seen_runs(stacker: Stacker, sources: Sequence[Run]) -> list[Run]:
+    """Returns the level-1 runs that the stacker sees. Raises ConfigError for a name or pattern that fits none."""
+    names = [run.name for run in sources]
+    for name in stacker.runs or ():
+        if not any(fnmatchcase(run, name) for run in names):
+            raise ConfigError(
+                f"stacker {stacker.name}: no level-1 run fits {name!r} (runs): name one of "
+                f"{', '.join(names) or 'none'}, or write `runs: []` for a model of the table alone"
+            )
+    return [run for run in sources if sees_run(stacker, run.name)]
+
+
+def is_table_alone(stacker: Stacker) -> bool:
+    """Returns whether the stacker sees no level-1 run."""
+    return stacker.runs == ()
+
+
+def with_all_features(experiment: Experiment) -> Experiment:
+    """Returns the experiment with the features of all stackers (`Config.all_features`)."""
+    config = experiment.config
+    return replace(experiment, config=config.model_copy(update={"features": config.all_features}))

@@ -1,0 +1,248 @@
+"""Choice and reading of columns without a role: numeric, categorical, patterns, `auto`, codes, names, targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermstack.errors import DataError
+from stack.columns import described_choices, empty_values
+from stack.data_config import ColumnRules
+from stack.table import Table, read_new_frame, read_table
+
+N = 60
+COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years"}
+
+
+def _frame(**columns: Any) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    base = {
+        "image": [f"i{row}" for row in range(N)],
+        "patient": [f"p{row // 3}" for row in range(N)],
+        "y": [int(row % 4 == 0) for row in range(N)],
+        "years": rng.integers(20, 80, N),
+        "diameter": rng.normal(3, 1, N).round(3),
+        "colour": rng.choice(["brown", "black", "red"], N),
+    }
+    return pd.DataFrame(base | columns)
+
+
+def _read(folder: Path, train: pd.DataFrame, test: pd.DataFrame | None = None, **rules: Any) -> Table:
+    train.to_csv(folder / "train.csv", index=False)
+    if test is not None:
+        test.to_csv(folder / "test.csv", index=False)
+    path = None if test is None else folder / "test.csv"
+    columns = {role: csv for role, csv in COLUMNS.items() if csv in train}
+    return read_table(folder / "train.csv", path, columns=columns, rules=ColumnRules(**rules))
+
+
+def _test_rows(train: pd.DataFrame) -> pd.DataFrame:
+    return train.drop(columns="y").assign(
+        image=[f"t{row}" for row in range(len(train))], patient=[f"q{row // 3}" for row in range(len(train))]
+    )
+
+
+def _kinds(table: Table) -> dict[str, str | None]:
+    return {choice.column: choice.kind for choice in table.columns.choices}
+
+
+def _refusal(folder: Path, train: pd.DataFrame, test: pd.DataFrame | None = None, **rules: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        _read(folder, train, test, **rules)
+    return str(caught.value)
+
+
+def test_named_columns_are_read_with_their_types_in_train_and_test(tmp_path: Path) -> None:
+    train = _frame()
+    train.loc[3, ["diameter", "colour"]] = np.nan
+    table = _read(tmp_path, train, _test_rows(train), numeric=("diameter",), categorical=("colour",))
+    for part in (table.train, table.test):
+        assert part["diameter"].dtype == np.float32
+        np.testing.assert_array_equal(part["diameter"], train["diameter"].astype(np.float32))
+        assert part["colour"].isna().tolist() == train["colour"].isna().tolist()
+    assert table.columns.names == ["diameter", "colour"]
+
+
+def test_patterns_take_every_column_that_fits_and_both_tables_have(tmp_path: Path) -> None:
+    train = _frame(lv_b=np.arange(N) * 0.5, lv_a=1.5, lv_only_train=2.0)
+    table = _read(tmp_path, train, _test_rows(train).drop(columns="lv_only_train"), numeric=("lv_*", "diameter"))
+    assert list(table.columns.numeric) == ["diameter", "lv_b", "lv_a"]
+
+
+def test_columns_that_nothing_uses_are_named_once(tmp_path: Path) -> None:
+    table = _read(tmp_path, _frame(), numeric=("diameter",))
+    assert table.columns.unused == ["colour"]
+    said = described_choices(table.columns)
+    assert sum("colour" in line for line in said) == 1
+    assert "columns that nothing uses: 1 (colour)" in said[-1]
+    assert not described_choices(_read(tmp_path, _frame().drop(columns=["diameter", "colour"])).columns)
+
+
+def test_auto_takes_numbers_and_words_and_says_why_it_left_the_others_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    y = _frame()["y"].to_numpy()
+    train = _frame(
+        constant=7,
+        row_id=rng.permutation(N) * 3,
+        counter=np.arange(100, 100 + N),
+        code=[f"X{row}" for row in range(N)],
+        note=[
+            "a long remark on this lesion, written by hand and never the same " * 2 + str(row % 3) for row in range(N)
+        ],
+        stage=np.where(y == 1, "III", "none"),
+        thickness=y * 2.0 + rng.random(N),
+        mitoses=np.where(y == 1, "2", ""),
+        empty="",
+        only_train=rng.random(N),
+        whole=rng.integers(0, 9, N),
+    )
+    table = _read(tmp_path, train, _test_rows(train).drop(columns="only_train"), numeric="auto", categorical="auto")
+    assert list(table.columns.numeric) == ["diameter", "whole"]
+    assert list(table.columns.categorical) == ["colour"]
+    reason = {choice.column: choice.reason for choice in table.columns.choices}
+    for column, word in {
+        "constant": "one value", "row_id": "identifier", "counter": "identifier", "code": "identifier",
+        "note": "free text", "stage": "proxy", "thickness": "proxy", "mitoses": "proxy", "empty": "no row has a value",
+        "only_train": "only the training table",
+    }.items():  # fmt: skip
+        assert word in reason[column], (column, reason[column])
+    said = "\n".join(described_choices(table.columns))
+    assert "thickness" in said
+    assert "only_train" in said
+
+
+def test_auto_for_one_kind_takes_no_column_of_the_other(tmp_path: Path) -> None:
+    kinds = _kinds(_read(tmp_path, _frame(), numeric="auto"))
+    assert kinds == {"diameter": "numeric", "colour": None}
+
+
+def test_a_column_of_numbers_in_train_and_words_in_test_is_categorical(tmp_path: Path) -> None:
+    train = _frame(grade=[str(row % 3) for row in range(N)])
+    test = _test_rows(train).assign(grade="high")
+    assert _kinds(_read(tmp_path, train, test, numeric="auto", categorical="auto"))["grade"] == "categorical"
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"numeric": ("diametr",)}, ["no column 'diametr' (columns.numeric)", "did you mean 'diameter'?"]),
+        ({"numeric": ("tbp_*",)}, ["no column fits 'tbp_*'"]),
+        ({"numeric": ("colour",)}, ["column 'colour' holds", "is no finite number", "columns.categorical"]),
+        ({"numeric": ("diameter",), "categorical": ("diameter",)}, ["in columns.numeric and in columns.categorical"]),
+        ({"categorical": ("patient",)}, ["'patient' (columns.categorical) is already mapped as columns.group"]),
+        ({"missing": {"diametre": (0,)}}, ["no column fits 'diametre' (data.missing)", "did you mean 'diameter'?"]),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, rules: dict[str, Any], words: list[str]) -> None:
+    said = _refusal(tmp_path, _frame(), **rules)
+    for word in words:
+        assert word in said
+
+
+def test_a_named_column_that_only_train_has_is_refused(tmp_path: Path) -> None:
+    train = _frame(leak=1.0)
+    said = _refusal(tmp_path, train, _test_rows(train).drop(columns="leak"), numeric=("leak",))
+    assert "test.csv: no column 'leak' (columns.numeric)" in said
+    assert "remove it from the config or add it" in said
+
+
+def test_infinite_and_too_large_numbers_are_refused(tmp_path: Path) -> None:
+    for cell in ("inf", "1e39"):
+        said = _refusal(tmp_path, _frame(diameter=[cell, *["1.5"] * (N - 1)]), numeric=("diameter",))
+        assert f"'{cell}' in 1 rows, which is no finite number" in said
+
+
+def test_declared_codes_are_missing_values_in_every_spelling(tmp_path: Path) -> None:
+    train = _frame(
+        diameter=["-1", "-1.0", "2.5", *["3"] * (N - 3)], colour=["Unknown", "unknown", "red", *["black"] * (N - 3)],
+        years=["999", "0", "40", *["50"] * (N - 3)],
+    )  # fmt: skip
+    missing = {"diam*": (-1,), "colour": ("unknown",), "years": (0, 999)}
+    table = _read(tmp_path, train, _test_rows(train), numeric=("diameter",), categorical=("colour",), missing=missing)
+    for part in (table.train, table.test):
+        assert part["diameter"].isna().tolist() == [True, True, *[False] * (N - 2)]
+        assert part["colour"].isna().tolist() == [True, True, *[False] * (N - 2)]
+        assert part["age"].isna().tolist() == [True, True, *[False] * (N - 2)]
+
+
+def test_a_csv_column_with_a_name_of_the_table_gets_another_name(tmp_path: Path) -> None:
+    table = _read(tmp_path, _frame(group=np.arange(N) % 7, age=np.arange(N) % 5), numeric=("group", "age"))
+    assert table.columns.numeric == {"csv.group": "group", "csv.age": "age"}
+    np.testing.assert_array_equal(table.train["csv.group"], np.arange(N) % 7)
+    assert table.train["group"].iloc[0] == "p0"
+
+
+def test_odd_names_of_columns_are_read_as_they_are(tmp_path: Path) -> None:
+    names = ['a "quoted" one', "b[0]", "{c: 1}", "d,e", "größe µm²", "f<g>", "h=i", "csv.x"]
+    values = {name: np.random.default_rng(number).random(N) for number, name in enumerate(names)}
+    table = _read(tmp_path, _frame(**values), numeric=tuple(names))
+    assert set(table.columns.numeric) == set(names)
+    np.testing.assert_allclose(table.train[names[4]], values[names[4]], rtol=1e-6)
+
+
+def test_names_that_are_equal_after_stripping_are_refused_where_named_and_left_out_by_auto(tmp_path: Path) -> None:
+    train = _frame(**{"size": 1.5, " size ": np.arange(N) * 1.5})
+    assert "2 columns are named 'size'" in _refusal(tmp_path, train, numeric=("size",))
+    table = _read(tmp_path, train, numeric="auto")
+    assert "size" not in table.columns.numeric
+    assert next(choice.reason for choice in table.columns.choices if choice.column == "size").startswith("2 columns")
+
+
+def test_without_a_group_column_each_row_is_its_own_group(tmp_path: Path) -> None:
+    table = _read(tmp_path, _frame().drop(columns="patient"))
+    assert table.train["group"].tolist() == table.train["id"].tolist()
+    assert not table.groups_known
+
+
+@pytest.mark.parametrize(
+    ("cells", "positive"),
+    [
+        (("malignant", "benign"), ("Malignant",)),
+        (("MEL", "nevus"), ("mel", "scc")),
+        (("2", "1"), ("2.0",)),
+        (("True", "False"), ()),
+        (("yes", "no"), ()),
+    ],
+)
+def test_targets_may_be_words(tmp_path: Path, cells: tuple[str, str], positive: tuple[str, ...]) -> None:
+    y = _frame()["y"]
+    words = y.map({1: cells[0], 0: cells[1]})
+    if "scc" in positive:
+        words[y.to_numpy().nonzero()[0][0]] = "SCC"
+    assert _read(tmp_path, _frame(y=words), positive=positive).train["target"].tolist() == y.tolist()
+
+
+def test_words_without_a_positive_value_and_a_positive_value_that_is_absent_are_explained(tmp_path: Path) -> None:
+    words = _frame()["y"].map({1: "malignant", 0: "benign"})
+    assert "data.columns.target: {column: …, positive: malignant}" in _refusal(tmp_path, _frame(y=words))
+    said = _refusal(tmp_path, _frame(y=words), positive=("malign",))
+    assert "no target is 'malign'" in said
+    assert "did you mean 'malignant'?" in said
+    words[4] = ""
+    assert "row 6 without a target" in _refusal(tmp_path, _frame(y=words), positive=("malignant",))
+
+
+def test_new_rows_have_the_columns_of_training_and_lacking_ones_are_named(tmp_path: Path) -> None:
+    train = _frame()
+    rules = ColumnRules(("diameter",), ("colour",), {"diameter": (-1,)})
+    table = _read(tmp_path, train, numeric=rules.numeric, categorical=rules.categorical, missing=rules.missing)
+    new = _test_rows(train).drop(columns="colour").assign(diameter=[-1, *[2] * (N - 1)])
+    new.to_csv(tmp_path / "new.csv", index=False)
+    frame, lacking = read_new_frame(tmp_path / "new.csv", COLUMNS, rules, table.columns)
+    assert lacking == ["colour"]
+    assert frame["colour"].isna().all()
+    assert frame["diameter"].isna().tolist() == [True, *[False] * (N - 1)]
+    assert frame.dtypes.astype(str).to_dict() == _read(tmp_path, train, _test_rows(train), numeric=rules.numeric,
+        categorical=rules.categorical).test.dtypes.astype(str).to_dict()  # fmt: skip
+
+
+def test_empty_values_have_the_types_of_a_table(tmp_path: Path) -> None:
+    table = _read(tmp_path, _frame(), numeric=("diameter",), categorical=("colour",))
+    empty = empty_values(table.columns, 4)
+    assert empty.dtypes.astype(str).to_dict() == {"diameter": "float32", "colour": "str"}
+    assert empty.isna().all(axis=None)
+    assert len(empty) == 4

@@ -1,0 +1,139 @@
+"""Columns without a role through an experiment: config, level 2, fingerprints, bundle and prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import run_cli
+from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
+
+from stack.config import Features
+from stack.metrics.scores import auc
+from stack.store import read_run
+
+STACKERS = [{"name": "lr", "kind": "logistic"}]
+
+
+def _with_columns(folder: Path, **columns: object) -> Path:
+    """The imported experiment with a column that tells the target, one of words and one whose name is odd."""
+    config = write_experiment(folder, stackers=STACKERS)
+    rng = np.random.default_rng(3)
+    for name in ("train.csv", "test.csv"):
+        frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False)
+        y = frame["malignant"].astype(int) if "malignant" in frame else rng.integers(0, 2, len(frame))
+        frame["size [mm]"] = (1.5 * y + rng.normal(0, 1, len(frame))).round(4)
+        frame["camera"] = rng.choice(["A", "B", "C"], len(frame))
+        frame["never used"] = "x"
+        frame.to_csv(folder / name, index=False)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["data"]["columns"] = COLUMNS | columns
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return config
+
+
+def _stacked(config: Path, *overrides: str) -> dict[str, object]:
+    experiment = opened_experiment(config, *overrides)
+    if read_run(experiment.models / "net") is None:
+        import_frames(experiment, "net", *predictions(experiment, noise=4.0))
+    assert run_cli("stack", "-c", str(config), "-q", *(f"--set={text}" for text in overrides)) == 0
+    run = read_run(experiment.models / "lr")
+    assert run is not None
+    return run.meta
+
+
+def test_level_2_uses_the_named_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _with_columns(tmp_path, numeric=["size*"], categorical="camera")
+    features = _stacked(config)["features"]
+    assert isinstance(features, list)
+    assert {"size [mm]", "camera=A", "camera=B", "camera=C"} <= set(features)
+    assert "size [mm]_missing" not in features  # no row lacks it
+    experiment = opened_experiment(config)
+    runs = {name: read_run(experiment.models / name) for name in ("lr", "net")}
+    scores = {name: run.frame("oof").set_index("id")["logit"] for name, run in runs.items() if run}
+    y = pd.Series(experiment.target, index=experiment.table.train["id"])
+    found = {name: auc(y, score[y.index]) for name, score in scores.items()}
+    assert found["lr"] > found["net"] + 0.1, found
+    assert run_cli("stack", "-c", str(config)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "columns that nothing uses: 1 (never used)" in said
+
+
+def test_the_columns_can_be_switched_off_and_a_changed_value_makes_the_stacker_stale(tmp_path: Path) -> None:
+    config = _with_columns(tmp_path, numeric="auto", categorical="auto")
+    first = _stacked(config)
+    assert first == _stacked(config)
+    off = _stacked(config, "features.columns=false")
+    assert isinstance(off["features"], list)
+    assert "size [mm]" not in off["features"]
+    train = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)
+    train.loc[7, "size [mm]"] = "9.25"
+    train.to_csv(tmp_path / "train.csv", index=False)
+    assert _stacked(config)["fingerprint"] != first["fingerprint"]
+
+
+def test_an_experiment_without_such_columns_has_the_fingerprint_that_it_had(tmp_path: Path) -> None:
+    assert "columns" not in Features().inputs()
+    assert Features(columns=False).inputs()["columns"] is False
+    experiment = opened_experiment(write_experiment(tmp_path))
+    assert experiment.metadata_fingerprint == experiment.columns_fingerprint([])
+
+
+def test_two_features_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _with_columns(tmp_path, numeric="size [mm]")
+    for name in ("train.csv", "test.csv"):
+        frame = pd.read_csv(tmp_path / name, dtype=str, keep_default_na=False)
+        frame.rename(columns={"size [mm]": "net_group_mean"}).to_csv(tmp_path / name, index=False)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["data"]["columns"]["numeric"] = ["net_group_mean"]
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    experiment = opened_experiment(config)
+    import_frames(experiment, "net", *predictions(experiment))
+    assert run_cli("stack", "-c", str(config)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "two features of level 2 are named 'net_group_mean'" in said
+
+
+def test_target_words_missing_codes_and_no_group_work_to_the_submission(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _with_columns(tmp_path, numeric="auto")
+    for name in ("train.csv", "test.csv"):
+        frame = pd.read_csv(tmp_path / name, dtype=str, keep_default_na=False).drop(columns="patient")
+        frame.loc[::5, "years"] = "999"
+        if "malignant" in frame:
+            frame["malignant"] = frame["malignant"].map({"1": "malignant", "0": "benign"})
+        frame.to_csv(tmp_path / name, index=False)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    del settings["data"]["columns"]["group"]
+    settings["data"]["columns"]["target"] = {"column": "malignant", "positive": "malignant"}
+    settings["data"]["missing"] = {"age": [999]}
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    _stacked(config)
+    experiment = opened_experiment(config)
+    assert experiment.table.train["age"].isna()[::5].all()
+    assert not (experiment.table.train["age"] == 999).any()
+    submission = pd.read_csv(experiment.folder / "submission.csv")
+    assert list(submission) == ["isic", "malignant"]
+    assert submission["malignant"].notna().all()
+    assert run_cli("stack", "-c", str(config)) == 0
+    assert "each row is a group of its own" in " ".join(capsys.readouterr().out.split())
+
+
+def test_folds_of_a_file_are_used_and_a_file_that_lacks_ids_is_named(tmp_path: Path) -> None:
+    config = write_experiment(tmp_path)
+    made = opened_experiment(config).folds.frame
+    (tmp_path / "oof.csv").write_text(
+        made.assign(fold=(made["fold"] + 1) % 3, p=0.5).rename(columns={"id": "isic"}).sample(frac=1, random_state=0)
+        .to_csv(index=False),
+        encoding="utf-8",
+    )  # fmt: skip
+    experiment = opened_experiment(config, f"folds.file={tmp_path / 'oof.csv'}")
+    np.testing.assert_array_equal(experiment.folds.frame["fold"], (made["fold"] + 1) % 3)
+    lines = (tmp_path / "oof.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "oof.csv").write_text("\n".join(lines[:-2]) + "\n", encoding="utf-8")
+    with pytest.raises(Exception, match=r"lacks 2 of .* training ids"):
+        opened_experiment(config, f"folds.file={tmp_path / 'oof.csv'}")

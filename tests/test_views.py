@@ -1,0 +1,144 @@
+"""The view of each stacker: own features, own runs, models of the table alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import run_cli, small_config
+from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
+
+from stack.config import read_config
+from stack.store import read_run
+
+LINE = {"name": "line", "kind": "logistic"}
+
+
+def _stack(config: Path, *names: str) -> dict[str, list[str]]:
+    """Imports the runs, stacks, and returns the features of each stacker."""
+    experiment = opened_experiment(config)
+    for seed, name in enumerate(names):
+        if read_run(experiment.models / name) is None:
+            import_frames(experiment, name, *predictions(experiment, seed=seed))
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    found = {}
+    for stacker in experiment.config.stackers:
+        run = read_run(experiment.models / stacker.name)
+        assert run is not None
+        found[stacker.name] = list(run.meta["features"])
+    return found
+
+
+def test_a_stacker_sees_its_own_features_and_runs(tmp_path: Path) -> None:
+    stackers = [
+        LINE,
+        LINE | {"name": "plain", "features": {"aggregates": False, "metadata": False}},
+        LINE | {"name": "one", "runs": ["net_b"], "features": {"cohort": True, "metadata": False}},
+        LINE | {"name": "table", "runs": []},
+    ]
+    found = _stack(write_experiment(tmp_path, stackers=stackers), "net_a", "net_b")
+    assert found["plain"] == ["net_a", "net_b"]
+    assert found["table"] == [name for name in found["line"] if not name.startswith("net_")]
+    assert "net_b_group_z" in found["one"]
+    assert not any(name.startswith("net_a") for name in found["one"])
+    assert any("cohort" in name for name in found["one"])
+    assert not any("cohort" in name for name in found["line"])
+
+
+def test_a_stacker_is_the_same_to_the_last_bit_whatever_the_others_see(tmp_path: Path) -> None:
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    scores = []
+    for folder, stackers in (
+        (alone, [LINE]),
+        (beside, [LINE, LINE | {"name": "other", "features": {"cohort": True, "aggregates": False}}]),
+    ):
+        folder.mkdir()
+        config = write_experiment(folder, stackers=stackers)
+        _stack(config, "net_a", "net_b")
+        run = read_run(opened_experiment(config).models / "line")
+        assert run is not None
+        scores.append(run.frame("oof")["logit"].to_numpy())
+    np.testing.assert_array_equal(*scores)
+
+
+def test_a_new_stacker_leaves_the_others_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_experiment(tmp_path, stackers=[LINE])
+    _stack(config, "net_a")
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["stackers"].append(LINE | {"name": "other", "features": {"cohort": True}})
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert run_cli("stack", "-c", str(config)) == 0
+    assert "line: complete, skipped" in capsys.readouterr().out
+
+
+def test_a_table_alone_needs_no_level_1_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stackers = [LINE | {"runs": []}, {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20}, "runs": []}]
+    config = write_experiment(tmp_path, stackers=stackers)
+    assert run_cli("stack", "-c", str(config)) == 0
+    folder = read_config(config).runs / "elsewhere"
+    assert pd.read_csv(folder / "submission.csv")["malignant"].notna().all()
+    assert (folder / "report.html").is_file()
+    assert run_cli("report", "-c", str(config)) == 0
+    assert run_cli("audit", "-c", str(config)) in (0, 1)
+    capsys.readouterr()
+    assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip")) == 2
+    assert "has no image model" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("stacker", "words"),
+    [
+        ({"features": {"agregates": True}}, "did you mean 'aggregates'?"),
+        ({"features": {"aligned_z": 99}}, "features.aligned_z is 99, more than the common 16"),
+        ({"features": {"logits": "often"}}, "features.logits"),
+        ({"runs": ["nett"]}, "no level-1 run fits 'nett' (runs): name one of net_a"),
+        (
+            {"runs": [], "features": {"metadata": False, "aggregates": False}},
+            "stacker line has no feature",
+        ),
+    ],
+)
+def test_what_a_view_cannot_have_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stacker: dict[str, object], words: str
+) -> None:
+    config = write_experiment(tmp_path, stackers=[LINE, LINE | {"name": "second"}])
+    experiment = opened_experiment(config)
+    import_frames(experiment, "net_a", *predictions(experiment))
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["stackers"][0] |= stacker
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert run_cli("stack", "-c", str(config)) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(small_data: Path, tmp_path: Path) -> None:
+    stackers = [
+        LINE,
+        LINE | {"name": "own", "features": {"cohort": True, "metadata": False, "aligned_z": 2}, "runs": ["tiny"]},
+        {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20}, "runs": []},
+    ]
+    config = small_config(small_data, tmp_path, stackers=stackers)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    rng = np.random.default_rng(5)
+    for name in ("train", "test"):
+        frame = pd.read_csv(small_data / f"{name}.csv", dtype=str, keep_default_na=False)
+        frame["µ [mm]"] = rng.normal(size=len(frame)).round(3)
+        frame["camera"] = rng.choice(["A", "B", ""], len(frame))
+        settings["data"][name] = str(tmp_path / f"{name}.csv")
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    settings["data"]["columns"] |= {"numeric": "auto", "categorical": "auto"}
+    config.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
+    for step in ("oof", "stack"):
+        assert run_cli(step, "-c", str(config), "-q") == 0
+    bundle = tmp_path / "bundle.zip"
+    assert run_cli("bundle", "-c", str(config), "--out", str(bundle), "-q") == 0
+    arguments = ["--bundle", str(bundle), "--images", str(small_data / "images"), "--out", str(tmp_path / "out.csv")]
+    assert run_cli("predict", *arguments, "--metadata", str(tmp_path / "test.csv"), "-q") == 0
+    made = pd.read_csv(tmp_path / "out.csv").set_index("id")["score"]
+    sent = pd.read_csv(tmp_path / "runs" / "small" / "submission.csv").set_index("image_name")["target"]
+    np.testing.assert_array_equal(made[sent.index], sent)
+    assert run_cli("predict", *arguments, "-q") == 0  # without a table: every further column is missing
