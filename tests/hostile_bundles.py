@@ -566,7 +566,6 @@ def manifest_variants() -> Iterator[Variant]:
         "a scale of no net": set_in("scales", "tiny", value={"x": [0.0, 1.0]}),
         "an unknown feature": set_in("features", "nothing", value=True),
         "a feature less": set_in("features", "metadata", value=False),
-        "a feature more": set_in("features", "context_counts", value=True),
         "another embedding": set_in("embeddings", value={"tiny": "frozen", "still": "aligned"}),
         "no embeddings": set_in("embeddings", value={}),
         "no columns": set_in("columns", value={}),
