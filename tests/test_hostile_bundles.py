@@ -18,6 +18,7 @@ from conftest import run_cli
 from hostile_bundles import good_variants, sealed, variants
 from PIL import Image
 
+from dermstack.serve import evaluate as _evaluate  # noqa: F401 - imported before the forks, which then need not
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.ensemble import read_fitted
 
