@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.errors import TabularError
 from stack.data_config import Codes, ColumnRules, Wanted
 from stack.keys import MISSING_KEYS
 from stack.metrics.scores import auc
+from tabular.expressions import derived_columns, parse
 
 Kind = Literal["numeric", "categorical"]
 KINDS: tuple[Kind, ...] = ("numeric", "categorical")
@@ -54,12 +56,18 @@ class TableColumns:
 
     numeric: Mapping[str, str] = field(default_factory=dict)  # csv name by name in the table
     categorical: Mapping[str, str] = field(default_factory=dict)
+    derived: Mapping[str, str] = field(default_factory=dict)  # expression by name in the table
     choices: tuple[Choice, ...] = ()
 
     @property
+    def numbers(self) -> list[str]:
+        """Names in the table of the columns of numbers: those of the csv, then the derived ones."""
+        return [*self.numeric, *self.derived]
+
+    @property
     def names(self) -> list[str]:
-        """Names in the table: numeric columns, then categorical ones."""
-        return [*self.numeric, *self.categorical]
+        """Names in the table: columns of numbers, then of words."""
+        return [*self.numbers, *self.categorical]
 
     @property
     def csv(self) -> dict[str, str]:
@@ -125,6 +133,10 @@ def choose_columns(
     takes what both tables have and leaves out identifiers, constants, free text and proxies of the target. Appends what
     cannot be done to ``faults``.
     """
+    for name in rules.derived:
+        if name in RESERVED or name in train:
+            what = "a name of dermstack" if name in RESERVED else f"a column of {paths[0]}"
+            faults.append(f"features.derived: {name!r} is {what}: give the derived column another name")
     counts = Counter(train.columns)
     free = [column for column in dict.fromkeys(train.columns) if column not in roles]
     asked = {kind: _asked(getattr(rules, kind), kind, free, roles, paths, test, faults) for kind in KINDS}
@@ -155,7 +167,7 @@ def choose_columns(
         kind: {name_in_table(choice.column): choice.column for choice in choices if choice.kind == kind}
         for kind in KINDS
     }
-    return TableColumns(taken["numeric"], taken["categorical"], tuple(choices))
+    return TableColumns(taken["numeric"], taken["categorical"], dict(rules.derived), tuple(choices))
 
 
 def empty_values(columns: TableColumns, n: int) -> pd.DataFrame:
@@ -177,28 +189,55 @@ def read_values(
     """
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():
-        if csv not in raw:
-            made[name] = np.full(len(raw), np.nan, np.float32)
-            continue
-        text = known_cells(raw[csv], csv, missing)
-        numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        with np.errstate(over="ignore"):
-            values = numbers.astype(np.float32)
-        if (bad := text.notna().to_numpy() & ~np.isfinite(values)).any():
-            found = list(dict.fromkeys(text[bad]))
-            listed = ", ".join(repr(value[:40]) for value in found[:_MAX_LISTED])
-            faults.append(
-                f"{path}: column {csv!r} holds {listed}{', …' if len(found) > _MAX_LISTED else ''} in "
-                f"{int(bad.sum()):,} rows, which is no finite number: correct the cells, declare a code for missing "
-                "values in data.missing, or name the column in columns.categorical"
-            )
-        made[name] = values
+        made[name] = _numbers(raw, csv, missing, path, faults)
+    if columns.derived and not faults:
+        made |= _derived(raw, columns, missing, path, faults)
     for name, csv in columns.categorical.items():
         if csv in raw:
             made[name] = known_cells(raw[csv], csv, missing).astype("str")
         else:
             made[name] = pd.Series(np.nan, index=raw.index, dtype="str")
     return pd.DataFrame(made, index=raw.index)
+
+
+def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: list[str]) -> NDArray[np.float32]:
+    """Returns the numbers (n,) of a csv column, NaN where it is absent; appends cells that are no number to faults."""
+    if csv not in raw:
+        return np.full(len(raw), np.nan, np.float32)
+    text = known_cells(raw[csv], csv, missing)
+    numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    with np.errstate(over="ignore"):
+        values = numbers.astype(np.float32)
+    if (bad := text.notna().to_numpy() & ~np.isfinite(values)).any():
+        found = list(dict.fromkeys(text[bad]))
+        listed = ", ".join(repr(value[:40]) for value in found[:_MAX_LISTED])
+        faults.append(
+            f"{path}: column {csv!r} holds {listed}{', …' if len(found) > _MAX_LISTED else ''} in "
+            f"{int(bad.sum()):,} rows, which is no finite number: correct the cells, declare a code for missing "
+            "values in data.missing, or name the column in columns.categorical"
+        )
+    return values
+
+
+def _derived(
+    raw: pd.DataFrame, columns: TableColumns, missing: Codes, path: Path, faults: list[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Returns the derived columns; expressions name columns of the csv, also such as are no features themselves."""
+    try:
+        expressions = {name: parse(text) for name, text in columns.derived.items()}
+        needed = dict.fromkeys(name for one in expressions.values() for name in one.columns if name not in expressions)
+        if len(raw.columns):  # without any column all values are missing
+            for name in needed:
+                if name not in raw:
+                    near = get_close_matches(name, list(raw.columns), n=1)
+                    hint = f", did you mean {near[0]!r}?" if near else ""
+                    faults.append(f"{path}: no column {name!r} (features.derived){hint}: correct the expression")
+        values = {name: _numbers(raw, name, missing, path, faults) for name in needed}
+        made = derived_columns(pd.DataFrame(values, index=raw.index), expressions)
+    except TabularError as error:
+        faults.append(f"features.derived: {error}")
+        return {}
+    return {name: made[name].to_numpy(np.float32) for name in expressions}
 
 
 def known_cells(cells: pd.Series, column: str, missing: Codes) -> pd.Series:

@@ -12,11 +12,13 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
-from dermstack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError, DataError, TabularError
 from dermstack.masking import mask_secrets
 from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 from stack.metrics.scores import Objective
+from tabular.expressions import parse
+from tabular.relative import STATISTICS
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -119,7 +121,18 @@ class Folds(Strict):
     file: ConfigPath | None = None
 
 
-LATER_FEATURES = ("columns",)  # keys of `features` that dermstack 0.2.0 did not have
+LATER_FEATURES = (
+    "columns",
+    "relative",
+    "relative_site",
+    "outliers",
+    "cohort_columns",
+    "probability_ratio",
+    "derived",
+)  # keys of `features` that dermstack 0.2.0 did not have
+
+
+Statistic = Literal["median_diff", "mean_diff", "mean_ratio", "z", "rank", "spread"]
 
 
 class Features(Strict):
@@ -135,6 +148,31 @@ class Features(Strict):
     context_counts: bool = False  # images and visits of the group: an artefact of data collection, so off by default
     shortcuts: bool = False  # width, height and bytes of the image file: also an artefact of data collection
     columns: bool = True  # values of the numeric and categorical columns of `data.columns`
+    # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
+    relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
+    relative_site: tuple[Statistic, ...] = ()  # the same, relative to the rows of the group with the same site
+    # distance to the nearest rows of the group in the standardised numeric columns, and local outlier factor
+    outliers: bool = True
+    cohort_columns: bool = False  # z-score of each numeric column among rows of the same age band, sex and site
+    probability_ratio: bool = False  # probability of each run divided by its mean over the group
+    # further numeric columns, as expressions of the csv's columns with + - * / **, comparisons, log, log1p, sqrt, abs,
+    # where, clip, min and max, such as `{colour_ratio: "tbp_lv_A / tbp_lv_Aext"}`
+    derived: dict[str, str] = {}
+
+    @field_validator("relative", "relative_site")
+    @classmethod
+    def _in_order(cls, given: tuple[Statistic, ...]) -> tuple[Statistic, ...]:
+        return tuple(name for name in STATISTICS if name in given)
+
+    @field_validator("derived")
+    @classmethod
+    def _check_expressions(cls, derived: dict[str, str]) -> dict[str, str]:
+        for name, text in derived.items():
+            try:
+                parse(text)
+            except TabularError as error:
+                raise ValueError(f"{name}: {error}") from error
+        return derived
 
     def inputs(self) -> dict[str, Any]:
         """Returns what the features depend on, for fingerprints and bundles.
@@ -173,7 +211,7 @@ class Stacker(Strict):
 
     def features_with(self, common: Features) -> Features:
         """Returns the features of this stacker: the ``common`` ones with its own changes."""
-        return common.model_copy(update=self.features) if self.features else common
+        return Features.model_validate(common.model_dump() | self.features) if self.features else common
 
 
 class Blend(Strict):
@@ -302,7 +340,9 @@ class Config(Strict):
 def _union(values: list[Any]) -> Any:
     """Returns the largest of several switches or numbers, or all entries of several lists."""
     if isinstance(values[0], tuple):
-        return tuple(dict.fromkeys(entry for value in values for entry in value))
+        return tuple(name for name in STATISTICS if any(name in value for value in values))
+    if isinstance(values[0], dict):
+        return values[0]
     return max(values)
 
 
@@ -314,6 +354,8 @@ def _check_own_features(stacker: Stacker, common: Features) -> None:
         fault = error.errors()[0]
         where = ".".join(map(str, ("features", *fault["loc"])))
         raise ValueError(f"{stacker.name}: {where}: {fault['msg'].removeprefix('Value error, ')}") from None
+    if own.derived != common.derived:
+        raise ValueError(f"{stacker.name}: features.derived is common to all stackers: move it to `features`")
     for name in ("frozen_z", "aligned_z"):
         if getattr(own, name) > getattr(common, name):
             raise ValueError(

@@ -82,6 +82,7 @@ class ColumnRules:
     categorical: Wanted = ()
     missing: Codes = field(default_factory=dict)  # codes, by column name or pattern
     positive: tuple[str, ...] = ()  # the values of the target column that count as 1; (): it holds 0 and 1
+    derived: Mapping[str, str] = field(default_factory=dict)  # expressions of further numeric columns, by name
 
 
 NO_RULES = ColumnRules()

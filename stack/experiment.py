@@ -217,7 +217,7 @@ def open_experiment(
         data.test,
         columns=data.columns.roles,
         group_features=_group_features(config),
-        rules=data.column_rules,
+        rules=replace(data.column_rules, derived=config.features.derived),
     )
     external = _read_external_tables(config, as_read, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))

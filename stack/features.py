@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.decomposition import PCA
 
 from dermstack.errors import ConfigError
@@ -29,6 +30,8 @@ from tabular.group_features import (
     metadata_aggregates,
     prediction_aggregates,
 )
+from tabular.outliers import GroupOutliers
+from tabular.relative import cross_groups, ratio_to_mean, relative_features
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
@@ -70,7 +73,7 @@ class FoldFeatures:
         self.names = names
         self.frozen = frozen
         self.seed = seed
-        self.columns = columns if settings.columns else NO_COLUMNS
+        self.columns = columns
 
     def fit(
         self, frame: pd.DataFrame, logits: NDArray[np.float32], z: Mapping[str, NDArray[np.floating]]
@@ -80,8 +83,12 @@ class FoldFeatures:
         Uses no targets.
         """
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
-        self.table_ = self._table_encoder().fit(frame) if self.columns.names else None
+        self.table_ = self._table_encoder().fit(frame) if self._takes_columns else None
         self.axes_ = {name: self._fit_axes(values) for name, values in z.items() if name in self.frozen}
+        numbers = self.columns.numbers
+        self.outliers_ = GroupOutliers().fit(frame[numbers]) if numbers and self.settings.outliers else None
+        on_columns = numbers and self.settings.cohort_columns
+        self.column_cohort_ = CohortScore().fit(frame, frame[numbers].to_numpy()) if on_columns else None
         self.cohort_ = CohortScore().fit(frame, logits) if self.settings.cohort else None
         return self
 
@@ -102,6 +109,7 @@ class FoldFeatures:
             blocks.append(Block(METADATA_BLOCK, "metadata", self.encoder_.transform(frame)))
         if self.table_ is not None:
             blocks.append(Block(TABLE_BLOCK, "columns", self.table_.transform(frame)))
+        blocks += self._column_blocks(frame)
         if self.settings.aggregates:
             blocks.append(Block("ages of the group", "aggregates", metadata_aggregates(frame[["group", "age"]])))
             made = prediction_aggregates(frame["group"], logits, self.names)
@@ -109,6 +117,9 @@ class FoldFeatures:
         if self.cohort_ is not None:
             made = self.cohort_.transform(frame, logits, self.names)
             blocks.append(Block("image models, within age, sex and site", "cohort", made, _each(self.names, made)))
+        if self.settings.probability_ratio:
+            made = ratio_to_mean(frame["group"], expit(logits.astype(np.float64)), self.names)
+            blocks.append(Block("image models, within the group", "probability_ratio", made, list(self.names)))
         for name, values in z.items():
             components = self.components(name, values)
             kept = self.settings.frozen_z if name in self.axes_ else self.settings.aligned_z
@@ -139,6 +150,27 @@ class FoldFeatures:
         self.block_of_ = {str(column): block.name for block in blocks for column in block.frame}
         return pd.concat([block.frame.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
 
+    def _column_blocks(self, frame: pd.DataFrame) -> list[Block]:
+        """Returns the blocks of the numeric columns relative to the group, to its site and to the cohort."""
+        numbers, settings, blocks = self.columns.numbers, self.settings, list[Block]()
+        if not numbers:
+            return blocks
+        values = frame[numbers]
+        if settings.relative:
+            made = relative_features(frame["group"], values, numbers, statistics=settings.relative)
+            blocks.append(Block("table columns, within the group", "relative", made))
+        if settings.relative_site:
+            places = cross_groups(frame["group"], frame["site"])
+            made = relative_features(places, values, numbers, word="group_site", statistics=settings.relative_site)
+            blocks.append(Block("table columns, within the group and site", "relative_site", made))
+        if self.outliers_ is not None:
+            made = self.outliers_.transform(frame["group"], values)
+            blocks.append(Block("table columns, distances within the group", "outliers", made))
+        if self.column_cohort_ is not None:
+            made = self.column_cohort_.transform(frame, values.to_numpy(), tuple(numbers))
+            blocks.append(Block("table columns, within age, sex and site", "cohort_columns", made))
+        return blocks
+
     def components(self, name: str, z: NDArray[np.floating]) -> NDArray[np.floating]:
         """Returns the centred components (n, r) of a run's embeddings ``z``, as `transform` uses them."""
         if name not in self.axes_:
@@ -152,6 +184,10 @@ class FoldFeatures:
         state = {"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}
         if self.table_ is not None:
             state["table"] = json.loads(self.table_.to_json())
+        if self.outliers_ is not None:
+            state["outliers"] = json.loads(self.outliers_.to_json())
+        if self.column_cohort_ is not None:
+            state["column_cohort"] = json.loads(self.column_cohort_.to_json())
         return json.dumps(state, ensure_ascii=False)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
@@ -170,7 +206,11 @@ class FoldFeatures:
         """
         state = json.loads(text)
         self.encoder_ = MetadataEncoder.from_json(json.dumps(state["metadata"]))
-        self.table_ = MetadataEncoder.from_json(json.dumps(state["table"])) if self.columns.names else None
+        self.table_ = MetadataEncoder.from_json(json.dumps(state["table"])) if self._takes_columns else None
+        numbers = self.columns.numbers
+        has_outliers, has_cohort = numbers and self.settings.outliers, numbers and self.settings.cohort_columns
+        self.outliers_ = GroupOutliers.from_json(json.dumps(state["outliers"])) if has_outliers else None
+        self.column_cohort_ = CohortScore.from_json(json.dumps(state["column_cohort"])) if has_cohort else None
         self.axes_ = {name: (arrays[f"{name}_mean"], arrays[f"{name}_turn"]) for name in self.frozen}
         self.cohort_ = CohortScore.from_json(json.dumps(state["cohort"])) if self.settings.cohort else None
         return self
@@ -180,10 +220,12 @@ class FoldFeatures:
         """Rows of the last transform with a category that no fitted row has, by column and category."""
         return self.encoder_.unseen_ | ({} if self.table_ is None else self.table_.unseen_)
 
+    @property
+    def _takes_columns(self) -> bool:
+        return self.settings.columns and bool(self.columns.names)
+
     def _table_encoder(self) -> MetadataEncoder:
-        return MetadataEncoder(
-            list(self.columns.numeric), list(self.columns.categorical), max_levels=MAX_LEVELS, sparse=True
-        )
+        return MetadataEncoder(self.columns.numbers, list(self.columns.categorical), max_levels=MAX_LEVELS, sparse=True)
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)
@@ -298,4 +340,7 @@ def _is_on(own: Features, key: str, column: str) -> bool:
     setting = getattr(own, key)
     if key in ("frozen_z", "aligned_z"):
         return int(column.rpartition("_z")[2]) < int(setting)
+    if key in ("relative", "relative_site"):
+        word = "group" if key == "relative" else "group_site"
+        return any(column.endswith(f"_{word}_{statistic}") for statistic in setting)
     return bool(setting)

@@ -351,8 +351,9 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
             score.cohorts_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in COHORT_LEVELS}
             for cells in filter(None, score.cohorts_.values()):
                 table = np.array(list(cells.values()), np.float64)
-                if table.shape != (len(cells), 2, score.runs_) or not np.isfinite(table).all():
-                    raise ValueError(f"a cohort lacks a finite mean and deviation for each of {score.runs_} runs")
+                # NaN: no row of the cohort has a value in the column.
+                if table.shape != (len(cells), 2, score.runs_) or np.isinf(table).any():
+                    raise ValueError(f"a cohort lacks a finite mean and deviation for each of {score.runs_} columns")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise TabularError(f"not cohort statistics: {text[:60]!r} ({error}): fit the stacker again") from error
         return score

@@ -12,6 +12,7 @@ from conftest import run_cli
 from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
 
 from stack.config import Features
+from stack.features import FoldFeatures
 from stack.metrics.scores import auc
 from stack.store import read_run
 
@@ -137,3 +138,82 @@ def test_folds_of_a_file_are_used_and_a_file_that_lacks_ids_is_named(tmp_path: P
     (tmp_path / "oof.csv").write_text("\n".join(lines[:-2]) + "\n", encoding="utf-8")
     with pytest.raises(Exception, match=r"lacks 2 of .* training ids"):
         opened_experiment(config, f"folds.file={tmp_path / 'oof.csv'}")
+
+
+BLOCKS = {
+    "columns": ["size [mm]", "camera=A"],
+    "relative": ["size [mm]_group_z", "ratio_group_mean_diff"],
+    "relative_site": ["size [mm]_group_site_rank"],
+    "outliers": ["table_group_nearest", "table_group_outlier"],
+    "cohort_columns": ["size [mm]_cohort_z"],
+    "probability_ratio": ["net_group_p_ratio"],
+}
+ON = {
+    "relative": ["z", "mean_diff"], "relative_site": ["rank"], "cohort_columns": True, "probability_ratio": True,
+    "derived": {"ratio": "`size [mm]` / (1 + years)"},
+}  # fmt: skip
+
+
+def _rewritten(config: Path, **changes: object) -> Path:
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings.update(changes)
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return config
+
+
+def test_each_block_of_columns_is_a_switch(tmp_path: Path) -> None:
+    config = _rewritten(_with_columns(tmp_path, numeric="size*", categorical="camera"), features=ON)
+    for switched_off in (None, *BLOCKS):
+        off = {} if switched_off is None else {switched_off: [] if "relative" in switched_off else False}
+        meta = _stacked(_rewritten(config, features=ON | off))
+        features = meta["features"]
+        assert isinstance(features, list)
+        for block, columns in BLOCKS.items():
+            there = [column for column in columns if column in features]
+            assert there == ([] if block == switched_off else columns), (switched_off, block, features)
+
+
+def test_a_derived_column_is_computed_from_the_csv_and_never_infinite(tmp_path: Path) -> None:
+    config = _rewritten(
+        _with_columns(tmp_path), features={"derived": {"inverse": "1 / `size [mm]`", "twice": "2 * inverse"}}
+    )
+    train = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)
+    train.loc[[0, 1], "size [mm]"] = ["0", ""]
+    train.to_csv(tmp_path / "train.csv", index=False)
+    table = opened_experiment(config).table
+    assert table.columns.numbers == ["inverse", "twice"]
+    made = table.train["inverse"].to_numpy()
+    assert np.isnan(made[:2]).all()
+    np.testing.assert_allclose(made[2:], 1 / train["size [mm]"][2:].astype(float), rtol=1e-6)
+    np.testing.assert_allclose(table.test["twice"], 2 * table.test["inverse"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("derived", "words"),
+    [
+        ({"x": "sizze * 2"}, "no column 'sizze' (features.derived)"),
+        ({"x": "__import__('os')"}, "features.derived: x:"),
+        ({"x": "camera * 2"}, "column 'camera' holds"),
+        ({"years": "`size [mm]` + 1"}, "features.derived: 'years' is a column of"),
+    ],
+)
+def test_a_derived_column_that_cannot_be_computed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], derived: dict[str, str], words: str
+) -> None:
+    config = _rewritten(_with_columns(tmp_path), features={"derived": derived})
+    assert run_cli("stack", "-c", str(config)) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_features_of_columns_use_no_row_of_another_group(tmp_path: Path) -> None:
+    config = _rewritten(_with_columns(tmp_path, numeric="size*", categorical="camera"), features=ON)
+    experiment = opened_experiment(config)
+    frame = experiment.table.train
+    features = FoldFeatures(experiment.config.features, ("net",), seed=0, columns=experiment.table.columns)
+    logits = np.random.default_rng(0).normal(size=(len(frame), 1)).astype(np.float32)
+    features.fit(frame, logits, {})
+    together = features.transform(frame, logits, {})
+    for group in frame["group"].unique()[:5]:
+        rows = np.flatnonzero(frame["group"] == group)
+        alone = features.transform(frame.iloc[rows], logits[rows], {})
+        np.testing.assert_array_equal(alone.to_numpy(), together.iloc[rows].to_numpy())

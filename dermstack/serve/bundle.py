@@ -78,7 +78,9 @@ class Bundle:
     def table_columns(self) -> TableColumns:
         """Columns without a role that the features of level 2 use."""
         entry = self.manifest.get("table", {})
-        return TableColumns(dict(entry.get("numeric", {})), dict(entry.get("categorical", {})))
+        return TableColumns(
+            dict(entry.get("numeric", {})), dict(entry.get("categorical", {})), dict(entry.get("derived", {}))
+        )
 
     @property
     def column_rules(self) -> ColumnRules:

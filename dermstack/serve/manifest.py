@@ -65,6 +65,7 @@ class _Table(_StrictModel):
 
     numeric: dict[ShortText, ShortText] = {}
     categorical: dict[ShortText, ShortText] = {}
+    derived: dict[ShortText, str] = {}
     missing: dict[ShortText, list[str | int | float]] = {}
     positive: list[ShortText] = []
 
@@ -90,7 +91,7 @@ class Manifest(_StrictModel):
     resize: Literal["square", "short_side"]
     cache_format: Literal["raw", "jpeg"]
     bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all
-    features: dict[ShortText, bool | int]
+    features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
     image_runs: list[_ImageRun] = Field(min_length=1)
     stackers: list[_Stacker]

@@ -291,6 +291,7 @@ def _table_entry(experiment: Experiment) -> dict[str, Any]:
         "table": {
             "numeric": dict(columns.numeric),
             "categorical": dict(columns.categorical),
+            "derived": dict(columns.derived),
             "missing": {name: list(codes) for name, codes in rules.missing.items()},
             "positive": list(rules.positive),
         }
