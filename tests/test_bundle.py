@@ -225,7 +225,7 @@ def test_a_bundle_replaced_in_use_says_so_or_serves_the_old_one_whole(unpacked: 
     other = tmp_path / "other"
     shutil.copytree(unpacked, other)
     for path in other.rglob("weights*.safetensors"):
-        path.write_bytes(save({key: values * 2 for key, values in load(path.read_bytes()).items()}))
+        path.write_bytes(save({key: np.asarray(values * 2) for key, values in load(path.read_bytes()).items()}))
     manifest = read_bundle(unpacked).manifest
     write_manifest(other, {key: value for key, value in manifest.items() if key not in {"files", "format"}})
     rng = np.random.default_rng(0)

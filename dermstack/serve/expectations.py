@@ -26,7 +26,7 @@ from stack.metrics.intervals import Z95, Interval, paired_difference
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions, write_json
-from tabular.embeddings import Density, fit_density
+from tabular.embeddings import N_QUANTILES, Density, fit_density
 
 PROMISE_FILE = "promise.json"
 
@@ -304,7 +304,7 @@ def read_novelty(bundle: Bundle) -> Novelty | None:
             noise = float(bundle.json(f"{NOVELTY_FOLDER}/fold_{fold}/noise.json")["noise"])
             density = Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise)
             shapes = [density.mean.shape, density.axes.shape[:1], density.reference.shape]
-            if density.axes.ndim != 2 or shapes[0] != shapes[1] or len(shapes[2]) != 1 or not density.reference.size:
+            if density.axes.ndim != 2 or shapes[0] != shapes[1] or shapes[2] != (N_QUANTILES,):
                 raise ValueError(f"fold {fold} has arrays of shapes {shapes}, which do not fit each other")
             if not 0 < noise < np.inf or (np.diff(density.reference) < 0).any() or not density.axes.any(axis=0).all():
                 raise ValueError(f"fold {fold} has distances or deviations that are out of range")
