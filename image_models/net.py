@@ -13,6 +13,7 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # from the http client that the hub uses
+from safetensors.torch import load as parse_safetensors
 from torch import nn
 from torch.nn import functional as F
 
@@ -188,7 +189,7 @@ def read_weights(net: nn.Module, path: Path) -> None:
 def read_tensors(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, torch.Tensor]:
     """Returns the tensors in a file of `write_weights`, whose bytes ``read`` returns. Raises ImageError if damaged."""
     try:
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load(read(path))
+        tensors: dict[str, torch.Tensor] = parse_safetensors(read(path))
     except (
         RuntimeError, safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AssertionError,
     ) as error:  # fmt: skip
