@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,12 @@ from stack.store import (
     set_aside,
     write_run,
 )
-from tabular.models import Bag, fit_bag, read_bag, write_bag
+from tabular.models import Bag, bag_from_contents, fit_bag, write_bag
 
 FOLDER = "fallback"  # in the experiment's folder and in a bundle
 STATE_FILE = "fallback.json"
 TABLE, PREVALENCE = "table", "prevalence"  # what a prediction is made from
+_MODEL = "model.json"
 _KIND = "logistic"  # of the model; it extrapolates little and is calibrated where columns are few
 
 
@@ -260,18 +261,22 @@ def fallback_state(models: list[FoldModel], calibrator: Calibrator | None) -> di
 
 
 def read_fallback(
-    folder: Path, state: Mapping[str, Any], features: Features, *, columns: TableColumns, threads: int
+    read: Callable[[str], bytes], state: Mapping[str, Any], features: Features, *, columns: TableColumns, threads: int
 ) -> Fallback:
-    """Reads the fallback in ``folder`` (of an experiment or a bundle) with these ``features`` and table ``columns``.
+    """Reads the fallback of an experiment or a bundle with these ``features`` and table ``columns``.
+
+    ``read`` returns the content of a file by its name below the fallback's folder.
 
     Raises TabularError, OSError, ValueError, LookupError or TypeError for parts that are missing or damaged.
     """
     models = []
     for fold, (prior, shift) in enumerate(zip(state["priors"], state["shifts"], strict=True)):
-        place = folder / f"fold_{fold}"
         fitted = FoldFeatures(image_free(features), (), seed=0, columns=columns)
-        fitted.restore((place / "features.json").read_text(encoding="utf-8"), {})
-        bag = None if shift is None else read_bag(_KIND, place, shift=float(shift))
+        fitted.restore(read(f"fold_{fold}/features.json").decode("utf-8"), {})
+        bag = None
+        if shift is not None:
+            model = {_MODEL: read(f"fold_{fold}/{_MODEL}")}
+            bag = bag_from_contents(_KIND, model, f"{FOLDER}/fold_{fold}", shift=float(shift))
         models.append(FoldModel(fitted, bag, float(prior)))
     calibrator = None if state["calibrator"] is None else calibrator_from_state(state["calibrator"])
     return Fallback(tuple(models), calibrator, threads)

@@ -25,6 +25,7 @@ from tabular.gbdt_libraries import (
     gbdt_settings,
     library_names,
 )
+from tabular.gbdt_structure import check_structure
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def _targets(y: ArrayLike, rows: int) -> Matrix:
 
 LOAD_ERRORS: tuple[type[Exception], ...] = (
     UnicodeDecodeError,
+    TabularError,
     *(refusal for library in LIBRARIES.values() for refusal in library.exceptions),
 )
 
@@ -210,11 +212,24 @@ def read_gbdt(path: Path) -> Gbdt:
         raise TabularError(
             f"{path}: give a name ending in {' or '.join(library.suffix for library in LIBRARIES.values())}"
         )
-    content, library = path.read_bytes(), LIBRARIES[kind]
-    if not library.is_complete(content):
-        raise TabularError(f"{path} is an incomplete {kind} model: remove it and fit the model again")
+    return gbdt_from_bytes(kind, path.read_bytes(), str(path))
+
+
+def check_gbdt(kind: str, content: bytes, name: str) -> None:
+    """Checks a model file's completeness and structure. Raises TabularError that calls the file ``name``."""
+    if not LIBRARIES[kind].is_complete(content):
+        raise TabularError(f"{name} is an incomplete {kind} model: remove it and fit the model again")
     try:
-        booster, names, rounds = library.load(content)
+        check_structure(kind, content)
+    except ValueError as error:
+        raise TabularError(f"{name} is a damaged {kind} model ({error}): remove it and fit the model again") from error
+
+
+def gbdt_from_bytes(kind: str, content: bytes, name: str) -> Gbdt:
+    """Reads a model from the content of a file, which errors call ``name``; as `read_gbdt`."""
+    check_gbdt(kind, content, name)
+    try:
+        booster, names, rounds = LIBRARIES[kind].load(content)
     except LOAD_ERRORS as error:
-        raise TabularError(f"{path} is a damaged {kind} model: remove it and fit the model again") from error
+        raise TabularError(f"{name} is a damaged {kind} model: remove it and fit the model again") from error
     return Gbdt(kind, booster, tuple(unquote(name) for name in names), rounds)

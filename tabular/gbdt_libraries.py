@@ -255,6 +255,9 @@ def _load_catboost(content: bytes) -> tuple[Any, list[str], int]:
     with _imported_catboost() as catboost:
         model = catboost.CatBoost()
         model.load_model(blob=content)
+        # dermstack fits symmetric trees, which have no children that a file could make a cycle of.
+        if model.tree_count_ and not model._object._is_oblivious():
+            raise TabularError("its trees are not symmetric, so dermstack did not fit it")
     return model, model.feature_names_, model.tree_count_
 
 
@@ -300,6 +303,13 @@ LIBRARIES: Mapping[str, Library] = {
         exceptions=(_CatBoostError,),
     ),
 }
+
+
+def load_library(kind: str) -> None:
+    """Imports the library of ``kind`` if that has not been done. Raises TabularError if it is not installed."""
+    if kind == "catboost":
+        with _imported_catboost():
+            pass
 
 
 def library_names(columns: tuple[str, ...]) -> list[str]:

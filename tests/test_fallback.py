@@ -143,7 +143,11 @@ def test_the_models_on_disk_make_the_same_predictions(broken: tuple[Path, list[s
     run = read_run(experiment.folder / FOLDER)
     assert run is not None
     fallback = read_fallback(
-        run.folder, run.meta["state"], experiment.config.features, columns=experiment.table.columns, threads=1
+        lambda name: (run.folder / name).read_bytes(),
+        run.meta["state"],
+        experiment.config.features,
+        columns=experiment.table.columns,
+        threads=1,
     )
     made = fallback.predict(experiment.as_read.test)
     pd.testing.assert_series_equal(made["p_calibrated"], run.frame("predictions")["p_calibrated"], check_exact=True)

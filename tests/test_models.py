@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
 from tabular.gbdt import fit_gbdt, write_gbdt
-from tabular.models import fit_bag, fit_logistic, read_bag, read_logistic, write_bag, write_logistic
+from tabular.models import fit_bag, fit_logistic, logistic_from_bytes, read_bag, write_bag, write_logistic
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 
@@ -107,10 +107,9 @@ def test_one_extreme_value_steers_nothing(rows: tuple) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"columns": []}', "\x00"])
-def test_a_damaged_logistic_model_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text(text)
+def test_a_damaged_logistic_model_is_refused(text: str) -> None:
     with pytest.raises(TabularError, match=r"model\.json is not a logistic model"):
-        read_logistic(tmp_path / "model.json")
+        logistic_from_bytes(text.encode(), "model.json")
 
 
 @pytest.mark.parametrize("kind", ["lightgbm", "xgboost", "catboost"])

@@ -24,6 +24,7 @@ from dermstack.serve.ensemble import (
     encoded_metadata,
     fold_folder,
     known_words,
+    net_cache,
     read_bundled_fallback,
     read_fitted,
 )
@@ -253,7 +254,7 @@ class Ensemble:
         self.device = device
         self.fitted = read_fitted(bundle)
         self.novelty = read_novelty(bundle)
-        self.store = NetCache(max_bytes=net_cache_bytes)
+        self.store = net_cache(bundle, net_cache_bytes)
         self.lock = threading.Lock()  # one patient at a time, as each uses the number of threads that the bundle names
         words = known_words(bundle)
         self.choices = {name: words[name] for name in WORDS}

@@ -199,7 +199,7 @@ def score_pictures(
         columns = {"id": "str", "score": "float64", "p_calibrated": "float64"}
         seen_columns = {"novelty": "float64", "far": "bool"} if novelty else {}
         return pd.DataFrame(columns=[*columns, *seen_columns]).astype(columns | seen_columns)
-    if bundle.manifest["features"]["shortcuts"]:
+    if bundle.manifest["features"].get("shortcuts"):
         frame = _with_acquisition(frame, next(iter(caches.values())))
     seen = novelty.scorer() if novelty else None
     with threadpool_limits(fitted.threads):  # as in training: BLAS rounding depends on the threads

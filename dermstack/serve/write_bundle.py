@@ -63,8 +63,9 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
                 metadata = encoded_metadata(bundle, run, fold, frame)
                 images = CachedImages(cache, cache.rows_for(frame["id"]), metadata=metadata)
                 made = read_fold_nets(
-                    fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1]
-                )
+                    fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1],
+                    read=bundle.read_path,
+                )  # fmt: skip
                 for place, net in enumerate(made):
                     name = f"{ONNX_FOLDER}/{run.name}/fold_{fold}{f'_{seeds[place]}' if place else ''}.onnx"
                     path = bundle.folder / name
@@ -119,7 +120,7 @@ def write_bundle(
         write_promise(measure_promise(experiment, blend), folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts) | ({"fallback": True} if fallback else {})
         if onnx:
-            manifest["onnx"] = add_onnx(experiment, Bundle(folder, manifest), out)
+            manifest["onnx"] = add_onnx(experiment, write_manifest(folder, manifest), out)
         costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
         (folder / COSTS_FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
         bundle = write_manifest(folder, manifest)

@@ -436,11 +436,32 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
         blender.total_ecdf_ = found.get("total")
         blender.classes_ = np.array(settings["classes"])
         blender.n_features_in_ = runs
+        _check_state(blender)
     except (DataError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise StoreError(
             f"the stored blend cannot be read ({type(error).__name__}: {error}): run `dermstack stack` again"
         ) from error
     return blender
+
+
+def _check_state(blender: Blender) -> None:
+    """Raises ValueError for numbers that are out of range, with which scores would be NaN or constant."""
+    columns = blender.scaler_
+    moments = [*columns.moments_, *(pair for nets in columns.logit_moments_ for pair in nets.values())]
+    numbers = [*(number for pair in moments for number in pair), blender.slope_, blender.intercept_]
+    powers = blender.weighting_.powers
+    if len(columns.moments_) != len(columns.logit_moments_) or len(columns.moments_) != blender.n_features_in_:
+        raise ValueError("it has moments of another number of runs")
+    if (
+        not np.isfinite([*numbers, *powers]).all()
+        or any(spread <= 0 for _, spread in moments)
+        or min(powers, default=1) <= 0
+    ):
+        raise ValueError("a moment, slope or exponent is out of range")
+    for ecdf in filter(None, (*(e for of_run in columns.ranks_.ecdfs_ for e in of_run.values()), blender.total_ecdf_)):
+        rising = (np.diff(ecdf.values_) > 0).all() and (np.diff(ecdf.ranks_) > 0).all()
+        if not rising or ecdf.ranks_[0] <= 0 or ecdf.ranks_[-1] >= 1 or not np.isfinite(ecdf.values_).all():
+            raise ValueError("the ranks of a distribution do not rise inside (0, 1)")
 
 
 def _distributions(parts: list[tuple[str, int]], values: Floats, ranks: Floats) -> dict[str, Ecdf]:

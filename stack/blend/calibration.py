@@ -167,13 +167,26 @@ def calibrator_state(calibrator: Calibrator) -> dict[str, Any]:
 
 
 def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
-    """Returns the calibrator stored by `calibrator_state`."""
+    """Returns the calibrator stored by `calibrator_state`.
+
+    Raises KeyError or TypeError for another kind or other parameters, ValueError for values that are not finite or, of
+    an isotonic regression, do not rise.
+    """
     kind = _KINDS[str(state["kind"])]
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
-    del values["kind"]
+    values: dict[str, Any] = {
+        name: tuple(map(float, value)) if isinstance(value, list) else float(value)
+        for name, value in state.items()
+        if name != "kind"
+    }
     if "low" in values or "high" in values:
         values["low"], values["high"] = checked_limits(values["low"], values["high"])
     made: Calibrator = kind(**values)
+    if not all(np.isfinite(value).all() for value in values.values()):
+        raise ValueError("the calibration has a parameter that is not finite")
+    if isinstance(made, Isotonic):
+        steps = np.stack([made.scores, made.values])  # raises ValueError for unequal lengths
+        if not steps.shape[1] or (np.diff(steps) < 0).any() or steps[1].min() < 0 or steps[1].max() > 1:
+            raise ValueError("the calibration does not rise from 0 to 1")
     return made
 
 
