@@ -123,6 +123,7 @@ class Folds(Strict):
 
 LATER_FEATURES = (
     "columns",
+    "native_categories",
     "relative",
     "relative_site",
     "outliers",
@@ -148,6 +149,9 @@ class Features(Strict):
     context_counts: bool = False  # images and visits of the group: an artefact of data collection, so off by default
     shortcuts: bool = False  # width, height and bytes of the image file: also an artefact of data collection
     columns: bool = True  # values of the numeric and categorical columns of `data.columns`
+    # GBDTs split categorical columns of more than 20 words by sets of words; false: they see what other stackers see,
+    # an indicator for each of the 20 most frequent words
+    native_categories: bool = True
     # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
     relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
     relative_site: tuple[Statistic, ...] = ()  # the same, relative to the rows of the group with the same site
@@ -208,6 +212,11 @@ class Stacker(Strict):
         """Returns what the stacker's own settings are, for fingerprints; later keys are left out at their defaults."""
         later = {name for name in LATER_STACKER if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(exclude={"enabled", "features", *later})
+
+    @property
+    def is_gbdt(self) -> bool:
+        """Whether the stacker is a GBDT, which takes native categories."""
+        return self.kind in ("lightgbm", "xgboost", "catboost")
 
     def features_with(self, common: Features) -> Features:
         """Returns the features of this stacker: the ``common`` ones with its own changes."""

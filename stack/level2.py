@@ -275,6 +275,7 @@ def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_
         positive_weight=stacker.positive_weight,
         increasing=matrix.features.names if stacker.monotone else (),
         gpu=stacker.device == "gpu",
+        categorical=matrix.features.categories,
     )
 
 

@@ -161,13 +161,15 @@ def fit_bag(
     positive_weight: float = 1.0,
     increasing: Collection[str] = (),
     gpu: bool = False,
+    categorical: Collection[str] = (),
 ) -> Bag:
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
     ``inner`` (n,) marks the rows, whole groups, on which each model chooses its rounds or ridge strength before it is
     refitted on all its rows. Each model uses all positive rows, with weight ``positive_weight``, and its own random
     share ``negatives`` of the negative rows; the effect of both on the log odds is removed (King & Zeng 2001). The
-    logit of a GBDT never falls with the value of an ``increasing`` column. A logistic regression on all rows is the
+    logit of a GBDT never falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of
+    categories, which a logistic regression does not take. A logistic regression on all rows is the
     same for every seed, so it is fitted once. Raises TabularError for parameters that the kind does not have.
     """
     target = np.asarray(y)
@@ -175,6 +177,8 @@ def fit_bag(
         raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or use `negatives`")
     if kind == "logistic" and params:
         raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
+    if kind == "logistic" and (codes := [str(name) for name in X if str(name) in categorical]):
+        raise TabularError(f"logistic takes no codes of categories, got {codes[0]!r}: make the column one-hot")
     models: list[Gbdt | Logistic] = []
     for number in range(1 if kind == "logistic" and negatives == 1 else bags):
         taken = np.ones(len(target), bool)
@@ -189,6 +193,7 @@ def fit_bag(
                 fit_gbdt(
                     kind, X[train_mask], target[train_mask], eval_set=eval_set, params=params, seed=seed + number,
                     threads=threads, increasing=increasing, positive_weight=positive_weight, gpu=gpu,
+                    categorical=categorical,
                 )
             )  # fmt: skip
     return Bag(tuple(models), float(np.log(negatives) - np.log(positive_weight)))

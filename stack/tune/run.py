@@ -245,6 +245,7 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
                 positive_weight=stacker.positive_weight,
                 increasing=split.features.names if stacker.monotone else (),
                 gpu=stacker.device == "gpu",
+                categorical=split.features.categories,
             )
             p = expit(model.logit(split.held[list(model.columns)], threads=config.threads).astype(np.float64))
             scores.append(score(config.objective, experiment.target[split.held_rows], p))
