@@ -187,14 +187,18 @@ class Features(Strict):
         return self.model_dump(mode="json", exclude=later)
 
 
-LATER_STACKER = ("runs", "features")  # keys of a stacker that dermstack 0.2.0 did not have
+LATER_STACKER = ("runs", "features", "estimator")  # keys of a stacker that dermstack 0.2.0 did not have
 
 
 class Stacker(Strict):
-    """One level-2 run over all folds: a GBDT, or a logistic regression as a simple baseline."""
+    """One level-2 run over all folds: a GBDT, a logistic regression as a simple baseline, or one of scikit-learn."""
 
     name: Name  # name of the run
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]  # catboost needs the extra `dermstack[catboost]`
+    # catboost needs the extra `dermstack[catboost]`; `sklearn` is a classifier of scikit-learn, which cannot be bundled
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "sklearn"]
+    # `sklearn`: import path of a classifier with predict_proba, such as `sklearn.ensemble.ExtraTreesClassifier`;
+    # nothing outside scikit-learn is imported
+    estimator: str = ""
     params: dict[str, Any] = {}  # parameters of the library, over our defaults; also `rounds` and `patience`
     bags: int = Field(3, ge=1)  # number of models with different seeds, whose logits are averaged
     negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of these models is trained on
@@ -207,6 +211,18 @@ class Stacker(Strict):
     # lower than the common value
     features: dict[str, Any] = {}
     enabled: bool = True  # false: the stacker is not used, but its settings stay in the config
+
+    @model_validator(mode="after")
+    def _check_estimator(self) -> Self:
+        if (self.kind == "sklearn") != bool(self.estimator):
+            raise ValueError(
+                f"{self.name}: kind sklearn needs `estimator`, such as sklearn.ensemble.ExtraTreesClassifier"
+                if self.kind == "sklearn"
+                else f"{self.name}: `estimator` is for kind sklearn, not for {self.kind}: remove one of the two"
+            )
+        if self.kind == "sklearn" and (self.monotone or self.device == "gpu"):
+            raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
+        return self
 
     def inputs(self) -> dict[str, Any]:
         """Returns what the stacker's own settings are, for fingerprints; later keys are left out at their defaults."""

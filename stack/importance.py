@@ -37,7 +37,9 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     a block, or of the columns of one metadata field, are summed before the absolute value is taken.
 
     This takes minutes for many rows; the result is kept in ``report/importance`` until a stacker changes.
+    Classifiers of scikit-learn have no exact contributions and are left out.
     """
+    stackers = [run for run in stackers if run.meta["kind"] != "sklearn"]
     if not stackers:
         return None
     folder = experiment.folder / "report" / "importance"

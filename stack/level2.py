@@ -46,6 +46,7 @@ from stack.store import (
 from stack.table import ACQUISITION
 from stack.tuned import check_tuned_gbdt, tuned_fingerprint, tuned_params
 from stack.views import seen_runs, with_all_features
+from tabular.estimators import make_estimator
 from tabular.models import Bag, fit_bag, write_bag
 
 
@@ -116,6 +117,9 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
     kept = {stacker.name: read_run(experiment.models / stacker.name) for stacker in stackers}
+    for stacker in stackers:
+        if stacker.kind == "sklearn":
+            make_estimator(stacker.estimator, stacker.params, seed=experiment.config.seed, threads=1)
     for stacker in stackers:  # check all stackers before the first run is set aside
         run = kept[stacker.name]
         complete = run is not None and run.meta["inputs"] == inputs[stacker.name]
@@ -276,6 +280,7 @@ def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_
         increasing=matrix.features.names if stacker.monotone else (),
         gpu=stacker.device == "gpu",
         categorical=matrix.features.categories,
+        estimator=stacker.estimator,
     )
 
 

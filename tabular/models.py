@@ -1,4 +1,4 @@
-"""Level-2 models: a ridge logistic regression, and bags of models of one kind (logistic regressions or GBDTs)."""
+"""Level-2 models: a ridge logistic regression, and bags of models of one kind (GBDTs, logistic, of scikit-learn)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dermstack.errors import TabularError
+from tabular.estimators import Estimator, fit_estimator, is_random
 from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 
@@ -107,17 +109,20 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.generic], C: float) -> LogisticRe
     return LogisticRegression(C=C, max_iter=2000).fit(x, y)
 
 
+Model = Gbdt | Logistic | Estimator
+
+
 @dataclass(frozen=True)
 class Bag:
     """Models of one kind fitted with different draws; their logits are averaged and corrected to the rows' prior."""
 
-    models: tuple[Gbdt | Logistic, ...]
+    models: tuple[Model, ...]
     shift: float  # added to the mean logit: the correction to the prior
 
     def logit(self, X: pd.DataFrame, *, threads: int = 1) -> NDArray[np.float32]:
         """Returns log odds (n,) of features (n, columns)."""
         made = [
-            model.logit(X) if isinstance(model, Logistic) else predict_logit(model, X, threads=threads)
+            predict_logit(model, X, threads=threads) if isinstance(model, Gbdt) else model.logit(X)
             for model in self.models
         ]
         mean = np.stack(made).mean(axis=0, dtype=np.float64) + self.shift
@@ -126,12 +131,16 @@ class Bag:
     def contributions(self, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.DataFrame, float]:
         """Returns each column's contribution to the log odds, (n, columns), and the bias; they sum to `logit`.
 
-        These are exact SHAP values for GBDTs (`shap_values`) and the exact terms for logistic regressions.
+        These are exact SHAP values for GBDTs (`shap_values`) and the exact terms for logistic regressions. Raises
+        TabularError for classifiers of scikit-learn, which have none.
         """
-        made = [
-            model.contributions(X) if isinstance(model, Logistic) else shap_values(model, X, threads=threads)
-            for model in self.models
-        ]
+        made = []
+        for model in self.models:
+            if isinstance(model, Estimator):
+                raise TabularError(f"{model.path} has no exact contributions: explain a GBDT or a logistic regression")
+            made.append(
+                model.contributions(X) if isinstance(model, Logistic) else shap_values(model, X, threads=threads)
+            )
         mean = np.mean([added.to_numpy(np.float64) for added, _ in made], axis=0)
         bias = float(np.mean([bias for _, bias in made])) + self.shift
         return pd.DataFrame(mean, columns=X.columns, index=X.index), bias
@@ -143,8 +152,14 @@ class Bag:
 
     @property
     def chosen(self) -> list[float]:
-        """Value that each model chose on the inner rows: the number of rounds, or the inverse ridge strength."""
-        return [model.C if isinstance(model, Logistic) else model.rounds for model in self.models]
+        """Value that each model chose on the inner rows: its rounds, inverse ridge strength, or slope of the logit."""
+        return [_chosen(model) for model in self.models]
+
+
+def _chosen(model: Model) -> float:
+    if isinstance(model, Gbdt):
+        return model.rounds
+    return model.C if isinstance(model, Logistic) else model.slope
 
 
 def fit_bag(
@@ -153,7 +168,7 @@ def fit_bag(
     y: ArrayLike,
     inner: NDArray[np.bool_],
     *,
-    params: Mapping[str, float | bool],
+    params: Mapping[str, Any],
     seed: int,
     threads: int,
     bags: int = 1,
@@ -162,6 +177,7 @@ def fit_bag(
     increasing: Collection[str] = (),
     gpu: bool = False,
     categorical: Collection[str] = (),
+    estimator: str = "",
 ) -> Bag:
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
@@ -169,18 +185,21 @@ def fit_bag(
     refitted on all its rows. Each model uses all positive rows, with weight ``positive_weight``, and its own random
     share ``negatives`` of the negative rows; the effect of both on the log odds is removed (King & Zeng 2001). The
     logit of a GBDT never falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of
-    categories, which a logistic regression does not take. A logistic regression on all rows is the
-    same for every seed, so it is fitted once. Raises TabularError for parameters that the kind does not have.
+    categories, for GBDTs only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
+    is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`. Raises
+    TabularError for parameters that the kind does not have.
     """
     target = np.asarray(y)
     if kind == "logistic" and positive_weight != 1:
         raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or use `negatives`")
     if kind == "logistic" and params:
         raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
-    if kind == "logistic" and (codes := [str(name) for name in X if str(name) in categorical]):
-        raise TabularError(f"logistic takes no codes of categories, got {codes[0]!r}: make the column one-hot")
-    models: list[Gbdt | Logistic] = []
-    for number in range(1 if kind == "logistic" and negatives == 1 else bags):
+    codes = [str(name) for name in X if str(name) in categorical]
+    if kind in ("logistic", "sklearn") and codes:
+        raise TabularError(f"{kind} takes no codes of categories, got {codes[0]!r}: make the column one-hot")
+    is_drawn = negatives < 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
+    models: list[Model] = []
+    for number in range(bags if is_drawn else 1):
         taken = np.ones(len(target), bool)
         if negatives < 1:
             taken = (target == 1) | (np.random.default_rng((seed, number)).random(len(target)) < negatives)
@@ -188,6 +207,13 @@ def fit_bag(
         eval_set = X[eval_mask], target[eval_mask]
         if kind == "logistic":
             models.append(fit_logistic(X[train_mask], target[train_mask], eval_set=eval_set))
+        elif kind == "sklearn":
+            models.append(
+                fit_estimator(
+                    estimator, X[train_mask], target[train_mask], eval_set=eval_set, params=params, seed=seed + number,
+                    threads=threads, positive_weight=positive_weight,
+                )
+            )  # fmt: skip
         else:
             models.append(
                 fit_gbdt(
@@ -200,9 +226,14 @@ def fit_bag(
 
 
 def write_bag(bag: Bag, folder: Path) -> list[Path]:
-    """Writes each model to a file in ``folder``, in formats that execute nothing when read, and returns the paths."""
+    """Writes each model to a file in ``folder``, in formats that execute nothing when read, and returns the paths.
+
+    Classifiers of scikit-learn are not written: their format is pickle, and reading one runs what it contains.
+    """
     paths = []
     for number, model in enumerate(bag.models):
+        if isinstance(model, Estimator):
+            continue
         suffix = ".json" if isinstance(model, Logistic) else LIBRARIES[model.kind].suffix
         path = folder / f"model{f'_{number}' if number else ''}{suffix}"
         if isinstance(model, Logistic):
@@ -215,8 +246,10 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
 
 def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
     """Reads the models that `write_bag` wrote (model, model_1, …); TabularError where none exists or one is damaged."""
+    if kind == "sklearn":
+        raise TabularError(f"{folder}: classifiers of scikit-learn are not kept on disk: fit the model again")
     suffix = ".json" if kind == "logistic" else LIBRARIES[kind].suffix
-    models: list[Gbdt | Logistic] = []
+    models: list[Model] = []
     while (path := folder / f"model{f'_{len(models)}' if models else ''}{suffix}").exists():
         models.append(read_logistic(path) if kind == "logistic" else read_gbdt(path))
     if not models:
