@@ -187,7 +187,13 @@ class Features(Strict):
         return self.model_dump(mode="json", exclude=later)
 
 
-LATER_STACKER = ("runs", "features", "estimator")  # keys of a stacker that dermstack 0.2.0 did not have
+LATER_STACKER = (
+    "runs",
+    "features",
+    "estimator",
+    "positives",
+    "repeats",
+)  # keys of a stacker that dermstack 0.2.0 did not have
 
 
 class Stacker(Strict):
@@ -202,6 +208,9 @@ class Stacker(Strict):
     params: dict[str, Any] = {}  # parameters of the library, over our defaults; also `rounds` and `patience`
     bags: int = Field(3, ge=1)  # number of models with different seeds, whose logits are averaged
     negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of these models is trained on
+    positives: float = Field(1.0, ge=1, le=1000)  # copies of each positive row; of a fraction, a random share of rows
+    # repetitions over other folds with other seeds, whose logits are averaged; such a stacker cannot be bundled
+    repeats: int = Field(1, ge=1, le=50)
     positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT
     monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
     device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
@@ -341,6 +350,13 @@ class Config(Strict):
             raise ValueError(f"tuned.gbdt names {', '.join(sorted(strangers))}, which is not a stacker of this config")
         if strangers := set(self.tuned.image) - {model.name for model in self.image_models if not model.frozen}:
             raise ValueError(f"tuned.image names {', '.join(sorted(strangers))}, which is not a trained image model")
+        if both := [
+            stacker.name for stacker in self.stackers if stacker.repeats > 1 and stacker.name in self.tuned.gbdt
+        ]:
+            raise ValueError(
+                f"{both[0]} has `repeats` and a study in tuned.gbdt, which chose parameters on rows that other repeats "
+                "hold out: remove one of the two"
+            )
         if self.folds.file and self.data.columns.fold:
             raise ValueError("data.columns.fold and folds.file both name existing folds: remove one of them")
         if self.image_models and self.data.images is None:

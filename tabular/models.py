@@ -173,6 +173,7 @@ def fit_bag(
     threads: int,
     bags: int = 1,
     negatives: float = 1.0,
+    positives: float = 1.0,
     positive_weight: float = 1.0,
     increasing: Collection[str] = (),
     gpu: bool = False,
@@ -182,8 +183,9 @@ def fit_bag(
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
     ``inner`` (n,) marks the rows, whole groups, on which each model chooses its rounds or ridge strength before it is
-    refitted on all its rows. Each model uses all positive rows, with weight ``positive_weight``, and its own random
-    share ``negatives`` of the negative rows; the effect of both on the log odds is removed (King & Zeng 2001). The
+    refitted on all its rows. Each model uses ``positives`` copies of each positive row, of a fraction for a random part
+    of these, with weight ``positive_weight``, and its own random share ``negatives`` of the negative rows; the effect of
+    all three on the log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The
     logit of a GBDT never falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of
     categories, for GBDTs only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
     is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`. Raises
@@ -191,38 +193,49 @@ def fit_bag(
     """
     target = np.asarray(y)
     if kind == "logistic" and positive_weight != 1:
-        raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or use `negatives`")
+        raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or use `positives`")
     if kind == "logistic" and params:
         raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
     codes = [str(name) for name in X if str(name) in categorical]
     if kind in ("logistic", "sklearn") and codes:
         raise TabularError(f"{kind} takes no codes of categories, got {codes[0]!r}: make the column one-hot")
-    is_drawn = negatives < 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
+    is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
     models: list[Model] = []
     for number in range(bags if is_drawn else 1):
-        taken = np.ones(len(target), bool)
-        if negatives < 1:
-            taken = (target == 1) | (np.random.default_rng((seed, number)).random(len(target)) < negatives)
-        train_mask, eval_mask = taken & ~inner, taken & inner
-        eval_set = X[eval_mask], target[eval_mask]
+        times = _copies(target, negatives, positives, seed=(seed, number))
+        train_rows, eval_rows = (np.repeat(np.flatnonzero(side), times[side]) for side in (~inner, inner))
+        eval_set = X.iloc[eval_rows], target[eval_rows]
         if kind == "logistic":
-            models.append(fit_logistic(X[train_mask], target[train_mask], eval_set=eval_set))
+            models.append(fit_logistic(X.iloc[train_rows], target[train_rows], eval_set=eval_set))
         elif kind == "sklearn":
             models.append(
                 fit_estimator(
-                    estimator, X[train_mask], target[train_mask], eval_set=eval_set, params=params, seed=seed + number,
-                    threads=threads, positive_weight=positive_weight,
+                    estimator, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params,
+                    seed=seed + number, threads=threads, positive_weight=positive_weight,
                 )
             )  # fmt: skip
         else:
             models.append(
                 fit_gbdt(
-                    kind, X[train_mask], target[train_mask], eval_set=eval_set, params=params, seed=seed + number,
+                    kind, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params, seed=seed + number,
                     threads=threads, increasing=increasing, positive_weight=positive_weight, gpu=gpu,
                     categorical=categorical,
                 )
             )  # fmt: skip
-    return Bag(tuple(models), float(np.log(negatives) - np.log(positive_weight)))
+    return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)))
+
+
+def _copies(
+    target: NDArray[np.generic], negatives: float, positives: float, *, seed: tuple[int, int]
+) -> NDArray[np.intp]:
+    """Returns how often (n,) each row is taken: a random share of the negative rows once, positive rows repeatedly."""
+    times, rng = np.ones(len(target), np.intp), np.random.default_rng(seed)
+    if negatives < 1:
+        times[(target != 1) & (rng.random(len(target)) >= negatives)] = 0
+    if positives > 1:
+        times[target == 1] = int(positives)
+        times[(target == 1) & (rng.random(len(target)) < positives % 1)] += 1
+    return times
 
 
 def write_bag(bag: Bag, folder: Path) -> list[Path]:

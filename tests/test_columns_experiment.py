@@ -268,8 +268,9 @@ def test_a_wide_table_works(tmp_path: Path, columns: int) -> None:
         made = {f"wide [{number}]": rng.normal(size=len(frame)).round(3).astype(str) for number in range(columns - 20)}
         made |= {f"word {number}": rng.integers(0, 30, len(frame)).astype(str) for number in range(20)}
         pd.concat([frame, pd.DataFrame(made)], axis=1).to_csv(tmp_path / name, index=False)
-    stackers = [{"name": kind, "kind": kind, "bags": 1} for kind in KINDS]
-    for stacker in stackers[:3]:
+    kinds = KINDS if columns == 300 else ("lightgbm", "logistic")
+    stackers = [{"name": kind, "kind": kind, "bags": 1} for kind in kinds]
+    for stacker in stackers[:-1]:
         stacker["params"] = {"rounds": 5}
     config = _rewritten(config, stackers=stackers)
     experiment = opened_experiment(config)

@@ -242,6 +242,7 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
                 seed=config.seed,
                 threads=config.threads,
                 negatives=stacker.negatives,
+                positives=stacker.positives,
                 positive_weight=stacker.positive_weight,
                 increasing=split.features.names if stacker.monotone else (),
                 gpu=stacker.device == "gpu",
