@@ -1,34 +1,50 @@
-"""Measures what the nested choice of the blend's method costs against the best single method, before and after.
+"""Measures what the nested choice of the blend's method costs against the best single method.
 
 python benchmarks/choice.py                             # simulated; `300 equal` for one number of rows and kind of runs
+python benchmarks/choice.py design                      # what rules and bounds cost, on another generator and seeds
+python benchmarks/choice.py expected                    # 300 rows, equal runs: regret without the noise of the rows
+python benchmarks/choice.py nets                        # 24 equal nets, 10 folds, 10,000 rows
+python benchmarks/choice.py null                        # headline of runs that carry nothing: 0.5 if it is unbiased
 python benchmarks/choice.py preselect                   # rank mean with and without the pre-selection of runs
 python benchmarks/choice.py ../shared/data/siim2020     # two real CNNs, alone and with a run that carries nothing
 
-"Before" is the one-standard-error rule: the simplest method within one standard error of the best, on pooled scores;
-where folds chose different methods, each fold's scores were replaced by their ranks within the fold.
+The rule of `stack/blend/choice.py` was fixed by `design`; the other commands, with other data and seeds, only measured
+it. Regret is AUC of the best single method (the best on average, so that it is no chance of one data set) less that of
+what was chosen: of the headline, on the simulated rows themselves, and of the final blend, on new rows.
+
+The blends are those of `blend_nested`, fitted here without its checks and for several rules at once; the first data set
+of each line is also given to `blend_nested`, which must choose and score the same.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import expit
 
-from stack.blend.blender import METHODS, Blender
-from stack.blend.columns import NetScaler
-from stack.blend.nested import blend_nested, left_out_sets
-from stack.metrics.intervals import bootstrap_scores
+from stack.blend.blender import METHODS
+from stack.blend.choice import highest_bound
+from stack.blend.columns import NetScaler, weighted_sum
+from stack.blend.nested import blend_nested
+from stack.blend.preselection import informative_runs
+from stack.blend.search import hill_climb, logistic_weights
+from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
 from stack.ranks import Ecdf
 
-FOLDS, NEW_ROWS = 5, 10_000
-SIZES = {300: (30, 24), 3000: (150, 8), 30_000: (600, 3)}  # rows: positives, repetitions
+Ints = NDArray[np.int64]
+Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the index of the chosen method
+
+FOLDS, NEW_ROWS, SEED = 5, 10_000, 4243
+DESIGN_SIZES, DESIGN_SPREADS = {300: 150, 1000: 40}, (0.0, 0.15, 0.4)  # rows: half the repetitions
+SIZES = {300: (30, 70), 3000: (150, 8), 30_000: (600, 2)}  # rows: positives, repetitions
 KINDS = {
     "equal": lambda runs: np.full(runs, 1.2),
     "unequal": lambda runs: np.linspace(0.4, 1.6, runs),
@@ -39,103 +55,318 @@ KINDS = {
 @dataclass(frozen=True)
 class Rows:
     P: Floats
-    y: NDArray[np.int64]
-    fold: NDArray[np.int64]
-    group: NDArray[np.int64]
+    y: Ints
+    fold: Ints
+    group: Ints
 
 
-def simulated_rows(rows: int, positives: int, strengths: Floats, scale: Floats, rng: np.random.Generator) -> Rows:
-    """Simulates correlated runs on groups of three rows that share a part of their noise; every net has its scale."""
-    y = rng.permutation(np.arange(rows) < positives).astype(int)
-    group = np.arange(rows) // 3
+@dataclass(frozen=True)
+class Outcome:
+    """What any rule decides by and earns on one simulated data set. The first decision is on all rows."""
+
+    y: Ints
+    fold: Ints
+    comparable: Floats  # (n, methods)
+    decisions: list[tuple[Floats, Floats]]  # values of the methods and their covariance
+    on_new_rows: Floats  # (methods,) AUC of the final blends
+    folds_on_new_rows: Floats  # (folds, methods) AUC of the blends of each fold, with ranks among the new rows
+
+    def headline(self, chosen: list[int]) -> float:
+        """Returns the AUC where each fold is scored by its method; `chosen` starts with that of all rows."""
+        return auc(self.y, self.comparable[np.arange(len(self.y)), np.array(chosen[1:])[self.fold]])
+
+
+def grouped_folds(y: Ints, group: Ints, folds: int, rng: np.random.Generator) -> Ints:
     has_positive = np.bincount(group, y) > 0
     order = rng.permutation(has_positive.size)
     order = order[np.argsort(~has_positive[order], kind="stable")]
     fold = np.empty(has_positive.size, int)
-    fold[order] = np.arange(has_positive.size) % FOLDS
-    fold = fold[group]
-    shared = 0.9 * rng.normal(size=(rows, 1)) + 0.4 * rng.normal(size=(has_positive.size, 1))[group]
+    fold[order] = np.arange(has_positive.size) % folds
+    return fold[group]
+
+
+def simulated_rows(
+    rows: int, positives: int, strengths: Floats, scale: Floats, rng: np.random.Generator, own: float = 1.0
+) -> Rows:
+    """Simulates correlated runs on groups of three rows that share a part of their noise; every net has its scale."""
+    y = rng.permutation(np.arange(rows) < positives).astype(int)
+    group = np.arange(rows) // 3
+    fold = grouped_folds(y, group, len(scale), rng)
+    shared = 0.9 * rng.normal(size=(rows, 1)) + 0.4 * rng.normal(size=(group[-1] + 1, 1))[group]
     logits = np.outer(y, strengths) + np.sqrt(0.5) * (
-        shared * (strengths > 0) + rng.normal(size=(rows, strengths.size))
+        shared * (strengths > 0) + own * rng.normal(size=(rows, strengths.size))
     )
     return Rows(expit(logits * scale[fold] - 3), y, fold, group)
 
 
-def one_standard_error(y: ArrayLike, scores: Mapping[str, Floats], group: ArrayLike) -> str:
-    """Returns the simplest method within one standard error of the best: the rule before."""
-    values = np.array([auc(y, s) for s in scores.values()])
-    drawn = bootstrap_scores("auc", y, np.column_stack(list(scores.values())), group)
-    best = int(np.argmax(values))
-    noise = np.nanstd(drawn[:, [best]] - drawn, axis=0)
-    return list(scores)[int(np.argmax(values[best] - values <= noise))]
+def benchmark_data(kind: str, runs: int, rows: int) -> Iterator[tuple[Rows, Rows]]:
+    positives, repetitions = SIZES[rows]
+    strengths = KINDS[kind](runs)
+    for repetition in range(repetitions):
+        rng = np.random.default_rng([SEED, repetition, runs, rows])
+        scale = rng.uniform(0.9, 1.1, (FOLDS, runs))
+        yield (
+            simulated_rows(rows, positives, strengths, scale, rng),
+            simulated_rows(NEW_ROWS, NEW_ROWS // 10, strengths, scale, rng),
+        )
 
 
-def before(
-    rows: Rows, nets: NDArray[np.int64], methods: tuple[str, ...], **settings: int
-) -> tuple[Floats, Blender, dict[str, float], int]:
-    """Returns headline scores, final blend, each method's AUC on one scale and the number of methods folds chose."""
-    columns, folds = NetScaler().fit(rows.P, nets), range(FOLDS)
-    made: dict[tuple[frozenset[int], str], Floats] = {}
-    for without in left_out_sets(folds, methods)[1:]:
+def design_data(spread: float, rows: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """Simulates 2 to 12 runs on several common factors with heavy tails, in groups of random size that share a risk.
+
+    Each run has its temperature, each net its scale and shift; prevalence is 7 to 35 %. Strengths vary by `spread`.
+    """
+    runs, prevalence, base = int(rng.integers(2, 13)), rng.choice([0.07, 0.1, 0.2, 0.35]), rng.uniform(0.8, 2.0)
+    strengths, own = base * np.exp(spread * rng.normal(size=runs)), rng.uniform(0.6, 1.2)
+    factors = int(rng.integers(1, 4))
+    loadings = 0.5 * rng.normal(size=(factors, 1)) + 0.3 * rng.normal(size=(factors, runs)) * (spread > 0)
+    temperature = np.exp(0.3 * rng.normal(size=runs))
+    scale, shift = rng.uniform(0.85, 1.15, (FOLDS, runs)), 0.2 * rng.normal(size=(FOLDS, runs))
+    group_size = rng.choice([1.0, 2.0, 4.0])
+
+    def draw(n: int, prevalence: float) -> Rows:
+        group = np.repeat(np.arange(n), rng.geometric(1 / group_size, size=n))[:n]
+        risk = 0.7 * rng.normal(size=group[-1] + 1)[group] + rng.normal(size=n)
+        y = np.zeros(n, int)
+        y[np.argsort(-risk)[: max(20, round(prevalence * n))]] = 1
+        fold = grouped_folds(y, group, FOLDS, rng)
+        noise = rng.standard_t(5, size=(n, factors)) @ loadings + own * rng.standard_t(4, (n, runs)) / np.sqrt(2)
+        logits = (np.outer(y, strengths) + noise) * temperature * scale[fold] + shift[fold] - 2.5
+        return Rows(expit(logits), y, fold, group)
+
+    return draw(rows, prevalence), draw(2 * NEW_ROWS, 0.3)
+
+
+def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
+    """Fits all methods without each set of folds, as `blend_nested` does, and scores the final ones on new rows."""
+    columns, folds = NetScaler().fit(rows.P, rows.fold), np.unique(rows.fold).tolist()
+    as_logits = ("logit",) * rows.P.shape[1]
+    ranks, logits = (
+        columns.ranks_.transform(rows.P, rows.fold),
+        columns.standardised(rows.P, rows.fold, as_logits),
+    )
+    comparable, final, of_folds = {}, np.empty(0), []
+    ranked_new = {
+        "mean": new.P,
+        "logistic": columns.standardised(new.P, new.fold, as_logits),
+        "rank": NetScaler().fit(new.P, new.fold).ranks_.transform(new.P, new.fold),
+    }
+    for without in (frozenset(found) for size in (0, 1, 2) for found in combinations(folds, size)):
         seen = ~np.isin(rows.fold, list(without))
-        for method in methods:
-            blender = Blender(method, **settings)
-            blender.fit(rows.P[seen], rows.y[seen], nets=nets[seen], columns_from=columns)
-            made[without, method] = blender.predict_proba(rows.P, nets=nets)[:, 1]
+        used = np.flatnonzero(informative_runs(ranks[seen], rows.y[seen], rows.group[seen]))
 
-    def pooled(without: frozenset[int], method: str) -> Floats:
-        return np.choose(rows.fold, [made[without | {k}, method] for k in folds])
+        def weights(method: str, used: Ints = used, seen: NDArray[np.bool_] = seen) -> Floats:
+            found = np.zeros(rows.P.shape[1])
+            if method == "logistic":
+                coefficients, _ = logistic_weights(logits[np.ix_(seen, used)], rows.y[seen])
+                found[used] = coefficients / coefficients.sum() if coefficients.any() else 1 / used.size
+            elif method == "hill_climb":
+                found[used] = hill_climb(ranks[np.ix_(seen, used)], rows.y[seen] == 1, bags=1)
+            else:
+                found[used] = 1 / used.size
+            return found
 
-    def choice(without: frozenset[int]) -> str:
+        by_method = {method: weights(method) for method in methods}
+        inputs = {"mean": rows.P, "logistic": logits}
+        made = [weighted_sum(inputs.get(method, ranks), found) for method, found in by_method.items()]
+        if without:
+            comparable[without] = np.column_stack([Ecdf().fit(score)(score) for score in made])
+            if len(without) == 1:
+                inputs = [ranked_new.get(method, ranked_new["rank"]) for method in methods]
+                of_folds.append([auc(new.y, V @ found) for V, found in zip(inputs, by_method.values(), strict=True)])
+        else:
+            inputs = {"mean": new.P, "logistic": columns.standardised(new.P, new.fold, as_logits)}
+            new_ranks = columns.ranks_.transform(new.P, new.fold)
+            final = np.array([auc(new.y, inputs.get(m, new_ranks) @ found) for m, found in by_method.items()])
+
+    def assembled(without: frozenset[int]) -> Floats:
+        scores = np.full((len(rows.y), len(methods)), np.nan)
+        for k in set(folds) - without:
+            scores[rows.fold == k] = comparable[without | {k}][rows.fold == k]
+        return scores
+
+    decisions = []
+    for without in (frozenset[int](), *(frozenset({k}) for k in folds)):
         kept = ~np.isin(rows.fold, list(without))
-        scores = {method: pooled(without, method)[kept] for method in methods}
-        return one_standard_error(rows.y[kept], scores, rows.group[kept])
+        found = clustered_auc(rows.y[kept], assembled(without)[kept], rows.group[kept])
+        decisions.append((found.auc, found.covariance))
+    return Outcome(rows.y, rows.fold, assembled(frozenset()), decisions, final, np.array(of_folds))
 
-    none: frozenset[int] = frozenset()
-    chosen = [choice(frozenset({k})) for k in folds]
-    headline = np.choose(rows.fold, [made[frozenset({k}), chosen[k]] for k in folds])
-    if len(set(chosen)) > 1:
-        for k in folds:
-            held = rows.fold == k
-            headline[held] = Ecdf().fit(headline[held])(headline[held])
-    final = Blender(choice(none), **settings).fit(rows.P, rows.y, nets=nets, columns_from=columns)
-    single = {}
-    for method in methods:
-        ranks = [Ecdf().fit(made[frozenset({k}), method])(made[frozenset({k}), method]) for k in folds]
-        single[method] = auc(rows.y, np.choose(rows.fold, ranks))
-    return headline, final, single, len(set(chosen))
+
+def check(rows: Rows, found: Outcome, methods: tuple[str, ...]) -> None:
+    """Raises AssertionError unless `blend_nested` chooses and scores the same."""
+    nested = blend_nested(
+        rows.P, rows.y, nets=rows.fold, fold=rows.fold, split_group=rows.group, methods=methods, bags=1
+    )
+    chosen = [highest_bound(*decision) for decision in found.decisions]
+    assert [methods[m] for m in chosen] == [nested.chosen, *nested.chosen_by_fold.values()]
+    assert abs(auc(rows.y, nested.score) - found.headline(chosen)) < 1e-4  # sums rounded otherwise may tie or not
+
+
+def first_in_order(errors: float) -> Rule:
+    """Returns the rule before: from simple to complex, each gain over the one chosen before must be real."""
+
+    def rule(values: Floats, covariance: Floats) -> int:
+        chosen = 0
+        for other in range(1, len(values)):
+            variance = covariance[other, other] + covariance[chosen, chosen] - 2 * covariance[other, chosen]
+            if values[other] - values[chosen] > errors * np.sqrt(max(variance, 0.0)):
+                chosen = other
+        return chosen
+
+    return rule
+
+
+def one_standard_error(values: Floats, covariance: Floats) -> int:
+    """Returns the simplest method within one standard error of the best."""
+    best = int(np.argmax(values))
+    variance = np.diag(covariance) + covariance[best, best] - 2 * covariance[best]
+    return int(np.argmax(values[best] - values <= np.sqrt(np.maximum(variance, 0.0))))
+
+
+RULES: dict[str, Rule] = {
+    "always the first": lambda values, covariance: 0,
+    "one standard error": one_standard_error,
+    "in order, 1.64": first_in_order(1.64),
+    "now": highest_bound,
+}
+ON_NEW_ROWS = ("always the first", "one standard error", "in order, 1.64", "now")
+
+
+def regrets(
+    outcomes: list[Outcome], rules: Iterable[Rule], candidates: int
+) -> tuple[int, list[tuple[Floats, Floats, float]]]:
+    """Returns the best single method, and of each rule the regrets of headline and final blend, and methods in folds.
+
+    Each regret is an array (repetitions,). The best single method is the best of the first `candidates`.
+    """
+    single = np.array([[auc(one.y, column) for column in one.comparable.T] for one in outcomes])
+    best = int(single[:, :candidates].mean(axis=0).argmax())
+    new = np.array([one.on_new_rows for one in outcomes])
+    best_new = int(new[:, :candidates].mean(axis=0).argmax())
+    measured = []
+    for rule in rules:
+        chosen = [[rule(*decision) for decision in one.decisions] for one in outcomes]
+        headlines = np.array([one.headline(methods) for one, methods in zip(outcomes, chosen, strict=True)])
+        finals = new[np.arange(len(outcomes)), [methods[0] for methods in chosen]]
+        differing = float(np.mean([len(set(methods[1:])) for methods in chosen]))
+        measured.append((single[:, best] - headlines, new[:, best_new] - finals, differing))
+    return best, measured
+
+
+def _shown(values: Floats) -> str:
+    return f"{values.mean():+.4f} ± {values.std() / np.sqrt(len(values)):.4f}"
 
 
 def simulate(kind: str, runs: int, rows: int) -> str:
     """Returns a line of the table."""
-    positives, repetitions = SIZES[rows]
-    methods = METHODS[:4] if runs <= 10 and runs * rows <= 100_000 else METHODS[:3]  # hill climbing takes minutes there
-    settings = {"bags": 1}
-    strengths, singles, measured = KINDS[kind](runs), [], []
-    for repetition in range(repetitions):
-        rng = np.random.default_rng([repetition, runs, rows])
-        scale = rng.uniform(0.9, 1.1, (FOLDS, runs))
-        made, new = (
-            simulated_rows(n, p, strengths, scale, rng) for n, p in ((rows, positives), (NEW_ROWS, NEW_ROWS // 10))
-        )
-        headline, final, single, old = before(made, made.fold, methods, **settings)
-        after = blend_nested(
-            made.P, made.y, nets=made.fold, fold=made.fold, split_group=made.group, methods=methods, **settings
-        )
-        singles.append([single[method] for method in methods])
-        on_new = [auc(new.y, blend.predict_proba(new.P, nets=new.fold)[:, 1]) for blend in (final, after.final)]
-        chosen = len(set(after.chosen_by_fold.values()))
-        measured.append([auc(made.y, headline), auc(made.y, after.score), *on_new, old, chosen])
-    by_method, values = np.array(singles), np.array(measured)
-    candidates = 2 if kind == "equal" else len(methods)  # equal runs: the better of the two means
-    best = int(np.argmax(by_method[:, :candidates].mean(axis=0)))
-    columns = np.column_stack([by_method[:, [best]] - values[:, :2], values[:, 3] - values[:, 2]])
-    mean, noise = columns.mean(axis=0), columns.std(axis=0) / np.sqrt(repetitions)
-    shown = " | ".join(f"{m:+.4f} ± {n:.4f}" for m, n in zip(mean, noise, strict=True))
+    methods = METHODS[:4] if runs <= 10 and rows <= 300 else METHODS[:3]  # hill climbing takes minutes elsewhere
+    outcomes = []
+    for made, new in benchmark_data(kind, runs, rows):
+        outcomes.append(outcome(made, new, methods))
+        if len(outcomes) == 1:
+            check(made, outcomes[0], methods)
+    best, measured = regrets(outcomes, RULES.values(), len(methods))
+    new = np.array([one.on_new_rows for one in outcomes])
+    possible = new.max(axis=1) - new[:, int(new.mean(axis=0).argmax())]
+    nested = np.mean([auc(one.y, one.comparable[:, best]) for one in outcomes])
+    by_rule = dict(zip(RULES, measured, strict=True))
+    headline = " | ".join(_shown(of_headline) for of_headline, _, _ in measured)
+    final = " | ".join(_shown(by_rule[rule][1]) for rule in ON_NEW_ROWS)
+    differing = " | ".join(f"{by_rule[rule][2]:.1f}" for rule in ON_NEW_ROWS[1:])
     return (
-        f"| {kind} | {runs} | {rows:,} | {repetitions} | {methods[best]} {by_method[:, best].mean():.4f} "
-        f"| {shown} | {values[:, 4].mean():.1f} | {values[:, 5].mean():.1f} |"
+        f"| {kind} | {runs} | {rows:,} | {len(outcomes)} | {methods[best]} {nested:.4f} | {headline} | {final} "
+        f"| {-possible.mean():+.4f} | {differing} |"
     )
+
+
+def measure_design() -> None:
+    """Prints the regret of each rule on the generator that the rule was chosen on, in ten-thousandths of AUC."""
+    bounds = (0.0, 0.5, 1.0, 1.2816, 1.645, 2.0, 2.5)
+    rules = {f"highest bound, {errors}": _bound(errors) for errors in bounds}
+    rules |= {f"in order, {errors}": first_in_order(errors) for errors in bounds[1:]}
+    rules |= {"one standard error": one_standard_error}
+    rules |= {f"always {method}": _always(number) for number, method in enumerate(METHODS[:4])}
+    cells: dict[str, list[str]] = {name: [] for name in rules}
+    for rows, half in DESIGN_SIZES.items():
+        for spread in DESIGN_SPREADS:
+            numbers = [first + number for first in (1000, 2000) for number in range(half)]
+            rngs = (np.random.default_rng([number, rows, int(1000 * spread), 77]) for number in numbers)
+            outcomes = [outcome(*design_data(spread, rows, rng), METHODS[:4]) for rng in rngs]
+            for name, (headline, final, _) in zip(rules, regrets(outcomes, rules.values(), 4)[1], strict=True):
+                error = 1e4 / np.sqrt(2 * half)
+                cells[name].append(
+                    f"{1e4 * headline.mean():.1f} ± {error * headline.std():.1f} | "
+                    f"{1e4 * final.mean():.1f} ± {error * final.std():.1f}"
+                )
+    heads = [
+        f"{rows:,} rows, spread {spread}: {what}"
+        for rows in DESIGN_SIZES
+        for spread in DESIGN_SPREADS
+        for what in ("headline", "new rows")
+    ]
+    print(f"| rule | {' | '.join(heads)} |\n" + "|---" * 13 + "|")
+    for name, row in cells.items():
+        print(f"| {name} | {' | '.join(row)} |")
+
+
+def _bound(errors: float) -> Rule:
+    return lambda values, covariance: highest_bound(values, covariance, errors)
+
+
+def _always(number: int) -> Rule:
+    return lambda values, covariance: number
+
+
+def measure_expected() -> None:
+    """Prints the headline's expected regret: what the folds' blends lose on new rows, which no choice has seen."""
+    rows = 300
+    print(f"| equal runs | best single method | {' | '.join(RULES)} |\n" + "|---" * (2 + len(RULES)) + "|")
+    for runs in (3, 10, 30):
+        methods = METHODS[:4] if runs <= 10 else METHODS[:3]
+        outcomes = [outcome(made, new, methods) for made, new in benchmark_data("equal", runs, rows)]
+        by_fold = np.array([one.folds_on_new_rows for one in outcomes])
+        best = int(by_fold.mean(axis=(0, 1)).argmax())
+        regrets = []
+        for rule in RULES.values():
+            chosen = np.array([[rule(*decision) for decision in one.decisions[1:]] for one in outcomes])
+            taken = np.take_along_axis(by_fold, chosen[:, :, None], axis=2)[:, :, 0]
+            regrets.append(_shown((by_fold[:, :, best] - taken).mean(axis=1)))
+        print(f"| {runs} | {methods[best]} | {' | '.join(regrets)} |", flush=True)
+
+
+def measure_nets() -> None:
+    """Prints the nested AUC of each method and of the headline for 24 nets that are equally good."""
+    methods = METHODS[:3]
+    print(f"| data set | {' | '.join(methods)} | headline | less the better mean | methods of the folds |")
+    print("|---" * 7 + "|")
+    for repetition in range(3):
+        rng = np.random.default_rng([SEED, repetition, 24])
+        strengths, scale = np.full(24, 1.0), rng.uniform(0.9, 1.1, (10, 24))
+        rows, new = (simulated_rows(n, n // 50, strengths, scale, rng, own=0.7) for n in (10_000, 3_000))
+        found = outcome(rows, new, methods)
+        chosen = [highest_bound(*decision) for decision in found.decisions]
+        single = [auc(found.y, column) for column in found.comparable.T]
+        headline = found.headline(chosen)
+        print(
+            f"| {repetition} | {' | '.join(f'{value:.4f}' for value in single)} | {headline:.4f} | "
+            f"{headline - max(single[:2]):+.4f} | {', '.join(sorted({methods[m] for m in chosen[1:]}))} |",
+            flush=True,
+        )
+
+
+def measure_null() -> None:
+    """Prints the mean AUC, over 100 data sets, of methods and headlines where no run carries anything."""
+    print(f"| rows | runs | {' | '.join(METHODS[:3])} | headline |\n" + "|---" * 6 + "|")
+    for rows, runs in ((300, 3), (300, 10), (1000, 10)):
+        values = []
+        for repetition in range(100):
+            rng = np.random.default_rng([SEED, repetition, runs, rows, 2])
+            made, new = (simulated_rows(n, n // 10, np.zeros(runs), np.ones((5, runs)), rng) for n in (rows, 300))
+            found = outcome(made, new, METHODS[:3])
+            chosen = [highest_bound(*decision) for decision in found.decisions]
+            values.append([*(auc(found.y, column) for column in found.comparable.T), found.headline(chosen)])
+        print(f"| {rows:,} | {runs} | {' | '.join(_shown(column) for column in np.array(values).T)} |", flush=True)
 
 
 PRESELECTION = {
@@ -148,6 +379,7 @@ PRESELECTION = {
     "12 of 15 carry nothing": np.append(np.full(3, 1.2), np.zeros(12)),
     "1 of 4 is inverted": np.array([1.2, 1.2, 1.2, -1.2]),
 }
+PRESELECTION_REPETITIONS = {300: 40, 3000: 6, 30_000: 2}
 
 
 def measure_preselection() -> None:
@@ -155,17 +387,17 @@ def measure_preselection() -> None:
     print(f"| runs | {' | '.join(f'{rows:,} rows: all runs | pre-selected' for rows in SIZES)} |\n" + "|---" * 7 + "|")
     for name, strengths in PRESELECTION.items():
         cells = []
-        for rows, (positives, repetitions) in SIZES.items():
+        for rows, repetitions in PRESELECTION_REPETITIONS.items():
             values = []
             for repetition in range(repetitions):
-                rng = np.random.default_rng([repetition, strengths.size, rows])
+                rng = np.random.default_rng([SEED, repetition, strengths.size, rows, 1])
                 scale = rng.uniform(0.9, 1.1, (FOLDS, strengths.size))
-                made = simulated_rows(rows, positives, strengths, scale, rng)
+                made = simulated_rows(rows, SIZES[rows][0], strengths, scale, rng)
                 given = {"nets": made.fold, "fold": made.fold, "split_group": made.group, "methods": ("rank_mean",)}
                 found = [blend_nested(made.P, made.y, preselect=preselect, **given) for preselect in (False, True)]
                 values.append([auc(made.y, blend.score) for blend in found])
             every, gain = np.array(values)[:, 0], np.diff(values, axis=1)
-            cells.append(f"{every.mean():.4f} | {gain.mean():+.4f} ± {gain.std() / np.sqrt(repetitions):.4f}")
+            cells.append(f"{every.mean():.4f} | {_shown(gain[:, 0])}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
@@ -179,7 +411,7 @@ def measure_siim(folder: Path) -> None:
     fold, P = a["fold"].to_numpy(), np.column_stack([a["p"], b["p"]])
     nets = np.column_stack([fold, b["fold"]])
     nothing = np.random.default_rng(0).random(len(y))
-    print("| runs | best single method | before | after | methods of the folds, before | after |\n" + "|---" * 6 + "|")
+    print(f"| runs | {' | '.join(METHODS)} | headline | methods of the folds | chosen |\n" + "|---" * 9 + "|")
     for name, extra in (
         ("two CNNs", None),
         ("and one that carries nothing", nothing),
@@ -187,19 +419,27 @@ def measure_siim(folder: Path) -> None:
     ):
         p = P if extra is None else np.column_stack([P, extra])
         made_by = nets if extra is None else np.column_stack([nets, fold if extra is nothing else nets[:, 1]])
-        headline, _, single, old = before(Rows(p, y, fold, group), made_by, METHODS)
-        after = blend_nested(p, y, nets=made_by, fold=fold, split_group=group)
-        best = max(single, key=lambda method: single[method])
+        found = blend_nested(p, y, nets=made_by, fold=fold, split_group=group)
+        single = " | ".join(f"{auc(y, found.comparable[method]):.4f}" for method in METHODS)
         print(
-            f"| {name} | {best} {single[best]:.4f} (rank_mean {single['rank_mean']:.4f}) | {auc(y, headline):.4f} | "
-            f"{auc(y, after.score):.4f} | {old} | {', '.join(sorted(set(after.chosen_by_fold.values())))} |",
+            f"| {name} | {single} | {auc(y, found.score):.4f} | "
+            f"{', '.join(sorted(set(found.chosen_by_fold.values())))} | {found.chosen} |",
             flush=True,
         )
 
 
+COMMANDS = {
+    "design": measure_design,
+    "expected": measure_expected,
+    "nets": measure_nets,
+    "null": measure_null,
+    "preselect": measure_preselection,
+}
+
+
 def main() -> None:
-    if sys.argv[1:] == ["preselect"]:
-        measure_preselection()
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        COMMANDS[sys.argv[1]]()
         return
     if len(sys.argv) > 1 and not sys.argv[1].isdigit():
         measure_siim(Path(sys.argv[1]))
@@ -207,8 +447,9 @@ def main() -> None:
     sizes = [int(size) for size in sys.argv[1:2]] or list(SIZES)
     kinds = [kind for kind in KINDS if kind.startswith(tuple(sys.argv[2:3]) or "")]
     print(
-        "| runs are | runs | rows | repetitions | best single method, nested AUC | headline's regret, before | after "
-        "| on new rows, after minus before | methods of the folds, before | after |\n" + "|---" * 10 + "|"
+        "| runs are | runs | rows | repetitions | best single method, nested AUC "
+        f"| headline's regret: {' | '.join(RULES)} | regret on new rows: {' | '.join(ON_NEW_ROWS)} "
+        f"| best of each data set | methods of the folds: {' | '.join(ON_NEW_ROWS[1:])} |\n" + "|---" * 17 + "|"
     )
     for rows in sizes:
         for kind in kinds:

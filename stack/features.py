@@ -16,9 +16,10 @@ from sklearn.decomposition import PCA
 
 from dermstack.errors import ConfigError
 from stack.columns import NO_COLUMNS, TableColumns
-from stack.config import Config, Features, Stacker
+from stack.config import Config
 from stack.experiment import Experiment
 from stack.folds import inner_split
+from stack.level2_config import Features, Stacker
 from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run

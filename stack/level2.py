@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
 from stack.images import require_acquisition, with_acquisition
+from stack.level2_config import Stacker
 from stack.metrics.intervals import interval, paired_difference
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import (

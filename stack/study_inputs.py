@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stack.config import Stacker
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
+from stack.level2_config import Stacker
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
 from stack.views import seen_runs
@@ -29,6 +29,7 @@ _FIRST_TRIAL = "first trial"  # a model's own values of what is tuned: other one
 _FILE_INPUTS = ("images", "pretrained weights")  # what level 2 cannot check, as it reads neither
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}([0-9a-f]{52})?")
 _PREDICTIONS = "predictions of "
+NOTED_LATER = {"blend.preselect": "false"}  # inputs that the first studies to note theirs lack, with the value they had
 _MAX_LISTED = 5  # names listed in a message
 
 
@@ -42,6 +43,7 @@ def blend_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str,
         "blend.power": str(config.blend.power).lower(),
         "blend.replacement": str(config.blend.replacement).lower(),
         "blend.bags": str(config.blend.bags),
+        "blend.preselect": str(config.blend.preselect).lower(),
     }
 
 
@@ -119,6 +121,7 @@ def changed_inputs(noted: Inputs, now: Inputs) -> list[str]:
 
     Files count only where both name them, and a model's own values of what is tuned do not count.
     """
+    noted = {name: value for name, value in NOTED_LATER.items() if name in now} | dict(noted)
     passed_over = {_FIRST_TRIAL, *(name for name in _FILE_INPUTS if name not in now or name not in noted)}
     names = [name for name in {**noted, **now} if noted.get(name) != now.get(name) and name not in passed_over]
     common = set(noted) & set(now)

@@ -13,11 +13,13 @@ import yaml
 from dermstack.errors import ConfigError, StoreError
 from image_models.settings import Training
 from stack.blend.columns import LeftOutFolds, Weighting
-from stack.config import Stacker, parse_yaml
+from stack.config import parse_yaml
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
+from stack.level2_config import Stacker
 from stack.store import Run, sha256
 from stack.study_inputs import (
+    NOTED_LATER,
     Inputs,
     blend_study_inputs,
     changed_inputs,
@@ -153,7 +155,10 @@ def _own_model(experiment: Experiment, model: ImageModel) -> ImageModel:
 
 
 def _refuse_stale(path: Path, key: str, study: dict[str, Any], now: Inputs, *, may_lack: bool) -> None:
-    """Raises StoreError where the study noted other inputs than ``now`` or, unless it ``may_lack`` them, none."""
+    """Raises StoreError where the study noted other inputs than ``now`` or, unless it ``may_lack`` them, none.
+
+    A study that ``may_lack`` inputs may also lack those in `NOTED_LATER` alone.
+    """
     command = f"dermstack tune {key.split('.')[1]}"
     if (noted := study.get("inputs")) is None and may_lack:
         return
@@ -162,6 +167,8 @@ def _refuse_stale(path: Path, key: str, study: dict[str, Any], now: Inputs, *, m
             f"{key}: {path} does not say which predictions and settings it was tuned on, as dermstack before 0.3 wrote "
             f"it: run `{command}` again"
         )
+    if may_lack:
+        now = {name: value for name, value in now.items() if name in noted or name not in NOTED_LATER}
     if changed := changed_inputs({str(name): str(value) for name, value in noted.items()}, now):
         raise StoreError(
             f"{key}: {path} is stale, it was tuned with other {'; '.join(changed)}: run `{command}` again, which "

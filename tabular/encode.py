@@ -108,7 +108,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
             categories = {str(column): [str(v) for v in values] for column, values in state["categories"].items()}
             rare = {str(column): [str(v) for v in values] for column, values in state.get("rare", {}).items()}
             indicated = {str(column) for column in state.get("indicated", [*numeric, *categories])}
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TabularError(
                 f"not a metadata encoder: {text[:60]!r} ({error}): train the model again, which writes it"
             ) from error
@@ -196,6 +196,11 @@ class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
             dense = cls([str(column) for column in state["columns"]])
             dense.mean_, dense.scale_ = np.array(state["mean"], float), np.array(state["scale"], float)
             dense.encoder_ = MetadataEncoder.from_json(json.dumps(state["encoder"]))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            width = (len(dense.encoder_.columns_),)
+            if dense.mean_.shape != width or dense.scale_.shape != width:
+                raise ValueError(f"{dense.mean_.shape} means and {dense.scale_.shape} scales of {width} columns")
+            if not np.isfinite([dense.mean_, dense.scale_]).all() or not (dense.scale_ > 0).all():
+                raise ValueError("a mean or scale is out of range")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TabularError(f"not a metadata encoder: {text[:60]!r} ({error}): train the model again") from error
         return dense

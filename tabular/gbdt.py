@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import TabularError
+from dermstack.files import atomic_write
 from tabular.gbdt_libraries import (
     DEFAULTS,
     FIXED_PARAMS,
@@ -26,8 +26,7 @@ from tabular.gbdt_libraries import (
     gbdt_settings,
     library_names,
 )
-
-MAX_CODES = 1 << 24  # whole numbers that float32 holds exactly
+from tabular.gbdt_structure import MAX_CODES, check_structure
 
 
 @dataclass(frozen=True)
@@ -204,6 +203,7 @@ def _targets(y: ArrayLike, rows: int) -> Matrix:
 
 LOAD_ERRORS: tuple[type[Exception], ...] = (
     UnicodeDecodeError,
+    TabularError,
     *(refusal for library in LIBRARIES.values() for refusal in library.exceptions),
 )
 
@@ -217,12 +217,8 @@ def write_gbdt(model: Gbdt, path: Path) -> None:
     if path.suffix != library.suffix:
         raise TabularError(f"{path}: give a name ending in {library.suffix} for a {model.kind} model")
     content = library.dump(model.booster)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_gbdt(path: Path) -> Gbdt:
@@ -235,11 +231,24 @@ def read_gbdt(path: Path) -> Gbdt:
         raise TabularError(
             f"{path}: give a name ending in {' or '.join(library.suffix for library in LIBRARIES.values())}"
         )
-    content, library = path.read_bytes(), LIBRARIES[kind]
-    if not library.is_complete(content):
-        raise TabularError(f"{path} is an incomplete {kind} model: remove it and fit the model again")
+    return gbdt_from_bytes(kind, path.read_bytes(), str(path))
+
+
+def check_gbdt(kind: str, content: bytes, name: str) -> None:
+    """Checks a model file's completeness and structure. Raises TabularError that calls the file ``name``."""
+    if not LIBRARIES[kind].is_complete(content):
+        raise TabularError(f"{name} is an incomplete {kind} model: remove it and fit the model again")
     try:
-        booster, names, rounds = library.load(content)
+        check_structure(kind, content)
+    except ValueError as error:
+        raise TabularError(f"{name} is a damaged {kind} model ({error}): remove it and fit the model again") from error
+
+
+def gbdt_from_bytes(kind: str, content: bytes, name: str) -> Gbdt:
+    """Reads a model from the content of a file, which errors call ``name``; as `read_gbdt`."""
+    check_gbdt(kind, content, name)
+    try:
+        booster, names, rounds = LIBRARIES[kind].load(content)
     except LOAD_ERRORS as error:
-        raise TabularError(f"{path} is a damaged {kind} model: remove it and fit the model again") from error
+        raise TabularError(f"{name} is a damaged {kind} model: remove it and fit the model again") from error
     return Gbdt(kind, booster, column_names(names), rounds)

@@ -11,7 +11,6 @@ from urllib.parse import quote, unquote
 
 import lightgbm
 import numpy as np
-import pandas as pd
 import xgboost
 from numpy.typing import NDArray
 
@@ -294,13 +293,15 @@ def _boost_catboost(
     return model, model.tree_count_
 
 
-def _rows_catboost(features: Matrix, names: Sequence[str], categories: Sequence[int]) -> Matrix | pd.DataFrame:
+def _rows_catboost(features: Matrix, names: Sequence[str], categories: Sequence[int]) -> Any:
     """Returns the rows as CatBoost takes them: with native categories as a frame, where these are integers, -1 missing.
 
     A matrix of numbers cannot hold them, and CatBoost refuses NaN in them.
     """
     if not categories:
         return features
+    import pandas as pd  # not for the other libraries, as the child processes of gbdt_trial start faster without it
+
     frame = pd.DataFrame(features, columns=list(names))
     codes = {names[place]: np.nan_to_num(features[:, place], nan=-1).astype(np.int64) for place in categories}
     return frame.assign(**codes)
@@ -354,6 +355,9 @@ def _load_catboost(content: bytes) -> tuple[Any, list[str], int]:
     with _imported_catboost() as catboost:
         model = catboost.CatBoost()
         model.load_model(blob=content)
+        # dermstack fits symmetric trees, which have no children that a file could make a cycle of.
+        if model.tree_count_ and not model._object._is_oblivious():
+            raise TabularError("its trees are not symmetric, so dermstack did not fit it")
     return model, model.feature_names_, model.tree_count_
 
 
@@ -399,6 +403,13 @@ LIBRARIES: Mapping[str, Library] = {
         exceptions=(_CatBoostError,),
     ),
 }
+
+
+def load_library(kind: str) -> None:
+    """Imports the library of ``kind`` if that has not been done. Raises TabularError if it is not installed."""
+    if kind == "catboost":
+        with _imported_catboost():
+            pass
 
 
 _NO_NAME = "%"  # stands for an empty name, for which CatBoost makes up another; no quoted name is equal to it

@@ -15,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from dermstack.errors import TabularError
+from dermstack.files import atomic_write
 from tabular.estimators import Estimator, fit_estimator, is_random
-from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, read_gbdt, shap_values, write_gbdt
+from tabular.gbdt import Gbdt, fit_gbdt, gbdt_from_bytes, predict_logit, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge strengths, for standardised features
@@ -77,19 +78,24 @@ def write_logistic(model: Logistic, path: Path) -> None:
         "columns": model.columns, "mean": model.mean.tolist(), "scale": model.scale.tolist(),
         "weight": model.weight.tolist(), "bias": model.bias, "strength": model.C,
     }  # fmt: skip
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def read_logistic(path: Path) -> Logistic:
-    """Reads a model written by `write_logistic`; raises TabularError for any other file."""
+def logistic_from_bytes(content: bytes, name: str) -> Logistic:
+    """Reads the content of a file of `write_logistic`, which errors call ``name``; TabularError for any other."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        mean, scale, weight = (np.array(state[name], float) for name in ("mean", "scale", "weight"))
-        return Logistic(tuple(state["columns"]), mean, scale, weight, float(state["bias"]), float(state["strength"]))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise TabularError(f"{path} is not a logistic model ({error}): remove it and fit the model again") from error
+        state = json.loads(content)
+        columns = tuple(str(column) for column in state["columns"])
+        mean, scale, weight = (np.array(state[key], float) for key in ("mean", "scale", "weight"))
+        bias, strength = float(state["bias"]), float(state["strength"])
+        if not {values.shape for values in (mean, scale, weight)} == {(len(columns),)}:
+            raise ValueError(f"mean, scale and weight are not of {len(columns)} columns")
+        if not np.isfinite([*mean, *scale, *weight, bias]).all() or not (scale > 0).all():
+            raise ValueError("a coefficient is not a finite number, or a scale is not positive")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise TabularError(f"{name} is not a logistic model ({error}): remove it and fit the model again") from error
+    return Logistic(columns, mean, scale, weight, bias, strength)
 
 
 def _moments(X: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -184,8 +190,8 @@ def fit_bag(
 
     ``inner`` (n,) marks the rows, whole groups, on which each model chooses its rounds or ridge strength before it is
     refitted on all its rows. Each model uses ``positives`` copies of each positive row, of a fraction for a random part
-    of these, with weight ``positive_weight``, and its own random share ``negatives`` of the negative rows; the effect of
-    all three on the log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The
+    of these, with weight ``positive_weight``, and its own random share ``negatives`` of the negative rows; the effect
+    of all three on the log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The
     logit of a GBDT never falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of
     categories, for GBDTs only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
     is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`. Raises
@@ -261,10 +267,30 @@ def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
     """Reads the models that `write_bag` wrote (model, model_1, …); TabularError where none exists or one is damaged."""
     if kind == "sklearn":
         raise TabularError(f"{folder}: classifiers of scikit-learn are not kept on disk: fit the model again")
-    suffix = ".json" if kind == "logistic" else LIBRARIES[kind].suffix
+    contents = {path.name: path.read_bytes() for path in folder.glob(f"model*{_suffix(kind)}")}
+    return bag_from_contents(kind, contents, str(folder), shift=shift)
+
+
+def bag_from_contents(kind: str, contents: Mapping[str, bytes], folder: str, *, shift: float) -> Bag:
+    """Reads the models of a bag from the contents of the files in ``folder``, by name; as `read_bag`."""
     models: list[Model] = []
-    while (path := folder / f"model{f'_{len(models)}' if models else ''}{suffix}").exists():
-        models.append(read_logistic(path) if kind == "logistic" else read_gbdt(path))
+    for name in model_names(kind, contents):
+        content, where = contents[name], f"{folder}/{name}"
+        models.append(
+            logistic_from_bytes(content, where) if kind == "logistic" else gbdt_from_bytes(kind, content, where)
+        )
     if not models:
         raise TabularError(f"{folder} holds no {kind} model: fit the model again")
     return Bag(tuple(models), shift)
+
+
+def model_names(kind: str, names: Collection[str]) -> list[str]:
+    """Returns which of the file ``names`` are a bag's models, in the order of the bag: model, model_1, …"""
+    found: list[str] = []
+    while (name := f"model{f'_{len(found)}' if found else ''}{_suffix(kind)}") in names:
+        found.append(name)
+    return found
+
+
+def _suffix(kind: str) -> str:
+    return ".json" if kind == "logistic" else LIBRARIES[kind].suffix

@@ -11,8 +11,8 @@ import yaml
 from conftest import run_cli
 from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
 
-from stack.config import Features
 from stack.features import FoldFeatures
+from stack.level2_config import Features
 from stack.metrics.scores import auc
 from stack.store import read_run
 

@@ -68,6 +68,7 @@ BLEND_CHANGES = [
     (("blend.power=true",), "blend.power (false, now true)"),
     (("blend.replacement=false",), "blend.replacement (true, now false)"),
     (("blend.bags=3",), "blend.bags (5, now 3)"),
+    (("blend.preselect=false",), "blend.preselect (true, now false)"),
     (("objective=ap",), "objective (auc, now ap)"),
     (("seed=4",), "seed (0, now 4)"),
     (("blend.trials=70",), ""),
@@ -296,3 +297,20 @@ def test_a_result_that_notes_no_inputs_is_refused_unless_what_it_made_is_complet
     ):
         check_tuned_gbdt(using, using.config.stackers[0], runs, complete=False)
     assert tuned_weights(using, ("a", "b")) is not None
+
+
+def test_a_blend_study_that_notes_no_preselection_had_none(config: Path) -> None:
+    """What it made stays complete; a new blend with the pre-selection needs a new study."""
+    experiment = opened_experiment(config, "stackers=[]")
+    runs = level1_runs(experiment)
+    path = tune_blend(experiment, runs, QUIET, trials=1)
+    study = yaml.safe_load(path.read_text())
+    del study["inputs"]["blend.preselect"]
+    path.write_text(yaml.safe_dump(study))
+    using = opened_experiment(config, "stackers=[]", f"tuned.blend={path}")
+    check_tuned_blend(using, runs, complete=True)
+    with pytest.raises(StoreError, match=r"tuned with other blend.preselect \(false, now true\): run `dermstack tune"):
+        check_tuned_blend(using, runs, complete=False)
+    check_tuned_blend(
+        opened_experiment(config, "stackers=[]", f"tuned.blend={path}", "blend.preselect=false"), runs, complete=False
+    )

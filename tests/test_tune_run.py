@@ -147,6 +147,34 @@ def test_stack_blends_with_the_weights_that_were_tuned(config: Path) -> None:
     assert blend["weights"] == {"a": 0.5, "b": 0.25, "gbdt": 0.25}
 
 
+@pytest.mark.parametrize("preselect", [True, False])
+def test_tuned_weights_are_those_that_the_blend_would_find_itself(config: Path, preselect: bool) -> None:
+    """With a run that carries nothing: its weight is 0 in every study where the blend pre-selects runs."""
+    experiment = opened_experiment(config)
+    oof, test = predictions(experiment, seed=5)
+    oof["p"] = np.random.default_rng(1).random(len(oof))
+    import_frames(experiment, "nothing", oof, test)
+    settings = ["-c", str(config), "-q", "--set", "stackers=[]", "--set", f"blend.preselect={preselect}"]
+    assert run_cli("tune", "blend", *settings, "--trials", "12") == 0
+    found = yaml.safe_load((studies(config) / "blend.yaml").read_text())["weights"]
+    weights = np.array([entry["weights"] for entry in found])
+    nothing = weights[:, experiment_runs(config).index("nothing")]
+    assert (nothing == 0).all() == preselect
+    blends = []
+    for more in (["--set", f"tuned.blend={studies(config) / 'blend.yaml'}"], ["--set", "blend.trials=12"]):
+        assert run_cli("stack", *settings, "--set", "blend.methods=[mean, optuna]", *more) == 0
+        blend = config.parent / "runs/elsewhere/blend"
+        meta = json.loads((blend / "run.json").read_text())
+        blends.append((pd.read_parquet(blend / "oof.parquet"), meta["chosen_by_fold"], meta["weights"]))
+    pd.testing.assert_frame_equal(blends[0][0], blends[1][0])
+    assert blends[0][1:] == blends[1][1:]
+
+
+def experiment_runs(config: Path) -> list[str]:
+    runs: list[str] = yaml.safe_load((studies(config) / "blend.yaml").read_text())["runs"]
+    return runs
+
+
 def test_a_study_of_other_rows_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("tune", "gbdt", "-c", str(config), "--trials", "1", "-q") == 0
     path = studies(config) / "gbdt-gbdt.yaml"

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import ConfigError
-from image_models.processes import run_parallel
+from image_models.processes import crash_named, run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
 from stack.blend.nested import left_out_sets
-from stack.config import Stacker
+from stack.blend.preselection import informative_runs
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, early_stopping_rows, fold_matrix, view_columns
@@ -36,9 +36,10 @@ from stack.image_config import ImageModel
 from stack.images import require_acquisition
 from stack.level1 import images_checksum, level1_runs
 from stack.level1_folds import labels_of
+from stack.level2_config import Stacker
 from stack.metrics.scores import Floats, score
 from stack.parallel import run_with_threads
-from stack.predictions import predictions_of, read_embeddings, standardised
+from stack.predictions import Predictions, predictions_of, read_embeddings, standardised
 from stack.store import Run
 from stack.study_inputs import (
     Inputs,
@@ -163,7 +164,7 @@ def tune_blend(
     inputs = blend_study_inputs(experiment, runs)
     tell_stale(experiment, "blend", inputs, out)
     predictions = predictions_of(experiment, runs)
-    p, y = expit(predictions.oof.astype(np.float64)), experiment.target[predictions.rows]
+    p = expit(predictions.oof.astype(np.float64))
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     columns = NetScaler().fit(p, predictions.nets)
     fold_sets = left_out_sets(range(experiment.folds.k))
@@ -172,7 +173,7 @@ def tune_blend(
     )  # checks and repairs the storage before workers open it
     share = None if timeout is None else timeout * workers / len(fold_sets)
     tasks = [
-        partial(_weights_without, experiment, inputs, p, y, fold, predictions.nets, columns, without, trials, share)
+        partial(_weights_without, experiment, inputs, predictions, p, fold, columns, without, trials, share)
         for without in fold_sets
     ]
     weights = []
@@ -193,17 +194,24 @@ def tune_blend(
 def _weights_without(
     experiment: Experiment,
     inputs: Inputs,
+    predictions: Predictions,
     p: Floats,
-    y: NDArray[np.int8],
     fold: NDArray[np.int8],
-    nets: NDArray[np.int8],
     columns: NetScaler,
     without: frozenset[int],
     trials: int,
     timeout: float | None,
 ) -> tuple[Weighting, int]:
-    """Returns the weighting that a study chose without the folds `without`, and the study's number of trials."""
-    config, rows = experiment.config, ~np.isin(fold, list(without))
+    """Returns the weighting that a study chose without the folds `without`, and the study's number of trials.
+
+    With `blend.preselect` the study weights the runs that the nested blend pre-selects on the same rows, and the others
+    get weight 0.
+    """
+    config, seen = experiment.config, ~np.isin(fold, list(without))
+    rows, p, nets = predictions.rows[seen], p[seen], predictions.nets[seen]
+    y, used = experiment.target[rows], None
+    if config.blend.preselect:
+        used = informative_runs(columns.ranks_.transform(p, nets), y, experiment.split_group[rows])
     study = open_study(experiment, _blend_study_name(without), inputs, shared=True)
     blender = Blender(
         "optuna",
@@ -216,7 +224,7 @@ def _weights_without(
         timeout=timeout,
     )
     with storage_errors(experiment):
-        blender.fit(p[rows], y[rows], nets=nets[rows], columns_from=columns, study=study)
+        blender.fit(p, y, nets=nets, columns_from=columns, study=study, use_runs=used)
     return blender.weighting_, len(blender.trial_values_)
 
 
@@ -373,6 +381,11 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
         inner_val=inner_val,
     )
     compute = Compute(config.device, config.threads, config.workers)
+    crash = (
+        f"a training of {model.name} ({model.backbone}) crashed in compiled code ({{crash}}), which is a library's "
+        f"fault and no lack of memory: update torch and timm, or change the backbone {model.backbone}, its `size` or "
+        "`device`"
+    )
 
     def objective(trial: optuna.Trial) -> float:
         tried = model.model_copy(update=_settings(_suggest_training(trial, model)))
@@ -386,7 +399,7 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
                 raise optuna.TrialPruned
 
         try:
-            with TemporaryDirectory(prefix="dermstack-tune-") as folder:
+            with crash_named(crash), TemporaryDirectory(prefix="dermstack-tune-") as folder:
                 train_fold_net(
                     cache, data, model.network, tried.training, seed=model.seeds[0] + config.seed, folder=Path(folder),
                     compute=compute, callbacks=Callbacks(report=report),
