@@ -57,7 +57,7 @@ _KIND = "logistic"  # of the model; it extrapolates little and is calibrated whe
 def image_free(features: Features) -> Features:
     """Returns the blocks of ``features`` that need no image, with the columns of the table switched on."""
     off = {"logits": False, "cohort": False, "neighbours": False, "frozen_z": 0, "aligned_z": 0, "shortcuts": False}
-    off |= {"probability_ratio": False}
+    off |= {"probability_ratio": False, "native_categories": False, "target_encoding": False}
     return features.model_copy(update={**off, "metadata": True, "columns": True})
 
 

@@ -18,7 +18,7 @@ from dermstack.errors import ConfigError
 from stack.columns import NO_COLUMNS, TableColumns
 from stack.config import Config
 from stack.experiment import Experiment
-from stack.folds import inner_split
+from stack.folds import assign_folds, count_groups, inner_split
 from stack.level2_config import Features, Stacker
 from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
@@ -34,11 +34,13 @@ from tabular.group_features import (
 )
 from tabular.outliers import GroupOutliers
 from tabular.relative import cross_groups, ratio_to_mean, relative_features
+from tabular.target_encoding import INNER
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
 TABLE_BLOCK = "table columns"
 NATIVE_BLOCK = "table columns, native categories"
+_ENCODING_PARTS = 5
 MAX_LEVELS = 20  # most frequent words of a categorical column that have an indicator each
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
@@ -227,7 +229,7 @@ class FoldFeatures:
 
     @property
     def categories(self) -> list[str]:
-        """Columns of the matrix that hold codes of categories, for GBDTs."""
+        """Columns of the matrix that hold codes of categories, for GBDTs and for target encoding."""
         return list(self.codes_.words_)
 
     @property
@@ -248,8 +250,8 @@ class FoldFeatures:
         return MetadataEncoder(self.columns.numbers, list(self.columns.categorical), max_levels=MAX_LEVELS, sparse=True)
 
     def _category_codes(self) -> CategoryCodes:
-        native = self._takes_columns and self.settings.native_categories
-        return CategoryCodes(list(self.columns.categorical) if native else [], more_than=MAX_LEVELS)
+        coded = self._takes_columns and (self.settings.native_categories or self.settings.target_encoding)
+        return CategoryCodes(list(self.columns.categorical) if coded else [], more_than=MAX_LEVELS)
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)
@@ -341,14 +343,28 @@ def early_stopping_rows(experiment: Experiment, positions: NDArray[np.intp]) -> 
     )
 
 
+def encoding_parts(experiment: Experiment, positions: NDArray[np.intp], inner: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Returns the part (n,) of each of these training rows for target encoding: whole split groups, `INNER` if inner.
+
+    Raises DataError where the rows that are not ``inner`` have fewer than two groups of each class.
+    """
+    target, groups = experiment.target[positions][~inner], experiment.split_group[positions][~inner]
+    counts = count_groups(target, groups)
+    rows, positives = counts.counts[:, 0], counts.counts[:, 1]
+    k = min(_ENCODING_PARTS, int((positives > 0).sum()), int((positives < rows).sum()))
+    parts = np.full(len(positions), INNER, np.intp)
+    parts[~inner] = assign_folds(counts, k=max(k, 2), seed=experiment.config.seed)[counts.codes]
+    return parts
+
+
 def view_columns(config: Config, stacker: Stacker, features: FoldFeatures) -> list[str]:
     """Returns the stacker's columns of a matrix that ``features`` made, in the order of the matrix.
 
     Raises ConfigError where no column is left.
     """
     own = stacker.features_with(config.features)
-    native = own.columns and own.native_categories and stacker.is_gbdt
-    hidden = features.indicators if native else set(features.categories)
+    sees_codes = own.columns and (own.target_encoding or (own.native_categories and stacker.is_gbdt))
+    hidden = features.indicators if sees_codes else set(features.categories)
     columns = [
         column
         for column, (key, run) in features.source_.items()

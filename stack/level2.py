@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, fold_matrix, view_columns
+from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
 from stack.images import require_acquisition, with_acquisition
 from stack.level2_config import Stacker
@@ -239,23 +239,24 @@ def _fit_fold(
     threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
     test_z = {name: embedding.test_of(fold) for name, embedding in embeddings.items()}
     x_test = matrix.features.transform(experiment.table.test, predictions.test[fold], test_z)
-    made: list[dict[str, Any]] = []
+    made, alone = list[dict[str, Any]](), matrix.held_ungrouped
     for stacker in stackers:
         if stacker.repeats <= repeat:
             made.append({})
             continue
         started = time.monotonic()
-        columns = view_columns(experiment.config, stacker, matrix.features)
         bag = kept = _fit(experiment, stacker, matrix, fold)
         if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
             kept = _fit(experiment, stacker, matrix, None)
         if not repeat:
             _write_models(kept, matrix.features, experiment.models / stacker.name / f"fold_{fold}", fold)
         made.append({
-            "oof": prediction_frame(ids, fold, bag.logit(matrix.held[columns], threads=threads)),
-            "test": prediction_frame(experiment.table.test["id"], fold, kept.logit(x_test[columns], threads=threads)),
-            "alone": None if (alone := matrix.held_ungrouped) is None else bag.logit(alone[columns], threads=threads),
-            "features": columns,
+            "oof": prediction_frame(ids, fold, bag.logit(matrix.held[list(bag.columns)], threads=threads)),
+            "test": prediction_frame(
+                experiment.table.test["id"], fold, kept.logit(x_test[list(kept.columns)], threads=threads)
+            ),
+            "alone": None if alone is None else bag.logit(alone[list(bag.columns)], threads=threads),
+            "features": list(kept.columns),
             "chosen": kept.chosen,
             "unseen": matrix.features.unseen,
             "seconds": time.monotonic() - started,
@@ -288,28 +289,40 @@ def _probe_logits(
     """Returns the logits of the fold's held-out rows from a model that is not stored."""
     matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
     bag = _fit(experiment, stacker, matrix, fold)
-    columns = view_columns(experiment.config, stacker, matrix.features)
-    return bag.logit(matrix.held[columns], threads=experiment.config.threads)
+    return bag.logit(matrix.held[list(bag.columns)], threads=experiment.config.threads)
 
 
 def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_fold: int | None) -> Bag:
     """Fits a stacker with the tuned parameters that were chosen without ``excluded_fold``, or on all rows if None."""
+    params = tuned_params(experiment, stacker.name, excluded_fold)
+    return fit_stacker(experiment, stacker, matrix, params=params, bags=stacker.bags)
+
+
+def fit_stacker(
+    experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, *, params: Mapping[str, Any], bags: int
+) -> Bag:
+    """Fits ``bags`` models with the stacker's settings, and ``params`` over its own, to a fold's training rows."""
+    own, inner = stacker.features_with(experiment.config.features), early_stopping_rows(experiment, matrix.train_rows)
+    codes = matrix.features.categories
     return fit_bag(
         stacker.kind,
         matrix.train[view_columns(experiment.config, stacker, matrix.features)],
         experiment.target[matrix.train_rows],
-        early_stopping_rows(experiment, matrix.train_rows),
-        params={**stacker.params, **tuned_params(experiment, stacker.name, excluded_fold)},
+        inner,
+        params={**stacker.params, **params},
         seed=experiment.config.seed,
         threads=experiment.config.threads,
-        bags=stacker.bags,
+        bags=bags,
         negatives=stacker.negatives,
         positives=stacker.positives,
         positive_weight=stacker.positive_weight,
         increasing=matrix.features.names if stacker.monotone else (),
         gpu=stacker.device == "gpu",
-        categorical=matrix.features.categories,
+        categorical=() if own.target_encoding else codes,
         estimator=stacker.estimator,
+        encoded=codes if own.target_encoding else (),
+        parts=encoding_parts(experiment, matrix.train_rows, inner) if own.target_encoding and codes else None,
+        select=stacker.select,
     )
 
 

@@ -14,6 +14,7 @@ from tabular.relative import STATISTICS
 LATER_FEATURES = (
     "columns",
     "native_categories",
+    "target_encoding",
     "relative",
     "relative_site",
     "outliers",
@@ -42,6 +43,9 @@ class Features(Strict):
     # GBDTs split categorical columns of more than 20 words by sets of words; false: they see what other stackers see,
     # an indicator for each of the 20 most frequent words
     native_categories: bool = True
+    # instead, every stacker sees such a column as the log odds of the target among other patients' rows with the word,
+    # fitted within the stacker's fit
+    target_encoding: bool = False
     # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
     relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
     relative_site: tuple[Statistic, ...] = ()  # the same, relative to the rows of the group with the same site
@@ -83,6 +87,7 @@ LATER_STACKER = (
     "estimator",
     "positives",
     "repeats",
+    "select",
 )  # keys of a stacker that dermstack 0.2.0 did not have
 
 
@@ -103,6 +108,9 @@ class Stacker(Strict):
     repeats: int = Field(1, ge=1, le=50)
     positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT
     monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
+    # most columns that it is fitted on, those of the largest gain in a first LightGBM fit to each fold's training rows;
+    # 0: all
+    select: int = Field(0, ge=0)
     device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
     # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone
     runs: tuple[str, ...] | None = None

@@ -57,8 +57,8 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
     tuned = GBDT_TUNED.get(stacker.kind, ())
     params = {name: value for name, value in stacker.params.items() if name not in tuned}
     settings = {"params": params} | stacker.model_dump(include={"negatives", "positive_weight", "monotone"})
-    if stacker.positives != 1:  # left out at its default, as studies of dermstack 0.2 have no such setting
-        settings["positives"] = stacker.positives
+    # Left out at their defaults, as studies of dermstack 0.2 have no such settings.
+    settings |= stacker.model_dump(include={"positives", "select"}, exclude_defaults=True)
     shortcuts, seen = {}, seen_runs(stacker, sources)
     if config.all_features.shortcuts:
         parts = (experiment.table.train[list(ACQUISITION)], experiment.table.test[list(ACQUISITION)])

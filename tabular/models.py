@@ -17,10 +17,13 @@ from sklearn.metrics import log_loss
 from dermstack.errors import TabularError
 from dermstack.files import atomic_write
 from tabular.estimators import Estimator, fit_estimator, is_random
-from tabular.gbdt import Gbdt, fit_gbdt, gbdt_from_bytes, predict_logit, shap_values, write_gbdt
+from tabular.gbdt import Gbdt, fit_gbdt, gbdt_from_bytes, importance, predict_logit, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
+from tabular.target_encoding import INNER, TargetEncoding, encoding_from_json, fit_target_encoding
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge strengths, for standardised features
+ENCODING_FILE = "target_encoding.json"  # beside the models of a bag
+_SELECTION_ROUNDS = 100  # of the fit whose gain selects columns
 CLIP_SD = 6.0  # standardised features are clipped to ± this value, to limit the influence of single rows
 
 
@@ -124,9 +127,11 @@ class Bag:
 
     models: tuple[Model, ...]
     shift: float  # added to the mean logit: the correction to the prior
+    encoding: TargetEncoding | None = None  # applied to the features first
 
     def logit(self, X: pd.DataFrame, *, threads: int = 1) -> NDArray[np.float32]:
         """Returns log odds (n,) of features (n, columns)."""
+        X = X if self.encoding is None else self.encoding(X)
         made = [
             predict_logit(model, X, threads=threads) if isinstance(model, Gbdt) else model.logit(X)
             for model in self.models
@@ -140,7 +145,7 @@ class Bag:
         These are exact SHAP values for GBDTs (`shap_values`) and the exact terms for logistic regressions. Raises
         TabularError for classifiers of scikit-learn, which have none.
         """
-        made = []
+        made, X = [], X if self.encoding is None else self.encoding(X)
         for model in self.models:
             if isinstance(model, Estimator):
                 raise TabularError(f"{model.path} has no exact contributions: explain a GBDT or a logistic regression")
@@ -185,6 +190,9 @@ def fit_bag(
     gpu: bool = False,
     categorical: Collection[str] = (),
     estimator: str = "",
+    encoded: Collection[str] = (),
+    parts: NDArray[np.integer] | None = None,
+    select: int = 0,
 ) -> Bag:
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
@@ -194,8 +202,12 @@ def fit_bag(
     of all three on the log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The
     logit of a GBDT never falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of
     categories, for GBDTs only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
-    is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`. Raises
-    TabularError for parameters that the kind does not have.
+    is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`.
+
+    Codes of categories in ``encoded`` columns become log odds of the target (`fit_target_encoding`), for which
+    ``parts`` (n,) are parts of whole groups, `INNER` where ``inner`` is set. With ``select``, the models get at most so
+    many columns (`strongest_columns`), chosen without the ``inner`` rows. Raises TabularError for parameters that the
+    kind does not have.
     """
     target = np.asarray(y)
     if kind == "logistic" and positive_weight != 1:
@@ -205,6 +217,14 @@ def fit_bag(
     codes = [str(name) for name in X if str(name) in categorical]
     if kind in ("logistic", "sklearn") and codes:
         raise TabularError(f"{kind} takes no codes of categories, got {codes[0]!r}: make the column one-hot")
+    encoding = None
+    if any(str(name) in encoded for name in X):
+        assert parts is not None
+        assert np.array_equal(parts == INNER, inner)
+        X, encoding = fit_target_encoding(X, target, parts, encoded)
+    if 0 < select < X.shape[1]:
+        X = X[strongest_columns(X[~inner], target[~inner], select, categorical, seed=seed, threads=threads)]
+        encoding = encoding and encoding.of(X)
     is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
     models: list[Model] = []
     for number in range(bags if is_drawn else 1):
@@ -228,7 +248,23 @@ def fit_bag(
                     categorical=categorical,
                 )
             )  # fmt: skip
-    return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)))
+    return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)), encoding)
+
+
+def strongest_columns(
+    X: pd.DataFrame, y: NDArray[np.generic], most: int, categorical: Collection[str], *, seed: int, threads: int
+) -> list[str]:
+    """Returns the ``most`` columns with the largest total gain in a LightGBM fit of 100 rounds, in the order of X.
+
+    Columns without any gain are left out too, except that one column is always kept.
+    """
+    model = fit_gbdt(
+        "lightgbm", X, y, eval_set=None, params={"rounds": _SELECTION_ROUNDS}, seed=seed, threads=threads,
+        categorical=categorical,
+    )  # fmt: skip
+    gain = importance(model)
+    kept = set(gain.index[: max(min(most, int((gain > 0).sum())), 1)])
+    return [str(name) for name in X if str(name) in kept]
 
 
 def _copies(
@@ -260,6 +296,10 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
         else:
             write_gbdt(model, path)
         paths.append(path)
+    if bag.encoding is not None:
+        paths.append(folder / ENCODING_FILE)
+        with atomic_write(paths[-1]) as temporary:
+            temporary.write_text(bag.encoding.to_json(), encoding="utf-8")
     return paths
 
 
@@ -267,7 +307,8 @@ def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
     """Reads the models that `write_bag` wrote (model, model_1, …); TabularError where none exists or one is damaged."""
     if kind == "sklearn":
         raise TabularError(f"{folder}: classifiers of scikit-learn are not kept on disk: fit the model again")
-    contents = {path.name: path.read_bytes() for path in folder.glob(f"model*{_suffix(kind)}")}
+    files = [*folder.glob(f"model*{_suffix(kind)}"), *folder.glob(ENCODING_FILE)]
+    contents = {path.name: path.read_bytes() for path in files}
     return bag_from_contents(kind, contents, str(folder), shift=shift)
 
 
@@ -281,7 +322,13 @@ def bag_from_contents(kind: str, contents: Mapping[str, bytes], folder: str, *, 
         )
     if not models:
         raise TabularError(f"{folder} holds no {kind} model: fit the model again")
-    return Bag(tuple(models), shift)
+    encoding = None
+    if ENCODING_FILE in contents:
+        where = f"{folder}/{ENCODING_FILE}"
+        encoding = encoding_from_json(contents[ENCODING_FILE].decode("utf-8", "replace"), where)
+        if lost := [name for name in encoding.values if name not in models[0].columns]:
+            raise TabularError(f"{where} encodes {lost[0]!r}, which the models do not have: fit the model again")
+    return Bag(tuple(models), shift, encoding)
 
 
 def model_names(kind: str, names: Collection[str]) -> list[str]:
