@@ -28,10 +28,10 @@ from stack.blend.calibration import (
     score_at,
 )
 from stack.columns import TableColumns
-from stack.config import Features
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC, FoldFeatures, early_stopping_rows
+from stack.level2_config import Features
 from stack.metrics.intervals import Interval, interval
 from stack.parallel import run_with_threads
 from stack.store import (
@@ -57,7 +57,7 @@ _KIND = "logistic"  # of the model; it extrapolates little and is calibrated whe
 def image_free(features: Features) -> Features:
     """Returns the blocks of ``features`` that need no image, with the columns of the table switched on."""
     off = {"logits": False, "cohort": False, "neighbours": False, "frozen_z": 0, "aligned_z": 0, "shortcuts": False}
-    off |= {"probability_ratio": False}
+    off |= {"probability_ratio": False, "native_categories": False, "target_encoding": False}
     return features.model_copy(update={**off, "metadata": True, "columns": True})
 
 

@@ -86,6 +86,11 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         encoded = np.column_stack(blocks) if blocks else np.empty((len(frame), 0))
         return pd.DataFrame(encoded.astype(np.float32), index=frame.index, columns=self.columns_)
 
+    def made_of(self, column: str) -> list[str]:
+        """Returns the names in `columns_` that are made of a categorical ``column``."""
+        missing = [f"{column}_missing"] if column in self.indicated_ else []
+        return [*(f"{column}={value}" for value in self.categories_[column]), *missing]
+
     def to_json(self) -> str:
         """Returns the fitted state as JSON, for `from_json`."""
         check_is_fitted(self, "categories_")
@@ -121,10 +126,9 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         self.columns_: list[str] = []
         for column in self.numeric:
             self.columns_ += [column, *([f"{column}_missing"] if column in self.indicated_ else [])]
-        for column, values in categories.items():
+        for column in categories:
             # "=" distinguishes a category named "missing" from the indicator
-            self.columns_ += [f"{column}={value}" for value in values]
-            self.columns_ += [f"{column}_missing"] if column in self.indicated_ else []
+            self.columns_ += self.made_of(column)
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
         absent = [column for column in (*self.numeric, *self.categorical) if column not in frame.columns]

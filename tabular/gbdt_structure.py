@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tabular.ubjson import read_ubjson
 
+MAX_CODES = 1 << 24  # codes of a category: whole numbers that float32 holds exactly
 MAX_TREE_DEPTH = 1000  # SHAP values take memory with the square of the depth; fitted trees have a depth of some tens
 _INTEGERS = re.compile(rb"(?:-?\d{1,10}(?: -?\d{1,10})*)?")
 _NUMBER = rb"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d{1,5})?|inf|nan)"
@@ -75,8 +76,9 @@ def _check_lightgbm(content: bytes) -> None:
 
 def _check_lightgbm_trees(trees: list[dict[bytes, bytes]], features: int) -> None:
     for number, tree in enumerate(trees):
-        if _integer(tree, b"num_cat") != 0 or tree.get(b"is_linear", b"0") != b"0":
-            raise ValueError(f"tree {number} has categorical splits or linear leaves, which dermstack never fits")
+        if tree.get(b"is_linear", b"0") != b"0":
+            raise ValueError(f"tree {number} has linear leaves, which dermstack never fits")
+        _check_lightgbm_categories(tree, number)
         leaves = _integer(tree, b"num_leaves")
         for keys, expected, optional in ((_OF_LEAF, leaves, 1), (_OF_SPLIT, leaves - 1, 5)):
             for place, key in enumerate(keys):
@@ -91,7 +93,7 @@ def _check_lightgbm_trees(trees: list[dict[bytes, bytes]], features: int) -> Non
     left, right, split, decision = (_integers(joined[key], key.decode()) for key in _OF_SPLIT[:4])
     if (split < 0).any() or (split >= features).any():
         raise ValueError(f"a tree splits a feature beyond the {features}")
-    if ((decision & 1) != 0).any() or (decision < 0).any() or (decision > 15).any():
+    if (decision < 0).any() or (decision > 15).any():
         raise ValueError("a tree has an unknown kind of split")
     # All trees in one list of nodes, each tree's splits before its leaves. A child ≥ 0 is a split, c < 0 the leaf ~c.
     leaves_of = np.array([len(tree[b"leaf_value"].split()) for tree in trees])
@@ -111,6 +113,25 @@ def _check_lightgbm_trees(trees: list[dict[bytes, bytes]], features: int) -> Non
         raise ValueError("a tree has nodes that its root does not lead to")
 
 
+def _check_lightgbm_categories(tree: Mapping[bytes, bytes], number: int) -> None:
+    """Checks a tree's categorical splits: each threshold is the number of a set of categories, which the tree holds.
+
+    The sets are bits in ``cat_threshold``, 32 in a word; set i has the words from ``cat_boundaries[i]`` on.
+    """
+    sets = _integer(tree, b"num_cat")
+    bounds, words = (_integers(tree.get(key, b""), key.decode()) for key in (b"cat_boundaries", b"cat_threshold"))
+    if sets < 0 or len(bounds) != (sets + 1 if sets else 0):
+        raise ValueError(f"tree {number} has {len(bounds)} bounds of {sets} sets of categories")
+    if sets and (bounds[0] != 0 or (np.diff(bounds) < 1).any()):
+        raise ValueError(f"tree {number} has sets of categories that overlap")
+    if len(words) != (bounds[-1] if sets else 0) or (words < 0).any() or (words >= 1 << 32).any():
+        raise ValueError(f"tree {number} has {len(words)} words of categories, or one beyond 32 bits")
+    decision, threshold = tree.get(b"decision_type", b"").split(), tree.get(b"threshold", b"").split()
+    for kind, of_set in zip(decision, threshold, strict=False):  # their numbers are checked later
+        if int(_integers(kind, "decision_type")[0]) & 1 and not (of_set.isdigit() and int(of_set) < sets):
+            raise ValueError(f"tree {number} has no set {of_set[:20]!r} of categories")
+
+
 def _check_xgboost(content: bytes) -> None:
     model = read_ubjson(content)
     try:
@@ -126,12 +147,16 @@ def _check_xgboost(content: bytes) -> None:
         base = float(str(parameters["base_score"]).strip("[]"))
         if not 0 < base < 1:
             raise ValueError(f"its base score is {base}")
-        _check_xgboost_trees(booster["model"], features)
+        types = list(learner.get("feature_types", ())) or ["float"] * features
+        if len(types) != features:
+            raise ValueError(f"{len(types)} types for {features} features")
+        _check_xgboost_trees(booster["model"], np.array([kind == "c" for kind in types], bool))
     except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"it lacks a part or has one of another type: {str(error)[:80]}") from error
 
 
-def _check_xgboost_trees(model: Mapping[str, Any], features: int) -> None:
+def _check_xgboost_trees(model: Mapping[str, Any], is_category: NDArray[np.bool_]) -> None:
+    features = len(is_category)
     trees, about = model["trees"], model["gbtree_model_param"]
     if int(about["num_trees"]) != len(trees) or int(about.get("num_parallel_tree", 1)) != 1:
         raise ValueError(f"it claims {about['num_trees']} trees and holds {len(trees)}")
@@ -150,13 +175,12 @@ def _check_xgboost_trees(model: Mapping[str, Any], features: int) -> None:
                 raise ValueError(f"tree {number} has {column[-1].shape} values of {key} for {nodes} nodes")
         if int(about["num_feature"]) != features or int(about.get("size_leaf_vector", 1)) > 1:
             raise ValueError(f"tree {number} is of {about['num_feature']} features, not {features}")
-        if len(tree.get("categories", ())) or len(tree.get("categories_nodes", ())):
-            raise ValueError(f"tree {number} has categorical splits, which dermstack never fits")
+        _check_xgboost_categories(tree, number)
     if not trees:
         return
     whole = {key: np.concatenate(column) for key, column in columns.items()}
-    if whole["split_type"].any() or not np.isfinite(whole["split_conditions"].astype(np.float64)).all():
-        raise ValueError("a tree has categorical splits, or a value that is not finite")
+    if not np.isfinite(whole["split_conditions"].astype(np.float64)[whole["split_type"] == 0]).all():
+        raise ValueError("a tree has a value that is not finite")
     nodes_of = np.array([len(column) for column in columns["left_children"]])
     roots = np.concatenate([[0], np.cumsum(nodes_of)])[:-1]
     first, size = np.repeat(roots, nodes_of), np.repeat(nodes_of, nodes_of)
@@ -170,9 +194,29 @@ def _check_xgboost_trees(model: Mapping[str, Any], features: int) -> None:
     inner = _reached(left, right, roots) & (left >= 0)
     if (split[inner] < 0).any() or (split[inner] >= features).any():
         raise ValueError(f"a tree splits a feature beyond the {features}")
+    if (is_category[split[inner]] != (whole["split_type"][inner] == 1)).any() or whole["split_type"][left < 0].any():
+        raise ValueError("a tree splits a number by categories, or a category by a number")
     own = np.flatnonzero(inner)
     if any((parents[child[inner]] + first[inner] != own).any() for child in (left, right)):
         raise ValueError("a tree has parents that are not those of its children")
+
+
+def _check_xgboost_categories(tree: Mapping[str, Any], number: int) -> None:
+    """Checks a tree's categorical splits: each has a set of codes, within what the tree holds."""
+    codes, nodes, starts, sizes = (
+        np.asarray(tree.get(key, ())).astype(np.int64)
+        for key in ("categories", "categories_nodes", "categories_segments", "categories_sizes")
+    )
+    kind = np.asarray(tree["split_type"])
+    if ((kind != 0) & (kind != 1)).any() or not np.array_equal(nodes, np.flatnonzero(kind == 1)):
+        raise ValueError(f"tree {number} has an unknown kind of split, or categories at other nodes than it says")
+    if not len(nodes) == len(starts) == len(sizes) or (starts < 0).any() or (sizes < 1).any():
+        raise ValueError(f"tree {number} has a set of categories of no size or place")
+    # Compared before the sum, which could overflow.
+    if (sizes > len(codes)).any() or (starts > len(codes) - sizes).any():
+        raise ValueError(f"tree {number} has a set of categories beyond those that it holds")
+    if (codes < 0).any() or (codes >= MAX_CODES).any():  # a set takes a bit for each code up to its largest
+        raise ValueError(f"tree {number} has a category that is not between 0 and {MAX_CODES - 1:,}")
 
 
 def _reached(left: Integers, right: Integers, roots: Integers) -> NDArray[np.bool_]:

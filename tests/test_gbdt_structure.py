@@ -102,3 +102,86 @@ def test_every_wrong_child_of_an_xgboost_tree_is_refused(rows: tuple) -> None:
                 else:
                     with pytest.raises(ValueError, match=r"tree"):
                         check_structure("xgboost", ubjson(model))
+
+
+@pytest.fixture(scope="module")
+def category_rows() -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(0)
+    code = rng.integers(0, 40, 600)
+    X = pd.DataFrame({"n": rng.normal(size=600), "w": code}).astype(np.float32)
+    return X, (np.random.default_rng(1).normal(size=40)[code] + X["n"] > 1).to_numpy(int)
+
+
+def category_content(kind: str, rows: tuple, **params: float) -> bytes:
+    settings = {"rounds": 3, "learning_rate": 0.3, **params}
+    model = fit_gbdt(kind, *rows, eval_set=None, params=settings, seed=0, threads=1, categorical=["w"])
+    return LIBRARIES[kind].dump(model.booster)
+
+
+@pytest.mark.parametrize("kind", ["lightgbm", "xgboost"])
+def test_models_with_native_categories_are_sound(kind: str, category_rows: tuple) -> None:
+    content = category_content(kind, category_rows)
+    assert (b"cat_threshold=" if kind == "lightgbm" else b"categories_nodes") in content
+    check_structure(kind, content)
+    check_structure(kind, category_content(kind, category_rows, rounds=30))
+    if kind == "lightgbm":
+        check_structure(kind, category_content(kind, category_rows, min_data_in_leaf=590))
+
+
+def test_every_wrong_set_of_categories_of_a_lightgbm_tree_is_refused(category_rows: tuple) -> None:
+    text = category_content("lightgbm", category_rows, rounds=1).decode()
+    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    bounds, words = lines["cat_boundaries"].split(), lines["cat_threshold"].split()
+    sets, kinds = int(lines["num_cat"]), lines["decision_type"].split()
+    assert sets >= 1
+    place = next(at for at, kind in enumerate(kinds) if int(kind) & 1)
+    of_set = lines["threshold"].split()
+    changes: dict[str, list[list[str]]] = {
+        "num_cat": [["0"], [str(sets + 1)], ["-1"], ["999999999"]],
+        "cat_boundaries": [["1", *bounds[1:]], bounds[:-1], [*bounds, "9"], [*bounds[:-1], "99999"], bounds[::-1]],
+        "cat_threshold": [words[:-1], [*words, "1"], ["-1", *words[1:]], ["4294967296", *words[1:]], ["x"]],
+        "threshold": [[*of_set[:place], bad, *of_set[place + 1 :]] for bad in (str(sets), "-1", "0.5", "1e9", "nan")],
+        "decision_type": [[*kinds[:place], str(16 + int(kinds[place])), *kinds[place + 1 :]]],
+    }
+    for key, many in changes.items():
+        for values in many:
+            content = resized(in_first_tree(text, key, lambda _, values=values: values)).encode()
+            assert content != text.encode()
+            with pytest.raises(ValueError, match=r"tree|categor|integers|numbers"):
+                check_structure("lightgbm", content)
+
+
+def test_every_wrong_set_of_categories_of_an_xgboost_tree_is_refused(category_rows: tuple) -> None:
+    model = read_ubjson(category_content("xgboost", category_rows, rounds=1, colsample_bytree=1.0))
+    learner = model["learner"]
+    tree = learner["gradient_booster"]["model"]["trees"][0]
+    check_structure("xgboost", ubjson(model))
+    keys = ("categories", "categories_nodes", "categories_segments", "categories_sizes", "split_type")
+    assert len(tree["categories_nodes"])
+    for key in keys:
+        own = tree[key] = np.asarray(tree[key])
+        for place in range(len(own)):
+            for bad in (
+                -1,
+                -(1 << 31),
+                1 << 30,
+                *((0, 1, 2, len(own)) if key in ("split_type", "categories_nodes") else ()),
+            ):
+                if bad == own[place] or (key == "split_type" and abs(bad) > 100):
+                    continue
+                tree[key] = own.astype(np.int64)
+                tree[key][place] = bad
+                with pytest.raises(ValueError, match=r"tree|categor"):
+                    check_structure("xgboost", ubjson(model))
+        for changed in (own[:-1], np.append(own, own[-1:])):
+            if key != "categories" or len(changed) < len(own):
+                tree[key] = changed
+                with pytest.raises(ValueError, match=r"tree|categor"):
+                    check_structure("xgboost", ubjson(model))
+        tree[key] = own
+    learner["feature_types"] = ["float", "float"]
+    with pytest.raises(ValueError, match="by categories"):
+        check_structure("xgboost", ubjson(model))
+    learner["feature_types"] = ["float"]
+    with pytest.raises(ValueError, match="1 types for 2 features"):
+        check_structure("xgboost", ubjson(model))

@@ -354,8 +354,9 @@ def tune(
             return
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
         for stacker in stackers:
-            if stacker.kind == "logistic" and len(stackers) > 1:
-                out.say(f"{stacker.name}: a logistic regression has nothing to tune, skipped")
+            if not stacker.is_gbdt and len(stackers) > 1:
+                what = "logistic regression" if stacker.kind == "logistic" else "classifier of scikit-learn"
+                out.say(f"{stacker.name}: a {what} has nothing to tune, skipped")
             else:
                 path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)
                 out.say(f"to use it: `tuned: {{gbdt: {{{stacker.name}: {path}}}}}`")

@@ -24,9 +24,9 @@ from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender, blender_from_state
 from stack.blend.calibration import Calibrator, calibrator_from_state
 from stack.columns import empty_values
-from stack.config import Features
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
 from stack.features import CATEGORICAL, NUMERIC, FoldFeatures
+from stack.level2_config import Features
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
 from stack.table import ACQUISITION
@@ -34,7 +34,7 @@ from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata, MetadataEncoder
 from tabular.gbdt import check_gbdt
 from tabular.gbdt_trial import ModelFile, try_models
-from tabular.models import Bag, bag_from_contents, model_names
+from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
 
 MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes for each
 # What reading and applying the parts of a bundle raises where they are not what dermstack writes.
@@ -141,8 +141,10 @@ def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
     for entry in bundle.manifest["stackers"]:
         for fold in range(bundle.folds):
             folder, kind = _stacker_folder(entry["name"], fold), entry["kind"]
-            models = {name: bundle.read(f"{folder}/{name}") for name in model_names(kind, bundle.names_in(folder))}
-            contents.setdefault(entry["name"], []).append(models)
+            names = bundle.names_in(folder)
+            models = {name: bundle.read(f"{folder}/{name}") for name in model_names(kind, names)}
+            encoding = {name: bundle.read(f"{folder}/{name}") for name in names if name == ENCODING_FILE}
+            contents.setdefault(entry["name"], []).append(models | encoding)
             if kind != "logistic":
                 for name, content in models.items():
                     check_gbdt(kind, content, f"{folder}/{name}")

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
-from stack.config import Features
 from stack.image_config import ImageModel, Name
+from stack.level2_config import Features
 from stack.metrics.scores import Objective
 
 MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle

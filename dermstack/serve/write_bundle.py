@@ -184,6 +184,18 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     stackers = []
     for stacker in experiment.config.stackers:
         if stacker.enabled:
+            if stacker.kind == "sklearn":
+                raise BundleError(
+                    f"{stacker.name}: {stacker.estimator} cannot be bundled, as scikit-learn writes its models as "
+                    f"pickles, which run code when they are read: set `enabled: false` for {stacker.name} and run "
+                    f"`{experiment.command('stack')}`, which blends without it"
+                )
+            if stacker.repeats > 1:
+                raise BundleError(
+                    f"{stacker.name}: `repeats: {stacker.repeats}` cannot be bundled, as a bundle has the features and "
+                    f"models of one set of folds: set `repeats: 1` (more `bags` can be bundled) and run "
+                    f"`{experiment.command('stack')}`"
+                )
             run = read_run(experiment.models / stacker.name)
             if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, level1):
                 raise BundleError(f"{stacker.name} is {'stale' if run else 'missing'}: {again}")
