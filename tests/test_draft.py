@@ -281,3 +281,14 @@ def test_what_must_be_corrected_in_the_data_is_told(tmp_path: Path, capsys: pyte
     assert run_cli("init", str(tmp_path), "--out", str(tmp_path / "c.yaml")) == 2
     assert "row 5" in capsys.readouterr().err
     assert (tmp_path / "c.yaml").exists()
+
+
+def test_numeric_features_of_groups_need_groups_of_test_rows(tmp_path: Path) -> None:
+    frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    test = frame.drop(columns=["target", "patient_id"]).assign(image=lambda f: "t" + f["image"])
+    test.to_csv(tmp_path / "test.csv", index=False)
+    drafted(tmp_path)
+    config = tmp_path / "config.yaml"
+    for override in ("features.relative=[z]", "features.outliers=true", "features.probability_ratio=true"):
+        with pytest.raises(DataError, match=override.partition("=")[0]):
+            open_experiment(read_config(config, (override,)), config, Out(quiet=True))

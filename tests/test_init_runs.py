@@ -76,3 +76,17 @@ def test_ham10000_is_described_as_its_own_config_describes_it(tmp_path: Path) ->
     assert made.data.images.name == "jpeg"
     assert made.image_models
     assert run_cli("eda", "-c", str(config), "--no-images", "-q") == 0
+
+
+def test_the_tutorial_s_commands_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    found = [
+        line.split()[1:] for line in text.splitlines() if line.startswith(("    dermstack init", "    dermstack plan"))
+    ]
+    assert [words[0] for words in found] == ["init", "plan"]
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    write_png_folders(tmp_path / "data" / "mine", n=80, n_test=20)
+    monkeypatch.chdir(tmp_path)
+    for words in found:
+        assert run_cli(*words) == 0
+    assert run_cli("plan", "-c", "mine.yaml", "--set", "image_models.0.size=64") == 0

@@ -25,8 +25,8 @@ from stack.fold_needs import check_fold_needs
 from stack.missing_codes import missing_codes
 
 _FOLDS = (5, 4, 3, 6, 8, 10)  # numbers of folds to try: the first that leaves enough groups of both classes
-_MAX_SIZE = 128  # pixels: a network of this size takes minutes on a CPU for some thousand images
-_EPOCHS = 8
+_MAX_SIZE = 64  # pixels: the drafted network takes minutes on a CPU for some thousand images
+_EPOCHS, _FEW_EPOCHS, _MANY_ROWS = 8, 4, 2_000  # epochs for a table of fewer and of more training rows
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,8 @@ def _values(parts: _Parts) -> dict[str, Any]:
     if images is not None:
         size = max(32, min(_MAX_SIZE, images.short_side // 32 * 32))
         values["image_models"] = [{
-            "name": "small_cnn", "backbone": "test_resnet", "pretrained": False, "size": size, "epochs": _EPOCHS,
+            "name": "small_cnn", "backbone": "test_resnet", "pretrained": False, "size": size,
+            "epochs": _EPOCHS if len(tables.train.cells) < _MANY_ROWS else _FEW_EPOCHS,
             "batch_size": 32, "lr": 0.002,
         }]  # fmt: skip
     if tables.test is not None and "group" in roles.columns and roles.columns["group"] not in tables.test.columns:
