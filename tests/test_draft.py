@@ -292,3 +292,19 @@ def test_numeric_features_of_groups_need_groups_of_test_rows(tmp_path: Path) -> 
     for override in ("features.relative=[z]", "features.outliers=true", "features.probability_ratio=true"):
         with pytest.raises(DataError, match=override.partition("=")[0]):
             open_experiment(read_config(config, (override,)), config, Out(quiet=True))
+
+
+def test_ids_with_several_images_are_asked_about(tmp_path: Path) -> None:
+    write_png_folders(tmp_path, n=40, n_test=0)
+    shutil.copy(tmp_path / "batch_1" / "case0001.png", tmp_path / "batch_2" / "case0001.png")
+    values = drafted(tmp_path)
+    assert "images" not in values["data"]
+    assert "# question (images): some ids have several images" in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "batch_2" / "case0001.png").unlink()
+    for batch in range(4):
+        shutil.copytree(tmp_path / f"batch_{batch}", tmp_path / "other" / f"batch_{batch}")
+        shutil.move(tmp_path / f"batch_{batch}", tmp_path / "first" / f"batch_{batch}")
+    assert drafted(tmp_path)["data"]["images"] == "first"  # two whole copies: one is taken, the other named
+    assert f"{tmp_path / 'other'} holds an image of each id too" in (tmp_path / "config.yaml").read_text().replace(
+        "\n    # ", " "
+    ).replace("\n  # ", " ")
