@@ -12,7 +12,7 @@ import pandas as pd
 
 from stack.keys import MISSING_KEYS
 from stack.missing_codes import MAX_AGE
-from stack.table import SENTINELS
+from stack.table_checks import SENTINELS
 
 _ID_NAMES = (
     "isic_id", "image_name", "image_id", "img_id", "image", "img", "image_file", "filename", "file_name", "file",

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from image_models.settings import Compute
-from stack.config import Config, Stacker
+from stack.config import Config
 from stack.experiment import Experiment
 from stack.features import FoldFeatures, view_columns
 from stack.image_config import ImageModel
 from stack.images import sources_of
 from stack.level1_folds import MAX_ANCHORS, MIN_TEST_ANCHORS, labels_of
+from stack.level2_config import Stacker
 from stack.predictions import ALIGNED_COMPONENTS
 from stack.views import with_all_features
 from tabular.encode import DenseMetadata
@@ -127,7 +128,8 @@ def feature_counts(
         seed=experiment.config.seed, columns=experiment.table.columns,
     ).fit(frame, logits, z)  # fmt: skip
     features.transform(frame, logits, z)
-    return {stacker.name: len(view_columns(experiment.config, stacker, features)) for stacker in stackers}
+    counts = {stacker.name: len(view_columns(experiment.config, stacker, features)) for stacker in stackers}
+    return {one.name: min(counts[one.name], one.select or counts[one.name]) for one in stackers}
 
 
 def level2_memory(experiment: Experiment, features: int) -> int:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 from dermstack.errors import ConfigError
-from stack.config import Stacker
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
@@ -18,6 +17,7 @@ from stack.level1 import advice_without_models, check_image_models, images_check
 from stack.level1_folds import net_metas
 from stack.level1_nets import stored_nets
 from stack.level2 import stacker_inputs
+from stack.level2_config import Stacker
 from stack.plan.changes import Change, blend_changes, image_changes, row_changes, stacker_changes
 from stack.plan.costs import (
     Cost,
