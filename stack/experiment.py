@@ -350,7 +350,9 @@ def _group_features(config: Config) -> list[str]:
     """Returns the settings that use the groups of test rows."""
     if not any(stacker.enabled for stacker in config.stackers):
         return []
-    names = ("aggregates", "neighbours", "context_counts")
+    names = ["aggregates", "neighbours", "context_counts", "probability_ratio"]
+    if config.data.columns.numeric or config.features.derived:
+        names += ["relative", "relative_site", "outliers"]
     return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 
 

@@ -48,7 +48,7 @@ def with_images(
     """
     if not sizes:
         return experiment, {}
-    ids, sources = _sources(experiment)
+    ids, sources = sources_of(experiment)
     sources = _hashed(sources, experiment.config.n_jobs, out)
     caches = {size: _cache(experiment, ids, sources, size, out) for size in sorted(set(sizes))}
     _check_depth(experiment, caches[min(caches)], ids, out)
@@ -105,11 +105,11 @@ def looks_of(experiment: Experiment, cache: ImageCache, ids: Sequence[str], out:
 
 def file_suffixes(experiment: Experiment) -> pd.Series[str]:
     """Returns the suffix of the file that holds each image, by id."""
-    ids, sources = _sources(experiment)
+    ids, sources = sources_of(experiment)
     return pd.Series([source.path.suffix.lower() for source in sources], index=ids)
 
 
-def _sources(experiment: Experiment) -> tuple[list[str], list[Source]]:
+def sources_of(experiment: Experiment) -> tuple[list[str], list[Source]]:
     """Returns the ids of all rows as read (train, test, external) and the source of each image."""
     data, table = experiment.config.data, experiment.as_read
     if data.images is None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
@@ -211,6 +212,7 @@ def _fit_all(
             "kind": stacker.kind,
             "inputs": inputs[stacker.name],
             "settings": stacker.model_dump(mode="json", exclude={"enabled"}),
+            "made_with": made_with(stacker, experiment.config),
             "features": parts[0]["features"],
             "chosen": [part["chosen"] for part in parts],  # number of rounds, or the ridge strength
             "alignment": [note for note, _ in notes],
@@ -366,6 +368,15 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run])
         "rows or folds": experiment.rows_fingerprint,
         **_acquisition_inputs(experiment),
     }  # fmt: skip
+
+
+def made_with(stacker: Stacker, config: Config) -> dict[str, Any]:
+    """Returns the settings beside a stacker's own that its run depends on, as they are noted in run.json."""
+    return {
+        "features": stacker.features_with(config.features).model_dump(mode="json"),
+        "seed": config.seed,
+        "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
+    }
 
 
 def _acquisition_inputs(experiment: Experiment) -> dict[str, str]:

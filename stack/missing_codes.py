@@ -16,11 +16,11 @@ _NEAR = 10.0  # years
 # Ages that exporters write for "unknown"; 85 and 90 are the caps of ISIC's data sets, so they are not among them.
 _AGE_CODES = frozenset({0.0, 1.0, 88.0, 99.0, 100.0, 110.0, 111.0, 120.0})
 _RARE_AGES = frozenset({0.0, 99.0, 110.0, 111.0, 120.0})  # in a table of a few new rows, one of these is reported
-_WORDS = frozenset({
+WORDS = frozenset({
     "unknown", "unk", "not known", "undefined", "missing", "unspecified", "not specified", "not available",
     "not reported", "not recorded", "other/unknown", "?", "-", "--", ".", "-1", "-9", "99", "999", "9999",
 })  # fmt: skip
-_CODES_OF = {"sex": _WORDS | {"u", "x", "9"}, "site": _WORDS}
+_CODES_OF = {"sex": WORDS | {"u", "x", "9"}, "site": WORDS}
 
 
 class MissingCode(NamedTuple):

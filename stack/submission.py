@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from stack.blend.calibration import calibrate_nested, calibration_record, calibr
 from stack.blend.nested import blend_nested
 from stack.blend.state import blender_state
 from stack.cells import read_cells
+from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
@@ -223,6 +225,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "level": 3,
         "kind": "blend",
         "inputs": inputs,
+        "made_with": blend_made_with(config),
         "objective": config.objective,
         "headline": asdict(headline),
         "within_folds": float(auc_by_fold(y, nested.score, fold).mean()),
@@ -287,3 +290,13 @@ def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         "runs": fingerprint({run.name: run.meta["files"] for run in runs}),
         "rows or folds": experiment.rows_fingerprint,
     }  # fmt: skip
+
+
+def blend_made_with(config: Config) -> dict[str, Any]:
+    """Returns the settings that the blend depends on, as they are noted in its run.json."""
+    return {
+        "blend": config.blend.model_dump(mode="json"),
+        "objective": config.objective,
+        "seed": config.seed,
+        "tuned": tuned_fingerprint(config.tuned.blend),
+    }

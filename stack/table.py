@@ -151,7 +151,7 @@ def _read_test(
         faults.append(
             f"{path}: no column {columns['group']!r} (columns.group){near}: {' and '.join(group_features)} compare a "
             f"test row with the other rows of its group, so add the column, or set {' and '.join(group_features)} to "
-            "false"
+            "false (a list to `[]`)"
         )
     without = {name: csv for name, csv in columns.items() if name != "group"}
     return _checked_frame(raw, path, without, faults, rules, is_train=False), False

@@ -17,6 +17,7 @@ import typer
 from dermstack.cli.data import commands as data_commands
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
 from dermstack.cli.serve import commands as serve_commands
+from dermstack.cli.start import commands as start_commands
 from dermstack.errors import ConfigError, DermstackError
 from dermstack.masking import masked_streams, print_masked_traceback
 
@@ -438,6 +439,7 @@ def compare(
         out.warn(f"{name}: selected on these rows, by a study or by hand, so its score is optimistic")
 
 
+app.add_typer(start_commands)
 app.add_typer(data_commands)
 app.add_typer(serve_commands)
 

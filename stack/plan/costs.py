@@ -1,0 +1,148 @@
+"""Estimates what steps cost: time from measured batches of each network, disk, memory and number of features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from image_models.settings import Compute
+from stack.config import Config
+from stack.experiment import Experiment
+from stack.features import FoldFeatures, view_columns
+from stack.image_config import ImageModel
+from stack.images import sources_of
+from stack.level1_folds import MAX_ANCHORS, MIN_TEST_ANCHORS, labels_of
+from stack.level2_config import Stacker
+from stack.predictions import ALIGNED_COMPONENTS
+from stack.views import with_all_features
+from tabular.encode import DenseMetadata
+
+if TYPE_CHECKING:
+    from image_models.speed import Speed
+
+_DECODED = 12  # images that are decoded to learn how long it takes
+_SAMPLE_ROWS = 2_000  # rows on which the features are made to count them
+_LOGIT_BYTES = 16  # bytes of a row of predictions: id, fold, logit and p, compressed
+_COPIES = 4  # of a fold's matrix that are in memory at once: training, held-out and test rows, and a library's own
+_WIDTH = 512  # of a frozen embedding where its network was not measured
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes; None where it is not known."""
+
+    seconds: float | None = None
+    disk_bytes: int | None = None
+    memory_bytes: int | None = None
+
+
+def image_cost(experiment: Experiment, missing: Sequence[str], size: int) -> Cost:
+    """Estimates the decoding of the ``missing`` images for a cache of ``size``, after decoding some of them."""
+    from dermstack.errors import ImageError
+    from image_models.cache import resize_image
+
+    config = experiment.config
+    wanted = set(missing[:: max(1, len(missing) // _DECODED)][:_DECODED])
+    ids, sources = sources_of(experiment)
+    sample = [source for row_id, source in zip(ids, sources, strict=True) if row_id in wanted]
+    started = time.perf_counter()
+    for source in sample:
+        try:
+            resize_image(source.read(min_side=size).image, size, config.data.resize)
+        except ImageError:
+            continue  # `oof` tells of all of them, or drops them
+    each = (time.perf_counter() - started) / max(1, len(sample))
+    pixels = size * size * 3 * (0.1 if config.data.cache_format == "jpeg" else 1)
+    return Cost(each * len(missing) / config.n_jobs, int(pixels * len(missing)))
+
+
+def measured(experiment: Experiment, model: ImageModel) -> Speed:
+    """Measures the network of an image model with a few batches, on the device and threads of the config."""
+    from image_models.speed import measure_speed
+
+    config, table = experiment.config, experiment.table
+    columns = 0
+    if model.metadata:
+        columns = DenseMetadata(model.metadata).fit(table.train).transform(table.train.iloc[:2]).shape[1]
+    classes = 2 if model.frozen else len(labels_of(model, table.train, experiment.external).names)
+    return measure_speed(
+        model.network, model.training, size=model.size, classes=classes, metadata=columns, frozen=model.frozen,
+        compute=Compute(config.device, config.threads, config.workers),
+    )  # fmt: skip
+
+
+def network_cost(experiment: Experiment, model: ImageModel, speed: Speed | None, nets: int, folds: int) -> Cost:
+    """Estimates the training of ``nets`` nets and the predictions of ``folds`` folds, in ``n_jobs`` tasks at a time."""
+    from image_models.predict import VIEW_COUNTS
+
+    config, n_train, n_test = experiment.config, len(experiment.table.train), len(experiment.table.test)
+    k, views = experiment.folds.k, VIEW_COUNTS[model.tta]
+    if speed is None:
+        return Cost()
+    rows = n_train + n_test
+    external = len(experiment.external)
+    if model.frozen:
+        disk = 2 * speed.features * (2 * rows + external) + speed.weights_bytes + _LOGIT_BYTES * (n_train + k * n_test)
+        return Cost((rows + external) * views / speed.predict if folds else 0.0, disk, speed.memory_bytes)
+    seeds = len(model.seeds)
+    learned = n_train * (k - 1) / k + external
+    anchors = 0 if n_test >= MIN_TEST_ANCHORS else min(n_train, MAX_ANCHORS)
+    predicted = folds * seeds * (n_train / k + n_test + anchors) * views
+    parallel = min(config.n_jobs, max(1, folds))
+    seconds = (nets * learned * model.epochs / speed.train + predicted / speed.predict) / parallel
+    z = 2 * speed.features * (n_train + k * (n_test + anchors))
+    disk = k * seeds * speed.weights_bytes + z + _LOGIT_BYTES * (n_train + k * n_test)
+    return Cost(seconds, disk, parallel * speed.memory_bytes)
+
+
+def feature_counts(
+    experiment: Experiment, kinds: Mapping[str, str], widths: Mapping[str, int], stackers: Sequence[Stacker]
+) -> dict[str, int]:
+    """Returns the number of features of each stacker, from the features of some rows.
+
+    ``kinds`` is the kind of each level-1 run (image, frozen, imported), ``widths`` that of its embedding. Words that
+    none of the rows has may add a column, so the numbers are about right.
+    """
+    experiment = with_all_features(experiment)
+    settings = experiment.config.features
+    frame = experiment.table.train.iloc[:_SAMPLE_ROWS]
+    rng = np.random.default_rng(0)
+    z = {}
+    for name, kind in kinds.items():
+        width = widths.get(name, _WIDTH)
+        if kind == "image" and (settings.aligned_z or settings.neighbours):
+            width = min(settings.aligned_z or ALIGNED_COMPONENTS, width)
+        elif kind != "frozen" or not (settings.frozen_z or settings.neighbours):
+            continue
+        z[name] = rng.normal(size=(len(frame), width)).astype(np.float32)
+    if settings.shortcuts and not {"width", "height", "bytes"} <= set(frame.columns):
+        frame = frame.assign(width=1.0, height=1.0, bytes=1.0)  # known once the images are decoded
+    logits = rng.normal(size=(len(frame), len(kinds))).astype(np.float32)
+    features = FoldFeatures(
+        settings, tuple(kinds), frozen={name for name, kind in kinds.items() if kind == "frozen"},
+        seed=experiment.config.seed, columns=experiment.table.columns,
+    ).fit(frame, logits, z)  # fmt: skip
+    features.transform(frame, logits, z)
+    counts = {stacker.name: len(view_columns(experiment.config, stacker, features)) for stacker in stackers}
+    return {one.name: min(counts[one.name], one.select or counts[one.name]) for one in stackers}
+
+
+def level2_memory(experiment: Experiment, features: int) -> int:
+    """Estimates the memory of level 2: float32 matrices of the folds that are fitted at the same time."""
+    rows = len(experiment.table.train) + len(experiment.table.test)
+    return 4 * rows * features * _COPIES * min(experiment.config.n_jobs, experiment.folds.k)
+
+
+def free_disk(config: Config) -> int:
+    """Returns the free bytes of the disk of `runs`."""
+    import shutil
+
+    folder = config.runs
+    while not folder.exists() and folder != Path(folder.anchor):
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

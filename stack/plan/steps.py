@@ -1,0 +1,342 @@
+"""Plans an experiment without writing: what `oof` and `stack` would make, skip or find stale, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dermstack.errors import ConfigError
+from stack.experiment import Experiment
+from stack.image_config import ImageModel
+from stack.images import existing_cache, sources_of, with_acquisition
+from stack.level1 import advice_without_models, check_image_models, images_checksum, level1_inputs
+from stack.level1_folds import net_metas
+from stack.level1_nets import stored_nets
+from stack.level2 import stacker_inputs
+from stack.level2_config import Stacker
+from stack.plan.changes import Change, blend_changes, image_changes, row_changes, stacker_changes
+from stack.plan.costs import (
+    Cost,
+    feature_counts,
+    free_disk,
+    image_cost,
+    level2_memory,
+    measured,
+    network_cost,
+)
+from stack.store import Run, read_run, sha256
+from stack.submission import blend_inputs
+from stack.tuned import enabled_models
+from stack.views import seen_runs, sees_run
+
+State = Literal["skip", "make", "resume", "stale", "remake"]
+WHAT = {
+    "skip": "complete, skipped",
+    "make": "to be made",
+    "resume": "begun, continued",
+    "stale": "made with other inputs: refused until it is rebuilt",
+    "remake": "made with other inputs: made again, the old one is kept in old/",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of `oof` or `stack`, with what it would do."""
+
+    command: Literal["oof", "import-oof", "stack"]
+    kind: str  # images, image, frozen, imported, the kind of a stacker, blend or submission
+    name: str
+    state: State
+    why: str = ""
+    changes: tuple[Change, ...] = ()
+    images: int | None = None  # to decode, or that go through the network
+    rows: int | None = None
+    nets: int | None = None  # to train
+    features: int | None = None
+    cost: Cost = field(default_factory=Cost)
+    remedy: str = ""  # the command that makes a stale run again
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of an experiment and its rows."""
+
+    experiment: str
+    train_rows: int
+    positive: int
+    groups: int
+    test_rows: int
+    folds: int
+    steps: tuple[Step, ...]
+    problems: tuple[str, ...]  # what would stop `oof` or `stack`
+    free_disk_bytes: int
+    next: str  # the command to run
+
+    @property
+    def total(self) -> Cost:
+        """Time and disk of all steps that are known, and the memory of the largest."""
+        costs = [step.cost for step in self.steps if step.state != "skip"]
+        return Cost(
+            sum(cost.seconds or 0.0 for cost in costs),
+            sum(cost.disk_bytes or 0 for cost in costs),
+            max((cost.memory_bytes or 0 for cost in costs), default=0),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as values that JSON can hold."""
+        values = asdict(self)
+        values["steps"] = [
+            {**asdict(step), "changes": [change._asdict() for change in step.changes]} for step in self.steps
+        ]
+        return {**values, "total": asdict(self.total)}
+
+
+def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
+    """Plans every step of the experiment; writes nothing and changes nothing.
+
+    ``measure`` trains each network that is to be made for a few batches of random images, to estimate its time. Raises
+    what `oof` would raise before it computes: for folds that leave too few groups, and for unknown backbones.
+    """
+    check_image_models(experiment)
+    models = enabled_models(experiment)
+    steps, problems = [_images_step(experiment, size) for size in sorted({model.size for model in models})], []
+    widths: dict[str, int] = {}
+    for model in models:
+        steps.append(_image_step(experiment, model, measure=measure, widths=widths))
+    level1 = {step.name: step for step in steps if step.kind != "images"}
+    for run in experiment.finished(level=1):
+        if run.meta["kind"] == "imported":
+            level1[run.name] = _imported_step(experiment, run)
+            steps.append(level1[run.name])
+    stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
+    is_table_alone = bool(stackers) and all(stacker.runs == () for stacker in stackers)
+    if not level1 and not is_table_alone:
+        problems.append(f"`stack` finds no level-1 run: {advice_without_models(experiment)}")
+    else:
+        level2 = _stacker_steps(experiment, stackers, level1, widths)
+        steps += level2
+        steps += _blend_steps(experiment, [*level1.values(), *level2])
+    problems += [
+        f"{step.name} was made with other inputs: undo the change, or run `{step.remedy}`"
+        for step in steps
+        if step.state == "stale"
+    ]
+    plan = Plan(
+        experiment.name, len(experiment.table.train), int(experiment.target.sum()),
+        int(experiment.table.train["group"].nunique()), len(experiment.table.test), experiment.folds.k, tuple(steps),
+        tuple(problems), free_disk(experiment.config), _next(experiment, steps),
+    )  # fmt: skip
+    if (needed := plan.total.disk_bytes or 0) > plan.free_disk_bytes:
+        problem = f"{needed / 2**30:.1f} GiB are needed, {plan.free_disk_bytes / 2**30:.1f} GiB are free on its disk"
+        return replace(plan, problems=(*plan.problems, problem))
+    return plan
+
+
+def _next(experiment: Experiment, steps: Sequence[Step]) -> str:
+    for step in steps:
+        if step.state == "stale":
+            return step.remedy
+        if step.command == "oof" and step.state != "skip" and step.kind != "images":
+            return experiment.command("oof")
+    return experiment.command("stack")
+
+
+def _images_step(experiment: Experiment, size: int) -> Step:
+    """Plans the cache of one size; the images of ids that it lacks are decoded, changed ones are noticed by `oof`."""
+    ids = [*experiment.as_read.train["id"], *experiment.as_read.test["id"], *experiment.external_as_read["id"]]
+    cached = set(existing_cache(experiment, size).index["id"]) | set(experiment.curation.dropped["id"])
+    missing = [row_id for row_id in ids if row_id not in cached]
+    name = f"images at {size} px"
+    if not missing:
+        sources_of(experiment)  # raises for images that are no longer there
+        return Step("oof", "images", name, "skip", images=0, rows=len(ids))
+    cost = image_cost(experiment, missing, size)
+    state: State = "make" if len(missing) == len(ids) else "resume"
+    return Step("oof", "images", name, state, f"{len(missing):,} of {len(ids):,} are not in the cache",
+                images=len(missing), rows=len(ids), cost=cost)  # fmt: skip
+
+
+def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, widths: dict[str, int]) -> Step:
+    """Plans one image model: complete, stale, begun or to be made."""
+    folder, k = experiment.models / model.name, experiment.folds.k
+    inputs, checked = _known_inputs(experiment, model)
+    changes: list[Change] = []
+    parts = [part for part in (folder, *sorted(folder.glob("fold_*"))) if read_run(part) is not None]
+    for part in parts:
+        run = read_run(part)
+        assert run is not None
+        of_run = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"]}})
+        if not checked:  # inputs that are files are not known yet, so they are not compared
+            files = {"pretrained weights", "images"}
+            of_run.meta["inputs"] = {key: value for key, value in of_run.meta["inputs"].items() if key not in files}
+        if of_run.meta["inputs"] != inputs:
+            changes = image_changes(of_run, model, inputs, experiment)
+            break
+    kind = "frozen" if model.frozen else "image"
+    wanted = {} if model.frozen else net_metas(experiment, model, inputs)
+    if changes:
+        reusable = 0 if model.frozen or not checked else _reusable(experiment, model, wanted)
+        nets = 0 if model.frozen else len(wanted) - reusable
+        why = f"{reusable} of {len(wanted)} nets can be reused" if reusable else ""
+        cost = _network(experiment, model, measure=measure, widths=widths, nets=nets, folds=k)
+        return Step(
+            "oof", kind, model.name, "stale", why, tuple(changes), rows=len(experiment.table.train), nets=nets,
+            images=_images_of(experiment, model, nets, k), cost=cost,
+            remedy=experiment.command("oof", "--rebuild", model.name),
+        )  # fmt: skip
+    if read_run(folder) is not None:
+        width = _stored_width(folder)
+        widths |= {model.name: width} if width else {}
+        return Step("oof", kind, model.name, "skip", rows=len(experiment.table.train), nets=0, images=0)
+    done = [fold for fold in range(k) if _is_done(folder / f"fold_{fold}")]
+    nets_done = [net for net in wanted if net[0] in done or read_run(folder / f"fold_{net[0]}" / f"seed_{net[1]}")]
+    nets = len(wanted) - len(nets_done)
+    begun = bool(done or nets_done or list(folder.glob("fold_*/seed_*/state.pt")) or (folder / "features").exists())
+    cost = _network(experiment, model, measure=measure, widths=widths, nets=nets, folds=k - len(done))
+    why = f"{len(done)} of {k} folds" + ("" if model.frozen else f" and {len(nets_done)} of {len(wanted)} nets")
+    return Step(
+        "oof", kind, model.name, "resume" if begun else "make", f"{why} are complete" if begun else "",
+        rows=len(experiment.table.train), nets=nets, images=_images_of(experiment, model, nets, k - len(done)),
+        cost=cost,
+    )  # fmt: skip
+
+
+def _is_done(fold: Path) -> bool:
+    return None not in (read_run(fold), read_run(fold / "parts"))
+
+
+def _known_inputs(experiment: Experiment, model: ImageModel) -> tuple[dict[str, str], bool]:
+    """Returns the inputs of an image run; those of files only where all images are in the cache (True)."""
+    inputs = level1_inputs(experiment, model)
+    cache = existing_cache(experiment, model.size)
+    ids = [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
+    if not set(ids) <= set(cache.index["id"]):
+        return inputs, False
+    weights = model.pretrained
+    inputs["pretrained weights"] = sha256(weights) if isinstance(weights, Path) else str(weights)
+    return inputs | {"images": images_checksum(experiment, cache)}, True
+
+
+def _reusable(experiment: Experiment, model: ImageModel, wanted: Mapping[tuple[int, int], Mapping[str, Any]]) -> int:
+    """Returns how many nets a rebuild would take from the stale run and from those set aside before."""
+    folders = [experiment.models / model.name, *sorted(experiment.old.glob(f"{model.name}-*"))]
+    found = 0
+    for fold in sorted({fold for fold, _ in wanted}):
+        stored = {key for folder in folders for key in stored_nets(folder / f"fold_{fold}", fold)}
+        found += sum(meta["fingerprint"] in stored for (of_fold, _), meta in wanted.items() if of_fold == fold)
+    return found
+
+
+def _network(
+    experiment: Experiment, model: ImageModel, *, measure: bool, widths: dict[str, int], nets: int, folds: int
+) -> Cost:
+    speed = measured(experiment, model) if measure else None
+    if speed is not None:
+        widths[model.name] = speed.features
+    return network_cost(experiment, model, speed, nets, folds)
+
+
+def _images_of(experiment: Experiment, model: ImageModel, nets: int, folds: int) -> int:
+    """Returns how often an image goes through the network: in training, and in predictions of each view."""
+    from image_models.predict import VIEW_COUNTS
+
+    n, test, k = len(experiment.table.train), len(experiment.table.test), experiment.folds.k
+    views = VIEW_COUNTS[model.tta]
+    if model.frozen:
+        return (n + test + len(experiment.external)) * views if folds else 0
+    learned = n * (k - 1) / k + len(experiment.external)
+    return round(nets * learned * model.epochs + folds * len(model.seeds) * (n / k + test) * views)
+
+
+def _stored_width(folder: Path) -> int:
+    path = folder / "oof_z.npy"
+    return int(np.load(path, mmap_mode="r").shape[1]) if path.exists() else 0
+
+
+def _imported_step(experiment: Experiment, run: Run) -> Step:
+    rows = len(experiment.table.train)
+    if run.meta["inputs"]["rows or folds"] == experiment.rows_fingerprint:
+        return Step("import-oof", "imported", run.name, "skip", rows=rows)
+    return Step(
+        "import-oof", "imported", run.name, "stale", "", tuple(row_changes(run, experiment)), rows=rows,
+        remedy=f"dermstack import-oof {run.name} --replace",
+    )  # fmt: skip
+
+
+def _stacker_steps(
+    experiment: Experiment, stackers: Sequence[Stacker], level1: Mapping[str, Step], widths: Mapping[str, int]
+) -> list[Step]:
+    """Plans level 2: a stacker is made again where its settings, its rows or a run that it sees change."""
+    fakes = [Run(experiment.models / name, {"files": {}}) for name in level1]
+    found = [read_run(experiment.models / name) for name in level1]
+    sources = [run for run in found if run is not None]
+    counts = feature_counts(experiment, {name: step.kind for name, step in level1.items()}, widths, stackers)
+    comparable = experiment
+    if experiment.config.all_features.shortcuts:
+        comparable = with_acquisition(experiment) or experiment
+    steps = []
+    for stacker in stackers:
+        seen_runs(stacker, fakes)  # raises for a pattern that fits no run
+        awaited = [name for name, step in level1.items() if step.state != "skip" and sees_run(stacker, name)]
+        run = read_run(experiment.models / stacker.name)
+        changes: list[Change] = []
+        if run is not None:
+            try:
+                known = [source for source in sources if sees_run(stacker, source.name)]
+                inputs = stacker_inputs(comparable, stacker, known)
+            except (KeyError, ConfigError):  # sizes of the images are not known yet
+                inputs = {}
+            if inputs and not awaited and run.meta["inputs"] == inputs:
+                steps.append(Step(
+                    "stack", stacker.kind, stacker.name, "skip", rows=len(experiment.table.train),
+                    features=len(run.meta["features"]),
+                ))  # fmt: skip
+                continue
+            if inputs:
+                changes = stacker_changes(run, stacker, inputs, comparable)
+                changed_runs = run.meta["inputs"].get("level-1 runs") != inputs["level-1 runs"]
+                if changed_runs and not awaited:
+                    before = sorted(run.meta.get("scales", {}))
+                    now = sorted(source.name for source in known)
+                    changes.append(Change(
+                        "level-1 runs", ", ".join(before) or "none",
+                        ", ".join(now) + ("" if before != now else " (made again since)"),
+                    ))  # fmt: skip
+        why = f"it sees {', '.join(awaited)}, made before it" if awaited and run is not None else ""
+        memory = level2_memory(experiment, counts[stacker.name])
+        seconds = None  # of level 2 nothing is measured: as long as the last time, in parallel folds
+        if run is not None and "seconds" in run.meta:
+            seconds = float(run.meta["seconds"]) / min(experiment.config.n_jobs, experiment.folds.k)
+        steps.append(Step(
+            "stack", stacker.kind, stacker.name, "make" if run is None else "remake", why, tuple(changes),
+            rows=len(experiment.table.train), features=counts[stacker.name], cost=Cost(seconds, None, memory),
+        ))  # fmt: skip
+    return steps
+
+
+def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
+    awaited = [step.name for step in parts if step.state != "skip"]
+    folder, rows = experiment.folder / "blend", len(experiment.table.train)
+    run = read_run(folder)
+    runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
+    state: State = "make"
+    changes: list[Change] = []
+    if run is not None:
+        inputs = blend_inputs(experiment, runs)
+        state = "skip" if not awaited and run.meta["inputs"] == inputs else "remake"
+        if state == "remake":
+            changes = blend_changes(run, inputs, experiment.config, experiment)
+            if not awaited and run.meta["inputs"].get("runs") != inputs["runs"]:
+                before, now = ", ".join(run.meta["runs"]), ", ".join(one.name for one in runs)
+                changes.append(Change("runs", before, now + ("" if before != now else " (made again since)")))
+    why = f"it blends {', '.join(awaited)}, made before it" if awaited and run is not None else ""
+    steps = [Step("stack", "blend", "blend", state, why, tuple(changes), rows=rows)]
+    if len(experiment.table.test):
+        there = (experiment.folder / "submission.csv").exists()
+        again: State = "skip" if there and state == "skip" else ("remake" if there else "make")
+        steps.append(Step("stack", "submission", "submission.csv", again, rows=len(experiment.table.test)))
+    return steps

@@ -1,0 +1,310 @@
+"""`dermstack init`: what is guessed of tables, columns and images, and that a drafted config opens as it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import run_cli
+from table_layouts import write_clinic, write_image, write_png_folders
+
+from dermstack.errors import DataError
+from stack.config import read_config
+from stack.console import Out
+from stack.draft.codes import numeric_codes
+from stack.draft.draft import draft_config
+from stack.draft.roles import find_roles, id_columns, label_columns, name_words
+from stack.draft.text import Draft, draft_text
+from stack.experiment import open_experiment
+
+
+def drafted(start: Path, folder: Path | None = None, **options: Any) -> dict[str, Any]:
+    """Returns the values of the config drafted for ``start``; they must open as an experiment."""
+    config = (start if folder is None else folder) / "config.yaml"
+    made = draft_config(start, config, **options)
+    assert not made.faults
+    config.write_text(made.text, encoding="utf-8")
+    open_experiment(read_config(config), config, Out(quiet=True))
+    values: dict[str, Any] = yaml.safe_load(made.text)
+    return values
+
+
+def write_table(folder: Path, n: int = 120, seed: int = 0, **columns: Any) -> pd.DataFrame:
+    """Writes train.csv with ids, patients, targets and further columns; a function is called with the targets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    y = (rng.random(n) < 0.3).astype(int)
+    frame = pd.DataFrame({"image": [f"i{k}" for k in range(n)], "patient_id": [f"P{k // 2}" for k in range(n)]})
+    frame["target"] = y
+    for name, made in columns.items():
+        frame[name] = made(y, rng) if callable(made) else made
+    frame.to_csv(folder / "train.csv", index=False)
+    return frame
+
+
+def test_the_roles_of_a_table_and_its_patients_are_found(tmp_path: Path) -> None:
+    write_table(
+        tmp_path, Sex=lambda y, rng: rng.choice(["F", "M"], len(y)),
+        AgeYears=lambda y, rng: rng.integers(1, 90, len(y)),
+        anatom_site=lambda y, rng: rng.choice(["arm", "leg"], len(y)), size=lambda y, rng: rng.normal(size=len(y)),
+    )  # fmt: skip
+    columns = drafted(tmp_path)["data"]["columns"]
+    assert columns == {
+        "id": "image", "target": "target", "group": "patient_id", "age": "AgeYears", "sex": "Sex",
+        "site": "anatom_site", "numeric": "auto", "categorical": "auto",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "positive"),
+    [(("malignant", "benign"), "malignant"), (("Melanoma", "nevus"), "Melanoma"), (("benign", "weird"), "weird"),
+     (("POS", "NEG"), "POS"), ((2, 1), 2)],
+)  # fmt: skip
+def test_the_positive_word_is_guessed_and_asked(tmp_path: Path, words: tuple[Any, Any], positive: object) -> None:
+    frame = write_table(tmp_path).rename(columns={"target": "label"})
+    frame["label"] = np.where(frame["label"] == 1, *map(str, words))
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    values = drafted(tmp_path)
+    assert str(values["data"]["columns"]["target"]["positive"]) == str(positive)
+    assert "# question (target): is" in (tmp_path / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_of_two_unknown_words_the_rarer_one_is_positive() -> None:
+    label = label_columns(pd.DataFrame({"label": ["x"] * 3 + ["y"] * 7}), set())[0]
+    assert label.positive == ("x",)
+    assert "rarer" in label.question
+
+
+@pytest.mark.parametrize("values", [("1", "0"), ("True", "False"), ("yes", "no"), ("1.0", "0.0")])
+def test_booleans_need_no_positive_word(values: tuple[str, str]) -> None:
+    assert label_columns(pd.DataFrame({"malignant": values * 3}), set())[0].positive == ()
+
+
+def test_a_target_of_the_sample_submission_goes_before_a_better_name() -> None:
+    cells = pd.DataFrame({"label": ["0", "1"] * 4, "odd": ["1", "0"] * 4})
+    assert [label.column for label in label_columns(cells, {"odd"})] == ["odd", "label"]
+
+
+def test_ids_are_the_names_of_the_images() -> None:
+    cells = pd.DataFrame({"id": ["1", "2"], "picture": ["A.JPG", "b.jpg"], "size": ["1.5", "2.5"]})
+    assert id_columns(cells, frozenset({"a", "b"}), set())[0] == "picture"
+    assert id_columns(cells, frozenset(), set()) == ["id"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("PatientID", ["patient", "id"]), ("age_approx", ["age", "approx"])])
+def test_words_of_names(name: str, words: list[str]) -> None:
+    assert name_words(name) == words
+
+
+def test_a_group_column_with_empty_cells_is_asked_about_and_not_used() -> None:
+    train = pd.DataFrame({"patient_id": ["a", "a", "", "b"] * 5, "lesion_id": ["x", "x", "y", "z"] * 5})
+    roles = find_roles(train, None, taken=())
+    assert roles.columns["group"] == "lesion_id"
+    assert any("patient_id" in question for _, question in roles.questions)
+
+
+def test_a_role_that_test_rows_lack_is_asked_about_and_not_used(tmp_path: Path) -> None:
+    frame = write_table(tmp_path, age=50, size=lambda y, rng: rng.normal(size=len(y)))
+    test = frame.drop(columns=["target", "age"]).assign(image=lambda f: "t" + f["image"])
+    test.to_csv(tmp_path / "test.csv", index=False)
+    values = drafted(tmp_path)
+    assert "age" not in values["data"]["columns"]
+    assert values["data"]["test"] == "test.csv"
+    assert "# question (age): 'age' is only in the training table" in (tmp_path / "config.yaml").read_text()
+
+
+def test_test_rows_without_groups_get_no_features_of_groups(tmp_path: Path) -> None:
+    frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    test = frame.drop(columns=["target", "patient_id"]).assign(image=lambda f: "t" + f["image"])
+    test.to_csv(tmp_path / "test.csv", index=False)
+    features = drafted(tmp_path)["features"]
+    assert not any(features[name] for name in ("aggregates", "neighbours", "relative", "relative_site", "outliers"))
+
+
+def test_codes_for_missing_values_are_declared(tmp_path: Path) -> None:
+    def with_code(code: object, known: Any) -> Any:
+        return lambda y, rng: [code if k % 10 == 0 else known(rng) for k in range(len(y))]
+
+    write_table(
+        tmp_path, age=with_code(999, lambda rng: rng.integers(20, 80)), sex=with_code("unknown", lambda rng: "male"),
+        site=with_code("arm", lambda rng: rng.choice(["leg", "back"])),
+        thickness_of_skin=with_code(-999, lambda rng: rng.random()),
+        diameter=with_code("unknown", lambda rng: round(rng.random(), 3)),
+    )  # fmt: skip
+    values = drafted(tmp_path)
+    assert values["data"]["missing"] == {
+        "age": [999], "sex": ["unknown"], "thickness_of_skin": [-999], "diameter": ["unknown"],
+    }  # fmt: skip
+
+
+def test_numbers_that_only_look_like_codes_stay() -> None:
+    temperature = pd.DataFrame({"t": [str(value) for value in [-3, -2, -1, 0, 1, 2] * 10]})
+    count = pd.DataFrame({"n": [str(value) for value in [900, 950, 999, 1020] * 10]})
+    rare = pd.DataFrame({"r": ["-1", *map(str, range(30))]})
+    assert numeric_codes([temperature, count, rare], ["t", "n", "r"]) == {}
+
+
+def test_columns_of_the_diagnosis_are_left_out_where_no_test_table_shows_what_is_known(tmp_path: Path) -> None:
+    noisy = lambda y, rng: np.round(y + rng.normal(0, 1, len(y)), 3)  # noqa: E731
+    write_table(tmp_path, mel_thick_mm=noisy, dx_type=lambda y, rng: rng.choice(["histo", "photo"], len(y)), size=noisy)
+    columns = drafted(tmp_path)["data"]["columns"]
+    assert columns["numeric"] == ["size"]
+    assert columns["categorical"] == []
+    assert "mel_thick_mm" in (tmp_path / "config.yaml").read_text()
+
+
+def test_other_classes_of_a_one_hot_table_are_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    classes = rng.choice(["MEL", "NV", "BCC"], 300)
+    frame = pd.DataFrame({"image": [f"i{k}" for k in range(300)], "size": rng.normal(size=300).round(3)})
+    for name in ("MEL", "NV", "BCC"):
+        frame[name] = (classes == name).astype(float)
+    frame.to_csv(tmp_path / "ground_truth.csv", index=False)
+    columns = drafted(tmp_path)["data"]["columns"]
+    assert columns["target"] == "MEL"
+    assert columns["numeric"] == ["size"]
+
+
+def test_folds_and_duplicates_of_other_files_are_used(tmp_path: Path) -> None:
+    frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    oof = pd.DataFrame({"image": frame["image"], "p": np.linspace(0.1, 0.9, len(frame))})
+    oof["fold"] = [int(patient[1:]) % 4 for patient in frame["patient_id"]]
+    oof.to_csv(tmp_path / "net_oof.csv", index=False)
+    pd.DataFrame({"a": ["i0", "i8"], "b": ["i1", "i9"]}).to_csv(tmp_path / "pairs.csv", index=False)
+    values = drafted(tmp_path)
+    assert values["folds"] == {"k": 4, "file": "net_oof.csv"}
+    assert values["data"]["duplicates"] == "pairs.csv"
+    oof["fold"] = range(len(oof))  # splits patients: not taken, and new folds are made
+    oof["fold"] %= 4
+    oof.to_csv(tmp_path / "net_oof.csv", index=False)
+    assert drafted(tmp_path)["folds"] == {"k": 5, "seed": 0}
+
+
+def test_few_positives_get_a_number_of_folds_that_works(tmp_path: Path) -> None:
+    frame = write_table(tmp_path, n=60, size=lambda y, rng: rng.normal(size=len(y)))
+    frame["target"] = 0
+    frame.loc[[0, 10, 20], "target"] = 1
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    assert drafted(tmp_path)["folds"]["k"] < 5
+
+
+def test_images_are_found_in_folders_of_another_case_and_with_suffixes_in_the_ids(tmp_path: Path) -> None:
+    write_clinic(tmp_path, n=90)
+    values = drafted(tmp_path)
+    data = values["data"]
+    assert data["images"] == "pictures"
+    assert data["similar_names"] is True
+    assert data["train"] == "labelled.parquet"
+    assert data["sample_submission"] == "submission_format.csv"
+    assert data["columns"]["target"] == {"column": "dx", "positive": "mel"}
+    assert data["missing"] == {"patient_age": [-1], "size_mm": ["unknown"], "Gender": ["unknown"]}
+    assert "dx_type" not in str(data["columns"])
+    assert values["image_models"][0]["pretrained"] is False
+
+
+def test_copies_and_masks_beside_the_images_do_not_disturb(tmp_path: Path) -> None:
+    write_png_folders(tmp_path / "png", n=40, n_test=0)
+    shutil.copytree(tmp_path / "png" / "batch_0", tmp_path / "masks")
+    shutil.move(tmp_path / "png" / "train.csv", tmp_path / "train.csv")
+    assert drafted(tmp_path)["data"]["images"] == "png"
+
+
+def test_rows_without_images_make_a_model_of_the_table_alone(tmp_path: Path) -> None:
+    write_png_folders(tmp_path, n=60, n_test=0)
+    (tmp_path / "batch_1" / "case0001.png").unlink()
+    values = drafted(tmp_path)
+    assert "images" not in values["data"]
+    assert all(stacker["runs"] == [] for stacker in values["stackers"])
+    assert "59 of 60 training rows" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_named_table_with_images_keeps_them_where_the_test_rows_have_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = write_table(tmp_path, n=40, size=lambda y, r: r.normal(size=len(y)))
+    for name, y in zip(frame["image"], frame["target"], strict=True):
+        write_image(tmp_path / "jpeg" / f"{name}.png", rng, positive=bool(y), side=32)
+    test = frame.drop(columns="target").assign(image=lambda f: "t" + f["image"])
+    test.to_csv(tmp_path / "test.csv", index=False)
+    assert "images" not in drafted(tmp_path)["data"]
+    data = drafted(tmp_path / "train.csv", tmp_path)["data"]
+    assert data["images"] == "jpeg"
+    assert "test" not in data
+
+
+def test_own_choices_go_before_guesses(tmp_path: Path) -> None:
+    frame = write_table(tmp_path / "data", other=lambda y, rng: rng.integers(0, 2, len(y)), size=1.5)
+    test = frame.drop(columns=["target", "other"]).assign(image=lambda f: "t" + f["image"])
+    test.to_csv(tmp_path / "rows.csv", index=False)
+    data = drafted(tmp_path / "data", tmp_path, test=tmp_path / "rows.csv", target="other")["data"]
+    assert data["test"] == "rows.csv"
+    assert data["columns"]["target"] == "other"
+    assert data["train"] == "data/train.csv"
+
+
+def test_a_folder_without_labels_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no csv or parquet"):
+        draft_config(tmp_path, tmp_path / "c.yaml")
+    pd.DataFrame({"image": ["a", "b"], "size": [1.5, 2.5]}).to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(DataError, match=r"column of targets.*--target"):
+        draft_config(tmp_path, tmp_path / "c.yaml")
+
+
+def test_names_of_any_kind_are_quoted_so_that_they_read_back() -> None:
+    values = {"data": {"columns": {"id": "a: b", "target": {"column": "#x", "positive": ["no", "1"]}}}}
+    draft = Draft("0123", values, {}, (("data.columns.id", "line\nbreak: {"),))
+    assert yaml.safe_load(draft_text(draft, "t")) == {"experiment": "0123", **values}
+
+
+def test_a_config_is_never_overwritten_without_replace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    out = tmp_path / "c.yaml"
+    out.write_text("mine", encoding="utf-8")
+    assert run_cli("init", str(tmp_path), "--out", str(out)) == 2
+    assert out.read_text(encoding="utf-8") == "mine"
+    assert "--replace" in capsys.readouterr().err
+    assert run_cli("init", str(tmp_path), "--out", str(out), "--replace") == 0
+    printed = capsys.readouterr().out
+    assert f"next: dermstack stack --config {out}" in printed
+    assert yaml.safe_load(out.read_text(encoding="utf-8"))["data"]["train"] == "train.csv"
+
+
+def test_what_must_be_corrected_in_the_data_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    frame["target"] = frame["target"].astype(str)
+    frame.loc[3, "target"] = ""
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    assert run_cli("init", str(tmp_path), "--out", str(tmp_path / "c.yaml")) == 2
+    assert "row 5" in capsys.readouterr().err
+    assert (tmp_path / "c.yaml").exists()
+
+
+def test_numeric_features_of_groups_need_groups_of_test_rows(tmp_path: Path) -> None:
+    frame = write_table(tmp_path, size=lambda y, rng: rng.normal(size=len(y)))
+    test = frame.drop(columns=["target", "patient_id"]).assign(image=lambda f: "t" + f["image"])
+    test.to_csv(tmp_path / "test.csv", index=False)
+    drafted(tmp_path)
+    config = tmp_path / "config.yaml"
+    for override in ("features.relative=[z]", "features.outliers=true", "features.probability_ratio=true"):
+        with pytest.raises(DataError, match=override.partition("=")[0]):
+            open_experiment(read_config(config, (override,)), config, Out(quiet=True))
+
+
+def test_ids_with_several_images_are_asked_about(tmp_path: Path) -> None:
+    write_png_folders(tmp_path, n=40, n_test=0)
+    shutil.copy(tmp_path / "batch_1" / "case0001.png", tmp_path / "batch_2" / "case0001.png")
+    values = drafted(tmp_path)
+    assert "images" not in values["data"]
+    assert "# question (images): some ids have several images" in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "batch_2" / "case0001.png").unlink()
+    for batch in range(4):
+        shutil.copytree(tmp_path / f"batch_{batch}", tmp_path / "other" / f"batch_{batch}")
+        shutil.move(tmp_path / f"batch_{batch}", tmp_path / "first" / f"batch_{batch}")
+    assert drafted(tmp_path)["data"]["images"] == "first"  # two whole copies: one is taken, the other named
+    assert f"{tmp_path / 'other'} holds an image of each id too" in (tmp_path / "config.yaml").read_text().replace(
+        "\n    # ", " "
+    ).replace("\n  # ", " ")
