@@ -87,7 +87,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *others: ArrayLike,
         groups: ArrayLike | None = None,
         nets: ArrayLike | None = None,
-        columns_from: NetScaler | tuple[ArrayLike, ArrayLike] | None = None,
+        columns_from: NetScaler | tuple[ArrayLike | None, ...] | None = None,
         study: optuna.Study | None = None,
         weighting: Weighting | None = None,
         use_runs: ArrayLike | None = None,
@@ -95,11 +95,12 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fits the weights of predictions `P` (n, runs) to targets `y` (n,).
 
         `nets` (n,) or (n, runs) names the fold net that made each prediction (default: no particular net). Ranks and
-        scales are computed for each run and net from `columns_from`: a fitted NetScaler, or predictions and their nets,
-        without targets (default: `P` and `nets`). With "optuna", a given `study` of the same predictions and targets is
-        continued up to `trials` trials instead of a new one in memory, and a given `weighting`, found by an earlier
-        study, is used unchanged. The method is fitted to the runs in the mask `use_runs` (runs,) alone; the others get
-        weight 0 (default: all are used). There are no sample weights, and `groups` is given by name.
+        scales are computed for each run and net from `columns_from`: a fitted NetScaler, or predictions, their nets and,
+        if known, their groups, without targets (default: `P`, `nets` and `groups`). With "optuna", a given `study` of
+        the same predictions and targets is continued up to `trials` trials instead of a new one in memory, and a given
+        `weighting`, found by an earlier study, is used unchanged. The method is fitted to the runs in the mask
+        `use_runs` (runs,) alone; the others get weight 0 (default: all are used). There are no sample weights, and
+        `groups` is given by name.
 
         Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
         and for a number of classes other than two; DataError for a `weighting` or a mask that does not fit the runs,
@@ -116,7 +117,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_finite(p)
         positive = self._learn_classes(labels)
         made_by = _nets(nets, p)
-        given = columns_from if columns_from is not None else (p, made_by)
+        given = columns_from if columns_from is not None else (p, made_by, groups)
         self.scaler_ = given if isinstance(given, NetScaler) else NetScaler().fit(*given)
         self._check_scale(p, "columns_from")
         self.probabilities_ = np.where(self.scaler_.is_probability_, "probability", "rank")
@@ -344,7 +345,10 @@ def blender_state(blender: Blender) -> State:
     """
     columns = blender.scaler_
     distributions: list[tuple[str, Ecdf]] = [
-        (f"{run} {net}", ecdf) for run, ecdfs in enumerate(columns.ranks_.ecdfs_) for net, ecdf in ecdfs.items()
+        (f"{run} {net}", ecdf)
+        for run, ecdfs in enumerate(columns.ranks_.ecdfs_)
+        for net, ecdf in ecdfs.items()
+        if net == AVERAGED or ecdf is not ecdfs[AVERAGED]
     ]
     if blender.total_ecdf_ is not None:
         distributions.append(("total", blender.total_ecdf_))
@@ -358,6 +362,7 @@ def blender_state(blender: Blender) -> State:
         "inside": columns.is_probability_.tolist(),
         "moments": columns.moments_,
         "limits": columns.limits_,
+        "nets": [list(ecdfs) for ecdfs in columns.ranks_.ecdfs_],
         "logit_moments": [{str(net): pair for net, pair in moments.items()} for moments in columns.logit_moments_],
         "distributions": [[name, len(ecdf.values_)] for name, ecdf in distributions],
     }
@@ -383,6 +388,8 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
             {int(name.split()[1]): ecdf for name, ecdf in found.items() if name.split()[0] == str(run)}
             for run in range(runs)
         ]
+        for ecdfs, nets in zip(columns.ranks_.ecdfs_, settings.get("nets", [[]] * runs), strict=True):
+            ecdfs.update({int(net): ecdfs[AVERAGED] for net in nets if int(net) not in ecdfs})  # nets of one scale
         columns.is_probability_ = np.array(settings["inside"], bool)
         columns.moments_ = [(float(mean), float(spread)) for mean, spread in settings["moments"]]
         written = settings.get("limits", [FINEST_LIMITS] * runs)  # absent from what earlier versions wrote

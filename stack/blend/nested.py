@@ -85,7 +85,7 @@ def blend_nested(
     Each fold is scored by the method chosen, and the weights tuned, on the other folds. The choice is nested once more:
     among the other folds, fold j is scored by weights tuned without j and without the fold held out. The same weights
     are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales
-    are computed for each run and net (`nets` (n,) or (n, runs)) over all rows, without targets. `trials`, `power`,
+    are computed for each run and net (`nets` (n,) or (n, runs)) and the groups over all rows, without targets. `trials`, `power`,
     `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that earlier studies found for "optuna",
     by the folds they left out. With `preselect`, each fit leaves out the runs that carry nothing on the rows it is
     fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores that have one scale.
@@ -99,7 +99,7 @@ def blend_nested(
     split_group, methods = np.asarray(split_group), _simplest_first(methods)
     _check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
     folds = _checked_folds(fold, split_group, methods)
-    columns = NetScaler().fit(frame, nets)
+    columns = NetScaler().fit(frame, nets, split_group)
     blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
     rows = _Rows(frame, y, nets, fold, split_group, columns)
     fits = list(
