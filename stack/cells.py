@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,14 @@ import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
 from stack.config import MAX_CSV_COLUMNS, check_header
+from stack.csv_rows import check_rows
 
 # Errors of pyarrow and pandas for an invalid parquet file.
 FRAME_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
 
 UNNAMED_INDEX = "index of the file"  # the column that the index of a parquet file becomes where it has no name
 
+_SHOWN_NAME = 120  # characters shown of a name that is too long
 _PARQUET = b"PAR1"
 _PARQUET_NAMES = (".parquet", ".pq")
 _NO_IDS = "which holds no ids, so its rows cannot be joined to the table: write ids and values as columns of a csv"
@@ -45,7 +49,8 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
 
     Cells of a csv are the strings in the file: "17" stays "17", "NA" stays "NA", a missing cell is "". Columns of
     parquet keep their types, and a named index becomes columns. Names of columns are stripped and may repeat. Raises
-    DataError for a file that is missing, empty, damaged or of another format, and for more than 10,000 columns.
+    DataError for a file that is missing, empty, damaged or of another format, for a csv in which rows or cells are lost
+    (see `stack.csv_rows`) and for more than 10,000 columns.
     """
     head = _first_bytes(path)
     if head.startswith(_PARQUET):
@@ -62,8 +67,11 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
     except (ValueError, OSError, MemoryError) as error:
+        with suppress(ValueError, OSError, MemoryError):
+            check_rows(path)  # may know the reason
         also = " nor parquet" if path.suffix.lower() in _PARQUET_NAMES else ""
         raise DataError(f"{path}: not a readable csv in UTF-8{also} ({str(error).strip()}): save it as one") from error
+    check_rows(path)
     if len(cells) < 2 and not may_be_empty:
         raise DataError(f"{path}: the file has a header but no rows: add at least one row")
     rows = cells.iloc[1:].reset_index(drop=True)
@@ -74,6 +82,11 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
 def read_cells(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
     """Reads a file as `read_columns` does, with every value as text. Raises DataError."""
     columns = read_columns(path, may_be_empty=may_be_empty)
+    return as_cells(columns)
+
+
+def as_cells(columns: pd.DataFrame) -> pd.DataFrame:
+    """Returns the columns with every value as text."""
     made = pd.DataFrame({number: as_text(columns.iloc[:, number]) for number in range(columns.shape[1])})
     return made.set_axis(columns.columns, axis=1)
 
@@ -100,11 +113,24 @@ def as_text(values: pd.Series) -> pd.Series:
     return values.astype("object").map(_word).astype("str")
 
 
+def is_rounded(values: pd.Series) -> bool:
+    """Whether the integers (n,) in a column of floats may have lost digits, so that different ones became equal.
+
+    float16 is exact up to 2,048, float32 up to 16,777,216, float64 up to 2**53; to save memory, notebooks often convert
+    all columns.
+    """
+    if not pd.api.types.is_float_dtype(values.dtype):
+        return False
+    bits = {2: 11, 4: 24}.get(getattr(values.dtype, "itemsize", 8), 53)
+    numbers = values.to_numpy(np.float64, na_value=np.nan)
+    return bool((np.abs(numbers[np.isfinite(numbers)]) >= 2.0**bits).any())
+
+
 def _word(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("utf-8", "backslashreplace")  # not "replace", which makes one text of different bytes
     if isinstance(value, bool | np.bool_):
         return str(int(value))
     if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):  # type: ignore[call-overload]
@@ -121,7 +147,14 @@ def _first_bytes(path: Path) -> bytes:
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder: name a csv or parquet file") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"{_start(path)}: the name is too long for this file system: correct it") from error
         raise DataError(f"{path} cannot be read ({error.strerror}): check the file") from error
+
+
+def _start(path: Path) -> str:
+    text = str(path)
+    return f"{text[:_SHOWN_NAME]}… ({len(text):,} characters)" if len(text) > _SHOWN_NAME else text
 
 
 def _read_parquet(path: Path, *, may_be_empty: bool) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import TabularError
 from stack.data_config import Codes, ColumnRules, Wanted
-from stack.keys import MISSING_KEYS
+from stack.keys import MISSING_KEYS, unified_words
 from stack.metrics.scores import auc
 from tabular.expressions import derived_columns, parse
 
@@ -194,7 +194,7 @@ def read_values(
         made |= _derived(raw, columns, missing, path, faults)
     for name, csv in columns.categorical.items():
         if csv in raw:
-            made[name] = known_cells(raw[csv], csv, missing).astype("str")
+            made[name] = unified_words(known_cells(raw[csv], csv, missing).astype("str"))
         else:
             made[name] = pd.Series(np.nan, index=raw.index, dtype="str")
     return pd.DataFrame(made, index=raw.index)

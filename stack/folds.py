@@ -14,7 +14,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
-from stack.keys import fold_labels, is_missing_fold
+from stack.cells import as_text
+from stack.keys import fold_labels, is_missing_fold, keys_as_in, unified_keys
+from stack.metrics.row_values import checked_seed
+from stack.metrics.scores import check_same_order
 
 Stratum = Literal["group_size", "age"]
 
@@ -218,13 +221,19 @@ def make_folds(
     `duplicates` has two columns of ids (str); a pair merges two groups into one split_group, also along chains.
     `own` (n,), in the order of the rows, is a fold column to use instead; its sorted values become 0..k-1.
     The fold of a group depends on the groups, their targets, the strata and the seed, not on the order of the rows.
+    Groups of several types, such as 7 and "7" in a column that pandas read in parts, are compared as text.
 
-    Raises ConfigError for k outside 2 to 127, DataError where fewer than k split_groups hold positives (or
-    negatives), and where `own` has gaps, splits a split_group or leaves a fold with one class. Warns where
+    Raises ConfigError for k outside 2 to 127, DataError for repeated ids, missing groups, targets other than 0 and 1
+    and pairs whose ids may be another spelling of a row's, where fewer than k split_groups hold positives (or
+    negatives), and where `own` has gaps or its rows in another order, splits a split_group or leaves a fold with one
+    class. Warns where
     duplicates merge more than 5 % of the rows into one split_group.
     """
     if not isinstance(k, int | np.integer) or not 2 <= k <= 127:
         raise ConfigError(f"k is {k!r}: set the number of folds to 2 to 127")
+    checked_seed(seed)
+    train = _checked_rows(train)
+    check_same_order(train=train, own=own)
     split_group, unknown = _split_groups(train, duplicates)
     target = train["target"].to_numpy()
     if own is None:
@@ -259,6 +268,23 @@ def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: 
     return np.equal(part, 0)
 
 
+def _checked_rows(train: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows with one type of groups; raises DataError for rows that no table read by dermstack has."""
+    if (doubled := train["id"].duplicated()).any():
+        raise DataError(
+            f"{int(doubled.sum())} rows repeat an id, first {train['id'][doubled].iloc[0]!r}: keep one each"
+        )
+    target = train["target"].to_numpy()
+    if len(odd := target[~np.isin(target, (0, 1))]):
+        raise DataError(f"{len(odd)} targets are not 0 or 1, first {odd[:1].tolist()[0]!r}: correct or drop these rows")
+    if (lost := train["group"].isna()).any():
+        raise DataError(f"{int(lost.sum())} rows have no group: fill it in, or give each row a group of its own")
+    group = train["group"]
+    if pd.api.types.infer_dtype(group).startswith("mixed"):
+        group = unified_keys(as_text(group), "groups")
+    return train.assign(group=group)
+
+
 def _split_groups(train: pd.DataFrame, duplicates: pd.DataFrame | None) -> tuple[pd.Series, int]:
     """Merges groups connected by duplicates; returns the split_group of each row and the number of unknown pairs."""
     if duplicates is None or duplicates.empty:
@@ -267,8 +293,10 @@ def _split_groups(train: pd.DataFrame, duplicates: pd.DataFrame | None) -> tuple
         columns = ", ".join(map(str, duplicates.columns))
         raise DataError(f"the duplicates have the columns {columns}: keep the two that hold the ids of a pair")
     codes, names = pd.factorize(train["group"].to_numpy(), sort=True)
-    group_of = pd.Series(codes, index=train["id"].to_numpy())
-    ends = [duplicates.iloc[:, side].astype("str").map(group_of) for side in (0, 1)]
+    ids = as_text(train["id"])
+    group_of = pd.Series(codes, index=ids.to_numpy())
+    sides = [as_text(duplicates.iloc[:, side]) for side in (0, 1)]
+    ends = [keys_as_in(side, ids, "duplicates: id", of="the rows").map(group_of) for side in sides]
     known = (ends[0].notna() & ends[1].notna()).to_numpy()
     a, b = (end[known].to_numpy(np.intp) for end in ends)
     graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(names), len(names)))

@@ -18,7 +18,7 @@ from stack.console import Out
 from stack.doubts import doubts
 from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
-from stack.keys import fold_labels, is_missing_fold, keys_as_in
+from stack.keys import check_exact, contained, fold_labels, is_missing_fold, keys_as_in
 from stack.metrics.resolution import clip_limits, clipped_logit
 from stack.plausibility import FACTS_TITLE, Scores, facts_table, is_fresh, run_facts
 from stack.ranks import AVERAGED
@@ -59,6 +59,7 @@ def read_predictions_file(
     for key, name in expected.items():
         without = f" (or import without folds: {alternative})" if key == "fold" and alternative else ""
         _check_column(raw, name, path, option=columns.option_of(key), without=without)
+    check_exact(raw[expected["id"]], f"{path}: the ids in {expected['id']!r}")
     frame = pd.DataFrame({"id": as_text(raw[expected["id"]]), "p": _probabilities(raw[columns.p], path)})
     return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in expected else frame
 
@@ -71,6 +72,7 @@ def read_wide_file(path: Path, columns: ImportedColumns, prefix: str) -> pd.Data
     raw = read_columns(path)
     id_column = _id_column(raw, columns)
     _check_column(raw, id_column, path, option=columns.option_of("id"))
+    check_exact(raw[id_column], f"{path}: the ids in {id_column!r}")
     nets = [name for name in map(str, raw.columns) if name.startswith(prefix) and name not in (prefix, id_column)]
     if not nets:
         raise DataError(
@@ -282,10 +284,18 @@ def _test_frame(
     test = read_predictions_file(
         path, columns, needs_fold=not (averaged or fold.foreign), alternative="--test-averaged"
     )
-    test["id"] = keys_as_in(test["id"], experiment.table.test["id"], f"{path}: id", of="the test rows")
+    test["id"] = keys_as_in(test["id"], experiment.as_read.test["id"], f"{path}: id", of="the test rows")
+    # Rows that no image model can predict get the fallback, whatever an imported file says about them.
+    test = test[~contained(test["id"], experiment.unreadable_test["id"])].reset_index(drop=True)
     if averaged or "fold" not in test:
         numbers = pd.Series(AVERAGED, index=test.index)
     elif fold.foreign:
+        nets = test["fold"].nunique()
+        if fold.theirs and nets != len(fold.theirs):
+            raise DataError(
+                f"{path}: predictions of {nets} nets, but the out-of-fold file has {len(fold.theirs)}: "
+                "give the rows of every net, or one averaged row an id (--test-averaged)"
+            )
         numbers = pd.Series(pd.factorize(test["fold"], sort=True)[0], index=test.index)
     else:
         numbers = _net_numbers(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import DataError
-from stack.cells import UNNAMED_INDEX, as_text, read_cells, read_columns
+from stack.cells import UNNAMED_INDEX, as_text, is_rounded, read_cells, read_columns
 
 FRAME = pd.DataFrame({"id": ["007", "NA", "1e3"], "p": [0.25, 0.5, 1.0]})
 
@@ -98,3 +98,36 @@ def test_values_become_the_text_that_a_csv_would_hold() -> None:
     assert as_text(pd.Series(["007", None, b"1e3", 17], dtype="object")).tolist() == ["007", "", "1e3", "17"]
     assert as_text(pd.Series(["b", "a", None], dtype="category")).tolist() == ["b", "a", ""]
     assert as_text(pd.Series([1e17, 2.0])).tolist() == ["1e+17", "2.0"]  # beyond the integers that a float holds
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_is_named(tmp_path: Path, separator: str, name: str) -> None:
+    """Spreadsheets of many countries write `a;b` and 0,5: read with commas, the columns would be strange ones."""
+    rows = [["id", "p"], ["a", "0,5"], ["b", "0,25"]]
+    (tmp_path / "a.csv").write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=f"separated by {name}; save the file with commas"):
+        read_columns(tmp_path / "a.csv")
+
+
+def test_a_semicolon_in_a_cell_or_beside_commas_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,a;b\nx,1;2\n", encoding="utf-8")
+    assert read_columns(tmp_path / "a.csv")["a;b"].tolist() == ["1;2"]
+    (tmp_path / "b.csv").write_text("id\nx;y\n", encoding="utf-8")
+    assert read_columns(tmp_path / "b.csv")["id"].tolist() == ["x;y"]
+    FRAME.rename(columns={"p": "p;q"}).to_csv(tmp_path / "c.csv.gz", index=False)
+    assert list(read_columns(tmp_path / "c.csv.gz").columns) == ["id", "p;q"]
+
+
+def test_different_bytes_are_different_text() -> None:
+    """Such as UUIDs of 16 bytes: as one replacement character each, many became one."""
+    keys = [bytes([0xFE, number]) for number in range(256)] + [bytes([0xFF, number]) for number in range(256)]
+    assert as_text(pd.Series(keys, dtype="object")).nunique() == len(keys)
+    assert as_text(pd.Series([b"P3", "caf\u00e9".encode()], dtype="object")).tolist() == ["P3", "caf\u00e9"]
+
+
+@pytest.mark.parametrize(("kind", "exact"), [("float16", 2**11), ("float32", 2**24), ("float64", 2**53)])
+def test_integers_beyond_the_digits_of_their_type_are_found(kind: str, exact: int) -> None:
+    assert is_rounded(pd.Series([exact, np.nan], dtype=kind))
+    assert not is_rounded(pd.Series([exact - 1, 0.5, np.nan, np.inf], dtype=kind))
+    assert np.array(exact, kind) == np.array(exact + 1, kind), "the oracle: the type itself"
+    assert not is_rounded(pd.Series([exact, exact + 1]))  # integers

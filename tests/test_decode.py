@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from dermstack.errors import ImageError
 from image_models.io.decode import decode
@@ -132,9 +133,82 @@ def test_the_content_counts_and_not_the_suffix(tmp_path: Path, written: str, nam
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
-    clear = np.dstack([picture(), np.zeros((40, 60), np.uint8)])
-    Image.fromarray(clear).save(tmp_path / "a.png")
-    assert (read(tmp_path / "a.png", min_side=8) == 255).all()
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[:, 30:] = 255
+    Image.fromarray(np.dstack([picture(), alpha])).save(tmp_path / "a.png")
+    image = read(tmp_path / "a.png", min_side=8)
+    assert (image[:, :30] == 255).all()
+    assert (image[:, 30:] == picture()[:, 30:]).all()
+
+
+def bmp_with_alpha(rgb: np.ndarray, alpha: int) -> bytes:
+    """A BMP of version 4 with an alpha channel, which several programs write as all 0."""
+    height, width, _ = rgb.shape
+    pixels = np.dstack([rgb[..., ::-1], np.full((height, width), alpha, np.uint8)])[::-1].tobytes()
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 2835, 2835, 0, 0) + masks
+    start = 14 + len(header)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + pixels
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "grey PNG", "palette PNG", "16-bit PNG"])
+def test_an_image_without_a_visible_pixel_is_refused_instead_of_white(kind: str) -> None:
+    clear = Image.fromarray(np.dstack([picture(), np.zeros((40, 60), np.uint8)]))
+    one_colour = Image.new("RGB", (9, 9), "brown").quantize(4)
+    data = {
+        "PNG": lambda: encoded(clear, "PNG"),
+        "WEBP": lambda: encoded(clear, "WEBP", lossless=True, exact=True),
+        "TIFF": lambda: encoded(clear, "TIFF"),
+        "BMP": lambda: bmp_with_alpha(picture(), 0),
+        "grey PNG": lambda: encoded(clear.convert("LA"), "PNG"),
+        "palette PNG": lambda: encoded(one_colour, "PNG", transparency=one_colour.getpixel((0, 0))),
+        "16-bit PNG": lambda: encoded(Image.fromarray(np.full((9, 9), 700, np.uint16)), "PNG", transparency=700),
+    }[kind]()
+    with pytest.raises(ImageError, match=r"^a: every pixel is transparent"):
+        decode(data, name="a", min_side=8)
+    opaque = decode(bmp_with_alpha(picture(), 255), name="a", min_side=8)
+    assert (opaque.image == picture()).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "JPEG", "CMYK JPEG"])
+def test_a_truncated_file_is_refused_whatever_other_code_has_set_in_pillow(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Training scripts set LOAD_TRUNCATED_IMAGES for the whole process; the missing part is black then."""
+    rough = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(rough.convert("CMYK") if "CMYK" in kind else rough, kind.split()[-1])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    decode(data, name="a", min_side=8)
+    with pytest.raises(ImageError, match="a: cannot decode"):
+        decode(data[: len(data) // 2], name="a", min_side=8)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_file_of_several_images_is_refused() -> None:
+    """The first of them was taken without a word, also where it is only a thumbnail."""
+    one, other = Image.fromarray(picture()), Image.fromarray(255 - picture())
+    several = {"save_all": True, "append_images": [other]}
+    for kind in ("PNG", "WEBP"):
+        with pytest.raises(ImageError, match=r"^a: is an animation of 2 images"):
+            decode(encoded(one, kind, **several), name="a", min_side=8)
+    with pytest.raises(ImageError, match=r"^a: holds several images, .* page 2 of 60 × 40"):
+        decode(encoded(one, "TIFF", **several), name="a", min_side=8)
+    with pytest.raises(ImageError, match=r"^a: holds several images, the first of 30 × 20 pixels"):
+        decode(encoded(one.resize((30, 20)), "TIFF", **several), name="a", min_side=8)
+
+
+def test_thumbnails_and_masks_behind_the_image_of_a_tiff_are_no_images() -> None:
+    one = Image.fromarray(picture())
+    mask = one.convert("1")
+    mask.encoderinfo = {"tiffinfo": {254: 4}}
+    thumbnails = [one.resize((30, 20)), one.resize((7, 5)), mask]
+    image = decode(encoded(one, "TIFF", save_all=True, append_images=thumbnails), name="a", min_side=8).image
+    assert (image == picture()).all()
 
 
 def test_a_progressive_jpeg_is_the_plain_one(tmp_path: Path) -> None:

@@ -324,3 +324,16 @@ def test_twelve_bits_that_claim_sixteen_are_noticed_and_can_be_declared(tmp_path
     assert np.abs(declared[..., 0] - 255.0 * values / 4095).max() <= 1
     with pytest.raises(ImageError, match=r"data.bits_stored"):
         read_dicom(path, min_side=8, bits_stored=10)
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(16, 8), (16, 0), (8, 0)])
+def test_a_palette_of_bytes_in_words_is_not_black(tmp_path: Path, bits: int, shift: int) -> None:
+    """Some devices write 8-bit colours into a palette of 16 bits: their high bytes are all 0."""
+    words = np.arange(256) << shift
+    table = words.astype("<u2" if bits == 16 else np.uint8).tobytes()
+    palette = {f"{colour}PaletteColorLookupTableData": table for colour in ("Red", "Green", "Blue")}
+    palette |= {f"{colour}PaletteColorLookupTableDescriptor": [256, 0, bits] for colour in ("Red", "Green", "Blue")}
+    pixels = {"Rows": 16, "Columns": 16, "PixelData": bytes(range(256)), "PhotometricInterpretation": "PALETTE COLOR"}
+    dataset(ExplicitVRLittleEndian, **pixels, **palette).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    image = read_dicom(tmp_path / "a.dcm", min_side=8).image
+    assert (image == np.arange(256, dtype=np.uint8).reshape(16, 16, 1)).all()

@@ -13,7 +13,8 @@ from imported_experiment import command_error, opened_experiment, predictions, w
 
 from dermstack.audit.rows import fold_findings, group_findings
 from dermstack.errors import DataError
-from stack.experiment import Experiment, read_duplicate_pairs
+from stack.console import Out
+from stack.experiment import Experiment, print_overview, read_duplicate_pairs
 
 FILES = ("train.csv", "test.csv", "sample.csv", "pairs.csv")
 Change = Callable[[pd.DataFrame], pd.DataFrame]
@@ -206,3 +207,18 @@ def test_test_rows_need_no_groups_where_nothing_uses_them(tmp_path: Path, capsys
     off = ["--set", "features.aggregates=false", "--set", "features.neighbours=false"]
     assert run_cli("stack", "-c", str(config), *level2, *off, "-q") == 0
     assert len(pd.read_csv(tmp_path / "runs" / "elsewhere" / "submission.csv")) == len(made.table.test)
+
+
+def test_groups_that_may_be_one_are_named_on_opening(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table put together from an export and from a spreadsheet that dropped leading zeros."""
+
+    def half_padded(table: pd.DataFrame) -> pd.DataFrame:
+        made = table.copy()
+        rows = made.index[made["patient"] == made["patient"].mode()[0]]
+        made.loc[rows[0], "patient"] = made.loc[rows[0], "patient"].zfill(5)
+        return made
+
+    print_overview(opened_experiment(numbered(tmp_path / "plain")), Out())
+    assert "may be one" not in capsys.readouterr().out
+    print_overview(opened_experiment(numbered(tmp_path / "mixed", {"train.csv": half_padded})), Out())
+    assert "1 pairs of groups may be one, such as '" in " ".join(capsys.readouterr().out.split())

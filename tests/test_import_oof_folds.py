@@ -156,3 +156,14 @@ def test_a_lost_test_net_is_named_at_once(experiment: Experiment, files: Files) 
     oof, test = (frame.assign(fold=frame["fold"] + 5) for frame in files)
     assert "no row is of net 6" in import_error(experiment, (oof, test[test["fold"] != 6]))
     assert "fold 9 is not in the out-of-fold file" in import_error(experiment, (oof, test.replace({"fold": {7: 9}})))
+
+
+def test_a_lost_or_added_test_net_of_foreign_folds_is_named(experiment: Experiment, files: Files) -> None:
+    """Test rows get the mean of the nets: without a word, it was that of the nets that happened to be in the file."""
+    oof = files[0].assign(fold=other_folds(experiment, 5).to_numpy())
+    test = files[1]
+    words = import_error(experiment, (oof, test[test["fold"] != 1]), foreign_folds=True)
+    assert "predictions of 2 nets, but the out-of-fold file has 3: give the rows of every net" in words
+    more = pd.concat([test, test[test["fold"] == 0].assign(fold=9)])
+    assert "predictions of 4 nets" in import_error(experiment, (oof, more), foreign_folds=True)
+    import_frames(experiment, "all", oof, test.assign(fold=test["fold"] + 7), foreign_folds=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermstack.errors import DataError
-from stack.keys import fold_labels, is_missing_fold, keys_as_in, spelled_twice, unified_keys
+from stack.keys import (
+    contained,
+    fold_labels,
+    is_ascii,
+    is_missing_fold,
+    keys_as_in,
+    matches,
+    positions_of,
+    similar_keys,
+    spelled_twice,
+    unified_keys,
+    unified_words,
+    words_as_in,
+)
 
 TEXT = ["007", "1e3", "NA", "None", "1_000", "+5", "17 ", "P3", "1.5", "0x1", "٣"]
 
@@ -101,3 +115,46 @@ def test_folds_are_numbers_where_all_are_and_else_text() -> None:
 def test_a_row_without_a_fold_is_marked() -> None:
     values = pd.Series(["0", "", "NA", "none", None, np.nan, "nothing"], dtype="object")
     assert is_missing_fold(values).tolist() == [False, True, True, True, True, True, False]
+
+
+INVISIBLE = ["\ufeff{}", "{}\u200b", "{}\u200e", "\u202a{}\u202c", "{}\u00ad"]  # as exports and pages leave them
+
+
+@pytest.mark.parametrize("pattern", [*INVISIBLE, "{}\u00a0"])
+@pytest.mark.parametrize("key", ["P3", "17", "Zo\u00eb"])
+def test_a_key_is_one_with_and_without_invisible_characters(pattern: str, key: str) -> None:
+    spelled = pattern.format(key)
+    assert unified_keys(series(key, spelled, "other"), "groups").tolist() == [key, key, "other"]
+    assert spelled_twice(series(spelled, key)) == [(key, spelled)]
+    assert keys_as_in(series(spelled), [key, "other"], "id", of="train").tolist() == [key]
+    assert unified_keys(series(spelled, "other"), "groups").tolist() == [spelled, "other"]  # one spelling: as written
+
+
+def test_no_break_spaces_are_spaces_and_joiners_of_letters_stay() -> None:
+    assert unified_keys(series("Anna\u00a0Lee", "Anna Lee"), "groups").tolist() == ["Anna Lee", "Anna Lee"]
+    persian = series("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u062e")  # two words, told apart by a joiner
+    assert unified_keys(persian, "groups").tolist() == persian.tolist()
+
+
+def test_words_have_one_spelling_and_missing_ones_stay() -> None:
+    words = pd.Series(["1", "1.0", None, "t\u00f3rso", "to\u0301rso", "torso"], dtype="str")
+    assert unified_words(words).fillna("").tolist() == ["1", "1", "", "t\u00f3rso", "t\u00f3rso", "torso"]
+    assert words_as_in(series("1.0", "2.0", "male\ufeff"), ["1", "male"]).tolist() == ["1", "2.0", "male"]
+    assert words_as_in(series("1.0"), []).tolist() == ["1.0"]
+
+
+def test_keys_that_may_be_one_are_listed_and_stay_two() -> None:
+    keys = series("007", "7", "P3", "p3", "1e3", "1000", "Anna Lee", "anna  lee", "P4", "8", "NA", "na", "")
+    assert similar_keys(keys) == [("1000", "1e3"), ("007", "7"), ("Anna Lee", "anna  lee"), ("P3", "p3")]
+    assert similar_keys(series("007", "008", "P3", "P4", "7.5")) == []
+
+
+@given(st.lists(st.sampled_from([*TEXT, "", "17", "17.0"])), st.lists(st.sampled_from([*TEXT, "17"])))
+def test_a_key_is_contained_if_a_set_contains_it(keys: list[str], known: list[str]) -> None:
+    assert contained(series(*keys), series(*known)).tolist() == [key in set(known) for key in keys]
+    assert positions_of(series(*keys), series(*known)).tolist() == [
+        known.index(key) if key in known else -1 for key in keys
+    ]
+    assert is_ascii(series(*keys)).tolist() == [key.isascii() for key in keys]
+    pattern = r"^-?(?:0|[1-9][0-9]*)(?:\.0+)?$"
+    assert matches(series(*keys), pattern).tolist() == [re.search(pattern, key) is not None for key in keys]

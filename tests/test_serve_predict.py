@@ -19,7 +19,7 @@ from PIL import Image
 import dermstack.serve.predict
 from dermstack.errors import ImageError
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
-from dermstack.serve.ensemble import read_fitted
+from dermstack.serve.ensemble import read_fitted, unknown_words
 from dermstack.serve.expectations import _head_logits, measure_costs
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
 from stack.config import read_config
@@ -159,6 +159,41 @@ def test_a_folder_alone_is_predicted_with_a_warning_of_what_that_costs(
     printed = " ".join(capsys.readouterr().out.split())
     assert "no age (column age_approx)" in printed
     assert "no sex" not in printed
+
+
+def test_words_that_training_did_not_have_are_named_and_other_spellings_of_its_words_are_read(
+    bundled_experiment: Path, bundle: Bundle, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """M and F for male and female count as no known category: each score is that of an unknown sex, without a sign."""
+    test = pd.read_csv(small_data / "test.csv", dtype=str).iloc[:4]
+    test["anatom_site_general_challenge"] += "\ufeff"
+    test.assign(sex=["M", "F", "male", None]).to_csv(tmp_path / "new.csv", index=False)
+    new = read_new_rows(bundle, small_data / "images", tmp_path / "new.csv")
+    plain = read_new_rows(bundle, small_data / "images", small_data / "test.csv").frame.iloc[:4]
+    assert new.frame["site"].tolist() == plain["site"].tolist()
+    (note,) = unknown_words(bundle, new.frame)
+    assert "sex has values that do not occur in training: 'm' in 1 rows, 'f' in 1 rows." in note
+    assert "other words for 'female', 'male', use these words" in note
+    assert unknown_words(bundle, plain) == []
+    command = ["predict", "--bundle", str(bundled_experiment / "bundle.zip"), "--images", str(small_data / "images")]
+    assert run_cli(*command, "--metadata", str(tmp_path / "new.csv"), "--out", str(tmp_path / "p.csv")) == 0
+    assert "'m' in 1 rows, 'f' in 1 rows" in " ".join(capsys.readouterr().out.split())
+
+
+def test_ages_and_words_that_may_mean_unknown_are_warned_of_once_with_their_count(
+    bundled_experiment: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    table = pd.read_csv(small_data / "test.csv").astype({"age_approx": float})
+    table.loc[:2, "age_approx"] = 99
+    table.loc[3:4, "sex"] = "unknown"
+    table.to_csv(tmp_path / "new.csv", index=False)
+    command = ["--bundle", str(bundled_experiment / "bundle.zip"), "--images", str(small_data / "images")]
+    for metadata, warned in ((tmp_path / "new.csv", 1), (small_data / "test.csv", 0)):
+        out = str(tmp_path / f"{warned}.csv")
+        assert run_cli("predict", *command, "--metadata", str(metadata), "--out", out) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert printed.count("age 99 in 3 rows") == printed.count("take it as a number of years") == warned
+        assert printed.count("'unknown' in 2 rows") == printed.count("do not occur in training") == warned
 
 
 def test_what_a_missing_column_costs_is_measured_against_the_blend_itself(

@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dermstack.errors import ConfigError, DataError
-from stack.table import read_new_frame, read_table
+from stack.table import _numbers, read_new_frame, read_table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years", "sex": "sex", "site": "where"}
@@ -176,11 +178,32 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     assert "not a readable csv in UTF-8" in message
 
 
-@pytest.mark.parametrize("bad", ["a/b", "a\\b", "..", "a..b", ".hidden", "a\x07", " a", "a\n"])
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 300 + ".csv"), tmp_path / "/".join("x" * 3000)):
+        message = refusal(path)
+        assert "the name is too long for this file system" in message
+        assert "csv in UTF-8" not in message
+        assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "bad", ["a/b", "a\\b", "..", "a..b", ".hidden", "a\x07", " a", "a\n", "a\u00a0", "\u2003ä", "ä\x7f", "ä..b"]
+)
 def test_ids_that_cannot_name_files_are_refused(tmp_path: Path, bad: str) -> None:
     ids = [f"i{i}" for i in range(30)]
     ids[4] = bad
     assert "cannot be a file name" in refusal(train_csv(tmp_path, image=ids))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["1", "0", "0.5", "1e1", " 1", "", "nan", "NA", "inf", "x", "1_0", "٣", "1e400"]), min_size=1
+    )
+)
+def test_numbers_are_read_once_for_each_text_and_as_pandas_reads_them(texts: list[str]) -> None:
+    values = pd.Series(texts, dtype="str").mask([text == "NA" for text in texts])
+    expected = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    np.testing.assert_array_equal(_numbers(values).to_numpy(np.float64), expected)
 
 
 @pytest.mark.parametrize("sentinel", ["-1", "0", "-1.0", "Unknown", "NaN", "none", "NULL", "NA"])
@@ -258,3 +281,40 @@ def test_new_rows_are_read_as_test_rows_are(tmp_path: Path) -> None:
     frame, missing = read_new_frame(test, COLUMNS)
     assert missing == []
     pd.testing.assert_frame_equal(frame, read_table(train_csv(tmp_path), test, columns=COLUMNS).test)
+
+
+def test_files_joined_with_their_byte_order_marks_have_no_second_patient(tmp_path: Path) -> None:
+    """`cat a.csv b.csv` leaves the mark of b.csv inside; its first row became a patient of its own, in any fold."""
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    columns = {"id": "image", "group": "patient", "target": "y"}
+    first.write_text("patient,image,y\np1,a,0\np1,b,1\n", encoding="utf-8-sig")
+    second.write_text("p1,c,0\np2,d,1\n", encoding="utf-8-sig")
+    (tmp_path / "train.csv").write_bytes(first.read_bytes() + second.read_bytes())
+    train = read_table(tmp_path / "train.csv", None, columns=columns).train
+    assert train["group"].tolist() == ["p1", "p1", "p1", "p2"]
+
+
+def test_codes_that_pandas_made_floats_in_the_test_table_are_those_of_train(tmp_path: Path) -> None:
+    """A missing value makes 1.0 of 1 in one of the tables; as a category of its own it would be unknown to models."""
+    columns = {**COLUMNS, "diagnosis": "site"}
+    train = pd.DataFrame({"image": ["a", "b"], "patient": ["p", "q"], "y": [0, 1], "years": 40, "sex": [1, 2]})
+    train["site"] = train["where"] = ["t\u00f3rso", "arm"]
+    test = pd.DataFrame({"image": ["c", "d"], "patient": ["r", "s"], "years": 40, "sex": [2, None]})
+    test["site"] = test["where"] = ["to\u0301rso", "arm\u200b"]
+    train.to_csv(tmp_path / "train.csv", index=False)
+    test.to_csv(tmp_path / "test.csv", index=False)
+    assert "2.0" in (tmp_path / "test.csv").read_text()
+    table = read_table(tmp_path / "train.csv", tmp_path / "test.csv", columns=columns)
+    assert table.test["sex"].fillna("").tolist() == ["2", ""]
+    assert table.test["site"].tolist() == ["t\u00f3rso", "arm"]
+
+
+@pytest.mark.parametrize("name", ["image", "patient"])
+def test_keys_that_lost_digits_are_refused(tmp_path: Path, name: str) -> None:
+    """`reduce_mem_usage` of many notebooks makes float16 of a column with missing values: 2,049 becomes 2,048."""
+    rows = pd.DataFrame({"image": np.arange(3000, 3010), "patient": np.arange(2049, 2059), "y": [0, 1] * 5})
+    columns = {"id": "image", "group": "patient", "target": "y"}
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", None, columns=columns).train["group"].nunique() == 10
+    rows.astype({name: "float16"}).to_parquet(tmp_path / "a.parquet")
+    assert f"the keys in {name!r}" in refusal(tmp_path / "a.parquet", columns=columns)

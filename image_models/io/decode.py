@@ -8,13 +8,13 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from dermstack.errors import ImageError
 
@@ -31,6 +31,8 @@ _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _WHITE_IS_ZERO = 262, 258, 0  # tags of a TIFF, and the value for a negative
+_PAGE_KIND, _COPY_OR_MASK = 254, 0b101  # tag of a page of a TIFF, and its bits for a reduced copy and for a mask
+_MAX_PAGES = 64  # of a TIFF that are looked at; a pyramid has about ten
 _ADVICE = "restore the file or drop its row from the csv"
 # The one warning of libjpeg that leaves every pixel decoded: stray bytes between the last of them and the end.
 _STRAY_AT_END = re.compile(r"\d+ extraneous bytes before marker 0xd9")
@@ -59,7 +61,8 @@ def decode(
     A JPEG may be decoded at a reduced scale, down to 1/4, as long as both sides keep ``min_side`` pixels: libjpeg then
     skips most of the arithmetic. Transparency is blended onto white. 16-bit values keep the high byte of their lower
     ``bits_stored`` bits (0: of all 16). ``upright=False`` ignores the EXIF orientation; ``tolerate`` accepts a JPEG
-    with stray bytes after its last pixel. Raises ImageError with ``name`` and the reason.
+    with stray bytes after its last pixel. Raises ImageError with ``name`` and the reason, also for a file of several
+    images and for one without a visible pixel.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty: {_ADVICE}")
@@ -69,6 +72,8 @@ def decode(
             return picture
     try:
         return _decode_with_pillow(data, name, bits_stored, upright=upright)
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image that can be read ({', '.join(SUFFIXES)}): {_ADVICE}") from error
     except Image.DecompressionBombError as error:
@@ -117,18 +122,19 @@ def _decode_strictly(data: bytes, min_sides: list[int], *, tolerate: bool) -> tu
 
 
 def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bool) -> Picture:
-    with _large_images_allowed():
+    with _pillow_settings():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     with image:
         _check_size(image.height, image.width, name)
+        _check_one_image(image, name)
         # Read before load(), which turns a TIFF upright and then removes its tag.
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else None
         is_deep = ";16" in str(image.tile)
         is_negative = tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         depth = 16 if tags is None else int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
-        orientation = 1 if tags is not None or not upright else int(image.getexif().get(_ORIENTATION, 1))
-        with _large_images_allowed():
+        with _pillow_settings():
             image.load()  # for a TIFF, Pillow checks the size again
+        orientation = 1 if tags is not None or not upright else int(image.getexif().get(_ORIENTATION, 1))
         if image.mode.startswith("I") or image.mode == "F":
             values = _sixteen_bit(np.asarray(image), name)
             clear = values == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
@@ -136,6 +142,7 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
             if is_negative:
                 grey = 255 - grey
             if clear is not None:
+                _check_visible(~clear, name)
                 grey[clear] = 255
             rgb = np.repeat(_upright(grey, orientation)[..., None], 3, axis=2)
             return Picture(rgb, rgb.shape[0], rgb.shape[1], bits=16 if depth < 16 else bits)
@@ -149,23 +156,68 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
                 bits = 8 + int(np.asarray(turned.convert("RGB")).max()).bit_length()
         if "A" in turned.getbands() or "transparency" in turned.info:
             turned = turned.convert("RGBA")
+            _check_visible(np.asarray(turned.getchannel("A")), name)
             turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
         rgb = np.asarray(turned.convert("RGB"))
         return Picture(rgb, rgb.shape[0], rgb.shape[1], bits=bits)
 
 
 @contextmanager
-def _large_images_allowed() -> Iterator[None]:
-    """Lets Pillow open images up to `MAX_PIXELS`; its own limit refuses more than 89,478,485."""
+def _pillow_settings() -> Iterator[None]:
+    """Sets two global settings of Pillow that other code in the process may have changed, and restores them.
+
+    Images may have up to `MAX_PIXELS` pixels; Pillow's own limit refuses more than 89,478,485. A truncated file is an
+    error; training scripts often set `LOAD_TRUNCATED_IMAGES`, which makes the missing part black.
+    """
     with _PILLOW_LIMIT:
-        before = Image.MAX_IMAGE_PIXELS
+        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS + 1  # ours is checked afterwards; Pillow's error comes at twice its limit
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _check_one_image(image: Image.Image, name: str) -> None:
+    """Raises ImageError for an animation, and for a TIFF whose first page is not its only image.
+
+    A page of a TIFF that is a mask, or a smaller copy of the first page, is no image.
+    """
+    if image.format in ("PNG", "WEBP") and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ImageError(f"{name}: is an animation of {frames} images: write each image to a file of its own")
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    first, is_copy = image.size, bool(int(image.tag_v2.get(_PAGE_KIND, 0)) & _COPY_OR_MASK)
+    for page in range(1, _MAX_PAGES):
+        try:
+            image.seek(page)
+            is_image = not (int(image.tag_v2.get(_PAGE_KIND, 0)) & _COPY_OR_MASK or _is_smaller_copy(image.size, first))
+        except (EOFError, OSError, SyntaxError, ArithmeticError, ValueError, LookupError, TypeError):
+            break  # the end, or bytes that are no page
+        if is_copy or is_image:
+            raise ImageError(
+                f"{name}: holds several images, the first of {first[0]} × {first[1]} pixels, page {page + 1} of "
+                f"{image.width} × {image.height}: write each image to a file of its own"
+            )
+    image.seek(0)
+
+
+def _is_smaller_copy(size: tuple[int, int], of: tuple[int, int]) -> bool:
+    """Whether a page (width, height) has the aspect of a larger one, up to the rounding of its sides."""
+    width, height = size
+    is_same_aspect = abs(width * of[1] - height * of[0]) <= max(of)
+    return is_same_aspect and width < of[0] and height < of[1]
+
+
+def _check_visible(alpha: NDArray[Any], name: str) -> None:
+    """Raises ImageError where every pixel is transparent: on white, nothing of the image would be left."""
+    if not alpha.any():
+        raise ImageError(
+            f"{name}: every pixel is transparent, so nothing of it can be seen: save it without its alpha channel"
+        )
 
 
 def _sixteen_bit(grey: NDArray[np.generic], name: str) -> NDArray[np.uint16]:

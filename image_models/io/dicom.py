@@ -124,13 +124,21 @@ def _colour(tags: pydicom.Dataset) -> NDArray[np.uint8]:
     """Returns RGB uint8 of RGB, YBR (which pydicom converts) and palette images."""
     if tags.PhotometricInterpretation == "PALETTE COLOR":
         values = apply_color_lut(pixel_array(tags), tags)
-        bits = 8 * values.dtype.itemsize
+        bits = 8 if _is_palette_of_bytes(tags) else 8 * values.dtype.itemsize
     else:
         values, bits = pixel_array(tags), int(tags.BitsStored)
     if values.ndim != 3 or values.shape[2] != 3:
         raise ValueError(f"{tags.PhotometricInterpretation} of shape {values.shape}")
     high: NDArray[np.uint8] = (values >> max(0, bits - 8)).astype(np.uint8)
     return high
+
+
+def _is_palette_of_bytes(tags: pydicom.Dataset) -> bool:
+    """Whether all words of a 16-bit palette are below 256, as some devices write 8-bit colours: else all is black."""
+    tables = [tags.get(f"{colour}PaletteColorLookupTableData") for colour in ("Red", "Green", "Blue")]
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    high_byte = 1 if syntax is None or syntax.is_little_endian else 0
+    return all(isinstance(table, bytes) and not any(table[high_byte::2]) for table in tables)
 
 
 def _grey(tags: pydicom.Dataset, photometric: str, bits_stored: int) -> tuple[NDArray[np.uint8], int]:

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError, DataError
+from stack.metrics.row_values import row_values
 
 Objective = Literal["auc", "pauc80", "ap", "logloss"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
@@ -105,22 +106,62 @@ def losses(positive: Bools, p: NDArray[Any]) -> Floats:
 def checked(y: ArrayLike, s: ArrayLike) -> tuple[Bools, NDArray[Any]]:
     """Returns targets (n,) as booleans, and their scores.
 
-    Raises DataError where a score is NaN or a target is not 0 or 1.
+    Raises DataError where a score is NaN, a target is not 0 or 1, or both label the same rows in another order, and as
+    `row_values` does.
     """
+    check_same_order(targets=y, scores=s)
     positive = positive_mask(y)
-    s = check_one_per_row(s, positive, "scores")
+    s = check_one_per_row(row_values(s, "scores"), positive, "scores")
+    s = s.astype(np.float64) if s.dtype.kind == "b" else s  # NumPy subtracts no booleans
     raise_for_rows(np.isnan(s), s, "scores are NaN", "give every row a score")
     return positive, s
 
 
 def positive_mask(y: ArrayLike) -> Bools:
     """Returns targets (n,) as booleans; raises DataError where one is not 0 or 1."""
-    y = np.asarray(y)
+    y = row_values(y, "targets")
     if y.ndim != 1 or not y.size:
         raise DataError(f"targets have shape {y.shape}: give one 0 or 1 for each row")
     positive: Bools = y == 1
     raise_for_rows(~(positive | (y == 0)), y, "targets are not 0 or 1", "correct or drop these rows")
     return positive
+
+
+def check_same_order(**rows: object) -> None:
+    """Raises DataError where two of ``rows`` are of pandas and label the same rows, in another order.
+
+    All are used by position, so that every row would get the values of another. Labels that pandas numbers by itself
+    (a RangeIndex), those that are not unique and different sets of labels say nothing about the order.
+    """
+    labelled = {
+        name: values.index
+        for name, values in rows.items()
+        if isinstance(values, pd.Series | pd.DataFrame) and not isinstance(values.index, pd.RangeIndex)
+    }
+    (first, labels), *others = labelled.items() or [("", pd.Index([]))]
+    for name, other in others:
+        if labels.equals(other) or len(labels) != len(other) or not (labels.is_unique and other.is_unique):
+            continue
+        if labels.isin(other).all():
+            row = int(np.argmax(labels != other))
+            raise DataError(
+                f"{name} and {first} label the same rows in another order (row {row}: {other[row]!r} and "
+                f"{labels[row]!r}), but rows are used by position: join them first, for example with "
+                f"{name}.loc[{first}.index]"
+            )
+
+
+def check_one_type(names: NDArray[Any], what: str) -> None:
+    """Raises DataError where distinct ``names`` (n,) of groups hold one group as a number and as text: 7 and "7"."""
+    if names.dtype != object:
+        return
+    as_text: dict[str, object] = {}
+    for name in names:
+        if (other := as_text.setdefault(str(name), name)) is not name:
+            raise DataError(
+                f"{what} hold {other!r} ({type(other).__name__}) and {name!r} ({type(name).__name__}), which would "
+                "count as two groups: give all groups one type, for example with .astype(str)"
+            )
 
 
 def check_one_per_row(values: ArrayLike, positive: Bools, what: str) -> NDArray[Any]:
@@ -244,6 +285,7 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
 
 def auc_by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike) -> pd.Series[float]:
     """Returns the AUC within each fold, indexed by fold; NaN for a fold with a single class."""
+    check_same_order(scores=s, folds=fold)
     positive, s = checked(y, s)
     fold = check_one_per_row(fold, positive, "folds")
     value = {}
