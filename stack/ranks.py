@@ -112,12 +112,10 @@ class NetRanks:
         return self.fit(P, nets).transform(P, nets)
 
 
-def net_moments(
-    values: ArrayLike, nets: ArrayLike, groups: ArrayLike | None = None
-) -> dict[int, tuple[float, float]]:
+def net_moments(values: ArrayLike, nets: ArrayLike, groups: ArrayLike | None = None) -> dict[int, tuple[float, float]]:
     """Returns (mean, standard deviation) of each net's ``values`` (n,); AVERAGED has the means of these over nets.
 
-    Given the ``groups`` (n,) of the rows, nets that differ no more than their rows do all have the moments of all values
+    Given the ``groups`` (n,) of the rows, nets that differ no more than their rows do have the moments of all values
     (`stack.net_scale.nets_differ`). AVERAGED is for averaged predictions and unknown nets; where ``nets`` (n,) contain
     it, it has its own moments.
     """

@@ -66,11 +66,11 @@ def test_no_choice_has_seen_the_targets_that_it_is_scored_on() -> None:
 
 def test_each_fold_is_scored_by_a_blender_fitted_to_the_others() -> None:
     P, y, fold = rows = simulated_rows([2, 1, 0])
-    found = blended(rows)
+    found, scaler = blended(rows), (P, fold, np.arange(len(y)))
     for method in METHODS:
         for k in range(3):
             seen, held = fold != k, fold == k
-            blender = Blender(method, trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=(P, fold, np.arange(len(y))))
+            blender = Blender(method, trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=scaler)
             np.testing.assert_array_equal(
                 found.by_method[method][held], blender.predict_proba(P[held], nets=fold[held])[:, 1]
             )
@@ -85,7 +85,8 @@ def test_the_final_blend_and_the_tuned_scores_come_from_all_rows() -> None:
     np.testing.assert_array_equal(found.final.weights_, again.weights_)
     np.testing.assert_array_equal(found.final.predict_proba(P, nets=fold)[:, 1], found.tuned["optuna"])
     np.testing.assert_array_equal(
-        found.tuned["rank_mean"], Blender().fit(P, y, nets=fold, groups=np.arange(len(y))).predict_proba(P, nets=fold)[:, 1]
+        found.tuned["rank_mean"],
+        Blender().fit(P, y, nets=fold, groups=np.arange(len(y))).predict_proba(P, nets=fold)[:, 1],
     )
 
 
@@ -108,11 +109,11 @@ def test_the_headline_is_made_of_what_each_fold_chose() -> None:
 
 def test_a_row_is_scored_by_its_rank_among_all_rows_as_its_folds_blend_scores_them() -> None:
     P, y, fold = rows = simulated_rows([2, 1, 0.5])
-    found = blended(rows)
+    found, scaler = blended(rows), (P, fold, np.arange(len(y)))
     for method in METHODS:
         for k in range(3):
             seen, held = fold != k, fold == k
-            blender = Blender(method, trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=(P, fold, np.arange(len(y))))
+            blender = Blender(method, trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=scaler)
             score = blender.predict_proba(P, nets=fold)[:, 1]
             expected = (rankdata(score) - 0.5) / len(y)
             np.testing.assert_allclose(found.comparable[method][held], expected[held], rtol=1e-12)
@@ -167,10 +168,10 @@ def test_a_frame_names_the_runs_of_the_final_blend() -> None:
 
 def test_tuned_weights_stand_in_for_the_studies() -> None:
     P, y, fold = rows = simulated_rows([2, 1, 0])
-    tuned = {}
+    tuned, scaler = {}, (P, fold, np.arange(len(y)))
     for without in left_out_sets(range(3)):
         seen = ~np.isin(fold, list(without))
-        blender = Blender("optuna", trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=(P, fold, np.arange(len(y))))
+        blender = Blender("optuna", trials=12).fit(P[seen], y[seen], nets=fold[seen], columns_from=scaler)
         tuned[without] = blender.weighting_
     assert_same(blended(rows, tuned=tuned), blended(rows))
     del tuned[frozenset({0, 2})]

@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
-from stack.blend.blender import Blender, blender_from_state, blender_state
+from stack.blend.blender import Blender
+from stack.blend.state import blender_from_state, blender_state
 from stack.metrics.scores import auc
 from stack.net_scale import nets_differ
 from stack.ranks import NetRanks, net_moments
@@ -43,8 +44,10 @@ def test_nets_of_one_scale_keep_the_differences_of_their_rows() -> None:
         lost["scale"].append(best - auc(y, scaled(x, nets, group)))
         lost["rank"].append(best - auc(y, NetRanks().fit(x[:, None], nets, group).transform(x[:, None], nets)[:, 0]))
     mean = {name: np.mean(values) for name, values in lost.items()}
-    assert mean["own scale"] > 0.002 and mean["own rank"] > 0.002
-    assert mean["scale"] < mean["own scale"] / 2 and mean["rank"] < mean["own rank"] / 2
+    assert mean["own scale"] > 0.002
+    assert mean["own rank"] > 0.002
+    assert mean["scale"] < mean["own scale"] / 2
+    assert mean["rank"] < mean["own rank"] / 2
 
 
 @pytest.mark.parametrize(("offset", "spread"), [(2.0, 0.0), (0.0, 1.0), (1.0, 0.5)])
@@ -63,7 +66,8 @@ def test_the_answer_is_right_for_nets_of_one_scale_and_of_others() -> None:
             x, _, nets, group = simulated_rows(seed, **settings)
             found[name].append(nets_differ(x, nets, group))
     assert np.mean(found["same"]) < 0.15  # in theory 4 %, as 60 groups a net are few
-    assert np.mean(found["offset"]) > 0.9 and np.mean(found["spread"]) > 0.9
+    assert np.mean(found["offset"]) > 0.9
+    assert np.mean(found["spread"]) > 0.9
 
 
 def test_rows_of_a_group_are_no_independent_evidence() -> None:
@@ -72,7 +76,8 @@ def test_rows_of_a_group_are_no_independent_evidence() -> None:
         x, _, nets, group = simulated_rows(seed, groups=60)
         with_groups.append(nets_differ(x, nets, group))
         alone.append(nets_differ(x, nets, np.arange(len(x))))
-    assert np.mean(alone) > 0.8 and np.mean(with_groups) < 0.3
+    assert np.mean(alone) > 0.8
+    assert np.mean(with_groups) < 0.3
 
 
 def test_each_net_has_its_own_scale_where_nothing_can_be_compared() -> None:
@@ -102,7 +107,8 @@ def test_a_blend_of_nets_of_one_scale_is_the_same_after_it_is_stored() -> None:
     P = np.column_stack([1 / (1 + np.exp(-x)), 1 / (1 + np.exp(-x - 3 * (nets == 1)))])
     blender = Blender("rank_mean").fit(P, y, nets=nets, groups=group)
     one, other = blender.scaler_.ranks_.ecdfs_
-    assert one[0] is one[1] is one[-1] and other[0] is not other[1]
+    assert one[0] is one[1] is one[-1]
+    assert other[0] is not other[1]
     restored = blender_from_state(*blender_state(blender))
     np.testing.assert_array_equal(restored.predict_proba(P, nets=nets), blender.predict_proba(P, nets=nets))
     with pytest.raises(DataError, match="no ranks for net 7"):

@@ -84,10 +84,10 @@ def blend_nested(
 
     Each fold is scored by the method chosen, and the weights tuned, on the other folds. The choice is nested once more:
     among the other folds, fold j is scored by weights tuned without j and without the fold held out. The same weights
-    are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales
-    are computed for each run and net (`nets` (n,) or (n, runs)) and the groups over all rows, without targets. `trials`, `power`,
-    `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that earlier studies found for "optuna",
-    by the folds they left out. With `preselect`, each fit leaves out the runs that carry nothing on the rows it is
+    are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales are
+    computed over all rows, for each run and, where its nets differ in scale, each net (`nets` (n,) or (n, runs)),
+    without targets. `trials`, `power`, `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that
+    earlier studies found for "optuna", by the folds they left out. With `preselect`, each fit leaves out the runs that carry nothing on the rows it is
     fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores that have one scale.
 
     The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
