@@ -87,8 +87,9 @@ def blend_nested(
     are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales are
     computed over all rows, for each run and, where its nets differ in scale, each net (`nets` (n,) or (n, runs)),
     without targets. `trials`, `power`, `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that
-    earlier studies found for "optuna", by the folds they left out. With `preselect`, each fit leaves out the runs that carry nothing on the rows it is
-    fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores that have one scale.
+    earlier studies found for "optuna", by the folds they left out. With `preselect`, each fit leaves out the runs that
+    carry nothing on the rows it is fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores
+    that have one scale.
 
     The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
     or three with more than one method, for folds that are not whole numbers, for targets other than 0 and 1, for arrays
