@@ -18,7 +18,7 @@ from stack.experiment import Experiment
 from stack.features import METADATA_BLOCK, NATIVE_BLOCK, fold_matrix
 from stack.images import require_acquisition
 from stack.parallel import run_folds, run_with_threads
-from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised
+from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised, stored_scales
 from stack.store import Run, fingerprint, read_run, write_run
 from stack.views import with_all_features
 from tabular.models import read_bag
@@ -61,7 +61,7 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
 
 
 def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame:
-    predictions = standardised(predictions_of(experiment, sources))
+    predictions = standardised(predictions_of(experiment, sources), stored_scales(stackers[0]))
     embeddings = read_embeddings(experiment, sources)
     folds = range(experiment.folds.k)
     tasks = [partial(_fold_contributions, experiment, stackers, embeddings, predictions, fold) for fold in folds]

@@ -31,6 +31,7 @@ from stack.predictions import (
     predictions_of,
     read_embeddings,
     standardised,
+    stored_scales,
 )
 from stack.repeats import mean_of_repeats, repeated
 from stack.store import (
@@ -138,9 +139,29 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"{stacker.name}: its inputs changed; the old run is kept as {aside}")
         todo.append(stacker)
+    if todo and len(todo) < len(stackers):
+        todo = _with_same_scales(experiment, stackers, todo, sources, out)
     if todo:
         run_with_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out)
     return [run for stacker in stackers if (run := read_run(experiment.models / stacker.name))]
+
+
+def _with_same_scales(
+    experiment: Experiment, stackers: list[Stacker], todo: list[Stacker], sources: list[Run], out: Out
+) -> list[Stacker]:
+    """Returns ``todo`` with the complete stackers whose level-1 logits had other scales; these are set aside.
+
+    All stackers share one matrix, also in a bundle, and an earlier version standardised the logits otherwise.
+    """
+    scales = net_scales(predictions_of(experiment, sources))
+    again = {stacker.name for stacker in todo}
+    for stacker in stackers:
+        run = None if stacker.name in again else read_run(experiment.models / stacker.name)
+        if run and stored_scales(run) != scales:
+            aside = set_aside(run.folder, experiment.old)
+            out.say(f"{stacker.name}: fitted by an earlier version on other scales; the old run is kept as {aside}")
+            again.add(stacker.name)
+    return [stacker for stacker in stackers if stacker.name in again]
 
 
 def _fit_all(

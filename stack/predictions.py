@@ -29,12 +29,14 @@ class Predictions:
     nets: NDArray[np.int8]  # (rows, runs) fold net that made each logit
     test: NDArray[np.float32]  # (folds, test rows, runs) logits
     test_nets: NDArray[np.int8]  # (folds, runs) fold net that made the test logits, or AVERAGED
+    groups: NDArray[np.object_] | None = None  # (rows,) split group of each row; none: unknown
 
 
 def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
     """Calls `read_predictions` with the experiment's rows and folds."""
     table = experiment.table
-    return read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
+    read = read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
+    return replace(read, groups=experiment.split_group[read.rows])
 
 
 def read_predictions(
@@ -73,10 +75,21 @@ Scales = dict[str, dict[int, tuple[float, float]]]  # (mean, spread) by run and 
 
 
 def net_scales(predictions: Predictions) -> Scales:
-    """Returns mean and spread of each net's out-of-fold logits; AVERAGED has the means over nets. Uses no targets."""
+    """Returns mean and spread of each net's out-of-fold logits; AVERAGED has the means over nets. Uses no targets.
+
+    Where the groups of the rows are known, nets that differ no more than their rows do share one scale (`net_moments`).
+    """
     return {
-        name: net_moments(predictions.oof[:, run], predictions.nets[:, run])
+        name: net_moments(predictions.oof[:, run], predictions.nets[:, run], predictions.groups)
         for run, name in enumerate(predictions.names)
+    }
+
+
+def stored_scales(stacker: Run) -> Scales:
+    """Returns the scales that standardised the level-1 logits when the stacker was fitted."""
+    return {
+        run: {int(net): (float(mean), float(spread)) for net, (mean, spread) in of_nets.items()}
+        for run, of_nets in stacker.meta["scales"].items()
     }
 
 

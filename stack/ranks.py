@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import DataError
+from stack.net_scale import nets_differ
 
 AVERAGED = -1  # instead of a net's fold: the prediction is an average over all nets of its run
 
@@ -59,20 +60,25 @@ class Ecdf:
 class NetRanks:
     """One `Ecdf` for each run and each of its fold nets, since every net has a scale of its own.
 
-    Averaged predictions (net AVERAGED) are ranked against those of all nets of the run, unless averaged
-    predictions were among those fitted on.
+    Given the groups of the rows, the nets of a run that differ no more than their rows do share one distribution
+    (`stack.net_scale.nets_differ`). Averaged predictions (net AVERAGED) are ranked against those of all nets of the
+    run, unless averaged predictions were among those fitted on.
     """
 
     ecdfs_: list[dict[int, Ecdf]]  # for each run: net -> its distribution
 
-    def fit(self, P: ArrayLike, nets: ArrayLike) -> NetRanks:
-        """Fits the distributions of predictions `P` (n, r), made by `nets` (n,) or (n, r)."""
+    def fit(self, P: ArrayLike, nets: ArrayLike, groups: ArrayLike | None = None) -> NetRanks:
+        """Fits the distributions of predictions `P` (n, r), made by `nets` (n,) or (n, r), of rows in `groups` (n,).
+
+        Without groups every net has its own distribution.
+        """
         P, nets = _with_nets(P, nets)
         self.ecdfs_ = []
         for column, made_by in zip(P.T, nets.T, strict=True):
-            ecdfs = {AVERAGED: Ecdf().fit(column)}
-            ecdfs |= {int(net): Ecdf().fit(column[made_by == net]) for net in np.unique(made_by)}
-            self.ecdfs_.append(ecdfs)
+            pooled = Ecdf().fit(column)
+            own = groups is None or nets_differ(column, made_by, groups)
+            ecdfs = {int(net): Ecdf().fit(column[made_by == net]) if own else pooled for net in np.unique(made_by)}
+            self.ecdfs_.append({AVERAGED: pooled, **ecdfs})
         return self
 
     def transform(self, P: ArrayLike, nets: ArrayLike) -> NDArray[np.float64]:
@@ -106,10 +112,12 @@ class NetRanks:
         return self.fit(P, nets).transform(P, nets)
 
 
-def net_moments(values: ArrayLike, nets: ArrayLike) -> dict[int, tuple[float, float]]:
+def net_moments(values: ArrayLike, nets: ArrayLike, groups: ArrayLike | None = None) -> dict[int, tuple[float, float]]:
     """Returns (mean, standard deviation) of each net's ``values`` (n,); AVERAGED has the means of these over nets.
 
-    AVERAGED is for averaged predictions and unknown nets; where ``nets`` (n,) contain it, it has its own moments.
+    Given the ``groups`` (n,) of the rows, nets that differ no more than their rows do have the moments of all values
+    (`stack.net_scale.nets_differ`). AVERAGED is for averaged predictions and unknown nets; where ``nets`` (n,) contain
+    it, it has its own moments.
     """
     values, nets = np.asarray(values, dtype=np.float64), np.asarray(nets)
     own = {}
@@ -117,6 +125,9 @@ def net_moments(values: ArrayLike, nets: ArrayLike) -> dict[int, tuple[float, fl
         of_net = values[nets == net]
         own[int(net)] = float(of_net.mean()), max(float(of_net.std()), 1e-6)
     mean, spread = np.mean(list(own.values()), axis=0).tolist()
+    if groups is not None and not nets_differ(values, nets, groups):
+        mean, spread = float(values.mean()), max(float(values.std()), 1e-6)
+        own = dict.fromkeys(own, (mean, spread))
     return {AVERAGED: (mean, spread), **own}
 
 

@@ -89,7 +89,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *others: ArrayLike,
         groups: ArrayLike | None = None,
         nets: ArrayLike | None = None,
-        columns_from: NetScaler | tuple[ArrayLike, ArrayLike] | None = None,
+        columns_from: NetScaler | tuple[ArrayLike | None, ...] | None = None,
         study: optuna.Study | None = None,
         weighting: Weighting | None = None,
         use_runs: ArrayLike | None = None,
@@ -97,11 +97,12 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fits the weights of predictions `P` (n, runs) to targets `y` (n,).
 
         `nets` (n,) or (n, runs) names the fold net that made each prediction (default: no particular net). Ranks and
-        scales are computed for each run and net from `columns_from`: a fitted NetScaler, or predictions and their nets,
-        without targets (default: `P` and `nets`). With "optuna", a given `study` of the same predictions and targets is
-        continued up to `trials` trials instead of a new one in memory, and a given `weighting`, found by an earlier
-        study, is used unchanged. The method is fitted to the runs in the mask `use_runs` (runs,) alone; the others get
-        weight 0 (default: all are used). There are no sample weights, and `groups` is given by name.
+        scales are computed for each run and net from `columns_from`: a fitted NetScaler, or predictions, their nets
+        and, if known, their groups, without targets (default: `P`, `nets` and `groups`). With "optuna", a given `study`
+        of the same predictions and targets is continued up to `trials` trials instead of a new one in memory, and a
+        given `weighting`, found by an earlier study, is used unchanged. The method is fitted to the runs in the mask
+        `use_runs` (runs,) alone; the others get weight 0 (default: all are used). There are no sample weights, and
+        `groups` is given by name.
 
         Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
         for two runs of one name, and for a number of classes other than two; DataError for pandas objects with the same
@@ -120,7 +121,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_finite(p)
         positive = self._learn_classes(labels)
         made_by = _nets(nets, p)
-        given = columns_from if columns_from is not None else (p, made_by)
+        given = columns_from if columns_from is not None else (p, made_by, groups)
         self.scaler_ = given if isinstance(given, NetScaler) else NetScaler().fit(*given)
         self._check_scale(p, "columns_from")
         self.probabilities_ = np.where(self.scaler_.is_probability_, "probability", "rank")

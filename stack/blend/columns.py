@@ -70,9 +70,13 @@ class NetScaler:
     deviation of the logits of each of its nets.
     """
 
-    def fit(self, P: ArrayLike, nets: ArrayLike) -> NetScaler:
-        """Fits to predictions `P` (n, runs) made by `nets` (n,) or (n, runs), without targets."""
-        self.ranks_ = NetRanks().fit(P, nets)
+    def fit(self, P: ArrayLike, nets: ArrayLike, groups: ArrayLike | None = None) -> NetScaler:
+        """Fits to predictions `P` (n, runs) made by `nets` (n,) or (n, runs), without targets.
+
+        Given the `groups` (n,) of the rows, nets that differ no more than their rows do share one scale
+        (`stack.net_scale`); without them each net has its own.
+        """
+        self.ranks_ = NetRanks().fit(P, nets, groups)
         low, high = self.ranks_.extents()
         self.is_probability_: Bools = (low >= 0) & (high <= 1)
         p = np.asarray(P, dtype=np.float64)
@@ -83,7 +87,7 @@ class NetScaler:
             for column, is_probability in zip(p.T, self.is_probability_, strict=True)
         ]
         self.logit_moments_ = [
-            net_moments(clipped_logit(column, limits), made_by) if is_probability else {}
+            net_moments(clipped_logit(column, limits), made_by, groups) if is_probability else {}
             for column, limits, made_by, is_probability in zip(
                 p.T, self.limits_, nets.T, self.is_probability_, strict=True
             )

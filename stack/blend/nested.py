@@ -84,11 +84,12 @@ def blend_nested(
 
     Each fold is scored by the method chosen, and the weights tuned, on the other folds. The choice is nested once more:
     among the other folds, fold j is scored by weights tuned without j and without the fold held out. The same weights
-    are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales
-    are computed for each run and net (`nets` (n,) or (n, runs)) over all rows, without targets. `trials`, `power`,
-    `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that earlier studies found for "optuna",
-    by the folds they left out. With `preselect`, each fit leaves out the runs that carry nothing on the rows it is
-    fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores that have one scale.
+    are used where j is held out, so k folds need 1 + k + k (k - 1) / 2 fits of each method. Ranks and scales are
+    computed over all rows, for each run and, where its nets differ in scale, each net (`nets` (n,) or (n, runs)),
+    without targets. `trials`, `power`, `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that
+    earlier studies found for "optuna", by the folds they left out. With `preselect`, each fit leaves out the runs that
+    carry nothing on the rows it is fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores
+    that have one scale.
 
     The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
     or three with more than one method, for folds that are not whole numbers, for targets other than 0 and 1, for arrays
@@ -104,7 +105,7 @@ def blend_nested(
     _check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
     folds = _checked_folds(fold, split_group, methods)
     _check_runs(frame)
-    columns = NetScaler().fit(frame, nets)
+    columns = NetScaler().fit(frame, nets, split_group)
     blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
     rows = _Rows(frame, y, nets, fold, split_group, columns)
     fits = list(

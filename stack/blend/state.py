@@ -14,7 +14,7 @@ from stack.blend.blender import METHODS, Blender
 from stack.blend.columns import FINEST_LIMITS, NetScaler, Weighting
 from stack.metrics.resolution import checked_limits
 from stack.metrics.scores import OBJECTIVES, Floats
-from stack.ranks import Ecdf, NetRanks
+from stack.ranks import AVERAGED, Ecdf, NetRanks
 
 State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # settings for JSON, arrays for npy
 
@@ -27,7 +27,10 @@ def blender_state(blender: Blender) -> State:
     """
     columns = blender.scaler_
     distributions: list[tuple[str, Ecdf]] = [
-        (f"{run} {net}", ecdf) for run, ecdfs in enumerate(columns.ranks_.ecdfs_) for net, ecdf in ecdfs.items()
+        (f"{run} {net}", ecdf)
+        for run, ecdfs in enumerate(columns.ranks_.ecdfs_)
+        for net, ecdf in ecdfs.items()
+        if net == AVERAGED or ecdf is not ecdfs[AVERAGED]  # nets of one scale share a distribution, stored once
     ]
     if blender.total_ecdf_ is not None:
         distributions.append(("total", blender.total_ecdf_))
@@ -41,6 +44,7 @@ def blender_state(blender: Blender) -> State:
         "inside": columns.is_probability_.tolist(),
         "moments": columns.moments_,
         "limits": columns.limits_,
+        "nets": [list(ecdfs) for ecdfs in columns.ranks_.ecdfs_],
         "logit_moments": [{str(net): pair for net, pair in moments.items()} for moments in columns.logit_moments_],
         "distributions": [[name, len(ecdf.values_)] for name, ecdf in distributions],
     }
@@ -68,6 +72,8 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
             {int(name.split()[1]): ecdf for name, ecdf in found.items() if name.split()[0] == str(run)}
             for run in range(runs)
         ]
+        for ecdfs, nets in zip(columns.ranks_.ecdfs_, settings.get("nets", [[]] * runs), strict=True):
+            ecdfs.update({int(net): ecdfs[AVERAGED] for net in nets if int(net) not in ecdfs})  # nets of one scale
         columns.is_probability_ = np.array(settings["inside"], bool)
         columns.moments_ = [(float(mean), float(spread)) for mean, spread in settings["moments"]]
         written = settings.get("limits", [FINEST_LIMITS] * runs)  # absent from what earlier versions wrote

@@ -166,7 +166,7 @@ def tune_blend(
     predictions = predictions_of(experiment, runs)
     p = expit(predictions.oof.astype(np.float64))
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
-    columns = NetScaler().fit(p, predictions.nets)
+    columns = NetScaler().fit(p, predictions.nets, predictions.groups)
     fold_sets = left_out_sets(range(experiment.folds.k))
     open_study(
         experiment, _blend_study_name(fold_sets[0]), inputs
