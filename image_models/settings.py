@@ -43,6 +43,7 @@ class Training:
     ema: float = 0.0  # decay of the weights' moving average, which becomes the model; 0: the model is the last weights
     dropout: float = 0.0  # share of the features that is dropped before the head
     dropout_samples: int = 1  # dropout masks on the same features, whose outputs are averaged
+    metadata_dropout: float = 0.0  # probability with which each metadata column of a row is set to missing in training
     accumulate: int = 1  # parts in which a batch is processed, if memory is short
     clip_norm: float = 0.0  # largest norm of the gradient; 0: no limit
     precision: Precision = "auto"  # precision of the backbone; `auto`: bfloat16 on GPUs that have it, else float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -73,6 +73,13 @@ class TableColumns:
     def csv(self) -> dict[str, str]:
         """Name in the csv by name in the table."""
         return {**self.numeric, **self.categorical}
+
+    def only(self, names: Collection[str]) -> TableColumns:
+        """Returns the columns ``names``, and all derived ones if one of them is named, as they may use each other."""
+        numeric, categorical = (
+            {name: csv for name, csv in part.items() if name in names} for part in (self.numeric, self.categorical)
+        )
+        return TableColumns(numeric, categorical, self.derived if set(names) & set(self.derived) else {})
 
     @property
     def unused(self) -> list[str]:
@@ -198,6 +205,13 @@ def read_values(
         else:
             made[name] = pd.Series(np.nan, index=raw.index, dtype="str")
     return pd.DataFrame(made, index=raw.index)
+
+
+def with_needed(raw: pd.DataFrame, columns: TableColumns) -> pd.DataFrame:
+    """Returns ``raw`` with an empty column for each that the derived columns need and it lacks."""
+    expressions = [parse(text) for text in columns.derived.values()]
+    needed = {name for one in expressions for name in one.columns if name not in columns.derived}
+    return raw.assign(**dict.fromkeys(sorted(needed - set(raw.columns)), ""))
 
 
 def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: list[str]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from dermstack.masking import mask_secrets
 from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 from stack.metrics.scores import Objective
+from tabular.encode import ROLES
 from tabular.expressions import parse
 from tabular.relative import STATISTICS
 
@@ -323,9 +324,8 @@ class Config(Strict):
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
             raise ValueError("device: cuda on a Ray cluster needs ray.gpus: set how many a task reserves, such as 1")
         for model in self.image_models:
-            needed = dict.fromkeys(model.metadata, "metadata") | (
-                {"diagnosis": "target"} if model.target == "diagnosis" else {}
-            )
+            needed = {name: "metadata" for name in model.metadata if name in ROLES}
+            needed |= {"diagnosis": "target"} if model.target == "diagnosis" else {}
             for name, key in needed.items():
                 if getattr(self.data.columns, name) is None:
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")

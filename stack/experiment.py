@@ -26,6 +26,7 @@ from stack.folds import Folds, make_folds
 from stack.keys import keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
+from stack.net_columns import external_columns
 from stack.store import (
     Run,
     atomic,
@@ -317,6 +318,7 @@ def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFr
         rows = read_external(
             external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
             rules=ColumnRules(missing=config.data.column_rules.missing),
+            further=external_columns(config, primary.columns),
         )  # fmt: skip
         out.say(rows.summary())
         tables.append(rows.frame.assign(source=external.name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -83,6 +84,7 @@ class Diagnosis(Strict):
 
 
 DEFAULT = Training()
+LATER_MODEL = ("metadata_dropout",)  # keys of an image model that dermstack 0.2.0 did not have
 
 
 def _as_tuple(value: object) -> object:
@@ -101,7 +103,9 @@ class ImageModel(Strict):
     normalise: Normalise | None = None  # mean and std of the pixels; none: those that the backbone was trained with
     target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: learn its classes; p sums those of target 1
     diagnosis: Diagnosis = Diagnosis()  # how diagnoses are mapped to classes
-    metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # metadata columns that the network gets with the image
+    # columns that the network gets with the image: age, sex, site, and names or patterns (`tbp_lv_*`) of the columns of
+    # numbers and words in data.columns, and of features.derived
+    metadata: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     tta: Literal["none", "flips", "d4"] = "none"  # test-time augmentation: logits averaged over 1, 4 or 8 views
 
     # Training settings; image_models/settings.py documents each key and holds its default.
@@ -121,6 +125,7 @@ class ImageModel(Strict):
     ema: float = Field(DEFAULT.ema, ge=0, lt=1)
     dropout: float = Field(DEFAULT.dropout, ge=0, lt=1)
     dropout_samples: int = Field(DEFAULT.dropout_samples, ge=1)
+    metadata_dropout: float = Field(DEFAULT.metadata_dropout, ge=0, lt=1)
     accumulate: int = Field(DEFAULT.accumulate, ge=1)
     clip_norm: float = Field(DEFAULT.clip_norm, ge=0)
     precision: Precision = DEFAULT.precision
@@ -133,6 +138,14 @@ class ImageModel(Strict):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # one net each; logits averaged into one run, spread reported
     enabled: bool = True  # false: the model is not used, but its settings stay in the config
     selected: bool = False  # true: its settings were chosen by scores on these rows, which is noted beside its scores
+
+    def settings(self, *, without: Collection[str] = (), as_json: bool = False) -> dict[str, Any]:
+        """Returns the settings for fingerprints and run.json, without the keys ``without``.
+
+        Keys that were added later are left out at their defaults, so that runs made before them stay fresh.
+        """
+        later = {name for name in LATER_MODEL if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json" if as_json else "python", exclude={*without, *later})
 
     @property
     def network(self) -> Network:
@@ -150,6 +163,8 @@ class ImageModel(Strict):
         for what, listed in (("seeds", self.seeds), ("metadata", self.metadata)):
             if len(set(listed)) < len(listed):
                 raise ValueError(f"{self.name}: {what} {list(listed)} names one twice: name each once")
+        if self.metadata_dropout and not self.metadata:
+            raise ValueError(f"{self.name}: metadata_dropout {self.metadata_dropout} needs `metadata`, such as [age]")
         if self.frozen and (self.target == "diagnosis" or self.metadata):
             raise ValueError(
                 f"{self.name} is frozen, but only trained models have `target: diagnosis` or `metadata`: remove these "

@@ -12,6 +12,7 @@ from pathlib import Path
 from stack.config import Stacker
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
+from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
 from stack.views import seen_runs
@@ -77,19 +78,16 @@ def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, s
     """Returns what a study of an image model depends on, apart from its files (`image_file_inputs`)."""
     own = {name: getattr(model, name) for name in IMAGE_TUNED}
     unused = {"name", "enabled", "selected", "tta", "pretrained", "seeds", *IMAGE_TUNED}
-    external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
     diagnoses = (
         {"diagnoses": frame_fingerprint(experiment.table.train[["diagnosis"]])} if model.target == "diagnosis" else {}
     )
-    metadata = {"metadata": experiment.columns_fingerprint([])} if model.metadata else {}
     return {
         "rows or folds": experiment.rows_fingerprint,
         "seed": f"{experiment.config.seed} + {model.seeds[0]}",
-        "settings": fingerprint(model.model_dump(exclude=unused)),
+        "settings": fingerprint(model.settings(without=unused)),
         _FIRST_TRIAL: fingerprint(own),
-        **external,
         **diagnoses,
-        **metadata,
+        **metadata_inputs(experiment, model),
     }
 
 

@@ -164,19 +164,19 @@ def known_words(bundle: Bundle) -> dict[str, list[str]]:
     """
     features = bundle.manifest["features"]
     places = sorted((bundle.folder / "features").glob("fold_*/features.json")) if bundle.manifest["stackers"] else []
-    encoders = []
+    words: list[dict[str, list[str]]] = []
     try:
         for place in places:
             state = json.loads(place.read_text(encoding="utf-8"))
             parts = [state["metadata"]] if features["metadata"] else []
             parts += [state["table"]] if state.get("table") else []
-            encoders += [MetadataEncoder.from_json(json.dumps(part)) for part in parts]
+            words += [MetadataEncoder.from_json(json.dumps(part)).words for part in parts]
         for place in sorted((bundle.folder / "image_models").glob(f"*/fold_*/{ENCODER}")):
-            encoders.append(DenseMetadata.from_json(place.read_text(encoding="utf-8")).encoder_)
+            words.append(DenseMetadata.from_json(place.read_text(encoding="utf-8")).words)
     except (DermstackError, OSError, ValueError, LookupError, TypeError) as error:
         raise BundleError(f"{bundle.folder}: the metadata encoding cannot be read ({error}): bundle again") from error
     return {
-        column: sorted({word for encoder in encoders for word in encoder.categories_.get(column, ())})
+        column: sorted({word for known in words for word in known.get(column, ())})
         for column in (*WORDS, *bundle.table_columns.categorical)
     }
 
@@ -251,7 +251,7 @@ def fold_folder(bundle: Bundle, run: ImageRun, fold: int) -> Path:
 
 
 def encoded_metadata(bundle: Bundle, run: ImageRun, fold: int, frame: pd.DataFrame) -> NDArray[np.float32]:
-    """Returns age, sex and site encoded for the fold's networks, (n, m); m = 0 if they take no metadata."""
+    """Returns the metadata encoded for the fold's networks, (n, m); m = 0 if they take none."""
     path = fold_folder(bundle, run, fold) / ENCODER
     if not path.is_file():
         return np.empty((len(frame), 0), np.float32)
