@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import reprlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -377,14 +379,29 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings: start it with `experiment: <name>`")
+    return config_of(raw, overrides, folder=path.resolve().parent, name=str(path))
+
+
+def config_of(
+    settings: Mapping[str, Any],
+    overrides: tuple[str, ...] = (),
+    *,
+    folder: Path | None = None,
+    name: str = "the settings",
+) -> Config:
+    """Checks the settings of a config, given as a mapping with the keys of the YAML file, with ``overrides``.
+
+    Relative paths start at ``folder``, by default the current one; ``name`` is used in messages. Raises ConfigError.
+    """
+    raw = copy.deepcopy(dict(settings)) if overrides else dict(settings)
     for override in overrides:
         _override(raw, override)
     try:
-        return Config.model_validate(raw, context={"folder": path.resolve().parent})
+        return Config.model_validate(raw, context={"folder": folder or Path.cwd()})
     except ValidationError as error:
         faults = [_explain(fault) for fault in error.errors()]
         more = [f"  … {len(faults):,} faults in all"] if len(faults) > _MAX_LISTED else []
-        raise ConfigError("\n".join([f"{path}:", *faults[:_MAX_LISTED], *more])) from error
+        raise ConfigError("\n".join([f"{name}:", *faults[:_MAX_LISTED], *more])) from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

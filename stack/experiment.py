@@ -42,6 +42,7 @@ from stack.store import (
 )
 from stack.table import Table, read_table
 
+IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
 
@@ -129,7 +130,14 @@ class Experiment:
         return self.name != self.config.experiment
 
     def command(self, step: str, *options: str) -> str:
-        """Returns the command line that runs another step of this experiment, for messages."""
+        """Returns the command line that runs another step of this experiment, for messages.
+
+        Where the config is no file, it is the call in Python, or the command with a file that is still to be written.
+        """
+        if self.config_path == IN_MEMORY and step in ("oof", "stack"):
+            shuffled = ", shuffle_target=True" if self.shuffled else ""
+            rebuilt = f", rebuild={list(options[1:])}" if options[:1] == ("--rebuild",) else ""
+            return f"dermstack.run_{step}(config{shuffled}{rebuilt})"
         words = ["dermstack", step, "--config", str(self.config_path), *(f"--set={given}" for given in self.overrides)]
         if self.shuffled:
             words.append("--shuffle-target")
