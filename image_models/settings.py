@@ -13,13 +13,18 @@ Select = Literal["last", "best"]
 AugmentOn = Literal["cpu", "device"]
 
 
+def is_own_backbone(backbone: str) -> bool:
+    """Whether a backbone is a user's function, `package.module:function`, not a name of timm."""
+    return ":" in backbone
+
+
 @dataclass(frozen=True)
 class Network:
     """The network to build, and the weights from which training starts."""
 
-    backbone: str  # its name in timm
+    backbone: str  # its name in timm, or package.module:function
     pretrained: bool | Path  # True: timm's ImageNet weights; False: random weights; or a file
-    timm_args: Mapping[str, Any]  # further arguments of `timm.create_model`
+    timm_args: Mapping[str, Any]  # further arguments of `timm.create_model` or of the function
     mean: Sequence[float] | None  # of red, green and blue in [0, 1]; None: as the backbone was trained
     std: Sequence[float] | None  # of red, green and blue in [0, 1]; None: as the backbone was trained
 

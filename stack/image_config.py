@@ -10,9 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from image_models.settings import AugmentOn, Balance, Network, Precision, Select, Training
+from image_models.settings import AugmentOn, Balance, Network, Precision, Select, Training, is_own_backbone
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _ENVIRONMENT_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
@@ -45,6 +45,7 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
 
 
 ConfigPath = Annotated[Path, BeforeValidator(resolve_path)]
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names are also names of folders
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # the range that the generator of every library accepts
@@ -95,11 +96,13 @@ class ImageModel(Strict):
     """One level-1 run: a timm backbone, fine-tuned or frozen, over all folds."""
 
     name: Name  # name of the run
-    backbone: str  # name of the backbone in timm
+    # name of the backbone in timm, or `package.module:function`: a function of your own that returns a torch module,
+    # which cannot be bundled
+    backbone: str
     pretrained: Annotated[bool | Path, BeforeValidator(resolve_path)] = True  # timm's weights, none, or a weights file
     frozen: bool = False  # true: only a logistic head is fitted, on features that are computed once
     size: int = Field(128, ge=16, le=2048)  # width and height of the input image in pixels
-    timm_args: dict[str, Any] = {}  # further arguments of `timm.create_model`
+    timm_args: dict[str, Any] = {}  # further arguments of `timm.create_model`, or of a function of your own
     normalise: Normalise | None = None  # mean and std of the pixels; none: those that the backbone was trained with
     target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: learn its classes; p sums those of target 1
     diagnosis: Diagnosis = Diagnosis()  # how diagnoses are mapped to classes
@@ -157,6 +160,16 @@ class ImageModel(Strict):
     def training(self) -> Training:
         """The settings of the training, as `image_models` takes them."""
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
+
+    @field_validator("backbone")
+    @classmethod
+    def _check_import_path(cls, backbone: str) -> str:
+        if is_own_backbone(backbone) and not _IMPORT_PATH.fullmatch(backbone):
+            raise ValueError(
+                f"backbone {backbone!r} is neither a name of timm nor the import path of a function: write it as "
+                "package.module:function"
+            )
+        return backbone
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:

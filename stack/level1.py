@@ -23,6 +23,7 @@ from stack.level1_nets import finish_set_aside, set_aside_for
 from stack.net_columns import net_columns
 from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run, sha256
+from stack.study_inputs import code_inputs
 from stack.tuned import check_tuned_files, enabled_models
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 ROWS_WAIT_S = 60.0  # for another process to end its work on the experiment
-_FILE_INPUTS = {"pretrained weights", "images"}  # inputs that level 2 cannot check, as it reads neither file
+_FILE_INPUTS = {"pretrained weights", "images", "backbone code"}  # level 2 cannot check these, as it reads no such file
 
 
 def run_image_models(
@@ -160,6 +161,7 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
         **level1_inputs(experiment, model),
         "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
         "images": images_checksum(experiment, cache),
+        **code_inputs(model),
     }
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from image_models.settings import is_own_backbone
 from stack.config import Stacker
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
@@ -94,7 +95,17 @@ def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, s
 def image_file_inputs(model: ImageModel, images: str) -> dict[str, str]:
     """Returns the inputs of an image study that are files; ``images`` is the cache's checksum of the rows' images."""
     weights = model.pretrained
-    return {"images": images, "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights)}
+    files = {"images": images, "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights)}
+    return files | code_inputs(model)
+
+
+def code_inputs(model: ImageModel) -> dict[str, str]:
+    """Returns the fingerprint of the code of a backbone of the user's own; {} for a backbone of timm."""
+    if not is_own_backbone(model.backbone):
+        return {}
+    from image_models.own_backbone import code_fingerprint  # torch is an optional dependency
+
+    return {"backbone code": code_fingerprint(model.backbone)}
 
 
 def current_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, dict[str, str]]:

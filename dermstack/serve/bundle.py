@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dermstack.errors import BundleError
+from image_models.settings import is_own_backbone
 from stack.columns import TableColumns
 from stack.data_config import ColumnRules
 from stack.image_config import ImageModel, Name
@@ -129,6 +130,8 @@ class Manifest(_StrictModel):
 def run_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns an image run's settings as a config holds them. Raises ValidationError for invalid settings."""
     model = ImageModel.model_validate({**settings, "pretrained": False}, context={"folder": "."})
+    if is_own_backbone(model.backbone):  # it would be imported, and a bundle must not run code
+        raise ValueError(f"{model.name}: the backbone {model.backbone} names code, which a bundle may not")
     return model.model_dump(mode="json", exclude={"pretrained", "enabled"})
 
 
