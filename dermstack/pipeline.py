@@ -17,8 +17,6 @@ from stack.config import Config, config_of, read_config
 from stack.console import Out
 from stack.experiment import IN_MEMORY, Experiment, open_experiment, print_overview, write_rows
 from stack.history import append_ledger, run_table
-from stack.images import caches_in_use, with_images, write_acquisition
-from stack.level1 import check_image_models, level1_locked, level1_runs, run_image_models
 from stack.metrics.intervals import Interval
 from stack.store import Run, locked
 
@@ -111,6 +109,9 @@ def run_oof(
     made again. With ``shuffle_target`` the targets are exchanged, in an experiment of its own. ``out`` prints progress
     (default: nothing). Raises the subclasses of DermstackError; the messages name the next step.
     """
+    from stack.images import caches_in_use, with_images, write_acquisition
+    from stack.level1 import check_image_models, run_image_models
+
     out = out or Out(quiet=True)
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
     sizes = check_image_models(experiment, rebuild=rebuild)
@@ -138,6 +139,8 @@ def run_stack(
     """
     from dermstack.audit.run import audit_for_stack
     from dermstack.report.evidence import write_report
+    from stack.images import caches_in_use
+    from stack.level1 import level1_locked, level1_runs
     from stack.level2 import run_stackers
     from stack.submission import run_blend
 
