@@ -58,11 +58,12 @@ class TableColumns:
     categorical: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, str] = field(default_factory=dict)  # expression by name in the table
     choices: tuple[Choice, ...] = ()
+    python: tuple[str, ...] = ()  # names of the columns that `features.python` computes
 
     @property
     def numbers(self) -> list[str]:
-        """Names in the table of the columns of numbers: those of the csv, then the derived ones."""
-        return [*self.numeric, *self.derived]
+        """Names in the table of the columns of numbers: of the csv, derived ones, then those of `features.python`."""
+        return [*self.numeric, *self.derived, *self.python]
 
     @property
     def names(self) -> list[str]:
@@ -79,7 +80,8 @@ class TableColumns:
         numeric, categorical = (
             {name: csv for name, csv in part.items() if name in names} for part in (self.numeric, self.categorical)
         )
-        return TableColumns(numeric, categorical, self.derived if set(names) & set(self.derived) else {})
+        derived = self.derived if set(names) & set(self.derived) else {}
+        return TableColumns(numeric, categorical, derived, python=tuple(name for name in self.python if name in names))
 
     @property
     def unused(self) -> list[str]:
@@ -97,6 +99,8 @@ def described_choices(columns: TableColumns) -> list[str]:
     for kind in KINDS:
         if names := [choice.column for choice in columns.choices if choice.kind == kind]:
             lines.append(f"{kind} columns: {len(names):,} ({_shortened(names)})")
+    if columns.python:
+        lines.append(f"columns of features.python: {len(columns.python):,} ({_shortened(columns.python)})")
     by_reason: dict[str, list[str]] = {}
     for choice in columns.choices:
         if choice.kind is None and choice.reason != NOT_ASKED:
@@ -191,14 +195,15 @@ def read_values(
 ) -> pd.DataFrame:
     """Returns the values of the chosen columns: float32 (NaN missing) and str (NaN missing), from cells of text.
 
-    A column that ``raw`` lacks has no value in any row. A cell of a numeric column that is no finite number is appended
-    to ``faults``.
+    A column that ``raw`` lacks, or that `features.python` computes, has no value in any row. A cell of a numeric column
+    that is no finite number is appended to ``faults``.
     """
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():
         made[name] = _numbers(raw, csv, missing, path, faults)
     if columns.derived and not faults:
         made |= _derived(raw, columns, missing, path, faults)
+    made |= {name: np.full(len(raw), np.nan, np.float32) for name in columns.python}
     for name, csv in columns.categorical.items():
         if csv in raw:
             made[name] = unified_words(known_cells(raw[csv], csv, missing).astype("str"))

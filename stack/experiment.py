@@ -27,6 +27,7 @@ from stack.keys import keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.net_columns import external_columns
+from stack.python_features import with_python_features
 from stack.store import (
     Run,
     atomic,
@@ -228,14 +229,18 @@ def open_experiment(
         group_features=_group_features(config),
         rules=replace(data.column_rules, derived=config.features.derived),
     )
-    external = _read_external_tables(config, as_read, out)
+    table = replace(as_read, train=as_read.train[~as_read.train["id"].isin(curation.dropped["id"])])
+    table = replace(table, train=table.train.reset_index(drop=True))
+    if config.features.python is not None:
+        table = with_python_features(table, config.features.python)
+    external = _read_external_tables(config, replace(as_read, columns=table.columns), out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
-    kept = as_read.train[~as_read.train["id"].isin(curation.dropped["id"])].reset_index(drop=True)
+    kept = table.train
     folds = _make_folds(config, kept, curation, listed, out)
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
-        config, config_path, name, replace(as_read, train=kept), folds, curation, as_read, external,
+        config, config_path, name, replace(table, train=kept), folds, curation, as_read, external,
         tuple(map(mask_secrets, overrides)),
     )  # fmt: skip
 

@@ -179,6 +179,12 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
             f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
             "cannot be bundled yet"
         )
+    if experiment.config.features.python is not None:
+        raise BundleError(
+            f"features.python {experiment.config.features.python.name} is your own code, which a bundle does not "
+            "contain, because opening a bundle must run no code: write the features as expressions in "
+            "features.derived, or remove the key, stack again and bundle then"
+        )
     if own := [run for run in level1 if is_own_backbone(run.meta["settings"]["backbone"])]:
         raise BundleError(
             f"{own[0].name}: its backbone {own[0].meta['settings']['backbone']} is your own code, which a bundle does "
