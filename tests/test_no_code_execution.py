@@ -50,8 +50,14 @@ NEVER = {
     "joblib.load", "joblib.dump", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pd.read_pickle",
     "np.fromregex", "torch.jit.load", "torch.hub.load", "jit.load", "hub.load", "np.genfromtxt", "pd.eval", "os.system",
     "os.popen", "subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output",
-    "importlib.import_module",
+    "importlib.import_module", "loader.exec_module", "util.spec_from_file_location",
 }  # fmt: skip
+# The two keys of a config that name code of the user's own, `backbone` and `features.python`, are what their modules
+# are for; a bundle with either is refused (tests/test_own_backbone.py, tests/test_python_features.py).
+OF_THE_USER = {
+    "image_models/own_backbone.py": {"importlib.import_module"},
+    "stack/python_features.py": {"loader.exec_module", "util.spec_from_file_location"},
+}
 SOURCES = source_files()
 
 
@@ -84,7 +90,9 @@ def offences(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_source_loads_what_runs(path: Path) -> None:
-    assert list(offences(ast.parse(path.read_text(encoding="utf-8")))) == []
+    allowed = OF_THE_USER.get(f"{path.parent.name}/{path.name}", set())
+    found = list(offences(ast.parse(path.read_text(encoding="utf-8"))))
+    assert {line.partition(": ")[2] for line in found} == allowed
 
 
 @pytest.mark.parametrize(
