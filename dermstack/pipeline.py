@@ -139,6 +139,7 @@ def run_stack(
     """
     from dermstack.audit.run import audit_for_stack
     from dermstack.report.evidence import write_report
+    from stack.fallback import run_fallback
     from stack.images import caches_in_use
     from stack.level1 import level1_locked, level1_runs
     from stack.level2 import run_stackers
@@ -154,6 +155,7 @@ def run_stack(
             findings = audit_for_stack(experiment, runs, out)
             on_findings(findings)
         runs += run_stackers(experiment, runs, out)
+        run_fallback(experiment, out)
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)
         append_ledger(experiment, blend)

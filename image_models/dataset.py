@@ -138,7 +138,11 @@ def load_batches(images: CachedImages, batches: list[list[int]], *, workers: int
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        said = explain_death(str(error), memory_advice="lower `workers` or `batch_size`")
+        said = explain_death(
+            str(error),
+            memory_advice="lower `workers` or `batch_size`",
+            crash_advice="an image was being read or augmented: update Pillow, OpenCV and torch, or set `workers: 0`",
+        )
         raise ImageError(
             f"while images were loaded, {said}; then run the same command again ({str(error).splitlines()[0]})"
         ) from error

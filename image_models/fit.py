@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ImageError
+from dermstack.files import apply_umask, atomic_write
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, ColumnDropout, allowed_classes
 from image_models.device import explain_oom, pick_device, use_threads
-from image_models.files import apply_umask, atomic_write
 from image_models.frozen_head import fit_head
 from image_models.losses import prior_shift, training_prior
 from image_models.net import build_net, write_weights

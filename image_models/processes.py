@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from dermstack.masking import mask_streams
 
@@ -22,6 +25,8 @@ PARENT_POLL_SECONDS = 0.2
 _CRASH = re.compile(
     r"SIG(?:SEGV|ABRT|BUS|ILL|FPE)|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point exception"
 )
+
+WorkerDied = TerminatedWorkerError  # what `run_parallel` raises where a worker process died
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -55,17 +60,49 @@ def end_workers() -> None:
     )  # joblib's own terminate also frees its shared memory
 
 
-def explain_death(message: str, *, memory_advice: str) -> str:
+def explain_death(message: str, *, memory_advice: str, crash_advice: str) -> str:
     """Says how a worker process ended and what to do, from the text in which joblib or torch names its signal.
 
     A signal such as SIGSEGV is a crash in compiled code; only a process that was killed may have run out of memory.
+    ``crash_advice`` names what was running, as only the caller knows it.
     """
     if crash := _CRASH.search(message):
         return (
             f"a worker process crashed in compiled code ({crash.group()}), which is a library's fault and no lack of "
-            "memory: update torch, or change the backbone that was running, its `size` or `device`"
+            f"memory: {crash_advice}"
         )
     return f"a worker process was killed, perhaps because memory ran out: if so, {memory_advice}"
+
+
+@contextmanager
+def crash_named(message: str) -> Iterator[None]:
+    """Prints ``message`` where this process itself dies inside of a signal such as SIGSEGV, with ``{crash}`` replaced.
+
+    A process that crashes in compiled code cannot print it. faulthandler still writes the name of the signal, here into
+    a pipe, at whose other end a small process waits. Where faulthandler is in use already, nothing changes.
+    """
+    if faulthandler.is_enabled():
+        yield
+        return
+    end, start = os.pipe()
+    command = [sys.executable, "-I", "-S", "-c", _REPORTER, message]
+    with subprocess.Popen(command, stdin=end, start_new_session=True) as reporter:  # Ctrl-C does not reach it
+        os.close(end)
+        faulthandler.enable(start, all_threads=False)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            os.close(start)
+            reporter.kill()  # a process forked inside may still hold the pipe, whose end would never come
+
+
+_REPORTER = """
+import sys
+line = sys.stdin.readline()
+if line:
+    sys.stderr.write("error: " + sys.argv[1].replace("{crash}", line.rpartition(": ")[2].strip()) + "\\n")
+"""
 
 
 @contextmanager

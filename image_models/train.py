@@ -25,9 +25,9 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from dermstack.errors import ImageError
+from dermstack.files import atomic_write
 from image_models.dataset import Batch, CachedImages, ColumnDropout, load_batches, train_batches
 from image_models.device import pick_precision, retry_on_oom
-from image_models.files import atomic_write
 from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses
 from image_models.net import Net
 from image_models.predict import predict

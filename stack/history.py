@@ -100,13 +100,18 @@ def list_experiments(folder: Path) -> pd.DataFrame:
     """Lists every run below ``folder``: experiment, run, kind, pooled out-of-fold AUC and, for a blend, its headline.
 
     The kind of an unfinished or damaged run says so. The AUC is computed with the current table.parquet; it is NaN
-    where the table lacks rows of the run or the targets are of one class.
+    where the table lacks rows of the run or the targets are of one class. A damaged table has a line of its own.
     """
     rows = []
     for path in sorted(folder.glob("*/table.parquet")):
         experiment = path.parent
-        table = read_frame(path, remedy="dermstack stack")
-        target = table[table["part"] == "train"].set_index("id")["target"]
+        try:
+            table = read_frame(path, remedy="dermstack stack")
+            target = table[table["part"] == "train"].set_index("id")["target"]
+        except (StoreError, KeyError):  # list the runs without their AUC, and the other experiments
+            target = pd.Series(dtype=np.float64)
+            line = {"experiment": experiment.name, "run": path.name, "kind": "damaged: run `dermstack stack`"}
+            rows.append({**line, "auc": np.nan, "headline": ""})
         models = sorted(path for path in experiment.glob("models/*") if path.is_dir())
         for run_folder in [experiment / "blend", *models]:
             if run_folder.is_dir():

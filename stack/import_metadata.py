@@ -18,13 +18,8 @@ NUMBERS = ("age_approx", "target")
 _MAX_LISTED = 5
 
 
-def read_dicom_metadata(
-    folder: Path, *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
-) -> pd.DataFrame:
-    """Reads image_name and the `image_models.io.dicom.ALLOWED_TAGS` of each DICOM file below ``folder``, sorted by id.
-
-    Raises DataError where files cannot be read (it lists the first five) and for duplicated ids.
-    """
+def dicom_files(folder: Path) -> list[Path]:
+    """Returns the files below ``folder`` with a DICOM suffix, sorted. Raises DataError where there are none."""
     from image_models.io.readers import DICOM_SUFFIXES
 
     if not folder.is_dir():
@@ -32,9 +27,20 @@ def read_dicom_metadata(
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in DICOM_SUFFIXES and path.is_file())
     if not paths:
         raise DataError(f"{folder} holds no {' or '.join(DICOM_SUFFIXES)} file: name the folder that does")
+    return paths
+
+
+def read_dicom_metadata(
+    folder: Path, *, n_jobs: int = 1, progress: Callable[[int], object] = lambda done: None
+) -> pd.DataFrame:
+    """Reads image_name and the `image_models.io.dicom.ALLOWED_TAGS` of each of `dicom_files`, sorted by id.
+
+    ``progress`` is called with 1 after each file. Raises DataError where there are no files or some cannot be read (it
+    lists the first five), and for duplicated ids.
+    """
     rows: list[dict[str, str]] = []
     faults: list[str] = []
-    for row in run_parallel((partial(_row, path) for path in paths), n_jobs):
+    for row in run_parallel((partial(_row, path) for path in dicom_files(folder)), n_jobs):
         if isinstance(row, str):
             faults.append(row)
         else:

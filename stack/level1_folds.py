@@ -148,6 +148,11 @@ class FoldTask:
         """Label in progress bars: model and fold."""
         return f"{self.folder.parent.name} fold {self.fold}"
 
+    @property
+    def backbone(self) -> str:
+        """The timm name of the model's backbone, for messages."""
+        return str(self.meta["settings"]["backbone"])
+
 
 def trained_tasks(
     experiment: Experiment, model: ImageModel, cache: ImageCache, inputs: dict[str, str], out: Out

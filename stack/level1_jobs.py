@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermstack.errors import ConfigError
-from image_models.processes import run_parallel
+from dermstack.errors import ConfigError, ImageError
+from image_models.processes import WorkerDied, crash_named, explain_death, run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.config import Config, Ray
 from stack.console import Out
@@ -37,13 +37,40 @@ def run_tasks(tasks: list[FoldTask], config: Config, out: Out) -> Iterator[FoldT
     n_jobs = count_gpus(config.device) or config.n_jobs
     if n_jobs == 1 or len(tasks) <= 1:
         for task in tasks:
-            with out.bar(task.label, task.images) as progress:
+            with crash_named(_crash_in_this_process(task)), out.bar(task.label, task.images) as progress:
                 run_task(task, config.device, progress, out.say)
             yield task
         return
     jobs = run_parallel((partial(_run_in_worker, task, config.device, quiet=out.quiet) for task in tasks), n_jobs)
-    for task, _ in zip(tasks, jobs, strict=True):
-        yield task
+    try:
+        for task, _ in zip(tasks, jobs, strict=True):
+            yield task
+    except WorkerDied as error:
+        raise ImageError(_worker_death(str(error), tasks, n_jobs)) from error
+
+
+def _crash_in_this_process(task: FoldTask) -> str:
+    return (
+        f"{task.label} ({task.backbone}) crashed in compiled code ({{crash}}), which is a library's fault and no lack "
+        f"of memory: {_crash_advice([task.backbone])}. The same command, run again, resumes"
+    )
+
+
+def _crash_advice(backbones: Sequence[str]) -> str:
+    return f"update torch and timm, or change the backbone {' or '.join(backbones)}, its `size` or `device`"
+
+
+def _worker_death(message: str, tasks: Sequence[FoldTask], n_jobs: int) -> str:
+    """Says how a worker ended and with which networks; the tasks that were running are the first unfinished ones."""
+    running = [task for task in tasks if not is_complete(task)][:n_jobs]
+    backbones = sorted({task.backbone for task in running})
+    names = ", ".join(f"{task.label} ({task.backbone})" for task in running)
+    said = explain_death(
+        message,
+        memory_advice="lower `n_jobs`, or `batch_size` or `size` of the model",
+        crash_advice=_crash_advice(backbones),
+    )
+    return f"{said}. Running were {names}; the same command, run again, resumes"
 
 
 def run_task(task: FoldTask, device: str, progress: Callable[[int], object], say: Callable[[str], object]) -> None:
@@ -240,7 +267,7 @@ def _on_ray(tasks: Sequence[FoldTask], config: Config, out: Out) -> Iterator[Fol
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise ConfigError(
-                    f"{task.label} was lost with its worker {config.ray.retries + 1} times "
+                    f"{task.label} ({task.backbone}) was lost with its worker {config.ray.retries + 1} times "
                     f"({' '.join(str(error).split())[:200]}): run the same command again to resume it"
                 ) from error
             yield task

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from dermstack.errors import StoreError
-from image_models.files import apply_umask, atomic_write
+from dermstack.files import apply_umask, atomic_write
 from stack.store import Run, fingerprint, read_run, set_aside, write_run
 
 _NON_NET_INPUTS = {"settings", "selection"}  # inputs of a run only; a net has the input "training" instead

@@ -86,6 +86,11 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         encoded = np.column_stack(blocks) if blocks else np.empty((len(frame), 0))
         return pd.DataFrame(encoded.astype(np.float32), index=frame.index, columns=self.columns_)
 
+    def made_of(self, column: str) -> list[str]:
+        """Returns the names in `columns_` that are made of a categorical ``column``."""
+        missing = [f"{column}_missing"] if column in self.indicated_ else []
+        return [*(f"{column}={value}" for value in self.categories_[column]), *missing]
+
     def to_json(self) -> str:
         """Returns the fitted state as JSON, for `from_json`."""
         check_is_fitted(self, "categories_")
@@ -103,7 +108,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
             categories = {str(column): [str(v) for v in values] for column, values in state["categories"].items()}
             rare = {str(column): [str(v) for v in values] for column, values in state.get("rare", {}).items()}
             indicated = {str(column) for column in state.get("indicated", [*numeric, *categories])}
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TabularError(
                 f"not a metadata encoder: {text[:60]!r} ({error}): train the model again, which writes it"
             ) from error
@@ -121,10 +126,9 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         self.columns_: list[str] = []
         for column in self.numeric:
             self.columns_ += [column, *([f"{column}_missing"] if column in self.indicated_ else [])]
-        for column, values in categories.items():
+        for column in categories:
             # "=" distinguishes a category named "missing" from the indicator
-            self.columns_ += [f"{column}={value}" for value in values]
-            self.columns_ += [f"{column}_missing"] if column in self.indicated_ else []
+            self.columns_ += self.made_of(column)
 
     @property
     def words(self) -> dict[str, list[str]]:
@@ -256,8 +260,10 @@ class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
             width = len(dense.sources)
             dense.used_ = np.array(state.get("used", [True] * width), bool)
             if not parts or {dense.mean_.shape, dense.scale_.shape, dense.used_.shape} != {(width,)}:
-                raise ValueError(f"its {width} encoded columns have other numbers of means and deviations")
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"{dense.mean_.shape} means and {dense.scale_.shape} scales of {width} columns")
+            if not np.isfinite([dense.mean_, dense.scale_]).all() or not (dense.scale_ > 0).all():
+                raise ValueError("a mean or scale is out of range")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TabularError(f"not a metadata encoder: {text[:60]!r} ({error}): train the model again") from error
         return dense
 

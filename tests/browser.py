@@ -117,3 +117,14 @@ def page_of_sections(*sections: Section) -> str:
         f"<style>{style[1]}{''.join(s.style for s in sections)}</style></head>"
         f"<body><main><h1>Parts of a page</h1>{''.join(s.markup for s in sections)}</main></body></html>"
     )
+
+
+def wide_tables(page: Page) -> list[tuple[bool, bool]]:
+    """Of each table in a frame that scrolls: whether it is wider than the frame, and whether its caption says so."""
+    found: list[tuple[bool, bool]] = page.evaluate(
+        """[...document.querySelectorAll('.scroll')].filter(frame => frame.checkVisibility()).map(frame => [
+            frame.scrollWidth > frame.clientWidth,
+            getComputedStyle(frame.querySelector('caption span'), '::after').content.includes('swipe sideways'),
+        ])"""
+    )
+    return [(bool(wide), bool(hinted)) for wide, hinted in found]

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from conftest import run_cli
 from imported_experiment import command_error
 
 from dermstack.errors import ConfigError
-from dermstack.serve.app import MAX_UPLOAD_BYTES, is_loopback, listen
+from dermstack.serve.admission import MAX_UPLOAD_BYTES
+from dermstack.serve.app import is_loopback, listen
+from dermstack.serve.connections import MAX_CONNECTIONS
 
 ROOT = Path(__file__).parents[1]
 BOUNDARY = "-----part"
@@ -123,6 +126,8 @@ def test_other_names_other_pages_and_too_much_are_turned_away(app: tuple[int, Pa
     assert ask(port, Host=f"[::1]:{port}")[0] == 200
     assert ask(port, "POST", body=body, Origin="https://evil.example")[0] == 403
     assert ask(port, "POST", body=body, Origin="null")[0] == 403
+    assert ask(port, "POST", body=body, Origin="http://[")[0] == 403
+    assert ask(port, "POST", body=body, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
     assert ask(port, "POST", body=body, Origin=f"http://127.0.0.1:{port}")[0] == 200
     status, _, text = ask(port, "POST", body=bytes(MAX_UPLOAD_BYTES + 1))
     assert status == 413
@@ -144,6 +149,46 @@ def test_a_browser_is_told_to_fetch_nothing_and_keep_nothing(app: tuple[int, Pat
         assert "server" not in headers
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert ask(app[0], Host="evil.example")[1]["content-security-policy"].startswith("default-src 'none'; ")
+
+
+@pytest.mark.slow
+def test_hundreds_of_silent_connections_and_killed_uploads_leave_the_page_in_use_and_print_nothing(
+    bundled_experiment: Path, small_data: Path, tmp_path: Path
+) -> None:
+    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+    with started(bundled_experiment / "bundle.zip", tmp_path) as (port, process), ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"GET / HT")
+        for part in (b"", b"--" + BOUNDARY.encode(), form({"a.png": picture(small_data)})[:-30]):
+            with socket.create_connection(("127.0.0.1", port)) as killed:
+                killed.sendall(head.encode() + b"Content-Length: 99999\r\n\r\n" + part)
+        assert ask(port)[0] == 200
+        sockets = [
+            link for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.readlink().name.startswith("socket")
+        ]
+        assert len(sockets) <= MAX_CONNECTIONS + 10
+        assert "1 image scored" in ask(port, "POST", body=form({"a.png": picture(small_data)}))[2]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "stopped; no image was stored\n"
+
+
+@pytest.mark.slow
+def test_uploads_at_once_share_the_limit_and_those_that_do_not_fit_are_told_when_to_come_again(
+    app: tuple[int, Path],
+) -> None:
+    port, _ = app
+    content = form({"a.png": bytes(MAX_UPLOAD_BYTES * 2 // 3)})
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: ask(port, "POST", body=content), range(3)))
+    refused = [(headers, text) for status, headers, text in answers if status == 503]
+    assert {status for status, *_ in answers} == {200, 503}
+    for headers, text in refused:
+        assert int(headers["retry-after"]) > 0
+        assert headers["x-frame-options"] == "DENY"
+        assert "busy with the images" in text
+    assert ask(port, "POST", body=form({"a.png": b"no picture"}))[0] == 200
 
 
 @pytest.mark.slow
@@ -175,7 +220,7 @@ def test_a_bundle_that_is_none_is_a_mistake_too(tmp_path: Path, capsys: pytest.C
 def test_an_address_that_others_reach_is_warned_of(
     bundled_experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dermstack.serve.app.serve", lambda app, listener: None)
+    monkeypatch.setattr("dermstack.serve.connections.serve", lambda app, listener, headers: None)
     for host, warned in (("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)):
         assert run_cli("app", "--bundle", str(bundled_experiment / "bundle.zip"), "--host", host, "--port", "0") == 0
         assert ("no login" in capsys.readouterr().out) is warned

@@ -82,10 +82,10 @@ def test_the_page_works_under_its_own_policy_and_shows_the_ensembles_numbers(
     address: str, pictures: list[Path], bundled_experiment: Path, browser: Browser
 ) -> None:
     sites = ["torso", "head/neck", "torso"]
+    ensemble = Ensemble(read_bundle(bundled_experiment / "bundle.zip"), device="cpu")
     photos = [Photo(file.name, file.read_bytes(), site) for file, site in zip(pictures, sites, strict=True)]
-    expected = read_patient(
-        Ensemble(read_bundle(bundled_experiment / "bundle.zip"), device="cpu"), photos, age=61, sex="female"
-    ).lesions
+    expected = read_patient(ensemble, photos, age=61, sex="female").lesions
+    expected.sort(key=lambda lesion: lesion.p_calibrated, reverse=True)
     with opened_page(browser, address) as seen:
         page = seen.page
         drop(page, *pictures[:2])
@@ -106,10 +106,32 @@ def test_the_page_works_under_its_own_policy_and_shows_the_ensembles_numbers(
             assert lesion.standing.sentence in text
 
 
+def test_cards_and_table_are_in_one_order_highest_risk_first(
+    address: str, pictures: list[Path], bundled_experiment: Path, browser: Browser
+) -> None:
+    photos = [Photo(file.name, file.read_bytes()) for file in pictures]
+    read_there = read_patient(Ensemble(read_bundle(bundled_experiment / "bundle.zip"), device="cpu"), photos).lesions
+    risks = {lesion.name: lesion.p_calibrated for lesion in read_there}
+    ascending = sorted(pictures, key=lambda file: risks[file.name])
+    assert len(set(risks.values())) > 1
+    with opened_page(browser, address) as seen:
+        drop(seen.page, *ascending)  # the order of upload is the opposite
+        seen.page.check("input[name=together][value=yes]")
+        read(seen.page, "3 images scored")
+        links = seen.page.locator("tbody a").all()
+        cards = seen.page.locator(".lesion h3").all_inner_texts()
+        assert [link.inner_text() for link in links] == cards
+        assert cards == sorted(cards, key=lambda name: risks[name], reverse=True) != [file.name for file in ascending]
+        for link in links:  # a row of the table leads to its own card
+            card = seen.page.locator(str(link.get_attribute("href"))).locator("h3")
+            assert card.inner_text() == link.inner_text()
+
+
 def test_the_page_works_without_a_script(address: str, pictures: list[Path], browser: Browser) -> None:
     with opened_page(browser, address, scripts=False) as seen:
         seen.page.set_input_files("#pictures", pictures[:2])
         seen.page.select_option("#site", "torso")
         read(seen.page, "2 images scored")
-        assert seen.page.locator(".lesion h3").all_inner_texts() == [f"{file.name} · torso" for file in pictures[:2]]
+        names = seen.page.locator(".lesion h3").all_inner_texts()
+        assert sorted(names) == [f"{file.name} · torso" for file in pictures[:2]]
         assert seen.console_errors == []

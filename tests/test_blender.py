@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import rankdata
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -16,7 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dermstack.errors import ConfigError, DataError
 from stack.blend import blender as blender_module
-from stack.blend.blender import METHODS, Blender
+from stack.blend.blender import METHODS, Blender, PredictionsError, blender_from_state, blender_state
 from stack.blend.columns import NetScaler, Weighting, weighted_sum
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc, log_loss
@@ -139,6 +142,50 @@ def test_a_row_alone_scores_as_among_others(method: str) -> None:
     blender = Blender(method, trials=8).fit(P, y)
     alone = np.concatenate([blender.predict_proba(row[None]) for row in P])
     np.testing.assert_array_equal(alone, blender.predict_proba(P))
+
+
+def logits_and_targets(n: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    y = np.arange(n) % 2
+    return rng.normal(0, 2, (n, 3)) + 1.5 * y[:, None], y
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_blend_of_logits_refuses_probabilities_and_the_other_way_round(method: str) -> None:
+    z, y = logits_and_targets()
+    p = expit(z)
+    of_logits, of_probabilities = (Blender(method, trials=3).fit(values, y) for values in (z, p))
+    one_run = np.column_stack([p[:, 0], z[:, 1:]])
+    for blender in (of_logits, blender_from_state(*blender_state(of_logits))):
+        with pytest.raises(PredictionsError, match=r"runs 0, 1, 2: not all in \[0, 1\] in the fit, as logits are"):
+            blender.predict_proba(p)
+        with pytest.raises(PredictionsError, match=r"run 0: .*scipy\.special\.logit"):
+            blender.predict_proba(one_run)
+        assert blender.predict_proba(z).shape == (300, 2)
+        assert blender.predict_proba(np.abs(z[:5]) / 100).shape == (5, 2), "of a few rows it cannot be told"
+    with pytest.raises(PredictionsError, match="outside"):
+        of_probabilities.predict_proba(z)
+    with pytest.raises(PredictionsError, match="in columns_from, as logits are"):
+        Blender(method, trials=3).fit(p, y, columns_from=(z, np.zeros(300, int)))
+
+
+def test_a_weighting_of_probabilities_is_refused_for_logits() -> None:
+    z, y = logits_and_targets()
+    third = (1 / 3,) * 3
+    for kinds in (("probability", "rank", "rank"), ("logit", "rank", "rank")):
+        with pytest.raises(PredictionsError, match="run 0: the weighting was found on probabilities"):
+            Blender("optuna").fit(z, y, weighting=Weighting(kinds, third))
+        assert Blender("optuna").fit(expit(z), y, weighting=Weighting(kinds, third)).weights_[0] == third[0]
+    assert Blender("optuna").fit(z, y, weighting=Weighting(("rank",) * 3, third)).weights_[0] == third[0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.floats(0.3, 5), st.floats(-3, 3))
+def test_rows_of_the_fitted_scale_are_never_refused(seed: int, n: int, spread: float, centre: float) -> None:
+    rng = np.random.default_rng(seed)
+    z, y = rng.normal(centre, spread, (400, 2)), np.arange(400) % 2
+    blender = Blender().fit(z, y)
+    assert len(blender.predict_proba(rng.normal(centre, spread, (n, 2)))) == n
 
 
 def test_nets_of_different_scales_blend_as_if_they_had_one() -> None:
@@ -337,3 +384,9 @@ def test_nets_are_whole_numbers(nets: list[object]) -> None:
     expected = Blender().fit(P, y, nets=np.arange(200) % 3).predict_proba(P, nets=np.arange(200) % 3)
     same = np.array([int(net) for net in np.arange(200) % 3], object)
     np.testing.assert_array_equal(Blender().fit(P, y, nets=same).predict_proba(P, nets=same * 1.0), expected)
+
+
+def test_two_runs_of_one_name_are_refused() -> None:
+    rows = np.random.default_rng(0).random((20, 3))
+    with pytest.raises(PredictionsError, match="more than one column named a: give each run its own name"):
+        Blender().fit(pd.DataFrame(rows, columns=["a", "b", "a"]), np.arange(20) % 2)

@@ -177,12 +177,12 @@ def test_the_numbers_of_the_page_are_those_of_the_table(whole):
     assert f"{100 * positives / 300:.2f} %" in page.text
     assert f"{positives} of 300" in page.text
     nevus = (train["diagnosis"] == "nevus").sum()
-    assert page.named["nevus"] == [f"{nevus} ({nevus / (300 - positives):.1%})", "0 (0.0%)", "0.00%"]
-    assert page.named["melanoma"] == ["0 (0.0%)", f"{positives} (100.0%)", "100.00%"]
+    assert page.named["nevus"] == [f"{nevus} ({100 * nevus / (300 - positives):.1f} %)", "0 (0.0 %)", "0.00 %"]
+    assert page.named["melanoma"] == ["0 (0.0 %)", f"{positives} (100.0 %)", "100.00 %"]
     sized = train.merge(make_pictures(table).index, on="id")
     large = sized[(sized["source_width"] == 1872) & (sized["source_height"] == 1053)]["target"]
     assert page.named["1872 × 1053"] == [
-        *(str(len(large)), str(large.sum()), f"{large.mean():.2%}"),
+        *(str(len(large)), str(large.sum()), f"{100 * large.mean():.2f} %"),
     ]
     assert page.named["same group"] == ["4", "8"]
     assert page.named["across groups"] == ["2", "4"]
@@ -230,7 +230,7 @@ def test_a_column_without_any_value_is_left_out(tmp_path, column):
         if column in frame:
             frame[column] = frame[column].mask(frame[column].notna())
     page, _ = render(tmp_path, table)
-    assert page.named[column][:2] == ["300", "100.00%"]
+    assert page.named[column][:2] == ["300", "100.00 %"]
     assert f"age by {column}" not in page.text.lower()
     assert ("No age is known." in page.text) == (column == "age")
 
@@ -238,7 +238,7 @@ def test_a_column_without_any_value_is_left_out(tmp_path, column):
 def test_one_site_makes_a_page(tmp_path):
     table = make_table()
     page, _ = render(tmp_path, Table(table.train.assign(site="torso"), table.test.assign(site="torso")))
-    assert page.named["torso"][0] == f"{(table.train['target'] == 0).sum()} (100.0%)"
+    assert page.named["torso"][0] == f"{(table.train['target'] == 0).sum()} (100.0 %)"
     assert page.named["site"][:3] == ["0.000", "0.000", "within chance"]
 
 

@@ -77,7 +77,11 @@ def test_the_numbers_are_those_of_the_predictions_and_of_the_training_blend(
         assert point["sensitivity"]["value"] == pytest.approx(called[y == 1].mean())
         assert point["specificity"]["value"] == pytest.approx((~called[y == 0]).mean())
         assert point[point["aim"]]["value"] >= point["level"]
-    assert f"{found['auc']['value']:.3f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{found['auc']['value']:.3f}" in printed
+    assert "expected from training" in printed
+    page = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", (out / "evaluation.html").read_text(), flags=re.DOTALL)
+    assert "promis" not in (printed + page).lower()
     page = (out / "evaluation.html").read_text(encoding="utf-8")
     assert f'<p class="value">{found["auc"]["value"]:.3f}</p>' in page
     assert not any(name in page for name in [*made["id"], *labels["patient_id"]])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
-from browser import SCHEMES, WIDTHS, accessibility_violations, opened_page
+from browser import SCHEMES, WIDTHS, accessibility_violations, opened_page, wide_tables
 from test_validation import drawn, judged, promised
 
 from dermstack.report.evaluation import evaluation_html
@@ -48,3 +48,25 @@ def test_axe_finds_no_barrier(page: Path, browser: Browser, scheme: Literal["lig
     with opened_page(browser, page, scheme=scheme, bypass_csp=True) as seen:
         seen.page.locator("summary").click()
         assert accessibility_violations(seen.page) == []
+
+
+def test_on_a_phone_every_table_is_wider_than_the_window_and_says_so(page: Path, browser: Browser) -> None:
+    with opened_page(browser, page, width=360) as seen:
+        seen.page.locator("summary").click()
+        assert set(wide_tables(seen.page)) == {(True, True)}
+    with opened_page(browser, page, width=1400) as seen:
+        assert not any(hinted for _, hinted in wide_tables(seen.page))
+
+
+def test_the_note_has_a_title_and_the_positive_class_is_named(page: Path, browser: Browser) -> None:
+    with opened_page(browser, page) as seen:
+        assert seen.page.get_by_role("note", name="Limits of this result").get_by_role("heading").count() == 1
+        assert "(target 1, the class that the score looks for;" in seen.page.locator("#result").inner_text()
+
+
+def test_thresholds_have_equally_many_decimals_and_none_is_shown_as_zero(page: Path, browser: Browser) -> None:
+    with opened_page(browser, page) as seen:
+        cells = seen.page.locator("#thresholds .tight tbody tr td:nth-child(2)").all_inner_texts()
+    numbers = [cell.replace("\N{NO-BREAK SPACE}", " ").removesuffix(" %") for cell in cells]
+    assert len({len(number.partition(".")[2]) for number in numbers}) == 1
+    assert all(float(number) > 0 for number in numbers)

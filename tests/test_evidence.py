@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cli
+from html_page import Page
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dermstack.audit.finding import Finding, write_part_findings
-from dermstack.report.evidence import blended_runs, report_data
+from dermstack.report.evidence import blended_runs, pseudonym_key, pseudonyms, report_data
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations
@@ -119,3 +120,39 @@ def test_no_id_and_no_group_is_on_the_page(tmp_path: Path) -> None:
     import_frames(experiment, "net", *predictions(experiment))
     assert run_cli("stack", "-c", str(config), "-q") == 0
     assert "secret" not in page(experiment)
+
+
+def test_where_images_are_named_by_codes_the_page_says_what_a_code_is(experiment: Experiment) -> None:
+    ids = experiment.table.train["id"].tolist()
+    html = page(experiment)
+    coded, named = Page(html), Page(page(experiment, "--show-ids"))
+    explanation = (
+        "Images are named by codes, so that the page can be shared: a code is always the same for the same image"
+    )
+    sections = html.partition('<section id="hard-cases"')[2].partition('<section id="second-look"')
+    assert explanation in sections[0]
+    assert explanation in sections[2] or "No label of the" in sections[2]
+    assert "dermstack report --show-ids shows the ids" in coded.text
+    assert explanation not in named.text
+    cases = [row[0] for row in named.rows if row[0] in set(ids)]
+    assert cases
+    key = pseudonym_key(experiment.folder)
+    assert set(pseudonyms(cases, key)) <= set(coded.named)
+
+
+def test_without_level_2_nothing_is_said_of_it(tmp_path: Path) -> None:
+    config = write_experiment(tmp_path, stackers=[])
+    experiment = opened_experiment(config)
+    import_frames(experiment, "net", *predictions(experiment))
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    text = Page(page(experiment)).text
+    assert "Level-2 models are fitted on" not in text
+    assert "No training curves" not in text
+    assert "net, selected on these rows" in text
+
+
+def test_imported_runs_and_a_regression_make_no_section_on_training(experiment: Experiment) -> None:
+    blend = read_run(experiment.folder / "blend")
+    assert blend is not None
+    data = report_data(experiment, blend, blended_runs(experiment, blend), Out(quiet=True))
+    assert data.training is None  # a logistic regression is not trained by rounds

@@ -129,3 +129,27 @@ def test_the_section_carries_the_exact_table_and_its_script() -> None:
 @pytest.mark.slow
 def test_half_a_million_rows_keep_the_section_small() -> None:
     assert len(explorer(*simulated_rows(400_000)).markup.encode()) < 200_000
+
+
+def test_thresholds_of_the_table_have_equally_many_decimals_and_reach_what_their_row_says() -> None:
+    y, p, group = simulated_rows(3_000, decimals=12)
+    rows = [row for row in Page(explorer(y, p, group).markup).rows if row[0].startswith(("sens", "spec"))]
+    assert len(rows) == 7
+    decimals = {len(row[1].partition(".")[2]) for row in rows}
+    assert len(decimals) == 1
+    smallest = min(float(row[1]) for row in rows)
+    assert 100 <= smallest * 10 ** decimals.pop() < 1000  # three significant digits
+    for row in rows:
+        aim, share = row[0].split()[0], float(row[0].split()[1]) / 100
+        called = p >= float(row[1])
+        assert (recall_score(y, called) if aim == "sensitivity" else recall_score(1 - y, ~called)) >= share
+        best = interval(f"{'specificity' if aim == 'sensitivity' else 'sensitivity'}@{share}", y, p, group).value
+        other = recall_score(1 - y, ~called) if aim == "sensitivity" else recall_score(y, called)
+        assert best - 0.02 < other <= best + 1e-9
+
+
+def test_a_threshold_is_not_rounded_above_every_probability() -> None:
+    y, p = np.array([0] * 50 + [1] * 50), np.r_[np.linspace(0.1, 0.98764, 50), np.linspace(0.5, 0.98765, 50)]
+    rows = {row[0]: row for row in Page(explorer(y, p, np.arange(100)).markup).rows}
+    assert (p >= float(rows["specificity 95 %"][1])).any()
+    assert rows["specificity 95 %"][6] != "–"

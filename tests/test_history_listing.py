@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 from sklearn.metrics import roc_auc_score
 
@@ -56,6 +57,25 @@ def test_a_blend_stands_first_with_its_headline(experiment: Experiment) -> None:
     assert shown["run"].tolist() == ["blend", "fair", "good"]
     assert shown["headline"].tolist() == ["0.9123 [0.9000, 0.9200] nested", "", ""]
     assert shown["auc"].iloc[0] == pytest.approx(roc_auc_score(experiment.target, score))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 damaged", None])
+def test_a_damaged_table_is_named_and_the_other_experiments_are_listed(
+    experiment: Experiment, content: bytes | None
+) -> None:
+    other = opened_experiment(experiment.config_path, "experiment=another")
+    import_frames(other, "net", *predictions(other))
+    table = experiment.folder / "table.parquet"
+    if content is None:
+        pd.DataFrame({"other": [1]}).to_parquet(table)  # a table, but not of an experiment
+    else:
+        table.write_bytes(content)
+    shown = list_experiments(experiment.config.runs).set_index(["experiment", "run"])
+    assert shown.loc[("elsewhere", "table.parquet"), "kind"] == "damaged: run `dermstack stack`"
+    assert shown.loc[("elsewhere", "good"), "kind"] == "imported"
+    assert np.isnan(shown.loc[("elsewhere", "good"), "auc"])
+    assert shown.loc[("another", "net"), "auc"] > 0.5
+    assert run_cli("runs", "--folder", str(experiment.config.runs)) == 0
 
 
 def test_unfinished_and_damaged_runs_are_named_so_beside_the_others(experiment: Experiment) -> None:

@@ -11,7 +11,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from tfrecord.writer import TFRecordWriter
 
 from dermstack.errors import DataError
-from stack.import_metadata import read_dicom_metadata, read_tfrecord_metadata, write_metadata
+from stack.import_metadata import dicom_files, read_dicom_metadata, read_tfrecord_metadata, write_metadata
 
 
 def write_dicom(path: Path, **tags: str) -> None:
@@ -52,6 +52,15 @@ def test_a_folder_of_dicom_implies_its_csv(tmp_path: Path) -> None:
     ]
     assert sum(seen) == 2
     assert read_dicom_metadata(tmp_path, n_jobs=2).equals(frame)
+
+
+def test_progress_counts_the_files_that_are_read(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.dcm", "b.DCM", "c.dicom", "d/e.dcm")):
+        write_dicom(tmp_path / name, PatientID=f"IP_{number}")
+    (tmp_path / "f.dcm").mkdir()
+    (tmp_path / "notes.txt").write_text("no DICOM")
+    seen: list[int] = []
+    assert len(read_dicom_metadata(tmp_path, progress=seen.append)) == len(dicom_files(tmp_path)) == sum(seen) == 4
 
 
 def test_no_other_field_of_a_patient_gets_out(tmp_path: Path) -> None:

@@ -88,10 +88,20 @@ def test_one_age_for_all_is_no_code() -> None:
     assert missing_codes(frame_of([99.0] * 50)) == []
 
 
+@pytest.mark.parametrize(("ages", "found"), [
+    ([99.0], ["99"]), ([0.0, 50.0, 61.0], ["0"]), ([0.0, 0.0], ["0"]), ([50.0, 1.0, 88.0, 100.0], []),
+    ([0.0, 1.0, 2.0, 3.0], []), ([0.0] + [50.0] * 99, []), ([], []),
+])  # fmt: skip
+def test_in_few_new_rows_an_age_that_hardly_anyone_has_is_reported(ages: list[float], found: list[str]) -> None:
+    assert [code.value for code in missing_codes(frame_of(ages), few_rows=True) if code.is_number] == found
+    assert missing_codes(frame_of(ages)) == []
+
+
 def test_real_tables_have_no_code(shared_data: Path) -> None:
     for name in ("siim2020/train.csv", "siim2020/test.csv", "ham10000/train.csv", "isic2024/train.csv"):
         ages = pd.read_csv(shared_data / name)["age_approx"]
         assert missing_codes(frame_of(ages.tolist())) == [], name
+        assert missing_codes(frame_of(ages.tolist()), few_rows=True) == [], name
 
 
 def test_the_audit_and_the_reader_warn_of_an_age_and_note_a_word(

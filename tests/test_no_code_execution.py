@@ -52,11 +52,13 @@ NEVER = {
     "os.popen", "subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output",
     "importlib.import_module", "loader.exec_module", "util.spec_from_file_location",
 }  # fmt: skip
+# The child process that parses GBDT models runs this Python with a fixed program, and gets data only.
 # The two keys of a config that name code of the user's own, `backbone` and `features.python`, are what their modules
 # are for; a bundle with either is refused (tests/test_own_backbone.py, tests/test_python_features.py).
-OF_THE_USER = {
-    "image_models/own_backbone.py": {"importlib.import_module"},
-    "stack/python_features.py": {"loader.exec_module", "util.spec_from_file_location"},
+ALLOWED = {
+    "tabular/gbdt_trial.py": ["subprocess.Popen"],
+    "image_models/own_backbone.py": ["importlib.import_module"],
+    "stack/python_features.py": ["util.spec_from_file_location", "loader.exec_module"],
 }
 SOURCES = source_files()
 
@@ -90,9 +92,8 @@ def offences(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_source_loads_what_runs(path: Path) -> None:
-    allowed = OF_THE_USER.get(f"{path.parent.name}/{path.name}", set())
-    found = list(offences(ast.parse(path.read_text(encoding="utf-8"))))
-    assert {line.partition(": ")[2] for line in found} == allowed
+    found = [text.partition(": ")[2] for text in offences(ast.parse(path.read_text(encoding="utf-8")))]
+    assert found == ALLOWED.get(f"{path.parent.name}/{path.name}", [])
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,12 @@ def test_unknown_columns_come_with_their_cost(ensemble: Ensemble, photos: list[P
     assert notes[0].startswith("no age and no sex and no site and no group")
 
 
+def test_an_age_that_may_mean_unknown_is_noted(ensemble: Ensemble, photos: list[Photo]) -> None:
+    for age in (0, 99):
+        (note,) = read_patient(ensemble, photos, age=age, sex=SEX).notes
+        assert note == f"age {age} is often written for 'unknown': if it is here, leave the age empty"
+
+
 def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple[dict, pd.DataFrame]:
     from dermstack.serve.patient import _caches, _frame, _source
 

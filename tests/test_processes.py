@@ -113,7 +113,8 @@ def test_what_a_loading_process_meets_is_one_message_without_traceback(how: str,
     ],
 )
 def test_a_native_crash_is_not_called_a_lack_of_memory(text: str, said: str) -> None:
-    death = explain_death(text, memory_advice="lower `n_jobs`")
+    death = explain_death(text, memory_advice="lower `n_jobs`", crash_advice="change the backbone")
+    assert ("change the backbone" in death) == ("crashed" in death)
     assert said in death
     assert ("memory ran out" in death) != ("crashed" in death)
 
@@ -127,7 +128,37 @@ def test_joblib_names_the_signal_that_a_worker_died_of(end: str, said: str) -> N
         "try:\n"
         f"    list(run_parallel([partial(signal.raise_signal, signal.{end})] * 2, 2))\n"
         "except Exception as error:\n"
-        "    print(explain_death(str(error), memory_advice='lower `n_jobs`'))\n"
+        "    print(explain_death(str(error), memory_advice='lower `n_jobs`', crash_advice='x'))\n"
     )
     made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said in made.stdout
+
+
+@pytest.mark.slow
+def test_naming_crashes_does_not_wait_for_processes_that_were_forked_inside() -> None:
+    program = (
+        "import os, signal, time\nfrom image_models.processes import crash_named\n"
+        "with crash_named('{crash}'):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        time.sleep(600)\n"
+        "        os._exit(0)\n"
+        "print('on', flush=True)\n"
+        "os.kill(child, signal.SIGKILL)\n"
+    )
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert (made.stdout, made.stderr) == ("on\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["SIGSEGV", "SIGABRT", None])
+def test_a_crash_of_the_process_itself_is_named_with_what_ran(end: str | None) -> None:
+    program = (
+        "import signal\nfrom image_models.processes import crash_named\n"
+        "with crash_named('net fold 3 (fastvit_t8) crashed ({crash})'):\n"
+        f"    {f'signal.raise_signal(signal.{end})' if end else 'pass'}\n"
+    )
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    names = {"SIGSEGV": "Segmentation fault", "SIGABRT": "Aborted"}
+    assert made.stderr == (f"error: net fold 3 (fastvit_t8) crashed ({names[end]})\n" if end else "")
+    assert made.returncode == (-getattr(signal, end) if end else 0)

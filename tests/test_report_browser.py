@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import pytest
-from browser import SCHEMES, WIDTHS, accessibility_violations, opened_page
+from browser import SCHEMES, WIDTHS, accessibility_violations, opened_page, wide_tables
 from test_explorer_browser import assert_shows
 from test_report import make_data
+from test_report_sections import make_full_data
 
 from dermstack.report.explorer import count_at_thresholds
 from dermstack.report.report import report_html
@@ -80,3 +82,61 @@ def test_the_harness_sees_what_is_wrong_with_a_page(tmp_path: Path, browser: Bro
     path.write_text(path.read_text(encoding="utf-8").replace("<title>", strict + "<title>"), encoding="utf-8")
     with opened_page(browser, path) as seen:
         assert any("Content Security Policy" in complaint for complaint in seen.console_errors)
+
+
+@pytest.mark.parametrize("width", [320, 360, 480, 576])
+def test_on_a_phone_every_table_is_wider_than_the_window_and_says_so(
+    width: int, report: Path, browser: Browser
+) -> None:
+    with opened_page(browser, report, width=width) as seen:
+        seen.page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        found = wide_tables(seen.page)
+        assert len(found) >= 4
+        assert set(found) == {(True, True)}
+
+
+@pytest.mark.parametrize("width", [577, 700, 1400])
+def test_on_a_wider_window_a_shadow_shows_where_a_table_goes_on(width: int, report: Path, browser: Browser) -> None:
+    with opened_page(browser, report, width=width) as seen:
+        assert not any(hinted for _, hinted in wide_tables(seen.page))
+        grounds = seen.page.evaluate(
+            "[...document.querySelectorAll('.scroll')].map(frame => getComputedStyle(frame).backgroundAttachment)"
+        )
+        assert set(grounds) == {"local, local, scroll, scroll, scroll"}  # covers that move, shadows that stay
+
+
+def test_the_name_of_a_row_stays_in_view_while_its_table_is_swiped(report: Path, browser: Browser) -> None:
+    with opened_page(browser, report, width=360) as seen:
+        moved = seen.page.evaluate(
+            """[...document.querySelectorAll('.scroll')].filter(frame => frame.checkVisibility()).map(frame => {
+                frame.scrollLeft = 150;
+                const head = frame.querySelector('tbody th').getBoundingClientRect();
+                return [frame.scrollLeft, Math.round(head.left - frame.getBoundingClientRect().left)];
+            })"""
+        )
+        assert all(scrolled > 0 and offset in (0, 1) for scrolled, offset in moved), moved
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_stronger_shade_is_further_from_the_card_in_light_and_in_dark(
+    scheme: str, browser: Browser, tmp_path: Path
+) -> None:
+    """As the caption says; "darker" would be wrong in dark mode."""
+    path = tmp_path / "report.html"
+    path.write_text(report_html(make_full_data()), encoding="utf-8")
+    with opened_page(browser, path, scheme=scheme) as seen:
+        colours = seen.page.evaluate(
+            """(() => {
+                const canvas = document.createElement('canvas').getContext('2d');
+                const rgb = colour => {
+                    canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+                    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+                };
+                const card = getComputedStyle(document.querySelector('.card')).backgroundColor;
+                const cells = document.querySelectorAll('td.shade');
+                return [rgb(card), ...[...cells].map(cell => rgb(getComputedStyle(cell).backgroundColor))];
+            })()"""
+        )
+        card, *cells = np.array(colours, float)
+        assert len(cells) == 2
+        assert all(np.abs(cell - card).sum() > 60 for cell in cells)

@@ -154,7 +154,7 @@ def test_the_sections_show_the_numbers_they_were_given(full, full_page):
     rows = {row[0]: row[1:] for row in full_page.rows}
     after = full.calibration.scores.iloc[1]
     assert rows["mended"][-1] == f"{after['log loss']:.4f}"
-    assert rows["5.00 %"][:2] == [
+    assert rows["5 %"][:2] == [
         f"{1000 * full.decision.at_round_thresholds['called'][0]:.0f}",
         f"{100 * full.decision.at_round_thresholds['sensitivity'][0]:.1f} %",
     ]
@@ -233,3 +233,75 @@ def test_sections_stand_at_their_places_and_only_their_scripts_may_run(full):
 @pytest.mark.slow
 def test_four_hundred_thousand_rows_do_not_make_the_page_large():
     assert len(report_html(make_full_data(400_000)).encode()) < 2_000_000
+
+
+def calibrated(full, before, after):
+    """The data with these log losses of the score and of the calibrated p."""
+    scores = full.calibration.scores.assign(**{"log loss": [before, after]})
+    return Page(report_html(replace(full, calibration=replace(full.calibration, scores=scores)))).text
+
+
+def test_a_calibration_that_worsens_the_log_loss_is_remarked_with_both_values(full):
+    text = calibrated(full, 0.1941, 0.1951)
+    assert "The calibration worsened the log loss, from 0.1941 (raw) to 0.1951" in text
+    for before, after in ((0.1951, 0.1941), (0.1941, 0.1941), (0.19412, 0.19413)):  # better, equal, equal as shown
+        assert "The calibration worsened" not in calibrated(full, before, after)
+
+
+def test_the_remark_compares_with_the_best_of_the_probabilities_before(full):
+    scores = pd.concat([full.calibration.scores] * 2, ignore_index=True).iloc[:3]
+    scores = scores.assign(probability=["the score", "the mean", "calibrated"], **{"log loss": [0.4, 0.2, 0.3]})
+    page = Page(report_html(replace(full, calibration=replace(full.calibration, scores=scores))))
+    assert "worsened the log loss, from 0.2000 (the mean) to 0.3000" in page.text
+
+
+def test_thresholds_of_the_decision_table_have_the_decimals_that_they_need(full):
+    for thresholds, shown in (
+        ([0.05, 0.2], ["5 %", "20 %"]), ([0.005, 0.1], ["0.5 %", "10.0 %"]), ([0.0002, 0.01], ["0.02 %", "1.00 %"]),
+    ):  # fmt: skip
+        curve = full.decision.at_round_thresholds.assign(threshold=thresholds)
+        page = Page(report_html(replace(full, decision=replace(full.decision, at_round_thresholds=curve))))
+        assert set(shown) <= set(page.named)
+
+
+def test_the_chosen_method_is_named_beside_the_headline_only_where_its_value_is_another(full):
+    value = full.headline.value
+    for nested, named in ((value + 0.01, True), (value, False), (value + 1e-9, False)):
+        methods = full.methods.assign(nested=[0.7, nested])
+        text = Page(report_html(replace(full, methods=methods))).text
+        assert ("optuna in every fold" in text) == named
+        assert ("The estimate is the headline, not the value of optuna in every fold" in text) == named
+
+
+def test_the_first_method_has_no_difference_to_itself(full, full_page):
+    assert full_page.named["rank_mean"][-2:] == ["–", "–"]
+
+
+def test_a_run_that_the_blend_leaves_out_has_no_way_to_enter_it(full):
+    weights = full.weights.assign(weight=[0.0, 1.0])
+    html = report_html(replace(full, weights=weights))
+    assert "net_a 0.000; lightgbm, as logit 1.000" in html
+    assert "net_a, as rank" not in html
+
+
+def test_the_more_similar_two_runs_are_the_more_colour_a_cell_has(full):
+    """In words that hold in light and in dark mode: a shade mixes the accent into the card."""
+    html = report_html(full)
+    cells = re.findall(r'--shade: ([\d.]+)%">([\d.]+)<', html)
+    assert [(shade, cell) for shade, cell in cells if cell == "1.00"] == [("45.0", "1.00")] * 2
+    assert "0.40" not in [cell for _, cell in cells]  # the lowest correlation has no colour
+    assert "The more strongly a cell is coloured, the more similarly two runs rank the images" in html
+    assert not re.search(r"darker|lighter|brighter", html)
+
+
+def test_every_note_has_a_title(full):
+    page = Page(report_html(full))
+    assert page.ids.count("differing-title") == page.ids.count("limits-title") == 1
+    notes = [attrs for tag, attrs in page.tags if str(attrs.get("class")).split()[0] == "note"]
+    assert [note["aria-labelledby"] for note in notes] == ["limits-title", "differing-title"]
+
+
+def test_code_in_findings_is_marked(full):
+    finding = full.data.findings.assign(what="the column `diagnosis` separates <b>")
+    html = report_html(replace(full, data=replace(full.data, findings=finding)))
+    assert "the column <code>diagnosis</code> separates &lt;b&gt;" in html

@@ -180,6 +180,22 @@ def test_words_that_training_did_not_have_are_named_and_other_spellings_of_its_w
     assert "'m' in 1 rows, 'f' in 1 rows" in " ".join(capsys.readouterr().out.split())
 
 
+def test_ages_and_words_that_may_mean_unknown_are_warned_of_once_with_their_count(
+    bundled_experiment: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    table = pd.read_csv(small_data / "test.csv").astype({"age_approx": float})
+    table.loc[:2, "age_approx"] = 99
+    table.loc[3:4, "sex"] = "unknown"
+    table.to_csv(tmp_path / "new.csv", index=False)
+    command = ["--bundle", str(bundled_experiment / "bundle.zip"), "--images", str(small_data / "images")]
+    for metadata, warned in ((tmp_path / "new.csv", 1), (small_data / "test.csv", 0)):
+        out = str(tmp_path / f"{warned}.csv")
+        assert run_cli("predict", *command, "--metadata", str(metadata), "--out", out) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert printed.count("age 99 in 3 rows") == printed.count("take it as a number of years") == warned
+        assert printed.count("'unknown' in 2 rows") == printed.count("do not occur in training") == warned
+
+
 def test_what_a_missing_column_costs_is_measured_against_the_blend_itself(
     bundled_experiment: Path, bundle: Bundle
 ) -> None:

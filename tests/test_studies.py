@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +15,8 @@ from uuid import uuid4
 import numpy as np
 import optuna
 import pytest
-from imported_experiment import opened_experiment, write_experiment
+from conftest import run_cli
+from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
@@ -70,6 +73,45 @@ def test_a_database_that_is_not_there_is_named_without_its_password(tmp_path: Pa
     ) as caught:
         open_study(experiment, "slow", INPUTS)
     assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_does_not_answer_is_given_up_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stack.tune.studies.CONNECT_SECONDS", 0.2)
+    with socket.socket() as silent, ExitStack() as stack:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)  # a full queue: further attempts get no answer
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        port = silent.getsockname()[1]
+        experiment = opened_experiment(
+            write_experiment(tmp_path, storage=f"postgresql+pg8000://me:secret@127.0.0.1:{port}/studies")
+        )
+        said = rf"{port}/studies cannot be opened \(TimeoutError: no answer from 127\.0\.0\.1 port {port} within"
+        with pytest.raises(ConfigError, match=said):
+            open_study(experiment, "slow", INPUTS)
+
+
+@pytest.mark.slow
+def test_a_damaged_journal_stops_no_stack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_experiment(tmp_path)
+    experiment = opened_experiment(config)
+    for seed, name in enumerate(("a", "b")):
+        import_frames(experiment, name, *predictions(experiment, seed=seed))
+    journal = experiment.folder / "studies" / "journal.log"
+    journal.parent.mkdir()
+    for damaged in (b"no json\n{}\n", b'{"op_code": 99}\n', b"\xff\xfe\n{}\n"):
+        journal.write_bytes(damaged)
+        (experiment.folder / "report.html").unlink(missing_ok=True)
+        assert run_cli("stack", "-c", str(config)) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"the report lacks its section on studies: {journal} is damaged" in said
+        assert (experiment.folder / "report.html").is_file()
+        assert journal.read_bytes() == damaged
+    assert "is damaged" in command_error(capsys, "tune", "blend", "-c", str(config), "--trials", "2")
 
 
 @pytest.mark.skipif(
@@ -144,7 +186,13 @@ def test_a_line_of_the_journal_that_changed_is_noticed(tmp_path: Path) -> None:
     study_of(experiment, tmp_path / "told", trials=3, workers=1)
     path = experiment.folder / "studies" / "journal.log"
     text = path.read_text()
-    for damaged in (text.replace('"values":[-0.', '"values":[-1.', 1), text.replace("{", "(", 1)):
+    no_logs = ('{"op_code": 99}\n', '{"op_code": 4, "trial_id": 12345}\n', "{}\n", "[]\n", "\x00\n")
+    changed = (
+        text.replace('"values":[-0.', '"values":[-1.', 1),
+        text.replace("{", "(", 1),
+        *(text + log for log in no_logs),
+    )
+    for damaged in changed:
         assert damaged != text
         path.write_text(damaged)
         for read in (lambda: open_study(experiment, "slow", INPUTS), lambda: read_studies(experiment, CURRENT)):

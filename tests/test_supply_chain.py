@@ -96,8 +96,9 @@ def test_the_promises_name_tests_that_are_there() -> None:
 
 
 def test_the_limits_in_the_promises_are_those_of_the_code() -> None:
-    from dermstack.serve.app import MAX_UPLOAD_BYTES
+    from dermstack.serve.admission import MAX_UPLOAD_BYTES
     from dermstack.serve.bundle import MAX_COMPRESSION_RATIO
+    from dermstack.serve.connections import IDLE_SECONDS, MAX_CONNECTIONS
     from image_models.io.decode import MAX_ENCODED_BYTES, MAX_PIXELS
     from image_models.io.tfrecord import MAX_VALUES
     from stack.config import MAX_CSV_COLUMNS, MAX_YAML_NODES
@@ -106,7 +107,9 @@ def test_the_limits_in_the_promises_are_those_of_the_code() -> None:
     for said in (
         f"at most {MAX_PIXELS // 10**6} million pixels and {MAX_ENCODED_BYTES >> 20} MiB",
         f"a table {MAX_CSV_COLUMNS:,} columns",
-        f"{MAX_YAML_NODES:,} values", f"at most {MAX_UPLOAD_BYTES >> 20} MiB at a time",
+        f"{MAX_YAML_NODES:,} values", f"at most {MAX_UPLOAD_BYTES >> 20} MiB in all requests together",
+        f"at most {MAX_CONNECTIONS} connections",
+        f"{IDLE_SECONDS:.0f} seconds",
     ):  # fmt: skip
         assert said in text
     assert (MAX_COMPRESSION_RATIO, MAX_VALUES) == (20, 1 << 20)  # "twenty times", "a million"

@@ -94,11 +94,11 @@ def import_dicom(
     Takes image name, patient, sex, age and site, and no other field about the patient.
     """
     from stack.console import Out
-    from stack.import_metadata import check_metadata_csv, read_dicom_metadata, write_metadata
+    from stack.import_metadata import check_metadata_csv, dicom_files, read_dicom_metadata, write_metadata
 
     out = Out(quiet=quiet)
     check_metadata_csv(csv, replace=replace)
-    with out.bar("DICOM headers", sum(1 for _ in folder.rglob("*.dcm")), "files") as progress:
+    with out.bar("DICOM headers", len(dicom_files(folder)), "files") as progress:
         frame = read_dicom_metadata(folder, n_jobs=n_jobs, progress=progress)
     out.say(f"{write_metadata(frame, csv, replace=replace)}: {len(frame):,} rows of {', '.join(frame.columns)}")
 

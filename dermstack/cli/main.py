@@ -55,6 +55,9 @@ def run_app(app: Callable[[], object]) -> None:
     Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143. Passwords are
     masked in everything that is printed.
     """
+    if sys.flags.optimize > 1:  # LightGBM's and torch's imports read docstrings (LightGBM issue 7362)
+        sys.stderr.write("error: python -OO removes docstrings that libraries need: unset PYTHONOPTIMIZE, or use -O\n")
+        sys.exit(2)
     terminated = threading.Event()
 
     def terminate(number: int, frame: object) -> None:
@@ -88,14 +91,30 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        typer.echo(f"error: {error.filename or 'a file'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True)
+        typer.echo(
+            f"error: {error.filename or 'the standard output'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True
+        )
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        # Python keeps such bytes of a file's name as lone surrogates; pyarrow takes only names that are UTF-8.
+        typer.echo(
+            f"error: {error.object!a}: the name holds bytes that are not UTF-8: rename the file or folder, or set a "
+            "UTF-8 locale (LC_ALL=C.UTF-8) if it is written in another encoding",
+            err=True,
+        )
         sys.exit(2)
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":
             raise  # a worker could not receive or send an object: not a user's error
         from image_models.processes import explain_death
 
-        said = explain_death(str(error), memory_advice="lower `n_jobs` or the batch size")
+        said = explain_death(
+            str(error),
+            memory_advice="lower `n_jobs` or the batch size",
+            crash_advice="update the libraries (`pip install --upgrade`), or set `n_jobs: 1` to see where it happens",
+        )
         typer.echo(f"error: {said}; {RESUME_ADVICE}", err=True)
         sys.exit(2)
     except SystemExit as ended:
@@ -179,7 +198,7 @@ def stack(
     Audits the runs that `oof` and `import-oof` made, fits the GBDTs and the blend on them, and writes submission.csv
     and report.html.
     """
-    from dermstack.cli.options import show_blend, show_findings, show_plausibility, show_runs
+    from dermstack.cli.options import show_blend, show_fallback_rows, show_findings, show_plausibility, show_runs
     from dermstack.pipeline import run_stack
     from stack.console import Out
 
@@ -195,6 +214,7 @@ def stack(
     show_blend(experiment, out, made.blend)
     if (submission := experiment.folder / "submission.csv").exists():
         out.say(f"submission: {submission}")
+        show_fallback_rows(experiment, out)
     out.say(f"report: {made.report}")
 
 
@@ -316,8 +336,9 @@ def tune(
             return
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
         for stacker in stackers:
-            if stacker.kind == "logistic" and len(stackers) > 1:
-                out.say(f"{stacker.name}: a logistic regression has nothing to tune, skipped")
+            if not stacker.is_gbdt and len(stackers) > 1:
+                what = "logistic regression" if stacker.kind == "logistic" else "classifier of scikit-learn"
+                out.say(f"{stacker.name}: a {what} has nothing to tune, skipped")
             else:
                 path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)
                 out.say(f"to use it: `tuned: {{gbdt: {{{stacker.name}: {path}}}}}`")

@@ -272,6 +272,7 @@ def hard_cases(
         each=each,
         run=run.name if run else None,
         note=note,
+        described=bool(len(ids)) and any(metadata_words(table.loc[row_id]) for row_id in ids),
         shown=bool(pictures.picture),
         heated=bool(pictures.heat),
         stops=", ".join(
@@ -371,6 +372,7 @@ def doubtful_labels_section(
         each=each,
         note=note,
         lists=[(TARGET_NAMES[target], titles[target], some) for target, some in cases.items()],
+        described=any(case.words for some in cases.values() for case in some),
         shown=bool(pictures.picture),
     )
     return Section(markup, (TEMPLATE_FOLDER / "cases.css").read_text(encoding="utf-8"))

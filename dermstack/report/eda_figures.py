@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from dermstack.report.figures import (
     ACCENT,
@@ -19,13 +18,15 @@ from dermstack.report.figures import (
     Drawing,
     blank_figure,
     label_axes,
+    line_grid,
     page_style,
     page_svg,
     row_text,
 )
+from dermstack.report.report import percent
+from dermstack.report.ticks import round_ticks
 from stack.metrics.scores import Floats
 
-_COUNT_FORMAT = FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
 _MAX_SIZES = 150  # with more distinct image sizes, a figure bins them
 _PAGE_COLOURS = {INK: "var(--ink)", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
 
@@ -67,7 +68,11 @@ def histogram_figure(name: str, edges: Sequence[float], shares: dict[str, Floats
         axes.stairs(other, edges, color=ACCENT, linewidth=1.8)
         axes.stairs(one, edges, color=INK, linewidth=1.4, linestyle=(0, (5, 2)))
         axes.set(xlabel=axis, xlim=(edges[0], edges[-1]))
-        _share_axis(axes.yaxis, axes)
+        round_ticks(axes.xaxis)
+        round_ticks(axes.yaxis, percent=True, intervals=4)
+        axes.grid(True, axis="y")
+        axes.set_axisbelow(True)
+        axes.set_ylim(bottom=0)
         alt = f"Shares by {axis}. Most {first}: {_mode(edges, one)}; most {second}: {_mode(edges, other)}."
         legend = [(first, _swatch(INK, dashes="6 3")), (second, _swatch(ACCENT, dashes="none"))]
         return Drawing(page_svg(figure, name, alt), legend)
@@ -80,12 +85,12 @@ def paired_figure(name: str, levels: Sequence[str], shares: dict[str, Floats], *
         figure = blank_figure(height=0.75 + 0.56 * len(levels))
         axes = label_axes(figure, len(levels), axis)
         for row, level in enumerate(levels):
-            row_text(axes, row, level, f"{one[row]:.1%}\n{other[row]:.1%}")
+            row_text(axes, row, level, f"{percent(one[row])}\n{percent(other[row])}")
             axes.barh(row - 0.11, one[row], height=0.18, facecolor="none", edgecolor=INK, linewidth=1)
             axes.barh(row + 0.11, other[row], height=0.2, color=ACCENT)
         axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(0, max(float(np.max([one, other])), 1e-3) * 1.02)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        round_ticks(axes.xaxis, percent=True)
         alt_text = "; ".join(f"{level} {a:.1%} and {b:.1%}" for level, a, b in zip(levels, one, other, strict=True))
         legend = [(first, _swatch(INK, dashes="hollow")), (second, _swatch(ACCENT, dashes="bar"))]
         return Drawing(page_svg(figure, name, f"{axis}, {first} and {second}. {alt_text}."), legend)
@@ -93,13 +98,13 @@ def paired_figure(name: str, levels: Sequence[str], shares: dict[str, Floats], *
 
 def count_figure(name: str, labels: Sequence[str], counts: Sequence[int], *, axis: str) -> Drawing:
     """Draws horizontal bars of counts, from the top."""
-    return _bars(name, labels, counts, [f"{count:,}" for count in counts], axis=axis, axis_format=_COUNT_FORMAT)
+    return _bars(name, labels, counts, [f"{count:,}" for count in counts], axis=axis, integer=True)
 
 
 def rate_figure(name: str, labels: Sequence[str], rates: Sequence[float], of: Sequence[int], *, axis: str) -> Drawing:
     """Draws horizontal bars of shares, from the top, each with the number that it is a share of."""
-    texts = [f"{rate:.1%}\nof {count:,}" if count else "–" for rate, count in zip(rates, of, strict=True)]
-    return _bars(name, labels, np.nan_to_num(rates).tolist(), texts, axis=axis, axis_format=PercentFormatter(1))
+    texts = [f"{percent(rate)}\nof {count:,}" if count else "–" for rate, count in zip(rates, of, strict=True)]
+    return _bars(name, labels, np.nan_to_num(rates).tolist(), texts, axis=axis, percent=True)
 
 
 def _bars(
@@ -109,7 +114,8 @@ def _bars(
     texts: Sequence[str],
     *,
     axis: str,
-    axis_format: Formatter,
+    percent: bool = False,
+    integer: bool = False,
 ) -> Drawing:
     with page_style():
         figure = blank_figure(height=0.75 + 0.46 * len(labels))
@@ -119,8 +125,7 @@ def _bars(
         axes.barh(range(len(labels)), values, height=0.28, color=ACCENT)
         axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(0, max(1e-3, *values) * 1.02)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(axis_format)
+        round_ticks(axes.xaxis, percent=percent, integer=integer, intervals=5)
         alt_text = "; ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True)).replace("\n", " ")
         return Drawing(page_svg(figure, name, f"{axis}. {alt_text}."), [])
 
@@ -138,10 +143,8 @@ def sizes_figure(name: str, sizes: pd.DataFrame, *, column: str) -> Drawing:
         axes.scatter(shown["width"], shown["height"], s=12 + 900 * shares, color=ACCENT, alpha=0.4, linewidth=0)
         axes.scatter(shown["width"], shown["height"], s=4, color=INK, linewidth=0)
         axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="width in pixels", ylabel="height in pixels", aspect="equal")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(True)
-        axes.set_axisbelow(True)
+        round_ticks(axes.xaxis)
+        line_grid(axes)
         top = "; ".join(
             f"{w:.0f} × {h:.0f}: {n:,}" for w, h, n in shown[["width", "height", column]].head(5).to_numpy()
         )
@@ -176,14 +179,6 @@ def _binned_sizes(sizes: pd.DataFrame) -> pd.DataFrame:
     grid = sizes.assign(width=(sizes["width"] / step).round() * step, height=(sizes["height"] / step).round() * step)
     grid = grid.groupby(["width", "height"], as_index=False)[["rows", "negatives", "positives"]].sum()
     return grid.sort_values("rows", ascending=False, ignore_index=True)
-
-
-def _share_axis(axis: Any, axes: Any) -> None:
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.set_major_locator(MaxNLocator(4))
-    axes.grid(True, axis="y")
-    axes.set_axisbelow(True)
-    axes.set_ylim(bottom=0)
 
 
 def _ages_alt_text(line: dict[Any, Any]) -> str:

@@ -38,8 +38,8 @@ def level_table(counts: pd.DataFrame, column: str) -> Grid:
         cells = [Cell(_breakable(str(line["level"])))]
         for name in columns:
             share = float(shares[name][number])
-            cells.append(Cell(f"{line[name]:,} ({share:.1%})", share / largest))
-        rows.append([*cells, Cell(f"{line['prevalence']:.2%}")])
+            cells.append(Cell(f"{line[name]:,} ({_number(share, '.1%')})", share / largest))
+        rows.append([*cells, Cell(_number(line["prevalence"], ".2%"))])
     return Grid([(column, False), *[(head, True) for head in columns.values()], ("share of positives", True)], rows)
 
 
@@ -168,7 +168,7 @@ def _number(value: object, form: str) -> str:
     if value is None or value is pd.NA:
         return "–"
     if isinstance(value, float | np.floating):
-        return f"{value:{form}}" if math.isfinite(value) else "–"
+        return f"{value:{form}}".replace("%", "\N{NO-BREAK SPACE}%") if math.isfinite(value) else "–"
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)

@@ -24,8 +24,10 @@ from dermstack.report.figures import (
     page_svg,
     reliability_figure,
     roc_points,
+    unit_axes,
 )
 from dermstack.report.report import TEMPLATE_FOLDER, environment
+from dermstack.report.tables import shared_decimals
 from stack.metrics.intervals import Interval
 from stack.metrics.validation import (
     AGREES,
@@ -55,11 +57,7 @@ def threshold_roc_figure(name: str, y: ArrayLike, score: ArrayLike, points: Sequ
     """Draws the ROC curve of scores (n,), with each threshold's position in training and here joined by a line."""
     with page_style():
         figure = blank_figure(height=WIDTH)
-        axes = figure.subplots()
-        axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
-        axes.set(xlabel="1 − specificity (false positive rate)", ylabel="sensitivity (true positive rate)")
-        axes.grid(True)
-        axes.set_axisbelow(True)
+        axes = unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
         axes.plot(*roc_points(y, score), color=ACCENT, linewidth=2.4)
         alt_text = []
@@ -170,9 +168,10 @@ def _points(found: Validation) -> _Table:
     for share in ("sensitivity", "specificity"):
         heads += [(f"{share} expected", True), (f"{share} found", True), ("verdict", False)]
     rows = []
+    decimals = shared_decimals((100 * of.found.threshold for of in found.points), least=1)
     for of in found.points:
         cells: list[str | Markup] = [
-            f"{of.promised.aim} {percent(of.promised.level, 0)}", percent(of.found.threshold, 2)
+            f"{of.promised.aim} {percent(of.promised.level, 0)}", percent(of.found.threshold, decimals)
         ]  # fmt: skip
         for compared, here in ((of.sensitivity, of.found.sensitivity), (of.specificity, of.found.specificity)):
             cells += [percent(compared.promised), _with_bounds(here), _SHORT_VERDICTS[compared.verdict]]

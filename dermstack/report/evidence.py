@@ -25,8 +25,10 @@ from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
+from dermstack.report.training import training_of
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.fallback import FOLDER, performance
 from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
@@ -49,6 +51,8 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         "split_groups": int(experiment.folds.frame["split_group"].nunique()),
         "test rows": len(test),
     }
+    if lost := len(experiment.unreadable_test):
+        facts["further test rows, image unreadable, predicted from the table alone"] = lost
     if len(experiment.external_as_read):
         facts["external rows (used only to train level 1)"] = len(experiment.external_as_read)
     return facts
@@ -133,6 +137,7 @@ def _pseudonym(name: str, key: bytes) -> str:
     return base64.b32encode(digest).decode().rstrip("=").lower()
 
 
+_MAX_NAMED = 20  # rows named in a note
 LIBRARIES = (
     "dermstack",
     "numpy",
@@ -197,7 +202,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
     best = runs[int(table[objective].argmax())]
     score = oof["score"].to_numpy(np.float64)
     best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
-    curves = {"blend (nested)": score, f"best run, selected on these rows: {best.name}": best_score}
+    curves = {"blend (nested)": score, f"{best.name}, selected on these rows": best_score}
     if "rank_mean_nested" in oof:
         curves["rank average"] = oof["rank_mean_nested"].to_numpy(np.float64)
     comparisons = [
@@ -230,7 +235,10 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         fold=oof["fold"].to_numpy(),
         folds=experiment.folds.summary(experiment.target, experiment.table.train),
         facts=table_facts(experiment),
-        notes=_notes(experiment, blend),
+        notes=[
+            *_notes(experiment, blend, has_level2=bool(levels[1])),
+            *_fallback_notes(experiment, show_ids=show_ids),
+        ],
         diagnostics=[note for run in runs for note in _level2_notes(run)],
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
@@ -248,6 +256,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         agreement=rank_correlations([blend, *runs]),
         subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows])),
         importance=importance(experiment, levels[1], levels[0], out),
+        training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),
         data=data_facts(experiment, show_ids=show_ids),
         seeds=_seeds(experiment),
@@ -260,12 +269,12 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
 
 
 def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHistory]:
-    """Returns the studies of these runs and settings; warns and returns [] where their database cannot be opened."""
+    """Returns the studies of these runs and settings; warns and returns [] where their storage cannot be read."""
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     try:
         return read_studies(experiment, current_study_inputs(experiment, runs))
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:  # an unreachable database, a damaged journal
         out.warn(f"the report lacks its section on studies: {error}")
         return []
 
@@ -319,12 +328,15 @@ def _seeds(experiment: Experiment) -> dict[str, int | str]:
     }
 
 
-def _notes(experiment: Experiment, blend: Run) -> list[str]:
+def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]:
     notes = [
         "Tuned, in-sample values are measured on the same rows that the weights were fitted on; they are optimistic.",
-        "Level-2 models are fitted on out-of-fold predictions of networks that saw the images of the held-out fold in "
-        "training. With shuffled targets this gives an AUC slightly above 0.5 (measured by `--shuffle-target`).",
     ]
+    if has_level2:
+        notes.append(
+            "Level-2 models are fitted on out-of-fold predictions of networks that saw the images of the held-out fold "
+            "in training. With shuffled targets this gives an AUC slightly above 0.5 (measured by `--shuffle-target`)."
+        )
     if blend.meta["left_out"]:
         notes.append(
             f"{blend.meta['left_out']} training rows are left out: an imported run was declared not to cover them."
@@ -339,6 +351,21 @@ def _notes(experiment: Experiment, blend: Run) -> list[str]:
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
+
+
+def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
+    """Describes the fallback where it predicts rows of the submission, and names these rows."""
+    run, lost = read_run(experiment.folder / FOLDER), experiment.unreadable_test["id"]
+    if run is None or lost.empty:
+        return []
+    display_name = str if show_ids else _pseudonymiser(experiment)
+    names = ", ".join(display_name(row_id) for row_id in lost[:_MAX_NAMED])
+    more = f", … {len(lost):,} in all" if len(lost) > _MAX_NAMED else ""
+    return [
+        f"{len(lost):,} of {len(experiment.as_read.test):,} test rows have an image that cannot be read. As declared "
+        f"(data.on_unreadable_test), they are predicted by the fallback: {performance(run)}. The blend's score does "
+        f"not apply to these rows: {names}{more}."
+    ]
 
 
 def _level2_notes(run: Run) -> list[str]:

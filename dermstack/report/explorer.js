@@ -13,6 +13,11 @@
     part(name).textContent = value === null ? "–" : text(value);
   };
   const percent = (share) => (100 * share).toFixed(1) + "\u00a0%";
+  // At least three decimals, so that the number does not change its width at every step, and no power of ten.
+  const decimal = (value) => {
+    const short = value.toFixed(15).replace(/0+$/, "");
+    return short.length - short.indexOf(".") - 1 < 3 ? value.toFixed(3) : short;
+  };
   const whole = (number) => Math.round(number).toLocaleString("en");
 
   // The same computation as operating_point in dermstack/report/explorer.py.
@@ -34,8 +39,8 @@
     const falsePositives = counts.falsePositives[place];
     const threshold = counts.threshold[place];
     const point = operatingPoint(truePositives, falsePositives);
-    show("at", threshold, String);
-    slider.setAttribute("aria-valuetext", "p_calibrated " + threshold + " or more");
+    show("at", threshold, decimal);
+    slider.setAttribute("aria-valuetext", "p_calibrated " + decimal(threshold) + " or more");
     for (const name of ["sensitivity", "specificity", "accuracy", "ppv", "npv"]) show(name, point[name], percent);
     show("biopsies", point.biopsies, (value) => value.toFixed(1));
     show("tp", truePositives, whole);

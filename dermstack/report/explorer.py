@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
+from dermstack.report.tables import shared_decimals
 from stack.metrics.decisions import operating_point_at
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import checked
@@ -157,11 +159,27 @@ def _aims(points: Thresholds, y: ArrayLike, p: ArrayLike, split_group: ArrayLike
     """Returns the thresholds for common sensitivities and specificities, with intervals for fixed thresholds."""
     aims = {("sensitivity", share): points.index_reaching(sensitivity=share) for share in SENSITIVITIES}
     aims |= {("specificity", share): points.index_reaching(specificity=share) for share in SPECIFICITIES}
-    made = []
+    decimals = shared_decimals(points.threshold[list(aims.values())], least=3)
+    highest, made = float(points.threshold[-1]), []
     for (aim, share), place in aims.items():
-        threshold = float(points.threshold[place])
+        threshold, shown = _shown_threshold(
+            float(points.threshold[place]), decimals, rise=aim == "specificity", highest=highest
+        )
         point = operating_point_at(y, p, split_group, aim, share, threshold)
         shares = [point.sensitivity, point.specificity, point.ppv, point.npv]
         biopsies = 1 / point.ppv.value if point.ppv.value > 0 else None
-        made.append(_Aim(f"{aim} {100 * share:.0f}\N{NO-BREAK SPACE}%", f"{threshold:.15g}", shares, biopsies))
+        made.append(_Aim(f"{aim} {100 * share:.0f}\N{NO-BREAK SPACE}%", shown, shares, biopsies))
     return made
+
+
+def _shown_threshold(exact: float, decimals: int, *, rise: bool, highest: float) -> tuple[float, str]:
+    """Rounds a threshold to ``decimals``: down, which keeps its sensitivity, or with ``rise`` up, its specificity.
+
+    Returns the value, of which the table shows the rates, and its text. A value that would rise above ``highest``, and
+    then call no image positive, stays as it is.
+    """
+    scaled = exact * 10.0**decimals
+    if abs(scaled - round(scaled)) > 1e-6:  # else only the last bit differs from a short decimal
+        scaled = math.ceil(scaled) if rise else math.floor(scaled)
+    text = f"{scaled / 10.0**decimals:.{decimals}f}"
+    return (exact, f"{exact:.15g}") if float(text) > highest else (float(text), text)

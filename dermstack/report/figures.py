@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,15 +17,16 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from dermstack.report.ticks import TickFormatter, round_ticks
 from stack.metrics.scores import Floats
 from stack.tune.studies import StudyHistory
 
 WIDTH = 4.4  # inches, 317 SVG units: about the width of a phone in pixels, so text keeps its size there
-_MAX_LABEL_LENGTH = 40  # characters; a longer label does not fit above its bar and is cut
+_MAX_LABEL_LENGTH = 48  # characters; a longer label does not fit above its bar and value, and is cut
 
 # Figures are drawn in these placeholder colours, which are then replaced by the colours of the page.
 _COLOURS = {
@@ -152,19 +154,37 @@ def label_axes(figure: Figure, rows: int, axis: str) -> Axes:
     axes.set(ylim=(rows - 0.65, -0.75), xlabel=axis)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    round_ticks(axes.xaxis)
     axes.grid(True, axis="x")
     axes.set_axisbelow(True)
     return axes
 
 
+def line_grid(axes: Axes, *, percent: bool = False) -> None:
+    """Gives axes of lines round ticks on the left and a grid below the lines."""
+    round_ticks(axes.yaxis, percent=percent)
+    axes.grid(True)
+    axes.set_axisbelow(True)
+
+
 def row_text(axes: Axes, row: int, label: str, value: str, *, strong: bool = False) -> None:
-    """Writes the label above row `row` of `label_axes`, shortened if too long, and the value to its right."""
-    short = label if len(label) <= _MAX_LABEL_LENGTH else label[: _MAX_LABEL_LENGTH - 1] + "…"
+    """Writes the label above row `row` of `label_axes`, shortened if too long, and the value beside its bar."""
+    short = label
+    if _width(label) > _MAX_LABEL_LENGTH:  # cut in the middle: names often differ only at their end
+        end = label[-(_MAX_LABEL_LENGTH // 4) :]
+        while _width(f"{short}…{end}") > _MAX_LABEL_LENGTH:
+            short = short[:-1]
+        short = f"{short}…{end}"
     weight = "bold" if strong else "normal"
     at = axes.get_yaxis_transform()
-    axes.text(0, row - 0.27, short, transform=at, ha="left", va="bottom", weight=weight)
+    words = axes.text(0, row - 0.27, short, transform=at, ha="left", va="bottom", weight=weight)
+    words.set_in_layout(False)  # a long label goes on above the value and takes no width from the bars
     axes.text(1.03, row, value, transform=at, ha="left", va="center_baseline", weight=weight)
+
+
+def _width(text: str) -> int:
+    """Returns the width of a text in characters of the Latin script; a Chinese or Japanese character is two wide."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def swatch(colour: str, *, width: float = 2.0, dashes: Sequence[float] = (), shape: str = "line") -> Markup:
@@ -200,7 +220,7 @@ def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: A
     """Draws the ROC curve of each of `scores` (n,), the first one bold and also, thin, within each `fold` (n,)."""
     with page_style():
         figure = blank_figure(height=WIDTH)
-        axes = _unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
+        axes = unit_axes(figure, "1 − specificity (false positive rate)", "sensitivity (true positive rate)")
         axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
         for held, s in _by_fold(y, next(iter(scores.values())), fold):
             axes.plot(*roc_points(held, s, most=FOLD_POINTS), **_FOLD_CURVE_STYLE)
@@ -215,7 +235,7 @@ def precision_recall_figure(
     """Draws precision against recall in the style of `roc_figure`, and the prevalence, the precision of chance."""
     with page_style():
         figure = blank_figure(height=WIDTH)
-        axes = _unit_axes(figure, "recall (sensitivity)", "precision (positive predictive value)")
+        axes = unit_axes(figure, "recall (sensitivity)", "precision (positive predictive value)")
         axes.axhline(float(np.mean(np.asarray(y))), color=LINE, linewidth=1)
         for held, s in _by_fold(y, next(iter(scores.values())), fold):
             axes.plot(*precision_recall_points(held, s, most=FOLD_POINTS), drawstyle="steps-pre", **_FOLD_CURVE_STYLE)
@@ -238,11 +258,8 @@ def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
         top = float(max(curve["high"].max(), curve["treat_all"].max()))
         axes.set(xlim=(0, at[-1]), ylim=(-0.25 * top, 1.05 * top))
         axes.set(xlabel="threshold: the risk at which to act", ylabel="net benefit")
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(True)
-        axes.set_axisbelow(True)
+        round_ticks(axes.xaxis, percent=True)
+        line_grid(axes)
         shown = curve.iloc[np.linspace(0, len(curve) - 1, min(6, len(curve))).astype(int)].to_dict("records")
         alt_text = "; ".join(
             f"at {line['threshold']:.1%} {line['net_benefit']:.4f}, acting on all {line['treat_all']:.4f}"
@@ -266,11 +283,8 @@ def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
         axes.vlines(table["p"], table["low"], table["high"], color=ACCENT, linewidth=1.6)
         axes.plot(table["p"], table["share"], "o-", color=ACCENT, markersize=6, linewidth=1, markeredgewidth=0)
         axes.set(xlim=(0, top), ylim=(0, top), xlabel=axis, ylabel="observed share of positives", aspect="equal")
-        for scale in (axes.xaxis, axes.yaxis):
-            scale.set_major_locator(MaxNLocator(5))
-            scale.set_major_formatter(PercentFormatter(1, decimals=0 if top > 0.1 else 1))
-        axes.grid(True)
-        axes.set_axisbelow(True)
+        round_ticks(axes.xaxis, percent=True)
+        line_grid(axes, percent=True)
         alt_text = "; ".join(
             f"predicted {line['p']:.1%}, observed {line['share']:.1%}, {line['low']:.1%} to {line['high']:.1%}"
             for line in table.to_dict("records")
@@ -306,13 +320,14 @@ def _thinned(x: Floats, y: Floats, most: int) -> tuple[Floats, Floats]:
     return x, y
 
 
-def _unit_axes(figure: Figure, x: str, y: str) -> Axes:
+def unit_axes(figure: Figure, x: str, y: str) -> Axes:
+    """Makes square axes from 0 to 1 with the labels ``x`` and ``y``."""
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel=x, ylabel=y, aspect="equal")
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.grid(True)
-    axes.set_axisbelow(True)
+    line_grid(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(np.linspace(0, 1, 6).tolist()))
+        axis.set_major_formatter(TickFormatter())
     return axes
 
 
@@ -349,6 +364,7 @@ def block_importance_figure(name: str, importance: pd.DataFrame) -> Drawing:
     blocks = importance[importance["of"] == "block"]
     sizes = blocks.pivot(index="name", columns="stacker", values="size").fillna(0.0)
     sizes = sizes.loc[sizes.mean(axis=1).sort_values(ascending=False).index, list(dict.fromkeys(blocks["stacker"]))]
+    sizes = sizes[(sizes > 0).any(axis=1) | (sizes.to_numpy().max() == 0)]  # no empty row for what no stacker uses
     stackers, height = list(map(str, sizes)), 0.42 / len(sizes.columns)
     with page_style():
         figure = blank_figure(height=0.75 + 0.66 * len(sizes))
@@ -392,10 +408,8 @@ def study_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Dr
             axes.plot(trials, study.best_so_far, drawstyle="steps-post", color=colour, linewidth=width, alpha=alpha)
             alt_text.append(f"{study.name} {study.best_so_far[-1]:.4f} after {len(trials)} trials")
         axes.set(xlabel="trial", ylabel=f"best {axis} so far")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(True)
-        axes.set_axisbelow(True)
+        round_ticks(axes.xaxis, integer=True)
+        line_grid(axes)
         legend = [
             ("the study on all rows", swatch(ACCENT, width=2.4)),
             ("studies without the rows of some folds", swatch(MUTED, width=0.9)),

@@ -62,6 +62,8 @@ def model_card(
         runs=runs.to_dict("records"),
         weights=blend.meta["weights"],
         backbones=_backbones(experiment, blend),
+        target=plain(experiment.config.data.columns.target),
+        inputs=_inputs(train),
         looked_at=list(dict.fromkeys(subgroups["subgroup"])),
         facts=_facts(experiment, y, split_group, rows),
         folds=experiment.folds.k,
@@ -87,6 +89,13 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
+def _inputs(train: pd.DataFrame) -> str:
+    """Lists what the ensemble is given of each image: the columns that are known in no training row are left out."""
+    known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
+    listed = ", ".join(known[:-1]) + (" and " if len(known) > 1 else "") + "".join(known[-1:])
+    return "an image" + (f" and, if known, {listed}" if known else "")
+
+
 def _backbones(experiment: Experiment, blend: Run) -> list[str]:
     names = [model.backbone for model in enabled_models(experiment) if model.name in blend.meta["runs"]]
     return list(dict.fromkeys(names))
@@ -102,6 +111,7 @@ def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows:
         "split groups (duplicates merged)": count(len(np.unique(split_group))),
         "training rows not covered by the blend": count(len(experiment.table.train) - len(rows)),
         "rows dropped, image unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+        "test rows predicted from the table alone, image unreadable": count(len(experiment.unreadable_test)),
     }
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
     for name in ("age", "sex", "site"):

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from dermstack.report.figures import (
     Estimate,
@@ -28,10 +26,19 @@ from dermstack.report.figures import (
     roc_figure,
     study_figure,
 )
+from dermstack.report.report_data import (
+    Calibration,
+    Comparison,
+    DataFacts,
+    Decision,
+    ReportData,
+    Training,
+)
 from dermstack.report.tables import (
     HtmlTable,
     breakable,
     decision_table,
+    head_width,
     heat_table,
     number,
     rows_of,
@@ -40,96 +47,16 @@ from dermstack.report.tables import (
     table,
     with_code_spans,
 )
+from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves, training_figures, training_tables
 from stack.metrics.intervals import Interval
 from stack.metrics.scores import OBJECTIVE_LABELS, auc, auc_by_fold, average_precision
 from stack.tune.studies import StudyHistory
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Another score on the same rows, and the paired difference between the blend and it."""
-
-    label: str
-    value: Interval
-    difference: Interval  # headline minus this one, paired
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Reliability before and after calibration; each row's probability was made without its fold."""
-
-    method: str  # the blend method whose score was calibrated
-    map: str  # the calibration map for the submission's p: platt, beta or isotonic
-    before: pd.DataFrame  # columns of `stack.metrics.calibration.reliability`
-    after: pd.DataFrame
-    scores: pd.DataFrame  # probability (its label), then those of `stack.metrics.calibration.calibration_scores`
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Net benefit of acting on the calibrated p, on all or on none (`stack.metrics.decisions.decision_curve`)."""
-
-    curve: pd.DataFrame  # at a fine grid of thresholds
-    at_round_thresholds: pd.DataFrame  # at a few round thresholds
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """Facts about the rows; a frame is None if it was not computed."""
-
-    duplicates: Mapping[str, int | str] = field(default_factory=dict)
-    missing: pd.DataFrame | None = None  # `dermstack.audit.drift.missing_values`
-    findings: pd.DataFrame | None = None  # of the audit: severity, what, evidence, remedy, and example if ids are shown
-    audit_command: str = ""  # the command that audits the images, if they were not audited
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything that the page shows; columns and facts beyond those named here are shown unchanged.
-
-    Columns: `runs` run, kind, level, rows, <objective>, low, high, ap, within_folds, min_fold, max_fold, note;
-    `methods` method, nested, low, high, tuned, gap, difference (nested minus that of the first method),
-    difference_low, difference_high, chosen; `weights` run, weight, enters as; `folds` fold, rows, groups, positives,
-    prevalence. NaN is shown as a dash. A section whose field keeps its default is left out.
-    """
-
-    experiment: str
-    created: str
-    objective: str
-    headline: Interval
-    headline_label: str  # how it was estimated: "nested from level 2 up, given the level-1 out-of-fold predictions"
-    chosen: str  # the chosen blend method
-    comparisons: Sequence[Comparison]
-    runs: pd.DataFrame
-    methods: pd.DataFrame
-    weights: pd.DataFrame
-    y: NDArray[Any]  # (n,) 0 or 1
-    curves: Mapping[str, NDArray[Any]]  # label -> scores (n,), the headline's first
-    fold: NDArray[Any]  # (n,)
-    folds: pd.DataFrame
-    facts: Mapping[str, int | float | str]
-    notes: Sequence[str]
-    settings: str  # YAML
-    versions: Mapping[str, str]
-    diagnostics: Sequence[str] = ()  # what was measured about level 2: shortcuts, groups, alignment of embeddings
-    target: str = ""  # name of the csv column of targets
-    calibration: Calibration | None = None
-    decision: Decision | None = None
-    by_fold: pd.DataFrame | None = None  # `stack.history.fold_table`, the blend's line first
-    agreement: pd.DataFrame | None = None  # `stack.history.rank_correlations`
-    subgroups: pd.DataFrame | None = None  # `stack.metrics.subgroups.subgroups`
-    importance: pd.DataFrame | None = None  # `stack.importance.importance`
-    studies: Sequence[StudyHistory] = ()
-    data: DataFacts = field(default_factory=DataFacts)
-    seeds: Mapping[str, int | str] = field(default_factory=dict)
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
-
 
 _PERCENT = ".1%"
 
 
 def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
-    """Draws the figures, by name; `features` and `histories` are lists of (stacker or study family, drawing)."""
+    """Draws the figures, by name; `features`, `training` and `histories` are lists of drawings with their names."""
     headline = Estimate("this blend", data.headline.value, data.headline.low, data.headline.high, strong=True)
     compared = [Estimate(c.label, c.value.value, c.value.low, c.value.high) for c in data.comparisons]
     runs = [Estimate(*row) for row in rows_of(data.runs, "run", data.objective, "low", "high")]
@@ -166,6 +93,8 @@ def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
             (stacker, feature_importance_figure(f"features{number}", data.importance, stacker))
             for number, stacker in enumerate(data.importance["stacker"].unique())
         ]
+    if data.training is not None:
+        drawn["training"] = training_figures(data.training)
     drawn["histories"] = [
         (family, study_figure(f"history{number}", studies, axis=objective))
         for number, (family, studies) in enumerate(_families(data.studies).items())
@@ -179,11 +108,12 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
     shares = {str(name): _PERCENT for name in folds.columns[5:-1] if name not in {"median age"}}
     # The table by_fold shows every fold, so the lowest and the highest fold are left out here.
     runs = data.runs if data.by_fold is None else data.runs.drop(columns=["min_fold", "max_fold"], errors="ignore")
+    runs = runs.drop(columns=[name for name in ("seconds",) if name in runs and runs[name].isna().all()])
     runs = runs.replace({"kind": {"logistic": "logistic stacker"}})
     made = {
         "runs": table(runs, intervals={data.objective: ("low", "high")}),
         "methods": table(
-            data.methods,
+            _without_own_difference(data.methods),
             intervals={"nested": ("low", "high"), "difference": ("difference_low", "difference_high")},
             tags={data.chosen: "chosen"},
         ),
@@ -204,9 +134,18 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
         made["agreement"] = heat_table(data.agreement, corner="run")
     if data.subgroups is not None:
         made["subgroups"] = subgroup_table(data.subgroups)
+    if data.training is not None:
+        made |= training_tables(data.training)
     if data.studies:
         made["studies"] = _study_table(data.studies)
     return made | _data_tables(data.data)
+
+
+def _without_own_difference(methods: pd.DataFrame) -> pd.DataFrame:
+    """Removes the first method's difference to itself, which is no result."""
+    shown = methods.copy()
+    shown.loc[shown.index[:1], ["difference", "difference_low", "difference_high"]] = np.nan
+    return shown
 
 
 def subgroup_verdicts(subgroups: pd.DataFrame | None) -> list[str]:
@@ -221,7 +160,8 @@ def subgroup_verdicts(subgroups: pd.DataFrame | None) -> list[str]:
 
 
 def _weight_label(line: dict[Any, Any]) -> str:
-    return f"{line['run']}, as {line['enters as']}" if "enters as" in line else str(line["run"])
+    enters = "enters as" in line and line["weight"] != 0
+    return f"{line['run']}, as {line['enters as']}" if enters else str(line["run"])
 
 
 def _subgroup_estimates(subgroups: pd.DataFrame) -> list[Estimate]:
@@ -312,7 +252,7 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-__all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "report_html"]
+__all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "Training", "report_html"]
 
 # Sections that are rendered elsewhere and passed in with their markup. Below: id and title of all, in page order.
 OPTIONAL_SECTIONS = ("explorer", "hard-cases", "second-look")
@@ -328,6 +268,7 @@ _CONTENTS = {
     "hard-cases": "Most confident errors",
     "second-look": "Labels to check",
     "importance": "Features used",
+    "training": "Training",
     "studies": "Studies",
     "data": "Data and folds",
     "settings": "Settings",
@@ -378,6 +319,9 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         tables=tables(data, within),
         figures=page_figures(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
+        most_training=MAX_RUNS,
+        without_curves=missing_curves(data.training) if data.training else [],
+        at_the_limit=at_the_limit(data.training) if data.training else [],
     )
 
 
@@ -389,6 +333,7 @@ def _empty_sections(data: ReportData) -> set[str]:
         "methods": len(data.methods) > 0,
         "subgroups": data.subgroups is not None and len(data.subgroups) > 0,
         "importance": data.importance is not None,
+        "training": data.training is not None,
         "studies": len(data.studies) > 0,
     }
     return {name for name, there in given.items() if not there}
@@ -401,7 +346,8 @@ def _chosen_alone(data: ReportData) -> float | None:
         if len(data.methods)
         else pd.Series(dtype=float)
     )
-    return float(own.iloc[0]) if len(own) and abs(float(own.iloc[0]) - data.headline.value) >= 5e-5 else None
+    differs = len(own) and number(float(own.iloc[0])) != number(data.headline.value)  # as they are shown
+    return float(own.iloc[0]) if differs else None
 
 
 def _worsened_log_loss(calibration: Calibration | None) -> tuple[float, float, str] | None:
@@ -425,13 +371,18 @@ def _made_of(data: ReportData) -> str:
     """Lists the runs of the blend with their share of the weights, the largest first."""
     shares = data.weights.set_index("run")["weight"].sort_values(ascending=False)
     total = float(shares.sum())
-    named = [f"{run} {100 * share / total:.0f} %" for run, share in shares.items() if total and share / total >= 0.005]
+    named = [
+        f"{run} ({100 * share / total:.0f}\N{NO-BREAK SPACE}%)"
+        for run, share in shares.items()
+        if total and share / total >= 0.005
+    ]
     return ", ".join(named)
 
 
 def _templates() -> Environment:
     templates = environment()
     templates.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
+    templates.filters["head_width"] = head_width
     templates.filters["with_code_spans"] = with_code_spans
     return templates
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
+
+from dermstack.report.ticks import decimals_of
 
 # Column heads on the page, where they differ from the column's name.
 _HEADS = {
@@ -114,8 +116,21 @@ def decision_table(curve: pd.DataFrame) -> HtmlTable:
             "treat_all": "net benefit of acting on all",
             "gain": "gain over acting on all or none",
         },
-        formats={"called": ".0f", "sensitivity": ".1%", "gain": "+.4f"},
-    )
+        formats={
+            "threshold": percent_format(curve["threshold"]), "called": ".0f", "sensitivity": ".1%", "gain": "+.4f",
+        },
+    )  # fmt: skip
+
+
+def percent_format(shares: Iterable[float]) -> str:
+    """Returns the format of shares in percent with the fewest decimals that show each of them exactly."""
+    return f".{decimals_of(100 * share for share in shares)}%"
+
+
+def shared_decimals(values: Iterable[float], *, least: int) -> int:
+    """Returns the decimals for a column of thresholds: three significant digits of the smallest, at least ``least``."""
+    smallest = min((value for value in values if 0 < value < math.inf), default=1.0)
+    return min(max(least, 2 - math.floor(math.log10(smallest))), 15)
 
 
 def rows_of(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, ...]]:
@@ -132,6 +147,11 @@ def number(value: object, form: str = ".4f") -> str:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}".replace("-", "−")
     return str(value)
+
+
+def head_width(head: str) -> str:
+    """Returns the least width of a column, in rem, at which its head has two or three lines."""
+    return f"{min(max(4.5, 1.4 + 0.28 * len(head)), 11.0):.2g}rem"
 
 
 def signed(value: float) -> str:

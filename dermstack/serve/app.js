@@ -98,6 +98,7 @@ form.addEventListener("submit", async (event) => {
     const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const answer = page.getElementById("answer");
+    if (!answer) throw new Error(`status ${response.status}`); // the answer of something else
     document.getElementById("answer").replaceWith(answer);
     document.title = page.title;
     working.textContent = "";

@@ -5,14 +5,13 @@ The server renders the page, which also works without JavaScript; it loads nothi
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import uvicorn
 from jinja2 import Environment, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,12 +19,13 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dermstack.errors import ConfigError, DataError, DermstackError
+from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
 from dermstack.serve.patient import Ensemble, Photo, Reading, percent, read_patient
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
@@ -33,11 +33,10 @@ from stack.metrics.scores import OBJECTIVE_LABELS
 from stack.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
-MAX_UPLOAD_BYTES = 256 << 20  # of one request, all images together
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _WILDCARDS = ("0.0.0.0", "::", "")
 _HERE = Path(__file__).parent
-_HEADERS = {
+HEADERS = {  # of every answer, also of refusals
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -53,8 +52,8 @@ _HEADERS = {
 def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
     """Returns the page as an ASGI application that accepts the host names of this machine and ``host``.
 
-    Other sites cannot use it: the Host header is checked against DNS rebinding, the Origin header against their forms.
-    A wildcard ``host`` (0.0.0.0 or ::) accepts every host name.
+    Other sites cannot use it: the Host header is checked against DNS rebinding, Origin and Sec-Fetch-Site against their
+    forms. A wildcard ``host`` (0.0.0.0 or ::) accepts every host name. Every answer has `HEADERS`.
     """
     files = {
         name: ((_HERE / name).read_bytes(), kind)
@@ -67,18 +66,20 @@ def make_app(ensemble: Ensemble, *, host: str = "127.0.0.1") -> ASGIApp:
         return Response(content, media_type=kind)
 
     known = ["*"] if host in _WILDCARDS else [*_LOCAL_HOSTS, f"[{host}]" if ":" in host else host]
-    return Starlette(
+    starlette = Starlette(
         routes=[
             Route("/", page.empty, methods=["GET"]),
             Route("/", page.answer, methods=["POST"]),
             *(Route(f"/{name}", asset) for name in files),
         ],
         middleware=[
-            Middleware(_WithHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=known, www_redirect=False),
+            Middleware(Admission, refused=page.refusal),
         ],
-        exception_handlers={HTTPException: page.refused},
+        exception_handlers={HTTPException: page.refused, Exception: page.failed},
     )
+    starlette.router.redirect_slashes = False  # there are no other paths, and the address would come from Host
+    return _WithHeaders(starlette)  # outside of Starlette, whose answer to an exception no middleware sees
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -102,17 +103,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answers requests until Ctrl-C, then returns."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=3
-    )
-    try:
-        uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn raises the signal again after its shutdown
-        return
-
-
 class _Page:
     """Renders the form, with or without an answer."""
 
@@ -121,6 +111,7 @@ class _Page:
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         environment.filters |= {"percent": percent, "data_uri": _data_uri}
         self.template = environment.from_string((_HERE / "app.html.j2").read_text(encoding="utf-8"))
+        self.turn = asyncio.Lock()  # images of one patient at a time are in memory, those of others in files
 
     async def empty(self, request: Request) -> Response:
         """Returns the form before anything was sent."""
@@ -128,20 +119,38 @@ class _Page:
 
     async def answer(self, request: Request) -> Response:
         """Returns the predictions for the sent images, or the errors in the input."""
-        await _check_sender(request)
-        async with request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES + 8) as form:
+        try:
+            form = await request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES + 8)
+        except (ValueError, LookupError) as error:  # what the parser does not see as a fault of its input
+            raise HTTPException(400, "The form cannot be read: send it with a browser.") from error
+        try:
             known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "together")}
             filled: dict[str, str | bool] = {**known, "together": known["together"] == "yes"}
             try:
-                reading = await self._read(form, known)
+                async with self.turn:
+                    if await request.is_disconnected():
+                        raise ClientDisconnect  # `Admission` ends it quietly
+                    reading = await self._read(form, known)
             except DermstackError as error:
                 return self._render(filled, faults=str(error).split("\n"))
-        return self._render(filled, reading=reading)
+            return self._render(filled, reading=reading)
+        finally:
+            await form.close()
+
+    def refusal(self, error: HTTPException) -> Response:
+        """Returns an error page for a request that is refused."""
+        page = self._render({"together": self._together}, faults=[str(error.detail)], status=error.status_code)
+        page.headers.update(error.headers or {})
+        return page
 
     async def refused(self, request: Request, error: Exception) -> Response:
-        """Returns an error page for a request that the library or `_check_sender` refuses."""
+        """Returns an error page for a request that Starlette or the form's parser refuses."""
         assert isinstance(error, HTTPException)
-        return self._render({"together": self._together}, faults=[str(error.detail)], status=error.status_code)
+        return self.refusal(error)
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        """Returns an error page for a fault of dermstack; the traceback is printed where the command runs."""
+        return self.refusal(HTTPException(500, "The program failed: its terminal shows why."))
 
     async def _read(self, form: FormData, known: dict[str, str]) -> Reading:
         files = [part for part in form.getlist("pictures") if isinstance(part, UploadFile) and part.filename]
@@ -186,24 +195,9 @@ class _Page:
                 oldest=MAX_AGE,
                 reading=reading,
                 faults=faults,
+                busy=status >= 500,
             ),
             status,
-        )
-
-
-async def _check_sender(request: Request) -> None:
-    """Raises HTTPException for a form that another page sent (403), has no length (411) or is too large (413)."""
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, "Another page sent this form: open this address in a browser and use the form here.")
-    length = request.headers.get("content-length", "")
-    if not length.isascii() or not length.isdigit():
-        raise HTTPException(411, "The request does not state its Content-Length: send the form with a browser.")
-    if int(length) > MAX_UPLOAD_BYTES:
-        async for _ in request.stream():  # a browser shows no answer before it has sent the whole form
-            pass
-        raise HTTPException(
-            413, f"The images have {int(length) >> 20:,} MiB, more than {MAX_UPLOAD_BYTES >> 20}: send fewer at a time."
         )
 
 
@@ -221,16 +215,16 @@ def _data_uri(content: bytes) -> str:
 
 
 class _WithHeaders:
-    """ASGI middleware that adds `_HEADERS` to every response, also to those of other middleware."""
+    """ASGI middleware that adds `HEADERS` to every response, also to those of other middleware."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
-                    *message["headers"], *((name.lower().encode(), text.encode()) for name, text in _HEADERS.items())
+                    *message["headers"], *((name.lower().encode(), text.encode()) for name, text in HEADERS.items())
                 ]  # fmt: skip
             await send(message)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 from scipy.special import expit
 
 from dermstack.errors import BundleError, DermstackError, TabularError
@@ -25,7 +26,7 @@ from stack.metrics.intervals import Z95, Interval, paired_difference
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions, write_json
-from tabular.embeddings import Density, fit_density
+from tabular.embeddings import N_QUANTILES, Density, fit_density
 
 PROMISE_FILE = "promise.json"
 
@@ -54,16 +55,26 @@ def write_promise(promise: InternalValidation, bundle: Path) -> None:
 
 def read_promise(bundle: Bundle) -> InternalValidation:
     """Reads the training estimate. Raises BundleError for a bundle of an earlier dermstack, which has none."""
-    if not (bundle.folder / PROMISE_FILE).is_file():
+    if PROMISE_FILE not in bundle:
         raise BundleError(
             f"{bundle.folder} has no {PROMISE_FILE} to compare with, because an earlier dermstack made it: bundle the "
             "experiment again with `dermstack bundle`"
         )
     content = bundle.json(PROMISE_FILE)
     try:
-        return internal_validation_from_json(content)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} cannot be read ({error}): bundle again") from error
+        promise = internal_validation_from_json(content)
+        _PROMISE_TYPE.validate_python(asdict(promise))
+        for entry in promise.subgroups:
+            _SUBGROUP_TYPE.validate_python(entry)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        fault = " ".join(str(error).split())[:300]
+        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} cannot be read ({fault}): bundle again") from error
+    return promise
+
+
+# The types of what promise.json holds; JSON gives none of them by itself.
+_PROMISE_TYPE = TypeAdapter(InternalValidation)
+_SUBGROUP_TYPE = TypeAdapter(dict[str, bool | float | Annotated[str, Field(max_length=1000)] | None])
 
 
 COSTS_FILE = "costs.json"
@@ -107,11 +118,11 @@ def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str])
     these columns together.
     """
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing or (name in frame and frame[name].isna().all())]
-    if not (bundle.folder / COSTS_FILE).is_file():
+    if COSTS_FILE not in bundle:
         return [name for name in lacking if name != "group" and name in bundle.columns], None
     try:
         costs = {frozenset(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)}
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
     unused = {name for name in lacking if (one := costs.get(frozenset([name]))) and one.low == one.high == 0}
     lacking = [name for name in lacking if any(name in names for names in costs) and name not in unused]
@@ -122,27 +133,26 @@ def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str])
 
 def _cost(entry: dict[str, Any]) -> Interval:
     value, low, high = (float(entry[name]) for name in ("cost", "low", "high"))
+    if not np.isfinite([value, low, high]).all():
+        raise ValueError(f"a cost of {value} [{low}, {high}]")
     return Interval(value, low, high, (high - low) / (2 * Z95))
 
 
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     """Returns a sentence on the measured cost of ``missing`` columns; [] if none is missing or no cost is stored."""
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
-    if not lacking or not (bundle.folder / COSTS_FILE).is_file():
+    if not lacking or COSTS_FILE not in bundle:
         return []
     objective = bundle.manifest["objective"]
     try:
-        costs = {
-            tuple(map(str, entry["without"])): {name: float(entry[name]) for name in ("cost", "low", "high")}
-            for entry in bundle.json(COSTS_FILE)
-        }
+        costs = {tuple(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)}
         everything = max(costs, key=len)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
     reported = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
     return [
         f"no {' and no '.join(names)}{_csv_names(bundle, names)}: on the training rows, this changes {objective} by "
-        f"{costs[names]['cost']:+.4f} [{costs[names]['low']:+.4f}, {costs[names]['high']:+.4f}]"
+        f"{costs[names].value:+.4f} [{costs[names].low:+.4f}, {costs[names].high:+.4f}]"
         for names in reported
     ]
 
@@ -188,7 +198,7 @@ def _head_logits(
     """Returns the logits (n,) for each frame's metadata: the network's head applied to stored embeddings (n, d)."""
     metadata = [encoded_metadata(bundle, run, fold, frame) for frame in frames]
     weights = fold_folder(bundle, run, fold) / "weights.safetensors"
-    return head_logits(weights, run.settings, z, metadata, positive=run.positive)
+    return head_logits(weights, run.settings, z, metadata, positive=run.positive, read=bundle.read_path)
 
 
 def _out_of_fold_scores(
@@ -236,6 +246,10 @@ class NoveltyScorer:
     def see(self, run: ImageRun, fold: int, made: NetOutput) -> None:
         """Adds one fold's predictions for all rows; those of other runs are ignored."""
         if run.name == self.model.run:
+            if made.z.shape[1] != (features := len(self.model.densities[fold].mean)):
+                raise BundleError(
+                    f"{run.name} has {made.z.shape[1]} features, its novelty model {features}: bundle again"
+                )
             self.shares.append(self.model.densities[fold].share_nearer(made.z))
 
     def novelty(self) -> NDArray[np.float64]:
@@ -277,15 +291,26 @@ def write_novelty(novelty: Novelty, bundle: Path) -> None:
 
 def read_novelty(bundle: Bundle) -> Novelty | None:
     """Reads the novelty model; None if the bundle has none. Raises BundleError if it cannot be read."""
-    if not (bundle.folder / NOVELTY_FOLDER / "novelty.json").is_file():
+    if f"{NOVELTY_FOLDER}/novelty.json" not in bundle:
         return None
     about = bundle.json(f"{NOVELTY_FOLDER}/novelty.json")
     try:
         run = next(run for run in bundle.image_runs if run.name == about["run"])
         densities = []
-        for fold in range(1 if run.kind == "frozen" else bundle.folds):
+        nets = 1 if run.kind == "frozen" else bundle.folds
+        if about["nets"] != nets:
+            raise ValueError(f"it is of {str(about['nets'])[:20]} networks, not of {nets}")
+        for fold in range(nets):
             noise = float(bundle.json(f"{NOVELTY_FOLDER}/fold_{fold}/noise.json")["noise"])
-            densities.append(Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise))
-    except (DermstackError, LookupError, StopIteration, TypeError, ValueError) as error:
+            density = Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise)
+            shapes = [density.mean.shape, density.axes.shape[:1], density.reference.shape]
+            if density.axes.ndim != 2 or shapes[0] != shapes[1] or shapes[2] != (N_QUANTILES,):
+                raise ValueError(f"fold {fold} has arrays of shapes {shapes}, which do not fit each other")
+            if not 0 < noise < np.inf or (np.diff(density.reference) < 0).any() or not density.axes.any(axis=0).all():
+                raise ValueError(f"fold {fold} has distances or deviations that are out of range")
+            densities.append(density)
+    except BundleError:
+        raise
+    except (DermstackError, LookupError, StopIteration, TypeError, ValueError, OverflowError) as error:
         raise BundleError(f"{bundle.folder}: the novelty model cannot be read ({error}): bundle again") from error
     return Novelty(run.name, tuple(densities))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -24,6 +25,10 @@ from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order
 from stack.ranks import AVERAGED, Ecdf, NetRanks, whole_numbers
 
 METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
+
+
+_FEW_VALUES = 10  # distinct predictions; the scale of fewer is not judged
+_CHANCE = 1e-9
 
 
 class PredictionsError(DataError, ValueError):
@@ -102,9 +107,9 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight 0 (default: all are used). There are no sample weights, and `groups` is given by name.
 
         Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
-        and for a number of classes other than two; DataError for a `weighting` or a mask that does not fit the runs,
-        and for a `study` of other data; ConfigError for a setting that is unknown or out of range, and a third argument
-        without name.
+        for two runs of one name, and for a number of classes other than two; DataError for pandas objects with the same
+        index in a different order, for a `weighting` or a mask that does not fit the runs, and for a `study` of other
+        data; ConfigError for a setting that is unknown or out of range, and a third argument without name.
         """
         if others:
             raise ConfigError(
@@ -113,6 +118,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._check_settings()
         check_same_order(P=P, y=y, groups=groups, nets=nets)
+        check_run_names(P)
         p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
         self._check_finite(p)
         positive = self._learn_classes(labels)
@@ -125,6 +131,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         used = _mask_of_runs(use_runs, p.shape[1])
         if self.method == "optuna" and weighting is not None:
             self.weighting_ = weighting.checked(p.shape[1])
+            self._check_transforms(self.weighting_)
         elif not used.all():
             self._fit_part(p, labels, made_by, used, study)
         else:
@@ -283,12 +290,35 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _check_scale(self, P: Floats, where: str) -> None:
-        """Raises PredictionsError for runs that are probabilities in ``where`` and not in `P`: their ranks mislead."""
+        """Raises PredictionsError for runs on another scale than in ``where``: their ranks would mislead.
+
+        Probabilities have become something else if one leaves [0, 1]; other predictions have become probabilities if
+        all lie in [0, 1] and that would be chance in less than one of a billion samples of the fitted predictions.
+        """
         outside: Bools = self.scaler_.is_probability_ & ((P.min(axis=0) < 0) | (P.max(axis=0) > 1))
         if outside.any():
             raise PredictionsError(
                 f"{self._run_names(outside)}: probabilities in {where}, but now outside [0, 1]: give probabilities, "
                 "such as scipy.special.expit of logits"
+            )
+        inside: Bools = ~self.scaler_.is_probability_ & (P.min(axis=0) >= 0) & (P.max(axis=0) <= 1)
+        for run in np.flatnonzero(inside):
+            distinct = len(np.unique(P[:, run]))
+            inside[run] = distinct >= _FEW_VALUES and self.scaler_.share_inside(int(run)) ** distinct < _CHANCE
+        if inside.any():
+            raise PredictionsError(
+                f"{self._run_names(inside)}: not all in [0, 1] in {where}, as logits are, but now all {len(P):,} "
+                "predictions lie in [0, 1], as probabilities do: give both on one scale, such as scipy.special.logit "
+                "of probabilities"
+            )
+
+    def _check_transforms(self, weighting: Weighting) -> None:
+        """Raises PredictionsError for a weighting that takes runs outside [0, 1] for probabilities."""
+        of_probabilities: Bools = np.array(weighting.transforms) != "rank"
+        if (wrong := of_probabilities & ~self.scaler_.is_probability_).any():
+            raise PredictionsError(
+                f"{self._run_names(wrong)}: the weighting was found on probabilities, but these predictions lie "
+                "outside [0, 1]: give probabilities, such as scipy.special.expit of logits"
             )
 
     def _check_settings(self) -> None:
@@ -308,6 +338,13 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _run_names(self, runs: Bools) -> str:
         names = getattr(self, "feature_names_in_", np.arange(runs.size))[runs]
         return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
+
+
+def check_run_names(P: object) -> None:
+    """Raises PredictionsError where two columns of a data frame have one name."""
+    if isinstance(P, pd.DataFrame) and not P.columns.is_unique:
+        doubled = ", ".join(map(str, P.columns[P.columns.duplicated()].unique()))
+        raise PredictionsError(f"P has more than one column named {doubled}: give each run its own name")
 
 
 def _logits(is_probability: Bools) -> list[str]:
@@ -399,11 +436,32 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
         blender.total_ecdf_ = found.get("total")
         blender.classes_ = np.array(settings["classes"])
         blender.n_features_in_ = runs
+        _check_state(blender)
     except (DataError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise StoreError(
             f"the stored blend cannot be read ({type(error).__name__}: {error}): run `dermstack stack` again"
         ) from error
     return blender
+
+
+def _check_state(blender: Blender) -> None:
+    """Raises ValueError for numbers that are out of range, with which scores would be NaN or constant."""
+    columns = blender.scaler_
+    moments = [*columns.moments_, *(pair for nets in columns.logit_moments_ for pair in nets.values())]
+    numbers = [*(number for pair in moments for number in pair), blender.slope_, blender.intercept_]
+    powers = blender.weighting_.powers
+    if len(columns.moments_) != len(columns.logit_moments_) or len(columns.moments_) != blender.n_features_in_:
+        raise ValueError("it has moments of another number of runs")
+    if (
+        not np.isfinite([*numbers, *powers]).all()
+        or any(spread <= 0 for _, spread in moments)
+        or min(powers, default=1) <= 0
+    ):
+        raise ValueError("a moment, slope or exponent is out of range")
+    for ecdf in filter(None, (*(e for of_run in columns.ranks_.ecdfs_ for e in of_run.values()), blender.total_ecdf_)):
+        rising = (np.diff(ecdf.values_) > 0).all() and (np.diff(ecdf.ranks_) > 0).all()
+        if not rising or ecdf.ranks_[0] <= 0 or ecdf.ranks_[-1] >= 1 or not np.isfinite(ecdf.values_).all():
+            raise ValueError("the ranks of a distribution do not rise inside (0, 1)")
 
 
 def _distributions(parts: list[tuple[str, int]], values: Floats, ranks: Floats) -> dict[str, Ecdf]:

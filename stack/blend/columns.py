@@ -90,6 +90,11 @@ class NetScaler:
         ]
         return self
 
+    def share_inside(self, run: int) -> float:
+        """Returns the share of a run's fitted predictions that lie in [0, 1]."""
+        low, high = self.ranks_.ecdfs_[run][AVERAGED](np.array([0.0, 1.0]))
+        return float(high - low)
+
     def of_runs(self, used: Bools) -> NetScaler:
         """Returns the scaler of the runs in `used` (runs,) alone."""
         runs, part = np.flatnonzero(used), NetScaler()

@@ -147,7 +147,7 @@ class Comparison:
     promised_se: float
     found: float  # estimate on the new rows
     found_se: float
-    difference: float  # found minus promised
+    difference: float  # found minus expected
     noise: float  # c √(promised_se² + found_se²); c is 1.96, or the joint test's critical value
     verdict: str
 

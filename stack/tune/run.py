@@ -21,22 +21,23 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import ConfigError
-from image_models.processes import run_parallel
+from image_models.processes import crash_named, run_parallel
 from image_models.settings import Callbacks, Compute
 from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
 from stack.blend.nested import left_out_sets
 from stack.blend.preselection import informative_runs
-from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, early_stopping_rows, fold_matrix, view_columns
+from stack.features import FoldMatrix, fold_matrix
 from stack.fold_needs import check_study_needs
 from stack.folds import inner_split
 from stack.image_config import ImageModel
 from stack.images import require_acquisition
 from stack.level1 import images_checksum, level1_runs
 from stack.level1_folds import labels_of
+from stack.level2 import fit_stacker
+from stack.level2_config import Stacker
 from stack.metrics.scores import Floats, score
 from stack.net_metadata import column_dropout, metadata_encoder
 from stack.parallel import run_with_threads
@@ -60,7 +61,6 @@ from stack.tune.studies import (
 )
 from stack.views import with_all_features
 from tabular.gbdt_libraries import DEFAULTS
-from tabular.models import fit_bag
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -240,20 +240,8 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
     def objective(trial: optuna.Trial) -> float:
         params, scores = _suggest_gbdt(trial, stacker.kind), []
         for step, split in enumerate(splits):
-            stop, y = early_stopping_rows(experiment, split.train_rows), experiment.target[split.train_rows]
-            model = fit_bag(  # one model, with the stacker's own draws, weights and constraints
-                stacker.kind,
-                split.train[view_columns(config, stacker, split.features)],
-                y,
-                stop,
-                params={**stacker.params, **params},
-                seed=config.seed,
-                threads=config.threads,
-                negatives=stacker.negatives,
-                positive_weight=stacker.positive_weight,
-                increasing=split.features.names if stacker.monotone else (),
-                gpu=stacker.device == "gpu",
-            )
+            # one model, with the stacker's own draws, weights and constraints
+            model = fit_stacker(experiment, stacker, split, params=params, bags=1)
             p = expit(model.logit(split.held[list(model.columns)], threads=config.threads).astype(np.float64))
             scores.append(score(config.objective, experiment.target[split.held_rows], p))
             trial.report(float(np.mean(scores)), step)
@@ -378,6 +366,11 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
         inner_val=inner_val,
     )
     compute = Compute(config.device, config.threads, config.workers)
+    crash = (
+        f"a training of {model.name} ({model.backbone}) crashed in compiled code ({{crash}}), which is a library's "
+        f"fault and no lack of memory: update torch and timm, or change the backbone {model.backbone}, its `size` or "
+        "`device`"
+    )
 
     def objective(trial: optuna.Trial) -> float:
         tried = model.model_copy(update=_settings(_suggest_training(trial, model)))
@@ -391,7 +384,7 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
                 raise optuna.TrialPruned
 
         try:
-            with TemporaryDirectory(prefix="dermstack-tune-") as folder:
+            with crash_named(crash), TemporaryDirectory(prefix="dermstack-tune-") as folder:
                 train_fold_net(
                     cache, data, model.network, tried.training, seed=model.seeds[0] + config.seed, folder=Path(folder),
                     compute=compute, callbacks=Callbacks(report=report),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import signal
+import socket
 import time
 import warnings
 import zlib
@@ -23,7 +25,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from dermstack.errors import ConfigError, StoreError
@@ -59,10 +61,14 @@ class Journal(JournalFileBackend):
                     raise ValueError("a line does not match its checksum")
                 yield log
         except ValueError as error:  # includes the errors of JSON and UTF-8
-            raise StoreError(
-                f"{self._path} is damaged ({error}): remove {self._path} and run `dermstack tune` again, which "
-                "restarts all studies"
-            ) from error
+            raise self.damaged(error) from error
+
+    def damaged(self, error: Exception) -> StoreError:
+        """Returns the error that names the file and the next step."""
+        return StoreError(
+            f"{self._path} is damaged ({type(error).__name__}: {error}): remove {self._path} and run `dermstack tune` "
+            "again, which restarts all studies"
+        )
 
 
 class _Lock:
@@ -87,6 +93,9 @@ def _crc(log: dict[str, Any]) -> int:
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 5, 20  # seconds between heartbeats of a database worker, and without one until it counts as dead
+
+CONNECT_SECONDS = 5.0  # for the address of a database to answer
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "oracle": 1521, "mssql": 1433}
 
 _NOTED = "inputs"  # user attribute of a study: all that it depends on
 _SHORTEST_SECRET = 4  # shorter passwords are not searched for in the text of a driver's error, as words hold them
@@ -160,8 +169,16 @@ def _run_workers(
     for number, process in enumerate(worker_processes):
         if process.exitcode:
             out.warn(
-                f"{arguments[1]}: worker {number} died (exit status {process.exitcode}); the other workers continued"
+                f"{arguments[1]}: worker {number} died ({_how_ended(process.exitcode)}); the other workers continued"
             )
+
+
+def _how_ended(status: int) -> str:
+    """Names the signal that ended a process, or its exit status."""
+    try:
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    except ValueError:  # a real-time signal
+        return f"signal {-status}"
 
 
 def open_study(experiment: Experiment, name: str, inputs: Inputs, *, shared: bool = False) -> optuna.Study:
@@ -359,14 +376,34 @@ def _storage(experiment: Experiment, *, shared: bool) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not shared:  # a line that another process is still writing looks incomplete too
             _drop_torn_line(path)
-        return JournalStorage(Journal(path))
+        journal = Journal(path)
+        try:
+            return JournalStorage(journal)  # which replays all of it
+        except (OSError, KeyError, IndexError, AttributeError, TypeError, ValueError, AssertionError) as error:
+            # A line without a checksum may be valid JSON and still be no log of Optuna.
+            raise journal.damaged(error) from error
     with storage_errors(experiment, opening=True):
+        _check_answers(make_url(url.get_secret_value()))
         return RDBStorage(
             url.get_secret_value(),
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         )
+
+
+def _check_answers(url: URL) -> None:
+    """Raises TimeoutError where nothing answers at the database's address, for which drivers wait for minutes.
+
+    Their own options for this differ, and that of pg8000 limits each query too.
+    """
+    port = url.port or _PORTS.get(url.get_backend_name())
+    if not url.host or "," in url.host or port is None:  # a file, a socket, several hosts
+        return
+    try:
+        socket.create_connection((url.host, port), timeout=CONNECT_SECONDS).close()
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer from {url.host} port {port} within {CONNECT_SECONDS:g} seconds") from error
 
 
 def _drop_torn_line(path: Path) -> None:
