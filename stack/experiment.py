@@ -131,10 +131,7 @@ class Experiment:
         return self.name != self.config.experiment
 
     def command(self, step: str, *options: str) -> str:
-        """Returns the command line that runs another step of this experiment, for messages.
-
-        Where the config is no file, it is the call in Python, or the command with a file that is still to be written.
-        """
+        """Returns the command line that runs another step, for messages; without a file, the call in Python."""
         if self.config_path == IN_MEMORY and step in ("oof", "stack"):
             shuffled = ", shuffle_target=True" if self.shuffled else ""
             rebuilt = f", rebuild={list(options[1:])}" if options[:1] == ("--rebuild",) else ""
