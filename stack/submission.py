@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from dermstack.errors import DataError
-from stack.blend.blender import Blender, blender_state
+from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.nested import blend_nested
+from stack.blend.state import blender_state
 from stack.cells import read_cells
 from stack.console import Out
 from stack.experiment import Experiment

@@ -21,8 +21,9 @@ from dermstack.serve.bundle import Bundle, ImageRun
 from image_models.cache import ImageCache
 from image_models.predict import VIEW_COUNTS, NetOutput
 from image_models.saved import NetCache, predict_frozen, predict_trained
-from stack.blend.blender import Blender, blender_from_state
+from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, calibrator_from_state
+from stack.blend.state import blender_from_state
 from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
 from stack.features import CATEGORICAL, NUMERIC, FoldFeatures
