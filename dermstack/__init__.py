@@ -29,6 +29,8 @@ _HOME = {
     "read_new_rows": "dermstack.serve.predict",
     "read_labelled_rows": "dermstack.serve.evaluate",
     "read_config": "stack.config",
+    "run_oof": "dermstack.pipeline",
+    "run_stack": "dermstack.pipeline",
     "read_patient": "dermstack.serve.patient",
     "read_run": "stack.store",
     "read_table": "stack.table",

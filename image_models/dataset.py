@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,23 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         """Returns the same rows on another device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+@dataclass(frozen=True)
+class ColumnDropout:
+    """Sets columns of the metadata to missing in training, so that a net learns to do without each of them."""
+
+    share: float  # probability for each row and column
+    missing: NDArray[np.float32]  # (m,) the encoding of a row without any value
+    column_of: NDArray[np.intp]  # (m,) number of the column from which each encoded column comes
+
+    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Returns the batch with columns of its rows set to missing, drawn from ``rng``."""
+        drawn = rng.random((len(batch.rows), int(self.column_of.max(initial=-1)) + 1)) < self.share
+        device = batch.metadata.device
+        dropped = torch.from_numpy(drawn[:, self.column_of]).to(device)
+        missing = torch.from_numpy(self.missing).to(device)
+        return batch._replace(metadata=torch.where(dropped, missing, batch.metadata))
 
 
 class CachedImages(Dataset[Batch]):

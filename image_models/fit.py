@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from dermstack.errors import ImageError
 from dermstack.files import apply_umask, atomic_write
 from image_models.cache import ImageCache
-from image_models.dataset import CachedImages, allowed_classes
+from image_models.dataset import CachedImages, ColumnDropout, allowed_classes
 from image_models.device import explain_oom, pick_device, use_threads
 from image_models.frozen_head import fit_head
 from image_models.losses import prior_shift, training_prior
@@ -42,6 +42,7 @@ class TrainingRows:
     target: NDArray[np.int8] | NDArray[np.bool_]  # 0/1 (n,), or (n, c): the classes that each row may be of
     positive: Sequence[bool] = (False, True)  # (c,) the classes whose probabilities add up to p
     metadata: NDArray[np.float32] | None = None  # (n, m) encoded columns, the nets' input beside the image
+    column_dropout: ColumnDropout | None = None  # of the metadata
     inner_val: NDArray[np.bool_] | None = None  # (n,) rows on which `select: best` chooses the epoch; not trained on
 
 
@@ -92,7 +93,8 @@ def train_fold_net(
     row_augment, batch_augment = _augmentations(training, seed)
     history = train_net(
         net, images(train_mask, row_augment), training=training, seed=seed, device=pick_device(compute.device),
-        batch_augment=batch_augment, inner_val=None if data.inner_val is None else images(data.inner_val, None),
+        batch_augment=batch_augment, column_dropout=data.column_dropout,
+        inner_val=None if data.inner_val is None else images(data.inner_val, None),
         state=folder / STATE, identity=identity, workers=compute.workers, report=callbacks.report,
         progress=callbacks.progress, say=callbacks.say,
     )  # fmt: skip

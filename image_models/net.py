@@ -14,12 +14,15 @@ import timm
 import torch
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # from the http client that the hub uses
 from safetensors.torch import load as parse_safetensors
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.nn import functional as F
 
 from dermstack.errors import ImageError
 from dermstack.files import apply_umask, atomic_write
 from image_models.losses import risk_logit
+from image_models.own_backbone import build_own_backbone, find_builder
+from image_models.settings import is_own_backbone
 
 # Arguments of `timm.create_model` that are not the network's own and may load unchecked files.
 _REFUSED_TIMM_ARGS = frozenset({
@@ -27,6 +30,9 @@ _REFUSED_TIMM_ARGS = frozenset({
     "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict", "weights_only",
 })  # fmt: skip
 _MIN_STRIDED_CHANNELS = 16  # input channels with which oneDNN's strided 1 × 1 convolution is sound
+_SIZE_ERRORS = (  # of timm's backbones for a size that they refuse
+    RuntimeError, AssertionError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError,
+)  # fmt: skip
 FUSION_WIDTH = 32  # features that the metadata adds to the image's
 
 
@@ -161,14 +167,20 @@ def crashes_in_channels_last(body: nn.Module) -> bool:
 
 
 def check_backbone(backbone: str, pretrained: bool | Path) -> None:
-    """Raises ImageError for a name (or its tag) that timm does not know or a weights file that does not exist."""
+    """Raises ImageError for a name (or its tag) that timm does not know or a weights file that does not exist.
+
+    The function of a user's own backbone is imported, with the same error where there is none.
+    """
+    if isinstance(pretrained, Path) and not pretrained.is_file():
+        raise ImageError(f"{backbone}: pretrained weights {pretrained} do not exist: give a file, true or false")
+    if is_own_backbone(backbone):
+        find_builder(backbone)
+        return
     names = timm.list_models(include_tags="." in backbone)
     if backbone not in names:
         near = difflib.get_close_matches(backbone, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists them"
         raise ImageError(f"unknown backbone {backbone[:80]!r}: {hint}")
-    if isinstance(pretrained, Path) and not pretrained.is_file():
-        raise ImageError(f"{backbone}: pretrained weights {pretrained} do not exist: give a file, true or false")
 
 
 def write_weights(net: nn.Module, path: Path) -> None:
@@ -238,7 +250,9 @@ def _fusion(columns: int) -> nn.Module:
 
 
 def _build_body(backbone: str, timm_args: Mapping[str, Any], *, fetch: bool) -> nn.Module:
-    """Creates the timm model without classifier, with weights from timm's hub if ``fetch``."""
+    """Creates a timm model without classifier, with weights from its hub if ``fetch``, or a user's own backbone."""
+    if is_own_backbone(backbone):
+        return build_own_backbone(backbone, timm_args, pretrained=fetch)
     if odd := sorted(_REFUSED_TIMM_ARGS & set(timm_args)):
         raise ImageError(f"{backbone}: timm_args may not contain {', '.join(odd)}: set `pretrained:` instead")
     try:
@@ -267,9 +281,10 @@ def _count_features(body: nn.Module, backbone: str, timm_args: Mapping[str, Any]
     try:
         with torch.no_grad():
             z = body.eval()(torch.zeros(1, 3, size, size))
-    except (
-        RuntimeError, AssertionError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError,
-    ) as error:  # fmt: skip  # a transformer of fixed size asserts it
+    except Exception as error:
+        # A transformer of fixed size asserts it; a user's own code may raise anything.
+        if not is_own_backbone(backbone) and not isinstance(error, _SIZE_ERRORS):
+            raise
         raise ImageError(
             f"{backbone} with timm_args {dict(timm_args)} does not accept RGB images of {size} px ({_reason(error)}): "
             "change `size` or timm_args"
@@ -326,8 +341,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _pretrained_config(body: nn.Module) -> dict[str, Any]:
-    config: dict[str, Any] = body.pretrained_cfg  # type: ignore[assignment]  # torch types every attribute as a tensor
-    return config
+    """Returns mean and std of the pixels in training, and what else timm notes; ImageNet's for a body without any."""
+    config: Any = getattr(body, "pretrained_cfg", None)
+    return {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD} | dict(config or {})
 
 
 def _reason(error: BaseException) -> str:

@@ -13,13 +13,18 @@ Select = Literal["last", "best"]
 AugmentOn = Literal["cpu", "device"]
 
 
+def is_own_backbone(backbone: str) -> bool:
+    """Whether a backbone is a user's function, `package.module:function`, not a name of timm."""
+    return ":" in backbone
+
+
 @dataclass(frozen=True)
 class Network:
     """The network to build, and the weights from which training starts."""
 
-    backbone: str  # its name in timm
+    backbone: str  # its name in timm, or package.module:function
     pretrained: bool | Path  # True: timm's ImageNet weights; False: random weights; or a file
-    timm_args: Mapping[str, Any]  # further arguments of `timm.create_model`
+    timm_args: Mapping[str, Any]  # further arguments of `timm.create_model` or of the function
     mean: Sequence[float] | None  # of red, green and blue in [0, 1]; None: as the backbone was trained
     std: Sequence[float] | None  # of red, green and blue in [0, 1]; None: as the backbone was trained
 
@@ -43,6 +48,7 @@ class Training:
     ema: float = 0.0  # decay of the weights' moving average, which becomes the model; 0: the model is the last weights
     dropout: float = 0.0  # share of the features that is dropped before the head
     dropout_samples: int = 1  # dropout masks on the same features, whose outputs are averaged
+    metadata_dropout: float = 0.0  # probability with which each metadata column of a row is set to missing in training
     accumulate: int = 1  # parts in which a batch is processed, if memory is short
     clip_norm: float = 0.0  # largest norm of the gradient; 0: no limit
     precision: Precision = "auto"  # precision of the backbone; `auto`: bfloat16 on GPUs that have it, else float32

@@ -26,7 +26,7 @@ from torch import nn
 
 from dermstack.errors import ImageError
 from dermstack.files import atomic_write
-from image_models.dataset import Batch, CachedImages, load_batches, train_batches
+from image_models.dataset import Batch, CachedImages, ColumnDropout, load_batches, train_batches
 from image_models.device import pick_precision, retry_on_oom
 from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses
 from image_models.net import Net
@@ -109,6 +109,7 @@ def train_net(
     seed: int,
     device: torch.device,
     batch_augment: DeviceAugment | None = None,
+    column_dropout: ColumnDropout | None = None,
     inner_val: CachedImages | None = None,
     state: Path | None = None,
     identity: str = "",
@@ -120,6 +121,7 @@ def train_net(
     """Fine-tunes ``net`` in place with AdamW, a warm-up and a cosine decay of the learning rate to zero.
 
     Held-out rows are not used. ``batch_augment`` augments batches on the device, unless ``images`` augments its rows.
+    ``column_dropout`` sets metadata columns to missing.
     ``inner_val`` are the rows on which `select: best` chooses the epoch; ``report`` is called with each epoch's AUC on
     them. ``state`` is a file that is written after each epoch, and from which a training of the same ``identity``
     resumes: every draw comes from (seed, epoch), so that a resumed training ends with the same weights. ``progress`` is
@@ -166,6 +168,7 @@ def train_net(
         started, losses, batches = time.perf_counter(), [], epoch_batches(epoch)
         images.epoch = epoch
         mix_rng = np.random.default_rng((seed, epoch, 1))  # for mixup and cutmix; (seed, epoch) draws the order of rows
+        column_rng = np.random.default_rng((seed, epoch, 2))
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))  # dropout
         for batch in load_batches(images, batches, workers=workers, pin=device.type == "cuda"):
             rate = training.lr * _schedule(step, warmup=warmup, steps=step_count)
@@ -174,6 +177,8 @@ def train_net(
             rows, batch = batch.rows.tolist(), batch.to(device)
             if batch_augment:
                 batch = batch._replace(images=batch_augment(batch.images, epoch=epoch, rows=rows))
+            if column_dropout:
+                batch = column_dropout(batch, column_rng)
             mixed = None
             if training.mixup or training.cutmix:
                 mixed = mix_batch(batch, mixup=training.mixup, cutmix=training.cutmix, rng=mix_rng)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -58,11 +58,12 @@ class TableColumns:
     categorical: Mapping[str, str] = field(default_factory=dict)
     derived: Mapping[str, str] = field(default_factory=dict)  # expression by name in the table
     choices: tuple[Choice, ...] = ()
+    python: tuple[str, ...] = ()  # names of the columns that `features.python` computes
 
     @property
     def numbers(self) -> list[str]:
-        """Names in the table of the columns of numbers: those of the csv, then the derived ones."""
-        return [*self.numeric, *self.derived]
+        """Names in the table of the columns of numbers: of the csv, derived ones, then those of `features.python`."""
+        return [*self.numeric, *self.derived, *self.python]
 
     @property
     def names(self) -> list[str]:
@@ -73,6 +74,14 @@ class TableColumns:
     def csv(self) -> dict[str, str]:
         """Name in the csv by name in the table."""
         return {**self.numeric, **self.categorical}
+
+    def only(self, names: Collection[str]) -> TableColumns:
+        """Returns the columns ``names``, and all derived ones if one of them is named, as they may use each other."""
+        numeric, categorical = (
+            {name: csv for name, csv in part.items() if name in names} for part in (self.numeric, self.categorical)
+        )
+        derived = self.derived if set(names) & set(self.derived) else {}
+        return TableColumns(numeric, categorical, derived, python=tuple(name for name in self.python if name in names))
 
     @property
     def unused(self) -> list[str]:
@@ -90,6 +99,8 @@ def described_choices(columns: TableColumns) -> list[str]:
     for kind in KINDS:
         if names := [choice.column for choice in columns.choices if choice.kind == kind]:
             lines.append(f"{kind} columns: {len(names):,} ({_shortened(names)})")
+    if columns.python:
+        lines.append(f"columns of features.python: {len(columns.python):,} ({_shortened(columns.python)})")
     by_reason: dict[str, list[str]] = {}
     for choice in columns.choices:
         if choice.kind is None and choice.reason != NOT_ASKED:
@@ -184,20 +195,28 @@ def read_values(
 ) -> pd.DataFrame:
     """Returns the values of the chosen columns: float32 (NaN missing) and str (NaN missing), from cells of text.
 
-    A column that ``raw`` lacks has no value in any row. A cell of a numeric column that is no finite number is appended
-    to ``faults``.
+    A column that ``raw`` lacks, or that `features.python` computes, has no value in any row. A cell of a numeric column
+    that is no finite number is appended to ``faults``.
     """
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():
         made[name] = _numbers(raw, csv, missing, path, faults)
     if columns.derived and not faults:
         made |= _derived(raw, columns, missing, path, faults)
+    made |= {name: np.full(len(raw), np.nan, np.float32) for name in columns.python}
     for name, csv in columns.categorical.items():
         if csv in raw:
             made[name] = unified_words(known_cells(raw[csv], csv, missing).astype("str"))
         else:
             made[name] = pd.Series(np.nan, index=raw.index, dtype="str")
     return pd.DataFrame(made, index=raw.index)
+
+
+def with_needed(raw: pd.DataFrame, columns: TableColumns) -> pd.DataFrame:
+    """Returns ``raw`` with an empty column for each that the derived columns need and it lacks."""
+    expressions = [parse(text) for text in columns.derived.values()]
+    needed = {name for one in expressions for name in one.columns if name not in columns.derived}
+    return raw.assign(**dict.fromkeys(sorted(needed - set(raw.columns)), ""))
 
 
 def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: list[str]) -> NDArray[np.float32]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import reprlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dermstack.errors import ConfigError, DataError
 from dermstack.masking import mask_secrets
@@ -18,6 +26,7 @@ from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 from stack.level2_config import Features, Stacker, check_own_features, union
 from stack.metrics.scores import Objective
+from tabular.encode import ROLES
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -244,9 +253,8 @@ class Config(Strict):
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
             raise ValueError("device: cuda on a Ray cluster needs ray.gpus: set how many a task reserves, such as 1")
         for model in self.image_models:
-            needed = dict.fromkeys(model.metadata, "metadata") | (
-                {"diagnosis": "target"} if model.target == "diagnosis" else {}
-            )
+            needed = {name: "metadata" for name in model.metadata if name in ROLES}
+            needed |= {"diagnosis": "target"} if model.target == "diagnosis" else {}
             for name, key in needed.items():
                 if getattr(self.data.columns, name) is None:
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")
@@ -275,14 +283,29 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings: start it with `experiment: <name>`")
+    return config_of(raw, overrides, folder=path.resolve().parent, name=str(path))
+
+
+def config_of(
+    settings: Mapping[str, Any],
+    overrides: tuple[str, ...] = (),
+    *,
+    folder: Path | None = None,
+    name: str = "the settings",
+) -> Config:
+    """Checks the settings of a config, given as a mapping with the keys of the YAML file, with ``overrides``.
+
+    Relative paths start at ``folder``, by default the current one; ``name`` is used in messages. Raises ConfigError.
+    """
+    raw = copy.deepcopy(dict(settings)) if overrides else dict(settings)
     for override in overrides:
         _override(raw, override)
     try:
-        return Config.model_validate(raw, context={"folder": path.resolve().parent})
+        return Config.model_validate(raw, context={"folder": folder or Path.cwd()})
     except ValidationError as error:
         faults = [_explain(fault) for fault in error.errors()]
         more = [f"  … {len(faults):,} faults in all"] if len(faults) > _MAX_LISTED else []
-        raise ConfigError("\n".join([f"{path}:", *faults[:_MAX_LISTED], *more])) from error
+        raise ConfigError("\n".join([f"{name}:", *faults[:_MAX_LISTED], *more])) from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

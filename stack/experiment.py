@@ -26,6 +26,8 @@ from stack.folds import Folds, make_folds
 from stack.keys import contained, keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
+from stack.net_columns import external_columns
+from stack.python_features import with_python_features
 from stack.store import (
     Run,
     atomic,
@@ -41,6 +43,7 @@ from stack.store import (
 )
 from stack.table import Table, read_table
 
+IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
 
@@ -128,7 +131,11 @@ class Experiment:
         return self.name != self.config.experiment
 
     def command(self, step: str, *options: str) -> str:
-        """Returns the command line that runs another step of this experiment, for messages."""
+        """Returns the command line that runs another step, for messages; without a file, the call in Python."""
+        if self.config_path == IN_MEMORY and step in ("oof", "stack"):
+            shuffled = ", shuffle_target=True" if self.shuffled else ""
+            rebuilt = f", rebuild={list(options[1:])}" if options[:1] == ("--rebuild",) else ""
+            return f"dermstack.run_{step}(config{shuffled}{rebuilt})"
         words = ["dermstack", step, "--config", str(self.config_path), *(f"--set={given}" for given in self.overrides)]
         if self.shuffled:
             words.append("--shuffle-target")
@@ -226,17 +233,21 @@ def open_experiment(
         group_features=_group_features(config),
         rules=replace(data.column_rules, derived=config.features.derived),
     )
+    table = replace(as_read, train=as_read.train[~as_read.train["id"].isin(curation.dropped["id"])])
+    table = replace(table, train=table.train.reset_index(drop=True))
+    if config.features.python is not None:
+        table = with_python_features(table, config.features.python)
+        as_read = replace(as_read, test=table.test, columns=table.columns)
     external = _read_external_tables(config, as_read, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
-    kept = as_read.train[~as_read.train["id"].isin(curation.dropped["id"])].reset_index(drop=True)
-    test = as_read.test
+    kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
     folds = _make_folds(config, kept, curation, listed, out)
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
-        config, config_path, name, replace(as_read, train=kept, test=test), folds, curation, as_read, external,
+        config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
         tuple(map(mask_secrets, overrides)),
     )  # fmt: skip
 
@@ -332,6 +343,7 @@ def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFr
         rows = read_external(
             external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
             rules=ColumnRules(missing=config.data.column_rules.missing),
+            further=external_columns(config, primary.columns),
         )  # fmt: skip
         out.say(rows.summary())
         tables.append(rows.frame.assign(source=external.name))

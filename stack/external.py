@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,20 +52,23 @@ def read_external(
     primary: Table,
     on_collision: OnCollision,
     rules: ColumnRules = NO_RULES,
+    further: Sequence[str] = (),
 ) -> ExternalRows:
     """Reads and checks the csv of an external table; ``columns`` maps id, target and the optional columns.
+
+    ``further`` are further columns of ``primary`` that are read too; those that the csv lacks have missing values.
 
     Raises DataError that lists the faulty rows, and where ids are also in train or test and ``on_collision`` is refuse.
     Raises ConfigError where ``columns`` lacks id or target.
     """
-    frame = read_external_frame(path, columns, rules)
+    frame = read_external_frame(path, columns, rules, primary.columns, further)
     known = pd.concat([primary.train["id"], primary.test["id"]])
     spelled = keys_as_in(frame["id"], known, f"{path}: id", of="train and test", refuse_doubtful=False)
     taken = pd.Series(contained(spelled, known), index=frame.index)
     if taken.any() and on_collision == "refuse":
         first = ", ".join(frame["id"][taken].iloc[:3])
         raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")
-    frame = with_words_of(frame[~taken].reset_index(drop=True), primary.train)
+    frame = with_words_of(frame[~taken].reset_index(drop=True), primary.train, primary.columns)
     if frame.empty:
         raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
     is_ungrouped = frame["group"].str.lower().isin(SENTINELS)

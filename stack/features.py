@@ -20,6 +20,7 @@ from stack.config import Config
 from stack.experiment import Experiment
 from stack.folds import assign_folds, count_groups, inner_split
 from stack.level2_config import Features, Stacker
+from stack.net_columns import roles_of
 from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run
@@ -47,7 +48,8 @@ FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for
 
 def metadata_of_models(config: Config) -> set[str]:
     """Returns which of age, sex and site an enabled image model or the config's features of level 2 use."""
-    used = {str(name) for model in config.image_models if model.enabled for name in model.metadata}
+    models = [model for model in config.image_models if model.enabled]
+    used = {name for model in models for name in roles_of(model, config.data.columns)}
     features = config.all_features
     if features.metadata or features.cohort:
         used |= {*NUMERIC, *CATEGORICAL}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from image_models.settings import AugmentOn, Balance, Network, Precision, Select, Training
+from image_models.settings import AugmentOn, Balance, Network, Precision, Select, Training, is_own_backbone
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _ENVIRONMENT_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}(.*)")
@@ -44,6 +45,7 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
 
 
 ConfigPath = Annotated[Path, BeforeValidator(resolve_path)]
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # names are also names of folders
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # the range that the generator of every library accepts
@@ -83,6 +85,7 @@ class Diagnosis(Strict):
 
 
 DEFAULT = Training()
+LATER_MODEL = ("metadata_dropout",)  # keys of an image model that dermstack 0.2.0 did not have
 
 
 def _as_tuple(value: object) -> object:
@@ -93,15 +96,19 @@ class ImageModel(Strict):
     """One level-1 run: a timm backbone, fine-tuned or frozen, over all folds."""
 
     name: Name  # name of the run
-    backbone: str  # name of the backbone in timm
+    # name of the backbone in timm, or `package.module:function`: a function of your own that returns a torch module,
+    # which cannot be bundled
+    backbone: str
     pretrained: Annotated[bool | Path, BeforeValidator(resolve_path)] = True  # timm's weights, none, or a weights file
     frozen: bool = False  # true: only a logistic head is fitted, on features that are computed once
     size: int = Field(128, ge=16, le=2048)  # width and height of the input image in pixels
-    timm_args: dict[str, Any] = {}  # further arguments of `timm.create_model`
+    timm_args: dict[str, Any] = {}  # further arguments of `timm.create_model`, or of a function of your own
     normalise: Normalise | None = None  # mean and std of the pixels; none: those that the backbone was trained with
     target: Literal["binary", "diagnosis"] = "binary"  # `diagnosis`: learn its classes; p sums those of target 1
     diagnosis: Diagnosis = Diagnosis()  # how diagnoses are mapped to classes
-    metadata: tuple[Literal["age", "sex", "site"], ...] = ()  # metadata columns that the network gets with the image
+    # columns that the network gets with the image: age, sex, site, and names or patterns (`tbp_lv_*`) of the columns of
+    # numbers and words in data.columns, and of features.derived
+    metadata: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     tta: Literal["none", "flips", "d4"] = "none"  # test-time augmentation: logits averaged over 1, 4 or 8 views
 
     # Training settings; image_models/settings.py documents each key and holds its default.
@@ -121,6 +128,7 @@ class ImageModel(Strict):
     ema: float = Field(DEFAULT.ema, ge=0, lt=1)
     dropout: float = Field(DEFAULT.dropout, ge=0, lt=1)
     dropout_samples: int = Field(DEFAULT.dropout_samples, ge=1)
+    metadata_dropout: float = Field(DEFAULT.metadata_dropout, ge=0, lt=1)
     accumulate: int = Field(DEFAULT.accumulate, ge=1)
     clip_norm: float = Field(DEFAULT.clip_norm, ge=0)
     precision: Precision = DEFAULT.precision
@@ -134,6 +142,14 @@ class ImageModel(Strict):
     enabled: bool = True  # false: the model is not used, but its settings stay in the config
     selected: bool = False  # true: its settings were chosen by scores on these rows, which is noted beside its scores
 
+    def settings(self, *, without: Collection[str] = (), as_json: bool = False) -> dict[str, Any]:
+        """Returns the settings for fingerprints and run.json, without the keys ``without``.
+
+        Keys that were added later are left out at their defaults, so that runs made before them stay fresh.
+        """
+        later = {name for name in LATER_MODEL if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json" if as_json else "python", exclude={*without, *later})
+
     @property
     def network(self) -> Network:
         """The settings of the network, as `image_models` takes them."""
@@ -145,11 +161,23 @@ class ImageModel(Strict):
         """The settings of the training, as `image_models` takes them."""
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
 
+    @field_validator("backbone")
+    @classmethod
+    def _check_import_path(cls, backbone: str) -> str:
+        if is_own_backbone(backbone) and not _IMPORT_PATH.fullmatch(backbone):
+            raise ValueError(
+                f"backbone {backbone!r} is neither a name of timm nor the import path of a function: write it as "
+                "package.module:function"
+            )
+        return backbone
+
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
         for what, listed in (("seeds", self.seeds), ("metadata", self.metadata)):
             if len(set(listed)) < len(listed):
                 raise ValueError(f"{self.name}: {what} {list(listed)} names one twice: name each once")
+        if self.metadata_dropout and not self.metadata:
+            raise ValueError(f"{self.name}: metadata_dropout {self.metadata_dropout} needs `metadata`, such as [age]")
         if self.frozen and (self.target == "diagnosis" or self.metadata):
             raise ValueError(
                 f"{self.name} is frozen, but only trained models have `target: diagnosis` or `metadata`: remove these "

@@ -20,7 +20,10 @@ from stack.image_config import ImageModel
 from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks
 from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, run_tasks
 from stack.level1_nets import finish_set_aside, set_aside_for
+from stack.net_columns import net_columns
+from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run, sha256
+from stack.study_inputs import code_inputs
 from stack.tuned import check_tuned_files, enabled_models
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 
 ROWS_WAIT_S = 60.0  # for another process to end its work on the experiment
-_FILE_INPUTS = {"pretrained weights", "images"}  # inputs that level 2 cannot check, as it reads neither file
+_FILE_INPUTS = {"pretrained weights", "images", "backbone code"}  # level 2 cannot check these, as it reads no such file
 
 
 def run_image_models(
@@ -94,7 +97,8 @@ def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -
     """Checks folds, names and files of the enabled image models before any computing; returns their sizes in pixels.
 
     Raises StoreError for a model in ``rebuild`` that is not enabled, ImageError for a bad backbone, weights or recipe,
-    DataError where the folds leave too few groups for what is fitted on them (`check_fold_needs`).
+    ConfigError for a metadata column that the table lacks, and DataError where the folds leave too few groups for what
+    is fitted on them (`check_fold_needs`).
     """
     from image_models.net import check_backbone
     from image_models.transforms import check_recipe
@@ -105,6 +109,7 @@ def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -
     for model in models:
         check_backbone(model.backbone, model.pretrained)
         check_recipe(model.augment)
+        net_columns(model, experiment.config.data.columns, experiment.table.columns)
     check_fold_needs(experiment)
     return [model.size for model in models]
 
@@ -128,7 +133,6 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
 
 def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     """Returns the inputs of an image run, by name, that can be checked without its images and weights."""
-    external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
     unused = {"name", "enabled", "pretrained", "selected"}
     learned = {}
     if model.frozen:
@@ -139,15 +143,13 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
         learned["diagnoses"] = frame_fingerprint(
             pd.DataFrame(np.concatenate([labels.train, labels.external]), columns=labels.names)
         )
-    if model.metadata:
-        learned["metadata"] = experiment.columns_fingerprint([])
     return {
-        "settings": fingerprint(model.model_dump(exclude=unused)),
+        "settings": fingerprint(model.settings(without=unused)),
         "rows or folds": experiment.rows_fingerprint,
         # Left out at their defaults, so that runs made before these inputs existed stay fresh.
         **({"seed": str(seed)} if (seed := experiment.config.seed) else {}),
         **({"selection": "on these rows"} if model.selected else {}),
-        **external,
+        **metadata_inputs(experiment, model),
         **learned,
     }
 
@@ -159,6 +161,7 @@ def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dic
         **level1_inputs(experiment, model),
         "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
         "images": images_checksum(experiment, cache),
+        **code_inputs(model),
     }
 
 

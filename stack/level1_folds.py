@@ -19,6 +19,7 @@ from stack.experiment import Experiment
 from stack.folds import inner_split
 from stack.image_config import Diagnosis, ImageModel
 from stack.level1_nets import net_meta
+from stack.net_metadata import column_dropout, metadata_encoder
 from stack.store import Run, fingerprint, read_run, write_run
 from tabular.encode import DenseMetadata
 
@@ -183,6 +184,7 @@ def trained_tasks(
             target=np.concatenate([labels.train[train], labels.external]),
             positive=labels.positive,
             metadata=metadata.pop("train", None),
+            column_dropout=column_dropout(model, encoder),
             inner_val=inner_val,
         )
         learned = len(train) + len(external) - (0 if inner_val is None else int(inner_val.sum()))
@@ -199,7 +201,7 @@ def trained_tasks(
                     nets={seed: of_net for (of_fold, seed), of_net in nets.items() if of_fold == fold},
                     sets=sets,
                     metadata=metadata,
-                    encoder=encoder,
+                    encoder=None if encoder is None else encoder.to_json(),
                     threads=config.threads,
                     workers=config.workers,
                 ),
@@ -302,20 +304,20 @@ def _encode_metadata(
     train: NDArray[np.intp],
     held: NDArray[np.intp],
     anchors: NDArray[np.intp] | None,
-) -> tuple[str | None, dict[str, NDArray[np.float32]]]:
+) -> tuple[DenseMetadata | None, dict[str, NDArray[np.float32]]]:
     """Encodes the metadata of each set with an encoder fitted on the fold's training rows.
 
-    Returns the encoder as JSON and the arrays; None and {} where the model uses no metadata.
+    Returns the encoder and the arrays; None and {} where the model uses no metadata.
     """
     if not model.metadata:
         return None, {}
     rows, test = experiment.table.train, experiment.table.test
     learned = pd.concat([rows.iloc[train], experiment.external], ignore_index=True)
-    encoder = DenseMetadata(model.metadata).fit(learned)
+    encoder = metadata_encoder(experiment, model).fit(learned)
     frames = {"train": learned, "oof": rows.iloc[held], "test": test}
     if anchors is not None:
         frames["anchor"] = rows.iloc[anchors]
-    return encoder.to_json(), {name: encoder.transform(frame) for name, frame in frames.items()}
+    return encoder, {name: encoder.transform(frame) for name, frame in frames.items()}
 
 
 def run_meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
@@ -325,7 +327,7 @@ def run_meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
         "level": 1,
         "kind": "frozen" if model.frozen else "image",
         "inputs": inputs,
-        "settings": model.model_dump(mode="json", exclude={"pretrained", "enabled", "selected"}),
+        "settings": model.settings(without={"pretrained", "enabled", "selected"}, as_json=True),
         "selected": model.selected,
     }
 

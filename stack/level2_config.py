@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dermstack.errors import TabularError
-from stack.image_config import Name, Strict
+from stack.image_config import Name, Strict, resolve_path
 from tabular.expressions import parse
 from tabular.relative import STATISTICS
 
@@ -21,10 +23,16 @@ LATER_FEATURES = (
     "cohort_columns",
     "probability_ratio",
     "derived",
+    "python",
 )  # keys of `features` that dermstack 0.2.0 did not have
 
 
 Statistic = Literal["median_diff", "mean_diff", "mean_ratio", "z", "rank", "spread"]
+
+
+def _resolved(value: object, info: ValidationInfo) -> object:
+    """Resolves a path as `resolve_path` does; it is resolved already where there is no context."""
+    return value if info.context is None else resolve_path(value, info)
 
 
 class Features(Strict):
@@ -56,6 +64,9 @@ class Features(Strict):
     # further numeric columns, as expressions of the csv's columns with + - * / **, comparisons, log, log1p, sqrt, abs,
     # where, clip, min and max, such as `{colour_ratio: "tbp_lv_A / tbp_lv_Aext"}`
     derived: dict[str, str] = {}
+    # file with a function of your own, `features(table)`, that returns further numeric columns for the rows of a table
+    # without target; it runs with your rights, each group must be computed alone, and it cannot be bundled
+    python: Annotated[Path | None, BeforeValidator(_resolved)] = None
 
     @field_validator("relative", "relative_site")
     @classmethod
@@ -78,7 +89,10 @@ class Features(Strict):
         Keys that were added later are left out at their defaults, so that runs made before them stay fresh.
         """
         later = {name for name in LATER_FEATURES if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude=later)
+        made = self.model_dump(mode="json", exclude=later)
+        if self.python is not None:  # its content counts, not its place
+            made["python"] = hashlib.sha256(self.python.read_bytes()).hexdigest()
+        return made
 
 
 LATER_STACKER = (
@@ -150,7 +164,7 @@ def union(values: list[Any]) -> Any:
     """Returns the largest of several switches or numbers, or all entries of several lists."""
     if isinstance(values[0], tuple):
         return tuple(name for name in STATISTICS if any(name in value for value in values))
-    if isinstance(values[0], dict):
+    if values[0] is None or isinstance(values[0], dict | Path):  # common to all
         return values[0]
     return max(values)
 
@@ -165,6 +179,8 @@ def check_own_features(stacker: Stacker, common: Features) -> None:
         raise ValueError(f"{stacker.name}: {where}: {fault['msg'].removeprefix('Value error, ')}") from None
     if own.derived != common.derived:
         raise ValueError(f"{stacker.name}: features.derived is common to all stackers: move it to `features`")
+    if own.python != common.python:
+        raise ValueError(f"{stacker.name}: features.python is common to all stackers: move it to `features`")
     for name in ("frozen_z", "aligned_z"):
         if getattr(own, name) > getattr(common, name):
             raise ValueError(

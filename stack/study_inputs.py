@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from image_models.settings import is_own_backbone
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.level2_config import Stacker
+from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
 from stack.views import seen_runs
@@ -79,26 +81,33 @@ def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, s
     """Returns what a study of an image model depends on, apart from its files (`image_file_inputs`)."""
     own = {name: getattr(model, name) for name in IMAGE_TUNED}
     unused = {"name", "enabled", "selected", "tta", "pretrained", "seeds", *IMAGE_TUNED}
-    external = {"external rows": frame_fingerprint(experiment.external)} if len(experiment.external) else {}
     diagnoses = (
         {"diagnoses": frame_fingerprint(experiment.table.train[["diagnosis"]])} if model.target == "diagnosis" else {}
     )
-    metadata = {"metadata": experiment.columns_fingerprint([])} if model.metadata else {}
     return {
         "rows or folds": experiment.rows_fingerprint,
         "seed": f"{experiment.config.seed} + {model.seeds[0]}",
-        "settings": fingerprint(model.model_dump(exclude=unused)),
+        "settings": fingerprint(model.settings(without=unused)),
         _FIRST_TRIAL: fingerprint(own),
-        **external,
         **diagnoses,
-        **metadata,
+        **metadata_inputs(experiment, model),
     }
 
 
 def image_file_inputs(model: ImageModel, images: str) -> dict[str, str]:
     """Returns the inputs of an image study that are files; ``images`` is the cache's checksum of the rows' images."""
     weights = model.pretrained
-    return {"images": images, "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights)}
+    files = {"images": images, "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights)}
+    return files | code_inputs(model)
+
+
+def code_inputs(model: ImageModel) -> dict[str, str]:
+    """Returns the fingerprint of the code of a backbone of the user's own; {} for a backbone of timm."""
+    if not is_own_backbone(model.backbone):
+        return {}
+    from image_models.own_backbone import code_fingerprint  # torch is an optional dependency
+
+    return {"backbone code": code_fingerprint(model.backbone)}
 
 
 def current_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, dict[str, str]]:

@@ -20,6 +20,7 @@ from stack.columns import (
     choose_columns,
     known_cells,
     read_values,
+    with_needed,
 )
 from stack.data_config import NO_RULES, Codes, ColumnRules
 from stack.keys import (
@@ -157,8 +158,16 @@ def _read_test(
     return _checked_frame(raw, path, without, faults, rules, is_train=False), False
 
 
-def read_external_frame(path: Path, columns: Mapping[str, str], rules: ColumnRules = NO_RULES) -> pd.DataFrame:
+def read_external_frame(
+    path: Path,
+    columns: Mapping[str, str],
+    rules: ColumnRules = NO_RULES,
+    table: TableColumns = NO_COLUMNS,
+    further: Sequence[str] = (),
+) -> pd.DataFrame:
     """Reads an external table: id, group ("" where missing), target 0/1, age, sex, site and, where mapped, diagnosis.
+
+    ``further`` are the names of columns of ``table`` that are read too; those that the file lacks have missing values.
 
     The checks are those of a training csv, except that groups are not checked and one class is enough. Raises
     DataError, ConfigError.
@@ -169,6 +178,9 @@ def read_external_frame(path: Path, columns: Mapping[str, str], rules: ColumnRul
     faults: list[str] = []
     raw = _read_strings(path, columns, faults)
     frame = None if raw is None else _checked_frame(raw, path, columns, faults, rules, is_train=True, is_external=True)
+    if frame is not None and raw is not None and further and not faults:
+        values = read_values(with_needed(raw, table), table.only(further), rules.missing, path, faults)
+        frame = pd.concat([frame, values[list(further)]], axis=1)
     if faults or frame is None:
         raise DataError("\n".join(faults))
     return frame

@@ -130,6 +130,18 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
             # "=" distinguishes a category named "missing" from the indicator
             self.columns_ += self.made_of(column)
 
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """The sorted words of the fitted rows, by categorical column, also those without an indicator."""
+        return {column: sorted([*values, *self.rare_[column]]) for column, values in self.categories_.items()}
+
+    @property
+    def sources(self) -> list[str]:
+        """The fitted column from which each of ``columns_`` comes."""
+        counts = [(column, 1 + (column in self.indicated_)) for column in self.numeric]
+        counts += [(column, len(values) + (column in self.indicated_)) for column, values in self.categories_.items()]
+        return [column for column, number in counts for _ in range(number)]
+
     def _check_columns(self, frame: pd.DataFrame) -> None:
         absent = [column for column in (*self.numeric, *self.categorical) if column not in frame.columns]
         if absent:
@@ -150,33 +162,75 @@ def _numbers(values: pd.Series) -> NDArray[np.float32]:
     return numbers
 
 
+ROLES = ("age", "sex", "site")
+MAX_LEVELS = 20  # most frequent words of a further categorical column that have an indicator each
+_FURTHEST = 10.0  # standard deviations: a value of a further column that is further from the mean is set to this
+
+
 class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
     """Encoder that standardises the columns of `MetadataEncoder`: (n, m) float32, with 0 for missing numbers.
+
+    ``columns`` are any of age, sex and site, which come first, and further ones, of which ``numeric`` hold numbers and
+    the others words. With ``dropout`` columns are dropped in training, so that each has a missing indicator; without,
+    a further column has one where a fitted row lacks its value. What does not vary in training is 0 throughout in the
+    further columns, because a net learns no weight for it.
 
     >>> rows = pd.DataFrame({"age": [40.0, None, 60.0], "sex": ["male", None, "female"]})
     >>> DenseMetadata(["age", "sex"]).fit(rows).transform(rows)[:, 0].tolist()
     [-1.0, 0.0, 1.0]
     """
 
-    def __init__(self, columns: Sequence[str] = ("age", "sex", "site")) -> None:
+    def __init__(self, columns: Sequence[str] = ROLES, *, numeric: Collection[str] = (), dropout: bool = False) -> None:
         self.columns = columns
+        self.numeric = numeric
+        self.dropout = dropout
 
     def fit(self, frame: pd.DataFrame) -> Self:
         """Learns categories, means and standard deviations of these rows; raises as `MetadataEncoder` does."""
-        numeric = [column for column in self.columns if column == "age"]
-        self.encoder_ = MetadataEncoder(numeric, [column for column in self.columns if column not in numeric])
-        encoded = self.encoder_.fit(frame).transform(frame).to_numpy(np.float64)
+        encoders = []
+        if roles := [column for column in self.columns if column in ROLES]:
+            numbers = [column for column in roles if column == "age"]
+            encoders.append(MetadataEncoder(numbers, [column for column in roles if column not in numbers]))
+        if further := [column for column in self.columns if column not in ROLES]:
+            numbers = [column for column in further if column in self.numeric]
+            words = [column for column in further if column not in numbers]
+            encoders.append(MetadataEncoder(numbers, words, max_levels=MAX_LEVELS, sparse=not self.dropout))
+        self.encoders_ = [encoder.fit(frame) for encoder in encoders]
+        encoded = self._encoded(frame)
         known = np.maximum((~np.isnan(encoded)).sum(axis=0), 1)
         self.mean_ = np.nansum(encoded, axis=0) / known
         std = np.sqrt(np.nansum((encoded - self.mean_) ** 2, axis=0) / known)
-        self.scale_ = np.where(std > 0, std, 1.0)
+        varies = std > 1e-6 * np.abs(self.mean_) if further else std > 0  # of a large constant, rounding leaves a rest
+        self.scale_ = np.where(varies, std, 1.0)
+        self.used_ = varies | np.isin(self.sources, ROLES) | (self.dropout & ~self._holds_numbers())
         return self
 
     def transform(self, frame: pd.DataFrame) -> NDArray[np.float32]:
         """Returns (n, m) float32; categories that are not in the fitted rows are zeros before standardising."""
-        encoded = self.encoder_.transform(frame).to_numpy(np.float64)
-        dense: NDArray[np.float32] = np.nan_to_num((encoded - self.mean_) / self.scale_).astype(np.float32)
-        return dense
+        dense = np.nan_to_num((self._encoded(frame) - self.mean_) / self.scale_)
+        further = ~np.isin(self.sources, ROLES)
+        dense[:, further] = np.clip(dense[:, further], -_FURTHEST, _FURTHEST) * self.used_[further]
+        encoded: NDArray[np.float32] = dense.astype(np.float32)
+        return encoded
+
+    def all_missing(self) -> NDArray[np.float32]:
+        """Returns (m,): the encoding of a row without any value."""
+        nothing = {
+            column: pd.Series([np.nan], dtype="str" if column in encoder.categories_ else "float32")
+            for encoder in self.encoders_
+            for column in (*encoder.numeric, *encoder.categories_)
+        }
+        return self.transform(pd.DataFrame(nothing)).ravel()
+
+    @property
+    def sources(self) -> list[str]:
+        """The column (m,) from which each encoded column comes."""
+        return [source for encoder in self.encoders_ for source in encoder.sources]
+
+    @property
+    def words(self) -> dict[str, list[str]]:
+        """The sorted words of the fitted rows, by categorical column."""
+        return {column: words for encoder in self.encoders_ for column, words in encoder.words.items()}
 
     @property
     def width(self) -> int:
@@ -185,22 +239,37 @@ class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
 
     def to_json(self) -> str:
         """Returns the fitted state as JSON, for `from_json`."""
-        state = {"columns": list(self.columns), "mean": self.mean_.tolist(), "scale": self.scale_.tolist()}
-        return json.dumps(state | {"encoder": json.loads(self.encoder_.to_json())}, ensure_ascii=False, indent=1)
+        state: dict[str, Any] = {"columns": list(self.columns)}
+        state |= {"mean": self.mean_.tolist(), "scale": self.scale_.tolist()}
+        names = ("encoder", "further") if set(self.columns) & set(ROLES) else ("further",)
+        state |= {name: json.loads(encoder.to_json()) for name, encoder in zip(names, self.encoders_, strict=False)}
+        if "further" in state:
+            state |= {"dropout": self.dropout, "used": self.used_.tolist()}
+        return json.dumps(state, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Returns the encoder stored by `to_json`; raises TabularError for any other text."""
         try:
             state = json.loads(text)
-            dense = cls([str(column) for column in state["columns"]])
+            dense = cls([str(column) for column in state["columns"]], dropout=bool(state.get("dropout", False)))
+            parts = [state[name] for name in ("encoder", "further") if name in state]
+            dense.encoders_ = [MetadataEncoder.from_json(json.dumps(part)) for part in parts]
+            dense.numeric = [column for encoder in dense.encoders_ for column in encoder.numeric]
             dense.mean_, dense.scale_ = np.array(state["mean"], float), np.array(state["scale"], float)
-            dense.encoder_ = MetadataEncoder.from_json(json.dumps(state["encoder"]))
-            width = (len(dense.encoder_.columns_),)
-            if dense.mean_.shape != width or dense.scale_.shape != width:
+            width = len(dense.sources)
+            dense.used_ = np.array(state.get("used", [True] * width), bool)
+            if not parts or {dense.mean_.shape, dense.scale_.shape, dense.used_.shape} != {(width,)}:
                 raise ValueError(f"{dense.mean_.shape} means and {dense.scale_.shape} scales of {width} columns")
             if not np.isfinite([dense.mean_, dense.scale_]).all() or not (dense.scale_ > 0).all():
                 raise ValueError("a mean or scale is out of range")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TabularError(f"not a metadata encoder: {text[:60]!r} ({error}): train the model again") from error
         return dense
+
+    def _encoded(self, frame: pd.DataFrame) -> NDArray[np.float64]:
+        return np.column_stack([encoder.transform(frame).to_numpy(np.float64) for encoder in self.encoders_])
+
+    def _holds_numbers(self) -> NDArray[np.bool_]:
+        """Marks the encoded columns (m,) that are values of a column of numbers, not indicators."""
+        return np.array([name in encoder.numeric for encoder in self.encoders_ for name in encoder.columns_], bool)

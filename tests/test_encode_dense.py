@@ -30,7 +30,7 @@ def test_columns_of_the_fitted_rows_have_mean_zero_and_spread_one(frame: pd.Data
 def test_a_missing_value_has_an_indicator_of_its_own(frame: pd.DataFrame) -> None:
     encoder = DenseMetadata().fit(frame)
     dense = encoder.transform(frame)
-    place = encoder.encoder_.columns_.index("age_missing")
+    place = encoder.encoders_[0].columns_.index("age_missing")
     missing = frame["age"].isna().to_numpy()
     assert dense[missing, place].min() > dense[~missing, place].max()
 

@@ -87,6 +87,8 @@ def test_the_export_list_is_frozen() -> None:
         "read_patient",
         "read_run",
         "read_table",
+        "run_oof",
+        "run_stack",
         "write_bundle",
         "write_report",
     ]  # fmt: skip

@@ -173,18 +173,13 @@ def oof(
     Decodes the images, decides the folds, and writes out-of-fold logits and embeddings and test predictions.
     """
     from dermstack.cli.options import show_runs
-    from stack.experiment import print_overview
-    from stack.images import caches_in_use, with_images, write_acquisition
-    from stack.level1 import advice_without_models, check_image_models, run_image_models
+    from dermstack.pipeline import run_oof
+    from stack.console import Out
+    from stack.level1 import advice_without_models
 
-    experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target, introduced=False)
-    sizes = check_image_models(experiment, rebuild=rebuild or [])
-    with caches_in_use(experiment.config):
-        experiment, caches = with_images(experiment, sizes, out)
-        print_overview(experiment, out)
-        runs = run_image_models(experiment, caches, out, rebuild=rebuild or [])
-        if caches:
-            write_acquisition(experiment, caches[min(caches)])
+    out = Out(quiet=quiet)
+    made = run_oof(config, overrides=overrides or (), rebuild=rebuild or (), shuffle_target=shuffle_target, out=out)
+    experiment, runs = made.experiment, list(made.runs.values())
     show_runs(experiment, out, runs)
     if runs or experiment.finished(level=1):
         out.say(f"next: {experiment.command('stack')}")
@@ -204,37 +199,24 @@ def stack(
     Audits the runs that `oof` and `import-oof` made, fits the GBDTs and the blend on them, and writes submission.csv
     and report.html.
     """
-    from dermstack.audit.run import audit_for_stack
     from dermstack.cli.options import show_blend, show_fallback_rows, show_findings, show_plausibility, show_runs
-    from dermstack.report.evidence import write_report
-    from stack.experiment import write_rows
-    from stack.fallback import run_fallback
-    from stack.history import append_ledger
-    from stack.images import caches_in_use
-    from stack.level1 import level1_locked, level1_runs
-    from stack.level2 import run_stackers
-    from stack.store import locked
-    from stack.submission import run_blend
+    from dermstack.pipeline import run_stack
+    from stack.console import Out
 
-    experiment, out = open_for_command(config, overrides, quiet, shuffle_target=shuffle_target)
-    with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
-        runs = level1_runs(experiment)
-        write_rows(experiment)
-        if not experiment.shuffled:
-            show_findings(out, audit_for_stack(experiment, runs, out), notes=False)
-        runs += run_stackers(experiment, runs, out)
-        run_fallback(experiment, out)
-        blend = run_blend(experiment, runs, out)
-        report = write_report(experiment, out)
-        append_ledger(experiment, blend)
+    out = Out(quiet=quiet)
+    made = run_stack(
+        config, overrides=overrides or (), shuffle_target=shuffle_target, out=out,
+        on_findings=lambda findings: show_findings(out, findings, notes=False),
+    )  # fmt: skip
+    experiment, runs = made.experiment, list(made.runs.values())
     show_runs(experiment, out, runs)
     if not experiment.shuffled:
         show_plausibility(experiment, out, runs)
-    show_blend(experiment, out, blend)
+    show_blend(experiment, out, made.blend)
     if (submission := experiment.folder / "submission.csv").exists():
         out.say(f"submission: {submission}")
         show_fallback_rows(experiment, out)
-    out.say(f"report: {report}")
+    out.say(f"report: {made.report}")
 
 
 @app.command()

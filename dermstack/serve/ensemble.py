@@ -285,7 +285,7 @@ def known_words(bundle: Bundle) -> dict[str, list[str]]:
     """
     folds = range(bundle.folds)
     nets = [net_encoder(bundle, run, fold) for run in bundle.image_runs for fold in folds]
-    encoders = [net.encoder_ for net in nets if net is not None]
+    words = [net.words for net in nets if net is not None]
     with_metadata = bool(bundle.manifest["features"]["metadata"])
     for folder, takes_metadata in (("features", with_metadata), (FOLDER, True)):
         for name in (f"{folder}/fold_{fold}/features.json" for fold in folds):
@@ -293,11 +293,11 @@ def known_words(bundle: Bundle) -> dict[str, list[str]]:
             try:
                 parts = [state["metadata"]] if takes_metadata and state else []
                 parts += [state["table"]] if state.get("table") else []
-                encoders += [MetadataEncoder.from_json(json.dumps(part)) for part in parts]
+                words += [MetadataEncoder.from_json(json.dumps(part)).words for part in parts]
             except CONTENT_ERRORS as error:
                 raise BundleError(f"{bundle.folder}: {name} cannot be read ({_short(error)}): bundle again") from error
     return {
-        column: sorted({word for encoder in encoders for word in encoder.categories_.get(column, ())})
+        column: sorted({word for known in words for word in known.get(column, ())})
         for column in (*WORDS, *bundle.table_columns.categorical)
     }
 
@@ -390,13 +390,13 @@ def fold_folder(bundle: Bundle, run: ImageRun, fold: int) -> Path:
 
 
 def encoded_metadata(bundle: Bundle, run: ImageRun, fold: int, frame: pd.DataFrame) -> NDArray[np.float32]:
-    """Returns age, sex and site encoded for the fold's networks, (n, m); m = 0 if they take no metadata."""
+    """Returns the metadata encoded for the fold's networks, (n, m); m = 0 if they take none."""
     encoder = net_encoder(bundle, run, fold)
     return np.empty((len(frame), 0), np.float32) if encoder is None else encoder.transform(frame)
 
 
 def net_encoder(bundle: Bundle, run: ImageRun, fold: int) -> DenseMetadata | None:
-    """Returns the encoder of age, sex and site of a fold's networks; None if they take no metadata."""
+    """Returns the encoder of the metadata of a fold's networks; None if they take none."""
     name = f"image_models/{run.name}/fold_{fold}/{ENCODER}"
     if name not in bundle:
         return None
@@ -404,7 +404,8 @@ def net_encoder(bundle: Bundle, run: ImageRun, fold: int) -> DenseMetadata | Non
         encoder = DenseMetadata.from_json(json.dumps(bundle.json(name)))
     except (TabularError, RecursionError) as error:
         raise BundleError(f"{bundle.folder}: {name} cannot be read ({_short(error)}): bundle again") from error
-    _check_encoder(bundle, encoder.encoder_, name)
+    for part in encoder.encoders_:
+        _check_encoder(bundle, part, name)
     return encoder
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from image_models.settings import is_own_backbone
 from stack.image_config import ImageModel, Name
 from stack.level2_config import Features
 from stack.metrics.scores import Objective
@@ -107,7 +108,8 @@ class Manifest(_StrictModel):
             raise ValueError("a run is named twice, or `embeddings` names an unknown run")
         if any(len(stacker.shifts) != self.folds for stacker in self.stackers):
             raise ValueError(f"a stacker does not have {self.folds} shifts, one for each fold")
-        Features.model_validate(self.features)
+        if Features.model_validate(self.features).python is not None:
+            raise ValueError("features.python names code, which a bundle may not")
         if any(spread <= 0 for nets in self.scales.values() for _, spread in nets.values()):
             raise ValueError("`scales` has a spread that is not positive")
         if lacking := {"id", "target"} - set(self.columns):
@@ -118,6 +120,8 @@ class Manifest(_StrictModel):
 def run_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Returns an image run's settings as a config holds them. Raises ValidationError for invalid settings."""
     model = ImageModel.model_validate({**settings, "pretrained": False}, context={"folder": "."})
+    if is_own_backbone(model.backbone):  # it would be imported, and a bundle must not run code
+        raise ValueError(f"{model.name}: the backbone {model.backbone} names code, which a bundle may not")
     return model.model_dump(mode="json", exclude={"pretrained", "enabled"})
 
 

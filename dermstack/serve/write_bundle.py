@@ -29,6 +29,7 @@ from dermstack.serve.expectations import (
 )
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
+from image_models.settings import is_own_backbone
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import FOLDER, fallback_inputs, write_state
@@ -180,6 +181,18 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
         raise BundleError(
             f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
             "cannot be bundled yet"
+        )
+    if experiment.config.features.python is not None:
+        raise BundleError(
+            f"features.python {experiment.config.features.python.name} is your own code, which a bundle does not "
+            "contain, because opening a bundle must run no code: write the features as expressions in "
+            "features.derived, or remove the key, stack again and bundle then"
+        )
+    if own := [run for run in level1 if is_own_backbone(run.meta["settings"]["backbone"])]:
+        raise BundleError(
+            f"{own[0].name}: its backbone {own[0].meta['settings']['backbone']} is your own code, which a bundle does "
+            "not contain, because opening a bundle must run no code: set `enabled: false` for this model, stack again "
+            "and bundle then"
         )
     stackers = []
     for stacker in experiment.config.stackers:

@@ -39,6 +39,7 @@ from stack.level1_folds import labels_of
 from stack.level2 import fit_stacker
 from stack.level2_config import Stacker
 from stack.metrics.scores import Floats, score
+from stack.net_metadata import column_dropout, metadata_encoder
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of, read_embeddings, standardised
 from stack.store import Run
@@ -59,7 +60,6 @@ from stack.tune.studies import (
     write_study,
 )
 from stack.views import with_all_features
-from tabular.encode import DenseMetadata
 from tabular.gbdt_libraries import DEFAULTS
 
 if TYPE_CHECKING:
@@ -356,14 +356,13 @@ def _image_objective(experiment: Experiment, model: ImageModel, cache: ImageCach
     learned = pd.concat([table.train, experiment.external], ignore_index=True)
     inner_val = np.concatenate([inner, np.zeros(len(experiment.external), bool)])
     labels = labels_of(model, table.train, experiment.external)
-    metadata = None
-    if model.metadata:
-        metadata = DenseMetadata(model.metadata).fit(learned[~inner_val]).transform(learned)
+    encoder = metadata_encoder(experiment, model).fit(learned[~inner_val]) if model.metadata else None
     data = TrainingRows(
         rows=cache.rows_for(learned["id"]),
         target=np.concatenate([labels.train, labels.external]),
         positive=labels.positive,
-        metadata=metadata,
+        metadata=None if encoder is None else encoder.transform(learned),
+        column_dropout=column_dropout(model, encoder),
         inner_val=inner_val,
     )
     compute = Compute(config.device, config.threads, config.workers)

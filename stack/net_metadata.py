@@ -1,0 +1,48 @@
+"""Encodes the columns that an image model takes beside the image, and fingerprints them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stack.experiment import Experiment
+from stack.image_config import ImageModel
+from stack.net_columns import further_columns, net_columns
+from stack.store import fingerprint, frame_fingerprint
+from tabular.encode import DenseMetadata
+
+if TYPE_CHECKING:
+    from image_models.dataset import ColumnDropout
+
+
+def metadata_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
+    """Returns the inputs, by name, of a run whose model takes metadata or external rows: fingerprints of both."""
+    further = further_columns(model, experiment.config.data.columns, experiment.table.columns)
+    made = {"metadata": experiment.columns_fingerprint(further)} if model.metadata else {}
+    external = experiment.external
+    if len(external):
+        others = [name for name in experiment.table.columns.names if name in external and name not in further]
+        made["external rows"] = frame_fingerprint(external.drop(columns=others))
+    if further:  # whether a column holds numbers or words decides how it is encoded
+        numeric = [name for name in further if name in experiment.table.columns.numbers]
+        made["metadata"] = fingerprint({"values": made["metadata"], "numeric": numeric, "columns": further})
+    return made
+
+
+def metadata_encoder(experiment: Experiment, model: ImageModel) -> DenseMetadata:
+    """Returns the encoder of the model's columns, not fitted yet."""
+    table = experiment.table.columns
+    taken = net_columns(model, experiment.config.data.columns, table)
+    return DenseMetadata(taken, numeric=table.numbers, dropout=model.metadata_dropout > 0)
+
+
+def column_dropout(model: ImageModel, encoder: DenseMetadata | None) -> ColumnDropout | None:
+    """Returns what sets columns of the training rows to missing; None where the model's settings ask for none."""
+    if encoder is None or not model.metadata_dropout:
+        return None
+    from image_models.dataset import ColumnDropout  # torch is an optional dependency
+
+    column_of = pd.factorize(np.array(encoder.sources, object))[0].astype(np.intp)
+    return ColumnDropout(model.metadata_dropout, encoder.all_missing(), column_of)
