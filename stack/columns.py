@@ -249,7 +249,7 @@ def known_cells(cells: pd.Series, column: str, missing: Codes) -> pd.Series:
     text = cells.str.strip()
     lower = text.str.lower()
     unknown = lower.isin(MISSING_KEYS)
-    codes = [code for name, listed in missing.items() if fnmatchcase(column, name) for code in listed]
+    codes = [code for name, listed in missing.items() if fits(column, name) for code in listed]
     if codes:
         unknown |= lower.isin([str(code).strip().lower() for code in codes])
         if numbers := [number for code in codes if (number := _as_number(code)) is not None]:
@@ -261,10 +261,15 @@ def check_missing_names(missing: Codes, known: Iterable[str], path: Path, faults
     """Appends a fault for each name or pattern of `data.missing` that fits none of the ``known`` columns."""
     names = list(known)
     for name in missing:
-        if not any(fnmatchcase(column, name) for column in names):
+        if not any(fits(column, name) for column in names):
             near = get_close_matches(name, names, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             faults.append(f"{path}: no column fits {name!r} (data.missing){hint}: correct the name")
+
+
+def fits(column: str, name: str) -> bool:
+    """Returns whether a column has this name or fits this pattern; brackets in a column's own name stand for itself."""
+    return column == name or fnmatchcase(column, name)
 
 
 def _as_number(code: str | float) -> float | None:

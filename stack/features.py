@@ -15,7 +15,7 @@ from scipy.special import expit
 from sklearn.decomposition import PCA
 
 from dermstack.errors import ConfigError
-from stack.columns import NO_COLUMNS, TableColumns
+from stack.columns import NO_COLUMNS, TableColumns, fits
 from stack.config import Config, Features, Stacker
 from stack.experiment import Experiment
 from stack.folds import inner_split
@@ -23,6 +23,7 @@ from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run
 from tabular.encode import MetadataEncoder
+from tabular.expressions import parse
 from tabular.group_features import (
     CohortScore,
     context_counts,
@@ -40,9 +41,15 @@ MAX_LEVELS = 20  # most frequent words of a categorical column that have an indi
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
 
-def metadata_of_models(config: Config) -> set[str]:
-    """Returns which of age, sex and site an enabled image model or the config's features of level 2 use."""
-    used = {str(name) for model in config.image_models if model.enabled for name in model.metadata}
+def metadata_of_models(config: Config, columns: TableColumns = NO_COLUMNS) -> set[str]:
+    """Returns which of age, sex, site and the further ``columns`` of the table an image model or level 2 uses.
+
+    Columns are named as in the table, derived ones too; `csv_of_models` names what they are read from.
+    """
+    asked = [str(name) for model in config.image_models if model.enabled for name in model.metadata]
+    used = {name for name in (*NUMERIC, *CATEGORICAL) if name in asked}
+    csv = columns.csv
+    used |= {name for name in columns.names if any(fits(csv.get(name, name), pattern) for pattern in asked)}
     features = config.all_features
     if features.metadata or features.cohort:
         used |= {*NUMERIC, *CATEGORICAL}
@@ -50,7 +57,32 @@ def metadata_of_models(config: Config) -> set[str]:
         used.add("age")
     if features.context_counts:
         used |= {"age", "site"}
+    if features.columns:
+        used |= set(columns.names)
+    numbers = set(columns.numbers)
+    if features.relative or features.relative_site or features.outliers or features.cohort_columns:
+        used |= numbers
+    if numbers and features.relative_site:
+        used.add("site")
+    if numbers and features.cohort_columns:
+        used |= {*NUMERIC, *CATEGORICAL}
     return used
+
+
+def csv_of_models(config: Config, columns: TableColumns = NO_COLUMNS) -> set[str]:
+    """Returns the csv's names of the columns that a model uses, with those that a used derived column is made of."""
+    used = metadata_of_models(config, columns)
+    roles = {name: csv for name, csv in config.data.columns.roles.items() if name in (*NUMERIC, *CATEGORICAL)}
+    named = {csv for name, csv in {**roles, **columns.csv}.items() if name in used}
+    waiting, seen = [name for name in columns.derived if name in used], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            parts = parse(columns.derived[name]).columns
+            waiting += [part for part in parts if part in columns.derived]
+            named |= {part for part in parts if part not in columns.derived}
+    return named
 
 
 class FoldFeatures:

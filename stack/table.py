@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from stack.columns import (
     TableColumns,
     check_missing_names,
     choose_columns,
+    fits,
     known_cells,
     read_values,
 )
@@ -374,7 +374,7 @@ def _is_positive(values: pd.Series, positive: tuple[str, ...], path: Path, fault
 
 def _codes_of(missing: Codes, role: str, csv: str) -> tuple[str | float, ...]:
     """Returns the codes declared for a column with a role, by its role or by its name in the csv."""
-    fitting = [codes for name, codes in missing.items() if name == role or fnmatchcase(csv, name)]
+    fitting = [codes for name, codes in missing.items() if name == role or fits(csv, name)]
     return tuple(code for codes in fitting for code in codes)
 
 

@@ -112,8 +112,8 @@ def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = P
 
 def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
     """Warns of numbers in the csv ``path`` that look like a code for "unknown"; `unknown_words` names new words."""
-    found = missing_codes(rows.frame, few_rows=True)
-    codes = [code for code in found if code.is_number and code.column in bundle.columns]
+    found = missing_codes(rows.frame, few_rows=True, columns=bundle.table_columns)
+    codes = [code for code in found if code.is_number and (code.is_further or code.column in bundle.columns)]
     for warning in new_code_warnings(str(path), codes):
         out.warn(warning)
 
