@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -73,6 +73,31 @@ class TableColumns:
     def csv(self) -> dict[str, str]:
         """Name in the csv by name in the table."""
         return {**self.numeric, **self.categorical}
+
+    @property
+    def made_of(self) -> dict[str, tuple[str, ...]]:
+        """The csv's columns that each column of the table is read or computed from, by name in the table."""
+        found: dict[str, tuple[str, ...]] = {name: (csv,) for name, csv in self.csv.items()}
+        for name in self.derived:
+            needed = [name]  # grows
+            parts = dict[str, None]()
+            for one in needed:
+                for part in parse(self.derived[one]).columns:
+                    if part not in self.derived:
+                        parts[part] = None
+                    elif part not in needed:
+                        needed.append(part)
+            found[name] = tuple(parts)
+        return found
+
+    def inputs(self, with_role: Collection[str]) -> dict[str, str]:
+        """Returns the csv's columns that the table needs and that are not among ``with_role``, by `name_in_table`."""
+        parts = dict.fromkeys(csv for listed in self.made_of.values() for csv in listed)
+        return {name_in_table(csv): csv for csv in parts if csv not in with_role}
+
+    def lost_without(self, csv: str) -> list[str]:
+        """Returns the columns of the table that have no value where the csv lacks this column."""
+        return [name for name, parts in self.made_of.items() if csv in parts]
 
     @property
     def unused(self) -> list[str]:
@@ -181,17 +206,20 @@ def read_values(
     missing: Codes,
     path: Path,
     faults: list[str],
+    *,
+    may_lack: bool = False,
 ) -> pd.DataFrame:
     """Returns the values of the chosen columns: float32 (NaN missing) and str (NaN missing), from cells of text.
 
-    A column that ``raw`` lacks has no value in any row. A cell of a numeric column that is no finite number is appended
+    A column that ``raw`` lacks has no value in any row; for a derived column it is a fault, unless it ``may_lack``, as
+    in new rows. A cell of a numeric column that is no finite number is appended
     to ``faults``.
     """
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():
         made[name] = _numbers(raw, csv, missing, path, faults)
     if columns.derived and not faults:
-        made |= _derived(raw, columns, missing, path, faults)
+        made |= _derived(raw, columns, missing, path, faults, may_lack=may_lack)
     for name, csv in columns.categorical.items():
         if csv in raw:
             made[name] = unified_words(known_cells(raw[csv], csv, missing).astype("str"))
@@ -220,13 +248,13 @@ def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: li
 
 
 def _derived(
-    raw: pd.DataFrame, columns: TableColumns, missing: Codes, path: Path, faults: list[str]
+    raw: pd.DataFrame, columns: TableColumns, missing: Codes, path: Path, faults: list[str], *, may_lack: bool
 ) -> dict[str, NDArray[np.float32]]:
     """Returns the derived columns; expressions name columns of the csv, also such as are no features themselves."""
     try:
         expressions = {name: parse(text) for name, text in columns.derived.items()}
         needed = dict.fromkeys(name for one in expressions.values() for name in one.columns if name not in expressions)
-        if len(raw.columns):  # without any column all values are missing
+        if len(raw.columns) and not may_lack:  # without any column all values are missing
             for name in needed:
                 if name not in raw:
                     near = get_close_matches(name, list(raw.columns), n=1)

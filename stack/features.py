@@ -23,7 +23,6 @@ from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run
 from tabular.encode import MetadataEncoder
-from tabular.expressions import parse
 from tabular.group_features import (
     CohortScore,
     context_counts,
@@ -73,16 +72,8 @@ def csv_of_models(config: Config, columns: TableColumns = NO_COLUMNS) -> set[str
     """Returns the csv's names of the columns that a model uses, with those that a used derived column is made of."""
     used = metadata_of_models(config, columns)
     roles = {name: csv for name, csv in config.data.columns.roles.items() if name in (*NUMERIC, *CATEGORICAL)}
-    named = {csv for name, csv in {**roles, **columns.csv}.items() if name in used}
-    waiting, seen = [name for name in columns.derived if name in used], set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            parts = parse(columns.derived[name]).columns
-            waiting += [part for part in parts if part in columns.derived]
-            named |= {part for part in parts if part not in columns.derived}
-    return named
+    named = {csv for name, csv in roles.items() if name in used}
+    return named | {csv for name, parts in columns.made_of.items() if name in used for csv in parts}
 
 
 class FoldFeatures:
@@ -130,7 +121,8 @@ class FoldFeatures:
         """Returns features (n, columns), float32; ``frame`` must hold all rows of each of its groups.
 
         ``logits`` (n, runs) and ``z`` are one fold net's. Sets ``block_of_``, the name of the block of each
-        column, and ``source_``, its key of `features` and its run (None: it comes from the table).
+        column, ``source_``, its key of `features` and its run (None: it comes from the table), and ``field_``, the
+        column of the table for those that are made of one alone.
         Raises ConfigError where the settings leave no column.
         """
         blocks: list[Block] = []
@@ -180,7 +172,19 @@ class FoldFeatures:
             for column, run in zip(block.frame, block.runs or repeat(None, block.frame.shape[1]), strict=True)
         }
         self.block_of_ = {str(column): block.name for block in blocks for column in block.frame}
+        self.field_ = self._fields([str(column) for column in self.block_of_])
         return pd.concat([block.frame.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
+
+    def _fields(self, made: Sequence[str]) -> dict[str, str]:
+        """Returns the column of the table that each feature among ``made`` comes from, where it is one column alone."""
+        known = dict(self.encoder_.sources_) if self.settings.metadata else {}
+        known |= {} if self.table_ is None else self.table_.sources_
+        ending = [f"group_{statistic}" for statistic in self.settings.relative]
+        ending += [f"group_site_{statistic}" for statistic in self.settings.relative_site]
+        ending += ["cohort_z"] if self.settings.cohort_columns else []
+        known |= {f"{name}_{end}": name for name in self.columns.numbers for end in ending}
+        ages = {name for name in made if self.source_[name] == ("aggregates", None)}
+        return {name: "age" if name in ages else known[name] for name in made if name in known or name in ages}
 
     def _column_blocks(self, frame: pd.DataFrame) -> list[Block]:
         """Returns the blocks of the numeric columns relative to the group, to its site and to the cohort."""

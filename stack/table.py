@@ -186,11 +186,12 @@ def read_new_frame(
         near = _nearest(columns["id"], raw.columns)
         raise DataError(f"{path}: no column {columns['id']!r}{near}: rename the column that holds the image ids")
     frame = _checked_frame(raw, path, present, faults, rules, is_train=False)
-    values = read_values(raw, further, rules.missing, path, faults)
+    values = read_values(raw, further, rules.missing, path, faults, may_lack=True)
     if frame is None or faults:
         raise DataError("\n".join(faults))
     lacking = [name for name in columns if name not in present and name not in TRAIN_ONLY]
-    return pd.concat([frame, values], axis=1), lacking + [name for name, csv in further.csv.items() if csv not in raw]
+    absent = [name for name, csv in further.inputs(columns.values()).items() if csv not in raw]
+    return pd.concat([frame, values], axis=1), lacking + absent
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:

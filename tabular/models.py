@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 
 from dermstack.errors import TabularError
 from dermstack.files import atomic_write
-from tabular.gbdt import Gbdt, fit_gbdt, predict_logit, read_gbdt, shap_values, write_gbdt
+from tabular.gbdt import Gbdt, fit_gbdt, importance, predict_logit, read_gbdt, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge strengths, for standardised features
@@ -140,6 +140,20 @@ class Bag:
     def columns(self) -> tuple[str, ...]:
         """Columns of the fit, in order."""
         return self.models[0].columns
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """Share of each column in the total gain of a GBDT's splits or in the absolute weights of a regression."""
+        made = []
+        for model in self.models:
+            if isinstance(model, Logistic):
+                made.append(pd.Series(np.abs(model.weight), index=list(model.columns)))
+            elif isinstance(model, Gbdt):
+                made.append(importance(model))
+        if not made:
+            return {}
+        total = pd.concat([gain / max(float(gain.sum()), 1e-300) for gain in made], axis=1).mean(axis=1)
+        return {str(name): float(share) for name, share in total.items()}
 
     @property
     def chosen(self) -> list[float]:

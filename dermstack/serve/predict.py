@@ -84,7 +84,7 @@ def read_new_rows(
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
         frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
-        missing = [name for name in columns if name != "id"] + bundle.table_columns.names
+        missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
     bits_stored = int(bundle.manifest.get("bits_stored", 0))
     sources = [
         replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
