@@ -75,6 +75,11 @@ class TableColumns:
         return {**self.numeric, **self.categorical}
 
     @property
+    def shown(self) -> dict[str, str]:
+        """Name on pages by name in the table: as in the csv, but `csv.age` for a column `age` without that role."""
+        return {name: self.csv.get(name, name) if self.csv.get(name) not in RESERVED else name for name in self.names}
+
+    @property
     def made_of(self) -> dict[str, tuple[str, ...]]:
         """The csv's columns that each column of the table is read or computed from, by name in the table."""
         found: dict[str, tuple[str, ...]] = {name: (csv,) for name, csv in self.csv.items()}
@@ -107,6 +112,7 @@ class TableColumns:
 
 NO_COLUMNS = TableColumns()
 NOT_ASKED = "the config does not name it"
+ONLY_DERIVED = "only features.derived uses it"
 
 
 def described_choices(columns: TableColumns) -> list[str]:
@@ -174,6 +180,7 @@ def choose_columns(
                 f"{paths[0]}: column {column!r} is in columns.numeric and in columns.categorical: name it in one"
             )
     automatic = {kind for kind in asked if getattr(rules, kind) == "auto"}
+    in_expressions = {part for parts in TableColumns(derived=rules.derived).made_of.values() for part in parts}
     choices = []
     for column in free:
         kind = next((kind for kind in asked if column in asked[kind]), None)
@@ -184,7 +191,7 @@ def choose_columns(
         elif kind is not None:
             choice = Choice(column, kind, "named in the config" if asked[kind][column] else "matches a pattern")
         elif not automatic:
-            choice = Choice(column, None, NOT_ASKED)
+            choice = Choice(column, None, ONLY_DERIVED if column in in_expressions else NOT_ASKED)
         else:
             choice = _automatic(column, train, test, rules, automatic, target, group)
         choices.append(choice)

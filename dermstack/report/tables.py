@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
+from dermstack.report.eda_tables import three_quantiles
 from dermstack.report.ticks import decimals_of
 
 # Column heads on the page, where they differ from the column's name.
@@ -96,6 +97,41 @@ def subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
         heads={"difference": "difference from the rest", "wide_low": "corrected interval"},
         formats={"auc": ".3f", "difference": "+.3f", "prevalence": ".1%"},
     )
+
+
+def numbers_table(columns: pd.DataFrame) -> HtmlTable:
+    """Formats the table of `dermstack.audit.columns.number_columns`."""
+    return table(
+        _with_ranges(columns),
+        intervals={"auc": ("low", "high")},
+        heads={"missing_train": "missing, train", "missing_test": "missing, test", "distance": "distance to test"},
+        formats={"auc": ".3f", "missing_train": ".1%", "missing_test": ".1%", "distance": ".2f", "chance": ".2f"},
+    )
+
+
+def words_table(columns: pd.DataFrame) -> HtmlTable:
+    """Formats the table of `dermstack.audit.columns.word_columns`."""
+    return table(
+        columns.drop(columns="beyond"),
+        intervals={"auc": ("low", "high")},
+        heads={"missing_train": "missing, train", "missing_test": "missing, test", "distance": "distance to test"},
+        formats={"auc": ".3f", "missing_train": ".1%", "missing_test": ".1%", "distance": ".2f", "chance": ".2f"},
+    )
+
+
+def _with_ranges(columns: pd.DataFrame) -> pd.DataFrame:
+    """Writes the quantiles of each class into one column: median (5 % to 95 %)."""
+    shown = columns.drop(columns=["beyond", *(name for name in columns if name.startswith(("negative_", "positive_")))])
+    for place, of in enumerate(("negative", "positive"), start=1):
+        parts = rows_of(columns, f"{of}_middle", f"{of}_low", f"{of}_high")
+        shown.insert(place, f"{of}: median (5 % to 95 %)", [quantiles(*three) for three in parts])
+    return shown
+
+
+def quantiles(middle: float, low: float, high: float) -> str:
+    """Formats three quantiles: 4.2 (1.1 to 9.8)."""
+    shown = three_quantiles(middle, low, high)
+    return "–" if shown[0] == "–" else f"{shown[0]} ({shown[1]} to {shown[2]})".replace("-", "−")
 
 
 def decision_table(curve: pd.DataFrame) -> HtmlTable:

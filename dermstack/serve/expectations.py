@@ -183,6 +183,29 @@ def read_costs(bundle: Bundle) -> Costs:
         raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
 
 
+RANGES_FILE = "ranges.json"
+
+
+def write_ranges(experiment: Experiment, bundle: Path) -> None:
+    """Writes the 1 % and 99 % quantiles of each column of numbers, by its name in the table, if the table has any."""
+    numbers = experiment.table.columns.numeric
+    if not numbers:
+        return
+    known = {name: experiment.table.train[name].dropna().to_numpy(np.float64) for name in numbers}
+    ranges = {name: np.quantile(values, [0.01, 0.99]).tolist() for name, values in known.items() if len(values)}
+    (bundle / RANGES_FILE).write_text(json.dumps(ranges, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def read_ranges(bundle: Bundle) -> dict[str, tuple[float, float]]:
+    """Reads what `write_ranges` wrote; {} for a bundle without it. Raises BundleError where it cannot be read."""
+    if not (bundle.folder / RANGES_FILE).is_file():
+        return {}
+    try:
+        return {str(name): (float(low), float(high)) for name, (low, high) in bundle.json(RANGES_FILE).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.folder}: {RANGES_FILE} cannot be read ({error}): bundle again") from error
+
+
 def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> tuple[list[str], Interval | None]:
     """Returns the columns that the expectation was made with and no row has, and the measured cost of being without.
 

@@ -26,6 +26,7 @@ from dermstack.serve.expectations import (
     measure_promise,
     write_novelty,
     write_promise,
+    write_ranges,
 )
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
@@ -115,6 +116,7 @@ def write_bundle(
         if novelty := fit_novelty(experiment, image_runs):
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)
+        write_ranges(experiment, folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts)
         if onnx:
             manifest["onnx"] = add_onnx(experiment, Bundle(folder, manifest), out)
