@@ -13,6 +13,7 @@ from audited_experiment import COLUMNS, audited_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermstack.audit.acquisition import acquisition_facts, shortcut_columns
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding
 from dermstack.audit.rows import missing_code_findings, proxy_findings
@@ -107,7 +108,7 @@ def test_drift_names_its_drivers_among_hundreds_of_columns_and_lists_few_of_the_
         rng = np.random.default_rng(3)
         for part, centre in ((train, 0), (test, 1.5)):
             part["c7"] = rng.normal(centre, 1, len(part))
-            part.rename(columns={"c7": ODD, "c8": "camera"}, inplace=True)
+            part.columns = [{"c7": ODD, "c8": "camera"}.get(name, name) for name in part]
         train["camera"], test["camera"] = rng.choice(["A", "B"], len(train)), rng.choice(["B", "C"], len(test))
 
     found = drift_findings(audited_experiment(tmp_path, plant, data=data()))
@@ -179,3 +180,25 @@ def test_a_column_is_named_as_it_is_in_the_csv(tmp_path: Path) -> None:
     assert fits("size [mm]", "size [mm]")
     assert fits("c12", "c*")
     assert not fits("c12", "d*")
+
+
+def test_a_feature_that_restates_how_an_image_was_taken_is_a_warning(tmp_path: Path) -> None:
+    def plant(train: pd.DataFrame, test: pd.DataFrame) -> None:
+        noise(train, test)
+        rng = np.random.default_rng(4)
+        for part in (train, test):
+            part["kilobytes"] = -part["bytes"] / 1000
+            part["site code"] = (part["source"] if "source" in part else pd.Series("vienna", part.index)).str.upper()
+            part["side"] = rng.choice(["left", "right"], len(part))
+
+    experiment = audited_experiment(tmp_path, plant, data=data(["kilobytes", "c*"], ["site code", "side"]))
+    found = shortcut_columns(experiment, acquisition_facts(experiment))
+    assert {finding.severity for finding in found} == {"warning"}
+    (size,) = [finding for finding in found if finding.what.endswith(": file size")]
+    assert size.evidence == "`kilobytes` (rank correlation -1.000)"
+    (source,) = [finding for finding in found if finding.what.endswith(": source")]
+    assert "`site code` (100.0% of the rows)" in source.evidence
+    assert len(found) == 2
+    off = {"columns": False, "relative": [], "outliers": False}
+    unused = audited_experiment(tmp_path / "off", plant, data=data(["kilobytes"], ["site code"]), features=off)
+    assert shortcut_columns(unused, acquisition_facts(unused)) == []

@@ -96,7 +96,7 @@ def _with_drift(frame: pd.DataFrame, table: Table, names: Sequence[str], *, seed
     if compared:
         sides = [{name: part[name] for name in compared} for part in parts]
         found = drift(sides[0], sides[1], parts[0]["group"], parts[1]["group"], seed=seed).set_index("column")
-        made.loc[compared] = found.loc[compared, list(made)]
+        made.loc[compared] = found.loc[compared, ["distance", "chance", "beyond"]]
     for column in made:
         frame[column] = made[column].to_numpy()
     return frame

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dermstack.report.report import count, environment, percent
+from dermstack.report.tables import code_span
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
@@ -125,19 +126,11 @@ def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows:
     columns = experiment.table.columns
     for kind, names in (("numbers", columns.numeric), ("words", columns.categorical)):
         if names:
-            facts[f"columns of {kind} ({len(names):,})"] = ", ".join(_code(csv) for csv in names.values())
+            facts[f"columns of {kind} ({len(names):,})"] = ", ".join(code_span(csv) for csv in names.values())
     if columns.derived:
-        derived = [f"{_code(name)} = {_code(text)}" for name, text in columns.derived.items()]
+        derived = [f"{code_span(name)} = {code_span(text)}" for name, text in columns.derived.items()]
         facts[f"derived columns ({len(derived):,})"] = ", ".join(derived)
     return facts
-
-
-def _code(text: str) -> str:
-    """Returns text of the data as a code span of a Markdown table, in which nothing is markup."""
-    shown = " ".join(text.split()).replace("|", "\\|")
-    ticks = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
-    space = " " if "`" in shown else ""
-    return f"{ticks}{space}{shown}{space}{ticks}"
 
 
 def _number(value: float | None, digits: int) -> str:

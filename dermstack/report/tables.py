@@ -121,7 +121,9 @@ def words_table(columns: pd.DataFrame) -> HtmlTable:
 
 def _with_ranges(columns: pd.DataFrame) -> pd.DataFrame:
     """Writes the quantiles of each class into one column: median (5 % to 95 %)."""
-    shown = columns.drop(columns=["beyond", *(name for name in columns if name.startswith(("negative_", "positive_")))])
+    shown = columns.drop(
+        columns=["beyond", *(name for name in map(str, columns) if name.startswith(("negative_", "positive_")))]
+    )
     for place, of in enumerate(("negative", "positive"), start=1):
         parts = rows_of(columns, f"{of}_middle", f"{of}_low", f"{of}_high")
         shown.insert(place, f"{of}: median (5 % to 95 %)", [quantiles(*three) for three in parts])
@@ -198,6 +200,14 @@ def signed(value: float) -> str:
 def breakable(name: str) -> Markup:
     """Escapes a name and allows line breaks after its separators."""
     return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(name))))
+
+
+def code_span(text: str) -> str:
+    """Returns text of the data as a code span of Markdown, in which nothing is markup, also inside a table."""
+    shown = " ".join(text.split()).replace("|", "\\|")
+    ticks = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
+    space = " " if "`" in shown else ""
+    return f"{ticks}{space}{shown}{space}{ticks}"
 
 
 def with_code_spans(text: str) -> Markup:

@@ -176,7 +176,14 @@ def known_words(bundle: Bundle) -> dict[str, list[str]]:
     except (DermstackError, OSError, ValueError, LookupError, TypeError) as error:
         raise BundleError(f"{bundle.folder}: the metadata encoding cannot be read ({error}): bundle again") from error
     return {
-        column: sorted({word for encoder in encoders for word in encoder.categories_.get(column, ())})
+        column: sorted(
+            {
+                word
+                for encoder in encoders
+                for kept in (encoder.categories_, encoder.rare_)  # a rare word has no indicator, but is known
+                for word in kept.get(column, ())
+            }
+        )
         for column in (*WORDS, *bundle.table_columns.categorical)
     }
 

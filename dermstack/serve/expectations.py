@@ -236,11 +236,12 @@ def _cost(entry: dict[str, Any]) -> Interval:
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     """Returns sentences on ``missing`` columns with their measured cost; [] if none is missing.
 
-    A column with a role has a sentence of its own, if its cost was measured; all others share one.
+    A column with a role has a sentence of its own, if its cost was measured; all others share one, which names those
+    first that the models use most.
     """
     inputs, costs = bundle.table_inputs, read_costs(bundle)
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
-    further = [name for name in inputs if name in missing]
+    further = [name for name in costs.order or inputs if name in missing and name in inputs]  # the most used first
     whole = (*lacking, *further)
     objective = bundle.manifest["objective"]
 
@@ -259,7 +260,7 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
         for names in reported
     ]
     if further:
-        text = f"{len(further):,} of the {len(inputs):,} columns of training without a role are missing: "
+        text = f"{len(further):,} of the {len(inputs):,} further columns of training are missing: "
         text += _listed([inputs[name] for name in further])
         if cost := costs.of(further):
             text += f"; {changes(cost)}"

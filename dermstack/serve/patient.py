@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,14 @@ from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import WORDS, Level1, encoded_metadata, fold_folder, known_words, read_fitted
-from dermstack.serve.expectations import cost_notes, read_costs, read_novelty, read_ranges
+from dermstack.serve.expectations import cost_notes, read_novelty
 from dermstack.serve.predict import score_pictures
+from dermstack.serve.questions import answered, questions_of, range_notes
 from image_models.cache import ImageCache, build_cache
 from image_models.device import pick_device
 from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
-from stack.columns import empty_values, read_values
 from stack.missing_codes import MAX_AGE, missing_codes
 from tabular.group_features import embedding_aggregates, prediction_aggregates
 
@@ -226,28 +226,6 @@ class Reading:
     notes: list[str]  # an age that may mean "unknown", and the measured cost of unknown columns
 
 
-class Question(NamedTuple):
-    """A column of the table without a role that may be given for a patient's images."""
-
-    name: str  # among missing columns
-    csv: str  # in the csv of training
-    words: list[str] | None  # those of training; None for a number
-    low: float | None = None  # 98 % of the training rows lie from here
-    high: float | None = None  # to here
-
-
-def _questions(bundle: Bundle, words: Mapping[str, list[str]]) -> list[Question]:
-    """Returns the columns that the ensemble needs, those that it uses most first, without those that no model uses."""
-    costs, ranges, categorical = read_costs(bundle), read_ranges(bundle), bundle.table_columns.categorical
-    inputs = bundle.table_inputs
-    order = [name for name in costs.order if name in inputs and name not in costs.unused]
-    order = order if costs.by_columns else list(inputs)
-    return [
-        Question(name, inputs[name], words[name] if name in categorical else None, *ranges.get(name, (None, None)))
-        for name in order
-    ]
-
-
 class Ensemble:
     """A bundle loaded into memory, for repeated calls of `read_patient`."""
 
@@ -260,7 +238,7 @@ class Ensemble:
         self.lock = threading.Lock()  # one patient at a time, as each uses the number of threads that the bundle names
         words = known_words(bundle)
         self.choices = {name: words[name] for name in WORDS}
-        self.questions = _questions(bundle, words)
+        self.questions = questions_of(bundle, words)
 
     @property
     def group(self) -> str | None:
@@ -319,23 +297,10 @@ def read_patient(
         for code in missing_codes(frame, few_rows=True)
         if code.is_number
     ]
-    notes += _range_notes(ensemble, given)
+    notes += range_notes(ensemble.questions, given)
     unknown = _unknown_columns(frame, together)
     unknown += [question.name for question in ensemble.questions if question.csv not in given]
     return Reading(lesions, heat_map_run, [*notes, *cost_notes(ensemble.bundle, unknown)])
-
-
-def _range_notes(ensemble: Ensemble, given: Mapping[str, str]) -> list[str]:
-    """Returns a note on each number far from those of training, such as one in another unit."""
-    return [
-        f"{question.csv} {given[question.csv]} lies outside {question.low:.4g} to {question.high:.4g}, where 98 % of "
-        "the training images are: check its unit"
-        for question in ensemble.questions
-        if question.low is not None
-        and question.high is not None
-        and question.csv in given
-        and not question.low <= float(given[question.csv]) <= question.high
-    ]
 
 
 def _frame(
@@ -360,38 +325,7 @@ def _frame(
         "sex": pd.Series([sex] * len(photos), dtype="str"),
         "site": pd.Series([photo.site for photo in photos], dtype="str"),
     })  # fmt: skip
-    return pd.concat([rows, _values(ensemble, rows, given)], axis=1)
-
-
-def _values(ensemble: Ensemble, rows: pd.DataFrame, given: Mapping[str, str]) -> pd.DataFrame:
-    """Returns the columns without a role, computed from the ``given`` text as from the cells of a csv."""
-    bundle, asked = ensemble.bundle, {question.csv: question for question in ensemble.questions}
-    if strange := [csv for csv in given if csv not in asked]:
-        raise DataError(f"{strange[0]!r} is no column that this ensemble uses: leave it out")
-    for csv, text in given.items():
-        words = asked[csv].words
-        if words is None and not _is_number(text):
-            raise DataError(f"{csv} {text!r} is not a number: give a number, or leave it empty")
-        if words is not None and text not in words:
-            raise DataError(f"{csv} {text!r} does not occur in training: choose a word of training, or leave it empty")
-    if not given:
-        return empty_values(bundle.table_columns, len(rows))
-    cells = pd.DataFrame({csv: pd.Series([text] * len(rows), dtype="str") for csv, text in given.items()})
-    if "age" in bundle.columns:  # a derived column may use it
-        cells[bundle.columns["age"]] = rows["age"].map(lambda age: "" if np.isnan(age) else f"{age:g}").astype("str")
-    faults: list[str] = []
-    missing = bundle.column_rules.missing
-    made = read_values(cells, bundle.table_columns, missing, Path("form"), faults, may_lack=True)
-    if faults:
-        raise DataError("\n".join(faults))
-    return made
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(np.float32(text)))
-    except ValueError:
-        return False
+    return pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
 
 
 def _source(folder: Path, row: int, photo: Photo, bits_stored: int) -> Source:
