@@ -142,7 +142,7 @@ PLANTED_LEAKS = [
     PlantedLeak("groups in two folds", "a fold column of the csv, assigned by row", planted.folds_by_row, refusal,
         "splits", honest=planted.folds_by_group),
     PlantedLeak("a group that is none", "the patient of a fifth of the rows is 'unknown'", planted.unknown_patients,
-        refusal, "looks like a mark for 'unknown'"),
+        refusal, "looks like a placeholder for 'unknown'"),
     PlantedLeak("duplicates with different targets", "five images copied over images of the other class",
         planted.conflicting_copies, pictures, "with different targets"),
     PlantedLeak("duplicates in train and test", "five images copied over test images", planted.copies_in_test, pictures,

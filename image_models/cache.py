@@ -219,6 +219,8 @@ _MAX_LISTED = 20
 # Stored bytes, their height and width, those of the source, and the picture's bits and note.
 StoredImage = tuple[bytes, int, int, int, int, int, str]
 
+DROP_ADVICE = "restore them, drop their rows from the csv, or set `data.on_unreadable: drop`"
+
 
 def build_cache(
     folder: Path,
@@ -230,6 +232,7 @@ def build_cache(
     format: Format = "raw",
     n_jobs: int = 1,
     drop_unreadable: bool = False,
+    advice: str = DROP_ADVICE,
     progress: Callable[[int], object] = lambda done: None,
 ) -> ImageCache:
     """Decodes, resizes and appends the images that are not cached yet or whose source changed; keeps the rest.
@@ -241,7 +244,8 @@ def build_cache(
     file until the cache is removed. With ``drop_unreadable``, images that cannot be decoded do not raise, but are
     listed in the cache's ``unreadable``.
 
-    Raises ImageError where images cannot be read (with file, id and reason of the first 20) or the disk is too small.
+    Raises ImageError where images cannot be read (with file, id and reason of the first 20, and ``advice``) or the disk
+    is too small.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, wait=math.inf):  # two experiments may share a cache; the lock ends with its process
@@ -265,7 +269,7 @@ def build_cache(
             cache = _decode_missing(cache, requested, sources, todo, n_jobs=n_jobs, progress=progress)
             lost = cache.unreadable[cache.unreadable["id"].isin(requested["id"].iloc[todo])]
             if len(lost) and not drop_unreadable:
-                raise ImageError(_unreadable_text(lost))
+                raise unreadable_error(lost, advice)
     lost = cache.unreadable[cache.unreadable["id"].isin(ids)]
     return replace(cache, unreadable=lost[["id", "file", "reason"]].reset_index(drop=True))
 
@@ -369,9 +373,10 @@ def _known(
     """Marks the requested rows that need no decoding: cached, or known to be unreadable and dropped."""
     known = _unchanged(requested, cache.index)
     tolerated = requested["id"].isin(cache.index["id"][cache.index["note"] != ""])
-    known &= ~tolerated.to_numpy(bool) | np.array([source.tolerate for source in sources], bool)
+    tolerates = np.array([source.tolerate for source in sources], bool)
+    known &= ~tolerated.to_numpy(bool) | tolerates
     if drop_unreadable:
-        known |= _unchanged(requested, cache.unreadable)
+        known |= _unchanged(requested, cache.unreadable) & ~tolerates  # they may be readable in this way
     hashed: NDArray[np.bool_] = np.array([source.content != UNKNOWN for source in sources], bool)
     return np.logical_and(known, hashed)
 
@@ -436,10 +441,8 @@ def _write_atomically(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def _unreadable_text(lost: pd.DataFrame) -> str:
+def unreadable_error(lost: pd.DataFrame, advice: str = DROP_ADVICE) -> ImageError:
+    """Returns the error that names the images in ``lost`` (id, reason) and the next step."""
     lines = [f"id {row_id}: {reason}" for row_id, reason in zip(lost["id"], lost["reason"], strict=True)]
     more = f"\n  … and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
-    return (
-        f"{len(lines)} images cannot be read; restore them, drop their rows from the csv, or set "
-        "`data.on_unreadable: drop`:\n  " + "\n  ".join(lines[:_MAX_LISTED]) + more
-    )
+    return ImageError(f"{len(lines)} images cannot be read; {advice}:\n  " + "\n  ".join(lines[:_MAX_LISTED]) + more)

@@ -26,7 +26,8 @@ MIN_CORRELATION = 0.96  # of two thumbnails, each channel minus its mean
 MIN_DETAIL_CORRELATION = 0.95  # of their grey minus its blur, so that a shared frame or central spot does not count
 BLUR_SIGMA = 2.0  # pixels of a thumbnail
 # Smooth pictures drawn independently agree in this detail by chance, up to 0.997; so two pictures of which one has less
-# texture than any of 800 real ones (0.94 and more) must be the same thumbnail (docs/log.md).
+# texture than 99.9 % of 10,015 real ones must be the same thumbnail. This loses 1 of 1,000 copies of real pictures and
+# removes all false pairs among smooth ones (docs/log.md, benchmarks/look_alikes.py).
 MIN_TEXTURE = 0.9  # grey levels: standard deviation of a thumbnail's grey minus its slight blur
 TEXTURE_SIGMA = 0.7  # pixels of a thumbnail
 MIN_POOR_DETAIL_CORRELATION = 0.999

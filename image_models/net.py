@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # from the http client that the hub uses
+from safetensors.torch import load as parse_safetensors
 from torch import nn
 from torch.nn import functional as F
 
@@ -165,7 +166,7 @@ def check_backbone(backbone: str, pretrained: bool | Path) -> None:
     if backbone not in names:
         near = difflib.get_close_matches(backbone, names, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists them"
-        raise ImageError(f"unknown backbone {backbone!r}: {hint}")
+        raise ImageError(f"unknown backbone {backbone[:80]!r}: {hint}")
     if isinstance(pretrained, Path) and not pretrained.is_file():
         raise ImageError(f"{backbone}: pretrained weights {pretrained} do not exist: give a file, true or false")
 
@@ -177,14 +178,56 @@ def write_weights(net: nn.Module, path: Path) -> None:
         apply_umask(partial)
 
 
+Shape = tuple[tuple[int, ...], bool, int]  # of a tensor: its shape, whether it is a float, and its identity
+
+
 def read_weights(net: nn.Module, path: Path) -> None:
     """Loads a file of `write_weights` into ``net``. Raises ImageError where the two do not fit."""
+    load_weights(net, read_tensors(path), path)
+
+
+def read_tensors(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, torch.Tensor]:
+    """Returns the tensors in a file of `write_weights`, whose bytes ``read`` returns. Raises ImageError if damaged."""
     try:
-        safetensors.torch.load_model(net, str(path))
-    except (RuntimeError, safetensors.SafetensorError, OSError) as error:
-        raise ImageError(
-            f"{path}: weights cannot be loaded ({_reason(error)}): damaged, or of another network; make them again"
-        ) from error
+        tensors: dict[str, torch.Tensor] = parse_safetensors(read(path))
+    except (
+        RuntimeError, safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError, AssertionError,
+    ) as error:  # fmt: skip
+        raise _unfit(path, _reason(error)) from error
+    return tensors
+
+
+def load_weights(net: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Copies tensors of the file ``path`` into ``net``. Raises ImageError where the two do not fit."""
+    check_weights(shapes_of(net), tensors, path)
+    try:
+        net.load_state_dict(tensors, strict=False)  # of tensors that share memory, the file has one
+    except RuntimeError as error:
+        raise _unfit(path, _reason(error)) from error
+
+
+def shapes_of(net: nn.Module) -> dict[str, Shape]:
+    """Returns the shape of each parameter and stored buffer by name."""
+    own: dict[str, torch.Tensor] = net.state_dict(keep_vars=True)
+    return {name: (tuple(value.shape), value.is_floating_point(), id(value)) for name, value in own.items()}
+
+
+def check_weights(shapes: Mapping[str, Shape], tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises ImageError unless the file's tensors are those of a network, each of its shape."""
+    there = {shapes[name][2] for name in tensors if name in shapes}
+    missing = [name for name, (_, _, identity) in shapes.items() if identity not in there]
+    unknown = [name for name in tensors if name not in shapes]
+    if missing or unknown:
+        first = ", ".join([*missing, *unknown][:3])[:200]
+        raise _unfit(path, f"{len(missing)} tensors missing, {len(unknown)} unknown, first: {first}")
+    for name, value in tensors.items():
+        shape, is_float, _ = shapes[name]
+        if tuple(value.shape) != shape or value.is_floating_point() != is_float:
+            raise _unfit(path, f"{name[:80]} is {value.dtype} of shape {tuple(value.shape)}, not {shape}")
+
+
+def _unfit(path: Path, reason: str) -> ImageError:
+    return ImageError(f"{path}: weights cannot be loaded ({reason}): damaged, or of another network; make them again")
 
 
 def _fusion(columns: int) -> nn.Module:
@@ -202,8 +245,13 @@ def _build_body(backbone: str, timm_args: Mapping[str, Any], *, fetch: bool) -> 
         body: nn.Module = timm.create_model(backbone, pretrained=fetch, num_classes=0, **timm_args)
     # timm's backbones raise any of these for an argument that they do not accept; all but the first three may also mean
     # that the hub cannot be reached or has no such file.
-    except (TypeError, LookupError, AssertionError, OSError, RuntimeError, ValueError, HTTPError) as error:
-        if fetch and not isinstance(error, TypeError | LookupError | AssertionError):
+    except (
+        TypeError, LookupError, AssertionError, OSError, RuntimeError, ValueError, HTTPError, AttributeError, NameError,
+        ArithmeticError, MemoryError,
+    ) as error:  # fmt: skip
+        if fetch and not isinstance(
+            error, TypeError | LookupError | AssertionError | AttributeError | NameError | ArithmeticError | MemoryError
+        ):
             raise ImageError(
                 f"{backbone}: no pretrained weights could be fetched ({_reason(error)}): "
                 "set `pretrained:` to a weights file, or to false"
@@ -219,7 +267,9 @@ def _count_features(body: nn.Module, backbone: str, timm_args: Mapping[str, Any]
     try:
         with torch.no_grad():
             z = body.eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # a transformer of fixed size asserts it
+    except (
+        RuntimeError, AssertionError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError,
+    ) as error:  # fmt: skip  # a transformer of fixed size asserts it
         raise ImageError(
             f"{backbone} with timm_args {dict(timm_args)} does not accept RGB images of {size} px ({_reason(error)}): "
             "change `size` or timm_args"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 from torch import nn
 
 from dermstack.errors import ImageError
@@ -19,7 +21,8 @@ from image_models.dataset import CachedImages
 from image_models.device import pick_device, pick_precision, use_threads
 from image_models.frozen_head import LinearHead
 from image_models.losses import risk_logit
-from image_models.net import Net, build_net, read_weights
+from image_models.net import Net, Shape, build_net, check_weights, load_weights, read_tensors, shapes_of
+from image_models.net_size import check_timm_args, planned
 from image_models.predict import NetOutput, mean_over_seeds, predict
 
 BACKBONE = "backbone.safetensors"  # of a frozen run: one file beside its folds' folders
@@ -27,13 +30,16 @@ WEIGHTS = "weights.safetensors"  # of one net
 HISTORY = "history.csv"  # of one net's training
 STATE = "state.pt"  # of an unfinished training
 
+ReadFile = Callable[[Path], bytes]  # returns the content of a file; that of a bundle checks its hash
+
 
 class NetCache:
     """Reads nets with `read_fold_nets` and keeps them in memory, up to a limit, for the next images."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """``max_bytes``: bytes of weights that may be kept."""
+    def __init__(self, max_bytes: int, *, read: ReadFile = Path.read_bytes) -> None:
+        """``max_bytes``: bytes of weights that may be kept; ``read`` returns the bytes of a file."""
         self._bytes_left = max_bytes
+        self.read_file = read
         self._kept: dict[tuple[Path, str], list[Net]] = {}
 
     def read(
@@ -42,7 +48,7 @@ class NetCache:
         """Returns the nets in the folder ``fold``; arguments and errors as for `read_fold_nets`."""
         if (fold, device) in self._kept:
             return self._kept[fold, device]
-        nets = read_fold_nets(fold, settings, positive=positive, metadata=metadata, device=device)
+        nets = read_fold_nets(fold, settings, positive=positive, metadata=metadata, device=device, read=self.read_file)
         weight = sum(tensor.nbytes for net in nets for tensor in (*net.parameters(), *net.buffers()))
         if weight <= self._bytes_left:
             self._bytes_left -= weight
@@ -57,15 +63,17 @@ def read_fold_nets(
     positive: Sequence[bool] = (False, True),
     metadata: int = 0,
     device: str = "cpu",
+    read: ReadFile = Path.read_bytes,
 ) -> list[Net]:
     """Reads the nets in the folder ``fold`` (…/<run>/fold_<k>), one per seed in the run's order, ready for `predict`.
 
     ``settings`` and ``positive`` are those of the run's run.json; ``metadata`` is the number of encoded columns that
-    the net uses beside the image. Raises ImageError for weights that are missing, damaged or of other settings.
+    the net uses beside the image; ``read`` returns the bytes of a weights file. Raises ImageError for weights that are
+    missing, damaged or of other settings.
     """
     seeds = settings["seeds"][:1] if settings["frozen"] else settings["seeds"]  # a frozen run has one head
     return [
-        read_fold_net(path, settings, positive=positive, metadata=metadata, device=device)
+        read_fold_net(path, settings, positive=positive, metadata=metadata, device=device, read=read)
         for path in net_files(fold, seeds)
     ]
 
@@ -107,37 +115,53 @@ def read_fold_net(
     metadata: int = 0,
     backbone_weights: Path | None = None,
     device: str = "cpu",
+    read: ReadFile = Path.read_bytes,
 ) -> Net:
     """Reads the net of one weights file, in eval mode and in the precision in which it was validated.
+
+    The file's tensors are compared with those of the settings' network before memory for the network is allocated.
 
     A frozen run has only a head in ``weights``; ``backbone_weights`` is by default the file backbone.safetensors in the
     run's folder, one above the fold's. Other arguments and errors as for `read_fold_nets`.
     """
     normalise, torch_device = settings["normalise"] or {}, pick_device(device)
     frozen: bool = settings["frozen"]
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # building a net draws weights, which are overwritten: keep the random state
-        net = build_net(
-            settings["backbone"],
-            pretrained=False,
-            frozen=frozen,
-            timm_args=settings["timm_args"],
-            size=settings["size"],
-            mean=normalise.get("mean"),
-            std=normalise.get("std"),
-            prior=[1.0] * len(positive),
-            seed=0,
-            positive=positive,
-            metadata=metadata,
-        )
+    files = {weights: read_tensors(weights, read)}
     if frozen:
-        read_weights(net.backbone, backbone_weights or weights.parent.parent / BACKBONE)
-        read_weights(nn.ModuleDict({"head": net.head}), weights)
-    else:
-        read_weights(net, weights)
+        path = backbone_weights or weights.parent.parent / BACKBONE
+        files[path] = read_tensors(path, read)
+    tensors = [tensor for of_file in files.values() for tensor in of_file.values()]
+    arguments = {
+        "backbone": settings["backbone"], "frozen": frozen, "timm_args": dict(settings["timm_args"]),
+        "size": settings["size"], "mean": normalise.get("mean"), "std": normalise.get("std"),
+        "prior": [1.0] * len(positive), "positive": list(positive), "metadata": metadata,
+    }  # fmt: skip
+    check_timm_args(settings["timm_args"])
+    with torch.random.fork_rng(devices=[]):  # building a net draws weights, which are overwritten
+        shapes = _planned_shapes(
+            json.dumps(arguments), sum(tensor.numel() for tensor in tensors), len(tensors), settings["batch_size"]
+        )
+        for (path, of_file), of_part in zip(files.items(), shapes, strict=True):
+            check_weights(of_part, of_file, path)
+        net = build_net(**arguments, pretrained=False, seed=0)
+    for (path, of_file), part in zip(files.items(), _stored_parts(net), strict=True):
+        load_weights(part, of_file, path)
+    if not frozen:
         net.precision = pick_precision(settings["precision"], torch_device)
     return net.to(torch_device).eval()
+
+
+@lru_cache(maxsize=64)  # the nets of all folds and seeds of a run are alike
+def _planned_shapes(arguments: str, elements: int, tensors: int, batch_size: int) -> list[dict[str, Shape]]:
+    """Returns the shapes of a net's stored parts, from the JSON of the arguments of `build_net`; as `planned`."""
+    build = partial(build_net, **json.loads(arguments), pretrained=False, seed=0)
+    plan = planned(build, elements=elements, tensors=tensors, batch_size=batch_size)
+    return [shapes_of(part) for part in _stored_parts(plan)]
+
+
+def _stored_parts(net: Net) -> list[nn.Module]:
+    """Returns the parts of a net that have a weights file: all of it; of a frozen one, its head and its backbone."""
+    return [nn.ModuleDict({"head": net.head}), net.backbone] if net.frozen else [net]
 
 
 def predict_trained(
@@ -210,9 +234,11 @@ def predict_frozen(
     ).z  # fmt: skip
     for path in weights:
         try:
-            tensors = load_file(path)
+            tensors = load(store.read_file(path))
             head = LinearHead(tensors["head.weight"][0], tensors["head.bias"][0], np.nan)
-        except (SafetensorError, OSError, LookupError, ValueError) as error:
+            if head.weight.shape != z.shape[1:] or not np.isfinite([*head.weight, head.bias]).all():
+                raise ValueError(f"weights of shape {head.weight.shape} for {z.shape[1]} features, or not finite")
+        except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
             raise ImageError(f"{path} holds no readable head ({error}): make the run again") from error
         yield NetOutput(head.logit(z), z)
 
@@ -224,9 +250,10 @@ def head_logits(
     metadata: Sequence[NDArray[np.float32]],
     *,
     positive: Sequence[bool],
+    read: ReadFile = Path.read_bytes,
 ) -> list[NDArray[np.float32]]:
     """Returns logits (n,) of stored embeddings (n, d) with each of ``metadata`` (n, m), from a net's head only."""
-    net = read_fold_net(weights, settings, positive=positive, metadata=metadata[0].shape[1])
+    net = read_fold_net(weights, settings, positive=positive, metadata=metadata[0].shape[1], read=read)
     assert net.fusion is not None, "the net has no metadata fusion"
     images, made = torch.from_numpy(z.astype(np.float32)), []
     with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ FRAME_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, Not
 
 UNNAMED_INDEX = "index of the file"  # the column that the index of a parquet file becomes where it has no name
 
+_SHOWN_NAME = 120  # characters shown of a name that is too long
 _PARQUET = b"PAR1"
 _PARQUET_NAMES = (".parquet", ".pq")
 _NO_IDS = "which holds no ids, so its rows cannot be joined to the table: write ids and values as columns of a csv"
@@ -145,7 +147,14 @@ def _first_bytes(path: Path) -> bytes:
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder: name a csv or parquet file") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"{_start(path)}: the name is too long for this file system: correct it") from error
         raise DataError(f"{path} cannot be read ({error.strerror}): check the file") from error
+
+
+def _start(path: Path) -> str:
+    text = str(path)
+    return f"{text[:_SHOWN_NAME]}… ({len(text):,} characters)" if len(text) > _SHOWN_NAME else text
 
 
 def _read_parquet(path: Path, *, may_be_empty: bool) -> pd.DataFrame:

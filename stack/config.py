@@ -12,13 +12,12 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
-from dermstack.errors import ConfigError, DataError, TabularError
+from dermstack.errors import ConfigError, DataError
 from dermstack.masking import mask_secrets
 from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
+from stack.level2_config import Features, Stacker, check_own_features, union
 from stack.metrics.scores import Objective
-from tabular.expressions import parse
-from tabular.relative import STATISTICS
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -65,9 +64,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_header(path: Path) -> None:
-    """Raises DataError where the header of a csv is too long: pandas crashes the process at some millions of columns.
+    """Raises DataError where the header of a csv is too long, or one column that other separators divide.
 
-    Does nothing for a missing file; the caller's reader reports it.
+    pandas crashes the process at some millions of columns. Does nothing for a missing file, which the caller's reader
+    reports.
     """
     if not path.is_file():
         return
@@ -86,6 +86,13 @@ def check_header(path: Path) -> None:
         raise DataError(
             f"{path}: its header has {found}, but a table has at most {MAX_CSV_COLUMNS:,} columns: check the file"
         )
+    if len(first) == 1 and first[0].replace("\t", "").isprintable():  # not the first bytes of a compressed file
+        for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+            if separator in first[0].strip():
+                raise DataError(
+                    f"{path}: its header is one column, {first[0]!r}: the cells are separated by {name}; save the file "
+                    "with commas between the cells and a point in numbers (0.5, not 0,5)"
+                )
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
@@ -119,99 +126,6 @@ class Folds(Strict):
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # what to balance over folds besides the target
     # csv or parquet of existing folds, such as an out-of-fold file: the id column of the training table, and `fold`
     file: ConfigPath | None = None
-
-
-LATER_FEATURES = (
-    "columns",
-    "relative",
-    "relative_site",
-    "outliers",
-    "cohort_columns",
-    "probability_ratio",
-    "derived",
-)  # keys of `features` that dermstack 0.2.0 did not have
-
-
-Statistic = Literal["median_diff", "mean_diff", "mean_ratio", "z", "rank", "spread"]
-
-
-class Features(Strict):
-    """Which features the level-2 matrix holds."""
-
-    logits: bool = True  # logit of each level-1 run, standardised for each fold net
-    metadata: bool = True  # age, sex and site
-    aggregates: bool = True  # statistics of age and of each run's logit over the rows of the group
-    cohort: bool = False  # z-score of each logit among rows of the same age band, sex and site
-    neighbours: bool = True  # distance of each run's embedding to those of the other rows of the group
-    frozen_z: int = Field(0, ge=0)  # principal components of each frozen run's embedding; 0: none
-    aligned_z: int = Field(16, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
-    context_counts: bool = False  # images and visits of the group: an artefact of data collection, so off by default
-    shortcuts: bool = False  # width, height and bytes of the image file: also an artefact of data collection
-    columns: bool = True  # values of the numeric and categorical columns of `data.columns`
-    # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
-    relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
-    relative_site: tuple[Statistic, ...] = ()  # the same, relative to the rows of the group with the same site
-    # distance to the nearest rows of the group in the standardised numeric columns, and local outlier factor
-    outliers: bool = True
-    cohort_columns: bool = False  # z-score of each numeric column among rows of the same age band, sex and site
-    probability_ratio: bool = False  # probability of each run divided by its mean over the group
-    # further numeric columns, as expressions of the csv's columns with + - * / **, comparisons, log, log1p, sqrt, abs,
-    # where, clip, min and max, such as `{colour_ratio: "tbp_lv_A / tbp_lv_Aext"}`
-    derived: dict[str, str] = {}
-
-    @field_validator("relative", "relative_site")
-    @classmethod
-    def _in_order(cls, given: tuple[Statistic, ...]) -> tuple[Statistic, ...]:
-        return tuple(name for name in STATISTICS if name in given)
-
-    @field_validator("derived")
-    @classmethod
-    def _check_expressions(cls, derived: dict[str, str]) -> dict[str, str]:
-        for name, text in derived.items():
-            try:
-                parse(text)
-            except TabularError as error:
-                raise ValueError(f"{name}: {error}") from error
-        return derived
-
-    def inputs(self) -> dict[str, Any]:
-        """Returns what the features depend on, for fingerprints and bundles.
-
-        Keys that were added later are left out at their defaults, so that runs made before them stay fresh.
-        """
-        later = {name for name in LATER_FEATURES if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude=later)
-
-
-LATER_STACKER = ("runs", "features")  # keys of a stacker that dermstack 0.2.0 did not have
-
-
-class Stacker(Strict):
-    """One level-2 run over all folds: a GBDT, or a logistic regression as a simple baseline."""
-
-    name: Name  # name of the run
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]  # catboost needs the extra `dermstack[catboost]`
-    params: dict[str, Any] = {}  # parameters of the library, over our defaults; also `rounds` and `patience`
-    bags: int = Field(3, ge=1)  # number of models with different seeds, whose logits are averaged
-    negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of these models is trained on
-    positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT
-    monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
-    device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
-    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone
-    runs: tuple[str, ...] | None = None
-    # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
-    # lower than the common value
-    features: dict[str, Any] = {}
-    enabled: bool = True  # false: the stacker is not used, but its settings stay in the config
-
-    def inputs(self) -> dict[str, Any]:
-        """Returns what the stacker's own settings are, for fingerprints; later keys are left out at their defaults."""
-        later = {name for name in LATER_STACKER if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(exclude={"enabled", "features", *later})
-
-    def features_with(self, common: Features) -> Features:
-        """Returns the features of this stacker: the ``common`` ones with its own changes."""
-        return Features.model_validate(common.model_dump() | self.features) if self.features else common
 
 
 class Blend(Strict):
@@ -278,7 +192,7 @@ class Config(Strict):
         own = [stacker for stacker in self.stackers if stacker.enabled and stacker.features]
         views = [self.features, *(stacker.features_with(self.features) for stacker in own)]
         return self.features.model_copy(
-            update={name: _union([getattr(view, name) for view in views]) for name in Features.model_fields}
+            update={name: union([getattr(view, name) for view in views]) for name in Features.model_fields}
         )
 
     @property
@@ -316,6 +230,13 @@ class Config(Strict):
             raise ValueError(f"tuned.gbdt names {', '.join(sorted(strangers))}, which is not a stacker of this config")
         if strangers := set(self.tuned.image) - {model.name for model in self.image_models if not model.frozen}:
             raise ValueError(f"tuned.image names {', '.join(sorted(strangers))}, which is not a trained image model")
+        if both := [
+            stacker.name for stacker in self.stackers if stacker.repeats > 1 and stacker.name in self.tuned.gbdt
+        ]:
+            raise ValueError(
+                f"{both[0]} has `repeats` and a study in tuned.gbdt, which chose parameters on rows that other repeats "
+                "hold out: remove one of the two"
+            )
         if self.folds.file and self.data.columns.fold:
             raise ValueError("data.columns.fold and folds.file both name existing folds: remove one of them")
         if self.image_models and self.data.images is None:
@@ -330,38 +251,11 @@ class Config(Strict):
                 if getattr(self.data.columns, name) is None:
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")
         for stacker in self.stackers:
-            _check_own_features(stacker, self.features)
+            check_own_features(stacker, self.features)
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
         return self
-
-
-def _union(values: list[Any]) -> Any:
-    """Returns the largest of several switches or numbers, or all entries of several lists."""
-    if isinstance(values[0], tuple):
-        return tuple(name for name in STATISTICS if any(name in value for value in values))
-    if isinstance(values[0], dict):
-        return values[0]
-    return max(values)
-
-
-def _check_own_features(stacker: Stacker, common: Features) -> None:
-    """Raises ValueError for a key of a stacker's features that is unknown, of the wrong type or too large."""
-    try:
-        own = Features.model_validate(common.model_dump() | stacker.features)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, ("features", *fault["loc"])))
-        raise ValueError(f"{stacker.name}: {where}: {fault['msg'].removeprefix('Value error, ')}") from None
-    if own.derived != common.derived:
-        raise ValueError(f"{stacker.name}: features.derived is common to all stackers: move it to `features`")
-    for name in ("frozen_z", "aligned_z"):
-        if getattr(own, name) > getattr(common, name):
-            raise ValueError(
-                f"{stacker.name}: features.{name} is {getattr(own, name)}, more than the common "
-                f"{getattr(common, name)}: raise features.{name}, which is fitted once for all stackers"
-            )
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -369,6 +263,10 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
 
     Raises ConfigError.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: name the YAML file in it, such as {path / 'config.yaml'}")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is a stream: save the config as a file, as its paths are relative to its folder")
     if not path.is_file():
         raise ConfigError(f"{path}: no such config: check the path; `dermstack demo-data FOLDER` writes an example")
     try:

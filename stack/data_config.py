@@ -143,6 +143,9 @@ class Data(Strict):
     # `drop`: leave out unreadable training rows and record them; `tolerate`: use a JPEG with stray bytes after its last
     # pixel, with a warning, and refuse the others
     on_unreadable: Literal["refuse", "drop", "tolerate"] = "refuse"
+    # test rows whose image cannot be read, after `on_unreadable: tolerate`: `refuse` names them and stops; `table`
+    # predicts them from the columns of the table alone, by a model that is fitted and scored like the others
+    on_unreadable_test: Literal["refuse", "table"] = "refuse"
     # bits that the values of 16-bit images use, such as 12; none: 16, and an error where none uses more than 12
     bits_stored: int | None = Field(None, ge=9, le=16)
     find_duplicates: bool = True  # find images that look alike and merge their groups, as `duplicates` does

@@ -23,7 +23,7 @@ from stack.console import Out
 from stack.data_config import ColumnRules
 from stack.external import read_external
 from stack.folds import Folds, make_folds
-from stack.keys import keys_as_in, similar_keys
+from stack.keys import contained, keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.store import (
@@ -165,6 +165,13 @@ class Experiment:
         return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
 
     @cached_property
+    def unreadable_test(self) -> pd.DataFrame:
+        """Test rows that are no rows of ``table`` since their image cannot be read: id, reason."""
+        dropped = self.curation.dropped[["id", "reason"]]
+        lost = contained(dropped["id"], self.as_read.test["id"]) & ~contained(dropped["id"], self.table.test["id"])
+        return dropped[lost].reset_index(drop=True)
+
+    @cached_property
     def rows_fingerprint(self) -> str:
         """Fingerprint of the rows of level 1: training ids, split groups, folds and targets, and the test ids."""
         frame = self.folds.frame[["id", "split_group", "fold"]].assign(target=self.target)
@@ -222,11 +229,14 @@ def open_experiment(
     external = _read_external_tables(config, as_read, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
     kept = as_read.train[~as_read.train["id"].isin(curation.dropped["id"])].reset_index(drop=True)
+    test = as_read.test
+    if data.on_unreadable_test == "table":
+        test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
     folds = _make_folds(config, kept, curation, listed, out)
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
-        config, config_path, name, replace(as_read, train=kept), folds, curation, as_read, external,
+        config, config_path, name, replace(as_read, train=kept, test=test), folds, curation, as_read, external,
         tuple(map(mask_secrets, overrides)),
     )  # fmt: skip
 
@@ -274,6 +284,11 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     if dropped := len(experiment.as_read.train) - len(train):
         out.warn(
             f"{dropped} training rows are dropped, as their images cannot be read: see {experiment.folder}/dropped.csv"
+        )
+    if lost := len(experiment.unreadable_test):
+        out.warn(
+            f"{lost} test rows are predicted from the table alone (data.on_unreadable_test: table), as their images "
+            f"cannot be read: see {experiment.folder}/dropped.csv"
         )
     if experiment.config.data.duplicates:
         unknown = experiment.folds.unknown_pairs

@@ -11,8 +11,9 @@ import pandas as pd
 
 from dermstack.errors import DataError
 from stack.data_config import NO_RULES, ColumnRules
-from stack.keys import keys_as_in
-from stack.table import SENTINELS, Table, read_external_frame, with_words_of
+from stack.keys import contained, keys_as_in
+from stack.table import Table, read_external_frame, with_words_of
+from stack.table_checks import SENTINELS
 
 OnCollision = Literal["refuse", "drop"]
 _DROP_ADVICE = "set its `on_collision: drop` to leave them out, or remove them from the csv"
@@ -60,7 +61,7 @@ def read_external(
     frame = read_external_frame(path, columns, rules)
     known = pd.concat([primary.train["id"], primary.test["id"]])
     spelled = keys_as_in(frame["id"], known, f"{path}: id", of="train and test", refuse_doubtful=False)
-    taken = spelled.isin(known)
+    taken = pd.Series(contained(spelled, known), index=frame.index)
     if taken.any() and on_collision == "refuse":
         first = ", ".join(frame["id"][taken].iloc[:3])
         raise DataError(f"{path}: {int(taken.sum())} ids are also in train or test, first: {first}: {_DROP_ADVICE}")

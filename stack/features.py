@@ -16,12 +16,14 @@ from sklearn.decomposition import PCA
 
 from dermstack.errors import ConfigError
 from stack.columns import NO_COLUMNS, TableColumns, fits
-from stack.config import Config, Features, Stacker
+from stack.config import Config
 from stack.experiment import Experiment
-from stack.folds import inner_split
+from stack.folds import assign_folds, count_groups, inner_split
+from stack.level2_config import Features, Stacker
 from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run
+from tabular.categories import CategoryCodes
 from tabular.encode import MetadataEncoder
 from tabular.group_features import (
     CohortScore,
@@ -32,10 +34,13 @@ from tabular.group_features import (
 )
 from tabular.outliers import GroupOutliers
 from tabular.relative import cross_groups, ratio_to_mean, relative_features
+from tabular.target_encoding import INNER
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
 TABLE_BLOCK = "table columns"
+NATIVE_BLOCK = "table columns, native categories"
+_ENCODING_PARTS = 5
 MAX_LEVELS = 20  # most frequent words of a categorical column that have an indicator each
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
@@ -107,6 +112,7 @@ class FoldFeatures:
         """
         self.encoder_ = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame)
         self.table_ = self._table_encoder().fit(frame) if self._takes_columns else None
+        self.codes_ = self._category_codes().fit(frame)
         self.axes_ = {name: self._fit_axes(values) for name, values in z.items() if name in self.frozen}
         numbers = self.columns.numbers
         self.outliers_ = GroupOutliers().fit(frame[numbers]) if numbers and self.settings.outliers else None
@@ -133,6 +139,8 @@ class FoldFeatures:
             blocks.append(Block(METADATA_BLOCK, "metadata", self.encoder_.transform(frame)))
         if self.table_ is not None:
             blocks.append(Block(TABLE_BLOCK, "columns", self.table_.transform(frame)))
+        if self.categories:
+            blocks.append(Block(NATIVE_BLOCK, "native_categories", self.codes_.transform(frame)))
         blocks += self._column_blocks(frame)
         if self.settings.aggregates:
             blocks.append(Block("ages of the group", "aggregates", metadata_aggregates(frame[["group", "age"]])))
@@ -179,6 +187,7 @@ class FoldFeatures:
         """Returns the column of the table that each feature among ``made`` comes from, where it is one column alone."""
         known = dict(self.encoder_.sources_) if self.settings.metadata else {}
         known |= {} if self.table_ is None else self.table_.sources_
+        known |= {name: name for name in self.categories}
         ending = [f"group_{statistic}" for statistic in self.settings.relative]
         ending += [f"group_site_{statistic}" for statistic in self.settings.relative_site]
         ending += ["cohort_z"] if self.settings.cohort_columns else []
@@ -220,6 +229,8 @@ class FoldFeatures:
         state = {"metadata": json.loads(self.encoder_.to_json()), "cohort": cohort}
         if self.table_ is not None:
             state["table"] = json.loads(self.table_.to_json())
+        if self.categories:
+            state["codes"] = json.loads(self.codes_.to_json())
         if self.outliers_ is not None:
             state["outliers"] = json.loads(self.outliers_.to_json())
         if self.column_cohort_ is not None:
@@ -243,6 +254,8 @@ class FoldFeatures:
         state = json.loads(text)
         self.encoder_ = MetadataEncoder.from_json(json.dumps(state["metadata"]))
         self.table_ = MetadataEncoder.from_json(json.dumps(state["table"])) if self._takes_columns else None
+        coded = json.dumps(state.get("codes", {"words": {}}))  # absent: written before there were native categories
+        self.codes_ = CategoryCodes.from_json(coded)
         numbers = self.columns.numbers
         has_outliers, has_cohort = numbers and self.settings.outliers, numbers and self.settings.cohort_columns
         self.outliers_ = GroupOutliers.from_json(json.dumps(state["outliers"])) if has_outliers else None
@@ -250,6 +263,16 @@ class FoldFeatures:
         self.axes_ = {name: (arrays[f"{name}_mean"], arrays[f"{name}_turn"]) for name in self.frozen}
         self.cohort_ = CohortScore.from_json(json.dumps(state["cohort"])) if self.settings.cohort else None
         return self
+
+    @property
+    def categories(self) -> list[str]:
+        """Columns of the matrix that hold codes of categories, for GBDTs and for target encoding."""
+        return list(self.codes_.words_)
+
+    @property
+    def indicators(self) -> set[str]:
+        """Columns of the matrix that indicate the words of a column in `categories`, for other stackers."""
+        return set() if self.table_ is None else {name for one in self.categories for name in self.table_.made_of(one)}
 
     @property
     def unseen(self) -> dict[str, dict[str, int]]:
@@ -262,6 +285,10 @@ class FoldFeatures:
 
     def _table_encoder(self) -> MetadataEncoder:
         return MetadataEncoder(self.columns.numbers, list(self.columns.categorical), max_levels=MAX_LEVELS, sparse=True)
+
+    def _category_codes(self) -> CategoryCodes:
+        coded = self._takes_columns and (self.settings.native_categories or self.settings.target_encoding)
+        return CategoryCodes(list(self.columns.categorical) if coded else [], more_than=MAX_LEVELS)
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)
@@ -353,16 +380,32 @@ def early_stopping_rows(experiment: Experiment, positions: NDArray[np.intp]) -> 
     )
 
 
+def encoding_parts(experiment: Experiment, positions: NDArray[np.intp], inner: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Returns the part (n,) of each of these training rows for target encoding: whole split groups, `INNER` if inner.
+
+    Raises DataError where the rows that are not ``inner`` have fewer than two groups of each class.
+    """
+    target, groups = experiment.target[positions][~inner], experiment.split_group[positions][~inner]
+    counts = count_groups(target, groups)
+    rows, positives = counts.counts[:, 0], counts.counts[:, 1]
+    k = min(_ENCODING_PARTS, int((positives > 0).sum()), int((positives < rows).sum()))
+    parts = np.full(len(positions), INNER, np.intp)
+    parts[~inner] = assign_folds(counts, k=max(k, 2), seed=experiment.config.seed)[counts.codes]
+    return parts
+
+
 def view_columns(config: Config, stacker: Stacker, features: FoldFeatures) -> list[str]:
     """Returns the stacker's columns of a matrix that ``features`` made, in the order of the matrix.
 
     Raises ConfigError where no column is left.
     """
     own = stacker.features_with(config.features)
+    sees_codes = own.columns and (own.target_encoding or (own.native_categories and stacker.is_gbdt))
+    hidden = features.indicators if sees_codes else set(features.categories)
     columns = [
         column
         for column, (key, run) in features.source_.items()
-        if (run is None or sees_run(stacker, run)) and _is_on(own, key, column)
+        if (run is None or sees_run(stacker, run)) and _is_on(own, key, column) and column not in hidden
     ]
     if not columns:
         raise ConfigError(
@@ -373,6 +416,8 @@ def view_columns(config: Config, stacker: Stacker, features: FoldFeatures) -> li
 
 
 def _is_on(own: Features, key: str, column: str) -> bool:
+    if key == "native_categories":
+        return own.columns
     setting = getattr(own, key)
     if key in ("frozen_z", "aligned_z"):
         return int(column.rpartition("_z")[2]) < int(setting)

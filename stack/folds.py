@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from dermstack.errors import ConfigError, DataError
 from stack.cells import as_text
 from stack.keys import fold_labels, is_missing_fold, keys_as_in, unified_keys
+from stack.metrics.row_values import checked_seed
 from stack.metrics.scores import check_same_order
 
 Stratum = Literal["group_size", "age"]
@@ -230,6 +231,7 @@ def make_folds(
     """
     if not isinstance(k, int | np.integer) or not 2 <= k <= 127:
         raise ConfigError(f"k is {k!r}: set the number of folds to 2 to 127")
+    checked_seed(seed)
     train = _checked_rows(train)
     check_same_order(train=train, own=own)
     split_group, unknown = _split_groups(train, duplicates)

@@ -21,6 +21,7 @@ from stack.console import Out
 from stack.data_config import Data, TFRecords
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.external import duplicates_of_primary
+from stack.keys import contained
 from stack.store import frame_fingerprint, read_frame, write_frame
 from stack.table import ACQUISITION
 from stack.tuned import enabled_models
@@ -151,7 +152,7 @@ def _cache_folder(experiment: Experiment, size: int) -> Path:
 
 
 def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: int, out: Out) -> ImageCache:
-    from image_models.cache import build_cache
+    from image_models.cache import DROP_ADVICE, build_cache
 
     config, data = experiment.config, experiment.config.data
     folder = _cache_folder(experiment, size)
@@ -164,7 +165,9 @@ def _cache(experiment: Experiment, ids: list[str], sources: list[Source], size: 
             resize=data.resize,
             format=data.cache_format,
             n_jobs=config.n_jobs,
-            drop_unreadable=data.on_unreadable == "drop",
+            drop_unreadable=data.on_unreadable == "drop" or data.on_unreadable_test == "table",
+            advice=f"{DROP_ADVICE} for training rows, `data.on_unreadable_test: table` for test rows (predicted from "
+            "the table alone)",
             progress=progress,
         )
 
@@ -243,7 +246,7 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out,
         experiment.external_as_read, pairs, {table.name: table.on_collision for table in data.external}
     )
     dropped = pd.concat([unreadable, copies], ignore_index=True)[DROPPED_COLUMNS]
-    for source, rows in dropped.groupby("source"):
+    for source, rows in dropped[~contained(dropped["id"], experiment.as_read.test["id"])].groupby("source"):
         out.warn(f"{len(rows)} rows of {source} are dropped, see dropped.csv")
     if len(unmerged) and data.on_chain == "refuse":  # not decided yet: the next step must ask
         images_fingerprint = ""
@@ -283,20 +286,29 @@ def _question(unmerged: pd.DataFrame, experiment: Experiment) -> str:
 def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
     """Returns the rows to drop because their image cannot be read: id, source, reason.
 
-    Raises DataError for a test row, since a submission needs all of them.
+    Raises DataError for test rows, since a submission needs all of them, unless the config declares a fallback, and
+    ImageError for other rows where the config refuses them.
     """
-    lost = cache.unreadable
-    if in_test := sorted(set(lost["id"]) & set(experiment.as_read.test["id"])):
-        reason = lost.set_index("id")["reason"][in_test[0]].removesuffix(
-            ": restore the file or drop its row from the csv"
-        )
+    from image_models.cache import unreadable_error
+
+    data, lost = experiment.config.data, cache.unreadable
+    is_test = contained(lost["id"], experiment.as_read.test["id"])
+    if is_test.any() and data.on_unreadable_test == "refuse":
+        first = lost[is_test].sort_values("id").iloc[0]
+        reason = str(first["reason"]).removesuffix(": restore the file or drop its row from the csv")
         raise DataError(
-            f"{len(in_test)} test images cannot be read, first: {in_test[0]} ({reason}): restore them, since a "
-            "submission needs every row (data.on_unreadable: drop applies to training rows only; tolerate also to test "
-            "rows, for a JPEG that decodes to the end)"
+            f"{int(is_test.sum())} test images cannot be read, first: {first['id']} ({reason}): restore them, since a "
+            "submission needs every row, or set `data.on_unreadable_test: table`, which predicts them from the table "
+            "alone (data.on_unreadable: drop applies to training rows only; tolerate also to test rows, for a JPEG "
+            "that decodes to the end)"
         )
+    if not is_test.all() and data.on_unreadable != "drop":
+        raise unreadable_error(lost[~is_test])
     external = dict(zip(experiment.external_as_read["id"], experiment.external_as_read["source"], strict=True))
-    source = [external.get(row_id, "train") for row_id in lost["id"]]
+    source = [
+        "test" if of_test else external.get(row_id, "train")
+        for row_id, of_test in zip(lost["id"], is_test, strict=True)
+    ]
     return pd.DataFrame({"id": lost["id"], "source": source, "reason": lost["reason"]})
 
 

@@ -18,7 +18,7 @@ from stack.console import Out
 from stack.doubts import doubts
 from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
-from stack.keys import check_exact, fold_labels, is_missing_fold, keys_as_in
+from stack.keys import check_exact, contained, fold_labels, is_missing_fold, keys_as_in
 from stack.metrics.resolution import clip_limits, clipped_logit
 from stack.plausibility import FACTS_TITLE, Scores, facts_table, is_fresh, run_facts
 from stack.ranks import AVERAGED
@@ -284,7 +284,9 @@ def _test_frame(
     test = read_predictions_file(
         path, columns, needs_fold=not (averaged or fold.foreign), alternative="--test-averaged"
     )
-    test["id"] = keys_as_in(test["id"], experiment.table.test["id"], f"{path}: id", of="the test rows")
+    test["id"] = keys_as_in(test["id"], experiment.as_read.test["id"], f"{path}: id", of="the test rows")
+    # Rows that no image model can predict get the fallback, whatever an imported file says about them.
+    test = test[~contained(test["id"], experiment.unreadable_test["id"])].reset_index(drop=True)
     if averaged or "fold" not in test:
         numbers = pd.Series(AVERAGED, index=test.index)
     elif fold.foreign:

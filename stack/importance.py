@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from dermstack.errors import StoreError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import METADATA_BLOCK, TABLE_BLOCK, fold_matrix
+from stack.features import METADATA_BLOCK, NATIVE_BLOCK, TABLE_BLOCK, fold_matrix
 from stack.images import require_acquisition
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised
@@ -33,16 +33,19 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     """Computes the mean absolute contribution of each feature and block of features; None where there is no stacker.
 
     Columns: stacker, of ("feature", "block", "column" or "rest"), name, block, size (mean over rows of |contribution|,
-    in logits) and trend, the rank correlation of contribution and value, NaN where a feature has several columns.
-    Contributions are exact: TreeSHAP for GBDTs, terms for logistic regressions. Fold k's model explains rows of fold k.
-    Contributions of a block, or of the features of one field, are summed before the absolute value is taken.
+    in logits) and trend, the rank correlation of contribution and value, NaN where a feature has several columns
+    or is a native category. Contributions are exact: TreeSHAP for GBDTs, terms for logistic regressions. Fold k's model
+    explains rows of fold k. Contributions of a block, or of the features of one field, are summed before the absolute
+    value is taken.
 
     A table with columns without a role also has a row for each column of the csv ("column"): all features that are made
     of it alone, such as its value, its rank within the group and the indicators of its words. "rest" is the sum of all
     but the largest `TOP_COLUMNS` of these.
 
     This takes minutes for many rows; the result is kept in ``report/importance`` until a stacker changes.
+    Classifiers of scikit-learn have no exact contributions and are left out.
     """
+    stackers = [run for run in stackers if run.meta["kind"] != "sklearn"]
     if not stackers:
         return None
     folder = experiment.folder / "report" / "importance"
@@ -132,7 +135,8 @@ def _features(
     fields = pd.Series(names, index=list(contributions))
     for field, columns in fields.groupby(fields, sort=False).groups.items():
         together = contributions[list(columns)].sum(axis=1).to_numpy()
-        trend = _trend(values[columns[0]].to_numpy(np.float64), together) if len(columns) == 1 else np.nan
+        ordered = len(columns) == 1 and blocks[columns[0]] != NATIVE_BLOCK  # codes of words have no order
+        trend = _trend(values[columns[0]].to_numpy(np.float64), together) if ordered else np.nan
         records.append([run, "feature", str(field), blocks[columns[0]], float(np.abs(together).mean()), trend])
     return _sorted(records)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
@@ -72,16 +74,23 @@ def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, ref
     as `7` for a known `007` or `1000` for `1e3`, unless ``refuse_doubtful`` is off. ``what`` names the keys in errors
     and ``of`` the table of the known ones.
     """
+    if keys.empty:
+        return keys
     names = pd.Series(known, dtype="str").drop_duplicates()
     spellings = keys.drop_duplicates()
-    strange = spellings[~spellings.isin(names)]
+    strange = spellings[~contained(spellings, names)]
     if strange.empty or names.empty:
         return keys
     are_integers = _first_that_is_no_integer(names) is None and _first_that_is_no_integer(spellings) is None
     forms = _forms if are_integers else _composed_all
-    spelled = dict(zip(forms(names), names, strict=True))
-    found = {key: spelled[form] for key, form in zip(strange, forms(strange), strict=True) if form in spelled}
-    left = [key for key in strange if key not in found]
+    of_names, of_strange = forms(names), forms(strange)
+    has_other = contained(of_strange, of_names)  # seldom any: Python looks only at these
+    spelled = {}
+    if has_other.any():
+        wanted = contained(of_names, of_strange)
+        spelled = dict(zip(of_names[wanted], names[wanted], strict=True))
+    found = {key: spelled[form] for key, form in zip(strange[has_other], of_strange[has_other], strict=True)}
+    left = strange[~has_other]
     if refuse_doubtful and (doubtful := _same_numbers(left, names)):
         key, other = doubtful[0]
         raise DataError(
@@ -125,6 +134,33 @@ def similar_keys(keys: pd.Series) -> list[tuple[str, str]]:
     return [(str(found[0]), str(found[1])) for found in pairs]
 
 
+def contained(keys: pd.Series, known: pd.Series) -> NDArray[np.bool_]:
+    """Marks the keys (n,) that are among ``known``; pandas' isin makes a Python object of each known key."""
+    found = pc.is_in(_arrow(keys), value_set=_arrow(known))
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def positions_of(keys: pd.Series, known: pd.Series) -> NDArray[np.intp]:
+    """Returns where each of ``keys`` (n,) is first among ``known``; -1 where it is not."""
+    found = pc.index_in(_arrow(keys), value_set=_arrow(known)).fill_null(-1)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.intp)
+
+
+def is_ascii(keys: pd.Series) -> NDArray[np.bool_]:
+    """Marks the keys (n,) without any character beyond ASCII."""
+    return np.asarray(pc.string_is_ascii(_arrow(keys)).to_numpy(zero_copy_only=False), np.bool_)
+
+
+def matches(keys: pd.Series, pattern: str) -> NDArray[np.bool_]:
+    """Marks the keys (n,) in which RE2 finds ``pattern``, where \\s, \\d and \\w mean ASCII only."""
+    return np.asarray(pc.match_substring_regex(_arrow(keys), pattern).to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _arrow(keys: pd.Series) -> pa.Array:
+    made = pa.array(keys.astype("str"), type=pa.large_string())
+    return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+
+
 def fold_labels(values: pd.Series, what: str) -> pd.Series:
     """Returns fold labels (n,) as numbers where all are numbers, so that 0 and 0.0 are one fold; else as text.
 
@@ -164,24 +200,30 @@ def _number_form(key: str) -> str | None:
 
 
 def _first_that_is_no_integer(spellings: pd.Series) -> str | None:
-    for key in spellings:
-        if not _WHOLE.fullmatch(key) and key.strip().lower() not in MISSING_KEYS:
+    for key in spellings[~matches(spellings, f"^(?:{_WHOLE.pattern})$")]:
+        if key.strip().lower() not in MISSING_KEYS:
             return str(key)
     return None
 
 
 def _forms(keys: pd.Series) -> pd.Series:
     """Returns what is the same for all spellings of a key: see `_composed`, and an integer without ".0"."""
-    return keys.map(_form)
-
-
-def _form(key: str) -> str:
-    composed = _composed(key)
-    return composed.partition(".")[0] if _WHOLE.fullmatch(composed) else composed
+    composed = _composed_all(keys)
+    with_zeros = matches(composed, rf"^(?:{_WHOLE.pattern})$") & matches(composed, r"\.")
+    return _replaced(composed, with_zeros, lambda key: key.partition(".")[0])
 
 
 def _composed_all(keys: pd.Series) -> pd.Series:
-    return keys.map(_composed)
+    return _replaced(keys, ~is_ascii(keys), _composed)
+
+
+def _replaced(keys: pd.Series, marked: NDArray[np.bool_], change: Callable[[str], str]) -> pd.Series:
+    """Returns the keys (n,), the marked ones changed; often there are none among a million."""
+    if not marked.any():
+        return keys
+    made = keys.to_numpy(object).copy()
+    made[marked] = [change(key) for key in made[marked]]
+    return pd.Series(made, index=keys.index, dtype="str")
 
 
 def _composed(key: str) -> str:
@@ -191,9 +233,11 @@ def _composed(key: str) -> str:
     return unicodedata.normalize("NFC", key.translate(_INVISIBLE).translate(_NO_BREAK_SPACES)).strip()
 
 
-def _same_numbers(keys: Iterable[str], known: pd.Series) -> list[tuple[str, str]]:
+def _same_numbers(keys: pd.Series, known: pd.Series) -> list[tuple[str, str]]:
     """Returns pairs of a key and a known key that are the same number in different spellings."""
-    numbers = {key: Decimal(key.strip()) for key in keys if _NUMBER.fullmatch(key.strip())}
+    likely = keys[matches(keys, "[0-9]")] if len(keys) else keys
+    likely = likely[~matches(likely, "[A-DF-Za-df-z_]")]  # a number has no letter but e, so few ids are looked at
+    numbers = {key: Decimal(key.strip()) for key in likely if _NUMBER.fullmatch(key.strip())}
     if not numbers:
         return []
     by_number = {Decimal(name): name for name in known if _NUMBER.fullmatch(name)}

@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, early_stopping_rows, fold_matrix, view_columns
+from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
 from stack.images import require_acquisition, with_acquisition
+from stack.level2_config import Stacker
 from stack.metrics.intervals import interval, paired_difference
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import (
@@ -30,6 +31,7 @@ from stack.predictions import (
     read_embeddings,
     standardised,
 )
+from stack.repeats import mean_of_repeats, repeated
 from stack.store import (
     Run,
     atomic,
@@ -46,6 +48,7 @@ from stack.store import (
 from stack.table import ACQUISITION
 from stack.tuned import check_tuned_gbdt, tuned_fingerprint, tuned_params
 from stack.views import seen_runs, with_all_features
+from tabular.estimators import make_estimator
 from tabular.models import Bag, fit_bag, write_bag
 
 
@@ -116,6 +119,9 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
     stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
     kept = {stacker.name: read_run(experiment.models / stacker.name) for stacker in stackers}
+    for stacker in stackers:
+        if stacker.kind == "sklearn":
+            make_estimator(stacker.estimator, stacker.params, seed=experiment.config.seed, threads=1)
     for stacker in stackers:  # check all stackers before the first run is set aside
         run = kept[stacker.name]
         complete = run is not None and run.meta["inputs"] == inputs[stacker.name]
@@ -164,18 +170,32 @@ def _fit_all(
         for changed in probed.values()
         for fold in folds
     ]
+    repeats = range(1, max(stacker.repeats for stacker in stackers))
+    tasks += [
+        partial(_fit_fold, repeated(experiment, repeat), stackers, embeddings, predictions, fold, repeat)
+        for repeat in repeats
+        for fold in folds
+    ]
     made = run_folds(tasks, "level 2", experiment.config, out)
     _warn_of_unseen([fold[0]["unseen"] for fold in made[: len(folds)]], out)
-    fitted, answers = made[: len(folds)], made[len(folds) :]
+    fitted, answers = made[: len(folds)], made[len(folds) : len(tasks) - len(repeats) * len(folds)]
+    others = made[len(folds) + len(answers) :]
     for number, stacker in enumerate(stackers):
         parts = [fold[number] for fold in fitted]
         oof = pd.concat([part["oof"] for part in parts], ignore_index=True)
         order = row_positions(
             experiment.table.train["id"].iloc[predictions.rows], oof["id"], f"the rows of {stacker.name}"
         )
+        own = {"oof": oof.iloc[order], "test": pd.concat([part["test"] for part in parts], ignore_index=True)}
+        by_repeat = [
+            [fold[number] for fold in others[start : start + len(folds)]]
+            for start in range(0, len(others), len(folds))[: stacker.repeats - 1]
+        ]
         frames = {
-            "oof": oof.iloc[order],
-            "test": pd.concat([part["test"] for part in parts], ignore_index=True),
+            name: mean_of_repeats(
+                [frame, *(pd.concat([part[name] for part in one]) for one in by_repeat)], by_fold=name == "test"
+            )
+            for name, frame in own.items()
         }
         if number == 0:
             logits = [np.concatenate([part["alone"] for part in parts])[order]]
@@ -184,7 +204,7 @@ def _fit_all(
                 for first in range(0, len(answers), len(folds))
             ]
             probes = [Probe(name, logit) for name, logit in zip(["alone", *probed], logits, strict=True)]
-            frames["probes"] = probe_table(experiment, predictions, frames["oof"]["logit"].to_numpy(), probes)
+            frames["probes"] = probe_table(experiment, predictions, own["oof"]["logit"].to_numpy(), probes)
         meta = {
             "fingerprint": fingerprint(inputs[stacker.name]),
             "level": 2,
@@ -197,7 +217,8 @@ def _fit_all(
             "scales": scales,  # means and spreads that standardised its level-1 logits
             "excluded": left_out,
             "selected": [run.name for run in sources if run.meta.get("selected")],
-            "seconds": round(sum(part["seconds"] for part in parts), 1),  # without the matrix, which all stackers share
+            # without the matrix, which all stackers share
+            "seconds": round(sum(part["seconds"] for one in (parts, *by_repeat) for part in one), 1),
         }
         write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
 
@@ -208,42 +229,54 @@ def _fit_fold(
     embeddings: Mapping[str, Embedding],
     predictions: Predictions,
     fold: int,
+    repeat: int = 0,
 ) -> list[dict[str, Any]]:
-    """Fits every stacker on one fold's matrix, writes the models and returns their predictions, one dict a stacker."""
-    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
-    assert matrix.held_ungrouped is not None
+    """Fits every stacker on one fold's matrix and returns their predictions, one dict a stacker.
+
+    Models of later repeats are not written, as their stackers cannot be bundled.
+    """
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=not repeat)
     threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
     test_z = {name: embedding.test_of(fold) for name, embedding in embeddings.items()}
     x_test = matrix.features.transform(experiment.table.test, predictions.test[fold], test_z)
-    made = []
+    made, alone = list[dict[str, Any]](), matrix.held_ungrouped
     for stacker in stackers:
+        if stacker.repeats <= repeat:
+            made.append({})
+            continue
         started = time.monotonic()
-        folder = experiment.models / stacker.name / f"fold_{fold}"
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-        folder.mkdir(parents=True)
-        columns = view_columns(experiment.config, stacker, matrix.features)
         bag = kept = _fit(experiment, stacker, matrix, fold)
         if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
             kept = _fit(experiment, stacker, matrix, None)
-        try:
-            files = write_bag(kept, folder)
-        except OSError as error:
-            raise error_with_path(error, folder / "model") from error
-        files.append(folder / "features.json")
-        with atomic(files[-1]) as temporary:
-            temporary.write_text(matrix.features.to_json(), encoding="utf-8")
-        meta = {"fold": fold, "chosen": kept.chosen, "shift": kept.shift}
-        write_run(folder, meta, frames={}, arrays=matrix.features.arrays(), existing_files=files)
+        if not repeat:
+            _write_models(kept, matrix.features, experiment.models / stacker.name / f"fold_{fold}", fold)
         made.append({
-            "oof": prediction_frame(ids, fold, bag.logit(matrix.held[columns], threads=threads)),
-            "test": prediction_frame(experiment.table.test["id"], fold, kept.logit(x_test[columns], threads=threads)),
-            "alone": bag.logit(matrix.held_ungrouped[columns], threads=threads),
-            "features": columns,
+            "oof": prediction_frame(ids, fold, bag.logit(matrix.held[list(bag.columns)], threads=threads)),
+            "test": prediction_frame(
+                experiment.table.test["id"], fold, kept.logit(x_test[list(kept.columns)], threads=threads)
+            ),
+            "alone": None if alone is None else bag.logit(alone[list(bag.columns)], threads=threads),
+            "features": list(kept.columns),
             "chosen": kept.chosen,
             "unseen": matrix.features.unseen,
             "seconds": time.monotonic() - started,
         })  # fmt: skip
     return made
+
+
+def _write_models(bag: Bag, features: FoldFeatures, folder: Path, fold: int) -> None:
+    """Writes one fold's models and the features' fitted transforms to ``folder``, as a run."""
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+    folder.mkdir(parents=True)
+    try:
+        files = write_bag(bag, folder)
+    except OSError as error:
+        raise error_with_path(error, folder / "model") from error
+    files.append(folder / "features.json")
+    with atomic(files[-1]) as temporary:
+        temporary.write_text(features.to_json(), encoding="utf-8")
+    meta = {"fold": fold, "chosen": bag.chosen, "shift": bag.shift}
+    write_run(folder, meta, frames={}, arrays=features.arrays(), existing_files=files)
 
 
 def _probe_logits(
@@ -256,25 +289,40 @@ def _probe_logits(
     """Returns the logits of the fold's held-out rows from a model that is not stored."""
     matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
     bag = _fit(experiment, stacker, matrix, fold)
-    columns = view_columns(experiment.config, stacker, matrix.features)
-    return bag.logit(matrix.held[columns], threads=experiment.config.threads)
+    return bag.logit(matrix.held[list(bag.columns)], threads=experiment.config.threads)
 
 
 def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_fold: int | None) -> Bag:
     """Fits a stacker with the tuned parameters that were chosen without ``excluded_fold``, or on all rows if None."""
+    params = tuned_params(experiment, stacker.name, excluded_fold)
+    return fit_stacker(experiment, stacker, matrix, params=params, bags=stacker.bags)
+
+
+def fit_stacker(
+    experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, *, params: Mapping[str, Any], bags: int
+) -> Bag:
+    """Fits ``bags`` models with the stacker's settings, and ``params`` over its own, to a fold's training rows."""
+    own, inner = stacker.features_with(experiment.config.features), early_stopping_rows(experiment, matrix.train_rows)
+    codes = matrix.features.categories
     return fit_bag(
         stacker.kind,
         matrix.train[view_columns(experiment.config, stacker, matrix.features)],
         experiment.target[matrix.train_rows],
-        early_stopping_rows(experiment, matrix.train_rows),
-        params={**stacker.params, **tuned_params(experiment, stacker.name, excluded_fold)},
+        inner,
+        params={**stacker.params, **params},
         seed=experiment.config.seed,
         threads=experiment.config.threads,
-        bags=stacker.bags,
+        bags=bags,
         negatives=stacker.negatives,
+        positives=stacker.positives,
         positive_weight=stacker.positive_weight,
         increasing=matrix.features.names if stacker.monotone else (),
         gpu=stacker.device == "gpu",
+        categorical=() if own.target_encoding else codes,
+        estimator=stacker.estimator,
+        encoded=codes if own.target_encoding else (),
+        parts=encoding_parts(experiment, matrix.train_rows, inner) if own.target_encoding and codes else None,
+        select=stacker.select,
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,6 +112,24 @@ def read_array(path: Path, *, remedy: str) -> NDArray[Any]:
     except _ARRAY_ERRORS as error:
         raise StoreError(f"{path} is not a readable array ({_short(error)}): {remedy}") from error
     return array
+
+
+def array_from_bytes(content: bytes, name: str, *, remedy: str) -> NDArray[Any]:
+    """Reads the content of a .npy file, which errors call ``name``; ``remedy`` ends them.
+
+    No memory is allocated for a false header. Raises StoreError for other content than numbers of the header's shape.
+    """
+    try:
+        file = io.BytesIO(content)
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, in_columns, dtype = read_header[version](file)
+        if dtype.kind not in "biuf" or dtype.itemsize * math.prod(shape) != len(content) - file.tell():
+            raise ValueError(f"{dtype} of shape {shape} in {len(content) - file.tell()} bytes")
+        values: NDArray[Any] = np.frombuffer(content, dtype, offset=file.tell())
+        return np.array(values.reshape(shape, order="F" if in_columns else "C"))
+    except _ARRAY_ERRORS as error:
+        raise StoreError(f"{name} is not a readable array ({_short(error)}): {remedy}") from error
 
 
 def prediction_frame(ids: pd.Series[str] | list[str], fold: NDArray[Any] | int, logit: NDArray[Any]) -> pd.DataFrame:

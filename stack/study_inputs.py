@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stack.config import Stacker
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
+from stack.level2_config import Stacker
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
 from stack.views import seen_runs
@@ -57,6 +57,8 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
     tuned = GBDT_TUNED.get(stacker.kind, ())
     params = {name: value for name, value in stacker.params.items() if name not in tuned}
     settings = {"params": params} | stacker.model_dump(include={"negatives", "positive_weight", "monotone"})
+    # Left out at their defaults, as studies of dermstack 0.2 have no such settings.
+    settings |= stacker.model_dump(include={"positives", "select"}, exclude_defaults=True)
     shortcuts, seen = {}, seen_runs(stacker, sources)
     if config.all_features.shortcuts:
         parts = (experiment.table.train[list(ACQUISITION)], experiment.table.test[list(ACQUISITION)])

@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from dermstack.errors import DataError
-from stack.blend.blender import Blender, blender_state
+from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.nested import blend_nested
+from stack.blend.state import blender_state
 from stack.cells import read_cells
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.fallback import list_fallback_rows, with_fallback
 from stack.keys import keys_as_in
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc_by_fold
@@ -168,7 +170,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     else:
         read_verified_run(folder)
         out.say("blend: complete, skipped")
-    if len(experiment.table.test):
+    if len(experiment.as_read.test):
         _write_predictions(experiment, run)
     return run
 
@@ -254,8 +256,11 @@ def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float
 
 
 def _write_predictions(experiment: Experiment, blend: Run) -> None:
-    """Writes predictions.parquet and submission.csv from the blend's test rows: same bytes for the same blend."""
-    test, data = blend.frame("test"), experiment.config.data
+    """Writes predictions.parquet and submission.csv from the blend's test rows: same bytes for the same blend.
+
+    Test rows whose image cannot be read get the declared fallback, and are listed in fallback.csv.
+    """
+    test, data = with_fallback(experiment, blend, blend.frame("test")), experiment.config.data
     frame = submission(
         test["id"],
         test["score"],
@@ -266,6 +271,7 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
     write_frame(experiment.folder / "predictions.parquet", test)
     with atomic(experiment.folder / "submission.csv") as temporary:
         temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
+    list_fallback_rows(experiment, test)
 
 
 def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,17 @@ from stack.columns import (
     read_values,
 )
 from stack.data_config import NO_RULES, Codes, ColumnRules
-from stack.keys import MISSING_KEYS, check_exact, keys_as_in, spelled_twice, unified_keys, unified_words, words_as_in
+from stack.keys import (
+    MISSING_KEYS,
+    check_exact,
+    contained,
+    keys_as_in,
+    unified_keys,
+    unified_words,
+    words_as_in,
+)
 from stack.missing_codes import MAX_AGE
+from stack.table_checks import group_faults, id_faults, listed, nearest, rows_text, targets_of
 
 REQUIRED = ("id", "target")
 ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8
@@ -32,8 +40,6 @@ OPTIONAL = ("group", "age", "sex", "site", "diagnosis", "source", "fold", *ACQUI
 TRAIN_ONLY = ("target", "diagnosis", "source", "fold")
 CODED = ("age", "sex", "site", "diagnosis", "source", *ACQUISITION)  # roles whose values may be declared as missing
 
-# Values that exporters write into a group column for an unknown group.
-SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
 _MAX_LISTED = 5  # values listed of each fault, which also gives their number
 
 
@@ -102,11 +108,10 @@ def read_table(
         test = None if test is None else pd.concat([test, values], axis=1)
     if train is not None and test is not None:
         shared = keys_as_in(test["id"], train["id"], "id", of=str(train_csv), refuse_doubtful=False)
-        common = set(train["id"]) & set(shared) - {""}
-        both = test.loc[shared.isin(common), "id"]
+        both = test.loc[contained(shared, train["id"]) & (shared != "").to_numpy(), "id"]
         if len(both):
             faults.append(
-                f"{test_csv}: {_listed(both)} also in {train_csv}: an image is either in train or in test, "
+                f"{test_csv}: {listed(both)} also in {train_csv}: an image is either in train or in test, "
                 "remove it from one of the files"
             )
         if grouped:
@@ -142,7 +147,7 @@ def _read_test(
     if "group" not in columns or group_features is None or columns["group"] in raw:
         return _checked_frame(raw, path, columns, faults, rules, is_train=False), "group" in columns
     if group_features:
-        near = _nearest(columns["group"], raw.columns)
+        near = nearest(columns["group"], raw.columns)
         faults.append(
             f"{path}: no column {columns['group']!r} (columns.group){near}: {' and '.join(group_features)} compare a "
             f"test row with the other rows of its group, so add the column, or set {' and '.join(group_features)} to "
@@ -183,7 +188,7 @@ def read_new_frame(
         raise DataError("\n".join(faults))
     present = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
     if "id" not in present:
-        near = _nearest(columns["id"], raw.columns)
+        near = nearest(columns["id"], raw.columns)
         raise DataError(f"{path}: no column {columns['id']!r}{near}: rename the column that holds the image ids")
     frame = _checked_frame(raw, path, present, faults, rules, is_train=False)
     values = read_values(raw, further, rules.missing, path, faults, may_lack=True)
@@ -201,7 +206,7 @@ def _check_columns(columns: Mapping[str, str]) -> None:
     known = (*REQUIRED, *OPTIONAL)
     for name in columns:
         if name not in known:
-            raise ConfigError(f"columns.{name} is unknown{_nearest(name, known)}: use one of {', '.join(known)}")
+            raise ConfigError(f"columns.{name} is unknown{nearest(name, known)}: use one of {', '.join(known)}")
 
 
 def _checked_frame(
@@ -223,7 +228,7 @@ def _checked_frame(
     for name, csv in mapped.items():
         number = list(raw.columns).count(csv)
         if number == 0:
-            near = _nearest(csv, raw.columns)
+            near = nearest(csv, raw.columns)
             faults.append(f"{path}: no column {csv!r} (columns.{name}){near}: correct columns.{name} in the config")
         elif number > 1:
             faults.append(f"{path}: {number} columns are named {csv!r} (columns.{name}): rename all but one")
@@ -237,7 +242,7 @@ def _checked_frame(
             declared = _codes_of(rules.missing, name, mapped[name])
             if declared:
                 text[name] = known_cells(text[name], name, {name: declared}).fillna("")
-    faults += [f"{path}: {fault}" for fault in _id_faults(text["id"])]
+    faults += [f"{path}: {fault}" for fault in id_faults(text["id"])]
     has_groups = "group" in text
     if not has_groups:
         text["group"] = "" if is_external else text["id"]
@@ -246,10 +251,10 @@ def _checked_frame(
     except DataError as error:
         faults.append(str(error))
     if not is_external and has_groups:
-        faults += [f"{path}: {fault}" for fault in _group_faults(text["group"], is_train=is_train)]
+        faults += [f"{path}: {fault}" for fault in group_faults(text["group"], is_train=is_train)]
     frame = text[["id", "group"]].copy()
     if is_train:
-        frame["target"] = _target(text["target"], path, faults, rules.positive, may_be_one_class=is_external)
+        frame["target"] = targets_of(text["target"], path, faults, rules.positive, may_be_one_class=is_external)
     frame["age"] = (
         _number("age", f"a number of years from 0 to {MAX_AGE}", text["age"], path, faults)
         if "age" in text
@@ -281,98 +286,6 @@ def _read_strings(path: Path, columns: Mapping[str, str], faults: list[str]) -> 
     return None
 
 
-def _id_faults(ids: pd.Series) -> Iterable[str]:
-    missing = ids.str.strip() == ""
-    if missing.any():
-        yield f"{_rows(missing)} without an id: fill in the column or remove the rows"
-    doubled = ids.duplicated(keep=False) & ~missing
-    if doubled.any():
-        names = ids[doubled].drop_duplicates()
-        yield f"{_listed(names)} in more than one row ({_rows(doubled)}): ids must be unique, keep one row of each"
-    if pairs := spelled_twice(ids[~missing]):
-        yield (
-            f"{' and '.join(map(repr, pairs[0]))} are two spellings of one id, {len(pairs)} such pairs: ids must be "
-            "unique, keep one row of each or give them other names"
-        )
-    # Ids become file names, here and on other machines.
-    unsafe = ids.str.contains(r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$", regex=True) & ~missing
-    if unsafe.any():
-        yield (
-            f"{_listed(ids[unsafe])} ({_rows(unsafe)}) cannot be a file name: rename it without path separators, "
-            "control characters, '..', a leading '.' or blanks at its ends"
-        )
-
-
-def _group_faults(groups: pd.Series, *, is_train: bool) -> Iterable[str]:
-    missing = groups == ""
-    if missing.any():
-        yield f"{_rows(missing)} without a group: fill in the column, or give each row a group of its own"
-    sizes = groups[~missing].value_counts()
-    is_sentinel = sizes.index.str.lower().isin(SENTINELS)
-    largest = sizes[~is_sentinel].max() if (~is_sentinel).any() else 0
-    n = len(groups)
-    advice = "it would put unrelated rows into one fold, give each of them a group of its own"
-    refused = set()
-    for name, size in sizes[is_sentinel].items():
-        if size > 0.05 * n and size > 5 * largest:
-            refused.add(name)
-            yield f"group {name!r} is in {size} of {n} rows and looks like a placeholder for 'unknown': {advice}"
-    for name, size in sizes.items():
-        if is_train and n > 20 and size > 0.5 * n and name not in refused:
-            yield f"group {name!r} has {size} of {n} rows, more than half: {advice}, or map another column"
-
-
-_BOOLEANS = {"true": "1", "false": "0", "yes": "1", "no": "0"}
-
-
-def _target(
-    values: pd.Series, path: Path, faults: list[str], positive: tuple[str, ...], *, may_be_one_class: bool
-) -> NDArray[np.int8]:
-    """Returns 0 and 1: for 0/1, true/false or yes/no, or, where ``positive`` is given, whether a value is one of it."""
-    if positive:
-        numbers = _is_positive(values, positive, path, faults)
-        bad = values.str.lower().isin(MISSING_KEYS)
-        if bad.any():
-            faults.append(f"{path}: {_rows(bad)} without a target: fill in the column or remove the rows")
-    else:
-        lower = values.str.lower()
-        known = ~lower.isin(MISSING_KEYS)
-        as_booleans = bool(lower[known].isin(_BOOLEANS).all())  # a `yes` among 0 and 1 is a fault, not a boolean
-        numbers = pd.to_numeric(lower.map(_BOOLEANS) if as_booleans else values, errors="coerce")
-        bad = ~numbers.isin([0, 1])
-        if bad.any():
-            words = values[bad & ~lower.isin(MISSING_KEYS)]
-            words = words[pd.to_numeric(words, errors="coerce").isna()]
-            advice = "correct or remove the rows"
-            if len(words):
-                advice = (
-                    "correct or remove the rows or, if words are meant, say which is positive: "
-                    f"data.columns.target: {{column: …, positive: {words.iloc[0]}}}"
-                )
-            faults.append(f"{path}: target {_listed(values[bad])} ({_rows(bad)}) is not 0 or 1: {advice}")
-    if not bad.any() and numbers.nunique() == 1 and not may_be_one_class:
-        only = int(numbers.iloc[0])
-        faults.append(f"{path}: every target is {only}: both classes are needed, check columns.target")
-    return numbers.where(~bad, 0).to_numpy(np.int8)
-
-
-def _is_positive(values: pd.Series, positive: tuple[str, ...], path: Path, faults: list[str]) -> pd.Series:
-    """Returns 1 where a value (n,) is one of ``positive``, in any case of letters, else 0."""
-    folded = values.str.casefold()
-    found = pd.Series(False, index=values.index)
-    for wanted in positive:
-        is_it = folded == wanted.strip().casefold()
-        if (number := pd.to_numeric(wanted, errors="coerce")) == number:
-            is_it |= pd.to_numeric(values, errors="coerce") == number
-        if not is_it.any():
-            near = _nearest(wanted, values.unique())
-            faults.append(
-                f"{path}: no target is {wanted!r} (columns.target.positive){near}: the column holds {_listed(values)}"
-            )
-        found |= is_it
-    return found.astype(np.int64)
-
-
 def _codes_of(missing: Codes, role: str, csv: str) -> tuple[str | float, ...]:
     """Returns the codes declared for a column with a role, by its role or by its name in the csv."""
     fitting = [codes for name, codes in missing.items() if name == role or fits(csv, name)]
@@ -381,15 +294,22 @@ def _codes_of(missing: Codes, role: str, csv: str) -> tuple[str | float, ...]:
 
 def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[str]) -> NDArray[np.float32]:
     known = ~values.str.lower().isin(MISSING_KEYS)
-    numbers = pd.to_numeric(values.where(known), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    numbers = _numbers(values.where(known)).to_numpy(np.float64, na_value=np.nan)
     in_range = (numbers >= 0) & (numbers <= MAX_AGE) if name == "age" else numbers > 0
     bad = known & ~(np.isfinite(numbers) & in_range)
     if bad.any():
         faults.append(
-            f"{path}: {name} {_listed(values[bad])} ({_rows(bad)}) is not {what}: "
+            f"{path}: {name} {listed(values[bad])} ({rows_text(bad)}) is not {what}: "
             f"correct it, or leave the cell empty where the {name} is unknown (a code such as -1 or 999 is no value)"
         )
     return numbers.astype(np.float32)
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    """Returns texts as numbers, NaN where they are none; each text is read once, however many rows have it."""
+    codes, distinct = pd.factorize(values, use_na_sentinel=True)
+    numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    return pd.Series(np.append(numbers, np.nan)[codes], index=values.index)  # -1, a missing text, takes the last
 
 
 def _words(values: pd.Series) -> pd.Series:
@@ -403,23 +323,3 @@ def _all_missing(n: int) -> pd.Series:
 def _no_rows() -> pd.DataFrame:
     types = {"id": "str", "group": "str", "age": "float32", "sex": "str", "site": "str"}
     return pd.DataFrame(columns=list(types)).astype(types)
-
-
-def _rows(mask: pd.Series) -> str:
-    """Lists the rows of the mask with the numbers of a spreadsheet, where the header is row 1."""
-    numbers = np.flatnonzero(mask.to_numpy()) + 2
-    if len(numbers) == 1:
-        return f"row {numbers[0]}"
-    more = f", … {len(numbers)} in all" if len(numbers) > _MAX_LISTED else ""
-    return "rows " + ", ".join(map(str, numbers[:_MAX_LISTED])) + more
-
-
-def _listed(values: pd.Series) -> str:
-    unique = values.drop_duplicates()
-    more = f", … {len(unique)} in all" if len(unique) > _MAX_LISTED else ""
-    return ", ".join(repr(value) for value in unique[:_MAX_LISTED]) + more
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""

@@ -13,9 +13,10 @@ import yaml
 from dermstack.errors import ConfigError, StoreError
 from image_models.settings import Training
 from stack.blend.columns import LeftOutFolds, Weighting
-from stack.config import Stacker, parse_yaml
+from stack.config import parse_yaml
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
+from stack.level2_config import Stacker
 from stack.store import Run, sha256
 from stack.study_inputs import (
     NOTED_LATER,

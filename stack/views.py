@@ -7,8 +7,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from dermstack.errors import ConfigError
-from stack.config import Stacker
 from stack.experiment import Experiment
+from stack.level2_config import Stacker
 from stack.store import Run
 
 

@@ -87,6 +87,11 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         encoded = np.column_stack(blocks) if blocks else np.empty((len(frame), 0))
         return pd.DataFrame(encoded.astype(np.float32), index=frame.index, columns=self.columns_)
 
+    def made_of(self, column: str) -> list[str]:
+        """Returns the names in `columns_` that are made of a categorical ``column``."""
+        missing = [f"{column}_missing"] if column in self.indicated_ else []
+        return [*(f"{column}={value}" for value in self.categories_[column]), *missing]
+
     def to_json(self) -> str:
         """Returns the fitted state as JSON, for `from_json`."""
         check_is_fitted(self, "categories_")
@@ -104,7 +109,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
             categories = {str(column): [str(v) for v in values] for column, values in state["categories"].items()}
             rare = {str(column): [str(v) for v in values] for column, values in state.get("rare", {}).items()}
             indicated = {str(column) for column in state.get("indicated", [*numeric, *categories])}
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TabularError(
                 f"not a metadata encoder: {text[:60]!r} ({error}): train the model again, which writes it"
             ) from error
@@ -122,8 +127,8 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         made = [(column, column) for column in self.numeric]
         made += [(column, f"{column}={value}") for column, values in categories.items() for value in values]
         # "=" distinguishes a category named "missing" from the indicator, which is the last of a column
-        made += [(column, f"{column}_missing") for column in self.indicated_]
         order = {column: place for place, column in enumerate([*self.numeric, *categories])}
+        made += [(column, f"{column}_missing") for column in order if column in self.indicated_]
         made.sort(key=lambda pair: order[pair[0]])  # stable
         self.columns_ = [name for _, name in made]
         self.sources_ = {name: column for column, name in made}
@@ -194,6 +199,11 @@ class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
             dense = cls([str(column) for column in state["columns"]])
             dense.mean_, dense.scale_ = np.array(state["mean"], float), np.array(state["scale"], float)
             dense.encoder_ = MetadataEncoder.from_json(json.dumps(state["encoder"]))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            width = (len(dense.encoder_.columns_),)
+            if dense.mean_.shape != width or dense.scale_.shape != width:
+                raise ValueError(f"{dense.mean_.shape} means and {dense.scale_.shape} scales of {width} columns")
+            if not np.isfinite([dense.mean_, dense.scale_]).all() or not (dense.scale_ > 0).all():
+                raise ValueError("a mean or scale is out of range")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise TabularError(f"not a metadata encoder: {text[:60]!r} ({error}): train the model again") from error
         return dense

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,12 @@ from tabular.gbdt_libraries import (
     LIBRARIES,
     LabelledRows,
     Matrix,
+    column_names,
     did_you_mean,
     gbdt_settings,
     library_names,
 )
+from tabular.gbdt_structure import MAX_CODES, check_structure
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,16 @@ def fit_gbdt(
     increasing: Collection[str] = (),
     positive_weight: float = 1.0,
     gpu: bool = False,
+    categorical: Collection[str] = (),
 ) -> Gbdt:
     """Fits a binary logistic GBDT to X (n, columns), numeric with NaN for missing values, and y (n,) of 0 and 1.
 
     `eval_set` has the rows (X, y) for early stopping, of other groups than X. Early stopping uses the log loss, to
     which every row contributes; AUC changes in steps where positives are few. The model is then fitted again on all
     rows with the number of rounds found. Without `eval_set`, `params["rounds"]` is the number of rounds.
+
+    Columns of `categorical` hold codes of categories, 0, 1, 2, … (`CategoryCodes`), which the library splits by sets of
+    codes; names that X lacks are ignored.
 
     The logit never falls with the value of a column of `increasing`; names that X lacks are ignored. `positive_weight`
     is the weight of positive rows, which raises the logits by about its logarithm. `params` override DEFAULTS[kind].
@@ -63,9 +69,11 @@ def fit_gbdt(
     """
     if kind not in DEFAULTS:
         raise TabularError(f"unknown GBDT {kind!r}: {did_you_mean(kind, DEFAULTS)}")
-    settings = gbdt_settings(kind, params)
-    rounds, patience = int(settings.pop("rounds")), int(settings.pop("patience"))
     library, columns = LIBRARIES[kind], _columns(X)
+    categories = [place for place, name in enumerate(columns) if name in categorical]
+    settings = gbdt_settings(kind, params, categories=bool(categories))
+    rounds, patience = int(settings.pop("rounds")), int(settings.pop("patience"))
+    _check_codes(X.iloc[:, categories])
     # nthread is LightGBM's name too; it derives all its other seeds from `seed`
     fixed = {**settings, **FIXED_PARAMS[kind], **(GPU_PARAMS[kind] if gpu else {}), "seed": seed, "nthread": threads}
     if any(flags := [name in increasing for name in columns]):
@@ -82,9 +90,9 @@ def fit_gbdt(
         if eval_set is not None:
             _check_columns(columns, eval_set[0])
             eval_rows = _labelled_rows(*eval_set, positive_weight)
-            rounds = library.boost(train, rounds, names, fixed, eval_rows, patience)[1]
+            rounds = library.boost(train, rounds, names, fixed, eval_rows, patience, categories)[1]
             train = _labelled_rows(*_joined((X, y), eval_set), positive_weight)
-        booster, rounds = library.boost(train, rounds, names, fixed, None, patience)
+        booster, rounds = library.boost(train, rounds, names, fixed, None, patience, categories)
     except library.exceptions as error:
         reason = str(error).strip().splitlines()[0]
         raise TabularError(f"{kind} rejects the parameters {dict(params)}: {reason}") from error
@@ -136,7 +144,7 @@ def _joined(
 
 def _columns(X: pd.DataFrame) -> tuple[str, ...]:
     columns = tuple(map(str, X.columns))
-    doubled = sorted({name for name in columns if columns.count(name) > 1})
+    doubled = sorted(name for name, times in Counter(columns).items() if times > 1)
     if doubled or not columns:
         raise TabularError(
             f"repeated columns {', '.join(doubled)}: give each its own name"
@@ -171,6 +179,18 @@ def _features(X: pd.DataFrame) -> Matrix:
     return np.ascontiguousarray(features)
 
 
+def _check_codes(X: pd.DataFrame) -> None:
+    """Raises TabularError for a column of categories that holds anything but codes 0, 1, 2, … and NaN."""
+    for name, values in X.items():
+        codes = values.to_numpy(np.float64, na_value=np.nan)
+        codes = codes[~np.isnan(codes)]
+        if len(bad := codes[(codes < 0) | (codes >= MAX_CODES) | (codes != np.floor(codes))]):
+            raise TabularError(
+                f"column {name!r} is a category and holds {bad[0]:g}: codes are whole numbers from 0 to "
+                f"{MAX_CODES - 1:,}; make them with CategoryCodes"
+            )
+
+
 def _targets(y: ArrayLike, rows: int) -> Matrix:
     targets = np.asarray(y, dtype=np.float32)
     if targets.shape != (rows,):
@@ -183,6 +203,7 @@ def _targets(y: ArrayLike, rows: int) -> Matrix:
 
 LOAD_ERRORS: tuple[type[Exception], ...] = (
     UnicodeDecodeError,
+    TabularError,
     *(refusal for library in LIBRARIES.values() for refusal in library.exceptions),
 )
 
@@ -210,11 +231,24 @@ def read_gbdt(path: Path) -> Gbdt:
         raise TabularError(
             f"{path}: give a name ending in {' or '.join(library.suffix for library in LIBRARIES.values())}"
         )
-    content, library = path.read_bytes(), LIBRARIES[kind]
-    if not library.is_complete(content):
-        raise TabularError(f"{path} is an incomplete {kind} model: remove it and fit the model again")
+    return gbdt_from_bytes(kind, path.read_bytes(), str(path))
+
+
+def check_gbdt(kind: str, content: bytes, name: str) -> None:
+    """Checks a model file's completeness and structure. Raises TabularError that calls the file ``name``."""
+    if not LIBRARIES[kind].is_complete(content):
+        raise TabularError(f"{name} is an incomplete {kind} model: remove it and fit the model again")
     try:
-        booster, names, rounds = library.load(content)
+        check_structure(kind, content)
+    except ValueError as error:
+        raise TabularError(f"{name} is a damaged {kind} model ({error}): remove it and fit the model again") from error
+
+
+def gbdt_from_bytes(kind: str, content: bytes, name: str) -> Gbdt:
+    """Reads a model from the content of a file, which errors call ``name``; as `read_gbdt`."""
+    check_gbdt(kind, content, name)
+    try:
+        booster, names, rounds = LIBRARIES[kind].load(content)
     except LOAD_ERRORS as error:
-        raise TabularError(f"{path} is a damaged {kind} model: remove it and fit the model again") from error
-    return Gbdt(kind, booster, tuple(unquote(name) for name in names), rounds)
+        raise TabularError(f"{name} is a damaged {kind} model: remove it and fit the model again") from error
+    return Gbdt(kind, booster, column_names(names), rounds)

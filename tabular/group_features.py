@@ -349,7 +349,12 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
             score = cls()
             score.runs_ = int(state["runs"])
             score.cohorts_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in COHORT_LEVELS}
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            for cells in filter(None, score.cohorts_.values()):
+                table = np.array(list(cells.values()), np.float64)
+                # NaN: no row of the cohort has a value in the column.
+                if table.shape != (len(cells), 2, score.runs_) or np.isinf(table).any():
+                    raise ValueError(f"a cohort lacks a finite mean and deviation for each of {score.runs_} columns")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise TabularError(f"not cohort statistics: {text[:60]!r} ({error}): fit the stacker again") from error
         return score
 

@@ -1,4 +1,4 @@
-"""Level-2 models: a ridge logistic regression, and bags of models of one kind (logistic regressions or GBDTs)."""
+"""Level-2 models: a ridge logistic regression, and bags of models of one kind (GBDTs, logistic, of scikit-learn)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,14 @@ from sklearn.metrics import log_loss
 
 from dermstack.errors import TabularError
 from dermstack.files import atomic_write
-from tabular.gbdt import Gbdt, fit_gbdt, importance, predict_logit, read_gbdt, shap_values, write_gbdt
+from tabular.estimators import Estimator, fit_estimator, is_random
+from tabular.gbdt import Gbdt, fit_gbdt, gbdt_from_bytes, importance, predict_logit, shap_values, write_gbdt
 from tabular.gbdt_libraries import LIBRARIES
+from tabular.target_encoding import INNER, TargetEncoding, encoding_from_json, fit_target_encoding
 
 C_GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # inverse ridge strengths, for standardised features
+ENCODING_FILE = "target_encoding.json"  # beside the models of a bag
+_SELECTION_ROUNDS = 100  # of the fit whose gain selects columns
 CLIP_SD = 6.0  # standardised features are clipped to ± this value, to limit the influence of single rows
 
 
@@ -80,14 +85,20 @@ def write_logistic(model: Logistic, path: Path) -> None:
         temporary.write_text(json.dumps(state, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def read_logistic(path: Path) -> Logistic:
-    """Reads a model written by `write_logistic`; raises TabularError for any other file."""
+def logistic_from_bytes(content: bytes, name: str) -> Logistic:
+    """Reads the content of a file of `write_logistic`, which errors call ``name``; TabularError for any other."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        mean, scale, weight = (np.array(state[name], float) for name in ("mean", "scale", "weight"))
-        return Logistic(tuple(state["columns"]), mean, scale, weight, float(state["bias"]), float(state["strength"]))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise TabularError(f"{path} is not a logistic model ({error}): remove it and fit the model again") from error
+        state = json.loads(content)
+        columns = tuple(str(column) for column in state["columns"])
+        mean, scale, weight = (np.array(state[key], float) for key in ("mean", "scale", "weight"))
+        bias, strength = float(state["bias"]), float(state["strength"])
+        if not {values.shape for values in (mean, scale, weight)} == {(len(columns),)}:
+            raise ValueError(f"mean, scale and weight are not of {len(columns)} columns")
+        if not np.isfinite([*mean, *scale, *weight, bias]).all() or not (scale > 0).all():
+            raise ValueError("a coefficient is not a finite number, or a scale is not positive")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise TabularError(f"{name} is not a logistic model ({error}): remove it and fit the model again") from error
+    return Logistic(columns, mean, scale, weight, bias, strength)
 
 
 def _moments(X: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -107,17 +118,22 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.generic], C: float) -> LogisticRe
     return LogisticRegression(C=C, max_iter=2000).fit(x, y)
 
 
+Model = Gbdt | Logistic | Estimator
+
+
 @dataclass(frozen=True)
 class Bag:
     """Models of one kind fitted with different draws; their logits are averaged and corrected to the rows' prior."""
 
-    models: tuple[Gbdt | Logistic, ...]
+    models: tuple[Model, ...]
     shift: float  # added to the mean logit: the correction to the prior
+    encoding: TargetEncoding | None = None  # applied to the features first
 
     def logit(self, X: pd.DataFrame, *, threads: int = 1) -> NDArray[np.float32]:
         """Returns log odds (n,) of features (n, columns)."""
+        X = X if self.encoding is None else self.encoding(X)
         made = [
-            model.logit(X) if isinstance(model, Logistic) else predict_logit(model, X, threads=threads)
+            predict_logit(model, X, threads=threads) if isinstance(model, Gbdt) else model.logit(X)
             for model in self.models
         ]
         mean = np.stack(made).mean(axis=0, dtype=np.float64) + self.shift
@@ -126,12 +142,16 @@ class Bag:
     def contributions(self, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.DataFrame, float]:
         """Returns each column's contribution to the log odds, (n, columns), and the bias; they sum to `logit`.
 
-        These are exact SHAP values for GBDTs (`shap_values`) and the exact terms for logistic regressions.
+        These are exact SHAP values for GBDTs (`shap_values`) and the exact terms for logistic regressions. Raises
+        TabularError for classifiers of scikit-learn, which have none.
         """
-        made = [
-            model.contributions(X) if isinstance(model, Logistic) else shap_values(model, X, threads=threads)
-            for model in self.models
-        ]
+        made, X = [], X if self.encoding is None else self.encoding(X)
+        for model in self.models:
+            if isinstance(model, Estimator):
+                raise TabularError(f"{model.path} has no exact contributions: explain a GBDT or a logistic regression")
+            made.append(
+                model.contributions(X) if isinstance(model, Logistic) else shap_values(model, X, threads=threads)
+            )
         mean = np.mean([added.to_numpy(np.float64) for added, _ in made], axis=0)
         bias = float(np.mean([bias for _, bias in made])) + self.shift
         return pd.DataFrame(mean, columns=X.columns, index=X.index), bias
@@ -157,8 +177,14 @@ class Bag:
 
     @property
     def chosen(self) -> list[float]:
-        """Value that each model chose on the inner rows: the number of rounds, or the inverse ridge strength."""
-        return [model.C if isinstance(model, Logistic) else model.rounds for model in self.models]
+        """Value that each model chose on the inner rows: its rounds, inverse ridge strength, or slope of the logit."""
+        return [_chosen(model) for model in self.models]
+
+
+def _chosen(model: Model) -> float:
+    if isinstance(model, Gbdt):
+        return model.rounds
+    return model.C if isinstance(model, Logistic) else model.slope
 
 
 def fit_bag(
@@ -167,51 +193,116 @@ def fit_bag(
     y: ArrayLike,
     inner: NDArray[np.bool_],
     *,
-    params: Mapping[str, float | bool],
+    params: Mapping[str, Any],
     seed: int,
     threads: int,
     bags: int = 1,
     negatives: float = 1.0,
+    positives: float = 1.0,
     positive_weight: float = 1.0,
     increasing: Collection[str] = (),
     gpu: bool = False,
+    categorical: Collection[str] = (),
+    estimator: str = "",
+    encoded: Collection[str] = (),
+    parts: NDArray[np.integer] | None = None,
+    select: int = 0,
 ) -> Bag:
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
     ``inner`` (n,) marks the rows, whole groups, on which each model chooses its rounds or ridge strength before it is
-    refitted on all its rows. Each model uses all positive rows, with weight ``positive_weight``, and its own random
-    share ``negatives`` of the negative rows; the effect of both on the log odds is removed (King & Zeng 2001). The
-    logit of a GBDT never falls with the value of an ``increasing`` column. A logistic regression on all rows is the
-    same for every seed, so it is fitted once. Raises TabularError for parameters that the kind does not have.
+    refitted on all its rows. Each model uses ``positives`` copies of each positive row, of a fraction for a random part
+    of these, with weight ``positive_weight``, and its own random share ``negatives`` of the negative rows; the effect
+    of all three on the log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The
+    logit of a GBDT never falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of
+    categories, for GBDTs only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
+    is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`.
+
+    Codes of categories in ``encoded`` columns become log odds of the target (`fit_target_encoding`), for which
+    ``parts`` (n,) are parts of whole groups, `INNER` where ``inner`` is set. With ``select``, the models get at most so
+    many columns (`strongest_columns`), chosen without the ``inner`` rows. Raises TabularError for parameters that the
+    kind does not have.
     """
     target = np.asarray(y)
     if kind == "logistic" and positive_weight != 1:
-        raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or use `negatives`")
+        raise TabularError(f"logistic has no positive_weight, got {positive_weight}: drop it, or use `positives`")
     if kind == "logistic" and params:
         raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
-    models: list[Gbdt | Logistic] = []
-    for number in range(1 if kind == "logistic" and negatives == 1 else bags):
-        taken = np.ones(len(target), bool)
-        if negatives < 1:
-            taken = (target == 1) | (np.random.default_rng((seed, number)).random(len(target)) < negatives)
-        train_mask, eval_mask = taken & ~inner, taken & inner
-        eval_set = X[eval_mask], target[eval_mask]
+    codes = [str(name) for name in X if str(name) in categorical]
+    if kind in ("logistic", "sklearn") and codes:
+        raise TabularError(f"{kind} takes no codes of categories, got {codes[0]!r}: make the column one-hot")
+    encoding = None
+    if any(str(name) in encoded for name in X):
+        assert parts is not None
+        assert np.array_equal(parts == INNER, inner)
+        X, encoding = fit_target_encoding(X, target, parts, encoded)
+    if 0 < select < X.shape[1]:
+        X = X[strongest_columns(X[~inner], target[~inner], select, categorical, seed=seed, threads=threads)]
+        encoding = encoding and encoding.of(X)
+    is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
+    models: list[Model] = []
+    for number in range(bags if is_drawn else 1):
+        times = _copies(target, negatives, positives, seed=(seed, number))
+        train_rows, eval_rows = (np.repeat(np.flatnonzero(side), times[side]) for side in (~inner, inner))
+        eval_set = X.iloc[eval_rows], target[eval_rows]
         if kind == "logistic":
-            models.append(fit_logistic(X[train_mask], target[train_mask], eval_set=eval_set))
+            models.append(fit_logistic(X.iloc[train_rows], target[train_rows], eval_set=eval_set))
+        elif kind == "sklearn":
+            models.append(
+                fit_estimator(
+                    estimator, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params,
+                    seed=seed + number, threads=threads, positive_weight=positive_weight,
+                )
+            )  # fmt: skip
         else:
             models.append(
                 fit_gbdt(
-                    kind, X[train_mask], target[train_mask], eval_set=eval_set, params=params, seed=seed + number,
+                    kind, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params, seed=seed + number,
                     threads=threads, increasing=increasing, positive_weight=positive_weight, gpu=gpu,
+                    categorical=categorical,
                 )
             )  # fmt: skip
-    return Bag(tuple(models), float(np.log(negatives) - np.log(positive_weight)))
+    return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)), encoding)
+
+
+def strongest_columns(
+    X: pd.DataFrame, y: NDArray[np.generic], most: int, categorical: Collection[str], *, seed: int, threads: int
+) -> list[str]:
+    """Returns the ``most`` columns with the largest total gain in a LightGBM fit of 100 rounds, in the order of X.
+
+    Columns without any gain are left out too, except that one column is always kept.
+    """
+    model = fit_gbdt(
+        "lightgbm", X, y, eval_set=None, params={"rounds": _SELECTION_ROUNDS}, seed=seed, threads=threads,
+        categorical=categorical,
+    )  # fmt: skip
+    gain = importance(model)
+    kept = set(gain.index[: max(min(most, int((gain > 0).sum())), 1)])
+    return [str(name) for name in X if str(name) in kept]
+
+
+def _copies(
+    target: NDArray[np.generic], negatives: float, positives: float, *, seed: tuple[int, int]
+) -> NDArray[np.intp]:
+    """Returns how often (n,) each row is taken: a random share of the negative rows once, positive rows repeatedly."""
+    times, rng = np.ones(len(target), np.intp), np.random.default_rng(seed)
+    if negatives < 1:
+        times[(target != 1) & (rng.random(len(target)) >= negatives)] = 0
+    if positives > 1:
+        times[target == 1] = int(positives)
+        times[(target == 1) & (rng.random(len(target)) < positives % 1)] += 1
+    return times
 
 
 def write_bag(bag: Bag, folder: Path) -> list[Path]:
-    """Writes each model to a file in ``folder``, in formats that execute nothing when read, and returns the paths."""
+    """Writes each model to a file in ``folder``, in formats that execute nothing when read, and returns the paths.
+
+    Classifiers of scikit-learn are not written: their format is pickle, and reading one runs what it contains.
+    """
     paths = []
     for number, model in enumerate(bag.models):
+        if isinstance(model, Estimator):
+            continue
         suffix = ".json" if isinstance(model, Logistic) else LIBRARIES[model.kind].suffix
         path = folder / f"model{f'_{number}' if number else ''}{suffix}"
         if isinstance(model, Logistic):
@@ -219,15 +310,48 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
         else:
             write_gbdt(model, path)
         paths.append(path)
+    if bag.encoding is not None:
+        paths.append(folder / ENCODING_FILE)
+        with atomic_write(paths[-1]) as temporary:
+            temporary.write_text(bag.encoding.to_json(), encoding="utf-8")
     return paths
 
 
 def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
     """Reads the models that `write_bag` wrote (model, model_1, …); TabularError where none exists or one is damaged."""
-    suffix = ".json" if kind == "logistic" else LIBRARIES[kind].suffix
-    models: list[Gbdt | Logistic] = []
-    while (path := folder / f"model{f'_{len(models)}' if models else ''}{suffix}").exists():
-        models.append(read_logistic(path) if kind == "logistic" else read_gbdt(path))
+    if kind == "sklearn":
+        raise TabularError(f"{folder}: classifiers of scikit-learn are not kept on disk: fit the model again")
+    files = [*folder.glob(f"model*{_suffix(kind)}"), *folder.glob(ENCODING_FILE)]
+    contents = {path.name: path.read_bytes() for path in files}
+    return bag_from_contents(kind, contents, str(folder), shift=shift)
+
+
+def bag_from_contents(kind: str, contents: Mapping[str, bytes], folder: str, *, shift: float) -> Bag:
+    """Reads the models of a bag from the contents of the files in ``folder``, by name; as `read_bag`."""
+    models: list[Model] = []
+    for name in model_names(kind, contents):
+        content, where = contents[name], f"{folder}/{name}"
+        models.append(
+            logistic_from_bytes(content, where) if kind == "logistic" else gbdt_from_bytes(kind, content, where)
+        )
     if not models:
         raise TabularError(f"{folder} holds no {kind} model: fit the model again")
-    return Bag(tuple(models), shift)
+    encoding = None
+    if ENCODING_FILE in contents:
+        where = f"{folder}/{ENCODING_FILE}"
+        encoding = encoding_from_json(contents[ENCODING_FILE].decode("utf-8", "replace"), where)
+        if lost := [name for name in encoding.values if name not in models[0].columns]:
+            raise TabularError(f"{where} encodes {lost[0]!r}, which the models do not have: fit the model again")
+    return Bag(tuple(models), shift, encoding)
+
+
+def model_names(kind: str, names: Collection[str]) -> list[str]:
+    """Returns which of the file ``names`` are a bag's models, in the order of the bag: model, model_1, …"""
+    found: list[str] = []
+    while (name := f"model{f'_{len(found)}' if found else ''}{_suffix(kind)}") in names:
+        found.append(name)
+    return found
+
+
+def _suffix(kind: str) -> str:
+    return ".json" if kind == "logistic" else LIBRARIES[kind].suffix

@@ -21,6 +21,7 @@ GUIDED_BY = [
     "stack",
     "image_models",
     "dermstack.serve",
+    "tabular",
     "yaml",
     "zipfile",
     "pydicom.filereader",

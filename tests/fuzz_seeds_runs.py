@@ -136,6 +136,23 @@ def _read_manifest(path: Path) -> object:
     return _read_bundle(path.parent)
 
 
+def _gbdt_seeds(kind: str) -> list[bytes]:
+    from tabular.gbdt import fit_gbdt
+    from tabular.gbdt_libraries import LIBRARIES
+
+    X = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 3)), columns=["a", "b", "c"])
+    params = {"rounds": 2, **({"min_data_in_leaf": 5} if kind == "lightgbm" else {"max_depth": 2})}
+    model = fit_gbdt(kind, X, (X["a"] > 0).astype(int), eval_set=None, params=params, seed=0, threads=1)
+    return [LIBRARIES[kind].dump(model.booster)]
+
+
+def _check_gbdt(path: Path) -> None:
+    """The structure alone: what the libraries do with a spoiled model is the child process's affair."""
+    from tabular.gbdt import check_gbdt
+
+    check_gbdt({".txt": "lightgbm", ".ubj": "xgboost"}[path.suffix], path.read_bytes(), path.name)
+
+
 READERS = {
     "parquet": Reader("oof.parquet", _parquet_seeds, _read_stored),
     "npy": Reader("oof_z.npy", _npy_seeds, _read_stored),
@@ -144,4 +161,6 @@ READERS = {
     "manifest": Reader("manifest.json", lambda: [manifest(_bundle_files())], _read_manifest),
     "run": Reader("run.json", _run_seeds, _read_run),
     "weights": Reader("weights.safetensors", _weights_seeds, _read_weights),
+    "lightgbm": Reader("model.txt", lambda: _gbdt_seeds("lightgbm"), _check_gbdt),
+    "xgboost": Reader("model.ubj", lambda: _gbdt_seeds("xgboost"), _check_gbdt),
 }

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import logit
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.errors import DataError
 from stack.blend.calibration import (
     CALIBRATOR_FITS,
+    Beta,
+    Calibrator,
+    Isotonic,
     Platt,
     calibrate_nested,
     calibrator_from_state,
@@ -23,6 +27,7 @@ from stack.blend.calibration import (
     fit_beta,
     fit_isotonic,
     fit_platt,
+    score_at,
 )
 from stack.metrics.scores import log_loss
 from stack.ranks import Ecdf
@@ -170,3 +175,63 @@ def test_of_two_folds_each_is_calibrated_by_the_other_and_nothing_is_chosen(rng:
     for k in (0, 1):
         expected = fit_platt(score[fold != k], y[fold != k])(score[fold == k])
         np.testing.assert_array_equal(found.p[fold == k], expected)
+
+
+@pytest.mark.parametrize("fit", [fit_platt, fit_beta])
+@pytest.mark.parametrize("value", [0.3, 0.1, 0.7, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-16])
+def test_equal_scores_say_nothing_about_others(fit: Callable[..., Calibrator], value: float, noise: float) -> None:
+    """The std of equal scores may be 1e-16 instead of 0: divided by it, rounding errors would look like evidence."""
+    y = np.arange(200) % 4 == 0
+    score = np.clip(np.full(200, value) + noise * np.arange(-100, 100) * y, 0, 1)
+    p = fit(score, y)(np.array([0.01, value, 0.99]))
+    np.testing.assert_allclose(p, y.mean(), atol=0.01)
+    below_the_edge = np.where(y, 1e-12, 1e-11)  # equal once they are clipped
+    np.testing.assert_allclose(fit_platt(below_the_edge, y)([0.01, 0.99]), y.mean(), atol=0.01)
+
+
+_MAPS = [
+    Platt(0.8, -2.0),
+    Platt(-0.5, 1.0),
+    Beta(0.4, 1.7, -1.0),
+    Isotonic((0.1, 0.3, 0.6, 0.9), (0.02, 0.2, 0.2, 0.7)),
+]
+
+
+@pytest.mark.parametrize("calibrator", _MAPS, ids=lambda of: type(of).__name__)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_the_score_at_a_probability_is_calibrated_to_it(calibrator: Calibrator, p: list[float]) -> None:
+    score = score_at(calibrator, p)
+    ends = np.sort(calibrator([0.0, 1.0]))
+    assert ((score >= 0) & (score <= 1)).all()
+    np.testing.assert_allclose(calibrator(score), np.clip(p, *ends), rtol=1e-6, atol=1e-9)
+
+
+def test_where_many_scores_have_a_probability_the_middle_of_them_is_taken() -> None:
+    isotonic = Isotonic((0.1, 0.3, 0.6, 0.9), (0.02, 0.2, 0.2, 0.7))
+    assert score_at(isotonic, [0.2]) == pytest.approx([0.45])
+    assert score_at(isotonic, [0.02]) == pytest.approx([0.05])
+    assert score_at(Platt(0.0, -1.0), [0.1, 0.9]) == pytest.approx([0.0, 1.0])
+
+
+@pytest.mark.parametrize("fit", [fit_platt, fit_beta], ids=["platt", "beta"])
+def test_scores_rounded_to_zero_count_as_half_of_their_resolution(fit: Callable[..., Calibrator]) -> None:
+    """Clipped at 1e-9, a 0 of a file with three digits is a logit of -21 and flattens the map of all others."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(-5, 2.5, 6000)
+    y = (rng.random(6000) < expit(0.8 * z)).astype(int)
+    exact, rounded = expit(z), np.round(expit(z), 3)
+    assert (rounded == 0).mean() > 0.1
+    by_rounded, by_exact = fit(rounded, y), fit(exact, y)
+    assert (by_rounded.low, by_rounded.high) == (0.0005, 0.9995)
+    assert (by_exact.low, by_exact.high) == (1e-9, 1 - 1e-9)
+    assert log_loss(y, by_rounded(rounded)) < log_loss(y, by_exact(exact)) + 0.001
+    again = calibrator_from_state(json.loads(json.dumps(calibrator_state(by_rounded))))
+    assert again == by_rounded
+    assert "low" not in calibrator_state(by_exact), "a state as it was before"
+
+
+@pytest.mark.parametrize("limits", [{"low": 0.0, "high": 1.0}, {"low": 0.9, "high": 0.1}, {"low": 0.1}])
+def test_stored_limits_that_make_infinite_logits_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises((ValueError, LookupError)):
+        calibrator_from_state({"kind": "platt", "slope": 1.0, "intercept": 0.0, **limits})

@@ -19,8 +19,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dermstack.errors import ConfigError, DataError
 from stack.blend import blender as blender_module
-from stack.blend.blender import METHODS, Blender, PredictionsError, blender_from_state, blender_state
+from stack.blend.blender import METHODS, Blender, PredictionsError
 from stack.blend.columns import NetScaler, Weighting, weighted_sum
+from stack.blend.state import blender_from_state, blender_state
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc, log_loss
 from stack.ranks import NetRanks
@@ -384,3 +385,9 @@ def test_nets_are_whole_numbers(nets: list[object]) -> None:
     expected = Blender().fit(P, y, nets=np.arange(200) % 3).predict_proba(P, nets=np.arange(200) % 3)
     same = np.array([int(net) for net in np.arange(200) % 3], object)
     np.testing.assert_array_equal(Blender().fit(P, y, nets=same).predict_proba(P, nets=same * 1.0), expected)
+
+
+def test_two_runs_of_one_name_are_refused() -> None:
+    rows = np.random.default_rng(0).random((20, 3))
+    with pytest.raises(PredictionsError, match="more than one column named a: give each run its own name"):
+        Blender().fit(pd.DataFrame(rows, columns=["a", "b", "a"]), np.arange(20) % 2)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_cli, small_config
+from PIL import Image
+from safetensors.numpy import load, save
 
 from dermstack.errors import BundleError
 from dermstack.serve.bundle import MANIFEST, read_bundle, write_manifest, zip_bundle
 from dermstack.serve.ensemble import read_fitted
+from dermstack.serve.expectations import read_promise
+from dermstack.serve.patient import Ensemble, Photo, read_patient
 from dermstack.serve.write_bundle import write_bundle
 from stack.config import read_config
 from stack.console import Out
@@ -167,3 +174,76 @@ def test_predictions_made_elsewhere_can_not_be_bundled(
     assert run_cli("import-oof", "theirs", "-c", str(config), *files, "-q") == 0
     assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip"), "-q") == 2
     assert "theirs: imported predictions cannot be computed for new images" in capsys.readouterr().err
+
+
+def test_the_bytes_that_are_read_are_those_that_are_hashed(unpacked: Path) -> None:
+    """Any file may change between the opening and its reading, in place or by another in its stead."""
+    bundle = read_bundle(unpacked)
+    for name in bundle.manifest["files"]:
+        path = unpacked / name
+        content = path.read_bytes()
+        assert bundle.read(name) == bundle.read_path(path) == content
+        for changed in (content[:-1] + bytes([content[-1] ^ 1]), content + b"0", b""):
+            path.write_bytes(changed)
+            with pytest.raises(BundleError, match=re.escape(f"{name} has changed since the bundle was opened")):
+                bundle.read(name)
+        path.unlink()
+        with pytest.raises(BundleError, match=re.escape(name)):
+            bundle.read(name)
+        os.mkfifo(path)  # would block for ever
+        with pytest.raises(BundleError, match=re.escape(name)):
+            bundle.read(name)
+        path.unlink()
+        path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"more\.npy is not in its manifest"):
+        bundle.read("blend/more.npy")
+
+
+def test_every_part_that_predicts_is_read_through_the_hash(unpacked: Path, tmp_path: Path) -> None:
+    """Each file is changed after the opening; what does not notice would not have been used."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    photo = Photo("a.png", (tmp_path / "a.png").read_bytes())
+    unused = {"config.yaml", "model_card.md", "promise.json"}  # for people, and for `evaluate` alone
+    for name in read_bundle(unpacked).manifest["files"]:
+        bundle = read_bundle(unpacked)
+        content = (unpacked / name).read_bytes()
+        (unpacked / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        if name in unused:
+            read_patient(Ensemble(bundle, device="cpu"), [photo])
+        else:
+            with pytest.raises(BundleError, match=re.escape(f"{name} has changed since the bundle was opened")):
+                read_patient(Ensemble(bundle, device="cpu"), [photo])
+        if name == "promise.json":
+            with pytest.raises(BundleError, match=re.escape(f"{name} has changed since the bundle was opened")):
+                read_promise(bundle)
+        (unpacked / name).write_bytes(content)
+
+
+def test_a_bundle_replaced_in_use_says_so(unpacked: Path, tmp_path: Path) -> None:
+    """As `bundle --replace` under a running app: before the first patient, after it, and in between."""
+    other = tmp_path / "other"
+    shutil.copytree(unpacked, other)
+    for path in other.rglob("weights*.safetensors"):
+        path.write_bytes(save({key: np.asarray(values * 2) for key, values in load(path.read_bytes()).items()}))
+    manifest = read_bundle(unpacked).manifest
+    write_manifest(other, {key: value for key, value in manifest.items() if key not in {"files", "format"}})
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    photo = Photo("a.png", (tmp_path / "a.png").read_bytes())
+
+    def score(ensemble: Ensemble) -> float:
+        return read_patient(ensemble, [photo]).lesions[0].score
+
+    before, after = (score(Ensemble(read_bundle(folder), device="cpu")) for folder in (unpacked, other))
+    assert before != after
+    kept = Ensemble(read_bundle(unpacked), device="cpu")
+    assert score(kept) == before
+    fresh, small = (Ensemble(read_bundle(unpacked), device="cpu", net_cache_bytes=size) for size in (4 << 30, 0))
+    assert score(small) == before
+    unpacked.replace(tmp_path / "replaced")
+    other.replace(unpacked)
+    for ensemble in (kept, fresh, small):  # the heads of a frozen run are read for each patient
+        with pytest.raises(BundleError, match=r"was replaced by another bundle .* start the command"):
+            score(ensemble)
+    assert score(Ensemble(read_bundle(unpacked), device="cpu")) == after

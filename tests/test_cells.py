@@ -100,6 +100,24 @@ def test_values_become_the_text_that_a_csv_would_hold() -> None:
     assert as_text(pd.Series([1e17, 2.0])).tolist() == ["1e+17", "2.0"]  # beyond the integers that a float holds
 
 
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_is_named(tmp_path: Path, separator: str, name: str) -> None:
+    """Spreadsheets of many countries write `a;b` and 0,5: read with commas, the columns would be strange ones."""
+    rows = [["id", "p"], ["a", "0,5"], ["b", "0,25"]]
+    (tmp_path / "a.csv").write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=f"separated by {name}; save the file with commas"):
+        read_columns(tmp_path / "a.csv")
+
+
+def test_a_semicolon_in_a_cell_or_beside_commas_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,a;b\nx,1;2\n", encoding="utf-8")
+    assert read_columns(tmp_path / "a.csv")["a;b"].tolist() == ["1;2"]
+    (tmp_path / "b.csv").write_text("id\nx;y\n", encoding="utf-8")
+    assert read_columns(tmp_path / "b.csv")["id"].tolist() == ["x;y"]
+    FRAME.rename(columns={"p": "p;q"}).to_csv(tmp_path / "c.csv.gz", index=False)
+    assert list(read_columns(tmp_path / "c.csv.gz").columns) == ["id", "p;q"]
+
+
 def test_different_bytes_are_different_text() -> None:
     """Such as UUIDs of 16 bytes: as one replacement character each, many became one."""
     keys = [bytes([0xFE, number]) for number in range(256)] + [bytes([0xFF, number]) for number in range(256)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 import pytest
 import typer
 from conftest import WITHOUT_IMAGE_EXTRA, run_cli, small_config
@@ -25,7 +26,7 @@ from imported_experiment import (
 )
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from dermstack.cli.main import app
+from dermstack.cli.main import app, run_app
 from stack.store import locked
 
 Capture = pytest.CaptureFixture[str]
@@ -296,3 +297,33 @@ def test_a_killed_worker_is_no_traceback(
     monkeypatch.setattr("stack.level1.level1_runs", work)
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
     assert f"a worker process {expected}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "dermstack", "runs", "--folder", str(tmp_path)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the standard output: the disk is full")
+
+
+def test_without_docstrings_one_message_says_why_nothing_runs() -> None:
+    """LightGBM and torch read docstrings when they are imported, so `python -OO` ended in a traceback of theirs."""
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "dermstack", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: python -OO removes docstrings that libraries need: unset PYTHONOPTIMIZE, or use -O\n"
+
+
+def test_a_name_that_is_not_utf_8_is_one_message(capsys: Capture) -> None:
+    """A folder of an old archive may be named in Latin-1; pyarrow refused it with a traceback."""
+    with pytest.raises(SystemExit) as ended:
+        run_app(lambda: pyarrow.OSFile(os.fsdecode(b"caf\xe9.parquet")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        "error: 'caf\\udce9.parquet': the name holds bytes that are not UTF-8: re"
+    )

@@ -11,8 +11,8 @@ import yaml
 from conftest import run_cli
 from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
 
-from stack.config import Features
 from stack.features import FoldFeatures
+from stack.level2_config import Features
 from stack.metrics.scores import auc
 from stack.store import read_run
 
@@ -203,6 +203,81 @@ def test_a_derived_column_that_cannot_be_computed_is_named(
     config = _rewritten(_with_columns(tmp_path), features={"derived": derived})
     assert run_cli("stack", "-c", str(config)) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+KINDS = ("lightgbm", "xgboost", "catboost", "logistic")
+
+
+def _with_many_words(folder: Path, **features: object) -> Path:
+    """The experiment with a column of 26 words, which tell the target, and a stacker of each kind."""
+    config = _with_columns(folder, categorical=["camera", "nurse"])
+    rng = np.random.default_rng(4)
+    for name in ("train.csv", "test.csv"):
+        frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False)
+        y = frame["malignant"].astype(int) if "malignant" in frame else rng.integers(0, 2, len(frame))
+        frame["nurse"] = [f"n{word}" for word in (12 * y + rng.integers(0, 14, len(frame)))]
+        frame.to_csv(folder / name, index=False)
+    stackers = [{"name": kind, "kind": kind, "bags": 1, "runs": []} for kind in KINDS]
+    for stacker in stackers[:3]:
+        stacker["params"] = {"rounds": 40, "learning_rate": 0.1}
+    stackers[0]["params"] |= {"min_data_in_leaf": 5, "min_data_per_group": 5}  # there are 140 rows
+    return _rewritten(config, stackers=stackers, features=features)
+
+
+def _features_of(config: Path) -> dict[str, list[str]]:
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    models = opened_experiment(config).models
+    runs = {kind: read_run(models / kind) for kind in KINDS}
+    return {kind: list(run.meta["features"]) for kind, run in runs.items() if run}
+
+
+def test_gbdts_take_columns_of_many_words_as_native_categories(tmp_path: Path) -> None:
+    config = _with_many_words(tmp_path)
+    found = _features_of(config)
+    for kind in KINDS:
+        one_hot = [name for name in found[kind] if name.startswith("nurse=")]
+        assert ("nurse" in found[kind], len(one_hot)) == ((False, 20) if kind == "logistic" else (True, 0))
+        assert {"camera=A", "camera=B", "camera=C"} <= set(found[kind])
+    experiment = opened_experiment(config)
+    y = pd.Series(experiment.target, index=experiment.table.train["id"])
+    for kind in ("lightgbm", "xgboost", "catboost"):
+        run = read_run(experiment.models / kind)
+        assert run is not None
+        logit = run.frame("oof").set_index("id")["logit"]
+        assert auc(y, logit[y.index]) > 0.75, kind
+    page = (experiment.folder / "report.html").read_text(encoding="utf-8")
+    assert "native categories" in page
+
+
+def test_native_categories_are_a_switch_and_a_setting_of_one_stacker(tmp_path: Path) -> None:
+    config = _with_many_words(tmp_path, native_categories=False)
+    assert all("nurse" not in names and "nurse=n12" in names for names in _features_of(config).values())
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["stackers"][1]["features"] = {"native_categories": True}
+    found = _features_of(_rewritten(config, stackers=settings["stackers"]))
+    assert {kind for kind, names in found.items() if "nurse" in names} == {"xgboost"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [300, 2000])
+def test_a_wide_table_works(tmp_path: Path, columns: int) -> None:
+    config = _with_columns(tmp_path, numeric=["wide*"], categorical=["word*"])
+    rng = np.random.default_rng(6)
+    for name in ("train.csv", "test.csv"):
+        frame = pd.read_csv(tmp_path / name, dtype=str, keep_default_na=False)
+        made = {f"wide [{number}]": rng.normal(size=len(frame)).round(3).astype(str) for number in range(columns - 20)}
+        made |= {f"word {number}": rng.integers(0, 30, len(frame)).astype(str) for number in range(20)}
+        pd.concat([frame, pd.DataFrame(made)], axis=1).to_csv(tmp_path / name, index=False)
+    kinds = KINDS if columns == 300 else ("lightgbm", "logistic")
+    stackers = [{"name": kind, "kind": kind, "bags": 1} for kind in kinds]
+    for stacker in stackers[:-1]:
+        stacker["params"] = {"rounds": 5}
+    config = _rewritten(config, stackers=stackers)
+    experiment = opened_experiment(config)
+    import_frames(experiment, "net", *predictions(experiment))
+    found = _features_of(config)
+    assert all(len(names) > columns for names in found.values())
+    assert (experiment.folder / "report.html").stat().st_size < 4e6
 
 
 def test_features_of_columns_use_no_row_of_another_group(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,11 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ValidationError) as error:
         Config.model_validate({"experiment": "x", "data": {"name": "d"}}, context={"folder": "."})
     assert {".".join(map(str, e["loc"])) for e in error.value.errors()} == {"data.train", "data.columns"}
+
+
+def test_a_folder_and_a_stream_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder: name the YAML file in it"):
+        read_config(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is a stream: save the config as a file"):
+        read_config(tmp_path / "pipe")

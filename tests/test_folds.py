@@ -275,3 +275,9 @@ def test_prevalence_hardly_differs_between_folds_of_published_tables(name: str, 
             assert folds.unknown_pairs == 0
             left, right = (fold.loc[duplicates.iloc[:, side]].to_numpy() for side in (0, 1))
             np.testing.assert_array_equal(left, right)
+
+
+def test_a_seed_below_0_is_named() -> None:
+    frame = table(list("abcdefgh"), [0, 1] * 4)
+    with pytest.raises(ConfigError, match="seed=-1"):
+        make_folds(frame, k=2, seed=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,13 @@ from hypothesis import strategies as st
 
 from dermstack.errors import DataError
 from stack.keys import (
+    contained,
     fold_labels,
+    is_ascii,
     is_missing_fold,
     keys_as_in,
+    matches,
+    positions_of,
     similar_keys,
     spelled_twice,
     unified_keys,
@@ -142,3 +147,14 @@ def test_keys_that_may_be_one_are_listed_and_stay_two() -> None:
     keys = series("007", "7", "P3", "p3", "1e3", "1000", "Anna Lee", "anna  lee", "P4", "8", "NA", "na", "")
     assert similar_keys(keys) == [("1000", "1e3"), ("007", "7"), ("Anna Lee", "anna  lee"), ("P3", "p3")]
     assert similar_keys(series("007", "008", "P3", "P4", "7.5")) == []
+
+
+@given(st.lists(st.sampled_from([*TEXT, "", "17", "17.0"])), st.lists(st.sampled_from([*TEXT, "17"])))
+def test_a_key_is_contained_if_a_set_contains_it(keys: list[str], known: list[str]) -> None:
+    assert contained(series(*keys), series(*known)).tolist() == [key in set(known) for key in keys]
+    assert positions_of(series(*keys), series(*known)).tolist() == [
+        known.index(key) if key in known else -1 for key in keys
+    ]
+    assert is_ascii(series(*keys)).tolist() == [key.isascii() for key in keys]
+    pattern = r"^-?(?:0|[1-9][0-9]*)(?:\.0+)?$"
+    assert matches(series(*keys), pattern).tolist() == [re.search(pattern, key) is not None for key in keys]

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
 from tabular.gbdt import fit_gbdt, write_gbdt
-from tabular.models import fit_bag, fit_logistic, read_bag, read_logistic, write_bag, write_logistic
+from tabular.models import fit_bag, fit_logistic, logistic_from_bytes, read_bag, write_bag, write_logistic
 
 KINDS = ["lightgbm", "xgboost", "catboost", "logistic"]
 
@@ -107,10 +107,9 @@ def test_one_extreme_value_steers_nothing(rows: tuple) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"columns": []}', "\x00"])
-def test_a_damaged_logistic_model_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text(text)
+def test_a_damaged_logistic_model_is_refused(text: str) -> None:
     with pytest.raises(TabularError, match=r"model\.json is not a logistic model"):
-        read_logistic(tmp_path / "model.json")
+        logistic_from_bytes(text.encode(), "model.json")
 
 
 @pytest.mark.parametrize("kind", ["lightgbm", "xgboost", "catboost"])
@@ -136,6 +135,37 @@ def test_a_weight_leaves_the_prevalence_where_it_was(kind: str, rows: tuple) -> 
     assert bag.shift == pytest.approx(-np.log(4))
     assert expit(bag.logit(X)).mean() == pytest.approx(y.mean(), rel=0.25)
     assert expit(bag.logit(X) + np.log(4)).mean() > 1.5 * y.mean()
+
+
+@pytest.mark.parametrize("kind", ["lightgbm", "logistic"])
+@pytest.mark.parametrize("positives", [3.0, 2.5])
+def test_copies_of_positives_leave_the_odds_at_the_prevalence(kind: str, positives: float) -> None:
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(4000, 3)).astype(np.float32), columns=list("abc"))
+    y = (rng.random(4000) < expit(X["a"].to_numpy() - 2)).astype(int)
+    inner = np.arange(4000) % 5 == 0
+    params = {"rounds": 60, "learning_rate": 0.1} if kind == "lightgbm" else {}
+    plain, many = (
+        fit_bag(kind, X, y, inner, params=params, seed=0, threads=1, bags=2, positives=times)
+        for times in (1.0, positives)
+    )
+    assert many.shift == pytest.approx(-np.log(positives))
+    assert len(many.models) == (2 if kind == "lightgbm" or positives % 1 else 1)
+    new = pd.DataFrame(rng.normal(size=(4000, 3)).astype(np.float32), columns=list("abc"))
+    for bag in (plain, many):
+        assert abs(expit(bag.logit(new)).mean() - expit(new["a"] - 2).mean()) < 0.02
+    assert (plain.logit(new) != many.logit(new)).any()
+
+
+def test_copies_of_a_positive_row_are_whole_and_on_its_side() -> None:
+    """The oracle repeats the rows by hand."""
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(300, 2)).astype(np.float32), columns=["a", "b"])
+    y, inner = (rng.random(300) < 0.2).astype(int), np.arange(300) % 4 == 0
+    many = fit_bag("logistic", X, y, inner, params={}, seed=0, threads=1, positives=3)
+    sides = [np.repeat(np.flatnonzero(side), np.where(y[side] == 1, 3, 1)) for side in (~inner, inner)]
+    by_hand = fit_logistic(X.iloc[sides[0]], y[sides[0]], eval_set=(X.iloc[sides[1]], y[sides[1]]))
+    np.testing.assert_allclose(many.logit(X), by_hand.logit(X) - np.log(3), rtol=1e-5, atol=1e-6)
 
 
 def test_models_are_flushed_to_the_disk_and_written_whole_or_not_at_all(

@@ -307,3 +307,18 @@ def test_targets_other_than_0_and_1_are_refused(labels: list[Any]) -> None:
     P, y, fold = simulated_rows([2, 1])
     with pytest.raises(DataError, match=r"y holds .*: give targets of 0 and 1"):
         blended((P, np.array(labels)[y], fold), methods=("mean",))
+
+
+def test_predictions_that_cannot_be_blended_are_refused_by_the_name_of_the_run() -> None:
+    n = 40
+    fold = np.arange(n) // 2 % 4
+    rest = {"nets": fold, "fold": fold, "split_group": np.arange(n) // 2, "methods": ["mean"]}
+    frame = pd.DataFrame({"a": np.linspace(0, 1, n), "b": np.where(np.arange(n) == 7, np.nan, 0.5)})
+    for bad, message in (
+        (frame, r"b: 1 predictions are NaN or inf \(first in row 7\)"),
+        (frame[["a"]].replace(1.0, np.inf), r"a: 1 predictions are NaN or inf \(first in row 39\)"),
+        (frame[[]], "P has no columns"),
+        (frame[["a", "a"]], "more than one column named a"),
+    ):
+        with pytest.raises(DataError, match=message):
+            blend_nested(bad, np.arange(n) % 2, **rest)

@@ -52,6 +52,12 @@ NEVER = {
     "os.popen", "subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output",
     "importlib.import_module",
 }  # fmt: skip
+# The child process that parses GBDT models runs this Python with a fixed program, and gets data only.
+ALLOWED = {
+    "tabular/gbdt_trial.py": ["subprocess.Popen"],
+    "image_models/processes.py": ["subprocess.Popen"],
+    "tabular/estimators.py": ["importlib.import_module"],  # of scikit-learn's modules only
+}
 SOURCES = source_files()
 
 
@@ -84,7 +90,8 @@ def offences(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_source_loads_what_runs(path: Path) -> None:
-    assert list(offences(ast.parse(path.read_text(encoding="utf-8")))) == []
+    found = [text.partition(": ")[2] for text in offences(ast.parse(path.read_text(encoding="utf-8")))]
+    assert found == ALLOWED.get(f"{path.parent.name}/{path.name}", [])
 
 
 @pytest.mark.parametrize(

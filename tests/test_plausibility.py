@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from plausible_runs import files, patients, scores
 from scipy.special import logit
 from scipy.stats import ks_2samp, spearmanr
@@ -15,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from dermstack.errors import StoreError
 from stack.doubts import doubts
 from stack.experiment import Experiment
-from stack.plausibility import correlations, facts_table, run_facts
+from stack.plausibility import _distance, correlations, facts_table, run_facts
 
 
 @pytest.fixture
@@ -78,3 +80,10 @@ def test_a_run_of_other_rows_is_refused(experiment: Experiment) -> None:
     oof, test = files(experiment)
     with pytest.raises(StoreError, match="1 ids of a are not among the training rows"):
         run_facts(experiment, [scores("a", (oof.replace({"isic": {"tr0000": "stranger"}}), test))])
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.lists(st.integers(-5, 5), min_size=1, max_size=40))
+def test_the_distance_of_two_distributions_is_kolmogorovs(a: list[int], b: list[int]) -> None:
+    assert _distance(np.array(a, float), np.array(b, float)) == pytest.approx(
+        ks_2samp(a, b, method="asymp").statistic, abs=1e-12
+    )

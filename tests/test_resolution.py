@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import StoreError
-from stack.blend.blender import Blender, blender_from_state, blender_state
+from stack.blend.blender import Blender
+from stack.blend.state import blender_from_state, blender_state
 from stack.metrics.resolution import clip_limits, clipped_logit, resolution
 
 

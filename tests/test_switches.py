@@ -64,6 +64,7 @@ PICTURES: dict[str, list[object]] = {
     "data.test": ["test.csv", None],
     "data.test_images": [None, "images"],
     "data.on_unreadable": ["refuse", "drop", "tolerate"],
+    "data.on_unreadable_test": ["refuse", "table"],
     "data.bits_stored": [None, 16],
     "data.similar_names": [False, True],
     "data.follow_links": [False, True],

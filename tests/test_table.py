@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dermstack.errors import ConfigError, DataError
-from stack.table import read_new_frame, read_table
+from stack.table import _numbers, read_new_frame, read_table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years", "sex": "sex", "site": "where"}
@@ -176,11 +178,32 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     assert "not a readable csv in UTF-8" in message
 
 
-@pytest.mark.parametrize("bad", ["a/b", "a\\b", "..", "a..b", ".hidden", "a\x07", " a", "a\n"])
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 300 + ".csv"), tmp_path / "/".join("x" * 3000)):
+        message = refusal(path)
+        assert "the name is too long for this file system" in message
+        assert "csv in UTF-8" not in message
+        assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "bad", ["a/b", "a\\b", "..", "a..b", ".hidden", "a\x07", " a", "a\n", "a\u00a0", "\u2003ä", "ä\x7f", "ä..b"]
+)
 def test_ids_that_cannot_name_files_are_refused(tmp_path: Path, bad: str) -> None:
     ids = [f"i{i}" for i in range(30)]
     ids[4] = bad
     assert "cannot be a file name" in refusal(train_csv(tmp_path, image=ids))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["1", "0", "0.5", "1e1", " 1", "", "nan", "NA", "inf", "x", "1_0", "٣", "1e400"]), min_size=1
+    )
+)
+def test_numbers_are_read_once_for_each_text_and_as_pandas_reads_them(texts: list[str]) -> None:
+    values = pd.Series(texts, dtype="str").mask([text == "NA" for text in texts])
+    expected = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    np.testing.assert_array_equal(_numbers(values).to_numpy(np.float64), expected)
 
 
 @pytest.mark.parametrize("sentinel", ["-1", "0", "-1.0", "Unknown", "NaN", "none", "NULL", "NA"])

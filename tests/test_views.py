@@ -120,6 +120,8 @@ def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(smal
         LINE,
         LINE | {"name": "own", "features": {"cohort": True, "metadata": False, "aligned_z": 2}, "runs": ["tiny"]},
         {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20}, "runs": []},
+        {"name": "boost", "kind": "xgboost", "params": {"rounds": 20}, "features": {"columns": True}},
+        {"name": "cat", "kind": "catboost", "params": {"rounds": 20}, "bags": 1, "runs": []},
     ]
     config = small_config(small_data, tmp_path, stackers=stackers)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -128,12 +130,18 @@ def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(smal
         frame = pd.read_csv(small_data / f"{name}.csv", dtype=str, keep_default_na=False)
         frame["µ [mm]"] = rng.normal(size=len(frame)).round(3)
         frame["camera"] = rng.choice(["A", "B", ""], len(frame))
+        words = 30 if name == "train" else 40  # some words are in test only
+        frame['device, "kind"'] = rng.choice(["", *(f"d{word} [é]" for word in range(words))], len(frame))
         settings["data"][name] = str(tmp_path / f"{name}.csv")
         frame.to_csv(tmp_path / f"{name}.csv", index=False)
     settings["data"]["columns"] |= {"numeric": "auto", "categorical": "auto"}
     config.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     for step in ("oof", "stack"):
         assert run_cli(step, "-c", str(config), "-q") == 0
+    for stacker in stackers:
+        run = read_run(tmp_path / "runs" / "small" / "models" / str(stacker["name"]))
+        assert run is not None
+        assert ('device, "kind"' in run.meta["features"]) == (stacker["kind"] != "logistic")
     bundle = tmp_path / "bundle.zip"
     assert run_cli("bundle", "-c", str(config), "--out", str(bundle), "-q") == 0
     arguments = ["--bundle", str(bundle), "--images", str(small_data / "images"), "--out", str(tmp_path / "out.csv")]

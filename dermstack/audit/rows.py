@@ -18,7 +18,8 @@ from stack.experiment import Experiment, train_pairs
 from stack.features import csv_of_models
 from stack.keys import fold_labels, is_missing_fold
 from stack.missing_codes import MissingCode, declared, listed_codes, missing_codes
-from stack.table import ACQUISITION, SENTINELS
+from stack.table import ACQUISITION
+from stack.table_checks import SENTINELS
 
 LARGE_GROUP_RATIO = 5  # a group with this many times the 99th percentile of the other sizes is reported
 LARGE_GROUP_ROWS = 20  # and only if it has at least this many rows

@@ -213,6 +213,7 @@ def _stacked_logits(experiment: Experiment, name: str, z: Logits, test_z: Logits
             params=GBDT_PARAMS,
             seed=experiment.config.seed,
             threads=threads,
+            categorical=matrix.features.categories,
         )
         made[matrix.held_rows] = bag.logit(matrix.held, threads=threads)
         if len(test_z):

@@ -55,6 +55,9 @@ def run_app(app: Callable[[], object]) -> None:
     Ctrl-C and SIGTERM end all worker processes, print how to resume and exit with status 130 or 143. Passwords are
     masked in everything that is printed.
     """
+    if sys.flags.optimize > 1:  # LightGBM's and torch's imports read docstrings (LightGBM issue 7362)
+        sys.stderr.write("error: python -OO removes docstrings that libraries need: unset PYTHONOPTIMIZE, or use -O\n")
+        sys.exit(2)
     terminated = threading.Event()
 
     def terminate(number: int, frame: object) -> None:
@@ -88,7 +91,19 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        typer.echo(f"error: {error.filename or 'a file'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True)
+        typer.echo(
+            f"error: {error.filename or 'the standard output'}: {DISK_ERRORS[error.errno]}; {RESUME_ADVICE}", err=True
+        )
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        # Python keeps such bytes of a file's name as lone surrogates; pyarrow takes only names that are UTF-8.
+        typer.echo(
+            f"error: {error.object!a}: the name holds bytes that are not UTF-8: rename the file or folder, or set a "
+            "UTF-8 locale (LC_ALL=C.UTF-8) if it is written in another encoding",
+            err=True,
+        )
         sys.exit(2)
     except BrokenProcessPool as error:
         if type(error).__name__ != "TerminatedWorkerError":
@@ -189,9 +204,10 @@ def stack(
     and report.html.
     """
     from dermstack.audit.run import audit_for_stack
-    from dermstack.cli.options import show_blend, show_findings, show_plausibility, show_runs
+    from dermstack.cli.options import show_blend, show_fallback_rows, show_findings, show_plausibility, show_runs
     from dermstack.report.evidence import write_report
     from stack.experiment import write_rows
+    from stack.fallback import run_fallback
     from stack.history import append_ledger
     from stack.images import caches_in_use
     from stack.level1 import level1_locked, level1_runs
@@ -206,6 +222,7 @@ def stack(
         if not experiment.shuffled:
             show_findings(out, audit_for_stack(experiment, runs, out), notes=False)
         runs += run_stackers(experiment, runs, out)
+        run_fallback(experiment, out)
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)
         append_ledger(experiment, blend)
@@ -215,6 +232,7 @@ def stack(
     show_blend(experiment, out, blend)
     if (submission := experiment.folder / "submission.csv").exists():
         out.say(f"submission: {submission}")
+        show_fallback_rows(experiment, out)
     out.say(f"report: {report}")
 
 
@@ -336,8 +354,9 @@ def tune(
             return
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
         for stacker in stackers:
-            if stacker.kind == "logistic" and len(stackers) > 1:
-                out.say(f"{stacker.name}: a logistic regression has nothing to tune, skipped")
+            if not stacker.is_gbdt and len(stackers) > 1:
+                what = "logistic regression" if stacker.kind == "logistic" else "classifier of scikit-learn"
+                out.say(f"{stacker.name}: a {what} has nothing to tune, skipped")
             else:
                 path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)
                 out.say(f"to use it: `tuned: {{gbdt: {{{stacker.name}: {path}}}}}`")

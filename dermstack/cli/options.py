@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
     from stack.store import Run
 
 
+_MAX_LISTED = 5  # rows named in a message
+
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="YAML file of the experiment; demo-data writes an example.")
 ]
@@ -128,3 +130,16 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
     weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
     weights["enters by"] = list(meta["transforms"].values())
     out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")
+
+
+def show_fallback_rows(experiment: Experiment, out: Out) -> None:
+    """Names the rows of the submission that are predictions of the declared fallback."""
+    from stack.fallback import FOLDER
+
+    if len(ids := experiment.unreadable_test["id"]):
+        more = f", … {len(ids):,} in all" if len(ids) > _MAX_LISTED else ""
+        out.warn(
+            f"{len(ids):,} of {len(experiment.as_read.test):,} rows of the submission are predicted from the table "
+            f"alone, as their images cannot be read: {', '.join(ids[:_MAX_LISTED])}{more}; see "
+            f"{experiment.folder / FOLDER}.csv"
+        )

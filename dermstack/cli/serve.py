@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command
+from dermstack.errors import ConfigError
 
 commands = typer.Typer()
 
@@ -21,7 +22,8 @@ UnreadableOption = Annotated[
     str,
     typer.Option(
         help="refuse: stop with an error at unreadable images; drop: leave them out and list them in a csv; "
-        "tolerate: use a JPEG with stray bytes after its last pixel, and refuse the others."
+        "tolerate: use a JPEG with stray bytes after its last pixel, and refuse the others; table: predict them from "
+        "the table alone, named in the column basis, where the bundle has such a model."
     ),
 ]
 SimilarOption = Annotated[
@@ -168,7 +170,7 @@ def evaluate(
     from dermstack.serve.predict import PREDICT_NAMES, drops_unreadable, report_codes, report_unused, tolerant
     from stack.console import Out
 
-    dropping = drops_unreadable(on_unreadable)
+    drops_unreadable(on_unreadable)  # refuses other words before any work
     opened = read_bundle(bundle)
     files, out = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links), Out(quiet=quiet)
     rows, targets = read_labelled_rows(
@@ -177,7 +179,7 @@ def evaluate(
     report_unused(rows, images, out, files=files, strict=strict)
     report_codes(opened, rows, metadata or labels, out)
     rows = tolerant(rows, on_unreadable)
-    evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, drop_unreadable=dropping)
+    evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
 
 
 @commands.command()
@@ -187,6 +189,13 @@ def app(
         str, typer.Option(help="The address to listen on; the default is reachable from this machine only.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any free port.")] = 8000,
+    on_unreadable: Annotated[
+        str,
+        typer.Option(
+            help="refuse: files that are no readable image stop the answer; table: they are predicted from the table "
+            "alone, and marked, where the bundle has such a model."
+        ),
+    ] = "refuse",
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
 ) -> None:
@@ -201,8 +210,11 @@ def app(
     from stack.console import Out
 
     out = Out(quiet=quiet)
+    if on_unreadable not in ("refuse", "table"):
+        raise ConfigError(f"--on-unreadable {on_unreadable}: choose refuse or table")
+    unreadable: Literal["refuse", "table"] = "table" if on_unreadable == "table" else "refuse"
     with listen(host, port) as listener:
-        page = make_app(Ensemble(read_bundle(bundle), device=device), host=host)
+        page = make_app(Ensemble(read_bundle(bundle), device=device, on_unreadable=unreadable), host=host)
         if not is_loopback(host):
             out.warn(f"{host} can be reached from other machines, and the page has no login: anyone there can use it")
         url_host = f"[{host}]" if ":" in host else host

@@ -30,6 +30,7 @@ from dermstack.report.training import training_of
 from stack.columns import described_choices
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.fallback import FOLDER, performance
 from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
@@ -55,6 +56,8 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
     columns = experiment.table.columns
     named = {"columns of numbers": columns.numeric, "columns of words": columns.categorical, "derived": columns.derived}
     facts |= {f"{words}, without a role": len(names) for words, names in named.items() if names}
+    if lost := len(experiment.unreadable_test):
+        facts["further test rows, image unreadable, predicted from the table alone"] = lost
     if len(experiment.external_as_read):
         facts["external rows (used only to train level 1)"] = len(experiment.external_as_read)
     return facts
@@ -142,6 +145,7 @@ def _pseudonym(name: str, key: bytes) -> str:
     return base64.b32encode(digest).decode().rstrip("=").lower()
 
 
+_MAX_NAMED = 20  # rows named in a note
 LIBRARIES = (
     "dermstack",
     "numpy",
@@ -242,7 +246,10 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         fold=oof["fold"].to_numpy(),
         folds=experiment.folds.summary(experiment.target, experiment.table.train),
         facts=table_facts(experiment),
-        notes=_notes(experiment, blend, has_level2=bool(levels[1])),
+        notes=[
+            *_notes(experiment, blend, has_level2=bool(levels[1])),
+            *_fallback_notes(experiment, show_ids=show_ids),
+        ],
         diagnostics=[note for run in runs for note in _level2_notes(run)],
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
@@ -356,6 +363,21 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
+
+
+def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
+    """Describes the fallback where it predicts rows of the submission, and names these rows."""
+    run, lost = read_run(experiment.folder / FOLDER), experiment.unreadable_test["id"]
+    if run is None or lost.empty:
+        return []
+    display_name = str if show_ids else _pseudonymiser(experiment)
+    names = ", ".join(display_name(row_id) for row_id in lost[:_MAX_NAMED])
+    more = f", … {len(lost):,} in all" if len(lost) > _MAX_NAMED else ""
+    return [
+        f"{len(lost):,} of {len(experiment.as_read.test):,} test rows have an image that cannot be read. As declared "
+        f"(data.on_unreadable_test), they are predicted by the fallback: {performance(run)}. The blend's score does "
+        f"not apply to these rows: {names}{more}."
+    ]
 
 
 def _level2_notes(run: Run) -> list[str]:

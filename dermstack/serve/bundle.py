@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import os
 import shutil
 import stat
 import struct
@@ -14,137 +15,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dermstack.errors import BundleError
+from dermstack.errors import BundleError, StoreError
+from dermstack.serve.manifest import Manifest, is_inside, run_settings
 from stack.columns import TableColumns
 from stack.data_config import ColumnRules
-from stack.image_config import ImageModel, Name
-from stack.metrics.scores import Objective
-from stack.store import read_array, verify_digest, with_digest
-
-_SHA256 = r"^[0-9a-f]{64}$"
-# Device names that Windows reserves, with any extension.
-_WINDOWS_DEVICES = {
-    "con",
-    "prn",
-    "aux",
-    "nul",
-    *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
-}
-
-ShortText = Annotated[str, Field(max_length=200)]
-
-
-class _StrictModel(BaseModel):
-    """Validates JSON values without type conversion; ignores unknown keys."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class _File(_StrictModel):
-    sha256: str = Field(pattern=_SHA256)
-    bytes: int = Field(ge=0)
-
-
-class _Interval(_StrictModel):
-    value: float
-    low: float
-    high: float
-
-
-class _ImageRun(_StrictModel):
-    name: Name
-    kind: Literal["image", "frozen"]
-    settings: dict[str, Any]
-    positive: list[bool] = Field(min_length=2)
-
-    @field_validator("settings")
-    @classmethod
-    def _validate_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return run_settings(settings)
-
-
-class _Stacker(_StrictModel):
-    name: Name
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
-    shifts: list[float]
-
-
-class _Table(_StrictModel):
-    """Columns without a role by their name in the table, codes for missing values, and the positive targets."""
-
-    numeric: dict[ShortText, ShortText] = {}
-    categorical: dict[ShortText, ShortText] = {}
-    derived: dict[ShortText, str] = {}
-    missing: dict[ShortText, list[str | int | float]] = {}
-    positive: list[ShortText] = []
-
-
-class _Training(_StrictModel):
-    rows: int = Field(ge=1)
-    positives: int = Field(ge=0)
-
-
-class Manifest(_StrictModel):
-    """The keys of manifest.json that some code reads; `dermstack.serve.write_bundle` writes them."""
-
-    dermstack: ShortText
-    experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    objective: Objective
-    headline: _Interval
-    chosen: ShortText
-    selected: list[ShortText]
-    folds: int = Field(ge=2, le=100)
-    threads: int = Field(ge=1, le=1024)
-    columns: dict[ShortText, ShortText]
-    table: _Table = _Table()
-    resize: Literal["square", "short_side"]
-    cache_format: Literal["raw", "jpeg"]
-    bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all
-    features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
-    embeddings: dict[Name, Literal["aligned", "frozen"]]
-    image_runs: list[_ImageRun] = Field(min_length=1)
-    stackers: list[_Stacker]
-    scales: dict[Name, dict[str, list[float]]]
-    training: _Training
-    files: dict[str, _File]
-
-    @model_validator(mode="after")
-    def _check_consistency(self) -> Manifest:
-        names = [*(run.name for run in self.image_runs), *(stacker.name for stacker in self.stackers)]
-        if len(set(names)) < len(names) or not set(self.embeddings) <= set(names):
-            raise ValueError("a run is named twice, or `embeddings` names an unknown run")
-        if any(len(stacker.shifts) != self.folds for stacker in self.stackers):
-            raise ValueError(f"a stacker does not have {self.folds} shifts, one for each fold")
-        if lacking := {"id", "target"} - set(self.columns):
-            raise ValueError(f"`columns` lacks {', '.join(sorted(lacking))}")
-        return self
-
-
-def run_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns an image run's settings as a config holds them. Raises ValidationError for invalid settings."""
-    model = ImageModel.model_validate({**settings, "pretrained": False}, context={"folder": "."})
-    return model.model_dump(mode="json", exclude={"pretrained", "enabled"})
-
-
-def is_inside(name: str) -> bool:
-    """Returns True if ``name`` is a relative path that stays inside its folder on every operating system."""
-    parts = PurePosixPath(name).parts
-    odd = any(sign in name for sign in '\\:*?"<>|') or not name.isprintable() or name != str(PurePosixPath(name))
-    hidden = any(
-        part.startswith(".") or part[-1:] in ". " or part.split(".")[0].lower() in _WINDOWS_DEVICES for part in parts
-    )
-    return bool(parts) and not odd and not hidden and not name.startswith("/")
-
+from stack.store import array_from_bytes, verify_digest, with_digest
 
 FORMAT = 1  # increase it when an older reader would misread a newer bundle
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 23  # bytes
+MAX_JSON = 1 << 25  # bytes of any other JSON file: Python takes up to thirty times as many for what is in it
 MAX_COMPRESSION_RATIO = 20  # unpacked to packed size of a zip: weights hardly compress, a zip bomb does
 _ADVICE = "make it again with `dermstack bundle`, or copy it again from where it was made"
 
@@ -233,17 +118,76 @@ class Bundle:
             "be optimistic."
         )
 
+    def __contains__(self, name: str) -> bool:
+        """Returns whether the manifest has a file of this name."""
+        return name in self.manifest["files"]
+
+    def names_in(self, folder: str) -> list[str]:
+        """Returns the names, without the folder's, of the files directly in a folder of the bundle, sorted."""
+        paths = map(PurePosixPath, self.manifest["files"])
+        return sorted(path.name for path in paths if path.parent == PurePosixPath(folder))
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of a file: exactly these bytes have the size and hash that the manifest gave at opening.
+
+        Raises BundleError naming a file that is gone or has changed since, as when the bundle was replaced.
+        """
+        expected = self.manifest["files"].get(name)
+        if expected is None:
+            raise BundleError(f"{self.folder}: {name} is not in its {MANIFEST}: {_ADVICE}")
+        try:
+            content = _read_regular(self.folder / name, expected["bytes"] + 1)
+        except OSError:
+            content = b""
+        if len(content) != expected["bytes"] or hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            raise BundleError(self._what_changed(name))
+        return content
+
+    def read_path(self, path: Path) -> bytes:
+        """Returns the content of a file of the bundle by its path, as `read` does."""
+        return self.read(path.relative_to(self.folder).as_posix())
+
     def json(self, name: str) -> Any:
         """Returns the content of a JSON file of the bundle. Raises BundleError if it cannot be read."""
+        if (size := self.manifest["files"].get(name, {}).get("bytes", 0)) > MAX_JSON:
+            raise BundleError(f"{self.folder}: {name} has {size:,} bytes, more than {MAX_JSON:,}: {_ADVICE}")
+        content = self.read(name)
         try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{self.folder}: {name} cannot be read ({error}): {_ADVICE}") from error
 
     def arrays(self, folder: str) -> dict[str, NDArray[Any]]:
-        """Returns the .npy files directly in a folder of the bundle, by name; {} if there is no such folder."""
-        files = sorted((self.folder / folder).glob("*.npy"))
-        return {path.stem: np.array(read_array(path, remedy=_ADVICE)) for path in files}
+        """Returns the .npy files directly in a folder of the bundle, by name; {} if there is no such folder.
+
+        Raises BundleError for a file that is no array of finite numbers.
+        """
+        found = {}
+        for name in self.names_in(folder):
+            path = PurePosixPath(folder, name)
+            if path.suffix == ".npy":
+                try:
+                    values = array_from_bytes(self.read(str(path)), str(path), remedy=_ADVICE)
+                except StoreError as error:
+                    raise BundleError(f"{self.folder}: {error}") from error
+                if not np.isfinite(values).all():
+                    raise BundleError(f"{self.folder}: {path} holds values that are not finite: {_ADVICE}")
+                found[path.stem] = values
+        return found
+
+    def _what_changed(self, name: str) -> str:
+        """Returns the message for a file that no longer has the content that was checked at opening."""
+        try:
+            there = read_manifest_of(self.folder)
+        except BundleError:
+            there = None
+        again = "start the command or the app again to use what lies there now"
+        if there is not None and Bundle(self.folder, there).fingerprint != self.fingerprint:
+            return (
+                f"{self.folder} was replaced by another bundle ({Bundle(self.folder, there).fingerprint}) after this "
+                f"one ({self.fingerprint}) was opened, so {name} is no longer there: {again}"
+            )
+        return f"{self.folder}: {name} has changed since the bundle was opened: {_ADVICE}; then {again}"
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -253,7 +197,7 @@ def read_bundle(path: Path) -> Bundle:
     """
     path = Path(path)
     if path.is_dir():
-        bundle = Bundle(path, _checked_manifest(_read_manifest(path), path))
+        bundle = Bundle(path, read_manifest_of(path))
         there = {file.relative_to(path).as_posix() for file in path.rglob("[!.]*") if not file.is_dir()}
         if strange := sorted(there - {MANIFEST, *bundle.manifest["files"]}):
             raise BundleError(
@@ -293,6 +237,21 @@ def zip_bundle(bundle: Bundle, path: Path) -> None:
             info.external_attr = (stat.S_IFREG | 0o644) << 16
             with archive.open(info, "w", force_zip64=True) as target, (bundle.folder / name).open("rb") as source:
                 shutil.copyfileobj(source, target)
+
+
+def read_manifest_of(folder: Path) -> dict[str, Any]:
+    """Returns the checked manifest of an unpacked bundle. Raises BundleError where there is none, or a damaged one."""
+    return _checked_manifest(_read_manifest(folder), folder)
+
+
+def _read_regular(path: Path, n_bytes: int) -> bytes:
+    """Returns the first bytes of a regular file. Raises OSError for others, such as a pipe, which would block."""
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+    ) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        return file.read(n_bytes)
 
 
 def _read_manifest(folder: Path) -> bytes | None:

@@ -14,21 +14,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from dermstack.errors import BundleError, DermstackError
+from dermstack.errors import BundleError, DermstackError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
 from image_models.cache import ImageCache
 from image_models.predict import VIEW_COUNTS, NetOutput
 from image_models.saved import NetCache, predict_frozen, predict_trained
-from stack.blend.blender import Blender, blender_from_state
+from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, calibrator_from_state
-from stack.config import Features
-from stack.features import FoldFeatures
+from stack.blend.state import blender_from_state
+from stack.columns import empty_values
+from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
+from stack.features import CATEGORICAL, NUMERIC, FoldFeatures
+from stack.level2_config import Features
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
+from stack.table import ACQUISITION
 from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata, MetadataEncoder
-from tabular.models import Bag, read_bag
+from tabular.gbdt import check_gbdt
+from tabular.gbdt_trial import ModelFile, try_models
+from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
+
+MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes for each
+# What reading and applying the parts of a bundle raises where they are not what dermstack writes.
+CONTENT_ERRORS = (
+    DermstackError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, RecursionError,
+    MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,29 +116,112 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
     names = tuple(run.name for run in bundle.image_runs)
     try:
         features = tuple(_features(bundle, fold) for fold in range(bundle.folds)) if manifest["stackers"] else ()
-        bags = {
-            entry["name"]: tuple(
-                read_bag(entry["kind"], bundle.folder / "stackers" / entry["name"] / f"fold_{fold}", shift=shift)
-                for fold, shift in enumerate(entry["shifts"])
-            )
-            for entry in manifest["stackers"]
-        }
+        bags = _bags(bundle)
         scales = {
             run: {int(net): (float(mean), float(spread)) for net, (mean, spread) in of_nets.items()}
             for run, of_nets in manifest["scales"].items()
         }
         blender = blender_from_state(bundle.json("blend/blend.json"), bundle.arrays("blend"))
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
-    except (DermstackError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise BundleError(f"{bundle.folder}: level 2 or the blend cannot be read ({error}): bundle again") from error
-    return FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
+        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
+        with threadpool_limits(1):
+            _try_rows(bundle, fitted)
+    except BundleError:
+        raise
+    except CONTENT_ERRORS as error:
+        raise BundleError(
+            f"{bundle.folder}: level 2 or the blend cannot be read ({_short(error)}): bundle again"
+        ) from error
+    return fitted
+
+
+def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
+    """Reads the stackers' models; GBDT libraries parse them in a child process first (`tabular.gbdt_trial`)."""
+    contents: dict[str, list[dict[str, bytes]]] = {}
+    tried = []
+    for entry in bundle.manifest["stackers"]:
+        for fold in range(bundle.folds):
+            folder, kind = _stacker_folder(entry["name"], fold), entry["kind"]
+            names = bundle.names_in(folder)
+            models = {name: bundle.read(f"{folder}/{name}") for name in model_names(kind, names)}
+            encoding = {name: bundle.read(f"{folder}/{name}") for name in names if name == ENCODING_FILE}
+            contents.setdefault(entry["name"], []).append(models | encoding)
+            if kind != "logistic":
+                for name, content in models.items():
+                    check_gbdt(kind, content, f"{folder}/{name}")
+                    tried.append(ModelFile(f"{folder}/{name}", kind, content))
+    try_models(tried)
+    return {
+        entry["name"]: tuple(
+            bag_from_contents(entry["kind"], models, _stacker_folder(entry["name"], fold), shift=shift)
+            for fold, (models, shift) in enumerate(zip(contents[entry["name"]], entry["shifts"], strict=True))
+        )
+        for entry in bundle.manifest["stackers"]
+    }
+
+
+def _stacker_folder(name: str, fold: int) -> str:
+    return f"stackers/{name}/fold_{fold}"
+
+
+def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
+    """Applies level 2, blend and calibration to two rows of zeros, which shows parts that do not fit each other.
+
+    Raises the errors that such parts cause, and ValueError for scores that are no finite numbers.
+    """
+    ids = pd.Series(["0", "1"], dtype="str")
+    frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(2, np.nan, np.float32)})
+    frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
+    frame = frame.assign(**dict.fromkeys(ACQUISITION, np.float32(0)))
+    frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
+    z: dict[str, NDArray[np.floating]] = {}
+    aligned = alignments(bundle)
+    for name, kind in bundle.manifest["embeddings"].items():
+        if kind == "aligned":
+            z[name] = np.zeros((bundle.folds, 2, aligned[name].components), np.float32)
+        elif fitted.features:
+            z[name] = np.zeros((2, len(fitted.features[0].axes_[name][0])), np.float16)
+    made = fitted.score(frame, Level1(np.zeros((bundle.folds, 2, len(fitted.names)), np.float32), z))
+    if not np.isfinite(made.to_numpy()).all():
+        raise ValueError("its scores are not finite")
+
+
+def read_bundled_fallback(bundle: Bundle) -> Fallback:
+    """Reads the model that predicts from the table alone. Raises BundleError where the bundle has none or a bad one."""
+    if not bundle.manifest.get("fallback"):
+        raise BundleError(
+            f"{bundle.folder} cannot predict from the table alone: set `data.on_unreadable_test: table` in the config "
+            "of its experiment, run `dermstack stack` and bundle again; or drop the rows (--on-unreadable drop)"
+        )
+    try:
+        state = bundle.json(f"{FOLDER}/{STATE_FILE}")["state"]
+        settings = Features(**bundle.manifest["features"])
+        made = read_fallback(
+            lambda name: bundle.read(f"{FOLDER}/{name}"), state, settings, columns=bundle.table_columns,
+            threads=int(bundle.manifest["threads"]),
+        )  # fmt: skip
+        if len(made.models) != bundle.folds:
+            raise ValueError(f"{len(made.models)} models for {bundle.folds} folds")
+    except BundleError:
+        raise
+    except CONTENT_ERRORS as error:
+        raise BundleError(f"{bundle.folder}: the fallback cannot be read ({_short(error)}): bundle again") from error
+    return made
 
 
 def alignments(bundle: Bundle) -> dict[str, Alignment]:
     """Returns, by trained run whose embedding enters level 2, the map of its networks' z onto shared axes."""
     kept = bundle.arrays("alignment")
-    names = [name for name, kind in bundle.manifest["embeddings"].items() if kind == "aligned"]
-    return {name: Alignment(kept[f"{name}_mean"], kept[f"{name}_turn"], np.nan, np.nan) for name in names}
+    made = {}
+    for name in (name for name, kind in bundle.manifest["embeddings"].items() if kind == "aligned"):
+        mean, turn = (kept.get(f"{name}_{part}", np.empty(0)) for part in ("mean", "turn"))
+        if mean.ndim != 2 or turn.ndim != 3 or mean.shape != turn.shape[:2] or len(mean) != bundle.folds:
+            raise BundleError(
+                f"{bundle.folder}: alignment/{name}_mean.npy and {name}_turn.npy are of shapes {mean.shape} and "
+                f"{turn.shape}, not of {bundle.folds} networks: bundle again"
+            )
+        made[name] = Alignment(mean, turn, np.nan, np.nan)
+    return made
 
 
 def _of(x: pd.DataFrame, bag: Bag) -> pd.DataFrame:
@@ -142,7 +239,27 @@ def _features(bundle: Bundle, fold: int) -> FoldFeatures:
         Features(**manifest["features"]), names, frozen=frozen, seed=0, columns=bundle.table_columns
     )
     place = f"features/fold_{fold}"
-    return features.restore((bundle.folder / place / "features.json").read_text("utf-8"), bundle.arrays(place))
+    features.restore(json.dumps(bundle.json(f"{place}/features.json")), bundle.arrays(place))
+    for encoder in filter(None, (features.encoder_, features.table_)):
+        _check_encoder(bundle, encoder, f"{place}/features.json")
+    if tuple(features.encoder_.numeric) != NUMERIC or tuple(features.encoder_.categorical) != CATEGORICAL:
+        raise BundleError(f"{bundle.folder}: {place}/features.json encodes other columns than age, sex and site")
+    for name, (mean, turn) in features.axes_.items():
+        if mean.ndim != 1 or turn.ndim != 2 or len(mean) != len(turn):
+            raise BundleError(
+                f"{bundle.folder}: {place}/{name}_mean.npy and {name}_turn.npy are of shapes {mean.shape} and "
+                f"{turn.shape}: bundle again"
+            )
+    return features
+
+
+def _check_encoder(bundle: Bundle, encoder: MetadataEncoder, name: str) -> None:
+    """Raises BundleError for an encoder that would make more columns of a row than any table has."""
+    if len(encoder.columns_) > MAX_ENCODED_COLUMNS:
+        raise BundleError(
+            f"{bundle.folder}: {name} encodes the columns of the table in {len(encoder.columns_):,} columns, more than "
+            f"{MAX_ENCODED_COLUMNS:,}: bundle again"
+        )
 
 
 def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
@@ -150,6 +267,10 @@ def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], ne
     runs = len(names)
     nothing = np.empty((0, runs), np.float32)
     return Predictions(names, np.empty(0, np.intp), nothing, nothing.astype(np.int8), logits, nets)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
@@ -162,19 +283,19 @@ def known_words(bundle: Bundle) -> dict[str, list[str]]:
 
     The columns are `WORDS` and the table's categorical ones. Raises BundleError if an encoder cannot be read.
     """
-    features = bundle.manifest["features"]
-    places = sorted((bundle.folder / "features").glob("fold_*/features.json")) if bundle.manifest["stackers"] else []
-    encoders = []
-    try:
-        for place in places:
-            state = json.loads(place.read_text(encoding="utf-8"))
-            parts = [state["metadata"]] if features["metadata"] else []
-            parts += [state["table"]] if state.get("table") else []
-            encoders += [MetadataEncoder.from_json(json.dumps(part)) for part in parts]
-        for place in sorted((bundle.folder / "image_models").glob(f"*/fold_*/{ENCODER}")):
-            encoders.append(DenseMetadata.from_json(place.read_text(encoding="utf-8")).encoder_)
-    except (DermstackError, OSError, ValueError, LookupError, TypeError) as error:
-        raise BundleError(f"{bundle.folder}: the metadata encoding cannot be read ({error}): bundle again") from error
+    folds = range(bundle.folds)
+    nets = [net_encoder(bundle, run, fold) for run in bundle.image_runs for fold in folds]
+    encoders = [net.encoder_ for net in nets if net is not None]
+    with_metadata = bool(bundle.manifest["features"]["metadata"])
+    for folder, takes_metadata in (("features", with_metadata), (FOLDER, True)):
+        for name in (f"{folder}/fold_{fold}/features.json" for fold in folds):
+            state = bundle.json(name) if name in bundle else {}
+            try:
+                parts = [state["metadata"]] if takes_metadata and state else []
+                parts += [state["table"]] if state.get("table") else []
+                encoders += [MetadataEncoder.from_json(json.dumps(part)) for part in parts]
+            except CONTENT_ERRORS as error:
+                raise BundleError(f"{bundle.folder}: {name} cannot be read ({_short(error)}): bundle again") from error
     return {
         column: sorted(
             {
@@ -232,7 +353,7 @@ def read_level1(
     ImageError.
     """
     options = {
-        "store": store or NetCache(max_bytes=0), "device": device, "threads": int(bundle.manifest["threads"]),
+        "store": store or net_cache(bundle), "device": device, "threads": int(bundle.manifest["threads"]),
         "workers": workers, "progress": progress,
     }  # fmt: skip
     aligned, kinds = alignments(bundle), bundle.manifest["embeddings"]
@@ -241,6 +362,7 @@ def read_level1(
     for place, run in enumerate(bundle.image_runs):
         cache = caches[int(run.settings["size"])]
         for fold, made in enumerate(_predict_folds(bundle, run, cache, frame, **options)):
+            _check_output(bundle, run, fold, made, aligned)
             logits[fold, :, place] = made.logit
             if fold == 0 or run.kind != "frozen":
                 see(run, fold, made)
@@ -252,6 +374,23 @@ def read_level1(
     return Level1(logits, {name: z[name] for name in kinds})
 
 
+def net_cache(bundle: Bundle, max_bytes: int = 0) -> NetCache:
+    """Returns a cache for the bundle's networks, which checks the hash of the bytes that it reads."""
+    return NetCache(max_bytes, read=bundle.read_path)
+
+
+def _check_output(bundle: Bundle, run: ImageRun, fold: int, made: NetOutput, aligned: Mapping[str, Alignment]) -> None:
+    """Raises BundleError for predictions that are not finite or do not have the width of the stored alignment."""
+    used = run.name in bundle.manifest["embeddings"]
+    if not np.isfinite(made.logit).all() or (used and not np.isfinite(made.z).all()):
+        raise BundleError(f"{bundle.folder}: {run.name}, fold {fold}, gives predictions that are not finite")
+    if run.name in aligned and made.z.shape[1] != aligned[run.name].mean.shape[1]:
+        raise BundleError(
+            f"{bundle.folder}: {run.name} has {made.z.shape[1]} features, its alignment "
+            f"{aligned[run.name].mean.shape[1]}: bundle again"
+        )
+
+
 def fold_folder(bundle: Bundle, run: ImageRun, fold: int) -> Path:
     """Returns the folder with the weights of a fold's networks."""
     return bundle.folder / "image_models" / run.name / f"fold_{fold}"
@@ -259,10 +398,21 @@ def fold_folder(bundle: Bundle, run: ImageRun, fold: int) -> Path:
 
 def encoded_metadata(bundle: Bundle, run: ImageRun, fold: int, frame: pd.DataFrame) -> NDArray[np.float32]:
     """Returns age, sex and site encoded for the fold's networks, (n, m); m = 0 if they take no metadata."""
-    path = fold_folder(bundle, run, fold) / ENCODER
-    if not path.is_file():
-        return np.empty((len(frame), 0), np.float32)
-    return DenseMetadata.from_json(path.read_text(encoding="utf-8")).transform(frame)
+    encoder = net_encoder(bundle, run, fold)
+    return np.empty((len(frame), 0), np.float32) if encoder is None else encoder.transform(frame)
+
+
+def net_encoder(bundle: Bundle, run: ImageRun, fold: int) -> DenseMetadata | None:
+    """Returns the encoder of age, sex and site of a fold's networks; None if they take no metadata."""
+    name = f"image_models/{run.name}/fold_{fold}/{ENCODER}"
+    if name not in bundle:
+        return None
+    try:
+        encoder = DenseMetadata.from_json(json.dumps(bundle.json(name)))
+    except (TabularError, RecursionError) as error:
+        raise BundleError(f"{bundle.folder}: {name} cannot be read ({_short(error)}): bundle again") from error
+    _check_encoder(bundle, encoder.encoder_, name)
+    return encoder
 
 
 def _predict_folds(

@@ -16,7 +16,7 @@ from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import unknown_words
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
-from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
+from dermstack.serve.predict import NewRows, predict_rows, read_new_rows, warn_of_fallback
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
 from stack.console import Out
@@ -135,12 +135,13 @@ def evaluate_to_files(
     *,
     device: str = "auto",
     n_jobs: int = 1,
-    drop_unreadable: bool = False,
+    on_unreadable: str = "refuse",
 ) -> Validation:
     """Runs `evaluate` and writes evaluation.json, evaluation.html and predictions.csv to ``folder``.
 
-    An interrupted call resumes there. With ``drop_unreadable``, unreadable images are left out, counted and listed in
-    dropped.csv.
+    An interrupted call resumes there. With ``on_unreadable`` "drop", unreadable images are left out, counted and listed
+    in dropped.csv; with "table" they are predicted from the table alone, evaluated like the others and counted in a
+    note.
     """
     check_output_folder(folder, "--out")
     for name in ("evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"):
@@ -148,13 +149,14 @@ def evaluate_to_files(
     promise, y = read_promise(bundle), targets_of(rows, labels)
     check_classes(y, rows.frame["group"])
     work = folder / "parts"
-    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=drop_unreadable)
+    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    warn_of_fallback(bundle, made, out)
     there = rows.frame["id"].isin(made["id"]).to_numpy()
     y_there, frame = y.to_numpy()[there], rows.frame[there].reset_index(drop=True)
     lacking, cost = lacking_columns(bundle, frame, rows.missing)
     found = validate(
         promise, made, y_there, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        dropped=int((~there).sum()), notes=_notes(bundle, rows), lacking=lacking, cost=cost,
+        dropped=int((~there).sum()), notes=_notes(bundle, rows) + _fallback_note(made), lacking=lacking, cost=cost,
     )  # fmt: skip
     _write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if not there.all():
@@ -217,6 +219,16 @@ def _notes(bundle: Bundle, rows: NewRows) -> list[str]:
     doubts = [*cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]
     notes += [f"{note[0].upper()}{note[1:]}" for note in doubts]
     return notes + ([bundle.selection_note] if bundle.selection_note else [])
+
+
+def _fallback_note(made: pd.DataFrame) -> list[str]:
+    """Returns the caveat about rows that are predicted without their image."""
+    if not (number := int((made["basis"] != "images").sum()) if "basis" in made else 0):
+        return []
+    return [
+        f"{number:,} of these images cannot be read and are predicted from the table alone, as declared: the estimate "
+        "from training does not cover such rows."
+    ]
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

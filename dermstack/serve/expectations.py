@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 from scipy.special import expit
 
 from dermstack.errors import BundleError, DermstackError, TabularError
@@ -26,7 +27,7 @@ from stack.metrics.intervals import Z95, Interval, paired_difference
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions, write_json
-from tabular.embeddings import Density, fit_density
+from tabular.embeddings import N_QUANTILES, Density, fit_density
 
 PROMISE_FILE = "promise.json"
 
@@ -55,16 +56,26 @@ def write_promise(promise: InternalValidation, bundle: Path) -> None:
 
 def read_promise(bundle: Bundle) -> InternalValidation:
     """Reads the training estimate. Raises BundleError for a bundle of an earlier dermstack, which has none."""
-    if not (bundle.folder / PROMISE_FILE).is_file():
+    if PROMISE_FILE not in bundle:
         raise BundleError(
             f"{bundle.folder} has no {PROMISE_FILE} to compare with, because an earlier dermstack made it: bundle the "
             "experiment again with `dermstack bundle`"
         )
     content = bundle.json(PROMISE_FILE)
     try:
-        return internal_validation_from_json(content)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} cannot be read ({error}): bundle again") from error
+        promise = internal_validation_from_json(content)
+        _PROMISE_TYPE.validate_python(asdict(promise))
+        for entry in promise.subgroups:
+            _SUBGROUP_TYPE.validate_python(entry)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        fault = " ".join(str(error).split())[:300]
+        raise BundleError(f"{bundle.folder}: {PROMISE_FILE} cannot be read ({fault}): bundle again") from error
+    return promise
+
+
+# The types of what promise.json holds; JSON gives none of them by itself.
+_PROMISE_TYPE = TypeAdapter(InternalValidation)
+_SUBGROUP_TYPE = TypeAdapter(dict[str, bool | float | Annotated[str, Field(max_length=1000)] | None])
 
 
 COSTS_FILE = "costs.json"
@@ -175,35 +186,12 @@ class Costs:
 
 def read_costs(bundle: Bundle) -> Costs:
     """Reads the measured costs. Raises BundleError where they cannot be read."""
-    if not (bundle.folder / COSTS_FILE).is_file():
+    if COSTS_FILE not in bundle:
         return Costs({})
     try:
         return Costs({tuple(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)})
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
-
-
-RANGES_FILE = "ranges.json"
-
-
-def write_ranges(experiment: Experiment, bundle: Path) -> None:
-    """Writes the 1 % and 99 % quantiles of each column of numbers, by its name in the table, if the table has any."""
-    numbers = experiment.table.columns.numeric
-    if not numbers:
-        return
-    known = {name: experiment.table.train[name].dropna().to_numpy(np.float64) for name in numbers}
-    ranges = {name: np.quantile(values, [0.01, 0.99]).tolist() for name, values in known.items() if len(values)}
-    (bundle / RANGES_FILE).write_text(json.dumps(ranges, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def read_ranges(bundle: Bundle) -> dict[str, tuple[float, float]]:
-    """Reads what `write_ranges` wrote; {} for a bundle without it. Raises BundleError where it cannot be read."""
-    if not (bundle.folder / RANGES_FILE).is_file():
-        return {}
-    try:
-        return {str(name): (float(low), float(high)) for name, (low, high) in bundle.json(RANGES_FILE).items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise BundleError(f"{bundle.folder}: {RANGES_FILE} cannot be read ({error}): bundle again") from error
 
 
 def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> tuple[list[str], Interval | None]:
@@ -230,6 +218,8 @@ def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str])
 
 def _cost(entry: dict[str, Any]) -> Interval:
     value, low, high = (float(entry[name]) for name in ("cost", "low", "high"))
+    if not np.isfinite([value, low, high]).all():
+        raise ValueError(f"a cost of {value} [{low}, {high}]")
     return Interval(value, low, high, (high - low) / (2 * Z95))
 
 
@@ -327,7 +317,7 @@ def _head_logits(
     """Returns the logits (n,) for each frame's metadata: the network's head applied to stored embeddings (n, d)."""
     metadata = [encoded_metadata(bundle, run, fold, frame) for frame in frames]
     weights = fold_folder(bundle, run, fold) / "weights.safetensors"
-    return head_logits(weights, run.settings, z, metadata, positive=run.positive)
+    return head_logits(weights, run.settings, z, metadata, positive=run.positive, read=bundle.read_path)
 
 
 def _out_of_fold_scores(
@@ -375,6 +365,10 @@ class NoveltyScorer:
     def see(self, run: ImageRun, fold: int, made: NetOutput) -> None:
         """Adds one fold's predictions for all rows; those of other runs are ignored."""
         if run.name == self.model.run:
+            if made.z.shape[1] != (features := len(self.model.densities[fold].mean)):
+                raise BundleError(
+                    f"{run.name} has {made.z.shape[1]} features, its novelty model {features}: bundle again"
+                )
             self.shares.append(self.model.densities[fold].share_nearer(made.z))
 
     def novelty(self) -> NDArray[np.float64]:
@@ -416,15 +410,26 @@ def write_novelty(novelty: Novelty, bundle: Path) -> None:
 
 def read_novelty(bundle: Bundle) -> Novelty | None:
     """Reads the novelty model; None if the bundle has none. Raises BundleError if it cannot be read."""
-    if not (bundle.folder / NOVELTY_FOLDER / "novelty.json").is_file():
+    if f"{NOVELTY_FOLDER}/novelty.json" not in bundle:
         return None
     about = bundle.json(f"{NOVELTY_FOLDER}/novelty.json")
     try:
         run = next(run for run in bundle.image_runs if run.name == about["run"])
         densities = []
-        for fold in range(1 if run.kind == "frozen" else bundle.folds):
+        nets = 1 if run.kind == "frozen" else bundle.folds
+        if about["nets"] != nets:
+            raise ValueError(f"it is of {str(about['nets'])[:20]} networks, not of {nets}")
+        for fold in range(nets):
             noise = float(bundle.json(f"{NOVELTY_FOLDER}/fold_{fold}/noise.json")["noise"])
-            densities.append(Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise))
-    except (DermstackError, LookupError, StopIteration, TypeError, ValueError) as error:
+            density = Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise)
+            shapes = [density.mean.shape, density.axes.shape[:1], density.reference.shape]
+            if density.axes.ndim != 2 or shapes[0] != shapes[1] or shapes[2] != (N_QUANTILES,):
+                raise ValueError(f"fold {fold} has arrays of shapes {shapes}, which do not fit each other")
+            if not 0 < noise < np.inf or (np.diff(density.reference) < 0).any() or not density.axes.any(axis=0).all():
+                raise ValueError(f"fold {fold} has distances or deviations that are out of range")
+            densities.append(density)
+    except BundleError:
+        raise
+    except (DermstackError, LookupError, StopIteration, TypeError, ValueError, OverflowError) as error:
         raise BundleError(f"{bundle.folder}: the novelty model cannot be read ({error}): bundle again") from error
     return Novelty(run.name, tuple(densities))

@@ -18,15 +18,25 @@ from PIL import Image
 from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import WORDS, Level1, encoded_metadata, fold_folder, known_words, read_fitted
+from dermstack.serve.ensemble import (
+    WORDS,
+    Level1,
+    encoded_metadata,
+    fold_folder,
+    known_words,
+    net_cache,
+    read_bundled_fallback,
+    read_fitted,
+)
 from dermstack.serve.expectations import cost_notes, read_novelty
-from dermstack.serve.predict import score_pictures
+from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes
 from image_models.cache import ImageCache, build_cache
 from image_models.device import pick_device
 from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
+from stack.fallback import FOLDER, STATE_FILE
 from stack.missing_codes import MAX_AGE, missing_codes
 from tabular.group_features import embedding_aggregates, prediction_aggregates
 
@@ -78,6 +88,7 @@ def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.f
 
 
 _ONLY_PICTURE = "This is the only image: there are no others of this patient to compare it with."
+_NOT_SEEN = "This image cannot be read: its risk says nothing about the lesion, only about age, sex and site."
 _NOT_MEASURED = "Level 2 of this ensemble uses no embeddings, so the similarity of the lesions is not measured."
 
 
@@ -212,9 +223,10 @@ class Lesion:
     p_calibrated: float
     novelty: float | None  # share of training images nearer to the others than this one; None: bundle without it
     far: bool  # novelty above 0.99
-    picture: bytes  # JPEG in the size in which the page shows it
+    picture: bytes | None  # JPEG in the size in which the page shows it; None: it cannot be read
     heat: bytes | None  # the same with its Grad-CAM on top; None: empty map, or no network supports Grad-CAM
     standing: Standing
+    basis: str = "images"  # what it is predicted from: where the image cannot be read, "table" or "prevalence"
 
 
 @dataclass(frozen=True)
@@ -229,12 +241,20 @@ class Reading:
 class Ensemble:
     """A bundle loaded into memory, for repeated calls of `read_patient`."""
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto", net_cache_bytes: int = NET_CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        net_cache_bytes: int = NET_CACHE_BYTES,
+        on_unreadable: Literal["refuse", "table"] = "refuse",
+    ) -> None:
         self.bundle = bundle
+        self.fallback = read_bundled_fallback(bundle) if on_unreadable == "table" else None
         self.device = device
         self.fitted = read_fitted(bundle)
         self.novelty = read_novelty(bundle)
-        self.store = NetCache(max_bytes=net_cache_bytes)
+        self.store = net_cache(bundle, net_cache_bytes)
         self.lock = threading.Lock()  # one patient at a time, as each uses the number of threads that the bundle names
         words = known_words(bundle)
         self.choices = {name: words[name] for name in WORDS}
@@ -261,8 +281,8 @@ def read_patient(
     ``values`` has text of columns without a role, by their name in the csv of training, which counts for all images.
     The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
     patient, if the groups of training were patients), else each image is its own group. Files are in a temporary
-    folder until the call ends. Raises DataError naming every file that is not an image, and values that do not occur
-    in training.
+    folder until the call ends. Raises DataError naming every file that is not an image, unless the ensemble predicts
+    these from the table alone, and values that do not occur in training.
     """
     if not photos:
         raise DataError("no image was given: choose at least one")
@@ -273,34 +293,61 @@ def read_patient(
             _source(Path(temporary), row, photo, int(ensemble.bundle.manifest.get("bits_stored", 0)))
             for row, photo in enumerate(photos)
         ]
-        pictures = _decode_photos(photos, sources)
-        caches = _caches(ensemble.bundle, Path(temporary), frame, sources)
+        decoded = _decode_photos(photos, sources, refuse=ensemble.fallback is None)
+        rows = list(decoded)
+        seen, pictures = frame.iloc[rows].reset_index(drop=True), list(decoded.values())
+        caches = _caches(ensemble.bundle, Path(temporary), seen, [sources[row] for row in rows]) if rows else {}
         level1: list[Level1] = []
         made = score_pictures(
-            ensemble.bundle, ensemble.fitted, ensemble.novelty, caches, frame, store=ensemble.store,
+            ensemble.bundle, ensemble.fitted, ensemble.novelty, caches, seen, store=ensemble.store,
             device=ensemble.device, on_level1=level1.append,
         )  # fmt: skip
-        heat_map_run, heats = _heat_overlays(ensemble, caches, frame, pictures)
-    risk = made["p_calibrated"].to_numpy(np.float64)
-    standing = standings(risk, ensemble.fitted.embeddings(level1[0]))
+        heat_map_run, heats = _heat_overlays(ensemble, caches, seen, pictures) if rows else (None, [])
+    of_seen = (
+        standings(made["p_calibrated"].to_numpy(np.float64), ensemble.fitted.embeddings(level1[0])) if rows else []
+    )
+    unknown = _unknown_columns(frame, together)
+    unknown += [question.name for question in ensemble.questions if question.csv not in given]
+    notes = cost_notes(ensemble.bundle, unknown)
+    if ensemble.fallback is not None:
+        made = with_unreadable(made, frame, ensemble.fallback, ensemble.fitted)
+        notes = [*_fallback_notes(ensemble.bundle, photos, made["basis"]), *notes]
+    unseen = Standing(len(rows), None, None, None, None, _NOT_SEEN)
+    place = {row: number for number, row in enumerate(rows)}
     lesions = [
         Lesion(
-            photo.name, photo.site, float(made["score"].iloc[row]), float(risk[row]),
-            float(made["novelty"].iloc[row]) if "novelty" in made else None,
+            photo.name, photo.site, float(made["score"].iloc[row]), float(made["p_calibrated"].iloc[row]),
+            float(made["novelty"].iloc[row]) if "novelty" in made and row in place else None,
             bool(made["far"].iloc[row]) if "far" in made else False,
-            encode_jpeg(pictures[row]), heats[row], standing[row],
+            encode_jpeg(decoded[row]) if row in place else None,
+            heats[place[row]] if row in place else None,
+            of_seen[place[row]] if row in place else unseen,
+            basis=str(made["basis"].iloc[row]) if "basis" in made else "images",
         )
         for row, photo in enumerate(photos)
     ]  # fmt: skip
-    notes = [
+    notes += [
         f"age {code.value} is often written for 'unknown': if it is here, leave the age empty"
         for code in missing_codes(frame, few_rows=True)
         if code.is_number
     ]
-    notes += range_notes(ensemble.questions, given)
-    unknown = _unknown_columns(frame, together)
-    unknown += [question.name for question in ensemble.questions if question.csv not in given]
-    return Reading(lesions, heat_map_run, [*notes, *cost_notes(ensemble.bundle, unknown)])
+    return Reading(lesions, heat_map_run, [*notes, *range_notes(ensemble.questions, given)])
+
+
+def _fallback_notes(bundle: Bundle, photos: Sequence[Photo], basis: pd.Series) -> list[str]:
+    """Returns the note that names the files that are predicted without their image."""
+    names = {
+        what: [p.name for p, made_from in zip(photos, basis, strict=True) if made_from == what] for what in set(basis)
+    }
+    said = {"table": "from the table alone", "prevalence": "as the prevalence of training, as nothing else is known"}
+    parts = [f"{', '.join(names[what])} {text}" for what, text in said.items() if what in names]
+    if not parts:
+        return []
+    quality = bundle.json(f"{FOLDER}/{STATE_FILE}")["performance"]
+    return [
+        f"some images cannot be read; as declared at the start, these are predicted: {'; '.join(parts)}. The training "
+        f"estimate does not apply to them; their fallback is {quality}"
+    ]
 
 
 def _frame(
@@ -337,16 +384,19 @@ def _source(folder: Path, row: int, photo: Photo, bits_stored: int) -> Source:
     return Source(path, kind, n_bytes=len(photo.data), stamp=path.stat().st_mtime_ns, bits_stored=bits_stored)
 
 
-def _decode_photos(photos: Sequence[Photo], sources: Sequence[Source]) -> list[NDArray[np.uint8]]:
-    """Returns the images in the size of the page. Raises DataError with a line for every file that is not an image."""
-    pictures, faults = [], []
-    for photo, source in zip(photos, sources, strict=True):
+def _decode_photos(photos: Sequence[Photo], sources: Sequence[Source], *, refuse: bool) -> dict[int, NDArray[np.uint8]]:
+    """Returns the images in the size of the page, by the number of their photo.
+
+    Raises DataError with a line for every file that is not an image; without ``refuse`` these are left out.
+    """
+    pictures, faults = {}, []
+    for row, (photo, source) in enumerate(zip(photos, sources, strict=True)):
         try:
-            pictures.append(page_sized(source.read(min_side=1 << 9).image))
+            pictures[row] = page_sized(source.read(min_side=1 << 9).image)
         except ImageError as error:
             reason = str(error).removeprefix(f"{source.name}: ").rpartition(": ")[0]
             faults.append(f"{photo.name}: {reason}: {_ADVICE}")
-    if faults:
+    if faults and refuse:
         raise DataError("\n".join(faults))
     return pictures
 

@@ -22,6 +22,7 @@ from dermstack.serve.ensemble import (
     Level1,
     known_words,
     passes_per_image,
+    read_bundled_fallback,
     read_fitted,
     read_level1,
     unknown_words,
@@ -41,6 +42,7 @@ from image_models.io.readers import (
 from image_models.saved import NetCache
 from stack.columns import empty_values
 from stack.console import Out
+from stack.fallback import FOLDER, STATE_FILE, Fallback
 from stack.keys import words_as_in
 from stack.missing_codes import missing_codes, new_code_warnings
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
@@ -127,7 +129,7 @@ def predict_rows(
     device: str = "auto",
     n_jobs: int = 1,
     workers: int = 0,
-    drop_unreadable: bool = False,
+    on_unreadable: str = "refuse",
 ) -> pd.DataFrame:
     """Returns id, score, p_calibrated, novelty and far for each row, in the order of ``rows``.
 
@@ -136,15 +138,20 @@ def predict_rows(
     ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
     0.99. Both columns are missing if the bundle has no novelty model.
 
-    Raises ImageError listing the unreadable images of a part; with ``drop_unreadable`` these have no row instead.
+    Raises ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these have no row instead;
+    with "table" they are predicted from the table alone, and the column ``basis`` says for each row what it is
+    predicted from: "images", "table" or, where a row has no value in the table, "prevalence".
     """
     out = out or Out(quiet=True)
+    drop = drops_unreadable(on_unreadable)
+    fallback = read_bundled_fallback(bundle) if on_unreadable == "table" else None
     with locked(work):
         job = fingerprint({
             "bundle": bundle.fingerprint,
             "rows": frame_fingerprint(rows.frame),
             "pictures": [(source.name, source.n_bytes) for source in rows.sources],  # a part knows their contents
-            "drop": drop_unreadable,
+            "drop": drop,
+            **({"table": True} if fallback else {}),
             **({"tolerate": True} if any(source.tolerate for source in rows.sources) else {}),
         })  # fmt: skip
         _start_job(work, job)
@@ -160,7 +167,7 @@ def predict_rows(
                     continue
                 made = _predict_part(
                     bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,
-                    workers=workers, drop_unreadable=drop_unreadable, progress=progress,
+                    workers=workers, drop_unreadable=drop, fallback=fallback, progress=progress,
                 )  # fmt: skip
                 write_run(_part_folder(work, number), {"kind": _KIND, "contents": contents}, frames={"made": made})
         kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
@@ -188,7 +195,11 @@ def score_pictures(
     ``frame``.
     """
     frame = frame.reset_index(drop=True)
-    if bundle.manifest["features"]["shortcuts"]:
+    if frame.empty:  # no image of these groups can be read
+        columns = {"id": "str", "score": "float64", "p_calibrated": "float64"}
+        seen_columns = {"novelty": "float64", "far": "bool"} if novelty else {}
+        return pd.DataFrame(columns=[*columns, *seen_columns]).astype(columns | seen_columns)
+    if bundle.manifest["features"].get("shortcuts"):
         frame = _with_acquisition(frame, next(iter(caches.values())))
     seen = novelty.scorer() if novelty else None
     with threadpool_limits(fitted.threads):  # as in training: BLAS rounding depends on the threads
@@ -215,6 +226,7 @@ def _predict_part(
     n_jobs: int,
     workers: int,
     drop_unreadable: bool,
+    fallback: Fallback | None,
     progress: Callable[[int], object],
 ) -> pd.DataFrame:
     pixels = work / "pixels"
@@ -227,16 +239,31 @@ def _predict_part(
             resize=bundle.manifest["resize"],
             format=bundle.manifest["cache_format"],
             n_jobs=n_jobs,
-            drop_unreadable=drop_unreadable,
+            drop_unreadable=drop_unreadable or fallback is not None,
+            advice=_ADVICE,
         )
         for size in bundle.sizes
     }
     lost = pd.concat([cache.unreadable for cache in caches.values()])
-    if len(lost):
-        frame = frame[~frame["id"].isin(lost["id"])]
-    made = score_pictures(bundle, fitted, novelty, caches, frame, device=device, workers=workers, progress=progress)
+    seen = frame[~frame["id"].isin(lost["id"])] if len(lost) else frame
+    made = score_pictures(bundle, fitted, novelty, caches, seen, device=device, workers=workers, progress=progress)
     shutil.rmtree(pixels)
-    return made
+    return made if fallback is None else with_unreadable(made, frame, fallback, fitted)
+
+
+def with_unreadable(
+    made: pd.DataFrame, frame: pd.DataFrame, fallback: Fallback, fitted: FittedEnsemble
+) -> pd.DataFrame:
+    """Returns the predictions ``made`` from images, and of the other rows of ``frame`` (whole groups) the fallback's.
+
+    Rows are in the order of ``frame``; the column ``basis`` says what each is predicted from.
+    """
+    rest = ~frame["id"].isin(made["id"]).to_numpy(bool)
+    others = pd.concat([frame["id"], fallback.score(frame, fitted.calibrator)], axis=1)[rest]
+    if "far" in made:
+        others = others.assign(novelty=np.nan, far=False)
+    together = pd.concat([made.assign(basis="images"), others], ignore_index=True) if len(made) else others
+    return together.set_index("id").loc[frame["id"]].reset_index()
 
 
 def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
@@ -298,7 +325,11 @@ def _with_acquisition(frame: pd.DataFrame, cache: ImageCache) -> pd.DataFrame:
     return frame.assign(**own)
 
 
-UNREADABLE_CHOICES = ("refuse", "drop", "tolerate")
+UNREADABLE_CHOICES = ("refuse", "drop", "tolerate", "table")
+_ADVICE = (
+    "restore them, or choose `--on-unreadable drop` (no row) or `--on-unreadable table` (predicted from the table "
+    "alone, where the bundle has such a model)"
+)
 
 
 @dataclass(frozen=True)
@@ -328,7 +359,7 @@ def predict_to_files(
 
     Files in ``images`` without a prediction are named in warnings; with ``strict`` they are a DataError.
     """
-    drop = drops_unreadable(on_unreadable)
+    drops_unreadable(on_unreadable)  # refuses other words before any work
     if outputs.sample and not outputs.submission:
         raise ConfigError(f"--sample {outputs.sample} needs --submission: name the submission to write")
     inputs = (images if images.is_file() else None, metadata, outputs.sample)
@@ -346,7 +377,8 @@ def predict_to_files(
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
-    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, drop_unreadable=drop)
+    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    warn_of_fallback(bundle, made, out)
     _write_csv(made, outputs.csv)
     if len(lost := rows.frame.loc[~rows.frame["id"].isin(made["id"]), "id"]):
         listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
@@ -383,6 +415,19 @@ def drops_unreadable(on_unreadable: str) -> bool:
     if on_unreadable not in UNREADABLE_CHOICES:
         raise ConfigError(f"--on-unreadable {on_unreadable}: choose {', '.join(UNREADABLE_CHOICES)}")
     return on_unreadable == "drop"
+
+
+def warn_of_fallback(bundle: Bundle, made: pd.DataFrame, out: Out) -> None:
+    """Names the rows that are predicted without their image, and how good such predictions are."""
+    if "basis" not in made or (made["basis"] == "images").all():
+        return
+    quality = bundle.json(f"{FOLDER}/{STATE_FILE}")["performance"]
+    for basis, what in (("table", "from the table alone"), ("prevalence", "as the prevalence: no value in the table")):
+        ids = made.loc[made["basis"] == basis, "id"]
+        if len(ids):
+            more = f", … {len(ids):,} in all" if len(ids) > _MAX_LISTED else ""
+            out.warn(f"{len(ids):,} images cannot be read, predicted {what}: {', '.join(ids[:_MAX_LISTED])}{more}")
+    out.warn(f"the training estimate does not apply to these rows; their fallback is {quality} (column basis)")
 
 
 def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:

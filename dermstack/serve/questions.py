@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dermstack.errors import DataError
+from dermstack.errors import BundleError, DataError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.expectations import read_costs, read_ranges
+from dermstack.serve.expectations import read_costs
 from stack.columns import empty_values, read_values
+from stack.experiment import Experiment
 
 
 class Question(NamedTuple):
@@ -84,3 +86,26 @@ def _is_number(text: str) -> bool:
         return bool(np.isfinite(np.float32(text)))
     except ValueError:
         return False
+
+
+RANGES_FILE = "ranges.json"
+
+
+def write_ranges(experiment: Experiment, bundle: Path) -> None:
+    """Writes the 1 % and 99 % quantiles of each column of numbers, by its name in the table, if the table has any."""
+    numbers = experiment.table.columns.numeric
+    if not numbers:
+        return
+    known = {name: experiment.table.train[name].dropna().to_numpy(np.float64) for name in numbers}
+    ranges = {name: np.quantile(values, [0.01, 0.99]).tolist() for name, values in known.items() if len(values)}
+    (bundle / RANGES_FILE).write_text(json.dumps(ranges, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def read_ranges(bundle: Bundle) -> dict[str, tuple[float, float]]:
+    """Reads what `write_ranges` wrote; {} for a bundle without it. Raises BundleError where it cannot be read."""
+    if RANGES_FILE not in bundle:
+        return {}
+    try:
+        return {str(name): (float(low), float(high)) for name, (low, high) in bundle.json(RANGES_FILE).items()}
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise BundleError(f"{bundle.folder}: {RANGES_FILE} cannot be read ({error}): bundle again") from error

@@ -26,12 +26,13 @@ from dermstack.serve.expectations import (
     measure_promise,
     write_novelty,
     write_promise,
-    write_ranges,
 )
+from dermstack.serve.questions import write_ranges
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.fallback import FOLDER, fallback_inputs, write_state
 from stack.images import with_images
 from stack.level1 import level1_runs
 from stack.level2 import stacker_inputs
@@ -63,8 +64,9 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
                 metadata = encoded_metadata(bundle, run, fold, frame)
                 images = CachedImages(cache, cache.rows_for(frame["id"]), metadata=metadata)
                 made = read_fold_nets(
-                    fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1]
-                )
+                    fold_folder(bundle, run, fold), run.settings, positive=run.positive, metadata=metadata.shape[1],
+                    read=bundle.read_path,
+                )  # fmt: skip
                 for place, net in enumerate(made):
                     name = f"{ONNX_FOLDER}/{run.name}/fold_{fold}{f'_{seeds[place]}' if place else ''}.onnx"
                     path = bundle.folder / name
@@ -109,6 +111,7 @@ def write_bundle(
                 progress(1)
             _copy_blend(blend, folder / "blend")
             progress(1)
+        fallback = _copy_fallback(experiment, folder / FOLDER)
         _write_settings(experiment, folder / "config.yaml")
         if (card := experiment.folder / "model_card.md").is_file():
             _copy(card, folder)
@@ -117,9 +120,9 @@ def write_bundle(
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)
         write_ranges(experiment, folder)
-        manifest = _manifest(experiment, image_runs, stackers, blend, shifts)
+        manifest = _manifest(experiment, image_runs, stackers, blend, shifts) | ({"fallback": True} if fallback else {})
         if onnx:
-            manifest["onnx"] = add_onnx(experiment, Bundle(folder, manifest), out)
+            manifest["onnx"] = add_onnx(experiment, write_manifest(folder, manifest), out)
         costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
         (folder / COSTS_FILE).write_text(json.dumps(costs, indent=1), encoding="utf-8")
         bundle = write_manifest(folder, manifest)
@@ -183,6 +186,18 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     stackers = []
     for stacker in experiment.config.stackers:
         if stacker.enabled:
+            if stacker.kind == "sklearn":
+                raise BundleError(
+                    f"{stacker.name}: {stacker.estimator} cannot be bundled, as scikit-learn writes its models as "
+                    f"pickles, which run code when they are read: set `enabled: false` for {stacker.name} and run "
+                    f"`{experiment.command('stack')}`, which blends without it"
+                )
+            if stacker.repeats > 1:
+                raise BundleError(
+                    f"{stacker.name}: `repeats: {stacker.repeats}` cannot be bundled, as a bundle has the features and "
+                    f"models of one set of folds: set `repeats: 1` (more `bags` can be bundled) and run "
+                    f"`{experiment.command('stack')}`"
+                )
             run = read_run(experiment.models / stacker.name)
             if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, level1):
                 raise BundleError(f"{stacker.name} is {'stale' if run else 'missing'}: {again}")
@@ -240,6 +255,23 @@ def _copy_blend(blend: Run, folder: Path) -> None:
         _copy(blend.verified_path(f"{name}.npy"), folder)
     write_json(folder / "blend.json", blend.meta["blender"])
     write_json(folder / "calibration.json", blend.meta["calibrator"])
+
+
+def _copy_fallback(experiment: Experiment, folder: Path) -> bool:
+    """Copies the models of the fallback where the config declares one; returns whether it does."""
+    if experiment.config.data.on_unreadable_test != "table":
+        return False
+    run = read_run(experiment.folder / FOLDER)
+    if run is None or run.meta["inputs"] != fallback_inputs(experiment):
+        raise BundleError(f"the fallback is {'stale' if run else 'missing'}: run `{experiment.command('stack')}` first")
+    for fold in range(experiment.folds.k):
+        fold_run = read_run(run.folder / f"fold_{fold}")
+        if fold_run is None:
+            raise BundleError(f"{run.folder}/fold_{fold} is missing: remove {run.folder} and run `dermstack stack`")
+        for name in fold_run.meta["files"]:
+            _copy(fold_run.verified_path(name), folder / f"fold_{fold}")
+    write_state(folder, run)
+    return True
 
 
 def _manifest(

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from dermstack.errors import ConfigError, DataError, StoreError
-from stack.blend.columns import FINEST_LIMITS, TRANSFORMS, NetScaler, Weighting, weighted_sum
+from dermstack.errors import ConfigError, DataError
+from stack.blend.columns import TRANSFORMS, NetScaler, Weighting, weighted_sum
 from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
 from stack.metrics.intervals import Interval, interval
-from stack.metrics.resolution import checked_limits
 from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order
-from stack.ranks import AVERAGED, Ecdf, NetRanks, whole_numbers
+from stack.ranks import AVERAGED, Ecdf, whole_numbers
 
 METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
 
@@ -106,9 +104,9 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight 0 (default: all are used). There are no sample weights, and `groups` is given by name.
 
         Raises PredictionsError for NaN or inf, naming the run, for a run outside [0, 1] that is not in `columns_from`,
-        and for a number of classes other than two; DataError for a `weighting` or a mask that does not fit the runs,
-        and for a `study` of other data; ConfigError for a setting that is unknown or out of range, and a third argument
-        without name.
+        for two runs of one name, and for a number of classes other than two; DataError for pandas objects with the same
+        index in a different order, for a `weighting` or a mask that does not fit the runs, and for a `study` of other
+        data; ConfigError for a setting that is unknown or out of range, and a third argument without name.
         """
         if others:
             raise ConfigError(
@@ -117,6 +115,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         self._check_settings()
         check_same_order(P=P, y=y, groups=groups, nets=nets)
+        check_run_names(P)
         p, labels = validate_data(self, P, y, dtype=np.float64, ensure_all_finite=False)
         self._check_finite(p)
         positive = self._learn_classes(labels)
@@ -338,6 +337,13 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
 
 
+def check_run_names(P: object) -> None:
+    """Raises PredictionsError where two columns of a data frame have one name."""
+    if isinstance(P, pd.DataFrame) and not P.columns.is_unique:
+        doubled = ", ".join(map(str, P.columns[P.columns.duplicated()].unique()))
+        raise PredictionsError(f"P has more than one column named {doubled}: give each run its own name")
+
+
 def _logits(is_probability: Bools) -> list[str]:
     return ["logit" if probability else "rank" for probability in is_probability]
 
@@ -361,85 +367,3 @@ def _mask_of_runs(use_runs: ArrayLike | None, runs: int) -> Bools:
 def _refuse_unknown(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
-
-
-State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # settings for JSON, arrays for npy
-
-
-def blender_state(blender: Blender) -> State:
-    """Returns all that `predict_proba` reads, floats exact to the last bit: settings for JSON, distributions as arrays.
-
-    The arrays `values` and `ranks` hold all distributions one after the other; `distributions` in the settings lists
-    their names and lengths.
-    """
-    columns = blender.scaler_
-    distributions: list[tuple[str, Ecdf]] = [
-        (f"{run} {net}", ecdf) for run, ecdfs in enumerate(columns.ranks_.ecdfs_) for net, ecdf in ecdfs.items()
-    ]
-    if blender.total_ecdf_ is not None:
-        distributions.append(("total", blender.total_ecdf_))
-    settings = {
-        "method": blender.method,
-        "objective": blender.objective,
-        "classes": blender.classes_.tolist(),
-        "weighting": asdict(blender.weighting_),
-        "slope": blender.slope_,
-        "intercept": blender.intercept_,
-        "inside": columns.is_probability_.tolist(),
-        "moments": columns.moments_,
-        "limits": columns.limits_,
-        "logit_moments": [{str(net): pair for net, pair in moments.items()} for moments in columns.logit_moments_],
-        "distributions": [[name, len(ecdf.values_)] for name, ecdf in distributions],
-    }
-    arrays = {
-        "values": np.concatenate([ecdf.values_ for _, ecdf in distributions]),
-        "ranks": np.concatenate([ecdf.ranks_ for _, ecdf in distributions]),
-    }
-    return settings, arrays
-
-
-def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Blender:
-    """Returns a Blender that predicts the same as the one saved by `blender_state`.
-
-    Raises StoreError for any other content.
-    """
-    try:
-        found = _distributions(settings["distributions"], arrays["values"], arrays["ranks"])
-        blender = Blender(str(settings["method"]), str(settings["objective"]))
-        runs = len(settings["inside"])
-        columns = NetScaler()
-        columns.ranks_ = NetRanks()
-        columns.ranks_.ecdfs_ = [
-            {int(name.split()[1]): ecdf for name, ecdf in found.items() if name.split()[0] == str(run)}
-            for run in range(runs)
-        ]
-        columns.is_probability_ = np.array(settings["inside"], bool)
-        columns.moments_ = [(float(mean), float(spread)) for mean, spread in settings["moments"]]
-        written = settings.get("limits", [FINEST_LIMITS] * runs)  # absent from what earlier versions wrote
-        columns.limits_ = [checked_limits(low, high) for (low, high), _ in zip(written, range(runs), strict=True)]
-        columns.logit_moments_ = [
-            {int(net): (float(mean), float(spread)) for net, (mean, spread) in moments.items()}
-            for moments in settings["logit_moments"]
-        ]
-        blender.scaler_ = columns
-        blender.weighting_ = Weighting.from_dict(settings["weighting"]).checked(runs)
-        blender.slope_, blender.intercept_ = float(settings["slope"]), float(settings["intercept"])
-        blender.total_ecdf_ = found.get("total")
-        blender.classes_ = np.array(settings["classes"])
-        blender.n_features_in_ = runs
-    except (DataError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise StoreError(
-            f"the stored blend cannot be read ({type(error).__name__}: {error}): run `dermstack stack` again"
-        ) from error
-    return blender
-
-
-def _distributions(parts: list[tuple[str, int]], values: Floats, ranks: Floats) -> dict[str, Ecdf]:
-    found, start = {}, 0
-    for name, length in parts:
-        ecdf = Ecdf()
-        ecdf.values_, ecdf.ranks_ = (np.array(source[start : start + length], np.float64) for source in (values, ranks))
-        if not (len(ecdf.values_) == len(ecdf.ranks_) == length > 0):
-            raise ValueError(f"expected {length} values of {name}, found {len(ecdf.values_)}")
-        found[str(name)], start = ecdf, start + length
-    return found

@@ -19,9 +19,11 @@ from sklearn.isotonic import IsotonicRegression
 from dermstack.errors import DataError
 from stack.blend.choice import choose_method
 from stack.metrics.intervals import paired_difference
+from stack.metrics.resolution import Limits, checked_limits, clip_limits, clipped_logit
+from stack.metrics.row_values import varies
 from stack.metrics.scores import Bools, Floats, auc, brier, expected_calibration_error, log_loss
 
-_EDGE = 1e-9  # scores are clipped to this distance from 0 and 1, so that their logits are finite
+_EDGE = 1e-9  # scores are clipped at least this far from 0 and 1, so that their logits are finite; rounded ones further
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Platt:
 
     slope: float
     intercept: float
+    low: float = _EDGE  # scores are clipped to this and `high`: half a step inside where they are rounded
+    high: float = 1 - _EDGE
 
     def __call__(self, score: ArrayLike) -> Floats:
         """Returns probabilities (n,) of scores (n,); raises DataError for NaN and values outside [0, 1]."""
-        p: Floats = expit(self.slope * _logit(score) + self.intercept)
+        p: Floats = expit(self.slope * _logit(score, (self.low, self.high)) + self.intercept)
         return p
 
 
@@ -47,14 +51,17 @@ def fit_platt(score: ArrayLike, y: ArrayLike) -> Platt:
 
     The scores must not have been fitted on these targets; nested scores qualify. Maximum likelihood with the smoothed
     targets of Platt (1999), which keep the slope finite where the scores separate the classes. Raises DataError for
-    NaN, scores outside [0, 1], targets other than 0 and 1, and a single class.
+    NaN, scores outside [0, 1], targets other than 0 and 1, and a single class. Scores that are all equal, but for
+    rounding errors, give the slope 0 and the share of positives.
     """
     auc(y, score)  # raises DataError for invalid scores or targets
-    x, positive = _logit(score), np.asarray(y) == 1
+    limits = _limits(score)
+    x, positive = _logit(score, limits), np.asarray(y) == 1
     n, positives = len(x), int(positive.sum())
     target = _smoothed(positive)
-    # The mean of equal scores may be rounded, so that their std is 1e-16 instead of 0: test the range instead.
-    centre, spread = (x.mean(), x.std()) if np.ptp(x) > 0 else (x[0], 1.0)
+    if not varies(score) or not np.ptp(x):  # a std of 1e-16 instead of 0 makes rounding errors look like evidence
+        return Platt(0.0, float(logit(target.mean())))
+    centre, spread = x.mean(), x.std()
     design = np.stack([(x - centre) / spread, np.ones(n)])
 
     def loss(theta: Floats) -> tuple[float, Floats]:
@@ -69,7 +76,7 @@ def fit_platt(score: ArrayLike, y: ArrayLike) -> Platt:
     start = np.array([0.0, logit(positives / n)])
     found = minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-10})
     slope = float(found.x[0] / spread)
-    return Platt(slope, float(found.x[1] - slope * centre))
+    return Platt(slope, float(found.x[1] - slope * centre), *limits)
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,12 @@ class Beta:
     a: float
     b: float
     c: float
+    low: float = _EDGE  # as of `Platt`
+    high: float = 1 - _EDGE
 
     def __call__(self, score: ArrayLike) -> Floats:
         """Returns probabilities (n,) of scores (n,); raises DataError for NaN and values outside [0, 1]."""
-        low, high = _log_and_log1m(score)
+        low, high = _log_and_log1m(score, (self.low, self.high))
         p: Floats = expit(self.a * low - self.b * high + self.c)
         return p
 
@@ -96,8 +105,11 @@ def fit_beta(score: ArrayLike, y: ArrayLike) -> Beta:
     auc(y, score)
     positive = np.asarray(y) == 1
     target = _smoothed(positive)
-    low, high = _log_and_log1m(score)
+    limits = _limits(score)
+    low, high = _log_and_log1m(score, limits)
     design = np.stack([low, -high, np.ones(len(target))])
+    if not varies(score) or not np.ptp(low):
+        return Beta(0.0, 0.0, float(logit(target.mean())))
     scale = np.array([low.std() or 1.0, high.std() or 1.0, 1.0])
 
     def loss(theta: Floats) -> tuple[float, Floats]:
@@ -108,7 +120,7 @@ def fit_beta(score: ArrayLike, y: ArrayLike) -> Beta:
     start = np.array([*scale[:2], logit(target.mean())])
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 1000, "gtol": 1e-10})
     a, b, c = found.x / scale
-    return Beta(float(a), float(b), float(c))
+    return Beta(float(a), float(b), float(c), *limits)
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ class Isotonic:
 
     def __call__(self, score: ArrayLike) -> Floats:
         """Returns probabilities (n,) of scores (n,); raises DataError for NaN and values outside [0, 1]."""
-        _logit(score)  # raises DataError for invalid scores
+        _check(score)
         return np.interp(np.asarray(score, dtype=np.float64), self.scores, self.values)
 
 
@@ -130,7 +142,7 @@ def fit_isotonic(score: ArrayLike, y: ArrayLike) -> Isotonic:
     Fitted values are clipped to [0.5 / n, 1 - 0.5 / n], so that the log loss is finite.
     """
     auc(y, score)
-    _logit(score)
+    _check(score)
     edge = 0.5 / len(np.asarray(score))
     fitted = IsotonicRegression(y_min=edge, y_max=1 - edge).fit(np.asarray(score, np.float64), np.asarray(y))
     return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
@@ -148,16 +160,59 @@ _KINDS: dict[str, type[Any]] = {"platt": Platt, "beta": Beta, "isotonic": Isoton
 def calibrator_state(calibrator: Calibrator) -> dict[str, Any]:
     """Returns a calibrator as a dict for JSON, which `calibrator_from_state` reads."""
     kind = next(name for name, of in _KINDS.items() if isinstance(calibrator, of))
-    return {"kind": kind, **asdict(calibrator)}
+    state = asdict(calibrator)
+    if (state.get("low"), state.get("high")) == (_EDGE, 1 - _EDGE):  # as before limits were stored
+        del state["low"], state["high"]
+    return {"kind": kind, **state}
 
 
 def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
-    """Returns the calibrator stored by `calibrator_state`."""
+    """Returns the calibrator stored by `calibrator_state`.
+
+    Raises KeyError or TypeError for another kind or other parameters, ValueError for values that are not finite or, of
+    an isotonic regression, do not rise.
+    """
     kind = _KINDS[str(state["kind"])]
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in state.items()}
-    del values["kind"]
+    values: dict[str, Any] = {
+        name: tuple(map(float, value)) if isinstance(value, list) else float(value)
+        for name, value in state.items()
+        if name != "kind"
+    }
+    if "low" in values or "high" in values:
+        values["low"], values["high"] = checked_limits(values["low"], values["high"])
     made: Calibrator = kind(**values)
+    if not all(np.isfinite(value).all() for value in values.values()):
+        raise ValueError("the calibration has a parameter that is not finite")
+    if isinstance(made, Isotonic):
+        steps = np.stack([made.scores, made.values])  # raises ValueError for unequal lengths
+        if not steps.shape[1] or (np.diff(steps) < 0).any() or steps[1].min() < 0 or steps[1].max() > 1:
+            raise ValueError("the calibration does not rise from 0 to 1")
     return made
+
+
+_HALVINGS = 64  # of the interval that is searched for a score
+
+
+def score_at(calibrator: Calibrator, p: ArrayLike) -> Floats:
+    """Returns the scores (n,) in [0, 1] that the calibrator maps to probabilities ``p`` (n,): its inverse.
+
+    Where many scores have this probability, it is the middle of their range; where none has, the end that is nearer.
+    """
+    wanted: Floats = np.asarray(p, np.float64)
+    ends = calibrator(np.array([0.0, 1.0]))
+    falls = ends[0] > ends[1]
+
+    def first(is_reached: Callable[[Floats], Bools]) -> Floats:
+        """Returns the lowest score (n,) from which on the probability has reached what is asked, by halving."""
+        low, high = np.zeros(len(wanted)), np.ones(len(wanted))
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            reached = is_reached(calibrator(1 - middle if falls else middle))
+            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+        return high
+
+    middle = (first(lambda found: found >= wanted) + first(lambda found: found > wanted)) / 2
+    return 1 - middle if falls else middle
 
 
 def _smoothed(positive: Bools) -> Floats:
@@ -166,14 +221,24 @@ def _smoothed(positive: Bools) -> Floats:
     return np.where(positive, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
 
 
-def _log_and_log1m(score: ArrayLike) -> tuple[Floats, Floats]:
-    """Returns ln(score) and ln(1 - score), of scores clipped to [_EDGE, 1 - _EDGE]."""
-    _logit(score)
-    clipped = np.clip(np.asarray(score, dtype=np.float64), _EDGE, 1 - _EDGE)
+def _limits(score: ArrayLike) -> Limits:
+    _check(score)
+    return clip_limits(score, _EDGE)
+
+
+def _log_and_log1m(score: ArrayLike, limits: Limits) -> tuple[Floats, Floats]:
+    """Returns ln(score) and ln(1 - score), of scores clipped to ``limits``."""
+    _check(score)
+    clipped = np.clip(np.asarray(score, dtype=np.float64), *limits)
     return np.log(clipped), np.log1p(-clipped)
 
 
-def _logit(score: ArrayLike) -> Floats:
+def _logit(score: ArrayLike, limits: Limits) -> Floats:
+    _check(score)
+    return clipped_logit(score, limits)
+
+
+def _check(score: ArrayLike) -> None:
     given: Floats = np.asarray(score, dtype=np.float64)
     outside = np.flatnonzero(~((given >= 0) & (given <= 1)))
     if outside.size:
@@ -181,8 +246,6 @@ def _logit(score: ArrayLike) -> Floats:
         raise DataError(
             f"{outside.size} scores are not in [0, 1] (row {outside[0]}: {first:g}): convert scores to ranks first"
         )
-    logits: Floats = logit(np.clip(given, _EDGE, 1 - _EDGE))
-    return logits
 
 
 @dataclass(frozen=True)

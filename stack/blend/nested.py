@@ -15,12 +15,12 @@ from sklearn.base import clone
 
 from dermstack.errors import ConfigError, DataError
 from image_models.processes import run_parallel
-from stack.blend.blender import METHODS, Blender
+from stack.blend.blender import METHODS, Blender, PredictionsError, check_run_names
 from stack.blend.choice import choose_method
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
 from stack.blend.preselection import informative_runs
-from stack.metrics.intervals import interval, paired_difference
-from stack.metrics.scores import Bools, Floats, check_one_type, check_same_order, score
+from stack.metrics.intervals import GIVE_GROUPS, interval, paired_difference
+from stack.metrics.scores import Bools, Floats, check_one_type, check_same_order, raise_for_rows, score
 from stack.ranks import Ecdf, whole_numbers
 
 
@@ -92,8 +92,10 @@ def blend_nested(
 
     The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
     or three with more than one method, for folds that are not whole numbers, for targets other than 0 and 1, for arrays
-    of another length, and wherever `Blender` does; ConfigError for unknown methods.
+    of another length, for pandas objects with the same index in a different order, for missing split_groups, and
+    wherever `Blender` does; ConfigError for unknown methods.
     """
+    check_run_names(P)
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
     check_same_order(P=P, y=y, nets=nets, fold=fold, split_group=split_group)
     frame = _numbers(frame)
@@ -101,6 +103,7 @@ def blend_nested(
     split_group, methods = np.asarray(split_group), _simplest_first(methods)
     _check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
     folds = _checked_folds(fold, split_group, methods)
+    _check_runs(frame)
     columns = NetScaler().fit(frame, nets)
     blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
     rows = _Rows(frame, y, nets, fold, split_group, columns)
@@ -243,6 +246,19 @@ def _check_rows(rows: int, y: NDArray[Any], **others: NDArray[Any]) -> None:
         raise DataError(f"y holds {y[~np.isin(y, (0, 1))][:1].tolist()[0]!r}: give targets of 0 and 1")
 
 
+def _check_runs(frame: pd.DataFrame) -> None:
+    """Raises PredictionsError, naming the runs, for no run and for predictions that are NaN or inf."""
+    if not frame.shape[1]:
+        raise PredictionsError("P has no columns: give the predictions of at least one run")
+    finite = np.isfinite(frame.to_numpy(np.float64, na_value=np.nan))
+    if not finite.all():
+        names = ", ".join(map(str, frame.columns[~finite.all(axis=0)]))
+        raise PredictionsError(
+            f"{names}: {(~finite).sum()} predictions are NaN or inf (first in row {np.argmin(finite.all(axis=1))}): "
+            "drop these rows or leave the run out"
+        )
+
+
 def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple[str, ...]) -> list[int]:
     folds = [int(k) for k in np.unique(fold)]
     needed = 3 if len(methods) > 1 else 2
@@ -251,6 +267,8 @@ def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple
             f"{len(folds)} folds: a nested estimate of {len(methods)} methods needs {needed}; make more folds"
             + (", or name one method" if len(folds) == 2 else "")
         )
+    missing = pd.isna(split_group)
+    raise_for_rows(missing, split_group, "split_groups are missing", GIVE_GROUPS)
     assignments = pd.DataFrame({"split_group": split_group, "fold": fold}).drop_duplicates()
     check_one_type(assignments["split_group"].unique(), "split_group")
     straddling = assignments["split_group"][assignments["split_group"].duplicated()].unique()

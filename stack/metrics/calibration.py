@@ -12,9 +12,19 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.errors import DataError
-from stack.metrics.intervals import Z95, Interval, proportion
+from stack.metrics.intervals import GIVE_GROUPS, Z95, Interval, proportion
 from stack.metrics.resolution import clip_limits, clipped_logit
-from stack.metrics.scores import Bools, Floats, brier, checked, expected_calibration_error, log_loss
+from stack.metrics.row_values import varies
+from stack.metrics.scores import (
+    Bools,
+    Floats,
+    brier,
+    check_same_order,
+    checked,
+    expected_calibration_error,
+    log_loss,
+    raise_for_rows,
+)
 
 _EDGE = 1e-9  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
 
@@ -84,17 +94,19 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
     NaN where `p` separates the classes or is the same for every row. Raises DataError for a single class and for fewer
     than two groups.
     """
+    check_same_order(y=y, p=p, group=group)
     positive, p = checked(y, p)
     if positive.all() or not positive.any():
         raise DataError(f"a single class: all {positive.size} rows are {'positive' if positive[0] else 'negative'}")
     codes, _ = pd.factorize(np.asarray(group, dtype=object))
+    raise_for_rows(codes < 0, np.asarray(group, dtype=object), "groups are missing", GIVE_GROUPS)
     if codes.max() == 0:
         raise DataError("all rows are of one group: an interval needs at least two groups, add rows of other groups")
     x = clipped_logit(p, clip_limits(p, _EDGE))
     ones = np.ones((1, x.size))
     shift, shift_variance = _fit(ones, x, positive, codes)
     in_the_large = _interval(shift[0], shift_variance[0, 0])
-    if _is_separated(x, positive):
+    if _is_separated(x, positive) or not varies(p):
         return Recalibration(in_the_large, Interval(np.nan, np.nan, np.nan, np.nan), np.nan)
     centre, spread = x.mean(), x.std()
     line, variance = _fit(np.stack([np.ones(x.size), (x - centre) / spread]), np.zeros(x.size), positive, codes)

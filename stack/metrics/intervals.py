@@ -14,6 +14,7 @@ from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from dermstack.errors import ConfigError, DataError
+from stack.metrics.row_values import checked_seed, row_values
 from stack.metrics.scores import (
     Bools,
     Floats,
@@ -74,8 +75,7 @@ def paired_difference(
     """
     check_same_order(targets=y, a=a, b=b, split_groups=split_group)
     positive = positive_mask(y)
-    for scores in (a, b):
-        checked(positive, scores)
+    a, b = (checked(positive, scores)[1] for scores in (a, b))
     drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
     return percentile_interval(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
 
@@ -91,7 +91,7 @@ def bootstrap_scores(
     """
     check_same_order(targets=y, scores=s, split_groups=split_group)
     positive = positive_mask(y)
-    columns = np.atleast_2d(np.asarray(s).T)
+    columns = np.atleast_2d(row_values(s, "scores").T)
     group = _group_codes(split_group, positive)
     tallies = [_tally(objective, *checked(positive, column), group) for column in columns]
     return _drawn_values(tallies, positive, group, draws=draws, seed=seed)
@@ -120,7 +120,7 @@ def _drawn_values(
         raise ConfigError(f"draws={draws!r}: give a whole number of at least 2, such as 1000")
     floats_a_draw = 2 * (group.max() + 1) + 4 * max(tally.shape[0] for tally, _ in tallies)
     chunk = max(1, int(_CHUNK_BYTES / 8 / floats_a_draw))
-    drawn = _drawn_groups(positive, group, np.random.default_rng(seed))
+    drawn = _drawn_groups(positive, group, np.random.default_rng(checked_seed(seed)))
     values = np.empty((draws, len(tallies), width))
     for start in range(0, draws, chunk):
         stop = min(start + chunk, draws)
@@ -185,10 +185,13 @@ def percentile_interval(value: float, drawn: Floats) -> Interval:
     return Interval(value, float(low), float(high), float(np.std(drawn)))
 
 
+GIVE_GROUPS = "give each row its group, or one of its own"
+
+
 def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
     group = check_one_per_row(split_group, positive, "split_groups")
     codes, names = pd.factorize(group, sort=True)  # sorted, so that the draws do not depend on the order of the rows
-    raise_for_rows(codes < 0, group, "split_groups are missing", "give each row its group, or one of its own")
+    raise_for_rows(codes < 0, group, "split_groups are missing", GIVE_GROUPS)
     check_one_type(names, "split_groups")
     return codes
 
@@ -204,7 +207,9 @@ def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
     as one row. Unlike a bootstrap interval it does not shrink to a point there: for 20 of 20 it is 0.84 to 1. ``se`` is
     half the interval divided by 1.96. All values are NaN without rows.
     """
-    hit = np.asarray(hit, np.float64)
+    check_same_order(hit=hit, group=group)
+    hit = row_values(hit, "hits").astype(np.float64)
+    raise_for_rows(np.isnan(hit), hit, "hits are missing", "leave these rows out")
     if not hit.size:
         return Interval(np.nan, np.nan, np.nan, np.nan)
     share, rows = float(hit.mean()), _effective_sample_size(hit, group)
@@ -216,6 +221,7 @@ def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
 
 def _effective_sample_size(hit: np.ndarray, group: ArrayLike) -> float:
     codes, _ = pd.factorize(np.asarray(group, dtype=object))
+    raise_for_rows(codes < 0, np.asarray(group, dtype=object), "groups are missing", GIVE_GROUPS)
     n, share = hit.size, hit.mean()
     groups = int(codes.max()) + 1
     if share in (0, 1) or groups == 1:
@@ -255,16 +261,19 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
     Rows of one ``split_group`` (n,) may be dependent. O(n log n) for each score: the structural components of DeLong,
     DeLong & Clarke-Pearson (1988) by midranks (Sun & Xu 2014), summed within groups as by Obuchowski (1997), whose
     covariance has a term for a group's positives with its negatives. Raises DataError for scores that are not finite
-    and where fewer than two groups have a class.
+    or missing, for targets other than 0 and 1, and where fewer than two groups have a class.
     """
-    positive = np.asarray(y) == 1
-    columns = np.asarray(scores, dtype=np.float64)
+    check_same_order(targets=y, scores=scores, split_groups=split_group)
+    positive = positive_mask(y)
+    columns = row_values(scores, "scores").astype(np.float64)
     columns = columns[:, None] if columns.ndim == 1 else columns
     if not np.isfinite(columns).all():
         raise DataError(
             f"{int((~np.isfinite(columns)).any(axis=1).sum())} rows have a score that is NaN or inf: drop these rows"
         )
-    group, _ = pd.factorize(np.asarray(split_group, dtype=object))
+    given = check_one_per_row(np.asarray(split_group, dtype=object), positive, "split_groups")
+    group, _ = pd.factorize(given)
+    raise_for_rows(group < 0, given, "split_groups are missing", GIVE_GROUPS)
     n_groups = int(group.max(initial=-1)) + 1
     counts = [np.bincount(group[rows], minlength=n_groups) for rows in (positive, ~positive)]
     holding = [int((count > 0).sum()) for count in counts]

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError, DataError
+from stack.metrics.row_values import row_values
 
 Objective = Literal["auc", "pauc80", "ap", "logloss"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
@@ -105,18 +106,20 @@ def losses(positive: Bools, p: NDArray[Any]) -> Floats:
 def checked(y: ArrayLike, s: ArrayLike) -> tuple[Bools, NDArray[Any]]:
     """Returns targets (n,) as booleans, and their scores.
 
-    Raises DataError where a score is NaN, a target is not 0 or 1, or both label the same rows in another order.
+    Raises DataError where a score is NaN, a target is not 0 or 1, or both label the same rows in another order, and as
+    `row_values` does.
     """
     check_same_order(targets=y, scores=s)
     positive = positive_mask(y)
-    s = check_one_per_row(s, positive, "scores")
+    s = check_one_per_row(row_values(s, "scores"), positive, "scores")
+    s = s.astype(np.float64) if s.dtype.kind == "b" else s  # NumPy subtracts no booleans
     raise_for_rows(np.isnan(s), s, "scores are NaN", "give every row a score")
     return positive, s
 
 
 def positive_mask(y: ArrayLike) -> Bools:
     """Returns targets (n,) as booleans; raises DataError where one is not 0 or 1."""
-    y = np.asarray(y)
+    y = row_values(y, "targets")
     if y.ndim != 1 or not y.size:
         raise DataError(f"targets have shape {y.shape}: give one 0 or 1 for each row")
     positive: Bools = y == 1
@@ -282,6 +285,7 @@ def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
 
 def auc_by_fold(y: ArrayLike, s: ArrayLike, fold: ArrayLike) -> pd.Series[float]:
     """Returns the AUC within each fold, indexed by fold; NaN for a fold with a single class."""
+    check_same_order(scores=s, folds=fold)
     positive, s = checked(y, s)
     fold = check_one_per_row(fold, positive, "folds")
     value = {}

@@ -27,16 +27,17 @@ from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
 from stack.blend.nested import left_out_sets
 from stack.blend.preselection import informative_runs
-from stack.config import Stacker
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, early_stopping_rows, fold_matrix, view_columns
+from stack.features import FoldMatrix, fold_matrix
 from stack.fold_needs import check_study_needs
 from stack.folds import inner_split
 from stack.image_config import ImageModel
 from stack.images import require_acquisition
 from stack.level1 import images_checksum, level1_runs
 from stack.level1_folds import labels_of
+from stack.level2 import fit_stacker
+from stack.level2_config import Stacker
 from stack.metrics.scores import Floats, score
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of, read_embeddings, standardised
@@ -60,7 +61,6 @@ from stack.tune.studies import (
 from stack.views import with_all_features
 from tabular.encode import DenseMetadata
 from tabular.gbdt_libraries import DEFAULTS
-from tabular.models import fit_bag
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -240,20 +240,8 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
     def objective(trial: optuna.Trial) -> float:
         params, scores = _suggest_gbdt(trial, stacker.kind), []
         for step, split in enumerate(splits):
-            stop, y = early_stopping_rows(experiment, split.train_rows), experiment.target[split.train_rows]
-            model = fit_bag(  # one model, with the stacker's own draws, weights and constraints
-                stacker.kind,
-                split.train[view_columns(config, stacker, split.features)],
-                y,
-                stop,
-                params={**stacker.params, **params},
-                seed=config.seed,
-                threads=config.threads,
-                negatives=stacker.negatives,
-                positive_weight=stacker.positive_weight,
-                increasing=split.features.names if stacker.monotone else (),
-                gpu=stacker.device == "gpu",
-            )
+            # one model, with the stacker's own draws, weights and constraints
+            model = fit_stacker(experiment, stacker, split, params=params, bags=1)
             p = expit(model.logit(split.held[list(model.columns)], threads=config.threads).astype(np.float64))
             scores.append(score(config.objective, experiment.target[split.held_rows], p))
             trial.report(float(np.mean(scores)), step)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dermstack.errors import StoreError
-from stack.blend.blender import METHODS, Blender, blender_from_state, blender_state
+from stack.blend.blender import METHODS, Blender
+from stack.blend.state import blender_from_state, blender_state
 from stack.ranks import AVERAGED
 
 

@@ -1,0 +1,132 @@
+"""The manifest of a bundle: its keys, their types and limits, and which names of files it may hold."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+from stack.image_config import ImageModel, Name
+from stack.level2_config import Features
+from stack.metrics.scores import Objective
+
+MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle
+_SHA256 = r"^[0-9a-f]{64}$"
+# Device names that Windows reserves, with any extension.
+_WINDOWS_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)),
+}
+
+ShortText = Annotated[str, Field(max_length=200)]
+
+
+class _StrictModel(BaseModel):
+    """Validates JSON values without type conversion; ignores unknown keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _File(_StrictModel):
+    sha256: str = Field(pattern=_SHA256)
+    bytes: int = Field(ge=0)
+
+
+class _Interval(_StrictModel):
+    value: float
+    low: float
+    high: float
+
+
+class _ImageRun(_StrictModel):
+    name: Name
+    kind: Literal["image", "frozen"]
+    settings: dict[str, Any]
+    positive: list[bool] = Field(min_length=2)
+
+    @field_validator("settings")
+    @classmethod
+    def _validate_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return run_settings(settings)
+
+
+class _Stacker(_StrictModel):
+    name: Name
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
+    shifts: list[FiniteFloat]
+
+
+class _Table(_StrictModel):
+    """Columns without a role by their name in the table, codes for missing values, and the positive targets."""
+
+    numeric: dict[ShortText, ShortText] = {}
+    categorical: dict[ShortText, ShortText] = {}
+    derived: dict[ShortText, str] = {}
+    missing: dict[ShortText, list[str | int | float]] = {}
+    positive: list[ShortText] = []
+
+
+class _Training(_StrictModel):
+    rows: int = Field(ge=1)
+    positives: int = Field(ge=0)
+
+
+class Manifest(_StrictModel):
+    """The keys of manifest.json that some code reads; `dermstack.serve.write_bundle` writes them."""
+
+    dermstack: ShortText
+    experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    objective: Objective
+    headline: _Interval
+    chosen: ShortText
+    selected: list[ShortText]
+    folds: int = Field(ge=2, le=100)
+    threads: int = Field(ge=1, le=1024)
+    columns: dict[ShortText, ShortText]
+    table: _Table = _Table()
+    resize: Literal["square", "short_side"]
+    cache_format: Literal["raw", "jpeg"]
+    bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all
+    features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
+    embeddings: dict[Name, Literal["aligned", "frozen"]]
+    image_runs: list[_ImageRun] = Field(min_length=1)
+    stackers: list[_Stacker]
+    scales: dict[Name, dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]]
+    training: _Training
+    fallback: bool = False  # whether it can predict from the table alone where an image cannot be read
+    files: dict[str, _File]
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Manifest:
+        names = [*(run.name for run in self.image_runs), *(stacker.name for stacker in self.stackers)]
+        if len(set(names)) < len(names) or not set(self.embeddings) <= set(names):
+            raise ValueError("a run is named twice, or `embeddings` names an unknown run")
+        if any(len(stacker.shifts) != self.folds for stacker in self.stackers):
+            raise ValueError(f"a stacker does not have {self.folds} shifts, one for each fold")
+        Features.model_validate(self.features)
+        if any(spread <= 0 for nets in self.scales.values() for _, spread in nets.values()):
+            raise ValueError("`scales` has a spread that is not positive")
+        if lacking := {"id", "target"} - set(self.columns):
+            raise ValueError(f"`columns` lacks {', '.join(sorted(lacking))}")
+        return self
+
+
+def run_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns an image run's settings as a config holds them. Raises ValidationError for invalid settings."""
+    model = ImageModel.model_validate({**settings, "pretrained": False}, context={"folder": "."})
+    return model.model_dump(mode="json", exclude={"pretrained", "enabled"})
+
+
+def is_inside(name: str) -> bool:
+    """Returns True if ``name`` is a relative path that stays inside its folder on every operating system."""
+    parts = PurePosixPath(name).parts
+    odd = any(sign in name for sign in '\\:*?"<>|') or not name.isprintable() or name != str(PurePosixPath(name))
+    hidden = any(
+        part.startswith(".") or part[-1:] in ". " or part.split(".")[0].lower() in _WINDOWS_DEVICES for part in parts
+    )
+    too_long = len(name.encode("utf-8", "replace")) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in parts)
+    return bool(parts) and not odd and not hidden and not name.startswith("/") and not too_long

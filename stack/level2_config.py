@@ -1,0 +1,173 @@
+"""Settings of level 2 in the config: the features of its matrix, and the stackers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from dermstack.errors import TabularError
+from stack.image_config import Name, Strict
+from tabular.expressions import parse
+from tabular.relative import STATISTICS
+
+LATER_FEATURES = (
+    "columns",
+    "native_categories",
+    "target_encoding",
+    "relative",
+    "relative_site",
+    "outliers",
+    "cohort_columns",
+    "probability_ratio",
+    "derived",
+)  # keys of `features` that dermstack 0.2.0 did not have
+
+
+Statistic = Literal["median_diff", "mean_diff", "mean_ratio", "z", "rank", "spread"]
+
+
+class Features(Strict):
+    """Which features the level-2 matrix holds."""
+
+    logits: bool = True  # logit of each level-1 run, standardised for each fold net
+    metadata: bool = True  # age, sex and site
+    aggregates: bool = True  # statistics of age and of each run's logit over the rows of the group
+    cohort: bool = False  # z-score of each logit among rows of the same age band, sex and site
+    neighbours: bool = True  # distance of each run's embedding to those of the other rows of the group
+    frozen_z: int = Field(0, ge=0)  # principal components of each frozen run's embedding; 0: none
+    aligned_z: int = Field(16, ge=0)  # components of each trained run's embedding, aligned across folds; 0: none
+    context_counts: bool = False  # images and visits of the group: an artefact of data collection, so off by default
+    shortcuts: bool = False  # width, height and bytes of the image file: also an artefact of data collection
+    columns: bool = True  # values of the numeric and categorical columns of `data.columns`
+    # GBDTs split categorical columns of more than 20 words by sets of words; false: they see what other stackers see,
+    # an indicator for each of the 20 most frequent words
+    native_categories: bool = True
+    # instead, every stacker sees such a column as the log odds of the target among other patients' rows with the word,
+    # fitted within the stacker's fit
+    target_encoding: bool = False
+    # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
+    relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
+    relative_site: tuple[Statistic, ...] = ()  # the same, relative to the rows of the group with the same site
+    # distance to the nearest rows of the group in the standardised numeric columns, and local outlier factor
+    outliers: bool = True
+    cohort_columns: bool = False  # z-score of each numeric column among rows of the same age band, sex and site
+    probability_ratio: bool = False  # probability of each run divided by its mean over the group
+    # further numeric columns, as expressions of the csv's columns with + - * / **, comparisons, log, log1p, sqrt, abs,
+    # where, clip, min and max, such as `{colour_ratio: "tbp_lv_A / tbp_lv_Aext"}`
+    derived: dict[str, str] = {}
+
+    @field_validator("relative", "relative_site")
+    @classmethod
+    def _in_order(cls, given: tuple[Statistic, ...]) -> tuple[Statistic, ...]:
+        return tuple(name for name in STATISTICS if name in given)
+
+    @field_validator("derived")
+    @classmethod
+    def _check_expressions(cls, derived: dict[str, str]) -> dict[str, str]:
+        for name, text in derived.items():
+            try:
+                parse(text)
+            except TabularError as error:
+                raise ValueError(f"{name}: {error}") from error
+        return derived
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the features depend on, for fingerprints and bundles.
+
+        Keys that were added later are left out at their defaults, so that runs made before them stay fresh.
+        """
+        later = {name for name in LATER_FEATURES if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=later)
+
+
+LATER_STACKER = (
+    "runs",
+    "features",
+    "estimator",
+    "positives",
+    "repeats",
+    "select",
+)  # keys of a stacker that dermstack 0.2.0 did not have
+
+
+class Stacker(Strict):
+    """One level-2 run over all folds: a GBDT, a logistic regression as a simple baseline, or one of scikit-learn."""
+
+    name: Name  # name of the run
+    # catboost needs the extra `dermstack[catboost]`; `sklearn` is a classifier of scikit-learn, which cannot be bundled
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "sklearn"]
+    # `sklearn`: import path of a classifier with predict_proba, such as `sklearn.ensemble.ExtraTreesClassifier`;
+    # nothing outside scikit-learn is imported
+    estimator: str = ""
+    params: dict[str, Any] = {}  # parameters of the library, over our defaults; also `rounds` and `patience`
+    bags: int = Field(3, ge=1)  # number of models with different seeds, whose logits are averaged
+    negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of these models is trained on
+    positives: float = Field(1.0, ge=1, le=1000)  # copies of each positive row; of a fraction, a random share of rows
+    # repetitions over other folds with other seeds, whose logits are averaged; such a stacker cannot be bundled
+    repeats: int = Field(1, ge=1, le=50)
+    positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT
+    monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
+    # most columns that it is fitted on, those of the largest gain in a first LightGBM fit to each fold's training rows;
+    # 0: all
+    select: int = Field(0, ge=0)
+    device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
+    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone
+    runs: tuple[str, ...] | None = None
+    # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
+    # lower than the common value
+    features: dict[str, Any] = {}
+    enabled: bool = True  # false: the stacker is not used, but its settings stay in the config
+
+    @model_validator(mode="after")
+    def _check_estimator(self) -> Self:
+        if (self.kind == "sklearn") != bool(self.estimator):
+            raise ValueError(
+                f"{self.name}: kind sklearn needs `estimator`, such as sklearn.ensemble.ExtraTreesClassifier"
+                if self.kind == "sklearn"
+                else f"{self.name}: `estimator` is for kind sklearn, not for {self.kind}: remove one of the two"
+            )
+        if self.kind == "sklearn" and (self.monotone or self.device == "gpu"):
+            raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
+        return self
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the stacker's own settings are, for fingerprints; later keys are left out at their defaults."""
+        later = {name for name in LATER_STACKER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude={"enabled", "features", *later})
+
+    @property
+    def is_gbdt(self) -> bool:
+        """Whether the stacker is a GBDT, which takes native categories."""
+        return self.kind in ("lightgbm", "xgboost", "catboost")
+
+    def features_with(self, common: Features) -> Features:
+        """Returns the features of this stacker: the ``common`` ones with its own changes."""
+        return Features.model_validate(common.model_dump() | self.features) if self.features else common
+
+
+def union(values: list[Any]) -> Any:
+    """Returns the largest of several switches or numbers, or all entries of several lists."""
+    if isinstance(values[0], tuple):
+        return tuple(name for name in STATISTICS if any(name in value for value in values))
+    if isinstance(values[0], dict):
+        return values[0]
+    return max(values)
+
+
+def check_own_features(stacker: Stacker, common: Features) -> None:
+    """Raises ValueError for a key of a stacker's features that is unknown, of the wrong type or too large."""
+    try:
+        own = Features.model_validate(common.model_dump() | stacker.features)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, ("features", *fault["loc"])))
+        raise ValueError(f"{stacker.name}: {where}: {fault['msg'].removeprefix('Value error, ')}") from None
+    if own.derived != common.derived:
+        raise ValueError(f"{stacker.name}: features.derived is common to all stackers: move it to `features`")
+    for name in ("frozen_z", "aligned_z"):
+        if getattr(own, name) > getattr(common, name):
+            raise ValueError(
+                f"{stacker.name}: features.{name} is {getattr(own, name)}, more than the common "
+                f"{getattr(common, name)}: raise features.{name}, which is fitted once for all stackers"
+            )

@@ -1,0 +1,61 @@
+"""Repeats a stacker over other assignments of the groups to folds, and averages its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from stack.experiment import Experiment
+from stack.folds import Folds, assign_balanced_folds, count_groups
+from stack.store import prediction_frame, row_positions
+
+_FOLD_SEEDS, _MODEL_SEEDS = 100, 1000  # steps from one repeat's seeds to the next one's, so that none is used twice
+
+
+def repeated(experiment: Experiment, repeat: int) -> Experiment:
+    """Returns the experiment with the folds and seeds of a repeat; repeat 0 is the experiment itself.
+
+    The split groups are assigned to as many folds by another seed, balanced in targets and in the strata of the config,
+    so that no group is in two of them either. Level-1 predictions stay as they are: each was made by a net that did
+    not see the row's group.
+    """
+    if repeat == 0:
+        return experiment
+    frame, settings = experiment.folds.frame, experiment.config.folds
+    counts = count_groups(
+        experiment.target,
+        experiment.split_group,
+        stratify=settings.stratify,
+        age=experiment.table.train["age"].to_numpy() if "age" in settings.stratify else None,
+    )
+    fold = assign_balanced_folds(counts, k=experiment.folds.k, seed=settings.seed + _FOLD_SEEDS * repeat)
+    seed = experiment.config.seed + _MODEL_SEEDS * repeat
+    return replace(
+        experiment,
+        folds=Folds(frame.assign(fold=fold), experiment.folds.unknown_pairs),
+        config=experiment.config.model_copy(update={"seed": seed}),
+    )
+
+
+def mean_of_repeats(frames: Sequence[pd.DataFrame], *, by_fold: bool) -> pd.DataFrame:
+    """Returns the first of several predictions (id, fold, logit, p) with the mean of all their logits.
+
+    Rows are joined by id, for test rows, which have one row for each fold, ``by_fold`` too. The folds are those of the
+    first frame.
+    """
+    first = frames[0]
+    if len(frames) == 1:
+        return first
+    keys = _keys(first, by_fold)
+    logits = [
+        frame["logit"].to_numpy(np.float64)[row_positions(keys, _keys(frame, by_fold), "the rows of a repeat")]
+        for frame in frames
+    ]
+    return prediction_frame(first["id"], first["fold"].to_numpy(), np.mean(logits, axis=0).astype(np.float32))
+
+
+def _keys(frame: pd.DataFrame, by_fold: bool) -> pd.Series:
+    return frame["id"] + "/" + frame["fold"].astype("str") if by_fold else frame["id"]
