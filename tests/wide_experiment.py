@@ -26,7 +26,7 @@ def write_wide_data(small_data: Path, folder: Path, *, numbers: int = 300) -> No
         frame = pd.read_csv(small_data / f"{part}.csv", dtype=str, keep_default_na=False)
         made = pd.DataFrame(rng.normal(10, 2, (len(frame), len(names))).round(3), columns=names)
         if part == "train":
-            made[TELLING] += 2.5 * frame["target"].astype(float)
+            made[TELLING] += 5 * frame["target"].astype(float)
         made = made.astype(str)
         made.loc[:5, ODD[0]] = ""
         made[WORDS] = rng.choice(['one "1"', "<two>", "three"], len(frame))

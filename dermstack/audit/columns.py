@@ -16,7 +16,7 @@ from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
 from stack.table import Table
 
-MAX_DRIFT_ROWS = 20_000  # rows of train and of test, of whole groups, in which distances are measured
+MAX_DRIFT_ROWS = 5_000  # rows of train and of test, of whole groups, in which distances are measured
 _QUANTILES = {"low": 0.05, "middle": 0.5, "high": 0.95}
 
 
