@@ -224,7 +224,12 @@ def _import_nets(world: LeakDataSet, seen: Callable[[np.ndarray, int], np.ndarra
     rows = pd.concat(every)
     rows.drop(columns="claimed").to_csv(world.folder / "all.csv", index=False)
     rows[rows["fold"] == rows["claimed"]].drop(columns="claimed").to_csv(world.folder / "oof.csv", index=False)
-    test = pd.concat([experiment.table.test[["id"]].assign(p=0.5, fold=net) for net in range(3)])
+    tests = []
+    for net in range(3):
+        n = len(experiment.table.test)
+        logit = 1.2 * (world.rng.random(n) < y.mean()) + world.rng.normal(size=n) - 2 + scale * net
+        tests.append(pd.DataFrame({"id": experiment.table.test["id"], "p": 1 / (1 + np.exp(-logit)), "fold": net}))
+    test = pd.concat(tests)
     test.to_csv(world.folder / "test-p.csv", index=False)
     import_oof(experiment, "elsewhere", world.folder / "oof.csv", world.folder / "test-p.csv", QUIET,
                columns=ImportedColumns("id", "p", "fold"), test_averaged=False, exclude=0, foreign_folds=False,

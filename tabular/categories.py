@@ -50,10 +50,8 @@ class CategoryCodes(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
         for column, words in self.words_.items():
             if column not in frame:
                 raise TabularError(f"column {column!r} is absent: add it, with NaN where the value is not known")
-            # A missing cell becomes the word "nan" in an object column only: `isna` decides, not the text.
             found = pd.Index(words, dtype="str").get_indexer(pd.Index(frame[column].astype("str")))
-            known = (found >= 0) & frame[column].notna().to_numpy()
-            made[column] = np.where(known, found, np.nan).astype(np.float32)
+            made[column] = np.where(found >= 0, found, np.nan).astype(np.float32)
         return pd.DataFrame(made, index=frame.index)
 
     def to_json(self) -> str:

@@ -212,8 +212,7 @@ def _check_xgboost_categories(tree: Mapping[str, Any], number: int) -> None:
         raise ValueError(f"tree {number} has an unknown kind of split, or categories at other nodes than it says")
     if not len(nodes) == len(starts) == len(sizes) or (starts < 0).any() or (sizes < 1).any():
         raise ValueError(f"tree {number} has a set of categories of no size or place")
-    # Compared before the sum, which could overflow.
-    if (sizes > len(codes)).any() or (starts > len(codes) - sizes).any():
+    if (starts > len(codes) - sizes).any():  # a difference, as the sum of both could overflow
         raise ValueError(f"tree {number} has a set of categories beyond those that it holds")
     if (codes < 0).any() or (codes >= MAX_CODES).any():  # a set takes a bit for each code up to its largest
         raise ValueError(f"tree {number} has a category that is not between 0 and {MAX_CODES - 1:,}")

@@ -56,6 +56,9 @@ def test_codes_are_by_frequency_and_only_of_columns_with_many_words() -> None:
     made = codes.transform(pd.DataFrame({"many": ["a", "never seen", None, "c", "nan"]}, index=list("pqrst")))
     assert made.dtypes.to_list() == [np.float32]
     np.testing.assert_array_equal(made["many"], [1, np.nan, np.nan, 0, np.nan])
+    empty = pd.DataFrame({"many": pd.Series(["nan", "None", None, np.nan], dtype="object")})
+    of_text = CategoryCodes(["many"], more_than=0).fit(empty)  # an empty cell is not the word "nan"
+    np.testing.assert_array_equal(of_text.transform(empty)["many"], [1, 0, np.nan, np.nan])
     assert list(made.index) == list("pqrst")
     with pytest.raises(TabularError, match="'many' is absent"):
         codes.transform(frame[["few"]])

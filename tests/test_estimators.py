@@ -138,6 +138,10 @@ def test_nothing_outside_scikit_learn_is_imported(tmp_path: Path, monkeypatch: p
         with pytest.raises(TabularError, match="scikit-learn"):
             estimator_class(path)
     assert not (tmp_path / "ran").exists()
+    planted = type("Planted", (ExtraTreesClassifier,), {"__module__": "elsewhere"})
+    monkeypatch.setattr("sklearn.svm.Planted", planted, raising=False)
+    with pytest.raises(TabularError, match="not a classifier of scikit-learn"):
+        estimator_class("sklearn.svm.Planted")
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,19 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     "image_models.compile": "needs a compiler",
     "tuned.blend": "test_tune_run.py",
     "storage": "test_studies.py",
+    "data.columns.group": "test_columns_experiment.py",
+    "data.columns.numeric": "test_columns_experiment.py",
+    "data.columns.categorical": "test_columns_experiment.py",
+    "folds.file": "test_columns_experiment.py",
+    "features.columns": "test_columns_experiment.py",
+    "features.native_categories": "test_columns_experiment.py",
+    "features.target_encoding": "test_target_encoding.py",
+    "features.relative": "test_columns_experiment.py",
+    "features.relative_site": "test_columns_experiment.py",
+    "features.outliers": "test_columns_experiment.py",
+    "features.cohort_columns": "test_columns_experiment.py",
+    "features.probability_ratio": "test_columns_experiment.py",
+    "stackers.runs": "test_views.py",
 }
 
 
