@@ -84,6 +84,36 @@ class TableColumns:
         return TableColumns(numeric, categorical, derived, python=tuple(name for name in self.python if name in names))
 
     @property
+    def shown(self) -> dict[str, str]:
+        """Name on pages by name in the table: as in the csv, but `csv.age` for a column `age` without that role."""
+        return {name: self.csv.get(name, name) if self.csv.get(name) not in RESERVED else name for name in self.names}
+
+    @property
+    def made_of(self) -> dict[str, tuple[str, ...]]:
+        """The csv's columns that each column of the table is read or computed from, by name in the table."""
+        found: dict[str, tuple[str, ...]] = {name: (csv,) for name, csv in self.csv.items()}
+        for name in self.derived:
+            needed = [name]  # grows
+            parts = dict[str, None]()
+            for one in needed:
+                for part in parse(self.derived[one]).columns:
+                    if part not in self.derived:
+                        parts[part] = None
+                    elif part not in needed:
+                        needed.append(part)
+            found[name] = tuple(parts)
+        return found
+
+    def inputs(self, with_role: Collection[str]) -> dict[str, str]:
+        """Returns the csv's columns that the table needs and that are not among ``with_role``, by `name_in_table`."""
+        parts = dict.fromkeys(csv for listed in self.made_of.values() for csv in listed)
+        return {name_in_table(csv): csv for csv in parts if csv not in with_role}
+
+    def lost_without(self, csv: str) -> list[str]:
+        """Returns the columns of the table that have no value where the csv lacks this column."""
+        return [name for name, parts in self.made_of.items() if csv in parts]
+
+    @property
     def unused(self) -> list[str]:
         """Columns of the training csv that were left out because nothing in the config asks for them."""
         return [choice.column for choice in self.choices if choice.reason == NOT_ASKED]
@@ -91,6 +121,7 @@ class TableColumns:
 
 NO_COLUMNS = TableColumns()
 NOT_ASKED = "the config does not name it"
+ONLY_DERIVED = "only features.derived uses it"
 
 
 def described_choices(columns: TableColumns) -> list[str]:
@@ -160,6 +191,7 @@ def choose_columns(
                 f"{paths[0]}: column {column!r} is in columns.numeric and in columns.categorical: name it in one"
             )
     automatic = {kind for kind in asked if getattr(rules, kind) == "auto"}
+    in_expressions = {part for parts in TableColumns(derived=rules.derived).made_of.values() for part in parts}
     choices = []
     for column in free:
         kind = next((kind for kind in asked if column in asked[kind]), None)
@@ -170,7 +202,7 @@ def choose_columns(
         elif kind is not None:
             choice = Choice(column, kind, "named in the config" if asked[kind][column] else "matches a pattern")
         elif not automatic:
-            choice = Choice(column, None, NOT_ASKED)
+            choice = Choice(column, None, ONLY_DERIVED if column in in_expressions else NOT_ASKED)
         else:
             choice = _automatic(column, train, test, rules, automatic, target, group)
         choices.append(choice)
@@ -192,17 +224,20 @@ def read_values(
     missing: Codes,
     path: Path,
     faults: list[str],
+    *,
+    may_lack: bool = False,
 ) -> pd.DataFrame:
     """Returns the values of the chosen columns: float32 (NaN missing) and str (NaN missing), from cells of text.
 
-    A column that ``raw`` lacks, or that `features.python` computes, has no value in any row. A cell of a numeric column
-    that is no finite number is appended to ``faults``.
+    A column that ``raw`` lacks, or that `features.python` computes, has no value in any row; for a derived column an
+    absent one is a fault, unless it ``may_lack``, as in new rows. A cell of a numeric column that is no finite number
+    is appended to ``faults``.
     """
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():
         made[name] = _numbers(raw, csv, missing, path, faults)
     if columns.derived and not faults:
-        made |= _derived(raw, columns, missing, path, faults)
+        made |= _derived(raw, columns, missing, path, faults, may_lack=may_lack)
     made |= {name: np.full(len(raw), np.nan, np.float32) for name in columns.python}
     for name, csv in columns.categorical.items():
         if csv in raw:
@@ -239,13 +274,13 @@ def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: li
 
 
 def _derived(
-    raw: pd.DataFrame, columns: TableColumns, missing: Codes, path: Path, faults: list[str]
+    raw: pd.DataFrame, columns: TableColumns, missing: Codes, path: Path, faults: list[str], *, may_lack: bool
 ) -> dict[str, NDArray[np.float32]]:
     """Returns the derived columns; expressions name columns of the csv, also such as are no features themselves."""
     try:
         expressions = {name: parse(text) for name, text in columns.derived.items()}
         needed = dict.fromkeys(name for one in expressions.values() for name in one.columns if name not in expressions)
-        if len(raw.columns):  # without any column all values are missing
+        if len(raw.columns) and not may_lack:  # without any column all values are missing
             for name in needed:
                 if name not in raw:
                     near = get_close_matches(name, list(raw.columns), n=1)
@@ -268,7 +303,7 @@ def known_cells(cells: pd.Series, column: str, missing: Codes) -> pd.Series:
     text = cells.str.strip()
     lower = text.str.lower()
     unknown = lower.isin(MISSING_KEYS)
-    codes = [code for name, listed in missing.items() if fnmatchcase(column, name) for code in listed]
+    codes = [code for name, listed in missing.items() if fits(column, name) for code in listed]
     if codes:
         unknown |= lower.isin([str(code).strip().lower() for code in codes])
         if numbers := [number for code in codes if (number := _as_number(code)) is not None]:
@@ -280,10 +315,15 @@ def check_missing_names(missing: Codes, known: Iterable[str], path: Path, faults
     """Appends a fault for each name or pattern of `data.missing` that fits none of the ``known`` columns."""
     names = list(known)
     for name in missing:
-        if not any(fnmatchcase(column, name) for column in names):
+        if not any(fits(column, name) for column in names):
             near = get_close_matches(name, names, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
             faults.append(f"{path}: no column fits {name!r} (data.missing){hint}: correct the name")
+
+
+def fits(column: str, name: str) -> bool:
+    """Returns whether a column has this name or fits this pattern; brackets in a column's own name stand for itself."""
+    return column == name or fnmatchcase(column, name)
 
 
 def _as_number(code: str | float) -> float | None:

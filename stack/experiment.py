@@ -308,7 +308,7 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         out.say(f"near-duplicates: the groups of {found} pairs of training images are merged into one split_group each")
     data = experiment.config.data
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
-    for warning in missing_code_warnings(parts):
+    for warning in missing_code_warnings(parts, experiment.table.columns):
         out.warn(warning)
     for line in described_choices(experiment.table.columns):
         out.say(line)

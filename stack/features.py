@@ -20,7 +20,7 @@ from stack.config import Config
 from stack.experiment import Experiment
 from stack.folds import assign_folds, count_groups, inner_split
 from stack.level2_config import Features, Stacker
-from stack.net_columns import roles_of
+from stack.net_columns import net_columns, roles_of
 from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run
@@ -46,10 +46,18 @@ MAX_LEVELS = 20  # most frequent words of a categorical column that have an indi
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
 
-def metadata_of_models(config: Config) -> set[str]:
-    """Returns which of age, sex and site an enabled image model or the config's features of level 2 use."""
+def metadata_of_models(config: Config, columns: TableColumns = NO_COLUMNS) -> set[str]:
+    """Returns which of age, sex, site and the further ``columns`` of the table an image model or level 2 uses.
+
+    Columns are named as in the table, derived ones too; `csv_of_models` names what they are read from.
+    """
     models = [model for model in config.image_models if model.enabled]
-    used = {name for model in models for name in roles_of(model, config.data.columns)}
+    named = config.data.columns
+    used = {
+        name
+        for model in models
+        for name in (net_columns(model, named, columns) if columns.names else roles_of(model, named))
+    }
     features = config.all_features
     if features.metadata or features.cohort:
         used |= {*NUMERIC, *CATEGORICAL}
@@ -57,7 +65,24 @@ def metadata_of_models(config: Config) -> set[str]:
         used.add("age")
     if features.context_counts:
         used |= {"age", "site"}
+    if features.columns:
+        used |= set(columns.names)
+    numbers = set(columns.numbers)
+    if features.relative or features.relative_site or features.outliers or features.cohort_columns:
+        used |= numbers
+    if numbers and features.relative_site:
+        used.add("site")
+    if numbers and features.cohort_columns:
+        used |= {*NUMERIC, *CATEGORICAL}
     return used
+
+
+def csv_of_models(config: Config, columns: TableColumns = NO_COLUMNS) -> set[str]:
+    """Returns the csv's names of the columns that a model uses, with those that a used derived column is made of."""
+    used = metadata_of_models(config, columns)
+    roles = {name: csv for name, csv in config.data.columns.roles.items() if name in (*NUMERIC, *CATEGORICAL)}
+    named = {csv for name, csv in roles.items() if name in used}
+    return named | {csv for name, parts in columns.made_of.items() if name in used for csv in parts}
 
 
 class FoldFeatures:
@@ -106,7 +131,8 @@ class FoldFeatures:
         """Returns features (n, columns), float32; ``frame`` must hold all rows of each of its groups.
 
         ``logits`` (n, runs) and ``z`` are one fold net's. Sets ``block_of_``, the name of the block of each
-        column, and ``source_``, its key of `features` and its run (None: it comes from the table).
+        column, ``source_``, its key of `features` and its run (None: it comes from the table), and ``field_``, the
+        column of the table for those that are made of one alone.
         Raises ConfigError where the settings leave no column.
         """
         blocks: list[Block] = []
@@ -158,7 +184,20 @@ class FoldFeatures:
             for column, run in zip(block.frame, block.runs or repeat(None, block.frame.shape[1]), strict=True)
         }
         self.block_of_ = {str(column): block.name for block in blocks for column in block.frame}
+        self.field_ = self._fields([str(column) for column in self.block_of_])
         return pd.concat([block.frame.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
+
+    def _fields(self, made: Sequence[str]) -> dict[str, str]:
+        """Returns the column of the table that each feature among ``made`` comes from, where it is one column alone."""
+        known = dict(self.encoder_.sources_) if self.settings.metadata else {}
+        known |= {} if self.table_ is None else self.table_.sources_
+        known |= {name: name for name in self.categories}
+        ending = [f"group_{statistic}" for statistic in self.settings.relative]
+        ending += [f"group_site_{statistic}" for statistic in self.settings.relative_site]
+        ending += ["cohort_z"] if self.settings.cohort_columns else []
+        known |= {f"{name}_{end}": name for name in self.columns.numbers for end in ending}
+        ages = {name for name in made if self.source_[name] == ("aggregates", None)}
+        return {name: "age" if name in ages else known[name] for name in made if name in known or name in ages}
 
     def _column_blocks(self, frame: pd.DataFrame) -> list[Block]:
         """Returns the blocks of the numeric columns relative to the group, to its site and to the cohort."""

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from dermstack.errors import StoreError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import METADATA_BLOCK, NATIVE_BLOCK, fold_matrix
+from stack.features import METADATA_BLOCK, NATIVE_BLOCK, TABLE_BLOCK, fold_matrix
 from stack.images import require_acquisition
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised, stored_scales
@@ -24,17 +24,23 @@ from stack.views import with_all_features
 from tabular.models import read_bag
 
 MAX_ROWS = 2_000  # number of held-out rows that are explained, of all folds together
+TOP_COLUMNS = 20  # columns of the table that are shown one by one; the others share a row
 _VERSION = 1  # increase it when this module's results change
+_COLUMNS_VERSION = 1  # the same, of the rows on columns of the table
 
 
 def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame | None:
     """Computes the mean absolute contribution of each feature and block of features; None where there is no stacker.
 
-    Columns: stacker, of ("feature" or "block"), name, block, size (mean over rows of |contribution|, in logits) and
-    trend, the rank correlation of contribution and value, NaN where a feature has several columns or is a native
-    category. Contributions are
-    exact: TreeSHAP for GBDTs, terms for logistic regressions. Fold k's model explains rows of fold k. Contributions of
-    a block, or of the columns of one metadata field, are summed before the absolute value is taken.
+    Columns: stacker, of ("feature", "block", "column" or "rest"), name, block, size (mean over rows of |contribution|,
+    in logits) and trend, the rank correlation of contribution and value, NaN where a feature has several columns
+    or is a native category. Contributions are exact: TreeSHAP for GBDTs, terms for logistic regressions. Fold k's model
+    explains rows of fold k. Contributions of a block, or of the features of one field, are summed before the absolute
+    value is taken.
+
+    A table with columns without a role also has a row for each column of the csv ("column"): all features that are made
+    of it alone, such as its value, its rank within the group and the indicators of its words. "rest" is the sum of all
+    but the largest `TOP_COLUMNS` of these.
 
     This takes minutes for many rows; the result is kept in ``report/importance`` until a stacker changes.
     Classifiers of scikit-learn have no exact contributions and are left out.
@@ -46,6 +52,7 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     inputs = {
         "version": _VERSION,
         "rows": MAX_ROWS,
+        **({"columns": _COLUMNS_VERSION} if experiment.table.columns.names else {}),
         "stackers": {run.name: run.meta["fingerprint"] for run in stackers},
     }
     inputs_fingerprint = fingerprint(inputs)
@@ -68,11 +75,15 @@ def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run],
     made = run_folds(tasks, "feature importance", experiment.config, out)
     values = pd.concat([fold.rows for fold in made], ignore_index=True)
     blocks = {column: block for fold in made for column, block in fold.block_of.items()}
+    shown = experiment.table.columns.shown
+    fields = {column: shown.get(field, field) for fold in made for column, field in fold.field_of.items()}
     tables = []
     for run in stackers:
         # A category that is absent from the training rows of a fold has no column there: its contribution is 0.
         contributions = pd.concat([fold.contributions[run.name] for fold in made], ignore_index=True).fillna(0.0)
-        tables += [_features(run.name, contributions, values, blocks), _blocks(run.name, contributions, blocks)]
+        tables += [_features(run.name, contributions, values, blocks, fields)]
+        tables += [_blocks(run.name, contributions, blocks)]
+        tables += [_columns(run.name, contributions, fields)] if shown else []
     return pd.concat(tables, ignore_index=True)
 
 
@@ -82,6 +93,7 @@ class _Explained(NamedTuple):
     rows: pd.DataFrame  # features of the rows
     contributions: dict[str, pd.DataFrame]  # contributions (rows, features) to the logit, by stacker
     block_of: dict[str, str]  # the block of each feature
+    field_of: dict[str, str]  # the column of the table that a feature is made of, where it is one alone
 
 
 def _fold_contributions(
@@ -104,12 +116,23 @@ def _fold_contributions(
         bag = read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
         seen = rows[list(bag.columns)]
         contributions[run.name] = bag.contributions(seen, threads=experiment.config.threads)[0]
-    return _Explained(rows, contributions, matrix.features.block_of_)
+    return _Explained(rows, contributions, matrix.features.block_of_, matrix.features.field_)
 
 
-def _features(run: str, contributions: pd.DataFrame, values: pd.DataFrame, blocks: Mapping[str, str]) -> pd.DataFrame:
+def _features(
+    run: str,
+    contributions: pd.DataFrame,
+    values: pd.DataFrame,
+    blocks: Mapping[str, str],
+    field_of: Mapping[str, str],
+) -> pd.DataFrame:
+    """Returns a row for each feature; the value, the indicators and the missing flag of one field are one."""
     records = []
-    fields = pd.Series({column: _field(str(column), blocks[str(column)]) for column in contributions})
+    names = [
+        field_of.get(column, column) if blocks[column] in (METADATA_BLOCK, TABLE_BLOCK) else column
+        for column in map(str, contributions)
+    ]
+    fields = pd.Series(names, index=list(contributions))
     for field, columns in fields.groupby(fields, sort=False).groups.items():
         together = contributions[list(columns)].sum(axis=1).to_numpy()
         ordered = len(columns) == 1 and blocks[columns[0]] != NATIVE_BLOCK  # codes of words have no order
@@ -123,14 +146,20 @@ def _blocks(run: str, contributions: pd.DataFrame, blocks: Mapping[str, str]) ->
     return _sorted([[run, "block", name, name, float(sums[name].abs().mean()), np.nan] for name in map(str, sums)])
 
 
+def _columns(run: str, contributions: pd.DataFrame, field_of: Mapping[str, str]) -> pd.DataFrame:
+    known = [column for column in map(str, contributions) if column in field_of]
+    sums = contributions[known].T.groupby([field_of[column] for column in known], sort=False).sum().T
+    frame = _sorted([[run, "column", str(name), "", float(sums[name].abs().mean()), np.nan] for name in sums])
+    others = frame["name"].iloc[TOP_COLUMNS:]
+    if others.empty:
+        return frame
+    size = float(sums[list(others)].sum(axis=1).abs().mean())
+    return pd.concat([frame, _sorted([[run, "rest", f"{len(others):,} other columns", "", size, np.nan]])])
+
+
 def _sorted(records: list[list[object]]) -> pd.DataFrame:
     frame = pd.DataFrame(records, columns=["stacker", "of", "name", "block", "size", "trend"])
     return frame.sort_values("size", ascending=False, kind="stable", ignore_index=True)
-
-
-def _field(column: str, block: str) -> str:
-    """Returns the table column of a metadata feature: `site` for `site=torso` and for `site_missing`."""
-    return column.partition("=")[0].removesuffix("_missing") if block == METADATA_BLOCK else column
 
 
 def _trend(value: NDArray[np.float64], contributions: NDArray[np.float64]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from stack.columns import (
     TableColumns,
     check_missing_names,
     choose_columns,
+    fits,
     known_cells,
     read_values,
     with_needed,
@@ -203,11 +203,12 @@ def read_new_frame(
         near = nearest(columns["id"], raw.columns)
         raise DataError(f"{path}: no column {columns['id']!r}{near}: rename the column that holds the image ids")
     frame = _checked_frame(raw, path, present, faults, rules, is_train=False)
-    values = read_values(raw, further, rules.missing, path, faults)
+    values = read_values(raw, further, rules.missing, path, faults, may_lack=True)
     if frame is None or faults:
         raise DataError("\n".join(faults))
     lacking = [name for name in columns if name not in present and name not in TRAIN_ONLY]
-    return pd.concat([frame, values], axis=1), lacking + [name for name, csv in further.csv.items() if csv not in raw]
+    absent = [name for name, csv in further.inputs(columns.values()).items() if csv not in raw]
+    return pd.concat([frame, values], axis=1), lacking + absent
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -299,7 +300,7 @@ def _read_strings(path: Path, columns: Mapping[str, str], faults: list[str]) -> 
 
 def _codes_of(missing: Codes, role: str, csv: str) -> tuple[str | float, ...]:
     """Returns the codes declared for a column with a role, by its role or by its name in the csv."""
-    fitting = [codes for name, codes in missing.items() if name == role or fnmatchcase(csv, name)]
+    fitting = [codes for name, codes in missing.items() if name == role or fits(csv, name)]
     return tuple(code for codes in fitting for code in codes)
 
 

@@ -24,7 +24,8 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
     With `max_levels` only the most frequent categories of a column are indicated, and the others are zeros as well.
     With `sparse` a column has a missing indicator only where a fitted row lacks its value, for tables of many columns.
 
-    Fitted: `categories_`, {column: sorted values}, and `columns_`, the column names of `transform`.
+    Fitted: `categories_`, {column: sorted values}, `columns_`, the column names of `transform`, and `sources_`, the
+    column that each of them is made of.
 
     >>> train = pd.DataFrame({"age": [40.0, None], "sex": ["male", None], "site": ["torso", "head/neck"]})
     >>> MetadataEncoder().fit(train).columns_
@@ -123,12 +124,14 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         self.rare_ = rare
         self.indicated_ = frozenset(indicated)
         self.unseen_ = {}
-        self.columns_: list[str] = []
-        for column in self.numeric:
-            self.columns_ += [column, *([f"{column}_missing"] if column in self.indicated_ else [])]
-        for column in categories:
-            # "=" distinguishes a category named "missing" from the indicator
-            self.columns_ += self.made_of(column)
+        made = [(column, column) for column in self.numeric]
+        made += [(column, f"{column}={value}") for column, values in categories.items() for value in values]
+        # "=" distinguishes a category named "missing" from the indicator, which is the last of a column
+        order = {column: place for place, column in enumerate([*self.numeric, *categories])}
+        made += [(column, f"{column}_missing") for column in order if column in self.indicated_]
+        made.sort(key=lambda pair: order[pair[0]])  # stable
+        self.columns_ = [name for _, name in made]
+        self.sources_ = {name: column for column, name in made}
 
     @property
     def words(self) -> dict[str, list[str]]:

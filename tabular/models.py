@@ -162,6 +162,20 @@ class Bag:
         return self.models[0].columns
 
     @property
+    def gains(self) -> dict[str, float]:
+        """Share of each column in the total gain of a GBDT's splits or in the absolute weights of a regression."""
+        made = []
+        for model in self.models:
+            if isinstance(model, Logistic):
+                made.append(pd.Series(np.abs(model.weight), index=list(model.columns)))
+            elif isinstance(model, Gbdt):
+                made.append(importance(model))
+        if not made:
+            return {}
+        total = pd.concat([gain / max(float(gain.sum()), 1e-300) for gain in made], axis=1).mean(axis=1)
+        return {str(name): float(share) for name, share in total.items()}
+
+    @property
     def chosen(self) -> list[float]:
         """Value that each model chose on the inner rows: its rounds, inverse ridge strength, or slope of the logit."""
         return [_chosen(model) for model in self.models]

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm, rankdata, spearmanr
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.audit.finding import Finding
 from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association, one_hot
 from stack.experiment import Experiment
+from stack.features import metadata_of_models
 from stack.images import with_acquisition
 from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import auc
@@ -20,6 +21,8 @@ from stack.store import Run, row_positions_in_run
 
 WARNING_AUC = 0.55  # a significant fact is a warning if its own AUC is above this, else a note
 _SAME_CORRELATION = 0.999  # two facts with a rank correlation above this are treated as one
+_RESTATES, _MOST_ALONE = 0.98, 0.95  # agreement of a feature with a fact; share of one source that makes it trivial
+_MIN_KNOWN, _MAX_LISTED = 20, 12  # rows for a correlation; columns that a finding lists
 _MAX_ID_PATTERNS = 50  # the id format is a fact only if there are at most this many formats
 _MIN_NUMBERED_SHARE = 0.9  # the numbers in names are a fact only if at least this share of names has one
 
@@ -46,7 +49,54 @@ def acquisition_findings(
     if quiet := [f"{one.name} {one}" for one in associations if one not in telling]:
         evidence = f"not significant: {'; '.join(quiet)}"
         found.append(Finding("note", "these acquisition facts do not predict the target", evidence, "none"))
+    found += shortcut_columns(experiment, facts)
     return found + gain_findings(experiment, {one.name: facts[one.name] for one in telling}, runs)
+
+
+def shortcut_columns(experiment: Experiment, facts: dict[str, pd.Series]) -> list[Finding]:
+    """Reports features of the table that restate an acquisition fact, such as a column that is the file size.
+
+    A number restates a fact of numbers if their rank correlation is at least 0.98 in size; a column of words restates
+    the source if at least 98 % of the rows have the source that is most frequent for their word, unless one source has
+    95 % of all rows.
+    """
+    columns = experiment.table.columns
+    used = metadata_of_models(experiment.config, columns)
+    train = experiment.table.train
+    numbers = {name: values for name, values in facts.items() if pd.api.types.is_numeric_dtype(values)}
+    told: dict[str, list[str]] = {}
+    for name in columns.numbers:
+        for fact, values in numbers.items() if name in used else ():
+            correlation = _rank_correlation(train[name].to_numpy(np.float64), values.to_numpy(np.float64))
+            if abs(correlation) >= _RESTATES:
+                told.setdefault(fact, []).append(f"`{columns.shown[name]}` (rank correlation {correlation:.3f})")
+    if "source" in facts:
+        source = facts["source"].fillna("")
+        alone = float(source.value_counts(normalize=True).iloc[0])
+        for name in columns.categorical:
+            words = train[name].reset_index(drop=True)
+            known = words.notna()
+            if name in used and known.any() and words.nunique() <= _MAX_ID_PATTERNS and alone < _MOST_ALONE:
+                share = float(source[known].groupby(words[known]).agg(lambda of: of.value_counts().iloc[0]).sum())
+                if share / known.sum() >= _RESTATES:
+                    told.setdefault("source", []).append(
+                        f"`{columns.shown[name]}` ({share / known.sum():.1%} of the rows)"
+                    )
+    remedy = "keep them out of the features if new rows are collected in another way: they say how an image was taken"
+    return [
+        Finding(
+            "warning", f"columns that models use restate an acquisition fact: {fact}",
+            ", ".join(names[:_MAX_LISTED]) + (f", … {len(names)} in all" if len(names) > _MAX_LISTED else ""), remedy,
+        )
+        for fact, names in told.items()
+    ]  # fmt: skip
+
+
+def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    known = np.isfinite(a) & np.isfinite(b)
+    if known.sum() < _MIN_KNOWN or np.ptp(a[known]) == 0 or np.ptp(b[known]) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(a[known]), rankdata(b[known]))[0, 1])
 
 
 def acquisition_facts(experiment: Experiment, sizes: pd.DataFrame | None = None) -> dict[str, pd.Series]:

@@ -104,6 +104,7 @@ MIN_GROUPS = 10  # with fewer groups in train or in test, drift is not judged
 HALF_SPLITS = 9  # random splits of the groups into a training half and a test half
 _FOLDS = 5
 _CLASSIFIER_LEVELS = 50  # most frequent levels of a text column that the classifier distinguishes
+_MAX_LISTED, _MAX_DRIVERS = 12, 8  # columns that a finding lists, and those of them with numbers
 _MIN_DRIVER_SHARE = 0.1  # a column is named as a driver if shuffling it costs more than this share of AUC − 0.5
 
 
@@ -116,10 +117,11 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
     parts = _train_and_test(experiment)
     if not len(parts[1]):
         return []
-    features = experiment.config.features
+    features, further = experiment.config.all_features, experiment.table.columns
+    of_models = metadata_of_models(experiment.config, further)
     used, unused = list[str](), list[str]()
-    for column in ("age", "sex", "site"):
-        (used if column in metadata_of_models(experiment.config) else unused).append(column)
+    for column in ("age", "sex", "site", *further.names):
+        (used if column in of_models else unused).append(column)
     (used if features.context_counts else unused).append("images in the group")
     (used if features.shortcuts else unused).extend(ACQUISITION)
     found = []
@@ -127,11 +129,16 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
         known = [name for name in columns if all(name in part and part[name].notna().any() for part in parts)]
         known = [name for name in known if pd.concat([part[name] for part in parts]).nunique(dropna=False) > 1]
         if known:
-            found.append(run_with_threads(experiment.config.threads, _drift_finding, parts, known, is_used, seed))
+            shown = [further.csv.get(name, name) for name in known]
+            task = (parts, known, shown, is_used, seed)
+            found.append(run_with_threads(experiment.config.threads, _drift_finding, *task))
     return found
 
 
-def _drift_finding(parts: list[pd.DataFrame], columns: list[str], is_used: bool, seed: int) -> Finding:
+def _drift_finding(
+    parts: list[pd.DataFrame], columns: list[str], shown: list[str], is_used: bool, seed: int
+) -> Finding:
+    """Compares ``columns`` of train and test, which the evidence calls by the names ``shown``."""
     what = f"train and test differ in columns that {'models use' if is_used else 'no model uses'}"
     groups = [part["group"].nunique() for part in parts]
     if min(groups) < MIN_GROUPS:
@@ -142,12 +149,17 @@ def _drift_finding(parts: list[pd.DataFrame], columns: list[str], is_used: bool,
     x, group = _matrix(both[columns]), both["group"].to_numpy(object)
     separation, importances = adversarial_validation(x, in_test, group, seed=seed)
     p = adversarial_validation_p(x, in_test, group, seed=seed)
-    evidence = f"AUC {separation} of a classifier by {', '.join(columns)}; p = {min(1.0, 2 * p):.1g}"
+    more = f", … {len(shown):,} columns in all" if len(shown) > _MAX_LISTED else ""
+    evidence = f"AUC {separation} of a classifier by {', '.join(shown[:_MAX_LISTED])}{more}; p = {min(1.0, 2 * p):.1g}"
     if 2 * p >= FALSE_ALARM_RATE:  # corrected for two tests: used and unused columns
         evidence += ": not significant"
         return Finding("note", what.replace("differ", "do not differ significantly"), evidence, "none")
     drivers = _drivers(
-        parts, columns, importances, least=_MIN_DRIVER_SHARE * max(separation.value - 0.5, 0.0), seed=seed
+        parts,
+        dict(zip(columns, shown, strict=True)),
+        importances,
+        least=_MIN_DRIVER_SHARE * max(separation.value - 0.5, 0.0),
+        seed=seed,
     )
     evidence += f"; driven by {drivers}" if drivers else "; no single column drives it"
     if not is_used:
@@ -239,17 +251,26 @@ def _train_and_test(experiment: Experiment) -> list[pd.DataFrame]:
     return [part.assign(**{"images in the group": part.groupby("group")["id"].transform("size")}) for part in tables]
 
 
-def _drivers(parts: list[pd.DataFrame], columns: list[str], importances: Floats, *, least: float, seed: int) -> str:
-    """Names the columns that drive the AUC, most important first, with the distance between train and test in each."""
-    sides = [{name: part[name] for name in columns} for part in parts]
-    distance = drift(sides[0], sides[1], parts[0]["group"], parts[1]["group"], seed=seed).set_index("column")
+def _drivers(
+    parts: list[pd.DataFrame], shown: Mapping[str, str], importances: Floats, *, least: float, seed: int
+) -> str:
+    """Names the columns that drive the AUC, most important first, with the distance between train and test in each.
+
+    ``shown`` has the name in the evidence by that of the column.
+    """
+    columns = list(shown)
     order = [place for place in np.argsort(-importances, kind="stable") if importances[place] > least]
-    return ", ".join(
-        f"{columns[place]} (AUC −{importances[place]:.3f} when it is shuffled, "
-        f"distance {distance.loc[columns[place], 'distance']:.0%}, "
-        f"{distance.loc[columns[place], 'chance']:.0%} by chance)"
-        for place in order
+    named = [columns[place] for place in order[:_MAX_DRIVERS]]
+    if not named:
+        return ""
+    sides = [{name: part[name] for name in named} for part in parts]
+    distance = drift(sides[0], sides[1], parts[0]["group"], parts[1]["group"], seed=seed).set_index("column")
+    listed = ", ".join(
+        f"{shown[name]} (AUC −{importances[place]:.3f} when it is shuffled, "
+        f"distance {distance.loc[name, 'distance']:.0%}, {distance.loc[name, 'chance']:.0%} by chance)"
+        for name, place in zip(named, order, strict=False)
     )
+    return listed + (f", and {len(order) - len(named)} more" if len(order) > len(named) else "")
 
 
 MISSING = "(missing)"

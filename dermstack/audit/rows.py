@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import cast
 
 import numpy as np
@@ -12,10 +13,11 @@ from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
 from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association
 from dermstack.errors import DataError
 from stack.cells import read_cells
+from stack.columns import fits, known_cells
 from stack.experiment import Experiment, train_pairs
-from stack.features import metadata_of_models
+from stack.features import csv_of_models
 from stack.keys import fold_labels, is_missing_fold
-from stack.missing_codes import missing_codes
+from stack.missing_codes import MissingCode, declared, listed_codes, missing_codes
 from stack.table import ACQUISITION
 from stack.table_checks import SENTINELS
 
@@ -122,10 +124,18 @@ def fold_findings(experiment: Experiment) -> list[Finding]:
 
 
 def missing_code_findings(experiment: Experiment) -> list[Finding]:
-    """Reports ages (a warning) and words (a note) that look like a code for "unknown" instead of an empty cell."""
+    """Reports numbers (a warning) and words (a note) that look like a code for "unknown" instead of an empty cell.
+
+    A code of further columns is one finding for all columns that have it.
+    """
     found = []
     for part, rows in (("train", experiment.table.train), ("test", experiment.table.test)):
-        for code in missing_codes(rows) if len(rows) else ():
+        codes = missing_codes(rows, columns=experiment.table.columns) if len(rows) else []
+        of_columns: dict[str, list[MissingCode]] = {}
+        for code in codes:
+            if code.is_further:
+                of_columns.setdefault(code.value, []).append(code)
+                continue
             evidence = f"{code} of {part}"
             if code.is_number:
                 what, severity = "an age that looks like a code for 'unknown'", "warning"
@@ -134,6 +144,18 @@ def missing_code_findings(experiment: Experiment) -> list[Finding]:
                 what, severity = f"a {code.column} whose name means unknown", "note"
                 remedy = "it counts as a category of its own; leave the cells empty to have them counted as missing"
             found.append(Finding(cast("Severity", severity), what, evidence, remedy))
+        for value, same in of_columns.items():
+            evidence = f"{listed_codes(same)} of {part}"
+            if same[0].is_number:
+                what = f"{value} in columns of numbers looks like a code for 'unknown'"
+                remedy = f"if it means 'unknown', declare it, such as {declared(same)}: models take it as a quantity"
+                found.append(Finding("warning", what, evidence, remedy))
+            else:
+                what = f"{value} in columns of words means unknown"
+                remedy = (
+                    f"it counts as a category of its own; declare it to have it counted as missing: {declared(same)}"
+                )
+                found.append(Finding("note", what, evidence, remedy))
     return found
 
 
@@ -186,6 +208,7 @@ def _other_folds(experiment: Experiment) -> list[Finding]:
 
 
 PROXY_AUC = 0.98  # a column with an AUC of at least this much is a proxy of the target
+_MAX_LISTED = 20  # columns that a finding lists
 _CHECKED_ELSEWHERE = ("id", "group", "target", "source", *ACQUISITION)  # keys, or checked by another part of the audit
 
 
@@ -202,20 +225,26 @@ def proxy_findings(experiment: Experiment) -> list[Finding]:
     in_test = set(read_cells(config.data.test).columns) if config.data.test else None
     y, fold, group = experiment.target, experiment.folds.frame["fold"], experiment.split_group
     associations: list[ColumnAssociation] = []
-    for csv in dict.fromkeys(rows.columns):
-        if columns.get(csv) not in _CHECKED_ELSEWHERE and list(rows.columns).count(csv) == 1:
-            values = numbers_or_words(rows[csv])
+    missing = config.data.column_rules.missing
+    for csv, times in Counter(map(str, rows.columns)).items():
+        if columns.get(csv) not in _CHECKED_ELSEWHERE and times == 1:
+            has_codes = any(fits(csv, name) for name in missing)
+            values = numbers_or_words(known_cells(rows[csv], csv, missing).fillna("") if has_codes else rows[csv])
             if values.nunique(dropna=False) > 1:
                 associations.append(column_association(csv, values, y, fold, group))
-    found, lacking = [], []
-    used = metadata_of_models(config)
+    found, lacking = list[Finding](), list[ColumnAssociation]()
+    used = csv_of_models(config, experiment.table.columns)
+    further = set(experiment.table.columns.csv.values())
     for one in associations:
         if one.strength >= PROXY_AUC and one.p * len(associations) < FALSE_ALARM_RATE:
-            found.append(_proxy_finding(one, columns.get(one.name), in_test, used))
+            found.append(_proxy_finding(one, columns.get(one.name), in_test, used, further))
         elif in_test is not None and one.name not in in_test and columns.get(one.name) != "fold":
-            lacking.append(f"`{one.name}` {one}")
+            lacking.append(one)
     if lacking:
-        evidence = f"{len(lacking)}, each with its own AUC: {'; '.join(lacking)}"
+        strongest = sorted(lacking, key=lambda one: -one.strength) if len(lacking) > _MAX_LISTED else lacking
+        listed = "; ".join(f"`{one.name}` {one}" for one in strongest[:_MAX_LISTED])
+        more = f"; and {len(lacking) - _MAX_LISTED:,} that tell less" if len(lacking) > _MAX_LISTED else ""
+        evidence = f"{len(lacking)}, each with its own AUC: {listed}{more}"
         remedy = "do not use them as features: new rows do not have them"
         found.append(Finding("note", "columns that the test csv lacks", evidence, remedy))
     return found
@@ -229,13 +258,20 @@ def numbers_or_words(cells: pd.Series) -> pd.Series:
     return numbers.astype("float64") if (numbers.notna() == text.notna()).all() else text
 
 
-def _proxy_finding(one: ColumnAssociation, mapped: str | None, in_test: set[str] | None, used: set[str]) -> Finding:
+def _proxy_finding(
+    one: ColumnAssociation, mapped: str | None, in_test: set[str] | None, used: set[str], further: set[str]
+) -> Finding:
     what = f"the column `{one.name}` separates the target"
     where = "" if in_test is None else ", in train and test" if one.name in in_test else ", only in train"
     evidence = f"{one} by this column alone{where}; p = {one.p:.1g}"
     severity: Severity
-    if mapped in used:
+    if one.name in used and mapped is not None:
         severity, remedy = "error", f"models use it as data.columns.{mapped}: map another column"
+    elif one.name in used:
+        where_named = "data.columns" if one.name in further else "features.derived"
+        severity, remedy = "error", f"models use it as a feature: remove it from {where_named}"
+    elif one.name in further:
+        severity, remedy = "warning", "no model uses it with these features: remove it from data.columns"
     elif mapped in ("age", "sex", "site"):
         severity, remedy = "warning", f"no model uses it with these features: map another data.columns.{mapped} first"
     elif mapped == "diagnosis":

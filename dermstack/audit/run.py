@@ -23,7 +23,7 @@ from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 2  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 3  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
     """Returns a fingerprint of everything that the findings on rows and runs depend on."""
     data = experiment.config.data
     files = {path.name: sha256(path) for path in (data.train, data.test, data.duplicates) if path is not None}
-    features = experiment.config.features.inputs()
+    features = experiment.config.all_features.inputs()
     return fingerprint({
         "version": _VERSION,
         "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],

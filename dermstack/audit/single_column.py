@@ -52,7 +52,7 @@ def column_association(
     """
     y, fold, group = np.asarray(y), np.asarray(fold), np.asarray(group, dtype=object)
     values = values.reset_index(drop=True)
-    fitted_auc = interval("auc", y, _out_of_fold_rates(values, y, fold), group)
+    fitted_auc = interval("auc", y, out_of_fold_rates(values, y, fold), group)
     p_values = [association_p(y, one_hot(values), group)]
     rank_auc = None
     if pd.api.types.is_numeric_dtype(values):
@@ -112,7 +112,7 @@ def _score_contributions(y: ArrayLike, x: ArrayLike, group: ArrayLike) -> Floats
     return np.stack([np.bincount(codes, column, len(names)) for column in of_rows.T], axis=1)
 
 
-def _out_of_fold_rates(values: pd.Series, y: NDArray[np.generic], fold: NDArray[np.generic]) -> Floats:
+def out_of_fold_rates(values: pd.Series, y: NDArray[np.generic], fold: NDArray[np.generic]) -> Floats:
     """Returns for each row the rate of positives at its value in the other folds (n,)."""
     rate = np.empty(len(y))
     numeric = pd.api.types.is_numeric_dtype(values)

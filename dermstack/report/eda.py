@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from dermstack.audit.columns import number_columns, word_columns
 from dermstack.audit.drift import (
     AGE_EDGES,
     SIZE_LABELS,
@@ -44,11 +46,14 @@ from dermstack.report.eda_tables import (
     group_size_table,
     level_table,
     missing_table,
+    number_table,
     picture_size_table,
     shortcut_table,
+    word_table,
 )
 from dermstack.report.figures import Drawing
-from dermstack.report.report import TEMPLATE_FOLDER, environment
+from dermstack.report.report import TEMPLATE_FOLDER, environment, script_policy
+from stack.columns import described_choices
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.folds import Folds
@@ -163,7 +168,9 @@ def write_eda(
     sheet: int = 24,
     seed: int = 0,
 ) -> Path:
-    """Writes the page to `path`. It is self-contained: no network, no JavaScript; text of the data is escaped.
+    """Writes the page to `path`. It is self-contained: no network; text of the data is escaped.
+
+    Its only script sorts the tables of columns without a role; a page without such columns has none.
 
     `name` is that of the data set. `pairs` are near-duplicates with columns id_1, id_2, distance, kind, or None if they
     were not searched. `sheet` images of each class are shown beside their edges, 0 for none. Sections without input
@@ -186,13 +193,17 @@ def eda_html(
     seed: int,
 ) -> str:
     """Returns the page of `write_eda` as HTML, the same for the same data and seed."""
-    table = Table(_with_sizes(table.train, pictures), _with_sizes(table.test, pictures))
+    table = replace(table, train=_with_sizes(table.train, pictures), test=_with_sizes(table.test, pictures))
     train = table.train
     by = [column for column in ("sex", "site", "diagnosis") if column in train and train[column].notna().any()]
     drift_frame = _drift(table, seed=seed) if len(table.test) else None
     sizes = picture_sizes(train) if pictures else None
     groups = group_sizes(train)
     ranking = _shortcut_aucs(train, folds)
+    group = train["group"] if folds is None else folds.frame["split_group"]
+    numbers = number_columns(table, group.to_numpy(object), seed=seed)
+    words = word_columns(table, folds, seed=seed)
+    sorting = (TEMPLATE_FOLDER / "sort.js").read_text(encoding="utf-8") if len(numbers) or len(words) else ""
     templates = environment()
     templates.filters["count"] = lambda value: f"{value:,}"
     return templates.get_template("eda.html.j2").render(
@@ -212,6 +223,12 @@ def eda_html(
         pairs=_pair_tiles(pairs, pictures) if pairs is not None and pictures and sheet else [],
         sheet=_contact_sheet(train, pictures, each=sheet, seed=seed) if pictures and sheet else [],
         drift=None if drift_frame is None else drift_table(drift_frame),
+        numbers=number_table(numbers) if len(numbers) else None,
+        words=word_table(words) if len(words) else None,
+        choices=described_choices(table.columns),
+        left_out=[(choice.column, choice.reason) for choice in table.columns.choices if choice.kind is None],
+        script=Markup(sorting),
+        scripts=script_policy(sorting),
         folds=None if folds is None else fold_summary_table(folds.summary(train["target"])),
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -116,6 +117,56 @@ def duplicate_table(pairs: pd.DataFrame) -> Grid:
         ["pairs", "kind"], ascending=[False, True]
     )
     return _grid(frame, {"kind": "kind", "pairs": "pairs", "images": "images in them"})
+
+
+def number_table(columns: pd.DataFrame) -> Grid:
+    """Formats `dermstack.audit.columns.number_columns`; the shade is the distance of the AUC from 0.5."""
+    heads = ["column", "AUC (95 % interval)", "negative: median", "5 % to 95 %", "positive: median", "5 % to 95 %"]
+    rows = []
+    for line in columns.to_dict("records"):
+        cells = [Cell(_breakable(line["column"])), _auc_cell(line)]
+        for of in ("negative", "positive"):
+            middle, low, high = three_quantiles(*(line[f"{of}_{which}"] for which in ("middle", "low", "high")))
+            cells += [Cell(middle), Cell(f"{low} to {high}" if low != "–" else "–")]
+        rows.append(cells + _missing_and_drift(line))
+    return Grid([(head, head != "column") for head in [*heads, *_MISSING_AND_DRIFT]], rows)
+
+
+def word_table(columns: pd.DataFrame) -> Grid:
+    """Formats `dermstack.audit.columns.word_columns`, as `number_table` does."""
+    rows = []
+    for line in columns.to_dict("records"):
+        cells = [Cell(_breakable(line["column"])), _auc_cell(line, any_side=False), Cell(f"{line['words']:,}")]
+        rows.append([*cells, Cell(_breakable(line["commonest"])), *_missing_and_drift(line)])
+    heads = ["column", "AUC (95 % interval)", "different words", "most frequent", *_MISSING_AND_DRIFT]
+    return Grid([(head, head not in {"column", "most frequent"}) for head in heads], rows)
+
+
+_MISSING_AND_DRIFT = ["missing in train", "missing in test", "distance to test", "limit of chance"]
+
+
+def _auc_cell(line: dict[Hashable, Any], *, any_side: bool = True) -> Cell:
+    if not math.isfinite(line["auc"]):
+        return Cell("–")
+    is_clear = math.isfinite(line["low"]) and (line["low"] > 0.5 or (any_side and line["high"] < 0.5))
+    return Cell(_with_interval(line["auc"], line["low"], line["high"]), 2 * abs(line["auc"] - 0.5) if is_clear else 0.0)
+
+
+def _missing_and_drift(line: dict[Hashable, Any]) -> list[Cell]:
+    missing = [Cell(_number(line[name], ".1%")) for name in ("missing_train", "missing_test")]
+    shade = min(line["distance"], 1.0) if line["beyond"] else 0.0
+    return [*missing, Cell(_number(line["distance"], ".3f"), shade), Cell(_number(line["chance"], ".3f"))]
+
+
+def three_quantiles(middle: float, low: float, high: float) -> tuple[str, str, str]:
+    """Formats three quantiles with the decimals that give the largest of them three significant digits."""
+    known = [abs(value) for value in (low, middle, high) if math.isfinite(value)]
+    largest = max(known, default=0.0)
+    if largest and not 1e-3 <= largest < 1e7:
+        form = ".2e"
+    else:
+        form = f".{min(max(2 - math.floor(math.log10(largest)), 0), 6) if largest else 0}f"
+    return _number(middle, form), _number(low, form), _number(high, form)
 
 
 def drift_table(drift: pd.DataFrame) -> Grid:

@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
+from dermstack.audit.columns import number_columns, word_columns
 from dermstack.audit.drift import missing_values
 from dermstack.audit.finding import FINDING_COLUMNS, is_audited, read_findings
 from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
@@ -26,6 +27,7 @@ from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
 from dermstack.report.training import training_of
+from stack.columns import described_choices
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import FOLDER, performance
@@ -35,7 +37,7 @@ from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
-from stack.metrics.subgroups import find_subgroups, subgroups
+from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -51,6 +53,9 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         "split_groups": int(experiment.folds.frame["split_group"].nunique()),
         "test rows": len(test),
     }
+    columns = experiment.table.columns
+    named = {"columns of numbers": columns.numeric, "columns of words": columns.categorical, "derived": columns.derived}
+    facts |= {f"{words}, without a role": len(names) for words, names in named.items() if names}
     if lost := len(experiment.unreadable_test):
         facts["further test rows, image unreadable, predicted from the table alone"] = lost
     if len(experiment.external_as_read):
@@ -67,6 +72,9 @@ def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
         duplicates=_duplicates(experiment),
         missing=missing_values(experiment.table),
         findings=_findings(experiment, show_ids=show_ids),
+        numbers=number_columns(experiment.table, experiment.split_group, seed=experiment.config.seed),
+        words=word_columns(experiment.table, experiment.folds, seed=experiment.config.seed),
+        column_notes=described_choices(experiment.table.columns),
         audit_command=f"dermstack audit --config {shown}" if pictures_unaudited else "",
     )
 
@@ -213,6 +221,9 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         )
         for label, other in list(curves.items())[1:]
     ]
+    words = experiment.table.columns.categorical
+    shown = experiment.table.columns.shown
+    cut = columns_to_cut(experiment.table.train.iloc[rows], {name: shown[name] for name in words})
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
@@ -254,7 +265,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         ),
         by_fold=fold_table(experiment, [blend, *runs]),
         agreement=rank_correlations([blend, *runs]),
-        subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows])),
+        uncut=len(words) - len(cut),
+        subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows], cut)),
         importance=importance(experiment, levels[1], levels[0], out),
         training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),

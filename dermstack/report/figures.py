@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from dermstack.report.ticks import TickFormatter, round_ticks
+from stack.importance import TOP_COLUMNS
 from stack.metrics.scores import Floats
 from stack.tune.studies import StudyHistory
 
@@ -393,6 +394,15 @@ def feature_importance_figure(name: str, importance: pd.DataFrame, stacker: str)
     rows = rows[rows["size"] >= min(_MIN_SIZE, rows["size"].max())].head(TOP_FEATURES)
     marks = [" ↑" if trend > _MIN_TREND else " ↓" if trend < -_MIN_TREND else "" for trend in rows["trend"]]
     return bar_figure(name, dict(zip(rows["name"], rows["size"], strict=True)), axis=_IMPORTANCE_AXIS, marks=marks)
+
+
+def column_importance_figure(name: str, importance: pd.DataFrame, stacker: str) -> Drawing:
+    """Draws the columns of the table that matter most to one stacker, and all others together as the last bar."""
+    of_stacker = importance[importance["stacker"] == stacker]
+    rows = pd.concat(
+        [of_stacker[of_stacker["of"] == "column"].head(TOP_COLUMNS), of_stacker[of_stacker["of"] == "rest"]]
+    )
+    return bar_figure(name, dict(zip(rows["name"], rows["size"], strict=True)), axis=_IMPORTANCE_AXIS)
 
 
 def study_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Drawing:

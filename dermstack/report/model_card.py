@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from dermstack.report.report import count, environment, percent
+from dermstack.report.tables import code_span
+from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
 from stack.store import Run, atomic
@@ -63,7 +65,7 @@ def model_card(
         weights=blend.meta["weights"],
         backbones=_backbones(experiment, blend),
         target=plain(experiment.config.data.columns.target),
-        inputs=_inputs(train),
+        inputs=_inputs(train, experiment.table.columns),
         looked_at=list(dict.fromkeys(subgroups["subgroup"])),
         facts=_facts(experiment, y, split_group, rows),
         folds=experiment.folds.k,
@@ -89,11 +91,14 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(str(text).split()))
 
 
-def _inputs(train: pd.DataFrame) -> str:
+def _inputs(train: pd.DataFrame, columns: TableColumns) -> str:
     """Lists what the ensemble is given of each image: the columns that are known in no training row are left out."""
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
     listed = ", ".join(known[:-1]) + (" and " if len(known) > 1 else "") + "".join(known[-1:])
-    return "an image" + (f" and, if known, {listed}" if known else "")
+    text = "an image" + (f" and, if known, {listed}" if known else "")
+    counts = [(columns.numeric, "numbers"), (columns.categorical, "words")]
+    further = [f"{len(names):,} columns of {kind}" for names, kind in counts if names]
+    return text + (f", with {' and '.join(further)} of the table, listed below" if further else "")
 
 
 def _backbones(experiment: Experiment, blend: Run) -> list[str]:
@@ -119,6 +124,13 @@ def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows:
     if "age" in known:
         low, middle, high = train["age"].quantile([0.05, 0.5, 0.95])
         facts["age, median (5 % to 95 %)"] = f"{middle:.0f} ({low:.0f} to {high:.0f})"
+    columns = experiment.table.columns
+    for kind, names in (("numbers", columns.numeric), ("words", columns.categorical)):
+        if names:
+            facts[f"columns of {kind} ({len(names):,})"] = ", ".join(code_span(csv) for csv in names.values())
+    if columns.derived:
+        derived = [f"{code_span(name)} = {code_span(text)}" for name, text in columns.derived.items()]
+        facts[f"derived columns ({len(derived):,})"] = ", ".join(derived)
     return facts
 
 

@@ -18,6 +18,7 @@ from dermstack.report.figures import (
     Estimate,
     bar_figure,
     block_importance_figure,
+    column_importance_figure,
     decision_figure,
     feature_importance_figure,
     interval_figure,
@@ -41,11 +42,13 @@ from dermstack.report.tables import (
     head_width,
     heat_table,
     number,
+    numbers_table,
     rows_of,
     signed,
     subgroup_table,
     table,
     with_code_spans,
+    words_table,
 )
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves, training_figures, training_tables
 from stack.metrics.intervals import Interval
@@ -92,6 +95,10 @@ def page_figures(data: ReportData, objective: str) -> dict[str, Any]:
         drawn["features"] = [
             (stacker, feature_importance_figure(f"features{number}", data.importance, stacker))
             for number, stacker in enumerate(data.importance["stacker"].unique())
+        ]
+        drawn["columns"] = [
+            (stacker, column_importance_figure(f"columns{number}", data.importance, stacker))
+            for number, stacker in enumerate(data.importance.loc[data.importance["of"] == "column", "stacker"].unique())
         ]
     if data.training is not None:
         drawn["training"] = training_figures(data.training)
@@ -203,6 +210,10 @@ def _data_tables(data: DataFacts) -> dict[str, HtmlTable]:
         made["missing"] = table(data.missing, formats=shares, heads=heads)
     if data.findings is not None:
         made["findings"] = table(data.findings)
+    if data.numbers is not None and len(data.numbers):
+        made["numbers"] = numbers_table(data.numbers)
+    if data.words is not None and len(data.words):
+        made["words"] = words_table(data.words)
     return made
 
 

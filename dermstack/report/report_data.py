@@ -49,6 +49,9 @@ class DataFacts:
     duplicates: Mapping[str, int | str] = field(default_factory=dict)
     missing: pd.DataFrame | None = None  # `dermstack.audit.drift.missing_values`
     findings: pd.DataFrame | None = None  # of the audit: severity, what, evidence, remedy, and example if ids are shown
+    numbers: pd.DataFrame | None = None  # `dermstack.audit.columns.number_columns`
+    words: pd.DataFrame | None = None  # `dermstack.audit.columns.word_columns`
+    column_notes: Sequence[str] = ()  # which columns were taken and which were left out, and why
     audit_command: str = ""  # the command that audits the images, if they were not audited
 
 
@@ -95,6 +98,7 @@ class ReportData:
     decision: Decision | None = None
     by_fold: pd.DataFrame | None = None  # `stack.history.fold_table`, the blend's line first
     agreement: pd.DataFrame | None = None  # `stack.history.rank_correlations`
+    uncut: int = 0  # categorical columns without subgroups, because others come first
     subgroups: pd.DataFrame | None = None  # `stack.metrics.subgroups.subgroups`
     importance: pd.DataFrame | None = None  # `stack.importance.importance`
     training: Training | None = None

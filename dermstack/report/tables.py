@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
+from dermstack.report.eda_tables import three_quantiles
 from dermstack.report.ticks import decimals_of
 
 # Column heads on the page, where they differ from the column's name.
@@ -98,6 +99,43 @@ def subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
     )
 
 
+def numbers_table(columns: pd.DataFrame) -> HtmlTable:
+    """Formats the table of `dermstack.audit.columns.number_columns`."""
+    return table(
+        _with_ranges(columns),
+        intervals={"auc": ("low", "high")},
+        heads={"missing_train": "missing, train", "missing_test": "missing, test", "distance": "distance to test"},
+        formats={"auc": ".3f", "missing_train": ".1%", "missing_test": ".1%", "distance": ".2f", "chance": ".2f"},
+    )
+
+
+def words_table(columns: pd.DataFrame) -> HtmlTable:
+    """Formats the table of `dermstack.audit.columns.word_columns`."""
+    return table(
+        columns.drop(columns="beyond"),
+        intervals={"auc": ("low", "high")},
+        heads={"missing_train": "missing, train", "missing_test": "missing, test", "distance": "distance to test"},
+        formats={"auc": ".3f", "missing_train": ".1%", "missing_test": ".1%", "distance": ".2f", "chance": ".2f"},
+    )
+
+
+def _with_ranges(columns: pd.DataFrame) -> pd.DataFrame:
+    """Writes the quantiles of each class into one column: median (5 % to 95 %)."""
+    shown = columns.drop(
+        columns=["beyond", *(name for name in map(str, columns) if name.startswith(("negative_", "positive_")))]
+    )
+    for place, of in enumerate(("negative", "positive"), start=1):
+        parts = rows_of(columns, f"{of}_middle", f"{of}_low", f"{of}_high")
+        shown.insert(place, f"{of}: median (5 % to 95 %)", [quantiles(*three) for three in parts])
+    return shown
+
+
+def quantiles(middle: float, low: float, high: float) -> str:
+    """Formats three quantiles: 4.2 (1.1 to 9.8)."""
+    shown = three_quantiles(middle, low, high)
+    return "–" if shown[0] == "–" else f"{shown[0]} ({shown[1]} to {shown[2]})".replace("-", "−")
+
+
 def decision_table(curve: pd.DataFrame) -> HtmlTable:
     """Formats the net benefit at round thresholds."""
     frame = pd.DataFrame({
@@ -162,6 +200,14 @@ def signed(value: float) -> str:
 def breakable(name: str) -> Markup:
     """Escapes a name and allows line breaks after its separators."""
     return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(name))))
+
+
+def code_span(text: str) -> str:
+    """Returns text of the data as a code span of Markdown, in which nothing is markup, also inside a table."""
+    shown = " ".join(text.split()).replace("|", "\\|")
+    ticks = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
+    space = " " if "`" in shown else ""
+    return f"{ticks}{space}{shown}{space}{ticks}"
 
 
 def with_code_spans(text: str) -> Markup:

@@ -33,6 +33,7 @@ from stack.metrics.scores import OBJECTIVE_LABELS
 from stack.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
+MAX_ASKED = 6  # columns without a role that the form asks for; the others are folded away
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _WILDCARDS = ("0.0.0.0", "::", "")
 _HERE = Path(__file__).parent
@@ -120,11 +121,15 @@ class _Page:
     async def answer(self, request: Request) -> Response:
         """Returns the predictions for the sent images, or the errors in the input."""
         try:
-            form = await request.form(max_files=MAX_PICTURES, max_fields=MAX_PICTURES + 8)
+            form = await request.form(
+                max_files=MAX_PICTURES, max_fields=MAX_PICTURES + 8 + len(self.ensemble.questions)
+            )
         except (ValueError, LookupError) as error:  # what the parser does not see as a fault of its input
             raise HTTPException(400, "The form cannot be read: send it with a browser.") from error
         try:
             known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "together")}
+            names = [f"column_{number}" for number in range(len(self.ensemble.questions))]
+            known |= {name: str(form.get(name) or "") for name in names}
             filled: dict[str, str | bool] = {**known, "together": known["together"] == "yes"}
             try:
                 async with self.turn:
@@ -164,6 +169,9 @@ class _Page:
         return await run_in_threadpool(
             read_patient, self.ensemble, photos, age=_age(known["age"]), sex=known["sex"] or None,
             together=known["together"] == "yes",
+            values={
+                question.csv: known[f"column_{number}"] for number, question in enumerate(self.ensemble.questions)
+            },
         )  # fmt: skip
 
     @property
@@ -187,6 +195,8 @@ class _Page:
                 objective=OBJECTIVE_LABELS[ensemble.bundle.manifest["objective"]],
                 columns=ensemble.bundle.columns,
                 choices=ensemble.choices,
+                questions=list(enumerate(ensemble.questions)),
+                asked_first=MAX_ASKED,
                 group=ensemble.group,
                 filled={"age": "", "sex": "", "site": "", **filled},
                 accepted=",".join((*SUFFIXES, *DICOM_SUFFIXES)),

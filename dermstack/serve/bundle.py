@@ -83,6 +83,11 @@ class Bundle:
         )
 
     @property
+    def table_inputs(self) -> dict[str, str]:
+        """The csv's columns without a role that the ensemble needs, by their name among missing columns."""
+        return self.table_columns.inputs(self.columns.values())
+
+    @property
     def column_rules(self) -> ColumnRules:
         """Codes for missing values and values of a positive target, as in training."""
         entry = self.manifest.get("table", {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import FittedEnsemble, encoded_metadata, fold_folder, read_fitted
 from image_models.predict import NetOutput
 from image_models.saved import head_logits
+from stack.columns import fits
 from stack.experiment import Experiment
 from stack.features import metadata_of_models
 from stack.history import auc_of
@@ -78,7 +79,10 @@ _SUBGROUP_TYPE = TypeAdapter(dict[str, bool | float | Annotated[str, Field(max_l
 
 
 COSTS_FILE = "costs.json"
-OPTIONAL_COLUMNS = ("age", "sex", "site", "group")  # columns that new images may lack
+OPTIONAL_COLUMNS = ("age", "sex", "site", "group")  # columns with a role that new images may lack
+MAX_MEASURED = 12  # further columns whose cost is measured one by one: those that the models use most
+MAX_COST_ROWS = 60_000  # rows, of whole groups, on which the cost of further columns is measured
+_MAX_NAMED = 6  # columns that a sentence names
 
 
 def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> list[dict[str, Any]]:
@@ -87,27 +91,107 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     Every row is scored by the fold models that did not see it, with the blend of the bundle. For a network that takes
     metadata, the head is applied again to the stored embedding (a mean over views, rounded to float16: this changes
     its logit a little, equally with and without the column). Without ``group``, each image is its own group.
+
+    Of the columns without a role, those that the models use most are measured one by one and the rest together, in at
+    most `MAX_COST_ROWS` rows; the first entries are those of the columns with a role.
     """
     fitted = read_fitted(bundle)
     predictions = predictions_of(experiment, runs)
-    frame = experiment.table.train.iloc[predictions.rows].reset_index(drop=True)
-    y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
-    z = {name: embedding.oof[predictions.rows] for name, embedding in read_embeddings(experiment, runs).items()}
-    used = metadata_of_models(experiment.config)
-    columns = [name for name in OPTIONAL_COLUMNS if name == "group" or (name in used and frame[name].notna().any())]
+    further = experiment.table.columns
+    used = metadata_of_models(experiment.config, further)
+    inputs = {name: csv for name, csv in bundle.table_inputs.items() if used & set(further.lost_without(csv))}
+    places = _cost_rows(experiment.split_group[predictions.rows]) if inputs else np.arange(len(predictions.rows))
+    rows = predictions.rows[places]
+    frame = experiment.table.train.iloc[rows].reset_index(drop=True)
+    y, groups = experiment.target[rows], experiment.split_group[rows]
+    logits, nets = predictions.oof[places], predictions.nets[places]
+    z = {name: embedding.oof[rows] for name, embedding in read_embeddings(experiment, runs).items()}
+    with_role = [name for name in OPTIONAL_COLUMNS if name == "group" or (name in used and frame[name].notna().any())]
 
-    column_sets = [*((name,) for name in columns), tuple(columns)]
-    frames = [frame, *(_drop_columns(frame, names) for names in column_sets)]
-    changes = _logit_changes(bundle, runs, predictions.nets, frames)
-    full, *reduced_scores = [
-        _out_of_fold_scores(fitted, reduced, predictions.oof + change, predictions.nets, z)
-        for reduced, change in zip(frames, changes, strict=True)
-    ]
+    def scores(column_sets: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
+        frames = [frame, *(_drop_columns(frame, names, bundle) for names in column_sets)]
+        changes = _logit_changes(bundle, runs, nets, frames)
+        return [
+            _out_of_fold_scores(fitted, reduced, logits + change, nets, z)
+            for reduced, change in zip(frames[1:], changes[1:], strict=True)
+        ]
+
+    full = scores([()])[0]
+    order = _most_used_first(bundle, fitted, inputs)
+    first, rest = tuple(order[:MAX_MEASURED]), tuple(order[MAX_MEASURED:])
+    column_sets = [
+        *((name,) for name in with_role), tuple(with_role),
+        *((name,) for name in first), rest, tuple(order), (*with_role, *order),
+    ]  # fmt: skip
     costs = []
-    for names, score in zip(column_sets, reduced_scores, strict=True):
-        cost = paired_difference(experiment.config.objective, y, score, full, groups)
+    for names in dict.fromkeys(names for names in column_sets if names):
+        cost = paired_difference(experiment.config.objective, y, scores([names])[0], full, groups)
         costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
+
+
+def _cost_rows(groups: NDArray[np.object_]) -> NDArray[np.intp]:
+    """Returns the positions of all rows or, of many, of random whole groups with at most `MAX_COST_ROWS` rows."""
+    codes, names = pd.factorize(groups)
+    if len(codes) <= MAX_COST_ROWS:
+        return np.arange(len(codes))
+    order = np.random.default_rng(0).permutation(len(names))
+    sizes = np.bincount(codes)[order]
+    taken = np.zeros(len(names), bool)
+    taken[order[np.cumsum(sizes) <= MAX_COST_ROWS]] = True
+    return np.flatnonzero(taken[codes])
+
+
+def _most_used_first(bundle: Bundle, fitted: FittedEnsemble, inputs: Mapping[str, str]) -> list[str]:
+    """Orders columns without a role by their share of what stackers gain from features, and of nets' metadata."""
+    share = dict.fromkeys(inputs, 0.0)
+    fields = [features.field_ for features in fitted.features]
+    of_field = {
+        field: [one for one, csv in inputs.items() if field in bundle.table_columns.lost_without(csv)]
+        for field in bundle.table_columns.names
+    }
+    for bags in fitted.bags.values():
+        for field_of, bag in zip(fields, bags, strict=True):
+            for feature, gain in bag.gains.items():
+                for name in of_field.get(field_of.get(feature, feature), ()):
+                    share[name] += gain / len(bags)
+    for run in bundle.image_runs:
+        asked = [str(name) for name in run.settings["metadata"]]
+        taken = [name for name, csv in inputs.items() if any(fits(csv, pattern) for pattern in asked)]
+        for name in taken:
+            share[name] += 1 / len(taken)
+    return sorted(share, key=lambda name: -share[name])  # stable: columns of one share in the order of the csv
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The measured costs of a bundle by the set of columns that are missing; {} for a bundle without them."""
+
+    by_columns: dict[tuple[str, ...], Interval]
+
+    def of(self, names: Collection[str]) -> Interval | None:
+        """Returns the cost of being without exactly these columns; None where it was not measured."""
+        return next((cost for known, cost in self.by_columns.items() if set(known) == set(names)), None)
+
+    @property
+    def order(self) -> list[str]:
+        """The columns without a role, the most used first."""
+        return [name for name in max(self.by_columns, key=len, default=()) if name not in OPTIONAL_COLUMNS]
+
+    @property
+    def unused(self) -> set[str]:
+        """Columns whose measured cost, alone or with others, is exactly 0: no model uses them."""
+        return {name for names, cost in self.by_columns.items() if cost.low == cost.high == 0 for name in names}
+
+
+def read_costs(bundle: Bundle) -> Costs:
+    """Reads the measured costs. Raises BundleError where they cannot be read."""
+    if COSTS_FILE not in bundle:
+        return Costs({})
+    try:
+        return Costs({tuple(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)})
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
 
 
 def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> tuple[list[str], Interval | None]:
@@ -115,20 +199,21 @@ def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str])
 
     ``missing`` names the columns that the table lacks; a column without a value in any row counts too. A column whose
     measured cost is exactly 0 is used by no model and does not count. The cost is None where it was not measured for
-    these columns together.
+    these columns together. Columns without a role are named as in the csv.
     """
-    lacking = [name for name in OPTIONAL_COLUMNS if name in missing or (name in frame and frame[name].isna().all())]
-    if COSTS_FILE not in bundle:
-        return [name for name in lacking if name != "group" and name in bundle.columns], None
-    try:
-        costs = {frozenset(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)}
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
-    unused = {name for name in lacking if (one := costs.get(frozenset([name]))) and one.low == one.high == 0}
-    lacking = [name for name in lacking if any(name in names for names in costs) and name not in unused]
-    everything = max(costs, key=len)
-    matters = frozenset(lacking)
-    return lacking, costs.get(matters, costs[everything] if matters and matters >= everything - unused else None)
+    inputs, costs = bundle.table_inputs, read_costs(bundle)
+    lacking = [
+        name for name in (*OPTIONAL_COLUMNS, *inputs)
+        if name in missing or (name in frame and frame[name].isna().all())
+    ]  # fmt: skip
+    if not costs.by_columns:
+        return [
+            inputs.get(name, name) for name in lacking if name in inputs or (name != "group" and name in bundle.columns)
+        ], None
+    measured = {name for names in costs.by_columns for name in names}
+    lacking = [name for name in lacking if name in measured and name not in costs.unused]
+    found = (cost for names, cost in costs.by_columns.items() if set(names) - costs.unused == set(lacking))
+    return [inputs.get(name, name) for name in lacking], next(found, None) if lacking else None
 
 
 def _cost(entry: dict[str, Any]) -> Interval:
@@ -139,22 +224,53 @@ def _cost(entry: dict[str, Any]) -> Interval:
 
 
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
-    """Returns a sentence on the measured cost of ``missing`` columns; [] if none is missing or no cost is stored."""
+    """Returns sentences on ``missing`` columns with their measured cost; [] if none is missing.
+
+    A column with a role has a sentence of its own, if its cost was measured; all others share one, which names those
+    first that the models use most.
+    """
+    inputs, costs = bundle.table_inputs, read_costs(bundle)
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
-    if not lacking or COSTS_FILE not in bundle:
-        return []
+    further = [name for name in costs.order or inputs if name in missing and name in inputs]  # the most used first
+    whole = (*lacking, *further)
     objective = bundle.manifest["objective"]
-    try:
-        costs = {tuple(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)}
-        everything = max(costs, key=len)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
-    reported = [everything] if set(lacking) >= set(everything) else [(name,) for name in lacking if (name,) in costs]
-    return [
-        f"no {' and no '.join(names)}{_csv_names(bundle, names)}: on the training rows, this changes {objective} by "
-        f"{costs[names].value:+.4f} [{costs[names].low:+.4f}, {costs[names].high:+.4f}]"
+
+    def changes(cost: Interval) -> str:
+        return (
+            f"on the training rows, this changes {objective} by {cost.value:+.4f} [{cost.low:+.4f}, {cost.high:+.4f}]"
+        )
+
+    of_roles = [names for names in costs.by_columns if not set(names) & set(inputs)]
+    everything = max(of_roles, key=len, default=())
+    reported = (
+        [everything] if everything and set(lacking) >= set(everything) else [(n,) for n in lacking if (n,) in of_roles]
+    )
+    notes = [
+        f"no {' and no '.join(names)}{_csv_names(bundle, names)}: {changes(costs.by_columns[names])}"
         for names in reported
     ]
+    if further:
+        text = f"{len(further):,} of the {len(inputs):,} further columns of training are missing: "
+        text += _listed([inputs[name] for name in further])
+        if cost := costs.of(further):
+            text += f"; {changes(cost)}"
+        else:
+            alone = [(name, one) for name in costs.order if name in further and (one := costs.of([name]))]
+            told = [
+                f"{inputs[name]!r} alone changes {objective} by {one.value:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+                for name, one in alone[:_MAX_NAMED]
+            ]
+            text += f"; on the training rows, {', '.join(told)}" if told else ""
+            text += "; the cost of these together was not measured" if costs.by_columns else ""
+        notes.append(text)
+        if lacking and (cost := costs.of(whole)):
+            notes.append(f"without all of these: {changes(cost)}")
+    return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", … {len(names):,} in all" if len(names) > _MAX_NAMED else ""
+    return ", ".join(map(repr, names[:_MAX_NAMED])) + more
 
 
 def _csv_names(bundle: Bundle, names: Sequence[str]) -> str:
@@ -163,9 +279,12 @@ def _csv_names(bundle: Bundle, names: Sequence[str]) -> str:
     return f" (column {', '.join(called)})" if called else ""
 
 
-def _drop_columns(frame: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
+def _drop_columns(frame: pd.DataFrame, names: Collection[str], bundle: Bundle) -> pd.DataFrame:
+    """Returns the rows without the values of these columns and of the derived columns that need them."""
     reduced = frame.copy()
-    for name in names:
+    csv = bundle.columns | bundle.table_inputs
+    lost = {one for name in names if name in csv for one in bundle.table_columns.lost_without(csv[name])}
+    for name in [*(name for name in names if name in frame), *sorted(lost - set(names))]:
         if name == "group":
             reduced["group"] = reduced["id"]
         else:

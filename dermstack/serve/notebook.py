@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from dermstack.errors import BundleError
+from dermstack.report.tables import code_span
 from dermstack.serve.bundle import Bundle
 from stack.data_config import Data
 from stack.outputs import output_file
@@ -27,6 +28,7 @@ PACKAGE = "dermstack"
 EXTRA = "image"
 # A GPU notebook has these already, built for its driver; their wheels take gigabytes.
 HOST_PACKAGES = ("torch", "torchvision")
+_MAX_NAMED = 12  # columns of the csv that the notebook names
 _GPU_LIBRARIES = ("nvidia-", "cuda-")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: dermstack\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
@@ -259,7 +261,8 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
         ("code", _READ),
         (
             "markdown",
-            "Predicts the attached test set with the inference path of training. If interrupted, run it again.",
+            "Predicts the attached test set with the inference path of training. If interrupted, run it again."
+            + _needed(bundle),
         ),
         ("code", _PREDICT),
         ("markdown", "The submission:"),
@@ -271,6 +274,16 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
         with output_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
     return notebook, wheels, own
+
+
+def _needed(bundle: Bundle) -> str:
+    """Returns a sentence on the columns of the test csv beside those with a role; an empty text if none is needed."""
+    needed = list(bundle.table_inputs.values())
+    if not needed:
+        return ""
+    more = f", … {len(needed):,} in all" if len(needed) > _MAX_NAMED else ""
+    named = ", ".join(code_span(csv) for csv in needed[:_MAX_NAMED])
+    return f" The models use further columns of the csv: {named}{more}. One that is absent is named with its cost."
 
 
 def check_no_notebook(target: Path) -> None:

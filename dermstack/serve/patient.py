@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,12 +30,12 @@ from dermstack.serve.ensemble import (
 )
 from dermstack.serve.expectations import cost_notes, read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
+from dermstack.serve.questions import answered, questions_of, range_notes
 from image_models.cache import ImageCache, build_cache
 from image_models.device import pick_device
 from image_models.explain import pixel_risk_maps
 from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
-from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE
 from stack.missing_codes import MAX_AGE, missing_codes
 from tabular.group_features import embedding_aggregates, prediction_aggregates
@@ -258,6 +258,7 @@ class Ensemble:
         self.lock = threading.Lock()  # one patient at a time, as each uses the number of threads that the bundle names
         words = known_words(bundle)
         self.choices = {name: words[name] for name in WORDS}
+        self.questions = questions_of(bundle, words)
 
     @property
     def group(self) -> str | None:
@@ -272,10 +273,12 @@ def read_patient(
     age: float | None = None,
     sex: str | None = None,
     together: bool = True,
+    values: Mapping[str, str] | None = None,
 ) -> Reading:
     """Returns score, calibrated risk, heat map and comparison with the others for each image, in the order of
     ``photos``.
 
+    ``values`` has text of columns without a role, by their name in the csv of training, which counts for all images.
     The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
     patient, if the groups of training were patients), else each image is its own group. Files are in a temporary
     folder until the call ends. Raises DataError naming every file that is not an image, unless the ensemble predicts
@@ -283,7 +286,8 @@ def read_patient(
     """
     if not photos:
         raise DataError("no image was given: choose at least one")
-    frame = _frame(ensemble, photos, age, sex, together)
+    given = {csv: text.strip() for csv, text in (values or {}).items() if text.strip()}
+    frame = _frame(ensemble, photos, age, sex, together, given)
     with ensemble.lock, TemporaryDirectory(prefix="dermstack-app-") as temporary:
         sources = [
             _source(Path(temporary), row, photo, int(ensemble.bundle.manifest.get("bits_stored", 0)))
@@ -302,7 +306,9 @@ def read_patient(
     of_seen = (
         standings(made["p_calibrated"].to_numpy(np.float64), ensemble.fitted.embeddings(level1[0])) if rows else []
     )
-    notes = cost_notes(ensemble.bundle, _unknown_columns(frame, together))
+    unknown = _unknown_columns(frame, together)
+    unknown += [question.name for question in ensemble.questions if question.csv not in given]
+    notes = cost_notes(ensemble.bundle, unknown)
     if ensemble.fallback is not None:
         made = with_unreadable(made, frame, ensemble.fallback, ensemble.fitted)
         notes = [*_fallback_notes(ensemble.bundle, photos, made["basis"]), *notes]
@@ -325,7 +331,7 @@ def read_patient(
         for code in missing_codes(frame, few_rows=True)
         if code.is_number
     ]
-    return Reading(lesions, heat_map_run, notes)
+    return Reading(lesions, heat_map_run, [*notes, *range_notes(ensemble.questions, given)])
 
 
 def _fallback_notes(bundle: Bundle, photos: Sequence[Photo], basis: pd.Series) -> list[str]:
@@ -345,7 +351,12 @@ def _fallback_notes(bundle: Bundle, photos: Sequence[Photo], basis: pd.Series) -
 
 
 def _frame(
-    ensemble: Ensemble, photos: Sequence[Photo], age: float | None, sex: str | None, together: bool
+    ensemble: Ensemble,
+    photos: Sequence[Photo],
+    age: float | None,
+    sex: str | None,
+    together: bool,
+    given: Mapping[str, str],
 ) -> pd.DataFrame:
     if age is not None and not 0 <= age <= MAX_AGE:
         raise DataError(f"age {age:g} is out of range: give years from 0 to {MAX_AGE}, or leave it empty")
@@ -361,7 +372,7 @@ def _frame(
         "sex": pd.Series([sex] * len(photos), dtype="str"),
         "site": pd.Series([photo.site for photo in photos], dtype="str"),
     })  # fmt: skip
-    return pd.concat([rows, empty_values(ensemble.bundle.table_columns, len(rows))], axis=1)
+    return pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
 
 
 def _source(folder: Path, row: int, photo: Photo, bits_stored: int) -> Source:

@@ -86,7 +86,7 @@ def read_new_rows(
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
         frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
         frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
-        missing = [name for name in columns if name != "id"] + bundle.table_columns.names
+        missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
     bits_stored = int(bundle.manifest.get("bits_stored", 0))
     sources = [
         replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
@@ -114,8 +114,8 @@ def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = P
 
 def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
     """Warns of numbers in the csv ``path`` that look like a code for "unknown"; `unknown_words` names new words."""
-    found = missing_codes(rows.frame, few_rows=True)
-    codes = [code for code in found if code.is_number and code.column in bundle.columns]
+    found = missing_codes(rows.frame, few_rows=True, columns=bundle.table_columns)
+    codes = [code for code in found if code.is_number and (code.is_further or code.column in bundle.columns)]
     for warning in new_code_warnings(str(path), codes):
         out.warn(warning)
 

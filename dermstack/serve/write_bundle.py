@@ -27,6 +27,7 @@ from dermstack.serve.expectations import (
     write_novelty,
     write_promise,
 )
+from dermstack.serve.questions import write_ranges
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from image_models.settings import is_own_backbone
@@ -119,6 +120,7 @@ def write_bundle(
         if novelty := fit_novelty(experiment, image_runs):
             write_novelty(novelty, folder)
         write_promise(measure_promise(experiment, blend), folder)
+        write_ranges(experiment, folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts) | ({"fallback": True} if fallback else {})
         if onnx:
             manifest["onnx"] = add_onnx(experiment, write_manifest(folder, manifest), out)

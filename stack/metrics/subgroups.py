@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -79,25 +79,41 @@ def subgroups(
     return pd.DataFrame(records).reindex(columns=columns)
 
 
-def find_subgroups(rows: pd.DataFrame) -> list[Subgroup]:
-    """Returns the subgroups of table rows by sex, age band, site and source.
+MAX_FURTHER = 6  # further categorical columns of which subgroups are shown
 
-    Columns with fewer than two subgroups are left out. Rows with a missing value are a subgroup of their own.
+
+def find_subgroups(rows: pd.DataFrame, further: Mapping[str, str] | None = None) -> list[Subgroup]:
+    """Returns the subgroups of table rows by sex, age band, site, source and ``further`` columns of words.
+
+    ``further`` has the name of each subgroup's column by its name in ``rows``. Columns with fewer than two
+    subgroups are left out. Rows with a missing value are a subgroup of their own.
     """
     parts = []
-    for column in ("sex", "age", "site", "source"):
+    named = {column: column for column in ("sex", "age", "site", "source")} | dict(further or {})
+    for column, by in named.items():
         if column not in rows or not rows[column].notna().any():
             continue
         levels = _age_bands(rows[column]) if column == "age" else rows[column].astype("object")
         order = [name for name in _age_names() if (levels == name).any()] if column == "age" else _commonest(levels)
         rare = levels[levels.notna() & ~levels.isin(order)].unique()
-        found = [Subgroup(column, str(name), (levels == name).to_numpy(bool)) for name in order]
+        found = [Subgroup(by, str(name), (levels == name).to_numpy(bool)) for name in order]
         if len(rare):
-            found.append(Subgroup(column, f"other ({len(rare)} kinds)", levels.isin(rare).to_numpy(bool)))
+            found.append(Subgroup(by, f"other ({len(rare)} kinds)", levels.isin(rare).to_numpy(bool)))
         if levels.isna().any():
-            found.append(Subgroup(column, MISSING, levels.isna().to_numpy(bool)))
+            found.append(Subgroup(by, MISSING, levels.isna().to_numpy(bool)))
         parts += found if len(found) > 1 else []
     return parts
+
+
+def columns_to_cut(rows: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
+    """Returns the columns of words, as in `find_subgroups`, that have subgroups worth a line: at most `MAX_FURTHER`.
+
+    A column of few words goes before one of many, of which most would share a line.
+    """
+    words = {name: rows[name].nunique() for name in columns}
+    several = [name for name in columns if words[name] > 1]
+    first = sorted(several, key=lambda name: words[name] > _MAX_LEVELS)[:MAX_FURTHER]  # stable
+    return {name: columns[name] for name in columns if name in first}
 
 
 def _is_comparable(positive: Bools, group: NDArray[np.intp], rows: Bools) -> bool:
