@@ -22,7 +22,7 @@ from stack.config import Config
 from stack.console import Out
 from stack.data_config import ColumnRules
 from stack.external import read_external
-from stack.folds import Folds, make_folds
+from stack.folds import Folds, make_folds, read_folds
 from stack.keys import contained, keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
@@ -396,25 +396,7 @@ def _own_folds(config: Config, train: pd.DataFrame) -> pd.Series | None:
     """Returns the existing folds (n,) that the config names, in the table or in a file, as text; None without any."""
     if config.data.columns.fold:
         return train["fold"]
-    if (path := config.folds.file) is None:
-        return None
-    cells = read_cells(path)
-    for name in (config.data.columns.id, "fold"):
-        if name not in cells:
-            raise DataError(
-                f"folds.file {path} has no column {name!r}, it has {', '.join(map(repr, cells.columns))}: rename the "
-                "columns that hold the ids and the folds"
-            )
-    ids = keys_as_in(cells[config.data.columns.id].str.strip(), train["id"], f"{path}: id", of="the training table")
-    if (doubled := ids.duplicated()).any():
-        raise DataError(f"folds.file {path} has {ids[doubled].iloc[0]!r} in more than one row: keep one row of each id")
-    fold = pd.Series(cells["fold"].str.strip().to_numpy(), index=pd.Index(ids), dtype="str").reindex(train["id"])
-    if fold.isna().any():
-        raise DataError(
-            f"folds.file {path} lacks {int(fold.isna().sum()):,} of {len(train):,} training ids, first "
-            f"{train['id'][fold.isna().to_numpy()].iloc[0]!r}: add them, or remove folds.file"
-        )
-    return fold.reset_index(drop=True)
+    return None if (path := config.folds.file) is None else read_folds(path, config.data.columns.id, train["id"])
 
 
 def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:

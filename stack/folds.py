@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import ConfigError, DataError
-from stack.cells import as_text
+from stack.cells import as_text, read_cells
 from stack.keys import fold_labels, is_missing_fold, keys_as_in, unified_keys
 from stack.metrics.row_values import checked_seed
 from stack.metrics.scores import check_same_order
@@ -245,6 +246,32 @@ def make_folds(
     frame = train[["id", "group"]].reset_index(drop=True)
     frame = frame.assign(split_group=split_group.to_numpy(), fold=fold).astype({"split_group": "str"})
     return Folds(frame, unknown)
+
+
+def read_folds(path: Path, id_column: str, ids: pd.Series) -> pd.Series:
+    """Returns the folds (n,) of the training ``ids``, as text, from the columns ``id_column`` and `fold` of a file.
+
+    Raises DataError for absent columns, repeated ids and training ids without a fold.
+    """
+    cells = read_cells(path)
+    for name in (id_column, "fold"):
+        if name not in cells:
+            raise DataError(
+                f"folds.file {path} has no column {name!r}, it has {', '.join(map(repr, cells.columns))}: rename the "
+                "columns that hold the ids and the folds"
+            )
+    names = keys_as_in(cells[id_column].str.strip(), ids, f"{path}: id", of="the training table")
+    if (doubled := names.duplicated()).any():
+        raise DataError(
+            f"folds.file {path} has {names[doubled].iloc[0]!r} in more than one row: keep one row of each id"
+        )
+    fold = pd.Series(cells["fold"].str.strip().to_numpy(), index=pd.Index(names), dtype="str").reindex(ids)
+    if fold.isna().any():
+        raise DataError(
+            f"folds.file {path} lacks {int(fold.isna().sum()):,} of {len(ids):,} training ids, first "
+            f"{ids[fold.isna().to_numpy()].iloc[0]!r}: add them, or remove folds.file"
+        )
+    return fold.reset_index(drop=True)
 
 
 def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: int = 5) -> NDArray[np.bool_]:

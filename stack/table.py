@@ -12,16 +12,8 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, DataError
 from stack.cells import as_cells, read_columns
-from stack.columns import (
-    NO_COLUMNS,
-    TableColumns,
-    check_missing_names,
-    choose_columns,
-    fits,
-    known_cells,
-    read_values,
-    with_needed,
-)
+from stack.column_choice import choose_columns
+from stack.columns import NO_COLUMNS, TableColumns, check_missing_names, fits, known_cells, read_values, with_needed
 from stack.data_config import NO_RULES, Codes, ColumnRules
 from stack.keys import (
     MISSING_KEYS,

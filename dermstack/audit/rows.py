@@ -13,6 +13,7 @@ from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
 from dermstack.audit.single_column import FALSE_ALARM_RATE, ColumnAssociation, column_association
 from dermstack.errors import DataError
 from stack.cells import read_cells
+from stack.column_choice import PROXY_AUC
 from stack.columns import fits, known_cells
 from stack.experiment import Experiment, train_pairs
 from stack.features import csv_of_models
@@ -207,7 +208,6 @@ def _other_folds(experiment: Experiment) -> list[Finding]:
     return found
 
 
-PROXY_AUC = 0.98  # a column with an AUC of at least this much is a proxy of the target
 _MAX_LISTED = 20  # columns that a finding lists
 _CHECKED_ELSEWHERE = ("id", "group", "target", "source", *ACQUISITION)  # keys, or checked by another part of the audit
 
