@@ -96,7 +96,7 @@ def check_header(path: Path) -> None:
             f"{path}: its header has {found}, but a table has at most {MAX_CSV_COLUMNS:,} columns: check the file"
         )
     if len(first) == 1 and first[0].replace("\t", "").isprintable():  # not the first bytes of a compressed file
-        for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "'|'")):
             if separator in first[0].strip():
                 raise DataError(
                     f"{path}: its header is one column, {first[0]!r}: the cells are separated by {name}; save the file "

@@ -15,7 +15,6 @@ from dermstack.errors import DataError
 
 _MAX_LISTED = 5  # lines listed of each fault, which also gives their number
 _MAX_SHOWN = 60  # characters shown of a line
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "'|'"}  # of other dialects
 _LONGEST_CELL = (1 << 31) - 1  # characters
 _MAX_SHAPES = 1000  # rows whose first cells are remembered
 
@@ -23,10 +22,10 @@ _MAX_SHAPES = 1000  # rows whose first cells are remembered
 def check_rows(path: Path) -> None:
     """Raises DataError for a csv that other readers accept although rows or cells are lost.
 
-    Three faults are found: columns that are not separated by commas; a quotation mark that is closed in a later row, so
-    that all rows between the two become one cell; and rows with fewer cells than the header, as in a file that was cut
-    off. A cell of several lines is correct if it stands in quotation marks. Rows with more cells than the header are
-    left to the parser, which refuses them. Raises ValueError where the file is not UTF-8 text.
+    Two faults are found: a quotation mark that is closed in a later row, so that all rows between the two become one
+    cell; and rows with fewer cells than the header, as in a file that was cut off. A cell of several lines is correct
+    if it stands in quotation marks. Rows with more cells than the header are left to the parser, which refuses them.
+    Raises ValueError where the file is not UTF-8 text.
     """
     limit = csv.field_size_limit(_LONGEST_CELL)  # a setting of the process; its default is 131,072 characters
     try:
@@ -48,7 +47,6 @@ def _check(path: Path, file: TextIO) -> None:
                 continue  # a blank line
             if not width:
                 width = cells
-                _check_separator(path, cells, record[0])
                 continue
             if len(record) > 1:
                 suspects.append((first, record))
@@ -94,15 +92,6 @@ def _noted(lines: Iterable[str], record: list[str]) -> Iterator[str]:
     for line in lines:
         record.append(line)
         yield line
-
-
-def _check_separator(path: Path, cells: int, header: str) -> None:
-    for separator, name in _SEPARATORS.items() if cells == 1 else ():
-        if separator in header:
-            raise DataError(
-                f"{path}: its columns are separated by {name} ({_shown(header)}): save it as a csv with commas and "
-                "decimal points, for example `pandas.read_csv(path, sep=None, engine='python', dtype=str)` and `to_csv`"
-            )
 
 
 def _holds_rows(record: list[str], width: int, shapes: set[str]) -> bool:

@@ -93,7 +93,7 @@ def test_lines_are_listed_up_to_five(tmp_path: Path) -> None:
 def test_another_separator_is_named(tmp_path: Path, separator: str, name: str, decimal: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text(separator.join(("id", "p")) + "\n" + separator.join(("a", f"0{decimal}5")) + "\n")
-    with pytest.raises(DataError, match=f"its columns are separated by {name}"):
+    with pytest.raises(DataError, match=f"the cells are separated by {name}"):
         read_cells(path)
 
 

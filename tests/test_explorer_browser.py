@@ -70,7 +70,7 @@ def test_the_keyboard_moves_the_numbers_to_those_of_python(path: Path, points: T
         assert_shows(page, points, last)
         slider.press("Home")
         assert_shows(page, points, 0)
-        assert slider.get_attribute("aria-valuetext") == "p_calibrated 0 or more" or points.threshold[0] > 0
+        assert slider.get_attribute("aria-valuetext") == "p_calibrated 0.000 or more" or points.threshold[0] > 0
         assert page.locator("#explorer-npv").inner_text() == "–"  # nobody is called negative
         assert seen.console_errors == []
 

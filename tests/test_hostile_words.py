@@ -16,6 +16,7 @@ from imported_experiment import import_frames, opened_experiment, predictions, w
 
 from dermstack.serve.app import _Page
 from dermstack.serve.patient import Lesion, Reading, Standing
+from dermstack.serve.questions import Question
 
 # Ends whatever a page may have put around it. An id has no slash.
 ENDS = "</script></style></title></textarea>--> ]]>"
@@ -135,7 +136,10 @@ def shown_by_the_app(reading: Reading | None, faults: list[str]) -> str:
             "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0}}  # fmt: skip
     columns = dict.fromkeys(("id", "group", "target", "age", "sex", "site"), HOSTILE)
     bundle = SimpleNamespace(manifest=said, selection_note=HOSTILE, columns=columns)
-    ensemble = SimpleNamespace(bundle=bundle, choices={"sex": [HOSTILE], "site": [HOSTILE]}, group=HOSTILE)
+    asked = [Question(HOSTILE, HOSTILE, [HOSTILE]), Question(HOSTILE, HOSTILE, None, 0.0, 1.0)]
+    ensemble = SimpleNamespace(
+        bundle=bundle, choices={"sex": [HOSTILE], "site": [HOSTILE]}, group=HOSTILE, questions=asked
+    )
     filled = {"age": HOSTILE, "sex": HOSTILE, "site": HOSTILE, "together": True}
     response = _Page(ensemble)._render(filled, reading=reading, faults=faults)  # type: ignore[arg-type]
     return bytes(response.body).decode()

@@ -185,6 +185,7 @@ def test_a_drivers_error_is_masked_whatever_it_repeats(tmp_path: Path) -> None:
 
     experiment = opened_experiment(write_experiment(tmp_path, storage=f"postgresql://me:{SECRET}@host/db"))
     with (
+        patch("stack.tune.studies._check_answers"),
         patch("stack.tune.studies.RDBStorage", side_effect=SQLAlchemyError(f"login as me/{SECRET} failed")),
         pytest.raises(ConfigError, match=r"login as me/\*\*\* failed") as caught,
     ):

@@ -196,7 +196,7 @@ def test_where_nothing_differs_the_page_says_so(full):
 
 
 def test_without_an_audit_the_page_names_the_command_that_makes_it(full):
-    data = DataFacts({}, None, None, "dermstack audit --config <c>.yaml")
+    data = DataFacts({}, None, None, audit_command="dermstack audit --config <c>.yaml")
     text = Page(report_html(replace(full, data=data))).text
     assert "The images have not been audited. dermstack audit --config <c>.yaml checks" in text
 

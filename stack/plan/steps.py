@@ -254,7 +254,7 @@ def _images_of(experiment: Experiment, model: ImageModel, nets: int, folds: int)
 
 def _stored_width(folder: Path) -> int:
     path = folder / "oof_z.npy"
-    return int(np.load(path, mmap_mode="r").shape[1]) if path.exists() else 0
+    return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1]) if path.exists() else 0
 
 
 def _imported_step(experiment: Experiment, run: Run) -> Step:
