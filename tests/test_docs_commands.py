@@ -50,7 +50,8 @@ def test_every_target_that_is_shown_is_run_elsewhere_or_has_a_reason() -> None:
 # Which of the shown commands a folder of `_worlds` runs, in this order; each pattern is a whole command.
 ORDER = {
     "ham": [
-        "--help", "init .*", "plan .*", "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "tune blend .*", "tune gbdt .*",
+        "--help", "init .*", "plan .*",
+        "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "tune blend .*", "tune gbdt .*",
         "tune image .*", "app .*",
     ],
     "tutorial": [
