@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import run_cli, small_config
+from interrupted import trained_twice
 
 from dermstack.errors import ConfigError
 from dermstack.serve.bundle import read_bundle
@@ -26,6 +27,7 @@ from stack.image_config import ImageModel
 from stack.level1 import level1_inputs
 from stack.net_columns import further_columns, net_columns, roles_of
 from stack.net_metadata import metadata_inputs
+from stack.plan.costs import measured
 from stack.store import fingerprint, read_run
 from tabular.encode import DenseMetadata
 
@@ -221,25 +223,14 @@ def test_a_net_with_columns_is_trained_bundled_and_predicts_what_it_said(small_d
     assert any(entry["without"] == ["age"] for entry in costs)
 
 
+def test_a_plan_measures_a_net_with_its_columns(small_data: Path, tmp_path: Path) -> None:
+    experiment = _opened(_data(small_data, tmp_path))
+    assert measured(experiment, experiment.config.image_models[0]).train > 0
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_with_dropout_ends_with_the_same_weights(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import image_models.train as training
-
-    config = _data(small_data, tmp_path)
-    assert run_cli("oof", "-c", str(config), "-q") == 0
-    weights = sorted((tmp_path / "runs").rglob("weights.safetensors"))
-    first = [path.read_bytes() for path in weights]
-    (tmp_path / "runs").rename(tmp_path / "uninterrupted")
-    write = training.write_state
-
-    def stop(path: Path, state: dict[str, object]) -> None:
-        write(path, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "write_state", stop)
-    assert run_cli("oof", "-c", str(config), "-q") != 0
-    monkeypatch.setattr(training, "write_state", write)
-    assert run_cli("oof", "-c", str(config), "-q") == 0
-    assert [path.read_bytes() for path in weights] == first
+    uninterrupted, resumed = trained_twice(_data(small_data, tmp_path), monkeypatch)
+    assert resumed == uninterrupted

@@ -18,9 +18,9 @@ from stack.image_config import ImageModel
 from stack.images import sources_of
 from stack.level1_folds import MAX_ANCHORS, MIN_TEST_ANCHORS, labels_of
 from stack.level2_config import Stacker
+from stack.net_metadata import metadata_encoder
 from stack.predictions import ALIGNED_COMPONENTS
 from stack.views import with_all_features
-from tabular.encode import DenseMetadata
 
 if TYPE_CHECKING:
     from image_models.speed import Speed
@@ -66,9 +66,7 @@ def measured(experiment: Experiment, model: ImageModel) -> Speed:
     from image_models.speed import measure_speed
 
     config, table = experiment.config, experiment.table
-    columns = 0
-    if model.metadata:
-        columns = DenseMetadata(model.metadata).fit(table.train).transform(table.train.iloc[:2]).shape[1]
+    columns = metadata_encoder(experiment, model).fit(table.train).width if model.metadata else 0
     classes = 2 if model.frozen else len(labels_of(model, table.train, experiment.external).names)
     return measure_speed(
         model.network, model.training, size=model.size, classes=classes, metadata=columns, frozen=model.frozen,
