@@ -22,8 +22,8 @@ from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, r
 from stack.level1_nets import finish_set_aside, set_aside_for
 from stack.net_columns import net_columns
 from stack.net_metadata import metadata_inputs
-from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run, sha256
-from stack.study_inputs import code_inputs
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run
+from stack.study_inputs import FILE_INPUTS, image_file_inputs
 from stack.tuned import check_tuned_files, enabled_models
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 ROWS_WAIT_S = 60.0  # for another process to end its work on the experiment
-_FILE_INPUTS = {"pretrained weights", "images", "backbone code"}  # level 2 cannot check these, as it reads no such file
 
 
 def run_image_models(
@@ -50,7 +49,7 @@ def run_image_models(
     for model in models:
         if model.name in experiment.config.tuned.image:
             check_tuned_files(experiment, model, images_checksum(experiment, caches[model.size]))
-    made_of = {model.name: _inputs(experiment, model, caches[model.size]) for model in models}
+    made_of = {model.name: all_level1_inputs(experiment, model, caches[model.size]) for model in models}
     for model in models:  # check all models before the first run is set aside
         if model.name not in rebuild:
             check_fresh(experiment, experiment.models / model.name, made_of[model.name])
@@ -122,7 +121,7 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
         changed = [
             name
             for name in {**inputs, **made_of}
-            if made_of.get(name) != inputs.get(name) and (name in inputs or name not in _FILE_INPUTS)
+            if made_of.get(name) != inputs.get(name) and (name in inputs or name not in FILE_INPUTS)
         ]
         if changed:
             raise StoreError(
@@ -154,15 +153,9 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     }
 
 
-def _inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dict[str, str]:
+def all_level1_inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dict[str, str]:
     """Returns everything the run depends on, by name, so that the error for a stale run can say what changed."""
-    weights = model.pretrained
-    return {
-        **level1_inputs(experiment, model),
-        "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights),
-        "images": images_checksum(experiment, cache),
-        **code_inputs(model),
-    }
+    return level1_inputs(experiment, model) | image_file_inputs(model, images_checksum(experiment, cache))
 
 
 @contextmanager

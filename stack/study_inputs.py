@@ -28,7 +28,7 @@ GBDT_TUNED = {  # what a study of each kind chooses; stack/tune/run.py has the r
 IMAGE_TUNED = ("lr", "weight_decay", "layer_decay", "label_smoothing", "augment", "balance", "ema")
 
 _FIRST_TRIAL = "first trial"  # a model's own values of what is tuned: other ones are another study, not a stale result
-_FILE_INPUTS = ("images", "pretrained weights")  # what level 2 cannot check, as it reads neither
+FILE_INPUTS = ("images", "pretrained weights", "backbone code")  # what level 2 cannot check, as it reads no such file
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}([0-9a-f]{52})?")
 _PREDICTIONS = "predictions of "
 NOTED_LATER = {"blend.preselect": "false"}  # inputs that the first studies to note theirs lack, with the value they had
@@ -95,19 +95,17 @@ def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, s
 
 
 def image_file_inputs(model: ImageModel, images: str) -> dict[str, str]:
-    """Returns the inputs of an image study that are files; ``images`` is the cache's checksum of the rows' images."""
+    """Returns the `FILE_INPUTS` of an image study or run; ``images`` is the cache's checksum of the rows' images.
+
+    Only a backbone of the user's own has code that is fingerprinted.
+    """
     weights = model.pretrained
     files = {"images": images, "pretrained weights": sha256(weights) if isinstance(weights, Path) else str(weights)}
-    return files | code_inputs(model)
+    if is_own_backbone(model.backbone):
+        from image_models.own_backbone import code_fingerprint  # torch is an optional dependency
 
-
-def code_inputs(model: ImageModel) -> dict[str, str]:
-    """Returns the fingerprint of the code of a backbone of the user's own; {} for a backbone of timm."""
-    if not is_own_backbone(model.backbone):
-        return {}
-    from image_models.own_backbone import code_fingerprint  # torch is an optional dependency
-
-    return {"backbone code": code_fingerprint(model.backbone)}
+        files["backbone code"] = code_fingerprint(model.backbone)
+    return files
 
 
 def current_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, dict[str, str]]:
@@ -131,7 +129,7 @@ def changed_inputs(noted: Inputs, now: Inputs) -> list[str]:
     Files count only where both name them, and a model's own values of what is tuned do not count.
     """
     noted = {name: value for name, value in NOTED_LATER.items() if name in now} | dict(noted)
-    passed_over = {_FIRST_TRIAL, *(name for name in _FILE_INPUTS if name not in now or name not in noted)}
+    passed_over = {_FIRST_TRIAL, *(name for name in FILE_INPUTS if name not in now or name not in noted)}
     names = [name for name in {**noted, **now} if noted.get(name) != now.get(name) and name not in passed_over]
     common = set(noted) & set(now)
     words = [_in_words(name, noted.get(name, ""), now.get(name, "")) for name in names if name in common]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import run_cli, small_config
+from interrupted import trained_twice
 from pydantic import ValidationError
 from tiny_training import tiny_net, toy_pictures, train
 
@@ -19,6 +20,10 @@ from dermstack.serve.bundle import run_settings
 from image_models.dataset import CachedImages
 from image_models.net import check_backbone
 from image_models.own_backbone import code_fingerprint
+from stack.config import read_config
+from stack.console import Out
+from stack.experiment import open_experiment
+from stack.plan.steps import make_plan
 from stack.store import read_run
 
 CODE = """
@@ -63,6 +68,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     sys.path[:] = before
     forget()
+
+
+def planned_state(config: Path, name: str) -> tuple[str, list[str]]:
+    """What `dermstack plan` says of a step: its state, and the keys that have changed."""
+    plan = make_plan(open_experiment(read_config(config), config, Out(quiet=True)), measure=False)
+    (step,) = (step for step in plan.steps if step.name == name)
+    return step.state, [change.key for change in step.changes]
 
 
 def forget() -> None:
@@ -147,29 +159,14 @@ def test_a_bundle_that_names_code_is_refused_before_anything_is_imported(package
 def test_a_run_with_an_own_backbone_resumes_and_is_stale_after_a_change_of_its_code(
     package: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import image_models.train as training
-
     model = {
         "name": "own", "backbone": "my_package.my_net:build", "pretrained": False, "size": 32, "epochs": 2,
         "batch_size": 16, "timm_args": {"width": 6},
     }  # fmt: skip
     config = small_config(small_data, tmp_path, image_models=[model], folds={"k": 2}, blend={"methods": ["rank_mean"]})
-    assert run_cli("oof", "-c", str(config), "-q") == 0
-    weights = sorted((tmp_path / "runs").rglob("weights.safetensors"))
-    first = [path.read_bytes() for path in weights]
-    (tmp_path / "runs").rename(tmp_path / "first")
-    write = training.write_state
-
-    def stop(path: Path, state: dict[str, object]) -> None:
-        write(path, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "write_state", stop)
-    assert run_cli("oof", "-c", str(config), "-q") != 0
-    monkeypatch.setattr(training, "write_state", write)
-    forget()
-    assert run_cli("oof", "-c", str(config), "-q") == 0
-    assert [path.read_bytes() for path in weights] == first
+    uninterrupted, resumed = trained_twice(config, monkeypatch, before_resuming=forget)
+    assert resumed == uninterrupted
+    assert planned_state(config, "own") == ("skip", [])
     assert run_cli("stack", "-c", str(config), "-q") == 0
     run = read_run(tmp_path / "runs" / "small" / "models" / "own")
     assert run is not None
@@ -180,6 +177,7 @@ def test_a_run_with_an_own_backbone_resumes_and_is_stale_after_a_change_of_its_c
     assert "own: its backbone my_package.my_net:build is your own code" in capsys.readouterr().err
     (package / "layers.py").write_text("WIDTH = 8  # changed\n")
     forget()
+    assert planned_state(config, "own") == ("stale", ["backbone code"])
     assert run_cli("oof", "-c", str(config), "-q") == 2
     assert "made with other backbone code" in capsys.readouterr().err
     assert run_cli("stack", "-c", str(config), "-q") == 0, "level 2 does not need the code's file"

@@ -13,7 +13,7 @@ from dermstack.errors import ConfigError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
-from stack.level1 import advice_without_models, check_image_models, images_checksum, level1_inputs
+from stack.level1 import advice_without_models, all_level1_inputs, check_image_models, level1_inputs
 from stack.level1_folds import net_metas
 from stack.level1_nets import stored_nets
 from stack.level2 import stacker_inputs
@@ -28,7 +28,8 @@ from stack.plan.costs import (
     measured,
     network_cost,
 )
-from stack.store import Run, read_run, sha256
+from stack.store import Run, read_run
+from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs
 from stack.tuned import enabled_models
 from stack.views import seen_runs, sees_run
@@ -171,8 +172,8 @@ def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, wid
         assert run is not None
         of_run = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"]}})
         if not checked:  # inputs that are files are not known yet, so they are not compared
-            files = {"pretrained weights", "images"}
-            of_run.meta["inputs"] = {key: value for key, value in of_run.meta["inputs"].items() if key not in files}
+            known = {key: value for key, value in of_run.meta["inputs"].items() if key not in FILE_INPUTS}
+            of_run.meta["inputs"] = known
         if of_run.meta["inputs"] != inputs:
             changes = image_changes(of_run, model, inputs, experiment)
             break
@@ -211,14 +212,11 @@ def _is_done(fold: Path) -> bool:
 
 def _known_inputs(experiment: Experiment, model: ImageModel) -> tuple[dict[str, str], bool]:
     """Returns the inputs of an image run; those of files only where all images are in the cache (True)."""
-    inputs = level1_inputs(experiment, model)
     cache = existing_cache(experiment, model.size)
     ids = [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
     if not set(ids) <= set(cache.index["id"]):
-        return inputs, False
-    weights = model.pretrained
-    inputs["pretrained weights"] = sha256(weights) if isinstance(weights, Path) else str(weights)
-    return inputs | {"images": images_checksum(experiment, cache)}, True
+        return level1_inputs(experiment, model), False
+    return all_level1_inputs(experiment, model, cache), True
 
 
 def _reusable(experiment: Experiment, model: ImageModel, wanted: Mapping[tuple[int, int], Mapping[str, Any]]) -> int:
