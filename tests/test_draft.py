@@ -246,6 +246,14 @@ def test_own_choices_go_before_guesses(tmp_path: Path) -> None:
     assert data["train"] == "data/train.csv"
 
 
+@pytest.mark.parametrize("place", ["empty", "none"])
+def test_named_images_that_are_not_there_are_refused(tmp_path: Path, place: str) -> None:
+    write_table(tmp_path / "data", size=1.5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=rf"--images .*{place}: (no image|0 of 120)[^;]*: name another folder"):
+        draft_config(tmp_path / "data", tmp_path / "c.yaml", images=tmp_path / place)
+
+
 def test_a_folder_without_labels_is_refused_with_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no csv or parquet"):
         draft_config(tmp_path, tmp_path / "c.yaml")

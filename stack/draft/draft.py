@@ -76,9 +76,9 @@ def draft_config(
     notes += [("data.train", note) for note in unread[:5]]
     if tables.label.question:
         notes.append(("data.columns.target", tables.label.question))
-    found, tables = _images(root, files, packed, linked, tables, is_named=start.is_file(), notes=notes)
+    found, tables, why = _images(root, files, packed, linked, tables, is_named=start.is_file(), notes=notes)
     if found is None and images is not None:
-        raise DataError(f"--images {images}: {dict(notes)['data.images']}: name another folder, or correct the ids")
+        raise DataError(f"--images {images}: {why}: name another folder, or correct the ids")
     parts = _Parts(
         tables, roles, found, config.absolute().parent, _name(folder), tuple(notes), dict(roles.missing)
     )  # fmt: skip
@@ -97,10 +97,13 @@ def _images(
     *,
     is_named: bool,
     notes: list[tuple[str, str]],
-) -> tuple[FoundImages | None, FoundTables]:
-    """Finds the images of the tables; without those of the test rows, a named training table loses its test table."""
+) -> tuple[FoundImages | None, FoundTables, str]:
+    """Finds the images of the tables and, where there are none, says why.
+
+    Without the images of the test rows, a named training table loses its test table.
+    """
     if not files and not packed:
-        return None, tables
+        return None, tables, "no image was found there"
     ids = list(tables.train.cells[tables.id])
     test_ids = [] if tables.test is None else list(tables.test.cells[tables.id])
     found, why = find_images(root, files, packed, linked, ids, test_ids)
@@ -114,14 +117,14 @@ def _images(
                     "Without `test` the score is estimated and no submission is written",
                 )
             )
-            return without, replace(tables, test=None, sample=None)
+            return without, replace(tables, test=None, sample=None), ""
     if found is None:
         notes.append((
             "data.images", f"{why}; networks need an image of every row, so this config uses the table alone",
         ))  # fmt: skip
-        return None, tables
+        return None, tables, why
     notes += [("data.images", note) for note in found.notes]
-    return found, tables
+    return found, tables, ""
 
 
 def _checked(parts: _Parts, config: Path) -> DraftedConfig:
