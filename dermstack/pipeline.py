@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ class OofResult:
 
     experiment: Experiment
     runs: dict[str, Run]  # the enabled image models, by name
-    scores: pd.DataFrame  # one row a run: the objective with its interval by group, and other measures
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row a run: the objective with its interval by group, and other measures."""
+        return run_table(self.experiment, list(self.runs.values()))
 
     @property
     def oof(self) -> pd.DataFrame:
@@ -41,10 +46,14 @@ class StackResult:
 
     experiment: Experiment
     runs: dict[str, Run]  # level-1 runs, then the stackers, by name
-    scores: pd.DataFrame  # one row a run: the objective with its interval by group, and other measures
     blend: Run
     findings: list[Finding]  # of the audit; [] where the targets are shuffled
     report: Path
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row a run: the objective with its interval by group, and other measures."""
+        return run_table(self.experiment, list(self.runs.values()))
 
     @property
     def headline(self) -> Interval:
@@ -121,7 +130,7 @@ def run_oof(
         runs = run_image_models(experiment, caches, out, rebuild=rebuild)
         if caches:
             write_acquisition(experiment, caches[min(caches)])
-    return OofResult(experiment, {run.name: run for run in runs}, run_table(experiment, runs))
+    return OofResult(experiment, {run.name: run for run in runs})
 
 
 def run_stack(
@@ -159,8 +168,7 @@ def run_stack(
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)
         append_ledger(experiment, blend)
-    by_name = {run.name: run for run in runs}
-    return StackResult(experiment, by_name, run_table(experiment, runs), blend, findings, report)
+    return StackResult(experiment, {run.name: run for run in runs}, blend, findings, report)
 
 
 def _oof(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
