@@ -35,7 +35,7 @@ ShuffleOption = Annotated[
 
 
 def open_for_command(
-    config: Path, overrides: list[str] | None, quiet: bool, *, shuffle_target: bool = False, introduced: bool = True
+    config: Path, overrides: list[str] | None, quiet: bool, *, introduced: bool = True
 ) -> tuple[Experiment, Out]:
     """Returns the experiment of a config and the command's output; with ``introduced``, prints an overview first."""
     from stack.config import read_config
@@ -44,9 +44,7 @@ def open_for_command(
 
     out = Out(quiet=quiet)
     given = tuple(overrides or ())
-    experiment = open_experiment(
-        read_config(config, given), config, out, overrides=given, shuffle_target=shuffle_target
-    )
+    experiment = open_experiment(read_config(config, given), config, out, overrides=given)
     if introduced:
         print_overview(experiment, out)
     return experiment, out

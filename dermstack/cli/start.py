@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dermstack.cli.options import ConfigOption, QuietOption, SetOption
+from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command
 
 commands = typer.Typer()
 
@@ -66,14 +66,10 @@ def plan(
     Says which steps are complete, to be made or stale, which setting changed from which value, and estimates time, disk
     and memory. Writes nothing.
     """
-    from stack.config import read_config
-    from stack.console import Out
-    from stack.experiment import open_experiment
     from stack.plan.steps import make_plan
     from stack.plan.text import plan_lines
 
-    given, out = tuple(overrides or ()), Out()
-    experiment = open_experiment(read_config(config, given), config, Out(quiet=as_json), overrides=given)
+    experiment, out = open_for_command(config, overrides, as_json, introduced=False)
     made = make_plan(experiment, measure=measure)
     if as_json:
         typer.echo(json.dumps(made.to_json(), indent=1, ensure_ascii=False))
