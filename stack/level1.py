@@ -25,6 +25,7 @@ from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run
 from stack.study_inputs import FILE_INPUTS, image_file_inputs
 from stack.tuned import check_tuned_files, enabled_models
+from stack.views import is_table_alone
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -198,9 +199,7 @@ def level1_runs(experiment: Experiment) -> list[Run]:
     imported = [run for run in experiment.finished(level=1) if run.meta["kind"] == "imported"]
     for run in imported:
         check_imported(experiment, run)
-    stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
-    is_table_alone = bool(stackers) and all(stacker.runs == () for stacker in stackers)
-    if not runs and not imported and not is_table_alone:
+    if not runs and not imported and not is_table_alone(experiment.config):
         raise StoreError(f"{experiment.folder} has no level-1 run: {advice_without_models(experiment)}")
     return runs + imported
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from dermstack.errors import ConfigError
+from stack.config import Config
 from stack.experiment import Experiment
 from stack.level2_config import Stacker
 from stack.store import Run
@@ -29,9 +30,10 @@ def seen_runs(stacker: Stacker, sources: Sequence[Run]) -> list[Run]:
     return [run for run in sources if sees_run(stacker, run.name)]
 
 
-def is_table_alone(stacker: Stacker) -> bool:
-    """Returns whether the stacker sees no level-1 run."""
-    return stacker.runs == ()
+def is_table_alone(config: Config) -> bool:
+    """Whether there are stackers and none of them sees a level-1 run."""
+    stackers = [stacker for stacker in config.stackers if stacker.enabled]
+    return bool(stackers) and all(stacker.runs == () for stacker in stackers)
 
 
 def with_all_features(experiment: Experiment) -> Experiment:

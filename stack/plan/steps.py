@@ -32,7 +32,7 @@ from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs
 from stack.tuned import enabled_models
-from stack.views import seen_runs, sees_run
+from stack.views import is_table_alone, seen_runs, sees_run
 
 State = Literal["skip", "make", "resume", "stale", "remake"]
 WHAT = {
@@ -113,11 +113,10 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
         if run.meta["kind"] == "imported":
             level1[run.name] = _imported_step(experiment, run)
             steps.append(level1[run.name])
-    stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
-    is_table_alone = bool(stackers) and all(stacker.runs == () for stacker in stackers)
-    if not level1 and not is_table_alone:
+    if not level1 and not is_table_alone(experiment.config):
         problems.append(f"`stack` finds no level-1 run: {advice_without_models(experiment)}")
     else:
+        stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
         level2 = _stacker_steps(experiment, stackers, level1, widths)
         steps += level2
         steps += _blend_steps(experiment, [*level1.values(), *level2])
