@@ -161,6 +161,13 @@ class ImageModel(Strict):
         """The settings of the training, as `image_models` takes them."""
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
 
+    @property
+    def unused(self) -> set[str]:
+        """Names of the settings that have no effect: those of training, where the backbone is frozen."""
+        if not self.frozen:
+            return set()
+        return {field.name for field in fields(Training)} - {"batch_size"} | {"target", "diagnosis", "metadata"}
+
     @field_validator("backbone")
     @classmethod
     def _check_import_path(cls, backbone: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from dermstack.errors import StoreError
-from image_models.settings import Training
 from stack.console import Out
 from stack.experiment import Experiment, rows_are_written, write_rows
 from stack.fold_needs import check_fold_needs
@@ -133,18 +131,14 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
 
 def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     """Returns the inputs of an image run, by name, that can be checked without its images and weights."""
-    unused = {"name", "enabled", "pretrained", "selected"}
     learned = {}
-    if model.frozen:
-        unused |= {field.name for field in fields(Training)} - {"batch_size"}
-        unused |= {"augment", "target", "diagnosis", "metadata"}
     if model.target == "diagnosis":
         labels = labels_of(model, experiment.table.train, experiment.external)
         learned["diagnoses"] = frame_fingerprint(
             pd.DataFrame(np.concatenate([labels.train, labels.external]), columns=labels.names)
         )
     return {
-        "settings": fingerprint(model.settings(without=unused)),
+        "settings": fingerprint(model.settings(without={"name", "enabled", "pretrained", "selected"} | model.unused)),
         "rows or folds": experiment.rows_fingerprint,
         # Left out at their defaults, so that runs made before these inputs existed stay fresh.
         **({"seed": str(seed)} if (seed := experiment.config.seed) else {}),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from dermstack.errors import StoreError
-from image_models.settings import Training
 from stack.config import Config
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
@@ -48,12 +46,8 @@ def image_changes(run: Run, model: ImageModel, inputs: Mapping[str, str], experi
     changes = []
     for name in _differing(run.meta["inputs"], inputs):
         if name == "settings":
-            unused = {"name"}
-            if model.frozen:
-                unused |= {field.name for field in fields(Training)} - {"batch_size"}
-                unused |= {"augment", "target", "diagnosis", "metadata"}
             old, new = (
-                {key: value for key, value in settings.items() if key not in unused}
+                {key: value for key, value in settings.items() if key not in {"name", *model.unused}}
                 for settings in (run.meta["settings"], run_meta(model, {})["settings"])
             )
             changes += setting_changes(old, new) or [_unknown(name)]
