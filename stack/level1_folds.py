@@ -166,7 +166,7 @@ def trained_tasks(
     rows, test_rows = cache.rows_for(train_ids), cache.rows_for(test_ids)
     external = cache.rows_for(experiment.external["id"])
     labels = labels_of(model, experiment.table.train, experiment.external)
-    part, anchors = _anchors(len(train_ids), len(test_ids), seed=config.seed)
+    part, anchors = draw_anchors(len(train_ids), len(test_ids), seed=config.seed)
     meta, nets, tasks = run_meta(model, inputs), net_metas(experiment, model, inputs), []
     for fold, train, held in experiment.folds.pairs():
         sets = {"oof": rows[held], "test": test_rows}
@@ -332,7 +332,7 @@ def run_meta(model: ImageModel, inputs: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _anchors(train: int, test: int, *, seed: int) -> tuple[str, NDArray[np.intp]]:
+def draw_anchors(train: int, test: int, *, seed: int) -> tuple[str, NDArray[np.intp]]:
     """Draws the anchor rows that every fold net embeds: test rows if there are enough, as no net is trained on them."""
     part, n = ("test", test) if test >= MIN_TEST_ANCHORS else ("train", train)
     chosen = np.random.default_rng(seed).choice(n, size=min(n, MAX_ANCHORS), replace=False)

@@ -150,7 +150,7 @@ def test_image_models_are_planned_as_oof_makes_them(tmp_path: Path, capsys: pyte
     net = by_name["small_cnn"]
     assert net["nets"] == 3
     assert net["cost"]["seconds"] > 0
-    assert net["images"] == 3 * 60 + 90 + 3 * 30
+    assert net["images"] == 3 * 60 + 90 + 3 * 30 + 3 * 90  # in training; predictions: own, test and anchor rows
     assert "dermstack oof" in first["next"]
     sets = [f"--set={override}" for override in short]
     assert run_cli("oof", "-c", str(config), "-q", *sets) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dermstack.errors import ImageError
 from image_models.settings import Compute
 from stack.config import Config
 from stack.experiment import Experiment
 from stack.features import FoldFeatures, view_columns
 from stack.image_config import ImageModel
 from stack.images import sources_of
-from stack.level1_folds import MAX_ANCHORS, MIN_TEST_ANCHORS, labels_of
+from stack.level1_folds import draw_anchors, labels_of
 from stack.level2_config import Stacker
 from stack.net_metadata import metadata_encoder
 from stack.predictions import ALIGNED_COMPONENTS
@@ -43,7 +45,6 @@ class Cost:
 
 def image_cost(experiment: Experiment, missing: Sequence[str], size: int) -> Cost:
     """Estimates the decoding of the ``missing`` images for a cache of ``size``, after decoding some of them."""
-    from dermstack.errors import ImageError
     from image_models.cache import resize_image
 
     config = experiment.config
@@ -74,28 +75,39 @@ def measured(experiment: Experiment, model: ImageModel) -> Speed:
     )  # fmt: skip
 
 
-def network_cost(experiment: Experiment, model: ImageModel, speed: Speed | None, nets: int, folds: int) -> Cost:
-    """Estimates the training of ``nets`` nets and the predictions of ``folds`` folds, in ``n_jobs`` tasks at a time."""
+def images_through(experiment: Experiment, model: ImageModel, nets: int, folds: int) -> tuple[float, float]:
+    """Returns how many images go through the network in the training of ``nets`` nets and in predictions of ``folds``.
+
+    In predictions each view counts.
+    """
     from image_models.predict import VIEW_COUNTS
 
-    config, n_train, n_test = experiment.config, len(experiment.table.train), len(experiment.table.test)
+    n_train, n_test, n_external = map(len, (experiment.table.train, experiment.table.test, experiment.external))
     k, views = experiment.folds.k, VIEW_COUNTS[model.tta]
-    if speed is None:
-        return Cost()
-    rows = n_train + n_test
-    external = len(experiment.external)
     if model.frozen:
-        disk = 2 * speed.features * (2 * rows + external) + speed.weights_bytes + _LOGIT_BYTES * (n_train + k * n_test)
-        return Cost((rows + external) * views / speed.predict if folds else 0.0, disk, speed.memory_bytes)
-    seeds = len(model.seeds)
-    learned = n_train * (k - 1) / k + external
-    anchors = 0 if n_test >= MIN_TEST_ANCHORS else min(n_train, MAX_ANCHORS)
-    predicted = folds * seeds * (n_train / k + n_test + anchors) * views
-    parallel = min(config.n_jobs, max(1, folds))
-    seconds = (nets * learned * model.epochs / speed.train + predicted / speed.predict) / parallel
-    z = 2 * speed.features * (n_train + k * (n_test + anchors))
-    disk = k * seeds * speed.weights_bytes + z + _LOGIT_BYTES * (n_train + k * n_test)
-    return Cost(seconds, disk, parallel * speed.memory_bytes)
+        return 0.0, float((n_train + n_test + n_external) * views if folds else 0)
+    part, anchors = draw_anchors(n_train, n_test, seed=0)
+    embedded = n_train / k + n_test + (len(anchors) if part == "train" else 0)
+    learned = n_train * (k - 1) / k + n_external
+    return nets * learned * model.epochs, folds * len(model.seeds) * embedded * views
+
+
+def network_cost(experiment: Experiment, model: ImageModel, speed: Speed, nets: int, folds: int) -> Cost:
+    """Estimates the training of ``nets`` nets and the predictions of ``folds`` folds, in ``n_jobs`` tasks at a time."""
+    n_train, n_test, k = len(experiment.table.train), len(experiment.table.test), experiment.folds.k
+    trained, predicted = images_through(experiment, model, nets, folds)
+    predictions = _LOGIT_BYTES * (n_train + k * n_test)
+    if model.frozen:
+        z = 2 * speed.features * (2 * (n_train + n_test) + len(experiment.external))
+        return Cost(predicted / speed.predict, z + speed.weights_bytes + predictions, speed.memory_bytes)
+    parallel = min(experiment.config.n_jobs, max(1, folds))
+    _, anchors = draw_anchors(n_train, n_test, seed=0)
+    z = 2 * speed.features * (n_train + k * (n_test + len(anchors)))
+    return Cost(
+        (trained / speed.train + predicted / speed.predict) / parallel,
+        k * len(model.seeds) * speed.weights_bytes + z + predictions,
+        parallel * speed.memory_bytes,
+    )
 
 
 def feature_counts(
@@ -138,8 +150,6 @@ def level2_memory(experiment: Experiment, features: int) -> int:
 
 def free_disk(config: Config) -> int:
     """Returns the free bytes of the disk of `runs`."""
-    import shutil
-
     folder = config.runs
     while not folder.exists() and folder != Path(folder.anchor):
         folder = folder.parent

@@ -24,6 +24,7 @@ from stack.plan.costs import (
     feature_counts,
     free_disk,
     image_cost,
+    images_through,
     level2_memory,
     measured,
     network_cost,
@@ -185,7 +186,7 @@ def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, wid
         cost = _network(experiment, model, measure=measure, widths=widths, nets=nets, folds=k)
         return Step(
             "oof", kind, model.name, "stale", why, tuple(changes), rows=len(experiment.table.train), nets=nets,
-            images=_images_of(experiment, model, nets, k), cost=cost,
+            images=round(sum(images_through(experiment, model, nets, k))), cost=cost,
             remedy=experiment.command("oof", "--rebuild", model.name),
         )  # fmt: skip
     if read_run(folder) is not None:
@@ -200,8 +201,8 @@ def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, wid
     why = f"{len(done)} of {k} folds" + ("" if model.frozen else f" and {len(nets_done)} of {len(wanted)} nets")
     return Step(
         "oof", kind, model.name, "resume" if begun else "make", f"{why} are complete" if begun else "",
-        rows=len(experiment.table.train), nets=nets, images=_images_of(experiment, model, nets, k - len(done)),
-        cost=cost,
+        rows=len(experiment.table.train), nets=nets, cost=cost,
+        images=round(sum(images_through(experiment, model, nets, k - len(done)))),
     )  # fmt: skip
 
 
@@ -231,22 +232,11 @@ def _reusable(experiment: Experiment, model: ImageModel, wanted: Mapping[tuple[i
 def _network(
     experiment: Experiment, model: ImageModel, *, measure: bool, widths: dict[str, int], nets: int, folds: int
 ) -> Cost:
-    speed = measured(experiment, model) if measure else None
-    if speed is not None:
-        widths[model.name] = speed.features
+    if not measure:
+        return Cost()
+    speed = measured(experiment, model)
+    widths[model.name] = speed.features
     return network_cost(experiment, model, speed, nets, folds)
-
-
-def _images_of(experiment: Experiment, model: ImageModel, nets: int, folds: int) -> int:
-    """Returns how often an image goes through the network: in training, and in predictions of each view."""
-    from image_models.predict import VIEW_COUNTS
-
-    n, test, k = len(experiment.table.train), len(experiment.table.test), experiment.folds.k
-    views = VIEW_COUNTS[model.tta]
-    if model.frozen:
-        return (n + test + len(experiment.external)) * views if folds else 0
-    learned = n * (k - 1) / k + len(experiment.external)
-    return round(nets * learned * model.epochs + folds * len(model.seeds) * (n / k + test) * views)
 
 
 def _stored_width(folder: Path) -> int:
