@@ -299,7 +299,7 @@ def _count_features(body: nn.Module, backbone: str, timm_args: Mapping[str, Any]
 
 def _load_body(body: nn.Module, path: Path, backbone: str) -> None:
     """Loads pretrained weights from a file; only the classifier, which `num_classes=0` removed, may be left over."""
-    state = _read_tensors(path)
+    state = _read_pretrained(path)
     try:
         missing, unexpected = body.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the names fit, but not the shapes
@@ -316,7 +316,7 @@ def _load_body(body: nn.Module, path: Path, backbone: str) -> None:
         )
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_pretrained(path: Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a .safetensors file or of a state dict saved by torch.save, and executes nothing in it."""
     try:
         state = (

@@ -78,10 +78,10 @@ def _weights_seeds() -> list[bytes]:
 def _read_weights(path: Path) -> object:
     from torch import nn
 
-    from image_models.net import _read_tensors, read_weights
+    from image_models.net import _read_pretrained, read_weights
 
     read_weights(nn.ModuleDict({"head": nn.Linear(4, 1)}), path)
-    return _read_tensors(path)
+    return _read_pretrained(path)
 
 
 def _bundle_files() -> dict[str, bytes]:
