@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from image_models.io.contents import UNKNOWN, WHOLE_BYTES, file_content
+from image_models.io.contents import UNKNOWN, WHOLE_BYTES, content_as_read, file_content
 
 
 @pytest.mark.parametrize("place", [0, 1000, WHOLE_BYTES // 2, WHOLE_BYTES - 1])
@@ -37,6 +37,16 @@ def test_of_a_larger_file_both_ends_the_length_and_the_time_count(tmp_path: Path
         found.add(file_content(path))
     os.utime(path, ns=(2, 2))
     assert len(found | {file_content(path)}) == len(contents) + 1
+
+
+@pytest.mark.parametrize("length", [0, 5, WHOLE_BYTES, WHOLE_BYTES + 1, 3 * WHOLE_BYTES])
+def test_bytes_that_were_read_hash_like_their_file(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a"
+    data = bytes(number % 251 for number in range(length))
+    path.write_bytes(data)
+    assert content_as_read(data, path.stat()) == file_content(path)
+    if data:
+        assert content_as_read(data[:-1] + b"\xff", path.stat()) != file_content(path)
 
 
 def test_what_cannot_be_read_is_unknown(tmp_path: Path) -> None:

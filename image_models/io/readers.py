@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from dermstack.errors import ImageError
-from image_models.io.contents import UNKNOWN, content_of, file_content
+from image_models.io.contents import UNKNOWN, content_as_read, content_of, file_content
 from image_models.io.decode import MAX_ENCODED_BYTES, SUFFIXES, Picture, decode
 from image_models.io.folders import (
     SimilarNames,
@@ -54,7 +54,7 @@ class Source:
     key: str = ""  # hdf5: the data set's name
     n_bytes: int = 0  # of the encoded image
     stamp: int = 0  # a file's time in ns, a record's CRC-32
-    content: int = 0  # hash of what it held when `contents.with_contents` read it; 0: not hashed
+    content: int = 0  # hash of what it held when `with_contents` read it; 0: not hashed
     swap_red_blue: bool = False
     bits_stored: int = 0  # bits that 16-bit values use; 0: all
     tolerate: bool = False  # accept a JPEG with stray bytes after its last pixel
@@ -79,7 +79,7 @@ class Source:
             from image_models.io.dicom import read_dicom
 
             picture = read_dicom(self.path, min_side=min_side, bits_stored=self.bits_stored, tolerate=self.tolerate)
-            self._check_content(file_content(self.path))
+            self._check_content(lambda: file_content(self.path))
             return picture
         try:
             data = self._encoded()
@@ -87,25 +87,28 @@ class Source:
             raise ImageError(f"{self.path}: no such file: restore it or drop its rows from the csv") from error
         except OSError as error:
             raise ImageError(f"{self.name}: cannot be read ({error}): restore the file") from error
-        if self.kind != "tfrecord":
-            self._check_content(content_of(data) if self.kind == "hdf5" else file_content(self.path))
         return decode(data, name=self.name, min_side=min_side, bits_stored=self.bits_stored, tolerate=self.tolerate)
 
-    def _check_content(self, content: int) -> None:
-        if self.content not in (UNKNOWN, content):
+    def _check_content(self, content: Callable[[], int]) -> None:
+        if self.content != UNKNOWN and self.content != content():
             raise ImageError(f"{self.name}: changed while the images were read: run the command again")
 
     def _encoded(self) -> bytes:
+        """Reads the encoded image. Raises ImageError where it is another one than was hashed or indexed."""
         if self.kind == "hdf5":
             with open_hdf5(self.path) as file:
-                return hdf5_bytes(file, self.key, self.path)
+                data = hdf5_bytes(file, self.key, self.path)
+            self._check_content(lambda: content_of(data))
+            return data
         with self.path.open("rb") as file:
             if self.kind == "file":
                 if (length := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
                     raise ImageError(
                         f"{self.path}: {length:,} bytes are more than an image file may have: restore the file"
                     )
-                return file.read()
+                data = file.read()
+                self._check_content(lambda: content_as_read(data, os.fstat(file.fileno())))
+                return data
             file.seek(self.start)
             data = file.read(self.length)
         if zlib.crc32(data) != self.stamp:
