@@ -62,7 +62,7 @@ def test_a_mapping_gives_what_the_commands_give(
 def test_the_example_of_the_page_runs(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_config(small_data, tmp_path).rename(tmp_path / "demo.yaml")
     monkeypatch.chdir(tmp_path)
-    (snippet,) = re.findall(r"```python\n(.*?)```", API.read_text(encoding="utf-8"), re.DOTALL)
+    (snippet,) = re.findall(r"```python\n([^`]*run_oof.*?)```", API.read_text(encoding="utf-8"), re.DOTALL)
     seen: dict[str, Any] = {}
     exec(compile(snippet, "api.md", "exec"), seen)
     assert seen["made"].submission.shape == (60, 2)
