@@ -146,7 +146,13 @@ def test_numbers_that_only_look_like_codes_stay() -> None:
     temperature = pd.DataFrame({"t": [str(value) for value in [-3, -2, -1, 0, 1, 2] * 10]})
     count = pd.DataFrame({"n": [str(value) for value in [900, 950, 999, 1020] * 10]})
     rare = pd.DataFrame({"r": ["-1", *map(str, range(30))]})
-    assert numeric_codes([temperature, count, rare], ["t", "n", "r"]) == {}
+    negative = pd.DataFrame({"s": ["-1"] * 5 + [str(k % 11) for k in range(900)]})
+    assert numeric_codes([temperature, count, rare, negative], ["t", "n", "r", "s"]) == {}
+
+
+def test_codes_of_any_exporter_are_found_among_numbers() -> None:
+    depth = pd.DataFrame({"d": ["65535"] * 5 + [str(k / 10) for k in range(40)], "k": ["9"] * 5 + ["0", "1", "2"] * 9})
+    assert numeric_codes([depth], ["d", "k"]) == {"d": (65535,), "k": (9,)}
 
 
 def test_columns_of_the_diagnosis_are_left_out_where_no_test_table_shows_what_is_known(tmp_path: Path) -> None:

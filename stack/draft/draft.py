@@ -17,7 +17,7 @@ from stack.config import Config, parse_yaml
 from stack.console import Out
 from stack.draft.codes import numeric_codes
 from stack.draft.images import FoundImages, find_images, image_files, stems_of
-from stack.draft.roles import Roles, comes_from_diagnosis, find_roles
+from stack.draft.roles import Roles, comes_from_diagnosis, find_roles, number_or_word
 from stack.draft.tables import FoundTable, FoundTables, prediction_column, read_tables, sort_tables
 from stack.draft.text import Draft, draft_text, path_in_config
 from stack.experiment import Experiment, open_experiment
@@ -26,6 +26,10 @@ from stack.missing_codes import missing_codes
 
 _FOLDS = (5, 4, 3, 6, 8, 10)  # numbers of folds to try: the first that leaves enough groups of both classes
 _MAX_SIZE = 64  # pixels: the drafted network takes minutes on a CPU for some thousand images
+_TITLE = (
+    "Drafted by `dermstack init`. Comments that begin with `question` are what the files do not say: read them, then "
+    "correct the lines below them. docs/config.md has all keys."
+)
 _EPOCHS, _FEW_EPOCHS, _MANY_ROWS = 8, 4, 2_000  # epochs for a table of fewer and of more training rows
 
 
@@ -72,7 +76,7 @@ def draft_config(
     tables = sort_tables(read, start, stems_of(files), test=test, target=target)
     train, others = tables.train.cells, tables.test
     roles = find_roles(train, others.cells if others else None, taken=(tables.id, tables.label.column))
-    notes = [(key, question) for key, question in (*tables.questions, *roles.questions)]
+    notes = [*tables.questions, *roles.questions]
     notes += [("data.train", note) for note in unread[:5]]
     if tables.label.question:
         notes.append(("data.columns.target", tables.label.question))
@@ -150,7 +154,7 @@ def _checked(parts: _Parts, config: Path) -> DraftedConfig:
             parts, experiment, fault = _with_folds(changed)
     draft = _draft(parts)
     return DraftedConfig(
-        draft_text(draft, _title(parts)), tuple(_facts(parts, experiment)),
+        draft_text(draft, _TITLE), tuple(_facts(parts, experiment)),
         tuple(dict.fromkeys(f"{key}: {question}" for key, question in draft.questions)), parts.images is not None,
         fault,
     )  # fmt: skip
@@ -191,8 +195,7 @@ def _with_role_codes(parts: _Parts, experiment: Experiment) -> _Parts:
         csv = parts.roles.columns.get(code.column)
         if csv is None:
             continue
-        value = float(code.value) if code.is_number else code.value.strip("'")
-        value = int(value) if isinstance(value, float) and value == int(value) else value
+        value = number_or_word(code.value) if code.is_number else code.value.strip("'")
         missing[csv] = (*missing.get(csv, ()), value)
         notes.append((
             "data.missing", f"{csv} {code.value} in {code.rows:,} rows, taken as a code for a missing value; right?"
@@ -238,13 +241,6 @@ def _is_other_class(parts: _Parts, choice: Choice, label: str) -> bool:
 def _name(folder: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", folder.resolve().name).strip("_.-")[:64]
     return name or "experiment"
-
-
-def _title(parts: _Parts) -> str:
-    return (
-        "Drafted by `dermstack init`. Comments that begin with `question` are what the files do not say: read "
-        "them, then correct the lines below them. docs/config.md has all keys."
-    )
 
 
 def _values(parts: _Parts) -> dict[str, Any]:

@@ -268,7 +268,7 @@ def _age(
         odd = values[~good]
         codes = list(dict.fromkeys(odd))
         if len(values) and good.mean() >= 0.5 and len(codes) <= _AGE_UNKNOWN:
-            return name, tuple(map(_number_or_word, codes))
+            return name, tuple(map(number_or_word, codes))
         questions.append(
             (
                 "data.columns.age",
@@ -279,7 +279,7 @@ def _age(
     return None, ()
 
 
-def _number_or_word(code: str) -> str | float:
+def number_or_word(code: str) -> str | float:
     """Returns a code as a number where it is one."""
     try:
         number = float(code)
