@@ -231,15 +231,18 @@ def test_rows_without_images_make_a_model_of_the_table_alone(tmp_path: Path) -> 
 
 def test_a_named_table_with_images_keeps_them_where_the_test_rows_have_none(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    frame = write_table(tmp_path, n=40, size=lambda y, r: r.normal(size=len(y)))
+    frame = write_table(tmp_path, n=40, size=lambda y, r: r.normal(size=len(y)), age=lambda y, r: 20 + y)
     for name, y in zip(frame["image"], frame["target"], strict=True):
         write_image(tmp_path / "jpeg" / f"{name}.png", rng, positive=bool(y), side=32)
-    test = frame.drop(columns="target").assign(image=lambda f: "t" + f["image"])
+    test = frame.drop(columns=["target", "age"]).assign(image=lambda f: "t" + f["image"])
     test.to_csv(tmp_path / "test.csv", index=False)
     assert "images" not in drafted(tmp_path)["data"]
+    assert "'age' is only in the training table" in (tmp_path / "config.yaml").read_text()
     data = drafted(tmp_path / "train.csv", tmp_path)["data"]
     assert data["images"] == "jpeg"
     assert "test" not in data
+    assert data["columns"]["age"] == "age"
+    assert "'age' is only in the training table" not in (tmp_path / "config.yaml").read_text()
 
 
 def test_own_choices_go_before_guesses(tmp_path: Path) -> None:

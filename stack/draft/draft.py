@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from stack.columns import Choice
 from stack.config import Config, parse_yaml
 from stack.console import Out
 from stack.draft.codes import numeric_codes
-from stack.draft.images import FoundImages, find_images, image_files, stems_of
+from stack.draft.images import FoundImages, ImageFiles, find_images, image_files, stems_of
 from stack.draft.roles import Roles, comes_from_diagnosis, find_roles, number_or_word
 from stack.draft.tables import FoundTable, FoundTables, prediction_column, read_tables, sort_tables
 from stack.draft.text import Draft, draft_text, path_in_config
@@ -72,63 +71,47 @@ def draft_config(
     read, unread = read_tables(start)
     folder = start if start.is_dir() else start.parent
     root = images or folder
-    files, packed, linked = image_files(root) if root.is_dir() else ([], [root], False)
-    tables = sort_tables(read, start, stems_of(files), test=test, target=target)
-    train, others = tables.train.cells, tables.test
-    roles = find_roles(train, others.cells if others else None, taken=(tables.id, tables.label.column))
-    notes = [*tables.questions, *roles.questions]
-    notes += [("data.train", note) for note in unread[:5]]
-    if tables.label.question:
-        notes.append(("data.columns.target", tables.label.question))
-    found, tables, why = _images(root, files, packed, linked, tables, is_named=start.is_file(), notes=notes)
+    there = image_files(root)
+    tables = sort_tables(read, start, stems_of(there), test=test, target=target)
+    found, tables, asked, why = _images(there, tables, is_named=start.is_file())
     if found is None and images is not None:
         raise DataError(f"--images {images}: {why}: name another folder, or correct the ids")
+    roles = find_roles(
+        tables.train.cells, tables.test.cells if tables.test else None, taken=(tables.id, tables.label.column)
+    )
+    notes = [*tables.questions, *roles.questions, *(("data.train", note) for note in unread[:5])]
+    if tables.label.question:
+        notes.append(("data.columns.target", tables.label.question))
     parts = _Parts(
-        tables, roles, found, config.absolute().parent, _name(folder), tuple(notes), dict(roles.missing)
+        tables, roles, found, config.absolute().parent, _name(folder), (*notes, *asked), dict(roles.missing)
     )  # fmt: skip
-    if tables.test is None and others is not None:  # roles that the test table lacked
-        again = find_roles(train, None, taken=(tables.id, tables.label.column))
-        parts = replace(parts, roles=again, missing=dict(again.missing))
     return _checked(parts, config)
 
 
 def _images(
-    root: Path,
-    files: Sequence[Any],
-    packed: Sequence[Path],
-    linked: bool,
-    tables: FoundTables,
-    *,
-    is_named: bool,
-    notes: list[tuple[str, str]],
-) -> tuple[FoundImages | None, FoundTables, str]:
-    """Finds the images of the tables and, where there are none, says why.
+    there: ImageFiles, tables: FoundTables, *, is_named: bool
+) -> tuple[FoundImages | None, FoundTables, list[tuple[str, str]], str]:
+    """Returns the images of the tables, the tables, questions by key, and why there are no images.
 
     Without the images of the test rows, a named training table loses its test table.
     """
-    if not files and not packed:
-        return None, tables, "no image was found there"
+    if not there.files and not there.packed:
+        return None, tables, [], "no image was found there"
     ids = list(tables.train.cells[tables.id])
     test_ids = [] if tables.test is None else list(tables.test.cells[tables.id])
-    found, why = find_images(root, files, packed, linked, ids, test_ids)
+    found, why = find_images(there, ids, test_ids)
     if found is None and tables.test is not None and is_named:
-        without, _ = find_images(root, files, packed, linked, ids, [])
+        without, _ = find_images(there, ids, [])
         if without is not None:
-            notes.append(
-                (
-                    "data.test",
-                    f"{tables.test.path.name} has {len(test_ids):,} test rows, but {why}; where are their images? "
-                    "Without `test` the score is estimated and no submission is written",
-                )
+            question = (
+                f"{tables.test.path.name} has {len(test_ids):,} test rows, but {why}; where are their images? "
+                "Without `test` the score is estimated and no submission is written"
             )
-            return without, replace(tables, test=None, sample=None), ""
+            return without, replace(tables, test=None, sample=None), [("data.test", question)], ""
     if found is None:
-        notes.append((
-            "data.images", f"{why}; networks need an image of every row, so this config uses the table alone",
-        ))  # fmt: skip
-        return None, tables, why
-    notes += [("data.images", note) for note in found.notes]
-    return found, tables, ""
+        question = f"{why}; networks need an image of every row, so this config uses the table alone"
+        return None, tables, [("data.images", question)], why
+    return found, tables, [("data.images", note) for note in found.notes], ""
 
 
 def _checked(parts: _Parts, config: Path) -> DraftedConfig:

@@ -24,6 +24,16 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
+class ImageFiles:
+    """What lies below a folder: image files, and HDF5 and TFRecord files; ``linked``: in linked folders too."""
+
+    root: Path
+    files: Sequence[ImageFile] = ()
+    packed: Sequence[Path] = ()
+    linked: bool = False
+
+
+@dataclass(frozen=True)
 class FoundImages:
     """Where the images are: ``similar`` and ``linked`` are `data.similar_names` and `data.follow_links`."""
 
@@ -35,43 +45,38 @@ class FoundImages:
     notes: tuple[str, ...] = ()
 
 
-def image_files(folder: Path) -> tuple[list[ImageFile], list[Path], bool]:
-    """Returns the image files below a folder, the HDF5 and TFRecord files, and whether linked folders were entered.
+def image_files(root: Path) -> ImageFiles:
+    """Returns the image files and the HDF5 and TFRecord files below a folder; a file stands for itself.
 
     Linked folders are entered only where no image lies outside them. Without the image libraries nothing is found.
     """
+    if not root.is_dir():
+        return ImageFiles(root, packed=[root])
     try:
         from image_models.io.decode import SUFFIXES
         from image_models.io.folders import walk_files
         from image_models.io.readers import DICOM_SUFFIXES, HDF5_SUFFIXES, TFRECORD_SUFFIXES
     except ModuleNotFoundError:  # dermstack without the extra `image`: a table alone
-        return [], [], False
+        return ImageFiles(root)
     for linked in (False, True):
         files, packed = [], []
-        for entry in walk_files(folder, follow_links=linked):
+        for entry in walk_files(root, follow_links=linked):
             stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path for each file costs seconds)
             if suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES):
                 files.append(ImageFile(os.path.dirname(entry.path), stem))  # noqa: PTH120
             elif suffix.lower() in (*HDF5_SUFFIXES, *TFRECORD_SUFFIXES):
                 packed.append(Path(entry.path))
         if files or packed:
-            return files, packed, linked
-    return [], [], False
+            return ImageFiles(root, files, packed, linked)
+    return ImageFiles(root)
 
 
-def stems_of(files: Sequence[ImageFile]) -> frozenset[str]:
-    """Returns the names of the files without suffix, in lower case."""
-    return frozenset(file.stem.lower() for file in files)
+def stems_of(there: ImageFiles) -> frozenset[str]:
+    """Returns the names of the image files without suffix, in lower case."""
+    return frozenset(file.stem.lower() for file in there.files)
 
 
-def find_images(
-    root: Path,
-    files: Sequence[ImageFile],
-    packed: Sequence[Path],
-    linked: bool,
-    ids: Sequence[str],
-    test: Sequence[str],
-) -> tuple[FoundImages | None, str]:
+def find_images(there: ImageFiles, ids: Sequence[str], test: Sequence[str]) -> tuple[FoundImages | None, str]:
     """Finds the folder or file with one image for each of ``ids`` and of the ``test`` ids.
 
     Returns None where an id has no image, with a sentence that says how many of them have one.
@@ -86,9 +91,9 @@ def find_images(
         """Returns the folder and the id of each file that shows one of the wanted ids."""
         if not similar:
             known = set(wanted)
-            return [(file.folder, file.stem) for file in files if file.stem in known]
+            return [(file.folder, file.stem) for file in there.files if file.stem in known]
         forms = SimilarNames(wanted, suffixes)
-        return [(file.folder, row_id) for file in files for row_id in forms.ids(file.stem)]
+        return [(file.folder, row_id) for file in there.files for row_id in forms.ids(file.stem)]
 
     best: tuple[int, int] = (0, 0)
     for similar in (False, True):
@@ -97,18 +102,21 @@ def find_images(
         best = max(best, found)
         if found != (len(ids), len(test)):
             continue
-        common = _places(root, train_files + test_files, len(ids) + len(test))
+        common = _places(there.root, train_files + test_files, len(ids) + len(test))
         if common:
-            return _described(common, None, similar, linked, ids), ""
-        places, test_places = _places(root, train_files, len(ids)), _places(root, test_files, len(test))
+            return _described(common, None, similar, there.linked, ids), ""
+        places, test_places = _places(there.root, train_files, len(ids)), _places(there.root, test_files, len(test))
         if places and test_places:
-            return _described(places, test_places[0], similar, linked, ids), ""
-        return None, f"some ids have several images below {root}, and no folder holds one of each: name one (--images)"
-    for place in [*packed, *sorted({path.parent for path in packed})]:
+            return _described(places, test_places[0], similar, there.linked, ids), ""
+        return (
+            None,
+            f"some ids have several images below {there.root}, and no folder holds one of each: name one (--images)",
+        )
+    for place in [*there.packed, *sorted({path.parent for path in there.packed})]:
         if _holds(place, [*ids, *test]):
-            return _described([place], None, False, linked, ids), ""
+            return _described([place], None, False, there.linked, ids), ""
     of_test = f" and {best[1]:,} of {len(test):,} test rows" if test else ""
-    return None, f"{best[0]:,} of {len(ids):,} training rows{of_test} have an image below {root}"
+    return None, f"{best[0]:,} of {len(ids):,} training rows{of_test} have an image below {there.root}"
 
 
 def _places(root: Path, files: Sequence[tuple[str, str]], n: int) -> list[Path]:
