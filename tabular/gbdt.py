@@ -245,9 +245,13 @@ def check_gbdt(kind: str, content: bytes, name: str) -> None:
         raise TabularError(f"{name} is a damaged {kind} model ({error}): remove it and fit the model again") from error
 
 
-def gbdt_from_bytes(kind: str, content: bytes, name: str) -> Gbdt:
-    """Reads a model from the content of a file, which errors call ``name``; as `read_gbdt`."""
-    check_gbdt(kind, content, name)
+def gbdt_from_bytes(kind: str, content: bytes, name: str, *, checked: bool = False) -> Gbdt:
+    """Reads a model from the content of a file, which errors call ``name``; as `read_gbdt`.
+
+    Content that `check_gbdt` has ``checked`` before is not checked again.
+    """
+    if not checked:
+        check_gbdt(kind, content, name)
     try:
         booster, names, rounds = LIBRARIES[kind].load(content)
     except LOAD_ERRORS as error:

@@ -331,14 +331,20 @@ def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
     return bag_from_contents(kind, contents, str(folder), shift=shift)
 
 
-def bag_from_contents(kind: str, contents: Mapping[str, bytes], folder: str, *, shift: float) -> Bag:
-    """Reads the models of a bag from the contents of the files in ``folder``, by name; as `read_bag`."""
+def bag_from_contents(
+    kind: str, contents: Mapping[str, bytes], folder: str, *, shift: float, checked: bool = False
+) -> Bag:
+    """Reads the models of a bag from the contents of the files in ``folder``, by name; as `read_bag`.
+
+    GBDTs that `check_gbdt` has ``checked`` before are not checked again.
+    """
     models: list[Model] = []
     for name in model_names(kind, contents):
         content, where = contents[name], f"{folder}/{name}"
-        models.append(
-            logistic_from_bytes(content, where) if kind == "logistic" else gbdt_from_bytes(kind, content, where)
-        )
+        if kind == "logistic":
+            models.append(logistic_from_bytes(content, where))
+        else:
+            models.append(gbdt_from_bytes(kind, content, where, checked=checked))
     if not models:
         raise TabularError(f"{folder} holds no {kind} model: fit the model again")
     encoding = None
