@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hostile_bundles import chain, in_first_tree, resized, ubjson
+from hostile_lightgbm import chain, in_first_tree, resized
+from hostile_xgboost import ubjson
 
 from tabular.gbdt import fit_gbdt
 from tabular.gbdt_libraries import LIBRARIES

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hostile_bundles import in_first_tree, resized
+from hostile_lightgbm import in_first_tree, resized
 
 from dermstack.errors import TabularError
 from tabular import gbdt_trial
