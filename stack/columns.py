@@ -100,10 +100,6 @@ class TableColumns:
         parts = dict.fromkeys(csv for listed in self.made_of.values() for csv in listed)
         return {name_in_table(csv): csv for csv in parts if csv not in with_role}
 
-    def lost_without(self, csv: str) -> list[str]:
-        """Returns the columns of the table that have no value where the csv lacks this column."""
-        return [name for name, parts in self.made_of.items() if csv in parts]
-
     @property
     def unused(self) -> list[str]:
         """Columns of the training csv that were left out because nothing in the config asks for them."""

@@ -22,6 +22,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import has_fit_parameter
 
 from dermstack.errors import TabularError
+from tabular.gbdt import check_columns
 from tabular.gbdt_libraries import did_you_mean
 
 PACKAGE = "sklearn."
@@ -42,8 +43,7 @@ class Estimator:
 
     def logit(self, X: pd.DataFrame) -> NDArray[np.float32]:
         """Returns log odds (n,), float32, of features (n, columns); TabularError for other columns than the fit's."""
-        if tuple(map(str, X.columns)) != self.columns:
-            raise TabularError("the columns are not those of the fit: build the features with the settings of the fit")
+        check_columns(self.columns, X)
         if not len(X):
             return np.empty(0, np.float32)
         return (self.slope * _log_odds(self.pipeline, X, self.smoothing) + self.bias).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tabular.gbdt_libraries import (
     FIXED_PARAMS,
     GPU_PARAMS,
     LIBRARIES,
+    Boosting,
     LabelledRows,
     Matrix,
     column_names,
@@ -79,20 +80,19 @@ def fit_gbdt(
     if any(flags := [name in increasing for name in columns]):
         fixed |= library.increasing(flags)
     train = _labelled_rows(X, y, positive_weight)
-    if len(np.unique(train[1])) < 2:
+    if len(np.unique(train.targets)) < 2:
         raise TabularError(f"the {len(X)} training rows hold one class only: give rows of both classes")
     if (eval_set is None and "rounds" not in params) or (eval_set is not None and not len(eval_set[0])):
         raise TabularError(
             f"{kind} has no rows for early stopping: give them in eval_set, or None and params['rounds']"
         )
-    names = library_names(columns)
+    fit = Boosting(train, library_names(columns), fixed, categories, rounds, patience)
     try:
         if eval_set is not None:
-            _check_columns(columns, eval_set[0])
-            eval_rows = _labelled_rows(*eval_set, positive_weight)
-            rounds = library.boost(train, rounds, names, fixed, eval_rows, patience, categories)[1]
-            train = _labelled_rows(*_joined((X, y), eval_set), positive_weight)
-        booster, rounds = library.boost(train, rounds, names, fixed, None, patience, categories)
+            check_columns(columns, eval_set[0])
+            _, rounds = library.boost(replace(fit, stop_rows=_labelled_rows(*eval_set, positive_weight)))
+            fit = replace(fit, train=_labelled_rows(*_joined((X, y), eval_set), positive_weight), rounds=rounds)
+        booster, rounds = library.boost(fit)
     except library.exceptions as error:
         reason = str(error).strip().splitlines()[0]
         raise TabularError(f"{kind} rejects the parameters {dict(params)}: {reason}") from error
@@ -101,7 +101,7 @@ def fit_gbdt(
 
 def predict_logit(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> Matrix:
     """Returns log odds (n,), float32; raises TabularError unless X has the columns of the fit in the same order."""
-    _check_columns(model.columns, X)
+    check_columns(model.columns, X)
     features = _features(X)
     if not len(features):
         return np.empty(0, dtype=np.float32)
@@ -115,7 +115,7 @@ def shap_values(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> tuple[pd.D
     A row's values and the bias sum to its `predict_logit`. They are exact for the trees and the rows of the fit
     (TreeSHAP, Lundberg et al. 2020), computed by each library itself. Raises TabularError as `predict_logit` does.
     """
-    _check_columns(model.columns, X)
+    check_columns(model.columns, X)
     features = _features(X)
     if not len(features):
         return pd.DataFrame(np.empty(X.shape), columns=X.columns, index=X.index), 0.0
@@ -133,7 +133,7 @@ def importance(model: Gbdt) -> pd.Series:
 def _labelled_rows(X: pd.DataFrame, y: ArrayLike, positive_weight: float) -> LabelledRows:
     target = _targets(y, len(X))
     weight = None if positive_weight == 1 else np.where(target == 1, np.float32(positive_weight), np.float32(1))
-    return _features(X), target, weight
+    return LabelledRows(_features(X), target, weight)
 
 
 def _joined(
@@ -154,7 +154,8 @@ def _columns(X: pd.DataFrame) -> tuple[str, ...]:
     return columns
 
 
-def _check_columns(columns: tuple[str, ...], X: pd.DataFrame) -> None:
+def check_columns(columns: tuple[str, ...], X: pd.DataFrame) -> None:
+    """Raises TabularError, naming the differences, unless X has the ``columns`` of the fit in the same order."""
     given = list(map(str, X.columns))
     if given == list(columns):
         return
@@ -244,9 +245,13 @@ def check_gbdt(kind: str, content: bytes, name: str) -> None:
         raise TabularError(f"{name} is a damaged {kind} model ({error}): remove it and fit the model again") from error
 
 
-def gbdt_from_bytes(kind: str, content: bytes, name: str) -> Gbdt:
-    """Reads a model from the content of a file, which errors call ``name``; as `read_gbdt`."""
-    check_gbdt(kind, content, name)
+def gbdt_from_bytes(kind: str, content: bytes, name: str, *, checked: bool = False) -> Gbdt:
+    """Reads a model from the content of a file, which errors call ``name``; as `read_gbdt`.
+
+    Content that `check_gbdt` has ``checked`` before is not checked again.
+    """
+    if not checked:
+        check_gbdt(kind, content, name)
     try:
         booster, names, rounds = LIBRARIES[kind].load(content)
     except LOAD_ERRORS as error:

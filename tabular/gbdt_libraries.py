@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import lightgbm
@@ -140,8 +140,28 @@ def did_you_mean(name: str, known: Mapping[str, Any]) -> str:
 
 
 Matrix = NDArray[np.float32]
-LabelledRows = tuple[Matrix, Matrix, Matrix | None]  # features (n, columns), targets (n,), weights (n,) or all one
 Boosted = tuple[Any, int]  # the booster and its rounds
+
+
+class LabelledRows(NamedTuple):
+    """Rows to fit or to stop on."""
+
+    features: Matrix  # (n, columns)
+    targets: Matrix  # (n,)
+    weights: Matrix | None  # (n,); None: all one
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """What one call of `Library.boost` fits: rows, parameters, and the rows for early stopping."""
+
+    train: LabelledRows
+    names: list[str]  # of the columns, from `library_names`
+    params: Params
+    categories: list[int]  # positions of the native categories, whose values are codes from 0 on, NaN for missing
+    rounds: int  # with `stop_rows` the maximum
+    patience: int  # rounds without a lower log loss of `stop_rows` before early stopping
+    stop_rows: LabelledRows | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +172,7 @@ class Library:
     # Whether the content of a file is complete. On some truncated files LightGBM and XGBoost end the process (abort,
     # segmentation fault), and LightGBM and CatBoost load others without an error.
     is_complete: Callable[[bytes], bool]
-    # The last argument has the positions of the native categories, whose values are codes from 0 on, NaN for missing.
-    boost: Callable[[LabelledRows, int, list[str], Params, LabelledRows | None, int, list[int]], Boosted]
+    boost: Callable[[Boosting], Boosted]
     margin: Callable[[Any, Matrix, int], NDArray[np.floating]]  # log odds (n,)
     # SHAP values of the log odds by exact TreeSHAP, the bias in the last column: (n, columns + 1), which sum to the
     # margin.
@@ -165,24 +184,18 @@ class Library:
     exceptions: tuple[type[Exception], ...]
 
 
-def _boost_lightgbm(
-    train: LabelledRows,
-    rounds: int,
-    names: list[str],
-    params: Params,
-    eval_rows: LabelledRows | None,
-    patience: int,
-    categories: list[int],
-) -> Boosted:
+def _boost_lightgbm(fit: Boosting) -> Boosted:
+    features, targets, weights = fit.train
     data = lightgbm.Dataset(
-        train[0], train[1], weight=train[2], feature_name=names, categorical_feature=categories or "auto"
+        features, targets, weight=weights, feature_name=fit.names, categorical_feature=fit.categories or "auto"
     )
-    if eval_rows is None:
-        booster = lightgbm.train(dict(params), data, rounds)
+    if fit.stop_rows is None:
+        booster = lightgbm.train(dict(fit.params), data, fit.rounds)
         return booster, booster.num_trees()
-    eval_data = lightgbm.Dataset(eval_rows[0], eval_rows[1], weight=eval_rows[2], reference=data)
-    stopping = lightgbm.early_stopping(patience, verbose=False)
-    booster = lightgbm.train(dict(params), data, rounds, valid_sets=[eval_data], callbacks=[stopping])
+    features, targets, weights = fit.stop_rows
+    stop_data = lightgbm.Dataset(features, targets, weight=weights, reference=data)
+    stopping = lightgbm.early_stopping(fit.patience, verbose=False)
+    booster = lightgbm.train(dict(fit.params), data, fit.rounds, valid_sets=[stop_data], callbacks=[stopping])
     return booster, booster.best_iteration
 
 
@@ -191,26 +204,20 @@ def _load_lightgbm(content: bytes) -> tuple[Any, list[str], int]:
     return booster, booster.feature_name(), booster.num_trees()
 
 
-def _boost_xgboost(
-    train: LabelledRows,
-    rounds: int,
-    names: list[str],
-    params: Params,
-    eval_rows: LabelledRows | None,
-    patience: int,
-    categories: list[int],
-) -> Boosted:
-    threads = params["nthread"]
-    types = _types_xgboost(len(names), categories)
-    data = xgboost.DMatrix(train[0], train[1], weight=train[2], feature_names=names, nthread=threads, **types)
-    if eval_rows is None:
-        booster = xgboost.train(params, data, rounds)
+def _boost_xgboost(fit: Boosting) -> Boosted:
+    def matrix(rows: LabelledRows) -> Any:
+        return xgboost.DMatrix(
+            rows.features, rows.targets, weight=rows.weights, feature_names=fit.names, nthread=fit.params["nthread"],
+            **_types_xgboost(len(fit.names), fit.categories),
+        )  # fmt: skip
+
+    if fit.stop_rows is None:
+        booster = xgboost.train(fit.params, matrix(fit.train), fit.rounds)
         return booster, booster.num_boosted_rounds()
-    eval_data = xgboost.DMatrix(
-        eval_rows[0], eval_rows[1], weight=eval_rows[2], feature_names=names, nthread=threads, **types
-    )
-    early = {"evals": [(eval_data, "stop")], "early_stopping_rounds": patience, "verbose_eval": False}
-    booster = xgboost.train(params, data, rounds, **early)
+    booster = xgboost.train(
+        fit.params, matrix(fit.train), fit.rounds, evals=[(matrix(fit.stop_rows), "stop")],
+        early_stopping_rounds=fit.patience, verbose_eval=False,
+    )  # fmt: skip
     return booster, booster.best_iteration + 1
 
 
@@ -266,30 +273,24 @@ def _imported_catboost() -> Iterator[Any]:
         raise _CatBoostError(str(error)) from error
 
 
-def _boost_catboost(
-    train: LabelledRows,
-    rounds: int,
-    names: list[str],
-    params: Params,
-    eval_rows: LabelledRows | None,
-    patience: int,
-    categories: list[int],
-) -> Boosted:
+def _boost_catboost(fit: Boosting) -> Boosted:
     renamed = {"nthread": "thread_count", "seed": "random_seed"}
-    settings = {renamed.get(name, name): value for name, value in params.items()}
+    settings = {renamed.get(name, name): value for name, value in fit.params.items()}
     with _imported_catboost() as catboost:
-        model = catboost.CatBoost(settings | {"iterations": rounds})
-        data = catboost.Pool(
-            _rows_catboost(train[0], names, categories), train[1], weight=train[2], **_names_catboost(names, categories)
-        )
-        if eval_rows is None:
-            model.fit(data)
-        else:
-            eval_data = catboost.Pool(
-                _rows_catboost(eval_rows[0], names, categories), eval_rows[1], weight=eval_rows[2],
-                **_names_catboost(names, categories),
+
+        def pool(rows: LabelledRows) -> Any:
+            return catboost.Pool(
+                _rows_catboost(rows.features, fit.names, fit.categories), rows.targets, weight=rows.weights,
+                **_names_catboost(fit.names, fit.categories),
             )  # fmt: skip
-            model.fit(data, eval_set=eval_data, early_stopping_rounds=patience, use_best_model=True)
+
+        model = catboost.CatBoost(settings | {"iterations": fit.rounds})
+        if fit.stop_rows is None:
+            model.fit(pool(fit.train))
+        else:
+            model.fit(
+                pool(fit.train), eval_set=pool(fit.stop_rows), early_stopping_rounds=fit.patience, use_best_model=True
+            )
     return model, model.tree_count_
 
 

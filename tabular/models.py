@@ -17,7 +17,16 @@ from sklearn.metrics import log_loss
 from dermstack.errors import TabularError
 from dermstack.files import atomic_write
 from tabular.estimators import Estimator, fit_estimator, is_random
-from tabular.gbdt import Gbdt, fit_gbdt, gbdt_from_bytes, importance, predict_logit, shap_values, write_gbdt
+from tabular.gbdt import (
+    Gbdt,
+    check_columns,
+    fit_gbdt,
+    gbdt_from_bytes,
+    importance,
+    predict_logit,
+    shap_values,
+    write_gbdt,
+)
 from tabular.gbdt_libraries import LIBRARIES
 from tabular.target_encoding import INNER, TargetEncoding, encoding_from_json, fit_target_encoding
 
@@ -40,7 +49,7 @@ class Logistic:
 
     def logit(self, X: pd.DataFrame) -> NDArray[np.float32]:
         """Returns log odds (n,), float32, of features (n, columns); TabularError for other columns than the fit's."""
-        self._check(X)
+        check_columns(self.columns, X)
         return (_standardised(X, self.mean, self.scale) @ self.weight + self.bias).astype(np.float32)
 
     def contributions(self, X: pd.DataFrame) -> tuple[pd.DataFrame, float]:
@@ -48,13 +57,9 @@ class Logistic:
 
         Contributions and bias sum to `logit`; they are SHAP values under independent columns.
         """
-        self._check(X)
+        check_columns(self.columns, X)
         added = _standardised(X, self.mean, self.scale) * self.weight
         return pd.DataFrame(added, columns=X.columns, index=X.index), self.bias
-
-    def _check(self, X: pd.DataFrame) -> None:
-        if tuple(map(str, X.columns)) != self.columns:
-            raise TabularError("the columns are not those of the fit: build the features with the settings of the fit")
 
 
 def fit_logistic(
@@ -303,8 +308,8 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
     for number, model in enumerate(bag.models):
         if isinstance(model, Estimator):
             continue
-        suffix = ".json" if isinstance(model, Logistic) else LIBRARIES[model.kind].suffix
-        path = folder / f"model{f'_{number}' if number else ''}{suffix}"
+        kind = "logistic" if isinstance(model, Logistic) else model.kind
+        path = folder / _model_name(kind, number)
         if isinstance(model, Logistic):
             write_logistic(model, path)
         else:
@@ -326,14 +331,20 @@ def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
     return bag_from_contents(kind, contents, str(folder), shift=shift)
 
 
-def bag_from_contents(kind: str, contents: Mapping[str, bytes], folder: str, *, shift: float) -> Bag:
-    """Reads the models of a bag from the contents of the files in ``folder``, by name; as `read_bag`."""
+def bag_from_contents(
+    kind: str, contents: Mapping[str, bytes], folder: str, *, shift: float, checked: bool = False
+) -> Bag:
+    """Reads the models of a bag from the contents of the files in ``folder``, by name; as `read_bag`.
+
+    GBDTs that `check_gbdt` has ``checked`` before are not checked again.
+    """
     models: list[Model] = []
     for name in model_names(kind, contents):
         content, where = contents[name], f"{folder}/{name}"
-        models.append(
-            logistic_from_bytes(content, where) if kind == "logistic" else gbdt_from_bytes(kind, content, where)
-        )
+        if kind == "logistic":
+            models.append(logistic_from_bytes(content, where))
+        else:
+            models.append(gbdt_from_bytes(kind, content, where, checked=checked))
     if not models:
         raise TabularError(f"{folder} holds no {kind} model: fit the model again")
     encoding = None
@@ -348,9 +359,13 @@ def bag_from_contents(kind: str, contents: Mapping[str, bytes], folder: str, *, 
 def model_names(kind: str, names: Collection[str]) -> list[str]:
     """Returns which of the file ``names`` are a bag's models, in the order of the bag: model, model_1, …"""
     found: list[str] = []
-    while (name := f"model{f'_{len(found)}' if found else ''}{_suffix(kind)}") in names:
+    while (name := _model_name(kind, len(found))) in names:
         found.append(name)
     return found
+
+
+def _model_name(kind: str, number: int) -> str:
+    return f"model{f'_{number}' if number else ''}{_suffix(kind)}"
 
 
 def _suffix(kind: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hostile_bundles import chain, in_first_tree, resized, ubjson
+from hostile_lightgbm import chain, in_first_tree, resized
+from hostile_xgboost import ubjson
 
 from tabular.gbdt import fit_gbdt
 from tabular.gbdt_libraries import LIBRARIES
@@ -44,22 +45,29 @@ def content_of(kind: str, rows: tuple, params: dict, *, increasing: tuple[str, .
     return LIBRARIES[kind].dump(model.booster)
 
 
+def fault(kind: str, content: bytes) -> str:
+    """Returns why a model is refused; an empty text for a sound one."""
+    try:
+        check_structure(kind, content)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(("kind", "params"), [(kind, params) for kind, many in SETTINGS.items() for params in many])
 def test_whatever_the_libraries_fit_is_sound(kind: str, params: dict, rows: tuple) -> None:
     for increasing in ((), ("p", "é")):
-        check_structure(kind, content_of(kind, rows, params, increasing=increasing))
+        assert fault(kind, content_of(kind, rows, params, increasing=increasing)) == ""
 
 
 def test_a_tree_may_be_as_deep_as_the_limit(rows: tuple) -> None:
     text = content_of("lightgbm", rows, {"rounds": 1}).decode()
     start, rest = text.split("Tree=0\n")[0], text.split("\nend of trees\n")[1]
-    for depth, sound in ((MAX_TREE_DEPTH - 1, True), (MAX_TREE_DEPTH, False)):
-        content = resized(start + chain(depth) + "\nend of trees\n" + rest).encode()
-        if sound:
-            check_structure("lightgbm", content)
-        else:
-            with pytest.raises(ValueError, match="levels"):
-                check_structure("lightgbm", content)
+    faults = [
+        fault("lightgbm", resized(start + chain(depth) + "\nend of trees\n" + rest).encode())
+        for depth in (MAX_TREE_DEPTH - 1, MAX_TREE_DEPTH)
+    ]
+    assert faults == ["", f"a tree has more than {MAX_TREE_DEPTH} levels"]
 
 
 def test_every_wrong_child_of_a_lightgbm_tree_is_refused(rows: tuple) -> None:
@@ -77,12 +85,8 @@ def test_every_wrong_child_of_a_lightgbm_tree_is_refused(rows: tuple) -> None:
                     known.append(children[place])
                     return [*children[:place], str(other), *children[place + 1 :]]
 
-                content = resized(in_first_tree(text, side, changed)).encode()
-                if known == [str(other)]:
-                    check_structure("lightgbm", content)
-                else:
-                    with pytest.raises(ValueError, match=r"tree"):
-                        check_structure("lightgbm", content)
+                found = fault("lightgbm", resized(in_first_tree(text, side, changed)).encode())
+                assert found == "" if known == [str(other)] else "tree" in found
 
 
 def test_every_wrong_child_of_an_xgboost_tree_is_refused(rows: tuple) -> None:
@@ -97,11 +101,8 @@ def test_every_wrong_child_of_an_xgboost_tree_is_refused(rows: tuple) -> None:
                 tree[side] = tree[side].copy()
                 same = tree[side][place] == other
                 tree[side][place] = other
-                if same:
-                    check_structure("xgboost", ubjson(model))
-                else:
-                    with pytest.raises(ValueError, match=r"tree"):
-                        check_structure("xgboost", ubjson(model))
+                found = fault("xgboost", ubjson(model))
+                assert found == "" if same else "tree" in found
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +123,10 @@ def category_content(kind: str, rows: tuple, **params: float) -> bytes:
 def test_models_with_native_categories_are_sound(kind: str, category_rows: tuple) -> None:
     content = category_content(kind, category_rows)
     assert (b"cat_threshold=" if kind == "lightgbm" else b"categories_nodes") in content
-    check_structure(kind, content)
-    check_structure(kind, category_content(kind, category_rows, rounds=30))
+    assert fault(kind, content) == ""
+    assert fault(kind, category_content(kind, category_rows, rounds=30)) == ""
     if kind == "lightgbm":
-        check_structure(kind, category_content(kind, category_rows, min_data_in_leaf=590))
+        assert fault(kind, category_content(kind, category_rows, min_data_in_leaf=590)) == ""
 
 
 def test_every_wrong_set_of_categories_of_a_lightgbm_tree_is_refused(category_rows: tuple) -> None:
@@ -155,7 +156,7 @@ def test_every_wrong_set_of_categories_of_an_xgboost_tree_is_refused(category_ro
     model = read_ubjson(category_content("xgboost", category_rows, rounds=1, colsample_bytree=1.0))
     learner = model["learner"]
     tree = learner["gradient_booster"]["model"]["trees"][0]
-    check_structure("xgboost", ubjson(model))
+    assert fault("xgboost", ubjson(model)) == ""
     keys = ("categories", "categories_nodes", "categories_segments", "categories_sizes", "split_type")
     assert len(tree["categories_nodes"])
     for key in keys:

@@ -12,7 +12,7 @@ import torch
 from dermstack.errors import ImageError
 from image_models import saved
 from image_models.net import build_net, shapes_of, write_weights
-from image_models.net_size import check_timm_args, planned
+from image_models.net_size import MAX_SUM, check_timm_args, planned
 from image_models.saved import read_fold_net
 
 SETTINGS: dict[str, Any] = {
@@ -79,10 +79,15 @@ def test_arguments_beyond_those_of_any_backbone_are_refused(arguments: dict) -> 
         check_timm_args(arguments)
 
 
-def test_usual_arguments_pass() -> None:
-    check_timm_args(
-        {"img_size": [384, 384], "drop_path_rate": 0.1, "act_layer": "silu", "layers": [3, 4, 23, 3], "a": None}
-    )
+def test_only_the_value_beyond_the_limit_makes_usual_arguments_wrong() -> None:
+    usual = {"img_size": [384, 384], "drop_path_rate": 0.1, "act_layer": "silu", "layers": [3, 4, 23, 3], "a": None}
+    refused = []
+    for layers in (usual["layers"], [3, 4, 23, MAX_SUM]):
+        try:
+            check_timm_args({**usual, "layers": layers})
+        except ImageError:
+            refused.append(layers)
+    assert refused == [[3, 4, 23, MAX_SUM]]
 
 
 @pytest.mark.slow

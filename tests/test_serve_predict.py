@@ -18,6 +18,7 @@ from PIL import Image
 
 import dermstack.serve.predict
 from dermstack.errors import ImageError
+from dermstack.serve import expectations
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted, unknown_words
 from dermstack.serve.expectations import _head_logits, measure_costs
@@ -197,13 +198,20 @@ def test_ages_and_words_that_may_mean_unknown_are_warned_of_once_with_their_coun
 
 
 def test_what_a_missing_column_costs_is_measured_against_the_blend_itself(
-    bundled_experiment: Path, bundle: Bundle
+    bundled_experiment: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = bundled_experiment / "small.yaml"
     experiment = open_experiment(read_config(path), path, QUIET)
     runs = level1_runs(experiment)
+    heads: list[Path] = []
+    read_head = expectations.head_logits
+    monkeypatch.setattr(
+        expectations, "head_logits", lambda path, *rest, **kw: heads.append(path) or read_head(path, *rest, **kw)
+    )
     costs = {tuple(cost["without"]): cost for cost in measure_costs(experiment, bundle, runs)}
     assert list(costs) == [("age",), ("sex",), ("site",), ("group",), ("age", "sex", "site", "group")]
+    assert heads, "a network takes metadata"
+    assert len(heads) == len(set(heads)), "each network is read once for all sets of columns"
     blend = read_run(experiment.folder / "blend")
     assert blend is not None
     oof = blend.frame("oof")

@@ -137,27 +137,31 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
 
 def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
     """Reads the stackers' models; GBDT libraries parse them in a child process first (`tabular.gbdt_trial`)."""
-    contents: dict[str, list[dict[str, bytes]]] = {}
+    contents: dict[tuple[str, int], dict[str, bytes]] = {}
     tried = []
     for entry in bundle.manifest["stackers"]:
+        name, kind = entry["name"], entry["kind"]
         for fold in range(bundle.folds):
-            folder, kind = _stacker_folder(entry["name"], fold), entry["kind"]
-            names = bundle.names_in(folder)
-            models = {name: bundle.read(f"{folder}/{name}") for name in model_names(kind, names)}
-            encoding = {name: bundle.read(f"{folder}/{name}") for name in names if name == ENCODING_FILE}
-            contents.setdefault(entry["name"], []).append(models | encoding)
+            folder = _stacker_folder(name, fold)
+            files = bundle.names_in(folder)
+            models = model_names(kind, files)
+            wanted = [*models, *(file for file in files if file == ENCODING_FILE)]
+            contents[name, fold] = {file: bundle.read(f"{folder}/{file}") for file in wanted}
             if kind != "logistic":
-                for name, content in models.items():
-                    check_gbdt(kind, content, f"{folder}/{name}")
-                    tried.append(ModelFile(f"{folder}/{name}", kind, content))
+                tried += [ModelFile(f"{folder}/{file}", kind, contents[name, fold][file]) for file in models]
+    for model in tried:
+        check_gbdt(model.kind, model.content, model.name)
     try_models(tried)
     return {
         entry["name"]: tuple(
-            bag_from_contents(entry["kind"], models, _stacker_folder(entry["name"], fold), shift=shift)
-            for fold, (models, shift) in enumerate(zip(contents[entry["name"]], entry["shifts"], strict=True))
+            bag_from_contents(
+                entry["kind"], contents[entry["name"], fold], _stacker_folder(entry["name"], fold), shift=shift,
+                checked=True,
+            )
+            for fold, shift in enumerate(entry["shifts"])
         )
         for entry in bundle.manifest["stackers"]
-    }
+    }  # fmt: skip
 
 
 def _stacker_folder(name: str, fold: int) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,9 @@ from scipy.special import expit
 
 from dermstack.errors import BundleError, DermstackError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import FittedEnsemble, encoded_metadata, fold_folder, read_fitted
+from dermstack.serve.ensemble import FittedEnsemble, fold_folder, net_encoder, read_fitted
 from image_models.predict import NetOutput
-from image_models.saved import head_logits
+from image_models.saved import WEIGHTS, head_logits
 from stack.columns import fits
 from stack.experiment import Experiment
 from stack.features import metadata_of_models
@@ -99,7 +100,8 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     predictions = predictions_of(experiment, runs)
     further = experiment.table.columns
     used = metadata_of_models(experiment.config, further)
-    inputs = {name: csv for name, csv in bundle.table_inputs.items() if used & set(further.lost_without(csv))}
+    needed = {csv for name, parts in further.made_of.items() if name in used for csv in parts}
+    inputs = {name: csv for name, csv in bundle.table_inputs.items() if csv in needed}
     places = _cost_rows(experiment.split_group[predictions.rows]) if inputs else np.arange(len(predictions.rows))
     rows = predictions.rows[places]
     frame = experiment.table.train.iloc[rows].reset_index(drop=True)
@@ -107,25 +109,19 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     logits, nets = predictions.oof[places], predictions.nets[places]
     z = {name: embedding.oof[rows] for name, embedding in read_embeddings(experiment, runs).items()}
     with_role = [name for name in OPTIONAL_COLUMNS if name == "group" or (name in used and frame[name].notna().any())]
-
-    def scores(column_sets: Sequence[Sequence[str]]) -> list[NDArray[np.float64]]:
-        frames = [frame, *(_drop_columns(frame, names, bundle) for names in column_sets)]
-        changes = _logit_changes(bundle, runs, nets, frames)
-        return [
-            _out_of_fold_scores(fitted, reduced, logits + change, nets, z)
-            for reduced, change in zip(frames[1:], changes[1:], strict=True)
-        ]
-
-    full = scores([()])[0]
+    full = _out_of_fold_scores(fitted, frame, logits, nets, z)
     order = _most_used_first(bundle, fitted, inputs)
     first, rest = tuple(order[:MAX_MEASURED]), tuple(order[MAX_MEASURED:])
-    column_sets = [
+    possible = [
         *((name,) for name in with_role), tuple(with_role),
         *((name,) for name in first), rest, tuple(order), (*with_role, *order),
     ]  # fmt: skip
+    column_sets = list(dict.fromkeys(names for names in possible if names))
+    changes = _logit_changes(bundle, runs, nets, frame, column_sets)
     costs = []
-    for names in dict.fromkeys(names for names in column_sets if names):
-        cost = paired_difference(experiment.config.objective, y, scores([names])[0], full, groups)
+    for names, change in zip(column_sets, changes, strict=True):
+        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, nets, z)
+        cost = paired_difference(experiment.config.objective, y, reduced, full, groups)
         costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
 
@@ -146,9 +142,9 @@ def _most_used_first(bundle: Bundle, fitted: FittedEnsemble, inputs: Mapping[str
     """Orders columns without a role by their share of what stackers gain from features, and of nets' metadata."""
     share = dict.fromkeys(inputs, 0.0)
     fields = [features.field_ for features in fitted.features]
+    names = {csv: name for name, csv in inputs.items()}
     of_field = {
-        field: [one for one, csv in inputs.items() if field in bundle.table_columns.lost_without(csv)]
-        for field in bundle.table_columns.names
+        field: [names[csv] for csv in parts if csv in names] for field, parts in bundle.table_columns.made_of.items()
     }
     for bags in fitted.bags.values():
         for field_of, bag in zip(fields, bags, strict=True):
@@ -282,8 +278,9 @@ def _csv_names(bundle: Bundle, names: Sequence[str]) -> str:
 def _drop_columns(frame: pd.DataFrame, names: Collection[str], bundle: Bundle) -> pd.DataFrame:
     """Returns the rows without the values of these columns and of the derived columns that need them."""
     reduced = frame.copy()
-    csv = bundle.columns | bundle.table_inputs
-    lost = {one for name in names if name in csv for one in bundle.table_columns.lost_without(csv[name])}
+    known = bundle.columns | bundle.table_inputs
+    gone = {known[name] for name in names if name in known}
+    lost = {name for name, parts in bundle.table_columns.made_of.items() if gone.intersection(parts)}
     for name in [*(name for name in names if name in frame), *sorted(lost - set(names))]:
         if name == "group":
             reduced["group"] = reduced["id"]
@@ -293,30 +290,32 @@ def _drop_columns(frame: pd.DataFrame, names: Collection[str], bundle: Bundle) -
 
 
 def _logit_changes(
-    bundle: Bundle, runs: list[Run], nets: NDArray[np.int8], frames: Sequence[pd.DataFrame]
+    bundle: Bundle, runs: list[Run], nets: NDArray[np.int8], frame: pd.DataFrame, column_sets: Sequence[Sequence[str]]
 ) -> list[NDArray[np.float32]]:
-    """Returns (n, runs) for each of ``frames``: logits with its metadata minus logits with the first frame's."""
-    changes = [np.zeros(nets.shape, np.float32) for _ in frames]
+    """Returns (n, runs) for each set of columns: the logits without these columns minus those with all metadata."""
+    changes = [np.zeros(nets.shape, np.float32) for _ in column_sets]
     for place, (run, stored) in enumerate(zip(bundle.image_runs, runs, strict=True)):
         if not run.settings["metadata"]:
             continue
-        oof_z = stored.array("oof_z")[
-            row_positions(frames[0]["id"], stored.frame("oof")["id"], f"the rows of {run.name}")
-        ]
+        oof_z = stored.array("oof_z")[row_positions(frame["id"], stored.frame("oof")["id"], f"the rows of {run.name}")]
         for fold in range(bundle.folds):
             rows = np.flatnonzero(nets[:, place] == fold)
-            known, *others = _head_logits(bundle, run, fold, oof_z[rows], [frame.iloc[rows] for frame in frames])
-            for change, logit in zip(changes[1:], others, strict=True):
+            of_fold = frame.iloc[rows]
+            reduced = (_drop_columns(of_fold, names, bundle) for names in column_sets)
+            known, *others = _head_logits(bundle, run, fold, oof_z[rows], chain([of_fold], reduced))
+            for change, logit in zip(changes, others, strict=True):
                 change[rows, place] = logit - known
     return changes
 
 
 def _head_logits(
-    bundle: Bundle, run: ImageRun, fold: int, z: NDArray[np.float16], frames: Sequence[pd.DataFrame]
+    bundle: Bundle, run: ImageRun, fold: int, z: NDArray[np.float16], frames: Iterable[pd.DataFrame]
 ) -> list[NDArray[np.float32]]:
     """Returns the logits (n,) for each frame's metadata: the network's head applied to stored embeddings (n, d)."""
-    metadata = [encoded_metadata(bundle, run, fold, frame) for frame in frames]
-    weights = fold_folder(bundle, run, fold) / "weights.safetensors"
+    encoder = net_encoder(bundle, run, fold)
+    assert encoder is not None, "the network takes metadata"
+    metadata = [encoder.transform(frame) for frame in frames]
+    weights = fold_folder(bundle, run, fold) / WEIGHTS
     return head_logits(weights, run.settings, z, metadata, positive=run.positive, read=bundle.read_path)
 
 
