@@ -363,7 +363,7 @@ def _group_features(config: Config) -> list[str]:
     if not any(stacker.enabled for stacker in config.stackers):
         return []
     names = ["aggregates", "neighbours", "context_counts", "probability_ratio"]
-    if config.data.columns.numeric or config.features.derived:
+    if config.data.columns.numeric or config.features.derived or config.features.python is not None:
         names += ["relative", "relative_site", "outliers"]
     return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 
