@@ -342,7 +342,7 @@ def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFr
         columns = external.columns.model_dump(exclude_none=True)
         rows = read_external(
             external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
-            rules=ColumnRules(missing=config.data.column_rules.missing),
+            rules=ColumnRules(missing=config.data.missing_of(columns)),
             further=external_columns(config, primary.columns),
         )  # fmt: skip
         out.say(rows.summary())
