@@ -165,8 +165,8 @@ def read_values(
     """Returns the values of the chosen columns: float32 (NaN missing) and str (NaN missing), from cells of text.
 
     A column that ``raw`` lacks, or that `features.python` computes, has no value in any row; for a derived column an
-    absent one is a fault, unless the rows ``may_lack`` it, as new and external ones may. A cell of a numeric column that is no finite number
-    is appended to ``faults``.
+    absent one is a fault, unless the rows ``may_lack`` it, as new and external ones may. A cell of a numeric column
+    that is no finite number is appended to ``faults``.
     """
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():

@@ -29,11 +29,6 @@ def seen_runs(stacker: Stacker, sources: Sequence[Run]) -> list[Run]:
     return [run for run in sources if sees_run(stacker, run.name)]
 
 
-def is_table_alone(stacker: Stacker) -> bool:
-    """Returns whether the stacker sees no level-1 run."""
-    return stacker.runs == ()
-
-
 def with_all_features(experiment: Experiment) -> Experiment:
     """Returns the experiment with the features of all stackers (`Config.all_features`)."""
     config = experiment.config
