@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from stack.columns import (
 )
 from stack.data_config import ColumnRules, Wanted
 from stack.metrics.scores import auc
+from stack.table_checks import nearest
 
 PROXY_AUC = 0.98  # a column that alone has this AUC is a proxy of the target, such as a diagnosis
 MAX_TEXT = 60  # characters: a column whose values are longer on average is free text
@@ -117,10 +117,9 @@ def _asked(
                 )
             continue
         if not fitting:
-            near = get_close_matches(name, free, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
             what = "no column fits" if is_pattern else "no column"
-            faults.append(f"{train_path}: {what} {name!r} (columns.{kind}){hint}: correct columns.{kind}")
+            near = nearest(name, free)
+            faults.append(f"{train_path}: {what} {name!r} (columns.{kind}){near}: correct columns.{kind}")
         for column in fitting:
             if in_test is not None and column not in in_test:
                 if not is_pattern:

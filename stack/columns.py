@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from dermstack.errors import TabularError
 from stack.data_config import Codes
 from stack.keys import MISSING_KEYS, unified_words
+from stack.table_checks import nearest
 from tabular.expressions import derived_columns, parse
 
 Kind = Literal["numeric", "categorical"]
@@ -146,7 +146,7 @@ def name_in_table(csv: str) -> str:
 
 def empty_values(columns: TableColumns, n: int) -> pd.DataFrame:
     """Returns ``n`` rows of the chosen columns without any value."""
-    return read_values(pd.DataFrame(index=range(n)), columns, {}, Path(), [])
+    return read_values(pd.DataFrame(index=range(n)), columns, {}, Path(), [], may_lack=True)
 
 
 def read_values(
@@ -161,8 +161,8 @@ def read_values(
     """Returns the values of the chosen columns: float32 (NaN missing) and str (NaN missing), from cells of text.
 
     A column that ``raw`` lacks, or that `features.python` computes, has no value in any row; for a derived column an
-    absent one is a fault, unless it ``may_lack``, as in new rows. A cell of a numeric column that is no finite number
-    is appended to ``faults``.
+    absent one is a fault, unless the rows ``may_lack`` it, as new and external ones may. A cell of a numeric column
+    that is no finite number is appended to ``faults``.
     """
     made: dict[str, NDArray[np.float32] | pd.Series] = {}
     for name, csv in columns.numeric.items():
@@ -176,13 +176,6 @@ def read_values(
         else:
             made[name] = pd.Series(np.nan, index=raw.index, dtype="str")
     return pd.DataFrame(made, index=raw.index)
-
-
-def with_needed(raw: pd.DataFrame, columns: TableColumns) -> pd.DataFrame:
-    """Returns ``raw`` with an empty column for each that the derived columns need and it lacks."""
-    expressions = [parse(text) for text in columns.derived.values()]
-    needed = {name for one in expressions for name in one.columns if name not in columns.derived}
-    return raw.assign(**dict.fromkeys(sorted(needed - set(raw.columns)), ""))
 
 
 def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: list[str]) -> NDArray[np.float32]:
@@ -211,12 +204,11 @@ def _derived(
     try:
         expressions = {name: parse(text) for name, text in columns.derived.items()}
         needed = dict.fromkeys(name for one in expressions.values() for name in one.columns if name not in expressions)
-        if len(raw.columns) and not may_lack:  # without any column all values are missing
+        if not may_lack:
             for name in needed:
                 if name not in raw:
-                    near = get_close_matches(name, list(raw.columns), n=1)
-                    hint = f", did you mean {near[0]!r}?" if near else ""
-                    faults.append(f"{path}: no column {name!r} (features.derived){hint}: correct the expression")
+                    near = nearest(name, raw.columns)
+                    faults.append(f"{path}: no column {name!r} (features.derived){near}: correct the expression")
         values = {name: _numbers(raw, name, missing, path, faults) for name in needed}
         made = derived_columns(pd.DataFrame(values, index=raw.index), expressions)
     except TabularError as error:
@@ -247,9 +239,7 @@ def check_missing_names(missing: Codes, known: Iterable[str], path: Path, faults
     names = list(known)
     for name in missing:
         if not any(fits(column, name) for column in names):
-            near = get_close_matches(name, names, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            faults.append(f"{path}: no column fits {name!r} (data.missing){hint}: correct the name")
+            faults.append(f"{path}: no column fits {name!r} (data.missing){nearest(name, names)}: correct the name")
 
 
 def fits(column: str, name: str) -> bool:

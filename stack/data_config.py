@@ -159,6 +159,13 @@ class Data(Strict):
     @property
     def column_rules(self) -> ColumnRules:
         """What is said of columns without a role, of missing values and of the positive class."""
-        named = {role: csv for role, csv in self.columns.roles.items() if role in self.missing and csv != role}
-        missing = {named.get(name, name): tuple(codes) for name, codes in self.missing.items()}
+        missing = self.missing_of(self.columns.roles)
         return ColumnRules(self.columns.numeric, self.columns.categorical, missing, self.columns.positive)
+
+    def missing_of(self, roles: Mapping[str, str]) -> Codes:
+        """Returns `missing` for a csv whose columns have these ``roles``: codes of a role are those of its column."""
+        made: dict[str, tuple[Code, ...]] = {}
+        for name, codes in self.missing.items():
+            column = roles.get(name, name)
+            made[column] = (*made.get(column, ()), *codes)  # a column may be named by its role and by its own name
+        return made

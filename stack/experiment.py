@@ -342,7 +342,7 @@ def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFr
         columns = external.columns.model_dump(exclude_none=True)
         rows = read_external(
             external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
-            rules=ColumnRules(missing=config.data.column_rules.missing),
+            rules=ColumnRules(missing=config.data.missing_of(columns)),
             further=external_columns(config, primary.columns),
         )  # fmt: skip
         out.say(rows.summary())
@@ -363,7 +363,7 @@ def _group_features(config: Config) -> list[str]:
     if not any(stacker.enabled for stacker in config.stackers):
         return []
     names = ["aggregates", "neighbours", "context_counts", "probability_ratio"]
-    if config.data.columns.numeric or config.features.derived:
+    if config.data.columns.numeric or config.features.derived or config.features.python is not None:
         names += ["relative", "relative_site", "outliers"]
     return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 

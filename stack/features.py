@@ -25,7 +25,7 @@ from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run
 from tabular.categories import CategoryCodes
-from tabular.encode import MetadataEncoder
+from tabular.encode import MAX_LEVELS, MetadataEncoder
 from tabular.group_features import (
     CohortScore,
     context_counts,
@@ -42,7 +42,6 @@ IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of c
 TABLE_BLOCK = "table columns"
 NATIVE_BLOCK = "table columns, native categories"
 _ENCODING_PARTS = 5
-MAX_LEVELS = 20  # most frequent words of a categorical column that have an indicator each
 FROZEN_COMPONENTS = 32  # components of a frozen embedding that is only used for distances within the group
 
 
@@ -189,8 +188,9 @@ class FoldFeatures:
 
     def _fields(self, made: Sequence[str]) -> dict[str, str]:
         """Returns the column of the table that each feature among ``made`` comes from, where it is one column alone."""
-        known = dict(self.encoder_.sources_) if self.settings.metadata else {}
-        known |= {} if self.table_ is None else self.table_.sources_
+        encoders = [self.encoder_] if self.settings.metadata else []
+        encoders += [] if self.table_ is None else [self.table_]
+        known = {name: field for one in encoders for name, field in zip(one.columns_, one.sources_, strict=True)}
         known |= {name: name for name in self.categories}
         ending = [f"group_{statistic}" for statistic in self.settings.relative]
         ending += [f"group_site_{statistic}" for statistic in self.settings.relative_site]

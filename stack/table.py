@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dermstack.errors import ConfigError, DataError
 from stack.cells import as_cells, read_columns
 from stack.column_choice import choose_columns
-from stack.columns import NO_COLUMNS, TableColumns, check_missing_names, fits, known_cells, read_values, with_needed
+from stack.columns import NO_COLUMNS, TableColumns, check_missing_names, fits, known_cells, read_values
 from stack.data_config import NO_RULES, Codes, ColumnRules
 from stack.keys import (
     MISSING_KEYS,
@@ -171,7 +171,7 @@ def read_external_frame(
     raw = _read_strings(path, columns, faults)
     frame = None if raw is None else _checked_frame(raw, path, columns, faults, rules, is_train=True, is_external=True)
     if frame is not None and raw is not None and further and not faults:
-        values = read_values(with_needed(raw, table), table.only(further), rules.missing, path, faults)
+        values = read_values(raw, table.only(further), rules.missing, path, faults, may_lack=True)
         frame = pd.concat([frame, values[list(further)]], axis=1)
     if faults or frame is None:
         raise DataError("\n".join(faults))

@@ -25,7 +25,7 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
     With `sparse` a column has a missing indicator only where a fitted row lacks its value, for tables of many columns.
 
     Fitted: `categories_`, {column: sorted values}, `columns_`, the column names of `transform`, and `sources_`, the
-    column that each of them is made of.
+    column that each of them is made of, in the same order.
 
     >>> train = pd.DataFrame({"age": [40.0, None], "sex": ["male", None], "site": ["torso", "head/neck"]})
     >>> MetadataEncoder().fit(train).columns_
@@ -131,19 +131,12 @@ class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn come
         made += [(column, f"{column}_missing") for column in order if column in self.indicated_]
         made.sort(key=lambda pair: order[pair[0]])  # stable
         self.columns_ = [name for _, name in made]
-        self.sources_ = {name: column for column, name in made}
+        self.sources_ = [column for column, _ in made]
 
     @property
     def words(self) -> dict[str, list[str]]:
         """The sorted words of the fitted rows, by categorical column, also those without an indicator."""
         return {column: sorted([*values, *self.rare_[column]]) for column, values in self.categories_.items()}
-
-    @property
-    def sources(self) -> list[str]:
-        """The fitted column from which each of ``columns_`` comes."""
-        counts = [(column, 1 + (column in self.indicated_)) for column in self.numeric]
-        counts += [(column, len(values) + (column in self.indicated_)) for column, values in self.categories_.items()]
-        return [column for column, number in counts for _ in range(number)]
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
         absent = [column for column in (*self.numeric, *self.categorical) if column not in frame.columns]
@@ -228,7 +221,7 @@ class DenseMetadata(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes 
     @property
     def sources(self) -> list[str]:
         """The column (m,) from which each encoded column comes."""
-        return [source for encoder in self.encoders_ for source in encoder.sources]
+        return [source for encoder in self.encoders_ for source in encoder.sources_]
 
     @property
     def words(self) -> dict[str, list[str]]:

@@ -164,3 +164,20 @@ def run_cli(*arguments: str) -> int:
         except SystemExit as ended:
             return int(ended.code or 0)
     return 0
+
+
+def assert_predicts_as_submitted(config: Path, images: Path, test: Path) -> list[str]:
+    """Bundles a small experiment and predicts its test rows: the scores must have the bits of the submission.
+
+    Returns the arguments of `predict`, without those of the table.
+    """
+    import pandas as pd
+
+    bundle, out = config.parent / "bundle.zip", config.parent / "out.csv"
+    assert run_cli("bundle", "-c", str(config), "--out", str(bundle), "-q") == 0
+    arguments = ["--bundle", str(bundle), "--images", str(images), "--out", str(out)]
+    assert run_cli("predict", *arguments, "--metadata", str(test), "-q") == 0
+    made = pd.read_csv(out).set_index("id")["score"]
+    sent = pd.read_csv(config.parent / "runs" / "small" / "submission.csv").set_index("image_name")["target"]
+    np.testing.assert_array_equal(made[sent.index], sent)
+    return arguments

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from imported_experiment import opened_experiment, write_experiment
 
 from dermstack.errors import ConfigError, DataError, StoreError
@@ -92,3 +93,34 @@ def test_a_run_made_with_external_rows_is_stale_without_them(tmp_path: Path) -> 
     with pytest.raises(StoreError, match="net was made with other external rows: undo the change, or rebuild"):
         check_fresh(experiment, run.folder, {"settings": "a"})
     check_fresh(experiment, run.folder, {"settings": "a", "external rows": "c"})  # level 2 has no pictures at hand
+
+
+def test_a_code_that_is_declared_by_role_is_missing_under_the_external_name_of_the_column(tmp_path: Path) -> None:
+    """Else a code such as 0 would be an age of the external rows, but a missing value of all others."""
+    rows = pd.DataFrame({"id": ["x1", "x2"], "label": ["1", "0"], "alter": ["0", "30"]})
+    rows.to_csv(tmp_path / "more.csv", index=False)
+    external = {
+        "name": "more", "table": "more.csv", "images": ".",
+        "columns": {"id": "id", "target": "label", "age": "alter"},
+    }  # fmt: skip
+    config = write_experiment(tmp_path)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["data"] |= {"external": [external], "missing": {"age": [0]}}
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    experiment = opened_experiment(config)
+    np.testing.assert_array_equal(experiment.external["age"], [np.nan, 30])
+
+
+def test_codes_declared_by_the_role_and_by_the_name_of_a_column_are_both_missing(tmp_path: Path) -> None:
+    config = write_experiment(tmp_path)
+    for name in ("train.csv", "test.csv"):
+        frame = pd.read_csv(tmp_path / name, dtype=str, keep_default_na=False)
+        frame.loc[[0, 1, 2], "years"] = ["0", "99", "40"]
+        frame.to_csv(tmp_path / name, index=False)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    for missing in ({"age": 0, "years": 99}, {"years": 99, "age": 0}):
+        settings["data"]["missing"] = missing
+        config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        table = opened_experiment(config).table
+        for frame in (table.train, table.test):
+            np.testing.assert_array_equal(frame["age"][:3], [np.nan, np.nan, 40])

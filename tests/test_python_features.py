@@ -11,7 +11,7 @@ import yaml
 from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
-from dermstack.errors import ConfigError
+from dermstack.errors import ConfigError, DataError
 from stack.config import Features
 from stack.experiment import Experiment
 from stack.store import read_run
@@ -137,6 +137,23 @@ def test_a_feature_of_the_group_needs_groups_in_test(tmp_path: Path) -> None:
         opened_experiment(config)
     (tmp_path / "my_features.py").write_text("def features(t): return t[['size']].add_prefix('x_') ** 2")
     assert "x_size" in opened_experiment(config).table.test
+
+
+@pytest.mark.parametrize("block", ["relative", "relative_site", "outliers"])
+def test_own_columns_relative_to_the_group_need_groups_in_test(tmp_path: Path, block: str) -> None:
+    """Else they would be those of a group of one in test, whatever the patients are."""
+    off: dict[str, object] = {"aggregates": False, "neighbours": False, "relative": [], "outliers": False}
+    on: object = True if block == "outliers" else ["z"]
+    code = "def features(t): return t[['age']].add_prefix('my_') ** 2"
+    config = experiment_with(tmp_path, code, **off | {block: on})
+    settings = yaml.safe_load(config.read_text())
+    del settings["data"]["columns"]["numeric"]  # no other column of numbers
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    test = pd.read_csv(tmp_path / "test.csv", dtype=str, keep_default_na=False).drop(columns="patient")
+    test.to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(DataError, match=f"features.{block} compare a test row with the other rows of its group"):
+        opened_experiment(config)
+    assert "my_age" in opened_experiment(config, f"features.{block}={str(off.get(block, [])).lower()}").table.test
 
 
 def test_the_file_is_common_to_all_stackers_and_must_exist(tmp_path: Path) -> None:

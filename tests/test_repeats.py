@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_cli, small_config
+from conftest import assert_predicts_as_submitted, run_cli, small_config
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
 from dermstack.errors import StoreError
-from stack.config import read_config
 from stack.experiment import Experiment
 from stack.features import early_stopping_rows, fold_matrix, view_columns
 from stack.level1 import level1_runs
@@ -150,10 +149,4 @@ def test_a_bundle_refuses_repeats_by_name_and_takes_copies_of_positives(
     settings["stackers"][0]["repeats"] = 1
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert run_cli("stack", "-c", str(config), "-q") == 0
-    assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip"), "-q") == 0
-    arguments = ["--bundle", str(tmp_path / "b.zip"), "--images", str(small_data / "images")]
-    metadata = ["--metadata", str(small_data / "test.csv"), "--out", str(tmp_path / "out.csv")]
-    assert run_cli("predict", *arguments, *metadata, "-q") == 0
-    made = pd.read_csv(tmp_path / "out.csv").set_index("id")["score"]
-    sent = pd.read_csv(read_config(config).runs / "small" / "submission.csv").set_index("image_name")["target"]
-    np.testing.assert_array_equal(made[sent.index], sent)
+    assert_predicts_as_submitted(config, small_data / "images", small_data / "test.csv")

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_cli, small_config
+from conftest import assert_predicts_as_submitted, run_cli, small_config
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import TabularError
-from stack.config import read_config
 from stack.features import early_stopping_rows, encoding_parts
 from stack.store import read_run
 from tabular.models import ENCODING_FILE, fit_bag, read_bag, strongest_columns, write_bag
@@ -244,10 +243,4 @@ def test_a_bundle_gives_the_scores_of_the_submission(small_data: Path, tmp_path:
     config.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     for step in ("oof", "stack"):
         assert run_cli(step, "-c", str(config), "-q") == 0
-    assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip"), "-q") == 0
-    arguments = ["--bundle", str(tmp_path / "b.zip"), "--images", str(small_data / "images")]
-    metadata = ["--metadata", str(tmp_path / "test.csv"), "--out", str(tmp_path / "out.csv")]
-    assert run_cli("predict", *arguments, *metadata, "-q") == 0
-    made = pd.read_csv(tmp_path / "out.csv").set_index("id")["score"]
-    sent = pd.read_csv(read_config(config).runs / "small" / "submission.csv").set_index("image_name")["target"]
-    np.testing.assert_array_equal(made[sent.index], sent)
+    assert_predicts_as_submitted(config, small_data / "images", tmp_path / "test.csv")

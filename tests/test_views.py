@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_cli, small_config
+from conftest import assert_predicts_as_submitted, run_cli, small_config
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
 from stack.config import read_config
@@ -142,11 +142,5 @@ def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(smal
         run = read_run(tmp_path / "runs" / "small" / "models" / str(stacker["name"]))
         assert run is not None
         assert ('device, "kind"' in run.meta["features"]) == (stacker["kind"] != "logistic")
-    bundle = tmp_path / "bundle.zip"
-    assert run_cli("bundle", "-c", str(config), "--out", str(bundle), "-q") == 0
-    arguments = ["--bundle", str(bundle), "--images", str(small_data / "images"), "--out", str(tmp_path / "out.csv")]
-    assert run_cli("predict", *arguments, "--metadata", str(tmp_path / "test.csv"), "-q") == 0
-    made = pd.read_csv(tmp_path / "out.csv").set_index("id")["score"]
-    sent = pd.read_csv(tmp_path / "runs" / "small" / "submission.csv").set_index("image_name")["target"]
-    np.testing.assert_array_equal(made[sent.index], sent)
+    arguments = assert_predicts_as_submitted(config, small_data / "images", tmp_path / "test.csv")
     assert run_cli("predict", *arguments, "-q") == 0  # without a table: every further column is missing

@@ -129,7 +129,7 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
         known = [name for name in columns if all(name in part and part[name].notna().any() for part in parts)]
         known = [name for name in known if pd.concat([part[name] for part in parts]).nunique(dropna=False) > 1]
         if known:
-            shown = [further.csv.get(name, name) for name in known]
+            shown = [further.shown.get(name, name) for name in known]
             task = (parts, known, shown, is_used, seed)
             found.append(run_with_threads(experiment.config.threads, _drift_finding, *task))
     return found
