@@ -297,6 +297,13 @@ def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: 
 
 def _checked_rows(train: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows with one type of groups; raises DataError for rows that no table read by dermstack has."""
+    if absent := [column for column in ("id", "group", "target") if column not in train]:
+        raise DataError(
+            f"the rows have no column {', '.join(absent)} (they have {', '.join(map(str, train.columns))}): give id, "
+            "group and target, as `read_table` names them"
+        )
+    if (nameless := train["id"].isna()).any():
+        raise DataError(f"{int(nameless.sum())} rows have no id: fill it in, or drop these rows")
     if (doubled := train["id"].duplicated()).any():
         raise DataError(
             f"{int(doubled.sum())} rows repeat an id, first {train['id'][doubled].iloc[0]!r}: keep one each"

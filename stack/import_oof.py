@@ -97,7 +97,8 @@ def _check_column(raw: pd.DataFrame, name: str, path: Path, *, option: str, with
         raise DataError(f"{path}: {number} columns are named {name!r}: rename all but one")
     if name not in raw:
         near = difflib.get_close_matches(name, map(str, raw.columns), n=1)
-        hint = f"did you mean {option} {near[0]}?" if near else f"it has {', '.join(map(str, raw.columns))}"
+        all_names = ", ".join(map(str, raw.columns))
+        hint = f"did you mean {option} {near[0]}?" if near else f"name it with {option}; the columns are {all_names}"
         raise DataError(f"{path}: no column {name!r}: {hint}{without}")
 
 

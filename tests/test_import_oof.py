@@ -191,7 +191,9 @@ def test_a_wrong_column_suggests_the_nearest(
 
 def test_a_column_that_resembles_none_shows_those_that_there_are(experiment: Experiment, files: Files) -> None:
     columns = ImportedColumns("isic", "xyz", "fold")
-    assert "no column 'xyz': it has isic, p, fold" in import_error(experiment, files, columns=columns)
+    assert "no column 'xyz': name it with --p-column; the columns are isic, p, fold" in import_error(
+        experiment, files, columns=columns
+    )
 
 
 @pytest.mark.parametrize("name", ["../../escape", "a/b", "..", ".hidden", "", "a b", "a\n", "x" * 65])
@@ -240,12 +242,16 @@ def test_the_test_file_may_name_its_columns_otherwise(experiment: Experiment, fi
         **options,
     )  # fmt: skip
     pd.testing.assert_frame_equal(run.frame("test"), expected)
-    renamed.rename(columns={"prediction": "predicton"}).to_csv(folder / "t.csv", index=False)
-    with pytest.raises(DataError, match=r"no column 'prediction': did you mean --test-p-column predicton\?"):
-        import_oof(
-            experiment, "more", folder / "o.csv", folder / "t.csv", Out(quiet=True), columns=columns,
-            test_columns=names, **options,
-        )  # fmt: skip
+    for other, words in (
+        ("predicton", r"did you mean --test-p-column predicton\?"),
+        ("q", "name it with --test-p-column;"),
+    ):
+        renamed.rename(columns={"prediction": other}).to_csv(folder / "t.csv", index=False)
+        with pytest.raises(DataError, match=f"no column 'prediction': {words}"):
+            import_oof(
+                experiment, "more", folder / "o.csv", folder / "t.csv", Out(quiet=True), columns=columns,
+                test_columns=names, **options,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("index", ["isic", None])

@@ -77,6 +77,7 @@ def test_pairs_of_duplicates_merge_groups_whatever_the_type_of_the_ids(kind: typ
     ("changes", "words"),
     [
         ({"id": ["x", *IDS[1:-1], "x"]}, "1 rows repeat an id, first 'x'"),
+        ({"id": [None, *IDS[1:]]}, "1 rows have no id"),
         ({"group": [None, *GROUP.astype(str)[1:]]}, "1 rows have no group"),
         ({"target": Y.to_numpy() + 1}, "20 targets are not 0 or 1, first 2"),
         ({"target": Y.astype(str).to_numpy()}, "60 targets are not 0 or 1, first '0'"),
@@ -86,6 +87,12 @@ def test_pairs_of_duplicates_merge_groups_whatever_the_type_of_the_ids(kind: typ
 def test_rows_that_no_table_has_get_no_folds(changes: dict[str, object], words: str) -> None:
     with pytest.raises(DataError, match=words):
         make_folds(table(**changes), k=4, seed=0)
+
+
+@pytest.mark.parametrize("absent", ["id", "group", "target"])
+def test_a_column_that_folds_need_and_that_is_absent_is_named(absent: str) -> None:
+    with pytest.raises(DataError, match=rf"the rows have no column {absent} \(they have "):
+        make_folds(table().drop(columns=absent), k=4, seed=0)
 
 
 def test_a_fold_column_in_another_order_than_the_rows_is_refused() -> None:
