@@ -59,7 +59,7 @@ def test_one_child_accepts_the_models_of_every_library(models: dict[str, ModelFi
     assert not children
     try_models(list(models.values()))
     assert [child.returncode for child in children] == [0]
-    assert gbdt_trial._ACCEPTED == {model.digest for model in models.values()}
+    assert {model.digest for model in models.values()} == gbdt_trial._ACCEPTED
 
 
 @pytest.mark.slow
