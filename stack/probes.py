@@ -6,10 +6,10 @@ They belong to the report and change no prediction, so they are made for it, aft
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -145,16 +145,16 @@ def _probes(
     predictions = standardised(predictions_of(experiment, sources), stored_scales(run))
     embeddings = read_embeddings(experiment, sources)
     fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
-    tasks = [
-        partial(_plain_fold, experiment, stacker, run, embeddings, predictions, k) for k in range(experiment.folds.k)
+    k = experiment.folds.k
+    tasks: list[Callable[[], Any]] = [
+        partial(_plain_fold, experiment, stacker, run, embeddings, predictions, fold) for fold in range(k)
     ]
     tasks += [
-        partial(_changed_fold, one, stacker, embeddings, predictions, k)
+        partial(_changed_fold, one, stacker, embeddings, predictions, fold)
         for one in changed.values()
-        for k in range(experiment.folds.k)
+        for fold in range(k)
     ]
     made = run_folds(tasks, "probes", experiment.config, out, unit="fits")
-    k = experiment.folds.k
 
     def joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         logit = np.empty(len(fold_of), np.float32)
