@@ -21,6 +21,7 @@ from tabular.gbdt import (
     Gbdt,
     check_columns,
     fit_gbdt,
+    fit_gbdts,
     gbdt_from_bytes,
     importance,
     predict_logit,
@@ -245,27 +246,28 @@ def fit_bag(
         X = X[strongest_columns(X[~inner], target[~inner], select, categorical, seed=seed, threads=threads)]
         encoding = encoding and encoding.of(X)
     is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
+    count = bags if is_drawn else 1
+    # Without a draw of rows all models of a bag have the same ones, and GBDTs share their binned features.
+    shares_rows = negatives == 1 and positives % 1 == 0 and kind not in ("logistic", "sklearn")
     models: list[Model] = []
-    for number in range(bags if is_drawn else 1):
+    for number in range(1 if shares_rows else count):
         times = _copies(target, negatives, positives, seed=(seed, number))
         train_rows, eval_rows = (np.repeat(np.flatnonzero(side), times[side]) for side in (~inner, inner))
-        eval_set = X.iloc[eval_rows], target[eval_rows]
+        train, eval_set = X.iloc[train_rows], (X.iloc[eval_rows], target[eval_rows])
         if kind == "logistic":
-            models.append(fit_logistic(X.iloc[train_rows], target[train_rows], eval_set=eval_set))
+            models.append(fit_logistic(train, target[train_rows], eval_set=eval_set))
         elif kind == "sklearn":
             models.append(
                 fit_estimator(
-                    estimator, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params,
-                    seed=seed + number, threads=threads, positive_weight=positive_weight,
+                    estimator, train, target[train_rows], eval_set=eval_set, params=params, seed=seed + number,
+                    threads=threads, positive_weight=positive_weight,
                 )
             )  # fmt: skip
         else:
-            models.append(
-                fit_gbdt(
-                    kind, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params, seed=seed + number,
-                    threads=threads, increasing=increasing, positive_weight=positive_weight, gpu=gpu,
-                    categorical=categorical,
-                )
+            seeds = range(seed, seed + count) if shares_rows else (seed + number,)
+            models += fit_gbdts(
+                kind, train, target[train_rows], eval_set=eval_set, params=params, seeds=seeds, threads=threads,
+                increasing=increasing, positive_weight=positive_weight, gpu=gpu, categorical=categorical,
             )  # fmt: skip
     return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)), encoding)
 
