@@ -280,18 +280,30 @@ def _write_models(bag: Bag, features: FoldFeatures, folder: Path, fold: int) -> 
 
 
 def fit_fold(
-    experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_fold: int | None, *, bags: int | None = None
+    experiment: Experiment,
+    stacker: Stacker,
+    matrix: FoldMatrix,
+    excluded_fold: int | None,
+    *,
+    bags: int | None = None,
+    rounds: int | None = None,
 ) -> Bag:
     """Fits a stacker with the tuned parameters that were chosen without ``excluded_fold``, or on all rows if None.
 
-    ``bags`` is the number of models, by default the stacker's own.
+    ``bags`` is the number of models, by default the stacker's own; ``rounds`` as for `fit_bag`.
     """
-    params = tuned_params(experiment, stacker.name, excluded_fold)
-    return fit_stacker(experiment, stacker, matrix, params=params, bags=stacker.bags if bags is None else bags)
+    params, bags = tuned_params(experiment, stacker.name, excluded_fold), stacker.bags if bags is None else bags
+    return fit_stacker(experiment, stacker, matrix, params=params, bags=bags, rounds=rounds)
 
 
 def fit_stacker(
-    experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, *, params: Mapping[str, Any], bags: int
+    experiment: Experiment,
+    stacker: Stacker,
+    matrix: FoldMatrix,
+    *,
+    params: Mapping[str, Any],
+    bags: int,
+    rounds: int | None = None,
 ) -> Bag:
     """Fits ``bags`` models with the stacker's settings, and ``params`` over its own, to a fold's training rows."""
     own, inner = stacker.features_with(experiment.config.features), early_stopping_rows(experiment, matrix.train_rows)
@@ -315,6 +327,7 @@ def fit_stacker(
         encoded=codes if own.target_encoding else (),
         parts=encoding_parts(experiment, matrix.train_rows, inner) if own.target_encoding and codes else None,
         select=stacker.select,
+        rounds=rounds,
     )
 
 

@@ -50,7 +50,8 @@ def make_probes(
     """Probes the first stacker of the config and returns its run and `probe_table`; None where there is none to probe.
 
     Each shortcut that is off but available is switched on, and the first model of each fold's bag is fitted again with
-    it; it is compared with that model of the stacker. The table is kept in ``report/probes`` until the stacker changes.
+    it, a GBDT with as many rounds as it has; it is compared with that model of the stacker. The table is kept in
+    ``report/probes`` until the stacker changes.
     """
     named = {stacker.name: stacker for stacker in experiment.config.stackers if stacker.enabled}
     run = next((run for name in named for run in stackers if run.name == name), None)
@@ -150,7 +151,7 @@ def _probes(
         partial(_plain_fold, experiment, stacker, run, embeddings, predictions, fold) for fold in range(k)
     ]
     tasks += [
-        partial(_changed_fold, one, stacker, embeddings, predictions, fold)
+        partial(_changed_fold, one, stacker, run, embeddings, predictions, fold)
         for one in changed.values()
         for fold in range(k)
     ]
@@ -189,11 +190,10 @@ def _plain_fold(
 ) -> _PlainFold:
     matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
     assert matrix.held_ungrouped is not None
-    if stacker.kind == "sklearn" or stacker.name in experiment.config.tuned.gbdt:
-        # Not kept on disk; with a study, the models there have parameters that were chosen on the held-out rows too.
-        bag = fit_fold(experiment, stacker, matrix, fold, bags=1)
-    else:
+    if _is_stored(experiment, stacker):
         bag = _stored_bag(run, fold)
+    else:
+        bag = fit_fold(experiment, stacker, matrix, fold, bags=1)
     columns, threads = list(bag.columns), experiment.config.threads
     held, alone = matrix.held[columns], matrix.held_ungrouped[columns]
     first = replace(bag, models=bag.models[:1])
@@ -214,9 +214,24 @@ def _stored_bag(run: Run, fold: int) -> Bag:
 
 
 def _changed_fold(
-    experiment: Experiment, stacker: Stacker, embeddings: dict[str, Embedding], predictions: Predictions, fold: int
+    experiment: Experiment,
+    stacker: Stacker,
+    run: Run,
+    embeddings: dict[str, Embedding],
+    predictions: Predictions,
+    fold: int,
 ) -> NDArray[np.float32]:
     """Returns the logits of the fold's held-out rows from one model with the changed features, which is not stored."""
     matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
-    bag = fit_fold(experiment, stacker, matrix, fold, bags=1)
+    rounds = int(run.meta["chosen"][fold][0]) if stacker.is_gbdt and _is_stored(experiment, stacker) else None
+    bag = fit_fold(experiment, stacker, matrix, fold, bags=1, rounds=rounds)
     return bag.logit(matrix.held[list(bag.columns)], threads=experiment.config.threads)
+
+
+def _is_stored(experiment: Experiment, stacker: Stacker) -> bool:
+    """Whether the models on disk are those that predicted the out-of-fold rows.
+
+    Classifiers of scikit-learn are not kept; with a study, the stored models have parameters that were chosen on the
+    held-out rows too.
+    """
+    return stacker.kind != "sklearn" and stacker.name not in experiment.config.tuned.gbdt

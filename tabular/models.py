@@ -213,6 +213,7 @@ def fit_bag(
     encoded: Collection[str] = (),
     parts: NDArray[np.integer] | None = None,
     select: int = 0,
+    rounds: int | None = None,
 ) -> Bag:
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
@@ -226,7 +227,8 @@ def fit_bag(
 
     Codes of categories in ``encoded`` columns become log odds of the target (`fit_target_encoding`), for which
     ``parts`` (n,) are parts of whole groups, `INNER` where ``inner`` is set. With ``select``, the models get at most so
-    many columns (`strongest_columns`), chosen without the ``inner`` rows. Raises TabularError for parameters that the
+    many columns (`strongest_columns`), chosen without the ``inner`` rows. With ``rounds``, every GBDT has that number
+    of rounds, and none is fitted to choose it. Raises TabularError for parameters that the
     kind does not have.
     """
     target = np.asarray(y)
@@ -265,8 +267,11 @@ def fit_bag(
             )  # fmt: skip
         else:
             seeds = range(seed, seed + count) if shares_rows else (seed + number,)
+            if rounds is not None:  # the rows in the order of a refit after early stopping
+                train_rows = np.concatenate([train_rows, eval_rows])
             models += fit_gbdts(
-                kind, train, target[train_rows], eval_set=eval_set, params=params, seeds=seeds, threads=threads,
+                kind, X.iloc[train_rows], target[train_rows], eval_set=eval_set if rounds is None else None,
+                params=params if rounds is None else {**params, "rounds": rounds}, seeds=seeds, threads=threads,
                 increasing=increasing, positive_weight=positive_weight, gpu=gpu, categorical=categorical,
             )  # fmt: skip
     return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)), encoding)
