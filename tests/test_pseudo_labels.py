@@ -10,8 +10,9 @@ import pytest
 import yaml
 from conftest import run_cli, small_config
 from scipy.special import expit
+from test_level1_folds import Rows
 
-from dermstack.errors import ConfigError, StoreError
+from dermstack.errors import ConfigError
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
@@ -20,9 +21,9 @@ from stack.level1 import check_image_models, level1_inputs
 from stack.level1_folds import TrainedFold, trained_tasks
 from stack.pseudo_labels import pseudo_rows, rounds_of
 from stack.store import prediction_frame, read_run, write_run
-from test_level1_folds import Rows
 
 TINY = {"backbone": "test_resnet", "pretrained": False, "size": 32, "epochs": 1, "batch_size": 16}
+META = {"fingerprint": "", "kind": "image", "level": 1, "inputs": {}}
 
 
 def models(**pseudo: object) -> list[dict[str, object]]:
@@ -87,8 +88,7 @@ def test_rows_of_several_teachers_are_joined_by_id(labelled: tuple[Experiment, d
     order = np.random.default_rng(1).permutation(60)
     second = {fold: -3 * logit for fold, logit in logits.items()}
     frames = [prediction_frame(ids.iloc[order], fold, logit[order]) for fold, logit in second.items()]
-    meta = {"fingerprint": "", "kind": "image", "level": 1, "inputs": {}}
-    write_run(experiment.models / "second", meta, frames={"test": pd.concat(frames, ignore_index=True)})
+    write_run(experiment.models / "second", META, frames={"test": pd.concat(frames, ignore_index=True)})
     made = pseudo_rows(experiment, changed(experiment, teachers=("teacher", "second")), 2)
     assert made is not None
     np.testing.assert_allclose(made.p, expit(-logits[2]), rtol=1e-5)
@@ -246,7 +246,3 @@ def test_a_model_without_pseudo_labels_keeps_its_fingerprint(small_data: Path, t
     second.pop("pseudo_labels")
     experiment = opened(small_config(small_data, tmp_path, image_models=[first, second]))
     assert "pseudo_labels" not in experiment.config.image_models[1].settings()
-    with pytest.raises(StoreError, match="no complete run|not complete"):
-        from stack.level1 import level1_runs
-
-        level1_runs(experiment)
