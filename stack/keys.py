@@ -166,14 +166,17 @@ def fold_labels(values: pd.Series, what: str) -> pd.Series:
 
     Raises DataError where the labels are not all numbers and one has two spellings.
     """
-    text = as_text(values).str.strip()
+    codes, names = pd.factorize(as_text(values))  # few names, whatever the number of rows
+    text = pd.Series(names, dtype="str").str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
-    return numbers if numbers.notna().all() else unified_keys(text, what)
+    labels = numbers if numbers.notna().all() else unified_keys(text, what)
+    return labels.take(codes).set_axis(values.index).rename(values.name)
 
 
 def is_missing_fold(values: pd.Series) -> NDArray[np.bool_]:
     """Marks the rows (n,) without a fold: no value, or a word for none."""
-    return as_text(values).str.strip().str.lower().isin(MISSING_KEYS).to_numpy(bool)
+    codes, names = pd.factorize(as_text(values))
+    return pd.Series(names, dtype="str").str.strip().str.lower().isin(MISSING_KEYS).to_numpy(bool)[codes]
 
 
 def _several_spellings(spellings: pd.Series) -> list[list[str]]:
