@@ -74,10 +74,10 @@ def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, ref
     as `7` for a known `007` or `1000` for `1e3`, unless ``refuse_doubtful`` is off. ``what`` names the keys in errors
     and ``of`` the table of the known ones.
     """
-    if keys.empty:
+    names = pd.Series(known, dtype="str")
+    if keys.empty or contained(keys, names).all():  # almost always
         return keys
-    names = pd.Series(known, dtype="str").drop_duplicates()
-    spellings = keys.drop_duplicates()
+    names, spellings = names.drop_duplicates(), keys.drop_duplicates()
     strange = spellings[~contained(spellings, names)]
     if strange.empty or names.empty:
         return keys
