@@ -40,12 +40,12 @@ def match_rows(
     Raises DataError for unknown, repeated or missing ids, and for folds other than the experiment's unless ``foreign``.
     """
     ids = experiment.table.train["id"]
-    doubled = oof["id"][oof["id"].duplicated()]
-    if len(doubled):
+    rows = positions_of(oof["id"], ids)
+    is_unique = (rows >= 0).all() and np.bincount(rows).max(initial=0) < 2
+    if not is_unique and len(doubled := oof["id"][oof["id"].duplicated()]):
         raise DataError(
             f"{path}: {len(doubled)} rows repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
         )
-    rows = positions_of(oof["id"], ids)
     if (rows < 0).any():
         first = oof["id"][rows < 0].iloc[0]
         raise DataError(
@@ -64,7 +64,9 @@ def match_rows(
         )
     if "fold" not in oof:
         return FoldMatch(np.zeros(len(oof), np.int8), {}, foreign=True)
-    pairs = pd.DataFrame({"theirs": oof["fold"], "ours": ours}).drop_duplicates()
+    codes, names = pd.factorize(oof["fold"])
+    both = np.unique(codes * (experiment.folds.k + 1) + ours)
+    pairs = pd.DataFrame({"theirs": names[both // (experiment.folds.k + 1)], "ours": both % (experiment.folds.k + 1)})
     if len(pairs) == pairs["theirs"].nunique() == pairs["ours"].nunique():
         return FoldMatch(ours.astype(np.int8), dict(zip(pairs["theirs"], pairs["ours"], strict=True)), foreign=False)
     if not foreign:

@@ -211,7 +211,7 @@ def read_as(source: Source) -> dict[str, Any]:
     for key in ("columns", "test_columns"):
         del options[key]["option"]
         options[key]["ids"] = None if (ids := options[key]["ids"]) is None else sha256(ids)
-    names = {part: [[one.fold, one.seed] for one in getattr(source, part)] for part in ("oof", "test")}
+    names = {part: [[one.fold, one.seed, one.p] for one in getattr(source, part)] for part in ("oof", "test")}
     return {**options, "parts": names}
 
 

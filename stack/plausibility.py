@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.special import expit
 from dermstack.errors import DataError, StoreError
 from stack.experiment import Experiment
 from stack.keys import contained, positions_of
-from stack.metrics.intervals import Interval, clustered_auc
+from stack.metrics.intervals import Interval, clustered_auc, midranks
 from stack.metrics.resolution import resolution
 from stack.metrics.scores import auc
 from stack.ranks import AVERAGED
@@ -78,6 +78,7 @@ class RunFacts:
     ties: float  # share of pairs of a positive and a negative with equal p
     auc: Interval | None  # None where a class is absent or in one group only
     prevalence: float
+    oof_nets: tuple[int, ...]  # nets that made the out-of-fold predictions
     nets: pd.DataFrame  # one row a net of the test rows: see `_compared_nets`
     constant_nets: tuple[int, ...]  # whose out-of-fold predictions are all equal, among several nets
     test_rows: int  # predictions of all nets
@@ -90,17 +91,49 @@ class RunFacts:
     quantiles: tuple[float, ...]  # of all out-of-fold p: 5, 50 and 95 %
 
 
-def run_facts(experiment: Experiment, checked: Iterable[Scores], others: Iterable[Scores] = ()) -> list[RunFacts]:
-    """Returns the facts of each of ``checked``, compared with each other and with ``others``; O(n log n) a run.
+class Comparison:
+    """Facts about runs that are added one after the other, each compared with all others in the end.
 
-    Of each run it keeps its logits, not its frames.
+    O(n log n) a run. Of each run it keeps its logits, not its frames.
     """
-    table = _TableRows(experiment)
-    views = [_View(table, scores) for scores in checked]
-    number = len(views)
-    views += [_View(table, scores) for scores in others]
-    likest = _likest(views, number)
-    return [_facts(view, views, like) for view, like in zip(views, likest, strict=False)]
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._table = _TableRows(experiment)
+        self._checked: list[tuple[_View, RunFacts]] = []
+        self._others: list[_View] = []
+
+    def add(self, scores: Scores) -> RunFacts:
+        """Adds a run and returns the facts about it alone; raises StoreError where it has rows of no table."""
+        view = _View(self._table, scores)
+        self._checked.append((view, _facts(view)))
+        return self._checked[-1][1]
+
+    def discard(self, name: str) -> None:
+        """Removes an added run from the comparison."""
+        self._checked = [(view, facts) for view, facts in self._checked if view.name != name]
+
+    def add_other(self, scores: Scores) -> None:
+        """Adds a run with which the others are compared, and which has no facts of its own."""
+        self._others.append(_View(self._table, scores))
+
+    def facts(self) -> list[RunFacts]:
+        """Returns the facts about the runs of `add`, compared with each other and with those of `add_other`."""
+        views = [*(view for view, _ in self._checked), *self._others]
+        likest = _likest(views, len(self._checked))
+        return [
+            replace(facts, likest=like, test_copy_of=_test_copy_of(view, views))
+            for (view, facts), like in zip(self._checked, likest, strict=True)
+        ]
+
+
+def run_facts(experiment: Experiment, checked: Iterable[Scores], others: Iterable[Scores] = ()) -> list[RunFacts]:
+    """Returns the facts of each of ``checked``, compared with each other and with ``others``."""
+    comparison = Comparison(experiment)
+    for scores in checked:
+        comparison.add(scores)
+    for scores in others:
+        comparison.add_other(scores)
+    return comparison.facts()
 
 
 def facts_table(facts: Sequence[RunFacts]) -> pd.DataFrame:
@@ -207,8 +240,12 @@ class _View:
     @cached_property
     def ranks(self) -> Floats:
         """Ranks within the experiment's folds, of the sampled rows in the order of the table; NaN where not covered."""
-        of_sample = pd.Series(self._in_table(self.logit)[self._table.sample])
-        return np.asarray(of_sample.groupby(self._table.fold[self._table.sample]).rank(pct=True), np.float64)
+        of_sample, fold = self._in_table(self.logit)[self._table.sample], self._table.fold[self._table.sample]
+        found = np.full(len(fold), np.nan)
+        for number in np.unique(fold):
+            shown = np.flatnonzero((fold == number) & ~np.isnan(of_sample))
+            found[shown] = midranks(of_sample[shown]) / max(len(shown), 1)
+        return found
 
     @property
     def p_in_table(self) -> Floats:
@@ -242,10 +279,14 @@ class _View:
     def test_ranks(self) -> Floats:
         """Ranks of the test predictions over all nets, of sampled rows; NaN where there are none."""
         sums = self._test_sums
-        return np.asarray(pd.Series(sums[_sample(len(sums))]).rank(pct=True), np.float64)
+        sampled = sums[_sample(len(sums))]
+        shown = ~np.isnan(sampled)
+        found = np.full(len(sampled), np.nan)
+        found[shown] = midranks(sampled[shown]) / max(shown.sum(), 1)
+        return found
 
 
-def _facts(view: _View, views: Sequence[_View], like: Likeness | None) -> RunFacts:
+def _facts(view: _View) -> RunFacts:
     logit, p, test_p = view.logit, view.p, expit(view.test_logit)
     nets, test_nets = np.unique(view.nets), np.unique(view.test_nets)
     is_test_uniform = [_is_uniform(test_p[view.test_nets == net]) for net in test_nets]
@@ -258,6 +299,7 @@ def _facts(view: _View, views: Sequence[_View], like: Likeness | None) -> RunFac
         ties=_tied_pairs(view.y, logit),
         auc=_auc(view),
         prevalence=float(view.y.mean()) if len(view.y) else np.nan,
+        oof_nets=tuple(map(int, nets)),
         nets=_compared_nets(view),
         constant_nets=tuple(int(net) for net in nets if len(nets) > 1 and np.ptp(logit[view.nets == net]) == 0),
         test_rows=len(test_p),
@@ -265,8 +307,8 @@ def _facts(view: _View, views: Sequence[_View], like: Likeness | None) -> RunFac
         is_uniform=_is_uniform(p),
         is_test_uniform=bool(is_test_uniform) and all(is_test_uniform),
         unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if view.kind == "imported" else 0,
-        likest=like,
-        test_copy_of=_test_copy_of(view, views),
+        likest=None,
+        test_copy_of="",
         quantiles=tuple(np.quantile(p, QUANTILES)),
     )
 
@@ -358,6 +400,8 @@ def correlations(A: Floats, B: Floats) -> Floats:
     NaN marks an absent value. A correlation is NaN where fewer than three rows are shown by both, or one has no spread.
     """
     of_a, of_b = (~np.isnan(M) for M in (A, B))
+    if of_a.all() and of_b.all() and len(A) >= 3:
+        return _correlations_of_all(A, B)
     in_a, in_b = of_a.astype(np.float64), of_b.astype(np.float64)
     A, B = np.where(of_a, A, 0.0), np.where(of_b, B, 0.0)
     n = in_a.T @ in_b
@@ -366,6 +410,15 @@ def correlations(A: Floats, B: Floats) -> Floats:
         variance_a, variance_b = (A**2).T @ in_b / n - mean_a**2, in_a.T @ B**2 / n - mean_b**2
         found = (A.T @ B / n - mean_a * mean_b) / np.sqrt(variance_a * variance_b)
     shown: Floats = np.where((n >= 3) & (variance_a > 1e-12) & (variance_b > 1e-12), found, np.nan)
+    return shown
+
+
+def _correlations_of_all(A: Floats, B: Floats) -> Floats:
+    A, B = A - A.mean(axis=0), B - B.mean(axis=0)
+    variance_a, variance_b = np.mean(A**2, axis=0)[:, None], np.mean(B**2, axis=0)[None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = A.T @ B / len(A) / np.sqrt(variance_a * variance_b)
+    shown: Floats = np.where((variance_a > 1e-12) & (variance_b > 1e-12), found, np.nan)
     return shown
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +49,15 @@ class ImportedColumns:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a run: ``fold`` and ``seed`` are what its name says of the net that made it, "" for nothing."""
+    """One file of a run: ``fold`` and ``seed`` are what its name says of the net that made it, "" for nothing.
+
+    ``p`` is the column of the predictions, where several runs are columns of one file.
+    """
 
     path: Path
     fold: str = ""
     seed: str = ""
+    p: str = ""
 
 
 class Files:
@@ -191,7 +195,7 @@ def _read_part(
     part: Part, columns: ImportedColumns, *, needs_fold: bool, alternative: str, files: Files
 ) -> pd.DataFrame:
     path, is_test = part.path, columns.option == "--test"
-    prefix = columns.nets
+    prefix, columns = columns.nets, replace(columns, p=part.p or columns.p)
     if prefix is None and is_array(path) and f"{NET_COLUMN}0" in files.read(path, columns):
         prefix = NET_COLUMN
     if prefix is not None:
