@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -252,7 +253,7 @@ def _listed(table: Path, row: pd.Series, options: ImportOptions, number: int) ->
     where = f"{table}, row {number}"
     if not given.get("name") or not given.get("oof"):
         raise DataError(f"{where}: the name or the out-of-fold file is missing: fill it in")
-    switches = {}
+    switches: dict[str, Any] = {}
     for key in _LISTED_SWITCHES:
         if key in given:
             if (word := given[key].lower()) not in ("1", "0", "true", "false", "yes", "no"):

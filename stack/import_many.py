@@ -141,16 +141,15 @@ def _row(outcome: Outcome, facts: RunFacts | None, doubtful: Sequence[str]) -> d
     problems = {"not imported": "refused, see below", "changed": f"other {outcome.reason}, see below"}.get(
         outcome.state, "; ".join(doubtful) if len(doubtful) < 2 else f"{len(doubtful)} warnings, see above"
     )
-    known = facts is not None and outcome.run is not None
-    return {
-        "run": outcome.name,
-        "state": outcome.state,
-        "rows": f"{facts.rows:,}" if known else "–",
-        "folds": _folds(facts, outcome.run) if known else "–",
-        "test": _test_nets(facts) if known else "–",
-        "auc": str(facts.auc) if known and facts.auc else "–",
-        "problems": problems or "none",
-    }
+    row = {"run": outcome.name, "state": outcome.state, "rows": "–", "folds": "–", "test": "–", "auc": "–"}
+    if facts is not None and outcome.run is not None:
+        row |= {
+            "rows": f"{facts.rows:,}",
+            "folds": _folds(facts, outcome.run),
+            "test": _test_nets(facts),
+            "auc": str(facts.auc) if facts.auc else "–",
+        }
+    return row | {"problems": problems or "none"}
 
 
 def _folds(facts: RunFacts, run: Run) -> str:

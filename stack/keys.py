@@ -170,7 +170,7 @@ def fold_labels(values: pd.Series, what: str) -> pd.Series:
     text = pd.Series(names, dtype="str").str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
     labels = numbers if numbers.notna().all() else unified_keys(text, what)
-    return labels.take(codes).set_axis(values.index).rename(values.name)
+    return labels.take(codes).set_axis(values.index)
 
 
 def is_missing_fold(values: pd.Series) -> NDArray[np.bool_]:

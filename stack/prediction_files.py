@@ -301,15 +301,17 @@ def _row_number(row: int, path: Path) -> int:
 
 def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.Series:
     """Returns fold labels as numbers where all are numbers, so that 0 and 0.0 are one fold; else as text."""
-    missing = is_missing_fold(values)
+    codes, names = pd.factorize(as_text(values))  # few names, whatever the number of rows
+    found = pd.Series(names, dtype="str")
+    missing = is_missing_fold(found)[codes]
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
         where = f"first row {_row_number(row, path)}"
         raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, {where}: fill them in")
-    labels = fold_labels(values, f"{path}: folds")
+    labels = fold_labels(found, f"{path}: folds")
     if labels.nunique() > MAX_FOLDS:
         raise DataError(
             f"{path}: column {columns.fold!r} holds {labels.nunique()} values, too many for folds: check "
             f"{columns.option_of('fold')}"
         )
-    return labels
+    return labels.take(codes).set_axis(values.index)

@@ -15,7 +15,8 @@ from dermstack.errors import DermstackError
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment, write_rows
-from stack.import_oof import ImportedColumns, import_oof
+from stack.import_oof import import_oof
+from stack.prediction_files import ImportedColumns
 from stack.store import Run
 
 Files = tuple[pd.DataFrame, pd.DataFrame]

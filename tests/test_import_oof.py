@@ -21,7 +21,8 @@ from scipy.special import logit
 from dermstack.errors import DataError, StoreError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.import_oof import ImportedColumns, import_oof
+from stack.import_oof import import_oof
+from stack.prediction_files import ImportedColumns
 from stack.predictions import read_predictions
 from stack.store import read_run, read_runs
 

@@ -120,7 +120,8 @@ def import_oof(
     _check_call(sources or [], oof=oof, listed=listed, run_columns=run_columns, test=test, all_rows=all_rows)
     from stack.import_files import column_sources, found_sources, listed_sources, matching_files, parts_of
     from stack.import_many import import_many
-    from stack.import_oof import ImportedColumns, ImportOptions, Source, import_source
+    from stack.import_oof import ImportOptions, Source, import_source
+    from stack.prediction_files import ImportedColumns
 
     experiment, out = open_for_command(config, overrides, quiet)
     columns = ImportedColumns(
