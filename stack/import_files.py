@@ -77,7 +77,10 @@ def _files_of(place: str) -> list[tuple[Path, Path | None]]:
         return [(one, path) for one in files if one.name.lower().endswith(SUFFIXES)]
     if path.exists() or not _GLOB.search(place):
         if not path.exists():
-            raise DataError(f"{path}: no such file or folder: correct its path")
+            raise DataError(
+                f"{path}: no such file or folder: correct its path or, if it is the name of a run, give its files with "
+                "--oof and --test"
+            )
         return [(path, None)]
     return [(one, None) for one in _fitting(place, place)]
 
@@ -208,6 +211,8 @@ def _source(name: str, parts: Mapping[str, Sequence[NamedFile]], options: Import
     every = made["all_rows"]
     if len(every) > 1:
         raise DataError(f"{every[1].path}: the run {name} has several files of all rows: write one")
+    if not every:
+        options = replace(options, all_rows_prefix=None)
     return Source(name, made["oof"], made["test"], options, every[0].path if every else None)
 
 
