@@ -225,10 +225,14 @@ def parts_of(paths: Sequence[Path], *, average_seeds: bool) -> tuple[Part, ...]:
     if len(paths) == 1:
         return (Part(paths[0]),)
     named = [named_file(path) for path in paths]
+    shown = f"{paths[0]}, {paths[1]}" + (f", … {len(paths)} files" if len(paths) > 2 else "")
+    if len({one.run for one in named}) > 1:
+        raise DataError(f"{shown}: by their names they are of several runs: correct the pattern")
     parts = tuple(Part(one.path, one.fold, one.seed if average_seeds else "") for one in named)
-    if len({(part.fold, part.seed) for part in parts}) < len(parts):
+    folds = {part.fold for part in parts}
+    if len({(part.fold, part.seed) for part in parts}) < len(parts) or ("" in folds and len(folds) > 1):
         raise DataError(
-            f"{paths[0]}, {paths[1]}, … {len(paths)} files: their names say no different folds (fold0, fold_1, …)"
+            f"{shown}: their names say no different folds (fold0, fold_1, …)"
             + ("" if average_seeds else ", and seeds are averaged only with --average-seeds")
         )
     return parts
