@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -33,12 +35,15 @@ State = Literal["imported", "unchanged", "changed", "not imported"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: ``reason`` says why it was not imported, or what changed since it was."""
+    """What became of one run: ``reason`` says why it was not imported, or what changed since it was.
+
+    ``meta`` is the run.json of the run that is stored.
+    """
 
     name: str
     state: State
     reason: str = ""
-    run: Run | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, replace_changed: bool) -> list[Outcome]:
@@ -54,13 +59,21 @@ def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, 
     files, comparison = Files(), Comparison(experiment)
     if any(unread_test_file(experiment, one) for one in sources):
         out.warn("the experiment has no test rows (data.test): the test files are not read")
-    outcomes = []
+    outcomes: list[Outcome] = []
     with locked(experiment.folder):
-        with out.bar("import", len(sources), "runs") as progress:
-            write_rows(experiment)
+        write_rows(experiment)
+        # A thread of its own writes one run, which is mostly waiting for the disk, while the next is read.
+        with out.bar("import", len(sources), "runs") as progress, ThreadPoolExecutor(1) as writer:
+            writing: Future[tuple[Run, Path | None]] | None = None
             for source in sources:
-                outcomes.append(_imported(experiment, source, files, comparison, again=replace_changed))
+                outcome, checked = _checked(experiment, source, files, comparison, again=replace_changed)
+                outcomes.append(outcome)
+                if writing is not None:
+                    writing.result()
+                writing = None if checked is None else writer.submit(write_checked, experiment, checked)
                 progress(1)
+            if writing is not None:
+                writing.result()
         for scores in known_scores(experiment, out, without={one.name for one in outcomes}):
             comparison.add_other(scores)
     facts = comparison.facts()
@@ -69,7 +82,10 @@ def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, 
     return outcomes
 
 
-def _imported(experiment: Experiment, source: Source, files: Files, comparison: Comparison, *, again: bool) -> Outcome:
+def _checked(
+    experiment: Experiment, source: Source, files: Files, comparison: Comparison, *, again: bool
+) -> tuple[Outcome, Checked | None]:
+    """Returns what becomes of a run, and its predictions where they must be written."""
     name = source.name
     try:
         check_name(experiment, name)
@@ -83,17 +99,17 @@ def _imported(experiment: Experiment, source: Source, files: Files, comparison: 
             changed, checked = _changes(experiment, before, source, files)
             if not changed:
                 comparison.add(Scores.of(before))
-                return Outcome(name, "unchanged", run=before)
+                return Outcome(name, "unchanged", meta=before.meta), None
             if not again:
-                return Outcome(name, "changed", changed, before)
+                return Outcome(name, "changed", changed, before.meta), None
         checked = checked or check_source(experiment, source, files)
         for doubt in doubts([comparison.add(checked.scores)]):
             if doubt.severity == "error":
                 raise DataError(f"{source.oof[0].path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
-        return Outcome(name, "imported", changed, write_checked(experiment, checked)[0])
+        return Outcome(name, "imported", changed, checked.meta), checked
     except DermstackError as error:
         comparison.discard(name)
-        return Outcome(name, "not imported", str(error))
+        return Outcome(name, "not imported", str(error)), None
 
 
 def _stored(experiment: Experiment, name: str, *, again: bool) -> Run | None:
@@ -142,19 +158,19 @@ def _row(outcome: Outcome, facts: RunFacts | None, doubtful: Sequence[str]) -> d
         outcome.state, "; ".join(doubtful) if len(doubtful) < 2 else f"{len(doubtful)} warnings, see above"
     )
     row = {"run": outcome.name, "state": outcome.state, "rows": "–", "folds": "–", "test": "–", "auc": "–"}
-    if facts is not None and outcome.run is not None:
+    if facts is not None:
         row |= {
             "rows": f"{facts.rows:,}",
-            "folds": _folds(facts, outcome.run),
+            "folds": _folds(facts, outcome.meta),
             "test": _test_nets(facts),
             "auc": str(facts.auc) if facts.auc else "–",
         }
     return row | {"problems": problems or "none"}
 
 
-def _folds(facts: RunFacts, run: Run) -> str:
+def _folds(facts: RunFacts, meta: Mapping[str, Any]) -> str:
     number = f"{len(facts.oof_nets)}" if len(facts.oof_nets) > 1 else "unknown"
-    return f"{number}, foreign" if run.meta["foreign_folds"] else number
+    return f"{number}, foreign" if meta["foreign_folds"] else number
 
 
 def _test_nets(facts: RunFacts) -> str:

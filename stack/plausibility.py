@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -82,7 +82,7 @@ class RunFacts:
     nets: pd.DataFrame  # one row a net of the test rows: see `_compared_nets`
     constant_nets: tuple[int, ...]  # whose out-of-fold predictions are all equal, among several nets
     test_rows: int  # predictions of all nets
-    test_distinct: int
+    is_test_constant: bool
     is_uniform: bool  # out-of-fold p are evenly spread over 0 to 1, as ranks are
     is_test_uniform: bool
     unclipped: int  # predictions of exact 0 or 1 that an earlier version imported
@@ -177,13 +177,13 @@ class _TableRows:
         tables = {"training rows": experiment.table.train, "test rows": experiment.table.test}
         self._ids = {part: frame["id"] for part, frame in tables.items()}
         # Runs often have equal rows, and mostly those of the table.
-        self._last = {part: (ids, np.arange(len(ids))) for part, ids in self._ids.items()}
+        self._last = {part: (ids, np.arange(len(ids), dtype=np.int32)) for part, ids in self._ids.items()}
 
-    def positions(self, ids: pd.Series[str], part: str, run: str) -> NDArray[np.intp]:
+    def positions(self, ids: pd.Series[str], part: str, run: str) -> NDArray[np.integer]:
         """Returns the position of each id among the rows of ``part``; raises StoreError where one is not among them."""
         if self._last[part][0].equals(ids):
             return self._last[part][1]
-        found = positions_of(ids, self._ids[part])
+        found = positions_of(ids, self._ids[part]).astype(np.int32)  # kept for each run
         if (found < 0).any():
             raise StoreError(f"{(found < 0).sum()} ids of {run} are not among the {part}: make the run again")
         self._last[part] = ids, found
@@ -287,23 +287,25 @@ class _View:
 
 
 def _facts(view: _View) -> RunFacts:
-    logit, p, test_p = view.logit, view.p, expit(view.test_logit)
-    nets, test_nets = np.unique(view.nets), np.unique(view.test_nets)
-    is_test_uniform = [_is_uniform(test_p[view.test_nets == net]) for net in test_nets]
+    order = np.argsort(view.logit)  # once, as sorting is most of the cost
+    logit, p = view.logit[order], view.p[order]
+    tests = _by_net(view.test_logit, view.test_nets)
+    oofs = _by_net(view.logit, view.nets)
+    is_test_uniform = [_is_uniform(expit(values)) for values in tests.values()]
     return RunFacts(
         name=view.name,
         kind=view.kind,
         rows=len(logit),
-        distinct=len(np.unique(logit)),
+        distinct=_distinct(logit),
         resolution=view.resolution,
-        ties=_tied_pairs(view.y, logit),
+        ties=_tied_pairs(view.y[order], logit),
         auc=_auc(view),
         prevalence=float(view.y.mean()) if len(view.y) else np.nan,
-        oof_nets=tuple(map(int, nets)),
-        nets=_compared_nets(view),
-        constant_nets=tuple(int(net) for net in nets if len(nets) > 1 and np.ptp(logit[view.nets == net]) == 0),
-        test_rows=len(test_p),
-        test_distinct=len(np.unique(test_p)),
+        oof_nets=tuple(oofs),
+        nets=_compared_nets(oofs, tests, logit),
+        constant_nets=tuple(net for net, values in oofs.items() if len(oofs) > 1 and values[0] == values[-1]),
+        test_rows=len(view.test_nets),
+        is_test_constant=bool(tests) and len({end for values in tests.values() for end in values[[0, -1]]}) == 1,
         is_uniform=_is_uniform(p),
         is_test_uniform=bool(is_test_uniform) and all(is_test_uniform),
         unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if view.kind == "imported" else 0,
@@ -311,6 +313,15 @@ def _facts(view: _View) -> RunFacts:
         test_copy_of="",
         quantiles=tuple(np.quantile(p, QUANTILES)),
     )
+
+
+def _by_net(values: Floats, nets: NDArray[np.integer]) -> dict[int, Floats]:
+    """Returns the values of each net, sorted."""
+    return {int(net): np.sort(values[nets == net]) for net in np.unique(nets)}
+
+
+def _distinct(in_order: Floats) -> int:
+    return int((in_order[1:] != in_order[:-1]).sum()) + bool(len(in_order))
 
 
 def _auc(view: _View) -> Interval | None:
@@ -323,37 +334,35 @@ def _auc(view: _View) -> Interval | None:
         return Interval(value, np.nan, np.nan, np.nan)
 
 
-def _tied_pairs(y: NDArray[np.int8], logit: Floats) -> float:
-    values, place = np.unique(logit, return_inverse=True)
-    positives = np.bincount(place, y == 1, minlength=len(values))
-    negatives = np.bincount(place, y == 0, minlength=len(values))
+def _tied_pairs(y: NDArray[np.int8], in_order: Floats) -> float:
+    """Returns the share of pairs of a positive and a negative with equal logits; both sorted by the logit."""
+    place = np.cumsum(np.concatenate([[0], in_order[1:] != in_order[:-1]])[: len(y)]).astype(np.intp)
+    positives, negatives = np.bincount(place, y == 1), np.bincount(place, y == 0)
     pairs = positives.sum() * negatives.sum()
     return float(positives @ negatives / pairs) if pairs else 0.0
 
 
-def _is_uniform(p: Floats) -> bool:
-    """Whether p (n,) are spread over 0 to 1 more evenly than any but ranks."""
-    if len(p) < MIN_ROWS:
+def _is_uniform(in_order: Floats) -> bool:
+    """Whether sorted p (n,) are spread over 0 to 1 more evenly than any but ranks."""
+    if len(in_order) < MIN_ROWS:
         return False
-    even = (np.arange(len(p)) + 0.5) / len(p)
-    return bool(np.abs(np.sort(p) - even).max() <= UNIFORM_DISTANCE + 1 / len(p))
+    even = (np.arange(len(in_order)) + 0.5) / len(in_order)
+    return bool(np.abs(in_order - even).max() <= UNIFORM_DISTANCE + 1 / len(in_order))
 
 
-def _compared_nets(view: _View) -> pd.DataFrame:
-    """Compares each net's test predictions with its out-of-fold ones; averaged ones with those of all nets.
+def _compared_nets(oofs: Mapping[int, Floats], tests: Mapping[int, Floats], all_oof: Floats) -> pd.DataFrame:
+    """Compares each net's sorted test logits with its out-of-fold ones; averaged ones with those of all nets.
 
     Returns one row a net: net, oof and test (quantiles of p), distance (Kolmogorov-Smirnov), limit (the distance that
     is in doubt, larger where rows are few) and spread (ratio of the 5 to 95 % ranges of the logits).
     """
-    rows, oof_logit, test_logit = [], view.logit, view.test_logit
-    for net in np.unique(view.test_nets):
-        own = oof_logit[view.nets == net]
-        own = own if net != AVERAGED and len(own) else oof_logit
-        made = test_logit[view.test_nets == net]
+    rows = []
+    for net, made in tests.items():
+        own = oofs[net] if net != AVERAGED and net in oofs else all_oof
         oof, there = np.quantile(own, QUANTILES), np.quantile(made, QUANTILES)
         width = oof[-1] - oof[0]
         rows.append({
-            "net": int(net),
+            "net": net,
             "oof": tuple(expit(oof)),
             "test": tuple(expit(there)),
             "distance": _distance(own, made),
@@ -364,8 +373,7 @@ def _compared_nets(view: _View) -> pd.DataFrame:
 
 
 def _distance(a: Floats, b: Floats) -> float:
-    """Returns the largest distance between the distributions of ``a`` and ``b`` (Kolmogorov-Smirnov), without its p."""
-    a, b = np.sort(a), np.sort(b)
+    """Returns the largest distance between the distributions of sorted ``a`` and ``b`` (Kolmogorov-Smirnov)."""
     everywhere = np.concatenate([a, b])
     below = [np.searchsorted(values, everywhere, "right") / len(values) for values in (a, b)]
     return float(np.abs(below[0] - below[1]).max())

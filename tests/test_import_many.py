@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,19 @@ def test_a_run_of_an_earlier_version_is_compared_by_its_predictions(experiment: 
         imported(experiment, nets)
 
 
+def test_predictions_of_every_net_for_every_row_go_with_their_run(experiment: Experiment, nets: Path) -> None:
+    oof = predictions(experiment, seed=0)[0]
+    wide = pd.DataFrame({f"m{net}": np.where(oof["fold"] == net, oof["p"], 0.5) for net in range(3)})
+    wide.insert(0, "isic", oof["isic"])
+    wide.to_csv(nets / "net_a_all_rows.csv", index=False)
+    sources, _ = found_sources([str(nets)], replace(OPTIONS, all_rows_prefix="m"))
+    import_many(experiment, sources, Out(quiet=True), replace_changed=False)
+    assert [run.has("all_rows") for run in read_runs(experiment.models)] == [True, False, False]
+    wide.assign(m0=wide["m1"]).to_csv(nets / "net_a_all_rows.csv", index=False)
+    with pytest.raises(DataError, match="net_a: kept as it was imported before, with other files"):
+        import_many(experiment, sources, Out(quiet=True), replace_changed=False)
+
+
 def test_a_damaged_run_is_named_and_may_be_replaced(experiment: Experiment, nets: Path) -> None:
     imported(experiment, nets)
     (experiment.models / "net_c" / "oof.parquet").write_bytes(b"torn")
@@ -286,7 +300,8 @@ def test_a_call_that_makes_no_sense_says_what_to_give(
 
 
 def test_the_record_names_how_the_files_were_read(experiment: Experiment, nets: Path) -> None:
-    [run, *_] = [one.run for one in imported(experiment, nets)]
+    imported(experiment, nets)
+    run = read_run(experiment.models / "net_a")
     assert run is not None
     record = read_json(run.folder / "run.json")["read_as"]
     assert record["columns"] == {"id": "isic", "p": "p", "fold": "fold", "nets": None, "seed": "seed", "ids": None}

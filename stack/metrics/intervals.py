@@ -270,7 +270,9 @@ def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> Cl
         raise DataError(
             f"{int((~np.isfinite(columns)).any(axis=1).sum())} rows have a score that is NaN or inf: drop these rows"
         )
-    given = check_one_per_row(np.asarray(split_group, dtype=object), positive, "split_groups")
+    given = np.asarray(split_group)
+    given = given if given.dtype.kind in "iu" else np.asarray(split_group, dtype=object)
+    given = check_one_per_row(given, positive, "split_groups")
     group, _ = pd.factorize(given)
     raise_for_rows(group < 0, given, "split_groups are missing", GIVE_GROUPS)
     n_groups = int(group.max(initial=-1)) + 1
@@ -301,7 +303,7 @@ def midranks(values: NDArray[Any]) -> Floats:
 
     As `scipy.stats.rankdata`, whose import takes longer than most commands.
     """
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)  # the order of equal values does not matter
     in_order = values[order]
     starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]])[: len(values)])
     ends = np.append(starts[1:], len(values))
