@@ -218,12 +218,14 @@ class _View:
     @property
     def y(self) -> NDArray[np.int8]:
         """Targets (n,)."""
-        return self._table.y[self.rows]
+        of_rows: NDArray[np.int8] = self._table.y[self.rows]
+        return of_rows
 
     @property
     def split_group(self) -> NDArray[np.intp]:
         """Split groups (n,), as numbers."""
-        return self._table.split_group[self.rows]
+        of_rows: NDArray[np.intp] = self._table.split_group[self.rows]
+        return of_rows
 
     @property
     def test_logit(self) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +199,7 @@ def test_predictions_of_every_net_for_every_row_go_with_their_run(experiment: Ex
     wide = pd.DataFrame({f"m{net}": np.where(oof["fold"] == net, oof["p"], 0.5) for net in range(3)})
     wide.insert(0, "isic", oof["isic"])
     wide.to_csv(nets / "net_a_all_rows.csv", index=False)
-    sources, _ = found_sources([str(nets)], replace(OPTIONS, all_rows_prefix="m"))
+    sources, _ = found_sources([str(nets)], dataclasses.replace(OPTIONS, all_rows_prefix="m"))
     import_many(experiment, sources, Out(quiet=True), replace_changed=False)
     assert [run.has("all_rows") for run in read_runs(experiment.models)] == [True, False, False]
     wide.assign(m0=wide["m1"]).to_csv(nets / "net_a_all_rows.csv", index=False)
