@@ -74,7 +74,8 @@ def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, 
                 progress(1)
             if writing is not None:
                 writing.result()
-        for scores in known_scores(experiment, out, without={one.name for one in outcomes}):
+        compared = {one.name for one in outcomes if one.state in ("imported", "unchanged")}
+        for scores in known_scores(experiment, out, without=compared):
             comparison.add_other(scores)
     facts = comparison.facts()
     _show(outcomes, facts, doubts(facts), out)
