@@ -23,7 +23,7 @@ from stack.ranks import AVERAGED
 from stack.store import read_run
 from stack.table import Table
 from tabular.encode import MetadataEncoder
-from tabular.group_features import CohortScore
+from tabular.cohort import CohortScore
 
 FEATURES = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
 STACKERS = [
