@@ -207,7 +207,10 @@ def grouped(files: Sequence[NamedFile], options: ImportOptions) -> list[Source]:
 
 
 def _source(name: str, parts: Mapping[str, Sequence[NamedFile]], options: ImportOptions) -> Source:
-    made = {part: tuple(Part(one.path, one.fold, one.seed) for one in parts.get(part, ())) for part in _LISTED_FILES}
+    made = {
+        part: tuple(Part(one.path, one.fold, one.seed if options.average_seeds else "") for one in parts.get(part, ()))
+        for part in _LISTED_FILES
+    }
     every = made["all_rows"]
     if len(every) > 1:
         raise DataError(f"{every[1].path}: the run {name} has several files of all rows: write one")

@@ -77,6 +77,9 @@ def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, 
         compared = {one.name for one in outcomes if one.state in ("imported", "unchanged")}
         for scores in known_scores(experiment, out, without=compared):
             comparison.add_other(scores)
+    for one in outcomes:
+        if one.state == "imported" and one.reason:
+            out.say(f"{one.name}: imported again with other {one.reason}; the old run is kept in {experiment.old}")
     facts = comparison.facts()
     _show(outcomes, facts, doubts(facts), out)
     _raise_for(outcomes)

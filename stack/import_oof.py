@@ -195,22 +195,30 @@ def inputs_of(experiment: Experiment, source: Source) -> dict[str, str]:
     has_test = bool(len(experiment.table.test))
     hashed = {"oof": _hashes(source.oof), "test": _hashes(source.test) if has_test and source.test else None}
     if source.all_rows:
-        hashed["all_rows"] = sha256(source.all_rows)
+        hashed["all_rows"] = _hash(source.all_rows)
     return {"rows or folds": experiment.rows_fingerprint, "files": fingerprint(hashed)}
 
 
 def _hashes(parts: Sequence[Part]) -> str | list[str]:
     """Returns the hash of one file, or those of several."""
-    hashes = [sha256(part.path) for part in parts]
+    hashes = [_hash(part.path) for part in parts]
     return hashes[0] if len(hashes) == 1 else hashes
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): correct its path") from error
 
 
 def read_as(source: Source) -> dict[str, Any]:
     """Returns how the files were read: columns, options, and what their names say of folds and seeds."""
-    options = {**asdict(source.options)}
+    options = asdict(source.options)
+    del options["averaged_where_needed"]  # what was decided is in the predictions
     for key in ("columns", "test_columns"):
         del options[key]["option"]
-        options[key]["ids"] = None if (ids := options[key]["ids"]) is None else sha256(ids)
+        options[key]["ids"] = None if (ids := options[key]["ids"]) is None else _hash(ids)
     names = {part: [[one.fold, one.seed, one.p] for one in getattr(source, part)] for part in ("oof", "test")}
     return {**options, "parts": names}
 

@@ -23,7 +23,7 @@ from imported_experiment import (
 from dermstack.errors import DataError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.import_files import found_sources
+from stack.import_files import found_sources, listed_sources
 from stack.import_many import Outcome, import_many
 from stack.import_oof import ImportOptions
 from stack.prediction_files import ImportedColumns
@@ -146,7 +146,9 @@ def test_a_repeated_call_skips_what_is_unchanged_and_writes_nothing(experiment: 
     assert not experiment.old.exists()
 
 
-def test_a_changed_run_is_named_and_stays_until_it_may_be_replaced(experiment: Experiment, nets: Path) -> None:
+def test_a_changed_run_is_named_and_stays_until_it_may_be_replaced(
+    experiment: Experiment, nets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     imported(experiment, nets)
     before = bytes_below(experiment.models)
     other = predictions(experiment, seed=7)
@@ -155,7 +157,9 @@ def test_a_changed_run_is_named_and_stays_until_it_may_be_replaced(experiment: E
         imported(experiment, nets)
     assert "net_b: kept as it was imported before, with other files: add --replace" in str(error.value)
     assert bytes_below(experiment.models) == before
-    made = imported(experiment, nets, replace=True)
+    capsys.readouterr()
+    made = imported(experiment, nets, out=Out(), replace=True)
+    assert f"net_b: imported again with other files; the old run is kept in {experiment.old}" in capsys.readouterr().out
     assert states(made) == {"net_a": "unchanged", "net_b": "imported", "net_c": "unchanged"}
     run = read_run(experiment.models / "net_b")
     assert run is not None
@@ -205,6 +209,26 @@ def test_predictions_of_every_net_for_every_row_go_with_their_run(experiment: Ex
     wide.assign(m0=wide["m1"]).to_csv(nets / "net_a_all_rows.csv", index=False)
     with pytest.raises(DataError, match="net_a: kept as it was imported before, with other files"):
         import_many(experiment, sources, Out(quiet=True), replace_changed=False)
+
+
+def test_it_does_not_matter_whether_a_run_came_alone_or_with_others(experiment: Experiment, nets: Path) -> None:
+    write(nets, "net_seed1", predictions(experiment, seed=5))
+    for name in ("net_a", "net_seed1"):
+        import_paths(
+            experiment, name, nets / f"{name}_oof.csv", nets / f"{name}_test.csv", columns=COLUMNS,
+            test_columns=OPTIONS.test_columns,
+        )  # fmt: skip
+    found = states(imported(experiment, nets))
+    assert found == {"net_a": "unchanged", "net_b": "imported", "net_c": "imported", "net_seed1": "unchanged"}
+
+
+def test_a_file_that_is_gone_is_named(experiment: Experiment, nets: Path) -> None:
+    table = nets / "nets.csv"
+    table.write_text("name,oof,test\nnet_a,net_a_oof.csv,net_a_test.csv\nnet_b,net_b_oof.csv,net_b_test.csv\n")
+    import_many(experiment, listed_sources(table, OPTIONS), Out(quiet=True), replace_changed=False)
+    (nets / "net_b_test.csv").unlink()
+    with pytest.raises(DataError, match=r"net_b: .*net_b_test\.csv cannot be read \(No such file or directory\)"):
+        import_many(experiment, listed_sources(table, OPTIONS), Out(quiet=True), replace_changed=False)
 
 
 def test_a_damaged_run_is_named_and_may_be_replaced(experiment: Experiment, nets: Path) -> None:
