@@ -22,8 +22,8 @@ from stack.predictions import Predictions, alignment_notes, predictions_of, read
 from stack.ranks import AVERAGED
 from stack.store import read_run
 from stack.table import Table
+from tabular.cohort import CohortScore
 from tabular.encode import MetadataEncoder
-from tabular.group_features import CohortScore
 
 FEATURES = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
 STACKERS = [
