@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-from stack.blend.search import PATIENCE, hill_climb
+from stack.blend.selection import PATIENCE, hill_climb
 
 
 def world(*strengths: float, rows: int = 300, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
