@@ -104,9 +104,7 @@ class NetRanks:
             ranks[:, run] = self.transform_run(P[:, run], nets[:, run], run)
         return ranks
 
-    def transform_run(
-        self, values: NDArray[np.float64], nets: NDArray[np.integer], run: int
-    ) -> NDArray[np.float64]:
+    def transform_run(self, values: NDArray[np.float64], nets: NDArray[np.integer], run: int) -> NDArray[np.float64]:
         """Returns the ranks (n,) of a run's predictions (n,), made by `nets` (n,); raises as `transform` does."""
         ecdfs, ranks = self.ecdfs_[run], np.empty(len(values))
         for net in np.unique(nets):

@@ -15,8 +15,9 @@ from scipy.special import expit, logit
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
-from stack.blend.nested import blend_nested
+from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.state import blender_state
+from stack.blend.stored_fits import remove_fits
 from stack.cells import read_cells
 from stack.config import Config
 from stack.console import Out
@@ -29,7 +30,9 @@ from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
+from stack.views import blended_runs, check_blended_runs
 
+FITS_FOLDER = "blend_fits"  # fits of a blend that is being made
 _MAX_LISTED = 5  # values listed in an error, which also gives their number
 
 
@@ -156,12 +159,15 @@ def _listed(values: Sequence[str] | map[str]) -> str:
 
 
 def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
-    """Blends all runs, with a nested score and final weights from all rows; returns the blend.
+    """Blends the runs (all, or those of `blend.runs`), with a nested score and final weights from all rows.
 
-    Writes blend/ and, where there are test rows, predictions.parquet and submission.csv. A complete blend of the same
-    runs and settings is kept; a stale one is set aside.
+    Returns the blend. Writes blend/ and, where there are test rows, predictions.parquet and submission.csv. A complete
+    blend of the same runs and settings is kept; a stale one is set aside. Finished fits are kept in blend_fits/ until
+    the blend is complete, so that the same command goes on after it was stopped.
     """
     folder = experiment.folder / "blend"
+    check_blended_runs(experiment.config, runs)
+    runs = blended_runs(experiment.config, runs)
     inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
     check_tuned_blend(experiment, runs, complete=run is not None and run.meta["inputs"] == inputs)
@@ -178,7 +184,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
 
 
 def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out: Out) -> Run:
-    config = experiment.config
+    config, fits_folder = experiment.config, experiment.folder / FITS_FOLDER
     predictions = predictions_of(experiment, runs)
     rows = predictions.rows
     y, split_group = experiment.target[rows], experiment.split_group[rows]
@@ -186,23 +192,27 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     out.say(
         f"blend: {len(runs)} runs, methods {', '.join(config.blend.methods)}, nested over {experiment.folds.k} folds …"
     )
-    nested = blend_nested(
-        expit(predictions.oof.astype(np.float64)),
-        y,
-        nets=predictions.nets,
-        fold=fold,
-        split_group=split_group,
-        methods=config.blend.methods,
-        objective=config.objective,
-        trials=config.blend.trials,
-        power=config.blend.power,
-        replacement=config.blend.replacement,
-        bags=config.blend.bags,
-        preselect=config.blend.preselect,
-        seed=config.seed,
-        n_jobs=config.n_jobs,
-        tuned=tuned_weights(experiment, predictions.names),
-    )
+    tuned = tuned_weights(experiment, predictions.names)
+    with out.bar("blend", number_of_fits(len(np.unique(fold)), config.blend.methods), "fits") as progress:
+        nested = blend_nested(
+            expit(predictions.oof.astype(np.float64)),
+            y,
+            nets=predictions.nets,
+            fold=fold,
+            split_group=split_group,
+            methods=config.blend.methods,
+            objective=config.objective,
+            trials=config.blend.trials,
+            power=config.blend.power,
+            replacement=config.blend.replacement,
+            bags=config.blend.bags,
+            preselect=config.blend.preselect,
+            seed=config.seed,
+            n_jobs=config.n_jobs,
+            tuned=tuned,
+            keep_in=fits_folder,
+            progress=progress,
+        )
     if left_out := [name for name, used in zip(predictions.names, nested.used_runs, strict=True) if not used]:
         out.say(
             f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
@@ -243,7 +253,9 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "left_out": len(experiment.target) - len(rows),
         "selected": [run.name for run in runs if run.meta.get("selected")],  # settings chosen on these rows
     }
-    return write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
+    run = write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
+    remove_fits(fits_folder)
+    return run
 
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
@@ -279,10 +291,10 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
 
 def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     """Returns everything that the blend depends on, by name; a blend made from other inputs is stale."""
-    config = experiment.config
+    config, runs = experiment.config, blended_runs(experiment.config, runs)
     return {
         "settings": fingerprint({
-            "blend": config.blend.model_dump(),
+            "blend": config.blend.model_dump(exclude={"runs"}),  # "runs" below are those that are blended
             "objective": config.objective,
             "seed": config.seed,
             "tuned": tuned_fingerprint(config.tuned.blend),
@@ -295,7 +307,7 @@ def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
 def blend_made_with(config: Config) -> dict[str, Any]:
     """Returns the settings that the blend depends on, as they are noted in its run.json."""
     return {
-        "blend": config.blend.model_dump(mode="json"),
+        "blend": config.blend.model_dump(mode="json", exclude={"runs"}),
         "objective": config.objective,
         "seed": config.seed,
         "tuned": tuned_fingerprint(config.tuned.blend),

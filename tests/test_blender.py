@@ -19,10 +19,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dermstack.errors import ConfigError, DataError
 from stack.blend import blender as blender_module
-from stack.blend.blender import METHODS, Blender, PredictionsError
-from stack.blend.weights import DEFAULT_METHODS
+from stack.blend.blender import Blender, PredictionsError
 from stack.blend.columns import NetScaler, Weighting, weighted_sum
 from stack.blend.state import blender_from_state, blender_state
+from stack.blend.weights import DEFAULT_METHODS, METHODS
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc, log_loss
 from stack.ranks import NetRanks

@@ -20,7 +20,6 @@ from stack.metrics.intervals import Interval, interval
 from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order
 from stack.ranks import AVERAGED, Ecdf, whole_numbers
 
-
 _FEW_VALUES = 10  # distinct predictions; the scale of fewer is not judged
 _CHANCE = 1e-9
 
@@ -202,9 +201,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     @property
     def settings(self) -> Settings:
         """The settings of the methods."""
-        return Settings(
-            self.objective, self.trials, self.power, self.replacement, self.bags, self.seed, self.timeout
-        )
+        return Settings(self.objective, self.trials, self.power, self.replacement, self.bags, self.seed, self.timeout)
 
     def score_of(self, columns: TransformedRuns) -> Floats:
         """Returns the second column of `predict_proba`, (n,), from columns that its scaler transformed."""

@@ -103,10 +103,10 @@ def blend_nested(
     call with the same data and settings goes on from what is there (`StoredFits`). `progress` is called with the number
     of fits just finished, of `number_of_fits`.
 
-    The result is the same for any `n_jobs`, and whether or not it was stopped before. Raises DataError for a split_group in two folds, for fewer than two folds,
-    or three with more than one method, for folds that are not whole numbers, for targets other than 0 and 1, for arrays
-    of another length, for pandas objects with the same index in a different order, for missing split_groups, and
-    wherever `Blender` does; ConfigError for unknown methods.
+    The result is the same for any `n_jobs`, and whether or not it was stopped before. Raises DataError for a split_group
+    in two folds, for fewer than two folds, or three with more than one method, for folds that are not whole numbers,
+    for targets other than 0 and 1, for arrays of another length, for pandas objects with the same index in a different
+    order, for missing split_groups, and wherever `Blender` does; ConfigError for unknown methods.
     """
     check_run_names(P)
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
@@ -121,14 +121,16 @@ def blend_nested(
     blenders = {method: Blender(method, objective, trials, power, replacement, bags, seed) for method in methods}
     final = next(iter(blenders.values())).prepared_for(frame, scaler)
     sets = left_out_sets(folds, methods)
-    by_study = None if tuned is None or "optuna" not in methods else _checked_weightings(tuned, sets, final)
+    by_study: dict[LeftOutFolds, Weighting] = {}
+    if tuned is not None and "optuna" in methods:
+        by_study = _checked_weightings(tuned, sets, final)
     stored = None
     if keep_in is not None:
         stored = StoredFits(keep_in, data_key(frame.to_numpy(np.float64), y, nets, fold, split_group, preselect))
     columns = TransformedRuns(scaler, frame.to_numpy(np.float64), nets).prepared()
     rows = _Rows(columns, y == 1, fold, pd.factorize(split_group)[0])
     tasks = [
-        partial(_fit_without, without, methods, final.settings, rows, preselect, by_study and by_study[without], stored)
+        partial(_fit_without, without, methods, final.settings, rows, preselect, by_study.get(without), stored)
         for without in sets
     ]
     fits = []
@@ -144,8 +146,10 @@ def blend_nested(
         Rows in the folds of `without` are NaN.
         """
         pieces = {k: by_set[without | {k}] for k in folds if k not in without}
-        return {m: _assemble_folds(fold, {k: made.comparable[i] for k, made in pieces.items()}, pieces)
-                for i, m in enumerate(methods)}
+        return {
+            m: _assemble_folds(fold, {k: made.comparable[i] for k, made in pieces.items()}, pieces)
+            for i, m in enumerate(methods)
+        }
 
     def choice(without: LeftOutFolds) -> str:
         if len(methods) == 1:
@@ -280,7 +284,10 @@ def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats], fits: Mapp
 def _checked_weightings(
     tuned: Mapping[LeftOutFolds, Weighting], sets: Iterable[LeftOutFolds], blender: Blender
 ) -> dict[LeftOutFolds, Weighting]:
-    """Returns the tuned weighting of each set. Raises ConfigError for a missing one, DataError for one of other runs."""
+    """Returns the tuned weighting of each set.
+
+    Raises ConfigError for a missing one, and DataError for one of other runs.
+    """
     found = {}
     for without in sets:
         if without not in tuned:

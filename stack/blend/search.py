@@ -86,8 +86,10 @@ def search_trials(
         for run, (kind, weight) in enumerate(zip(weighting.transforms, weighting.weights, strict=True)):
             if weight == 0:  # adds nothing
                 continue
-            with_power = ranks is not None and kind == "rank"
-            values = standard_rank(ranks[:, run], weighting.powers[run]) if with_power else column(kind, run)
+            if ranks is not None and kind == "rank":
+                values = standard_rank(ranks[:, run], weighting.powers[run])
+            else:
+                values = column(kind, run)
             total = total + weight * values
         return value_of(np.asarray(total))
 

@@ -36,7 +36,7 @@ class StoredFits:
     def read(
         self, without: LeftOutFolds, methods: Iterable[str], settings: Settings
     ) -> tuple[dict[str, Fitted], Bools | None]:
-        """Returns the finished fits of the methods without some folds, and the runs that they used; None without one."""
+        """Returns the finished fits of the methods without some folds, and the runs that they used, if there is one."""
         found: dict[str, Fitted] = {}
         used: Bools | None = None
         for method in methods:

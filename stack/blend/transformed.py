@@ -58,7 +58,7 @@ class TransformedRuns:
         if runs is not None:
             made._runs = self._runs[runs]
             made.is_probability = self.is_probability[runs]
-            made.moments = [self.moments[run] for run in np.flatnonzero(runs)]
+            made.moments = [self.moments[run] for run in np.flatnonzero(runs).tolist()]
         return made
 
     def unscaled(self, run: int, kind: str) -> Floats:

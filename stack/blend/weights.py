@@ -38,9 +38,7 @@ class Fitted:
     def from_dict(cls, state: Mapping[str, Any]) -> Fitted:
         """Returns what `dataclasses.asdict` stored. Raises KeyError, TypeError or ValueError for anything else."""
         values = tuple(map(float, state["trial_values"]))
-        return cls(
-            Weighting.from_dict(state["weighting"]), float(state["slope"]), float(state["intercept"]), values
-        )
+        return cls(Weighting.from_dict(state["weighting"]), float(state["slope"]), float(state["intercept"]), values)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a dict for JSON."""
@@ -78,7 +76,7 @@ class Settings:
 
 @dataclass
 class WeightFits:
-    """Fits methods to the same rows. The climb and the logistic regression, with which "optuna" starts, are fitted once.
+    """Fits methods to the same rows; the climb and the regression with which "optuna" starts are fitted once.
 
     `known` holds fits that were made before, on the same rows with the same settings.
     """
@@ -142,7 +140,9 @@ class WeightFits:
             warm_starts = [lambda: Weighting.of(unscaled, equal), climbed]
             column = lru_cache(_HELD_COLUMNS)(lambda kind, run: columns.unscaled(run, kind))
             # As a matrix for each kind: what a study notes about its predictions.
-            noted = {kind: columns.matrix(unscaled, standard=False) for kind in ("probability", "rank")} if study else {}
+            noted = (
+                {kind: columns.matrix(unscaled, standard=False) for kind in ("probability", "rank")} if study else {}
+            )
             ranks = None
         else:
             is_probability = columns.is_probability
