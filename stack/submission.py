@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
+from stack.blend.copies import change_without_copies, copies_record, near_copies
 from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
@@ -25,7 +26,7 @@ from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.keys import keys_as_in
 from stack.metrics.intervals import interval
-from stack.metrics.scores import auc_by_fold
+from stack.metrics.scores import OBJECTIVE_LABELS, auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
@@ -192,27 +193,34 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     out.say(
         f"blend: {len(runs)} runs, methods {', '.join(config.blend.methods)}, nested over {experiment.folds.k} folds …"
     )
-    tuned = tuned_weights(experiment, predictions.names)
+    tuned, p = tuned_weights(experiment, predictions.names), expit(predictions.oof.astype(np.float64))
+    rows_of_blend: dict[str, Any] = {"nets": predictions.nets, "fold": fold, "split_group": split_group}
+    settings_of_blend: dict[str, Any] = {
+        "objective": config.objective,
+        "trials": config.blend.trials,
+        "power": config.blend.power,
+        "replacement": config.blend.replacement,
+        "bags": config.blend.bags,
+        "preselect": config.blend.preselect,
+        "seed": config.seed,
+        "n_jobs": config.n_jobs,
+    }
+    given = rows_of_blend | settings_of_blend
     with out.bar("blend", number_of_fits(len(np.unique(fold)), config.blend.methods), "fits") as progress:
         nested = blend_nested(
-            expit(predictions.oof.astype(np.float64)),
-            y,
-            nets=predictions.nets,
-            fold=fold,
-            split_group=split_group,
-            methods=config.blend.methods,
-            objective=config.objective,
-            trials=config.blend.trials,
-            power=config.blend.power,
-            replacement=config.blend.replacement,
-            bags=config.blend.bags,
-            preselect=config.blend.preselect,
-            seed=config.seed,
-            n_jobs=config.n_jobs,
-            tuned=tuned,
-            keep_in=fits_folder,
-            progress=progress,
+            p, y, **given, methods=config.blend.methods, tuned=tuned, keep_in=fits_folder, progress=progress
         )
+    copies = near_copies(p, predictions.nets, split_group)
+    about_copies: dict[str, Any] = {}
+    if copies.groups:
+        change = None
+        if tuned is None or nested.chosen != "optuna":  # a study's weights are those of all runs
+            with out.bar("near copies", number_of_fits(len(np.unique(fold)), [nested.chosen]), "fits") as progress:
+                change = change_without_copies(
+                    copies, nested, p, y, **given, keep_in=fits_folder / "without_copies", progress=progress
+                )
+        about_copies = {"near_copies": copies_record(copies, predictions.names, nested.chosen, change)}
+        out.say(_copies_text(about_copies["near_copies"], config))
     if left_out := [name for name, used in zip(predictions.names, nested.used_runs, strict=True) if not used]:
         out.say(
             f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
@@ -249,6 +257,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "calibrator": calibrator_state(calibration.final),
         "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
+        **about_copies,
         "preselected": [name for name in predictions.names if name not in left_out],
         "left_out": len(experiment.target) - len(rows),
         "selected": [run.name for run in runs if run.meta.get("selected")],  # settings chosen on these rows
@@ -256,6 +265,19 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     run = write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
+
+
+def _copies_text(record: Mapping[str, Any], config: Config) -> str:
+    groups = "; ".join(f"{', '.join(group['runs'])} (≥ {group['least correlation']:.3f})" for group in record["groups"])
+    kept = ", ".join(group["kept"] for group in record["groups"])
+    text = f"blend: near copies by rank correlation: {groups}"
+    if (change := record["change"]) is None:
+        return f"{text}. What leaving them out would change is not measured for the weights of a study"
+    measure = OBJECTIVE_LABELS[config.objective]
+    return (
+        f"{text}. With only {kept} of these, {record['method']} has a nested {measure} that differs by "
+        f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] (`blend.runs` selects runs)"
+    )
 
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:

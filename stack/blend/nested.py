@@ -103,10 +103,10 @@ def blend_nested(
     call with the same data and settings goes on from what is there (`StoredFits`). `progress` is called with the number
     of fits just finished, of `number_of_fits`.
 
-    The result is the same for any `n_jobs`, and whether or not it was stopped before. Raises DataError for a split_group
-    in two folds, for fewer than two folds, or three with more than one method, for folds that are not whole numbers,
-    for targets other than 0 and 1, for arrays of another length, for pandas objects with the same index in a different
-    order, for missing split_groups, and wherever `Blender` does; ConfigError for unknown methods.
+    The result is the same for any `n_jobs`, and whether or not it was stopped before. Raises DataError for a
+    split_group in two folds, for fewer than two folds, or three with more than one method, for folds that are not whole
+    numbers, for targets other than 0 and 1, for arrays of another length, for pandas objects with the same index in a
+    different order, for missing split_groups, and wherever `Blender` does; ConfigError for unknown methods.
     """
     check_run_names(P)
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
