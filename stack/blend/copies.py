@@ -75,7 +75,7 @@ def change_without_copies(
     """
     use, method = copies.use(), nested.chosen
     by_run = np.broadcast_to(nets.reshape(len(P), -1), P.shape)[:, use]
-    given = {"nets": by_run, "fold": fold, "split_group": split_group, "methods": [method]}
+    given: dict[str, Any] = {"nets": by_run, "fold": fold, "split_group": split_group, "methods": [method]}
     fewer = blend_nested(P[:, use], y, **given, keep_in=keep_in, progress=progress, **settings)
     objective = nested.final.objective
     return paired_difference(objective, y, fewer.comparable[method], nested.comparable[method], split_group)
@@ -103,7 +103,7 @@ def _correlation(ranks: Floats) -> Floats:
         block = centred[start : start + _BLOCK_ROWS]
         product += block.T @ block
     scale = np.outer(spread, spread)
-    correlation: Floats = np.round(np.divide(product, scale, out=np.zeros_like(product), where=scale > 1e-12), 9)
-    correlation = np.clip((correlation + correlation.T) / 2, -1, 1)
+    ratio = np.round(np.divide(product, scale, out=np.zeros_like(product), where=scale > 1e-12), 9)
+    correlation: Floats = np.clip((ratio + ratio.T) / 2, -1, 1)
     np.fill_diagonal(correlation, 1)
     return correlation
