@@ -35,15 +35,17 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     - `rank_mean`: equal weights on ranks.
     - `mean`: equal weights on probabilities.
+    - `backward`: equal weights on the ranks of the runs that greedy elimination leaves, from all runs on.
+    - `forward`: the same for the runs that greedy selection adds, from the best run on.
     - `logistic`: logistic regression on standardised logits without negative weights; its score is a probability.
     - `hill_climb`: greedy selection of ranks, with repetition if `replacement`, averaged over `bags` climbs.
     - `optuna`: a search of `trials` trials for each run's weight, its transform (probability, logit or rank) and, with
-      `power`, an exponent of its ranks. The first trials are the four methods above and the mean logit. Its score is a
-      rank among the fitted rows. For "logloss" it searches only weights, from `mean` and `hill_climb` on, and its score
+      `power`, an exponent of its ranks. The first trials are `rank_mean`, `mean`, the mean logit, `logistic` and
+      `hill_climb`. Its score is a rank among the fitted rows. For "logloss" it searches only weights, from `mean` and `hill_climb` on, and its score
       is a probability. No trial starts after `timeout` seconds.
 
     A run with values outside [0, 1] is used by its rank, also for "logloss". Each run must be higher for the second of
-    `classes_`. `objective` is what hill_climb and optuna maximise.
+    `classes_`. `objective` is what all methods from `backward` on maximise, except `logistic`.
 
     A score made from ranks orders rows but is no probability (`stack.blend.calibration` calibrates it). The score of
     tuned weights on the rows that tuned them is optimistic (`stack.blend.nested` gives an unbiased estimate).
