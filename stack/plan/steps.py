@@ -34,7 +34,7 @@ from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs
 from stack.tuned import enabled_models
-from stack.views import is_table_alone, seen_runs, sees_run
+from stack.views import blended_runs, blends_run, is_table_alone, seen_runs, sees_run
 
 State = Literal["skip", "make", "resume", "stale", "remake"]
 WHAT = {
@@ -308,19 +308,19 @@ def _stacker_steps(
 
 
 def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
-    awaited = [step.name for step in parts if step.state != "skip"]
+    awaited = [step.name for step in parts if step.state != "skip" and blends_run(experiment.config, step.name)]
     folder, rows = experiment.folder / "blend", len(experiment.table.train)
     run = read_run(folder)
     runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
     state: State = "make"
     changes: list[Change] = []
     if run is not None:
-        inputs = blend_inputs(experiment, runs)
+        inputs, blended = blend_inputs(experiment, runs), blended_runs(experiment.config, runs)
         state = "skip" if not awaited and run.meta["inputs"] == inputs else "remake"
         if state == "remake":
             changes = blend_changes(run, inputs, experiment.config, experiment)
             if not awaited and run.meta["inputs"].get("runs") != inputs["runs"]:
-                before, now = ", ".join(run.meta["runs"]), ", ".join(one.name for one in runs)
+                before, now = ", ".join(run.meta["runs"]), ", ".join(one.name for one in blended)
                 changes.append(Change("runs", before, now + ("" if before != now else " (made again since)")))
     why = f"it blends {', '.join(awaited)}, made before it" if awaited and run is not None else ""
     steps = [Step("stack", "blend", "blend", state, why, tuple(changes), rows=rows)]
