@@ -26,7 +26,6 @@ from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 from stack.level2_config import Features, Stacker, check_own_features, union
 from stack.metrics.objective import Objective
-from tabular.group_features import ROLES
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
