@@ -23,8 +23,8 @@ from stack.probes import stored_probes
 from stack.ranks import AVERAGED
 from stack.store import read_run
 from stack.table import Table
+from tabular.cohort import CohortScore
 from tabular.encode import MetadataEncoder
-from tabular.group_features import CohortScore
 
 FEATURES = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
 STACKERS = [
