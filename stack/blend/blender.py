@@ -41,8 +41,8 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     - `hill_climb`: greedy selection of ranks, with repetition if `replacement`, averaged over `bags` climbs.
     - `optuna`: a search of `trials` trials for each run's weight, its transform (probability, logit or rank) and, with
       `power`, an exponent of its ranks. The first trials are `rank_mean`, `mean`, the mean logit, `logistic` and
-      `hill_climb`. Its score is a rank among the fitted rows. For "logloss" it searches only weights, from `mean` and `hill_climb` on, and its score
-      is a probability. No trial starts after `timeout` seconds.
+      `hill_climb`. Its score is a rank among the fitted rows. For "logloss" it searches only weights, from `mean` and
+      `hill_climb` on, and its score is a probability. No trial starts after `timeout` seconds.
 
     A run with values outside [0, 1] is used by its rank, also for "logloss". Each run must be higher for the second of
     `classes_`. `objective` is what all methods from `backward` on maximise, except `logistic`.
