@@ -80,7 +80,7 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
 def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     """Returns what a study of an image model depends on, apart from its files (`image_file_inputs`)."""
     own = {name: getattr(model, name) for name in IMAGE_TUNED}
-    unused = {"name", "enabled", "selected", "tta", "pretrained", "seeds", *IMAGE_TUNED}
+    unused = {"name", "enabled", "selected", "tta", "pretrained", "seeds", "pseudo_labels", *IMAGE_TUNED}
     diagnoses = (
         {"diagnoses": frame_fingerprint(experiment.table.train[["diagnosis"]])} if model.target == "diagnosis" else {}
     )

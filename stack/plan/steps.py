@@ -29,6 +29,7 @@ from stack.plan.costs import (
     measured,
     network_cost,
 )
+from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs
@@ -171,10 +172,11 @@ def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, wid
         run = read_run(part)
         assert run is not None
         of_run = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"]}})
-        if not checked:  # inputs that are files are not known yet, so they are not compared
-            known = {key: value for key, value in of_run.meta["inputs"].items() if key not in FILE_INPUTS}
-            of_run.meta["inputs"] = known
-        if of_run.meta["inputs"] != inputs:
+        # Inputs that are files, or predictions of runs that are not complete, are not known yet: they are not compared.
+        unknown = set() if checked else set(FILE_INPUTS)
+        unknown |= {PSEUDO_LABELS} if awaits_teachers(experiment, model) else set()
+        of_run.meta["inputs"] = {key: value for key, value in of_run.meta["inputs"].items() if key not in unknown}
+        if of_run.meta["inputs"] != {key: value for key, value in inputs.items() if key not in unknown}:
             changes = image_changes(of_run, model, inputs, experiment)
             break
     kind = "frozen" if model.frozen else "image"
