@@ -27,12 +27,13 @@ from stack.metrics.scores import auc, auc_by_fold, average_precision
 from stack.metrics.shuffle import auc_equal_size
 from stack.store import Run, error_with_path, locked, read_frame, read_run
 
+# Where files lie, how fast it runs and what is told to others: not what the numbers come from.
+_NOT_IN_LEDGER = {"runs", "cache", "storage", "n_jobs", "device", "workers", "tracking"}
+
 
 def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
     """Appends the blend's headline and the changed settings to runs/<experiment>/ledger.jsonl; returns the line."""
-    settings = _flat(
-        experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage", "n_jobs", "device", "workers"})
-    )
+    settings = flat_settings(experiment.config.model_dump(mode="json", exclude=_NOT_IN_LEDGER))
     before = read_ledger(experiment)
     known = before[-1]["settings"] if before else settings
     changed = {
@@ -62,7 +63,12 @@ def read_ledger(experiment: Experiment) -> list[dict[str, Any]]:
 
     Raises StoreError for a damaged line.
     """
-    path = experiment.folder / "ledger.jsonl"
+    return read_ledger_of(experiment.folder)
+
+
+def read_ledger_of(folder: Path) -> list[dict[str, Any]]:
+    """Reads the ledger in an experiment's folder, see `read_ledger`."""
+    path = folder / "ledger.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [_read(line, path, number) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
 
@@ -78,7 +84,7 @@ def _read(line: bytes, path: Path, number: int) -> dict[str, Any]:
         ) from error
 
 
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+def flat_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Flattens nested settings, as ``{"blend.trials": 100, "image_models.0.lr": …}``."""
     if isinstance(settings, dict):
         pairs = settings.items()
@@ -89,7 +95,7 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {
         key: value
         for name, part in pairs
-        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+        for key, value in flat_settings(part, f"{prefix}.{name}" if prefix else str(name)).items()
     }
 
 
@@ -158,8 +164,8 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     ``a`` and ``b`` are ``<experiment>`` (its nested blend), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
     Raises StoreError where a run is not found, and DataError where no id is shared or targets or groups differ.
     """
-    run_a, run_b = _find(runs, a), _find(runs, b)
-    frame_a, frame_b = _scores(runs, a, run_a), _scores(runs, b, run_b)
+    run_a, run_b = find_run(runs, a), find_run(runs, b)
+    frame_a, frame_b = run_scores(runs, a, run_a), run_scores(runs, b, run_b)
     both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
     if both.empty:
         raise DataError(f"{a} and {b} have no id in common: compare runs of the same data set")
@@ -178,7 +184,11 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     return Comparison(difference, len(both), objective, p, selected)
 
 
-def _find(runs: Path, name: str) -> Run:
+def find_run(runs: Path, name: str) -> Run:
+    """Returns the run ``<experiment>`` (its blend), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
+
+    Raises StoreError that names what is there, where it is missing or incomplete.
+    """
     experiment, _, part = name.partition("/")
     folder = runs / experiment
     place = folder / (part if part.startswith("old/") else f"models/{part}") if part else folder / "blend"
@@ -189,7 +199,7 @@ def _find(runs: Path, name: str) -> Run:
     return run
 
 
-def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
+def run_scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     """Returns id, score, target and split_group of the rows that the run covers."""
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")
