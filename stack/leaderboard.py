@@ -56,7 +56,7 @@ class Leaderboard:
     # these (all_rows), and a note.
     table: pd.DataFrame
     settings: pd.DataFrame  # one row a config key in which runs differ; one column a run, in the order of the table
-    # Bound of the mean amount by which the best one's score is too high, because it was chosen on these rows.
+    # How much too high the best one's score is at most, on average, because it was chosen on these rows.
     optimism: float
     best: Interval  # the best one's score with the interval that holds for all runs at once, whichever was chosen
     remarks: tuple[str, ...]  # what a reader has to know besides
@@ -174,18 +174,18 @@ def leaderboard(
     settings = differing_settings({entry.name: entry.settings for entry in entries if entry.settings is not None})
     return Leaderboard(
         objective, len(frame), len(np.unique(groups)), int(y.sum()), table, settings,
-        optimism=_mean_of_largest(held),
+        optimism=_mean_of_largest(held[:, (table["verdict"] != WORSE).to_numpy()]),
         best=_interval_for_all(values, held, highest=_HIGHEST.get(objective, 1.0)), remarks=tuple(remarks),
     )  # fmt: skip
 
 
 def choice_note(board: Leaderboard) -> str:
     """States that the best of many was chosen on these rows, how optimistic its score can be, and its wide interval."""
-    best = board.best
+    best, label = board.best, OBJECTIVE_LABELS[board.objective]
     return (
-        f"the best of {len(board.table)} was chosen on these {board.rows:,} rows, so its {OBJECTIVE_LABELS[board.objective]} is "
-        f"optimistic: by at most {board.optimism:.4f} on average, which is reached where all are equally good. "
-        f"Its interval that allows for the choice is {best.low:.4f} to {best.high:.4f}; verdicts allow for it too"
+        f"the best of {len(board.table)} was chosen on these {board.rows:,} rows, so its {label} is optimistic: on "
+        f"average by up to about {board.optimism:.4f}, which is reached where all that may be best are equally good. "
+        f"Its interval that allows for the choice is {best.low:.4f} to {best.high:.4f}; the verdicts allow for it too"
     )
 
 
@@ -198,7 +198,7 @@ def csv_table(boards: Sequence[Leaderboard]) -> pd.DataFrame:
     for number, board in enumerate(boards, 1):
         frame = board.table.copy()
         frame.insert(0, "place", np.arange(1, len(frame) + 1))
-        frame.insert(frame.columns.get_loc("rows"), "common_rows", board.rows)
+        frame.insert(list(frame).index("rows"), "common_rows", board.rows)
         if len(boards) > 1:
             frame.insert(0, "board", number)
         settings = board.settings.T.reindex(frame["run"]).reset_index(drop=True)
@@ -257,7 +257,10 @@ def _common_rows(entries: Sequence[Entry]) -> pd.DataFrame:
     first = entries[0].scores.set_index("id")
     columns = [first["target"]]
     for entry in entries:
-        rows = entry.scores.set_index("id", verify_integrity=True)
+        rows = entry.scores.set_index("id")
+        if rows.index.has_duplicates:
+            doubled = rows.index[rows.index.duplicated()][0]
+            raise StoreError(f"{entry.name} has more than one row of id {doubled}: make the run again")
         columns += [
             rows["score"].rename(f"score {entry.name}"),
             rows["split_group"].rename(f"split_group {entry.name}"),
@@ -287,7 +290,7 @@ def _joined_groups(columns: pd.DataFrame) -> tuple[NDArray[Any], list[str]]:
 
     Where no groups differ, these are the groups of the first run as they are.
     """
-    first, codes, regrouped = columns.iloc[:, 0], [], []
+    first, codes, regrouped = columns.iloc[:, 0], list[NDArray[np.intp]](), list[str]()
     for name, column in columns.items():
         of = pd.factorize(column)[0]
         if not codes or not any(np.array_equal(of, known) for known in codes):
@@ -308,7 +311,7 @@ def _row_remarks(table: pd.DataFrame, common: int) -> list[str]:
     most = int(table["rows"].max())
     if common >= 0.95 * most:
         return []
-    few = table.loc[table["rows"].idxmin()]
+    few = table.iloc[int(table["rows"].to_numpy().argmin())]
     return [
         f"only {common:,} of up to {most:,} rows are covered by all; {few['run']} covers {int(few['rows']):,}: without "
         "it the others may be compared on more rows"
@@ -348,5 +351,8 @@ def _interval_for_all(values: Floats, drawn: Floats, *, highest: float) -> Inter
 
 
 def _mean_of_largest(drawn: Floats) -> float:
-    """Returns the mean of the largest error of the columns: no choice among them is more optimistic on average."""
+    """Returns the mean of the largest error of the columns: no choice among them is more optimistic on average.
+
+    Of the runs that may be the best: those that are shown to be worse are not what would have been chosen instead.
+    """
     return float((drawn - drawn.mean(axis=0)).max(axis=1).mean())
