@@ -118,11 +118,13 @@ def run_oof(
     made again. With ``shuffle_target`` the targets are exchanged, in an experiment of its own. ``out`` prints progress
     (default: nothing). Raises the subclasses of DermstackError; the messages name the next step.
     """
+    from dermstack.tracking import check_tracking, track
     from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
 
     out = out or Out(quiet=True)
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
+    check_tracking(experiment.config)
     sizes = check_image_models(experiment, rebuild=rebuild)
     with caches_in_use(experiment.config):
         experiment, caches = with_images(experiment, sizes, out)
@@ -130,6 +132,7 @@ def run_oof(
         runs = run_image_models(experiment, caches, out, rebuild=rebuild)
         if caches:
             write_acquisition(experiment, caches[min(caches)])
+        track(experiment, runs, out, command="oof")
     return OofResult(experiment, {run.name: run for run in runs})
 
 
@@ -148,6 +151,7 @@ def run_stack(
     """
     from dermstack.audit.run import audit_for_stack
     from dermstack.report.evidence import write_report
+    from dermstack.tracking import check_tracking, track
     from stack.fallback import run_fallback
     from stack.images import caches_in_use
     from stack.level1 import level1_locked, level1_runs
@@ -156,6 +160,7 @@ def run_stack(
 
     out, findings = out or Out(quiet=True), list[Finding]()
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
+    check_tracking(experiment.config)
     print_overview(experiment, out)
     with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
         runs = level1_runs(experiment)
@@ -168,6 +173,7 @@ def run_stack(
         blend = run_blend(experiment, runs, out)
         report = write_report(experiment, out)
         append_ledger(experiment, blend)
+        track(experiment, runs, out, command="stack", blend=blend, report=report)
     return StackResult(experiment, {run.name: run for run in runs}, blend, findings, report)
 
 

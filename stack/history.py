@@ -31,9 +31,14 @@ from stack.store import Run, error_with_path, locked, read_frame, read_run
 _NOT_IN_LEDGER = {"runs", "cache", "storage", "n_jobs", "device", "workers", "tracking"}
 
 
+def ledger_settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns the settings that results come from, as the ledger keeps them."""
+    return experiment.config.model_dump(mode="json", exclude=_NOT_IN_LEDGER)
+
+
 def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
     """Appends the blend's headline and the changed settings to runs/<experiment>/ledger.jsonl; returns the line."""
-    settings = flat_settings(experiment.config.model_dump(mode="json", exclude=_NOT_IN_LEDGER))
+    settings = flat_settings(ledger_settings(experiment))
     before = read_ledger(experiment)
     known = before[-1]["settings"] if before else settings
     changed = {

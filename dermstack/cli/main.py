@@ -28,6 +28,7 @@ EXTRAS = {  # the extra that installs these modules, as the end of a pip command
         "google_crc32c", "kornia", "torchcam",
     },
     "[onnx]' to export networks": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "[tracking]' to log to experiment trackers": {"mlflow", "tensorboard", "wandb"},
     "[image,app]' for the local page": {"starlette", "uvicorn"},
 }  # fmt: skip
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses that a shell expects after Ctrl-C and SIGTERM
