@@ -108,8 +108,8 @@ def track(
         # A client may raise anything, some even SystemExit; the results are complete whatever it does.
         except BaseException as error:  # noqa: BLE001
             out.warn(
-                f"tracking.{key}: logging to {place} failed: {_told(error, experiment.config)}. The results are complete; "
-                f"`dermstack {command}` with the same config logs them later"
+                f"tracking.{key}: logging to {place} failed: {_told(error, experiment.config)}. The results are "
+                f"complete; `dermstack {command}` with the same config logs them later"
             )
         else:
             _remember(experiment, key, command, done)
