@@ -25,6 +25,7 @@ from stack.store import Run, read_run
 NESTED, OUT_OF_FOLD = "nested", "out-of-fold"
 BEST, WORSE, NOT_WORSE = "best on these rows", "worse than the best", "not shown to be worse"
 _HIGHEST = {"logloss": 0.0}  # the value of a perfect score; 1 for all others
+_TOGETHER = 10  # runs between two steps of the progress; the groups are drawn once for them
 _PATTERN = frozenset("*?[")
 
 
@@ -127,8 +128,8 @@ def leaderboard(
     All intervals come from the same bootstrap draws of whole split_groups (`bootstrap_scores`). ``difference`` is each
     run minus the best one, with the paired interval that a comparison of the two alone would have. As the best one is
     chosen by these scores, the verdict goes by ``simultaneous_low`` and ``simultaneous_high``, which hold for all
-    pairs of runs at once (max-T, Westfall & Young 1993). ``progress`` is called with 1 after each run. Raises DataError
-    where no row is covered by all or targets differ, ConfigError for an unknown objective.
+    pairs of runs at once (max-T, Westfall & Young 1993). ``progress`` is called with the number of runs just scored.
+    Raises DataError where no row is covered by all or targets differ, ConfigError for an unknown objective.
     """
     objective, remarks = _objective(entries, objective)
     frame = _common_rows(entries)
@@ -136,11 +137,12 @@ def leaderboard(
     y = frame["target"].to_numpy()
     groups, regrouped = _joined_groups(frame[[f"split_group {name}" for name in names]])
     values, drawn = np.empty(len(names)), np.empty((draws, len(names)))
-    for number, name in enumerate(names):  # one at a time: the draws are the same, as their seed and the groups are
-        s = frame[f"score {name}"].to_numpy()
-        values[number] = score(objective, y, s)
-        drawn[:, number] = bootstrap_scores(objective, y, s, groups, draws=draws)[:, 0]
-        progress(1)
+    for start in range(0, len(names), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        s = frame[[f"score {name}" for name in names[part]]].to_numpy(np.float64)
+        values[part] = [score(objective, y, column) for column in s.T]
+        drawn[:, part] = bootstrap_scores(objective, y, s, groups, draws=draws)  # the same draws in every part
+        progress(s.shape[1])
     order = np.argsort(-values, kind="stable")
     entries = [entries[number] for number in order]
     values, drawn = values[order], drawn[:, order]

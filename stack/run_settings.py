@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,18 @@ def settings_of(runs: Path, name: str, run: Run) -> dict[str, str] | None:
     and stackers note their own (``lr``) and those of the features that they used.
     """
     if run.meta["kind"] == "blend":
-        lines = read_ledger_of(runs / name.partition("/")[0])
-        made = [line["settings"] for line in lines if line.get("fingerprint") == run.meta["fingerprint"]]
-        return by_name(made[-1]) if made else None
+        folder = runs / name.partition("/")[0]
+        path = folder / "ledger.jsonl"
+        made = _ledger(folder, path.stat().st_mtime_ns if path.exists() else 0).get(run.meta["fingerprint"])
+        return None if made is None else by_name(made)
     noted = {**(run.meta.get("settings") or {}), **(run.meta.get("made_with") or {})}
     return by_name(flat_settings(noted)) if noted else None
+
+
+@lru_cache(maxsize=8)
+def _ledger(folder: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each blend by its fingerprint; read once for all blends of an experiment."""
+    return {str(line.get("fingerprint")): line["settings"] for line in read_ledger_of(folder)}
 
 
 def by_name(flat: Mapping[str, Any]) -> dict[str, str]:

@@ -11,15 +11,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import run_cli
 from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
+from pydantic import SecretStr
 from sources import ROOT
 from test_history_ledger import META
 from test_training_curves import finished, history, write_history
@@ -280,6 +283,61 @@ def test_mlflow_reads_back_what_was_logged(tmp_path: Path, no_network: list[Any]
             points = client.get_metric_history(run.info.run_id, "net/fold_1/seed_0/loss")
             assert [(point.step, point.value) for point in points] == record.curves["net/fold_1/seed_0/loss"]
             assert [found.path for found in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    assert no_network == []
+
+
+class MlflowServer(BaseHTTPRequestHandler):
+    """As much of an MLflow server as a client that logs one run talks to; keeps what it is sent."""
+
+    got: ClassVar[list[tuple[str, Any]]]
+
+    def answer(self) -> None:
+        path = self.path.partition("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        is_json = "json" in (self.headers.get("Content-Type") or "")
+        self.got.append((path, json.loads(body or b"{}") if is_json else body))
+        place = f"{path.rpartition('/mlflow/')[2]}"
+        run = {"info": {"run_id": "r1", "artifact_uri": "mlflow-artifacts:/7/r1/artifacts", "status": "RUNNING"}}
+        answers = {"experiments/create": {"experiment_id": "7"}, "runs/create": {"run": run}, "runs/get": {"run": run}}
+        missing = place == "experiments/get-by-name"
+        content = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST"} if missing else answers.get(place, {})).encode()
+        self.send_response(404 if missing else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = answer
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_gets_the_run(tmp_path: Path, no_network: list[Any]) -> None:
+    with tracking._environment(tmp_path):
+        pytest.importorskip("mlflow")
+        MlflowServer.got = []
+        server = ThreadingHTTPServer(("127.0.0.1", 0), MlflowServer)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            record = some_record(tmp_path)
+            uri = SecretStr(f"http://me:Hush@127.0.0.1:{server.server_port}")
+            log_mlflow(record, Mlflow(experiment="study").model_copy(update={"uri": uri}), tmp_path)
+        finally:
+            server.shutdown()
+            server.server_close()
+    sent = {path.rpartition("/mlflow/")[2]: body for path, body in MlflowServer.got}
+    assert sent["experiments/create"]["name"] == "study"
+    assert sent["runs/create"]["run_name"] == record.name
+    batches = [body for path, body in MlflowServer.got if path.endswith("runs/log-batch")]
+    metrics = {point["key"] for body in batches for point in body.get("metrics", [])}
+    assert metrics == {*record.metrics, *record.curves}
+    assert len({item["key"] for body in batches for item in body.get("params", [])}) == len(record.settings)
+    assert any(
+        path.endswith("7/r1/artifacts/report.html") and b"<p>page</p>" in body for path, body in MlflowServer.got
+    )
+    assert sent["runs/update"]["status"] == "FINISHED"
     assert no_network == []
 
 
