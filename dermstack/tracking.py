@@ -22,10 +22,11 @@ import numpy as np
 
 from dermstack.errors import ConfigError, DermstackError, StoreError
 from dermstack.masking import MASK, mask_secrets
-from stack.config import Config, Mlflow, Wandb
+from stack.config import Config, Mlflow, Wandb, without_login
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.history import flat_settings, ledger_settings, run_table
+from stack.history import run_table
+from stack.ledger import flat_settings, ledger_settings
 from stack.run_settings import by_name
 from stack.store import Run, fingerprint, read_json, write_json
 from stack.training_curves import training_curves
@@ -84,14 +85,16 @@ def track(
     command: Command,
     blend: Run | None = None,
     report: Path | None = None,
-) -> None:
+) -> bool:
     """Logs these runs to each destination that the config names and that does not have them yet.
 
-    Never raises for a destination that fails: it prints a warning that names the destination and its error.
+    Returns whether all have them. Never raises for a destination that fails: it prints a warning that names the
+    destination and its error.
     """
     destinations = _destinations(experiment.config)
     if not destinations or not runs:
-        return
+        return True
+    is_complete = True
     report = report if experiment.config.tracking.report else None
     made = fingerprint({run.name: run.meta["files"] for run in [*runs, *([blend] if blend else [])]})
     record = None
@@ -107,6 +110,7 @@ def track(
             raise
         # A client may raise anything, some even SystemExit; the results are complete whatever it does.
         except BaseException as error:  # noqa: BLE001
+            is_complete = False
             out.warn(
                 f"tracking.{key}: logging to {place} failed: {_told(error, experiment.config)}. The results are "
                 f"complete; `dermstack {command}` with the same config logs them later"
@@ -114,6 +118,7 @@ def track(
         else:
             _remember(experiment, key, command, done)
             out.say(f"logged to {place}")
+    return is_complete
 
 
 def make_record(
@@ -150,7 +155,7 @@ def make_record(
                 if len(known):
                     name = f"{run.name}/fold_{curve.fold}/seed_{curve.seed}/{metric}"
                     curves[name] = list(zip(known["epoch"].tolist(), known[metric].tolist(), strict=True))
-    settings = by_name(flat_settings(ledger_settings(experiment)))
+    settings = by_name(flat_settings(ledger_settings(experiment.config)))
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
     return Record(
         experiment.name, command, made, settings,
@@ -254,7 +259,7 @@ def mlflow_uri(settings: Mlflow, runs: Path) -> str:
 def _destinations(config: Config) -> list[Destination]:
     tracking, found = config.tracking, list[Destination]()
     if (mlflow := tracking.mlflow) is not None:
-        place = f"MLflow at {_without_login(mlflow_uri(mlflow, config.runs))}"
+        place = f"MLflow at {mlflow.shown_uri or mlflow_uri(mlflow, config.runs)}"
         found.append(("mlflow", place, lambda record: log_mlflow(record, mlflow, config.runs)))
     if (folder := tracking.tensorboard) is not None:
         found.append(("tensorboard", f"TensorBoard in {folder}", lambda record: log_tensorboard(record, folder)))
@@ -309,11 +314,6 @@ def _plain(name: str) -> str:
     return _NOT_IN_A_NAME.sub("_", name)[:250]
 
 
-def _without_login(uri: str) -> str:
-    """Returns an address without user name and password."""
-    return re.sub(r"(?<=://)[^/\s]*@", f"{MASK}@", uri)
-
-
 def _told(error: BaseException, config: Config) -> str:
     """Returns the first line of a client's error, without the secrets that the client was given."""
     first_line = str(error).strip().partition("\n")[0]
@@ -325,5 +325,5 @@ def _told(error: BaseException, config: Config) -> str:
     secrets += [uri and uri.rpartition("@")[0].rpartition("/")[2], login.password if login else None]
     for secret in filter(None, secrets):
         text = text.replace(secret, MASK)
-    text = _without_login(mask_secrets(text))
+    text = without_login(mask_secrets(text))
     return text.rstrip(". ") if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} …"

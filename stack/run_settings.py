@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from dermstack.masking import mask_secrets
 from stack.config import Config
-from stack.history import flat_settings, read_ledger_of
 from stack.image_config import ImageModel
+from stack.ledger import LEDGER, flat_settings, read_lines
 from stack.level2_config import Stacker
 from stack.store import Run
 
@@ -35,7 +35,7 @@ def settings_of(runs: Path, name: str, run: Run) -> dict[str, str] | None:
     """
     if run.meta["kind"] == "blend":
         folder = runs / name.partition("/")[0]
-        path = folder / "ledger.jsonl"
+        path = folder / LEDGER
         made = _ledger(folder, path.stat().st_mtime_ns if path.exists() else 0).get(run.meta["fingerprint"])
         return None if made is None else by_name(made)
     noted = {**(run.meta.get("settings") or {}), **(run.meta.get("made_with") or {})}
@@ -45,7 +45,7 @@ def settings_of(runs: Path, name: str, run: Run) -> dict[str, str] | None:
 @lru_cache(maxsize=8)
 def _ledger(folder: Path, changed_ns: int) -> dict[str, dict[str, Any]]:
     """Returns the settings of each blend by its fingerprint; read once for all blends of an experiment."""
-    return {str(line.get("fingerprint")): line["settings"] for line in read_ledger_of(folder)}
+    return {str(line.get("fingerprint")): line["settings"] for line in read_lines(folder)}
 
 
 def by_name(flat: Mapping[str, Any]) -> dict[str, str]:

@@ -31,11 +31,12 @@ from dermstack import tracking
 from dermstack.errors import ConfigError
 from dermstack.pipeline import run_stack
 from dermstack.tracking import Record, check_tracking, log_mlflow, log_tensorboard, log_wandb, make_record, track
-from stack.config import Mlflow, Wandb
+from stack.config import Mlflow, Wandb, read_config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import append_ledger, run_table
 from stack.store import Run, write_run
+from stack.up_to_date import nothing_to_do
 
 Capture = pytest.CaptureFixture[str]
 BLEND = {**META, "files": {}, "within_folds": 0.8, "weights": {"good": 1.0}}
@@ -220,21 +221,31 @@ def test_the_config_is_checked(config: Path) -> None:
 
 @pytest.mark.slow
 def test_tracking_changes_no_result_and_the_report_is_logged(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch)
     experiment, _ = opened(config)
     before = run_stack(config)
-    ledger = (experiment.folder / "ledger.jsonl").read_text()
+    assert before.report is not None
+    page, ledger = before.report.read_bytes(), (experiment.folder / "ledger.jsonl").read_text()
     monkeypatch.setattr(tracking, "find_spec", lambda name: name)
-    made = run_stack(config, overrides=("tracking.wandb={}", "tracking.mlflow.uri=http://me:Hush@host"))
-    assert made.blend.meta["files"] == before.blend.meta["files"]
-    assert made.blend.meta["fingerprint"] == before.blend.meta["fingerprint"]
-    assert [name for name, _ in recorder.got] == ["mlflow", "wandb"]
-    assert recorder.got[0][1].report == made.report
+    where = ("tracking.wandb={}", "tracking.mlflow.uri=http://me:Hush@host")
+    with monkeypatch.context() as patch:
+        Recorder(patch, error=OSError("the server is down"))
+        made = run_stack(config, overrides=where)
+    recorder = Recorder(monkeypatch)
+    for _ in range(2):  # the first logs what could not be logged before, the second has nothing to do
+        made = run_stack(config, overrides=where)
+        assert [name for name, _ in recorder.got] == ["mlflow", "wandb"]
+    assert nothing_to_do(read_config(config, where), config, shuffle_target=False, report=True)
+    assert nothing_to_do(read_config(config), config, shuffle_target=False, report=True)
+    assert made.report == recorder.got[0][1].report
+    assert made.report is not None
+    assert made.report.read_bytes() == page, "it was not even written again"
+    assert (made.blend.meta["files"], made.blend.meta["fingerprint"]) == (
+        before.blend.meta["files"], before.blend.meta["fingerprint"],
+    )  # fmt: skip
     assert recorder.got[0][1].metrics["blend/auc"] == made.headline.value
     lines = (experiment.folder / "ledger.jsonl").read_text().removeprefix(ledger).splitlines()
-    assert [json.loads(line)["changed"] for line in lines] == [{}]
-    assert "Hush" not in made.report.read_text()
-    assert "tracking" not in made.report.read_text().partition("<pre")[2].partition("</pre>")[0]
+    assert [json.loads(line)["changed"] for line in lines] == [{}] * 5
+    assert "Hush" not in "".join(path.read_text() for path in experiment.folder.glob("*.json*"))
     without = ("tracking.wandb={}", "tracking.report=false")
     assert run_cli("stack", "-c", str(config), "-q", *(word for key in without for word in ("--set", key))) == 0
     assert recorder.got[-1][1].report is None
