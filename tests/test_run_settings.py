@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
-from stack.history import append_ledger, flat_settings
+from stack.history import append_ledger
+from stack.ledger import flat_settings
 from stack.run_settings import ABSENT, by_name, differing_settings, settings_of
 from stack.store import Run
 
