@@ -82,7 +82,7 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
     return {"opset": OPSET, "torch": version("torch"), "pictures": len(rows), "differences": nets}
 
 
-_PRIVATE_KEYS = {"runs", "cache", "storage", "tuned"}  # paths and databases of the machine that trained
+_PRIVATE_KEYS = {"runs", "cache", "storage", "tuned", "tracking"}  # paths and databases of the machine that trained
 
 
 def write_bundle(
