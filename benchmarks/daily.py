@@ -27,6 +27,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -127,11 +128,18 @@ def cost_cells(old: Cost | None, now: Cost) -> Iterable[str]:
 
 def import_commands(tree: Tree, config: Path) -> list[list[str]]:
     """Returns the commands that import every simulated run: one where the version imports a folder, else one each."""
-    folder = config.parent
+    folder = config.parent / "predictions"
+    shown = subprocess.run(
+        tree.command("import-oof", "--help"), env={**os.environ, "PYTHONPATH": str(tree.folder)},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    if "--list" in shown:
+        return [tree.command("import-oof", str(folder), "-q", "-c", str(config))]
     commands = []
-    for oof in sorted((folder / "oof").iterdir()):
-        files = ["--oof", str(oof), "--test", str(folder / "test" / oof.name)]
-        commands.append(tree.command("import-oof", oof.stem, "-q", "-c", str(config), *files))
+    for oof in sorted(folder.glob("*_oof.csv")):
+        name = oof.stem.removesuffix("_oof")
+        files = ["--oof", str(oof), "--test", str(folder / f"{name}_test.csv")]
+        commands.append(tree.command("import-oof", name, "-q", "-c", str(config), *files))
     return commands
 
 

@@ -77,13 +77,13 @@ def _grouped_folds(y: Ints, group: Ints, folds: int, rng: np.random.Generator) -
 def write_experiment(folder: Path, runs: int, rows: int, folds: int, *, rounds: int = 300) -> Path:
     """Writes tables, the files of every run and daily.yaml, which it returns: two stackers, threads 1, n_jobs 2.
 
-    `oof/run_<number>.csv` has id, p and fold for each training row; `test/run_<number>.csv` has a row for each of a
-    third as many test rows and each fold net. ``rounds`` is the limit of a GBDT's rounds.
+    `predictions/run<number>_oof.csv` has id, p and fold for each training row; `run<number>_test.csv` beside it has a
+    row for each of a third as many test rows and each fold net. ``rounds`` is the limit of a GBDT's rounds.
     """
     tests = rows // GROUP
     train, fresh = simulate(runs, rows, folds, fresh=tests * folds)
-    for name in ("oof", "test"):
-        (folder / name).mkdir(parents=True)
+    predictions = folder / "predictions"
+    predictions.mkdir(parents=True)
     rng = np.random.default_rng(1)
     tables = {"train": _table("a", train.group, rng), "test": _table("b", np.arange(tests) // GROUP, rng)}
     tables["train"] = tables["train"].assign(target=train.y, fold=train.fold)
@@ -92,9 +92,9 @@ def write_experiment(folder: Path, runs: int, rows: int, folds: int, *, rounds: 
     ids = np.repeat(tables["test"]["image_name"].to_numpy(), folds)
     for number in range(runs):
         oof = {"image_name": tables["train"]["image_name"], "p": train.P[:, number], "fold": train.fold}
-        pd.DataFrame(oof).to_csv(folder / "oof" / f"run_{number:03}.csv", index=False)
+        pd.DataFrame(oof).to_csv(predictions / f"run{number:03}_oof.csv", index=False)
         test = {"image_name": ids, "p": fresh.P[:, number], "fold": np.tile(np.arange(folds), tests)}
-        pd.DataFrame(test).to_csv(folder / "test" / f"run_{number:03}.csv", index=False)
+        pd.DataFrame(test).to_csv(predictions / f"run{number:03}_test.csv", index=False)
     columns = {
         "id": "image_name", "group": "patient_id", "target": "target", "fold": "fold", "age": "age_approx",
         "sex": "sex",

@@ -44,8 +44,8 @@ def test_runs_of_one_family_agree_more_than_others_do_and_no_group_sits_in_two_f
 def test_the_experiments_files_hold_every_row_of_every_run(tmp_path: Path) -> None:
     config = write_experiment(tmp_path / "a", 2, 300, 3)
     train, test = (pd.read_csv(config.parent / f"{name}.csv") for name in ("train", "test"))
-    for path in (config.parent / "oof").iterdir():
-        oof, of_test = pd.read_csv(path), pd.read_csv(config.parent / "test" / path.name)
+    for name in ("run000", "run001"):
+        oof, of_test = (pd.read_csv(tmp_path / "a" / "predictions" / f"{name}_{part}.csv") for part in ("oof", "test"))
         assert oof[["image_name", "fold"]].equals(train[["image_name", "fold"]])
         assert set(zip(of_test["image_name"], of_test["fold"], strict=True)) == {
             (name, fold) for name in test["image_name"] for fold in range(3)
