@@ -27,7 +27,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -41,27 +40,13 @@ from scipy.stats import rankdata
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import siim_oof
-from benchmarks.daily_data import Rows, simulate, write_experiment
+from benchmarks.daily_data import Rows, Size, simulate, write_experiment
+from benchmarks.daily_experiments import Stack, finished_level_1, import_commands
 from benchmarks.daily_measure import HERE, OLD_COMMIT, Cost, Tree, measure, two_trees
-from stack.config import read_config
-from stack.store import read_run
 
 SIIM = HERE.parent / "shared" / "data" / "siim2020"
 PEERS = ("hillclimbers", "autogluon", "optuna")
 COSTS = f"{OLD_COMMIT}: seconds | processor | GB | now: seconds | processor | GB | ratio of seconds | of processor"
-
-
-@dataclass(frozen=True)
-class Size:
-    """Numbers of simulated runs, rows and folds."""
-
-    runs: int
-    rows: int
-    folds: int
-
-    def __str__(self) -> str:
-        return f"{self.runs} runs × {self.rows:,} rows × {self.folds} folds"
 
 
 @dataclass
@@ -72,7 +57,7 @@ class Bench:
     now: Tree
     folder: Path
     options: argparse.Namespace
-    stacks: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # by data set and version: `stack` command
+    stacks: dict[str, dict[str, Stack]] = field(default_factory=dict)  # by data set and version
 
     @property
     def trees(self) -> tuple[Tree, Tree]:
@@ -97,7 +82,7 @@ class Bench:
 
     def simulated(self, size: Size, *, seed: int = 0, fresh: int = 50_000) -> tuple[Path, Rows, Rows]:
         """Writes simulated rows to a file; returns it, the training rows and the fresh ones."""
-        train, new = simulate(size.runs, size.rows, size.folds, seed=seed, fresh=fresh)
+        train, new = simulate(size, seed=seed, fresh=fresh)
         path = self.folder / "rows.npz"
         np.savez(path, P=train.P, y=train.y, fold=train.fold, group=train.group, fresh_P=new.P, fresh_fold=new.fold)
         return path, train, new
@@ -126,29 +111,12 @@ def cost_cells(old: Cost | None, now: Cost) -> Iterable[str]:
         yield from (f"{more}{old.wall / now.wall:.1f}", f"{more}{old.cpu / now.cpu:.1f}")
 
 
-def import_commands(tree: Tree, config: Path) -> list[list[str]]:
-    """Returns the commands that import every simulated run: one where the version imports a folder, else one each."""
-    folder = config.parent / "predictions"
-    shown = subprocess.run(
-        tree.command("import-oof", "--help"), env={**os.environ, "PYTHONPATH": str(tree.folder)},
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    if "--list" in shown:
-        return [tree.command("import-oof", str(folder), "-q", "-c", str(config))]
-    commands = []
-    for oof in sorted(folder.glob("*_oof.csv")):
-        name = oof.stem.removesuffix("_oof")
-        files = ["--oof", str(oof), "--test", str(folder / f"{name}_test.csv")]
-        commands.append(tree.command("import-oof", name, "-q", "-c", str(config), *files))
-    return commands
-
-
 def run_import(bench: Bench) -> None:
-    head("import of out-of-fold and test files")
+    head("import of out-of-fold and test files (goal: ratio 20)")
     for size in bench.sizes([24], [10_000], [10]):
         costs = []
         for tree in bench.trees:
-            config = write_experiment(bench.folder / f"import-{tree.name}", size.runs, size.rows, size.folds)
+            config = write_experiment(bench.folder / f"import-{tree.name}", size)
             total = Cost(0, 0, 0)
             for command in import_commands(tree, config):
                 total += tree.measure(command)
@@ -159,7 +127,9 @@ def run_import(bench: Bench) -> None:
 
 
 def run_blend(bench: Bench) -> None:
-    head("nested blend, all methods", f"{COSTS} | nested AUC: {OLD_COMMIT} | now | methods of the folds")
+    head(
+        "nested blend, all methods (goal: ratio 10)", f"{COSTS} | nested AUC: {OLD_COMMIT} | now | methods of the folds"
+    )
     for size in bench.sizes([24], [10_000], [10]):
         data, train, _ = bench.simulated(size, fresh=1000)
         old, was = bench.blend(bench.old, data, limit=bench.options.limit)
@@ -205,7 +175,7 @@ def mean_interval(values: list[float]) -> str:
 
 
 def run_big(bench: Bench) -> None:
-    head("nested blend, all methods", f"{COSTS} | nested AUC | methods of the folds")
+    head("nested blend, all methods (goals: 300 s, 4 GB)", f"{COSTS} | nested AUC | methods of the folds")
     for size in bench.sizes([100], [33_000], [5]):
         data, train, _ = bench.simulated(size, fresh=1000)
         cost, made = bench.blend(bench.now, data, limit=bench.options.limit)
@@ -213,82 +183,41 @@ def run_big(bench: Bench) -> None:
         row(size, *cost_cells(None, cost), *ends)
 
 
-def prepared(bench: Bench) -> dict[str, dict[str, list[str]]]:
-    """Returns the `stack` command of each data set and version, on experiments whose level-1 runs are complete."""
-    if bench.stacks:
-        return bench.stacks
-    options = bench.options
-    for tree in bench.trees:
-        if options.siim.is_dir() and not options.quick:
-            config, imports = siim_oof.write_experiment(options.siim.resolve(), bench.folder / f"siim-{tree.name}")
-            for arguments in imports:
-                tree.run(*arguments, "-q")
-            bench.stacks.setdefault("SIIM-ISIC 2020, two CNNs", {})[tree.name] = ["stack", "-c", str(config), "-q"]
-        if options.ham:
-            experiment = read_config(options.ham)
-            runs = bench.folder / f"copied-{tree.name}"
-            copy_level_1(experiment.runs / experiment.experiment, runs / experiment.experiment)
-            command = ["stack", "-c", str(options.ham.resolve()), "-q", "--set", f"runs={runs}"]
-            bench.stacks.setdefault(experiment.experiment, {})[tree.name] = command
-        if options.quick or not (options.siim.is_dir() or options.ham):
-            size = bench.sizes([24], [10_000], [10])[0]
-            name, rounds = f"simulated, {size}", 30 if options.quick else 300
-            folder = bench.folder / f"stack-{tree.name}"
-            config = write_experiment(folder, size.runs, size.rows, size.folds, rounds=rounds)
-            for command in import_commands(tree, config):
-                tree.measure(command)
-            bench.stacks.setdefault(name, {})[tree.name] = ["stack", "-c", str(config), "-q"]
-    return bench.stacks
-
-
-def copy_level_1(source: Path, target: Path) -> None:
-    """Copies an experiment without what `stack` makes."""
-
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        at = Path(folder)
-        if at == source:
-            kept = {"models", *(name for name in names if name.endswith((".parquet", ".json")))} - {
-                "predictions.parquet"
-            }
-            return [name for name in names if name not in kept]
-        if at == source / "models":
-            return [name for name in names if (run := read_run(at / name)) is None or run.meta["level"] != 1]
-        return []
-
-    shutil.copytree(source, target, ignore=left_out)
-
-
-def headline(command: list[str]) -> float:
-    """Returns the nested AUC of the experiment that a `stack` command has finished."""
-    found = read_config(Path(command[2]), tuple(command[5:6]))
-    run = read_run(found.runs / found.experiment / "blend")
-    assert run is not None
-    return float(run.meta["headline"]["value"])
-
-
 def run_stack(bench: Bench) -> None:
-    commands = prepared(bench)
-    head("dermstack stack", f"{COSTS} | nested AUC: {OLD_COMMIT} | now")
-    for name, by_tree in commands.items():
+    options, size = bench.options, bench.sizes([24], [10_000], [10])[0]
+    siim = options.siim if options.siim.is_dir() and not options.quick else None
+    rounds = 30 if options.quick else 300
+    bench.stacks = finished_level_1(bench.trees, bench.folder, siim=siim, ham=options.ham, size=size, rounds=rounds)
+    head("dermstack stack (goal: ratio 3)", f"{COSTS} | nested AUC: {OLD_COMMIT} | now")
+    for name, stacks in bench.stacks.items():
+        old, was = None, "–"
         try:
-            old = bench.old.run(*by_tree[bench.old.name], limit=bench.options.limit)
-            was = "–" if old.ended else f"{headline(by_tree[bench.old.name]):.5f}"
+            old = bench.old.run(*stacks[OLD_COMMIT].command, limit=options.limit)
+            was = was if old.ended else f"{stacks[OLD_COMMIT].headline:.5f}"
         except RuntimeError as error:
-            print(f"{name}: {OLD_COMMIT} cannot read these runs: {error}", file=sys.stderr)
-            old, was = None, "–"
-        now = bench.now.run(*by_tree[bench.now.name])
-        row(name, *cost_cells(old, now), was, f"{headline(by_tree[bench.now.name]):.5f}")
+            print(f"{name}: {OLD_COMMIT} refuses these runs: {error}", file=sys.stderr)
+            del stacks[OLD_COMMIT]
+        now = bench.now.run(*stacks["now"].command)
+        row(name, *cost_cells(old, now), was, f"{stacks['now'].headline:.5f}")
 
 
 def run_nothing(bench: Bench) -> None:
     if not bench.stacks:
         run_stack(bench)
-    head("dermstack stack, nothing to do, least of 3")
-    for name, by_tree in bench.stacks.items():
-        repeats = 1 if bench.options.quick else 3
-        costs = [[tree.run(*by_tree[tree.name]) for tree in bench.trees] for _ in range(repeats)]
-        least = [Cost(*(min(getattr(c[i], k) for c in costs) for k in ("wall", "cpu", "peak"))) for i in (0, 1)]
-        row(name, *cost_cells(*least))
+    repeats = 1 if bench.options.quick else 3
+    head(f"dermstack stack, nothing to do, least of {repeats} (goals: ratio 10, 0.3 GB)")
+    for name, stacks in bench.stacks.items():
+        costs: dict[str, list[Cost]] = {tree: [] for tree in stacks}
+        for _ in range(repeats):
+            for tree in bench.trees:
+                if tree.name in stacks:
+                    costs[tree.name].append(tree.run(*stacks[tree.name].command))
+        least = {tree: least_of(made) for tree, made in costs.items()}
+        row(name, *cost_cells(least.get(OLD_COMMIT), least["now"]))
+
+
+def least_of(costs: list[Cost]) -> Cost:
+    return Cost(min(c.wall for c in costs), min(c.cpu for c in costs), min(c.peak for c in costs))
 
 
 def run_peers(bench: Bench) -> None:
@@ -373,6 +302,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, help="processes of a blend; default 2")
     parser.add_argument("--trials", type=int, help="of the plain Optuna study; default 200")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a command is ended")
+    parser.add_argument("--now", type=Path, default=HERE, help="folder of the present code; default: this one")
     parser.add_argument("--siim", type=Path, default=SIIM)
     parser.add_argument("--ham", type=Path, help="a config with finished level-1 runs")
     parser.add_argument("--peers-python", type=Path, default=Path(sys.executable))
@@ -388,7 +318,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    with tempfile.TemporaryDirectory(prefix="dermstack-daily-") as folder, two_trees() as (old, now):
+    with tempfile.TemporaryDirectory(prefix="dermstack-daily-") as folder, two_trees(options.now) as (old, now):
         bench = Bench(old, now, Path(folder), options)
         print(f"load of the machine: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
         for name, run in PARTS.items():

@@ -26,6 +26,18 @@ COMMON, LOADING, FAMILY_NOISE, OWN = 0.6, 0.3, 0.6, 0.5  # standard deviations
 
 
 @dataclass(frozen=True)
+class Size:
+    """Numbers of simulated runs, rows and folds."""
+
+    runs: int
+    rows: int
+    folds: int
+
+    def __str__(self) -> str:
+        return f"{self.runs} runs × {self.rows:,} rows × {self.folds} folds"
+
+
+@dataclass(frozen=True)
 class Rows:
     """Simulated rows: predictions (n, runs) in [0, 1], targets, folds, groups and the best possible score (n,)."""
 
@@ -36,13 +48,14 @@ class Rows:
     best: Floats
 
 
-def simulate(runs: int, rows: int, folds: int, *, fresh: int = 50_000, seed: int = 0) -> tuple[Rows, Rows]:
+def simulate(size: Size, *, fresh: int = 50_000, seed: int = 0) -> tuple[Rows, Rows]:
     """Returns training rows and fresh rows of the same runs; the same arguments give the same rows.
 
     A fresh row is predicted by the net of one fold, as a training row is. The best score is Fisher's discriminant for
     the true strengths, covariance, scales and shifts: no blend can have a higher AUC but by chance.
     """
-    rng = np.random.default_rng([seed, runs, rows, folds])
+    runs, folds = size.runs, size.folds
+    rng = np.random.default_rng([seed, runs, size.rows, folds])
     strengths = 1.2 * np.exp(0.15 * rng.normal(size=runs))
     loadings = LOADING * rng.normal(size=(FACTORS, runs))
     families = np.arange(runs) // FAMILY
@@ -61,7 +74,7 @@ def simulate(runs: int, rows: int, folds: int, *, fresh: int = 50_000, seed: int
         logits = np.outer(y, strengths) + noise
         return Rows(expit(logits * scale[fold] + shift[fold] - 3), y, fold, group, logits @ best)
 
-    return draw(rows), draw(fresh)
+    return draw(size.rows), draw(fresh)
 
 
 def _grouped_folds(y: Ints, group: Ints, folds: int, rng: np.random.Generator) -> Ints:
@@ -74,14 +87,14 @@ def _grouped_folds(y: Ints, group: Ints, folds: int, rng: np.random.Generator) -
     return fold[group]
 
 
-def write_experiment(folder: Path, runs: int, rows: int, folds: int, *, rounds: int = 300) -> Path:
+def write_experiment(folder: Path, size: Size, *, rounds: int = 300) -> Path:
     """Writes tables, the files of every run and daily.yaml, which it returns: two stackers, threads 1, n_jobs 2.
 
     `predictions/run<number>_oof.csv` has id, p and fold for each training row; `run<number>_test.csv` beside it has a
     row for each of a third as many test rows and each fold net. ``rounds`` is the limit of a GBDT's rounds.
     """
-    tests = rows // GROUP
-    train, fresh = simulate(runs, rows, folds, fresh=tests * folds)
+    folds, tests = size.folds, size.rows // GROUP
+    train, fresh = simulate(size, fresh=tests * folds)
     predictions = folder / "predictions"
     predictions.mkdir(parents=True)
     rng = np.random.default_rng(1)
@@ -90,7 +103,7 @@ def write_experiment(folder: Path, runs: int, rows: int, folds: int, *, rounds: 
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     ids = np.repeat(tables["test"]["image_name"].to_numpy(), folds)
-    for number in range(runs):
+    for number in range(size.runs):
         oof = {"image_name": tables["train"]["image_name"], "p": train.P[:, number], "fold": train.fold}
         pd.DataFrame(oof).to_csv(predictions / f"run{number:03}_oof.csv", index=False)
         test = {"image_name": ids, "p": fresh.P[:, number], "fold": np.tile(np.arange(folds), tests)}

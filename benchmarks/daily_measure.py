@@ -62,14 +62,14 @@ class Tree:
 
 
 @contextmanager
-def two_trees() -> Iterator[tuple[Tree, Tree]]:
-    """Yields the old commit, as a git worktree that is removed afterwards, and the present code."""
+def two_trees(now: Path = HERE) -> Iterator[tuple[Tree, Tree]]:
+    """Yields the old commit, as a git worktree that is removed afterwards, and the present code, in ``now``."""
     with tempfile.TemporaryDirectory(prefix="dermstack-daily-") as folder:
         old = Path(folder) / "old"
         git = ["git", "-C", str(HERE), "worktree"]
         try:
             subprocess.run([*git, "add", "--quiet", "--detach", str(old), OLD_COMMIT], check=True)
-            yield Tree(OLD_COMMIT, old), Tree("now", HERE)
+            yield Tree(OLD_COMMIT, old), Tree("now", now.resolve())
         finally:
             subprocess.run([*git, "remove", "--force", str(old)], check=False)
 

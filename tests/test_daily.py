@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import daily
-from benchmarks.daily_data import simulate, write_experiment
+from benchmarks.daily_data import Size, simulate, write_experiment
 from benchmarks.daily_measure import HERE, OLD_COMMIT, Cost, measure
 
 
@@ -22,16 +22,16 @@ def has_old_commit() -> bool:
 
 
 def test_the_best_possible_score_is_above_every_run_and_their_mean() -> None:
-    train, fresh = simulate(8, 3000, 5, fresh=30_000)
+    train, fresh = simulate(Size(8, 3000, 5), fresh=30_000)
     best = roc_auc_score(fresh.y, fresh.best)
     assert best > roc_auc_score(fresh.y, fresh.P.mean(axis=1)) + 0.003
     assert best > max(roc_auc_score(fresh.y, p) for p in fresh.P.T) + 0.02
-    again, _ = simulate(8, 3000, 5, fresh=30_000)
+    again, _ = simulate(Size(8, 3000, 5), fresh=30_000)
     np.testing.assert_array_equal(train.P, again.P)
 
 
 def test_runs_of_one_family_agree_more_than_others_do_and_no_group_sits_in_two_folds() -> None:
-    train, _ = simulate(8, 3000, 5)
+    train, _ = simulate(Size(8, 3000, 5))
     agreement = np.corrcoef(train.P[train.y == 0].T)
     inside = [agreement[a, b] for a in range(8) for b in range(a) if a // 4 == b // 4]
     across = [agreement[a, b] for a in range(8) for b in range(a) if a // 4 != b // 4]
@@ -42,7 +42,7 @@ def test_runs_of_one_family_agree_more_than_others_do_and_no_group_sits_in_two_f
 
 
 def test_the_experiments_files_hold_every_row_of_every_run(tmp_path: Path) -> None:
-    config = write_experiment(tmp_path / "a", 2, 300, 3)
+    config = write_experiment(tmp_path / "a", Size(2, 300, 3))
     train, test = (pd.read_csv(config.parent / f"{name}.csv") for name in ("train", "test"))
     for name in ("run000", "run001"):
         oof, of_test = (pd.read_csv(tmp_path / "a" / "predictions" / f"{name}_{part}.csv") for part in ("oof", "test"))
