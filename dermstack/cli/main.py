@@ -193,30 +193,51 @@ def stack(
     overrides: SetOption = None,
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
+    no_report: Annotated[
+        bool,
+        typer.Option(
+            "--no-report",
+            help="Write neither the report nor what only it shows, such as the gain from shortcuts; `report` does.",
+        ),
+    ] = False,
 ) -> None:
     """Fit level 2 and the blend, write submission and report.
 
     Audits the runs that `oof` and `import-oof` made, fits the GBDTs and the blend on them, and writes submission.csv
-    and report.html.
+    and report.html. Where nothing has changed since the last time, it prints the headline and where the files are.
     """
-    from dermstack.cli.options import show_blend, show_fallback_rows, show_findings, show_plausibility, show_runs
-    from dermstack.pipeline import run_stack
+    from dermstack.cli.options import (
+        show_blend,
+        show_files,
+        show_findings,
+        show_headline,
+        show_plausibility,
+        show_probes,
+        show_runs,
+        show_stacker,
+    )
+    from stack.config import read_config
     from stack.console import Out
+    from stack.up_to_date import nothing_to_do
 
-    out = Out(quiet=quiet)
-    made = run_stack(
-        config, overrides=overrides or (), shuffle_target=shuffle_target, out=out,
-        on_findings=lambda findings: show_findings(out, findings, notes=False),
-    )  # fmt: skip
-    experiment, runs = made.experiment, list(made.runs.values())
-    show_runs(experiment, out, runs)
-    if not experiment.shuffled:
-        show_plausibility(experiment, out, runs)
-    show_blend(experiment, out, made.blend)
-    if (submission := experiment.folder / "submission.csv").exists():
-        out.say(f"submission: {submission}")
-        show_fallback_rows(experiment, out)
-    out.say(f"report: {made.report}")
+    out, given = Out(quiet=quiet), tuple(overrides or ())
+    if done := nothing_to_do(read_config(config, given), config, shuffle_target=shuffle_target, report=not no_report):
+        out.say(f"{done.name}: complete, and nothing that it depends on has changed")
+        show_headline(out, done.name, done.blend)
+        show_files(out, done.folder, done.report)
+        return
+    from dermstack.pipeline import StackSteps, run_stack
+
+    steps = StackSteps(
+        level1=lambda experiment, runs: show_runs(experiment, out, runs),
+        findings=lambda findings: show_findings(out, findings, notes=False),
+        stacker=lambda experiment, run: show_stacker(experiment, out, run),
+        stackers=lambda experiment, runs: show_plausibility(experiment, out, runs),
+        blend=lambda experiment, blend: show_blend(experiment, out, blend),
+        probes=lambda run, probes: show_probes(out, run, probes),
+    )
+    made = run_stack(config, overrides=given, shuffle_target=shuffle_target, report=not no_report, out=out, steps=steps)
+    show_files(out, made.experiment.folder, made.report)
 
 
 @app.command()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import platform
 import secrets
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +36,11 @@ from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
+from stack.probes import make_probes
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
+from stack.up_to_date import library_versions
 
 
 def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
@@ -146,19 +146,6 @@ def _pseudonym(name: str, key: bytes) -> str:
 
 
 _MAX_NAMED = 20  # rows named in a note
-LIBRARIES = (
-    "dermstack",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "lightgbm",
-    "xgboost",
-    "catboost",
-    "optuna",
-    "torch",
-    "timm",
-    "albumentations",
-)
 
 
 def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
@@ -250,14 +237,14 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             *_notes(experiment, blend, has_level2=bool(levels[1])),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
-        diagnostics=[note for run in runs for note in _level2_notes(run)],
+        diagnostics=_level2_notes(experiment, levels[1], levels[0], out),
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
             sort_keys=False,
             allow_unicode=True,
         ),
-        versions={"python": platform.python_version()} | _versions(),
+        versions=library_versions(),
         calibration=_calibration(blend, oof, y, split_group),
         decision=Decision(
             decision_curve(y, oof["p_calibrated"], split_group),
@@ -380,10 +367,11 @@ def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
     ]
 
 
-def _level2_notes(run: Run) -> list[str]:
-    """Describes the probes of a level-2 run (acquisition shortcuts, group information) and its embedding alignment."""
-    if not run.has("probes"):
+def _level2_notes(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> list[str]:
+    """Describes the probes of a stacker (acquisition shortcuts, group information) and its embedding alignment."""
+    if (made := make_probes(experiment, stackers, sources, out)) is None:
         return []
+    run, probes = made
     says = {
         "context_counts": "With the number of images in the group as a feature, {run} would have AUC {auc:.4f}, "
         "{apart}. This is an artefact of how images were collected; it is off unless `features.context_counts` is set.",
@@ -394,19 +382,9 @@ def _level2_notes(run: Run) -> list[str]:
         "its level-1 runs.",
     }
     notes = []
-    for probe in run.frame("probes").to_dict("records"):
+    for probe in probes.to_dict("records"):
         if text := says.get(str(probe["what"])):
             low, high = probe["difference_low"], probe["difference_high"]
             apart = f"difference {probe['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
             notes.append(text.format(run=run.name, auc=probe["auc"], apart=apart))
     return notes + list(run.meta.get("alignment", []))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # libraries of optional extras may be missing
-    return found
