@@ -45,9 +45,9 @@ dashboard: env  ## EXPERIMENT=...: show its studies in a browser (optuna-dashboa
 report: env  ## CONFIG=...: write report.html again
 	$(BIN)/dermstack report --config $(CONFIG) $(ARGS)
 
-# tests/conftest.py groups what shares an experiment. Compiled tests are kept, whatever the environment says: to rewrite
-# their assertions takes each process seven seconds.
-TEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# A file's tests run in one process, so that the experiments they share are made once, in the order of tests/conftest.py.
+# Compiled tests are kept, whatever the environment says: to rewrite their assertions takes each process seven seconds.
+TEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: env  ## the fast tests
 	$(TEST) -m 'not slow' $(ARGS)

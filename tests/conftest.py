@@ -34,16 +34,9 @@ sys.meta_path.insert(0, Blocked())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts and groups the tests for `-n 2 --dist loadgroup --no-loadscope-reorder`.
-
-    The tests of a file run in one process, and so do all files that use the finished experiment, which is then made
-    once. What takes longest begins, so that of two processes none waits for the other at the end.
-    """
+    """The files that take longest begin, so that of two processes none waits for the other at the end."""
     longest = {item.path for item in items if item.get_closest_marker("ci")}
-    finished = {item.path for item in items if "bundled_experiment" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("finished" if item.path in finished else item.path.name))
-    items.sort(key=lambda item: (item.path not in longest, item.path not in finished))
+    items.sort(key=lambda item: item.path not in longest)  # otherwise in the order of their names
 
 
 @pytest.fixture
