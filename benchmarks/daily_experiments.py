@@ -15,6 +15,11 @@ from benchmarks.daily_measure import Tree
 from stack.config import read_config
 from stack.store import read_run
 
+OF_STACK = {
+    "blend", "report", "report.html", "model_card.md", "predictions.parquet", "submission.csv", "ledger.jsonl", "old",
+    "audit.json", "audit.csv", "audit_pairs.csv", "up_to_date.json",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -86,8 +91,7 @@ def copy_level_1(source: Path, target: Path) -> None:
     def left_out(folder: str, names: list[str]) -> list[str]:
         at = Path(folder)
         if at == source:
-            kept = [name for name in names if name == "models" or name.endswith((".parquet", ".json"))]
-            return [name for name in names if name not in kept or name == "predictions.parquet"]
+            return [name for name in names if name in OF_STACK]
         if at == source / "models":
             return [name for name in names if (run := read_run(at / name)) is None or run.meta["level"] != 1]
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import daily
 from benchmarks.daily_data import Size, simulate, write_experiment
+from benchmarks.daily_experiments import copy_level_1
 from benchmarks.daily_measure import HERE, OLD_COMMIT, Cost, measure
 
 
@@ -51,6 +53,20 @@ def test_the_experiments_files_hold_every_row_of_every_run(tmp_path: Path) -> No
             (name, fold) for name in test["image_name"] for fold in range(3)
         }
         assert len(of_test) == 3 * len(test)
+
+
+def test_a_copied_experiment_has_its_level_1_runs_and_nothing_of_stack(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine"
+    for name, level in (("net", 1), ("gbdt", 2)):
+        (folder / "models" / name).mkdir(parents=True)
+        (folder / "models" / name / "run.json").write_text(json.dumps({"level": level, "files": {}}))
+    (folder / "models" / "unfinished").mkdir()
+    (folder / "blend").mkdir()
+    for name in ("table.parquet", "pictures.json", "submission.csv", "up_to_date.json", "blend/run.json"):
+        (folder / name).touch()
+    copy_level_1(folder, tmp_path / "copy")
+    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert copied == {"table.parquet", "pictures.json", "models/net/run.json"}
 
 
 def test_seconds_and_memory_of_a_child_process_are_counted() -> None:
