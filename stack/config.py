@@ -140,9 +140,11 @@ class Blend(Strict):
     """How runs are combined into one score."""
 
     # methods to choose from; the choice never uses the rows that it is scored on
-    methods: tuple[Literal["rank_mean", "mean", "logistic", "hill_climb", "optuna"], ...] = Field(
-        ("rank_mean", "mean", "logistic", "hill_climb", "optuna"), min_length=1
+    methods: tuple[Literal["rank_mean", "mean", "backward", "forward", "logistic", "hill_climb", "optuna"], ...] = (
+        Field(("rank_mean", "mean", "logistic", "hill_climb", "optuna"), min_length=1)
     )
+    # names or patterns of the runs that are blended, of both levels; none: all
+    runs: tuple[str, ...] | None = Field(None, min_length=1)
     trials: int = Field(100, ge=1)  # `optuna`: number of trials; the first ones are the weights of the simpler methods
     power: bool = False  # `optuna`: also fit an exponent for the ranks of each run
     replacement: bool = True  # `hill_climb`: a run may be added more than once

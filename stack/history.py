@@ -25,6 +25,7 @@ from stack.metrics.intervals import Interval, clustered_auc, interval, paired_di
 from stack.metrics.scores import auc, auc_by_fold, average_precision
 from stack.metrics.shuffle import auc_equal_size
 from stack.store import Run, locked, read_frame, read_run
+from stack.submission import FITS_FOLDER
 
 
 def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
@@ -167,6 +168,8 @@ def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
     for folder in _experiment_folders(config):
         aside = sorted(folder.glob("old/*"))
         found += [(path, "set aside when its inputs changed") for path in aside]
+        if (fits := folder / FITS_FOLDER).is_dir():
+            found.append((fits, "fits of a blend that was stopped; `stack` goes on from them"))
         torn = [path for path in sorted(folder.rglob(".*.tmp")) if not set(aside) & set(path.parents) and _is_old(path)]
         found += [(path, "left by an interrupted write") for path in torn]
     if cache:

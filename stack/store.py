@@ -142,9 +142,9 @@ def prediction_frame(ids: pd.Series[str] | list[str], fold: NDArray[Any] | int, 
             f"{int((~np.isfinite(logit)).sum())} predictions are not finite: the training has diverged, change the "
             "model's settings"
         )
-    frame = pd.DataFrame({"id": ids, "fold": np.broadcast_to(fold, len(logit)), "logit": logit})
-    frame["p"] = expit(frame["logit"].astype(np.float64))
-    return frame.astype({"fold": np.int8, "logit": np.float32, "p": np.float32})
+    p = expit(np.asarray(logit, np.float64)).astype(np.float32)
+    numbers = np.broadcast_to(fold, len(logit)).astype(np.int8)
+    return pd.DataFrame({"id": ids, "fold": numbers, "logit": np.asarray(logit, np.float32), "p": p})
 
 
 def write_run(

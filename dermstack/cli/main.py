@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from dermstack.cli.data import commands as data_commands
+from dermstack.cli.import_oof import commands as import_commands
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
 from dermstack.cli.serve import commands as serve_commands
 from dermstack.cli.start import commands as start_commands
@@ -241,75 +242,6 @@ def stack(
 
 
 @app.command()
-def import_oof(
-    name: Annotated[str, typer.Argument(help="A name for the run in the experiment.")],
-    config: ConfigOption,
-    oof: Annotated[Path, typer.Option(help="CSV or parquet of out-of-fold probabilities, one row per training image.")],
-    test: Annotated[
-        Path | None, typer.Option(help="CSV or parquet of test probabilities, one row per image and fold model.")
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="The id column in all files; default: the config's id column.")
-    ] = None,
-    p_column: Annotated[str, typer.Option(help="The probability column in all files.")] = "p",
-    fold_column: Annotated[
-        str, typer.Option(help="The column with the fold of the model that made a row, in all files.")
-    ] = "fold",
-    test_id_column: Annotated[
-        str | None, typer.Option(help="The id column in the test file, where it has another name there.")
-    ] = None,
-    test_p_column: Annotated[
-        str | None, typer.Option(help="The probability column in the test file, where it has another name there.")
-    ] = None,
-    test_fold_column: Annotated[
-        str | None, typer.Option(help="The fold column in the test file, where it has another name there.")
-    ] = None,
-    test_averaged: Annotated[
-        bool, typer.Option(help="The test file has one row per image, averaged over the fold models.")
-    ] = False,
-    exclude: Annotated[
-        int,
-        typer.Option(min=0, help="Exact number of training rows that the file lacks; they are left out of the stack."),
-    ] = 0,
-    foreign_folds: Annotated[
-        bool, typer.Option(help="Accept folds that differ from the experiment's; every number shows a note.")
-    ] = False,
-    all_rows: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV or parquet of every fold model's predictions for every training row, in the form of the test "
-            "file; used by `audit`."
-        ),
-    ] = None,
-    all_rows_prefix: Annotated[
-        str | None,
-        typer.Option(help="The --all-rows file has one column per fold model, named by this text and the fold."),
-    ] = None,
-    replace: Annotated[bool, typer.Option(help="Move an earlier import of this name aside.")] = False,
-    overrides: SetOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Import another pipeline's predictions as a level-1 run.
-
-    Reads out-of-fold and test probabilities from csv or parquet files and checks them.
-    """
-    from dermstack.cli.options import show_runs
-    from stack.import_oof import ImportedColumns, import_oof
-
-    experiment, out = open_for_command(config, overrides, quiet)
-    columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
-    test_columns = ImportedColumns(
-        test_id_column or columns.id, test_p_column or p_column, test_fold_column or fold_column, option="--test"
-    )
-    run = import_oof(
-        experiment, name, oof, test, out, columns=columns, test_columns=test_columns, test_averaged=test_averaged,
-        exclude=exclude, foreign_folds=foreign_folds, replace=replace, all_rows=all_rows,
-        all_rows_prefix=all_rows_prefix,
-    )  # fmt: skip
-    show_runs(experiment, out, [run])
-
-
-@app.command()
 def tune(
     study: Annotated[
         str,
@@ -443,6 +375,7 @@ def compare(
 
 
 app.add_typer(start_commands)
+app.add_typer(import_commands)
 app.add_typer(data_commands)
 app.add_typer(serve_commands)
 

@@ -23,7 +23,7 @@ from dermstack.errors import ConfigError, StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
-from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
+from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
 from dermstack.report.training import training_of
 from stack.columns import described_choices
 from stack.console import Out
@@ -158,7 +158,31 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
     path = experiment.folder / "report.html"
     runs = blended_runs(experiment, blend)
-    data = report_data(experiment, blend, runs, out, show_ids=show_ids)
+    level1, level2 = ([run for run in runs if run.meta["level"] == level] for level in (1, 2))
+    make_probes(experiment, level2, level1, out)  # both are kept on disk and have progress bars of their own
+    importance(experiment, level2, level1, out)
+    with out.bar("report", 3, "parts") as progress:
+        data = report_data(experiment, blend, runs, out, show_ids=show_ids)
+        progress(1)
+        sections = _case_sections(experiment, blend, runs, data, show_ids=show_ids, images=images)
+        progress(1)
+        with atomic(path) as temporary:
+            temporary.write_text(report_html(data, sections), encoding="utf-8")
+        write_model_card(
+            experiment,
+            blend,
+            runs=data.runs,
+            subgroups=_card_subgroups(data.subgroups),
+            notes=[*data.notes, *data.diagnostics],
+        )
+        progress(1)
+    return path
+
+
+def _case_sections(
+    experiment: Experiment, blend: Run, runs: list[Run], data: ReportData, *, show_ids: bool, images: bool
+) -> dict[str, Section]:
+    """Returns the sections on thresholds and single cases that have something to show."""
     oof = blend.frame("oof")
     display_name = str if show_ids else _pseudonymiser(experiment)
     level1 = [run for run in runs if run.meta["level"] == 1]
@@ -167,18 +191,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         "hard-cases": hard_cases(experiment, blend, runs, display_name=display_name, no_images=not images),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
-    with atomic(path) as temporary:
-        temporary.write_text(
-            report_html(data, {place: made for place, made in sections.items() if made}), encoding="utf-8"
-        )
-    write_model_card(
-        experiment,
-        blend,
-        runs=data.runs,
-        subgroups=_card_subgroups(data.subgroups),
-        notes=[*data.notes, *data.diagnostics],
-    )
-    return path
+    return {place: made for place, made in sections.items() if made}
 
 
 def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:

@@ -68,13 +68,14 @@ class FittedEnsemble:
     blender: Blender
     calibrator: Calibrator
     threads: int
+    blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
         """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
-        logits = self.all_logits(frame, level1)
+        logits = self.all_logits(frame, level1)[:, :, list(self.blended)]
         folds, rows, runs = logits.shape
         nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
-        score = score_unseen(self.blender, _as_test_predictions((*self.names, *self.bags), logits, nets))
+        score = score_unseen(self.blender, _as_test_predictions(self._blended_names, logits, nets))
         assert len(score) == rows
         return pd.DataFrame({"score": score, "p_calibrated": self.calibrator(score)}, index=frame.index)
 
@@ -106,6 +107,11 @@ class FittedEnsemble:
         ]
 
     @property
+    def _blended_names(self) -> tuple[str, ...]:
+        every = (*self.names, *self.bags)
+        return tuple(every[run] for run in self.blended)
+
+    @property
     def _frozen(self) -> frozenset[str]:
         return frozenset(self.features[0].frozen) if self.features else frozenset()
 
@@ -121,9 +127,12 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
             run: {int(net): (float(mean), float(spread)) for net, (mean, spread) in of_nets.items()}
             for run, of_nets in manifest["scales"].items()
         }
-        blender = blender_from_state(bundle.json("blend/blend.json"), bundle.arrays("blend"))
+        settings = bundle.json("blend/blend.json")
+        blender = blender_from_state(settings, bundle.arrays("blend"))
+        every = [*names, *bags]
+        blended = tuple(every.index(name) for name in settings.get("runs", every))  # ValueError for an unknown name
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]))
+        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]), blended)
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:

@@ -29,11 +29,12 @@ from stack.plan.costs import (
     measured,
     network_cost,
 )
+from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs
 from stack.tuned import enabled_models
-from stack.views import is_table_alone, seen_runs, sees_run
+from stack.views import blended_runs, blends_run, is_table_alone, seen_runs, sees_run
 
 State = Literal["skip", "make", "resume", "stale", "remake"]
 WHAT = {
@@ -171,10 +172,11 @@ def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, wid
         run = read_run(part)
         assert run is not None
         of_run = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"]}})
-        if not checked:  # inputs that are files are not known yet, so they are not compared
-            known = {key: value for key, value in of_run.meta["inputs"].items() if key not in FILE_INPUTS}
-            of_run.meta["inputs"] = known
-        if of_run.meta["inputs"] != inputs:
+        # Inputs that are files, or predictions of runs that are not complete, are not known yet: they are not compared.
+        unknown = set() if checked else set(FILE_INPUTS)
+        unknown |= {PSEUDO_LABELS} if awaits_teachers(experiment, model) else set()
+        of_run.meta["inputs"] = {key: value for key, value in of_run.meta["inputs"].items() if key not in unknown}
+        if of_run.meta["inputs"] != {key: value for key, value in inputs.items() if key not in unknown}:
             changes = image_changes(of_run, model, inputs, experiment)
             break
     kind = "frozen" if model.frozen else "image"
@@ -306,19 +308,19 @@ def _stacker_steps(
 
 
 def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
-    awaited = [step.name for step in parts if step.state != "skip"]
+    awaited = [step.name for step in parts if step.state != "skip" and blends_run(experiment.config, step.name)]
     folder, rows = experiment.folder / "blend", len(experiment.table.train)
     run = read_run(folder)
     runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
     state: State = "make"
     changes: list[Change] = []
     if run is not None:
-        inputs = blend_inputs(experiment, runs)
+        inputs, blended = blend_inputs(experiment, runs), blended_runs(experiment.config, runs)
         state = "skip" if not awaited and run.meta["inputs"] == inputs else "remake"
         if state == "remake":
             changes = blend_changes(run, inputs, experiment.config, experiment)
             if not awaited and run.meta["inputs"].get("runs") != inputs["runs"]:
-                before, now = ", ".join(run.meta["runs"]), ", ".join(one.name for one in runs)
+                before, now = ", ".join(run.meta["runs"]), ", ".join(one.name for one in blended)
                 changes.append(Change("runs", before, now + ("" if before != now else " (made again since)")))
     why = f"it blends {', '.join(awaited)}, made before it" if awaited and run is not None else ""
     steps = [Step("stack", "blend", "blend", state, why, tuple(changes), rows=rows)]
