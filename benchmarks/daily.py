@@ -196,7 +196,8 @@ def run_stack(bench: Bench) -> None:
             was = was if old.ended else f"{stacks[OLD_COMMIT].headline:.5f}"
         except RuntimeError as error:
             print(f"{name}: {OLD_COMMIT} refuses these runs: {error}", file=sys.stderr)
-            del stacks[OLD_COMMIT]
+        if old is None or old.ended:
+            del stacks[OLD_COMMIT]  # there is no complete experiment for the part `nothing`
         now = bench.now.run(*stacks["now"].command)
         row(name, *cost_cells(old, now), was, f"{stacks['now'].headline:.5f}")
 
