@@ -23,7 +23,7 @@ def _stack(config: Path, *names: str) -> dict[str, list[str]]:
     for seed, name in enumerate(names):
         if read_run(experiment.models / name) is None:
             import_frames(experiment, name, *predictions(experiment, seed=seed))
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     found = {}
     for stacker in experiment.config.stackers:
         run = read_run(experiment.models / stacker.name)
@@ -70,7 +70,7 @@ def test_a_new_stacker_leaves_the_others_complete(tmp_path: Path, capsys: pytest
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["stackers"].append(LINE | {"name": "other", "features": {"cohort": True}})
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert run_cli("stack", "-c", str(config)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(config)) == 0
     assert "line: complete, skipped" in capsys.readouterr().out
 
 
