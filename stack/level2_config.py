@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -126,7 +127,8 @@ class Stacker(Strict):
     # 0: all
     select: int = Field(0, ge=0)
     device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
-    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone
+    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone, which other
+    # stackers see as they see a level-1 run where their `runs` name it in full
     runs: tuple[str, ...] | None = None
     # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
     # lower than the common value
@@ -187,3 +189,37 @@ def check_own_features(stacker: Stacker, common: Features) -> None:
                 f"{stacker.name}: features.{name} is {getattr(own, name)}, more than the common "
                 f"{getattr(common, name)}: raise features.{name}, which is fitted once for all stackers"
             )
+
+
+def source_names(stackers: Iterable[Stacker]) -> list[str]:
+    """Returns the names of the enabled stackers that another enabled one sees, in the order of the config."""
+    enabled = [stacker for stacker in stackers if stacker.enabled]
+    named = {name for stacker in enabled for name in stacker.runs or ()}
+    return [stacker.name for stacker in enabled if stacker.name in named]
+
+
+def is_second_stage(stacker: Stacker, stackers: Iterable[Stacker]) -> bool:
+    """Returns whether it sees another stacker, so that it is fitted after all that see none."""
+    return not {one.name for one in stackers}.isdisjoint(stacker.runs or ())
+
+
+def check_sources(stackers: Iterable[Stacker]) -> None:
+    """Raises ValueError where the `runs` of an enabled stacker name a stacker that it cannot see."""
+    by_name = {stacker.name: stacker for stacker in stackers}
+    for stacker in (one for one in by_name.values() if one.enabled):
+        for source in (by_name[name] for name in stacker.runs or () if name in by_name):
+            if source is stacker:
+                raise ValueError(
+                    f"{stacker.name}: `runs` names the stacker itself: remove {stacker.name} from its runs"
+                )
+            if source.runs != ():
+                raise ValueError(
+                    f"{stacker.name}: `runs` names the stacker {source.name}, which sees runs itself, and only a model "
+                    f"of the table alone can be seen: set `runs: []` for {source.name}, or remove it from the runs of "
+                    f"{stacker.name}"
+                )
+            if not source.enabled:
+                raise ValueError(
+                    f"{stacker.name}: `runs` names the stacker {source.name}, which is not enabled: enable it, or "
+                    f"remove it from the runs of {stacker.name}"
+                )

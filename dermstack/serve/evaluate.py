@@ -14,9 +14,9 @@ import pandas as pd
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import unknown_words
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows, warn_of_fallback
+from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
 from stack.console import Out
