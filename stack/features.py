@@ -299,7 +299,8 @@ class FoldFeatures:
 
     def _category_codes(self) -> CategoryCodes:
         coded = self._takes_columns and (self.settings.native_categories or self.settings.target_encoding)
-        return CategoryCodes(list(self.columns.categorical) if coded else [], more_than=MAX_LEVELS)
+        names = list(self.columns.categorical) if coded else []
+        return CategoryCodes(names, more_than=MAX_LEVELS, min_rows=self.settings.category_min_rows)
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)

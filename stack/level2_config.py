@@ -18,6 +18,7 @@ LATER_FEATURES = (
     "columns",
     "native_categories",
     "target_encoding",
+    "category_min_rows",
     "relative",
     "relative_site",
     "outliers",
@@ -55,6 +56,8 @@ class Features(Strict):
     # instead, every stacker sees such a column as the log odds of the target among other patients' rows with the word,
     # fitted within the stacker's fit
     target_encoding: bool = False
+    # in both, the words of a column with fewer training rows in the fold share one code, which new words get too; 1: none
+    category_min_rows: int = Field(1, ge=1)
     # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
     relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
     relative_site: tuple[Statistic, ...] = ()  # the same, relative to the rows of the group with the same site
@@ -183,6 +186,8 @@ def check_own_features(stacker: Stacker, common: Features) -> None:
         raise ValueError(f"{stacker.name}: features.derived is common to all stackers: move it to `features`")
     if own.python != common.python:
         raise ValueError(f"{stacker.name}: features.python is common to all stackers: move it to `features`")
+    if own.category_min_rows != common.category_min_rows:
+        raise ValueError(f"{stacker.name}: features.category_min_rows is common to all stackers: move it to `features`")
     for name in ("frozen_z", "aligned_z"):
         if getattr(own, name) > getattr(common, name):
             raise ValueError(
