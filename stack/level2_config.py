@@ -56,7 +56,7 @@ class Features(Strict):
     # instead, every stacker sees such a column as the log odds of the target among other patients' rows with the word,
     # fitted within the stacker's fit
     target_encoding: bool = False
-    # in both, the words of a column with fewer training rows in the fold share one code, which new words get too; 1: none
+    # for both, words with fewer training rows in the fold share one code, which new words get too; 1: each has its own
     category_min_rows: int = Field(1, ge=1)
     # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
     relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")

@@ -112,15 +112,10 @@ def test_stored_codes_are_the_same_and_every_word_has_its_own(
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "[]",
-        "{}",
-        '{"words": 3}',
-        '{"words": {"a": 3}}',
-        '{"words": {"a": []}, "others": ["b"]}',
+        "", "[]", "{}", '{"words": 3}', '{"words": {"a": 3}}', '{"words": {"a": []}, "others": ["b"]}',
         '{"words": {}, "others": 3}',
     ],
-)
+)  # fmt: skip
 def test_what_is_no_stored_codes_says_so(text: str) -> None:
     with pytest.raises(TabularError, match="not codes of categories"):
         CategoryCodes.from_json(text)

@@ -54,7 +54,7 @@ class ColumnAssociation:
     @property
     def rank_auc(self) -> Interval | None:
         """AUC of the values themselves; None for words."""
-        return self.of_ranks and self.of_ranks.interval
+        return self.of_ranks.interval if self.of_ranks else None
 
     @property
     def fitted_auc(self) -> Interval:
@@ -88,9 +88,7 @@ def column_association(
     y, fold, group = np.asarray(y), np.asarray(fold), np.asarray(group, dtype=object)
     values = values.reset_index(drop=True)
     if (holding := len(np.unique(group[y == 1]))) < 2:
-        raise DataError(
-            f"{name}: {holding} groups hold positives: an interval needs two, so add rows or drop the column"
-        )
+        raise DataError(f"{name}: {holding} groups hold positives: an interval needs two, so add positive rows")
     fitted = _Scores(y, out_of_fold_rates(values, y, fold), group)
     p_values = [association_p(y, one_hot(values), group)]
     of_ranks = None
