@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import run_cli
+from fuzz_seeds_runs import manifest
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
+from pydantic import ValidationError
 
 from dermstack.errors import StoreError
+from dermstack.serve.manifest import Manifest
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.importance import importance
@@ -236,3 +240,22 @@ def test_a_study_of_a_stacker_needs_the_models_that_it_sees(tmp_path: Path) -> N
         tune_gbdt(experiment, experiment.config.stackers[1], Out(quiet=True), trials=1, timeout=None)
     _stack(experiment)
     assert tune_gbdt(experiment, experiment.config.stackers[1], Out(quiet=True), trials=1, timeout=None).is_file()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"stackers": ["top"], "sees": ["top"], "scales": {}}, "see each other"),
+        ({"stackers": ["top"], "sees": ["other"], "scales": {}}, "stackers that are not there"),
+        ({"stackers": ["gbdt", "top"], "sees": ["gbdt"], "scales": {}}, "see each other"),
+        ({"stackers": ["top"], "sees": [], "scales": {}}, "at least 1 item"),
+        ({"stackers": ["top"], "sees": ["gbdt"], "scales": {"gbdt": {"0": [0.0, 0.0]}}}, "spread that is not positive"),
+    ],
+)
+def test_a_manifest_whose_second_stage_cannot_be_is_refused(entry: dict[str, object], words: str) -> None:
+    content = json.loads(manifest({}))
+    content["stackers"].append({"name": "top", "kind": "logistic", "shifts": [0.0, 0.0]})
+    sound = {"stackers": ["top"], "sees": ["gbdt"], "scales": {"gbdt": {"0": [0.0, 1.0]}}}
+    Manifest.model_validate(content | {"second_stage": sound})
+    with pytest.raises(ValidationError, match=words):
+        Manifest.model_validate(content | {"second_stage": entry})
