@@ -20,7 +20,8 @@ from sklearn.metrics import roc_auc_score
 
 from stack.blend.blender import Blender
 from stack.blend.columns import TRANSFORMS, NetScaler, weighted_sum
-from stack.blend.search import hill_climb, study_in_memory
+from stack.blend.search import study_in_memory
+from stack.blend.selection import hill_climb
 from stack.metrics.scores import Floats, auc, scorer
 
 ROWS, POSITIVES, TRIALS = 33_126, 584, 500

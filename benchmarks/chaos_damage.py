@@ -27,9 +27,10 @@ _OF_EXPERIMENT = (
         "run.json", "oof.parquet", "oof_z.npy", "backbone.safetensors", "fold_1/run.json", "fold_1/weights.safetensors",
     )),
     *(f"models/gbdt/{name}" for name in (
-        "run.json", "oof.parquet", "test.parquet", "probes.parquet", "tiny_turn.npy", "fold_1/run.json",
+        "run.json", "oof.parquet", "test.parquet", "tiny_turn.npy", "fold_1/run.json",
         "fold_1/model.txt", "fold_1/features.json", "fold_1/still_turn.npy",
     )),
+    "report/probes/run.json", "report/probes/probes.parquet", "up_to_date.json",
     *(f"blend/{name}" for name in ("run.json", "oof.parquet", "test.parquet", "values.npy", "ranks.npy")),
 )  # fmt: skip
 _OF_CACHE = tuple(

@@ -29,12 +29,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from stack.blend.blender import METHODS
 from stack.blend.choice import highest_bound
 from stack.blend.columns import NetScaler, weighted_sum
 from stack.blend.nested import blend_nested
 from stack.blend.preselection import informative_runs
-from stack.blend.search import hill_climb, logistic_weights
+from stack.blend.search import logistic_weights
+from stack.blend.selection import hill_climb
+from stack.blend.weights import DEFAULT_METHODS as METHODS
 from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
 from stack.ranks import Ecdf

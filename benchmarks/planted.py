@@ -20,7 +20,8 @@ from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.features import early_stopping_rows
-from stack.import_oof import ImportedColumns, import_oof
+from stack.import_oof import import_oof
+from stack.prediction_files import ImportedColumns
 from stack.store import Run, prediction_frame, write_run
 
 QUIET = Out(quiet=True)

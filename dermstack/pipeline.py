@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dermstack.audit.finding import Finding
+from dermstack.audit.finding import Finding, read_findings
 from dermstack.errors import ConfigError
 from stack.cells import read_cells
 from stack.config import Config, config_of, read_config
 from stack.console import Out
 from stack.experiment import IN_MEMORY, Experiment, open_experiment, print_overview, write_rows
 from stack.history import append_ledger, run_table
+from stack.images import caches_in_use
+from stack.level1 import level1_locked, level1_runs
 from stack.metrics.intervals import Interval
-from stack.store import Run, locked
+from stack.probes import stored_probes
+from stack.store import Run, locked, read_runs
+from stack.up_to_date import (
+    REPORT_FILES,
+    Digests,
+    Finished,
+    files_in,
+    finished,
+    given_to_stack,
+    report_is_current,
+    write_record,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class StackResult:
     runs: dict[str, Run]  # level-1 runs, then the stackers, by name
     blend: Run
     findings: list[Finding]  # of the audit; [] where the targets are shuffled
-    report: Path
+    report: Path | None  # None where it was not wanted and none of this state was written before
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -79,6 +92,18 @@ class StackResult:
         return frame.assign(**{frame.columns[1]: frame.iloc[:, 1].astype(np.float64)})
 
 
+@dataclass(frozen=True)
+class StackSteps:
+    """Functions that `run_stack` calls as soon as a part is complete, in this order."""
+
+    level1: Callable[[Experiment, list[Run]], object] = lambda experiment, runs: None
+    findings: Callable[[list[Finding]], object] = lambda findings: None  # of the audit
+    stacker: Callable[[Experiment, Run], object] = lambda experiment, run: None  # for each stacker, as it ends
+    stackers: Callable[[Experiment, list[Run]], object] = lambda experiment, runs: None  # runs of level 1 and 2
+    blend: Callable[[Experiment, Run], object] = lambda experiment, blend: None
+    probes: Callable[[Run, pd.DataFrame], object] = lambda run, probes: None  # of the stacker that was probed
+
+
 def open_config(
     config: Config | Mapping[str, Any] | Path | str,
     out: Out,
@@ -90,17 +115,19 @@ def open_config(
 
     Relative paths in a mapping start at the current folder. Raises ConfigError, DataError and StoreError.
     """
+    settings, path = _read(config, overrides)
+    return open_experiment(settings, path, out, overrides=tuple(overrides), shuffle_target=shuffle_target)
+
+
+def _read(config: Config | Mapping[str, Any] | Path | str, overrides: Sequence[str]) -> tuple[Config, Path]:
     given = tuple(overrides)
     if isinstance(config, Path | str):
-        path = Path(config)
-        settings = read_config(path, given)
-    elif isinstance(config, Config):
-        path, settings = IN_MEMORY, config
-        if given:
-            raise ConfigError(f"overrides {', '.join(given)}: a Config is complete, so pass them to read_config")
-    else:
-        path, settings = IN_MEMORY, config_of(config, given)
-    return open_experiment(settings, path, out, overrides=given, shuffle_target=shuffle_target)
+        return read_config(Path(config), given), Path(config)
+    if not isinstance(config, Config):
+        return config_of(config, given), IN_MEMORY
+    if given:
+        raise ConfigError(f"overrides {', '.join(given)}: a Config is complete, so pass them to read_config")
+    return config, IN_MEMORY
 
 
 def run_oof(
@@ -138,37 +165,70 @@ def run_stack(
     *,
     overrides: Sequence[str] = (),
     shuffle_target: bool = False,
+    report: bool = True,
     out: Out | None = None,
-    on_findings: Callable[[list[Finding]], object] = lambda findings: None,
+    steps: StackSteps = StackSteps(),
 ) -> StackResult:
     """Audits the level-1 runs, fits level 2 and the blend, and writes submission and report, as `dermstack stack` does.
 
-    The level-1 runs are those that `run_oof` and `dermstack import-oof` made. ``on_findings`` is called with the
-    findings of the audit before level 2 is fitted. Other arguments and errors as for `run_oof`.
+    The level-1 runs are those that `run_oof` and `dermstack import-oof` made. Where nothing has changed since the last
+    call, nothing is computed or written but the ledger's line. Without ``report`` neither the report nor the probes
+    that it shows are made. ``steps`` are called as each part is complete. Other arguments and errors as for `run_oof`.
     """
+    out = out or Out(quiet=True)
+    settings, path = _read(config, overrides)
+    given = given_to_stack(settings, path)  # before any of these files is read
+    experiment = open_experiment(settings, path, out, overrides=tuple(overrides), shuffle_target=shuffle_target)
+    with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
+        if done := finished(settings, experiment.folder, given, report=report):
+            return _result_as_it_is(experiment, done)
+        return _stack(experiment, given, out, steps, report=report)
+
+
+def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, *, report: bool) -> StackResult:
     from dermstack.audit.run import audit_for_stack
-    from dermstack.report.evidence import write_report
     from stack.fallback import run_fallback
-    from stack.images import caches_in_use
-    from stack.level1 import level1_locked, level1_runs
     from stack.level2 import run_stackers
     from stack.submission import run_blend
 
-    out, findings = out or Out(quiet=True), list[Finding]()
-    experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
+    findings = list[Finding]()
     print_overview(experiment, out)
-    with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
-        runs = level1_runs(experiment)
-        write_rows(experiment)
-        if not experiment.shuffled:
-            findings = audit_for_stack(experiment, runs, out)
-            on_findings(findings)
-        runs += run_stackers(experiment, runs, out)
-        run_fallback(experiment, out)
-        blend = run_blend(experiment, runs, out)
-        report = write_report(experiment, out)
-        append_ledger(experiment, blend)
-    return StackResult(experiment, {run.name: run for run in runs}, blend, findings, report)
+    runs = level1_runs(experiment)
+    write_rows(experiment)
+    steps.level1(experiment, runs)
+    if not experiment.shuffled:
+        findings = audit_for_stack(experiment, runs, out)
+        steps.findings(findings)
+    runs += run_stackers(experiment, runs, out, on_run=partial(steps.stacker, experiment))
+    steps.stackers(experiment, runs)
+    run_fallback(experiment, out)
+    blend = run_blend(experiment, runs, out)
+    steps.blend(experiment, blend)
+    files = files_in(experiment.folder)
+    current = report_is_current(experiment.config, experiment.folder, given, files)
+    if report and current:
+        out.say("report: complete, skipped")
+    elif report:
+        from dermstack.report.evidence import write_report
+
+        write_report(experiment, out)
+        for run in runs:
+            if (probes := stored_probes(experiment, run)) is not None:
+                steps.probes(run, probes)
+    append_ledger(experiment, blend)
+    write_record(experiment.folder, given, files, report=report or current)
+    page = experiment.folder / REPORT_FILES[0] if report or current else None
+    return StackResult(experiment, {run.name: run for run in runs}, blend, findings, page)
+
+
+def _result_as_it_is(experiment: Experiment, done: Finished) -> StackResult:
+    """Returns what a complete `stack` made, as `_stack` would if it made it again."""
+    blend = Run(done.folder / "blend", dict(done.blend))
+    kept = {run.name: run for run in read_runs(experiment.models)}
+    runs = {name: kept[name] for name in blend.meta["runs"]}
+    findings = [] if experiment.shuffled else read_findings(experiment) or []
+    append_ledger(experiment, blend)
+    return StackResult(experiment, runs, blend, findings, done.report)
 
 
 def _oof(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:

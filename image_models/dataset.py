@@ -26,10 +26,13 @@ class Batch(NamedTuple):
     metadata: torch.Tensor  # (n, m) float32; m = 0 where there is none
     allowed: torch.Tensor  # (n, c) bool: the classes that a row may belong to
     rows: torch.Tensor  # (n,) positions in the data set of N rows; plus N, 2 N, … for repeated draws
+    soft: torch.Tensor | None = None  # (n,) float32 probability of target 1 in place of ``allowed``; NaN: none
 
     def to(self, device: torch.device) -> Batch:
         """Returns the same rows on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        images, metadata, allowed, rows = (part.to(device, non_blocking=True) for part in self[:4])
+        soft = None if self.soft is None else self.soft.to(device, non_blocking=True)
+        return Batch(images, metadata, allowed, rows, soft)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class CachedImages(Dataset[Batch]):
 
     ``pictures`` is a cache or an array of images (n, h, w, 3), and ``rows`` (n,) are rows of it. ``target`` holds for
     each of ``rows`` 0/1 (n,) or, with more classes, those that it may belong to, bool (n, c); ``metadata`` is (n, m).
+    ``soft`` (n,) holds a probability of target 1 that replaces the target of a row, NaN where there is none.
     The draws of ``augment`` depend on ``epoch`` and position; validation uses no ``augment``.
     """
 
@@ -66,6 +70,7 @@ class CachedImages(Dataset[Batch]):
         target: NDArray[np.int8] | NDArray[np.bool_] | None = None,
         *,
         metadata: NDArray[np.float32] | None = None,
+        soft: NDArray[np.float32] | None = None,
         augment: Augment | None = None,
         epoch: int = 0,
     ) -> None:
@@ -73,6 +78,7 @@ class CachedImages(Dataset[Batch]):
         self.rows = rows
         self.allowed = allowed_classes(np.zeros(len(rows), np.int8) if target is None else target)
         self.metadata = np.empty((len(rows), 0), np.float32) if metadata is None else metadata
+        self.soft = soft
         assert len(rows) == len(self.allowed) == len(self.metadata), "rows, target and metadata differ in length"
         self.augment = augment
         self.epoch = epoch
@@ -88,7 +94,8 @@ class CachedImages(Dataset[Batch]):
             images = np.stack(
                 [self.augment(image, epoch=self.epoch, row=i) for image, i in zip(images, batch, strict=True)]
             )
-        parts = (images, self.metadata[drawn], self.allowed[drawn], np.asarray(batch))
+        parts = [images, self.metadata[drawn], self.allowed[drawn], np.asarray(batch)]
+        parts += [] if self.soft is None else [self.soft[drawn]]
         return Batch(*map(torch.from_numpy, parts))
 
 

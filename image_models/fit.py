@@ -44,6 +44,7 @@ class TrainingRows:
     metadata: NDArray[np.float32] | None = None  # (n, m) encoded columns, the nets' input beside the image
     column_dropout: ColumnDropout | None = None  # of the metadata
     inner_val: NDArray[np.bool_] | None = None  # (n,) rows on which `select: best` chooses the epoch; not trained on
+    soft: NDArray[np.float32] | None = None  # (n,) probability of target 1 in place of the target; NaN: none
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def train_fold_net(
 
     def images(part: NDArray[np.bool_], augmented: Augment | None) -> CachedImages:
         columns = None if metadata is None else metadata[part]
-        return CachedImages(cache, data.rows[part], allowed[part], metadata=columns, augment=augmented)
+        soft = None if data.soft is None else data.soft[part]
+        return CachedImages(cache, data.rows[part], allowed[part], metadata=columns, soft=soft, augment=augmented)
 
     shares = training_prior(allowed[train_mask], Training())
     prior = shares * np.exp(prior_shift(allowed[train_mask], np.array(data.positive), training))

@@ -46,6 +46,28 @@ def row_losses(
     return loss
 
 
+def soft_losses(
+    outputs: torch.Tensor,
+    p: torch.Tensor,
+    positive: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> torch.Tensor:
+    """Returns the cross-entropy (n,) between probabilities ``p`` (n,) of target 1 and those of ``outputs`` (n, c or 1).
+
+    For p of 0 or 1 it is `row_losses` of a row that allows all classes of that target; ``positive`` (c,) marks those of
+    target 1. The focal factor is |p - predicted p|^gamma (quality focal loss, Li et al. 2020).
+    """
+    logit = risk_logit(outputs, positive)
+    loss = -(p * F.logsigmoid(logit) + (1 - p) * F.logsigmoid(-logit))
+    if focal_gamma:
+        loss = loss * (p - torch.sigmoid(logit)).abs().clamp_min(1e-6) ** focal_gamma
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * log_probabilities(outputs).mean(dim=1)
+    return loss
+
+
 @dataclass(frozen=True)
 class MixedBatch:
     """A batch whose rows are mixed: ``share`` of the row itself, the rest from row ``partner``."""

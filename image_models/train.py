@@ -28,7 +28,7 @@ from dermstack.errors import ImageError
 from dermstack.files import atomic_write
 from image_models.dataset import Batch, CachedImages, ColumnDropout, load_batches, train_batches
 from image_models.device import pick_precision, retry_on_oom
-from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses
+from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses, soft_losses
 from image_models.net import Net
 from image_models.predict import predict
 from image_models.settings import Training
@@ -262,21 +262,25 @@ class _BatchLoss:
         ends = [n * part // parts for part in range(parts + 1)]
         for rows in map(slice, ends, ends[1:]):
             outputs, _ = self.net.outputs(images[rows], metadata[rows])
-            loss = self._rows(outputs, batch.allowed[rows])
+            loss = self._rows(outputs, batch, rows)
             if mixed:
-                loss = mixed.loss(loss, self._rows(outputs, batch.allowed[mixed.partner[rows]]))
+                loss = mixed.loss(loss, self._rows(outputs, batch, mixed.partner[rows]))
             part = loss.sum() / n
             self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             total += part.detach()
         return total
 
-    def _rows(self, outputs: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-        loss = row_losses(
-            outputs,
-            allowed,
-            label_smoothing=self.training.label_smoothing,
-            focal_gamma=self.training.focal_gamma,
-        )
+    def _rows(self, outputs: torch.Tensor, batch: Batch, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Returns the losses of ``outputs`` against the labels of these ``rows`` of the batch."""
+        allowed, smoothing, gamma = batch.allowed[rows], self.training.label_smoothing, self.training.focal_gamma
+        loss = row_losses(outputs, allowed, label_smoothing=smoothing, focal_gamma=gamma)
+        if batch.soft is not None:
+            p = batch.soft[rows]
+            # A loss of NaN, though it is not chosen, would make its gradient NaN.
+            soft = soft_losses(
+                outputs, torch.nan_to_num(p, nan=0.5), self.net.positive, label_smoothing=smoothing, focal_gamma=gamma
+            )
+            loss = torch.where(p.isnan(), loss, soft)
         if self.training.positive_weight == 1:
             return loss
         is_positive = ~(allowed & ~self.net.positive).any(dim=1)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
 from stack.config import MAX_CSV_COLUMNS, check_header
+from stack.csv_plain import COMPRESSION_ERRORS, read_plain_csv
 from stack.csv_rows import check_rows
 
 # Errors of pyarrow and pandas for an invalid parquet file.
@@ -61,22 +62,30 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
     if head.startswith(b"PK\x03\x04") and (archive := _ZIPPED.get(path.suffix.lower())):
         raise DataError(f"{path} {archive}")
     check_header(path)
-    try:
-        # header=None, because pandas would silently rename a duplicated column and use a surplus one as the index.
-        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
-    except (ValueError, OSError, MemoryError) as error:
-        with suppress(ValueError, OSError, MemoryError):
-            check_rows(path)  # may know the reason
-        also = " nor parquet" if path.suffix.lower() in _PARQUET_NAMES else ""
-        raise DataError(f"{path}: not a readable csv in UTF-8{also} ({str(error).strip()}): save it as one") from error
-    check_rows(path)
+    cells = read_plain_csv(path)
+    if cells is None:
+        cells = _parsed_csv(path)
     if len(cells) < 2 and not may_be_empty:
         raise DataError(f"{path}: the file has a header but no rows: add at least one row")
     rows = cells.iloc[1:].reset_index(drop=True)
     rows.columns = pd.Index([name.strip() for name in cells.iloc[0]])
     return rows
+
+
+def _parsed_csv(path: Path) -> pd.DataFrame:
+    """Returns the cells of a csv of any form as text, the header as the first row, after `check_rows`."""
+    try:
+        # header=None, because pandas would silently rename a duplicated column and use a surplus one as the index.
+        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
+    except (ValueError, OSError, MemoryError, *COMPRESSION_ERRORS) as error:
+        with suppress(ValueError, OSError, MemoryError, *COMPRESSION_ERRORS):
+            check_rows(path)  # may know the reason
+        also = " nor parquet" if path.suffix.lower() in _PARQUET_NAMES else ""
+        raise DataError(f"{path}: not a readable csv in UTF-8{also} ({str(error).strip()}): save it as one") from error
+    check_rows(path)
+    return cells
 
 
 def read_cells(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:
@@ -110,6 +119,8 @@ def as_text(values: pd.Series) -> pd.Series:
         if np.all(np.isfinite(known) & (known == np.round(known)) & (np.abs(known) < 2**53)):
             words = [str(int(number)) if number == number else "" for number in numbers]
             return pd.Series(words, index=values.index, name=values.name, dtype="str")
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iu":
+        return values.astype("str")
     return values.astype("object").map(_word).astype("str")
 
 

@@ -25,8 +25,7 @@ from dermstack.masking import mask_secrets
 from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
-from stack.metrics.scores import Objective
-from tabular.encode import ROLES
+from stack.metrics.objective import Objective
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -141,9 +140,11 @@ class Blend(Strict):
     """How runs are combined into one score."""
 
     # methods to choose from; the choice never uses the rows that it is scored on
-    methods: tuple[Literal["rank_mean", "mean", "logistic", "hill_climb", "optuna"], ...] = Field(
-        ("rank_mean", "mean", "logistic", "hill_climb", "optuna"), min_length=1
+    methods: tuple[Literal["rank_mean", "mean", "backward", "forward", "logistic", "hill_climb", "optuna"], ...] = (
+        Field(("rank_mean", "mean", "logistic", "hill_climb", "optuna"), min_length=1)
     )
+    # names or patterns of the runs that are blended, of both levels; none: all
+    runs: tuple[str, ...] | None = Field(None, min_length=1)
     trials: int = Field(100, ge=1)  # `optuna`: number of trials; the first ones are the weights of the simpler methods
     power: bool = False  # `optuna`: also fit an exponent for the ranks of each run
     replacement: bool = True  # `hill_climb`: a run may be added more than once
@@ -204,6 +205,10 @@ class Config(Strict):
             update={name: union([getattr(view, name) for view in views]) for name in Features.model_fields}
         )
 
+    def experiment_name(self, *, shuffled: bool) -> str:
+        """Returns the name of the experiment, or of its copy with shuffled targets."""
+        return f"{self.experiment}-shuffled-{self.seed}" if shuffled else self.experiment
+
     @property
     def model_names(self) -> list[str]:
         """Names of all image models and stackers of this config, also of those with `enabled: false`."""
@@ -253,7 +258,7 @@ class Config(Strict):
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
             raise ValueError("device: cuda on a Ray cluster needs ray.gpus: set how many a task reserves, such as 1")
         for model in self.image_models:
-            needed = {name: "metadata" for name in model.metadata if name in ROLES}
+            needed = {name: "metadata" for name in model.metadata if name in ("age", "sex", "site")}
             needed |= {"diagnosis": "target"} if model.target == "diagnosis" else {}
             for name, key in needed.items():
                 if getattr(self.data.columns, name) is None:

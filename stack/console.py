@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import (
@@ -21,6 +20,9 @@ from rich.progress import (
 from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:  # slow to import, and a command with nothing to do prints lines alone
+    import pandas as pd
 
 PLAIN_INTERVAL_S = 15.0
 FILE_WIDTH, MAX_TABLE_WIDTH = 160, 10_000
@@ -48,9 +50,11 @@ class Out:
 
         Floats get four decimals, from 100 on one.
         """
+        from pandas.api.types import is_numeric_dtype
+
         table = Table(title=Text(title), title_justify="left")
         for name, dtype in frame.dtypes.items():
-            table.add_column(Text(str(name)), justify="right" if pd.api.types.is_numeric_dtype(dtype) else "left")
+            table.add_column(Text(str(name)), justify="right" if is_numeric_dtype(dtype) else "left")
         rows = [[Text(_cell(value)) for value in row] for row in frame.itertuples(index=False)]
         for row in rows:
             table.add_row(*row)
@@ -133,6 +137,8 @@ def _rate(speed: float) -> str:
     """Formats a speed: whole numbers from ten on, two significant digits below, as one fold may take an hour."""
     if speed >= 10 or speed == 0:
         return f"{speed:,.0f}"
+    import numpy as np
+
     return np.format_float_positional(speed, precision=2, fractional=False, trim="-")
 
 

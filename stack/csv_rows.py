@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
@@ -39,7 +39,6 @@ def _check(path: Path, file: TextIO) -> None:
     width, end = 0, 0
     short: list[tuple[int, int, str]] = []
     suspects: list[tuple[int, list[str]]] = []
-    shapes: set[str] = set()
     try:
         for record, cells in _records(file):
             first, end = end + 1, end + len(record)
@@ -50,14 +49,13 @@ def _check(path: Path, file: TextIO) -> None:
                 continue
             if len(record) > 1:
                 suspects.append((first, record))
-            elif len(shapes) < _MAX_SHAPES:
-                shapes.add(_shape(record[0]))
             if cells < width:
                 short.append((first, cells, record[0]))
     except csv.Error as error:
         raise DataError(
             f"{path}: the csv cannot be read from line {end + 1} on ({error}): check the quotation marks there"
         ) from error
+    shapes = _shapes(file) if suspects else set()
     for first, record in suspects:
         if _holds_rows(record, width, shapes):
             raise DataError(
@@ -74,6 +72,19 @@ def _check(path: Path, file: TextIO) -> None:
             f"of {width} ({_shown(text)}): the file may be cut off, or a comma is lost. Write the whole row, "
             "with an empty cell for each missing value"
         )
+
+
+def _shapes(file: TextIO) -> set[str]:
+    """Returns the forms of the first cells of rows that stand in one line, without the header's."""
+    file.seek(0)
+    found: set[str] = set()
+    rows = (record for record, cells in _records(file) if cells > 1 or "".join(record).strip())
+    for record in islice(rows, 1, None):
+        if len(record) == 1:
+            found.add(_shape(record[0]))
+        if len(found) >= _MAX_SHAPES:
+            break
+    return found
 
 
 def _records(file: Iterator[str]) -> Iterator[tuple[list[str], int]]:

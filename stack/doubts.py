@@ -99,7 +99,7 @@ def _doubts_of_order(one: RunFacts) -> list[Doubt]:
 def _doubts_of_test(one: RunFacts) -> list[Doubt]:
     if not len(one.nets) or one.distinct <= 1:
         return []
-    if one.test_distinct == 1 and one.test_rows >= MIN_CONSTANT:
+    if one.is_test_constant and one.test_rows >= MIN_CONSTANT:
         what, evidence = f"{one.name}: all test predictions are equal", f"one value in {one.test_rows:,} predictions"
         return [Doubt("error", what, evidence, _next_step(one, "give the file of test predictions, not the sample"))]
     found = []

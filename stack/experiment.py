@@ -224,7 +224,7 @@ def open_experiment(
     which ``config`` was read; commands quoted in messages repeat them.
     """
     data = config.data
-    name = f"{config.experiment}-shuffled-{config.seed}" if shuffle_target else config.experiment
+    name = config.experiment_name(shuffled=shuffle_target)
     curation = read_curation(config.runs / name) if curation is None else curation
     as_read = read_table(
         data.train,

@@ -25,9 +25,9 @@ from stack.predictions import Embedding, Predictions
 from stack.table import ACQUISITION
 from stack.views import sees_run
 from tabular.categories import CategoryCodes
+from tabular.cohort import CohortScore
 from tabular.encode import MAX_LEVELS, MetadataEncoder
 from tabular.group_features import (
-    CohortScore,
     context_counts,
     embedding_aggregates,
     metadata_aggregates,

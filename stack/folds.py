@@ -369,9 +369,10 @@ def _folds_from_column(own: pd.Series, k: int) -> NDArray[np.int8]:
 def _check_fold_column(fold: NDArray[np.int8], target: NDArray[np.generic], split_group: pd.Series) -> None:
     if len(fold) != len(split_group):
         raise DataError(f"the fold column has {len(fold)} values for {len(split_group)} rows: give one a row")
-    folds_of = pd.Series(fold).groupby(split_group.to_numpy()).unique()
-    torn = folds_of[folds_of.map(len) > 1]
-    if len(torn):
+    pairs = pd.DataFrame({"group": split_group.to_numpy(), "fold": fold}).drop_duplicates()
+    pairs = pairs[pairs["group"].duplicated(keep=False)]
+    if len(pairs):
+        torn = pairs.groupby("group")["fold"].unique()
         shown = "; ".join(
             f"{name!r} in folds {', '.join(map(str, sorted(f)))}" for name, f in torn[:_MAX_LISTED].items()
         )

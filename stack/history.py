@@ -1,15 +1,13 @@
-"""Lists, scores and compares finished runs, keeps the ledger of `dermstack stack`, and finds leftover files."""
+"""Lists, scores and compares finished runs, and finds leftover files."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,75 +20,22 @@ from image_models.locks import unused
 from stack.config import Config
 from stack.experiment import Experiment
 from stack.images import cache_users_folder
+from stack.ledger import append_line, read_lines
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
 from stack.metrics.scores import auc, auc_by_fold, average_precision
 from stack.metrics.shuffle import auc_equal_size
-from stack.store import Run, error_with_path, locked, read_frame, read_run
+from stack.store import Run, locked, read_frame, read_run
+from stack.submission import FITS_FOLDER
 
 
 def append_ledger(experiment: Experiment, blend: Run) -> dict[str, Any]:
     """Appends the blend's headline and the changed settings to runs/<experiment>/ledger.jsonl; returns the line."""
-    settings = _flat(
-        experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage", "n_jobs", "device", "workers"})
-    )
-    before = read_ledger(experiment)
-    known = before[-1]["settings"] if before else settings
-    changed = {
-        key: [known.get(key), settings.get(key)]
-        for key in sorted({*known, *settings})
-        if known.get(key) != settings.get(key)
-    }
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{key: blend.meta[key] for key in ("fingerprint", "objective", "headline", "tuned_in_sample", "chosen")},
-        "changed": changed,
-        "settings": settings,
-    }
-    path = experiment.folder / "ledger.jsonl"
-    try:
-        with path.open("ab+") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # drop a line that a crash left incomplete
-            file.write(json.dumps(line).encode() + b"\n")
-    except OSError as error:
-        raise error_with_path(error, path) from error
-    return line
+    return append_line(experiment.folder, experiment.config, blend.meta)
 
 
 def read_ledger(experiment: Experiment) -> list[dict[str, Any]]:
-    """Reads all lines, oldest first, without a last line that a crash left incomplete.
-
-    Raises StoreError for a damaged line.
-    """
-    path = experiment.folder / "ledger.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [_read(line, path, number) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
-
-
-def _read(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        read = json.loads(line)
-        return {**read, "settings": dict(read["settings"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path}: line {number} is damaged ({error}): remove {path} (nothing is computed from this record) and run "
-            "`dermstack stack` again"
-        ) from error
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Flattens nested settings, as ``{"blend.trials": 100, "image_models.0.lr": …}``."""
-    if isinstance(settings, dict):
-        pairs = settings.items()
-    elif isinstance(settings, list):
-        pairs = enumerate(settings)  # type: ignore[assignment]
-    else:
-        return {prefix: settings}
-    return {
-        key: value
-        for name, part in pairs
-        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+    """Reads all lines of the experiment's ledger (`read_lines`)."""
+    return read_lines(experiment.folder)
 
 
 COLUMNS = ["experiment", "run", "kind", "auc", "headline"]
@@ -223,6 +168,8 @@ def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
     for folder in _experiment_folders(config):
         aside = sorted(folder.glob("old/*"))
         found += [(path, "set aside when its inputs changed") for path in aside]
+        if (fits := folder / FITS_FOLDER).is_dir():
+            found.append((fits, "fits of a blend that was stopped; `stack` goes on from them"))
         torn = [path for path in sorted(folder.rglob(".*.tmp")) if not set(aside) & set(path.parents) and _is_old(path)]
         found += [(path, "left by an interrupted write") for path in torn]
     if cache:

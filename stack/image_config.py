@@ -70,6 +70,10 @@ class Strict(BaseModel):
         return values
 
 
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 class Normalise(Strict):
     """Mean and standard deviation with which pixels in [0, 1] are normalised."""
 
@@ -84,12 +88,18 @@ class Diagnosis(Strict):
     unknown: Literal["class", "target"] = "class"  # a missing diagnosis is its own class, or any class of its target
 
 
+class PseudoLabels(Strict):
+    """Test rows as further training rows, labelled by other runs fold by fold (Lee 2013)."""
+
+    # image models listed earlier, or imported runs with test predictions of each fold model; their logits are averaged
+    teachers: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
+    # `soft`: the label is the teachers' probability; `hard`: the likelier target
+    labels: Literal["soft", "hard"] = "soft"
+    confidence: float = Field(0.5, ge=0.5, lt=1)  # least probability of the likelier target; rows below are left out
+
+
 DEFAULT = Training()
-LATER_MODEL = ("metadata_dropout",)  # keys of an image model that dermstack 0.2.0 did not have
-
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+LATER_MODEL = ("metadata_dropout", "pseudo_labels")  # keys of an image model that dermstack 0.2.0 did not have
 
 
 class ImageModel(Strict):
@@ -109,6 +119,7 @@ class ImageModel(Strict):
     # columns that the network gets with the image: age, sex, site, and names or patterns (`tbp_lv_*`) of the columns of
     # numbers and words in data.columns, and of features.derived
     metadata: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    pseudo_labels: PseudoLabels | None = None  # none: only labelled rows train the model
     tta: Literal["none", "flips", "d4"] = "none"  # test-time augmentation: logits averaged over 1, 4 or 8 views
 
     # Training settings; image_models/settings.py documents each key and holds its default.
@@ -190,6 +201,8 @@ class ImageModel(Strict):
                 f"{self.name} is frozen, but only trained models have `target: diagnosis` or `metadata`: remove these "
                 "keys (level 2 gets the metadata in any case)"
             )
+        if self.pseudo_labels is not None:
+            self._check_pseudo_labels(self.pseudo_labels)
         if self.dropout_samples > 1 and not self.dropout:
             raise ValueError(f"{self.name}: dropout_samples {self.dropout_samples} needs a `dropout` above 0")
         if self.augment_on == "device" and (odd := set(self.augment) - {"none", "light", "standard"}):
@@ -198,3 +211,14 @@ class ImageModel(Strict):
                 "`augment_on: cpu`"
             )
         return self
+
+    def _check_pseudo_labels(self, settings: PseudoLabels) -> None:
+        if self.frozen:
+            raise ValueError(f"{self.name} is frozen, but only trained models have `pseudo_labels`: remove it")
+        if self.name in settings.teachers or len(set(settings.teachers)) < len(settings.teachers):
+            raise ValueError(f"{self.name}: pseudo_labels.teachers must name other runs, each once")
+        if self.balance != "none" or self.positive_weight != 1:
+            raise ValueError(
+                f"{self.name}: pseudo_labels needs `balance: none` and `positive_weight: 1`, since a row without a "
+                "known target belongs to no class"
+            )

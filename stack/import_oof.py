@@ -2,141 +2,81 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError, StoreError
-from stack.cells import UNNAMED_INDEX, as_text, is_parquet, read_columns
 from stack.console import Out
 from stack.doubts import doubts
 from stack.experiment import Experiment, write_rows
 from stack.image_config import NAME_PATTERN
-from stack.keys import check_exact, contained, fold_labels, is_missing_fold, keys_as_in
+from stack.import_folds import FoldMatch, check_nets, match_rows, net_numbers
+from stack.keys import contained, keys_as_in
 from stack.metrics.resolution import clip_limits, clipped_logit
 from stack.plausibility import FACTS_TITLE, Scores, facts_table, is_fresh, run_facts
+from stack.prediction_files import (
+    FINEST_EDGE,
+    Files,
+    ImportedColumns,
+    Part,
+    read_parts,
+    read_predictions_file,
+    read_wide_file,
+)
 from stack.ranks import AVERAGED
 from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
-MAX_FOLDS = 100  # the limit of the config; a column with more values is not a fold column
+ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three digits
 
 
 @dataclass(frozen=True)
-class ImportedColumns:
-    """Column names of one imported file; ``fold`` is the fold net that made the prediction.
+class ImportOptions:
+    """How the files of a run are read; see `import_oof`.
 
-    ``option`` begins the options that name these columns, for messages: ``--test`` for ``--test-p-column``.
+    ``averaged_where_needed`` takes test files with one row an id as averaged and others by net. ``average_seeds``
+    averages files, or rows of one file, that differ in their seed only.
     """
 
-    id: str
-    p: str
-    fold: str
-    option: str = "-"
-
-    def option_of(self, key: str) -> str:
-        """Returns the command option that names the column ``key``: id, p or fold."""
-        return f"{self.option}-{key}-column"
-
-
-def read_predictions_file(
-    path: Path, columns: ImportedColumns, *, needs_fold: bool, alternative: str = ""
-) -> pd.DataFrame:
-    """Reads the columns id (str), p in [0, 1] and fold; without ``needs_fold`` the file may lack the fold column.
-
-    ``alternative`` is the command option that makes folds unnecessary, for the message. Raises DataError for an absent
-    column and for a p that is not a probability.
-    """
-    raw = read_columns(path)
-    expected = {"id": _id_column(raw, columns), "p": columns.p}
-    if columns.fold in raw or needs_fold:
-        expected["fold"] = columns.fold
-    for key, name in expected.items():
-        without = f" (or import without folds: {alternative})" if key == "fold" and alternative else ""
-        _check_column(raw, name, path, option=columns.option_of(key), without=without)
-    check_exact(raw[expected["id"]], f"{path}: the ids in {expected['id']!r}")
-    frame = pd.DataFrame({"id": as_text(raw[expected["id"]]), "p": _probabilities(raw[columns.p], path)})
-    return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in expected else frame
+    columns: ImportedColumns
+    test_columns: ImportedColumns
+    test_averaged: bool = False
+    averaged_where_needed: bool = False
+    exclude: int = 0
+    foreign_folds: bool = False
+    all_rows_prefix: str | None = None
+    average_seeds: bool = False
 
 
-def read_wide_file(path: Path, columns: ImportedColumns, prefix: str) -> pd.DataFrame:
-    """Reads a file with one column a net, named ``prefix`` and the net's label; returns id, p, fold by id and net.
+@dataclass(frozen=True)
+class Source:
+    """The files that become the run ``name``, and how they are read."""
 
-    Raises DataError as `read_predictions_file` does, and where no column begins with ``prefix``.
-    """
-    raw = read_columns(path)
-    id_column = _id_column(raw, columns)
-    _check_column(raw, id_column, path, option=columns.option_of("id"))
-    check_exact(raw[id_column], f"{path}: the ids in {id_column!r}")
-    nets = [name for name in map(str, raw.columns) if name.startswith(prefix) and name not in (prefix, id_column)]
-    if not nets:
-        raise DataError(
-            f"{path}: no column begins with {prefix!r}: correct --all-rows-prefix; the columns are "
-            f"{', '.join(map(str, raw.columns))}"
-        )
-    for name in nets:
-        _check_column(raw, name, path, option="--all-rows-prefix")
-    labels = _fold_labels(pd.Series([name.removeprefix(prefix) for name in nets]), path, columns)
-    ids = as_text(raw[id_column])
-    parts = [pd.DataFrame({"id": ids, "p": _probabilities(raw[name], path)}) for name in nets]
-    return pd.concat([part.assign(fold=label) for part, label in zip(parts, labels, strict=True)], ignore_index=True)
+    name: str
+    oof: tuple[Part, ...]
+    test: tuple[Part, ...]
+    options: ImportOptions
+    all_rows: Path | None = None
 
 
-def _id_column(raw: pd.DataFrame, columns: ImportedColumns) -> str:
-    """Returns the column of the ids; they may be the index of a parquet file, which need not have a name."""
-    return UNNAMED_INDEX if columns.id not in raw and UNNAMED_INDEX in raw else columns.id
+@dataclass(frozen=True)
+class Checked:
+    """The predictions of one run, read and checked, and what run.json says of them."""
 
+    name: str
+    frames: dict[str, pd.DataFrame]
+    meta: dict[str, Any]
 
-def _check_column(raw: pd.DataFrame, name: str, path: Path, *, option: str, without: str = "") -> None:
-    if (number := list(raw.columns).count(name)) > 1:
-        raise DataError(f"{path}: {number} columns are named {name!r}: rename all but one")
-    if name not in raw:
-        near = difflib.get_close_matches(name, map(str, raw.columns), n=1)
-        all_names = ", ".join(map(str, raw.columns))
-        hint = f"did you mean {option} {near[0]}?" if near else f"name it with {option}; the columns are {all_names}"
-        raise DataError(f"{path}: no column {name!r}: {hint}{without}")
-
-
-def _probabilities(values: pd.Series, path: Path) -> pd.Series:
-    numbers = pd.to_numeric(values, errors="coerce").astype(np.float64)
-    bad = ~numbers.between(0, 1)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise DataError(
-            f"{path}: {bad.sum()} values of {values.name!r} are not probabilities, first "
-            f"{values.iloc[row]!r} in row {_row_number(row, path)}: give values in [0, 1]"
-        )
-    return numbers
-
-
-def _row_number(row: int, path: Path) -> int:
-    """Returns the row number for a message: parquet rows are counted from 1, csv rows with the header as row 1."""
-    return row + (1 if is_parquet(path) else 2)
-
-
-def _fold_labels(values: pd.Series, path: Path, columns: ImportedColumns) -> pd.Series:
-    """Returns fold labels as numbers where all are numbers, so that 0 and 0.0 are one fold; else as text."""
-    missing = is_missing_fold(values)
-    if missing.any():
-        row = int(np.flatnonzero(missing)[0])
-        where = f"first row {_row_number(row, path)}"
-        raise DataError(f"{path}: {missing.sum()} rows without a {columns.fold!r}, {where}: fill them in")
-    labels = fold_labels(values, f"{path}: folds")
-    if labels.nunique() > MAX_FOLDS:
-        raise DataError(
-            f"{path}: column {columns.fold!r} holds {labels.nunique()} values, too many for folds: check "
-            f"{columns.option_of('fold')}"
-        )
-    return labels
-
-
-FINEST_EDGE = 1e-15  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
-ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three digits
+    @property
+    def scores(self) -> Scores:
+        """The predictions in the form that `stack.plausibility` takes."""
+        return Scores(self.name, "imported", self.frames["oof"], self.frames["test"])
 
 
 def import_oof(
@@ -166,7 +106,34 @@ def import_oof(
 
     Raises DataError that names the file, rows and values; StoreError where the run exists and ``replace`` is not set.
     """
-    folder = experiment.models / name
+    options = ImportOptions(
+        columns, test_columns or columns, test_averaged, exclude=exclude, foreign_folds=foreign_folds,
+        all_rows_prefix=all_rows_prefix,
+    )  # fmt: skip
+    test = () if test_csv is None else (Part(test_csv),)
+    return import_source(experiment, Source(name, (Part(oof_csv),), test, options, all_rows), out, replace=replace)
+
+
+def import_source(experiment: Experiment, source: Source, out: Out, *, replace: bool) -> Run:
+    """Writes one run and prints the facts about its predictions, as `import_oof` does."""
+    check_name(experiment, source.name)
+    folder = experiment.models / source.name
+    if read_run(folder) and not replace:
+        raise StoreError(f"{folder} exists: add --replace to set it aside and import again")
+    if unread := unread_test_file(experiment, source):
+        out.warn(unread)
+    checked = check_source(experiment, source, Files())
+    _check_plausible(experiment, checked, source, out)
+    with locked(experiment.folder):
+        write_rows(experiment)
+        run, aside = write_checked(experiment, checked)
+        if aside:
+            out.say(f"{source.name}: the old run is kept as {aside}")
+        return run
+
+
+def check_name(experiment: Experiment, name: str) -> None:
+    """Raises DataError where ``name`` cannot be that of an imported run."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise DataError(
             f"{name!r} cannot be the name of a run: use at most 64 letters, digits, '_', '-' and '.', and begin with a "
@@ -174,120 +141,109 @@ def import_oof(
         )
     if name in experiment.config.model_names:
         raise DataError(f"{name} is a model of {experiment.config_path}: choose another name for the imported run")
-    if read_run(folder) and not replace:
-        raise StoreError(f"{folder} exists: add --replace to set it aside and import again")
-    if all_rows_prefix is not None and all_rows is None:
-        raise DataError(f"--all-rows-prefix {all_rows_prefix} needs a file: name it with --all-rows")
-    oof = read_predictions_file(oof_csv, columns, needs_fold=not foreign_folds, alternative="--foreign-folds")
-    oof["id"] = keys_as_in(oof["id"], experiment.table.train["id"], f"{oof_csv}: id", of="the training rows")
-    fold = _check_oof(experiment, oof, oof_csv, columns, exclude=exclude, foreign=foreign_folds)
+
+
+def unread_test_file(experiment: Experiment, source: Source) -> str:
+    """Returns a warning where the experiment has no test rows, but the source has their predictions; "" otherwise."""
+    if source.test and not len(experiment.table.test):
+        return f"the experiment has no test rows (data.test): {source.test[0].path} is not read"
+    return ""
+
+
+def check_source(experiment: Experiment, source: Source, files: Files) -> Checked:
+    """Reads the files of one run and checks their rows, folds and values. Raises DataError, naming the file."""
+    options = source.options
+    if options.all_rows_prefix is not None and source.all_rows is None:
+        raise DataError(f"--all-rows-prefix {options.all_rows_prefix} needs a file: name it with --all-rows")
+    path = source.oof[0].path
+    train = experiment.table.train["id"]
+    oof = read_parts(
+        source.oof, options.columns, needs_fold=not options.foreign_folds, alternative="--foreign-folds", files=files,
+        respell=lambda ids, file: keys_as_in(ids, train, f"{file}: id", of="the training rows"),
+        average_seeds=options.average_seeds,
+    )  # fmt: skip
+    fold = match_rows(experiment, oof, path, options.columns, exclude=options.exclude, foreign=options.foreign_folds)
     has_test = bool(len(experiment.table.test))
-    if has_test and test_csv is None:
+    if has_test and not source.test:
         raise DataError("the experiment has test rows: give their predictions with --test")
-    if test_csv and not has_test:
-        out.warn(f"the experiment has no test rows (data.test): {test_csv} is not read")
     frames = {"oof": prediction_frame(oof["id"], fold.numbers, _to_logit(oof["p"]))}
-    frames["test"] = (
-        _test_frame(experiment, test_csv, test_columns or columns, fold, averaged=test_averaged)
-        if has_test and test_csv
-        else prediction_frame([], 0, np.empty(0, np.float32))
-    )
-    _check_plausible(experiment, Scores(name, "imported", frames["oof"], frames["test"]), oof_csv, out)
-    files = {"oof": sha256(oof_csv), "test": sha256(test_csv) if has_test and test_csv else None}
-    if all_rows:
-        frames["all_rows"] = _all_rows_frame(all_rows, columns, oof, fold, prefix=all_rows_prefix)
-        files["all_rows"] = sha256(all_rows)
-    inputs = {"rows or folds": experiment.rows_fingerprint, "files": fingerprint(files)}
+    averaged = options.test_averaged
+    if has_test:
+        frames["test"], averaged = _test_frame(experiment, source, fold, files)
+    else:
+        frames["test"] = prediction_frame([], 0, np.empty(0, np.float32))
+    if source.all_rows:
+        frames["all_rows"] = _all_rows_frame(
+            source.all_rows, options.columns, oof, fold, prefix=options.all_rows_prefix, files=files
+        )
+    inputs = inputs_of(experiment, source)
     meta = {
         "fingerprint": fingerprint(inputs),
         "level": 1,
         "kind": "imported",
         "inputs": inputs,
-        "excluded": exclude,
+        "excluded": options.exclude,
         "foreign_folds": fold.foreign,
-        "test_averaged": test_averaged,
+        "test_averaged": averaged,
+        "read_as": read_as(source),
     }
-    with locked(experiment.folder):
-        write_rows(experiment)
-        if aside := set_aside(folder, experiment.old):
-            out.say(f"{name}: the old run is kept as {aside}")
-        return write_run(folder, meta, frames=frames)
+    return Checked(source.name, frames, meta)
 
 
-@dataclass(frozen=True)
-class _FoldMatch:
-    numbers: NDArray[np.int8]  # (n,) fold of each out-of-fold row: the experiment's, or the file's where it is foreign
-    theirs: dict[object, int]  # fold label of the file → fold in ``numbers``; empty where the file has no folds
-    foreign: bool  # whether the file's folds are not those of the experiment
+def inputs_of(experiment: Experiment, source: Source) -> dict[str, str]:
+    """Returns what the run depends on, by name, as its run.json records it."""
+    has_test = bool(len(experiment.table.test))
+    hashed = {"oof": _hashes(source.oof), "test": _hashes(source.test) if has_test and source.test else None}
+    if source.all_rows:
+        hashed["all_rows"] = _hash(source.all_rows)
+    return {"rows or folds": experiment.rows_fingerprint, "files": fingerprint(hashed)}
 
 
-def _check_oof(
-    experiment: Experiment,
-    oof: pd.DataFrame,
-    path: Path,
-    columns: ImportedColumns,
-    *,
-    exclude: int,
-    foreign: bool,
-) -> _FoldMatch:
-    ids = pd.Index(experiment.table.train["id"])
-    doubled = oof["id"][oof["id"].duplicated()]
-    if len(doubled):
-        raise DataError(
-            f"{path}: {len(doubled)} rows repeat an id, first {doubled.iloc[0]!r}: give one row for each id"
-        )
-    rows = ids.get_indexer(oof["id"])
-    if (rows < 0).any():
-        first = oof["id"][rows < 0].iloc[0]
-        raise DataError(
-            f"{path}: {(rows < 0).sum()} ids are not training rows, first {first!r}: remove them from the file"
-        )
-    lacking = len(ids) - len(rows)
-    if lacking != exclude:
-        raise DataError(
-            f"{path}: {lacking} of {len(ids)} training rows have no prediction, but {exclude} are declared: "
-            + (f"add `--exclude {lacking}` to leave them out of the stack" if lacking else "remove --exclude")
-        )
-    ours = experiment.folds.frame["fold"].to_numpy()[rows]
-    if empty := sorted(set(range(experiment.folds.k)) - set(ours)):
-        raise DataError(
-            f"{path}: no row of fold {empty[0]} has a prediction: add some, since stacking needs rows of every fold"
-        )
-    if "fold" not in oof:
-        return _FoldMatch(np.zeros(len(oof), np.int8), {}, foreign=True)
-    pairs = pd.DataFrame({"theirs": oof["fold"], "ours": ours}).drop_duplicates()
-    if len(pairs) == pairs["theirs"].nunique() == pairs["ours"].nunique():
-        return _FoldMatch(ours.astype(np.int8), dict(zip(pairs["theirs"], pairs["ours"], strict=True)), foreign=False)
-    if not foreign:
-        raise DataError(
-            f"{path}: column {columns.fold!r} holds other folds than the experiment's: use these folds in the "
-            "experiment (data.columns.fold), or add --foreign-folds, which is recorded and shown with the run's scores"
-        )
-    _check_groups(experiment, oof, rows, path)
-    numbers, theirs = pd.factorize(oof["fold"], sort=True)
-    return _FoldMatch(numbers.astype(np.int8), {net: number for number, net in enumerate(theirs)}, foreign=True)
+def _hashes(parts: Sequence[Part]) -> str | list[str]:
+    """Returns the hash of one file, or those of several."""
+    hashes = [_hash(part.path) for part in parts]
+    return hashes[0] if len(hashes) == 1 else hashes
 
 
-def _check_groups(experiment: Experiment, oof: pd.DataFrame, rows: NDArray[np.intp], path: Path) -> None:
-    """Raises DataError where foreign folds split a group: its rows have leaked into its predictions."""
-    torn = pd.Series(oof["fold"].to_numpy()).groupby(experiment.split_group[rows]).nunique()
-    torn = torn[torn > 1]
-    if len(torn):
-        raise DataError(
-            f"{path}: its folds split {len(torn)} groups, first {torn.index[0]!r}, so models were trained on other "
-            "rows of the groups that they are scored on: make the predictions again with grouped folds"
-        )
+def _hash(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): correct its path") from error
 
 
-def _test_frame(
-    experiment: Experiment, path: Path, columns: ImportedColumns, fold: _FoldMatch, *, averaged: bool
-) -> pd.DataFrame:
-    test = read_predictions_file(
-        path, columns, needs_fold=not (averaged or fold.foreign), alternative="--test-averaged"
-    )
-    test["id"] = keys_as_in(test["id"], experiment.as_read.test["id"], f"{path}: id", of="the test rows")
+def read_as(source: Source) -> dict[str, Any]:
+    """Returns how the files were read: columns, options, and what their names say of folds and seeds."""
+    options = asdict(source.options)
+    del options["averaged_where_needed"]  # what was decided is in the predictions
+    for key in ("columns", "test_columns"):
+        del options[key]["option"]
+        options[key]["ids"] = None if (ids := options[key]["ids"]) is None else _hash(ids)
+    names = {part: [[one.fold, one.seed, one.p] for one in getattr(source, part)] for part in ("oof", "test")}
+    return {**options, "parts": names}
+
+
+def write_checked(experiment: Experiment, checked: Checked) -> tuple[Run, Path | None]:
+    """Writes a run, in a locked experiment whose rows are written; returns it and where an older one is kept."""
+    folder = experiment.models / checked.name
+    aside = set_aside(folder, experiment.old)
+    return write_run(folder, checked.meta, frames=checked.frames), aside
+
+
+def _test_frame(experiment: Experiment, source: Source, fold: FoldMatch, files: Files) -> tuple[pd.DataFrame, bool]:
+    """Returns the predictions of the test rows, and whether they are averaged over nets."""
+    path, columns, options = source.test[0].path, source.options.test_columns, source.options
+    known, averaged = experiment.as_read.test["id"], options.test_averaged
+    test = read_parts(
+        source.test, columns, needs_fold=not (averaged or fold.foreign), alternative="--test-averaged", files=files,
+        respell=lambda ids, file: keys_as_in(ids, known, f"{file}: id", of="the test rows"),
+        average_seeds=options.average_seeds,
+    )  # fmt: skip
     # Rows that no image model can predict get the fallback, whatever an imported file says about them.
-    test = test[~contained(test["id"], experiment.unreadable_test["id"])].reset_index(drop=True)
+    if len(lost := experiment.unreadable_test["id"]):
+        test = test[~contained(test["id"], lost)].reset_index(drop=True)
+    if averaged and options.averaged_where_needed and "fold" in test:
+        averaged = not test["id"].duplicated().any()
     if averaged or "fold" not in test:
         numbers = pd.Series(AVERAGED, index=test.index)
     elif fold.foreign:
@@ -299,15 +255,15 @@ def _test_frame(
             )
         numbers = pd.Series(pd.factorize(test["fold"], sort=True)[0], index=test.index)
     else:
-        numbers = _net_numbers(
+        numbers = net_numbers(
             test["fold"], fold, path, columns, instead=", or give one averaged row an id (--test-averaged)"
         )
-    _check_rows(test["id"], numbers, pd.Index(experiment.table.test["id"]), path, what="test rows")
-    return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"]))
+    check_nets(test["id"], numbers.to_numpy(), experiment.table.test["id"], path, what="test rows")
+    return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"])), averaged
 
 
 def _all_rows_frame(
-    path: Path, columns: ImportedColumns, oof: pd.DataFrame, fold: _FoldMatch, *, prefix: str | None
+    path: Path, columns: ImportedColumns, oof: pd.DataFrame, fold: FoldMatch, *, prefix: str | None, files: Files
 ) -> pd.DataFrame:
     """Reads the predictions of every fold model for every row of the out-of-fold file.
 
@@ -320,13 +276,13 @@ def _all_rows_frame(
         )
     if prefix is None:
         made = read_predictions_file(
-            path, columns, needs_fold=True, alternative="--all-rows-prefix, for one column a net"
+            path, columns, needs_fold=True, alternative="--all-rows-prefix, for one column a net", files=files
         )
     else:
-        made = read_wide_file(path, columns, prefix)
+        made = read_wide_file(path, columns, prefix, files=files)
     made["id"] = keys_as_in(made["id"], oof["id"], f"{path}: id", of="the out-of-fold file")
-    numbers = _net_numbers(made["fold"], fold, path, columns, instead="")
-    _check_rows(made["id"], numbers, pd.Index(oof["id"]), path, what="out-of-fold rows")
+    numbers = net_numbers(made["fold"], fold, path, columns, instead="")
+    check_nets(made["id"], numbers.to_numpy(), oof["id"], path, what="out-of-fold rows")
     claimed = oof[["id", "p"]].assign(net=fold.numbers)
     own = made.assign(net=numbers).merge(claimed, on=["id", "net"], suffixes=("", "_oof"), validate="one_to_one")
     apart = (own["p"] - own["p_oof"]).abs()
@@ -340,62 +296,30 @@ def _all_rows_frame(
     return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"]))
 
 
-def _net_numbers(
-    labels: pd.Series, fold: _FoldMatch, path: Path, columns: ImportedColumns, *, instead: str
-) -> pd.Series:
-    """Returns the fold number of each label; raises DataError unless the labels are those of the out-of-fold file."""
-    numbers = labels.map(fold.theirs)
-    if numbers.isna().any():
-        strange = sorted(set(labels[numbers.isna()].astype(str)))
-        raise DataError(
-            f"{path}: fold {', '.join(strange)} is not in the out-of-fold file: check {columns.fold!r}{instead}"
-        )
-    if lacking := [str(theirs) for theirs, ours in fold.theirs.items() if ours not in set(numbers)]:
-        raise DataError(
-            f"{path}: no row is of net {', '.join(sorted(lacking))}, which is in the out-of-fold file: give the rows "
-            f"of every net{instead}"
-        )
-    return numbers
-
-
-def _check_rows(ids: pd.Series, numbers: pd.Series, expected: pd.Index, path: Path, *, what: str) -> None:
-    """Raises DataError unless each net has each of the expected rows once, and no other."""
-    for number in sorted(set(numbers)):
-        here = ids[numbers == number]
-        net = "" if number == AVERAGED else f" of net {number}"
-        if here.duplicated().any():
-            raise DataError(
-                f"{path}: {here.duplicated().sum()} rows{net} repeat an id: give one row for each id and net "
-                "(name the net's column with --fold-column, or give one averaged test row an id with --test-averaged)"
-            )
-        if len(here) != len(expected) or not expected.isin(here).all():
-            raise DataError(
-                f"{path}: {(~expected.isin(here)).sum()} {what} have no prediction{net}, "
-                f"{(~here.isin(expected)).sum()} ids are not {what}: give exactly the ids of the {what}"
-            )
-
-
 def _to_logit(p: pd.Series) -> NDArray[np.float32]:
     """Returns the logits of a file's probabilities (n,); 0 and 1 lie half of the file's resolution inside."""
     result: NDArray[np.float32] = clipped_logit(p, clip_limits(p, FINEST_EDGE)).astype(np.float32)
     return result
 
 
-def _check_plausible(experiment: Experiment, scores: Scores, path: Path, out: Out) -> None:
+def _check_plausible(experiment: Experiment, checked: Checked, source: Source, out: Out) -> None:
     """Prints the facts about a run's predictions and what is doubtful about them; raises DataError for an error."""
-    known = [run for run in experiment.finished(level=1) if run.name != scores.name and is_fresh(experiment, run)]
-    facts = run_facts(experiment, [scores], _readable(known, out))
+    facts = run_facts(experiment, [checked.scores], known_scores(experiment, out, without={checked.name}))
     for doubt in doubts(facts):
         if doubt.severity == "error":
-            raise DataError(f"{path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
+            raise DataError(f"{source.oof[0].path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
         out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
     out.table(facts_table(facts), FACTS_TITLE)
 
 
-def _readable(runs: list[Run], out: Out) -> Iterator[Scores]:
-    """Yields the predictions of runs to compare with; one that is damaged is no reason to refuse another's import."""
-    for run in runs:
+def known_scores(experiment: Experiment, out: Out, *, without: Collection[str]) -> Iterator[Scores]:
+    """Yields the predictions of the finished runs of level 1 to compare with, but those named ``without``.
+
+    One that is damaged is no reason to refuse another's import.
+    """
+    for run in experiment.finished(level=1):
         try:
-            yield Scores.of(run)
+            if run.name not in without and is_fresh(experiment, run):
+                yield Scores.of(run)
         except StoreError as error:
             out.warn(f"not compared with {run.name}: {error}")

@@ -74,10 +74,10 @@ def keys_as_in(keys: pd.Series, known: Iterable[str], what: str, *, of: str, ref
     as `7` for a known `007` or `1000` for `1e3`, unless ``refuse_doubtful`` is off. ``what`` names the keys in errors
     and ``of`` the table of the known ones.
     """
-    if keys.empty:
+    names = pd.Series(known, dtype="str")
+    if keys.empty or contained(keys, names).all():  # almost always
         return keys
-    names = pd.Series(known, dtype="str").drop_duplicates()
-    spellings = keys.drop_duplicates()
+    names, spellings = names.drop_duplicates(), keys.drop_duplicates()
     strange = spellings[~contained(spellings, names)]
     if strange.empty or names.empty:
         return keys
@@ -166,14 +166,17 @@ def fold_labels(values: pd.Series, what: str) -> pd.Series:
 
     Raises DataError where the labels are not all numbers and one has two spellings.
     """
-    text = as_text(values).str.strip()
+    codes, names = pd.factorize(as_text(values))  # few names, whatever the number of rows
+    text = pd.Series(names, dtype="str").str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
-    return numbers if numbers.notna().all() else unified_keys(text, what)
+    labels = numbers if numbers.notna().all() else unified_keys(text, what)
+    return labels.take(codes).set_axis(values.index)
 
 
 def is_missing_fold(values: pd.Series) -> NDArray[np.bool_]:
     """Marks the rows (n,) without a fold: no value, or a word for none."""
-    return as_text(values).str.strip().str.lower().isin(MISSING_KEYS).to_numpy(bool)
+    codes, names = pd.factorize(as_text(values))
+    return pd.Series(names, dtype="str").str.strip().str.lower().isin(MISSING_KEYS).to_numpy(bool)[codes]
 
 
 def _several_spellings(spellings: pd.Series) -> list[list[str]]:

@@ -20,6 +20,7 @@ from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, r
 from stack.level1_nets import finish_set_aside, set_aside_for
 from stack.net_columns import net_columns
 from stack.net_metadata import metadata_inputs
+from stack.pseudo_labels import awaits_teachers, check_teachers, pseudo_label_inputs, rounds_of, teachers_of
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run
 from stack.study_inputs import FILE_INPUTS, image_file_inputs
 from stack.tuned import check_tuned_files, enabled_models
@@ -37,8 +38,9 @@ def run_image_models(
 ) -> list[Run]:
     """Completes the run of every enabled image model; skips complete runs and folds. Returns the runs.
 
-    Each row is predicted by the net that was not trained on its split_group. ``caches`` holds the images at each size
-    that `check_image_models` returns. Runs named in ``rebuild`` are set aside and made again.
+    Models with pseudo-labels come after the runs that label rows for them (`stack.pseudo_labels`). Each row is
+    predicted by the net that was not trained on its split_group. ``caches`` holds the images at each size that
+    `check_image_models` returns. Runs named in ``rebuild`` are set aside and made again.
 
     Raises StoreError for a run made with other settings or rows (it names what changed and the command that rebuilds
     the run), ImageError for missing or unreadable images, unknown backbones and weights that do not fit.
@@ -48,14 +50,31 @@ def run_image_models(
     for model in models:
         if model.name in experiment.config.tuned.image:
             check_tuned_files(experiment, model, images_checksum(experiment, caches[model.size]))
-    made_of = {model.name: all_level1_inputs(experiment, model, caches[model.size]) for model in models}
     for model in models:  # check all models before the first run is set aside
-        if model.name not in rebuild:
-            check_fresh(experiment, experiment.models / model.name, made_of[model.name])
+        if model.name not in rebuild and not awaits_teachers(experiment, model, rebuild):
+            inputs = all_level1_inputs(experiment, model, caches[model.size])
+            check_fresh(experiment, experiment.models / model.name, inputs)
+    for models_of_round in rounds_of(models):
+        _complete(experiment, models_of_round, caches, out, rebuild=rebuild)
+    return [run for model in models if (run := read_run(experiment.models / model.name))]
+
+
+def _complete(
+    experiment: Experiment,
+    models: Sequence[ImageModel],
+    caches: Mapping[int, ImageCache],
+    out: Out,
+    *,
+    rebuild: Sequence[str],
+) -> None:
+    """Completes the runs of ``models``, all of whose teachers are complete."""
     with ExitStack() as locks:
         tasks: list[FoldTask] = []
         for model in models:
-            folder, cache, inputs = experiment.models / model.name, caches[model.size], made_of[model.name]
+            folder, cache = experiment.models / model.name, caches[model.size]
+            inputs = all_level1_inputs(experiment, model, cache)
+            if teachers_of(model) and model.name not in rebuild:
+                check_fresh(experiment, folder, inputs)  # the teachers may have been made since the first check
             finish_set_aside(folder)
             if model.name in rebuild and folder.exists():
                 with locked(folder):  # not while another process writes to it
@@ -80,7 +99,6 @@ def run_image_models(
                 assemble_run(experiment, last.pop(task.folder.parent))
         for task in last.values():  # all folds were complete, but a kill prevented the assembly
             assemble_run(experiment, task)
-    return [run for model in models if (run := read_run(experiment.models / model.name))]
 
 
 def _of_rebuilding(aside: tuple[Path, int] | None) -> str:
@@ -95,8 +113,8 @@ def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -
     """Checks folds, names and files of the enabled image models before any computing; returns their sizes in pixels.
 
     Raises StoreError for a model in ``rebuild`` that is not enabled, ImageError for a bad backbone, weights or recipe,
-    ConfigError for a metadata column that the table lacks, and DataError where the folds leave too few groups for what
-    is fitted on them (`check_fold_needs`).
+    ConfigError for a metadata column that the table lacks or a teacher that is no run, and DataError where the folds
+    leave too few groups for what is fitted on them (`check_fold_needs`).
     """
     from image_models.net import check_backbone
     from image_models.transforms import check_recipe
@@ -108,6 +126,7 @@ def check_image_models(experiment: Experiment, *, rebuild: Sequence[str] = ()) -
         check_backbone(model.backbone, model.pretrained)
         check_recipe(model.augment)
         net_columns(model, experiment.config.data.columns, experiment.table.columns)
+    check_teachers(experiment, models)
     check_fold_needs(experiment)
     return [model.size for model in models]
 
@@ -145,6 +164,7 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
         **({"selection": "on these rows"} if model.selected else {}),
         **metadata_inputs(experiment, model),
         **learned,
+        **pseudo_label_inputs(experiment, model),
     }
 
 

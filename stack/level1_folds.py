@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from stack.folds import inner_split
 from stack.image_config import Diagnosis, ImageModel
 from stack.level1_nets import net_meta
 from stack.net_metadata import column_dropout, metadata_encoder
+from stack.pseudo_labels import PseudoRows, pseudo_rows
 from stack.store import Run, fingerprint, read_run, write_run
 from tabular.encode import DenseMetadata
 
@@ -187,7 +188,9 @@ def trained_tasks(
             column_dropout=column_dropout(model, encoder),
             inner_val=inner_val,
         )
-        learned = len(train) + len(external) - (0 if inner_val is None else int(inner_val.sum()))
+        if (pseudo := pseudo_rows(experiment, model, fold)) is not None:
+            data = _with_pseudo_rows(data, pseudo, test_rows, metadata.get("test"))
+        learned = len(data.rows) - (0 if inner_val is None else int(inner_val.sum()))
         predicted = VIEW_COUNTS[model.tta] * sum(map(len, sets.values()))
         tasks.append(
             FoldTask(
@@ -212,6 +215,26 @@ def trained_tasks(
             )
         )
     return tasks
+
+
+def _with_pseudo_rows(
+    data: TrainingRows, pseudo: PseudoRows, test_rows: NDArray[np.intp], metadata: NDArray[np.float32] | None
+) -> TrainingRows:
+    """Returns the training rows with test rows appended, of which only a probability of target 1 is known.
+
+    ``test_rows`` are cache rows, ``metadata`` the encoded columns (t, m) of the test rows; no epoch is chosen on them.
+    """
+    count = len(pseudo.rows)
+    return replace(
+        data,
+        rows=np.concatenate([data.rows, test_rows[pseudo.rows]]),
+        target=np.concatenate([data.target, np.ones((count, len(data.positive)), bool)]),
+        metadata=None
+        if data.metadata is None or metadata is None
+        else np.concatenate([data.metadata, metadata[pseudo.rows]]),
+        inner_val=None if data.inner_val is None else np.concatenate([data.inner_val, np.zeros(count, bool)]),
+        soft=np.concatenate([np.full(len(data.rows), np.nan, np.float32), pseudo.p]),
+    )
 
 
 def net_metas(

@@ -1,12 +1,14 @@
-"""Level 2: fits the stackers on the level-2 matrix over the same folds, and probes them for acquisition shortcuts."""
+"""Level 2: fits the stackers on the level-2 matrix over the same folds."""
 
 from __future__ import annotations
 
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,11 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
-from stack.images import require_acquisition, with_acquisition
+from stack.images import require_acquisition
 from stack.level2_config import Stacker, is_second_stage, source_names
-from stack.level2_inputs import is_complete, made_with, stacker_inputs
-from stack.metrics.intervals import interval, paired_difference
-from stack.parallel import run_folds, run_with_threads
+from stack.level2_inputs import made_with, stacker_inputs
+from stack.parallel import run_with_threads, stream_folds
 from stack.predictions import (
-    ALONE,
     Embedding,
     Predictions,
     alignment_notes,
@@ -33,7 +33,6 @@ from stack.predictions import (
     read_embeddings,
     standardised,
     stored_scales,
-    with_rows_alone,
 )
 from stack.repeats import mean_of_repeats, repeated
 from stack.store import (
@@ -54,70 +53,18 @@ from tabular.estimators import make_estimator
 from tabular.models import Bag, fit_bag, write_bag
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Out-of-fold logits (n,) of a stacker under a changed condition, which is its name."""
-
-    name: str
-    logit: NDArray[np.float32]
-
-
-def probe_experiments(experiment: Experiment) -> dict[str, Experiment]:
-    """Returns a copy of the experiment for each shortcut that is off but available, switched on, by name."""
-    features = experiment.config.features
-    found = {}
-    if not features.context_counts:
-        found["context_counts"] = _with_features(experiment, context_counts=True)
-    if not features.shortcuts and (known := with_acquisition(experiment)) is not None:
-        found["shortcuts"] = _with_features(known, shortcuts=True)
-    return found
-
-
-def probe_table(
-    experiment: Experiment, predictions: Predictions, logit: NDArray[np.float32], probes: list[Probe]
-) -> pd.DataFrame:
-    """Returns the AUC of each probe and its difference to the stacker's ``logit`` (n,) on the same rows.
-
-    Columns: what, rows, auc with its interval low, high, and difference with difference_low, difference_high. The probe
-    `alone` predicts every image without the other rows of its group. `groups of one` and `other groups` are the stacker
-    itself on these rows only; their difference is to the mean of its level-1 runs on the same rows.
-    """
-    y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
-    true_group = experiment.table.train["group"].iloc[predictions.rows]
-    size = true_group.map(true_group.value_counts()).to_numpy()
-    table = []
-    for probe in probes:
-        table.append(_row(probe.name, y, probe.logit, logit, groups))
-    if not predictions.names:  # a model of the table alone has no level-1 runs to compare with
-        return pd.DataFrame(table)
-    plain = predictions.oof.mean(axis=1)
-    for name, rows in (("groups of one", size == 1), ("other groups", size > 1)):
-        if len(np.unique(y[rows])) == 2:
-            table.append(_row(name, y[rows], logit[rows], plain[rows], groups[rows]))
-    return pd.DataFrame(table)
-
-
-def _row(
-    name: str, y: NDArray[np.int8], s: NDArray[np.floating], base: NDArray[np.floating], groups: NDArray[np.object_]
-) -> dict[str, object]:
-    value, difference = interval("auc", y, s, groups), paired_difference("auc", y, s, base, groups)
-    return {
-        "what": name, "rows": len(y), "auc": value.value, "low": value.low, "high": value.high,
-        "difference": difference.value, "difference_low": difference.low, "difference_high": difference.high,
-    }  # fmt: skip
-
-
-def _with_features(experiment: Experiment, **features: bool) -> Experiment:
-    config = experiment.config
-    return replace(
-        experiment, config=config.model_copy(update={"features": config.features.model_copy(update=features)})
-    )
-
-
-def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[Run]:
+def run_stackers(
+    experiment: Experiment,
+    sources: list[Run],
+    out: Out,
+    *,
+    on_run: Callable[[Run], object] = lambda run: None,
+) -> list[Run]:
     """Completes every enabled stacker on the level-1 runs ``sources``; sets a stale one aside and fits it again.
 
-    Stackers that see models of the table alone are fitted after all others, on a matrix with these as further runs.
+    ``on_run`` is called with each stacker as soon as it is complete. A stacker is written when its last fold is fitted,
+    so that a command that is killed later finds it complete. Stackers that see models of the table alone are fitted
+    after all others, on a matrix with these as further runs.
     """
     config = experiment.config
     if config.all_features.shortcuts:
@@ -128,35 +75,42 @@ def run_stackers(experiment: Experiment, sources: list[Run], out: Out) -> list[R
         if stacker.kind == "sklearn":
             make_estimator(stacker.estimator, stacker.params, seed=config.seed, threads=1)
     second = [stacker for stacker in stackers if is_second_stage(stacker, stackers)]
-    made = _complete(experiment, [stacker for stacker in stackers if stacker not in second], sources, out)
+    made = _complete(experiment, [stacker for stacker in stackers if stacker not in second], sources, out, on_run)
     if second:
-        made |= _complete(experiment, second, [*sources, *(made[name] for name in tables)], out)
+        made |= _complete(experiment, second, [*sources, *(made[name] for name in tables)], out, on_run)
     return [made[stacker.name] for stacker in stackers]
 
 
-def _complete(experiment: Experiment, stackers: list[Stacker], sources: list[Run], out: Out) -> dict[str, Run]:
+def _complete(
+    experiment: Experiment, stackers: list[Stacker], sources: list[Run], out: Out, on_run: Callable[[Run], object]
+) -> dict[str, Run]:
     """Completes the stackers of one stage, which share a matrix of the runs ``sources``, and returns their runs."""
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
     kept = {stacker.name: read_run(experiment.models / stacker.name) for stacker in stackers}
-    complete = {name for name, run in kept.items() if is_complete(experiment.config, run, inputs[name])}
     for stacker in stackers:  # check all of them before the first run is set aside
-        check_tuned_gbdt(experiment, stacker, sources, complete=stacker.name in complete)
-    todo = []
+        run = kept[stacker.name]
+        complete = run is not None and run.meta["inputs"] == inputs[stacker.name]
+        check_tuned_gbdt(experiment, stacker, sources, complete=complete)
+    todo, complete_runs = [], []
     for stacker in stackers:
         folder = experiment.models / stacker.name
         run = kept[stacker.name]
-        if stacker.name in complete:
+        if run and run.meta["inputs"] == inputs[stacker.name]:
             read_verified_run(folder)
             out.say(f"{stacker.name}: complete, skipped")
+            complete_runs.append(run)
             continue
         if run and (aside := set_aside(folder, experiment.old)):
-            lacks = "it lacks what stackers that see it need" if run.meta["inputs"] == inputs[run.name] else ""
-            out.say(f"{stacker.name}: {lacks or 'its inputs changed'}; the old run is kept as {aside}")
+            out.say(f"{stacker.name}: its inputs changed; the old run is kept as {aside}")
         todo.append(stacker)
     if todo and len(todo) < len(stackers):
         todo = _with_same_scales(experiment, stackers, todo, sources, out)
+    again = {stacker.name for stacker in todo}
+    for run in complete_runs:
+        if run.name not in again:
+            on_run(run)
     if todo:
-        run_with_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out)
+        run_with_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out, on_run)
     return {stacker.name: run for stacker in stackers if (run := read_run(experiment.models / stacker.name))}
 
 
@@ -184,10 +138,12 @@ def _fit_all(
     inputs: dict[str, dict[str, str]],
     sources: list[Run],
     out: Out,
+    on_run: Callable[[Run], object],
 ) -> None:
+    """Fits the stackers and writes each when its last fold is fitted; the folds of the next are being fitted then."""
     predictions = predictions_of(experiment, sources)
     scales = net_scales(predictions)
-    predictions = standardised(with_rows_alone(predictions, sources, experiment.table.train["id"]), scales)
+    predictions = standardised(predictions, scales)
     left_out = len(experiment.target) - len(predictions.rows)
     if left_out:
         check_fold_needs(experiment, predictions.rows)
@@ -196,112 +152,128 @@ def _fit_all(
     notes = alignment_notes(embeddings, sources)
     for note, fits in notes:
         (out.say if fits else out.warn)(note)
-    folds = range(experiment.folds.k)
-    probed = probe_experiments(experiment)
-    tasks: list[Callable[[], Any]] = [
-        partial(_fit_fold, experiment, stackers, embeddings, predictions, fold) for fold in folds
+    token, k = uuid.uuid4().hex, experiment.folds.k
+    tasks = [
+        partial(_fit_fold, repeated(experiment, repeat), stacker, embeddings, predictions, fold, repeat, token)
+        for stacker in stackers
+        for repeat in range(stacker.repeats)
+        for fold in range(k)
     ]
-    tasks += [
-        partial(_probe_logits, changed, stackers[0], embeddings, predictions, fold)
-        for changed in probed.values()
-        for fold in folds
-    ]
-    repeats = range(1, max(stacker.repeats for stacker in stackers))
-    tasks += [
-        partial(_fit_fold, repeated(experiment, repeat), stackers, embeddings, predictions, fold, repeat)
-        for repeat in repeats
-        for fold in folds
-    ]
-    made = run_folds(tasks, "level 2", experiment.config, out)
-    _warn_of_unseen([fold[0]["unseen"] for fold in made[: len(folds)]], out)
-    fitted, answers = made[: len(folds)], made[len(folds) : len(tasks) - len(repeats) * len(folds)]
-    others = made[len(folds) + len(answers) :]
-    for number, stacker in enumerate(stackers):
-        parts = [fold[number] for fold in fitted]
-        oof = pd.concat([part["oof"] for part in parts], ignore_index=True)
-        order = row_positions(
-            experiment.table.train["id"].iloc[predictions.rows], oof["id"], f"the rows of {stacker.name}"
+    results = stream_folds(tasks, "level 2", experiment.config, out, unit="fits")
+    with closing(results):
+        for number, stacker in enumerate(stackers):
+            by_repeat = [list(islice(results, k)) for _ in range(stacker.repeats)]
+            if number == 0:
+                _warn_of_unseen([part["unseen"] for part in by_repeat[0]], out)
+            shared = {
+                "alignment": [note for note, _ in notes],
+                "scales": scales,  # means and spreads that standardised its level-1 logits
+                "excluded": left_out,
+                "selected": [run.name for run in sources if run.meta["level"] == 1 and run.meta.get("selected")],
+            }
+            frames, chosen = _frames(experiment, predictions, stacker, by_repeat), by_repeat[0]
+            meta = {
+                "fingerprint": fingerprint(inputs[stacker.name]),
+                "level": 2,
+                "kind": stacker.kind,
+                "inputs": inputs[stacker.name],
+                "settings": stacker.model_dump(mode="json", exclude={"enabled"}),
+                "made_with": made_with(stacker, experiment.config),
+                "features": chosen[0]["features"],
+                "chosen": [part["chosen"] for part in chosen],  # number of rounds, or the ridge strength
+                **shared,
+                # without the matrix, which all stackers share
+                "seconds": round(sum(part["seconds"] for parts in by_repeat for part in parts), 1),
+            }
+            folder = experiment.models / stacker.name
+            on_run(write_run(folder, meta, frames=frames, arrays=_rotations(embeddings)))
+        list(results)  # ends the progress bar
+    _kept.clear()
+
+
+def _frames(
+    experiment: Experiment, predictions: Predictions, stacker: Stacker, by_repeat: list[list[dict[str, Any]]]
+) -> dict[str, pd.DataFrame]:
+    """Returns the stacker's out-of-fold rows in the order of the table and its test rows, as means over repeats."""
+    first = pd.concat([part["oof"] for part in by_repeat[0]], ignore_index=True)
+    ids = experiment.table.train["id"].iloc[predictions.rows]
+    own = {
+        "oof": first.iloc[row_positions(ids, first["id"], f"the rows of {stacker.name}")],
+        "test": pd.concat([part["test"] for part in by_repeat[0]], ignore_index=True),
+    }
+    return {
+        name: mean_of_repeats(
+            [frame, *(pd.concat([part[name] for part in parts]) for parts in by_repeat[1:])], by_fold=name == "test"
         )
-        own = {"oof": oof.iloc[order], "test": pd.concat([part["test"] for part in parts], ignore_index=True)}
-        by_repeat = [
-            [fold[number] for fold in others[start : start + len(folds)]]
-            for start in range(0, len(others), len(folds))[: stacker.repeats - 1]
-        ]
-        frames = {
-            name: mean_of_repeats(
-                [frame, *(pd.concat([part[name] for part in one]) for one in by_repeat)], by_fold=name == "test"
-            )
-            for name, frame in own.items()
-        }
-        alone = np.concatenate([part["alone"] for part in parts])[order]
-        if stacker.runs == ():  # for the probes of stackers that see it
-            frames[ALONE] = prediction_frame(own["oof"]["id"], own["oof"]["fold"].to_numpy(), alone)
-        if number == 0:
-            logits = [alone]
-            logits += [
-                np.concatenate(answers[first : first + len(folds)])[order]
-                for first in range(0, len(answers), len(folds))
-            ]
-            probes = [Probe(name, logit) for name, logit in zip(["alone", *probed], logits, strict=True)]
-            frames["probes"] = probe_table(experiment, predictions, own["oof"]["logit"].to_numpy(), probes)
-        meta = {
-            "fingerprint": fingerprint(inputs[stacker.name]),
-            "level": 2,
-            "kind": stacker.kind,
-            "inputs": inputs[stacker.name],
-            "settings": stacker.model_dump(mode="json", exclude={"enabled"}),
-            "made_with": made_with(stacker, experiment.config),
-            "features": parts[0]["features"],
-            "chosen": [part["chosen"] for part in parts],  # number of rounds, or the ridge strength
-            "alignment": [note for note, _ in notes],
-            "scales": scales,  # means and spreads that standardised its level-1 logits
-            "excluded": left_out,
-            "selected": [run.name for run in sources if run.meta["level"] == 1 and run.meta.get("selected")],
-            # without the matrix, which all stackers share
-            "seconds": round(sum(part["seconds"] for one in (parts, *by_repeat) for part in one), 1),
-        }
-        write_run(experiment.models / stacker.name, meta, frames=frames, arrays=_rotations(embeddings))
+        for name, frame in own.items()
+    }
 
 
 def _fit_fold(
     experiment: Experiment,
-    stackers: list[Stacker],
+    stacker: Stacker,
     embeddings: Mapping[str, Embedding],
     predictions: Predictions,
     fold: int,
-    repeat: int = 0,
-) -> list[dict[str, Any]]:
-    """Fits every stacker on one fold's matrix and returns their predictions, one dict a stacker.
+    repeat: int,
+    token: str,
+) -> dict[str, Any]:
+    """Fits a stacker on one fold's matrix and returns its predictions.
 
     Models of later repeats are not written, as their stackers cannot be bundled.
     """
-    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=not repeat)
+    matrix, x_test = _kept_matrix(experiment, embeddings, predictions, fold, repeat, token)
     threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
+    started = time.monotonic()
+    bag = kept = fit_fold(experiment, stacker, matrix, fold)
+    if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
+        kept = fit_fold(experiment, stacker, matrix, None)
+    if not repeat:
+        _write_models(kept, matrix.features, experiment.models / stacker.name / f"fold_{fold}", fold)
+    return {
+        "oof": prediction_frame(ids, fold, bag.logit(matrix.held[list(bag.columns)], threads=threads)),
+        "test": prediction_frame(
+            experiment.table.test["id"], fold, kept.logit(x_test[list(kept.columns)], threads=threads)
+        ),
+        "features": list(kept.columns),
+        "chosen": kept.chosen,
+        "unseen": matrix.features.unseen,
+        "seconds": time.monotonic() - started,
+    }
+
+
+_KEPT_BYTES = 1 << 28  # of matrices that a process keeps for the next stacker, which has the same
+_kept: dict[tuple[str, int, int], tuple[FoldMatrix, pd.DataFrame]] = {}
+
+
+def _kept_matrix(
+    experiment: Experiment,
+    embeddings: Mapping[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+    repeat: int,
+    token: str,
+) -> tuple[FoldMatrix, pd.DataFrame]:
+    """Returns the fold's matrix of training and held-out rows and that of the test rows, with all stackers' columns.
+
+    A process keeps what fits into `_KEPT_BYTES` as long as ``token``, a name of this call of `_fit_all`, is the same.
+    """
+    key = (token, repeat, fold)
+    if key in _kept:
+        return _kept[key]
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
     test_z = {name: embedding.test_of(fold) for name, embedding in embeddings.items()}
     x_test = matrix.features.transform(experiment.table.test, predictions.test[fold], test_z)
-    made, alone = list[dict[str, Any]](), matrix.held_ungrouped
-    for stacker in stackers:
-        if stacker.repeats <= repeat:
-            made.append({})
-            continue
-        started = time.monotonic()
-        bag = kept = _fit(experiment, stacker, matrix, fold)
-        if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
-            kept = _fit(experiment, stacker, matrix, None)
-        if not repeat:
-            _write_models(kept, matrix.features, experiment.models / stacker.name / f"fold_{fold}", fold)
-        made.append({
-            "oof": prediction_frame(ids, fold, bag.logit(matrix.held[list(bag.columns)], threads=threads)),
-            "test": prediction_frame(
-                experiment.table.test["id"], fold, kept.logit(x_test[list(kept.columns)], threads=threads)
-            ),
-            "alone": None if alone is None else bag.logit(alone[list(bag.columns)], threads=threads),
-            "features": list(kept.columns),
-            "chosen": kept.chosen,
-            "unseen": matrix.features.unseen,
-            "seconds": time.monotonic() - started,
-        })  # fmt: skip
-    return made
+    for other in [other for other in _kept if other[0] != token]:
+        del _kept[other]
+    if sum(map(_size, [*_kept.values(), (matrix, x_test)])) <= _KEPT_BYTES:
+        _kept[key] = matrix, x_test
+    return matrix, x_test
+
+
+def _size(made: tuple[FoldMatrix, pd.DataFrame]) -> int:
+    matrix, x_test = made
+    return sum(int(frame.memory_usage(index=False).sum()) for frame in (matrix.train, matrix.held, x_test))
 
 
 def _write_models(bag: Bag, features: FoldFeatures, folder: Path, fold: int) -> None:
@@ -319,27 +291,31 @@ def _write_models(bag: Bag, features: FoldFeatures, folder: Path, fold: int) -> 
     write_run(folder, meta, frames={}, arrays=features.arrays(), existing_files=files)
 
 
-def _probe_logits(
+def fit_fold(
     experiment: Experiment,
     stacker: Stacker,
-    embeddings: Mapping[str, Embedding],
-    predictions: Predictions,
-    fold: int,
-) -> NDArray[np.float32]:
-    """Returns the logits of the fold's held-out rows from a model that is not stored."""
-    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
-    bag = _fit(experiment, stacker, matrix, fold)
-    return bag.logit(matrix.held[list(bag.columns)], threads=experiment.config.threads)
+    matrix: FoldMatrix,
+    excluded_fold: int | None,
+    *,
+    bags: int | None = None,
+    rounds: int | None = None,
+) -> Bag:
+    """Fits a stacker with the tuned parameters that were chosen without ``excluded_fold``, or on all rows if None.
 
-
-def _fit(experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, excluded_fold: int | None) -> Bag:
-    """Fits a stacker with the tuned parameters that were chosen without ``excluded_fold``, or on all rows if None."""
-    params = tuned_params(experiment, stacker.name, excluded_fold)
-    return fit_stacker(experiment, stacker, matrix, params=params, bags=stacker.bags)
+    ``bags`` is the number of models, by default the stacker's own; ``rounds`` as for `fit_bag`.
+    """
+    params, bags = tuned_params(experiment, stacker.name, excluded_fold), stacker.bags if bags is None else bags
+    return fit_stacker(experiment, stacker, matrix, params=params, bags=bags, rounds=rounds)
 
 
 def fit_stacker(
-    experiment: Experiment, stacker: Stacker, matrix: FoldMatrix, *, params: Mapping[str, Any], bags: int
+    experiment: Experiment,
+    stacker: Stacker,
+    matrix: FoldMatrix,
+    *,
+    params: Mapping[str, Any],
+    bags: int,
+    rounds: int | None = None,
 ) -> Bag:
     """Fits ``bags`` models with the stacker's settings, and ``params`` over its own, to a fold's training rows."""
     own, inner = stacker.features_with(experiment.config.features), early_stopping_rows(experiment, matrix.train_rows)
@@ -363,6 +339,7 @@ def fit_stacker(
         encoded=codes if own.target_encoding else (),
         parts=encoding_parts(experiment, matrix.train_rows, inner) if own.target_encoding and codes else None,
         select=stacker.select,
+        rounds=rounds,
     )
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dermstack.errors import TabularError
 from stack.image_config import Name, Strict, resolve_path
-from tabular.expressions import parse
-from tabular.relative import STATISTICS
 
 LATER_FEATURES = (
     "columns",
@@ -30,6 +28,7 @@ LATER_FEATURES = (
 
 
 Statistic = Literal["median_diff", "mean_diff", "mean_ratio", "z", "rank", "spread"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)  # those of `tabular.relative`, which imports pandas
 
 
 def _resolved(value: object, info: ValidationInfo) -> object:
@@ -81,6 +80,8 @@ class Features(Strict):
     @classmethod
     def _check_expressions(cls, derived: dict[str, str]) -> dict[str, str]:
         for name, text in derived.items():
+            from tabular.expressions import parse  # imports pandas, which a config without expressions does not need
+
             try:
                 parse(text)
             except TabularError as error:

@@ -9,7 +9,6 @@ from dermstack.errors import StoreError
 from stack.config import Config
 from stack.experiment import Experiment
 from stack.level2_config import Stacker, source_names
-from stack.predictions import ALONE
 from stack.store import Run, fingerprint, frame_fingerprint, read_run
 from stack.table import ACQUISITION
 from stack.tuned import tuned_fingerprint
@@ -50,16 +49,6 @@ def _acquisition_inputs(experiment: Experiment) -> dict[str, str]:
     return {"acquisition": " ".join(map(frame_fingerprint, parts))}
 
 
-def is_complete(config: Config, run: Run | None, inputs: dict[str, str]) -> bool:
-    """Returns whether a stacker's run was made from these inputs and has all that the stackers that see it need.
-
-    A model of the table alone that was fitted before stackers could be seen lacks its predictions of rows alone.
-    """
-    if run is None or run.meta["inputs"] != inputs:
-        return False
-    return run.has(ALONE) or run.name not in source_names(config.stackers)
-
-
 def with_source_stackers(experiment: Experiment, level1: Sequence[Run]) -> list[Run]:
     """Returns the level-1 runs, then the runs of the stackers that another one sees, which must be complete.
 
@@ -69,7 +58,7 @@ def with_source_stackers(experiment: Experiment, level1: Sequence[Run]) -> list[
     for name in source_names(stackers):
         run = read_run(experiment.models / name)
         stacker = next(one for one in stackers if one.name == name)
-        if run is None or not is_complete(experiment.config, run, stacker_inputs(experiment, stacker, level1)):
+        if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, level1):
             raise StoreError(
                 f"stacker {name}, which other stackers see, is {'stale' if run else 'not complete'}: run "
                 f"`{experiment.command('stack')}` first"

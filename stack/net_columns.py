@@ -11,7 +11,7 @@ from stack.columns import NO_COLUMNS, TableColumns
 from stack.config import Config
 from stack.data_config import Columns
 from stack.image_config import ImageModel
-from tabular.encode import ROLES
+from tabular.group_features import ROLES
 
 
 def net_columns(model: ImageModel, columns: Columns, table: TableColumns) -> list[str]:

@@ -11,10 +11,10 @@ from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.net_columns import further_columns, net_columns
 from stack.store import fingerprint, frame_fingerprint
-from tabular.encode import DenseMetadata
 
 if TYPE_CHECKING:
     from image_models.dataset import ColumnDropout
+    from tabular.encode import DenseMetadata
 
 
 def metadata_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
@@ -33,6 +33,8 @@ def metadata_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]
 
 def metadata_encoder(experiment: Experiment, model: ImageModel) -> DenseMetadata:
     """Returns the encoder of the model's columns, not fitted yet."""
+    from tabular.encode import DenseMetadata  # scikit-learn, whose import takes longer than many a command
+
     table = experiment.table.columns
     taken = net_columns(model, experiment.config.data.columns, table)
     return DenseMetadata(taken, numeric=table.numbers, dropout=model.metadata_dropout > 0)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
-from scipy.stats import rankdata
+
+from stack.metrics.intervals import midranks
 
 Floats = NDArray[np.float64]
 _LEAST_VARIANCE = 1e-12  # of an estimate from constant values, so that its weight is finite
@@ -27,7 +28,7 @@ def nets_differ(values: ArrayLike, nets: ArrayLike, groups: ArrayLike) -> bool:
     groups are not compared; where fewer than two nets can be, the answer is True.
     """
     nets, groups = np.asarray(nets), np.unique(np.asarray(groups), return_inverse=True)[1]
-    score = ndtri((rankdata(np.asarray(values, dtype=np.float64)) - 0.5) / max(len(nets), 1))
+    score = ndtri((midranks(np.asarray(values, dtype=np.float64)) - 0.5) / max(len(nets), 1))
     masks = [nets == net for net in np.unique(nets)]
     measured = [_moments(score[rows], groups[rows]) for rows in masks if len(np.unique(groups[rows])) > 1]
     if len(measured) < 2:

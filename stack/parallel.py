@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,13 +34,18 @@ def run_folds(
     tasks: Sequence[Callable[[], Result]], label: str, config: Config, out: Out, *, unit: str = "folds"
 ) -> list[Result]:
     """Runs the tasks in ``n_jobs`` processes with the config's threads and a progress bar; returns results in order."""
-    made: list[Result] = []
+    return list(stream_folds(tasks, label, config, out, unit=unit))
+
+
+def stream_folds(
+    tasks: Sequence[Callable[[], Result]], label: str, config: Config, out: Out, *, unit: str = "folds"
+) -> Generator[Result]:
+    """Yields the results of `run_folds` one by one, in order, while the tasks after them are running."""
     with out.bar(label, len(tasks), unit) as progress:
         jobs = (partial(run_with_threads, config.threads, task) for task in tasks)
         for result in run_parallel(jobs, config.n_jobs):
-            made.append(result)
             progress(1)
-    return made
+            yield result
 
 
 def count_gpus(device: str) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.special import expit
 from dermstack.errors import DataError, StoreError
 from stack.experiment import Experiment
 from stack.keys import contained, positions_of
-from stack.metrics.intervals import Interval, clustered_auc
+from stack.metrics.intervals import Interval, clustered_auc, midranks
 from stack.metrics.resolution import resolution
 from stack.metrics.scores import auc
 from stack.ranks import AVERAGED
@@ -78,10 +78,11 @@ class RunFacts:
     ties: float  # share of pairs of a positive and a negative with equal p
     auc: Interval | None  # None where a class is absent or in one group only
     prevalence: float
+    oof_nets: tuple[int, ...]  # nets that made the out-of-fold predictions
     nets: pd.DataFrame  # one row a net of the test rows: see `_compared_nets`
     constant_nets: tuple[int, ...]  # whose out-of-fold predictions are all equal, among several nets
     test_rows: int  # predictions of all nets
-    test_distinct: int
+    is_test_constant: bool
     is_uniform: bool  # out-of-fold p are evenly spread over 0 to 1, as ranks are
     is_test_uniform: bool
     unclipped: int  # predictions of exact 0 or 1 that an earlier version imported
@@ -90,17 +91,49 @@ class RunFacts:
     quantiles: tuple[float, ...]  # of all out-of-fold p: 5, 50 and 95 %
 
 
-def run_facts(experiment: Experiment, checked: Iterable[Scores], others: Iterable[Scores] = ()) -> list[RunFacts]:
-    """Returns the facts of each of ``checked``, compared with each other and with ``others``; O(n log n) a run.
+class Comparison:
+    """Facts about runs that are added one after the other, each compared with all others in the end.
 
-    Of each run it keeps its logits, not its frames.
+    O(n log n) a run. Of each run it keeps its logits, not its frames.
     """
-    table = _TableRows(experiment)
-    views = [_View(table, scores) for scores in checked]
-    number = len(views)
-    views += [_View(table, scores) for scores in others]
-    likest = _likest(views, number)
-    return [_facts(view, views, like) for view, like in zip(views, likest, strict=False)]
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._table = _TableRows(experiment)
+        self._checked: list[tuple[_View, RunFacts]] = []
+        self._others: list[_View] = []
+
+    def add(self, scores: Scores) -> RunFacts:
+        """Adds a run and returns the facts about it alone; raises StoreError where it has rows of no table."""
+        view = _View(self._table, scores)
+        self._checked.append((view, _facts(view)))
+        return self._checked[-1][1]
+
+    def discard(self, name: str) -> None:
+        """Removes an added run from the comparison."""
+        self._checked = [(view, facts) for view, facts in self._checked if view.name != name]
+
+    def add_other(self, scores: Scores) -> None:
+        """Adds a run with which the others are compared, and which has no facts of its own."""
+        self._others.append(_View(self._table, scores))
+
+    def facts(self) -> list[RunFacts]:
+        """Returns the facts about the runs of `add`, compared with each other and with those of `add_other`."""
+        views = [*(view for view, _ in self._checked), *self._others]
+        likest = _likest(views, len(self._checked))
+        return [
+            replace(facts, likest=like, test_copy_of=_test_copy_of(view, views))
+            for (view, facts), like in zip(self._checked, likest, strict=True)
+        ]
+
+
+def run_facts(experiment: Experiment, checked: Iterable[Scores], others: Iterable[Scores] = ()) -> list[RunFacts]:
+    """Returns the facts of each of ``checked``, compared with each other and with ``others``."""
+    comparison = Comparison(experiment)
+    for scores in checked:
+        comparison.add(scores)
+    for scores in others:
+        comparison.add_other(scores)
+    return comparison.facts()
 
 
 def facts_table(facts: Sequence[RunFacts]) -> pd.DataFrame:
@@ -144,13 +177,13 @@ class _TableRows:
         tables = {"training rows": experiment.table.train, "test rows": experiment.table.test}
         self._ids = {part: frame["id"] for part, frame in tables.items()}
         # Runs often have equal rows, and mostly those of the table.
-        self._last = {part: (ids, np.arange(len(ids))) for part, ids in self._ids.items()}
+        self._last = {part: (ids, np.arange(len(ids), dtype=np.int32)) for part, ids in self._ids.items()}
 
-    def positions(self, ids: pd.Series[str], part: str, run: str) -> NDArray[np.intp]:
+    def positions(self, ids: pd.Series[str], part: str, run: str) -> NDArray[np.integer]:
         """Returns the position of each id among the rows of ``part``; raises StoreError where one is not among them."""
         if self._last[part][0].equals(ids):
             return self._last[part][1]
-        found = positions_of(ids, self._ids[part])
+        found = positions_of(ids, self._ids[part]).astype(np.int32)  # kept for each run
         if (found < 0).any():
             raise StoreError(f"{(found < 0).sum()} ids of {run} are not among the {part}: make the run again")
         self._last[part] = ids, found
@@ -185,12 +218,14 @@ class _View:
     @property
     def y(self) -> NDArray[np.int8]:
         """Targets (n,)."""
-        return self._table.y[self.rows]
+        of_rows: NDArray[np.int8] = self._table.y[self.rows]
+        return of_rows
 
     @property
     def split_group(self) -> NDArray[np.intp]:
         """Split groups (n,), as numbers."""
-        return self._table.split_group[self.rows]
+        of_rows: NDArray[np.intp] = self._table.split_group[self.rows]
+        return of_rows
 
     @property
     def test_logit(self) -> Floats:
@@ -207,8 +242,12 @@ class _View:
     @cached_property
     def ranks(self) -> Floats:
         """Ranks within the experiment's folds, of the sampled rows in the order of the table; NaN where not covered."""
-        of_sample = pd.Series(self._in_table(self.logit)[self._table.sample])
-        return np.asarray(of_sample.groupby(self._table.fold[self._table.sample]).rank(pct=True), np.float64)
+        of_sample, fold = self._in_table(self.logit)[self._table.sample], self._table.fold[self._table.sample]
+        found = np.full(len(fold), np.nan)
+        for number in np.unique(fold):
+            shown = np.flatnonzero((fold == number) & ~np.isnan(of_sample))
+            found[shown] = midranks(of_sample[shown]) / max(len(shown), 1)
+        return found
 
     @property
     def p_in_table(self) -> Floats:
@@ -242,33 +281,49 @@ class _View:
     def test_ranks(self) -> Floats:
         """Ranks of the test predictions over all nets, of sampled rows; NaN where there are none."""
         sums = self._test_sums
-        return np.asarray(pd.Series(sums[_sample(len(sums))]).rank(pct=True), np.float64)
+        sampled = sums[_sample(len(sums))]
+        shown = ~np.isnan(sampled)
+        found = np.full(len(sampled), np.nan)
+        found[shown] = midranks(sampled[shown]) / max(shown.sum(), 1)
+        return found
 
 
-def _facts(view: _View, views: Sequence[_View], like: Likeness | None) -> RunFacts:
-    logit, p, test_p = view.logit, view.p, expit(view.test_logit)
-    nets, test_nets = np.unique(view.nets), np.unique(view.test_nets)
-    is_test_uniform = [_is_uniform(test_p[view.test_nets == net]) for net in test_nets]
+def _facts(view: _View) -> RunFacts:
+    order = np.argsort(view.logit)  # once, as sorting is most of the cost
+    logit, p = view.logit[order], view.p[order]
+    tests = _by_net(view.test_logit, view.test_nets)
+    oofs = _by_net(view.logit, view.nets)
+    is_test_uniform = [_is_uniform(expit(values)) for values in tests.values()]
     return RunFacts(
         name=view.name,
         kind=view.kind,
         rows=len(logit),
-        distinct=len(np.unique(logit)),
+        distinct=_distinct(logit),
         resolution=view.resolution,
-        ties=_tied_pairs(view.y, logit),
+        ties=_tied_pairs(view.y[order], logit),
         auc=_auc(view),
         prevalence=float(view.y.mean()) if len(view.y) else np.nan,
-        nets=_compared_nets(view),
-        constant_nets=tuple(int(net) for net in nets if len(nets) > 1 and np.ptp(logit[view.nets == net]) == 0),
-        test_rows=len(test_p),
-        test_distinct=len(np.unique(test_p)),
+        oof_nets=tuple(oofs),
+        nets=_compared_nets(oofs, tests, logit),
+        constant_nets=tuple(net for net, values in oofs.items() if len(oofs) > 1 and values[0] == values[-1]),
+        test_rows=len(view.test_nets),
+        is_test_constant=bool(tests) and len({end for values in tests.values() for end in values[[0, -1]]}) == 1,
         is_uniform=_is_uniform(p),
         is_test_uniform=bool(is_test_uniform) and all(is_test_uniform),
         unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if view.kind == "imported" else 0,
-        likest=like,
-        test_copy_of=_test_copy_of(view, views),
+        likest=None,
+        test_copy_of="",
         quantiles=tuple(np.quantile(p, QUANTILES)),
     )
+
+
+def _by_net(values: Floats, nets: NDArray[np.integer]) -> dict[int, Floats]:
+    """Returns the values of each net, sorted."""
+    return {int(net): np.sort(values[nets == net]) for net in np.unique(nets)}
+
+
+def _distinct(in_order: Floats) -> int:
+    return int((in_order[1:] != in_order[:-1]).sum()) + bool(len(in_order))
 
 
 def _auc(view: _View) -> Interval | None:
@@ -281,37 +336,35 @@ def _auc(view: _View) -> Interval | None:
         return Interval(value, np.nan, np.nan, np.nan)
 
 
-def _tied_pairs(y: NDArray[np.int8], logit: Floats) -> float:
-    values, place = np.unique(logit, return_inverse=True)
-    positives = np.bincount(place, y == 1, minlength=len(values))
-    negatives = np.bincount(place, y == 0, minlength=len(values))
+def _tied_pairs(y: NDArray[np.int8], in_order: Floats) -> float:
+    """Returns the share of pairs of a positive and a negative with equal logits; both sorted by the logit."""
+    place = np.cumsum(np.concatenate([[0], in_order[1:] != in_order[:-1]])[: len(y)]).astype(np.intp)
+    positives, negatives = np.bincount(place, y == 1), np.bincount(place, y == 0)
     pairs = positives.sum() * negatives.sum()
     return float(positives @ negatives / pairs) if pairs else 0.0
 
 
-def _is_uniform(p: Floats) -> bool:
-    """Whether p (n,) are spread over 0 to 1 more evenly than any but ranks."""
-    if len(p) < MIN_ROWS:
+def _is_uniform(in_order: Floats) -> bool:
+    """Whether sorted p (n,) are spread over 0 to 1 more evenly than any but ranks."""
+    if len(in_order) < MIN_ROWS:
         return False
-    even = (np.arange(len(p)) + 0.5) / len(p)
-    return bool(np.abs(np.sort(p) - even).max() <= UNIFORM_DISTANCE + 1 / len(p))
+    even = (np.arange(len(in_order)) + 0.5) / len(in_order)
+    return bool(np.abs(in_order - even).max() <= UNIFORM_DISTANCE + 1 / len(in_order))
 
 
-def _compared_nets(view: _View) -> pd.DataFrame:
-    """Compares each net's test predictions with its out-of-fold ones; averaged ones with those of all nets.
+def _compared_nets(oofs: Mapping[int, Floats], tests: Mapping[int, Floats], all_oof: Floats) -> pd.DataFrame:
+    """Compares each net's sorted test logits with its out-of-fold ones; averaged ones with those of all nets.
 
     Returns one row a net: net, oof and test (quantiles of p), distance (Kolmogorov-Smirnov), limit (the distance that
     is in doubt, larger where rows are few) and spread (ratio of the 5 to 95 % ranges of the logits).
     """
-    rows, oof_logit, test_logit = [], view.logit, view.test_logit
-    for net in np.unique(view.test_nets):
-        own = oof_logit[view.nets == net]
-        own = own if net != AVERAGED and len(own) else oof_logit
-        made = test_logit[view.test_nets == net]
+    rows = []
+    for net, made in tests.items():
+        own = oofs[net] if net != AVERAGED and net in oofs else all_oof
         oof, there = np.quantile(own, QUANTILES), np.quantile(made, QUANTILES)
         width = oof[-1] - oof[0]
         rows.append({
-            "net": int(net),
+            "net": net,
             "oof": tuple(expit(oof)),
             "test": tuple(expit(there)),
             "distance": _distance(own, made),
@@ -322,8 +375,7 @@ def _compared_nets(view: _View) -> pd.DataFrame:
 
 
 def _distance(a: Floats, b: Floats) -> float:
-    """Returns the largest distance between the distributions of ``a`` and ``b`` (Kolmogorov-Smirnov), without its p."""
-    a, b = np.sort(a), np.sort(b)
+    """Returns the largest distance between the distributions of sorted ``a`` and ``b`` (Kolmogorov-Smirnov)."""
     everywhere = np.concatenate([a, b])
     below = [np.searchsorted(values, everywhere, "right") / len(values) for values in (a, b)]
     return float(np.abs(below[0] - below[1]).max())
@@ -358,6 +410,8 @@ def correlations(A: Floats, B: Floats) -> Floats:
     NaN marks an absent value. A correlation is NaN where fewer than three rows are shown by both, or one has no spread.
     """
     of_a, of_b = (~np.isnan(M) for M in (A, B))
+    if of_a.all() and of_b.all() and len(A) >= 3:
+        return _correlations_of_all(A, B)
     in_a, in_b = of_a.astype(np.float64), of_b.astype(np.float64)
     A, B = np.where(of_a, A, 0.0), np.where(of_b, B, 0.0)
     n = in_a.T @ in_b
@@ -366,6 +420,15 @@ def correlations(A: Floats, B: Floats) -> Floats:
         variance_a, variance_b = (A**2).T @ in_b / n - mean_a**2, in_a.T @ B**2 / n - mean_b**2
         found = (A.T @ B / n - mean_a * mean_b) / np.sqrt(variance_a * variance_b)
     shown: Floats = np.where((n >= 3) & (variance_a > 1e-12) & (variance_b > 1e-12), found, np.nan)
+    return shown
+
+
+def _correlations_of_all(A: Floats, B: Floats) -> Floats:
+    A, B = A - A.mean(axis=0), B - B.mean(axis=0)
+    variance_a, variance_b = np.mean(A**2, axis=0)[:, None], np.mean(B**2, axis=0)[None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = A.T @ B / len(A) / np.sqrt(variance_a * variance_b)
+    shown: Floats = np.where((variance_a > 1e-12) & (variance_b > 1e-12), found, np.nan)
     return shown
 
 

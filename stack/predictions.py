@@ -16,7 +16,6 @@ from stack.store import Run, row_positions_in_run
 from tabular.embeddings import Alignment, fit_alignment
 
 ALIGNED_COMPONENTS = 64  # components of an aligned embedding that is only used for distances within the group
-ALONE = "alone"  # file of a stacker of the table alone: its logits of each row without the other rows of its group
 BAD_RESIDUAL = 0.5  # residual above which an alignment is reported as bad: half of the spread is not shared
 
 
@@ -31,7 +30,7 @@ class Predictions:
     test: NDArray[np.float32]  # (folds, test rows, runs) logits
     test_nets: NDArray[np.int8]  # (folds, runs) fold net that made the test logits, or AVERAGED
     groups: NDArray[np.object_] | None = None  # (rows,) split group of each row; none: unknown
-    # (rows, runs) logits of each row without the other rows of its group, where a run is a stacker; none: as `oof`
+    # (rows, runs) logits of each row without the other rows of its group, for probes; none: as `oof`
     alone: NDArray[np.float32] | None = None
 
 
@@ -74,23 +73,6 @@ def read_predictions(
     )
 
 
-def with_rows_alone(predictions: Predictions, runs: Sequence[Run], train_ids: pd.Series[str]) -> Predictions:
-    """Adds the out-of-fold logits of each row without the other rows of its group, which stackers of a table store.
-
-    A level-1 run predicts each image by itself, so that its logits are the same.
-    """
-    if not any(run.has(ALONE) for run in runs):
-        return predictions
-    alone = predictions.oof.copy()
-    for column, run in enumerate(runs):
-        if run.has(ALONE):
-            frame = run.frame(ALONE)
-            at = row_positions_in_run(run, frame["id"], train_ids, ALONE)[predictions.rows]
-            assert (at >= 0).all(), "it has the rows of the out-of-fold predictions"
-            alone[:, column] = frame["logit"].to_numpy(np.float32)[at]
-    return replace(predictions, alone=alone)
-
-
 Scales = dict[str, dict[int, tuple[float, float]]]  # (mean, spread) by run and by net of the run, or AVERAGED
 
 
@@ -121,17 +103,14 @@ def standardised(predictions: Predictions, scales: Scales | None = None) -> Pred
     """
     scales = net_scales(predictions) if scales is None else scales
     oof, test = predictions.oof.copy(), predictions.test.copy()
-    alone = None if predictions.alone is None else predictions.alone.copy()
     for run, name in enumerate(predictions.names):
         for net, (mean, spread) in scales[name].items():
             rows = predictions.nets[:, run] == net
             oof[rows, run] = (predictions.oof[rows, run] - mean) / spread
-            if alone is not None:
-                alone[rows, run] = (alone[rows, run] - mean) / spread
         for fold, net in enumerate(predictions.test_nets[:, run]):
             mean, spread = scales[name].get(int(net), scales[name][AVERAGED])
             test[fold, :, run] = (predictions.test[fold, :, run] - mean) / spread
-    return replace(predictions, oof=oof, test=test, alone=alone)
+    return replace(predictions, oof=oof, test=test)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,14 @@ class Ecdf:
         return np.minimum(self.ranks_[left] + share * step, self.ranks_[right])
 
 
+def mid_ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """Returns `Ecdf().fit(values)(values)`, the mid-rank of each value (n,) among all, with one sort."""
+    values = _finite(values)
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = ((np.cumsum(count) - count / 2) / values.size)[place]
+    return ranks
+
+
 class NetRanks:
     """One `Ecdf` for each run and each of its fold nets, since every net has a scale of its own.
 
@@ -92,13 +100,19 @@ class NetRanks:
                 f"predictions are of {P.shape[1]} runs, but ranks were fitted on {len(self.ecdfs_)}: give the same runs"
             )
         ranks = np.empty_like(P)
-        for run, ecdfs in enumerate(self.ecdfs_):
-            for net in np.unique(nets[:, run]):
-                if net not in ecdfs:
-                    known = ", ".join(str(k) for k in ecdfs)
-                    raise DataError(f"run {run}: no ranks for net {net} (known: {known}): fit them on its rows")
-                made_by = nets[:, run] == net
-                ranks[made_by, run] = ecdfs[net](P[made_by, run])
+        for run in range(P.shape[1]):
+            ranks[:, run] = self.transform_run(P[:, run], nets[:, run], run)
+        return ranks
+
+    def transform_run(self, values: NDArray[np.float64], nets: NDArray[np.integer], run: int) -> NDArray[np.float64]:
+        """Returns the ranks (n,) of a run's predictions (n,), made by `nets` (n,); raises as `transform` does."""
+        ecdfs, ranks = self.ecdfs_[run], np.empty(len(values))
+        for net in np.unique(nets):
+            if net not in ecdfs:
+                known = ", ".join(str(k) for k in ecdfs)
+                raise DataError(f"run {run}: no ranks for net {net} (known: {known}): fit them on its rows")
+            made_by = nets == net
+            ranks[made_by] = ecdfs[net](values[made_by])
         return ranks
 
     def extents(self) -> NDArray[np.float64]:

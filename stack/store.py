@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import itertools
-import json
 import math
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -24,17 +19,22 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import StoreError
-from dermstack.files import atomic_write
 from image_models.locks import LOCK_FILE as LOCK_FILE
 from image_models.locks import locked as locked
 from stack.cells import FRAME_ERRORS
+from stack.json_files import atomic as atomic
+from stack.json_files import error_with_path as error_with_path
+from stack.json_files import fingerprint as fingerprint
+from stack.json_files import read_json as read_json
+from stack.json_files import sha256 as sha256
+from stack.json_files import sha256_once as sha256_once
+from stack.json_files import verify_digest as verify_digest
+from stack.json_files import with_digest as with_digest
+from stack.json_files import write_json as write_json
 
 RUN_FILE = "run.json"
 # The command that makes a run of each kind; `stack` makes the other kinds.
 _MADE_BY = {"image": "oof", "net": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
-
-_DIGEST_KEY = "digest"  # key of a file's digest inside the file
-_DISK_BLOCK_BYTES = 1 << 16  # bytes: a disk with less free space counts as full
 
 # Errors of NumPy for an invalid array, whose header is Python.
 _ARRAY_ERRORS = (*FRAME_ERRORS, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
@@ -79,7 +79,7 @@ class Run:
     def verified_path(self, file: str) -> Path:
         """Returns the path of a file of the run. Raises StoreError for a file that has changed or is missing."""
         path = self.folder / file
-        if not path.exists() or _hash_once(path, path.stat().st_mtime_ns) != self.meta["files"].get(file):
+        if not path.exists() or sha256_once(path) != self.meta["files"].get(file):
             step = _MADE_BY.get(str(self.meta.get("kind")), "stack")
             raise StoreError(
                 f"{path} is {'damaged' if path.exists() else 'missing'}: {_remedy(self.folder, f'`dermstack {step}`')}"
@@ -142,9 +142,9 @@ def prediction_frame(ids: pd.Series[str] | list[str], fold: NDArray[Any] | int, 
             f"{int((~np.isfinite(logit)).sum())} predictions are not finite: the training has diverged, change the "
             "model's settings"
         )
-    frame = pd.DataFrame({"id": ids, "fold": np.broadcast_to(fold, len(logit)), "logit": logit})
-    frame["p"] = expit(frame["logit"].astype(np.float64))
-    return frame.astype({"fold": np.int8, "logit": np.float32, "p": np.float32})
+    p = expit(np.asarray(logit, np.float64)).astype(np.float32)
+    numbers = np.broadcast_to(fold, len(logit)).astype(np.int8)
+    return pd.DataFrame({"id": ids, "fold": numbers, "logit": np.asarray(logit, np.float32), "p": p})
 
 
 def write_run(
@@ -217,66 +217,10 @@ def set_aside(folder: Path, old: Path) -> Path | None:
     return target
 
 
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Returns twelve hex digits of the SHA-256 of a step's settings and inputs.
-
-    Callers leave out n_jobs, device and paths, which must not change it.
-    """
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def frame_fingerprint(frame: pd.DataFrame) -> str:
     """Returns a fingerprint of a frame's columns and values, in order."""
     hashed = pd.util.hash_pandas_object(frame, index=False).to_numpy()
     return fingerprint({"columns": list(frame.columns), "rows": hashlib.sha256(hashed.tobytes()).hexdigest()})
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, as hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def _hash_once(path: Path, mtime_ns: int) -> str:
-    """Returns the SHA-256 of a file, computed once for each modification time, as large embeddings are read often."""
-    return sha256(path)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON atomically, with the keys in their order."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object that `write_json` wrote and verifies its digest if it has one.
-
-    Raises ValueError for anything else.
-    """
-    return verify_digest(json.loads(path.read_text(encoding="utf-8")))
-
-
-def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of ``value`` with a digest of its JSON text."""
-    return {**value, _DIGEST_KEY: _digest(value)}
-
-
-def verify_digest(value: Any) -> dict[str, Any]:
-    """Removes the digest of `with_digest`, if there is one, and returns the rest.
-
-    Raises ValueError where ``value`` is not an object or does not match its digest.
-    """
-    if not isinstance(value, dict):
-        raise ValueError("it is not a JSON object")
-    if (digest := value.pop(_DIGEST_KEY, None)) is not None and digest != _digest(value):
-        raise ValueError("its content does not match its digest")
-    return value
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
@@ -296,31 +240,6 @@ def read_frame(path: Path, *, remedy: str) -> pd.DataFrame:
         raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{remedy}`") from error
     frame.attrs.clear()  # of dermstack 0.1: a digest
     return frame
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success the file is flushed to the disk and renamed to ``path``.
-
-    An OSError inside the block is raised again with ``path`` as its file, whichever library caused it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with atomic_write(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise error_with_path(error, path) from error
-
-
-def error_with_path(error: OSError, path: Path) -> OSError:
-    """Returns the same error for ``path``.
-
-    An error without number (NumPy's after a short write) becomes ENOSPC where the disk is full, else EIO.
-    """
-    if error.errno is None:
-        full = shutil.disk_usage(path.parent).free < _DISK_BLOCK_BYTES
-        return OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path))
-    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 def _remedy(folder: Path, step: str | None = None) -> str:

@@ -16,7 +16,7 @@ from stack.level2_config import Stacker, source_names
 from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
-from stack.views import seen_runs
+from stack.views import blended_runs, seen_runs
 
 Inputs = Mapping[str, str]
 
@@ -37,7 +37,7 @@ _MAX_LISTED = 5  # names listed in a message
 
 def blend_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, str]:
     """Returns what a study of blend weights depends on: the out-of-fold predictions, the rows and the settings."""
-    config = experiment.config
+    config, runs = experiment.config, blended_runs(experiment.config, runs)
     return {
         **_common(experiment),
         "runs": ", ".join(run.name for run in runs),
@@ -80,7 +80,7 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
 def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
     """Returns what a study of an image model depends on, apart from its files (`image_file_inputs`)."""
     own = {name: getattr(model, name) for name in IMAGE_TUNED}
-    unused = {"name", "enabled", "selected", "tta", "pretrained", "seeds", *IMAGE_TUNED}
+    unused = {"name", "enabled", "selected", "tta", "pretrained", "seeds", "pseudo_labels", *IMAGE_TUNED}
     diagnoses = (
         {"diagnoses": frame_fingerprint(experiment.table.train[["diagnosis"]])} if model.target == "diagnosis" else {}
     )

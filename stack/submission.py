@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from scipy.special import expit, logit
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
-from stack.blend.nested import blend_nested
+from stack.blend.copies import change_without_copies, copies_record, near_copies
+from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.state import blender_state
+from stack.blend.stored_fits import remove_fits
 from stack.cells import read_cells
 from stack.config import Config
 from stack.console import Out
@@ -24,12 +26,14 @@ from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.keys import keys_as_in
 from stack.metrics.intervals import interval
-from stack.metrics.scores import auc_by_fold
+from stack.metrics.scores import OBJECTIVE_LABELS, auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
+from stack.views import blended_runs, check_blended_runs
 
+FITS_FOLDER = "blend_fits"  # fits of a blend that is being made
 _MAX_LISTED = 5  # values listed in an error, which also gives their number
 
 
@@ -156,12 +160,15 @@ def _listed(values: Sequence[str] | map[str]) -> str:
 
 
 def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
-    """Blends all runs, with a nested score and final weights from all rows; returns the blend.
+    """Blends the runs (all, or those of `blend.runs`), with a nested score and final weights from all rows.
 
-    Writes blend/ and, where there are test rows, predictions.parquet and submission.csv. A complete blend of the same
-    runs and settings is kept; a stale one is set aside.
+    Returns the blend. Writes blend/ and, where there are test rows, predictions.parquet and submission.csv. A complete
+    blend of the same runs and settings is kept; a stale one is set aside. Finished fits are kept in blend_fits/ until
+    the blend is complete, so that the same command goes on after it was stopped.
     """
     folder = experiment.folder / "blend"
+    check_blended_runs(experiment.config, runs)
+    runs = blended_runs(experiment.config, runs)
     inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
     check_tuned_blend(experiment, runs, complete=run is not None and run.meta["inputs"] == inputs)
@@ -178,7 +185,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
 
 
 def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out: Out) -> Run:
-    config = experiment.config
+    config, fits_folder = experiment.config, experiment.folder / FITS_FOLDER
     predictions = predictions_of(experiment, runs)
     rows = predictions.rows
     y, split_group = experiment.target[rows], experiment.split_group[rows]
@@ -186,23 +193,34 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     out.say(
         f"blend: {len(runs)} runs, methods {', '.join(config.blend.methods)}, nested over {experiment.folds.k} folds …"
     )
-    nested = blend_nested(
-        expit(predictions.oof.astype(np.float64)),
-        y,
-        nets=predictions.nets,
-        fold=fold,
-        split_group=split_group,
-        methods=config.blend.methods,
-        objective=config.objective,
-        trials=config.blend.trials,
-        power=config.blend.power,
-        replacement=config.blend.replacement,
-        bags=config.blend.bags,
-        preselect=config.blend.preselect,
-        seed=config.seed,
-        n_jobs=config.n_jobs,
-        tuned=tuned_weights(experiment, predictions.names),
-    )
+    tuned, p = tuned_weights(experiment, predictions.names), expit(predictions.oof.astype(np.float64))
+    rows_of_blend: dict[str, Any] = {"nets": predictions.nets, "fold": fold, "split_group": split_group}
+    settings_of_blend: dict[str, Any] = {
+        "objective": config.objective,
+        "trials": config.blend.trials,
+        "power": config.blend.power,
+        "replacement": config.blend.replacement,
+        "bags": config.blend.bags,
+        "preselect": config.blend.preselect,
+        "seed": config.seed,
+        "n_jobs": config.n_jobs,
+    }
+    given = rows_of_blend | settings_of_blend
+    with out.bar("blend", number_of_fits(len(np.unique(fold)), config.blend.methods), "fits") as progress:
+        nested = blend_nested(
+            p, y, **given, methods=config.blend.methods, tuned=tuned, keep_in=fits_folder, progress=progress
+        )
+    copies = near_copies(p, predictions.nets, split_group)
+    about_copies: dict[str, Any] = {}
+    if copies.groups:
+        change = None
+        if tuned is None or nested.chosen != "optuna":  # a study's weights are those of all runs
+            with out.bar("near copies", number_of_fits(len(np.unique(fold)), [nested.chosen]), "fits") as progress:
+                change = change_without_copies(
+                    copies, nested, p, y, **given, keep_in=fits_folder / "without_copies", progress=progress
+                )
+        about_copies = {"near_copies": copies_record(copies, predictions.names, nested.chosen, change)}
+        out.say(_copies_text(about_copies["near_copies"], config))
     if left_out := [name for name, used in zip(predictions.names, nested.used_runs, strict=True) if not used]:
         out.say(
             f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
@@ -239,11 +257,27 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "calibrator": calibrator_state(calibration.final),
         "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
+        **about_copies,
         "preselected": [name for name in predictions.names if name not in left_out],
         "left_out": len(experiment.target) - len(rows),
         "selected": [run.name for run in runs if run.meta.get("selected")],  # settings chosen on these rows
     }
-    return write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
+    run = write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
+    remove_fits(fits_folder)
+    return run
+
+
+def _copies_text(record: Mapping[str, Any], config: Config) -> str:
+    groups = "; ".join(f"{', '.join(group['runs'])} (≥ {group['least correlation']:.3f})" for group in record["groups"])
+    kept = ", ".join(group["kept"] for group in record["groups"])
+    text = f"blend: near copies by rank correlation: {groups}"
+    if (change := record["change"]) is None:
+        return f"{text}. What leaving them out would change is not measured for the weights of a study"
+    measure = OBJECTIVE_LABELS[config.objective]
+    return (
+        f"{text}. With only {kept} of these, {record['method']} has a nested {measure} that differs by "
+        f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] (`blend.runs` selects runs)"
+    )
 
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
@@ -279,10 +313,10 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
 
 def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     """Returns everything that the blend depends on, by name; a blend made from other inputs is stale."""
-    config = experiment.config
+    config, runs = experiment.config, blended_runs(experiment.config, runs)
     return {
         "settings": fingerprint({
-            "blend": config.blend.model_dump(),
+            "blend": config.blend.model_dump(exclude={"runs"}),  # "runs" below are those that are blended
             "objective": config.objective,
             "seed": config.seed,
             "tuned": tuned_fingerprint(config.tuned.blend),
@@ -295,7 +329,7 @@ def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
 def blend_made_with(config: Config) -> dict[str, Any]:
     """Returns the settings that the blend depends on, as they are noted in its run.json."""
     return {
-        "blend": config.blend.model_dump(mode="json"),
+        "blend": config.blend.model_dump(mode="json", exclude={"runs"}),
         "objective": config.objective,
         "seed": config.seed,
         "tuned": tuned_fingerprint(config.tuned.blend),

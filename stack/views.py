@@ -1,4 +1,4 @@
-"""The runs that each stacker sees, and the features of all stackers together."""
+"""The runs that each stacker sees and that the blend weights, and the features of all stackers together."""
 
 from __future__ import annotations
 
@@ -43,6 +43,26 @@ def check_seen(config: Config, stacker: Stacker, runs: Sequence[str]) -> None:
             "or write `runs: []` for a model of the table alone"
             + (f"; a pattern fits no stacker, so write {', '.join(full)} in full" if full else "")
         )
+
+
+def blends_run(config: Config, run: str) -> bool:
+    """Returns whether the blend weights this run, of either level (`blend.runs`)."""
+    return config.blend.runs is None or any(fnmatchcase(run, name) for name in config.blend.runs)
+
+
+def blended_runs(config: Config, runs: Sequence[Run]) -> list[Run]:
+    """Returns those of the runs that the blend weights."""
+    return [run for run in runs if blends_run(config, run.name)]
+
+
+def check_blended_runs(config: Config, runs: Sequence[Run]) -> None:
+    """Raises ConfigError for a name or pattern of `blend.runs` that fits none of the experiment's runs."""
+    names = [run.name for run in runs]
+    for name in config.blend.runs or ():
+        if not any(fnmatchcase(run, name) for run in names):
+            raise ConfigError(
+                f"blend.runs: no run fits {name!r}: name one of {', '.join(names)}, or remove `runs` to blend all"
+            )
 
 
 def is_table_alone(config: Config) -> bool:

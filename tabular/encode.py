@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from dermstack.errors import TabularError
+from tabular.group_features import ROLES
 
 
 class MetadataEncoder(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
@@ -158,7 +159,6 @@ def _numbers(values: pd.Series) -> NDArray[np.float32]:
     return numbers
 
 
-ROLES = ("age", "sex", "site")
 MAX_LEVELS = 20  # most frequent words of a further categorical column that have an indicator each
 _FURTHEST = 10.0  # standard deviations: a value of a further column that is further from the mean is set to this
 

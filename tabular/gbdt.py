@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from tabular.gbdt_libraries import (
     FIXED_PARAMS,
     GPU_PARAMS,
     LIBRARIES,
+    Boosted,
     Boosting,
     LabelledRows,
+    Library,
     Matrix,
     column_names,
     did_you_mean,
@@ -40,21 +42,28 @@ class Gbdt:
     rounds: int
 
 
-def fit_gbdt(
+def fit_gbdt(kind: str, X: pd.DataFrame, y: ArrayLike, *, seed: int, **options: Any) -> Gbdt:
+    """Fits one GBDT with `fit_gbdts`."""
+    return fit_gbdts(kind, X, y, seeds=(seed,), **options)[0]
+
+
+def fit_gbdts(
     kind: str,
     X: pd.DataFrame,
     y: ArrayLike,
     *,
     eval_set: tuple[pd.DataFrame, ArrayLike] | None,
     params: Mapping[str, float | bool],
-    seed: int,
+    seeds: Sequence[int],
     threads: int,
     increasing: Collection[str] = (),
     positive_weight: float = 1.0,
     gpu: bool = False,
     categorical: Collection[str] = (),
-) -> Gbdt:
-    """Fits a binary logistic GBDT to X (n, columns), numeric with NaN for missing values, and y (n,) of 0 and 1.
+) -> list[Gbdt]:
+    """Fits binary logistic GBDTs, one for each of `seeds`.
+
+    X (n, columns) is numeric with NaN for missing values, and y (n,) holds 0 and 1.
 
     `eval_set` has the rows (X, y) for early stopping, of other groups than X. Early stopping uses the log loss, to
     which every row contributes; AUC changes in steps where positives are few. The model is then fitted again on all
@@ -65,7 +74,8 @@ def fit_gbdt(
 
     The logit never falls with the value of a column of `increasing`; names that X lacks are ignored. `positive_weight`
     is the weight of positive rows, which raises the logits by about its logarithm. `params` override DEFAULTS[kind].
-    The same rows, seed and threads give the same bytes. Raises TabularError for an unknown kind or parameter, for
+    The same rows, seed and threads give the same bytes, whatever the other seeds are: the models share the binned
+    features, which do not depend on the seed. Raises TabularError for an unknown kind or parameter, for
     columns that are not numeric or are infinite, and unless the targets hold both 0 and 1 and nothing else.
     """
     if kind not in DEFAULTS:
@@ -76,7 +86,7 @@ def fit_gbdt(
     rounds, patience = int(settings.pop("rounds")), int(settings.pop("patience"))
     _check_codes(X.iloc[:, categories])
     # nthread is LightGBM's name too; it derives all its other seeds from `seed`
-    fixed = {**settings, **FIXED_PARAMS[kind], **(GPU_PARAMS[kind] if gpu else {}), "seed": seed, "nthread": threads}
+    fixed = {**settings, **FIXED_PARAMS[kind], **(GPU_PARAMS[kind] if gpu else {}), "nthread": threads}
     if any(flags := [name in increasing for name in columns]):
         fixed |= library.increasing(flags)
     train = _labelled_rows(X, y, positive_weight)
@@ -87,16 +97,25 @@ def fit_gbdt(
             f"{kind} has no rows for early stopping: give them in eval_set, or None and params['rounds']"
         )
     fit = Boosting(train, library_names(columns), fixed, categories, rounds, patience)
+    found = [rounds] * len(seeds)
     try:
         if eval_set is not None:
             check_columns(columns, eval_set[0])
-            _, rounds = library.boost(replace(fit, stop_rows=_labelled_rows(*eval_set, positive_weight)))
-            fit = replace(fit, train=_labelled_rows(*_joined((X, y), eval_set), positive_weight), rounds=rounds)
-        booster, rounds = library.boost(fit)
+            stopped = replace(fit, stop_rows=_labelled_rows(*eval_set, positive_weight))
+            found = [rounds for _, rounds in _boosted(library, stopped, seeds, found)]
+            fit = replace(fit, train=_labelled_rows(*_joined((X, y), eval_set), positive_weight))
+        return [Gbdt(kind, booster, columns, rounds) for booster, rounds in _boosted(library, fit, seeds, found)]
     except library.exceptions as error:
         reason = str(error).strip().splitlines()[0]
         raise TabularError(f"{kind} rejects the parameters {dict(params)}: {reason}") from error
-    return Gbdt(kind, booster, columns, rounds)
+
+
+def _boosted(library: Library, fit: Boosting, seeds: Sequence[int], rounds: Sequence[int]) -> Iterator[Boosted]:
+    """Yields the booster and rounds of each seed; the features are binned once where this gives the same bytes."""
+    shared = library.bins(fit) if len(fit.train.targets) <= library.most_shared else None
+    for seed, most in zip(seeds, rounds, strict=True):
+        own = replace(fit, params={**fit.params, "seed": seed}, rounds=most)
+        yield library.boost(own, shared or library.bins(own))
 
 
 def predict_logit(model: Gbdt, X: pd.DataFrame, *, threads: int = 1) -> Matrix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,129 +15,12 @@ import xgboost
 from numpy.typing import NDArray
 
 from dermstack.errors import TabularError
-
-Params = Mapping[str, str | float | bool]
-
-# All parameters that can be set, with defaults for 8,000 to 30,000 rows with 2 to 10 % positives: shallow trees,
-# leaves of some tens of rows, a low learning rate. No aliases, so that an override and the default cannot both be
-# passed; no class weights: `fit_bag` has one and corrects the prior.
-DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
-    "lightgbm": {
-        "rounds": 2000,  # maximum; early stopping chooses the number
-        "patience": 100,  # rounds without a lower log loss before early stopping
-        "learning_rate": 0.03,
-        "num_leaves": 15,
-        "max_depth": 5,
-        "min_data_in_leaf": 40,
-        "min_sum_hessian_in_leaf": 0.5,
-        "min_gain_to_split": 0.0,
-        "lambda_l1": 0.0,
-        "lambda_l2": 5.0,
-        "bagging_fraction": 0.8,
-        "bagging_freq": 1,
-        "feature_fraction": 0.5,
-        "feature_fraction_bynode": 1.0,
-        "path_smooth": 0.0,
-        "extra_trees": True,  # random thresholds: +0.003 on HAM10000, +0.002 on SIIM-ISIC (docs/log.md)
-        "max_bin": 255,
-    },
-    "xgboost": {
-        "rounds": 2000,
-        "patience": 100,
-        "learning_rate": 0.03,
-        "max_depth": 4,
-        "max_leaves": 0,
-        "min_child_weight": 1.0,  # a sum of p (1 - p): about 50 rows at 2 % positives
-        "gamma": 0.0,
-        "reg_alpha": 0.0,
-        "reg_lambda": 5.0,
-        "subsample": 0.8,
-        "colsample_bytree": 0.6,
-        "colsample_bynode": 1.0,
-        "max_bin": 256,
-    },
-    "catboost": {
-        "rounds": 2000,
-        "patience": 100,
-        "learning_rate": 0.05,
-        "depth": 5,
-        "l2_leaf_reg": 10.0,
-        "random_strength": 1.0,
-        "subsample": 0.8,
-        "rsm": 0.5,
-        "border_count": 128,
-    },
-}
-# The same for matrices with native categories. LightGBM's own smoothing of 10 passes over words of fewer rows than
-# that, and it needs 100 rows in a set of words: with 300 words in 2,500 simulated rows the AUC was 0.720 with its
-# defaults and 0.774 with these, and equal with 60 words. The others are the libraries' own.
-CATEGORY_DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
-    "lightgbm": {
-        "cat_smooth": 2.0,
-        "cat_l2": 10.0,
-        "min_data_per_group": 20,
-        "max_cat_threshold": 32,
-    },
-    "xgboost": {"max_cat_threshold": 64},
-    "catboost": {"one_hot_max_size": 2, "max_ctr_complexity": 1},
-}
-FIXED_PARAMS: Mapping[str, Params] = {
-    "lightgbm": {
-        "objective": "binary",
-        "metric": "binary_logloss",
-        "deterministic": True,
-        "force_row_wise": True,  # otherwise the layout is chosen by a timing, which can differ between runs
-        "verbosity": -1,
-    },
-    "xgboost": {
-        "objective": "binary:logistic",
-        "eval_metric": "logloss",
-        "tree_method": "hist",
-        "verbosity": 0,
-    },
-    "catboost": {
-        "loss_function": "Logloss",
-        "bootstrap_type": "Bernoulli",
-        "allow_writing_files": False,
-        "logging_level": "Silent",
-    },
-}
-GPU_PARAMS: Mapping[str, Params] = {
-    "lightgbm": {"device_type": "gpu"},
-    "xgboost": {"device": "cuda"},
-    "catboost": {"task_type": "GPU", "rsm": 1.0},  # CatBoost cannot sample columns on a GPU
-}
-
-
-def gbdt_settings(
-    kind: str, params: Mapping[str, float | bool], *, categories: bool = False
-) -> dict[str, float | bool]:
-    """Returns the defaults of ``kind`` updated with ``params``; TabularError for unknown names and wrong types.
-
-    Parameters of native categories are left out unless the matrix has ``categories``.
-    """
-    defaults = {**DEFAULTS[kind], **CATEGORY_DEFAULTS[kind]}
-    for name, value in params.items():
-        if name not in defaults:
-            raise TabularError(f"{kind} has no settable parameter {name!r}: {did_you_mean(name, defaults)}")
-        wanted = type(defaults[name])
-        taken = (int, float) if wanted is float else wanted
-        if not isinstance(value, taken) or isinstance(value, bool) != (wanted is bool):
-            raise TabularError(f"{kind} parameter {name!r} is {value!r}: give a value of type {wanted.__name__}")
-        if name in ("rounds", "patience") and value < 1:
-            raise TabularError(f"{kind} parameter {name!r} is {value!r}: give at least 1")
-    return {
-        name: value
-        for name, value in {**defaults, **params}.items()
-        if categories or name not in CATEGORY_DEFAULTS[kind]
-    }
-
-
-def did_you_mean(name: str, known: Mapping[str, Any]) -> str:
-    """Returns a hint for an unknown name: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
-
+from tabular.gbdt_params import DEFAULTS as DEFAULTS
+from tabular.gbdt_params import FIXED_PARAMS as FIXED_PARAMS
+from tabular.gbdt_params import GPU_PARAMS as GPU_PARAMS
+from tabular.gbdt_params import Params
+from tabular.gbdt_params import did_you_mean as did_you_mean
+from tabular.gbdt_params import gbdt_settings as gbdt_settings
 
 Matrix = NDArray[np.float32]
 Boosted = tuple[Any, int]  # the booster and its rounds
@@ -153,7 +36,7 @@ class LabelledRows(NamedTuple):
 
 @dataclass(frozen=True)
 class Boosting:
-    """What one call of `Library.boost` fits: rows, parameters, and the rows for early stopping."""
+    """What `Library.boost` fits: rows, parameters, and the rows for early stopping."""
 
     train: LabelledRows
     names: list[str]  # of the columns, from `library_names`
@@ -164,6 +47,13 @@ class Boosting:
     stop_rows: LabelledRows | None = None
 
 
+class Binned(NamedTuple):
+    """Rows in the form of a library, which bins the features once for all models that are fitted to them."""
+
+    train: Any
+    stop: Any | None  # the rows for early stopping, if there are any
+
+
 @dataclass(frozen=True)
 class Library:
     """Interface of a GBDT library; column names are those of `library_names`."""
@@ -172,7 +62,10 @@ class Library:
     # Whether the content of a file is complete. On some truncated files LightGBM and XGBoost end the process (abort,
     # segmentation fault), and LightGBM and CatBoost load others without an error.
     is_complete: Callable[[bytes], bool]
-    boost: Callable[[Boosting], Boosted]
+    bins: Callable[[Boosting], Binned]
+    boost: Callable[[Boosting, Binned], Boosted]  # of the same rows, names and categories as the bins, any seed
+    # Most rows for which the bins do not depend on the seed, so that models of other seeds may share them.
+    most_shared: int
     margin: Callable[[Any, Matrix, int], NDArray[np.floating]]  # log odds (n,)
     # SHAP values of the log odds by exact TreeSHAP, the bias in the last column: (n, columns + 1), which sum to the
     # margin.
@@ -184,18 +77,24 @@ class Library:
     exceptions: tuple[type[Exception], ...]
 
 
-def _boost_lightgbm(fit: Boosting) -> Boosted:
+def _bins_lightgbm(fit: Boosting) -> Binned:
+    """Returns data sets that LightGBM bins at the first fit to them."""
     features, targets, weights = fit.train
     data = lightgbm.Dataset(
         features, targets, weight=weights, feature_name=fit.names, categorical_feature=fit.categories or "auto"
     )
     if fit.stop_rows is None:
-        booster = lightgbm.train(dict(fit.params), data, fit.rounds)
-        return booster, booster.num_trees()
+        return Binned(data, None)
     features, targets, weights = fit.stop_rows
-    stop_data = lightgbm.Dataset(features, targets, weight=weights, reference=data)
+    return Binned(data, lightgbm.Dataset(features, targets, weight=weights, reference=data))
+
+
+def _boost_lightgbm(fit: Boosting, data: Binned) -> Boosted:
+    if data.stop is None:
+        booster = lightgbm.train(dict(fit.params), data.train, fit.rounds)
+        return booster, booster.num_trees()
     stopping = lightgbm.early_stopping(fit.patience, verbose=False)
-    booster = lightgbm.train(dict(fit.params), data, fit.rounds, valid_sets=[stop_data], callbacks=[stopping])
+    booster = lightgbm.train(dict(fit.params), data.train, fit.rounds, valid_sets=[data.stop], callbacks=[stopping])
     return booster, booster.best_iteration
 
 
@@ -204,19 +103,28 @@ def _load_lightgbm(content: bytes) -> tuple[Any, list[str], int]:
     return booster, booster.feature_name(), booster.num_trees()
 
 
-def _boost_xgboost(fit: Boosting) -> Boosted:
-    def matrix(rows: LabelledRows) -> Any:
-        return xgboost.DMatrix(
+def _bins_xgboost(fit: Boosting) -> Binned:
+    """Returns matrices that hold bins alone on the CPU; on a GPU XGBoost bins them there, at the first fit."""
+    on_gpu = "device" in fit.params
+
+    def matrix(rows: LabelledRows, bins_of: Any = None) -> Any:
+        binned = {} if on_gpu else {"max_bin": fit.params["max_bin"], "ref": bins_of}
+        return (xgboost.DMatrix if on_gpu else xgboost.QuantileDMatrix)(
             rows.features, rows.targets, weight=rows.weights, feature_names=fit.names, nthread=fit.params["nthread"],
-            **_types_xgboost(len(fit.names), fit.categories),
+            **_types_xgboost(len(fit.names), fit.categories), **binned,
         )  # fmt: skip
 
-    if fit.stop_rows is None:
-        booster = xgboost.train(fit.params, matrix(fit.train), fit.rounds)
+    train = matrix(fit.train)
+    return Binned(train, None if fit.stop_rows is None else matrix(fit.stop_rows, train))
+
+
+def _boost_xgboost(fit: Boosting, data: Binned) -> Boosted:
+    if data.stop is None:
+        booster = xgboost.train(fit.params, data.train, fit.rounds)
         return booster, booster.num_boosted_rounds()
     booster = xgboost.train(
-        fit.params, matrix(fit.train), fit.rounds, evals=[(matrix(fit.stop_rows), "stop")],
-        early_stopping_rounds=fit.patience, verbose_eval=False,
+        fit.params, data.train, fit.rounds, evals=[(data.stop, "stop")], early_stopping_rounds=fit.patience,
+        verbose_eval=False,
     )  # fmt: skip
     return booster, booster.best_iteration + 1
 
@@ -273,9 +181,8 @@ def _imported_catboost() -> Iterator[Any]:
         raise _CatBoostError(str(error)) from error
 
 
-def _boost_catboost(fit: Boosting) -> Boosted:
-    renamed = {"nthread": "thread_count", "seed": "random_seed"}
-    settings = {renamed.get(name, name): value for name, value in fit.params.items()}
+def _bins_catboost(fit: Boosting) -> Binned:
+    """Returns pools of the values; CatBoost bins them in each fit, as the models hold the borders of that."""
     with _imported_catboost() as catboost:
 
         def pool(rows: LabelledRows) -> Any:
@@ -284,13 +191,18 @@ def _boost_catboost(fit: Boosting) -> Boosted:
                 **_names_catboost(fit.names, fit.categories),
             )  # fmt: skip
 
+        return Binned(pool(fit.train), None if fit.stop_rows is None else pool(fit.stop_rows))
+
+
+def _boost_catboost(fit: Boosting, data: Binned) -> Boosted:
+    renamed = {"nthread": "thread_count", "seed": "random_seed"}
+    settings = {renamed.get(name, name): value for name, value in fit.params.items()}
+    with _imported_catboost() as catboost:
         model = catboost.CatBoost(settings | {"iterations": fit.rounds})
-        if fit.stop_rows is None:
-            model.fit(pool(fit.train))
+        if data.stop is None:
+            model.fit(data.train)
         else:
-            model.fit(
-                pool(fit.train), eval_set=pool(fit.stop_rows), early_stopping_rounds=fit.patience, use_best_model=True
-            )
+            model.fit(data.train, eval_set=data.stop, early_stopping_rounds=fit.patience, use_best_model=True)
     return model, model.tree_count_
 
 
@@ -370,7 +282,9 @@ LIBRARIES: Mapping[str, Library] = {
     "lightgbm": Library(
         suffix=".txt",
         is_complete=lambda content: content.startswith(b"tree\n") and content.endswith(b"pandas_categorical:null\n"),
+        bins=_bins_lightgbm,
         boost=_boost_lightgbm,
+        most_shared=200_000,  # its bin_construct_sample_cnt: of more rows it draws a sample by the seed
         margin=lambda booster, x, threads: booster.predict(x, raw_score=True, num_threads=threads),
         contributions=lambda booster, x, _, threads: booster.predict(x, pred_contrib=True, num_threads=threads),
         dump=lambda booster: booster.model_to_string().encode(),
@@ -382,7 +296,9 @@ LIBRARIES: Mapping[str, Library] = {
     "xgboost": Library(
         suffix=".ubj",
         is_complete=lambda content: content.startswith(b"{") and content.endswith(b"}"),
+        bins=_bins_xgboost,
         boost=_boost_xgboost,
+        most_shared=sys.maxsize,
         margin=_margin_xgboost,
         contributions=_contributions_xgboost,
         dump=lambda booster: bytes(booster.save_raw("ubj")),
@@ -394,7 +310,9 @@ LIBRARIES: Mapping[str, Library] = {
     "catboost": Library(
         suffix=".cbm",
         is_complete=_is_complete_catboost,
+        bins=_bins_catboost,
         boost=_boost_catboost,
+        most_shared=sys.maxsize,
         margin=_margin_catboost,
         contributions=_contributions_catboost,
         dump=_dump_catboost,

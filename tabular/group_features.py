@@ -1,26 +1,24 @@
-"""Features of a row relative to its group ("is this lesion unlike the patient's others?") or to its cohort.
+"""Features of a row relative to its group ("is this lesion unlike the patient's others?").
 
 Group features use the rows of one group only, and no targets; counts, which reveal how the data was collected (law 8),
-are only in `context_counts`. Missing values are ignored; a group without known values gives NaN. `CohortScore` compares
-a row to fitted rows of the same age band, sex and site.
+are only in `context_counts`. Missing values are ignored; a group without known values gives NaN.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 
 from dermstack.errors import TabularError
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.intp]
+
+ROLES = ("age", "sex", "site")  # columns of the table with a meaning of their own
 
 
 def metadata_aggregates(frame: pd.DataFrame) -> pd.DataFrame:
@@ -280,98 +278,3 @@ def _unit(z: Floats32) -> Floats32:
     length = np.linalg.norm(z, axis=1, keepdims=True)
     unit: Floats32 = (z / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
     return unit
-
-
-COHORT_LEVELS = (
-    ("band", "sex", "site"),
-    ("band", "sex"),
-    ("band",),
-    (),
-)  # a row's cohort is that of the first level with enough rows
-
-
-class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
-    """z-score of logits by the mean and standard deviation of the fitted rows of the same age band, sex and site.
-
-    A cohort of fewer than ``min_rows`` fitted rows is replaced by that without the site, then without the sex, then by
-    all rows. Missing values are values of their own; age bands are ten years wide. No targets are used.
-
-    Fitted: `cohorts_`, {level: {cohort: [means (runs,), standard deviations (runs,)]}}.
-    """
-
-    def __init__(self, min_rows: int = 50) -> None:
-        self.min_rows = min_rows
-
-    def fit(self, frame: pd.DataFrame, logits: NDArray[np.floating]) -> Self:
-        """Fits the cohorts of training rows with age, sex and site in ``frame`` and ``logits`` (n, runs)."""
-        if logits.shape[0] != len(frame) or not len(frame):
-            raise TabularError(
-                f"logits of shape {logits.shape} for {len(frame)} rows: give one row of logits for each, at least one"
-            )
-        keys = _cohort_columns(frame)
-        values = pd.DataFrame(logits.astype(np.float64))
-        self.runs_ = logits.shape[1]
-        self.cohorts_: dict[str, dict[str, list[list[float]]]] = {}
-        for level in COHORT_LEVELS:
-            cohort = _cohort_keys(keys, level)
-            grouped = values.groupby(cohort, sort=True)
-            mean, std, rows = grouped.mean(), grouped.std(ddof=0), grouped.size()
-            enough = rows.index[(rows >= self.min_rows) | (not level)]
-            self.cohorts_["+".join(level)] = {
-                str(key): [mean.loc[key].tolist(), std.loc[key].tolist()] for key in enough
-            }
-        return self
-
-    def transform(self, frame: pd.DataFrame, logits: NDArray[np.floating], names: tuple[str, ...]) -> pd.DataFrame:
-        """Returns (n, runs) float32 named `<run>_cohort_z`; where a cohort's std is 0, the difference to its mean."""
-        keys = _cohort_columns(frame)
-        mean = np.full(logits.shape, np.nan)
-        std = np.full(logits.shape, np.nan)
-        for level in COHORT_LEVELS:
-            cells = self.cohorts_["+".join(level)]
-            place = pd.Index(cells, dtype="str").get_indexer(pd.Index(_cohort_keys(keys, level)))
-            here = (place >= 0) & np.isnan(mean[:, 0])
-            if here.any():
-                table = np.array(list(cells.values()))  # (cells, 2, runs)
-                mean[here], std[here] = table[place[here], 0], table[place[here], 1]
-        z = (logits - mean) / np.where(std > 1e-9, std, 1.0)
-        return pd.DataFrame(z.astype(np.float32), columns=[f"{name}_cohort_z" for name in names], index=frame.index)
-
-    def to_json(self) -> str:
-        """Returns the fitted state as JSON, for `from_json`."""
-        return json.dumps({"runs": self.runs_, "cells": self.cohorts_}, ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Returns the CohortScore stored by `to_json`; raises TabularError for any other text."""
-        try:
-            state = json.loads(text)
-            score = cls()
-            score.runs_ = int(state["runs"])
-            score.cohorts_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in COHORT_LEVELS}
-            for cells in filter(None, score.cohorts_.values()):
-                table = np.array(list(cells.values()), np.float64)
-                # NaN: no row of the cohort has a value in the column.
-                if table.shape != (len(cells), 2, score.runs_) or np.isinf(table).any():
-                    raise ValueError(f"a cohort lacks a finite mean and deviation for each of {score.runs_} columns")
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise TabularError(f"not cohort statistics: {text[:60]!r} ({error}): fit the stacker again") from error
-        return score
-
-
-def _cohort_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    band = (frame["age"].astype("float64") // 10).fillna(-1).astype(int).astype("str")
-    return pd.DataFrame({
-        "band": band.to_numpy(object),
-        "sex": frame["sex"].astype("str").fillna("?").to_numpy(object),
-        "site": frame["site"].astype("str").fillna("?").to_numpy(object),
-    })  # fmt: skip
-
-
-def _cohort_keys(keys: pd.DataFrame, level: tuple[str, ...]) -> NDArray[np.object_]:
-    if not level:
-        return np.full(len(keys), "all", object)
-    text = keys[level[0]].astype("str")
-    for column in level[1:]:
-        text = text + "\x1f" + keys[column].astype("str")
-    return text.to_numpy(object)

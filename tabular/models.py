@@ -21,6 +21,7 @@ from tabular.gbdt import (
     Gbdt,
     check_columns,
     fit_gbdt,
+    fit_gbdts,
     gbdt_from_bytes,
     importance,
     predict_logit,
@@ -212,6 +213,7 @@ def fit_bag(
     encoded: Collection[str] = (),
     parts: NDArray[np.integer] | None = None,
     select: int = 0,
+    rounds: int | None = None,
 ) -> Bag:
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
@@ -225,7 +227,8 @@ def fit_bag(
 
     Codes of categories in ``encoded`` columns become log odds of the target (`fit_target_encoding`), for which
     ``parts`` (n,) are parts of whole groups, `INNER` where ``inner`` is set. With ``select``, the models get at most so
-    many columns (`strongest_columns`), chosen without the ``inner`` rows. Raises TabularError for parameters that the
+    many columns (`strongest_columns`), chosen without the ``inner`` rows. With ``rounds``, every GBDT has that number
+    of rounds, and none is fitted to choose it. Raises TabularError for parameters that the
     kind does not have.
     """
     target = np.asarray(y)
@@ -245,27 +248,31 @@ def fit_bag(
         X = X[strongest_columns(X[~inner], target[~inner], select, categorical, seed=seed, threads=threads)]
         encoding = encoding and encoding.of(X)
     is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
+    count = bags if is_drawn else 1
+    # Without a draw of rows all models of a bag have the same ones, and GBDTs share their binned features.
+    shares_rows = negatives == 1 and positives % 1 == 0 and kind not in ("logistic", "sklearn")
     models: list[Model] = []
-    for number in range(bags if is_drawn else 1):
+    for number in range(1 if shares_rows else count):
         times = _copies(target, negatives, positives, seed=(seed, number))
         train_rows, eval_rows = (np.repeat(np.flatnonzero(side), times[side]) for side in (~inner, inner))
-        eval_set = X.iloc[eval_rows], target[eval_rows]
+        train, eval_set = X.iloc[train_rows], (X.iloc[eval_rows], target[eval_rows])
         if kind == "logistic":
-            models.append(fit_logistic(X.iloc[train_rows], target[train_rows], eval_set=eval_set))
+            models.append(fit_logistic(train, target[train_rows], eval_set=eval_set))
         elif kind == "sklearn":
             models.append(
                 fit_estimator(
-                    estimator, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params,
-                    seed=seed + number, threads=threads, positive_weight=positive_weight,
+                    estimator, train, target[train_rows], eval_set=eval_set, params=params, seed=seed + number,
+                    threads=threads, positive_weight=positive_weight,
                 )
             )  # fmt: skip
         else:
-            models.append(
-                fit_gbdt(
-                    kind, X.iloc[train_rows], target[train_rows], eval_set=eval_set, params=params, seed=seed + number,
-                    threads=threads, increasing=increasing, positive_weight=positive_weight, gpu=gpu,
-                    categorical=categorical,
-                )
+            seeds = range(seed, seed + count) if shares_rows else (seed + number,)
+            if rounds is not None:  # the rows in the order of a refit after early stopping
+                train_rows = np.concatenate([train_rows, eval_rows])
+            models += fit_gbdts(
+                kind, X.iloc[train_rows], target[train_rows], eval_set=eval_set if rounds is None else None,
+                params=params if rounds is None else {**params, "rounds": rounds}, seeds=seeds, threads=threads,
+                increasing=increasing, positive_weight=positive_weight, gpu=gpu, categorical=categorical,
             )  # fmt: skip
     return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)), encoding)
 

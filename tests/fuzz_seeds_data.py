@@ -47,7 +47,7 @@ def _read_external(path: Path) -> object:
 
 
 def _read_predictions(path: Path) -> object:
-    from stack.import_oof import ImportedColumns, read_predictions_file
+    from stack.prediction_files import ImportedColumns, read_predictions_file
 
     return read_predictions_file(path, ImportedColumns("image", "p", "fold"), needs_fold=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ from dermstack.errors import DermstackError
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment, write_rows
-from stack.import_oof import ImportedColumns, import_oof
+from stack.import_oof import import_oof
+from stack.prediction_files import ImportedColumns
 from stack.store import Run
 
 Files = tuple[pd.DataFrame, pd.DataFrame]
@@ -88,12 +90,33 @@ def import_frames(
     oof.to_csv(folder / f"{name}-oof.csv", index=False)
     if test is not None:
         test.to_csv(folder / f"{name}-test.csv", index=False)
-    return import_oof(
+    return import_paths(
         experiment, name, folder / f"{name}-oof.csv", None if test is None else folder / f"{name}-test.csv",
-        Out(quiet=True), columns=columns or ImportedColumns("isic", "p", "fold"), test_averaged=test_averaged,
-        exclude=exclude, foreign_folds=foreign_folds, replace=replace, all_rows=all_rows,
-        all_rows_prefix=all_rows_prefix,
+        columns=columns or ImportedColumns("isic", "p", "fold"), test_averaged=test_averaged, exclude=exclude,
+        foreign_folds=foreign_folds, replace=replace, all_rows=all_rows, all_rows_prefix=all_rows_prefix,
     )  # fmt: skip
+
+
+def import_paths(
+    experiment: Experiment, name: str, oof: Path, test: Path | None, out: Out | None = None, **changes: Any
+) -> Run:
+    """`import_oof` of these files with the columns isic, p and fold, and every other option at its default."""
+    options = {
+        "columns": ImportedColumns("isic", "p", "fold"), "test_averaged": False, "exclude": 0, "foreign_folds": False,
+        "replace": False,
+    } | changes  # fmt: skip
+    return import_oof(experiment, name, oof, test, out or Out(quiet=True), **options)
+
+
+def stored(run: Run, part: str) -> pd.Series:
+    """The probabilities of a run, by id and fold."""
+    return run.frame(part).set_index(["id", "fold"])["p"].sort_index()
+
+
+def expected(frame: pd.DataFrame, *, p: str = "p") -> pd.Series:
+    """The probabilities of a frame of predictions as `stored` returns them."""
+    made = frame.rename(columns={"isic": "id", p: "p"}).assign(id=frame["isic"].astype("str"))
+    return made.astype({"fold": "int8"}).set_index(["id", "fold"])["p"].sort_index()
 
 
 def import_error(experiment: Experiment, files: tuple[pd.DataFrame, pd.DataFrame | None], **options: object) -> str:

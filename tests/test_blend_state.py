@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dermstack.errors import StoreError
-from stack.blend.blender import METHODS, Blender
+from stack.blend.blender import Blender
 from stack.blend.state import blender_from_state, blender_state
+from stack.blend.weights import METHODS
 from stack.ranks import AVERAGED
 
 

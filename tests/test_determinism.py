@@ -25,7 +25,7 @@ STACKERS = [
 TIMES = {"seconds", "when", "datetime_start", "datetime_complete", "worker_id", "images_per_s"}
 OF_TIMES = {"history.csv", "digest", "crc"}  # checks of what holds times
 # A page says when it was made, and names rows by a key that each experiment draws for itself.
-NOT_COMPARED = {".lock", "pseudonym.key", "report.html"}
+NOT_COMPARED = {".lock", "pseudonym.key", "report.html", "up_to_date.json"}  # the last holds hashes of the others
 
 
 def made(data: Path, folder: Path, *, n_jobs: int, workers: int = 0) -> dict[str, object]:

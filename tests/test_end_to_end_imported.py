@@ -64,8 +64,7 @@ def test_the_whole_way_on_imported_predictions(tmp_path: Path, capsys: Capture) 
     before = (folder / "submission.csv").read_bytes()
     assert run_cli("stack", "-c", str(config)) == 0
     shown = capsys.readouterr()
-    assert "gbdt: complete, skipped" in shown.out
-    assert "blend: complete, skipped" in shown.out
+    assert "elsewhere: complete, and nothing that it depends on has changed" in shown.out
     assert (folder / "submission.csv").read_bytes() == before
     assert len((folder / "ledger.jsonl").read_text().splitlines()) == 2
 

@@ -183,7 +183,7 @@ def test_a_stack_with_a_classifier_of_scikit_learn(tmp_path: Path, capsys: pytes
     )
     assert not [path for path in experiment.folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]
     assert run_cli("report", "-c", str(config)) == 0
-    assert run_cli("stack", "-c", str(config)) == 0
+    assert run_cli("stack", "-c", str(config), "--set", "n_jobs=2") == 0
     assert "trees: complete, skipped" in capsys.readouterr().out
 
 

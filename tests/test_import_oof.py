@@ -12,6 +12,7 @@ from imported_experiment import (
     by_id,
     import_error,
     import_frames,
+    import_paths,
     opened_experiment,
     predictions,
     write_experiment,
@@ -21,7 +22,7 @@ from scipy.special import logit
 from dermstack.errors import DataError, StoreError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.import_oof import ImportedColumns, import_oof
+from stack.prediction_files import ImportedColumns
 from stack.predictions import read_predictions
 from stack.store import read_run, read_runs
 
@@ -171,10 +172,7 @@ def test_an_experiment_without_test_rows_needs_none(tmp_path: Path, capsys: pyte
     assert len(import_frames(experiment, "net", oof, None).frame("test")) == 0
     path = tmp_path / "unread.csv"
     test.to_csv(path, index=False)
-    import_oof(
-        experiment, "other", tmp_path / "net-oof.csv", path, Out(), columns=ImportedColumns("isic", "p", "fold"),
-        test_averaged=False, exclude=0, foreign_folds=False, replace=False,
-    )  # fmt: skip
+    import_paths(experiment, "other", tmp_path / "net-oof.csv", path, Out())
     assert f"{path} is not read" in capsys.readouterr().out, "nothing is dropped quietly"
 
 
@@ -202,10 +200,7 @@ def test_a_name_that_would_leave_the_models_is_refused(experiment: Experiment, f
     for frame, path in zip(files, (oof, test), strict=True):
         frame.to_csv(path, index=False)
     with pytest.raises(DataError, match="cannot be the name of a run"):
-        import_oof(
-            experiment, name, oof, test, Out(quiet=True), columns=ImportedColumns("isic", "p", "fold"),
-            test_averaged=False, exclude=0, foreign_folds=False, replace=True,
-        )  # fmt: skip
+        import_paths(experiment, name, oof, test, replace=True)
     assert not experiment.models.exists()
 
 
@@ -235,12 +230,7 @@ def test_the_test_file_may_name_its_columns_otherwise(experiment: Experiment, fi
     folder = experiment.config_path.parent
     oof.to_csv(folder / "o.csv", index=False)
     renamed.to_csv(folder / "t.csv", index=False)
-    options = {"test_averaged": False, "exclude": 0, "foreign_folds": False, "replace": False}
-    columns = ImportedColumns("isic", "p", "fold")
-    run = import_oof(
-        experiment, "other", folder / "o.csv", folder / "t.csv", Out(quiet=True), columns=columns, test_columns=names,
-        **options,
-    )  # fmt: skip
+    run = import_paths(experiment, "other", folder / "o.csv", folder / "t.csv", test_columns=names)
     pd.testing.assert_frame_equal(run.frame("test"), expected)
     for other, words in (
         ("predicton", r"did you mean --test-p-column predicton\?"),
@@ -248,10 +238,7 @@ def test_the_test_file_may_name_its_columns_otherwise(experiment: Experiment, fi
     ):
         renamed.rename(columns={"prediction": other}).to_csv(folder / "t.csv", index=False)
         with pytest.raises(DataError, match=f"no column 'prediction': {words}"):
-            import_oof(
-                experiment, "more", folder / "o.csv", folder / "t.csv", Out(quiet=True), columns=columns,
-                test_columns=names, **options,
-            )  # fmt: skip
+            import_paths(experiment, "more", folder / "o.csv", folder / "t.csv", test_columns=names)
 
 
 @pytest.mark.parametrize("index", ["isic", None])
@@ -264,10 +251,7 @@ def test_parquet_is_imported_whatever_its_name_also_with_ids_in_the_index(
     for number, frame in enumerate(files):
         paths.append(experiment.config_path.parent / f"{number}.{suffix}")
         frame.set_index("isic").rename_axis(index).to_parquet(paths[-1])
-    made = import_oof(
-        experiment, "parquet", *paths, Out(quiet=True), columns=ImportedColumns("isic", "p", "fold"),
-        test_averaged=False, exclude=0, foreign_folds=False, replace=False,
-    )  # fmt: skip
+    made = import_paths(experiment, "parquet", *paths)
     for part in ("oof", "test"):
         pd.testing.assert_frame_equal(made.frame(part), expected.frame(part))
 
@@ -287,7 +271,4 @@ def test_a_row_with_a_surplus_cell_shifts_no_column(experiment: Experiment, file
     lines = oof.to_csv(index=False).splitlines()
     path.write_text("\n".join([lines[0], *(f"{line},x" for line in lines[1:])]) + "\n")
     with pytest.raises(DataError, match="not a readable csv"):
-        import_oof(
-            experiment, "net", path, None, Out(quiet=True), columns=ImportedColumns("isic", "p", "fold"),
-            test_averaged=False, exclude=0, foreign_folds=False, replace=False,
-        )  # fmt: skip
+        import_paths(experiment, "net", path, None)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import DataError
-from stack.metrics.intervals import clustered_auc, interval, paired_difference
+from stack.metrics.intervals import clustered_auc, interval, midranks, paired_difference
 
 
 def brute_force(y: np.ndarray, scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,3 +100,10 @@ def test_too_few_groups_and_bad_scores_are_named() -> None:
         clustered_auc([1, 0, 0, 1], [0.1, 0.2, 0.3, 0.4], ["a", "b", "c", "a"])
     with pytest.raises(DataError, match="1 rows have a score that is NaN or inf"):
         clustered_auc([1, 0, 0, 1], [np.nan, 0.2, 0.3, 0.4], ["a", "b", "c", "d"])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 40])
+@pytest.mark.parametrize("values", [1, 3, 1000])
+def test_midranks_are_scipys(rng: np.random.Generator, rows: int, values: int) -> None:
+    x = rng.integers(0, values, rows).astype(float)
+    assert midranks(x).tolist() == rankdata(x).tolist()

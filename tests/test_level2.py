@@ -19,11 +19,12 @@ from stack.features import fold_matrix
 from stack.images import ACQUISITION_FILE
 from stack.level1 import level1_runs
 from stack.predictions import Predictions, alignment_notes, predictions_of, read_embeddings, standardised
+from stack.probes import stored_probes
 from stack.ranks import AVERAGED
 from stack.store import read_run
 from stack.table import Table
+from tabular.cohort import CohortScore
 from tabular.encode import MetadataEncoder
-from tabular.group_features import CohortScore
 
 FEATURES = {"frozen_z": 4, "aligned_z": 3, "cohort": True}
 STACKERS = [
@@ -187,15 +188,18 @@ def test_the_columns_are_those_that_were_asked_for(experiment: Experiment) -> No
 
 
 def test_the_first_stacker_says_what_it_must_not_live_on(experiment: Experiment) -> None:
-    level2 = read_run(experiment.models / "gbdt")
+    level2, line = (read_run(experiment.models / name) for name in ("gbdt", "line"))
     assert level2 is not None
-    probes = level2.frame("probes").set_index("what")
+    assert line is not None
+    stored = stored_probes(experiment, level2)
+    assert stored is not None
+    probes = stored.set_index("what")
     assert {"alone", "context_counts", "shortcuts"} <= set(probes.index)
     oof = level2.frame("oof")
     for name in ("alone", "context_counts", "shortcuts"):
         assert probes.loc[name, "rows"] == len(oof)
         assert probes.loc[name, "low"] <= probes.loc[name, "auc"] <= probes.loc[name, "high"]
-    assert not read_run(experiment.models / "line").has("probes")  # type: ignore[union-attr]
+    assert stored_probes(experiment, line) is None
 
 
 def test_shortcuts_are_features_only_when_asked_for(

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from dermstack.errors import ConfigError, DataError
-from stack.blend.blender import METHODS, Blender
+from stack.blend.blender import Blender
 from stack.blend.nested import NestedBlend, blend_nested, left_out_sets
+from stack.blend.weights import METHODS
 from stack.metrics.intervals import interval, paired_difference
 from stack.metrics.scores import auc
 from stack.ranks import Ecdf, NetRanks
@@ -33,7 +34,9 @@ def simulated_rows(
 def blended(rows: Rows, **settings: Any) -> NestedBlend:
     """Every row its own split_group; few trials; no pre-selection, since some of the simulated runs carry nothing."""
     P, y, fold = rows
-    settings = {"nets": fold, "split_group": np.arange(len(y)), "trials": 12, "preselect": False} | settings
+    settings = {
+        "nets": fold, "split_group": np.arange(len(y)), "trials": 12, "preselect": False, "methods": METHODS
+    } | settings  # fmt: skip
     return blend_nested(P, y, fold=fold, **settings)
 
 
@@ -94,7 +97,14 @@ def test_the_choice_without_a_fold_is_nested_in_the_folds_that_are_left() -> Non
     P, y, fold = rows = simulated_rows([1.2, 0.6, 0.6], folds=4, seed=2)
     found, rest = blended(rows), fold != 3
     inner = blend_nested(
-        P[rest], y[rest], nets=fold[rest], fold=fold[rest], split_group=np.flatnonzero(rest), trials=12, preselect=False
+        P[rest],
+        y[rest],
+        nets=fold[rest],
+        fold=fold[rest],
+        split_group=np.flatnonzero(rest),
+        trials=12,
+        preselect=False,
+        methods=METHODS,
     )
     assert found.chosen_by_fold[3] == inner.chosen
 

@@ -141,7 +141,9 @@ def test_the_page_of_commands_names_every_command_with_each_of_its_options() -> 
     for name, command in commands().items():
         for parameter in command.params:
             for written in parameter.opts:
-                assert re.search(rf"^`([^`]*[ /])?{re.escape(written)}[ ,`]", sections[name], re.MULTILINE), written
+                assert re.search(
+                    rf"^`([^`]*[ /])?{re.escape(written)}(?:\.\.\.)?[ ,`]", sections[name], re.MULTILINE
+                ), written
 
 
 def test_help_is_shown_as_it_is_written_and_defaults_beside_it() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from conftest import run_cli
@@ -18,12 +18,14 @@ from dermstack.errors import StoreError
 from dermstack.serve.manifest import Manifest
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.features import fold_matrix
 from stack.importance import importance
 from stack.level1 import level1_runs
 from stack.metrics.scores import auc
 from stack.plan.steps import make_plan
-from stack.predictions import ALONE, net_scales, predictions_of, with_rows_alone
-from stack.store import Run, read_run, write_run
+from stack.predictions import net_scales, predictions_of, standardised, stored_scales
+from stack.probes import _stored_bag, _with_rows_alone, make_probes
+from stack.store import Run, read_run
 from stack.tune.run import tune_gbdt
 
 TABLE = {"name": "table", "kind": "lightgbm", "params": {"rounds": 20, "patience": 5}, "bags": 1, "runs": []}
@@ -74,6 +76,16 @@ def test_a_stacker_sees_a_model_of_the_table_that_it_names_as_it_sees_a_network(
     assert blend.meta["runs"] == ["net_a", "net_b", "upper", "table", "plain", "pattern"]
 
 
+def test_a_pattern_fits_no_stacker_also_where_another_one_is_named(tmp_path: Path) -> None:
+    other = {**TABLE, "name": "other"}
+    third = {**UPPER, "name": "third", "runs": ["other"]}
+    experiment = _experiment(tmp_path, TABLE, other, {**UPPER, "runs": ["table", "*"]}, third)
+    _stack(experiment)
+    seen = _run(experiment, "upper").meta["features"]
+    assert {"table", "net_a", "net_b"} <= set(seen)
+    assert not any(name.startswith("other") for name in seen)
+
+
 def test_the_others_have_the_same_bytes_as_without_a_second_stage(tmp_path: Path) -> None:
     frames = []
     for name, stackers in (("without", [TABLE, PLAIN]), ("with", [TABLE, UPPER, PLAIN])):
@@ -118,21 +130,35 @@ def test_columns_that_tell_nothing_leave_an_auc_of_one_half(tmp_path: Path) -> N
 
 
 def test_a_row_alone_has_the_predictions_of_the_table_without_its_group(tmp_path: Path) -> None:
-    experiment = _experiment(tmp_path, TABLE, UPPER)
+    experiment = _experiment(tmp_path, UPPER, TABLE)
     _stack(experiment)
-    table = _run(experiment, "table")
-    sources = [_run(experiment, "net_a"), table]
-    raw = with_rows_alone(predictions_of(experiment, sources), sources, experiment.table.train["id"])
-    assert raw.alone is not None
-    np.testing.assert_array_equal(raw.alone[:, 0], raw.oof[:, 0])
-    alone = table.frame(ALONE).set_index("id")["logit"]
-    np.testing.assert_array_equal(raw.alone[:, 1], alone[experiment.table.train["id"]].to_numpy())
+    upper, table, level1 = _run(experiment, "upper"), _run(experiment, "table"), level1_runs(experiment)
+    made = make_probes(experiment, [upper, table], level1, Out(quiet=True))
+    assert made is not None
+    assert made[0].name == "upper"
+    assert "alone" in made[1]["what"].tolist()
+    scales = stored_scales(upper)
+    predictions = standardised(predictions_of(experiment, [*level1, table]), scales)
+    found = _with_rows_alone(experiment, [table], scales, {}, predictions, 0)
+    assert found.alone is not None
+    held = (experiment.folds.frame["fold"] == 0).to_numpy()
+    column = predictions.names.index("table")
+    changed = found.alone != predictions.oof
+    assert not np.delete(changed, column, axis=1).any()  # a network sees one image
+    assert not changed[~held].any()
     group = experiment.table.train["group"]
     single = group.map(group.value_counts()).to_numpy() == 1
-    np.testing.assert_array_equal(raw.alone[single], raw.oof[single])
-    assert (raw.alone[~single, 1] != raw.oof[~single, 1]).any()
-    probes = _run(experiment, "upper").frame("probes")
-    assert "alone" in probes["what"].tolist()
+    assert not changed[held & single].any()
+    assert changed[held & ~single, column].any()
+    lonely = replace(experiment, table=replace(experiment.table, train=experiment.table.train.assign(group="")))
+    lonely.table.train["group"] = lonely.table.train["id"]  # an independent way: each row is its own group
+    bag = _stored_bag(table, 0)
+    rows = fold_matrix(experiment, {}, predictions, 0).features.transform(
+        lonely.table.train[held], predictions.oof[held], {}
+    )
+    mean, spread = scales["table"][0]
+    expected = (bag.logit(rows[list(bag.columns)]) - mean) / spread
+    np.testing.assert_allclose(found.alone[held, column], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -182,25 +208,6 @@ def test_plan_tells_what_stack_makes_and_a_changed_source_is_made_again_with_wha
     assert steps["upper"].features == len(before)
     _stack(experiment)
     assert set(_states(experiment).values()) == {"skip"}
-
-
-def test_a_source_from_before_stackers_could_be_seen_is_fitted_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    experiment = _experiment(tmp_path, TABLE)
-    _stack(experiment)
-    table = _run(experiment, "table")
-    frames = {name: table.frame(name) for name in ("oof", "test", "probes")}
-    own = {"files", "rows"}
-    write_run(table.folder, {name: value for name, value in table.meta.items() if name not in own}, frames=frames)
-    assert not _run(experiment, "table").has(ALONE)
-    assert _states(experiment)["table"] == "skip"
-    experiment = _experiment(tmp_path, TABLE, UPPER)
-    assert _states(experiment)["table"] == "remake"
-    capsys.readouterr()
-    assert run_cli("stack", "-c", str(experiment.config_path)) == 0
-    assert "table: it lacks what stackers that see it need" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(_run(experiment, "table").frame("oof"), frames["oof"])
 
 
 def test_without_a_level_1_run_stackers_can_see_each_other(tmp_path: Path) -> None:

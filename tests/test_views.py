@@ -12,7 +12,7 @@ from conftest import assert_predicts_as_submitted, run_cli, small_config
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
 from stack.config import read_config
-from stack.store import read_run
+from stack.store import Run, read_run
 
 LINE = {"name": "line", "kind": "logistic"}
 
@@ -114,6 +114,57 @@ def test_what_a_view_cannot_have_is_named(
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+def _blend(config: Path, *options: str) -> Run:
+    assert run_cli("stack", "-c", str(config), "-q", *options) == 0
+    blend = read_run(read_config(config).runs / "elsewhere" / "blend")
+    assert blend is not None
+    return blend
+
+
+def test_the_blend_weights_the_runs_that_it_names_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_experiment(tmp_path, stackers=[LINE], blend={"methods": ["rank_mean"], "preselect": False})
+    _stack(config, "net_a", "net_b", "other")
+    every = _blend(config)
+    assert every.meta["runs"] == ["net_a", "net_b", "other", "line"]
+    all_scores = every.frame("test")["score"].to_numpy()
+    assert _blend(config, "--set", "blend.runs=['*']").meta == every.meta, "all of them by name: the blend stays"
+    two = _blend(config, "--set", "blend.runs=['net_?']")
+    assert two.meta["weights"] == {"net_a": 0.5, "net_b": 0.5}
+    models = [read_run(two.folder.parent / "models" / name) for name in two.meta["runs"]]
+    ranks = sum(model.frame("oof")["p"].rank() for model in models if model is not None)
+    assert np.corrcoef(two.frame("oof")["rank_mean_nested"], ranks)[0, 1] > 0.98
+    assert not np.array_equal(two.frame("test")["score"], all_scores)
+    assert _blend(config, "--set", "blend.runs=[line,net_a]").meta["runs"] == ["net_a", "line"]
+    capsys.readouterr()
+    for command in (["stack"], ["tune", "blend"]):
+        assert run_cli(*command, "-c", str(config), "-q", "--set", "blend.runs=[net_a,'deep*']") == 2
+        words = " ".join(capsys.readouterr().err.split())
+        assert "blend.runs: no run fits 'deep*': name one of net_a, net_b, other, line" in words
+    assert run_cli("stack", "-c", str(config), "-q", "--set", "blend.runs=[]") == 2
+    assert "blend.runs" in capsys.readouterr().err
+
+
+def test_near_copies_are_told_with_what_leaving_them_out_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_experiment(tmp_path, stackers=[])
+    experiment = opened_experiment(config)
+    oof, test = predictions(experiment)
+    import_frames(experiment, "net_a", oof, test)
+    import_frames(experiment, "other", *predictions(experiment, seed=1))
+    shift = np.random.default_rng(0).uniform(-0.02, 0.02, len(oof))
+    import_frames(experiment, "net_c", oof.assign(p=np.clip(oof["p"] + shift, 0.001, 0.999)), test)
+    assert run_cli("stack", "-c", str(config)) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "near copies by rank correlation: net_a, net_c (≥ 0.99" in told
+    assert "(`blend.runs` selects runs)" in told
+    blend = read_run(experiment.folder / "blend")
+    assert blend is not None
+    assert blend.meta["near_copies"]["groups"][0]["runs"] == ["net_a", "net_c"]
+    assert blend.meta["near_copies"]["change"]["low"] <= 0 <= blend.meta["near_copies"]["change"]["high"]
+    assert not (experiment.folder / "blend_fits").exists()
+
+
 @pytest.mark.slow
 def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(small_data: Path, tmp_path: Path) -> None:
     stackers = [
@@ -137,6 +188,7 @@ def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(smal
         settings["data"][name] = str(tmp_path / f"{name}.csv")
         frame.to_csv(tmp_path / f"{name}.csv", index=False)
     settings["data"]["columns"] |= {"numeric": "auto", "categorical": "auto"}
+    settings["blend"] = {**settings.get("blend", {}), "runs": ["own", "[gb]*"]}
     config.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     for step in ("oof", "stack"):
         assert run_cli(step, "-c", str(config), "-q") == 0

@@ -17,6 +17,7 @@ from stack.features import metadata_of_models
 from stack.images import with_acquisition
 from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import auc
+from stack.probes import stored_probes
 from stack.store import Run, row_positions_in_run
 
 WARNING_AUC = 0.55  # a significant fact is a warning if its own AUC is above this, else a note
@@ -26,7 +27,7 @@ _MIN_KNOWN, _MAX_LISTED = 20, 12  # rows for a correlation; columns that a findi
 _MAX_ID_PATTERNS = 50  # the id format is a fact only if there are at most this many formats
 _MIN_NUMBERED_SHARE = 0.9  # the numbers in names are a fact only if at least this share of names has one
 
-_PROBES = {  # probes that stackers store: the text for each, and the facts that it already covers
+_PROBES = {  # probes of a stacker: the text for each, and the facts that it already covers
     "context_counts": ("the number of images in the group", ("images in the group",)),
     "shortcuts": ("image width, height and file size", ("width", "height", "file size", "bytes per pixel")),
 }
@@ -126,14 +127,15 @@ def acquisition_facts(experiment: Experiment, sizes: pd.DataFrame | None = None)
 
 def gain_findings(experiment: Experiment, facts: dict[str, pd.Series], runs: Sequence[Run]) -> list[Finding]:
     """Reports how much ``facts`` and the stackers' own probes would add to a run's AUC; none should be a feature."""
+    probed = [(run, probes) for run in runs if (probes := stored_probes(experiment, run)) is not None]
     gains = [
         (run.name, row["what"], row["auc"], _probe_difference(row))
-        for run in runs
-        if run.has("probes")
-        for row in run.frame("probes").to_dict("records")
+        for run, probes in probed
+        for row in probes.to_dict("records")
         if row["what"] in _PROBES
     ]
-    ordered = sorted(runs, key=lambda run: (not run.has("probes"), -run.meta["level"]))
+    names = {run.name for run, _ in probed}
+    ordered = sorted(runs, key=lambda run: (run.name not in names, -run.meta["level"]))
     known = {fact for _, what, *_ in gains for fact in _PROBES[what][1]}
     gains = [(run, _PROBES[what][0], value, difference) for run, what, value, difference in gains]
     for name, values in facts.items() if ordered else ():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -51,7 +52,7 @@ def run_audit(experiment: Experiment, out: Out, *, pictures: bool = True, shuffl
             pairs.to_csv(temporary, index=False)
     runs = experiment.finished(level=1)
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    parts[ROWS_AND_RUNS] = (_inputs_fingerprint(experiment, runs), _audit_rows_and_runs(experiment, runs, sizes))
+    parts[ROWS_AND_RUNS] = (_inputs_fingerprint(experiment, runs), _audit_rows_and_runs(experiment, runs, out, sizes))
     if shuffles:
         parts["shuffles"] = (
             _inputs_fingerprint(experiment, runs),
@@ -70,11 +71,11 @@ def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> li
     if read_part_findings(experiment, ROWS_AND_RUNS, inputs) is not None:
         return read_findings(experiment) or []
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
-    return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, _audit_rows_and_runs(experiment, runs))})
+    return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, _audit_rows_and_runs(experiment, runs, out))})
 
 
 def _audit_rows_and_runs(
-    experiment: Experiment, runs: Sequence[Run], sizes: pd.DataFrame | None = None
+    experiment: Experiment, runs: Sequence[Run], out: Out, sizes: pd.DataFrame | None = None
 ) -> list[Finding]:
     """Returns the findings on rows and runs, and writes second_look.csv.
 
@@ -82,18 +83,29 @@ def _audit_rows_and_runs(
     """
     fresh = [run for run in runs if is_fresh(experiment, run)]
     level2 = [run for run in experiment.finished(level=2) if is_fresh(experiment, run)]
+    parts: list[Callable[[], list[Finding]]] = [
+        partial(row_findings, experiment),
+        partial(proxy_findings, experiment),
+        partial(drift_findings, experiment),
+        partial(acquisition_findings, experiment, sizes, level2 or fresh),
+        partial(run_findings, experiment, runs),
+        partial(_audit_labels, experiment, fresh),
+    ]
+    found: list[Finding] = []
+    with out.bar("audit", len(parts), "parts") as progress:
+        for part in parts:
+            found += part()
+            progress(1)
+    return found
+
+
+def _audit_labels(experiment: Experiment, fresh: list[Run]) -> list[Finding]:
+    """Returns the finding on doubtful labels, and writes second_look.csv."""
     doubtful = doubtful_labels(experiment, fresh)
     with atomic(experiment.folder / SECOND_LOOK) as temporary:
         doubtful.to_csv(temporary, index=False)
     doubt = doubtful_labels_finding(doubtful, len(experiment.target), fresh)
-    return [
-        *row_findings(experiment),
-        *proxy_findings(experiment),
-        *drift_findings(experiment),
-        *acquisition_findings(experiment, sizes, level2 or fresh),
-        *run_findings(experiment, runs),
-        *([doubt] if doubt else []),
-    ]
+    return [doubt] if doubt else []
 
 
 def _audit_pictures(experiment: Experiment, out: Out) -> tuple[Experiment, pd.DataFrame, pd.DataFrame, list[Finding]]:

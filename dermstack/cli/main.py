@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from dermstack.cli.data import commands as data_commands
+from dermstack.cli.import_oof import commands as import_commands
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
 from dermstack.cli.serve import commands as serve_commands
 from dermstack.cli.start import commands as start_commands
@@ -193,99 +194,51 @@ def stack(
     overrides: SetOption = None,
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
+    no_report: Annotated[
+        bool,
+        typer.Option(
+            "--no-report",
+            help="Write neither the report nor what only it shows, such as the gain from shortcuts; `report` does.",
+        ),
+    ] = False,
 ) -> None:
     """Fit level 2 and the blend, write submission and report.
 
     Audits the runs that `oof` and `import-oof` made, fits the GBDTs and the blend on them, and writes submission.csv
-    and report.html.
+    and report.html. Where nothing has changed since the last time, it prints the headline and where the files are.
     """
-    from dermstack.cli.options import show_blend, show_fallback_rows, show_findings, show_plausibility, show_runs
-    from dermstack.pipeline import run_stack
-    from stack.console import Out
-
-    out = Out(quiet=quiet)
-    made = run_stack(
-        config, overrides=overrides or (), shuffle_target=shuffle_target, out=out,
-        on_findings=lambda findings: show_findings(out, findings, notes=False),
-    )  # fmt: skip
-    experiment, runs = made.experiment, list(made.runs.values())
-    show_runs(experiment, out, runs)
-    if not experiment.shuffled:
-        show_plausibility(experiment, out, runs)
-    show_blend(experiment, out, made.blend)
-    if (submission := experiment.folder / "submission.csv").exists():
-        out.say(f"submission: {submission}")
-        show_fallback_rows(experiment, out)
-    out.say(f"report: {made.report}")
-
-
-@app.command()
-def import_oof(
-    name: Annotated[str, typer.Argument(help="A name for the run in the experiment.")],
-    config: ConfigOption,
-    oof: Annotated[Path, typer.Option(help="CSV or parquet of out-of-fold probabilities, one row per training image.")],
-    test: Annotated[
-        Path | None, typer.Option(help="CSV or parquet of test probabilities, one row per image and fold model.")
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="The id column in all files; default: the config's id column.")
-    ] = None,
-    p_column: Annotated[str, typer.Option(help="The probability column in all files.")] = "p",
-    fold_column: Annotated[
-        str, typer.Option(help="The column with the fold of the model that made a row, in all files.")
-    ] = "fold",
-    test_id_column: Annotated[
-        str | None, typer.Option(help="The id column in the test file, where it has another name there.")
-    ] = None,
-    test_p_column: Annotated[
-        str | None, typer.Option(help="The probability column in the test file, where it has another name there.")
-    ] = None,
-    test_fold_column: Annotated[
-        str | None, typer.Option(help="The fold column in the test file, where it has another name there.")
-    ] = None,
-    test_averaged: Annotated[
-        bool, typer.Option(help="The test file has one row per image, averaged over the fold models.")
-    ] = False,
-    exclude: Annotated[
-        int,
-        typer.Option(min=0, help="Exact number of training rows that the file lacks; they are left out of the stack."),
-    ] = 0,
-    foreign_folds: Annotated[
-        bool, typer.Option(help="Accept folds that differ from the experiment's; every number shows a note.")
-    ] = False,
-    all_rows: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV or parquet of every fold model's predictions for every training row, in the form of the test "
-            "file; used by `audit`."
-        ),
-    ] = None,
-    all_rows_prefix: Annotated[
-        str | None,
-        typer.Option(help="The --all-rows file has one column per fold model, named by this text and the fold."),
-    ] = None,
-    replace: Annotated[bool, typer.Option(help="Move an earlier import of this name aside.")] = False,
-    overrides: SetOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Import another pipeline's predictions as a level-1 run.
-
-    Reads out-of-fold and test probabilities from csv or parquet files and checks them.
-    """
-    from dermstack.cli.options import show_runs
-    from stack.import_oof import ImportedColumns, import_oof
-
-    experiment, out = open_for_command(config, overrides, quiet)
-    columns = ImportedColumns(id_column or experiment.config.data.columns.id, p_column, fold_column)
-    test_columns = ImportedColumns(
-        test_id_column or columns.id, test_p_column or p_column, test_fold_column or fold_column, option="--test"
+    from dermstack.cli.options import (
+        show_blend,
+        show_files,
+        show_findings,
+        show_headline,
+        show_plausibility,
+        show_probes,
+        show_runs,
+        show_stacker,
     )
-    run = import_oof(
-        experiment, name, oof, test, out, columns=columns, test_columns=test_columns, test_averaged=test_averaged,
-        exclude=exclude, foreign_folds=foreign_folds, replace=replace, all_rows=all_rows,
-        all_rows_prefix=all_rows_prefix,
-    )  # fmt: skip
-    show_runs(experiment, out, [run])
+    from stack.config import read_config
+    from stack.console import Out
+    from stack.up_to_date import nothing_to_do
+
+    out, given = Out(quiet=quiet), tuple(overrides or ())
+    if done := nothing_to_do(read_config(config, given), config, shuffle_target=shuffle_target, report=not no_report):
+        out.say(f"{done.name}: complete, and nothing that it depends on has changed")
+        show_headline(out, done.name, done.blend)
+        show_files(out, done.folder, done.report)
+        return
+    from dermstack.pipeline import StackSteps, run_stack
+
+    steps = StackSteps(
+        level1=lambda experiment, runs: show_runs(experiment, out, runs),
+        findings=lambda findings: show_findings(out, findings, notes=False),
+        stacker=lambda experiment, run: show_stacker(experiment, out, run),
+        stackers=lambda experiment, runs: show_plausibility(experiment, out, runs),
+        blend=lambda experiment, blend: show_blend(experiment, out, blend),
+        probes=lambda run, probes: show_probes(out, run, probes),
+    )
+    made = run_stack(config, overrides=given, shuffle_target=shuffle_target, report=not no_report, out=out, steps=steps)
+    show_files(out, made.experiment.folder, made.report)
 
 
 @app.command()
@@ -422,6 +375,7 @@ def compare(
 
 
 app.add_typer(start_commands)
+app.add_typer(import_commands)
 app.add_typer(data_commands)
 app.add_typer(serve_commands)
 

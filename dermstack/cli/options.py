@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
+    import pandas as pd
+
     from dermstack.audit.finding import Finding
     from stack.console import Out
     from stack.experiment import Experiment
@@ -63,13 +67,28 @@ def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
         columns = ["run", "kind", "rows", objective, "95 % interval", "ap", "within_folds", "seconds", "note"]
         columns += [column for column in ("equal_size",) if column in table]
         out.table(table[columns], f"{experiment.name}: out-of-fold {objective} of each run, interval by group")
-    for run in runs:
-        if run.has("probes"):
-            out.table(
-                run.frame("probes"),
-                f"{run.name}: gain from shortcuts, and loss when each image is predicted without its group; groups of "
-                "one and other groups are compared with the mean of the level-1 logits",
-            )
+
+
+def show_stacker(experiment: Experiment, out: Out, run: Run) -> None:
+    """Prints the out-of-fold score of a stacker that has just been completed, with its interval, on one line."""
+    from stack.history import run_table
+
+    line = run_table(experiment, [run]).iloc[0]
+    objective = experiment.config.objective
+    more = [f"ap {line['ap']:.4f}", f"within folds {line['within_folds']:.4f}"]
+    more += [f"{line['seconds']:,.0f} s"] if line["seconds"] == line["seconds"] else []
+    more += [f"equal size {line['equal_size']}"] if "equal_size" in line else []
+    more += [line["note"]] if line["note"] else []
+    out.say(f"{run.name}: {objective} {line[objective]:.4f} [{line['low']:.4f}, {line['high']:.4f}], {', '.join(more)}")
+
+
+def show_probes(out: Out, run: Run, probes: pd.DataFrame) -> None:
+    """Prints what a stacker would gain from acquisition shortcuts and lose without the other images of each group."""
+    out.table(
+        probes,
+        f"{run.name}: gain from shortcuts, and loss when each image is predicted without its group; groups of one and "
+        "other groups are compared with the mean of the level-1 logits",
+    )
 
 
 def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> None:
@@ -90,8 +109,10 @@ def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> N
 def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None:
     """Prints the facts about each run's predictions, and what is doubtful about those of level 2.
 
-    The audit has already told what is doubtful about level 1.
+    The audit has already told what is doubtful about level 1. Nothing is printed where the targets are shuffled.
     """
+    if experiment.shuffled:
+        return
     from stack.doubts import doubts
     from stack.plausibility import FACTS_TITLE, Scores, facts_table, run_facts
 
@@ -102,15 +123,11 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
         out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
 
 
-def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
-    """Prints the headline, a comparison of the blend methods, the calibration maps and the weights."""
-    import pandas as pd
-
-    from stack.metrics.intervals import Interval
-
-    meta, headline = blend.meta, Interval(**blend.meta["headline"])
+def show_headline(out: Out, name: str, meta: Mapping[str, Any]) -> None:
+    """Prints the headline of an experiment of this ``name`` from ``meta``, the run.json of its blend."""
+    headline = meta["headline"]
     out.say(
-        f"{experiment.name}: {meta['objective']} {headline.value:.4f} [{headline.low:.4f}, {headline.high:.4f}] nested "
+        f"{name}: {meta['objective']} {headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested "
         f"(mean within folds {meta['within_folds']:.4f}); submitted: {meta['chosen']}; "
         f"tuned in-sample, an optimistic {meta['tuned_in_sample']:.4f}"
     )
@@ -119,6 +136,14 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
             f"{', '.join(meta['selected'])}: selected on these rows, by a study or by hand, so estimates that use it "
             "may be optimistic"
         )
+
+
+def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
+    """Prints the headline, a comparison of the blend methods, the calibration maps and the weights."""
+    import pandas as pd
+
+    meta = blend.meta
+    show_headline(out, experiment.name, meta)
     out.table(pd.DataFrame(meta["methods"]), "Blend methods: nested estimate, and optimistic in-sample estimate")
     calibration = meta["calibration"]
     out.table(
@@ -130,14 +155,27 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
     out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")
 
 
-def show_fallback_rows(experiment: Experiment, out: Out) -> None:
-    """Names the rows of the submission that are predictions of the declared fallback."""
-    from stack.fallback import FOLDER
+def show_files(out: Out, folder: Path, report: Path | None) -> None:
+    """Prints where submission and report of the experiment in ``folder`` are, and names the rows of the fallback."""
+    if (submission := folder / "submission.csv").exists():
+        out.say(f"submission: {submission}")
+        _show_fallback_rows(out, folder, submission)
+    if report is not None:
+        out.say(f"report: {report}")
+    elif (earlier := folder / "report.html").exists():
+        out.warn(f"{earlier} is of an earlier state: `dermstack report` writes it again")
 
-    if len(ids := experiment.unreadable_test["id"]):
-        more = f", … {len(ids):,} in all" if len(ids) > _MAX_LISTED else ""
-        out.warn(
-            f"{len(ids):,} of {len(experiment.as_read.test):,} rows of the submission are predicted from the table "
-            f"alone, as their images cannot be read: {', '.join(ids[:_MAX_LISTED])}{more}; see "
-            f"{experiment.folder / FOLDER}.csv"
-        )
+
+def _show_fallback_rows(out: Out, folder: Path, submission: Path) -> None:
+    """Names the rows of the submission that are predictions of the declared fallback."""
+    if not (listed := folder / "fallback.csv").exists():
+        return
+    with listed.open(encoding="utf-8", newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    with submission.open(encoding="utf-8", newline="") as file:
+        rows = sum(1 for _ in csv.reader(file)) - 1
+    more = f", … {len(ids):,} in all" if len(ids) > _MAX_LISTED else ""
+    out.warn(
+        f"{len(ids):,} of {rows:,} rows of the submission are predicted from the table alone, as their images cannot "
+        f"be read: {', '.join(ids[:_MAX_LISTED])}{more}; see {listed}"
+    )

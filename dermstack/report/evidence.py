@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import platform
 import secrets
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from dermstack.errors import ConfigError, StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
-from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, report_html
+from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
 from dermstack.report.training import training_of
 from stack.columns import described_choices
 from stack.console import Out
@@ -38,9 +36,11 @@ from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
+from stack.probes import make_probes
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
+from stack.up_to_date import library_versions
 
 
 def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
@@ -146,19 +146,6 @@ def _pseudonym(name: str, key: bytes) -> str:
 
 
 _MAX_NAMED = 20  # rows named in a note
-LIBRARIES = (
-    "dermstack",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "lightgbm",
-    "xgboost",
-    "catboost",
-    "optuna",
-    "torch",
-    "timm",
-    "albumentations",
-)
 
 
 def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
@@ -171,7 +158,31 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
     path = experiment.folder / "report.html"
     runs = blended_runs(experiment, blend)
-    data = report_data(experiment, blend, runs, out, show_ids=show_ids)
+    level1, level2 = ([run for run in runs if run.meta["level"] == level] for level in (1, 2))
+    make_probes(experiment, level2, level1, out)  # both are kept on disk and have progress bars of their own
+    importance(experiment, level2, level1, out)
+    with out.bar("report", 3, "parts") as progress:
+        data = report_data(experiment, blend, runs, out, show_ids=show_ids)
+        progress(1)
+        sections = _case_sections(experiment, blend, runs, data, show_ids=show_ids, images=images)
+        progress(1)
+        with atomic(path) as temporary:
+            temporary.write_text(report_html(data, sections), encoding="utf-8")
+        write_model_card(
+            experiment,
+            blend,
+            runs=data.runs,
+            subgroups=_card_subgroups(data.subgroups),
+            notes=[*data.notes, *data.diagnostics],
+        )
+        progress(1)
+    return path
+
+
+def _case_sections(
+    experiment: Experiment, blend: Run, runs: list[Run], data: ReportData, *, show_ids: bool, images: bool
+) -> dict[str, Section]:
+    """Returns the sections on thresholds and single cases that have something to show."""
     oof = blend.frame("oof")
     display_name = str if show_ids else _pseudonymiser(experiment)
     level1 = [run for run in runs if run.meta["level"] == 1]
@@ -180,18 +191,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         "hard-cases": hard_cases(experiment, blend, runs, display_name=display_name, no_images=not images),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
-    with atomic(path) as temporary:
-        temporary.write_text(
-            report_html(data, {place: made for place, made in sections.items() if made}), encoding="utf-8"
-        )
-    write_model_card(
-        experiment,
-        blend,
-        runs=data.runs,
-        subgroups=_card_subgroups(data.subgroups),
-        notes=[*data.notes, *data.diagnostics],
-    )
-    return path
+    return {place: made for place, made in sections.items() if made}
 
 
 def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
@@ -249,14 +249,14 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             *_notes(experiment, blend, has_level2=bool(levels[1])),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
-        diagnostics=[note for run in runs for note in _level2_notes(run)],
+        diagnostics=_level2_notes(experiment, levels[1], levels[0], out),
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
             sort_keys=False,
             allow_unicode=True,
         ),
-        versions={"python": platform.python_version()} | _versions(),
+        versions=library_versions(),
         calibration=_calibration(blend, oof, y, split_group),
         decision=Decision(
             decision_curve(y, oof["p_calibrated"], split_group),
@@ -379,10 +379,11 @@ def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
     ]
 
 
-def _level2_notes(run: Run) -> list[str]:
-    """Describes the probes of a level-2 run (acquisition shortcuts, group information) and its embedding alignment."""
-    if not run.has("probes"):
+def _level2_notes(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> list[str]:
+    """Describes the probes of a stacker (acquisition shortcuts, group information) and its embedding alignment."""
+    if (made := make_probes(experiment, stackers, sources, out)) is None:
         return []
+    run, probes = made
     says = {
         "context_counts": "With the number of images in the group as a feature, {run} would have AUC {auc:.4f}, "
         "{apart}. This is an artefact of how images were collected; it is off unless `features.context_counts` is set.",
@@ -393,19 +394,9 @@ def _level2_notes(run: Run) -> list[str]:
         "its level-1 runs.",
     }
     notes = []
-    for probe in run.frame("probes").to_dict("records"):
+    for probe in probes.to_dict("records"):
         if text := says.get(str(probe["what"])):
             low, high = probe["difference_low"], probe["difference_high"]
             apart = f"difference {probe['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
             notes.append(text.format(run=run.name, auc=probe["auc"], apart=apart))
     return notes + list(run.meta.get("alignment", []))
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # libraries of optional extras may be missing
-    return found

@@ -79,14 +79,15 @@ class FittedEnsemble:
     blender: Blender
     calibrator: Calibrator
     threads: int
+    blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
     second: SecondStage | None = None
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
         """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
-        logits = self.all_logits(frame, level1)
+        logits = self.all_logits(frame, level1)[:, :, list(self.blended)]
         folds, rows, runs = logits.shape
         nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
-        score = score_unseen(self.blender, _as_test_predictions((*self.names, *self.bags), logits, nets))
+        score = score_unseen(self.blender, _as_test_predictions(self._blended_names, logits, nets))
         assert len(score) == rows
         return pd.DataFrame({"score": score, "p_calibrated": self.calibrator(score)}, index=frame.index)
 
@@ -129,6 +130,11 @@ class FittedEnsemble:
         ]
 
     @property
+    def _blended_names(self) -> tuple[str, ...]:
+        every = (*self.names, *self.bags)
+        return tuple(every[run] for run in self.blended)
+
+    @property
     def _frozen(self) -> frozenset[str]:
         return frozenset(self.features[0].frozen) if self.features else frozenset()
 
@@ -164,9 +170,13 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
                 frozenset(later["stackers"]), sees, _scales(later["scales"]),
                 tuple(_features(bundle, fold, SECOND_FEATURES, (*names, *sees)) for fold in folds),
             )  # fmt: skip
-        blender = blender_from_state(bundle.json("blend/blend.json"), bundle.arrays("blend"))
+        settings = bundle.json("blend/blend.json")
+        blender = blender_from_state(settings, bundle.arrays("blend"))
+        every = [*names, *bags]
+        blended = tuple(every.index(name) for name in settings.get("runs", every))  # ValueError for an unknown name
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]), second)
+        threads = int(manifest["threads"])
+        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second)
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:

@@ -114,7 +114,7 @@ def write_bundle(
                 shared = FEATURES if run.name not in second else SECOND_FEATURES
                 shifts[run.name] = _copy_stacker(run, experiment.folds.k, folder, shared)
                 progress(1)
-            _copy_blend(blend, folder / "blend")
+            _copy_blend(blend, folder / "blend", [run.name for run in (*image_runs, *stackers)])
             progress(1)
         fallback = _copy_fallback(experiment, folder / FOLDER)
         _write_settings(experiment, folder / "config.yaml")
@@ -270,10 +270,12 @@ def _copy_stacker(run: Run, folds: int, bundle: Path, features: str) -> list[flo
     return shifts
 
 
-def _copy_blend(blend: Run, folder: Path) -> None:
+def _copy_blend(blend: Run, folder: Path, names: list[str]) -> None:
+    """Copies the blend, with the runs that it weights where these are not all runs (`blend.runs`)."""
     for name in ("values", "ranks"):
         _copy(blend.verified_path(f"{name}.npy"), folder)
-    write_json(folder / "blend.json", blend.meta["blender"])
+    of_some = {} if blend.meta["runs"] == names else {"runs": blend.meta["runs"]}
+    write_json(folder / "blend.json", {**blend.meta["blender"], **of_some})
     write_json(folder / "calibration.json", blend.meta["calibrator"])
 
 

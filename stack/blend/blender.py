@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 import optuna
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dermstack.errors import ConfigError, DataError
-from stack.blend.columns import TRANSFORMS, NetScaler, Weighting, weighted_sum
-from stack.blend.search import completed, hill_climb, logistic_weights, study_in_memory, tune_weights
+from stack.blend.columns import NetScaler, Weighting
+from stack.blend.transformed import TransformedRuns
+from stack.blend.weights import METHODS, Fitted, Settings, WeightFits, is_rank_of_sum, score_of_total, total_of
 from stack.metrics.intervals import Interval, interval
 from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order
 from stack.ranks import AVERAGED, Ecdf, whole_numbers
-
-METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")  # simplest first
-
 
 _FEW_VALUES = 10  # distinct predictions; the scale of fewer is not judged
 _CHANCE = 1e-9
@@ -39,15 +35,17 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     - `rank_mean`: equal weights on ranks.
     - `mean`: equal weights on probabilities.
+    - `backward`: equal weights on the ranks of the runs that greedy elimination leaves, from all runs on.
+    - `forward`: the same for the runs that greedy selection adds, from the best run on.
     - `logistic`: logistic regression on standardised logits without negative weights; its score is a probability.
     - `hill_climb`: greedy selection of ranks, with repetition if `replacement`, averaged over `bags` climbs.
     - `optuna`: a search of `trials` trials for each run's weight, its transform (probability, logit or rank) and, with
-      `power`, an exponent of its ranks. The first trials are the four methods above and the mean logit. Its score is a
-      rank among the fitted rows. For "logloss" it searches only weights, from `mean` and `hill_climb` on, and its score
-      is a probability. No trial starts after `timeout` seconds.
+      `power`, an exponent of its ranks. The first trials are `rank_mean`, `mean`, the mean logit, `logistic` and
+      `hill_climb`. Its score is a rank among the fitted rows. For "logloss" it searches only weights, from `mean` and
+      `hill_climb` on, and its score is a probability. No trial starts after `timeout` seconds.
 
     A run with values outside [0, 1] is used by its rank, also for "logloss". Each run must be higher for the second of
-    `classes_`. `objective` is what hill_climb and optuna maximise.
+    `classes_`. `objective` is what all methods from `backward` on maximise, except `logistic`.
 
     A score made from ranks orders rows but is no probability (`stack.blend.calibration` calibrates it). The score of
     tuned weights on the rows that tuned them is optimistic (`stack.blend.nested` gives an unbiased estimate).
@@ -126,16 +124,42 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_scale(p, "columns_from")
         self.probabilities_ = np.where(self.scaler_.is_probability_, "probability", "rank")
         self.slope_, self.intercept_, self.trial_values_ = 1.0, 0.0, np.empty(0)
-        used = _mask_of_runs(use_runs, p.shape[1])
+        used, columns = _mask_of_runs(use_runs, p.shape[1]), TransformedRuns(self.scaler_, p, made_by)
         if self.method == "optuna" and weighting is not None:
-            self.weighting_ = weighting.checked(p.shape[1])
-            self._check_transforms(self.weighting_)
-        elif not used.all():
-            self._fit_part(p, labels, made_by, used, study)
+            self.weighting_ = self.checked_weighting(weighting)
         else:
-            self.weighting_ = self._choose(p, positive, made_by, study)
-        total = self._total(p, made_by)
-        self.total_ecdf_ = Ecdf().fit(total) if self._is_rank_of_sum() else None
+            fits = WeightFits(columns.part(runs=used), positive, self.settings)
+            found = fits.fit(self.method, study).spread_over(used)
+            self.weighting_, self.slope_, self.intercept_ = found.weighting, found.slope, found.intercept
+            self.trial_values_ = np.array(found.trial_values)
+        return self._finish(columns, positive, groups)
+
+    def prepared_for(self, frame: pd.DataFrame, scaler: NetScaler) -> Blender:
+        """Checks the settings and notes runs and scaler, as the first part of a fit to targets of 0 and 1 does.
+
+        Returns itself; `set_fitted` completes it.
+        """
+        self._check_settings()
+        validate_data(self, frame, dtype=np.float64, ensure_all_finite=False)
+        self.scaler_, self.classes_ = scaler, np.array([0, 1])
+        self.probabilities_ = np.where(scaler.is_probability_, "probability", "rank")
+        return self
+
+    def set_fitted(self, columns: TransformedRuns, found: Fitted) -> Blender:
+        """Takes what was fitted before to the rows of `columns`, and returns itself as `fit` on these rows would."""
+        self.weighting_, self.slope_, self.intercept_ = found.weighting, found.slope, found.intercept
+        self.trial_values_ = np.array(found.trial_values)
+        return self._finish(columns, np.empty(0, np.bool_), None)
+
+    def checked_weighting(self, weighting: Weighting) -> Weighting:
+        """Returns a weighting that a study found; raises DataError where it does not fit the runs or their scale."""
+        checked = weighting.checked(self.n_features_in_)
+        self._check_transforms(checked)
+        return checked
+
+    def _finish(self, columns: TransformedRuns, positive: Bools, groups: ArrayLike | None) -> Blender:
+        total = total_of(self.method, self.objective, self.weighting_, columns)
+        self.total_ecdf_ = Ecdf().fit(total) if is_rank_of_sum(self.method, self.objective) else None
         self.in_sample_: Interval | None = None
         if groups is not None:
             self.in_sample_ = interval(self.objective, positive, self._score(total), groups)
@@ -158,7 +182,7 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         p = validate_data(self, P, dtype=np.float64, ensure_all_finite=False, reset=False)
         self._check_finite(p)
         self._check_scale(p, "the fit")
-        score = self._score(self._total(p, _nets(nets, p)))
+        score = self.score_of(TransformedRuns(self.scaler_, p, _nets(nets, p)))
         return np.column_stack([1 - score, score])
 
     def predict(self, P: ArrayLike, *, nets: ArrayLike | None = None) -> NDArray[Any]:
@@ -176,101 +200,22 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.classifier_tags.poor_score = True  # scikit-learn's checks pass features, which may rank rows in reverse
         return tags
 
-    def _fit_part(
-        self, p: Floats, labels: NDArray[Any], nets: NDArray[Any], used: Bools, study: optuna.Study | None
-    ) -> None:
-        """Fits the runs in `used` (runs,) alone and gives the others the weight 0."""
-        made_by, columns = np.broadcast_to(nets.reshape(len(p), -1), p.shape)[:, used], self.scaler_.of_runs(used)
-        part = clone(self).fit(p[:, used], labels, nets=made_by, columns_from=columns, study=study)
-        self.weighting_ = part.weighting_.spread_over(used)
-        self.slope_, self.intercept_, self.trial_values_ = part.slope_, part.intercept_, part.trial_values_
+    @property
+    def settings(self) -> Settings:
+        """The settings of the methods."""
+        return Settings(self.objective, self.trials, self.power, self.replacement, self.bags, self.seed, self.timeout)
 
-    def _choose(self, p: Floats, positive: Bools, nets: NDArray[Any], study: optuna.Study | None) -> Weighting:
-        ranks, equal = ("rank",) * p.shape[1], np.ones(p.shape[1])
-        if self.method == "rank_mean":
-            return Weighting.of(ranks, equal)
-        if self.method == "mean":
-            return Weighting.of(self.probabilities_, equal)
-        if self.method == "logistic":
-            weighting, coefficients, self.intercept_ = self._logistic(p, positive, nets)
-            self.slope_ = max(float(coefficients.sum()), 1e-6)  # 0 if every run ranks rows in reverse: keep their mean
-            return weighting
-        unscaled = tuple(self.probabilities_.tolist()) if self.objective == "logloss" else ranks
-        V = self.scaler_.unscaled(p, nets, unscaled)
-
-        def climbed() -> Weighting:
-            weights = hill_climb(
-                V, positive, objective=self.objective, replacement=self.replacement, bags=self.bags, seed=self.seed
-            )
-            return Weighting.of(unscaled, weights)
-
-        if self.method == "hill_climb":
-            return climbed()
-        study = study or study_in_memory()
-        search = partial(
-            tune_weights,
-            y=positive,
-            objective=self.objective,
-            trials=self.trials,
-            timeout=self.timeout,
-            seed=self.seed,
-            study=study,
-        )
-        if self.objective == "logloss":
-            allowed: list[tuple[str, ...]] = [(kind,) for kind in unscaled]
-            warm_starts = [lambda: Weighting.of(unscaled, equal), climbed]
-            found = search({"probability": V, "rank": V}, allowed, warm_starts=warm_starts)
-        else:
-            is_probability = self.probabilities_ == "probability"
-            spread = np.where(is_probability, [spread for _, spread in self.scaler_.moments_], 1.0)
-            kinds = {
-                kind: self.scaler_.standardised(p, nets, np.where(is_probability, kind, "rank").tolist())
-                for kind in TRANSFORMS
-            }
-            found = search(
-                kinds,
-                [TRANSFORMS if probability else ("rank",) for probability in is_probability],
-                warm_starts=[
-                    lambda: Weighting.of(ranks, equal),
-                    lambda: Weighting.of(self.probabilities_, spread),  # the plain mean, on standardised columns
-                    lambda: Weighting.of(_logits(is_probability), equal),
-                    lambda: self._logistic(p, positive, nets)[0],
-                    climbed,
-                ],
-                ranks=self.scaler_.ranks_.transform(p, nets) if self.power else None,
-            )
-        self.trial_values_ = np.array([trial.value for trial in completed(study)])
-        return found
-
-    def _logistic(self, p: Floats, positive: Bools, nets: NDArray[Any]) -> tuple[Weighting, Floats, float]:
-        transforms = _logits(self.probabilities_ == "probability")
-        coefficients, intercept = logistic_weights(self.scaler_.standardised(p, nets, transforms), positive)
-        return Weighting.of(transforms, coefficients), coefficients, intercept
-
-    def _is_rank_of_sum(self) -> bool:
-        return self.method == "optuna" and self.objective != "logloss"
-
-    def _total(self, p: Floats, nets: NDArray[Any]) -> Floats:
-        weighting = self.weighting_
-        if self.method == "logistic" or self._is_rank_of_sum():
-            V = self.scaler_.standardised(p, nets, weighting.transforms, weighting.powers)
-        else:
-            V = self.scaler_.unscaled(p, nets, weighting.transforms)
-        return weighted_sum(V, weighting.weights)
+    def score_of(self, columns: TransformedRuns) -> Floats:
+        """Returns the second column of `predict_proba`, (n,), from columns that its scaler transformed."""
+        return self._score(total_of(self.method, self.objective, self.weighting_, columns))
 
     def _score(self, total: Floats) -> Floats:
-        if self.total_ecdf_ is not None:
-            return self.total_ecdf_(total)
-        if self.method == "logistic":
-            score: Floats = expit(self.slope_ * total + self.intercept_)
-            return score
-        return np.clip(total, 0, 1)
+        return score_of_total(self.method, total, self.slope_, self.intercept_, self.total_ecdf_)
 
     def _learn_classes(self, y: NDArray[Any]) -> Bools:
         check_classification_targets(y)
         self.classes_, code = np.unique(y, return_inverse=True)
-        if len(self.classes_) == 1:
-            raise PredictionsError(f"all {len(y)} targets are of only one class, {self.classes_[0]}: give two classes")
+        check_two_classes(y)
         if len(self.classes_) > 2:
             raise PredictionsError(
                 "Only binary classification is supported. The type of the target is multiclass: "
@@ -338,15 +283,17 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return f"run{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
 
 
+def check_two_classes(y: NDArray[Any]) -> None:
+    """Raises PredictionsError where all targets (n,) are of one class."""
+    if len(y) and (y == y[0]).all():
+        raise PredictionsError(f"all {len(y)} targets are of only one class, {y[0]}: give two classes")
+
+
 def check_run_names(P: object) -> None:
     """Raises PredictionsError where two columns of a data frame have one name."""
     if isinstance(P, pd.DataFrame) and not P.columns.is_unique:
         doubled = ", ".join(map(str, P.columns[P.columns.duplicated()].unique()))
         raise PredictionsError(f"P has more than one column named {doubled}: give each run its own name")
-
-
-def _logits(is_probability: Bools) -> list[str]:
-    return ["logit" if probability else "rank" for probability in is_probability]
 
 
 def _nets(nets: ArrayLike | None, P: Floats) -> NDArray[Any]:

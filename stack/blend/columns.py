@@ -131,11 +131,12 @@ class NetScaler:
                 mean, spread = self.moments_[run]
                 made[:, run] = (P[:, run] - mean) / spread
             else:
-                made[:, run] = self._standard_logit(clipped_logit(P[:, run], self.limits_[run]), nets[:, run], run)
+                made[:, run] = self.standard_logit(P[:, run], nets[:, run], run)
         return made
 
-    def _standard_logit(self, values: Floats, nets: NDArray[Any], run: int) -> Floats:
-        by_net = self.logit_moments_[run]
+    def standard_logit(self, p: Floats, nets: NDArray[Any], run: int) -> Floats:
+        """Returns the logits of a run's probabilities (n,) made by `nets` (n,), each net's standardised."""
+        values, by_net = clipped_logit(p, self.limits_[run]), self.logit_moments_[run]
         made = np.empty(len(values))
         for net in np.unique(nets):
             rows = nets == net

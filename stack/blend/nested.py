@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
+from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ConfigError, DataError
 from image_models.processes import run_parallel
-from stack.blend.blender import METHODS, Blender, PredictionsError, check_run_names
+from stack.blend.blender import Blender, PredictionsError, check_run_names, check_two_classes
 from stack.blend.choice import choose_method
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
 from stack.blend.preselection import informative_runs
+from stack.blend.stored_fits import StoredFits, data_key
+from stack.blend.transformed import TransformedRuns
+from stack.blend.weights import DEFAULT_METHODS, METHODS, WITHOUT_TARGETS, Fitted, Settings, WeightFits, score_all
 from stack.metrics.intervals import GIVE_GROUPS, interval, paired_difference
 from stack.metrics.scores import Bools, Floats, check_one_type, check_same_order, raise_for_rows, score
-from stack.ranks import Ecdf, whole_numbers
+from stack.ranks import mid_ranks, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def blend_nested(
     nets: ArrayLike,
     fold: ArrayLike,
     split_group: ArrayLike,
-    methods: Iterable[str] = METHODS,
+    methods: Iterable[str] = DEFAULT_METHODS,
     objective: str = "auc",
     trials: int = 100,
     power: bool = False,
@@ -79,6 +83,8 @@ def blend_nested(
     seed: int = 0,
     n_jobs: int = 1,
     tuned: Mapping[LeftOutFolds, Weighting] | None = None,
+    keep_in: Path | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> NestedBlend:
     """Blends out-of-fold predictions `P` (n, runs) of 0/1 targets `y` (n,), with a nested estimate of the quality.
 
@@ -91,10 +97,16 @@ def blend_nested(
     carry nothing on the rows it is fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores
     that have one scale.
 
-    The result is the same for any `n_jobs`. Raises DataError for a split_group in two folds, for fewer than two folds,
-    or three with more than one method, for folds that are not whole numbers, for targets other than 0 and 1, for arrays
-    of another length, for pandas objects with the same index in a different order, for missing split_groups, and
-    wherever `Blender` does; ConfigError for unknown methods.
+    The fits share the transformed columns, which use no targets. Each fit starts from its own rows alone, never from
+    the weights that other folds found: those have seen the targets of the fold held out, and where a fit starts shows
+    in the last digits of where it ends. With `keep_in`, a folder, each finished fit of a method is kept there, and a
+    call with the same data and settings goes on from what is there (`StoredFits`). `progress` is called with the number
+    of fits just finished, of `number_of_fits`.
+
+    The result is the same for any `n_jobs`, and whether or not it was stopped before. Raises DataError for a
+    split_group in two folds, for fewer than two folds, or three with more than one method, for folds that are not whole
+    numbers, for targets other than 0 and 1, for arrays of another length, for pandas objects with the same index in a
+    different order, for missing split_groups, and wherever `Blender` does; ConfigError for unknown methods.
     """
     check_run_names(P)
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
@@ -105,18 +117,27 @@ def blend_nested(
     _check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
     folds = _checked_folds(fold, split_group, methods)
     _check_runs(frame)
-    columns = NetScaler().fit(frame, nets, split_group)
-    blenders = [Blender(method, objective, trials, power, replacement, bags, seed) for method in methods]
-    rows = _Rows(frame, y, nets, fold, split_group, columns)
-    fits = list(
-        run_parallel(
-            (
-                partial(_fit_without, without, blenders, rows, preselect, tuned)
-                for without in left_out_sets(folds, methods)
-            ),
-            n_jobs,
-        )
-    )
+    scaler = NetScaler().fit(frame, nets, split_group)
+    blenders = {method: Blender(method, objective, trials, power, replacement, bags, seed) for method in methods}
+    final = next(iter(blenders.values())).prepared_for(frame, scaler)
+    sets = left_out_sets(folds, methods)
+    by_study: dict[LeftOutFolds, Weighting] = {}
+    if tuned is not None and "optuna" in methods:
+        by_study = _checked_weightings(tuned, sets, final)
+    stored = None
+    if keep_in is not None:
+        stored = StoredFits(keep_in, data_key(frame.to_numpy(np.float64), y, nets, fold, split_group, preselect))
+    columns = TransformedRuns(scaler, frame.to_numpy(np.float64), nets).prepared()
+    rows = _Rows(columns, y == 1, fold, pd.factorize(split_group)[0])
+    tasks = [
+        partial(_fit_without, without, methods, final.settings, rows, preselect, by_study.get(without), stored)
+        for without in sets
+    ]
+    fits = []
+    for fit in run_parallel(tasks, n_jobs):
+        fits.append(fit)
+        if progress is not None:
+            progress(len(methods))
     by_set = {fit.without: fit for fit in fits}
 
     def nested(without: LeftOutFolds) -> dict[str, Floats]:
@@ -124,8 +145,11 @@ def blend_nested(
 
         Rows in the folds of `without` are NaN.
         """
-        pieces = {k: by_set[without | {k}].comparable for k in folds if k not in without}
-        return {m: _assemble_folds(fold, {k: made[i] for k, made in pieces.items()}) for i, m in enumerate(methods)}
+        pieces = {k: by_set[without | {k}] for k in folds if k not in without}
+        return {
+            m: _assemble_folds(fold, {k: made.comparable[i] for k, made in pieces.items()}, pieces)
+            for i, m in enumerate(methods)
+        }
 
     def choice(without: LeftOutFolds) -> str:
         if len(methods) == 1:
@@ -135,21 +159,27 @@ def blend_nested(
         return choose_method(objective, y[kept], candidates, split_group[kept], seed=seed)
 
     every, comparable = by_set[frozenset()], nested(frozenset())
-    singles = {k: by_set[frozenset({k})].scores for k in folds}
+    singles = {k: by_set[frozenset({k})] for k in folds}
     chosen, chosen_by_fold = choice(frozenset()), {k: choice(frozenset({k})) for k in folds}
+    score = np.full(len(fold), np.nan)
+    for k, method in chosen_by_fold.items():
+        score[fold == k] = comparable[method][fold == k]
     return NestedBlend(
         chosen=chosen,
         chosen_by_fold=chosen_by_fold,
-        score=_assemble_folds(fold, {k: comparable[method] for k, method in chosen_by_fold.items()}),
-        by_method={m: _assemble_folds(fold, {k: singles[k][i] for k in folds}) for i, m in enumerate(methods)},
+        score=score,
+        by_method={
+            m: _assemble_folds(fold, {k: single.scores[i] for k, single in singles.items()}, singles)
+            for i, m in enumerate(methods)
+        },
         comparable=comparable,
         tuned=dict(zip(methods, every.scores, strict=True)),
-        final=dict(zip(methods, every.blenders, strict=True))[chosen],
+        final=blenders[chosen].prepared_for(frame, scaler).set_fitted(columns, every.fitted[methods.index(chosen)]),
         used_runs=every.used_runs,
     )
 
 
-def left_out_sets(folds: Iterable[int], methods: Iterable[str] = METHODS) -> list[LeftOutFolds]:
+def left_out_sets(folds: Iterable[int], methods: Iterable[str] = DEFAULT_METHODS) -> list[LeftOutFolds]:
     """Returns the sets of folds that `blend_nested` leaves out of a fit.
 
     The empty set comes first, then each fold, then, with more than one method, each pair of folds.
@@ -159,16 +189,19 @@ def left_out_sets(folds: Iterable[int], methods: Iterable[str] = METHODS) -> lis
     return [frozenset(without) for size in sizes for without in combinations(folds, size)]
 
 
+def number_of_fits(folds: int, methods: Sequence[str]) -> int:
+    """Returns how many fits `blend_nested` makes: one of each method for each set of folds left out."""
+    return len(left_out_sets(range(folds), methods)) * len(methods)
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Rows that a blend is fitted to and scored on."""
 
-    frame: pd.DataFrame  # predictions (n, runs)
-    y: NDArray[Any]
-    nets: NDArray[Any]
+    columns: TransformedRuns
+    positive: Bools
     fold: NDArray[Any]
-    split_group: NDArray[Any]
-    columns: NetScaler
+    split_group: NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -176,47 +209,93 @@ class _Fits:
     """Blends of all methods fitted without some folds."""
 
     without: LeftOutFolds
-    scores: list[Floats]  # for each method (n,): scores of the rows left out, or of all where no fold is left out
+    fitted: list[Fitted]
+    scores: list[Floats]  # for each method: scores of the rows left out, or of all where no fold is left out
     comparable: list[Floats]  # the same as ranks among all rows
-    blenders: list[Blender]  # empty where a fold is left out
     used_runs: Bools
+
+    def rows(self, fold: NDArray[Any]) -> Bools:
+        """Returns which rows (n,) are scored."""
+        return np.isin(fold, list(self.without)) if self.without else np.ones(len(fold), np.bool_)
 
 
 def _fit_without(
     without: LeftOutFolds,
-    blenders: list[Blender],
+    methods: tuple[str, ...],
+    settings: Settings,
     rows: _Rows,
     preselect: bool,
-    tuned: Mapping[LeftOutFolds, Weighting] | None,
+    weighting: Weighting | None,
+    stored: StoredFits | None,
 ) -> _Fits:
-    """Fits each blender without the folds `without` and scores their rows, or all rows where no fold is left out."""
-    if tuned is not None and without not in tuned:
-        raise ConfigError(
-            f"no tuned weights that leave out the folds {sorted(without)}: run `dermstack tune blend` again"
-        )
-    weighting = None if tuned is None else tuned[without]
-    unseen = np.isin(rows.fold, list(without))
-    seen, scored = ~unseen, unseen if without else ~unseen
-    frame, y, nets = rows.frame[seen], rows.y[seen], rows.nets[seen]
-    used = np.ones(frame.shape[1], np.bool_)
-    if preselect:
-        used = informative_runs(rows.columns.ranks_.transform(frame, nets), y, rows.split_group[seen])
-    fitted, scores, comparable = [clone(blender) for blender in blenders], [], []
-    for blender in fitted:
-        blender.fit(frame, y, nets=nets, columns_from=rows.columns, weighting=weighting, use_runs=used)
-        made = blender.predict_proba(rows.frame, nets=rows.nets)[:, 1]
-        on_one_scale = made if blender.objective == "logloss" or not without else Ecdf().fit(made)(made)
-        scores.append(np.where(scored, made, np.nan))
-        comparable.append(np.where(scored, on_one_scale, np.nan))
-    return _Fits(without, scores, comparable, [] if without else fitted, used)
+    """Fits each method without the folds `without` and scores their rows, or all rows where no fold is left out."""
+    with threadpool_limits(1):  # bytes must not depend on n_jobs, with which the number of BLAS threads changes
+        return _fit_in_one_thread(without, methods, settings, rows, preselect, weighting, stored)
 
 
-def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats]) -> Floats:
-    """Returns (n,) with each fold's rows from its own array of `pieces`; NaN in folds without one."""
+def _fit_in_one_thread(
+    without: LeftOutFolds,
+    methods: tuple[str, ...],
+    settings: Settings,
+    rows: _Rows,
+    preselect: bool,
+    weighting: Weighting | None,
+    stored: StoredFits | None,
+) -> _Fits:
+    columns, seen = rows.columns, ~np.isin(rows.fold, list(without))
+    positive = rows.positive[seen]
+    check_two_classes(positive.astype(int))
+    known, used = stored.read(without, methods, settings) if stored else ({}, None)
+    if used is None:
+        used = np.ones(columns.runs, np.bool_)
+        if preselect:
+            ranks = columns.part(rows=seen).matrix(("rank",) * columns.runs, standard=False)
+            used = informative_runs(ranks, positive, rows.split_group[seen])
+    fits = WeightFits(columns.part(rows=seen, runs=used), positive, settings, known)
+    found = []
+    for method in methods:
+        if method == "optuna" and weighting is not None:
+            found.append(Fitted(weighting))
+            continue
+        is_new = method not in known
+        fit = fits.fit(method)
+        if stored and is_new and method not in WITHOUT_TARGETS:
+            stored.write(without, method, settings, fit, used)
+        found.append(fit.spread_over(used))
+    scored = ~seen if without else seen
+    scores, comparable, of_seen = [], [], seen
+    for method, fit in zip(methods, found, strict=True):
+        made = score_all(method, settings.objective, fit, columns, of_seen)
+        on_one_scale = made if settings.objective == "logloss" or not without else mid_ranks(made)
+        scores.append(made[scored])
+        comparable.append(on_one_scale[scored])
+    return _Fits(without, found, scores, comparable, used)
+
+
+def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats], fits: Mapping[int, _Fits]) -> Floats:
+    """Returns (n,) with each fold's rows from its own piece, the scores of the rows of a fit; NaN in other folds."""
     assembled = np.full(len(fold), np.nan)
     for k, piece in pieces.items():
-        assembled[fold == k] = piece[fold == k]
+        of_fit = fold[fits[k].rows(fold)]
+        assembled[fold == k] = piece[of_fit == k]
     return assembled
+
+
+def _checked_weightings(
+    tuned: Mapping[LeftOutFolds, Weighting], sets: Iterable[LeftOutFolds], blender: Blender
+) -> dict[LeftOutFolds, Weighting]:
+    """Returns the tuned weighting of each set.
+
+    Raises ConfigError for a missing one, and DataError for one of other runs.
+    """
+    found = {}
+    for without in sets:
+        if without not in tuned:
+            raise ConfigError(
+                f"no tuned weights that leave out the folds {sorted(without)}: run `dermstack tune blend` again"
+            )
+        found[without] = blender.checked_weighting(tuned[without])
+    return found
 
 
 def _simplest_first(methods: Iterable[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Methods that search the weights of runs: an Optuna study, hill climbing and logistic regression."""
+"""Methods that search the weights of runs: a study of random changes, stored by Optuna, and logistic regression."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scipy.special import expit, logit
 from threadpoolctl import threadpool_limits
 
 from dermstack.errors import DataError
-from stack.blend.columns import Weighting, standard_rank, weighted_sum
+from stack.blend.columns import Weighting, standard_rank
 from stack.metrics.scores import Floats, scorer
 
 POWER_RANGE = (0.25, 4.0)
@@ -28,8 +28,18 @@ _FIRST_STEP, _MIN_STEP, _MAX_STEP = 0.2, 0.01, 0.5
 _STEP_GROWTH = 1.5  # factor of the step after a success; after a failure it shrinks, so that 1 success in 5 keeps it
 
 
-def tune_weights(
-    columns: Mapping[str, Floats],
+Trials = list[tuple[Mapping[str, Any], float]]  # parameters and value of each completed trial, oldest first
+Columns = Mapping[str, Floats] | Callable[[str, int], Floats]  # (n, runs) for each transform, or a function of both
+
+
+def tune_weights(columns: Columns, allowed: Sequence[Sequence[str]], y: ArrayLike, **settings: Any) -> Weighting:
+    """Returns the weighting of the best trial of `search_trials`, whose arguments it takes."""
+    history = search_trials(columns, allowed, y, **settings)
+    return weighting_from_parameters(history[_best(history)][0], allowed)
+
+
+def search_trials(
+    columns: Columns,
     allowed: Sequence[Sequence[str]],
     y: ArrayLike,
     *,
@@ -40,40 +50,52 @@ def tune_weights(
     warm_starts: Sequence[Callable[[], Weighting]] = (),
     ranks: Floats | None = None,
     study: optuna.Study | None = None,
-) -> Weighting:
-    """Returns the weighting whose weighted sum of ``columns`` scores best on targets `y` (n,).
+) -> Trials:
+    """Searches the weighting whose weighted sum of ``columns`` scores best on targets `y` (n,), and returns all trials.
 
-    ``columns`` holds an array (n, runs) for each transform, ``allowed`` the transforms that each run may use. Each of
-    ``warm_starts`` is called for one of the first trials, simplest first. With ``ranks`` (n, runs) in (0, 1), each
-    run's rank also has an exponent. ``study`` (direction "maximize", any storage) is continued until it holds
-    ``trials`` completed trials; DataError where its trials are of other columns, targets or objective. Interruptions do
-    not change the result: each trial depends only on ``seed`` and the completed trials before it, and is stored whole
-    or not at all. After ``timeout`` seconds no trial starts except the first.
+    ``columns`` holds an array (n, runs) for each transform, or is a function of transform and run that returns a column
+    (n,); ``allowed`` are the transforms that each run may use. Each of ``warm_starts`` is called for one of the first
+    trials, simplest first. With ``ranks`` (n, runs) in (0, 1), each run's rank also has an exponent. A given ``study``
+    (direction "maximize", any storage, with ``columns`` as arrays) is continued until it holds ``trials`` completed
+    trials; DataError where its trials are of other columns, targets or objective. Interruptions do not change the
+    result: each trial depends only on ``seed`` and the completed trials before it, and is stored whole or not at all.
+    Without a study the same trials are held in memory. After ``timeout`` seconds no trial starts except the first.
 
     After the warm starts, a trial is the best one so far with some parameters moved, by a step that grows after a
     success and shrinks otherwise (the (1 + 1) evolution strategy of Rechenberg 1973, with the one-fifth rule). On the
     12 to 30 parameters of a blend it finds better weights in the same number of trials than Optuna's TPE sampler, which
     takes ten times as long to draw a trial as the trial itself takes (benchmarks/blend.py).
     """
-    study = study or study_in_memory()
-    _check_study(study, _noted(columns, allowed, y, objective, ranks))
+    if study is not None:
+        assert not callable(columns)
+        _check_study(study, _noted(columns, allowed, y, objective, ranks))
     deadline = None if timeout is None else time.monotonic() + timeout
     space = _space(allowed, power=ranks is not None)
-    columns = {kind: np.asfortranarray(values) for kind, values in columns.items()}
+    if callable(columns):
+        column = columns
+    else:
+        arrays = {kind: np.asfortranarray(values) for kind, values in columns.items()}
+
+        def column(kind: str, run: int) -> Floats:
+            return arrays[kind][:, run]
+
     value_of = scorer(objective, y)
 
     def value(weighting: Weighting) -> float:
-        runs = [
-            standard_rank(ranks[:, run], weighting.powers[run])
-            if ranks is not None and kind == "rank"
-            else columns[kind][:, run]
-            for run, kind in enumerate(weighting.transforms)
-        ]
-        return value_of(weighted_sum(np.stack(runs).T, weighting.weights))
+        total: Floats | float = 0.0
+        for run, (kind, weight) in enumerate(zip(weighting.transforms, weighting.weights, strict=True)):
+            if weight == 0:  # adds nothing
+                continue
+            if ranks is not None and kind == "rank":
+                values = standard_rank(ranks[:, run], weighting.powers[run])
+            else:
+                values = column(kind, run)
+            total = total + weight * values
+        return value_of(np.asarray(total))
 
     with quiet_optuna():
-        done = completed(study)
-        history = [(trial.params, float(trial.values[0])) for trial in done]
+        done = [] if study is None else completed(study)
+        history: Trials = [(trial.params, float(trial.values[0])) for trial in done]
         while (number := len(history)) < trials and (number == 0 or deadline is None or time.monotonic() < deadline):
             parameters = (
                 _parameters(warm_starts[number](), space)
@@ -81,9 +103,10 @@ def tune_weights(
                 else _mutated(history, len(warm_starts), space, np.random.default_rng([seed, number]))
             )
             score = value(weighting_from_parameters(parameters, allowed))
-            study.add_trial(optuna.trial.create_trial(params=parameters, distributions=dict(space), value=score))
+            if study is not None:
+                study.add_trial(optuna.trial.create_trial(params=parameters, distributions=dict(space), value=score))
             history.append((parameters, score))
-    return weighting_from_parameters(history[_best(history)][0], allowed)
+    return history
 
 
 _NOTED = "fitted on"  # user attribute of a study: what its trials are about
@@ -231,67 +254,6 @@ def _best(history: Sequence[tuple[Mapping[str, Any], float]]) -> int:
 def _reflected(value: float) -> float:
     folded = abs(value) % 2
     return 2 - folded if folded > 1 else folded
-
-
-PATIENCE = 20  # steps without a new best score after which a climb ends; more steps allow finer weights
-MIN_GAIN = 1e-9  # smaller differences between two scores are rounding errors
-
-
-def hill_climb(
-    V: Floats,
-    y: ArrayLike,
-    *,
-    objective: str = "auc",
-    replacement: bool = True,
-    bags: int = 5,
-    steps: int = 200,
-    seed: int = 0,
-) -> Floats:
-    """Returns weights (runs,), none negative, with sum 1, by ensemble selection.
-
-    Forward selection over the columns of `V` (n, runs) for targets `y` (n,), from the best single run on; the best
-    prefix of the steps is kept (Caruana, Niculescu-Mizil, Crew & Ksikes 2004). With ``replacement`` a run can be added
-    again, so that weights are shares of steps; without it the selected runs have equal weights. ``bags`` > 1 adds
-    climbs on random halves of each class's rows and averages the weights, which limits the weight of a run that fits by
-    chance (Bühlmann & Yu 2002; Caruana draws halves of hundreds of models instead, which would leave only noise in some
-    bags of a blend of five).
-    """
-    y = np.asarray(y)
-    rng = np.random.default_rng(seed)
-    weights = _climb(V, y, objective, replacement, steps)
-    for _ in range(bags - 1 if V.shape[1] > 1 else 0):
-        halves = [
-            rng.choice(rows, size=(len(rows) + 1) // 2, replace=False) for rows in map(np.flatnonzero, (y, y == 0))
-        ]
-        rows = np.sort(np.concatenate(halves))
-        weights = weights + _climb(V[rows], y[rows], objective, replacement, steps)
-    return weights / bags if V.shape[1] > 1 else weights
-
-
-def _climb(V: Floats, y: NDArray[Any], objective: str, replacement: bool, steps: int) -> Floats:
-    """Returns each run's share (runs,) of the steps in the best prefix of one climb."""
-    columns = [np.ascontiguousarray(column) for column in V.T]
-    value_of = scorer(objective, y)
-    counts, best_counts = np.zeros(len(columns)), np.zeros(len(columns))
-    total, best, steps_since_best = np.zeros_like(columns[0]), -np.inf, 0
-    remaining = list(range(len(columns)))
-    for step in range(1, steps + 1):
-        # Metrics of a curve do not depend on the scale, so the sum serves; log loss needs the mean.
-        scale = 1 / step if objective == "logloss" else 1.0
-        values = [value_of((total + columns[run]) * scale if scale != 1 else total + columns[run]) for run in remaining]
-        added = remaining[int(np.argmax(values))]
-        total = total + columns[added]
-        counts[added] += 1
-        if max(values) > best + MIN_GAIN:
-            best, best_counts, steps_since_best = max(values), counts.copy(), 0
-        else:
-            steps_since_best += 1
-        if not replacement:
-            remaining.remove(added)
-        if steps_since_best == PATIENCE or not remaining:
-            break
-    share: Floats = best_counts / best_counts.sum()
-    return share
 
 
 RIDGE = 1.0  # penalty against the summed log likelihood, as scikit-learn's C = 1, on columns of spread 1

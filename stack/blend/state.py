@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError, StoreError
-from stack.blend.blender import METHODS, Blender
+from stack.blend.blender import Blender
 from stack.blend.columns import FINEST_LIMITS, NetScaler, Weighting
+from stack.blend.weights import METHODS
 from stack.metrics.resolution import checked_limits
 from stack.metrics.scores import OBJECTIVES, Floats
 from stack.ranks import AVERAGED, Ecdf, NetRanks

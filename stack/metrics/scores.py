@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError, DataError
+from stack.metrics.objective import OBJECTIVE_LABELS as OBJECTIVE_LABELS
+from stack.metrics.objective import OBJECTIVES as OBJECTIVES
+from stack.metrics.objective import Objective as Objective
 from stack.metrics.row_values import row_values
 
-Objective = Literal["auc", "pauc80", "ap", "logloss"]
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
-OBJECTIVE_LABELS: dict[str, str] = {  # as pages show them
-    "auc": "AUC",
-    "pauc80": "partial AUC",
-    "ap": "average precision",
-    "logloss": "log loss, negated",
-}
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 

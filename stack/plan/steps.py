@@ -17,7 +17,7 @@ from stack.level1 import advice_without_models, all_level1_inputs, check_image_m
 from stack.level1_folds import net_metas
 from stack.level1_nets import stored_nets
 from stack.level2_config import Stacker, is_second_stage, source_names
-from stack.level2_inputs import is_complete, stacker_inputs
+from stack.level2_inputs import stacker_inputs
 from stack.plan.changes import Change, blend_changes, image_changes, row_changes, stacker_changes
 from stack.plan.costs import (
     Cost,
@@ -29,11 +29,12 @@ from stack.plan.costs import (
     measured,
     network_cost,
 )
+from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs
 from stack.tuned import enabled_models
-from stack.views import check_seen, is_table_alone, sees_run
+from stack.views import blended_runs, blends_run, check_seen, is_table_alone, sees_run
 
 State = Literal["skip", "make", "resume", "stale", "remake"]
 WHAT = {
@@ -171,10 +172,11 @@ def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, wid
         run = read_run(part)
         assert run is not None
         of_run = replace(run, meta={**run.meta, "inputs": {**run.meta["inputs"]}})
-        if not checked:  # inputs that are files are not known yet, so they are not compared
-            known = {key: value for key, value in of_run.meta["inputs"].items() if key not in FILE_INPUTS}
-            of_run.meta["inputs"] = known
-        if of_run.meta["inputs"] != inputs:
+        # Inputs that are files, or predictions of runs that are not complete, are not known yet: they are not compared.
+        unknown = set() if checked else set(FILE_INPUTS)
+        unknown |= {PSEUDO_LABELS} if awaits_teachers(experiment, model) else set()
+        of_run.meta["inputs"] = {key: value for key, value in of_run.meta["inputs"].items() if key not in unknown}
+        if of_run.meta["inputs"] != {key: value for key, value in inputs.items() if key not in unknown}:
             changes = image_changes(of_run, model, inputs, experiment)
             break
     kind = "frozen" if model.frozen else "image"
@@ -284,7 +286,7 @@ def _stacker_steps(
                 inputs = stacker_inputs(comparable, stacker, known)
             except (KeyError, ConfigError):  # sizes of the images are not known yet
                 inputs = {}
-            if inputs and not awaited and is_complete(config, run, inputs):
+            if inputs and not awaited and run.meta["inputs"] == inputs:
                 steps.append(Step(
                     "stack", stacker.kind, stacker.name, "skip", rows=len(experiment.table.train),
                     features=len(run.meta["features"]),
@@ -302,8 +304,6 @@ def _stacker_steps(
                         ", ".join(now) + ("" if before != now else " (made again since)"),
                     ))  # fmt: skip
         why = f"it sees {', '.join(awaited)}, made before it" if awaited and run is not None else ""
-        if run is not None and not awaited and run.meta["inputs"] == inputs:
-            why = "it lacks its predictions of rows alone, which stackers that see it need"
         memory = level2_memory(experiment, counts[stacker.name])
         seconds = None  # of level 2 nothing is measured: as long as the last time, in parallel folds
         if run is not None and "seconds" in run.meta:
@@ -317,19 +317,19 @@ def _stacker_steps(
 
 
 def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
-    awaited = [step.name for step in parts if step.state != "skip"]
+    awaited = [step.name for step in parts if step.state != "skip" and blends_run(experiment.config, step.name)]
     folder, rows = experiment.folder / "blend", len(experiment.table.train)
     run = read_run(folder)
     runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
     state: State = "make"
     changes: list[Change] = []
     if run is not None:
-        inputs = blend_inputs(experiment, runs)
+        inputs, blended = blend_inputs(experiment, runs), blended_runs(experiment.config, runs)
         state = "skip" if not awaited and run.meta["inputs"] == inputs else "remake"
         if state == "remake":
             changes = blend_changes(run, inputs, experiment.config, experiment)
             if not awaited and run.meta["inputs"].get("runs") != inputs["runs"]:
-                before, now = ", ".join(run.meta["runs"]), ", ".join(one.name for one in runs)
+                before, now = ", ".join(run.meta["runs"]), ", ".join(one.name for one in blended)
                 changes.append(Change("runs", before, now + ("" if before != now else " (made again since)")))
     why = f"it blends {', '.join(awaited)}, made before it" if awaited and run is not None else ""
     steps = [Step("stack", "blend", "blend", state, why, tuple(changes), rows=rows)]

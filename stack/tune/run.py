@@ -60,7 +60,7 @@ from stack.tune.studies import (
     tell_stale,
     write_study,
 )
-from stack.views import with_all_features
+from stack.views import blended_runs, check_blended_runs, with_all_features
 from tabular.gbdt_libraries import DEFAULTS
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def tune_blend(
     """
     check_study_needs(experiment, "blend")
     refuse_sqlite(experiment, workers)
+    check_blended_runs(experiment.config, runs)
+    runs = blended_runs(experiment.config, runs)
     inputs = blend_study_inputs(experiment, runs)
     tell_stale(experiment, "blend", inputs, out)
     predictions = predictions_of(experiment, runs)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dermstack.errors import TabularError
-from tabular.group_features import CohortScore
+from tabular.cohort import CohortScore
 
 
 @pytest.fixture

@@ -1,0 +1,292 @@
+"""Probes of level 2: what a stacker gains from acquisition shortcuts, and loses without the rows of the image's group.
+
+They belong to the report and change no prediction, so they are made for it, after the blend.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermstack.errors import StoreError
+from stack.console import Out
+from stack.experiment import Experiment
+from stack.features import FoldMatrix, fold_matrix
+from stack.images import require_acquisition, with_acquisition
+from stack.level2 import fit_fold
+from stack.level2_config import Stacker, is_second_stage, source_names
+from stack.level2_inputs import stacker_inputs
+from stack.metrics.intervals import interval, paired_difference
+from stack.parallel import run_folds, run_with_threads
+from stack.predictions import (
+    Embedding,
+    Predictions,
+    Scales,
+    predictions_of,
+    read_embeddings,
+    standardised,
+    stored_scales,
+)
+from stack.store import Run, fingerprint, frame_fingerprint, read_run, write_run
+from stack.table import ACQUISITION
+from stack.views import with_all_features
+from tabular.models import Bag, read_bag
+
+ALONE = "alone"
+_FRAME = "probes"
+_VERSION = 1  # increase it when this module's results change
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Out-of-fold logits (n,) under a changed condition, which is the name, and those without the change."""
+
+    name: str
+    logit: NDArray[np.float32]
+    base: NDArray[np.float32]
+
+
+def make_probes(
+    experiment: Experiment, stackers: Sequence[Run], sources: list[Run], out: Out
+) -> tuple[Run, pd.DataFrame] | None:
+    """Probes the first stacker of the config and returns its run and `probe_table`; None where there is none to probe.
+
+    Each shortcut that is off but available is switched on, and the first model of each fold's bag is fitted again with
+    it, a GBDT with as many rounds as it has; it is compared with that model of the stacker. The table is kept in
+    ``report/probes`` until the stacker changes.
+    """
+    named = {stacker.name: stacker for stacker in experiment.config.stackers if stacker.enabled}
+    run = next((run for name in named for run in stackers if run.name == name), None)
+    if run is None:
+        return None
+    if (kept := stored_probes(experiment, run)) is not None:
+        return run, kept
+    stacker = named[run.name]
+    tables = list[Run]()
+    if is_second_stage(stacker, named.values()):
+        tables = [one for name in source_names(named.values()) for one in stackers if one.name == name]
+        sources = [*sources, *tables]
+    if experiment.config.all_features.shortcuts:
+        experiment = require_acquisition(experiment)
+    if run.meta["inputs"] != stacker_inputs(experiment, stacker, sources):
+        return None  # the config has changed since it was fitted
+    changed = _changed_experiments(experiment)
+    frame = run_with_threads(
+        experiment.config.threads, _probes, experiment, changed, stacker, run, sources, tables, out
+    )
+    folder = experiment.folder / "report" / _FRAME
+    shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
+    meta = {"fingerprint": _inputs(experiment, run), "stacker": run.name}
+    write_run(folder, meta, frames={_FRAME: frame})
+    return run, frame
+
+
+def stored_probes(experiment: Experiment, run: Run) -> pd.DataFrame | None:
+    """Returns the probes of this stacker as they were last made; None where it has none, or has changed since."""
+    if run.has(_FRAME):  # made by dermstack 0.2, together with the stacker
+        return run.frame(_FRAME)
+    kept = read_run(experiment.folder / "report" / _FRAME)
+    if kept is None or kept.meta["stacker"] != run.name or kept.meta["fingerprint"] != _inputs(experiment, run):
+        return None
+    return kept.frame(_FRAME)
+
+
+def probe_table(experiment: Experiment, predictions: Predictions, probes: Sequence[Probe]) -> pd.DataFrame:
+    """Returns the AUC of each probe and its difference to the same without the change, on the same rows.
+
+    Columns: what, rows, auc with its interval low, high, and difference with difference_low, difference_high. The probe
+    `alone`, the first, predicts every image without the other rows of its group. `groups of one` and `other groups` are
+    the stacker itself on these rows only; their difference is to the mean of its level-1 runs on the same rows.
+    """
+    y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
+    true_group = experiment.table.train["group"].iloc[predictions.rows]
+    size = true_group.map(true_group.value_counts()).to_numpy()
+    table = [_row(probe.name, y, probe.logit, probe.base, groups) for probe in probes]
+    if not predictions.names:  # a model of the table alone has no level-1 runs to compare with
+        return pd.DataFrame(table)
+    plain, logit = predictions.oof.mean(axis=1), probes[0].base
+    for name, rows in (("groups of one", size == 1), ("other groups", size > 1)):
+        if len(np.unique(y[rows])) == 2:
+            table.append(_row(name, y[rows], logit[rows], plain[rows], groups[rows]))
+    return pd.DataFrame(table)
+
+
+def _row(
+    name: str, y: NDArray[np.int8], s: NDArray[np.floating], base: NDArray[np.floating], groups: NDArray[np.object_]
+) -> dict[str, object]:
+    value, difference = interval("auc", y, s, groups), paired_difference("auc", y, s, base, groups)
+    return {
+        "what": name, "rows": len(y), "auc": value.value, "low": value.low, "high": value.high,
+        "difference": difference.value, "difference_low": difference.low, "difference_high": difference.high,
+    }  # fmt: skip
+
+
+def _inputs(experiment: Experiment, run: Run) -> str:
+    """Returns a fingerprint of what the probes depend on: the stacker and the sizes of the images, if these are known.
+
+    The stacker's own covers its settings, level-1 runs, rows, folds and the columns of the table.
+    """
+    known = with_acquisition(experiment)
+    sizes = "" if known is None else frame_fingerprint(known.table.train[list(ACQUISITION)])
+    return fingerprint({"version": _VERSION, "stacker": run.meta["fingerprint"], "acquisition": sizes})
+
+
+def _changed_experiments(experiment: Experiment) -> dict[str, Experiment]:
+    """Returns a copy of the experiment for each shortcut that is off but available, switched on, by name."""
+    features, found = experiment.config.features, {}
+    if not features.context_counts:
+        found["context_counts"] = _with_features(experiment, context_counts=True)
+    if not features.shortcuts and (known := with_acquisition(experiment)) is not None:
+        found["shortcuts"] = _with_features(known, shortcuts=True)
+    return found
+
+
+def _with_features(experiment: Experiment, **features: bool) -> Experiment:
+    config = experiment.config
+    return replace(
+        experiment, config=config.model_copy(update={"features": config.features.model_copy(update=features)})
+    )
+
+
+def _probes(
+    experiment: Experiment,
+    changed: dict[str, Experiment],
+    stacker: Stacker,
+    run: Run,
+    sources: list[Run],
+    tables: list[Run],
+    out: Out,
+) -> pd.DataFrame:
+    predictions = standardised(predictions_of(experiment, sources), stored_scales(run))
+    embeddings = read_embeddings(experiment, sources)
+    fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
+    k = experiment.folds.k
+    tasks: list[Callable[[], Any]] = [
+        partial(_plain_fold, experiment, stacker, run, tables, embeddings, predictions, fold) for fold in range(k)
+    ]
+    tasks += [
+        partial(_changed_fold, one, stacker, run, embeddings, predictions, fold)
+        for one in changed.values()
+        for fold in range(k)
+    ]
+    made = run_folds(tasks, "probes", experiment.config, out, unit="fits")
+
+    def joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        logit = np.empty(len(fold_of), np.float32)
+        for fold, part in enumerate(parts):
+            logit[fold_of == fold] = part
+        return logit
+
+    plain = made[:k]
+    first = joined([part.first for part in plain])
+    probes = [Probe(ALONE, joined([part.alone for part in plain]), joined([part.bag for part in plain]))]
+    for number, name in enumerate(changed, 1):
+        parts = made[number * k : (number + 1) * k]
+        probes.append(Probe(name, joined(parts), first))
+    return probe_table(experiment, predictions, probes)
+
+
+class _PlainFold(NamedTuple):
+    """Logits of a fold's held-out rows by the stacker: of its bag, of the bag without the group, of its first model."""
+
+    bag: NDArray[np.float32]
+    alone: NDArray[np.float32]
+    first: NDArray[np.float32]
+
+
+def _plain_fold(
+    experiment: Experiment,
+    stacker: Stacker,
+    run: Run,
+    tables: list[Run],
+    embeddings: dict[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> _PlainFold:
+    if tables:
+        predictions = _with_rows_alone(experiment, tables, stored_scales(run), embeddings, predictions, fold)
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
+    assert matrix.held_ungrouped is not None
+    bag = _bag(experiment, stacker, run, matrix, fold)
+    columns, threads = list(bag.columns), experiment.config.threads
+    held, alone = matrix.held[columns], matrix.held_ungrouped[columns]
+    first = replace(bag, models=bag.models[:1])
+    logit = bag.logit(held, threads=threads)
+    return _PlainFold(
+        logit,
+        bag.logit(alone, threads=threads),
+        first.logit(held, threads=threads) if len(bag.models) > 1 else logit,
+    )
+
+
+def _with_rows_alone(
+    experiment: Experiment,
+    tables: list[Run],
+    scales: Scales,
+    embeddings: dict[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> Predictions:
+    """Adds the logits of the fold's held-out rows by models of the table, each row without the others of its group.
+
+    A level-1 run predicts each image by itself, so that its logits are the same. What the rows of the group change is
+    taken from the models on disk, which are those of the first repeat. Columns of the table depend on no logits.
+    """
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
+    assert matrix.held_ungrouped is not None
+    held = np.isin(predictions.rows, matrix.held_rows)
+    alone, threads = predictions.oof.copy(), experiment.config.threads
+    by_name = {stacker.name: stacker for stacker in experiment.config.stackers}
+    for run in tables:
+        bag, column = _bag(experiment, by_name[run.name], run, matrix, fold), predictions.names.index(run.name)
+        together, single = (
+            bag.logit(rows[list(bag.columns)], threads=threads) for rows in (matrix.held, matrix.held_ungrouped)
+        )
+        alone[held, column] += (single - together) / scales[run.name][fold][1]
+    return replace(predictions, alone=alone)
+
+
+def _bag(experiment: Experiment, stacker: Stacker, run: Run, matrix: FoldMatrix, fold: int) -> Bag:
+    """Returns the stacker's models of a fold, or one model that is fitted like them where they are not on disk."""
+    if _is_stored(experiment, stacker):
+        return _stored_bag(run, fold)
+    return fit_fold(experiment, stacker, matrix, fold, bags=1)
+
+
+def _stored_bag(run: Run, fold: int) -> Bag:
+    place = run.folder / f"fold_{fold}"
+    kept = read_run(place)
+    if kept is None:
+        raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
+    return read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
+
+
+def _changed_fold(
+    experiment: Experiment,
+    stacker: Stacker,
+    run: Run,
+    embeddings: dict[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> NDArray[np.float32]:
+    """Returns the logits of the fold's held-out rows from one model with the changed features, which is not stored."""
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
+    rounds = int(run.meta["chosen"][fold][0]) if stacker.is_gbdt and _is_stored(experiment, stacker) else None
+    bag = fit_fold(experiment, stacker, matrix, fold, bags=1, rounds=rounds)
+    return bag.logit(matrix.held[list(bag.columns)], threads=experiment.config.threads)
+
+
+def _is_stored(experiment: Experiment, stacker: Stacker) -> bool:
+    """Whether the models on disk are those that predicted the out-of-fold rows.
+
+    Classifiers of scikit-learn are not kept; with a study, the stored models have parameters that were chosen on the
+    held-out rows too.
+    """
+    return stacker.kind != "sklearn" and stacker.name not in experiment.config.tuned.gbdt
