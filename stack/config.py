@@ -26,7 +26,7 @@ from dermstack.errors import ConfigError, DataError
 from dermstack.masking import MASK, mask_secrets
 from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
-from stack.level2_config import Features, Stacker, check_own_features, union
+from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import Objective
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
@@ -311,6 +311,7 @@ class Config(Strict):
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")
         for stacker in self.stackers:
             check_own_features(stacker, self.features)
+        check_sources(self.stackers)
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")

@@ -224,9 +224,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         )
         for label, other in list(curves.items())[1:]
     ]
-    words = experiment.table.columns.categorical
-    shown = experiment.table.columns.shown
-    cut = columns_to_cut(experiment.table.train.iloc[rows], {name: shown[name] for name in words})
+    words = experiment.table.columns.shown_categorical
+    cut = columns_to_cut(experiment.table.train.iloc[rows], words)
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
