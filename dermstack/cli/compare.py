@@ -134,9 +134,10 @@ def _show_board(out: Out, board: Leaderboard) -> None:
         shown.insert(8, "on all its rows", table["all_rows"])
     if len(table) == 1:
         shown = shown.drop(columns=["to the best", "paired interval", "verdict"])
+    covered = f"all {len(table)} cover" if len(table) > 1 else "it covers"
     out.table(
         shown,
-        f"{board.objective} on the {board.rows:,} rows that all {len(table)} cover ({board.positives:,} positive, "
+        f"{board.objective} on the {board.rows:,} rows that {covered} ({board.positives:,} positive, "
         f"{board.groups:,} groups); intervals by group",
     )
     if len(table) > 1:
