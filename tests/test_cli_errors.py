@@ -249,7 +249,7 @@ def test_a_disk_in_the_way_is_one_message_that_names_the_file(
         raise OSError(number, os.strerror(number), "/somewhere/table.parquet")
 
     monkeypatch.setattr("stack.experiment.write_frame", write)
-    monkeypatch.setattr("stack.level1.level1_runs", lambda experiment: [])
+    monkeypatch.setattr("dermstack.pipeline.level1_runs", lambda experiment: [])
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: /somewhere/table.parquet: ")
@@ -273,7 +273,7 @@ def test_a_signal_ends_what_is_begun_and_says_how_to_go_on(
         finally:
             ended.append("as it should be")
 
-    monkeypatch.setattr("stack.level1.level1_runs", work)
+    monkeypatch.setattr("dermstack.pipeline.level1_runs", work)
     before = signal.getsignal(signal.SIGTERM)
     assert run_cli("stack", "-c", str(config_path), "-q") == status
     assert ended
@@ -294,7 +294,7 @@ def test_a_killed_worker_is_no_traceback(
     def work(experiment: object) -> None:
         raise TerminatedWorkerError(f"The exit codes of the workers are {{{codes}}}")
 
-    monkeypatch.setattr("stack.level1.level1_runs", work)
+    monkeypatch.setattr("dermstack.pipeline.level1_runs", work)
     assert run_cli("stack", "-c", str(config_path), "-q") == 2
     assert f"a worker process {expected}" in capsys.readouterr().err
 
