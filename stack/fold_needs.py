@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import DataError
+from stack.config import BlendMethod
+from stack.console import Out
 from stack.experiment import Experiment
 from stack.folds import assign_balanced_folds, count_groups
 from stack.image_config import ImageModel
@@ -18,12 +22,12 @@ MAX_SUGGESTED_FOLDS = 20
 
 
 def check_fold_needs(experiment: Experiment, rows: NDArray[np.intp] | None = None) -> None:
-    """Raises DataError where models or the blend of the config cannot be fitted on the experiment's folds.
+    """Raises DataError where models of the config cannot be fitted on the experiment's folds.
 
     Frozen models, image models with `select: best` and stackers set whole groups of each fold's training rows aside
-    (`stack.folds.inner_split`), for which they need two groups of each class there. A nested choice among blend methods
-    needs three folds. The message names the number of folds that works, or else what can be switched off. ``rows`` are
-    the training rows that all runs cover, by default all.
+    (`stack.folds.inner_split`), for which they need two groups of each class there. The message names the number of
+    folds that works, or else what can be switched off. ``rows`` are the training rows that all runs cover, by default
+    all.
     """
     config, models = experiment.config, enabled_models(experiment)
     users = [f"image model {m.name} ({'frozen' if m.frozen else '`select: best`'})" for m in models if _sets_aside(m)]
@@ -38,16 +42,38 @@ def check_fold_needs(experiment: Experiment, rows: NDArray[np.intp] | None = Non
             otherwise=f"disable {them} (`enabled: false`)"
             + (", with `select: last` for image models" if any(m.select == "best" for m in models) else ""),
         )
-    if len(config.blend.methods) > 1 and experiment.folds.k < MIN_FOLDS:
-        _refuse_two_folds(
-            experiment, f"the choice among {len(config.blend.methods)} blend methods", "name one in blend.methods"
+
+
+def blend_methods(experiment: Experiment) -> tuple[str, ...]:
+    """Returns the methods among which the blend chooses: with two folds, which allow no nested choice, only one.
+
+    It is the simplest method of the config; for "logloss" the simplest whose score is a probability, if there is one.
+    """
+    listed = experiment.config.blend.methods
+    if experiment.folds.k >= MIN_FOLDS or len(listed) == 1:
+        return listed
+    order = sorted(listed, key=get_args(BlendMethod).index)
+    suited = [name for name in order if name != "rank_mean"] if experiment.config.objective == "logloss" else order
+    return (suited[0],)
+
+
+def warn_of_two_folds(experiment: Experiment, out: Out) -> None:
+    """Warns where two folds leave no choice among the blend methods of the config."""
+    listed, used = experiment.config.blend.methods, blend_methods(experiment)
+    if len(used) < len(listed):
+        out.warn(
+            f"there are {experiment.folds.k} folds, but the choice among {len(listed)} blend methods needs {MIN_FOLDS} "
+            f"to be nested: `stack` uses {used[0]} alone (more folds: folds.k, or another method: blend.methods)"
         )
 
 
 def check_study_needs(experiment: Experiment, study: str) -> None:
     """Raises DataError where the folds are too few, or leave too few groups, for a study of `gbdt` or `blend`."""
     if experiment.folds.k < MIN_FOLDS:
-        _refuse_two_folds(experiment, f"`tune {study}`", "leave out this study")
+        raise DataError(
+            f"`tune {study}` needs {MIN_FOLDS} folds, but there are {experiment.folds.k}: "
+            + _remedy(experiment, np.arange(len(experiment.target)), 1, "leave out this study")
+        )
     if study == "gbdt":
         _check_training_parts(
             experiment,
@@ -89,13 +115,6 @@ def _check_training_parts(
         f"{groups} groups hold {word}, of which only {left} may be left in the training rows of a fold "
         f"(k: {experiment.folds.k}), but {NEEDED} are needed there, one of them to set aside for early stopping or the "
         f"choice of a regularisation, by {users}: {_remedy(experiment, rows, left_out, otherwise)}"
-    )
-
-
-def _refuse_two_folds(experiment: Experiment, what: str, otherwise: str) -> None:
-    rows = np.arange(len(experiment.target))
-    raise DataError(
-        f"{what} needs {MIN_FOLDS} folds, but there are {experiment.folds.k}: {_remedy(experiment, rows, 1, otherwise)}"
     )
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from dermstack.errors import StoreError
 from stack.console import Out
 from stack.experiment import Experiment, rows_are_written, write_rows
-from stack.fold_needs import check_fold_needs
+from stack.fold_needs import check_fold_needs, warn_of_two_folds
 from stack.image_config import ImageModel
 from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks
 from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, run_tasks
@@ -46,6 +46,7 @@ def run_image_models(
     the run), ImageError for missing or unreadable images, unknown backbones and weights that do not fit.
     """
     check_fold_needs(experiment)
+    warn_of_two_folds(experiment, out)
     models = enabled_models(experiment)
     for model in models:
         if model.name in experiment.config.tuned.image:

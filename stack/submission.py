@@ -24,6 +24,7 @@ from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
+from stack.fold_needs import blend_methods, warn_of_two_folds
 from stack.keys import keys_as_in
 from stack.metrics.intervals import interval
 from stack.metrics.scores import OBJECTIVE_LABELS, auc_by_fold
@@ -190,9 +191,9 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
     rows = predictions.rows
     y, split_group = experiment.target[rows], experiment.split_group[rows]
     fold = experiment.folds.frame["fold"].to_numpy()[rows]
-    out.say(
-        f"blend: {len(runs)} runs, methods {', '.join(config.blend.methods)}, nested over {experiment.folds.k} folds …"
-    )
+    warn_of_two_folds(experiment, out)
+    methods = blend_methods(experiment)
+    out.say(f"blend: {len(runs)} runs, methods {', '.join(methods)}, nested over {experiment.folds.k} folds …")
     tuned, p = tuned_weights(experiment, predictions.names), expit(predictions.oof.astype(np.float64))
     rows_of_blend: dict[str, Any] = {"nets": predictions.nets, "fold": fold, "split_group": split_group}
     settings_of_blend: dict[str, Any] = {
@@ -206,10 +207,8 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "n_jobs": config.n_jobs,
     }
     given = rows_of_blend | settings_of_blend
-    with out.bar("blend", number_of_fits(len(np.unique(fold)), config.blend.methods), "fits") as progress:
-        nested = blend_nested(
-            p, y, **given, methods=config.blend.methods, tuned=tuned, keep_in=fits_folder, progress=progress
-        )
+    with out.bar("blend", number_of_fits(len(np.unique(fold)), methods), "fits") as progress:
+        nested = blend_nested(p, y, **given, methods=methods, tuned=tuned, keep_in=fits_folder, progress=progress)
     copies = near_copies(p, predictions.nets, split_group)
     about_copies: dict[str, Any] = {}
     if copies.groups:
@@ -226,7 +225,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
             f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
             "without (`blend.preselect: false` keeps all runs)"
         )
-    methods = nested.summary(y, split_group)
+    summary = nested.summary(y, split_group)
     headline = interval(config.objective, y, nested.score, split_group)
     # Calibrate the chosen method's scores: the headline's mix several scales where outer folds chose different methods.
     chosen_scores = nested.by_method[nested.chosen]
@@ -252,7 +251,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "chosen_by_fold": nested.chosen_by_fold,
         "weights": dict(zip(predictions.names, map(float, nested.final.weights_), strict=True)),
         "transforms": dict(zip(predictions.names, nested.final.transforms_.tolist(), strict=True)),
-        "methods": methods.to_dict("records"),
+        "methods": summary.to_dict("records"),
         "blender": settings,
         "calibrator": calibrator_state(calibration.final),
         "calibration": calibration_record(calibration, y, split_group),

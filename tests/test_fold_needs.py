@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from imported_experiment import write_experiment
 
 from dermstack.errors import DataError
-from stack.config import read_config
+from stack.blend.weights import METHODS
+from stack.config import BlendMethod, read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.fold_needs import check_fold_needs, check_study_needs, groups_left
+from stack.fold_needs import blend_methods, check_fold_needs, check_study_needs, groups_left, warn_of_two_folds
 from stack.folds import inner_split
 from stack.level1 import check_image_models, level1_runs
 
@@ -88,14 +90,25 @@ def test_a_fold_column_is_not_told_to_set_k(tmp_path: Path) -> None:
     assert "folds.k" not in str(error.value)
 
 
-def test_a_choice_of_blend_methods_needs_three_folds(tmp_path: Path) -> None:
-    made = experiment(tmp_path, 20, "folds.k=2")
-    with pytest.raises(
-        DataError, match=r"2 blend methods needs 3 folds, but there are 2: set folds\.k: 3, or name one"
-    ):
+def test_two_folds_leave_the_simplest_blend_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def methods(k: int, **settings: object) -> tuple[str, ...]:
+        return blend_methods(experiment(tmp_path, 20, f"folds.k={k}", **settings))
+
+    listed = {"blend": {"methods": ["logistic", "rank_mean", "mean"]}}
+    assert methods(3, **listed) == ("logistic", "rank_mean", "mean")
+    assert methods(2, **listed) == ("rank_mean",)
+    assert methods(2, **listed, objective="logloss") == ("mean",)
+    assert methods(2, blend={"methods": ["logistic"]}) == ("logistic",)
+    for k, said in ((2, "`stack` uses rank_mean alone"), (3, "")):
+        made = experiment(tmp_path, 20, f"folds.k={k}", **listed)
         check_fold_needs(made)
-    check_fold_needs(experiment(tmp_path, 20, "folds.k=3"))
-    check_fold_needs(experiment(tmp_path, 20, "folds.k=2", blend={"methods": ["mean"]}))
+        warn_of_two_folds(made, Out())
+        assert said in (printed := capsys.readouterr().out)
+        assert bool(printed) == bool(said)
+
+
+def test_the_config_lists_the_methods_in_the_order_of_the_blend() -> None:
+    assert get_args(BlendMethod) == METHODS
 
 
 def test_rows_that_are_left_out_are_not_counted(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_study_for_a_fold_sees_none_of_its_rows(config: Path) -> None:
     experiment = opened_experiment(config)
     fold_of = experiment.folds.frame["fold"].to_numpy()
     for outer in (0, 2, None):
-        splits = _inner_splits(experiment, outer)
+        splits = _inner_splits(experiment, experiment.config.stackers[0], outer)
         inner_folds = sorted({0, 1, 2} - {outer})
         assert len(splits) == len(inner_folds)
         for inner, matrix in zip(inner_folds, splits, strict=True):

@@ -173,6 +173,8 @@ def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(smal
         {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20}, "runs": []},
         {"name": "boost", "kind": "xgboost", "params": {"rounds": 20}, "features": {"columns": True}},
         {"name": "cat", "kind": "catboost", "params": {"rounds": 20}, "bags": 1, "runs": []},
+        LINE | {"name": "upper", "runs": ["tiny", "gbdt"]},
+        {"name": "top", "kind": "xgboost", "params": {"rounds": 20}, "runs": ["cat", "gbdt"]},
     ]
     config = small_config(small_data, tmp_path, stackers=stackers)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
