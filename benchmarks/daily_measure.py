@@ -26,7 +26,8 @@ _START = "from commands.cli import main; main()", "from dermstack.cli.main impor
 class Cost:
     """What a command cost: wall and processor seconds with all its processes, and their memory at its highest, in GB.
 
-    Memory that processes share counts once. ``ended``: it was stopped at its limit, so that it would have cost more.
+    Memory that processes share counts once, but never less than what the largest of them has. ``ended``: it was stopped
+    at its limit, so that it would have cost more.
     """
 
     wall: float
@@ -103,12 +104,15 @@ def measure(command: Sequence[str], *, limit: float | None = None, env: dict[str
             raise RuntimeError(f"{' '.join(command)[:300]} ended with {process.returncode}:\n{text}")
     # Worker processes that were not waited for are missing in usage, and the last moments of each in the samples.
     cpu = max(usage.ru_utime + usage.ru_stime, sum(seen.values()))
-    return Cost(wall, cpu, max(peak, usage.ru_maxrss * _KB / 1e9), ended)
+    return Cost(wall, cpu, peak, ended)  # not usage.ru_maxrss, which begins with the memory of this process
 
 
 def _sample(root: int, seen: dict[int, float]) -> float:
-    """Notes the processor seconds of a process and its descendants in ``seen``; returns their memory now, in GB."""
-    total, waiting = 0, [root]
+    """Notes the processor seconds of a process and its descendants in ``seen``; returns their memory, in GB.
+
+    That is the sum of their shares now, or the highest of any one of them since its start.
+    """
+    total, highest, waiting = 0, 0, [root]
     while waiting:
         pid = waiting.pop()
         folder = Path("/proc") / str(pid)
@@ -117,8 +121,13 @@ def _sample(root: int, seen: dict[int, float]) -> float:
                 waiting += map(int, children.read_text().split())
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             seen[pid] = (int(fields[11]) + int(fields[12])) / _TICK
-            lines = (folder / "smaps_rollup").read_text().splitlines()
-            total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+            total += _kilobytes(folder / "smaps_rollup", "Pss:")
+            highest = max(highest, _kilobytes(folder / "status", "VmHWM:"))
         except (OSError, IndexError):  # it ended meanwhile
             continue
-    return total * _KB / 1e9
+    return max(total, highest) * _KB / 1e9
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    lines = path.read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)

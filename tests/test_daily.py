@@ -76,6 +76,8 @@ def test_seconds_and_memory_of_a_child_process_are_counted() -> None:
     assert cost.cpu > 0.5
     assert 0.3 < cost.peak < 0.6
     assert not cost.ended
+    here = bytearray(200_000_000)  # of this process
+    assert 0.003 < measure([sys.executable, "-c", "import time; time.sleep(0.5)"]).peak < len(here) / 2e9
 
 
 def test_what_reaches_its_limit_is_ended_and_says_so_and_a_failure_is_raised() -> None:
