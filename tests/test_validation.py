@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from stack.metrics.intervals import Interval, clustered_auc
+from stack.metrics.measures import check_classes, jsonable, measure
 from stack.metrics.validation import (
     AGREES,
     COLUMNS_MISSING,
@@ -24,12 +25,9 @@ from stack.metrics.validation import (
     UNDECIDED,
     InternalValidation,
     Validation,
-    check_classes,
     compare,
     internal_validation,
     internal_validation_from_json,
-    jsonable,
-    measure,
     validate,
 )
 

@@ -21,8 +21,9 @@ from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
 from stack.console import Out
 from stack.keys import keys_as_in
+from stack.metrics.measures import check_classes, jsonable
 from stack.metrics.subgroups import columns_to_cut
-from stack.metrics.validation import InternalValidation, Validation, check_classes, jsonable, validate
+from stack.metrics.validation import InternalValidation, Validation, validate
 from stack.outputs import check_output, check_output_folder, output_file
 from stack.table import read_external_frame
 

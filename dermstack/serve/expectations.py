@@ -25,8 +25,9 @@ from stack.experiment import Experiment
 from stack.features import metadata_of_models
 from stack.history import auc_of
 from stack.metrics.intervals import Z95, Interval, paired_difference
+from stack.metrics.measures import jsonable
 from stack.metrics.subgroups import columns_to_cut
-from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
+from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions, write_json
 from tabular.embeddings import N_QUANTILES, Density, fit_density
