@@ -11,7 +11,7 @@ READERS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo oof stack tune dashboard report test test-all fuzz audit-deps lint format docs bench chaos clean
+.PHONY: help env demo oof stack tune dashboard report test test-ci test-all fuzz audit-deps lint format docs bench chaos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -45,11 +45,18 @@ dashboard: env  ## EXPERIMENT=...: show its studies in a browser (optuna-dashboa
 report: env  ## CONFIG=...: write report.html again
 	$(BIN)/dermstack report --config $(CONFIG) $(ARGS)
 
+# A file's tests run in one process, so that the experiments they share are made once, in the order of tests/conftest.py.
+# Compiled tests are kept, whatever the environment says: to rewrite their assertions takes each process seven seconds.
+TEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: env  ## the fast tests
-	$(BIN)/pytest -m 'not slow' -n 2 $(ARGS)
+	$(TEST) -m 'not slow' $(ARGS)
+
+test-ci: env  ## the fast tests and those marked ci
+	$(TEST) -m 'not slow or ci' $(ARGS)
 
 test-all: env  ## every test
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(TEST) $(ARGS)
 
 fuzz: env  ## SECONDS=60 READERS="dicom npy": fuzz the readers, guided by coverage (atheris, Linux)
 	-$(BIN)/pip install --quiet --constraint constraints.txt 'atheris>=3.0; sys_platform == "linux"'

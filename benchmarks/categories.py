@@ -1,6 +1,7 @@
 """Compares native categories with indicators of the 20 most frequent words, on simulated tables.
 
     python benchmarks/categories.py --kinds lightgbm xgboost catboost
+    python benchmarks/categories.py --min-rows   # what `features.category_min_rows` brings, by the effect of the words
 
 Words have an effect N(0, 1.2) on the log odds, beside one true number of five. AUC on as many new rows, mean of draws.
 """
@@ -48,12 +49,50 @@ def compare(kind: str, rows: int, words: int, draws: int) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
+RARE = (  # rows, words (0: Zipf's law) and the standard deviation of their effect
+    (240, 30, 0.0), (240, 30, 1.2), (600, 60, 0.0), (600, 60, 1.2), (2000, 250, 0.0), (2000, 250, 0.6),
+    (2000, 100, 0.0), (2000, 100, 0.6), (3000, 0, 0.0), (3000, 0, 1.0),
+)  # fmt: skip
+LEAST = (1, 5, 10, 20, 40, 10**6)  # values of category_min_rows; the last leaves one code
+
+
+def compare_least(kind: str, rows: int, words: int, spread: float, draws: int) -> list[float]:
+    """Returns the mean AUC on 4,000 new rows for each value of `LEAST`."""
+    found = []
+    for seed in range(draws):
+        rng = np.random.default_rng((seed, rows, int(spread * 10)))
+        word = rng.integers(0, words, rows + 4000) if words else rng.zipf(1.4, rows + 4000) % 400
+        effect = rng.normal(0, spread, words or 400)
+        numbers = rng.normal(size=(rows + 4000, 5))
+        y = (rng.random(rows + 4000) < expit(effect[word] + numbers[:, 0] - 1.5)).astype(int)
+        frame = pd.DataFrame(numbers, columns=NUMBERS).astype(np.float32).assign(w=[f"w{one}" for one in word])
+        inner, made = np.arange(rows) % 5 == 0, list[float]()
+        for least in LEAST:
+            codes = CategoryCodes(["w"], min_rows=least).fit(frame[:rows])
+            x = frame[NUMBERS].join(codes.transform(frame))
+            bag = fit_bag(
+                kind, x[:rows], y[:rows], inner, params={"rounds": 300, "patience": 30}, seed=0, threads=1,
+                categorical=["w"],
+            )  # fmt: skip
+            made.append(float(roc_auc_score(y[rows:], bag.logit(x[rows:]))))
+        found.append(made)
+    return [float(mean) for mean in np.mean(found, axis=0)]
+
+
 def main() -> None:
     """Prints one row of a table for each size and kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="+", default=["lightgbm", "xgboost", "catboost"])
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--min-rows", action="store_true")
     options = parser.parse_args()
+    if options.min_rows:
+        for rows, words, spread in RARE:
+            for kind in options.kinds:
+                cells = " | ".join(f"{value:.4f}" for value in compare_least(kind, rows, words, spread, options.draws))
+                name = f"{words:,} words" if words else "Zipf"
+                print(f"| {rows:,} rows, {name}, effect {spread} | {kind} | {cells} |", flush=True)
+        return
     for rows, words in SIZES:
         for kind in options.kinds:
             made = compare(kind, rows, words, options.draws)

@@ -149,7 +149,7 @@ def main() -> None:
             name="line", kind="logistic" if kind == "extra_trees" else kind, features=own,
             runs=() if alone else None, **settings,
         )  # fmt: skip
-        seen_runs(stacker, [cnn])
+        seen_runs(config, stacker, [cnn])
         made = np.empty(len(y), np.float64)
         for matrix, stop in zip(matrices, inner, strict=True):
             columns = [

@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 
 
-def main() -> None:
-    source, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+def write_experiment(source: Path, folder: Path) -> tuple[Path, list[list[str]]]:
+    """Writes the table and config into the folder; returns the config and the arguments of the imports."""
     folder.mkdir(parents=True, exist_ok=True)
     text = {"dtype": str, "keep_default_na": False}
     a, b = (pd.read_csv(source / "oof" / f"net_{name}_oof.csv", **text) for name in "ab")
@@ -38,14 +38,21 @@ def main() -> None:
     }  # fmt: skip
     config = folder / "siim.yaml"
     config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("dermstack")), "import-oof", "-c", str(config), "--replace"]
     oof = source / "oof"
     options = ["--test-averaged", "--foreign-folds"]
-    for arguments in (
-        ["net_a", "--oof", str(oof / "net_a_oof.csv"), "--test", str(oof / "net_a_test.csv")],
-        ["net_b", "--oof", str(folder / "net_b_oof.csv"), "--test", str(oof / "net_b_test.csv"), *options],
-    ):
-        subprocess.run([*command, *arguments], check=True)
+    return config, [
+        ["import-oof", "-c", str(config), "--replace", *arguments]
+        for arguments in (
+            ["net_a", "--oof", str(oof / "net_a_oof.csv"), "--test", str(oof / "net_a_test.csv")],
+            ["net_b", "--oof", str(folder / "net_b_oof.csv"), "--test", str(oof / "net_b_test.csv"), *options],
+        )
+    ]
+
+
+def main() -> None:
+    _, imports = write_experiment(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
+    for arguments in imports:
+        subprocess.run([str(Path(sys.executable).with_name("dermstack")), *arguments], check=True)
 
 
 if __name__ == "__main__":

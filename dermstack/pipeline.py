@@ -25,6 +25,7 @@ from stack.probes import stored_probes
 from stack.store import Run, locked, read_runs
 from stack.up_to_date import (
     REPORT_FILES,
+    TRACKING,
     Digests,
     Finished,
     files_in,
@@ -145,11 +146,13 @@ def run_oof(
     made again. With ``shuffle_target`` the targets are exchanged, in an experiment of its own. ``out`` prints progress
     (default: nothing). Raises the subclasses of DermstackError; the messages name the next step.
     """
+    from dermstack.tracking import check_tracking, track
     from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
 
     out = out or Out(quiet=True)
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
+    check_tracking(experiment.config)
     sizes = check_image_models(experiment, rebuild=rebuild)
     with caches_in_use(experiment.config):
         experiment, caches = with_images(experiment, sizes, out)
@@ -157,6 +160,7 @@ def run_oof(
         runs = run_image_models(experiment, caches, out, rebuild=rebuild)
         if caches:
             write_acquisition(experiment, caches[min(caches)])
+        track(experiment, runs, out, command="oof")
     return OofResult(experiment, {run.name: run for run in runs})
 
 
@@ -175,8 +179,11 @@ def run_stack(
     call, nothing is computed or written but the ledger's line. Without ``report`` neither the report nor the probes
     that it shows are made. ``steps`` are called as each part is complete. Other arguments and errors as for `run_oof`.
     """
+    from dermstack.tracking import check_tracking
+
     out = out or Out(quiet=True)
     settings, path = _read(config, overrides)
+    check_tracking(settings)
     given = given_to_stack(settings, path)  # before any of these files is read
     experiment = open_experiment(settings, path, out, overrides=tuple(overrides), shuffle_target=shuffle_target)
     with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
@@ -187,6 +194,7 @@ def run_stack(
 
 def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, *, report: bool) -> StackResult:
     from dermstack.audit.run import audit_for_stack
+    from dermstack.tracking import track
     from stack.fallback import run_fallback
     from stack.level2 import run_stackers
     from stack.submission import run_blend
@@ -216,8 +224,10 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
             if (probes := stored_probes(experiment, run)) is not None:
                 steps.probes(run, probes)
     append_ledger(experiment, blend)
-    write_record(experiment.folder, given, files, report=report or current)
     page = experiment.folder / REPORT_FILES[0] if report or current else None
+    if not track(experiment, runs, out, command="stack", blend=blend, report=page):
+        given = given | {TRACKING: "incomplete"}  # the next `stack` logs what is missing
+    write_record(experiment.folder, given, files, report=report or current)
     return StackResult(experiment, {run.name: run for run in runs}, blend, findings, page)
 
 

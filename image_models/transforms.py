@@ -9,16 +9,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-from albumentations import ImageOnlyTransform
 from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read at import: otherwise it asks a server for its newest version
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = (
+    "1"  # read at its first import: otherwise it asks a server for its newest version
+)
 import albumentations as A
 
 
-class Microscope(ImageOnlyTransform):  # type: ignore[misc]  # albumentations has no types
+class Microscope(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations has no types
     """Blackens the image outside a circle about as wide as the image, like many dermatoscopes."""
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ class Microscope(ImageOnlyTransform):  # type: ignore[misc]  # albumentations ha
         return lit
 
 
-class Hair(ImageOnlyTransform):  # type: ignore[misc]
+class Hair(A.ImageOnlyTransform):  # type: ignore[misc]
     """Draws 2 to 9 dark, thin, bent hairs across the image."""
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def commands_page() -> str:
         lines += [f"## `{name}` {{ #{name} }}", "", _text(command.help), "", f"    {usage}", ""]
         for parameter in command.params:
             term, text = parameter.get_help_record(inside)
-            term = term.replace(" range>", ">").replace("list[str]", "str")
+            term = term.replace(" range>", ">").replace("list[str]", "str").replace("list[Path]", "path")
             help_text = parameter.help or ""
             given = text.removeprefix(help_text).strip(" []").replace("x>=", "≥ ")  # required; default: 30; x>=1
             lines += [f"`{term}`" + (f" *{_text(given)}*" if given else ""), f":   {_text(help_text)}", ""]

@@ -80,6 +80,12 @@ class TableColumns:
         return {name: self.csv.get(name, name) if self.csv.get(name) not in RESERVED else name for name in self.names}
 
     @property
+    def shown_categorical(self) -> dict[str, str]:
+        """Name on pages of each categorical column, by its name in the table."""
+        shown = self.shown
+        return {name: shown[name] for name in self.categorical}
+
+    @property
     def made_of(self) -> dict[str, tuple[str, ...]]:
         """The csv's columns that each column of the table is read or computed from, by name in the table."""
         found: dict[str, tuple[str, ...]] = {name: (csv,) for name, csv in self.csv.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
@@ -16,15 +17,16 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from dermstack.errors import ConfigError, DataError
-from dermstack.masking import mask_secrets
+from dermstack.masking import MASK, mask_secrets
 from stack.data_config import Data
-from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict
-from stack.level2_config import Features, Stacker, check_own_features, union
+from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
+from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import Objective
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
@@ -170,6 +172,48 @@ class Tuned(Strict):
     image: dict[str, ConfigPath] = {}  # result of the study of each image model; its score is "selected on these rows"
 
 
+def without_login(text: str) -> str:
+    """Returns text with user name and password of each address in it masked."""
+    return re.sub(r"(?<=://)[^/\s]*@", f"{MASK}@", text)
+
+
+class Mlflow(Strict):
+    """Logging to MLflow."""
+
+    # address of a server, which may hold a password, or a folder; none: the folder `mlruns` in `runs`
+    uri: SecretStr | None = None
+    experiment: str = Field("dermstack", min_length=1)  # MLflow's experiment, under which each command is a run
+
+    @field_validator("uri", mode="before")
+    @classmethod
+    def _resolve_folder(cls, uri: Any, info: ValidationInfo) -> Any:
+        is_folder = isinstance(uri, str | Path) and "://" not in str(uri) and str(uri) != "databricks"
+        return str(resolve_path(uri, info)) if is_folder else uri
+
+    @property
+    def shown_uri(self) -> str | None:
+        """The address without user name and password."""
+        return None if self.uri is None else without_login(self.uri.get_secret_value())
+
+
+class Wandb(Strict):
+    """Logging to Weights & Biases."""
+
+    project: str = Field("dermstack", min_length=1)  # project of Weights & Biases, in which each command is a run
+    entity: str | None = None  # team or user of the project; none: the default of who is logged in
+    # `offline` writes into `wandb` in `runs`, from where `wandb sync` can upload it; `online` uploads at once
+    mode: Literal["offline", "online"] = "offline"
+
+
+class Tracking(Strict):
+    """Where `oof` and `stack` log settings, scores, training curves and the report; nowhere unless it is named here."""
+
+    mlflow: Mlflow | None = None  # `{}` logs to a folder
+    tensorboard: ConfigPath | None = None  # folder of TensorBoard's event files
+    wandb: Wandb | None = None  # `{}` logs offline
+    report: bool = True  # also log the report page, which may show images
+
+
 class Config(Strict):
     """The settings of one experiment."""
 
@@ -193,6 +237,7 @@ class Config(Strict):
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
     storage: SecretStr | None = None
+    tracking: Tracking = Tracking()  # logging to MLflow, TensorBoard, Weights & Biases; changes no result
 
     @property
     def all_features(self) -> Features:
@@ -266,6 +311,7 @@ class Config(Strict):
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")
         for stacker in self.stackers:
             check_own_features(stacker, self.features)
+        check_sources(self.stackers)
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")

@@ -39,6 +39,7 @@ from tabular.target_encoding import INNER
 
 NUMERIC, CATEGORICAL = ("age",), ("sex", "site")
 IMAGE_BLOCK, METADATA_BLOCK = "image models", "metadata"  # names of blocks of columns in `block_of_`
+SOURCE_BLOCK = "models of the table"  # in place of "image models", of columns that come from a stacker
 TABLE_BLOCK = "table columns"
 NATIVE_BLOCK = "table columns, native categories"
 _ENCODING_PARTS = 5
@@ -93,16 +94,19 @@ class FoldFeatures:
         names: tuple[str, ...],
         *,
         frozen: Collection[str] = (),
+        stackers: Collection[str] = (),
         seed: int,
         columns: TableColumns = NO_COLUMNS,
     ) -> None:
         """Takes the ``names`` of the runs; embeddings z of those in ``frozen`` are reduced here (PCA).
 
-        The z of the other runs are aligned components already. ``columns`` are those of the table without a role.
+        The z of the other runs are aligned components already. Runs in ``stackers`` are models of the table.
+        ``columns`` are those of the table without a role.
         """
         self.settings = settings
         self.names = names
         self.frozen = frozen
+        self.stackers = stackers
         self.seed = seed
         self.columns = columns
 
@@ -183,6 +187,9 @@ class FoldFeatures:
             for column, run in zip(block.frame, block.runs or repeat(None, block.frame.shape[1]), strict=True)
         }
         self.block_of_ = {str(column): block.name for block in blocks for column in block.frame}
+        for column, (_, run) in self.source_.items():
+            if run in self.stackers:
+                self.block_of_[column] = self.block_of_[column].replace(IMAGE_BLOCK, SOURCE_BLOCK)
         self.field_ = self._fields([str(column) for column in self.block_of_])
         return pd.concat([block.frame.reset_index(drop=True) for block in blocks], axis=1).astype(np.float32)
 
@@ -292,7 +299,8 @@ class FoldFeatures:
 
     def _category_codes(self) -> CategoryCodes:
         coded = self._takes_columns and (self.settings.native_categories or self.settings.target_encoding)
-        return CategoryCodes(list(self.columns.categorical) if coded else [], more_than=MAX_LEVELS)
+        names = list(self.columns.categorical) if coded else []
+        return CategoryCodes(names, more_than=MAX_LEVELS, min_rows=self.settings.category_min_rows)
 
     def _fit_axes(self, z: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         components = min(self.settings.frozen_z or FROZEN_COMPONENTS, *z.shape)
@@ -361,7 +369,8 @@ def fold_matrix(
     z = [{name: embedding.oof[positions] for name, embedding in embeddings.items()} for positions in rows]
     frozen = {name for name, embedding in embeddings.items() if embedding.alignment is None}
     features = FoldFeatures(
-        experiment.config.features, predictions.names, frozen=frozen, seed=experiment.config.seed,
+        experiment.config.features, predictions.names, frozen=frozen,
+        stackers={stacker.name for stacker in experiment.config.stackers}, seed=experiment.config.seed,
         columns=experiment.table.columns,
     )  # fmt: skip
     features.fit(frames[0], predictions.oof[parts[0]], z[0])
@@ -371,7 +380,8 @@ def fold_matrix(
     )
     x_ungrouped = None
     if ungrouped:
-        x_ungrouped = features.transform(frames[1].assign(group=frames[1]["id"]), predictions.oof[parts[1]], z[1])
+        alone = predictions.oof if predictions.alone is None else predictions.alone
+        x_ungrouped = features.transform(frames[1].assign(group=frames[1]["id"]), alone[parts[1]], z[1])
     return FoldMatrix(features, x_train, x_held, x_ungrouped, rows[0], rows[1])
 
 
@@ -406,10 +416,11 @@ def view_columns(config: Config, stacker: Stacker, features: FoldFeatures) -> li
     own = stacker.features_with(config.features)
     sees_codes = own.columns and (own.target_encoding or (own.native_categories and stacker.is_gbdt))
     hidden = features.indicators if sees_codes else set(features.categories)
+    seen: set[str | None] = {None, *(run for run in features.names if sees_run(config, stacker, run))}
     columns = [
         column
         for column, (key, run) in features.source_.items()
-        if (run is None or sees_run(stacker, run)) and _is_on(own, key, column) and column not in hidden
+        if run in seen and _is_on(own, key, column) and column not in hidden
     ]
     if not columns:
         raise ConfigError(

@@ -103,8 +103,8 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     ``a`` and ``b`` are ``<experiment>`` (its nested blend), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
     Raises StoreError where a run is not found, and DataError where no id is shared or targets or groups differ.
     """
-    run_a, run_b = _find(runs, a), _find(runs, b)
-    frame_a, frame_b = _scores(runs, a, run_a), _scores(runs, b, run_b)
+    run_a, run_b = find_run(runs, a), find_run(runs, b)
+    frame_a, frame_b = run_scores(runs, a, run_a), run_scores(runs, b, run_b)
     both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
     if both.empty:
         raise DataError(f"{a} and {b} have no id in common: compare runs of the same data set")
@@ -123,7 +123,11 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     return Comparison(difference, len(both), objective, p, selected)
 
 
-def _find(runs: Path, name: str) -> Run:
+def find_run(runs: Path, name: str) -> Run:
+    """Returns the run ``<experiment>`` (its blend), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
+
+    Raises StoreError that names what is there, where it is missing or incomplete.
+    """
     experiment, _, part = name.partition("/")
     folder = runs / experiment
     place = folder / (part if part.startswith("old/") else f"models/{part}") if part else folder / "blend"
@@ -134,7 +138,7 @@ def _find(runs: Path, name: str) -> Run:
     return run
 
 
-def _scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
+def run_scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     """Returns id, score, target and split_group of the rows that the run covers."""
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")

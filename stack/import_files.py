@@ -23,6 +23,7 @@ OOF_WORDS = frozenset({"oof", "oofs", "val", "valid", "validation"})
 TEST_WORDS = frozenset({"test", "sub", "subm", "submission", "submissions", "submit"})
 _OTHER_WORDS = frozenset({"pred", "preds", "prediction", "predictions", "prob", "probs", "proba"})
 _WORD = re.compile(r"[^_\-.\s]+")
+_MAX_NOTES = 5  # files that are named of those that are left out
 _GLOB = re.compile(r"[*?\[]")
 _LISTED_FILES = ("oof", "test", "all_rows")
 _LISTED_TEXTS = (
@@ -48,19 +49,25 @@ def found_sources(
 ) -> tuple[list[Source], list[str]]:
     """Returns the runs whose files are ``given`` (folders, patterns or files), and notes on files that are left out.
 
-    ``known`` are files of the experiment itself, which are no predictions. Files of one run differ in the words of
-    their names that say the part (`OOF_WORDS`, `TEST_WORDS`), fold or seed; a file without such a word is out-of-fold.
+    ``known`` are files and folders of the experiment itself, which hold no predictions made elsewhere. Files of one run
+    differ in the words of their names that say the part (`OOF_WORDS`, `TEST_WORDS`), fold or seed; a file without such
+    a word is out-of-fold.
     Raises DataError, naming the files, where that is not certain.
     """
     own = {path.resolve() for path in known if path is not None}
     named: dict[Path, NamedFile] = {}
-    notes = []
+    left_out: dict[Path, str] = {}
     for place in given:
         for path, root in _files_of(place):
-            if path.resolve() in own or "sample" in _words(path.name):
-                notes.append(f"{path}: left out, as it is a table or sample of the experiment")
+            if (real := path.resolve()) in own or "sample" in _words(path.name):
+                left_out[real] = f"{path}: left out, as it is a table or sample of the experiment"
+            elif not own.isdisjoint(real.parents):
+                left_out[real] = f"{path}: left out, as it lies in a folder of dermstack's own results"
             elif not is_ids_file(path):
-                named.setdefault(path.resolve(), named_file(path, root))
+                named.setdefault(real, named_file(path, root))
+    notes = [*left_out.values()][:_MAX_NOTES]
+    if (more := len(left_out) - len(notes)) > 0:
+        notes.append(f"… {more} more files are left out")
     sources = grouped(list(named.values()), options)
     if not sources:
         raise DataError(
@@ -73,8 +80,8 @@ def _files_of(place: str) -> list[tuple[Path, Path | None]]:
     """Returns each file with the folder that was named, or None where the file was."""
     path = Path(place)
     if path.is_dir():
-        files = (one for one in sorted(path.rglob("*")) if one.is_file() and not one.name.startswith("."))
-        return [(one, path) for one in files if one.name.lower().endswith(SUFFIXES)]
+        files = (one for one in sorted(path.rglob("*")) if one.name.lower().endswith(SUFFIXES) and one.is_file())
+        return [(one, path) for one in files if not _is_hidden(one.relative_to(path))]
     if path.exists() or not _GLOB.search(place):
         if not path.exists():
             raise DataError(
@@ -83,6 +90,10 @@ def _files_of(place: str) -> list[tuple[Path, Path | None]]:
             )
         return [(path, None)]
     return [(one, None) for one in _fitting(place, place)]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)  # such as .ipynb_checkpoints, which holds old copies
 
 
 def matching_files(text: str, option: str) -> tuple[Path, ...]:

@@ -25,9 +25,10 @@ from stack.import_oof import (
     unread_test_file,
     write_checked,
 )
-from stack.plausibility import FACTS_TITLE, Comparison, RunFacts, Scores, facts_table
+from stack.plausibility import FACTS_TITLE, Comparison, RunFacts, facts_table
 from stack.prediction_files import Files
 from stack.ranks import AVERAGED
+from stack.run_views import Scores
 from stack.store import Run, locked, read_verified_run
 
 State = Literal["imported", "unchanged", "changed", "not imported"]

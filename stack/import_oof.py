@@ -20,7 +20,7 @@ from stack.image_config import NAME_PATTERN
 from stack.import_folds import FoldMatch, check_nets, match_rows, net_numbers
 from stack.keys import contained, keys_as_in
 from stack.metrics.resolution import clip_limits, clipped_logit
-from stack.plausibility import FACTS_TITLE, Scores, facts_table, is_fresh, run_facts
+from stack.plausibility import FACTS_TITLE, facts_table, is_fresh, run_facts
 from stack.prediction_files import (
     FINEST_EDGE,
     Files,
@@ -31,6 +31,7 @@ from stack.prediction_files import (
     read_wide_file,
 )
 from stack.ranks import AVERAGED
+from stack.run_views import Scores
 from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
 
 ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three digits

@@ -17,6 +17,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import METADATA_BLOCK, NATIVE_BLOCK, TABLE_BLOCK, fold_matrix
 from stack.images import require_acquisition
+from stack.level2_config import is_second_stage, source_names
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised, stored_scales
 from stack.store import Run, fingerprint, read_run, write_run
@@ -45,6 +46,8 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     This takes minutes for many rows; the result is kept in ``report/importance`` until a stacker changes.
     Classifiers of scikit-learn have no exact contributions and are left out.
     """
+    names = source_names(experiment.config.stackers)
+    tables = [run for run in stackers if run.name in names]
     stackers = [run for run in stackers if run.meta["kind"] != "sklearn"]
     if not stackers:
         return None
@@ -62,12 +65,27 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
-    frame = run_with_threads(experiment.config.threads, _importance, experiment, stackers, sources, out)
+    frame = run_with_threads(experiment.config.threads, _importance, experiment, stackers, sources, tables, out)
     write_run(folder, {"fingerprint": inputs_fingerprint, **inputs}, frames={"importance": frame})
     return frame
 
 
-def _importance(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame:
+def _importance(
+    experiment: Experiment, stackers: list[Run], sources: list[Run], tables: list[Run], out: Out
+) -> pd.DataFrame:
+    """Explains the stackers, in their order; those that see models of the ``tables`` have a matrix of their own."""
+    config = experiment.config
+    second = {one.name for one in config.stackers if is_second_stage(one, config.stackers)}
+    made = []
+    for later, seen in ((False, sources), (True, [*sources, *tables])):
+        if stage := [run for run in stackers if (run.name in second) is later]:
+            made.append(_importance_of_stage(experiment, stage, seen, out))
+    order = {run.name: place for place, run in enumerate(stackers)}
+    together = pd.concat(made, ignore_index=True)
+    return together.sort_values("stacker", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def _importance_of_stage(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> pd.DataFrame:
     predictions = standardised(predictions_of(experiment, sources), stored_scales(stackers[0]))
     embeddings = read_embeddings(experiment, sources)
     folds = range(experiment.folds.k)

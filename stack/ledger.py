@@ -13,6 +13,13 @@ from stack.config import Config
 from stack.json_files import error_with_path
 
 LEDGER = "ledger.jsonl"
+# Where files lie, how fast it runs and what is told to others: not what the numbers come from.
+_LEFT_OUT = {"runs", "cache", "storage", "n_jobs", "device", "workers", "tracking"}
+
+
+def ledger_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings that results come from, as the ledger keeps them."""
+    return config.model_dump(mode="json", exclude=_LEFT_OUT)
 
 
 def append_line(folder: Path, config: Config, blend: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,9 +27,7 @@ def append_line(folder: Path, config: Config, blend: Mapping[str, Any]) -> dict[
 
     Returns the line. Raises StoreError for a damaged line before it.
     """
-    settings = _flat(
-        config.model_dump(mode="json", exclude={"runs", "cache", "storage", "n_jobs", "device", "workers"})
-    )
+    settings = flat_settings(ledger_settings(config))
     before = read_lines(folder)
     known = before[-1]["settings"] if before else settings
     changed = {
@@ -68,7 +73,7 @@ def _read(line: bytes, path: Path, number: int) -> dict[str, Any]:
         ) from error
 
 
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+def flat_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Flattens nested settings, as ``{"blend.trials": 100, "image_models.0.lr": …}``."""
     if isinstance(settings, dict):
         pairs = settings.items()
@@ -79,5 +84,5 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     return {
         key: value
         for name, part in pairs
-        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+        for key, value in flat_settings(part, f"{prefix}.{name}" if prefix else str(name)).items()
     }

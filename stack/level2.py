@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
 from stack.images import require_acquisition
-from stack.level2_config import Stacker
+from stack.level2_config import Stacker, is_second_stage, source_names
+from stack.level2_inputs import made_with, stacker_inputs
 from stack.parallel import run_with_threads, stream_folds
 from stack.predictions import (
     Embedding,
@@ -40,7 +40,6 @@ from stack.store import (
     atomic,
     error_with_path,
     fingerprint,
-    frame_fingerprint,
     prediction_frame,
     read_run,
     read_verified_run,
@@ -48,9 +47,8 @@ from stack.store import (
     set_aside,
     write_run,
 )
-from stack.table import ACQUISITION
-from stack.tuned import check_tuned_gbdt, tuned_fingerprint, tuned_params
-from stack.views import seen_runs, with_all_features
+from stack.tuned import check_tuned_gbdt, tuned_params
+from stack.views import check_seen, with_all_features
 from tabular.estimators import make_estimator
 from tabular.models import Bag, fit_bag, write_bag
 
@@ -65,17 +63,31 @@ def run_stackers(
     """Completes every enabled stacker on the level-1 runs ``sources``; sets a stale one aside and fits it again.
 
     ``on_run`` is called with each stacker as soon as it is complete. A stacker is written when its last fold is fitted,
-    so that a command that is killed later finds it complete.
+    so that a command that is killed later finds it complete. Stackers that see models of the table alone are fitted
+    after all others, on a matrix with these as further runs.
     """
-    if experiment.config.all_features.shortcuts:
+    config = experiment.config
+    if config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
-    stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
+    stackers, tables = [stacker for stacker in config.stackers if stacker.enabled], source_names(config.stackers)
+    for stacker in stackers:
+        check_seen(config, stacker, [*(run.name for run in sources), *tables])
+        if stacker.kind == "sklearn":
+            make_estimator(stacker.estimator, stacker.params, seed=config.seed, threads=1)
+    second = [stacker for stacker in stackers if is_second_stage(stacker, stackers)]
+    made = _complete(experiment, [stacker for stacker in stackers if stacker not in second], sources, out, on_run)
+    if second:
+        made |= _complete(experiment, second, [*sources, *(made[name] for name in tables)], out, on_run)
+    return [made[stacker.name] for stacker in stackers]
+
+
+def _complete(
+    experiment: Experiment, stackers: list[Stacker], sources: list[Run], out: Out, on_run: Callable[[Run], object]
+) -> dict[str, Run]:
+    """Completes the stackers of one stage, which share a matrix of the runs ``sources``, and returns their runs."""
     inputs = {stacker.name: stacker_inputs(experiment, stacker, sources) for stacker in stackers}
     kept = {stacker.name: read_run(experiment.models / stacker.name) for stacker in stackers}
-    for stacker in stackers:
-        if stacker.kind == "sklearn":
-            make_estimator(stacker.estimator, stacker.params, seed=experiment.config.seed, threads=1)
-    for stacker in stackers:  # check all stackers before the first run is set aside
+    for stacker in stackers:  # check all of them before the first run is set aside
         run = kept[stacker.name]
         complete = run is not None and run.meta["inputs"] == inputs[stacker.name]
         check_tuned_gbdt(experiment, stacker, sources, complete=complete)
@@ -99,7 +111,7 @@ def run_stackers(
             on_run(run)
     if todo:
         run_with_threads(experiment.config.threads, _fit_all, experiment, todo, inputs, sources, out, on_run)
-    return [run for stacker in stackers if (run := read_run(experiment.models / stacker.name))]
+    return {stacker.name: run for stacker in stackers if (run := read_run(experiment.models / stacker.name))}
 
 
 def _with_same_scales(
@@ -157,7 +169,7 @@ def _fit_all(
                 "alignment": [note for note, _ in notes],
                 "scales": scales,  # means and spreads that standardised its level-1 logits
                 "excluded": left_out,
-                "selected": [run.name for run in sources if run.meta.get("selected")],
+                "selected": [run.name for run in sources if run.meta["level"] == 1 and run.meta.get("selected")],
             }
             frames, chosen = _frames(experiment, predictions, stacker, by_repeat), by_repeat[0]
             meta = {
@@ -356,39 +368,6 @@ def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.floa
     return kept
 
 
-def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: list[Run]) -> dict[str, str]:
-    """Returns everything that a stacker depends on, by name; a run made from other inputs is stale."""
-    config = experiment.config
-    return {
-        "settings": fingerprint({
-            "stacker": stacker.inputs(),
-            "features": stacker.features_with(config.features).inputs(),
-            "seed": config.seed,
-            "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
-        }),
-        "level-1 runs": fingerprint({run.name: run.meta["files"] for run in seen_runs(stacker, sources)}),
-        "metadata": experiment.metadata_fingerprint,
-        "rows or folds": experiment.rows_fingerprint,
-        **_acquisition_inputs(experiment),
-    }  # fmt: skip
-
-
-def made_with(stacker: Stacker, config: Config) -> dict[str, Any]:
-    """Returns the settings beside a stacker's own that its run depends on, as they are noted in run.json."""
-    return {
-        "features": stacker.features_with(config.features).model_dump(mode="json"),
-        "seed": config.seed,
-        "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
-    }
-
-
-def _acquisition_inputs(experiment: Experiment) -> dict[str, str]:
-    if not experiment.config.all_features.shortcuts:
-        return {}
-    columns = list(ACQUISITION)
-    parts = (experiment.table.train[columns], experiment.table.test[columns])
-    return {"acquisition": " ".join(map(frame_fingerprint, parts))}
-
-
 def _runs_with_exclusions(runs: list[Run]) -> str:
-    return ", ".join(f"{run.name} ({run.meta['excluded']})" for run in runs if run.meta.get("excluded"))
+    excluding = (run for run in runs if run.meta["level"] == 1 and run.meta.get("excluded"))
+    return ", ".join(f"{run.name} ({run.meta['excluded']})" for run in excluding)

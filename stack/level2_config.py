@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -15,6 +16,7 @@ LATER_FEATURES = (
     "columns",
     "native_categories",
     "target_encoding",
+    "category_min_rows",
     "relative",
     "relative_site",
     "outliers",
@@ -53,6 +55,8 @@ class Features(Strict):
     # instead, every stacker sees such a column as the log odds of the target among other patients' rows with the word,
     # fitted within the stacker's fit
     target_encoding: bool = False
+    # for both, words with fewer training rows in the fold share one code, which new words get too; 1: each has its own
+    category_min_rows: int = Field(1, ge=1)
     # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
     relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
     relative_site: tuple[Statistic, ...] = ()  # the same, relative to the rows of the group with the same site
@@ -127,7 +131,8 @@ class Stacker(Strict):
     # 0: all
     select: int = Field(0, ge=0)
     device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
-    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone
+    # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone, which other
+    # stackers see as they see a level-1 run where their `runs` name it in full
     runs: tuple[str, ...] | None = None
     # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
     # lower than the common value
@@ -182,9 +187,45 @@ def check_own_features(stacker: Stacker, common: Features) -> None:
         raise ValueError(f"{stacker.name}: features.derived is common to all stackers: move it to `features`")
     if own.python != common.python:
         raise ValueError(f"{stacker.name}: features.python is common to all stackers: move it to `features`")
+    if own.category_min_rows != common.category_min_rows:
+        raise ValueError(f"{stacker.name}: features.category_min_rows is common to all stackers: move it to `features`")
     for name in ("frozen_z", "aligned_z"):
         if getattr(own, name) > getattr(common, name):
             raise ValueError(
                 f"{stacker.name}: features.{name} is {getattr(own, name)}, more than the common "
                 f"{getattr(common, name)}: raise features.{name}, which is fitted once for all stackers"
             )
+
+
+def source_names(stackers: Iterable[Stacker]) -> list[str]:
+    """Returns the names of the enabled stackers that another enabled one sees, in the order of the config."""
+    enabled = [stacker for stacker in stackers if stacker.enabled]
+    named = {name for stacker in enabled for name in stacker.runs or ()}
+    return [stacker.name for stacker in enabled if stacker.name in named]
+
+
+def is_second_stage(stacker: Stacker, stackers: Iterable[Stacker]) -> bool:
+    """Returns whether it sees another stacker, so that it is fitted after all that see none."""
+    return not {one.name for one in stackers}.isdisjoint(stacker.runs or ())
+
+
+def check_sources(stackers: Iterable[Stacker]) -> None:
+    """Raises ValueError where the `runs` of an enabled stacker name a stacker that it cannot see."""
+    by_name = {stacker.name: stacker for stacker in stackers}
+    for stacker in (one for one in by_name.values() if one.enabled):
+        for source in (by_name[name] for name in stacker.runs or () if name in by_name):
+            if source is stacker:
+                raise ValueError(
+                    f"{stacker.name}: `runs` names the stacker itself: remove {stacker.name} from its runs"
+                )
+            if source.runs != ():
+                raise ValueError(
+                    f"{stacker.name}: `runs` names the stacker {source.name}, which sees runs itself, and only a model "
+                    f"of the table alone can be seen: set `runs: []` for {source.name}, or remove it from the runs of "
+                    f"{stacker.name}"
+                )
+            if not source.enabled:
+                raise ValueError(
+                    f"{stacker.name}: `runs` names the stacker {source.name}, which is not enabled: enable it, or "
+                    f"remove it from the runs of {stacker.name}"
+                )

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from dermstack.errors import DataError, StoreError
+from dermstack.errors import DataError
 from stack.experiment import Experiment
-from stack.keys import contained, positions_of
-from stack.metrics.intervals import Interval, clustered_auc, midranks
-from stack.metrics.resolution import resolution
+from stack.keys import contained
+from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.scores import auc
 from stack.ranks import AVERAGED
+from stack.run_views import Floats, RunView, Scores, TableRows
 from stack.store import Run
-
-Floats = NDArray[np.float64]
 
 COPY_CORRELATION = 0.999  # rank correlation within folds; fold models of one real network had at most 0.96
 SHIFT = 0.25  # distance between the distributions of out-of-fold and test; real nets on SIIM-ISIC 2020: 0.10 to 0.17
 UNIFORM_DISTANCE = 0.02  # from a uniform distribution; ranks have 1 / rows
-SAMPLE_ROWS = 10_000  # correlations are computed on at most this many rows, evenly spaced in the table
 MIN_ROWS = 50  # fewer rows show no distribution
 UNCLIPPED_LOGIT = 34.0  # logits of exact 0 and 1 in runs imported before these were clipped at half the resolution
 QUANTILES = (0.05, 0.5, 0.95)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Predictions of one run: frames of id, fold, logit and p, ``oof`` for training rows and ``test`` for test rows."""
-
-    name: str
-    kind: str
-    oof: pd.DataFrame
-    test: pd.DataFrame
-
-    @classmethod
-    def of(cls, run: Run) -> Scores:
-        """Reads the predictions of a run."""
-        return cls(run.name, str(run.meta["kind"]), run.frame("oof"), run.frame("test"))
 
 
 def is_fresh(experiment: Experiment, run: Run) -> bool:
@@ -98,13 +78,13 @@ class Comparison:
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        self._table = _TableRows(experiment)
-        self._checked: list[tuple[_View, RunFacts]] = []
-        self._others: list[_View] = []
+        self._table = TableRows(experiment)
+        self._checked: list[tuple[RunView, RunFacts]] = []
+        self._others: list[RunView] = []
 
     def add(self, scores: Scores) -> RunFacts:
         """Adds a run and returns the facts about it alone; raises StoreError where it has rows of no table."""
-        view = _View(self._table, scores)
+        view = RunView(self._table, scores)
         self._checked.append((view, _facts(view)))
         return self._checked[-1][1]
 
@@ -114,7 +94,7 @@ class Comparison:
 
     def add_other(self, scores: Scores) -> None:
         """Adds a run with which the others are compared, and which has no facts of its own."""
-        self._others.append(_View(self._table, scores))
+        self._others.append(RunView(self._table, scores))
 
     def facts(self) -> list[RunFacts]:
         """Returns the facts about the runs of `add`, compared with each other and with those of `add_other`."""
@@ -161,134 +141,7 @@ FACTS_TITLE = (
 )
 
 
-def _sample(rows: int) -> slice:
-    """Returns at most SAMPLE_ROWS rows, evenly spaced."""
-    return slice(None, None, max(1, -(-rows // SAMPLE_ROWS)))
-
-
-class _TableRows:
-    """The experiment's rows, with one index of ids for all runs."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.y = experiment.target
-        self.split_group, _ = pd.factorize(experiment.split_group)
-        self.fold = experiment.folds.frame["fold"].to_numpy()
-        self.sample = _sample(len(self.y))
-        tables = {"training rows": experiment.table.train, "test rows": experiment.table.test}
-        self._ids = {part: frame["id"] for part, frame in tables.items()}
-        # Runs often have equal rows, and mostly those of the table.
-        self._last = {part: (ids, np.arange(len(ids), dtype=np.int32)) for part, ids in self._ids.items()}
-
-    def positions(self, ids: pd.Series[str], part: str, run: str) -> NDArray[np.integer]:
-        """Returns the position of each id among the rows of ``part``; raises StoreError where one is not among them."""
-        if self._last[part][0].equals(ids):
-            return self._last[part][1]
-        found = positions_of(ids, self._ids[part]).astype(np.int32)  # kept for each run
-        if (found < 0).any():
-            raise StoreError(f"{(found < 0).sum()} ids of {run} are not among the {part}: make the run again")
-        self._last[part] = ids, found
-        return found
-
-    @property
-    def number_of_test_rows(self) -> int:
-        """Number of test rows."""
-        return len(self._ids["test rows"])
-
-
-class _View:
-    """The predictions of one run beside the experiment's targets and folds; each part is computed on first use."""
-
-    def __init__(self, table: _TableRows, scores: Scores) -> None:
-        self.name, self.kind, self._table = scores.name, scores.kind, table
-        self.rows = table.positions(scores.oof["id"], "training rows", scores.name)
-        self._logit, self.nets = scores.oof["logit"].to_numpy(), scores.oof["fold"].to_numpy()
-        self.test_rows = table.positions(scores.test["id"], "test rows", scores.name)
-        self._test_logit, self.test_nets = scores.test["logit"].to_numpy(), scores.test["fold"].to_numpy()
-
-    @property
-    def logit(self) -> Floats:
-        """Out-of-fold logits (n,)."""
-        return self._logit.astype(np.float64)
-
-    @property
-    def p(self) -> Floats:
-        """Out-of-fold probabilities (n,)."""
-        return np.asarray(expit(self.logit), np.float64)
-
-    @property
-    def y(self) -> NDArray[np.int8]:
-        """Targets (n,)."""
-        of_rows: NDArray[np.int8] = self._table.y[self.rows]
-        return of_rows
-
-    @property
-    def split_group(self) -> NDArray[np.intp]:
-        """Split groups (n,), as numbers."""
-        of_rows: NDArray[np.intp] = self._table.split_group[self.rows]
-        return of_rows
-
-    @property
-    def test_logit(self) -> Floats:
-        """Logits of the test rows by every net."""
-        return self._test_logit.astype(np.float64)
-
-    @cached_property
-    def resolution(self) -> float | None:
-        """Step of the grid of all p but the lowest and the highest, where exact 0 and 1 were clipped."""
-        p = self.p
-        inner = p[(p > p.min()) & (p < p.max())] if len(p) else p
-        return resolution(inner) if len(inner) else None
-
-    @cached_property
-    def ranks(self) -> Floats:
-        """Ranks within the experiment's folds, of the sampled rows in the order of the table; NaN where not covered."""
-        of_sample, fold = self._in_table(self.logit)[self._table.sample], self._table.fold[self._table.sample]
-        found = np.full(len(fold), np.nan)
-        for number in np.unique(fold):
-            shown = np.flatnonzero((fold == number) & ~np.isnan(of_sample))
-            found[shown] = midranks(of_sample[shown]) / max(len(shown), 1)
-        return found
-
-    @property
-    def p_in_table(self) -> Floats:
-        """Out-of-fold probabilities in the order of the table; NaN where not covered."""
-        return self._in_table(self.p)
-
-    def _in_table(self, values: Floats) -> Floats:
-        made = np.full(len(self._table.y), np.nan)
-        made[self.rows] = values
-        return made
-
-    @property
-    def _test_sums(self) -> Floats:
-        """Sum of each test row's logits over nets, in the order of the table; NaN where there are none."""
-        rows = self._table.number_of_test_rows
-        sums = np.bincount(self.test_rows, self.test_logit, rows)
-        return np.where(np.bincount(self.test_rows, minlength=rows) > 0, sums, np.nan)
-
-    @cached_property
-    def test_key(self) -> bytes:
-        """Equal for equal test predictions."""
-        return hashlib.sha256(self._test_sums.tobytes()).digest()
-
-    @cached_property
-    def has_test_spread(self) -> bool:
-        """Whether test predictions differ."""
-        sums = self._test_sums
-        return len(sums) >= 3 and not np.isnan(sums).any() and float(np.ptp(sums)) > 0
-
-    @cached_property
-    def test_ranks(self) -> Floats:
-        """Ranks of the test predictions over all nets, of sampled rows; NaN where there are none."""
-        sums = self._test_sums
-        sampled = sums[_sample(len(sums))]
-        shown = ~np.isnan(sampled)
-        found = np.full(len(sampled), np.nan)
-        found[shown] = midranks(sampled[shown]) / max(shown.sum(), 1)
-        return found
-
-
-def _facts(view: _View) -> RunFacts:
+def _facts(view: RunView) -> RunFacts:
     order = np.argsort(view.logit)  # once, as sorting is most of the cost
     logit, p = view.logit[order], view.p[order]
     tests = _by_net(view.test_logit, view.test_nets)
@@ -326,7 +179,7 @@ def _distinct(in_order: Floats) -> int:
     return int((in_order[1:] != in_order[:-1]).sum()) + bool(len(in_order))
 
 
-def _auc(view: _View) -> Interval | None:
+def _auc(view: RunView) -> Interval | None:
     try:
         return clustered_auc(view.y, view.logit, view.split_group).interval()
     except DataError:
@@ -381,7 +234,7 @@ def _distance(a: Floats, b: Floats) -> float:
     return float(np.abs(below[0] - below[1]).max())
 
 
-def _likest(views: Sequence[_View], checked: int) -> list[Likeness | None]:
+def _likest(views: Sequence[RunView], checked: int) -> list[Likeness | None]:
     """Returns for each of the first ``checked`` runs the run with the highest rank correlation, in absolute value."""
     if len(views) < 2:
         return [None] * checked
@@ -432,7 +285,7 @@ def _correlations_of_all(A: Floats, B: Floats) -> Floats:
     return shown
 
 
-def _test_copy_of(view: _View, views: Sequence[_View]) -> str:
+def _test_copy_of(view: RunView, views: Sequence[RunView]) -> str:
     """Returns another run with the same test predictions and other out-of-fold ones; "" if there is none."""
     for other in views if view.has_test_spread else ():
         if other is not view and other.test_key == view.test_key:

@@ -30,6 +30,8 @@ class Predictions:
     test: NDArray[np.float32]  # (folds, test rows, runs) logits
     test_nets: NDArray[np.int8]  # (folds, runs) fold net that made the test logits, or AVERAGED
     groups: NDArray[np.object_] | None = None  # (rows,) split group of each row; none: unknown
+    # (rows, runs) logits of each row without the other rows of its group, for probes; none: as `oof`
+    alone: NDArray[np.float32] | None = None
 
 
 def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:

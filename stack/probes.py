@@ -18,13 +18,22 @@ from numpy.typing import NDArray
 from dermstack.errors import StoreError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import fold_matrix
+from stack.features import FoldMatrix, fold_matrix
 from stack.images import require_acquisition, with_acquisition
-from stack.level2 import fit_fold, stacker_inputs
-from stack.level2_config import Stacker
+from stack.level2 import fit_fold
+from stack.level2_config import Stacker, is_second_stage, source_names
+from stack.level2_inputs import stacker_inputs
 from stack.metrics.intervals import interval, paired_difference
 from stack.parallel import run_folds, run_with_threads
-from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised, stored_scales
+from stack.predictions import (
+    Embedding,
+    Predictions,
+    Scales,
+    predictions_of,
+    read_embeddings,
+    standardised,
+    stored_scales,
+)
 from stack.store import Run, fingerprint, frame_fingerprint, read_run, write_run
 from stack.table import ACQUISITION
 from stack.views import with_all_features
@@ -60,12 +69,18 @@ def make_probes(
     if (kept := stored_probes(experiment, run)) is not None:
         return run, kept
     stacker = named[run.name]
+    tables = list[Run]()
+    if is_second_stage(stacker, named.values()):
+        tables = [one for name in source_names(named.values()) for one in stackers if one.name == name]
+        sources = [*sources, *tables]
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     if run.meta["inputs"] != stacker_inputs(experiment, stacker, sources):
         return None  # the config has changed since it was fitted
     changed = _changed_experiments(experiment)
-    frame = run_with_threads(experiment.config.threads, _probes, experiment, changed, stacker, run, sources, out)
+    frame = run_with_threads(
+        experiment.config.threads, _probes, experiment, changed, stacker, run, sources, tables, out
+    )
     folder = experiment.folder / "report" / _FRAME
     shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
     meta = {"fingerprint": _inputs(experiment, run), "stacker": run.name}
@@ -141,14 +156,20 @@ def _with_features(experiment: Experiment, **features: bool) -> Experiment:
 
 
 def _probes(
-    experiment: Experiment, changed: dict[str, Experiment], stacker: Stacker, run: Run, sources: list[Run], out: Out
+    experiment: Experiment,
+    changed: dict[str, Experiment],
+    stacker: Stacker,
+    run: Run,
+    sources: list[Run],
+    tables: list[Run],
+    out: Out,
 ) -> pd.DataFrame:
     predictions = standardised(predictions_of(experiment, sources), stored_scales(run))
     embeddings = read_embeddings(experiment, sources)
     fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     k = experiment.folds.k
     tasks: list[Callable[[], Any]] = [
-        partial(_plain_fold, experiment, stacker, run, embeddings, predictions, fold) for fold in range(k)
+        partial(_plain_fold, experiment, stacker, run, tables, embeddings, predictions, fold) for fold in range(k)
     ]
     tasks += [
         partial(_changed_fold, one, stacker, run, embeddings, predictions, fold)
@@ -184,16 +205,16 @@ def _plain_fold(
     experiment: Experiment,
     stacker: Stacker,
     run: Run,
+    tables: list[Run],
     embeddings: dict[str, Embedding],
     predictions: Predictions,
     fold: int,
 ) -> _PlainFold:
+    if tables:
+        predictions = _with_rows_alone(experiment, tables, stored_scales(run), embeddings, predictions, fold)
     matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
     assert matrix.held_ungrouped is not None
-    if _is_stored(experiment, stacker):
-        bag = _stored_bag(run, fold)
-    else:
-        bag = fit_fold(experiment, stacker, matrix, fold, bags=1)
+    bag = _bag(experiment, stacker, run, matrix, fold)
     columns, threads = list(bag.columns), experiment.config.threads
     held, alone = matrix.held[columns], matrix.held_ungrouped[columns]
     first = replace(bag, models=bag.models[:1])
@@ -203,6 +224,40 @@ def _plain_fold(
         bag.logit(alone, threads=threads),
         first.logit(held, threads=threads) if len(bag.models) > 1 else logit,
     )
+
+
+def _with_rows_alone(
+    experiment: Experiment,
+    tables: list[Run],
+    scales: Scales,
+    embeddings: dict[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> Predictions:
+    """Adds the logits of the fold's held-out rows by models of the table, each row without the others of its group.
+
+    A level-1 run predicts each image by itself, so that its logits are the same. What the rows of the group change is
+    taken from the models on disk, which are those of the first repeat. Columns of the table depend on no logits.
+    """
+    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
+    assert matrix.held_ungrouped is not None
+    held = np.isin(predictions.rows, matrix.held_rows)
+    alone, threads = predictions.oof.copy(), experiment.config.threads
+    by_name = {stacker.name: stacker for stacker in experiment.config.stackers}
+    for run in tables:
+        bag, column = _bag(experiment, by_name[run.name], run, matrix, fold), predictions.names.index(run.name)
+        together, single = (
+            bag.logit(rows[list(bag.columns)], threads=threads) for rows in (matrix.held, matrix.held_ungrouped)
+        )
+        alone[held, column] += (single - together) / scales[run.name][fold][1]
+    return replace(predictions, alone=alone)
+
+
+def _bag(experiment: Experiment, stacker: Stacker, run: Run, matrix: FoldMatrix, fold: int) -> Bag:
+    """Returns the stacker's models of a fold, or one model that is fitted like them where they are not on disk."""
+    if _is_stored(experiment, stacker):
+        return _stored_bag(run, fold)
+    return fit_fold(experiment, stacker, matrix, fold, bags=1)
 
 
 def _stored_bag(run: Run, fold: int) -> Bag:

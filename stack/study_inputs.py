@@ -12,7 +12,7 @@ from pathlib import Path
 from image_models.settings import is_own_backbone
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
-from stack.level2_config import Stacker
+from stack.level2_config import Stacker, source_names
 from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
@@ -61,7 +61,7 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
     settings = {"params": params} | stacker.model_dump(include={"negatives", "positive_weight", "monotone"})
     # Left out at their defaults, as studies of dermstack 0.2 have no such settings.
     settings |= stacker.model_dump(include={"positives", "select"}, exclude_defaults=True)
-    shortcuts, seen = {}, seen_runs(stacker, sources)
+    shortcuts, seen = {}, seen_runs(config, stacker, sources)
     if config.all_features.shortcuts:
         parts = (experiment.table.train[list(ACQUISITION)], experiment.table.test[list(ACQUISITION)])
         shortcuts["acquisition"] = fingerprint({"parts": [frame_fingerprint(part) for part in parts]})
@@ -113,12 +113,14 @@ def current_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[st
 
     ``runs`` are those of the blend. ``experiment`` is as for `gbdt_study_inputs`.
     """
-    config, level1 = experiment.config, [run for run in runs if run.meta["level"] == 1]
+    config = experiment.config
+    tables = source_names(config.stackers)
+    seen = [run for run in runs if run.meta["level"] == 1 or run.name in tables]
     stackers = [stacker for stacker in config.stackers if stacker.enabled]
     models = [model for model in config.image_models if model.enabled]
     return {
         "blend": blend_study_inputs(experiment, runs),
-        **{f"gbdt-{stacker.name}": gbdt_study_inputs(experiment, stacker, level1) for stacker in stackers},
+        **{f"gbdt-{stacker.name}": gbdt_study_inputs(experiment, stacker, seen) for stacker in stackers},
         **{f"image-{model.name}": image_study_inputs(experiment, model) for model in models},
     }
 

@@ -44,9 +44,13 @@ LIBRARIES = (
 )
 _CODE = ("dermstack", "stack", "image_models", "tabular")
 _SUBMITTED = {"submission.csv", "predictions.parquet", "fallback.csv"}  # what `stack` writes and no step of it reads
-_OF_OTHERS = re.compile(r"(old|bundle.*|eda\.html|ledger\.jsonl)")  # in the experiment's folder: `stack` reads none
+_OF_OTHERS = re.compile(
+    r"(old|bundle.*|eda\.html|ledger\.jsonl|tracked\.json)"
+)  # in the experiment's folder: `stack` reads none
 _WEIGHTS = (".safetensors", ".pt", ".pth")
 _IMAGE_KEYS = {"images", "test_images"}  # of the config: the images themselves are what `oof` reads
+
+TRACKING = "tracking"  # key of what a `stack` logged its results to; no result depends on it
 
 Digests = dict[str, str]
 
@@ -76,13 +80,18 @@ def given_to_stack(config: Config, config_path: Path) -> Digests:
     It is called before the first of these is read, so that a file that changes meanwhile counts as changed.
     """
     shown = config_path.name if config_path.is_absolute() else str(config_path)  # as the report quotes it
-    files = [path for path in _paths(config.model_dump(exclude={"image_models", "runs", "cache"})) if path.is_file()]
+    files = [
+        path
+        for path in _paths(config.model_dump(exclude={"image_models", "runs", "cache", "tracking"}))
+        if path.is_file()
+    ]
     caches = sorted(config.cache.glob(f"{config.data.name}-*/index.parquet")) if config.data.images else []
     return {
-        "settings": fingerprint({"config": config.model_dump(mode="json"), "path": shown}),
+        "settings": fingerprint({"config": config.model_dump(mode="json", exclude={"tracking"}), "path": shown}),
         "code": _code_digest(),
         "libraries": fingerprint(library_versions()),
         **{str(path): sha256_once(path) for path in [*files, *caches]},
+        **_destinations(config),
     }
 
 
@@ -130,7 +139,10 @@ def nothing_to_do(config: Config, config_path: Path, *, shuffle_target: bool, re
 def finished(config: Config, folder: Path, given: Digests, *, report: bool) -> Finished | None:
     """Does the work of `nothing_to_do` for a locked ``folder`` and what `stack` is ``given``."""
     record = read_record(folder)
-    if record is None or record.given != given or config.storage is not None:  # studies in a database may have grown
+    if record is None or config.storage is not None:  # studies in a database may have grown
+        return None
+    logged = {TRACKING: record.given[TRACKING]} if TRACKING in record.given else {}
+    if record.given != logged | given:  # what was logged before remains, where nothing is to be logged now
         return None
     if (report and not record.report) or record.files != files_in(folder):
         return None
@@ -144,7 +156,9 @@ def finished(config: Config, folder: Path, given: Digests, *, report: bool) -> F
 def report_is_current(config: Config, folder: Path, given: Digests, files: Digests) -> bool:
     """Whether the report on disk shows what it would show if it were written again from ``files``."""
     record = read_record(folder)
-    if record is None or not record.report or record.given != given or config.storage is not None:
+    if record is None or not record.report or config.storage is not None:
+        return False
+    if _without_destinations(record.given) != _without_destinations(given):
         return False
     return _without_submission(record.files) == _without_submission(files)
 
@@ -212,6 +226,19 @@ def _digest(path: Path) -> str:
 def _is_read(name: str) -> bool:
     """Whether the report reads this file of the experiment's folder; the others, it or `stack` itself writes."""
     return name not in _SUBMITTED and name not in REPORT_FILES and not name.startswith("report/")
+
+
+def _destinations(config: Config) -> Digests:
+    """Returns a fingerprint of where results are to be logged; nothing where they are not."""
+    tracking = config.tracking
+    if tracking.mlflow is None and tracking.tensorboard is None and tracking.wandb is None:
+        return {}
+    address = None if tracking.mlflow is None else tracking.mlflow.shown_uri
+    return {TRACKING: fingerprint({"keys": tracking.model_dump(mode="json"), "address": address})}
+
+
+def _without_destinations(given: Digests) -> Digests:
+    return {name: digest for name, digest in given.items() if name != TRACKING}
 
 
 def _without_submission(files: Digests) -> Digests:

@@ -13,21 +13,36 @@ from stack.level2_config import Stacker
 from stack.store import Run
 
 
-def sees_run(stacker: Stacker, run: str) -> bool:
-    """Returns whether the predictions and embeddings of this level-1 run are features of the stacker."""
+def sees_run(config: Config, stacker: Stacker, run: str) -> bool:
+    """Returns whether the predictions (and embeddings) of this run are features of the stacker.
+
+    Level-1 runs fit a name or a pattern of its `runs`, or all are seen; a stacker must be named in full, so that a
+    config in which none is named means what it meant before stackers could be seen.
+    """
+    if any(run == one.name for one in config.stackers):
+        return run in (stacker.runs or ())
     return stacker.runs is None or any(fnmatchcase(run, name) for name in stacker.runs)
 
 
-def seen_runs(stacker: Stacker, sources: Sequence[Run]) -> list[Run]:
-    """Returns the level-1 runs that the stacker sees. Raises ConfigError for a name or pattern that fits none."""
-    names = [run.name for run in sources]
+def seen_runs(config: Config, stacker: Stacker, sources: Sequence[Run]) -> list[Run]:
+    """Returns the runs among ``sources`` that the stacker sees. Raises ConfigError as `check_seen` does."""
+    check_seen(config, stacker, [run.name for run in sources])
+    return [run for run in sources if sees_run(config, stacker, run.name)]
+
+
+def check_seen(config: Config, stacker: Stacker, runs: Sequence[str]) -> None:
+    """Raises ConfigError for a name or pattern in the stacker's `runs` that fits none of ``runs``."""
+    stackers = {one.name for one in config.stackers}
+    level1 = [run for run in runs if run not in stackers]
     for name in stacker.runs or ():
-        if not any(fnmatchcase(run, name) for run in names):
-            raise ConfigError(
-                f"stacker {stacker.name}: no level-1 run fits {name!r} (runs): name one of "
-                f"{', '.join(names) or 'none'}, or write `runs: []` for a model of the table alone"
-            )
-    return [run for run in sources if sees_run(stacker, run.name)]
+        if name in runs if name in stackers else any(fnmatchcase(run, name) for run in level1):
+            continue
+        full = [one for one in sorted(stackers - {stacker.name}) if fnmatchcase(one, name)]
+        raise ConfigError(
+            f"stacker {stacker.name}: no level-1 run fits {name!r} (runs): name one of {', '.join(level1) or 'none'}, "
+            "or write `runs: []` for a model of the table alone"
+            + (f"; a pattern fits no stacker, so write {', '.join(full)} in full" if full else "")
+        )
 
 
 def blends_run(config: Config, run: str) -> bool:
@@ -59,7 +74,8 @@ def all_runs(blend: Run) -> list[str]:
 def is_table_alone(config: Config) -> bool:
     """Whether there are stackers and none of them sees a level-1 run."""
     stackers = [stacker for stacker in config.stackers if stacker.enabled]
-    return bool(stackers) and all(stacker.runs == () for stacker in stackers)
+    names = {stacker.name for stacker in stackers}
+    return bool(stackers) and all(stacker.runs is not None and names.issuperset(stacker.runs) for stacker in stackers)
 
 
 def with_all_features(experiment: Experiment) -> Experiment:

@@ -104,6 +104,12 @@ def manifest_variants() -> Iterator[Variant]:
         "a scale of 0": set_in("scales", "tiny", value={"-1": [0.0, 0.0]}),
         "a scale of one number": set_in("scales", "tiny", value={"-1": [0.0]}),
         "a scale of no net": set_in("scales", "tiny", value={"x": [0.0, 1.0]}),
+        "a second stage without features": set_in(
+            "second_stage", value={"stackers": ["gbdt"], "sees": ["line"], "scales": {}}
+        ),
+        "a second stage that sees itself": set_in(
+            "second_stage", value={"stackers": ["gbdt"], "sees": ["gbdt"], "scales": {}}
+        ),
         "an unknown feature": set_in("features", "nothing", value=True),
         "a feature less": set_in("features", "metadata", value=False),
         "another embedding": set_in("embeddings", value={"tiny": "frozen", "still": "aligned"}),

@@ -12,7 +12,8 @@ from scipy.special import expit, logit
 
 from stack.doubts import Doubt, doubts
 from stack.experiment import Experiment
-from stack.plausibility import Scores, run_facts
+from stack.plausibility import run_facts
+from stack.run_views import Scores
 
 
 def patients(tmp_path: Path) -> Experiment:

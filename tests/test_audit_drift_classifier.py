@@ -52,6 +52,9 @@ def test_a_drift_that_no_column_has_alone_is_found(rng: np.random.Generator) -> 
     assert apart.low < apart.value < apart.high
     assert (worth > 0.2).all()
     assert adversarial_validation_p(x, in_test, np.arange(800).astype(object), seed=0) < 1e-4
+    plain, none = adversarial_validation(x, in_test, np.arange(800).astype(object), seed=0, shuffle=False)
+    assert plain == apart  # what is not shown is not computed, and changes nothing
+    assert none.shape == (0,)
 
 
 def test_what_marks_a_group_does_not_tell_train_from_test(rng: np.random.Generator) -> None:

@@ -78,7 +78,7 @@ def test_stack_begins_with_the_audit_and_counts_what_it_only_notes(
     rows.sort_values("malignant", ascending=False, kind="stable").to_csv(train, index=False)
     changed = opened_experiment(experiment.config_path)
     import_frames(changed, "net", *predictions(changed), replace=True)
-    assert run_cli("stack", "-c", str(experiment.config_path)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(experiment.config_path)) == 0
     said = capsys.readouterr().out
     assert "warning: the target can be predicted from row order" in said
     assert "-> keep it out of the level-2 features" in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from dermstack.audit.single_column import association_p, column_association, one_hot, one_sided_rank_p
+from stack.metrics.intervals import Interval, interval
 
 
 def test_the_p_value_is_that_of_permutations(rng: np.random.Generator) -> None:
@@ -113,3 +116,22 @@ def test_what_is_missing_can_tell(rng: np.random.Generator) -> None:
     found = column_association("depth", depth, y, np.arange(500) % 5, np.arange(500))
     assert found.rank_auc is None
     assert found.strength > 0.99
+
+
+def test_of_a_column_that_is_not_shown_no_interval_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(*given: Any) -> Interval:
+        asked.append(given)
+        return interval(*given)
+
+    monkeypatch.setattr("dermstack.audit.single_column.interval", counted)
+    rng = np.random.default_rng(0)
+    y = (rng.random(600) < 0.3).astype(np.int8)
+    x, group = pd.Series(y + rng.normal(size=600)), np.arange(600) // 2
+    found = column_association("x", x, y, group % 5, group)
+    assert found.strength == roc_auc_score(y, x)
+    assert found.p < 1e-6
+    assert asked == []
+    assert str(found) == str(found) == f"AUC {interval('auc', y, x, group)}"
+    assert len(asked) == 1

@@ -64,11 +64,39 @@ def test_codes_are_by_frequency_and_only_of_columns_with_many_words() -> None:
         codes.transform(frame[["few"]])
 
 
+def test_words_of_few_rows_share_a_code_with_those_that_no_row_has() -> None:
+    frame = pd.DataFrame({"w": ["a"] * 3 + ["b"] * 2 + ["c", "d", None], "even": list("xxyyzzuu")})
+    codes = CategoryCodes(["w", "even"], more_than=2, min_rows=2).fit(frame)
+    assert codes.words_ == {"w": ["a", "b"], "even": ["u", "x", "y", "z"]}
+    new = pd.DataFrame({"w": ["a", "b", "c", "d", "new", None], "even": ["x", "u", "new", None, "y", "z"]})
+    for one in (codes, CategoryCodes.from_json(codes.to_json())):
+        made = one.transform(new)
+        np.testing.assert_array_equal(made["w"], [0, 1, 2, 2, 2, np.nan])
+        np.testing.assert_array_equal(made["even"], [1, 0, np.nan, np.nan, 2, 3])  # none of its words is rare
+    rare = CategoryCodes(["w"], more_than=2, min_rows=9).fit(frame)
+    np.testing.assert_array_equal(rare.transform(new)["w"], [0, 0, 0, 0, 0, np.nan])
+
+
+@each
+def test_the_shared_code_of_rare_words_is_a_category_like_any_other(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    word = pd.Series(np.where(rng.random(1500) < 0.5, "often", [f"rare {k}" for k in range(1500)]))
+    y = (rng.random(1500) < np.where(word == "often", 0.2, 0.7)).astype(np.int8)
+    codes = CategoryCodes(["w"], min_rows=5).fit(pd.DataFrame({"w": word[:1000]}))
+    X = codes.transform(pd.DataFrame({"w": word})).assign(x=rng.normal(size=1500).astype(np.float32))
+    model = fit_gbdt(
+        kind, X[:800], y[:800], eval_set=(X[800:1000], y[800:1000]), params=QUICK, seed=0, threads=1, categorical=["w"]
+    )
+    assert roc_auc_score(y[1000:], predict_logit(model, X[1000:])) > 0.68  # each of these words is new
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(st.none(), st.text(max_size=4)), min_size=1, max_size=40), st.data())
-def test_stored_codes_are_the_same_and_every_word_has_its_own(cells: list[str | None], data: st.DataObject) -> None:
+@given(st.lists(st.one_of(st.none(), st.text(max_size=4)), min_size=1, max_size=40), st.integers(1, 3), st.data())
+def test_stored_codes_are_the_same_and_every_word_has_its_own(
+    cells: list[str | None], min_rows: int, data: st.DataObject
+) -> None:
     frame = pd.DataFrame({"w": pd.Series(cells, dtype="str")})
-    codes = CategoryCodes(["w"], more_than=0).fit(frame)
+    codes = CategoryCodes(["w"], more_than=0, min_rows=min_rows).fit(frame)
     again = CategoryCodes.from_json(codes.to_json())
     new = pd.DataFrame({"w": pd.Series(data.draw(st.lists(st.text(max_size=4), max_size=10)), dtype="str")})
     for one in (frame, new):
@@ -77,10 +105,17 @@ def test_stored_codes_are_the_same_and_every_word_has_its_own(cells: list[str | 
     if words:
         made = codes.transform(frame)["w"]
         assert made.isna().sum() == len(cells) - len(words)
-        assert set(made.dropna()) == set(range(len(set(words))))
+        often = {word for word in words if words.count(word) >= min_rows}
+        assert set(made.dropna()) == set(range(len(often) + (len(often) < len(set(words)))))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"words": 3}', '{"words": {"a": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"words": 3}', '{"words": {"a": 3}}', '{"words": {"a": []}, "others": ["b"]}',
+        '{"words": {}, "others": 3}',
+    ],
+)  # fmt: skip
 def test_what_is_no_stored_codes_says_so(text: str) -> None:
     with pytest.raises(TabularError, match="not codes of categories"):
         CategoryCodes.from_json(text)

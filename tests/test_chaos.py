@@ -18,7 +18,7 @@ from benchmarks.chaos_faults import (
     terminate,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def _stacked(config: Path, *overrides: str) -> dict[str, object]:
     experiment = opened_experiment(config, *overrides)
     if read_run(experiment.models / "net") is None:
         import_frames(experiment, "net", *predictions(experiment, noise=4.0))
-    assert run_cli("stack", "-c", str(config), "-q", *(f"--set={text}" for text in overrides)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q", *(f"--set={text}" for text in overrides)) == 0
     run = read_run(experiment.models / "lr")
     assert run is not None
     return run.meta

@@ -76,6 +76,7 @@ def one_process(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return made(small_data, tmp_path_factory.mktemp("determinism") / "one", n_jobs=1)
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 @pytest.mark.parametrize(("n_jobs", "workers"), [(1, 0), (2, 1)])
 def test_every_file_is_the_same_again(

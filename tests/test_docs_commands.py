@@ -57,7 +57,8 @@ ORDER = {
     "tutorial": [
         "import-dicom .*", "import-tfrecord .*", "init .*", "plan .*", "eda .*", "audit -c mine.yaml( --no-pictures)?",
         "oof -c mine.yaml", "oof -c mine.yaml --set .*",
-        "audit .*--shuffles .*", "compare .*", "stack -c mine.yaml", "tune gbdt .*", "tune blend .*",
+        "audit .*--shuffles .*", "compare mine/effnet .*", "stack -c mine.yaml", "compare.*",
+        "tune gbdt .*", "tune blend .*",
         "oof .*--shuffle-target",
         "stack .*--shuffle-target",
     ],
@@ -67,6 +68,7 @@ REAL_DATA = {"docs/isic2024.md": "needs the files of ISIC 2024; import-oof and s
 PAGES = {
     "README.md": "ham", "docs/blend.md": "ham", "docs/new_images.md": "ham", "docs/validation.md": "ham",
     "docs/tutorial.md": "tutorial", "docs/imported_predictions.md": "imported", "docs/audit.md": "tutorial",
+    "docs/compare.md": "tutorial",
 }  # fmt: skip
 
 

@@ -180,7 +180,7 @@ def test_import_and_stack_print_the_table(experiment: Experiment, capsys: pytest
     assert "warning: x: its predictions are inverted (AUC 0." in printed
     assert "distinct" in printed
     capsys.readouterr()
-    assert run_cli("stack", "-c", str(experiment.config_path), "--set", "stackers=[]") == 0
+    assert run_cli("stack", "--no-report", "-c", str(experiment.config_path), "--set", "stackers=[]") == 0
     shown = capsys.readouterr().out
     assert "warning: x: its predictions are inverted" in shown
     assert "distinct" in shown

@@ -156,6 +156,8 @@ def test_two_processes_make_the_same_bytes_as_one(finished: Path, small_data: Pa
     assert contents(experiment(tmp_path)) == contents(experiment(finished))
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
     finished: Path, small_data: Path, tmp_path: Path
 ) -> None:
@@ -183,7 +185,7 @@ def test_stale_image_runs_refuse_and_name_the_command_that_rebuilds(
         assert "--rebuild tiny" in error
     assert run_cli("oof", *changed, "--rebuild", "tiny", "-q") == 0
     assert list((experiment(copy) / "old").glob("tiny-*")), "the old run is kept"
-    assert run_cli("stack", *changed, "-q") == 0
+    assert run_cli("stack", "--no-report", *changed, "-q") == 0
     assert list((experiment(copy) / "old").glob("gbdt-*")), "level 2 on other level-1 runs is rebuilt"
 
 
@@ -194,14 +196,16 @@ def test_a_changed_age_rebuilds_level_2_and_leaves_level_1(copy: Path, small_dat
     table.to_csv(tmp_path / "data" / "train.csv", index=False)
     settings = ["-c", str(copy / "small.yaml"), "--set", f"data.train={tmp_path / 'data' / 'train.csv'}", "-q"]
     before = contents(experiment(copy) / "models" / "tiny")
-    assert run_cli("stack", *settings) == 0
+    assert run_cli("stack", "--no-report", *settings) == 0
     assert contents(experiment(copy) / "models" / "tiny") == before
     assert list((experiment(copy) / "old").glob("gbdt-*"))
 
 
 def test_the_blend_alone_reruns_when_only_its_settings_change(copy: Path) -> None:
     before = contents(experiment(copy) / "models")
-    assert run_cli("stack", "-c", str(copy / "small.yaml"), "--set", "blend.methods=[rank_mean]", "-q") == 0
+    assert (
+        run_cli("stack", "--no-report", "-c", str(copy / "small.yaml"), "--set", "blend.methods=[rank_mean]", "-q") == 0
+    )
     assert contents(experiment(copy) / "models") == before
     lines = [json.loads(line) for line in (experiment(copy) / "ledger.jsonl").read_text().splitlines()]
     assert set(lines[-1]["changed"]) == {f"blend.methods.{number}" for number in range(1, 5)}

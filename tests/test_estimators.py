@@ -175,7 +175,7 @@ def test_a_stack_with_a_classifier_of_scikit_learn(tmp_path: Path, capsys: pytes
     config = write_experiment(tmp_path, stackers=[STACKER, {"name": "line", "kind": "logistic"}])
     experiment = opened_experiment(config)
     import_frames(experiment, "net", *predictions(experiment))
-    assert run_cli("stack", "-c", str(config)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(config)) == 0
     run = read_run(experiment.models / "trees")
     assert run is not None
     assert (
@@ -183,7 +183,7 @@ def test_a_stack_with_a_classifier_of_scikit_learn(tmp_path: Path, capsys: pytes
     )
     assert not [path for path in experiment.folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]
     assert run_cli("report", "-c", str(config)) == 0
-    assert run_cli("stack", "-c", str(config), "--set", "n_jobs=2") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "--set", "n_jobs=2") == 0
     assert "trees: complete, skipped" in capsys.readouterr().out
 
 
@@ -221,5 +221,5 @@ def test_a_bundle_refuses_it_by_name(small_data: Path, tmp_path: Path, capsys: p
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["stackers"][1]["enabled"] = False
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     assert run_cli("bundle", "-c", str(config), "--out", str(tmp_path / "b.zip"), "-q") == 0

@@ -31,7 +31,7 @@ def folder(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of one frozen model, and labels.csv with target and metadata of 90 of its training rows."""
     folder = tmp_path_factory.mktemp("evaluate")
     config = str(small_config(small_data, folder, image_models=[MODEL], stackers=[], blend={"methods": ["mean"]}))
-    for command in (["oof"], ["stack"], ["bundle", "--out", str(folder / "bundle")]):
+    for command in (["oof"], ["stack", "--no-report"], ["bundle", "--out", str(folder / "bundle")]):
         assert run_cli(command[0], "--config", config, "--quiet", *command[1:]) == 0
     rows = pd.read_csv(small_data / "train.csv", dtype=str).drop(columns="diagnosis")
     patients = rows["patient_id"].drop_duplicates()

@@ -27,7 +27,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = opened_experiment(config)
     for seed, name in enumerate(("net_a", "net_b")):
         import_frames(experiment, name, *predictions(experiment, seed=seed))
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     return config
 
 

@@ -174,12 +174,12 @@ def test_predictions_and_submission_do_not_depend_on_the_spelling(
             run_cli("import-oof", "a", "-c", str(config), "--oof", f"{folder}/oof.csv", "--test", f"{folder}/t.csv")
             == 0
         )
-        assert run_cli("stack", "-c", str(config), "-q") == 0
+        assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
         written.append((folder / "runs" / "elsewhere" / "submission.csv").read_bytes())
     assert written[0] == written[1]
     samples = pd.read_csv(tmp_path / "spelled" / "sample.csv", dtype=str)
     floats("isic")(samples).to_csv(tmp_path / "spelled" / "sample.csv", index=False)
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     submission = pd.read_csv(tmp_path / "spelled" / "runs" / "elsewhere" / "submission.csv", dtype=str)
     assert submission["isic"].str.endswith(".0").all()  # as the sample has it
     samples.assign(isic=samples["isic"].str.zfill(8)).to_csv(tmp_path / "spelled" / "sample.csv", index=False)
@@ -205,7 +205,7 @@ def test_test_rows_need_no_groups_where_nothing_uses_them(tmp_path: Path, capsys
     assert "test.csv: no column 'patient' (columns.group)" in message
     assert "features.aggregates and features.neighbours compare a test row with the other rows of its group" in message
     off = ["--set", "features.aggregates=false", "--set", "features.neighbours=false"]
-    assert run_cli("stack", "-c", str(config), *level2, *off, "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), *level2, *off, "-q") == 0
     assert len(pd.read_csv(tmp_path / "runs" / "elsewhere" / "submission.csv")) == len(made.table.test)
 
 

@@ -198,7 +198,7 @@ def test_without_any_column_each_row_gets_the_prevalence_and_it_is_said(
     columns = {"id": "image_name", "group": "patient_id", "target": "target"}
     path = settings(tmp_path, on_unreadable_test="table", columns=columns)
     assert run_cli("oof", "-c", str(path), "-q") == 0
-    assert run_cli("stack", "-c", str(path)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(path)) == 0
     assert "each such row gets the prevalence of the training rows" in " ".join("".join(capsys.readouterr()).split())
     row = pd.read_parquet(tmp_path / "runs" / "small" / "predictions.parquet").set_index("id").loc[lost]
     prevalence = pd.read_csv(tmp_path / "data" / "train.csv")["target"].mean()
@@ -215,7 +215,7 @@ def test_the_declaration_alone_changes_no_byte_of_the_submission(small_data: Pat
         shutil.copytree(small_data, folder / "data")
         path = settings(folder, on_unreadable_test=choice)
         assert run_cli("oof", "-c", str(path), "-q") == 0
-        assert run_cli("stack", "-c", str(path), "-q") == 0
+        assert run_cli("stack", "--no-report", "-c", str(path), "-q") == 0
         assert not (folder / "runs" / "small" / "fallback.csv").exists()
         made[choice] = {
             name: (folder / "runs" / "small" / name).read_bytes() for name in ("submission.csv", "predictions.parquet")

@@ -72,11 +72,17 @@ def test_what_is_not_certain_is_refused(tmp_path: Path, names: list[str], words:
 
 def test_files_go_together_by_name_and_each_is_taken_once(tmp_path: Path) -> None:
     touch(tmp_path, "b_oof.csv", "b_test.csv", "a_fold1_oof.csv", "a_fold0_oof.csv", "a_test.csv", "oof_ids.csv")
-    touch(tmp_path, "train.csv", "sample_submission.csv", ".hidden_oof.csv")
-    found, notes = found_sources([str(tmp_path), str(tmp_path / "*.csv")], OPTIONS, known=[tmp_path / "train.csv"])
+    touch(tmp_path, "train.csv", "sample_submission.csv", ".hidden_oof.csv", ".ipynb_checkpoints/b_oof-checkpoint.csv")
+    touch(tmp_path, "runs/mine/models/c/oof.parquet", "runs/mine/models/c/test.parquet")
+    found, notes = found_sources(
+        [str(tmp_path), str(tmp_path / "*.csv")], OPTIONS, known=[tmp_path / "train.csv", tmp_path / "runs"]
+    )
     assert [(one.name, len(one.oof), len(one.test)) for one in found] == [("a", 2, 1), ("b", 1, 1)]
     assert [part.fold for part in found[0].oof] == ["0", "1"]
-    assert len(notes) == 4, "train.csv and the sample, found twice"
+    assert len(notes) == 4, "train.csv, the sample and a run of our own"
+    touch(tmp_path, *(f"sample{number}/sample.csv" for number in range(8)))
+    notes = found_sources([str(tmp_path)], OPTIONS, known=[tmp_path / "train.csv", tmp_path / "runs"])[1]
+    assert notes[-1] == "… 7 more files are left out"
 
 
 def test_seeds_are_runs_of_their_own_unless_they_are_averaged(tmp_path: Path) -> None:

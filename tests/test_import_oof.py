@@ -145,6 +145,8 @@ def test_strange_and_doubled_ids_are_named(experiment: Experiment, files: Files)
     assert "1 test rows have no prediction of net 0, 0 ids are not test rows" in import_error(
         experiment, (oof, test.iloc[1:])
     )
+    instead = test.replace({"isic": {test["isic"].iloc[0]: test["isic"].iloc[1]}})  # as many rows as there must be
+    assert "1 rows of net 0 repeat an id" in import_error(experiment, (oof, instead))
     assert "1 test rows have no prediction of net 0, 1 ids are not test rows" in import_error(
         experiment, (oof, test.replace({"isic": {test["isic"].iloc[0]: "stranger"}}))
     )

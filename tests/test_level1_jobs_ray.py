@@ -38,6 +38,7 @@ def oof(path: Path) -> bytes:
     return (path.parent / "runs" / "small" / "models" / "tiny" / "oof.parquet").read_bytes()
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_a_lost_nodes_task_is_run_again_and_ends_with_the_same_bytes(small_data: Path, tmp_path: Path) -> None:
     here = config(small_data, tmp_path / "here")

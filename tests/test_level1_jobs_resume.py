@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import small_config
+
+from benchmarks.chaos_world import Command, CommandResult
 
 # Whatever keeps state from step to step, so that a resume that forgot it would show.
 MODEL = {
@@ -47,9 +47,8 @@ def config(data: Path, folder: Path) -> Path:
     return path
 
 
-def start(path: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from dermstack.cli.main import main; main()", "oof", "-c", str(path), "-q"]
-    return subprocess.Popen(command, start_new_session=True)
+def start(path: Path) -> Command:
+    return Command(["oof", "-c", str(path), "-q"], path.parent / "log")
 
 
 def made(path: Path) -> dict[str, bytes]:
@@ -60,26 +59,27 @@ def made(path: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_killed_in_mid_training_it_ends_with_the_same_bytes(small_data: Path, tmp_path: Path) -> None:
     whole, killed = config(small_data, tmp_path / "whole"), config(small_data, tmp_path / "killed")
-    assert start(whole).wait() == 0
+    assert start(whole).wait() == CommandResult(0, "")
     run = killed.parent / "runs" / "small" / "models" / "tiny"
     rng = np.random.default_rng(0)
     resumed = 0
     for _ in range(5):
-        process = start(killed)
         before = time.time_ns()
-        while process.poll() is None:  # until this process has finished an epoch, and then into the next
+        command = start(killed)
+        while command.wait(0) is None:  # until this process has finished an epoch, and then into the next
             states = [state.stat().st_mtime_ns for state in run.glob("fold_*/seed_*/state.pt") if state.is_file()]
             if max(states, default=0) > before:
                 break
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        command.send(signal.SIGKILL, group=True)
+        command.wait()
         resumed += any(run.glob("fold_*/seed_*/state.pt"))
     assert resumed >= 3, "the kills came while a fold was training"
-    assert start(killed).wait() == 0
+    assert start(killed).wait() == CommandResult(0, "")
     assert made(killed) == made(whole)
     assert not list(run.rglob("state.pt")), "a complete fold has no more use for its state"

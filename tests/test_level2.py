@@ -239,7 +239,7 @@ def test_a_category_that_only_test_rows_have_is_counted(
     models = [{"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}]
     config = small_config(data, tmp_path, image_models=models, stackers=STACKERS[1:])
     assert run_cli("oof", "-c", str(config), "-q") == 0
-    assert run_cli("stack", "-c", str(config)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(config)) == 0
     assert "site 'moon' in 7 rows" in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from wide_experiment import ODD, PART, TELLING, WORDS, write_wide_experiment
 
 from dermstack.errors import DataError
 from dermstack.serve.bundle import Bundle, read_bundle
-from dermstack.serve.expectations import MAX_MEASURED, cost_notes, lacking_columns, read_costs
+from dermstack.serve.expectations import MAX_MEASURED, cost_notes, lacking_columns, read_costs, read_promise
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from dermstack.serve.predict import predict_rows, read_new_rows
 from stack.config import read_config
@@ -106,6 +107,25 @@ def test_an_empty_column_counts_as_lacking_and_one_that_no_model_uses_does_not(b
     assert lacking == [TELLING]
     assert cost == read_costs(bundle).of([TELLING])
     assert lacking_columns(bundle, table.test, []) == ([], None)
+
+
+def test_evaluate_shows_subgroups_by_further_columns_of_words_beside_those_of_training(
+    bundle: Bundle, config: Path, small_data: Path, tmp_path: Path
+) -> None:
+    command = ["evaluate", "--bundle", str(bundle.folder), "--images", str(small_data / "images"), "--device", "cpu"]
+    labels = config.parent / "train.csv"
+    assert run_cli(*command, "--labels", str(labels), "--out", str(tmp_path / "out"), "-q") == 0
+    parts = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))["subgroups"]
+    rows = pd.read_csv(labels, dtype=str, keep_default_na=False)
+    found = {part["subgroup"]: part for part in parts if part["by"] == WORDS}
+    assert {word: part["rows"] for word, part in found.items()} == rows[WORDS].value_counts().to_dict()
+    page = (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
+    assert str(escape(f"{WORDS}: <two>")) in page
+    promised = {(part["by"], part["subgroup"]): part for part in read_promise(bundle).subgroups}
+    assert "ward" in {by for by, _ in promised}
+    for word, part in found.items():  # an AUC is missing where a subgroup has too few groups of a class
+        assert part["promised_auc"] == promised[WORDS, word]["auc"]
+        assert part["rows"] == promised[WORDS, word]["rows"]  # the same rows, which are those of training
 
 
 def test_the_report_has_a_bar_for_each_column_that_matters_and_one_for_all_others(config: Path) -> None:

@@ -61,7 +61,7 @@ def world(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
         blend={"methods": ["rank_mean"], "trials": 2},
     )  # fmt: skip
     assert run_cli("oof", "--config", str(config), "--quiet") == 0
-    assert run_cli("stack", "--config", str(config), "--quiet") == 0
+    assert run_cli("stack", "--no-report", "--config", str(config), "--quiet") == 0
     made = folder / "made"
     assert run_cli("bundle", "--config", str(config), "--out", str(made / "skin.zip"), "--notebook", "--quiet") == 0
     return World(made, folder / "runs" / "small" / "submission.csv", small_data)

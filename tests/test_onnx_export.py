@@ -40,7 +40,7 @@ def experiment(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     text = path.read_text().replace("    age: age_approx", "    age: age_approx\n    diagnosis: diagnosis")
     path.write_text(text)
     assert run_cli("oof", "--config", str(path), "--quiet") == 0
-    assert run_cli("stack", "--config", str(path), "--quiet") == 0
+    assert run_cli("stack", "--no-report", "--config", str(path), "--quiet") == 0
     return path
 
 

@@ -167,7 +167,7 @@ def test_a_run_with_an_own_backbone_resumes_and_is_stale_after_a_change_of_its_c
     uninterrupted, resumed = trained_twice(config, monkeypatch, before_resuming=forget)
     assert resumed == uninterrupted
     assert planned_state(config, "own") == ("skip", [])
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     run = read_run(tmp_path / "runs" / "small" / "models" / "own")
     assert run is not None
     assert run.array("oof_z").shape[1] == 6
@@ -180,4 +180,4 @@ def test_a_run_with_an_own_backbone_resumes_and_is_stale_after_a_change_of_its_c
     assert planned_state(config, "own") == ("stale", ["backbone code"])
     assert run_cli("oof", "-c", str(config), "-q") == 2
     assert "made with other backbone code" in capsys.readouterr().err
-    assert run_cli("stack", "-c", str(config), "-q") == 0, "level 2 does not need the code's file"
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0, "level 2 does not need the code's file"

@@ -50,7 +50,7 @@ def stacked(config: Path) -> tuple[Experiment, dict[str, object]]:
     experiment = opened_experiment(config)
     if read_run(experiment.models / "net") is None:
         import_frames(experiment, "net", *predictions(experiment, noise=4.0))
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     run = read_run(experiment.models / "lr")
     assert run is not None
     return experiment, run.meta

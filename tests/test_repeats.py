@@ -29,7 +29,7 @@ def _stacked(folder: Path, *stackers: dict[str, object], **changes: object) -> E
     config = write_experiment(folder, stackers=list(stackers), **changes)
     experiment = opened_experiment(config)
     import_frames(experiment, "net", *predictions(experiment))
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     return experiment
 
 
@@ -122,7 +122,7 @@ def test_targets_without_signal_are_not_predicted(tmp_path: Path) -> None:
     oof, test = predictions(experiment)
     rng = np.random.default_rng(3)
     import_frames(experiment, "net", oof.assign(p=rng.random(len(oof))), test)
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     from stack.metrics.scores import auc
 
     logit = _frames(experiment, "gbdt")["oof"].set_index("id")["logit"]
@@ -148,5 +148,5 @@ def test_a_bundle_refuses_repeats_by_name_and_takes_copies_of_positives(
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["stackers"][0]["repeats"] = 1
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     assert_predicts_as_submitted(config, small_data / "images", small_data / "test.csv")

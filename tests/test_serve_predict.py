@@ -20,9 +20,10 @@ import dermstack.serve.predict
 from dermstack.errors import ImageError
 from dermstack.serve import expectations
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
-from dermstack.serve.ensemble import read_fitted, unknown_words
+from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import _head_logits, measure_costs
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
+from dermstack.serve.words import unknown_words
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment

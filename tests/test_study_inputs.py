@@ -230,7 +230,7 @@ def test_settings_of_a_stacker_reach_its_studies(override: str, config: Path, tm
     study.enqueue_trial(first)
     study.optimize(module._gbdt_objective(experiment, stacker, 0), n_trials=1)
     expected = []
-    for split in module._inner_splits(experiment, 0):
+    for split in module._inner_splits(experiment, experiment.config.stackers[0], 0):
         bag = fit_bag(
             "lightgbm", split.train, experiment.target[split.train_rows],
             early_stopping_rows(experiment, split.train_rows), params={**stacker.params, **first}, seed=0, threads=1,

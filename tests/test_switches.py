@@ -125,6 +125,13 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     "features.cohort_columns": "test_columns_experiment.py",
     "features.probability_ratio": "test_columns_experiment.py",
     "stackers.runs": "test_views.py",
+    **dict.fromkeys(
+        [
+            f"tracking.{key}"
+            for key in ("mlflow", "mlflow.uri", "tensorboard", "wandb", "wandb.entity", "wandb.mode", "report")
+        ],
+        "test_tracking.py",
+    ),
 }
 
 

@@ -195,7 +195,7 @@ def test_a_stack_encodes_targets_within_the_fold_and_selects_columns(tmp_path: P
     config = _with_words(tmp_path)
     experiment = opened_experiment(config)
     import_frames(experiment, "net", *predictions(experiment))
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     runs = {name: read_run(experiment.models / name) for name in ("line", "gbdt")}
     assert runs["line"] is not None
     assert runs["gbdt"] is not None

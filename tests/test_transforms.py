@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
+from sources import ROOT
 
 from dermstack.errors import ImageError
 from image_models.dataset import CachedImages, eval_batches, load_batches, train_batches
@@ -77,7 +80,18 @@ def test_an_unknown_recipe_is_named_with_the_known_ones() -> None:
 
 
 def test_albumentations_does_not_phone_home() -> None:
-    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
+    """It asks PyPI for its newest version when it is imported, unless the variable was set before."""
+    code = """
+import socket
+def refuse(*address, **options):
+    print("asked", address)
+    raise OSError("no network")
+socket.getaddrinfo = refuse
+import image_models.transforms
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert made.stdout == b""
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_a_study_for_a_fold_sees_none_of_its_rows(config: Path) -> None:
     experiment = opened_experiment(config)
     fold_of = experiment.folds.frame["fold"].to_numpy()
     for outer in (0, 2, None):
-        splits = _inner_splits(experiment, outer)
+        splits = _inner_splits(experiment, experiment.config.stackers[0], outer)
         inner_folds = sorted({0, 1, 2} - {outer})
         assert len(splits) == len(inner_folds)
         for inner, matrix in zip(inner_folds, splits, strict=True):
@@ -82,14 +82,14 @@ def test_rows_are_scored_by_their_folds_parameters_and_submitted_by_those_of_all
     study["folds"] = {fold: used | {"num_leaves": leaves[fold]} for fold in range(3)}
     study["all"] = used | {"num_leaves": leaves["all"]}
     path.write_text(yaml.safe_dump(study))
-    assert run_cli("stack", "-c", str(config), "-q", "--set", f"tuned.gbdt.gbdt={path}") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q", "--set", f"tuned.gbdt.gbdt={path}") == 0
     run = config.parent / "runs/elsewhere/models/gbdt"
     tuned = {part: pd.read_parquet(run / f"{part}.parquet") for part in ("oof", "test")}
     for fold in range(3):
         assert "[num_leaves: 13]" in (run / f"fold_{fold}" / "model.txt").read_text()
     for fold, number in leaves.items():
         settings = json.dumps({**STACKER["params"], **used, "num_leaves": number})
-        assert run_cli("stack", "-c", str(config), "-q", "--set", f"stackers.0.params={settings}") == 0
+        assert run_cli("stack", "--no-report", "-c", str(config), "-q", "--set", f"stackers.0.params={settings}") == 0
         part = "test" if fold == "all" else "oof"
         expected, made = pd.read_parquet(run / f"{part}.parquet"), tuned[part]
         alike = made["fold"] == fold if part == "oof" else made["fold"] >= 0
@@ -142,7 +142,7 @@ def test_stack_blends_with_the_weights_that_were_tuned(config: Path) -> None:
     study["weights"] = [entry | {"weights": [0.5, 0.25, 0.25]} for entry in study["weights"]]
     path.write_text(yaml.safe_dump(study))
     use = ["-c", str(config), "-q", "--set", f"tuned.blend={path}", "--set", "blend.methods=[optuna]"]
-    assert run_cli("stack", *use) == 0
+    assert run_cli("stack", "--no-report", *use) == 0
     blend = json.loads((config.parent / "runs/elsewhere/blend/run.json").read_text())
     assert blend["weights"] == {"a": 0.5, "b": 0.25, "gbdt": 0.25}
 
@@ -162,7 +162,7 @@ def test_tuned_weights_are_those_that_the_blend_would_find_itself(config: Path, 
     assert (nothing == 0).all() == preselect
     blends = []
     for more in (["--set", f"tuned.blend={studies(config) / 'blend.yaml'}"], ["--set", "blend.trials=12"]):
-        assert run_cli("stack", *settings, "--set", "blend.methods=[mean, optuna]", *more) == 0
+        assert run_cli("stack", "--no-report", *settings, "--set", "blend.methods=[mean, optuna]", *more) == 0
         blend = config.parent / "runs/elsewhere/blend"
         meta = json.loads((blend / "run.json").read_text())
         blends.append((pd.read_parquet(blend / "oof.parquet"), meta["chosen_by_fold"], meta["weights"]))

@@ -291,3 +291,26 @@ def test_what_users_wrote_is_text_on_the_page(rng: np.random.Generator) -> None:
     page = evaluation_html(judged(promised(rng), y, p, frame), y, p, created="2026-01-01")
     assert "<b>torso" not in page
     assert "&lt;b&gt;torso" in page
+
+
+def test_subgroups_by_a_further_column_are_those_of_its_rows_with_the_expected_auc_beside_them(
+    rng: np.random.Generator,
+) -> None:
+    words = np.array(["scanner A", "scanner B"])
+    y, p, frame = drawn(rng, 3000)
+    frame = frame.assign(device=words[(p > np.median(p)).astype(int)])
+    given = {"further": {"device": "device, as in the csv"}, "draws": 100}
+    promise = internal_validation("auc", y, p, p, frame["group"], frame, **given)
+    new_y, new_p, new = drawn(rng, 1500)
+    new = new.assign(device=words[(new_p > np.median(new_p)).astype(int)])
+    made = pd.DataFrame({"score": new_p, "p_calibrated": new_p})
+    found = validate(promise, made, new_y, new, experiment="x", bundle="0123456789ab", **given)
+    parts = {entry["subgroup"]: entry for entry in found.subgroups if entry["by"] == "device, as in the csv"}
+    assert set(parts) == set(words)
+    for word in words:
+        rows, trained = (new["device"] == word).to_numpy(), (frame["device"] == word).to_numpy()
+        assert parts[word]["rows"] == rows.sum()
+        assert parts[word]["auc"] == pytest.approx(roc_auc_score(new_y[rows], new_p[rows]))
+        assert parts[word]["promised_auc"] == pytest.approx(roc_auc_score(y[trained], p[trained]))
+    plain = validate(promise, made, new_y, new, experiment="x", bundle="0123456789ab", draws=100)
+    assert "device, as in the csv" not in {entry["by"] for entry in plain.subgroups}

@@ -23,7 +23,7 @@ def _stack(config: Path, *names: str) -> dict[str, list[str]]:
     for seed, name in enumerate(names):
         if read_run(experiment.models / name) is None:
             import_frames(experiment, name, *predictions(experiment, seed=seed))
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
     found = {}
     for stacker in experiment.config.stackers:
         run = read_run(experiment.models / stacker.name)
@@ -70,7 +70,7 @@ def test_a_new_stacker_leaves_the_others_complete(tmp_path: Path, capsys: pytest
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["stackers"].append(LINE | {"name": "other", "features": {"cohort": True}})
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    assert run_cli("stack", "-c", str(config)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(config)) == 0
     assert "line: complete, skipped" in capsys.readouterr().out
 
 
@@ -173,6 +173,8 @@ def test_a_bundle_of_stackers_with_views_gives_the_scores_of_the_submission(smal
         {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20}, "runs": []},
         {"name": "boost", "kind": "xgboost", "params": {"rounds": 20}, "features": {"columns": True}},
         {"name": "cat", "kind": "catboost", "params": {"rounds": 20}, "bags": 1, "runs": []},
+        LINE | {"name": "upper", "runs": ["tiny", "gbdt"]},
+        {"name": "top", "kind": "xgboost", "params": {"rounds": 20}, "runs": ["cat", "gbdt"]},
     ]
     config = small_config(small_data, tmp_path, stackers=stackers)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))

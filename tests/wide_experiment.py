@@ -42,9 +42,9 @@ def write_wide_experiment(small_data: Path, folder: Path, *, numbers: int = 300)
         {"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 30, "patience": 5}, "bags": 1},
         {"name": "line", "kind": "logistic"},
     ]
-    # With eight rows a word, native categories would fit noise and hide the column that tells the target.
+    # With eight rows a word, a native category would fit noise and hide the column that tells the target.
     features = {"relative": ["z"], "outliers": False, "derived": {"twice <it>": f"2 * `{PART}`"}}
-    features |= {"native_categories": False}
+    features |= {"category_min_rows": 20}
     config = small_config(small_data, folder, image_models=models, features=features, stackers=stackers)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["data"] |= {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")}

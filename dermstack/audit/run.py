@@ -19,6 +19,7 @@ from dermstack.errors import ConfigError
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
+from stack.parallel import run_folds
 from stack.plausibility import is_fresh
 from stack.store import Run, atomic, fingerprint, sha256
 
@@ -91,12 +92,8 @@ def _audit_rows_and_runs(
         partial(run_findings, experiment, runs),
         partial(_audit_labels, experiment, fresh),
     ]
-    found: list[Finding] = []
-    with out.bar("audit", len(parts), "parts") as progress:
-        for part in parts:
-            found += part()
-            progress(1)
-    return found
+    found = run_folds(parts, "audit", experiment.config, out, unit="parts")
+    return [finding for part in found for finding in part]
 
 
 def _audit_labels(experiment: Experiment, fresh: list[Run]) -> list[Finding]:

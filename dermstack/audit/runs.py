@@ -15,8 +15,9 @@ from stack.doubts import doubts
 from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC
 from stack.metrics.intervals import Interval, clustered_auc
-from stack.plausibility import Scores, is_fresh, run_facts
+from stack.plausibility import is_fresh, run_facts
 from stack.ranks import net_moments
+from stack.run_views import Scores
 from stack.store import Run
 from tabular.encode import MetadataEncoder
 from tabular.models import fit_logistic

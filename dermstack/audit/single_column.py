@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2, norm, rankdata
 from sklearn.tree import DecisionTreeClassifier
 
+from dermstack.errors import DataError
 from stack.metrics.intervals import Interval, interval
-from stack.metrics.scores import Floats
+from stack.metrics.scores import Floats, auc
 
 FALSE_ALARM_RATE = 0.01  # share of clean data sets with a false alarm of one kind, over all its comparisons
 BINS = 10  # quantile bins of a number, for associations of any shape
@@ -21,22 +23,55 @@ _PRIOR_ROWS = 2  # pseudo-rows with the average rate that are added to each leve
 
 
 @dataclass(frozen=True)
+class _Scores:
+    """Scores of rows with their targets and groups."""
+
+    y: NDArray[np.generic]
+    s: Floats
+    group: NDArray[np.object_]
+
+    @cached_property
+    def auc(self) -> float:
+        return auc(self.y, self.s)
+
+    @cached_property
+    def interval(self) -> Interval:
+        return interval("auc", self.y, self.s, self.group)
+
+
+@dataclass(frozen=True)
 class ColumnAssociation:
-    """Association of one column with a binary target: AUCs with intervals by group, p-value of no association."""
+    """Association of one column with a binary target: AUCs with intervals by group, p-value of no association.
+
+    Intervals are computed when they are asked for: each takes a bootstrap, and of hundreds of columns few are shown.
+    """
 
     name: str
-    rank_auc: Interval | None  # AUC of the values themselves; None for words
-    fitted_auc: Interval  # AUC of the rate of positives at this value in the other folds: any shape
+    of_ranks: _Scores | None  # the values themselves; None for words
+    fitted: _Scores  # the rate of positives at this value in the other folds
     p: float  # corrected for both tests; multiply it by the number of columns tested
+
+    @property
+    def rank_auc(self) -> Interval | None:
+        """AUC of the values themselves; None for words."""
+        return self.of_ranks.interval if self.of_ranks else None
+
+    @property
+    def fitted_auc(self) -> Interval:
+        """AUC of the rate of positives at this value in the other folds: any shape."""
+        return self.fitted.interval
 
     @property
     def strength(self) -> float:
         """The larger AUC; for the values themselves the larger of AUC and 1 − AUC."""
-        rank_auc = max(self.rank_auc.value, 1 - self.rank_auc.value) if self.rank_auc else 0.5
-        return max(rank_auc, self.fitted_auc.value)
+        return max(self._rank_strength, self.fitted.auc)
+
+    @property
+    def _rank_strength(self) -> float:
+        return max(self.of_ranks.auc, 1 - self.of_ranks.auc) if self.of_ranks else 0.5
 
     def __str__(self) -> str:
-        if self.rank_auc is None or self.fitted_auc.value > max(self.rank_auc.value, 1 - self.rank_auc.value):
+        if self.of_ranks is None or self.fitted.auc > self._rank_strength:
             return f"AUC {self.fitted_auc}, out of fold"
         return f"AUC {self.rank_auc}"
 
@@ -52,16 +87,18 @@ def column_association(
     """
     y, fold, group = np.asarray(y), np.asarray(fold), np.asarray(group, dtype=object)
     values = values.reset_index(drop=True)
-    fitted_auc = interval("auc", y, out_of_fold_rates(values, y, fold), group)
+    if (holding := len(np.unique(group[y == 1]))) < 2:
+        raise DataError(f"{name}: {holding} groups hold positives: an interval needs two, so add positive rows")
+    fitted = _Scores(y, out_of_fold_rates(values, y, fold), group)
     p_values = [association_p(y, one_hot(values), group)]
-    rank_auc = None
+    of_ranks = None
     if pd.api.types.is_numeric_dtype(values):
         known = values.notna().to_numpy()
         number = values.to_numpy(np.float64, na_value=np.nan)
         p_values.append(association_p(y[known], rankdata(number[known]), group[known]))
         if len(np.unique(group[known & (y == 1)])) > 1 and (known & (y == 0)).any():
-            rank_auc = interval("auc", y[known], number[known], group[known])
-    return ColumnAssociation(name, rank_auc, fitted_auc, min(1.0, len(p_values) * min(p_values)))
+            of_ranks = _Scores(y[known], number[known], group[known])
+    return ColumnAssociation(name, of_ranks, fitted, min(1.0, len(p_values) * min(p_values)))
 
 
 def association_p(y: ArrayLike, x: ArrayLike, group: ArrayLike) -> float:

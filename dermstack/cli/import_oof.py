@@ -139,8 +139,8 @@ def import_oof(
     if listed is not None:
         found = listed_sources(listed, options)
     elif oof is None:
-        data = experiment.config.data
-        known = [data.train, data.test, data.sample_submission]
+        data, runs, cache = experiment.config.data, experiment.config.runs, experiment.config.cache
+        known = [data.train, data.test, data.sample_submission, data.duplicates, runs, cache]
         found, notes = found_sources(sources or [], options, known=known)
         for note in notes:
             out.say(note)

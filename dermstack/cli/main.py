@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from dermstack.cli.compare import commands as compare_commands
 from dermstack.cli.data import commands as data_commands
 from dermstack.cli.import_oof import commands as import_commands
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
@@ -28,6 +29,7 @@ EXTRAS = {  # the extra that installs these modules, as the end of a pip command
         "google_crc32c", "kornia", "torchcam",
     },
     "[onnx]' to export networks": {"onnx", "onnx_ir", "onnxruntime", "onnxscript"},
+    "[tracking]' to log to experiment trackers": {"mlflow", "tensorboard", "wandb"},
     "[image,app]' for the local page": {"starlette", "uvicorn"},
 }  # fmt: skip
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses that a shell expects after Ctrl-C and SIGTERM
@@ -341,39 +343,7 @@ def runs(
         out.table(listing, str(folder))
 
 
-@app.command()
-def compare(
-    a: Annotated[str, typer.Argument(help="<experiment> (its blend), <experiment>/<run> or <experiment>/old/<run>.")],
-    b: Annotated[str, typer.Argument(help="The run or blend to compare with, in the same form.")],
-    folder: Annotated[Path, typer.Option(help="The folder with the experiments.")] = Path("runs"),
-    objective: Annotated[
-        str | None, typer.Option(help="auc, pauc80, ap or logloss; default: the experiment's objective.")
-    ] = None,
-) -> None:
-    """Compare two runs or blends by a paired difference.
-
-    Prints A minus B on the rows that both cover, with the 95 % interval by group.
-    """
-    from stack.console import Out
-    from stack.history import compare
-
-    made = compare(folder, a, b, objective=objective)
-    difference = made.difference
-    verdict = (
-        "the interval contains zero: no difference is shown"
-        if difference.low <= 0 <= difference.high
-        else (f"{a if difference.low > 0 else b} is better, by more than noise")
-    )
-    delong = "" if made.p is None else f", p {made.p:.3g} (DeLong, clustered by group)"
-    out = Out()
-    out.say(
-        f"{made.objective} of {a} minus {b}: {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-        f"{delong} on {made.rows:,} rows; {verdict}"
-    )
-    for name in dict.fromkeys(made.selected):
-        out.warn(f"{name}: selected on these rows, by a study or by hand, so its score is optimistic")
-
-
+app.add_typer(compare_commands)
 app.add_typer(start_commands)
 app.add_typer(import_commands)
 app.add_typer(data_commands)

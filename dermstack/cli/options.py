@@ -114,7 +114,8 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
     if experiment.shuffled:
         return
     from stack.doubts import doubts
-    from stack.plausibility import FACTS_TITLE, Scores, facts_table, run_facts
+    from stack.plausibility import FACTS_TITLE, facts_table, run_facts
+    from stack.run_views import Scores
 
     facts = run_facts(experiment, (Scores.of(run) for run in runs))
     out.table(facts_table(facts), FACTS_TITLE)

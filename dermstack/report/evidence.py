@@ -64,6 +64,9 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
     return facts
 
 
+_NOT_SHOWN = {"runs", "cache", "storage", "tracking"}  # of the settings on the page: where files lie and copies go
+
+
 def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
     """Returns duplicates, missing values and the audit's findings; they contain ids only with ``show_ids``."""
     path = experiment.config_path
@@ -223,9 +226,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         )
         for label, other in list(curves.items())[1:]
     ]
-    words = experiment.table.columns.categorical
-    shown = experiment.table.columns.shown
-    cut = columns_to_cut(experiment.table.train.iloc[rows], {name: shown[name] for name in words})
+    words = experiment.table.columns.shown_categorical
+    cut = columns_to_cut(experiment.table.train.iloc[rows], words)
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
@@ -255,7 +257,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         diagnostics=_level2_notes(experiment, levels[1], levels[0], out),
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
-            _without_folders(experiment.config.model_dump(mode="json", exclude={"runs", "cache", "storage"})),
+            _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
             sort_keys=False,
             allow_unicode=True,
         ),

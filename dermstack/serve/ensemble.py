@@ -37,6 +37,7 @@ from tabular.gbdt import check_gbdt
 from tabular.gbdt_trial import ModelFile, try_models
 from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
 
+FEATURES, SECOND_FEATURES = "features", "features_second_stage"  # folders of the fitted transforms of each matrix
 MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes for each
 # What reading and applying the parts of a bundle raises where they are not what dermstack writes.
 CONTENT_ERRORS = (
@@ -58,6 +59,16 @@ class Level1:
 
 
 @dataclass(frozen=True)
+class SecondStage:
+    """The stackers that see others, models of the table alone, and what their matrix is made with."""
+
+    stackers: frozenset[str]
+    sees: tuple[str, ...]  # the stackers that they see, in the order of the matrix
+    scales: Scales
+    features: tuple[FoldFeatures, ...]  # one for each fold
+
+
+@dataclass(frozen=True)
 class FittedEnsemble:
     """Level 2 and the blend, read from a bundle."""
 
@@ -69,6 +80,7 @@ class FittedEnsemble:
     calibrator: Calibrator
     threads: int
     blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
+    second: SecondStage | None = None
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
         """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
@@ -93,11 +105,22 @@ class FittedEnsemble:
         """Returns one fold's logits (n, runs) from its networks' ``logits`` (n, image runs) and ``z`` (n, r)."""
         if not self.bags:
             return logits
-        nets = np.full((1, logits.shape[1]), fold, np.int8)
-        scaled = standardised(_as_test_predictions(self.names, logits[None], nets), self.scales).test[0]
-        x = self.features[fold].transform(frame, scaled, z)
-        made = [bags[fold].logit(_of(x, bags[fold]), threads=self.threads) for bags in self.bags.values()]
-        return np.column_stack([logits, *made])
+        second = self.second.stackers if self.second else frozenset()
+        x = _matrix(self.names, logits, self.scales, self.features, fold, frame, z)
+        made = {
+            name: bags[fold].logit(_of(x, bags[fold]), threads=self.threads)
+            for name, bags in self.bags.items()
+            if name not in second
+        }
+        if self.second:
+            seen = np.column_stack([logits, *(made[name] for name in self.second.sees)])
+            names = (*self.names, *self.second.sees)
+            x = _matrix(names, seen, self.second.scales, self.second.features, fold, frame, z)
+            made |= {
+                name: self.bags[name][fold].logit(_of(x, self.bags[name][fold]), threads=self.threads)
+                for name in second
+            }
+        return np.column_stack([logits, *(made[name] for name in self.bags)])
 
     def embeddings(self, level1: Level1) -> list[dict[str, NDArray[np.floating]]]:
         """Returns, for each fold by run, the centred components (n, r) for level-2 distances; [] without stackers."""
@@ -116,32 +139,61 @@ class FittedEnsemble:
         return frozenset(self.features[0].frozen) if self.features else frozenset()
 
 
+def _matrix(
+    names: tuple[str, ...],
+    logits: NDArray[np.float32],
+    scales: Scales,
+    features: tuple[FoldFeatures, ...],
+    fold: int,
+    frame: pd.DataFrame,
+    z: Mapping[str, NDArray[np.floating]],
+) -> pd.DataFrame:
+    """Returns one fold's level-2 matrix of rows whose runs ``names`` have these ``logits`` (n, runs)."""
+    nets = np.full((1, logits.shape[1]), fold, np.int8)
+    scaled = standardised(_as_test_predictions(names, logits[None], nets), scales).test[0]
+    return features[fold].transform(frame, scaled, z)
+
+
 def read_fitted(bundle: Bundle) -> FittedEnsemble:
     """Reads the fitted level 2, blend and calibration of a bundle. Raises BundleError if a part cannot be read."""
     manifest = bundle.manifest
     names = tuple(run.name for run in bundle.image_runs)
     try:
-        features = tuple(_features(bundle, fold) for fold in range(bundle.folds)) if manifest["stackers"] else ()
+        folds = range(bundle.folds)
+        features = tuple(_features(bundle, fold, FEATURES, names) for fold in folds) if manifest["stackers"] else ()
         bags = _bags(bundle)
-        scales = {
-            run: {int(net): (float(mean), float(spread)) for net, (mean, spread) in of_nets.items()}
-            for run, of_nets in manifest["scales"].items()
-        }
+        scales = _scales(manifest["scales"])
+        second = None
+        if later := manifest.get("second_stage"):
+            sees = tuple(later["sees"])
+            second = SecondStage(
+                frozenset(later["stackers"]), sees, _scales(later["scales"]),
+                tuple(_features(bundle, fold, SECOND_FEATURES, (*names, *sees)) for fold in folds),
+            )  # fmt: skip
         settings = bundle.json("blend/blend.json")
         blender = blender_from_state(settings, bundle.arrays("blend"))
         every = [*names, *bags]
         blended = tuple(every.index(name) for name in settings.get("runs", every))  # ValueError for an unknown name
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, int(manifest["threads"]), blended)
+        threads = int(manifest["threads"])
+        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second)
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:
         raise
     except CONTENT_ERRORS as error:
         raise BundleError(
-            f"{bundle.folder}: level 2 or the blend cannot be read ({_short(error)}): bundle again"
+            f"{bundle.folder}: level 2 or the blend cannot be read ({short_text(error)}): bundle again"
         ) from error
     return fitted
+
+
+def _scales(entry: Mapping[str, Mapping[str, Any]]) -> Scales:
+    """Returns the scales of a manifest's entry, with nets as numbers."""
+    return {
+        run: {int(net): (float(mean), float(spread)) for net, (mean, spread) in of_nets.items()}
+        for run, of_nets in entry.items()
+    }
 
 
 def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
@@ -218,7 +270,9 @@ def read_bundled_fallback(bundle: Bundle) -> Fallback:
     except BundleError:
         raise
     except CONTENT_ERRORS as error:
-        raise BundleError(f"{bundle.folder}: the fallback cannot be read ({_short(error)}): bundle again") from error
+        raise BundleError(
+            f"{bundle.folder}: the fallback cannot be read ({short_text(error)}): bundle again"
+        ) from error
     return made
 
 
@@ -244,14 +298,13 @@ def _of(x: pd.DataFrame, bag: Bag) -> pd.DataFrame:
     return x[list(bag.columns)]
 
 
-def _features(bundle: Bundle, fold: int) -> FoldFeatures:
+def _features(bundle: Bundle, fold: int, folder: str, names: tuple[str, ...]) -> FoldFeatures:
     manifest = bundle.manifest
     frozen = {name for name, kind in manifest["embeddings"].items() if kind == "frozen"}
-    names = tuple(run.name for run in bundle.image_runs)
     features = FoldFeatures(
         Features(**manifest["features"]), names, frozen=frozen, seed=0, columns=bundle.table_columns
     )
-    place = f"features/fold_{fold}"
+    place = f"{folder}/fold_{fold}"
     features.restore(json.dumps(bundle.json(f"{place}/features.json")), bundle.arrays(place))
     for encoder in filter(None, (features.encoder_, features.table_)):
         _check_encoder(bundle, encoder, f"{place}/features.json")
@@ -282,55 +335,12 @@ def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], ne
     return Predictions(names, np.empty(0, np.intp), nothing, nothing.astype(np.int8), logits, nets)
 
 
-def _short(error: BaseException) -> str:
+def short_text(error: BaseException) -> str:
+    """Returns the start of an error's message on one line, or the name of its class."""
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
-WORDS = ("sex", "site")  # columns with a role whose values are categories
-_MAX_LISTED = 5  # values in a message
-
-
-def known_words(bundle: Bundle) -> dict[str, list[str]]:
-    """Returns the values of each column of words that level 2 or a network knows, sorted; [] where none uses it.
-
-    The columns are `WORDS` and the table's categorical ones. Raises BundleError if an encoder cannot be read.
-    """
-    folds = range(bundle.folds)
-    nets = [net_encoder(bundle, run, fold) for run in bundle.image_runs for fold in folds]
-    words = [net.words for net in nets if net is not None]
-    with_metadata = bool(bundle.manifest["features"]["metadata"])
-    for folder, takes_metadata in (("features", with_metadata), (FOLDER, True)):
-        for name in (f"{folder}/fold_{fold}/features.json" for fold in folds):
-            state = bundle.json(name) if name in bundle else {}
-            try:
-                parts = [state["metadata"]] if takes_metadata and state else []
-                parts += [state["table"]] if state.get("table") else []
-                words += [MetadataEncoder.from_json(json.dumps(part)).words for part in parts]
-            except CONTENT_ERRORS as error:
-                raise BundleError(f"{bundle.folder}: {name} cannot be read ({_short(error)}): bundle again") from error
-    return {
-        column: sorted({word for known in words for word in known.get(column, ())})
-        for column in (*WORDS, *bundle.table_columns.categorical)
-    }
-
-
-def unknown_words(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
-    """Returns a note for each column of words that has values in ``frame`` which do not occur in the training rows."""
-    notes = []
-    for column, known in known_words(bundle).items():
-        values = frame[column].dropna()
-        counts = values[~values.isin(known)].value_counts()
-        if not known or counts.empty:
-            continue
-        listed = ", ".join(f"{word!r} in {rows:,} rows" for word, rows in counts.iloc[:_MAX_LISTED].items())
-        more = f", … {len(counts)} values in all" if len(counts) > _MAX_LISTED else ""
-        notes.append(
-            f"{column} has values that do not occur in training: {listed}{more}. They count as no known category; if "
-            f"they are other words for {', '.join(map(repr, known[:_MAX_LISTED]))}"
-            f"{', …' if len(known) > _MAX_LISTED else ''}, use these words"
-        )
-    return notes
 
 
 def passes_per_image(bundle: Bundle) -> int:
@@ -416,7 +426,7 @@ def net_encoder(bundle: Bundle, run: ImageRun, fold: int) -> DenseMetadata | Non
     try:
         encoder = DenseMetadata.from_json(json.dumps(bundle.json(name)))
     except (TabularError, RecursionError) as error:
-        raise BundleError(f"{bundle.folder}: {name} cannot be read ({_short(error)}): bundle again") from error
+        raise BundleError(f"{bundle.folder}: {name} cannot be read ({short_text(error)}): bundle again") from error
     for part in encoder.encoders_:
         _check_encoder(bundle, part, name)
     return encoder

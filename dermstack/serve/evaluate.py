@@ -14,14 +14,15 @@ import pandas as pd
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import unknown_words
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows, warn_of_fallback
+from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
 from stack.console import Out
 from stack.keys import keys_as_in
-from stack.metrics.validation import Validation, check_classes, jsonable, validate
+from stack.metrics.subgroups import columns_to_cut
+from stack.metrics.validation import InternalValidation, Validation, check_classes, jsonable, validate
 from stack.outputs import check_output, check_output_folder, output_file
 from stack.table import read_external_frame
 
@@ -122,7 +123,7 @@ def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = 
     lacking, cost = lacking_columns(bundle, rows.frame, rows.missing)
     return validate(
         promise, made, y.to_numpy(), rows.frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        notes=_notes(bundle, rows), lacking=lacking, cost=cost,
+        notes=_notes(bundle, rows), lacking=lacking, cost=cost, further=_further(bundle, promise, rows.frame),
     )  # fmt: skip
 
 
@@ -157,6 +158,7 @@ def evaluate_to_files(
     found = validate(
         promise, made, y_there, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
         dropped=int((~there).sum()), notes=_notes(bundle, rows) + _fallback_note(made), lacking=lacking, cost=cost,
+        further=_further(bundle, promise, frame),
     )  # fmt: skip
     _write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if not there.all():
@@ -206,6 +208,15 @@ def show_validation(found: Validation, out: Out) -> None:
                 f"{entry['by']} {entry['subgroup']}: AUC {entry['auc']:.3f}, {entry['difference']:+.3f} compared with "
                 f"the other images [{entry['wide_low']:+.3f}, {entry['wide_high']:+.3f}]: beyond noise"
             )
+
+
+def _further(bundle: Bundle, promise: InternalValidation, frame: pd.DataFrame) -> dict[str, str]:
+    """Returns the columns of words without a role that have subgroups: those of the training estimate where it has any.
+
+    Bundles of before have none there; then the columns are chosen by the values of the new rows.
+    """
+    columns, promised = bundle.table_columns.shown_categorical, {entry["by"] for entry in promise.subgroups}
+    return {name: shown for name, shown in columns.items() if shown in promised} or columns_to_cut(frame, columns)
 
 
 def _notes(bundle: Bundle, rows: NewRows) -> list[str]:

@@ -25,6 +25,7 @@ from stack.experiment import Experiment
 from stack.features import metadata_of_models
 from stack.history import auc_of
 from stack.metrics.intervals import Z95, Interval, paired_difference
+from stack.metrics.subgroups import columns_to_cut
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json, jsonable
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions, write_json
@@ -40,13 +41,15 @@ def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
     """
     oof = blend.frame("oof")
     row_positions = experiment.rows_of(oof["id"])
+    rows = experiment.table.train.iloc[row_positions].reset_index(drop=True)
     return internal_validation(
         experiment.config.objective,
         experiment.target[row_positions],
         oof["score"].to_numpy(np.float64),
         oof["p_calibrated"].to_numpy(np.float64),
         experiment.split_group[row_positions],
-        experiment.table.train.iloc[row_positions].reset_index(drop=True),
+        rows,
+        further=columns_to_cut(rows, experiment.table.columns.shown_categorical),
     )
 
 

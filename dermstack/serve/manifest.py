@@ -61,6 +61,17 @@ class _Stacker(_StrictModel):
     shifts: list[FiniteFloat]
 
 
+_Scales = dict[Name, dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]]
+
+
+class _SecondStage(_StrictModel):
+    """Stackers that see others, which these others are, and the scales of all runs that they see."""
+
+    stackers: list[Name] = Field(min_length=1)
+    sees: list[Name] = Field(min_length=1)
+    scales: _Scales
+
+
 class _Table(_StrictModel):
     """Columns without a role by their name in the table, codes for missing values, and the positive targets."""
 
@@ -96,7 +107,8 @@ class Manifest(_StrictModel):
     embeddings: dict[Name, Literal["aligned", "frozen"]]
     image_runs: list[_ImageRun] = Field(min_length=1)
     stackers: list[_Stacker]
-    scales: dict[Name, dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]]
+    scales: _Scales
+    second_stage: _SecondStage | None = None
     training: _Training
     fallback: bool = False  # whether it can predict from the table alone where an image cannot be read
     files: dict[str, _File]
@@ -110,7 +122,12 @@ class Manifest(_StrictModel):
             raise ValueError(f"a stacker does not have {self.folds} shifts, one for each fold")
         if Features.model_validate(self.features).python is not None:
             raise ValueError("features.python names code, which a bundle may not")
-        if any(spread <= 0 for nets in self.scales.values() for _, spread in nets.values()):
+        later = self.second_stage
+        stackers = {stacker.name for stacker in self.stackers}
+        if later and not (set(later.stackers) < stackers and set(later.sees) <= stackers - set(later.stackers)):
+            raise ValueError("`second_stage` names stackers that are not there, or that see each other")
+        every = [self.scales, *([later.scales] if later else [])]
+        if any(spread <= 0 for scales in every for nets in scales.values() for _, spread in nets.values()):
             raise ValueError("`scales` has a spread that is not positive")
         if lacking := {"id", "target"} - set(self.columns):
             raise ValueError(f"`columns` lacks {', '.join(sorted(lacking))}")

@@ -19,11 +19,9 @@ from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import (
-    WORDS,
     Level1,
     encoded_metadata,
     fold_folder,
-    known_words,
     net_cache,
     read_bundled_fallback,
     read_fitted,
@@ -31,6 +29,7 @@ from dermstack.serve.ensemble import (
 from dermstack.serve.expectations import cost_notes, read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes
+from dermstack.serve.words import WORDS, known_words
 from image_models.cache import ImageCache, build_cache
 from image_models.device import pick_device
 from image_models.explain import pixel_risk_maps

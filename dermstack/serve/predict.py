@@ -20,14 +20,13 @@ from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import (
     FittedEnsemble,
     Level1,
-    known_words,
     passes_per_image,
     read_bundled_fallback,
     read_fitted,
     read_level1,
-    unknown_words,
 )
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
+from dermstack.serve.words import known_words, unknown_words
 from image_models.cache import ImageCache, build_cache
 from image_models.io.folders import printable
 from image_models.io.readers import (

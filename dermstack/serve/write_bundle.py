@@ -18,7 +18,7 @@ import yaml
 
 from dermstack.errors import BundleError, ImageError
 from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
-from dermstack.serve.ensemble import encoded_metadata, fold_folder
+from dermstack.serve.ensemble import FEATURES, SECOND_FEATURES, encoded_metadata, fold_folder
 from dermstack.serve.expectations import (
     COSTS_FILE,
     fit_novelty,
@@ -31,12 +31,14 @@ from dermstack.serve.questions import write_ranges
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from image_models.settings import is_own_backbone
+from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import FOLDER, fallback_inputs, write_state
 from stack.images import with_images
 from stack.level1 import level1_runs
-from stack.level2 import stacker_inputs
+from stack.level2_config import Stacker, is_second_stage, source_names
+from stack.level2_inputs import stacker_inputs, with_source_stackers
 from stack.store import LOCK_FILE, Run, error_with_path, locked, read_run, write_json
 from stack.submission import blend_inputs
 
@@ -82,7 +84,7 @@ def add_onnx(experiment: Experiment, bundle: Bundle, out: Out) -> dict[str, Any]
     return {"opset": OPSET, "torch": version("torch"), "pictures": len(rows), "differences": nets}
 
 
-_PRIVATE_KEYS = {"runs", "cache", "storage", "tuned"}  # paths and databases of the machine that trained
+_PRIVATE_KEYS = {"runs", "cache", "storage", "tuned", "tracking"}  # paths and databases of the machine that trained
 
 
 def write_bundle(
@@ -98,17 +100,19 @@ def write_bundle(
         raise BundleError(f"{target} exists already: choose another name, or overwrite it with `--replace`")
     _check_replaceable(target)
     target = Path(os.path.realpath(target)) if target.is_symlink() else target
-    image_runs, stackers, blend = _finished_runs(experiment)
+    config, (image_runs, stackers, blend) = experiment.config, _finished_runs(experiment)
     with _staging_folder(target) as staging:
         folder = staging / "bundle"
         folder.mkdir()
+        second = {one.name for one in config.stackers if is_second_stage(one, config.stackers)}
         with out.bar("bundle", len(image_runs) + len(stackers) + 1, "runs") as progress:
             for run in image_runs:
                 _copy_image_run(run, experiment.folds.k, folder / "image_models" / run.name)
                 progress(1)
             shifts = {}
             for run in stackers:
-                shifts[run.name] = _copy_stacker(run, experiment.folds.k, folder)
+                shared = FEATURES if run.name not in second else SECOND_FEATURES
+                shifts[run.name] = _copy_stacker(run, experiment.folds.k, folder, shared)
                 progress(1)
             _copy_blend(blend, folder / "blend", [run.name for run in (*image_runs, *stackers)])
             progress(1)
@@ -196,7 +200,7 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
             "not contain, because opening a bundle must run no code: set `enabled: false` for this model, stack again "
             "and bundle then"
         )
-    stackers = []
+    stackers, sources = [], with_source_stackers(experiment, level1)
     for stacker in experiment.config.stackers:
         if stacker.enabled:
             if stacker.kind == "sklearn":
@@ -212,7 +216,7 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
                     f"`{experiment.command('stack')}`"
                 )
             run = read_run(experiment.models / stacker.name)
-            if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, level1):
+            if run is None or run.meta["inputs"] != stacker_inputs(experiment, stacker, sources):
                 raise BundleError(f"{stacker.name} is {'stale' if run else 'missing'}: {again}")
             stackers.append(run)
     blend = read_run(experiment.folder / "blend")
@@ -244,8 +248,11 @@ def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
                 shutil.copyfile(net.verified_path(WEIGHTS), target)
 
 
-def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:
-    """Copies the models of every fold and the features and alignment that stackers share; returns the logit shifts."""
+def _copy_stacker(run: Run, folds: int, bundle: Path, features: str) -> list[float]:
+    """Copies the models of every fold, and what stackers share: alignment and, into the folder ``features``, features.
+
+    Returns the logit shifts.
+    """
     shifts = []
     for name in run.meta["files"]:
         if name.endswith(".npy"):
@@ -256,7 +263,7 @@ def _copy_stacker(run: Run, folds: int, bundle: Path) -> list[float]:
             raise BundleError(f"{run.folder}/fold_{fold} is missing: remove {run.folder} and run `dermstack stack`")
         for name in fold_run.meta["files"]:
             if name == "features.json" or name.endswith(".npy"):
-                _copy_shared(fold_run.verified_path(name), bundle / "features" / f"fold_{fold}", run.name)
+                _copy_shared(fold_run.verified_path(name), bundle / features / f"fold_{fold}", run.name)
             else:
                 _copy(fold_run.verified_path(name), bundle / "stackers" / run.name / f"fold_{fold}")
         shifts.append(float(fold_run.meta["shift"]))
@@ -293,7 +300,9 @@ def _manifest(
     experiment: Experiment, image_runs: list[Run], stackers: list[Run], blend: Run, shifts: dict[str, list[float]]
 ) -> dict[str, Any]:
     config = experiment.config
-    scales = stackers[0].meta["scales"] if stackers else {}
+    second = [run for run in stackers if is_second_stage(_settings(config, run.name), config.stackers)]
+    first = [run for run in stackers if run not in second]
+    scales = first[0].meta["scales"] if first else {}
     return {
         "dermstack": version("dermstack"),
         "experiment": experiment.name,
@@ -322,12 +331,23 @@ def _manifest(
         ],
         "stackers": [{"name": run.name, "kind": run.meta["kind"], "shifts": shifts[run.name]} for run in stackers],
         "scales": scales,
+        **({"second_stage": _second_stage_entry(config, second)} if second else {}),
         "training": {
             "rows": len(experiment.target),
             "positives": int(experiment.target.sum()),
             "split_groups": len(np.unique(experiment.split_group)),
         },
     }
+
+
+def _second_stage_entry(config: Config, stackers: list[Run]) -> dict[str, Any]:
+    """Returns which stackers see models of the table alone, which models these are, and the scales of their matrix."""
+    tables = source_names(config.stackers)
+    return {"stackers": [run.name for run in stackers], "sees": tables, "scales": stackers[0].meta["scales"]}
+
+
+def _settings(config: Config, name: str) -> Stacker:
+    return next(one for one in config.stackers if one.name == name)
 
 
 def _table_entry(experiment: Experiment) -> dict[str, Any]:

@@ -247,10 +247,14 @@ def internal_validation(
     split_group: ArrayLike,
     rows: pd.DataFrame,
     *,
+    further: Mapping[str, str] | None = None,
     draws: int = 1000,
 ) -> InternalValidation:
-    """Returns the metrics of training rows (n,) with held-out scores; ``rows`` has their age, sex and site."""
-    table = subgroups(y, score, split_group, find_subgroups(rows), draws=draws)
+    """Returns the metrics of training rows (n,) with held-out scores; ``rows`` has their age, sex and site.
+
+    There are also subgroups by the ``further`` columns of words, as in `find_subgroups`.
+    """
+    table = subgroups(y, score, split_group, find_subgroups(rows, further), draws=draws)
     measures = measure(y, score, p, split_group, draws=draws)
     return InternalValidation(objective, measures, operating_points(y, p, split_group), _records(table))
 
@@ -281,19 +285,21 @@ def validate(
     notes: Sequence[str] = (),
     lacking: Sequence[str] = (),
     cost: Interval | None = None,
+    further: Mapping[str, str] | None = None,
     draws: int = 1000,
 ) -> Validation:
     """Compares predictions ``made`` (n rows: score, p_calibrated, optionally far) to their targets `y` (n,).
 
     ``rows`` has group, age, sex and site in the same order. ``lacking`` names columns that the expectation was made
     with and that no row has here: then only the objective is compared, after ``cost``, its measured change on training
-    rows without these columns, is added to the expectation. Raises DataError as `check_classes` does.
+    rows without these columns, is added to the expectation. There are also subgroups by the ``further`` columns of
+    words, as in `find_subgroups`. Raises DataError as `check_classes` does.
     """
     y = np.asarray(y)
     score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
     group = rows["group"].to_numpy(object)
     found = measure(y, score, p, group, draws=draws)
-    parts = _records(subgroups(y, score, group, find_subgroups(rows), draws=draws))
+    parts = _records(subgroups(y, score, group, find_subgroups(rows, further), draws=draws))
     comparisons = _comparisons(promise.measures, found)
     points = [_outcome(point, y, p, group) for point in promise.points]
     if lacking:

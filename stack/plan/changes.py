@@ -12,8 +12,8 @@ from stack.config import Config
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.level1_folds import run_meta
-from stack.level2 import made_with
 from stack.level2_config import LATER_STACKER, Features, Stacker
+from stack.level2_inputs import made_with
 from stack.store import Run, read_frame
 from stack.submission import blend_made_with
 

@@ -115,8 +115,8 @@ def feature_counts(
 ) -> dict[str, int]:
     """Returns the number of features of each stacker, from the features of some rows.
 
-    ``kinds`` is the kind of each level-1 run (image, frozen, imported), ``widths`` that of its embedding. Words that
-    none of the rows has may add a column, so the numbers are about right.
+    ``kinds`` is the kind of each run that stackers see (image, frozen, imported, or a stacker's), ``widths`` that of
+    its embedding. Words that none of the rows has may add a column, so the numbers are about right.
     """
     experiment = with_all_features(experiment)
     settings = experiment.config.features

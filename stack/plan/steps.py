@@ -16,8 +16,8 @@ from stack.images import existing_cache, sources_of, with_acquisition
 from stack.level1 import advice_without_models, all_level1_inputs, check_image_models, level1_inputs
 from stack.level1_folds import net_metas
 from stack.level1_nets import stored_nets
-from stack.level2 import stacker_inputs
-from stack.level2_config import Stacker
+from stack.level2_config import Stacker, is_second_stage, source_names
+from stack.level2_inputs import stacker_inputs
 from stack.plan.changes import Change, blend_changes, image_changes, row_changes, stacker_changes
 from stack.plan.costs import (
     Cost,
@@ -34,7 +34,7 @@ from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs
 from stack.tuned import enabled_models
-from stack.views import blended_runs, blends_run, is_table_alone, seen_runs, sees_run
+from stack.views import blended_runs, blends_run, check_seen, is_table_alone, sees_run
 
 State = Literal["skip", "make", "resume", "stale", "remake"]
 WHAT = {
@@ -259,23 +259,30 @@ def _imported_step(experiment: Experiment, run: Run) -> Step:
 def _stacker_steps(
     experiment: Experiment, stackers: Sequence[Stacker], level1: Mapping[str, Step], widths: Mapping[str, int]
 ) -> list[Step]:
-    """Plans level 2: a stacker is made again where its settings, its rows or a run that it sees change."""
-    fakes = [Run(experiment.models / name, {"files": {}}) for name in level1]
-    found = [read_run(experiment.models / name) for name in level1]
+    """Plans level 2: a stacker is made again where its settings, its rows or a run that it sees change.
+
+    The steps are in the order in which `stack` makes them: stackers that see another one come last.
+    """
+    config, tables = experiment.config, source_names(stackers)
+    kinds = {name: step.kind for name, step in level1.items()} | {
+        stacker.name: stacker.kind for stacker in stackers if stacker.name in tables
+    }
+    found = [read_run(experiment.models / name) for name in kinds]
     sources = [run for run in found if run is not None]
-    counts = feature_counts(experiment, {name: step.kind for name, step in level1.items()}, widths, stackers)
+    counts = feature_counts(experiment, kinds, widths, stackers)
+    seeable = dict(level1)
     comparable = experiment
     if experiment.config.all_features.shortcuts:
         comparable = with_acquisition(experiment) or experiment
     steps = []
-    for stacker in stackers:
-        seen_runs(stacker, fakes)  # raises for a pattern that fits no run
-        awaited = [name for name, step in level1.items() if step.state != "skip" and sees_run(stacker, name)]
+    for stacker in sorted(stackers, key=lambda stacker: is_second_stage(stacker, stackers)):  # stable
+        check_seen(config, stacker, list(kinds))
+        awaited = [name for name, step in seeable.items() if step.state != "skip" and sees_run(config, stacker, name)]
         run = read_run(experiment.models / stacker.name)
         changes: list[Change] = []
         if run is not None:
             try:
-                known = [source for source in sources if sees_run(stacker, source.name)]
+                known = [source for source in sources if sees_run(config, stacker, source.name)]
                 inputs = stacker_inputs(comparable, stacker, known)
             except (KeyError, ConfigError):  # sizes of the images are not known yet
                 inputs = {}
@@ -284,6 +291,7 @@ def _stacker_steps(
                     "stack", stacker.kind, stacker.name, "skip", rows=len(experiment.table.train),
                     features=len(run.meta["features"]),
                 ))  # fmt: skip
+                seeable[stacker.name] = steps[-1]
                 continue
             if inputs:
                 changes = stacker_changes(run, stacker, inputs, comparable)
@@ -304,6 +312,7 @@ def _stacker_steps(
             "stack", stacker.kind, stacker.name, "make" if run is None else "remake", why, tuple(changes),
             rows=len(experiment.table.train), features=counts[stacker.name], cost=Cost(seconds, None, memory),
         ))  # fmt: skip
+        seeable[stacker.name] = steps[-1]
     return steps
 
 

@@ -37,7 +37,8 @@ from stack.images import require_acquisition
 from stack.level1 import images_checksum, level1_runs
 from stack.level1_folds import labels_of
 from stack.level2 import fit_stacker
-from stack.level2_config import Stacker
+from stack.level2_config import Stacker, is_second_stage
+from stack.level2_inputs import with_source_stackers
 from stack.metrics.scores import Floats, score
 from stack.net_metadata import column_dropout, metadata_encoder
 from stack.parallel import run_with_threads
@@ -109,7 +110,7 @@ def tune_gbdt(
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
     # Raises for unusable runs before a study is opened.
-    inputs = gbdt_study_inputs(experiment, stacker, level1_runs(experiment))
+    inputs = gbdt_study_inputs(experiment, stacker, _sources(experiment, stacker))
     tell_stale(experiment, f"gbdt-{stacker.name}", inputs, out)
     k = experiment.folds.k
     started = time.monotonic()
@@ -237,7 +238,7 @@ def _blend_study_name(without: frozenset[int]) -> str:
 def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None) -> Objective:
     """Returns the objective of a GBDT study: the mean metric over the inner folds, which the pruner may end early."""
     config = experiment.config
-    splits = run_with_threads(config.threads, _inner_splits, experiment, outer)
+    splits = run_with_threads(config.threads, _inner_splits, experiment, stacker, outer)
 
     def objective(trial: optuna.Trial) -> float:
         params, scores = _suggest_gbdt(trial, stacker.kind), []
@@ -254,9 +255,15 @@ def _gbdt_objective(experiment: Experiment, stacker: Stacker, outer: int | None)
     return objective
 
 
-def _inner_splits(experiment: Experiment, outer: int | None) -> list[FoldMatrix]:
+def _sources(experiment: Experiment, stacker: Stacker) -> list[Run]:
+    """Returns the runs of the stacker's matrix: level-1 runs, and models of the table where it sees any."""
+    runs = level1_runs(experiment)
+    return with_source_stackers(experiment, runs) if is_second_stage(stacker, experiment.config.stackers) else runs
+
+
+def _inner_splits(experiment: Experiment, stacker: Stacker, outer: int | None) -> list[FoldMatrix]:
     """Returns one matrix for each inner fold, without the rows of fold ``outer``."""
-    sources = level1_runs(experiment)
+    sources = _sources(experiment, stacker)
     predictions = standardised(predictions_of(experiment, sources))
     embeddings = read_embeddings(experiment, sources)
     inner = [fold for fold in range(experiment.folds.k) if fold != outer]

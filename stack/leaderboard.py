@@ -1,0 +1,360 @@
+"""Ranks any number of finished runs on the rows that all of them cover, with the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from dermstack.errors import ConfigError, DataError, StoreError
+from stack.history import find_run, run_scores
+from stack.metrics.intervals import Interval, bootstrap_scores, percentile_interval
+from stack.metrics.scores import OBJECTIVE_LABELS, Floats, score
+from stack.run_settings import differing_settings, settings_of
+from stack.store import Run, read_run
+
+NESTED, OUT_OF_FOLD = "nested", "out-of-fold"
+BEST, WORSE, NOT_WORSE = "best on these rows", "worse than the best", "not shown to be worse"
+_HIGHEST = {"logloss": 0.0}  # the value of a perfect score; 1 for all others
+_TOGETHER = 10  # runs between two steps of the progress; the groups are drawn once for them
+_PATTERN = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished run or blend, as `read_entries` found it."""
+
+    name: str  # as `dermstack compare` takes it
+    run: Run
+    scores: pd.DataFrame = field(repr=False)  # id, score, target, split_group of the rows that it covers
+    settings: dict[str, str] | None = field(repr=False)  # by config key; None where no record of them was kept
+
+    @property
+    def estimate(self) -> str:
+        """What its score is: nested for a blend, out-of-fold for a single run."""
+        return NESTED if self.run.meta["kind"] == "blend" else OUT_OF_FOLD
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Runs on the same rows, the best first."""
+
+    objective: str
+    rows: int  # that all runs cover
+    groups: int
+    positives: int
+    # One row a run: run, estimate, the objective with low and high, difference to the best with its paired interval,
+    # simultaneous_low and simultaneous_high of that difference, verdict, rows that it covers, its score on all of
+    # these (all_rows), and a note.
+    table: pd.DataFrame
+    settings: pd.DataFrame  # one row a config key in which runs differ; one column a run, in the order of the table
+    # How much too high the best one's score is at most, on average, because it was chosen on these rows.
+    optimism: float
+    best: Interval  # the best one's score with the interval that holds for all runs at once, whichever was chosen
+    remarks: tuple[str, ...]  # what a reader has to know besides
+
+    @property
+    def names(self) -> list[str]:
+        """The runs, the best first."""
+        return list(self.table["run"])
+
+
+def find_names(runs: Path, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the names of the runs that ``patterns`` name, each once, and remarks on what was left out.
+
+    A pattern is a name as `find_run` takes it, or has wildcards (``mine/old/*``; a `*` matches no slash). Without
+    patterns all experiments with a complete blend are returned. Raises StoreError where nothing is found.
+    """
+    if patterns:
+        found = [name for pattern in patterns for name in _matching(runs, pattern)]
+        return list(dict.fromkeys(found)), []
+    names, remarks = [], []
+    for folder in sorted(path.parent for path in runs.glob("*/table.parquet")):
+        if (shuffled := folder.name.rpartition("-shuffled-")[0]) and (runs / shuffled).is_dir():
+            remarks.append(f"{folder.name} is left out: its targets are shuffled")
+        elif _is_complete(folder / "blend"):
+            names.append(folder.name)
+        else:
+            remarks.append(f"{folder.name} is left out: it has no complete blend; `dermstack stack` makes one")
+    if not names:
+        raise StoreError(
+            f"{runs} holds no experiment with a complete blend: `dermstack stack` with a config makes one; --folder "
+            "names another folder"
+        )
+    return names, remarks
+
+
+def read_entries(runs: Path, names: Sequence[str]) -> list[Entry]:
+    """Reads these runs with their scores and settings. Raises StoreError for one that is missing or damaged."""
+    entries = []
+    for name in names:
+        run = find_run(runs, name)
+        entries.append(Entry(name, run, run_scores(runs, name, run), settings_of(runs, name, run)))
+    return entries
+
+
+def same_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Divides runs into those of the same data: an id or more in common, and the same targets of all common ids."""
+    found: list[list[Entry]] = []
+    for entry in entries:
+        for board in found:
+            both = board[0].scores.merge(entry.scores, on="id", suffixes=("", "_b"))
+            if len(both) and (both["target"] == both["target_b"]).all():
+                board.append(entry)
+                break
+        else:
+            found.append([entry])
+    return found
+
+
+def leaderboard(
+    entries: Sequence[Entry],
+    *,
+    objective: str | None = None,
+    draws: int = 1000,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Leaderboard:
+    """Scores the runs on the rows that all cover, joined by id, and ranks them.
+
+    All intervals come from the same bootstrap draws of whole split_groups (`bootstrap_scores`). ``difference`` is each
+    run minus the best one, with the paired interval that a comparison of the two alone would have. As the best one is
+    chosen by these scores, the verdict goes by ``simultaneous_low`` and ``simultaneous_high``, which hold for all
+    pairs of runs at once (max-T, Westfall & Young 1993). ``progress`` is called with the number of runs just scored.
+    Raises DataError where no row is covered by all or targets differ, ConfigError for an unknown objective.
+    """
+    objective, remarks = _objective(entries, objective)
+    frame = _common_rows(entries)
+    names = [entry.name for entry in entries]
+    y = frame["target"].to_numpy()
+    groups, regrouped = _joined_groups(frame[[f"split_group {name}" for name in names]])
+    values, drawn = np.empty(len(names)), np.empty((draws, len(names)))
+    for start in range(0, len(names), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        s = frame[[f"score {name}" for name in names[part]]].to_numpy(np.float64)
+        values[part] = [score(objective, y, column) for column in s.T]
+        drawn[:, part] = bootstrap_scores(objective, y, s, groups, draws=draws)  # the same draws in every part
+        progress(s.shape[1])
+    order = np.argsort(-values, kind="stable")
+    entries = [entries[number] for number in order]
+    values, drawn = values[order], drawn[:, order]
+    held = drawn[np.isfinite(drawn).all(axis=1)]
+    table = pd.DataFrame({
+        "run": [entry.name for entry in entries],
+        "estimate": [entry.estimate for entry in entries],
+        objective: values,
+        **_bounds([percentile_interval(value, drawn[:, n]) for n, value in enumerate(values)], "low", "high"),
+        "difference": values - values[0],
+        **_bounds(
+            [percentile_interval(value - values[0], drawn[:, n] - drawn[:, 0]) for n, value in enumerate(values)],
+            "difference_low", "difference_high",
+        ),
+    })  # fmt: skip
+    reach = _critical_of_pairs(held) * (held - held[:, :1]).std(axis=0)
+    table["simultaneous_low"], table["simultaneous_high"] = table["difference"] - reach, table["difference"] + reach
+    table["verdict"] = np.where(table["simultaneous_high"] < 0, WORSE, NOT_WORSE)
+    table.loc[0, "verdict"] = BEST
+    table["rows"] = [len(entry.scores) for entry in entries]
+    table["all_rows"] = [score(objective, entry.scores["target"], entry.scores["score"]) for entry in entries]
+    table["note"] = ["selected on these rows" if entry.run.meta.get("selected") else "" for entry in entries]
+    if regrouped:
+        remarks.append(
+            f"the split groups of {', '.join(regrouped)} differ from those of {names[0]}: rows that any run joins are "
+            "one group"
+        )
+    remarks += _row_remarks(table, len(frame))
+    if unknown := [entry.name for entry in entries if entry.settings is None]:
+        remarks.append(f"no record of the settings of {', '.join(unknown)} was kept: their settings are not compared")
+    settings = differing_settings({entry.name: entry.settings for entry in entries if entry.settings is not None})
+    return Leaderboard(
+        objective, len(frame), len(np.unique(groups)), int(y.sum()), table, settings,
+        optimism=_mean_of_largest(held[:, (table["verdict"] != WORSE).to_numpy()]),
+        best=_interval_for_all(values, held, highest=_HIGHEST.get(objective, 1.0)), remarks=tuple(remarks),
+    )  # fmt: skip
+
+
+def choice_note(board: Leaderboard) -> str:
+    """States that the best of many was chosen on these rows, how optimistic its score can be, and its wide interval."""
+    best, label = board.best, OBJECTIVE_LABELS[board.objective]
+    return (
+        f"the best of {len(board.table)} was chosen on these {board.rows:,} rows, so its {label} is optimistic: on "
+        f"average by up to about {board.optimism:.4f}, which is reached where all that may be best are equally good. "
+        f"Its interval that allows for the choice is {best.low:.4f} to {best.high:.4f}; the verdicts allow for it too"
+    )
+
+
+def csv_table(boards: Sequence[Leaderboard]) -> pd.DataFrame:
+    """Returns all boards as one table: a row a run, and after the numbers a column for each key that differs.
+
+    With several boards the first column is the number of the board.
+    """
+    frames = []
+    for number, board in enumerate(boards, 1):
+        frame = board.table.copy()
+        frame.insert(0, "place", np.arange(1, len(frame) + 1))
+        frame.insert(list(frame).index("rows"), "common_rows", board.rows)
+        if len(boards) > 1:
+            frame.insert(0, "board", number)
+        settings = board.settings.T.reindex(frame["run"]).reset_index(drop=True)
+        frames.append(pd.concat([frame, settings.add_prefix("config.")], axis=1))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _matching(runs: Path, pattern: str) -> list[str]:
+    if not _PATTERN & set(pattern):
+        return [pattern]
+    wanted = pattern.split("/")
+    found = []
+    for name in _complete_names(runs):
+        parts = name.split("/")
+        if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)):
+            found.append(name)
+    if not found:
+        raise StoreError(f"{pattern}: no complete run has such a name: `dermstack runs` lists the runs in {runs}")
+    return found
+
+
+def _complete_names(runs: Path) -> Iterator[str]:
+    for folder in sorted(path.parent for path in runs.glob("*/table.parquet")):
+        if (folder / "blend" / "run.json").is_file():
+            yield folder.name
+        for part, place in (("", "models"), ("old/", "old")):
+            yield from (
+                f"{folder.name}/{part}{path.parent.name}" for path in sorted(folder.glob(f"{place}/*/run.json"))
+            )
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return read_run(folder) is not None
+    except StoreError:
+        return False
+
+
+def _objective(entries: Sequence[Entry], given: str | None) -> tuple[str, list[str]]:
+    """Returns the given objective, else the one that most blends name, with a remark where they differ; else AUC."""
+    if given is not None:
+        if given not in OBJECTIVE_LABELS:
+            raise ConfigError(f"unknown objective {given!r}: choose {', '.join(OBJECTIVE_LABELS)}")
+        return given, []
+    counts = Counter(str(named) for entry in entries if (named := entry.run.meta.get("objective")))
+    if not counts:
+        return "auc", []
+    objective = counts.most_common(1)[0][0]
+    others = sorted(set(counts) - {objective})
+    remark = f"objectives differ ({', '.join(others)} too): all are scored by {objective}; --objective chooses another"
+    return objective, [remark] if others else []
+
+
+def _common_rows(entries: Sequence[Entry]) -> pd.DataFrame:
+    """Joins the runs by id: target and, for each run, its score and split_group, of the rows that all cover."""
+    first = entries[0].scores.set_index("id")
+    columns = [first["target"]]
+    for entry in entries:
+        rows = entry.scores.set_index("id")
+        if rows.index.has_duplicates:
+            doubled = rows.index[rows.index.duplicated()][0]
+            raise StoreError(f"{entry.name} has more than one row of id {doubled}: make the run again")
+        columns += [
+            rows["score"].rename(f"score {entry.name}"),
+            rows["split_group"].rename(f"split_group {entry.name}"),
+        ]
+        both = rows["target"].to_frame("here").join(first["target"], how="inner")
+        if both.empty:
+            raise DataError(
+                f"{entries[0].name} and {entry.name} have no id in common: compare runs of the same data set"
+            )
+        differ = both["here"] != both["target"]
+        if differ.any():
+            raise DataError(
+                f"{entries[0].name} and {entry.name} disagree on the target of {differ.sum()} rows, first id "
+                f"{both.index[differ][0]}: compare runs of the same data set, neither of them with shuffled targets"
+            )
+    frame = pd.concat(columns, axis=1, join="inner")
+    if frame.empty:
+        raise DataError(
+            f"no id is covered by all of {', '.join(entry.name for entry in entries)}: leave out those that cover few "
+            "rows"
+        )
+    return frame
+
+
+def _joined_groups(columns: pd.DataFrame) -> tuple[NDArray[Any], list[str]]:
+    """Returns the groups in which rows are joined that any column joins, and the runs whose groups differ.
+
+    Where no groups differ, these are the groups of the first run as they are.
+    """
+    first, codes, regrouped = columns.iloc[:, 0], list[NDArray[np.intp]](), list[str]()
+    for name, column in columns.items():
+        of = pd.factorize(column)[0]
+        if not codes or not any(np.array_equal(of, known) for known in codes):
+            if codes:
+                regrouped.append(str(name).removeprefix("split_group "))
+            codes.append(of)
+    if not regrouped:
+        return first.to_numpy(object), []
+    starts = np.cumsum([0, *(of.max() + 1 for of in codes)])
+    at = np.concatenate([of + start for of, start in zip(codes, starts, strict=False)])
+    rows = np.tile(np.arange(len(columns)), len(codes))
+    size = len(columns) + int(starts[-1])
+    graph = sparse.coo_array((np.ones(len(at), bool), (rows, len(columns) + at)), shape=(size, size))
+    return connected_components(graph, directed=False)[1][: len(columns)], regrouped
+
+
+def _row_remarks(table: pd.DataFrame, common: int) -> list[str]:
+    most = int(table["rows"].max())
+    if common >= 0.95 * most:
+        return []
+    few = table.iloc[int(table["rows"].to_numpy().argmin())]
+    return [
+        f"only {common:,} of up to {most:,} rows are covered by all; {few['run']} covers {int(few['rows']):,}: without "
+        "it the others may be compared on more rows"
+    ]
+
+
+def _bounds(intervals: Sequence[Interval], low: str, high: str) -> Mapping[str, list[float]]:
+    return {low: [one.low for one in intervals], high: [one.high for one in intervals]}
+
+
+def _critical_of_pairs(drawn: Floats) -> float:
+    """Returns the standard errors that no difference of two columns of ``drawn`` exceeds by chance, in 95 % of draws.
+
+    The largest standardised deviation of all pairs in each draw, and of these the 95th percentile.
+    """
+    deviations = drawn - drawn.mean(axis=0)
+    largest = np.zeros(len(drawn))
+    for number in range(1, drawn.shape[1]):
+        pairs = np.abs(deviations[:, :number] - deviations[:, number : number + 1])
+        spread = np.sqrt((pairs**2).mean(axis=0))
+        varies = spread > 1e-12  # two runs with the same order of rows never differ
+        if varies.any():
+            largest = np.maximum(largest, (pairs[:, varies] / spread[varies]).max(axis=1))
+    return float(np.quantile(largest, 0.95))
+
+
+def _interval_for_all(values: Floats, drawn: Floats, *, highest: float) -> Interval:
+    """Returns the first (best) value with an interval that covers, with those of all others, in 95 % of samples."""
+    deviations, spread = np.abs(drawn - drawn.mean(axis=0)), drawn.std(axis=0)
+    varies = spread > 1e-12
+    reach = 0.0
+    if varies[0]:
+        critical = float(np.quantile((deviations[:, varies] / spread[varies]).max(axis=1), 0.95))
+        reach = critical * float(spread[0])
+    value = float(values[0])
+    return Interval(value, value - reach, min(value + reach, highest), float(spread[0]))
+
+
+def _mean_of_largest(drawn: Floats) -> float:
+    """Returns the mean of the largest error of the columns: no choice among them is more optimistic on average.
+
+    Of the runs that may be the best: those that are shown to be worse are not what would have been chosen instead.
+    """
+    return float((drawn - drawn.mean(axis=0)).max(axis=1).mean())
