@@ -235,7 +235,7 @@ def _result_as_it_is(experiment: Experiment, done: Finished) -> StackResult:
     """Returns what a complete `stack` made, as `_stack` would if it made it again."""
     blend = Run(done.folder / "blend", dict(done.blend))
     kept = {run.name: run for run in read_runs(experiment.models)}
-    runs = {name: kept[name] for name in blend.meta["runs"]}
+    runs = {name: kept[name] for name in blend.meta.get("all_runs", blend.meta["runs"])}
     findings = [] if experiment.shuffled else read_findings(experiment) or []
     append_ledger(experiment, blend)
     return StackResult(experiment, runs, blend, findings, done.report)

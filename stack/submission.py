@@ -169,14 +169,14 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     """
     folder = experiment.folder / "blend"
     check_blended_runs(experiment.config, runs)
-    runs = blended_runs(experiment.config, runs)
+    every, runs = [run.name for run in runs], blended_runs(experiment.config, runs)
     inputs = blend_inputs(experiment, runs)
     run = read_run(folder)
     check_tuned_blend(experiment, runs, complete=run is not None and run.meta["inputs"] == inputs)
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")
-        run = run_with_threads(experiment.config.threads, _blend, experiment, runs, inputs, out)
+        run = run_with_threads(experiment.config.threads, _blend, experiment, runs, every, inputs, out)
     else:
         read_verified_run(folder)
         out.say("blend: complete, skipped")
@@ -185,7 +185,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     return run
 
 
-def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out: Out) -> Run:
+def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: dict[str, str], out: Out) -> Run:
     config, fits_folder = experiment.config, experiment.folder / FITS_FOLDER
     predictions = predictions_of(experiment, runs)
     rows = predictions.rows
@@ -256,6 +256,7 @@ def _blend(experiment: Experiment, runs: list[Run], inputs: dict[str, str], out:
         "calibrator": calibrator_state(calibration.final),
         "calibration": calibration_record(calibration, y, split_group),
         "runs": list(predictions.names),
+        **({} if every == list(predictions.names) else {"all_runs": every}),
         **about_copies,
         "preselected": [name for name in predictions.names if name not in left_out],
         "left_out": len(experiment.target) - len(rows),

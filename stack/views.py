@@ -65,6 +65,12 @@ def check_blended_runs(config: Config, runs: Sequence[Run]) -> None:
             )
 
 
+def all_runs(blend: Run) -> list[str]:
+    """Returns the names of all runs of the experiment when it was blended, also of those that are not blended."""
+    names: list[str] = blend.meta.get("all_runs", blend.meta["runs"])
+    return names
+
+
 def is_table_alone(config: Config) -> bool:
     """Whether there are stackers and none of them sees a level-1 run."""
     stackers = [stacker for stacker in config.stackers if stacker.enabled]

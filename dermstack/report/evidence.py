@@ -41,6 +41,7 @@ from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
 from stack.up_to_date import library_versions
+from stack.views import all_runs
 
 
 def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
@@ -198,9 +199,9 @@ def _case_sections(
 
 
 def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
-    """Returns the runs of the blend, in its order."""
+    """Returns the runs of the blend's experiment, in its order; those that the blend leaves out feed its stackers."""
     by_name = {run.name: run for run in read_runs(experiment.models)}
-    return [by_name[name] for name in blend.meta["runs"]]
+    return [by_name[name] for name in all_runs(blend)]
 
 
 def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *, show_ids: bool = False) -> ReportData:
@@ -210,7 +211,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
     y, split_group = experiment.target[rows], experiment.split_group[rows]
     objective = experiment.config.objective
     table = run_table(experiment, runs)
-    best = runs[int(table[objective].argmax())]
+    blended = [number for number, run in enumerate(runs) if run.name in blend.meta["runs"]]
+    best = runs[blended[int(table[objective].to_numpy()[blended].argmax())]]
     score = oof["score"].to_numpy(np.float64)
     best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
     curves = {"blend (nested)": score, f"{best.name}, selected on these rows": best_score}

@@ -19,6 +19,7 @@ from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
+from stack.views import all_runs
 
 _OPERATING_POINTS = {  # operating points that clinical readers look for
     "sensitivity at a specificity of 90 %": "sensitivity@0.9",
@@ -102,7 +103,7 @@ def _inputs(train: pd.DataFrame, columns: TableColumns) -> str:
 
 
 def _backbones(experiment: Experiment, blend: Run) -> list[str]:
-    names = [model.backbone for model in enabled_models(experiment) if model.name in blend.meta["runs"]]
+    names = [model.backbone for model in enabled_models(experiment) if model.name in all_runs(blend)]
     return list(dict.fromkeys(names))
 
 
