@@ -197,7 +197,7 @@ def test_plan_tells_what_stack_makes_and_a_changed_source_is_made_again_with_wha
     assert list(_states(experiment)) == ["table", "plain", "upper", "blend"]
     _stack(experiment)
     assert set(_states(experiment).values()) == {"skip"}
-    experiment = _changed(experiment, params={"rounds": 10, "patience": 5})
+    experiment = _changed(experiment, bags=2)
     assert _states(experiment) == {"table": "remake", "plain": "skip", "upper": "remake", "blend": "remake"}
     steps = {step.name: step for step in make_plan(experiment, measure=False).steps}
     assert steps["upper"].why == "it sees table, made before it"

@@ -161,7 +161,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
     path = experiment.folder / "report.html"
     runs = blended_runs(experiment, blend)
-    level1, level2 = ([run for run in runs if run.meta["level"] == level] for level in (1, 2))
+    level2 = [run for run in runs if run.meta["level"] == 2]
     sources = _seen_level1(experiment, level2)
     make_probes(experiment, level2, sources, out)  # both are kept on disk and have progress bars of their own
     importance(experiment, level2, sources, out)
