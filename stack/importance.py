@@ -47,7 +47,7 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     Classifiers of scikit-learn have no exact contributions and are left out.
     """
     names = source_names(experiment.config.stackers)
-    tables = [run for run in stackers if run.name in names]
+    tables = [run for name in names if (run := read_run(experiment.models / name)) is not None]
     stackers = [run for run in stackers if run.meta["kind"] != "sklearn"]
     if not stackers:
         return None

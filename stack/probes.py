@@ -71,7 +71,8 @@ def make_probes(
     stacker = named[run.name]
     tables = list[Run]()
     if is_second_stage(stacker, named.values()):
-        tables = [one for name in source_names(named.values()) for one in stackers if one.name == name]
+        names = source_names(named.values())
+        tables = [one for name in names if (one := read_run(experiment.models / name)) is not None]
         sources = [*sources, *tables]
     if experiment.config.all_features.shortcuts:
         experiment = require_acquisition(experiment)

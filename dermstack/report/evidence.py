@@ -162,9 +162,10 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
     path = experiment.folder / "report.html"
     runs = blended_runs(experiment, blend)
-    level1, level2 = ([run for run in runs if run.meta["level"] == level] for level in (1, 2))
-    make_probes(experiment, level2, level1, out)  # both are kept on disk and have progress bars of their own
-    importance(experiment, level2, level1, out)
+    level2 = [run for run in runs if run.meta["level"] == 2]
+    sources = _seen_level1(experiment, level2)
+    make_probes(experiment, level2, sources, out)  # both are kept on disk and have progress bars of their own
+    importance(experiment, level2, sources, out)
     with out.bar("report", 3, "parts") as progress:
         data = report_data(experiment, blend, runs, out, show_ids=show_ids)
         progress(1)
@@ -196,6 +197,14 @@ def _case_sections(
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
     return {place: made for place, made in sections.items() if made}
+
+
+def _seen_level1(experiment: Experiment, stackers: list[Run]) -> list[Run]:
+    """Returns the level-1 runs that the stackers' matrix was made of, also those that the blend leaves out."""
+    names = {name for stacker in stackers for name in stacker.meta["scales"]}
+    order = [model.name for model in experiment.config.image_models]
+    found = [run for run in experiment.finished(level=1) if run.name in names]
+    return sorted(found, key=lambda run: order.index(run.name) if run.name in order else len(order))  # stable
 
 
 def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
@@ -254,7 +263,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             *_notes(experiment, blend, has_level2=bool(levels[1])),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
-        diagnostics=_level2_notes(experiment, levels[1], levels[0], out),
+        diagnostics=_level2_notes(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
@@ -271,7 +280,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         agreement=rank_correlations([blend, *runs]),
         uncut=len(words) - len(cut),
         subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows], cut)),
-        importance=importance(experiment, levels[1], levels[0], out),
+        importance=importance(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
         training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),
         data=data_facts(experiment, show_ids=show_ids),
