@@ -336,7 +336,7 @@ def _out_of_fold_scores(
         made = fitted.fold_logits(
             int(fold), frame.iloc[rows], logits[rows], {name: own[rows] for name, own in z.items()}
         )
-        p = expit(made.astype(np.float64))
+        p = expit(made[:, list(fitted.blended)].astype(np.float64))
         score[rows] = fitted.blender.predict_proba(p, nets=np.full(len(rows), fold))[:, 1]
     return score
 
