@@ -151,7 +151,7 @@ def test_numbers_that_only_look_like_codes_stay() -> None:
 
 
 def test_codes_of_any_exporter_are_found_among_numbers() -> None:
-    depth = pd.DataFrame({"d": ["65535"] * 5 + [str(k / 10) for k in range(40)], "k": ["9"] * 5 + ["0", "1", "2"] * 9})
+    depth = pd.DataFrame({"d": ["65535"] * 5 + [str(k / 10) for k in range(40)], "k": ["9"] * 6 + ["0", "1", "2"] * 13})
     assert numeric_codes([depth], ["d", "k"]) == {"d": (65535,), "k": (9,)}
 
 
