@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
-from stack.blend.copies import change_without_copies, copies_record, near_copies
+from stack.blend.copies import change_without_copies, copies_record, copies_text, near_copies
 from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
@@ -27,7 +27,7 @@ from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, warn_of_two_folds
 from stack.keys import keys_as_in
 from stack.metrics.intervals import interval
-from stack.metrics.scores import OBJECTIVE_LABELS, auc_by_fold
+from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
@@ -219,7 +219,7 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
                     copies, nested, p, y, **given, keep_in=fits_folder / "without_copies", progress=progress
                 )
         about_copies = {"near_copies": copies_record(copies, predictions.names, nested.chosen, change)}
-        out.say(_copies_text(about_copies["near_copies"], config))
+        out.say(f"blend: {copies_text(about_copies['near_copies'], config.objective)}")
     if left_out := [name for name, used in zip(predictions.names, nested.used_runs, strict=True) if not used]:
         out.say(
             f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
@@ -265,19 +265,6 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
     run = write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
-
-
-def _copies_text(record: Mapping[str, Any], config: Config) -> str:
-    groups = "; ".join(f"{', '.join(group['runs'])} (≥ {group['least correlation']:.3f})" for group in record["groups"])
-    kept = ", ".join(group["kept"] for group in record["groups"])
-    text = f"blend: near copies by rank correlation: {groups}"
-    if (change := record["change"]) is None:
-        return f"{text}. What leaving them out would change is not measured for the weights of a study"
-    measure = OBJECTIVE_LABELS[config.objective]
-    return (
-        f"{text}. With only {kept} of these, {record['method']} has a nested {measure} that differs by "
-        f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] (`blend.runs` selects runs)"
-    )
 
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:

@@ -158,6 +158,7 @@ def test_near_copies_are_told_with_what_leaving_them_out_changes(
     told = " ".join(capsys.readouterr().out.split())
     assert "near copies by rank correlation: net_a, net_c (≥ 0.99" in told
     assert "(`blend.runs` selects runs)" in told
+    assert "near copies by rank correlation: net_a, net_c" in (experiment.folder / "report.html").read_text()
     blend = read_run(experiment.folder / "blend")
     assert blend is not None
     assert blend.meta["near_copies"]["groups"][0]["runs"] == ["net_a", "net_c"]

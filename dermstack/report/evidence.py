@@ -25,6 +25,7 @@ from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
 from dermstack.report.training import training_of
+from stack.blend.copies import copies_text
 from stack.columns import described_choices
 from stack.console import Out
 from stack.experiment import Experiment
@@ -366,6 +367,8 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
         notes.append(
             f"{blend.meta['left_out']} training rows are left out: an imported run was declared not to cover them."
         )
+    if copies := blend.meta.get("near_copies"):
+        notes.append(f"The blend has {copies_text(copies, blend.meta['objective'])}.")
     if blend.meta["selected"]:
         notes.append(
             f"{', '.join(blend.meta['selected'])}: the settings were selected on these rows, by a study or by hand. "

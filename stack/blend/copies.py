@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from stack.blend.nested import NestedBlend, blend_nested
 from stack.metrics.intervals import Interval, paired_difference
-from stack.metrics.scores import Bools, Floats
+from stack.metrics.scores import OBJECTIVE_LABELS, Bools, Floats
 from stack.ranks import NetRanks
 
 NEAR_COPY = 0.98  # rank correlation; fold models of one real network had at most 0.96
@@ -92,6 +92,20 @@ def copies_record(copies: NearCopies, names: Sequence[str], method: str, change:
         for group, kept in zip(copies.groups, copies.kept, strict=True)
     ]
     return {"groups": groups, "method": method, "change": None if change is None else asdict(change)}
+
+
+def copies_text(record: Mapping[str, Any], objective: str) -> str:
+    """Says in words what `copies_record` returned."""
+    groups = "; ".join(f"{', '.join(group['runs'])} (≥ {group['least correlation']:.3f})" for group in record["groups"])
+    kept = ", ".join(group["kept"] for group in record["groups"])
+    text = f"near copies by rank correlation: {groups}"
+    if (change := record["change"]) is None:
+        return f"{text}. What leaving them out would change is not measured for the weights of a study"
+    measure = OBJECTIVE_LABELS[objective]
+    return (
+        f"{text}. With only {kept} of these, {record['method']} has a nested {measure} that differs "
+        f"by {change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] (`blend.runs` selects runs)"
+    )
 
 
 def _correlation(ranks: Floats) -> Floats:
