@@ -77,5 +77,7 @@ def _check_parents(path: Path, words: str) -> None:
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise ConfigError(f"{words}: {above} is a file: name a file in a folder")
+    if os.statvfs(above).f_flag & os.ST_RDONLY:
+        raise ConfigError(f"{words}: the file system of {above} is read-only: name another folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"{words}: this user may not write in {above}: name another folder")

@@ -153,7 +153,10 @@ def _check_replaceable(target: Path) -> None:
     else:
         is_bundle = not target.exists()
     if not is_bundle:
-        raise BundleError(f"{target} is not a bundle, so it is not replaced: choose another name, or move it away")
+        raise BundleError(
+            f"{target} is not a bundle, so it is not replaced: choose another name, or remove {target} if it is not "
+            "needed"
+        )
 
 
 @contextmanager
