@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import run_cli
@@ -141,3 +142,9 @@ def test_bundle_replaces_a_bundle_and_nothing_else(
         assert run_cli(*command, str(tmp_path / "link.zip")) == 0
         assert (tmp_path / "link.zip").is_symlink()
         assert (tmp_path / "real.zip").is_file()
+
+
+def test_a_read_only_file_system_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    with pytest.raises(ConfigError, match=r"--out .*: the file system of .* is read-only: name another folder"):
+        check_output(tmp_path / "p.csv", "--out")
