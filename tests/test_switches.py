@@ -370,16 +370,22 @@ def test_a_config_that_is_shown_reaches_a_report(number: int, tmp_path: Path) ->
     settings = yaml.safe_load(path.read_text())
     own = {"id": "isic", "group": "patient", "target": "malignant", "age": "years", "sex": "sex", "site": "site",
            "diagnosis": "sex", "source": "site", "fold": "own_fold"}  # fmt: skip
-    settings["data"]["columns"] = {name: own[name] for name in shown["data"]["columns"]}
+    columns = shown["data"]["columns"]
+    settings["data"]["columns"] = {name: own.get(name, given) for name, given in columns.items()}
+    assert all(columns[name] == "auto" for name in columns if name not in own), "other names need columns of their own"
     settings |= {key: shown[key] for key in ("features", "stackers", "objective", "folds") if key in shown}
     settings["folds"] = {**shown.get("folds", {}), "k": 3}
+    if "file" in settings["folds"]:
+        settings["folds"]["file"] = str(tmp_path / "folds.csv")
     settings["blend"] = {**shown.get("blend", {}), "trials": 3}
     for stacker in settings.get("stackers", ()):
         if stacker["kind"] != "logistic":
             stacker["params"] = {**stacker.get("params", {}), "rounds": 8}
     path.write_text(yaml.safe_dump(settings))
     train = pd.read_csv(tmp_path / "train.csv", dtype=str, keep_default_na=False)
-    train.assign(own_fold=pd.factorize(train["patient"])[0] % 3).to_csv(tmp_path / "train.csv", index=False)
+    fold = pd.factorize(train["patient"])[0] % 3
+    train.assign(own_fold=fold).to_csv(tmp_path / "train.csv", index=False)
+    train[["isic"]].assign(fold=fold).to_csv(tmp_path / "folds.csv", index=False)
     experiment = opened_experiment(path)
     for seed, name in enumerate(["a", *(model["name"] for model in shown.get("image_models", ()))]):
         import_frames(experiment, name, *predictions(experiment, seed=seed))
