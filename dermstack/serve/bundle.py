@@ -294,7 +294,8 @@ def _unpack_zip(path: Path) -> Bundle:
                     for part in _read_limited(source, expected["bytes"]):
                         target.write(part)
     except _ZIP_ERRORS as error:
-        raise BundleError(f"{path} cannot be read as a zip ({error}): {_ADVICE}") from error
+        # `dermstack bundle` replaces no file that is not a bundle.
+        raise BundleError(f"{path} cannot be read as a zip ({error}): remove {path} and {_ADVICE}") from error
     return Bundle(folder, manifest, holder)
 
 

@@ -245,7 +245,11 @@ def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
                 _copy(fold_run.verified_path(name), folder / f"fold_{fold}")
         for number, seed in enumerate(run.meta["settings"]["seeds"] if run.meta["kind"] == "image" else []):
             own = seed + int(run.meta["inputs"].get("seed", 0))
-            if (net := read_run(net_folder(fold_run.folder, own))) is not None:  # None: dermstack 0.1, copied above
+            place = net_folder(fold_run.folder, own)
+            net = read_run(place)
+            if net is None and place.exists():
+                raise BundleError(f"{place}/run.json is missing: run `dermstack oof --rebuild {run.name}`")
+            if net is not None:  # None: dermstack 0.1, copied above
                 target = folder / f"fold_{fold}" / (WEIGHTS if number == 0 else f"weights_{own}.safetensors")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(net.verified_path(WEIGHTS), target)
