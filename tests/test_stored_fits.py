@@ -41,7 +41,7 @@ def noted(self, method, study):
     begun += 1
     with open(folder + ".log", "a") as log:
         rows = self.columns._rows
-        log.write(f"{method} {self.positive.size} {0 if rows is None else rows.nonzero()[0].sum()}\\n")
+        log.write(f"{method} {self.positive.size} {0 if rows is None else (rows.nonzero()[0] ** 2).sum()}\\n")
     if begun == kill_in:
         os.kill(os.getpid(), signal.SIGKILL)
     return fitted(self, method, study)
