@@ -88,7 +88,7 @@ def test_what_is_printed_comes_in_the_order_of_the_work(tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     parts = [
         "training rows", "out-of-fold auc of each run", "audit: ", "first: auc ", "second: auc ", "third: auc ",
-        "elsewhere: auc ", "Blend methods", "gain from shortcuts", "submission: ", "report: ",
+        "elsewhere: auc ", "Blend methods", "gain from shortcuts", "submission.csv", "report.html",
     ]  # fmt: skip
     places = [said.index(part) for part in parts]
     assert places == sorted(places)
