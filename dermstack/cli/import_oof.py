@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command, show_runs
 from dermstack.errors import ConfigError
-
-if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
-    pass
 
 commands = typer.Typer()
 
