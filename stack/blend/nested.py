@@ -219,6 +219,8 @@ class _Fits:
         return np.isin(fold, list(self.without)) if self.without else np.ones(len(fold), np.bool_)
 
 
+# Bytes must not depend on n_jobs, with which the number of BLAS threads changes.
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
 def _fit_without(
     without: LeftOutFolds,
     methods: tuple[str, ...],
@@ -229,19 +231,6 @@ def _fit_without(
     stored: StoredFits | None,
 ) -> _Fits:
     """Fits each method without the folds `without` and scores their rows, or all rows where no fold is left out."""
-    with threadpool_limits(1):  # bytes must not depend on n_jobs, with which the number of BLAS threads changes
-        return _fit_in_one_thread(without, methods, settings, rows, preselect, weighting, stored)
-
-
-def _fit_in_one_thread(
-    without: LeftOutFolds,
-    methods: tuple[str, ...],
-    settings: Settings,
-    rows: _Rows,
-    preselect: bool,
-    weighting: Weighting | None,
-    stored: StoredFits | None,
-) -> _Fits:
     columns, seen = rows.columns, ~np.isin(rows.fold, list(without))
     positive = rows.positive[seen]
     check_two_classes(positive.astype(int))
