@@ -19,6 +19,7 @@ from typing import BinaryIO, Literal
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import simplejpeg
 from numpy.typing import NDArray
 
@@ -144,6 +145,12 @@ def cache_name(data_set: str, size: int, resize: Resize, format: Format) -> str:
     return f"{data_set}-{size}" + ("-short_side" if resize != "square" else "") + ("-jpeg" if format != "raw" else "")
 
 
+# The errors that JSON, pyarrow and pandas raise for damaged or foreign bytes.
+_DAMAGE_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError, pa.ArrowException,
+)  # fmt: skip
+
+
 def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> ImageCache:
     """Opens the cache in ``folder``; empty unless images were cached with these settings.
 
@@ -160,8 +167,7 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
         if found[0] is not None:
             path = folder / INDEX_FILE
             _check_index(found[0], format)
-    # The errors that JSON, pyarrow and pandas raise for damaged or foreign bytes.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError) as error:
+    except _DAMAGE_ERRORS as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise ImageError(f"{path} is damaged ({reason}): {_rebuild_advice(folder)}") from error
     index, unreadable = found

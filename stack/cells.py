@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
@@ -15,8 +16,10 @@ from stack.config import MAX_CSV_COLUMNS, check_header
 from stack.csv_plain import COMPRESSION_ERRORS, read_plain_csv
 from stack.csv_rows import check_rows
 
-# Errors of pyarrow and pandas for an invalid parquet file.
-FRAME_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError)
+# Errors of pyarrow and pandas for an invalid parquet file. Most of pyarrow's are Python's own, too, but not all.
+FRAME_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError, pa.ArrowException,
+)  # fmt: skip
 
 UNNAMED_INDEX = "index of the file"  # the column that the index of a parquet file becomes where it has no name
 
@@ -79,7 +82,7 @@ def _parsed_csv(path: Path) -> pd.DataFrame:
         cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path}: the file is empty: give it a header and at least one row") from error
-    except (ValueError, OSError, MemoryError, *COMPRESSION_ERRORS) as error:
+    except (ValueError, OSError, MemoryError, pa.ArrowException, *COMPRESSION_ERRORS) as error:
         with suppress(ValueError, OSError, MemoryError, *COMPRESSION_ERRORS):
             check_rows(path)  # may know the reason
         also = " nor parquet" if path.suffix.lower() in _PARQUET_NAMES else ""
@@ -168,6 +171,16 @@ def _start(path: Path) -> str:
     return f"{text[:_SHOWN_NAME]}… ({len(text):,} characters)" if len(text) > _SHOWN_NAME else text
 
 
+def check_text(frame: pd.DataFrame) -> None:
+    """Raises ValueError for text that is not UTF-8, of which pandas knows only when a cell is looked at."""
+    levels = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
+    for values in [frame.iloc[:, column] for column in range(frame.shape[1])] + levels:
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.dtype.categories
+        if isinstance(values.dtype, pd.StringDtype):
+            pa.array(values.array).validate(full=True)
+
+
 def _read_parquet(path: Path, *, may_be_empty: bool) -> pd.DataFrame:
     try:
         if (found := len(pq.read_schema(path).names)) > MAX_CSV_COLUMNS:
@@ -175,6 +188,7 @@ def _read_parquet(path: Path, *, may_be_empty: bool) -> pd.DataFrame:
                 f"{path}: it has {found:,} columns, a table has at most {MAX_CSV_COLUMNS:,}: check the file"
             )
         frame = pd.read_parquet(path)
+        check_text(frame)
         index, frame = frame.index, frame.reset_index(drop=True)
         # An index of numbers without a name is what a selection of rows leaves behind; any other may be the ids.
         if index.nlevels > 1 or index.name is not None or not pd.api.types.is_numeric_dtype(index.dtype):

@@ -38,7 +38,7 @@ def read_plain_csv(path: Path) -> pd.DataFrame | None:
             parse_options=pacsv.ParseOptions(quote_char=False, ignore_empty_lines=False),
             convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_string())),
         )
-    except (OSError, ValueError, MemoryError, *COMPRESSION_ERRORS):  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, MemoryError, pa.ArrowException, *COMPRESSION_ERRORS):
         return None
     frame: pd.DataFrame = table.to_pandas(types_mapper={pa.large_string(): pd.StringDtype(na_value=np.nan)}.get)
     return frame.set_axis(range(width), axis=1)

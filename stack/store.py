@@ -21,7 +21,7 @@ from scipy.special import expit
 from dermstack.errors import StoreError
 from image_models.locks import LOCK_FILE as LOCK_FILE
 from image_models.locks import locked as locked
-from stack.cells import FRAME_ERRORS
+from stack.cells import FRAME_ERRORS, check_text
 from stack.json_files import atomic as atomic
 from stack.json_files import error_with_path as error_with_path
 from stack.json_files import fingerprint as fingerprint
@@ -63,11 +63,13 @@ class Run:
         """
         path = self.verified_path(f"{name}.parquet")
         try:
-            return pd.read_parquet(path)
+            frame = pd.read_parquet(path)
+            check_text(frame)
         except FRAME_ERRORS as error:
             raise StoreError(
                 f"{path} is not a readable parquet file ({_short(error)}): {_remedy(path.parent)}"
             ) from error
+        return frame
 
     def array(self, name: str) -> NDArray[np.float16]:
         """Opens an array such as ``oof_z``, ``test_z`` or ``anchor_z``, memory-mapped, in the frame's row order.
@@ -236,6 +238,7 @@ def read_frame(path: Path, *, remedy: str) -> pd.DataFrame:
     """
     try:
         frame = pd.read_parquet(path, page_checksum_verification=True)
+        check_text(frame)
     except FRAME_ERRORS as error:
         raise StoreError(f"{path} is damaged ({_short(error)}): remove it and run `{remedy}`") from error
     frame.attrs.clear()  # of dermstack 0.1: a digest

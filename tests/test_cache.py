@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -365,6 +367,17 @@ def test_no_byte_of_the_index_can_change_unnoticed(pictures: list[Source], tmp_p
             assert "index.parquet is damaged" in str(error)  # noqa: PT017  # not every byte is read
             refused += 1
     assert refused > len(content) / 7 / 2
+
+
+def test_ids_that_are_no_text_are_damage(pictures: list[Source], tmp_path: Path) -> None:
+    """Of such cells pyarrow says an error that is none of Python's own."""
+    few, path = pictures[:1], tmp_path / "c" / "index.parquet"
+    build_cache(tmp_path / "c", ids(few), few, size=SIZE)
+    index = pq.read_table(path)
+    no_text = pa.Array.from_buffers(pa.string(), 1, [None, pa.array(["i0"]).buffers()[1], pa.py_buffer(b"i\xff")])
+    pq.write_table(index.set_column(index.column_names.index("id"), "id", no_text), path)
+    with pytest.raises(ImageError, match=r"index\.parquet is damaged"):
+        open_cache(tmp_path / "c", size=SIZE, resize="square", format="raw")
 
 
 def test_a_file_of_pixels_that_was_cut_is_not_filled_up_with_black(pictures: list[Source], tmp_path: Path) -> None:

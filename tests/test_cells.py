@@ -7,12 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dermstack.errors import DataError
 from stack.cells import UNNAMED_INDEX, as_text, is_rounded, read_cells, read_columns
 
 FRAME = pd.DataFrame({"id": ["007", "NA", "1e3"], "p": [0.25, 0.5, 1.0]})
+# "café" in Latin-1, in a column that says it were UTF-8.
+LATIN = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(np.int32([0, 4]).tobytes()), pa.py_buffer(b"caf\xe9")]
+)
+
+
+def _one_category(words: pa.Array) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), words)
+
+
+def _with_index(words: pa.Array) -> pa.Table:
+    described = pa.Table.from_pandas(pd.DataFrame({"p": [0.5]}, index=pd.Index(["a"], name="id")))
+    return described.set_column(1, "id", words)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.pq", "a.PARQUET", "a.csv", "a"])
@@ -58,6 +73,9 @@ def test_an_index_that_is_a_column_too_is_there_once(tmp_path: Path) -> None:
         ("pickle", "is a pickle, which can run code"),
         ("xls", "is an Excel file"),
         ("damaged parquet", "not a readable parquet file"),
+        ("Latin-1 parquet", "not a readable parquet file .*UTF8"),
+        ("Latin-1 categories", "not a readable parquet file .*caf"),
+        ("Latin-1 index", "not a readable parquet file .*UTF8"),
         ("surplus cell", "not a readable csv in UTF-8"),
         ("utf-16", "not a readable csv in UTF-8"),
         ("empty", "the file is empty"),
@@ -77,6 +95,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, content: str, words: str) 
         "pickle": lambda: path.write_bytes(pickle.dumps(FRAME)),
         "xls": lambda: path.write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(100)),
         "damaged parquet": lambda: path.write_bytes(b"PAR1" + bytes(100) + b"PAR1"),
+        "Latin-1 parquet": lambda: pq.write_table(pa.table({"id": LATIN, "p": [0.5]}), path),
+        "Latin-1 categories": lambda: pq.write_table(pa.table({"id": _one_category(LATIN), "p": [0.5]}), path),
+        "Latin-1 index": lambda: pq.write_table(_with_index(LATIN), path),
         "surplus cell": lambda: path.write_text("id,p\na,0.5,surplus\n"),
         "utf-16": lambda: path.write_text("id,p\na,0.5\n", encoding="utf-16"),
         "empty": path.touch,
