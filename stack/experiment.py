@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,7 @@ class Experiment:
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
+    collided: Mapping[str, int] = field(default_factory=dict)  # by external table: rows whose id is in train or test
 
     @property
     def folder(self) -> Path:
@@ -238,7 +239,7 @@ def open_experiment(
     if config.features.python is not None:
         table = with_python_features(table, config.features.python)
         as_read = replace(as_read, test=table.test, columns=table.columns)
-    external = _read_external_tables(config, as_read, out)
+    external, collided = _read_external_tables(config, as_read, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
@@ -248,7 +249,7 @@ def open_experiment(
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)),
+        tuple(map(mask_secrets, overrides)), collided,
     )  # fmt: skip
 
 
@@ -335,9 +336,9 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
 
 
-def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFrame:
-    """Reads the rows of every external table, with the table's name as `source`."""
-    tables = []
+def _read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Reads the rows of every external table, with the table's name as `source`; also counts the rows left out."""
+    tables, collided = [], {}
     for external in config.data.external:
         columns = external.columns.model_dump(exclude_none=True)
         rows = read_external(
@@ -347,15 +348,16 @@ def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFr
         )  # fmt: skip
         out.say(rows.summary())
         tables.append(rows.frame.assign(source=external.name))
+        collided[external.name] = rows.collided
     if not tables:
-        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str")
+        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str"), {}
     together = pd.concat(tables, ignore_index=True)
     if (doubled := together["id"].duplicated()).any():
         raise DataError(
             f"{int(doubled.sum())} ids are in more than one external table, first: {together['id'][doubled].iloc[0]}: "
             "drop them from one of the tables"
         )
-    return together
+    return together, collided
 
 
 def _group_features(config: Config) -> list[str]:

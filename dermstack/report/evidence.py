@@ -22,6 +22,7 @@ from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
 from dermstack.errors import ConfigError, StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
+from dermstack.report.fairness import blend_subgroups, fairness_sections
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
 from dermstack.report.training import training_of
@@ -36,7 +37,7 @@ from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
-from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
+from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
@@ -193,6 +194,7 @@ def _case_sections(
     display_name = str if show_ids else _pseudonymiser(experiment)
     level1 = [run for run in runs if run.meta["level"] == 1]
     sections = {
+        **fairness_sections(experiment, blend, runs),
         "explorer": explorer(data.y, oof["p_calibrated"], experiment.split_group[experiment.rows_of(oof["id"])]),
         "hard-cases": hard_cases(experiment, blend, runs, display_name=display_name, no_images=not images),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
@@ -236,8 +238,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         )
         for label, other in list(curves.items())[1:]
     ]
-    words = experiment.table.columns.shown_categorical
-    cut = columns_to_cut(experiment.table.train.iloc[rows], words)
+    parts, uncut = blend_subgroups(experiment, rows)
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
@@ -279,8 +280,8 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         ),
         by_fold=fold_table(experiment, [blend, *runs]),
         agreement=rank_correlations([blend, *runs]),
-        uncut=len(words) - len(cut),
-        subgroups=subgroups(y, score, split_group, find_subgroups(experiment.table.train.iloc[rows], cut)),
+        uncut=uncut,
+        subgroups=subgroups(y, score, split_group, parts),
         importance=importance(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
         training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),

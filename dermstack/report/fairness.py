@@ -1,0 +1,58 @@
+"""Makes the report's sections on rows, patients and gaps between subgroups, and writes their tables as csv files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermstack.report.characteristics import characteristics
+from dermstack.report.gaps import gaps_section
+from dermstack.report.participants import participants
+from dermstack.report.report import Section
+from dermstack.report.row_flow import flow_table, row_flows
+from stack.experiment import Experiment
+from stack.metrics.gaps import Gaps, gaps
+from stack.metrics.subgroups import Subgroup, shown_subgroups
+from stack.store import Run, atomic
+
+FOLDER = "report"  # in the experiment's folder
+
+
+def fairness_sections(experiment: Experiment, blend: Run, runs: list[Run]) -> dict[str, Section | None]:
+    """Returns the sections `participants` and `gaps`; writes row_flow.csv, characteristics.csv and gaps.csv.
+
+    ``runs`` are those of the blend. Without subgroups there is no section `gaps`, and gaps.csv has no lines.
+    """
+    rows = experiment.rows_of(blend.frame("oof")["id"])
+    parts, _ = blend_subgroups(experiment, rows)
+    flows, made = row_flows(experiment, blend, runs), characteristics(experiment, rows, parts)
+    found = blend_gaps(experiment, blend, parts)
+    for name, frame in (("row_flow", flow_table(flows)), ("characteristics", made), ("gaps", found.table)):
+        with atomic(experiment.folder / FOLDER / f"{name}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+    merged = experiment.table.train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
+    return {
+        "participants": participants(
+            flows, made, merged_groups=int(merged), groups_known=experiment.table.groups_known, files=FOLDER
+        ),
+        "gaps": gaps_section(found, files=FOLDER),
+    }
+
+
+def blend_gaps(experiment: Experiment, blend: Run, parts: list[Subgroup]) -> Gaps:
+    """Returns the gaps between these subgroups of the blend's rows, from its nested score and calibrated p."""
+    oof = blend.frame("oof")
+    rows = experiment.rows_of(oof["id"])
+    return gaps(
+        experiment.target[rows], oof["score"], oof["p_calibrated"], experiment.split_group[rows], parts,
+        seed=experiment.config.seed,
+    )  # fmt: skip
+
+
+def blend_subgroups(experiment: Experiment, rows: NDArray[np.intp]) -> tuple[list[Subgroup], int]:
+    """Returns the subgroups of these training rows, and the number of columns of words without subgroups."""
+    columns = experiment.table.columns
+    numeric = {name: columns.shown[name] for name in columns.numeric}
+    table: pd.DataFrame = experiment.table.train.iloc[rows]
+    return shown_subgroups(table, columns.shown_categorical, numeric)
