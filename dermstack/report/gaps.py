@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -11,8 +10,6 @@ import pandas as pd
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
 from dermstack.report.tables import HtmlTable, number, table
 from stack.metrics.gaps import AUC, BOUNDED, DIFFERS, MARGINS, RATIO, SENSITIVITY, SPECIFICITY, TOO_FEW, Gaps
-
-_HEADS = {RATIO: "expected / observed"}
 
 
 def gaps_section(found: Gaps, *, files: str) -> Section | None:
@@ -23,7 +20,7 @@ def gaps_section(found: Gaps, *, files: str) -> Section | None:
     measures = found.table[["measure", "aim", "threshold"]].drop_duplicates().to_dict("records")
     markup = render_template(
         "gaps.html.j2",
-        sentences=list(_sentences(lines)),
+        sentences=[_sentence(line) for line in _worst_first(lines)],
         counts={verdict: sum(line["verdict"] == verdict for line in lines) for verdict in (DIFFERS, BOUNDED, TOO_FEW)},
         found=found,
         overview=_overview(found.table),
@@ -48,14 +45,18 @@ def margin_text(kind: str) -> str:
     return f"a factor of {MARGINS[kind]:g}" if kind == RATIO else f"{MARGINS[kind]:.2f}"
 
 
-def _sentences(lines: list[dict[Any, Any]]) -> Iterator[str]:
-    """Yields a sentence for each gap that differs; of a column with two subgroups, for the one with the lower value."""
+def _worst_first(lines: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """Returns the gaps that differ, first those where the subgroup has the lower value.
+
+    Of a column with two subgroups, whose gaps say the same, only the lower value is named.
+    """
     columns = pd.Series([line["by"] for line in lines])
     halves = {by for by in columns if len({line["subgroup"] for line in lines if line["by"] == by}) == 2}
-    for line in lines:
-        is_lower = line["gap"] < (1 if line["measure"] == RATIO else 0)
-        if line["verdict"] == DIFFERS and (is_lower or line["by"] not in halves):
-            yield _sentence(line)
+    differing = [
+        (line["gap"] < (1 if line["measure"] == RATIO else 0), line) for line in lines if line["verdict"] == DIFFERS
+    ]
+    lower, higher = ([line for is_lower, line in differing if is_lower == wanted] for wanted in (True, False))
+    return [*lower, *(line for line in higher if line["by"] not in halves)]
 
 
 def _sentence(line: dict[Any, Any]) -> str:
@@ -68,7 +69,7 @@ def _sentence(line: dict[Any, Any]) -> str:
         meaning = "risks are too low" if line["gap"] < 1 else "risks are too high"
         return (
             f"{who}{line['value']:.2f} expected for each observed positive, against {line['rest']:.2f} in all other "
-            f"images: {word} by a factor of {gap:.2f} ({low:.2f} to {high:.2f}). Its {meaning}, compared with the others"
+            f"images: {word} by a factor of {gap:.2f} ({low:.2f} to {high:.2f}). Compared with these, its {meaning}"
         )
     word = "lower" if line["gap"] < 0 else "higher"
     if line["measure"] == AUC:
@@ -142,7 +143,7 @@ def _name(of: dict[Any, Any]) -> str:
 
 def _caption(of: dict[Any, Any]) -> str:
     if of["measure"] == RATIO:
-        return "Expected / observed: sum of the calibrated p for each positive image. 1 is right; below 1, risks are too low"
+        return "Sum of the calibrated p divided by the number of positives. 1 is right; below 1 the risks are too low"
     if of["measure"] == AUC:
         return "AUC among the images of the subgroup and among all other images"
     positives = "positive" if of["measure"] == SENSITIVITY else "negative"

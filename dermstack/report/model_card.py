@@ -17,6 +17,7 @@ from dermstack.report.tables import code_span
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
+from stack.metrics.subgroups import SKIN_TONE
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
 from stack.views import all_runs
@@ -67,7 +68,8 @@ def model_card(
         backbones=_backbones(experiment, blend),
         target=plain(experiment.config.data.columns.target),
         inputs=_inputs(train, experiment.table.columns),
-        looked_at=list(dict.fromkeys(subgroups["subgroup"])),
+        looked_at=(looked_at := list(dict.fromkeys(subgroups["subgroup"]))),
+        has_skin_tone=any(SKIN_TONE.search(str(column)) for column in looked_at),
         facts=_facts(experiment, y, split_group, rows),
         folds=experiment.folds.k,
         external=experiment.external["source"].value_counts().to_dict(),

@@ -21,10 +21,7 @@ from stack.metrics.subgroups import MIN_GROUPS, Subgroup, variance_components
 
 DIFFERS, BOUNDED, TOO_FEW = "differs", "no larger gap is compatible", "too few to say"
 AUC, SENSITIVITY, SPECIFICITY, RATIO = "AUC", "sensitivity", "specificity", "expected / observed"
-AIMS_OF_GAPS = (
-    ("sensitivity", 0.90),
-    ("specificity", 0.90),
-)  # of the report's operating points; also on the model card
+AIMS_OF_GAPS = (("sensitivity", 0.90), ("specificity", 0.90))  # of the operating points; those of the model card
 MARGINS = {AUC: 0.10, SENSITIVITY: 0.10, SPECIFICITY: 0.10, RATIO: 1.5}  # a larger gap must be seen, or excluded
 POWER = 0.80  # probability with which the smallest gap that counts as seen is found
 _LEVEL = 0.05
@@ -81,7 +78,8 @@ def gaps(
     rows is the smaller of that of the side itself and that of a side of this size in all rows.
 
     ``seen`` is the smallest gap to the worse side (lower AUC, sensitivity or specificity; fewer expected per observed
-    positive) at which the interval would exclude no gap with a probability of POWER, in a subgroup of this size.
+    positive) at which the interval would exclude "no gap" with a probability of POWER, in a subgroup of this size while
+    the other rows stay as they are.
     """
     positive, p = checked(y, p)
     score = np.asarray(checked(y, score)[1], np.float64)
@@ -123,7 +121,7 @@ class _Side(NamedTuple):
     value: float
     influence: Floats  # (groups,) sums of the rows' influence on the value
     variance: float  # of the value, for sampled groups
-    base: float  # rows of a share, or expected positives
+    base: float  # rows of a share, or positives
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ def _side(measure: Measure, positive: Bools, score: Floats, p: Floats, group: ND
         expected, observed = float(p[rows].sum()), float(y.sum())
         value = math.log(observed / expected) if observed and expected else math.nan
         influence = y / max(observed, 1.0) - p[rows] / max(expected, 1e-300)
-        base = expected
+        base = observed
     else:
         of = y if measure.kind == SENSITIVITY else ~y
         hit = (p[rows] >= measure.threshold) == y
@@ -251,13 +249,13 @@ def _pair(
 
 
 def _size(measure: Measure, side: _Side, everywhere: _Side, spread: tuple[float, float], positive: Bools) -> float:
-    """Returns the effective number of rows of a share, or of expected positives.
+    """Returns the effective number of rows of a share, or of positives for observed / expected.
 
     It is the smaller of two estimates: from the rows of the side, and from the scatter in all rows. The first is too
     large where few rows agree by chance, the second where the side scatters more than the rest.
     """
     if measure.kind == RATIO:
-        dispersions = [of.variance * math.exp(of.value) * of.base for of in (side, everywhere)]
+        dispersions = [of.variance * of.base for of in (side, everywhere)]  # 1 for a Poisson count
         return side.base / max(dispersions)
     value, of_all = side.value, everywhere.value
     if measure.kind == AUC:
@@ -292,20 +290,17 @@ def _correlation(influences: Sequence[NDArray[np.float32]]) -> Floats:
 def _limits(value: float, size: float, critical: float, *, is_ratio: bool) -> tuple[float, float]:
     """Returns the score interval of a share (Wilson 1927), or of the logarithm of observed / expected."""
     square = critical**2 / size
-    if is_ratio:
-        ratio = math.exp(value)
-        root = math.sqrt(square**2 + 4 * ratio * square)
-        high = (2 * ratio + square + root) / 2
-        return math.log(ratio) + math.log(ratio) - math.log(high), math.log(high)  # the product of both is ratio²
+    if is_ratio:  # the logarithms of both roots of (observed - expected · ratio)² = critical² · expected · ratio
+        half = 2 * math.asinh(math.sqrt(square) / 2)
+        return value - half, value + half
     centre = (value + square / 2) / (1 + square)
     half = math.sqrt(square * _binomial(value) + square**2 / 4) / (1 + square)
     return min(max(centre - half, 0.0), value), max(min(centre + half, 1.0), value)
 
 
 def _spread(value: float, size: float, *, is_ratio: bool) -> float:
-    """Returns the standard error of a share of ``size`` rows, or of the logarithm of observed / expected."""
-    variance = math.exp(-value) / size if is_ratio else max(_binomial(value), 0.0) / size
-    return math.sqrt(variance)
+    """Returns the standard error of a share of ``size`` rows, or of log(observed / expected) of ``size`` positives."""
+    return math.sqrt(1 / size if is_ratio else max(_binomial(value), 0.0) / size)
 
 
 def _joined(own: float, rest: float, correlation: float) -> float:
