@@ -36,7 +36,7 @@ def fairness_sections(experiment: Experiment, blend: Run, runs: list[Run]) -> di
         "participants": participants(
             flows, made, merged_groups=int(merged), groups_known=experiment.table.groups_known, files=FOLDER
         ),
-        "gaps": gaps_section(found, files=FOLDER),
+        "gaps": gaps_section(found, thresholds="were chosen on these images", source=f"{FOLDER}/gaps.csv"),
     }
 
 

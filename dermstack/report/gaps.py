@@ -12,8 +12,12 @@ from dermstack.report.tables import HtmlTable, number, table
 from stack.metrics.gaps import AUC, BOUNDED, DIFFERS, MARGINS, RATIO, SENSITIVITY, SPECIFICITY, TOO_FEW, Gaps
 
 
-def gaps_section(found: Gaps, *, files: str) -> Section | None:
-    """Returns the section for the gaps of the blend; None without subgroups. ``files`` names the folder of gaps.csv."""
+def gaps_section(found: Gaps, *, thresholds: str, source: str) -> Section | None:
+    """Returns the section for these gaps; None without subgroups.
+
+    ``thresholds`` says where the thresholds were chosen ("were chosen in training"), ``source`` names the file that has
+    the same numbers.
+    """
     if not len(found.table):
         return None
     lines = found.table.to_dict("records")
@@ -26,7 +30,8 @@ def gaps_section(found: Gaps, *, files: str) -> Section | None:
         overview=_overview(found.table),
         tables=[(_name(of), _caption(of), _table(_lines_of(found.table, of))) for of in measures],
         margins={kind: margin_text(kind) for kind in MARGINS},
-        files=files,
+        thresholds=thresholds,
+        source=source,
     )
     return Section(markup, (TEMPLATE_FOLDER / "gaps.css").read_text(encoding="utf-8"))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -109,6 +109,13 @@ def gaps(
     for record, pair in zip(records, pairs, strict=True):
         record |= _judged(str(record["measure"]), pair, tested.critical)
     return Gaps(pd.DataFrame(records, columns=_COLUMNS), tested.values, tested.critical)
+
+
+def gaps_of_records(records: Sequence[Mapping[str, Any]], critical: float) -> Gaps:
+    """Returns gaps whose table was stored as records with None for NaN."""
+    table = pd.DataFrame(list(records), columns=_COLUMNS)
+    table = table.astype(dict.fromkeys(("threshold", "value", "rest", "gap", "low", "high", "seen"), "float64"))
+    return Gaps(table, int(table["gap"].notna().sum()), critical)
 
 
 _COLUMNS = ["by", "subgroup", "measure", "aim", "threshold", "rows", "groups"]
