@@ -28,6 +28,7 @@ from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.net_columns import external_columns
 from stack.python_features import with_python_features
+from stack.source_folds import folds_by_source, read_sources
 from stack.store import (
     Run,
     atomic,
@@ -238,6 +239,9 @@ def open_experiment(
     if config.features.python is not None:
         table = with_python_features(table, config.features.python)
         as_read = replace(as_read, test=table.test, columns=table.columns)
+    if data.sources is not None:
+        sources = read_sources(data.sources, data.columns.id, table.train["id"])
+        table = replace(table, train=table.train.assign(source=sources))
     external = _read_external_tables(config, as_read, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
     kept, test = table.train, table.test
@@ -377,16 +381,20 @@ def _make_folds(
 ) -> Folds:
     pairs = [train_pairs(curation, train), *([] if listed is None else [listed])]
     duplicates = pd.concat(pairs, ignore_index=True)
+    by_source = config.folds.by == "source"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         folds = make_folds(
             train,
-            k=config.folds.k,
+            k=2 if by_source else config.folds.k,  # by source: only the split groups of these folds are used
             seed=config.folds.seed,
             duplicates=duplicates,
             own=_own_folds(config, train),
             stratify=config.folds.stratify,
         )
+        if by_source:
+            settings = config.folds
+            folds = folds_by_source(folds, train, k=settings.k, seed=settings.seed, stratify=settings.stratify)
     for warning in caught:
         out.warn(str(warning.message))
     return folds

@@ -164,8 +164,8 @@ def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
 
 
 def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
-    k = experiment.folds.k
     anchors = run.frame("anchor")
+    k = int(anchors["fold"].max()) + 1  # nets of the run: level 2 may have other folds (leave-source-out)
     anchor_z = run.array("anchor_z")
     ids = anchors["id"].reset_index(drop=True)
     first = ids[anchors["fold"].to_numpy() == 0]

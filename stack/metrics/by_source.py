@@ -63,7 +63,11 @@ def auc_over_sources(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, source:
         if not record["note"]:
             value, variance = logit_auc(positive[rows], np.asarray(scores, np.float64)[rows], group[rows])
             half = 1.959963984540054 * np.sqrt(variance)
-            record |= {"auc": float(expit(value)), "low": float(expit(value - half)), "high": float(expit(value + half))}
+            record |= {
+                "auc": float(expit(value)),
+                "low": float(expit(value - half)),
+                "high": float(expit(value + half)),
+            }
             logits.append(value)
             variances.append(variance)
         records.append(record)

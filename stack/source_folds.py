@@ -1,0 +1,111 @@
+"""Folds that hold out whole sources (hospitals, cameras, years): sources that share patients are held out together."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from dermstack.errors import DataError
+from stack.folds import Folds, Stratum, assign_balanced_folds, count_groups, read_column_by_id
+
+_MAX_LISTED = 5
+NAMES_JOINED = " + "
+
+
+@dataclass(frozen=True)
+class SourceUnits:
+    """What can be held out as a whole: a source, or sources that share split groups, whose names are joined."""
+
+    unit: NDArray[np.object_]  # (n,) name of each row's unit
+    joined: tuple[str, ...]  # names of the units of more than one source
+    shared_groups: int  # split groups with rows in more than one source
+
+    @property
+    def names(self) -> list[str]:
+        """The units, sorted by name."""
+        return sorted(set(self.unit))
+
+
+def source_units(source: ArrayLike, split_group: ArrayLike) -> SourceUnits:
+    """Returns the unit of each row; ``source`` and ``split_group`` are (n,).
+
+    A patient with images in two hospitals is in one fold, and so are both hospitals then. Raises DataError where a row
+    has no source: it may come from the source that is held out, and the fold would then not hold it out.
+    """
+    names = pd.Series(np.asarray(source, dtype=object))
+    if (unknown := names.isna()).any():
+        raise DataError(
+            f"{int(unknown.sum()):,} of {len(names):,} training rows have no source, so they may come from the one that "
+            "is held out: fill in the source (data.columns.source or data.sources), or leave these rows out"
+        )
+    codes, words = pd.factorize(names.astype(str), sort=True)
+    groups, kinds = pd.factorize(np.asarray(split_group, dtype=object))
+    pairs = np.unique(np.column_stack([codes, groups]), axis=0)
+    size = len(words) + len(kinds)
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], len(words) + pairs[:, 1])), shape=(size, size))
+    component = connected_components(graph, directed=False)[1][: len(words)]
+    made = {part: NAMES_JOINED.join(words[component == part]) for part in np.unique(component)}
+    joined = tuple(made[part] for part in made if (component == part).sum() > 1)
+    unit = np.array([made[part] for part in component], dtype=object)[codes]
+    return SourceUnits(unit, joined, int((np.bincount(pairs[:, 1], minlength=len(kinds)) > 1).sum()))
+
+
+def folds_by_source(
+    folds: Folds, train: pd.DataFrame, *, k: int, seed: int, stratify: tuple[Stratum, ...] = ()
+) -> Folds:
+    """Returns ``folds`` of the rows ``train`` (target, source) with other folds, each of which holds out whole sources.
+
+    There are ``k`` folds, or as many as there are units of sources (`source_units`) with each class; several small
+    sources then share a fold. Folds are as uneven as the sources are. Warns of fewer than k folds and of joined
+    sources. Raises DataError for rows without a source and for fewer than two units.
+    """
+    if "source" not in train:
+        raise DataError("the rows have no source: name it in data.columns.source or data.sources")
+    units, target = source_units(train["source"], folds.frame["split_group"]), train["target"].to_numpy()
+    if units.joined:
+        warnings.warn(
+            f"{units.shared_groups:,} split groups have images of more than one source, so these sources are held out "
+            f"together: {'; '.join(units.joined[:_MAX_LISTED])}{', …' if len(units.joined) > _MAX_LISTED else ''}",
+            stacklevel=2,
+        )
+    holding = {word: len(set(units.unit[target == label])) for word, label in (("positives", 1), ("negatives", 0))}
+    most = min(holding.values())
+    if most < 2:
+        few = min(holding, key=lambda word: holding[word])
+        shared = f", after those that share {units.shared_groups:,} split groups were joined" if units.joined else ""
+        raise DataError(
+            f"{holding[few]} of {len(units.names)} sources has {few}{shared}: folds of whole sources need two with each "
+            "class; name the sources otherwise, or set folds.by: group"
+        )
+    if most < k:
+        warnings.warn(
+            f"{most} folds instead of {k}: {len(units.names)} sources are held out as a whole, and {most} of them have "
+            f"{min(holding, key=lambda word: holding[word])}",
+            stacklevel=2,
+        )
+    age = train["age"].to_numpy() if "age" in stratify else None
+    counts = count_groups(target, units.unit, stratify=stratify, age=age)
+    fold = assign_balanced_folds(counts, k=min(k, most), seed=seed)
+    return Folds(folds.frame.assign(fold=fold), folds.unknown_pairs)
+
+
+def read_sources(path: Path, id_column: str, ids: pd.Series) -> pd.Series:
+    """Returns the source (n,) of the training ``ids`` from a file with the columns ``id_column`` and `source`.
+
+    An empty cell is a missing source. Raises DataError as `stack.folds.read_folds` does.
+    """
+    found = read_column_by_id(path, id_column, "source", ids, key="data.sources")
+    return found.where(found != "")
+
+
+def torn_units(unit: ArrayLike, fold: ArrayLike) -> list[str]:
+    """Returns the units (n,) that are in more than one ``fold`` (n,), sorted by name."""
+    places = pd.DataFrame({"unit": np.asarray(unit, dtype=object), "fold": np.asarray(fold)}).drop_duplicates()
+    return sorted(places["unit"][places["unit"].duplicated()].unique())
