@@ -200,7 +200,7 @@ def run_stack(
 
 
 def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, *, report: bool) -> StackResult:
-    from dermstack.audit.run import audit_for_stack
+    from dermstack.audit.run import audit_for_stack, audit_sources
     from dermstack.tracking import track
     from stack.fallback import run_fallback
     from stack.leave_source_out import run_leave_source_out
@@ -222,6 +222,7 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     steps.blend(experiment, blend)
     if (found := run_leave_source_out(experiment, level1, blend, out)) is not None:
         steps.sources(found)
+    findings = audit_sources(experiment, found, findings)
     files = files_in(experiment.folder)
     current = report_is_current(experiment.config, experiment.folder, given, files)
     if report and current:

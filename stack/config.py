@@ -132,8 +132,8 @@ class Folds(Strict):
     """How training rows are assigned to folds."""
 
     k: int = Field(5, ge=2, le=100)  # number of folds
-    # what is held out as a whole: `group` (the patient), or `source` (data.columns.source or data.sources): the estimate
-    # is then for sources that the models have not seen, and there are at most as many folds as sources
+    # what is held out as a whole: `group` (the patient), or `source` (data.columns.source or data.sources), so that the
+    # estimate is for sources that the models have not seen; there are at most as many folds as sources
     by: Literal["group", "source"] = "group"
     seed: Seed = 0  # seed of the assignment
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # what to balance over folds besides the target
@@ -144,8 +144,8 @@ class Folds(Strict):
 class Estimate(Strict):
     """Which estimates `stack` makes beside the headline."""
 
-    # where sources are known and the folds hold out groups: level 2 and the blend are fitted again, with folds that hold
-    # out whole sources, and the report shows both estimates and what to expect of the next source
+    # where sources are known and the folds hold out groups: fit level 2 and the blend again with folds that hold out
+    # whole sources; the report shows both estimates and what to expect of the next source
     leave_source_out: bool = True
 
 
@@ -325,8 +325,8 @@ class Config(Strict):
         if self.folds.by == "source":
             if not self.data.has_sources:
                 raise ValueError(
-                    "folds.by: source needs sources: name their column in data.columns.source, or a file in data.sources "
-                    "(`dermstack sources` writes one from how the images were taken)"
+                    "folds.by: source needs sources: name their column in data.columns.source, or a file in "
+                    "data.sources (`dermstack sources` writes one from how the images were taken)"
                 )
             if own := [key for key, there in self._existing_folds.items() if there]:
                 raise ValueError(f"folds.by: source makes new folds, but {own[0]} names existing ones: remove one")

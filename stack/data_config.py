@@ -128,8 +128,8 @@ class Data(Strict):
     train: ConfigPath  # csv of the training rows
     test: ConfigPath | None = None  # csv of the rows to predict; none: the score is estimated, no submission is written
     sample_submission: ConfigPath | None = None  # csv that sets the columns and the row order of the submission
-    # csv or parquet of the sources of training rows, where no column of the table has them: the id column of the training
-    # table, and `source`; `dermstack sources` writes one from sizes, encodings and colours of the images
+    # csv or parquet of the sources of training rows, where no column of the table has them: the id column of the
+    # training table, and `source`; `dermstack sources` writes one from sizes, encodings and colours of the images
     sources: ConfigPath | None = None
     duplicates: ConfigPath | None = None  # csv of pairs of ids that show the same lesion
     # a folder of `<id>.jpg`, `.png` or `.dcm`, or of `.tfrec` shards, or an `.hdf5` file; none: level 2 on imported

@@ -120,6 +120,8 @@ class Experiment:
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
+    # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
+    left_out: NDArray[np.bool_] | None = None
 
     @property
     def folder(self) -> Path:
@@ -183,6 +185,8 @@ class Experiment:
     def rows_fingerprint(self) -> str:
         """Fingerprint of the rows of level 1: training ids, split groups, folds and targets, and the test ids."""
         frame = self.folds.frame[["id", "split_group", "fold"]].assign(target=self.target)
+        if self.left_out is not None:
+            frame = frame.assign(left_out=self.left_out)
         return fingerprint({"train": frame_fingerprint(frame), "test": frame_fingerprint(self.table.test[["id"]])})
 
     @cached_property

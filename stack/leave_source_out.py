@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from stack.config import Tuned
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fold_needs import check_fold_needs
+from stack.folds import Folds
 from stack.images import require_acquisition, with_acquisition
 from stack.ledger import flat_settings, ledger_settings
 from stack.level2 import run_stackers
@@ -35,7 +36,7 @@ from stack.source_estimates import (
     source_facts,
     write_leave_source_out,
 )
-from stack.source_folds import folds_by_source, source_units, torn_units
+from stack.source_folds import folds_by_source, main_sources, source_units, torn_units
 from stack.store import Run, read_frame, read_run, read_runs
 from stack.submission import run_blend
 from stack.views import all_runs, blends_run, sees_run
@@ -59,31 +60,61 @@ def run_leave_source_out(experiment: Experiment, level1: Sequence[Run], blend: R
     if not config.estimate.leave_source_out or not config.data.has_sources or experiment.shuffled:
         path.unlink(missing_ok=True)
         return None
-    ids, used = experiment.table.train["id"], _used(experiment, level1)
+    used = _used(experiment, level1)
     try:
-        units = source_units(experiment.table.train["source"], experiment.split_group)
-        unit = pd.Series(units.unit, index=ids)
-        made = [_scored(experiment, blend, OWN, used, unit, None)]
+        sources = _sources_of(experiment, blend)
+        made = [_scored(experiment, sources, blend, OWN, used, None)]
         if made[0][0].held_out == SEEN:
-            refitted = _fitted_again(experiment, level1, out)
-            made.append(_scored(experiment, refitted, REFITTED, used, unit, made[0][1]))
-            if made[-1][0].held_out != HELD_OUT and (again := _trained_again(experiment, unit, made[0][1], out)):
+            refitted = _fitted_again(experiment, sources, level1, out)
+            made.append(_scored(experiment, sources, refitted, REFITTED, used, made[0][1]))
+            if made[-1][0].held_out != HELD_OUT and (again := _trained_again(experiment, sources, made[0][1], out)):
                 made.append(again)
     except DataError as error:
         out.warn(f"no leave-source-out estimate: {error}")
         path.unlink(missing_ok=True)
         return None
     _, oof = min(made, key=lambda one: STRICTEST_FIRST.index(one[0].held_out))
-    shown = with_acquisition(experiment) or experiment
+    oof = oof[sources.kept.loc[oof["id"]].to_numpy()]
     facts = source_facts(
-        shown, experiment.rows_of(oof["id"]), unit.loc[oof["id"]].to_numpy(object), oof["p_calibrated"].to_numpy()
+        with_acquisition(experiment) or experiment,
+        experiment.rows_of(oof["id"]),
+        sources.unit.loc[oof["id"]].to_numpy(object),
+        oof["p_calibrated"].to_numpy(np.float64),
     )
     result = LeaveSourceOut(
-        config.objective, blend.meta["fingerprint"], tuple(one for one, _ in made), facts, units.joined,
-        units.shared_groups, untuned=len(made) > 1 and (bool(config.tuned.gbdt) or config.tuned.blend is not None),
+        config.objective, blend.meta["fingerprint"], tuple(one for one, _ in made), facts, sources.joined,
+        sources.shared_groups, int((~sources.kept).sum()),
+        untuned=len(made) > 1 and (bool(config.tuned.gbdt) or config.tuned.blend is not None),
     )  # fmt: skip
     write_leave_source_out(experiment.folder, result)
     return result
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """The sources of the training rows, by id."""
+
+    named: pd.Series  # as the table names them
+    unit: pd.Series  # what is held out as a whole
+    kept: pd.Series  # whether a row is used: False for rows of another source than their group's main one
+    joined: tuple[str, ...]
+    shared_groups: int
+
+
+def _sources_of(experiment: Experiment, blend: Run) -> _Sources:
+    """Returns the units: joined sources where the experiment's folds hold these out, else each group's main source."""
+    train, group = experiment.table.train, experiment.split_group
+    units = source_units(train["source"], group)
+    named = train["source"].astype(str)
+    oof, by_id = blend.frame("oof"), pd.Index(train["id"])
+    if not torn_units(named.to_numpy()[experiment.rows_of(oof["id"])], oof["fold"]):
+        every = np.ones(len(named), bool)
+        unit, kept, joined, shared = units.unit, every, units.joined, units.shared_groups
+    else:
+        main = main_sources(train["source"], group)
+        unit, kept, joined, shared = main.unit, ~main.left_out, (), main.groups
+    found = (pd.Series(values, index=by_id) for values in (named.to_numpy(object), unit, kept))
+    return _Sources(*found, joined, shared)
 
 
 def _used(experiment: Experiment, level1: Sequence[Run]) -> list[Run]:
@@ -97,28 +128,38 @@ def _used(experiment: Experiment, level1: Sequence[Run]) -> list[Run]:
     ]
 
 
-def _fitted_again(experiment: Experiment, level1: Sequence[Run], out: Out) -> Run:
-    """Returns the blend of stackers that were fitted with folds of sources on the same level-1 runs."""
+def _fitted_again(experiment: Experiment, sources: _Sources, level1: Sequence[Run], out: Out) -> Run:
+    """Returns the blend of stackers that were fitted with folds of sources on the same level-1 runs.
+
+    Rows of a group outside its main source are left out, so that each fold holds out whole sources and whole groups.
+    """
     config, table = experiment.config, experiment.table
     if config.all_features.shortcuts:
         table = require_acquisition(experiment).table
+    train = table.train.assign(source=sources.unit.to_numpy(object))
+    kept, settings = sources.kept.to_numpy(bool), config.folds
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        settings = config.folds
-        folds = folds_by_source(
-            experiment.folds, table.train, k=experiment.folds.k, seed=settings.seed, stratify=settings.stratify
-        )
+        some = folds_by_source(
+            Folds(experiment.folds.frame[kept]), train[kept], k=experiment.folds.k, seed=settings.seed,
+            stratify=settings.stratify,
+        )  # fmt: skip
     for warning in caught:
         out.warn(f"leave-source-out: {warning.message}")
+    number = some.frame["fold"].groupby(train["source"].to_numpy()[kept]).first()
+    folds = Folds(experiment.folds.frame.assign(fold=train["source"].map(number).to_numpy(np.int8)))
     settings = settings.model_copy(update={"by": "source", "file": None})
     name, columns = f"{experiment.name}/{FOLDER}", config.data.columns.model_copy(update={"fold": None})
     config = config.model_copy(update={
         "experiment": name, "folds": settings, "data": config.data.model_copy(update={"columns": columns}),
         "tuned": Tuned(image=config.tuned.image),
     })  # fmt: skip
-    table = replace(table, test=table.test.iloc[:0])  # nothing but its score on the training rows is wanted
-    by_source = replace(experiment, name=name, config=config, folds=folds, table=table, as_read=table)
-    check_fold_needs(by_source)
+    table = replace(table, train=train, test=table.test.iloc[:0])  # only its score on the training rows is wanted
+    by_source = replace(
+        experiment, name=name, config=config, folds=folds, table=table, as_read=table,
+        left_out=None if kept.all() else ~kept,
+    )  # fmt: skip
+    check_fold_needs(by_source, np.flatnonzero(kept))
     out.say(f"leave-source-out: level 2 and blend again, with {folds.k} folds of whole sources …")
     runs = list(level1) + run_stackers(by_source, list(level1), out)
     blend = run_blend(by_source, runs, out)
@@ -126,7 +167,7 @@ def _fitted_again(experiment: Experiment, level1: Sequence[Run], out: Out) -> Ru
     return blend
 
 
-def _trained_again(experiment: Experiment, unit: pd.Series, own: pd.DataFrame, out: Out) -> Scored | None:
+def _trained_again(experiment: Experiment, sources: _Sources, own: pd.DataFrame, out: Out) -> Scored | None:
     """Returns the estimate of the experiment by source, if it is complete and has the same rows and targets."""
     name = experiment.config.name_by_source
     folder = experiment.config.runs / name
@@ -135,15 +176,15 @@ def _trained_again(experiment: Experiment, unit: pd.Series, own: pd.DataFrame, o
     blend = read_run(folder / "blend")
     assert blend is not None
     table = read_frame(folder / "table.parquet", remedy="dermstack stack")
-    theirs = table[table["part"] == "train"].set_index("id")["target"].reindex(unit.index)
-    if len(lost := unit.index[theirs.isna()]):
+    theirs = table[table["part"] == "train"].set_index("id")["target"].reindex(sources.unit.index)
+    if len(lost := theirs.index[theirs.isna()]):
         out.warn(f"{name} is left out: it lacks {len(lost):,} training rows, first {lost[0]}; make it again")
         return None
     if (theirs.to_numpy() != experiment.target).any():
         out.warn(f"{name} is left out: its targets differ; make it again")
         return None
     runs = [run for run in read_runs(folder / "models") if run.meta["level"] == 1 and run.name in all_runs(blend)]
-    made = _scored(experiment, blend, TRAINED_AGAIN, runs, unit, own)
+    made = _scored(experiment, sources, blend, TRAINED_AGAIN, runs, own)
     if made[0].held_out != HELD_OUT:
         out.warn(f"{name} is left out: sources as they are named now are in more than one of its folds; make it again")
         return None
@@ -165,22 +206,34 @@ def _other_settings(experiment: Experiment, name: str, blend: Run) -> list[str]:
 
 
 def _scored(
-    experiment: Experiment, blend: Run, origin: str, level1: Sequence[Run], unit: pd.Series, own: pd.DataFrame | None
+    experiment: Experiment,
+    sources: _Sources,
+    blend: Run,
+    origin: str,
+    level1: Sequence[Run],
+    own: pd.DataFrame | None,
 ) -> Scored:
     """Returns the estimate of a ``blend`` of ``level1`` runs, compared with that of the rows ``own``."""
     oof = blend.frame("oof")
-    rows = experiment.rows_of(oof["id"])
-    y, group, source = experiment.target[rows], experiment.split_group[rows], unit.loc[oof["id"]].to_numpy(object)
-    score = oof["score"].to_numpy(np.float64)
-    seen_by = tuple(run.name for run in level1 if _has_seen(run, unit))
-    held_out = SEEN if torn_units(source, oof["fold"]) else LEVEL_2_ONLY if seen_by else HELD_OUT
+    seen_by = tuple(run.name for run in level1 if _has_seen(run, sources.named))
+    named = sources.named.loc[oof["id"]].to_numpy(object)
+    kept = sources.kept.loc[oof["id"]].to_numpy(bool)
+    is_torn = torn_units(named[kept], oof["fold"].to_numpy()[kept])
+    held_out = SEEN if is_torn else LEVEL_2_ONLY if seen_by else HELD_OUT
+    used = oof[kept]  # within sources, every estimate has the same rows
+    rows, score = experiment.rows_of(used["id"]), used["score"].to_numpy(np.float64)
+    y, group, source = (
+        experiment.target[rows],
+        experiment.split_group[rows],
+        sources.unit.loc[used["id"]].to_numpy(object),
+    )
     estimate = SourceEstimate(
         origin, held_out, seen_by, int(oof["fold"].nunique()), len(oof), Interval(**blend.meta["headline"]),
         auc_over_sources(y, score, group, source),
     )  # fmt: skip
     if own is None:
         return estimate, oof
-    other = own.set_index("id")["score"].reindex(oof["id"]).to_numpy(np.float64)
+    other = own.set_index("id")["score"].reindex(used["id"]).to_numpy(np.float64)
     if np.isnan(other).any():
         raise DataError(f"{int(np.isnan(other).sum())} rows of {blend.folder} are not in the blend: make it again")
     change = difference_over_sources(y, score, other, group, source)
@@ -189,10 +242,10 @@ def _scored(
     return replace(estimate, pooled_difference=pooled, difference=difference), oof
 
 
-def _has_seen(run: Run, unit: pd.Series) -> bool:
-    """Whether nets of a run had seen other rows of the sources that they score, or may have: its folds are not known."""
+def _has_seen(run: Run, named: pd.Series) -> bool:
+    """Whether nets of a run had seen other rows of the sources that they score, or may have, without known folds."""
     oof = run.frame("oof")
-    known = oof[oof["id"].isin(unit.index)]
+    known = oof[oof["id"].isin(named.index)]
     if known["fold"].nunique() < 2:  # imported without folds
         return True
-    return bool(torn_units(unit.loc[known["id"]].to_numpy(object), known["fold"]))
+    return bool(torn_units(named.loc[known["id"]].to_numpy(object), known["fold"]))

@@ -38,6 +38,9 @@ def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
     """Calls `read_predictions` with the experiment's rows and folds."""
     table = experiment.table
     read = read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
+    if experiment.left_out is not None:
+        kept = ~experiment.left_out[read.rows]
+        read = replace(read, rows=read.rows[kept], oof=read.oof[kept], nets=read.nets[kept])
     return replace(read, groups=experiment.split_group[read.rows])
 
 

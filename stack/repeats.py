@@ -19,9 +19,9 @@ _FOLD_SEEDS, _MODEL_SEEDS = 100, 1000  # steps from one repeat's seeds to the ne
 def repeated(experiment: Experiment, repeat: int) -> Experiment:
     """Returns the experiment with the folds and seeds of a repeat; repeat 0 is the experiment itself.
 
-    The split groups are assigned to as many folds by another seed, balanced in targets and in the strata of the config,
-    so that no group is in two of them either; with `folds.by: source`, whole sources are. Level-1 predictions stay as they are: each was made by a net that did
-    not see the row's group.
+    The split groups, or with `folds.by: source` whole sources, are assigned to as many folds by another seed, balanced
+    in targets and in the strata of the config, so that none is in two of them either. Level-1 predictions stay as they
+    are: each was made by a net that did not see the row's group.
     """
     if repeat == 0:
         return experiment

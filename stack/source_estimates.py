@@ -58,6 +58,11 @@ class SourceEstimate:
             return "groups held out"
         return "sources held out" if self.held_out == HELD_OUT else "sources held out from level 2 only"
 
+    @property
+    def predicts_next(self) -> bool:
+        """Whether its interval for a further source means anything: its sources were held out, and are enough."""
+        return self.held_out != SEEN and math.isfinite(self.over.next_low)
+
 
 @dataclass(frozen=True)
 class LeaveSourceOut:
@@ -68,13 +73,23 @@ class LeaveSourceOut:
     estimates: tuple[SourceEstimate, ...]  # the first has the experiment's own folds
     facts: pd.DataFrame  # `source_facts` of the scores of the strictest estimate
     joined: tuple[str, ...] = ()  # sources that are held out together, as they share split groups
-    shared_groups: int = 0  # number of these split groups
+    shared_groups: int = 0  # split groups with rows in more than one source
+    left_out: int = 0  # rows of such groups outside their main source, which neither train nor score
     untuned: bool = False  # level 2 was fitted again without tuned settings, which were chosen with other folds
 
     @property
     def own(self) -> SourceEstimate:
         """The estimate of the experiment's own folds."""
         return self.estimates[0]
+
+    @property
+    def summary(self) -> str:
+        """The AUC within a typical source of the strictest estimate, and how strict it is; "" where none holds out."""
+        best, over = self.strictest, self.strictest.over
+        if best.held_out == SEEN or not math.isfinite(over.mean):
+            return ""
+        optimistic = ", optimistic: level 1 had seen them" if best.held_out == LEVEL_2_ONLY else ""
+        return f"{bounds(over.mean, over.low, over.high)} in {over.used} sources{optimistic}"
 
     @property
     def strictest(self) -> SourceEstimate:
@@ -132,9 +147,10 @@ def estimate_table(found: LeaveSourceOut) -> pd.DataFrame:
         records.append({
             "estimate": one.label + (" (trained again)" if one.origin == TRAINED_AGAIN else ""),
             "folds": one.folds,
+            "rows": one.rows,
             found.objective: str(one.pooled),
             "AUC in a typical source": bounds(over.mean, over.low, over.high) if enough else "too few sources",
-            "next source": f"{over.next_low:.3f} to {over.next_high:.3f}" if math.isfinite(over.next_low) else "–",
+            "next source": f"{over.next_low:.3f} to {over.next_high:.3f}" if one.predicts_next else "–",
             "sources": f"{over.used} of {len(over.sources)}",
             "difference": "" if one.difference is None else bounds(*_ends(one.difference), sign="+"),
         })  # fmt: skip
@@ -145,38 +161,83 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
     """Says what the estimates mean for a source that the models have never seen, one sentence each, in plain words."""
     best, over = found.strictest, found.strictest.over
     said = []
+    reach = f"{over.next_low:.3f} to {over.next_high:.3f}"
     if best.held_out == SEEN:
         said.append("No estimate holds sources out: these numbers hold for new patients of the same sources only.")
     elif best.held_out == LEVEL_2_ONLY:
         named = f"{', '.join(best.seen_by[:_MAX_NAMED])}{', …' if len(best.seen_by) > _MAX_NAMED else ''}"
         said.append(
-            f"This is optimistic for an unseen source: only level 2 and the blend were fitted without it, while {named} "
-            "had been trained on other images of it. Take the number as an upper bound; `dermstack oof --by-source` and "
-            "`dermstack stack --by-source` train everything again without it."
+            f"For an unseen source this is optimistic: level 2 and the blend were fitted without it, but {named} had "
+            "been trained on other images of it. Expect less; `dermstack oof --by-source` and `dermstack stack "
+            "--by-source` train everything again without it."
         )
+        if math.isfinite(over.next_low):
+            said.append(f"The interval for the next source, {reach}, does not contain this optimism.")
     else:
         said.append("Every model that scores a source here was fitted without it.")
-    if math.isfinite(over.next_low):
-        said.append(
-            f"In the next source, the AUC is expected between {over.next_low:.3f} and {over.next_high:.3f} (95 % "
-            f"prediction interval from {over.used} sources), if it is a source like these."
-        )
-    elif over.used < 2:
-        said.append(f"Only {over.used} of {len(over.sources)} sources has enough rows for an AUC: too few to say more.")
-    else:
+        if math.isfinite(over.next_low):
+            said.append(
+                f"In the next source, if it is one like these, expect an AUC of {reach} (95 % prediction interval from "
+                f"{over.used} sources)."
+            )
+    if best.difference is not None:
+        said.append(_difference_sentence(best.difference))
+    if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
+    elif over.used < 2:
+        said.append(
+            f"{over.used} of {len(over.sources)} sources has enough groups of both classes for an AUC: too few to say "
+            "how well the models do in another source."
+        )
     if few := [str(row["source"]) for row in over.sources.to_dict("records") if row["note"]]:
         more = ", …" if len(few) > _MAX_NAMED else ""
         said.append(f"Too few groups for an AUC of their own: {', '.join(few[:_MAX_NAMED])}{more}.")
     if found.joined:
         said.append(
-            f"{found.shared_groups:,} split groups have images of more than one source, so these are held out together: "
-            f"{'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+            f"{found.shared_groups:,} split groups have images of more than one source, so these are held out "
+            f"together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+        )
+    if found.left_out:
+        said.append(
+            f"{found.shared_groups:,} split groups have images of more than one source: their {found.left_out:,} "
+            "images outside their main source are neither trained on nor scored where sources are held out."
         )
     if found.untuned:
         said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")
     said += [f"The estimate of the models trained again: {one.note}." for one in found.estimates if one.note]
     return said
+
+
+def _difference_sentence(difference: Interval) -> str:
+    """Says whether the estimate with sources held out is lower than that with groups held out, on the same images."""
+    reach = bounds(*_ends(difference), sign="+")
+    if difference.high < 0:
+        return f"Within a source, the AUC is lower than with groups held out, by more than noise: {reach}."
+    if difference.low > 0:
+        return f"Within a source, the AUC is higher than with groups held out, by more than noise: {reach}."
+    return (
+        f"Within a source, the AUC is not shown to differ from that with groups held out: {reach}; a loss of "
+        f"{max(-difference.low, 0):.3f} could not be excluded."
+    )
+
+
+def headline_note(found: LeaveSourceOut) -> str:
+    """Says in one paragraph what a reader of the headline has to know of other sources."""
+    best = found.strictest
+    typical = best.over
+    if best.held_out == SEEN:
+        return "This estimate holds for new patients of the same sources; no source was held out."
+    if not math.isfinite(typical.mean):
+        return f"With sources held out, {found.objective} is {best.pooled}; sources are too few for an AUC within them."
+    what = "Where its source was held out" if best.held_out == HELD_OUT else "Where level 2 had not seen its source"
+    own, mean = found.own.over, bounds(typical.mean, typical.low, typical.high)
+    before = f", with groups held out {own.mean:.3f}" if best is not found.own and math.isfinite(own.mean) else ""
+    note = f"{what}, the AUC within a typical source is {mean}{before}"
+    if best.predicts_next:
+        note += f"; 95 % prediction interval for the next source {typical.next_low:.3f} to {typical.next_high:.3f}"
+    if best.held_out == LEVEL_2_ONLY:
+        note += ". This is still optimistic, as the models of level 1 had been trained on other images of the source"
+    return f"{note}. See the section on other hospitals and cameras."
 
 
 def bounds(value: float, low: float, high: float, *, sign: str = "") -> str:
@@ -197,7 +258,7 @@ def write_leave_source_out(folder: Path, made: LeaveSourceOut) -> None:
     content = {
         "version": _VERSION, "objective": made.objective, "blend": made.blend, "estimates": estimates,
         "facts": jsonable(made.facts.to_dict("records")), "joined": list(made.joined),
-        "shared_groups": made.shared_groups, "untuned": made.untuned,
+        "shared_groups": made.shared_groups, "left_out": made.left_out, "untuned": made.untuned,
     }  # fmt: skip
     write_json(folder / RESULT, with_digest(content))
 
@@ -216,7 +277,7 @@ def stored_leave_source_out(folder: Path, fingerprint: str) -> LeaveSourceOut | 
             return None
         return LeaveSourceOut(
             found["objective"], found["blend"], tuple(map(_estimate_of, found["estimates"])), _frame(found["facts"]),
-            tuple(found["joined"]), int(found["shared_groups"]), bool(found["untuned"]),
+            tuple(found["joined"]), int(found["shared_groups"]), int(found["left_out"]), bool(found["untuned"]),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}): remove it and run `dermstack stack` again") from error

@@ -39,12 +39,8 @@ def source_units(source: ArrayLike, split_group: ArrayLike) -> SourceUnits:
     A patient with images in two hospitals is in one fold, and so are both hospitals then. Raises DataError where a row
     has no source: it may come from the source that is held out, and the fold would then not hold it out.
     """
+    _check_known(source)
     names = pd.Series(np.asarray(source, dtype=object))
-    if (unknown := names.isna()).any():
-        raise DataError(
-            f"{int(unknown.sum()):,} of {len(names):,} training rows have no source, so they may come from the one that "
-            "is held out: fill in the source (data.columns.source or data.sources), or leave these rows out"
-        )
     codes, words = pd.factorize(names.astype(str), sort=True)
     groups, kinds = pd.factorize(np.asarray(split_group, dtype=object))
     pairs = np.unique(np.column_stack([codes, groups]), axis=0)
@@ -55,6 +51,41 @@ def source_units(source: ArrayLike, split_group: ArrayLike) -> SourceUnits:
     joined = tuple(made[part] for part in made if (component == part).sum() > 1)
     unit = np.array([made[part] for part in component], dtype=object)[codes]
     return SourceUnits(unit, joined, int((np.bincount(pairs[:, 1], minlength=len(kinds)) > 1).sum()))
+
+
+@dataclass(frozen=True)
+class MainSources:
+    """The main source of each split group, and the rows of other sources, which neither train nor score it."""
+
+    unit: NDArray[np.object_]  # (n,) main source of each row's split group
+    left_out: NDArray[np.bool_]  # (n,) rows of another source than their group's main one
+    groups: int  # split groups with rows in more than one source
+
+
+def main_sources(source: ArrayLike, split_group: ArrayLike) -> MainSources:
+    """Returns the source of most rows of each split group; ``source`` and ``split_group`` are (n,).
+
+    Where patients have images of several sources, whole sources and whole patients can both be held out only if the
+    patients' rows of other sources are left out. Of equally frequent sources the first by name is the main one. Raises
+    DataError as `source_units` does.
+    """
+    _check_known(source)
+    frame = pd.DataFrame({"source": np.asarray(source, dtype=object), "group": np.asarray(split_group, dtype=object)})
+    counts = frame.astype({"source": str}).groupby(["group", "source"], sort=True).size().reset_index(name="rows")
+    counts = counts.sort_values(["group", "rows", "source"], ascending=[True, False, True], kind="stable")
+    main = counts.drop_duplicates("group").set_index("group")["source"]
+    unit = frame["group"].map(main).to_numpy(object)
+    several = counts["group"].duplicated(keep=False)
+    return MainSources(unit, unit != frame["source"].astype(str).to_numpy(object), counts["group"][several].nunique())
+
+
+def _check_known(source: ArrayLike) -> None:
+    names = pd.Series(np.asarray(source, dtype=object))
+    if (unknown := names.isna()).any():
+        raise DataError(
+            f"{int(unknown.sum()):,} of {len(names):,} training rows have no source, so they may come from the one "
+            "that is held out: fill in the source (data.columns.source or data.sources), or leave these rows out"
+        )
 
 
 def folds_by_source(
@@ -81,8 +112,8 @@ def folds_by_source(
         few = min(holding, key=lambda word: holding[word])
         shared = f", after those that share {units.shared_groups:,} split groups were joined" if units.joined else ""
         raise DataError(
-            f"{holding[few]} of {len(units.names)} sources has {few}{shared}: folds of whole sources need two with each "
-            "class; name the sources otherwise, or set folds.by: group"
+            f"{holding[few]} of {len(units.names)} sources has {few}{shared}: folds of whole sources need two with "
+            "each class; name the sources otherwise, or set folds.by: group"
         )
     if most < k:
         warnings.warn(

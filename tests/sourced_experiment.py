@@ -1,4 +1,4 @@
-"""An experiment whose rows come from several hospitals, in which a column helps within a hospital and misleads elsewhere."""
+"""An experiment with rows of four hospitals, and a column that helps within a hospital and misleads elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import yaml
 HOSPITALS = ("Barcelona", "Basel", "Sydney", "Vienna")
 
 
-def write_sourced(folder: Path, *, patients: int = 40, source_column: str | None = "hospital", **changes: object) -> Path:
+def write_sourced(
+    folder: Path, *, patients: int = 40, source_column: str | None = "hospital", **changes: object
+) -> Path:
     """train.csv of four hospitals and sourced.yaml, whose path is returned.
 
     ``true`` predicts the target everywhere. ``local`` predicts it in each hospital, but with another sign in every
@@ -34,7 +36,13 @@ def write_sourced(folder: Path, *, patients: int = 40, source_column: str | None
         }))  # fmt: skip
     train = pd.concat(parts, ignore_index=True)
     train.to_csv(folder / "train.csv", index=False)
-    columns = {"id": "image", "group": "patient", "target": "target", "age": "age", "numeric": ["true", "local", "code"]}
+    columns = {
+        "id": "image",
+        "group": "patient",
+        "target": "target",
+        "age": "age",
+        "numeric": ["true", "local", "code"],
+    }
     settings = {
         "experiment": "sourced", "runs": "runs", "cache": "cache", "threads": 1,
         "data": {
@@ -44,7 +52,7 @@ def write_sourced(folder: Path, *, patients: int = 40, source_column: str | None
         "folds": {"k": 4},
         "features": {"relative": [], "outliers": False},
         "stackers": [
-            {"name": "trees", "kind": "lightgbm", "runs": [], "params": {"rounds": 40, "num_leaves": 8, "patience": 10}},
+            {"name": "trees", "kind": "lightgbm", "runs": [], "params": {"rounds": 40, "patience": 10}},
             {"name": "line", "kind": "logistic", "runs": []},
         ],
         "blend": {"methods": ["rank_mean", "mean"], "trials": 2},

@@ -1,4 +1,4 @@
-"""Simulates the interval over sources and the prediction interval for the next source, with known AUCs of the sources."""
+"""Simulates the interval over sources and the prediction interval for the next one, with known AUCs of the sources."""
 
 from __future__ import annotations
 

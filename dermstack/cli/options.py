@@ -45,8 +45,8 @@ BySourceOption = Annotated[
     bool,
     typer.Option(
         "--by-source",
-        help="Work on the experiment NAME-by-source, with folds that hold out whole sources (folds.by: source); `stack` "
-        "of the experiment itself then shows its estimate beside its own.",
+        help="Work on the experiment NAME-by-source, whose folds hold out whole sources (folds.by: source); `stack` of "
+        "the experiment itself then shows its estimate beside its own.",
     ),
 ]
 
@@ -186,7 +186,9 @@ def show_sources(out: Out, found: LeaveSourceOut) -> None:
     """Prints the estimates with sources held out beside that of the experiment's own folds."""
     from stack.source_estimates import estimate_table, source_sentences
 
-    out.table(estimate_table(found), f"Estimates by what the folds hold out ({found.objective}), and AUC within sources")
+    out.table(
+        estimate_table(found), f"Estimates by what the folds hold out ({found.objective}), and AUC within sources"
+    )
     for sentence in source_sentences(found):
         out.say(sentence)
 

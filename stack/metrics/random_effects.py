@@ -1,4 +1,4 @@
-"""Combines estimates of few sources: mean with Hartung-Knapp interval, heterogeneity, and prediction for the next one."""
+"""Combines estimates of few sources: their mean with its interval, their spread, and a prediction for the next one."""
 
 from __future__ import annotations
 
