@@ -1,6 +1,6 @@
 """Patient-grouped and leave-source-out estimates side by side, on SIIM-ISIC 2020 and ISIC 2024.
 
-python benchmarks/leave_source_out.py ../shared/data /tmp/sources
+python -m benchmarks.leave_source_out ../shared/data /tmp/sources [isic2024] [siim2020]
 
 Neither data set at hand names its hospitals. For SIIM-ISIC 2020 the sources are the sizes of the original images
 (`dermstack sources --no-pictures`); for ISIC 2024 how the image was lit (`tbp_tile_type`) with how many digits the
@@ -79,5 +79,6 @@ def isic2024(data: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     place, made = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
-    isic2024(place, made / "isic2024")
-    siim(place, made / "siim2020")
+    for name, measure in (("isic2024", isic2024), ("siim2020", siim)):
+        if name in sys.argv[3:] or not sys.argv[3:]:
+            measure(place, made / name)

@@ -174,7 +174,10 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         if math.isfinite(over.next_low):
             said.append(f"The interval for the next source, {reach}, does not contain this optimism.")
     else:
-        said.append("Every model that scores a source here was fitted without it.")
+        said.append(
+            "Every model that scores a source here was fitted without it; weights and calibration were fitted on scores of "
+            "the other sources."
+        )
         if math.isfinite(over.next_low):
             said.append(
                 f"In the next source, if it is one like these, expect an AUC of {reach} (95 % prediction interval from "
@@ -182,6 +185,11 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
             )
     if best.difference is not None:
         said.append(_difference_sentence(best.difference))
+    if best.pooled_difference is not None:
+        said.append(
+            f"Over the images of all sources together, {found.objective} changes by "
+            f"{bounds(*_ends(best.pooled_difference), sign='+')}; this also counts shifts of the scores between sources."
+        )
     if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
     elif over.used < 2:
