@@ -1,11 +1,12 @@
-"""Patient-grouped and leave-source-out estimates side by side, on SIIM-ISIC 2020 and ISIC 2024.
+"""Patient-grouped and leave-source-out estimates side by side, on HAM10000, SIIM-ISIC 2020 and ISIC 2024.
 
-python -m benchmarks.leave_source_out ../shared/data /tmp/sources [isic2024] [siim2020]
+python -m benchmarks.leave_source_out ../shared/data /tmp/sources [isic2024] [siim2020] [ham10000]
 
-Neither data set at hand names its hospitals. For SIIM-ISIC 2020 the sources are the sizes of the original images
-(`dermstack sources --no-pictures`); for ISIC 2024 how the image was lit (`tbp_tile_type`) with how many digits the
-export wrote its measurements with, which never differ within a patient. Each data set is an experiment twice: with the
-imported networks, which had seen the sources, and with models of the table alone, which had not.
+None of the data sets at hand names its hospitals. For SIIM-ISIC 2020 the sources are the sizes of the original images
+(`dermstack sources --no-pictures`); for ISIC 2024 how the image was lit (`tbp_tile_type`) and with how many digits the
+export wrote its measurements, which never differs within a patient; for HAM10000 five clusters of the colour of the
+image's frame. SIIM and ISIC 2024 are an experiment twice: with imported networks, which had seen the sources, and with
+models of the table alone, which had not. HAM10000 is trained twice, with folds of lesions and with folds of sources.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ def siim(data: Path, folder: Path) -> None:
     """Two imported networks, and the table alone, with sizes as sources."""
     config, imports = write_experiment(data / "siim2020", folder)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings |= {"blend": BLEND, "n_jobs": 1}
+    settings |= {
+        "blend": BLEND,
+        "n_jobs": 1,
+        "stackers": [{"name": kind, "kind": kind} for kind in ("lightgbm", "logistic")],
+    }
     write_config(config, settings)
     dermstack("sources", "-c", str(config), "--no-pictures", "--out", str(folder / "sources.csv"))
     settings["data"]["sources"] = "sources.csv"
@@ -49,6 +54,22 @@ def siim(data: Path, folder: Path) -> None:
     dermstack("stack", "-c", str(config))
     table = write_config(folder / "table.yaml", settings, experiment="siim2020-table", stackers=TABLE_ALONE)
     dermstack("stack", "-c", str(table))
+
+
+def ham10000(data: Path, folder: Path) -> None:
+    """A frozen backbone, with folds of lesions and again with folds of sources: clusters of the frame's colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = Path("configs/ham10000.yaml").read_text(encoding="utf-8").replace("${DERMSTACK_DATA:-../data}", str(data))
+    settings = yaml.safe_load(text) | {"runs": "runs", "cache": "cache", "n_jobs": 1, "blend": BLEND}
+    settings["image_models"] = [model for model in settings["image_models"] if model.get("frozen")]
+    settings["stackers"] = [{"name": kind, "kind": kind} for kind in ("lightgbm", "logistic")]
+    config = write_config(folder / "ham.yaml", settings)
+    dermstack("sources", "-c", str(config), "--clusters", "5", "--out", str(folder / "sources.csv"))
+    settings["data"]["sources"] = "sources.csv"
+    write_config(config, settings)
+    for by_source in (["--by-source"], []):
+        for step in ("oof", "stack"):
+            dermstack(step, "-c", str(config), *by_source)
 
 
 def isic2024(data: Path, folder: Path) -> None:
@@ -79,6 +100,6 @@ def isic2024(data: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     place, made = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
-    for name, measure in (("isic2024", isic2024), ("siim2020", siim)):
+    for name, measure in (("isic2024", isic2024), ("siim2020", siim), ("ham10000", ham10000)):
         if name in sys.argv[3:] or not sys.argv[3:]:
             measure(place, made / name)

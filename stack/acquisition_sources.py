@@ -36,6 +36,15 @@ class AcquisitionSources:
     remarks: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class FoundSources:
+    """The group of each training row (id, source), one row a group (rows, groups, positives, prevalence), remarks."""
+
+    rows: pd.DataFrame
+    summary: pd.DataFrame
+    remarks: tuple[str, ...]
+
+
 def acquisition_sources(
     words: pd.DataFrame, numbers: pd.DataFrame, *, clusters: int | None = None, seed: int = 0
 ) -> AcquisitionSources:
@@ -63,8 +72,8 @@ def acquisition_sources(
 
 def find_sources(
     experiment: Experiment, out: Out, *, columns: Sequence[str] = (), clusters: int | None = None, pictures: bool = True
-) -> tuple[AcquisitionSources, pd.DataFrame]:
-    """Groups the training rows by what is known of their images; returns the groups and one row a group.
+) -> FoundSources:
+    """Groups the training rows by what is known of their images.
 
     Formats are the long and the short side of the original image and, with ``pictures``, the suffix of its file; the
     numbers are the mean colour of the image's outermost pixels, where skin and light matter more than the lesion. Of
@@ -82,9 +91,7 @@ def find_sources(
         words["encoding"] = file_suffixes(experiment).loc[train["id"]].to_numpy()
         thumbnails = looks_of(experiment, cache, list(train["id"]), out).thumbnails
         numbers = pd.DataFrame(frame_colours(thumbnails), columns=list(COLOURS))
-    elif (known := with_acquisition(experiment)) is not None and known.table.train[["width", "height"]].notna().any(
-        None
-    ):
+    elif (known := with_acquisition(experiment)) is not None and "width" in known.table.train:
         sides = known.table.train[["width", "height"]].to_numpy(np.float64)
         words["size"] = [
             f"{max(pair):.0f} × {min(pair):.0f}" if np.isfinite(pair).all() else "size not known" for pair in sides
@@ -102,7 +109,8 @@ def find_sources(
         "source": found.source, "group": experiment.split_group, "target": experiment.target,
     }).groupby("source")  # fmt: skip
     table = rows.agg(rows=("target", "size"), groups=("group", "nunique"), positives=("target", "sum"))
-    return found, table.assign(prevalence=rows["target"].mean()).reset_index()
+    table = table.assign(prevalence=rows["target"].mean()).reset_index()
+    return FoundSources(pd.DataFrame({"id": train["id"].to_numpy(), "source": found.source}), table, found.remarks)
 
 
 def frame_colours(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -175,8 +175,8 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
             said.append(f"The interval for the next source, {reach}, does not contain this optimism.")
     else:
         said.append(
-            "Every model that scores a source here was fitted without it; weights and calibration were fitted on scores of "
-            "the other sources."
+            "Every model that scores a source here was fitted without it; weights and calibration were fitted on "
+            "scores of the other sources."
         )
         if math.isfinite(over.next_low):
             said.append(
@@ -188,7 +188,7 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
     if best.pooled_difference is not None:
         said.append(
             f"Over the images of all sources together, {found.objective} changes by "
-            f"{bounds(*_ends(best.pooled_difference), sign='+')}; this also counts shifts of the scores between sources."
+            f"{bounds(*_ends(best.pooled_difference), sign='+')}, which counts shifts between sources too."
         )
     if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")

@@ -78,7 +78,7 @@ def test_each_fold_holds_out_whole_sources_and_scores_them(finished: StackResult
 def test_a_sources_scores_do_not_depend_on_its_targets(tmp_path: Path) -> None:
     """Law: no model that scores a source, and no weight of its blend, was fitted to the source's targets.
 
-    The calibration is fitted on other sources' scores, which came from models that had seen these targets, so it may move.
+    The calibration is fitted on other sources' scores, by models that had seen these targets, so it may move.
     """
     config = write_sourced(tmp_path, **LIGHT)
     before = scores_by_source(stacked(config)).set_index("id")
@@ -115,7 +115,7 @@ def test_the_pages_show_both_numbers(finished: StackResult) -> None:
 def test_compare_shows_the_auc_in_held_out_sources(finished: StackResult, tmp_path: Path) -> None:
     out = tmp_path / "board.csv"
     runs = finished.experiment.config.runs
-    assert run_cli("compare", "--folder", str(runs), "--out", str(out), "--out", str(tmp_path / "b.html"), "-q") == 0
+    assert run_cli("compare", "--folder", str(runs), "--out", str(out), "--out", str(tmp_path / "b.html")) == 0
     found = finished.by_source
     assert found is not None
     assert pd.read_csv(out)["other_sources"].iloc[0] == f"{found.summary}"
@@ -146,10 +146,10 @@ def test_rows_without_a_source_and_too_few_sources_are_told(tmp_path: Path, caps
     config = write_sourced(tmp_path, **LIGHT)
     changed_rows(config, lambda frame: frame.__setitem__("hospital", "Basel"))
     assert run_cli("stack", "-c", str(config), "--no-report") == 0
-    assert "no leave-source-out estimate: 1 of 1 sources has positives" in capsys.readouterr().err.replace("\n", " ")
+    assert "no leave-source-out estimate: 1 of 1 sources has positives" in capsys.readouterr().out.replace("\n", " ")
     changed_rows(config, lambda frame: frame.loc.__setitem__((3, "hospital"), ""))
     assert run_cli("stack", "-c", str(config), "--no-report") == 0
-    assert "1 of 236 training rows have no source" in capsys.readouterr().err.replace("\n", " ")
+    assert "1 of 236 training rows have no source" in capsys.readouterr().out.replace("\n", " ")
     assert not (tmp_path / "runs/sourced/leave_source_out.json").exists()
 
 

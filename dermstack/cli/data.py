@@ -103,8 +103,6 @@ def sources(
     Uses sizes, encodings and colours, and no targets. Writes a csv of id and source for data.sources, which then give
     an estimate for sources that were held out. Look at the groups before you trust them.
     """
-    import pandas as pd  # slow to import, and would delay `--help`
-
     from stack.acquisition_sources import find_sources
     from stack.images import caches_in_use
     from stack.outputs import check_output, output_file
@@ -113,11 +111,10 @@ def sources(
     data = experiment.config.data
     check_output(out_file, "--out", inputs=[config, data.train, data.test, data.images])
     with caches_in_use(experiment.config):
-        found, table = find_sources(experiment, out, columns=columns or (), clusters=clusters, pictures=pictures)
-    ids = experiment.table.train["id"]
+        found = find_sources(experiment, out, columns=columns or (), clusters=clusters, pictures=pictures)
     with output_file(out_file) as temporary:
-        pd.DataFrame({data.columns.id: ids, "source": found.source}).to_csv(temporary, index=False)
-    out.table(table, "Groups of rows by how their images were taken")
+        found.rows.rename(columns={"id": data.columns.id}).to_csv(temporary, index=False)
+    out.table(found.summary, "Groups of rows by how their images were taken")
     for remark in found.remarks:
         out.say(remark)
     out.say(f"next: data.sources: {out_file} in the config, then `dermstack stack`")
