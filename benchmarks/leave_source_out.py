@@ -5,8 +5,8 @@ python -m benchmarks.leave_source_out ../shared/data /tmp/sources [isic2024] [si
 None of the data sets at hand names its hospitals. For SIIM-ISIC 2020 the sources are the sizes of the original images
 (`dermstack sources --no-pictures`); for ISIC 2024 how the image was lit (`tbp_tile_type`) and with how many digits the
 export wrote its measurements, which never differs within a patient; for HAM10000 five clusters of the colour of the
-image's frame. SIIM and ISIC 2024 are an experiment twice: with imported networks, which had seen the sources, and with
-models of the table alone, which had not. HAM10000 is trained twice, with folds of lesions and with folds of sources.
+image's frame. Each data set is an experiment twice: with networks that had seen the sources, and with models that had not,
+of the table alone or, on HAM10000, of the embeddings of a backbone that was trained on other images.
 """
 
 from __future__ import annotations
@@ -40,36 +40,44 @@ def siim(data: Path, folder: Path) -> None:
     """Two imported networks, and the table alone, with sizes as sources."""
     config, imports = write_experiment(data / "siim2020", folder)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings |= {
-        "blend": BLEND,
-        "n_jobs": 1,
-        "stackers": [{"name": kind, "kind": kind} for kind in ("lightgbm", "logistic")],
-    }
+    settings |= {"blend": BLEND, "n_jobs": 1, "stackers": []}
     write_config(config, settings)
     dermstack("sources", "-c", str(config), "--no-pictures", "--out", str(folder / "sources.csv"))
     settings["data"]["sources"] = "sources.csv"
     write_config(config, settings)
     for arguments in imports:
         dermstack(*arguments)
-    dermstack("stack", "-c", str(config))
-    table = write_config(folder / "table.yaml", settings, experiment="siim2020-table", stackers=TABLE_ALONE)
-    dermstack("stack", "-c", str(table))
+    dermstack("stack", "-c", str(config), "--no-report")
+    table = write_config(folder / "table.yaml", settings, experiment="siim2020-table", stackers=TABLE_ALONE[1:])
+    dermstack("stack", "-c", str(table), "--no-report")
 
 
 def ham10000(data: Path, folder: Path) -> None:
-    """A frozen backbone, with folds of lesions and again with folds of sources: clusters of the frame's colour."""
+    """The nets of configs/ham10000.yaml, trained in FOLDER/runs with folds of lesions, and a frozen backbone alone.
+
+    Sources are clusters of the colour of the image's frame. The embeddings of the frozen backbone saw no source.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = Path("configs/ham10000.yaml").read_text(encoding="utf-8").replace("${DERMSTACK_DATA:-../data}", str(data))
-    settings = yaml.safe_load(text) | {"runs": "runs", "cache": "cache", "n_jobs": 1, "blend": BLEND}
-    settings["image_models"] = [model for model in settings["image_models"] if model.get("frozen")]
-    settings["stackers"] = [{"name": kind, "kind": kind} for kind in ("lightgbm", "logistic")]
+    settings = yaml.safe_load(text) | {"runs": "runs", "cache": "cache", "n_jobs": 1, "blend": BLEND, "stackers": []}
     config = write_config(folder / "ham.yaml", settings)
-    dermstack("sources", "-c", str(config), "--clusters", "5", "--out", str(folder / "sources.csv"))
+    if not (folder / "sources.csv").exists():
+        dermstack("sources", "-c", str(config), "--clusters", "5", "--out", str(folder / "sources.csv"))
     settings["data"]["sources"] = "sources.csv"
     write_config(config, settings)
-    for by_source in (["--by-source"], []):
-        for step in ("oof", "stack"):
-            dermstack(step, "-c", str(config), *by_source)
+    dermstack("oof", "-c", str(config))
+    dermstack("stack", "-c", str(config), "--no-report")
+    frozen = [model for model in settings["image_models"] if model.get("frozen")]
+    features = {"logits": False, "aggregates": False, "neighbours": False, "frozen_z": 64}
+    stackers = [{"name": "embedding", "kind": "logistic", "features": features}]
+    settings |= {
+        "image_models": frozen,
+        "stackers": stackers,
+        "blend": {"methods": ["rank_mean"], "runs": ["embedding"]},
+    }
+    frozen_config = write_config(folder / "frozen.yaml", settings, experiment="ham10000-frozen")
+    dermstack("oof", "-c", str(frozen_config))
+    dermstack("stack", "-c", str(frozen_config), "--no-report")
 
 
 def isic2024(data: Path, folder: Path) -> None:

@@ -19,6 +19,7 @@ from stack.folds import Folds
 from stack.images import require_acquisition, with_acquisition
 from stack.ledger import flat_settings, ledger_settings
 from stack.level2 import run_stackers
+from stack.level2_config import Features
 from stack.metrics.by_source import auc_over_sources, difference_over_sources
 from stack.metrics.intervals import Interval, paired_difference
 from stack.run_settings import by_name, differing_settings, settings_of
@@ -118,14 +119,27 @@ def _sources_of(experiment: Experiment, blend: Run) -> _Sources:
 
 
 def _used(experiment: Experiment, level1: Sequence[Run]) -> list[Run]:
-    """Returns the level-1 runs that the blend or an enabled stacker sees."""
+    """Returns the level-1 runs whose predictions the blend or an enabled stacker uses.
+
+    Of a frozen run, the embeddings alone do not count: its backbone was trained on no row of the experiment, only its
+    head was, and that is in its logits.
+    """
     config = experiment.config
     stackers = [stacker for stacker in config.stackers if stacker.enabled]
     return [
         run
         for run in level1
-        if blends_run(config, run.name) or any(sees_run(config, stacker, run.name) for stacker in stackers)
+        if blends_run(config, run.name)
+        or any(
+            sees_run(config, stacker, run.name)
+            and (run.meta["kind"] != "frozen" or _uses_logits(stacker.features_with(config.features)))
+            for stacker in stackers
+        )
     ]
+
+
+def _uses_logits(features: Features) -> bool:
+    return features.logits or features.aggregates or features.cohort or features.probability_ratio
 
 
 def _fitted_again(experiment: Experiment, sources: _Sources, level1: Sequence[Run], out: Out) -> Run:

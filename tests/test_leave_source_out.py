@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_cli
+from conftest import run_cli, small_config
 from imported_experiment import command_error, import_paths, opened_experiment
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
@@ -314,3 +314,27 @@ def test_the_command_sources_writes_what_data_sources_reads(tmp_path: Path) -> N
     found = stacked(config).by_source
     assert found is not None
     assert found.strictest.held_out == HELD_OUT
+
+
+@pytest.mark.slow
+def test_embeddings_of_a_frozen_backbone_have_seen_no_source(small_data: Path, tmp_path: Path) -> None:
+    """Its head has, which is in its logits: the estimate is optimistic as soon as these are used."""
+    rows = pd.read_csv(small_data / "train.csv")
+    rows["source"] = [f"h{number % 3}" for number in pd.factorize(rows["patient_id"])[0]]
+    rows[["image_name", "source"]].to_csv(tmp_path / "sources.csv", index=False)
+    features = {"logits": False, "aggregates": False, "frozen_z": 4}
+    config = small_config(
+        small_data, tmp_path, stackers=[{"name": "z", "kind": "logistic", "features": features}],
+        image_models=[
+            {"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}
+        ],
+        blend={"runs": ["z"], "trials": 2},
+    )  # fmt: skip
+    given = (f"data.sources={tmp_path / 'sources.csv'}",)
+    assert run_cli("oof", "-c", str(config), "-q", "--set", given[0]) == 0
+    found = stacked(config, *given).by_source
+    assert found is not None
+    assert (found.strictest.origin, found.strictest.held_out) == (REFITTED, HELD_OUT)
+    found = stacked(config, *given, "stackers.0.features.logits=true").by_source
+    assert found is not None
+    assert (found.strictest.held_out, found.strictest.seen_by) == (LEVEL_2_ONLY, ("still",))
