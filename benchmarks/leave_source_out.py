@@ -5,8 +5,8 @@ python -m benchmarks.leave_source_out ../shared/data /tmp/sources [isic2024] [si
 None of the data sets at hand names its hospitals. For SIIM-ISIC 2020 the sources are the sizes of the original images
 (`dermstack sources --no-pictures`); for ISIC 2024 how the image was lit (`tbp_tile_type`) and with how many digits the
 export wrote its measurements, which never differs within a patient; for HAM10000 five clusters of the colour of the
-image's frame. Each data set is an experiment twice: with networks that had seen the sources, and with models that had not,
-of the table alone or, on HAM10000, of the embeddings of a backbone that was trained on other images.
+image's frame. Each data set is an experiment twice: with networks that had seen the sources, and with models that had
+not: of the table alone or, on HAM10000, of embeddings of a backbone that was trained on other images.
 """
 
 from __future__ import annotations
