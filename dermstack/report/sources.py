@@ -141,7 +141,7 @@ def _figure(best: SourceEstimate) -> Drawing:
     entries.append(Estimate("typical source", over.mean, over.low, over.high, strong=True))
     if best.predicts_next:
         entries.append(Estimate("next source (prediction)", over.mean, over.next_low, over.next_high, strong=True))
-    return interval_figure("sources", entries, axis="AUC", reference=over.mean)
+    return interval_figure("by_source", entries, axis="AUC", reference=over.mean)
 
 
 def _same(best: SourceEstimate) -> str:
