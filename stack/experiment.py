@@ -28,7 +28,7 @@ from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.net_columns import external_columns
 from stack.python_features import with_python_features
-from stack.source_folds import folds_by_source, read_sources
+from stack.source_folds import folds_of_config, read_sources
 from stack.store import (
     Run,
     atomic,
@@ -181,6 +181,11 @@ class Experiment:
         lost = contained(dropped["id"], self.as_read.test["id"]) & ~contained(dropped["id"], self.table.test["id"])
         return dropped[lost].reset_index(drop=True)
 
+    @property
+    def unreadable_train(self) -> int:
+        """Number of training rows that are dropped, since their image cannot be read."""
+        return int(self.as_read.train["id"].isin(self.curation.dropped["id"]).sum())
+
     @cached_property
     def rows_fingerprint(self) -> str:
         """Fingerprint of the rows of level 1: training ids, split groups, folds and targets, and the test ids."""
@@ -251,7 +256,7 @@ def open_experiment(
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
-    folds = _make_folds(config, kept, curation, listed, out)
+    folds, kept = _make_folds(config, kept, curation, listed, out)
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
@@ -300,7 +305,7 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         f"{experiment.name}: {len(train):,} training rows ({int(experiment.target.sum()):,} positive, "
         f"{experiment.target.mean():.2%}) in {train['group'].nunique():,} groups, {len(test):,} test rows"
     )
-    if dropped := len(experiment.as_read.train) - len(train):
+    if dropped := experiment.unreadable_train:
         out.warn(
             f"{dropped} training rows are dropped, as their images cannot be read: see {experiment.folder}/dropped.csv"
         )
@@ -382,7 +387,7 @@ def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:
 
 def _make_folds(
     config: Config, train: pd.DataFrame, curation: Curation, listed: pd.DataFrame | None, out: Out
-) -> Folds:
+) -> tuple[Folds, pd.DataFrame]:
     pairs = [train_pairs(curation, train), *([] if listed is None else [listed])]
     duplicates = pd.concat(pairs, ignore_index=True)
     by_source = config.folds.by == "source"
@@ -397,11 +402,10 @@ def _make_folds(
             stratify=config.folds.stratify,
         )
         if by_source:
-            settings = config.folds
-            folds = folds_by_source(folds, train, k=settings.k, seed=settings.seed, stratify=settings.stratify)
+            folds, train = folds_of_config(folds, train, config.folds)
     for warning in caught:
         out.warn(str(warning.message))
-    return folds
+    return folds, train
 
 
 def _own_folds(config: Config, train: pd.DataFrame) -> pd.Series | None:

@@ -190,11 +190,13 @@ def _trained_again(experiment: Experiment, sources: _Sources, own: pd.DataFrame,
     blend = read_run(folder / "blend")
     assert blend is not None
     table = read_frame(folder / "table.parquet", remedy="dermstack stack")
-    theirs = table[table["part"] == "train"].set_index("id")["target"].reindex(sources.unit.index)
+    theirs = table[table["part"] == "train"].set_index("id")["target"]
+    kept = sources.kept.to_numpy()
+    theirs = theirs.reindex(sources.kept.index[kept])
     if len(lost := theirs.index[theirs.isna()]):
         out.warn(f"{name} is left out: it lacks {len(lost):,} training rows, first {lost[0]}; make it again")
         return None
-    if (theirs.to_numpy() != experiment.target).any():
+    if (theirs.to_numpy() != experiment.target[kept]).any():
         out.warn(f"{name} is left out: its targets differ; make it again")
         return None
     runs = [run for run in read_runs(folder / "models") if run.meta["level"] == 1 and run.name in all_runs(blend)]

@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError
+from stack.config import Folds as FoldSettings
 from stack.folds import Folds, Stratum, assign_balanced_folds, count_groups, read_column_by_id
 
 _MAX_LISTED = 5
@@ -88,6 +89,26 @@ def _check_known(source: ArrayLike) -> None:
         )
 
 
+def folds_of_config(folds: Folds, train: pd.DataFrame, settings: FoldSettings) -> tuple[Folds, pd.DataFrame]:
+    """Returns the folds of whole sources that the config asks for, and the rows that they are of.
+
+    With `shared_groups: drop` rows of a group outside its main source are left out, which a warning counts.
+    """
+    if settings.shared_groups == "drop" and "source" in train:
+        main = main_sources(train["source"], folds.frame["split_group"])
+        if main.left_out.any():
+            warnings.warn(
+                f"{int(main.left_out.sum()):,} training rows are left out: they are of another source than most rows of "
+                f"their split group; {main.groups:,} groups have several (folds.shared_groups: drop)",
+                stacklevel=2,
+            )
+        kept = ~main.left_out
+        folds = Folds(folds.frame[kept].reset_index(drop=True), folds.unknown_pairs)
+        train = train[kept].reset_index(drop=True)
+    made = folds_by_source(folds, train, k=settings.k, seed=settings.seed, stratify=settings.stratify)
+    return made, train
+
+
 def folds_by_source(
     folds: Folds, train: pd.DataFrame, *, k: int, seed: int, stratify: tuple[Stratum, ...] = ()
 ) -> Folds:
@@ -113,7 +134,7 @@ def folds_by_source(
         shared = f", after those that share {units.shared_groups:,} split groups were joined" if units.joined else ""
         raise DataError(
             f"{holding[few]} of {len(units.names)} sources has {few}{shared}: folds of whole sources need two with "
-            "each class; name the sources otherwise, or set folds.by: group"
+            "each class; name the sources otherwise, set folds.shared_groups: drop, or folds.by: group"
         )
     if most < k:
         warnings.warn(

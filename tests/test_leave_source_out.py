@@ -170,6 +170,31 @@ def test_images_of_a_patient_outside_her_main_hospital_are_left_out(tmp_path: Pa
     assert any("neither trained on nor scored" in sentence for sentence in source_sentences(found))
 
 
+@pytest.mark.slow
+def test_shared_patients_join_hospitals_or_lose_images(tmp_path: Path) -> None:
+    config = write_sourced(tmp_path, **LIGHT)
+    frame = pd.read_csv(tmp_path / "train.csv")
+    shared = [f"{name}-0" for name in HOSPITALS[1:]]
+    frame.loc[frame["patient"].isin(shared), "patient"] = f"{HOSPITALS[0]}-0"  # one patient in all hospitals
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(dermstack.DataError, match=r"1 of 1 sources has .* after those that share 1 split groups"):
+        opened_experiment(config, "folds.by=source")
+    again = ("experiment=sourced-by-source", "folds.by=source", "folds.shared_groups=drop")
+    made = stacked(config, *again)
+    train = made.experiment.table.train
+    fold = made.experiment.folds.frame["fold"]
+    assert (train["id"].to_numpy() == made.experiment.folds.frame["id"].to_numpy()).all()
+    for name in ("source", "group"):
+        assert (fold.groupby(train[name]).nunique() == 1).all()
+    lost = set(frame["image"]) - set(train["id"])
+    assert lost
+    assert set(frame.set_index("image").loc[sorted(lost), "patient"]) == {f"{HOSPITALS[0]}-0"}
+    assert made.experiment.unreadable_train == 0
+    found = made.by_source
+    assert found is not None
+    assert found.own.held_out == HELD_OUT
+
+
 def imported(config: Path, fold_of: pd.Series, *overrides: str, foreign: bool = False) -> None:
     """Imports a run `net` whose nets held out these folds (by id)."""
     experiment = opened_experiment(config, *overrides)

@@ -102,7 +102,7 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
         train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
     )
     facts["groups with rows in both train and test"] = experiment.table.shared_groups
-    facts["training rows dropped, image unreadable"] = len(experiment.as_read.train) - len(train)
+    facts["training rows dropped, image unreadable"] = experiment.unreadable_train
     return facts
 
 

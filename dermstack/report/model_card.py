@@ -127,7 +127,7 @@ def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows:
         "groups": count(train["group"].nunique()),
         "split groups (duplicates merged)": count(len(np.unique(split_group))),
         "training rows not covered by the blend": count(len(experiment.table.train) - len(rows)),
-        "rows dropped, image unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+        "rows dropped, image unreadable": count(experiment.unreadable_train),
         "test rows predicted from the table alone, image unreadable": count(len(experiment.unreadable_test)),
     }
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
