@@ -132,13 +132,13 @@ class Folds(Strict):
     """How training rows are assigned to folds."""
 
     k: int = Field(5, ge=2, le=100)  # number of folds
+    seed: Seed = 0  # seed of the assignment
     # what is held out as a whole: `group` (the patient), or `source` (data.columns.source or data.sources), so that the
     # estimate is for sources that the models have not seen; there are at most as many folds as sources
     by: Literal["group", "source"] = "group"
     # `by: source`: groups with rows of several sources. `join` holds these sources out together; `drop` leaves out the
     # group's rows outside the source of most of them, so that sources stay apart
     shared_groups: Literal["join", "drop"] = "join"
-    seed: Seed = 0  # seed of the assignment
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # what to balance over folds besides the target
     # csv or parquet of existing folds, such as an out-of-fold file: the id column of the training table, and `fold`
     file: ConfigPath | None = None

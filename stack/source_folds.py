@@ -98,8 +98,8 @@ def folds_of_config(folds: Folds, train: pd.DataFrame, settings: FoldSettings) -
         main = main_sources(train["source"], folds.frame["split_group"])
         if main.left_out.any():
             warnings.warn(
-                f"{int(main.left_out.sum()):,} training rows are left out: they are of another source than most rows of "
-                f"their split group; {main.groups:,} groups have several (folds.shared_groups: drop)",
+                f"{int(main.left_out.sum()):,} training rows are left out: they are of another source than most rows "
+                f"of their split group; {main.groups:,} groups have several (folds.shared_groups: drop)",
                 stacklevel=2,
             )
         kept = ~main.left_out
