@@ -74,7 +74,8 @@ def auc_over_sources(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, source:
     columns = ["source", "rows", "groups", "positives", "prevalence", "auc", "low", "high", "note"]
     table = pd.DataFrame(records).reindex(columns=columns)
     if len(logits) < 2:
-        return OverSources(table, *[np.nan] * 7)
+        nan = float("nan")
+        return OverSources(table, nan, nan, nan, nan, nan, nan, nan)
     found = random_effects(logits, variances)
     back = [float(expit(value)) for value in (found.mean, found.low, found.high, found.next_low, found.next_high)]
     return OverSources(table, *back, found.between, found.p_same)
