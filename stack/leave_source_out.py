@@ -114,8 +114,10 @@ def _sources_of(experiment: Experiment, blend: Run) -> _Sources:
     else:
         main = main_sources(train["source"], group)
         unit, kept, joined, shared = main.unit, ~main.left_out, (), main.groups
-    found = (pd.Series(values, index=by_id) for values in (named.to_numpy(object), unit, kept))
-    return _Sources(*found, joined, shared)
+    return _Sources(
+        pd.Series(named.to_numpy(object), index=by_id), pd.Series(unit, index=by_id), pd.Series(kept, index=by_id),
+        joined, shared,
+    )  # fmt: skip
 
 
 def _used(experiment: Experiment, level1: Sequence[Run]) -> list[Run]:

@@ -77,8 +77,9 @@ def auc_over_sources(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, source:
         nan = float("nan")
         return OverSources(table, nan, nan, nan, nan, nan, nan, nan)
     found = random_effects(logits, variances)
-    back = [float(expit(value)) for value in (found.mean, found.low, found.high, found.next_low, found.next_high)]
-    return OverSources(table, *back, found.between, found.p_same)
+    mean, low, high = (float(expit(value)) for value in (found.mean, found.low, found.high))
+    next_low, next_high = float(expit(found.next_low)), float(expit(found.next_high))
+    return OverSources(table, mean, low, high, next_low, next_high, found.between, found.p_same)
 
 
 def difference_over_sources(
