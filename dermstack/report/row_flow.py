@@ -80,6 +80,8 @@ def _training(experiment: Experiment, blend: Run, runs: Sequence[Run]) -> Flow:
     reason = (
         f"not covered by the imported run {by} (as declared)" if by else "not covered by an imported run (as declared)"
     )
+    if experiment.left_out is not None:
+        reason = "left out of level 2 and of the blend"
     used = Step("scored: in the blend and in all results of this page", len(scored))
     if not lacking:
         return Flow("Training", (given, used))
