@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermstack.report.characteristics import characteristics
+from dermstack.report.characteristics import characteristics, characteristics_table
 from dermstack.report.gaps import gaps_section
-from dermstack.report.participants import participants
-from dermstack.report.report import Section
-from dermstack.report.row_flow import flow_table, row_flows
+from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
+from dermstack.report.row_flow import Flow, flow_table, row_flows
 from stack.experiment import Experiment
 from stack.metrics.gaps import Gaps, gaps
 from stack.metrics.subgroups import Subgroup, shown_subgroups
@@ -31,13 +30,24 @@ def fairness_sections(experiment: Experiment, blend: Run, runs: list[Run]) -> di
     for name, frame in (("row_flow", flow_table(flows)), ("characteristics", made), ("gaps", found.table)):
         with atomic(experiment.folder / FOLDER / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
-    merged = experiment.table.train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
+    source = f"{FOLDER}/gaps.csv"
     return {
-        "participants": participants(
-            flows, made, merged_groups=int(merged), groups_known=experiment.table.groups_known, files=FOLDER
-        ),
-        "gaps": gaps_section(found, thresholds="were chosen on these images", source=f"{FOLDER}/gaps.csv"),
+        "participants": _participants(experiment, flows, made),
+        "gaps": gaps_section(found, thresholds="were chosen on these images", source=source),
     }
+
+
+def _participants(experiment: Experiment, flows: list[Flow], made: pd.DataFrame) -> Section:
+    merged = experiment.table.train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
+    markup = render_template(
+        "participants.html.j2",
+        flows=flows,
+        table=characteristics_table(made),
+        merged_groups=int(merged),
+        groups_known=experiment.table.groups_known,
+        files=FOLDER,
+    )
+    return Section(markup, (TEMPLATE_FOLDER / "participants.css").read_text(encoding="utf-8"))
 
 
 def blend_gaps(experiment: Experiment, blend: Run, parts: list[Subgroup]) -> Gaps:
