@@ -9,6 +9,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from stack.metrics import gaps as module
+from stack.metrics.decisions import operating_points
 from stack.metrics.gaps import AUC, BOUNDED, DIFFERS, MARGINS, RATIO, SENSITIVITY, SPECIFICITY, TOO_FEW, gaps
 from stack.metrics.subgroups import MIN_GROUPS, Subgroup
 
@@ -151,10 +152,22 @@ def test_without_subgroups_there_are_no_gaps(rng):
 
 
 def test_thresholds_can_be_given(rng):
-    from stack.metrics.decisions import operating_points
-
     y, score, p, group, parts = drawn(rng)
     point = replace(operating_points(y, p, group)[0], threshold=0.5)
     table = gaps(y, score, p, group, parts, points=[point]).table
     assert set(table["threshold"].dropna()) == {0.5}
     assert len(table) == len(parts) * 4
+
+
+def test_where_no_row_is_an_error_each_group_counts_once(rng):
+    y, score, _, group, parts = drawn(rng)
+    p = 0.4 * rng.random(len(y)) + 0.5 * y  # separates the classes
+    point = replace(operating_points(y, p, group)[0], threshold=0.45)
+    four = [np.repeat(values, 4) for values in (y, score, p, group)]
+    repeated = [Subgroup(part.by, part.name, np.repeat(part.rows, 4)) for part in parts]
+    tables = [gaps(y, score, p, group, parts, points=[point]).table, gaps(*four, repeated, points=[point]).table]
+    exact, of_repeated = (table[table["measure"] == SENSITIVITY] for table in tables)
+    assert (exact["value"] == 1).all()
+    assert (exact["low"] < -0.005).all()
+    assert (exact["verdict"] != DIFFERS).all()
+    assert of_repeated["low"].to_numpy() == pytest.approx(exact["low"].to_numpy(), rel=0.05)

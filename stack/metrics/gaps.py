@@ -129,6 +129,7 @@ class _Side(NamedTuple):
     influence: Floats  # (groups,) sums of the rows' influence on the value
     variance: float  # of the value, for sampled groups
     base: float  # rows of a share, or positives
+    groups: int  # with such rows
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _side(measure: Measure, positive: Bools, score: Floats, p: Floats, group: ND
     within, y = group[rows], positive[rows]
     if measure.kind == AUC:
         if y.all() or not y.any():
-            return _Side(math.nan, np.zeros(groups), math.nan, 0.0)
+            return _Side(math.nan, np.zeros(groups), math.nan, 0.0, 0)
         above, below = auc_components(score[rows], y)
         value = float(above.mean())
         influence = np.empty(len(y))
@@ -235,7 +236,8 @@ def _side(measure: Measure, positive: Bools, score: Floats, p: Floats, group: ND
         influence = np.where(of, hit - value, 0.0) / max(base, 1.0)
     sums = np.bincount(within, influence, groups)
     n = len(np.unique(within))
-    return _Side(value, sums, n / max(n - 1, 1) * float(sums @ sums), base)
+    counted = len(np.unique(within[_rows_of(measure, y)]))
+    return _Side(value, sums, n / max(n - 1, 1) * float(sums @ sums), base, counted)
 
 
 def _pair(
@@ -263,7 +265,7 @@ def _size(measure: Measure, side: _Side, everywhere: _Side, spread: tuple[float,
     """
     if measure.kind == RATIO:
         dispersions = [of.variance * of.base for of in (side, everywhere)]  # 1 for a Poisson count
-        return side.base / max(dispersions)
+        return side.base / max(1e-9, *dispersions)
     value, of_all = side.value, everywhere.value
     if measure.kind == AUC:
         pooled = spread[0] / positive.sum() + spread[1] / (~positive).sum()
@@ -274,7 +276,8 @@ def _size(measure: Measure, side: _Side, everywhere: _Side, spread: tuple[float,
     effects = [
         of.variance * of.base / _binomial(of.value) for of in (side, everywhere) if of.base and _binomial(of.value) > 0
     ]
-    return side.base / max(1.0, *effects)
+    # Where neither has an error, or a hit, the effect of groups is unknown, and each group counts as one row.
+    return side.base / max([1.0, *effects]) if effects else float(side.groups)
 
 
 def _binomial(value: float) -> float:
