@@ -6,9 +6,8 @@ goes to them, so that a reviewed positive counts as found.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -209,13 +208,13 @@ def decisions_by_subgroup(
 def band_from_record(record: Mapping[str, Any]) -> Band:
     """Returns the band that `stack.metrics.measures.jsonable` stored.
 
-    Raises KeyError or TypeError for other keys.
+    Raises KeyError for a key that is missing; others are ignored.
     """
-    low, high = record["low"], record["high"]
-    return Band(
-        Guarantee(**low), None if high is None else Guarantee(**high), record["confidence"], record["below"],
-        record["above"],
-    )  # fmt: skip
+    names = [field.name for field in fields(Guarantee)]
+    ends = [record["low"], record["high"]]
+    low, high = (None if of is None else Guarantee(**{name: of[name] for name in names}) for of in ends)
+    assert low is not None, "a band has a low end"
+    return Band(low, high, record["confidence"], record["below"], record["above"])
 
 
 AIM_WORDS = {
@@ -279,6 +278,48 @@ def _advice(of: Guarantee) -> str:
     return f" (a patient has up to {of.most:,} of them; `review.test: approximate` needs fewer patients)"
 
 
-def is_nothing_decided(band: Band) -> bool:
-    """Whether every image goes to a person."""
-    return band.below <= 0 and (band.above is None or math.isinf(band.above))
+@dataclass(frozen=True)
+class ReviewCheck:
+    """The decisions of a bundle on new rows with known targets."""
+
+    band: Band
+    found: Decisions
+    subgroups: tuple[SubgroupDecisions, ...]
+    expected_review: float  # share of training rows that went to a person
+    lacking: tuple[str, ...]  # columns that the band was chosen with, and that no row has here
+
+    @property
+    def sentences(self) -> list[str]:
+        """Says of each guarantee, in words, whether it held on these rows."""
+        return [
+            kept_text(kept, is_decided=of.threshold is not None)
+            for of, kept in zip(self.band.guarantees, self.found.kept, strict=True)
+        ]
+
+
+def kept_text(kept: Kept, *, is_decided: bool = True) -> str:
+    """Says in words whether a guarantee held."""
+    name = _END_WORDS[kept.aim]
+    if not is_decided:
+        return f"No image is decided as {name}, so nothing is promised about such decisions."
+    promised = f"at least {percent_text(kept.level)} was promised"
+    class_ = "positive" if name == NEGATIVE else "negative"
+    what = class_ if kept.aim in ("sensitivity", "specificity") else f"decided as {name}"
+    found = (
+        f"{AIM_WORDS[kept.aim]} {100 * kept.value.value:.1f} % [{100 * kept.value.low:.1f}, "
+        f"{100 * kept.value.high:.1f}], {promised}; {kept.errors:,} wrong of {kept.rows:,} images that are {what}, of "
+        f"{kept.groups:,} patients"
+    )
+    if kept.verdict == HELD:
+        return f"The promise held here: {found}."
+    if kept.verdict == FAILED:
+        return (
+            f"The promise failed here: {found}. Let a person see all images of this kind, until the band is "
+            "chosen again on such images."
+        )
+    if kept.verdict == TOO_FEW:
+        return (
+            f"Too few to say whether the promise holds here: {kept.groups:,} patients with an image that is {what}, an "
+            f"interval needs {MIN_GROUPS}."
+        )
+    return f"Whether the promise holds here cannot be told, as the interval includes its level: {found}."

@@ -16,8 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import DataError
-from stack.metrics.row_values import row_values
-from stack.metrics.scores import Bools, Floats, checked
+from stack.metrics.scores import Bools, Floats, check_one_per_row, checked, raise_for_rows
 
 LOWER_AIMS, UPPER_AIMS = ("sensitivity", "npv"), ("specificity", "ppv")
 TESTS = ("binomial", "betting", "approximate")
@@ -81,9 +80,9 @@ def guaranteed_threshold(
             "level and a confidence between 0 and 1"
         )
     positive, p = checked(y, p)
-    codes, _ = pd.factorize(row_values(group, "groups"))
-    if (codes < 0).any():
-        raise DataError(f"{int((codes < 0).sum())} groups are missing: give each row its group")
+    given = check_one_per_row(np.asarray(group, dtype=object), positive, "groups")
+    codes, _ = pd.factorize(given)
+    raise_for_rows(codes < 0, given, "groups are missing", "give each row its group")
     values: Floats = np.asarray(p, np.float64)
     upper, of_decided = aim in UPPER_AIMS, aim in _OF_DECIDED
     wrong, key = (~positive, -values) if upper else (positive, values)
