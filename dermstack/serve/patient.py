@@ -314,7 +314,7 @@ def read_patient(
     if ensemble.fallback is not None:
         made = with_unreadable(made, frame, ensemble.fallback, ensemble.fitted)
         notes = [*_fallback_notes(ensemble.bundle, photos, made["basis"]), *notes]
-    made = decided(ensemble.bundle, made)
+    made = decided(ensemble.bundle, made, frame, unknown)
     unseen = Standing(len(rows), None, None, None, None, _NOT_SEEN)
     place = {row: number for number, row in enumerate(rows)}
     lesions = [

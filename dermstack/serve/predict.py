@@ -173,7 +173,7 @@ def predict_rows(
         kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
-    return decided(bundle, together)
+    return decided(bundle, together, rows.frame, rows.missing)
 
 
 def score_pictures(

@@ -36,13 +36,20 @@ def review_entry(experiment: Experiment, blend: Run) -> dict[str, Any]:
     return {"review": {**jsonable(found.band), "shares": shown}}
 
 
-def decided(bundle: Bundle, made: pd.DataFrame) -> pd.DataFrame:
-    """Returns predictions with the column `decision`, if the bundle has a review band."""
-    return with_decisions(made, bundle.review_band)
+def decided(bundle: Bundle, made: pd.DataFrame, frame: pd.DataFrame, missing: Sequence[str]) -> pd.DataFrame:
+    """Returns predictions of the rows of ``frame`` with the column `decision`, if the bundle has a review band.
+
+    All rows go to a person where a column that the models use is ``missing`` or has no value: the band was chosen on
+    images with it.
+    """
+    made = with_decisions(made, bundle.review_band)
+    if "decision" in made and lacking_columns(bundle, frame, missing)[0]:
+        made["decision"] = REVIEW
+    return made
 
 
 def say_decisions(bundle: Bundle, made: pd.DataFrame, frame: pd.DataFrame, missing: Sequence[str], out: Out) -> None:
-    """Prints how many rows were decided and how many go to a person; warns where the guarantee does not apply."""
+    """Prints how many rows were decided and how many go to a person; warns where columns are missing."""
     if "decision" not in made or not len(made):
         return
     counts = made["decision"].value_counts()
@@ -57,12 +64,12 @@ def say_decisions(bundle: Bundle, made: pd.DataFrame, frame: pd.DataFrame, missi
 
 
 def review_notes(bundle: Bundle, lacking: Sequence[str]) -> list[str]:
-    """Returns why the guarantee of the band does not apply to rows that lack these columns; [] where it does."""
+    """Returns why no image is decided; [] where images can be."""
     if bundle.review_band is None or not lacking:
         return []
     return [
-        f"the decisions are guaranteed for images with {' and '.join(lacking)}, which these lack: let a person see all "
-        "of them, or test the decisions on labelled images of this kind with `dermstack evaluate`"
+        f"no image is decided, all go to a person: decisions are only guaranteed where {' and '.join(lacking)} "
+        f"{'is' if len(lacking) == 1 else 'are'} known"
     ]
 
 

@@ -291,6 +291,11 @@ class ReviewCheck:
     @property
     def sentences(self) -> list[str]:
         """Says of each guarantee, in words, whether it held on these rows."""
+        if self.lacking:
+            return [
+                f"No image is decided, as these lack {' and '.join(self.lacking)}, which the band was chosen with: "
+                "nothing can be said about its promise."
+            ]
         return [
             kept_text(kept, is_decided=of.threshold is not None)
             for of, kept in zip(self.band.guarantees, self.found.kept, strict=True)

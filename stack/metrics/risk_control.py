@@ -24,6 +24,7 @@ _OF_DECIDED = {"npv", "ppv"}  # shares of the decided rows; the others are share
 _MAX_STAKE = 0.99  # of the largest possible one, at which a single error could lose everything
 _HALVINGS = 40  # in the search for a number of groups
 _MAX_DIGITS = 12  # of a rounded threshold
+_ENOUGH = 0.99  # share of the rows that could be decided that a rounded threshold decides, at least
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,14 @@ def guaranteed_threshold(
     counts = counts[counts >= first]
     failing = np.flatnonzero(~passes[counts])
     passed = len(counts) if not failing.size else int(failing[0])
-    decided = int(counts[passed - 1]) if passed else first
+    decided, threshold = first, None
+    if passed:
+        start = None if not of_decided else level if upper else 1 - level
+        most = int(counts[passed - 1])
+        threshold = _upper_cut(values, most, start) if upper else _lower_cut(values, most, start)
+        decided = int((values >= threshold).sum() if upper else (values < threshold).sum())
     counted = np.arange(len(rows.key)) < decided if of_decided else rows.wrong
     errors = int(rows.wrong[:decided].sum())
-    threshold = None
-    if passed:
-        low, high = rows.around(decided)
-        threshold = _round_up(-high, -low, level if of_decided else 1.0) if upper else _round_down(
-            low, high, 1 - level if of_decided else 0.0
-        )  # fmt: skip
     return Guarantee(
         aim=aim, level=level, confidence=confidence, threshold=threshold, groups=len(np.unique(rows.group[counted])),
         rows=int(counted.sum()), errors=errors, most=rows.most, test=rows.test,
@@ -233,11 +233,6 @@ class _Rows:
         mean = np.logaddexp.reduce(list(log_wealth)) - math.log(len(log_wealth))  # type: ignore[arg-type]
         return np.asarray(mean >= -math.log(self.delta), bool)
 
-    def around(self, decided: int) -> tuple[float, float]:
-        """Returns the keys of the last row that is decided and of the first one that is not."""
-        low = float(self.key[decided - 1]) if decided else -math.inf
-        return low, float(self.key[decided]) if decided < len(self.key) else math.inf
-
     def needed(self, counted: Bools) -> int:
         """Returns how many groups the test needs if none of their rows is decided wrongly.
 
@@ -262,26 +257,38 @@ class _Rows:
         return math.ceil(high * len(sizes) * (1 - 1e-9))
 
 
-def _round_down(low: float, high: float, least: float) -> float:
-    """Returns the number of fewest digits in (low, high] near ``high``, at least ``least``, in [0, 1]."""
-    if high > 1:
-        return 1.0 if low < 1 else math.nextafter(1.0, 2.0)
-    for unit in _units(high):
-        rounded = float(Decimal(high).quantize(unit, ROUND_FLOOR))
-        if low < rounded <= high and rounded >= least:
-            return rounded
-    return high
+def _lower_cut(p: Floats, decided: int, start: float | None) -> float:
+    """Returns a threshold with few digits below which (almost) the lowest ``decided`` values lie, and no others.
+
+    It may leave out one in a hundred of them, as every threshold from ``start`` on up to the last one is allowed.
+    """
+    ordered = np.sort(p)
+    last = float(ordered[decided - 1]) if decided else -math.inf
+    if decided == len(ordered):
+        return 1.0 if last < 1 else math.nextafter(1.0, 2.0)
+    most = float(ordered[decided])
+    for unit in _units(most):
+        rounded = float(Decimal(most).quantize(unit, ROUND_FLOOR))
+        if start is None or rounded >= start:
+            inside = int(np.searchsorted(ordered, rounded, "left"))
+            if _ENOUGH * decided <= inside <= decided:
+                return rounded
+    return most
 
 
-def _round_up(low: float, high: float, most: float) -> float:
-    """Returns the number of fewest digits in (low, high] near ``low``, at most ``most``, in [0, 1]."""
-    if low < 0:
+def _upper_cut(p: Floats, decided: int, start: float | None) -> float:
+    """Returns a threshold with few digits from which on (almost) the highest ``decided`` values lie."""
+    ordered = np.sort(p)
+    if decided == len(ordered):
         return 0.0
-    for unit in _units(1 - low):
-        rounded = Decimal(low).quantize(unit, ROUND_FLOOR) + unit
-        if low < float(rounded) <= min(high, most):
-            return float(rounded)
-    return high if high <= 1 else math.nextafter(max(low, 1.0), 2.0)
+    highest_left = float(ordered[len(ordered) - decided - 1])
+    for unit in _units(1 - highest_left):
+        rounded = float(Decimal(highest_left).quantize(unit, ROUND_FLOOR) + unit)
+        if rounded <= (1.0 if start is None else start):
+            inside = len(ordered) - int(np.searchsorted(ordered, rounded, "left"))
+            if _ENOUGH * decided <= inside <= decided:
+                return rounded
+    return float(ordered[len(ordered) - decided]) if decided else math.nextafter(max(highest_left, 1.0), 2.0)
 
 
 def _units(value: float) -> Iterator[Decimal]:
