@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import run_cli, small_config
+from fuzz_seeds_runs import manifest
 from html_page import Page
 from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
+from pydantic import ValidationError
 
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.manifest import Manifest
@@ -119,6 +121,42 @@ def test_a_config_without_a_band_is_written_as_before() -> None:
     assert "review" not in config_of({"experiment": "x", "data": data}).model_dump(mode="json")
     given = config_of({"experiment": "x", "data": data, "review": {"npv": 0.99}})
     assert given.model_dump(mode="json")["review"]["npv"] == 0.99
+
+
+_LOW = {
+    "aim": "sensitivity", "level": 0.9, "confidence": 0.9, "threshold": 0.2, "groups": 50, "rows": 60, "errors": 2,
+    "most": 3, "test": "betting", "needed": None,
+}  # fmt: skip
+_HIGH = {**_LOW, "aim": "ppv", "threshold": 0.6}
+_SHARE = {"value": 0.3, "low": 0.2, "high": 0.4}
+_ENTRY = {
+    "low": _LOW, "high": _HIGH, "confidence": 0.9, "below": 0.2, "above": 0.6,
+    "shares": dict.fromkeys(("negative", "review", "positive"), _SHARE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"below": 0.3}, "above the threshold of its guarantee"),
+        ({"above": 0.5}, "below the threshold of its guarantee"),
+        ({"low": {**_LOW, "threshold": None}}, "without a guarantee"),
+        ({"high": None}, "without a guarantee"),
+        ({"low": _HIGH}, "at the wrong end"),
+        ({"high": _LOW}, "at the wrong end"),
+        ({"low": {**_LOW, "threshold": 0.7}, "below": 0.7}, "as negative and as positive"),
+        ({"below": float("nan")}, "less than or equal to 1"),
+        ({"low": {**_LOW, "level": 1.0}}, "less than 1"),
+        ({"low": {**_LOW, "groups": -1}}, "greater than or equal to 0"),
+        ({"low": {**_LOW, "test": "belief"}}, "'binomial', 'betting' or 'approximate'"),
+        ({"shares": {"review": _SHARE}}, "Field required"),
+    ],
+)
+def test_a_manifest_with_a_band_that_cannot_be_is_refused(change: dict[str, object], words: str) -> None:
+    content = json.loads(manifest({}))
+    Manifest.model_validate(content | {"review": _ENTRY})
+    with pytest.raises(ValidationError, match=words):
+        Manifest.model_validate(content | {"review": {**_ENTRY, **change}})
 
 
 @pytest.fixture(scope="module")
