@@ -140,7 +140,7 @@ def full_page(full):
     return Page(report_html(full))
 
 
-@pytest.mark.parametrize("high", [None, ("ppv", 0.3)])
+@pytest.mark.parametrize("high", [None, ("specificity", 0.5)])
 def test_the_review_band_is_a_section_of_its_own(full, high):
     rng = np.random.default_rng(0)
     n = len(full.y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from html_page import Page
 from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 from pydantic import ValidationError
 
-from dermstack.serve.bundle import read_bundle
+from dermstack.serve.bundle import read_bundle, write_manifest
 from dermstack.serve.manifest import Manifest
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from stack.config import config_of
@@ -213,11 +214,20 @@ def test_evaluate_says_whether_the_promise_held(
         ("bare", tmp_path / "bare.csv"),
     ):
         out = tmp_path / name
-        if name == "wrong":  # the images that are decided as negative are the positive ones
+        bundle = bundled / "bundle"
+        if name == "wrong":  # a band that decides the half with the lower risks, which are called positive here
             p = pd.read_csv(tmp_path / "right" / "predictions.csv", dtype={"id": str}).set_index("id")["p_calibrated"]
-            below = json.loads((bundled / "bundle" / "manifest.json").read_text())["review"]["below"]
-            labels.assign(target=(p.loc[labels["image_name"]] < below).astype(int).to_numpy()).to_csv(path, index=False)
-        command = ["evaluate", "--bundle", str(bundled / "bundle"), *files, "--labels", str(path), "--out", str(out)]
+            middle = float(p.median())
+            labels.assign(target=(p.loc[labels["image_name"]] < middle).astype(int).to_numpy()).to_csv(
+                path, index=False
+            )
+            bundle = tmp_path / "bundle"
+            shutil.copytree(bundled / "bundle", bundle)
+            content = read_bundle(bundle).manifest
+            low = content["review"]["low"] | {"threshold": middle}
+            changed = content["review"] | {"low": low, "below": middle, "high": None, "above": None}
+            write_manifest(bundle, {**content, "review": changed})
+        command = ["evaluate", "--bundle", str(bundle), *files, "--labels", str(path), "--out", str(out)]
         assert run_cli(*command) == 0
         content = json.loads((out / "evaluation.json").read_text())["review"]
         made = pd.read_csv(out / "predictions.csv")
