@@ -91,11 +91,15 @@ def test_the_report_shows_the_rule_and_the_shares(aim: dict[str, float], stacked
     content = json.loads((folder / "review.json").read_text())
     share = content["decisions"]["review"]["value"]
     assert f"Of 1,000 images like these, about {1000 * share:.0f} go to a person" in text
+    card = (folder / "model_card.md").read_text(encoding="utf-8")
+    assert "All other images go to a person." in card
+    assert "no fixed threshold" not in card
     if aim == {"sensitivity": 0.9999}:
         assert share == 1
         assert "are too few to show a sensitivity of at least 99.99" in text
     assert run_cli("report", "-c", str(stacked), "-q") == 0
     assert 'id="review"' not in (folder / "report.html").read_text(encoding="utf-8")
+    assert "- The model has no fixed threshold. The" in (folder / "model_card.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
+from dermstack.report.review import band_sentences
 from dermstack.report.training import training_of
 from stack.blend.copies import copies_text
 from stack.columns import described_choices
@@ -181,6 +182,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             runs=data.runs,
             subgroups=_card_subgroups(data.subgroups),
             notes=[*data.notes, *data.diagnostics],
+            decisions=band_sentences(data.review.band) if data.review else (),
         )
         progress(1)
     return path
