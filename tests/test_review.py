@@ -17,7 +17,7 @@ from html_page import Page
 from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 from pydantic import ValidationError
 
-from dermstack.serve.bundle import read_bundle, write_manifest
+from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.manifest import Manifest
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from stack.config import config_of
@@ -200,6 +200,8 @@ def test_predict_decides_as_the_band_says_and_abstains_where_it_does_not_apply(
     same = ~made["far"].to_numpy()
     assert stored.loc[made["id"]].to_numpy()[same].tolist() == made["decision"][same].tolist()
 
+    recalibrated = Bundle(bundle.folder, {**bundle.manifest, "recalibration": {"parent": bundle.fingerprint}})
+    assert recalibrated.review_band is None, "other risks, of other patients"
     assert run_cli(*new, "--out", str(tmp_path / "alone.csv")) == 0
     assert set(pd.read_csv(tmp_path / "alone.csv")["decision"]) == {"review"}
     assert "no image is decided, all go to a person" in " ".join(capsys.readouterr().out.split())

@@ -110,9 +110,12 @@ class Bundle:
 
     @property
     def review_band(self) -> Band | None:
-        """Which calibrated risks are decided and which go to a person; None for a bundle without such a band."""
+        """Which calibrated risks are decided and which go to a person; None for a bundle without such a band.
+
+        A recalibrated bundle has none: its parent's was chosen for other risks, and for other patients.
+        """
         record = self.manifest.get("review")
-        return None if record is None else band_from_record(record)
+        return None if record is None or self.manifest.get("recalibration") else band_from_record(record)
 
     @property
     def selection_note(self) -> str | None:

@@ -50,6 +50,8 @@ def decided(bundle: Bundle, made: pd.DataFrame, frame: pd.DataFrame, missing: Se
 
 def say_decisions(bundle: Bundle, made: pd.DataFrame, frame: pd.DataFrame, missing: Sequence[str], out: Out) -> None:
     """Prints how many rows were decided and how many go to a person; warns where columns are missing."""
+    if bundle.review_band is None and bundle.manifest.get("review"):
+        out.warn("no decisions: the review band of this bundle was chosen before it was recalibrated")
     if "decision" not in made or not len(made):
         return
     counts = made["decision"].value_counts()
