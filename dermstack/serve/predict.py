@@ -136,11 +136,10 @@ def predict_rows(
     ``work`` holds the predictions of finished parts and the decoded images of the current part, so memory and disk
     space are bounded. The same call after an interruption resumes there; another bundle or other rows start anew.
     ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
-    0.99; both are missing without a novelty model. With a review band there is ``decision`` (`stack.review`).
-
-    Raises ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these have no row instead;
-    with "table" they are predicted from the table alone, and the column ``basis`` says for each row what it is
-    predicted from: "images", "table" or, where a row has no value in the table, "prevalence".
+    0.99; both are missing without a novelty model. With a review band there is ``decision`` (`stack.review`). Raises
+    ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these have no row instead; with
+    "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
+    "images", "table" or, where a row has no value in the table, "prevalence".
     """
     out = out or Out(quiet=True)
     drop = drops_unreadable(on_unreadable)
