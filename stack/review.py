@@ -27,7 +27,7 @@ from stack.metrics.review_band import (
     percent_text,
 )
 from stack.metrics.subgroups import columns_to_cut, find_subgroups
-from stack.store import Run, write_json
+from stack.store import Run, read_json, write_json
 
 REVIEW_FILE = "review.json"
 
@@ -77,6 +77,21 @@ def write_review(experiment: Experiment, blend: Run, out: Out) -> Band | None:
     for line in review_lines(found):
         out.say(f"review: {line}")
     return found.band
+
+
+def shown_review(experiment: Experiment, blend: Run, out: Out) -> ReviewResult | None:
+    """Returns `review_of` for a page; warns where the decisions on disk are those of another band."""
+    found, path = review_of(experiment, blend), experiment.folder / REVIEW_FILE
+    try:
+        written = read_json(path)["band"] if path.is_file() else None
+    except (OSError, ValueError, KeyError):  # damaged: `stack` writes it again
+        written = "unreadable"
+    if written != (None if found is None else jsonable(found.band)):
+        out.warn(
+            f"{experiment.folder} has the decisions of another review band than the report shows: run "
+            f"`{experiment.command('stack')}` to write them again"
+        )
+    return found
 
 
 def with_decisions(test: pd.DataFrame, band: Band | None) -> pd.DataFrame:

@@ -81,9 +81,10 @@ def test_stack_writes_the_band_and_a_decision_for_each_test_row_and_removes_both
 
 
 @pytest.mark.parametrize("aim", [{"npv": 0.75}, {"sensitivity": 0.8, "specificity": 0.6}, {"sensitivity": 0.9999}])
-def test_the_report_shows_the_rule_and_the_shares(aim: dict[str, float], stacked: Path) -> None:
+def test_the_report_shows_the_rule_and_the_shares(aim: dict[str, float], stacked: Path, capsys: Capture) -> None:
     path = with_review(stacked, {**aim, "confidence": 0.8, "test": "approximate"})
     assert run_cli("stack", "-c", str(path), "-q") == 0
+    assert "another review band" not in capsys.readouterr().out
     folder = stacked.parent / "runs" / "elsewhere"
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -97,7 +98,8 @@ def test_the_report_shows_the_rule_and_the_shares(aim: dict[str, float], stacked
     if aim == {"sensitivity": 0.9999}:
         assert share == 1
         assert "are too few to show a sensitivity of at least 99.99" in text
-    assert run_cli("report", "-c", str(stacked), "-q") == 0
+    assert run_cli("report", "-c", str(stacked)) == 0
+    assert "decisions of another review band than the report shows" in " ".join(capsys.readouterr().out.split())
     assert 'id="review"' not in (folder / "report.html").read_text(encoding="utf-8")
     assert "- The model has no fixed threshold. The" in (folder / "model_card.md").read_text(encoding="utf-8")
 

@@ -39,7 +39,7 @@ from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
 from stack.probes import make_probes
-from stack.review import review_of
+from stack.review import shown_review
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -280,7 +280,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             decision_curve(y, oof["p_calibrated"], split_group),
             decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
         ),
-        review=review_of(experiment, blend),
+        review=shown_review(experiment, blend, out),
         by_fold=fold_table(experiment, [blend, *runs]),
         agreement=rank_correlations([blend, *runs]),
         uncut=len(words) - len(cut),
