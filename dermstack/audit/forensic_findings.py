@@ -13,13 +13,14 @@ from dermstack.errors import DataError
 from stack.blend.copies import copies_text
 from stack.forensics.claim import BlendClaim
 from stack.forensics.files import ReadRun
+from stack.forensics.folds import SIGNIFICANCE
 from stack.forensics.label_rows import LabelRows
 from stack.keys import contained
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.plausibility import QUANTILES, quantile_text
 
 FEW_LACKING = 0.05  # share of rows without a prediction up to which this is a note
-SCALES_DIFFER = 0.001  # p-value of a difference between the scales of fold nets that is reported
+SCALES_DIFFER = SIGNIFICANCE  # p-value of a difference between the scales of fold nets that is reported
 OWN_BLEND = 0.98  # share of a blend's ranks that the files explain, below which it is no blend of these files alone
 UNRELATED_AUC = 0.5
 MIN_OPTIMISM = 0.001  # AUC of a given blend above the nested one; equal weights that fit by chance reach less
@@ -159,7 +160,7 @@ def scale_shift_finding(name: str, oof: pd.DataFrame, p: float) -> list[Finding]
     low, middle, high = (oof.groupby("fold")["logit"].quantile(share).to_numpy(np.float64) for share in QUANTILES)
     evidence = (
         f"median p of its nets {quantile_text(expit(np.sort(middle)))}, width of their logits (5 to 95 %) "
-        f"{quantile_text(np.sort(high - low))}; p {p:.1g} if only their rows differed"
+        f"{quantile_text(np.sort(high - low))}; p {p:.2g} if only their rows differed"
     )
     remedy = "blend ranks, or logits standardised by net, and give test predictions of every net"
     return [Finding("note", f"{name}: its fold nets differ in scale", evidence, remedy)]
@@ -215,7 +216,7 @@ def claim_findings(claim: BlendClaim, claimed: str | None, refuted: Sequence[str
         remedy = "keep one of each: a mean counts the others again, and agreement among copies confirms nothing"
         found.append(Finding("note", what, copies_text(claim.copies, "auc"), remedy))
     if claim.explained is not None and claim.explained < OWN_BLEND:
-        evidence = f"their ranks and logits explain {claim.explained:.1%} of the variance of its ranks"
+        evidence = f"a sum of their p, logits and ranks explains {claim.explained:.1%} of its variance"
         remedy = "give all files that it was made of; compared with these alone, its gain is not that of weights"
         found.append(Finding("warning", "blend: it is no blend of these files alone", evidence, remedy))
     return found

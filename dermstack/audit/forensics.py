@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import chi2
 
 from dermstack.audit.finding import Finding, worst_first
 from dermstack.audit.forensic_findings import (
@@ -34,7 +33,7 @@ from stack.forensics.claim import (
     weighted_blend,
 )
 from stack.forensics.files import NamedColumns, ReadRun, read_run_files
-from stack.forensics.folds import groups_torn, infer_folds
+from stack.forensics.folds import groups_torn, infer_folds, scale_differences_p
 from stack.forensics.label_rows import LabelRows, open_labels
 from stack.import_oof import Source
 from stack.keys import contained, positions_of
@@ -47,6 +46,7 @@ from stack.prediction_files import Files
 Ints = NDArray[np.intp]
 
 GROUPED = "grouped folds that were made here"
+SCALES_ARE_ALIKE = 0.01  # p-value of differences in scale above which they explain no difference of AUCs
 _COVERED = 0.95  # share of a file's rows that known folds must cover to be compared with its scales
 TOO_FEW_NETS = float("nan")
 
@@ -292,14 +292,16 @@ def _examined(
     if known:
         statistic, freedom = scale_differences(run.oof["logit"], fold, group)
         if freedom:
-            shift, shift_p = statistic / freedom, float(chi2.sf(statistic, freedom))
+            shift = statistic / freedom
+            logit = run.oof["logit"].to_numpy(np.float64)
+            shift_p = scale_differences_p(logit, experiment.target[place], group, fold)
     found = row_findings_of_file(run, rows)
     reference = experiment.folds.frame["fold"].to_numpy(np.intp)[place]
     found += fold_findings(run, origin, torn=torn, other="" if not known or _same(fold, reference) else theirs)
     if not contained(run.test["id"], experiment.table.test["id"]).all() or len(run.test) or run.test_fault:
         found += test_findings(run, rows)
     compared = scale_shift(experiment, run.oof) if known else None
-    of_auc = scale_findings(experiment, run.name, run.oof) if known else []
+    of_auc = scale_findings(experiment, run.name, run.oof) if known and shift_p < SCALES_ARE_ALIKE else []
     found += of_auc or scale_shift_finding(run.name, run.oof, shift_p)
     held_out = "not tested"
     if run.all_rows is not None:

@@ -34,7 +34,7 @@ class BlendClaim:
     """The blend of files, nested, beside what was claimed of it. All AUCs are on the rows that all files cover.
 
     ``given`` is the AUC of the blend as its author made it, from its file or weights; its weights were chosen on these
-    rows. ``explained`` is the share of the variance of its ranks that the files' ranks explain.
+    rows. ``explained`` is the share of its variance that the files explain.
     """
 
     rows: int
@@ -128,12 +128,18 @@ def _methods(nested: NestedBlend, y: NDArray[np.int8], group: Ints) -> pd.DataFr
 
 
 def _explained(given: Floats, P: Floats) -> float:
-    """Returns the share of the variance of the blend's ranks that a linear function of the files' ranks explains."""
-    ranks = np.column_stack([np.ones(len(P)), *(mid_ranks(column) for column in P.T), P, logit(P)])
-    target = mid_ranks(given)
-    left = target - ranks @ np.linalg.lstsq(ranks, target, rcond=None)[0]
-    spread = float(((target - target.mean()) ** 2).sum())
-    return 1.0 if spread == 0 else float(1 - (left**2).sum() / spread)
+    """Returns the share of the blend's variance that a linear function of the files' p, logits and ranks explains.
+
+    The blend is taken as it is, as probability and as rank, whichever is explained best: its author may have added any
+    of the three.
+    """
+    X = np.column_stack([np.ones(len(P)), *(mid_ranks(column) for column in P.T), P, logit(P)])
+    shares = []
+    for target in (given, expit(given), mid_ranks(given)):
+        left = target - X @ np.linalg.lstsq(X, target, rcond=None)[0]
+        spread = float(((target - target.mean()) ** 2).sum())
+        shares.append(1.0 if spread == 0 else float(1 - (left**2).sum() / spread))
+    return max(shares)
 
 
 def parsed_weights(text: str, names: Sequence[str]) -> dict[str, float]:

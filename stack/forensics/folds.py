@@ -21,6 +21,7 @@ FEWEST_BLOCKS, MOST_BLOCKS = 3, 20  # blocks of rows that are taken for folds: t
 LEAST_ROWS = 20  # rows of each block
 SPAN = 0.8  # of the table that each block reaches over: parts of a table that follow each other reach over little
 SIGNIFICANCE = 0.001  # of a match with known folds, over all of them together
+_SCALE_DRAWS = 2  # of the test of one run's scales, in units of 1 / SIGNIFICANCE
 _DRAWS = 5  # for each known partition, in units of 1 / SIGNIFICANCE
 _ROWS_DIFFER = 0.01  # p-value below which the rows of known folds differ in their targets: then scales show no nets
 
@@ -90,8 +91,7 @@ def matching_folds(
     out: the latter's rows differ, so that their predictions do whichever nets made them.
     """
     rng, draws = np.random.default_rng(seed), int(_DRAWS * max(len(known), 1) / SIGNIFICANCE)
-    score = ndtri((midranks(values) - 0.5) / len(values))
-    columns = np.column_stack([score, score**2])
+    columns = _location_and_spread(values)
     best = Inferred(None)
     for name, fold in known.items():
         if groups_torn(fold, group) or len(np.unique(fold)) < 2:
@@ -102,6 +102,22 @@ def matching_folds(
         if p < SIGNIFICANCE / len(known) and not p >= best.p:
             best = Inferred(np.unique(fold, return_inverse=True)[1], "scales", name, p)
     return best
+
+
+def scale_differences_p(values: Floats, y: NDArray[np.int8], group: Ints, fold: Ints, *, seed: int = 0) -> float:
+    """Tests whether predictions (n,) differ between folds in location or spread by more than their rows: p-value.
+
+    The folds are permuted over groups, separately for groups with and without positives, so that few groups of many
+    rows cause no alarm, as they do where the variance between nets is compared with an estimate of that of rows.
+    """
+    rng, draws = np.random.default_rng(seed), int(_SCALE_DRAWS / SIGNIFICANCE)
+    return _permutation_p(_location_and_spread(values), fold, group, y, rng, draws)
+
+
+def _location_and_spread(values: Floats) -> Floats:
+    """Returns normal scores of the ranks of values (n,) and their squares: (n, 2)."""
+    score = ndtri((midranks(values) - 0.5) / len(values))
+    return np.column_stack([score, score**2])
 
 
 def groups_torn(fold: Ints, group: Ints) -> int:
