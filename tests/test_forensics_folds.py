@@ -11,7 +11,7 @@ from forensic_world import World, make_world, words
 from scipy.special import expit
 
 from dermstack.audit.forensics import extended_folds
-from stack.forensics.folds import folds_of_blocks, groups_torn, matching_folds, scale_differences_p
+from stack.forensics.folds import folds_of_blocks, matching_folds, scale_differences_p
 
 
 @pytest.fixture

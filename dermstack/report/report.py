@@ -135,6 +135,13 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
             )
     if data.decision is not None:
         made["decision"] = decision_table(data.decision.at_round_thresholds)
+        if data.decision.numbers is not None and len(data.decision.numbers):
+            made["decision_numbers"] = table(
+                data.decision.numbers,
+                intervals={"value": ("low", "high")},
+                heads={"by_chance": "by chance"},
+                formats={"value": ".3g", "by_chance": ".3g"},
+            )
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
