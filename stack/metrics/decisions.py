@@ -92,7 +92,7 @@ _NUMBERS = ("reviews@0.8", "reviews@0.9", "reviews@0.95")
 _TOPS = ("top@1", "top@3", "top@5", "top@15")
 _MOST_RISKS = 3  # thresholds of risk at which biopsies are counted
 _SHOWN = {
-    "reviews": ("images reviewed for each cancer found, until {at:.0%} of the cancers are found", "images"),
+    "reviews": ("images reviewed for each cancer found, until {at:.0f} % of the cancers are found", "images"),
     "nnb": ("number needed to biopsy, if images of a risk of {at:.3g} or more are biopsied", "images"),
     "top": (
         "cancers among the {at:.0f} highest scores of their patient",
@@ -111,7 +111,7 @@ def decision_numbers(
     draws: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Returns what a decision by scores (n,) or calibrated ``p`` (n,) costs and finds (`stack.metrics.decision_metrics`).
+    """Returns what decisions by scores (n,) or calibrated ``p`` (n,) cost and find (`stack.metrics.decision_metrics`).
 
     Columns: measure; value with its 95 % interval low and high, not negated; by_chance, that of scores without
     information; unit. Without patients (n,), and where no patient with a positive has more images, the lines of their
@@ -135,7 +135,8 @@ def decision_numbers(
         if metric.kind in NEGATED:
             value, low, high, chance = -value, -high, -low, -chance
         words, unit = _SHOWN[metric.kind]
-        rows.append([words.format(at=metric.at), value, low, high, chance, unit])
+        at = 100 * metric.at if metric.kind == "reviews" else metric.at
+        rows.append([words.format(at=at), value, low, high, chance, unit])
     return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "by_chance", "unit"])
 
 
