@@ -23,6 +23,7 @@ from stack.images import cache_users_folder
 from stack.ledger import append_line, read_lines
 from stack.metrics.decision_metrics import decision_metric
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
+from stack.metrics.own_metric import is_import_path, own_metric
 from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.metrics.shuffle import auc_equal_size
 from stack.store import Run, locked, read_frame, read_run
@@ -118,6 +119,8 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
             )
     objective = objective or str((run_a.meta.get("objective") or run_b.meta.get("objective")) or "auc")
     y, groups = both["target_a"], both["split_group_a"].to_numpy(object)
+    if is_import_path(objective):
+        objective = own_metric(objective, Path.cwd(), may_take_groups=True)
     objective_label(objective)  # raises for an unknown one
     metric = decision_metric(objective)
     used = "p" if metric is not None and metric.needs_p else "score"

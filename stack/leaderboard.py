@@ -19,6 +19,7 @@ from dermstack.errors import DataError, StoreError
 from stack.history import find_run, run_scores
 from stack.metrics.decision_metrics import NEGATED, decision_metric
 from stack.metrics.intervals import Interval, bootstrap_scores, percentile_interval
+from stack.metrics.own_metric import is_import_path, is_own_metric, own_metric
 from stack.metrics.scores import Floats, objective_label, score
 from stack.run_settings import differing_settings, settings_of
 from stack.store import Run, read_run
@@ -134,7 +135,9 @@ def leaderboard(
     objective, remarks = _objective(entries, objective)
     metric = decision_metric(objective)
     used = "p" if metric is not None and metric.needs_p else "score"
-    frame = _common_rows(entries, used, with_patients=metric is not None and metric.needs_patients)
+    frame = _common_rows(
+        entries, used, with_patients=is_own_metric(objective) or (metric is not None and metric.needs_patients)
+    )
     patient = frame["group"].to_numpy(object) if "group" in frame else None
     names = [entry.name for entry in entries]
     y = frame["target"].to_numpy()
@@ -251,12 +254,16 @@ def _is_complete(folder: Path) -> bool:
 def _objective(entries: Sequence[Entry], given: str | None) -> tuple[str, list[str]]:
     """Returns the given objective, else the one that most blends name, with a remark where they differ; else AUC."""
     if given is not None:
+        if is_import_path(given):
+            return own_metric(given, Path.cwd(), may_take_groups=True), []
         objective_label(given)  # raises for an unknown one
         return given, []
     counts = Counter(str(named) for entry in entries if (named := entry.run.meta.get("objective")))
     if not counts:
         return "auc", []
     objective = counts.most_common(1)[0][0]
+    if is_own_metric(objective):
+        objective = own_metric(objective, Path.cwd(), may_take_groups=True)
     others = sorted(set(counts) - {objective})
     remark = f"objectives differ ({', '.join(others)} too): all are scored by {objective}; --objective chooses another"
     return objective, [remark] if others else []
@@ -368,7 +375,7 @@ def _highest(objective: str) -> float:
     metric = decision_metric(objective)
     if metric is not None and metric.kind in NEGATED:
         return -1.0  # each image that is reviewed is a cancer
-    return 0.0 if objective == "logloss" else 1.0
+    return 0.0 if objective == "logloss" else np.inf if is_own_metric(objective) else 1.0
 
 
 def _mean_of_largest(drawn: Floats) -> float:

@@ -95,8 +95,8 @@ _SHOWN = {
     "reviews": ("images reviewed for each cancer found, until {at:.0f} % of the cancers are found", "images"),
     "nnb": ("number needed to biopsy, if images of a risk of {at:.3g} or more are biopsied", "images"),
     "top": (
-        "cancers among the {at:.0f} highest scores of their patient",
-        "positive images of patients with more images",
+        "share of cancers among the {at:.0f} highest scores of their patient",
+        "positive images",
     ),
 }
 

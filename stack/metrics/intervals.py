@@ -15,6 +15,7 @@ from scipy.special import ndtr
 
 from dermstack.errors import ConfigError, DataError
 from stack.metrics.decision_metrics import decision_metric, ratio, row_parts
+from stack.metrics.own_metric import is_own_metric, own_value
 from stack.metrics.row_values import checked_seed, row_values
 from stack.metrics.scores import (
     Bools,
@@ -114,6 +115,9 @@ def bootstrap_scores(
     positive = positive_mask(y)
     columns = np.atleast_2d(row_values(s, "scores").T)
     group = _group_codes(split_group, positive)
+    if is_own_metric(objective):
+        patients = group if patient is None else pd.factorize(np.asarray(patient, dtype=object))[0]
+        return _resampled_values(objective, positive, columns, group, patients, draws=draws, seed=seed)
     tallies = [_tally(objective, *checked(positive, column), group, patient) for column in columns]
     return _drawn_values(tallies, positive, group, draws=draws, seed=seed)
 
@@ -129,6 +133,39 @@ def bootstrap_sums(
     return _drawn_values([(tally, np.transpose)], positive, group, draws=draws, seed=seed, width=tally.shape[0])
 
 
+def _resampled_values(
+    objective: str,
+    positive: Bools,
+    columns: NDArray[Any],
+    group: NDArray[np.intp],
+    patient: NDArray[np.intp],
+    *,
+    draws: int,
+    seed: int,
+) -> Floats:
+    """Returns a user's own metric of each column (c, n) on the rows of each draw: (draws, c); NaN without a negative.
+
+    A group that is drawn twice becomes two groups, and so do its patients.
+    """
+    _check_draws(draws)
+    drawn = _drawn_groups(positive, group, np.random.default_rng(checked_seed(seed)))
+    values = np.full((draws, len(columns)), np.nan)
+    for number in range(draws):
+        times = next(drawn).astype(np.intp)[group]
+        rows = np.repeat(np.arange(len(group)), times)
+        if positive[rows].all():
+            continue
+        copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+        copies_of = patient[rows] * (int(times.max()) + 1) + copy
+        values[number] = [own_value(objective, positive[rows], column[rows], copies_of) for column in columns]
+    return values
+
+
+def _check_draws(draws: int) -> None:
+    if not isinstance(draws, int | np.integer) or draws < 2:
+        raise ConfigError(f"draws={draws!r}: give a whole number of at least 2, such as 1000")
+
+
 # A matrix (k, groups), and the function that computes scores from its product with the draw counts (groups, draws).
 Tally = tuple[Any, Callable[[Floats], Floats]]
 
@@ -137,8 +174,7 @@ def _drawn_values(
     tallies: Sequence[Tally], positive: Bools, group: NDArray[np.intp], *, draws: int, seed: int, width: int = 1
 ) -> Floats:
     """Returns the values of each tally on each draw of groups: (draws, tallies · width)."""
-    if not isinstance(draws, int | np.integer) or draws < 2:
-        raise ConfigError(f"draws={draws!r}: give a whole number of at least 2, such as 1000")
+    _check_draws(draws)
     floats_a_draw = 2 * (group.max() + 1) + 4 * max(tally.shape[0] for tally, _ in tallies)
     chunk = max(1, int(_CHUNK_BYTES / 8 / floats_a_draw))
     drawn = _drawn_groups(positive, group, np.random.default_rng(checked_seed(seed)))

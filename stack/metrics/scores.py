@@ -15,6 +15,7 @@ from stack.metrics.decision_metrics import EXAMPLES, decision_metric, ratio, row
 from stack.metrics.objective import OBJECTIVE_LABELS as OBJECTIVE_LABELS
 from stack.metrics.objective import OBJECTIVES as OBJECTIVES
 from stack.metrics.objective import Objective as Objective
+from stack.metrics.own_metric import is_own_metric, own_label, own_value
 from stack.metrics.row_values import row_values
 
 Floats = NDArray[np.float64]
@@ -185,10 +186,17 @@ def raise_for_rows(bad: Bools, values: NDArray[Any], why: str, next_step: str) -
         raise DataError(f"{rows.size} of {bad.size} {why} ({named}): {next_step}")
 
 
+def is_objective(name: object) -> bool:
+    """Whether a blend can have this objective: one of OBJECTIVES, or a user's own metric with the hash of its code."""
+    return isinstance(name, str) and (name in OBJECTIVES or is_own_metric(name))
+
+
 def objective_label(objective: str) -> str:
     """Returns how pages name an objective or decision metric; raises ConfigError for an unknown one."""
     if objective in OBJECTIVE_LABELS:
         return OBJECTIVE_LABELS[objective]
+    if is_own_metric(objective):
+        return own_label(objective)
     if (metric := decision_metric(objective)) is None:
         raise ConfigError(
             f"unknown objective {objective!r}: choose {', '.join(OBJECTIVE_LABELS)}, or a metric of decisions such as "
@@ -275,6 +283,8 @@ def score(objective: str, y: ArrayLike, s: ArrayLike, *, patient: ArrayLike | No
     ``patient`` (n,) is needed for a metric within patients. Raises DataError where a decision metric is undefined.
     """
     positive, s = checked(y, s)
+    if is_own_metric(objective):
+        return own_value(objective, positive, s, patient)
     metric = decision_metric(objective)
     if metric is None or metric.kind == "reviews":
         return scorer(objective, positive)(s)
@@ -288,10 +298,12 @@ def score(objective: str, y: ArrayLike, s: ArrayLike, *, patient: ArrayLike | No
 def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
     """Returns `score` as a function of scores (n,) for fixed targets; a study calls it hundreds of times.
 
-    `objective` is "logloss" or a name for `curve_metric`. The function sorts the negatives and searches the positives,
-    which are few. It does not check for NaN.
+    `objective` is "logloss", a user's own metric or a name for `curve_metric`. For the latter, the function sorts the
+    negatives and searches the positives, which are few. It does not check for NaN.
     """
     positive = positive_mask(y)
+    if is_own_metric(objective):
+        return lambda s: own_value(objective, positive, s)
     if objective == "logloss":
         return lambda s: float(-np.mean(losses(positive, s)))
     value_of = curve_metric(objective)
