@@ -196,7 +196,8 @@ def _with_inferred_folds(runs: list[ReadRun], rows: LabelRows, *, seed: int) -> 
             partition[_places(run, rows)] = run.oof["fold"].to_numpy()
             if not any(_same(partition, other) for other in known.values()):
                 known[f"the folds of {run.name}"] = partition
-    made, origins = [], {}
+    made: list[ReadRun] = []
+    origins: dict[str, str] = {}
     for run in runs:
         if run.shown_by:
             origins[run.name] = run.shown_by

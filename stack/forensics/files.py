@@ -120,7 +120,8 @@ def read_run_files(
     _check_one_row_an_id(read, first)
     counts, used = _counted(read, labels, raw if len(parts) == 1 else None, columns, target_column)
     p, scale = _as_probabilities(used["p"])
-    numbers, names = (np.zeros(len(used), np.int8), ())
+    numbers: NDArray[np.integer] = np.zeros(len(used), np.int8)
+    names: tuple[str, ...] = ()
     if "fold" in used:
         numbers, found = pd.factorize(used["fold"], sort=True)
         names = tuple(f"{name:g}" if isinstance(name, float) else str(name) for name in found)
@@ -324,7 +325,7 @@ def _with_test(
     except DataError as error:
         return replace(run, test_fault=str(error))
     p, _ = _as_probabilities(test["p"])
-    numbers = np.full(len(test), AVERAGED, np.int8)
+    numbers: NDArray[np.integer] = np.full(len(test), AVERAGED, np.int8)
     if "fold" in test and test["fold"].nunique() > 1:
         names = pd.Series([f"{name:g}" if isinstance(name, float) else str(name) for name in test["fold"]])
         known = {name: number for number, name in enumerate(run.folds)}
