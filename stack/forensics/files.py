@@ -27,6 +27,7 @@ from stack.run_views import Scores
 from stack.store import prediction_frame
 
 Scale = Literal["probabilities", "logits", "ranks"]
+ShownBy = Literal["fold column", "file names", "columns of nets", ""]
 
 _FOLD_NAMES = ("fold", "folds", "kfold", "k_fold", "cv_fold", "fold_id")
 _MAX_LOGIT = 60.0  # larger numbers are no logits
@@ -73,7 +74,7 @@ class ReadRun:
     oof: pd.DataFrame
     test: pd.DataFrame
     folds: tuple[str, ...]  # the files' names of the folds, in the order of their numbers
-    shown_by: Literal["fold column", "file names", "columns of nets", ""]
+    shown_by: ShownBy
     all_rows: pd.DataFrame | None = None
     test_fault: str = ""  # why the test file is not examined
     all_rows_fault: str = ""  # why the predictions of every net for every row are not examined
@@ -125,7 +126,7 @@ def read_run_files(
     if "fold" in used:
         numbers, found = pd.factorize(used["fold"], sort=True)
         names = tuple(f"{name:g}" if isinstance(name, float) else str(name) for name in found)
-    shown = "" if not names else "columns of nets" if columns.nets else "file names" if parts[0].fold else "fold column"
+    shown: ShownBy = "columns of nets" if columns.nets else "file names" if parts[0].fold else "fold column"
     run = ReadRun(
         source.name, tuple(part.path for part in parts), _in_words(columns, "fold" in read and not parts[0].fold),
         counts, scale, prediction_frame(used["id"].reset_index(drop=True), numbers, to_logit(p)), _no_rows(), names,
