@@ -35,7 +35,7 @@ from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
-from stack.metrics.decisions import decision_curve, round_thresholds
+from stack.metrics.decisions import decision_curve, decision_numbers, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
 from stack.probes import make_probes
@@ -281,6 +281,10 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         decision=Decision(
             decision_curve(y, oof["p_calibrated"], split_group),
             decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
+            decision_numbers(
+                y, score, oof["p_calibrated"], split_group,
+                experiment.table.train["group"].to_numpy(object)[rows] if experiment.table.groups_known else None,
+            ),
         ),
         by_fold=fold_table(experiment, [blend, *runs]),
         agreement=rank_correlations([blend, *runs]),

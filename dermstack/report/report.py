@@ -52,7 +52,8 @@ from dermstack.report.tables import (
 )
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves, training_figures, training_tables
 from stack.metrics.intervals import Interval
-from stack.metrics.scores import OBJECTIVE_LABELS, auc, auc_by_fold, average_precision
+from stack.metrics.own_metric import is_own_metric, own_label
+from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.tune.studies import StudyHistory
 
 _PERCENT = ".1%"
@@ -118,7 +119,11 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
     runs = runs.drop(columns=[name for name in ("seconds",) if name in runs and runs[name].isna().all()])
     runs = runs.replace({"kind": {"logistic": "logistic stacker"}})
     made = {
-        "runs": table(runs, intervals={data.objective: ("low", "high")}),
+        "runs": table(
+            runs,
+            intervals={data.objective: ("low", "high")},
+            heads={data.objective: own_label(data.objective)} if is_own_metric(data.objective) else {},
+        ),
         "methods": table(
             _without_own_difference(data.methods),
             intervals={"nested": ("low", "high"), "difference": ("difference_low", "difference_high")},
@@ -135,6 +140,13 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
             )
     if data.decision is not None:
         made["decision"] = decision_table(data.decision.at_round_thresholds)
+        if data.decision.numbers is not None and len(data.decision.numbers):
+            made["decision_numbers"] = table(
+                data.decision.numbers,
+                intervals={"value": ("low", "high")},
+                heads={"by_chance": "by chance"},
+                formats={"value": ".3g", "by_chance": ".3g"},
+            )
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
@@ -313,7 +325,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     ]
     prevalence = float(np.mean(data.y))
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
-    objective = OBJECTIVE_LABELS[data.objective]
+    objective = objective_label(data.objective)
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
     template = templates_of_page().get_template("report.html.j2")
     return template.render(

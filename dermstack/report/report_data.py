@@ -40,6 +40,7 @@ class Decision:
 
     curve: pd.DataFrame  # at a fine grid of thresholds
     at_round_thresholds: pd.DataFrame  # at a few round thresholds
+    numbers: pd.DataFrame | None = None  # `stack.metrics.decisions.decision_numbers`
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 from image_models.settings import is_own_backbone
 from stack.image_config import ImageModel, Name
 from stack.level2_config import Features
+from stack.metrics.own_metric import NAME_PATTERN
 from stack.metrics.scores import Objective
 
 MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle
@@ -92,7 +93,7 @@ class Manifest(_StrictModel):
 
     dermstack: ShortText
     experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    objective: Objective
+    objective: Objective | Annotated[str, Field(pattern=NAME_PATTERN)]  # a user's own metric is a name, never imported
     headline: _Interval
     chosen: ShortText
     selected: list[ShortText]
