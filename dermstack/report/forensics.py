@@ -58,11 +58,11 @@ def forensics_html(found: Forensics, *, created: str | None = None) -> str:
 
 def verdict(found: Forensics) -> str:
     """Says in words what to do with the files."""
-    errors = sorted({one.what.partition(":")[0] for one in found.findings if one.severity == "error"})
-    if errors == ["blend"]:
+    about = {one.what.partition(":")[0] for one in found.findings if one.severity == "error"}
+    if files := sorted(about - {"blend"}):
+        return f"Do not use {', '.join(files)} before the errors below are corrected: until then, an AUC means nothing"
+    if about:
         return "No file has an error, but what is claimed of the blend is not what it has on these rows"
-    if errors:
-        return f"Do not use {', '.join(errors)} before the errors below are corrected: their AUC means nothing"
     if warnings := sum(one.severity == "warning" for one in found.findings):
         many = f"{warnings} warnings" if warnings > 1 else "warning"
         return f"No error was found. Read the {many} below before you rely on an AUC of this page"
