@@ -121,7 +121,7 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     "folds.file": "test_columns_experiment.py",
     "folds.by": "test_leave_source_out.py",
     "folds.shared_groups": "test_leave_source_out.py",
-    "data.sources": "test_source_folds.py",
+    "data.sources": "test_leave_source_out.py",
     "estimate.leave_source_out": "test_leave_source_out.py",
     "features.columns": "test_columns_experiment.py",
     "features.native_categories": "test_columns_experiment.py",
