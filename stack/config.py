@@ -16,9 +16,11 @@ import yaml
 from pydantic import (
     Field,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -29,6 +31,7 @@ from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resol
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import OBJECTIVES
 from stack.metrics.own_metric import is_import_path, own_metric
+from stack.review_config import Review
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -252,6 +255,7 @@ class Config(Strict):
     features: Features = Features()  # features of the level-2 matrix
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
     blend: Blend = Blend()  # how runs are combined into one score
+    review: Review | None = None  # which images the ensemble decides and which go to a person; none: no such decision
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
     storage: SecretStr | None = None
@@ -303,6 +307,11 @@ class Config(Strict):
             return own_metric(objective, Path(folder), may_take_groups=False)
         except ConfigError as error:
             raise ValueError(str(error)) from error
+
+    @model_serializer(mode="wrap")
+    def _without_absent_review(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a `review` that is not there, so that what is written of other configs stays as it was."""
+        return {name: value for name, value in handler(self).items() if name != "review" or value is not None}
 
     @field_validator("storage")
     @classmethod

@@ -35,6 +35,13 @@ from dermstack.report.report_data import (
     ReportData,
     Training,
 )
+from dermstack.report.review import (
+    band_sentences,
+    kept_table,
+    per_thousand_table,
+    review_subgroup_table,
+    sentences_on_tests,
+)
 from dermstack.report.tables import (
     HtmlTable,
     breakable,
@@ -147,6 +154,10 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
                 heads={"by_chance": "by chance"},
                 formats={"value": ".3g", "by_chance": ".3g"},
             )
+    if data.review is not None:
+        made["review_decisions"] = per_thousand_table(data.review.decisions)
+        made["review_kept"] = kept_table(data.review.decisions.kept)
+        made["review_subgroups"] = review_subgroup_table(data.review.subgroups)
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
@@ -286,6 +297,7 @@ _CONTENTS = {
     "explorer": "Threshold",
     "calibration": "Calibration",
     "decision": "Decision curve",
+    "review": "Images for a person",
     "runs": "Runs",
     "methods": "Blend methods",
     "subgroups": "Subgroups",
@@ -343,6 +355,8 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         tables=tables(data, within),
         figures=page_figures(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
+        review_sentences=band_sentences(data.review.band) if data.review else [],
+        review_tests=sentences_on_tests(data.review.band) if data.review else [],
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],
         at_the_limit=at_the_limit(data.training) if data.training else [],
@@ -354,6 +368,7 @@ def _empty_sections(data: ReportData) -> set[str]:
     given = {
         "calibration": data.calibration is not None,
         "decision": data.decision is not None,
+        "review": data.review is not None,
         "methods": len(data.methods) > 0,
         "subgroups": data.subgroups is not None and len(data.subgroups) > 0,
         "importance": data.importance is not None,

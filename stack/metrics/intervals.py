@@ -262,13 +262,14 @@ def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
 Z95 = 1.959963984540054
 
 
-def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
+def proportion(hit: ArrayLike, group: ArrayLike, *, z: float = Z95) -> Interval:
     """Returns the share of rows with `hit` (n,), with a 95 % interval for rows clustered in `group` (n,).
 
     Wilson's interval (1927) on the effective number of rows: n divided by the design effect of the groups (Rao & Scott
     1992), which is at least 1. Where all rows are hits, or none, the effect cannot be estimated and each group counts
     as one row. Unlike a bootstrap interval it does not shrink to a point there: for 20 of 20 it is 0.84 to 1. ``se`` is
-    half the interval divided by 1.96. All values are NaN without rows.
+    half the interval divided by 1.96. All values are NaN without rows. ``z`` is another quantile of the normal
+    distribution than that of 95 %, for several intervals together.
     """
     check_same_order(hit=hit, group=group)
     hit = row_values(hit, "hits").astype(np.float64)
@@ -276,10 +277,10 @@ def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
     if not hit.size:
         return Interval(np.nan, np.nan, np.nan, np.nan)
     share, rows = float(hit.mean()), _effective_sample_size(hit, group)
-    centre = (share + Z95**2 / (2 * rows)) / (1 + Z95**2 / rows)
-    half = Z95 / (1 + Z95**2 / rows) * np.sqrt(share * (1 - share) / rows + Z95**2 / (4 * rows**2))
+    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
     low, high = min(float(centre - half), share), max(float(centre + half), share)  # rounding at 0 and 1
-    return Interval(share, max(low, 0.0), min(high, 1.0), float(half / Z95))
+    return Interval(share, max(low, 0.0), min(high, 1.0), float(half / z))
 
 
 def _effective_sample_size(hit: np.ndarray, group: ArrayLike) -> float:
