@@ -24,7 +24,7 @@ from pydantic import (
 
 from dermstack.errors import ConfigError, DataError
 from dermstack.masking import MASK, mask_secrets
-from stack.data_config import Data
+from stack.data_config import Data, PredictPer
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import Objective
@@ -234,6 +234,9 @@ class Config(Strict):
     features: Features = Features()  # features of the level-2 matrix
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
     blend: Blend = Blend()  # how runs are combined into one score
+    # `group`, a column or a list of columns: one prediction for each of their values (a breast, a lesion) instead of
+    # one for each image, in metrics, report and submission; or a section with these keys
+    predict_per: PredictPer | None = None
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
     storage: SecretStr | None = None
@@ -312,10 +315,31 @@ class Config(Strict):
         for stacker in self.stackers:
             check_own_features(stacker, self.features)
         check_sources(self.stackers)
+        self._check_units()
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
         return self
+
+    def _check_units(self) -> None:
+        """Raises ValueError where `predict_per` names no unit, or meets a setting that is made for single images."""
+        if (per := self.predict_per) is None:
+            return
+        columns = self.data.columns
+        if "group" in per.columns and columns.group is None:
+            raise ValueError("predict_per: group needs data.columns.group: name the csv column of the groups there")
+        if columns.target_column in per.columns:
+            raise ValueError(f"predict_per names {columns.target_column}, the target: name the columns of the unit")
+        if self.data.on_unreadable_test == "table":
+            raise ValueError(
+                "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
+                "images: set data.on_unreadable_test to refuse, or remove predict_per"
+            )
+        if self.tuned.blend is not None:
+            raise ValueError(
+                "predict_per and tuned.blend exclude each other, as the study tuned weights for single images: remove "
+                "tuned.blend (`blend.methods` with optuna searches weights for units), or remove predict_per"
+            )
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

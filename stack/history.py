@@ -73,6 +73,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
             return {"kind": f"unfinished, {folds} folds"}
         headline = run.meta.get("headline")
         shown = f"{headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested" if headline else ""
+        shown += f", for each {per}" if (per := units_of(run)) else ""
         selected = ", selected on these rows" if run.meta.get("selected") else ""
         return {"kind": f"{run.meta['kind']}{selected}", "auc": _auc(run, target), "headline": shown}
     except StoreError:  # list the other runs too; a command that uses this run prints the next step
@@ -82,7 +83,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
 def _auc(run: Run, target: pd.Series) -> float:
     oof = run.frame("oof")
     score = oof["score"] if "score" in oof else oof["logit"]
-    y = target.reindex(oof["id"])
+    y = oof["target"] if "target" in oof else target.reindex(oof["id"])  # a blend of units brings its own
     return auc(y, score) if not y.isna().any() and y.nunique() == 2 else np.nan
 
 
@@ -105,6 +106,7 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     """
     run_a, run_b = find_run(runs, a), find_run(runs, b)
     frame_a, frame_b = run_scores(runs, a, run_a), run_scores(runs, b, run_b)
+    _check_same_units(a, run_a, b, run_b)
     both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
     if both.empty:
         raise DataError(f"{a} and {b} have no id in common: compare runs of the same data set")
@@ -121,6 +123,21 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     p = clustered_auc(y, both[["score_a", "score_b"]], groups).difference()[1] if objective == "auc" else None
     selected = tuple(name for name, run in ((a, run_a), (b, run_b)) if run.meta.get("selected"))
     return Comparison(difference, len(both), objective, p, selected)
+
+
+def _check_same_units(a: str, run_a: Run, b: str, run_b: Run) -> None:
+    """Raises DataError where one run predicts images and the other units, or units of other columns."""
+    per_a, per_b = (units_of(run) for run in (run_a, run_b))
+    if per_a != per_b:
+        raise DataError(
+            f"{a} has one prediction for each {per_a or 'image'}, and {b} for each {per_b or 'image'}: compare blends "
+            "of the same `predict_per`"
+        )
+
+
+def units_of(run: Run) -> str:
+    """Returns the columns that name the units of a blend of units, joined; "" for a run that predicts images."""
+    return " and ".join(run.meta.get("units", {}).get("columns", []))
 
 
 def find_run(runs: Path, name: str) -> Run:
@@ -142,6 +159,8 @@ def run_scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     """Returns id, score, target and split_group of the rows that the run covers."""
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")
+    if "units" in run.meta:  # its rows are no rows of the table
+        return oof[["id", "score", "target", "split_group"]].astype({"target": "float64"})
     score = oof["score"] if "score" in oof else oof["p"]
     rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64")})
     table, folds = (

@@ -318,7 +318,11 @@ def _stacker_steps(
 
 def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
     awaited = [step.name for step in parts if step.state != "skip" and blends_run(experiment.config, step.name)]
-    folder, rows = experiment.folder / "blend", len(experiment.table.train)
+    folder, rows, test_rows = experiment.folder / "blend", len(experiment.table.train), len(experiment.table.test)
+    if (units := experiment.table.units) is not None:  # one prediction for each unit
+        rows, test_rows = (
+            int(units.loc[frame["id"]].nunique()) for frame in (experiment.table.train, experiment.table.test)
+        )
     run = read_run(folder)
     runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
     state: State = "make"
@@ -333,8 +337,8 @@ def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
                 changes.append(Change("runs", before, now + ("" if before != now else " (made again since)")))
     why = f"it blends {', '.join(awaited)}, made before it" if awaited and run is not None else ""
     steps = [Step("stack", "blend", "blend", state, why, tuple(changes), rows=rows)]
-    if len(experiment.table.test):
+    if test_rows:
         there = (experiment.folder / "submission.csv").exists()
         again: State = "skip" if there and state == "skip" else ("remake" if there else "make")
-        steps.append(Step("stack", "submission", "submission.csv", again, rows=len(experiment.table.test)))
+        steps.append(Step("stack", "submission", "submission.csv", again, rows=test_rows))
     return steps
