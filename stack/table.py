@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +119,7 @@ def read_table(
                 test = test.assign(group=groups)
             except DataError as error:
                 faults.append(str(error))
+    further = replace(further, choices=tuple(one for one in further.choices if one.kind or one.column not in keys))
     units = list[pd.Series]()
     if per and raw_train is not None and train is not None and test is not None and not faults:
         if GROUP in per and not grouped:

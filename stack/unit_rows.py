@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
+from stack.blend.pooling import pool_logits
 from stack.experiment import Experiment
 from stack.metrics.intervals import interval
 from stack.store import Run, frame_fingerprint, prediction_frame
@@ -79,8 +80,6 @@ def pooled_run(experiment: Experiment, units: UnitRows, run: Run, pooling: str) 
 
     ``pooling`` is one that needs no fit: not "learned".
     """
-    from stack.blend.pooling import pool_logits
-
     oof = run.frame("oof")
     unit, code = np.unique(units.of_train[experiment.rows_of(oof["id"])], return_inverse=True)
     first = _first(code)

@@ -52,9 +52,15 @@ def scored_rows(experiment: Experiment, blend: Run, runs: Sequence[Run]) -> Scor
             f"`predict_per`: run `{experiment.command('stack')}`"
         )
     units, (pooling, _) = unit_rows(experiment), pooling_and_method(blend.meta["chosen"])
-    single = "mean" if pooling == "learned" else pooling
+    single = _of_single_runs(blend) if pooling == "learned" else pooling
     pooled = [pooled_run(experiment, units, run, single) for run in runs]
     return Scored(units.experiment, pooled, "unit", _notes(blend, single), SIMPLEST, units)
+
+
+def _of_single_runs(blend: Run) -> str:
+    """Returns the pooling without a fit that blends best, for runs alone: as good a comparison as the rows allow."""
+    tried = [(line["nested"], pooling_and_method(line["method"])[0]) for line in blend.meta["methods"]]
+    return max(((nested, pooling) for nested, pooling in tried if pooling != "learned"), default=(0.0, "mean"))[1]
 
 
 def run_weights(blend: Run) -> dict[str, float]:
