@@ -153,10 +153,12 @@ def run_oof(
     from dermstack.tracking import check_tracking, track
     from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
+    from stack.submission import check_sample
 
     out = out or Out(quiet=True)
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
     check_tracking(experiment.config)
+    check_sample(experiment)
     sizes = check_image_models(experiment, rebuild=rebuild)
     with caches_in_use(experiment.config):
         experiment, caches = with_images(experiment, sizes, out)

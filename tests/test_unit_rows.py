@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_cli
+import yaml
+from conftest import run_cli, small_config
 from html_page import Page
 from imported_experiment import import_frames, opened_experiment, predictions
 from unit_experiment import UNIT, import_readers, units_of, write_breasts
 
 from dermstack.errors import DataError, DermstackError
-from dermstack.pipeline import StackResult, run_stack
+from dermstack.pipeline import StackResult, run_oof, run_stack
 from dermstack.serve.write_bundle import write_bundle
 from stack.blend.calibration import calibrate_nested
 from stack.config import read_config
@@ -209,6 +210,43 @@ def test_a_sample_of_images_is_refused_before_anything_is_fitted(tmp_path: Path)
     with pytest.raises(DataError, match=r"one prediction for each patient_id_laterality, but the ids are not those"):
         run_stack(path, out=Out(quiet=True))
     assert not (experiment.folder / "blend").exists()
+    with pytest.raises(DataError, match=r"one prediction for each patient_id_laterality"):
+        run_oof(path, out=Out(quiet=True))
+    (problem,) = make_plan(experiment, measure=False).problems
+    assert "one prediction for each patient_id_laterality" in problem
+
+
+def test_without_test_rows_the_units_are_scored(tmp_path: Path) -> None:
+    path = write_breasts(tmp_path, women=40)
+    data = read_config(path).data.model_dump(mode="json", exclude_unset=True)
+    del data["sample_submission"], data["test"]
+    import_readers(path, f"data={json.dumps(data)}")
+    made = blended(path, f"data={json.dumps(data)}")
+    assert len(blend_oof(made)) == 80
+    assert not (made.experiment.folder / "submission.csv").exists()
+
+
+@pytest.mark.slow
+def test_images_of_units_reach_the_page(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With networks and stackers: each error is a patient, shown by the image that the network finds most suspect."""
+    path = small_config(small_data, tmp_path, predict_per="group")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del settings["data"]["sample_submission"]
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    for step in ("oof", "stack"):
+        assert run_cli(step, "-c", str(path), "-q") == 0
+    train = pd.read_csv(small_data / "train.csv", dtype=str)
+    page = Page((tmp_path / "runs" / "small" / "report.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    assert f"Measured on {train['patient_id'].nunique()} units" in text
+    assert "Of each unit, the image is shown that the image model gives the highest risk" in text
+    sent = pd.read_csv(tmp_path / "runs" / "small" / "submission.csv", dtype={"patient_id": str})
+    assert set(sent["patient_id"]) == set(pd.read_csv(small_data / "test.csv", dtype=str)["patient_id"])
+    assert run_cli("report", "-c", str(path), "--show-ids", "-q") == 0
+    shown = Page((tmp_path / "runs" / "small" / "report.html").read_text(encoding="utf-8"))
+    assert set(train["patient_id"]) & set(re.findall(r"\w+", shown.text)), "patients are named, not images"
+    assert run_cli("bundle", "-c", str(path), "--out", str(tmp_path / "bundle.zip"), "-q") == 2
+    assert "predict_per" in capsys.readouterr().err
 
 
 def test_without_a_sample_the_id_column_is_named_by_the_columns(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dermstack.errors import ConfigError
+from dermstack.errors import ConfigError, DataError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
@@ -32,7 +32,7 @@ from stack.plan.costs import (
 from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
-from stack.submission import blend_inputs
+from stack.submission import blend_inputs, check_sample
 from stack.tuned import enabled_models
 from stack.views import blended_runs, blends_run, check_seen, is_table_alone, sees_run
 
@@ -122,6 +122,10 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
         level2 = _stacker_steps(experiment, stackers, level1, widths)
         steps += level2
         steps += _blend_steps(experiment, [*level1.values(), *level2])
+    try:
+        check_sample(experiment)
+    except DataError as error:
+        problems.append(str(error))
     problems += [
         f"{step.name} was made with other inputs: undo the change, or run `{step.remedy}`"
         for step in steps
