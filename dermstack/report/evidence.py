@@ -250,7 +250,9 @@ def report_data(
     best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
     curves = {"blend (nested)": score, f"{best.name}, selected on these rows": best_score}
     if (simplest := f"{scored.prefix}rank_mean_nested") in oof:
-        curves["rank average"] = oof[simplest].to_numpy(np.float64)
+        curves["rank average of the mean logits" if scored.prefix else "rank average"] = oof[simplest].to_numpy(
+            np.float64
+        )
     comparisons = [
         Comparison(
             label,

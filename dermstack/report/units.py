@@ -79,7 +79,7 @@ def _notes(blend: Run, single: str) -> list[str]:
     counted = ", ".join(f"{pooling} in {chosen.count(pooling)}" for pooling in dict.fromkeys(chosen))
     notes = [
         f"There is one prediction for each {columns}, called a unit: {record['units']:,} units of {record['images']:,} "
-        f"images, {record['of one image']:,} of them of one image. All scores, curves, intervals and subgroups are of "
+        f"images; {record['of one image']:,} units have one image. All scores, curves, intervals and subgroups are of "
         "units, apart from what is said to be of images. A unit is positive if one of its images is"
         + (f"; {record['mixed']:,} units have images of both targets." if record["mixed"] else "."),
         f"How a unit's images are pooled was chosen together with the blend method, without the fold that is scored: "
@@ -95,7 +95,7 @@ def _notes(blend: Run, single: str) -> list[str]:
                 "is suspected, part of the result comes from the suspicion, and is lost where that differs. "
                 "`predict_per.pooling: [mean]` does not rise with it."
                 if apart
-                else "It carries nothing beyond noise."
+                else "The interval includes 0.5, so this number carries nothing beyond noise."
             )
         )
     if record["incomplete"]:
