@@ -332,7 +332,7 @@ def check_sample(experiment: Experiment) -> None:
     sample, units = experiment.config.data.sample_submission, experiment.table.units
     if units is None or sample is None or experiment.table.test.empty:
         return
-    ids = pd.unique(units.loc[experiment.table.test["id"]])
+    ids = units.loc[experiment.table.test["id"]].drop_duplicates().reset_index(drop=True)
     try:
         submission(
             ids, np.zeros(len(ids)), id_column=_id_column(experiment.config),

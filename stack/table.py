@@ -124,7 +124,9 @@ def read_table(
     if per and raw_train is not None and train is not None and test is not None and not faults:
         if GROUP in per and not grouped:
             faults.append(f"{test_csv}: no column {columns['group']!r} (columns.group), whose values predict_per names")
-        parts = [(raw_train, train, train_csv), *([(raw_test, test, test_csv)] if test_csv else [])]
+        parts = [(raw_train, train, train_csv)]
+        if test_csv is not None and raw_test is not None:
+            parts.append((raw_test, test, test_csv))
         read = [read_units(raw, frame, per, columns, path, faults) for raw, frame, path in parts if not faults]
         units = [one for one in read if one is not None]
     if faults or train is None or test is None:

@@ -52,7 +52,7 @@ def unit_rows(experiment: Experiment) -> UnitRows:
     positive = set(units.loc[as_read["id"][as_read["target"] == 1]])
     of_train, names = pd.factorize(units.loc[table.train["id"]])
     of_test, test_names = pd.factorize(units.loc[table.test["id"]])
-    columns = [name for name in table.train if name not in _NOT_OF_UNITS]
+    columns = [str(name) for name in table.train if name not in _NOT_OF_UNITS]
     varying = [
         name
         for name in columns
