@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stack.image_config import ConfigPath, Name, Strict
 
@@ -88,6 +88,34 @@ class ColumnRules:
 
 
 NO_RULES = ColumnRules()
+
+
+Pooling = Literal["mean", "maximum", "noisy_or", "learned"]  # simplest first
+
+
+class PredictPer(Strict):
+    """One prediction for each unit, such as a breast or a lesion, instead of one for each image."""
+
+    # `group`, or the columns of the tables whose values together name the unit of an image, joined by `_`; all images
+    # of a unit must be in one group. `predict_per: group` and `predict_per: [patient_id, laterality]` are short forms
+    columns: Annotated[tuple[str, ...], BeforeValidator(_as_codes)] = Field(min_length=1)
+    # target of a unit: `any` is positive if one of its images is; `same` refuses units with images of both targets
+    target: Literal["any", "same"] = "any"
+    # how the predictions of a unit's images become one, to choose from without the rows that are scored: `mean` and
+    # `maximum` of the logits, `noisy_or` of the probabilities, `learned`: a logistic regression on these three
+    pooling: tuple[Pooling, ...] = Field(("mean", "maximum", "noisy_or", "learned"), min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_columns(cls, value: Any) -> Any:
+        return {"columns": value} if isinstance(value, str | list | tuple) else value
+
+    @field_validator("columns", "pooling")
+    @classmethod
+    def _check_repeated(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{doubled[0]} is named more than once: name it once")
+        return names
 
 
 class TFRecords(Strict):

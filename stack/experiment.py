@@ -43,6 +43,7 @@ from stack.store import (
     write_json,
 )
 from stack.table import Table, read_table
+from stack.units import check_units
 
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
@@ -233,6 +234,9 @@ def open_experiment(
     split_groups of equal size (see `stack.metrics.shuffle`, also for the expected score). ``overrides`` are those with
     which ``config`` was read; commands quoted in messages repeat them.
     """
+    if shuffle_target and config.predict_per is not None:  # targets are exchanged between groups of as many images
+        out.say("shuffled targets are scored for single images, without `predict_per`")
+        config = config.model_copy(update={"predict_per": None})
     data = config.data
     name = config.experiment_name(shuffled=shuffle_target)
     curation = read_curation(config.runs / name) if curation is None else curation
@@ -242,6 +246,7 @@ def open_experiment(
         columns=data.columns.roles,
         group_features=_group_features(config),
         rules=replace(data.column_rules, derived=config.features.derived),
+        per=() if config.predict_per is None else config.predict_per.columns,
     )
     table = replace(as_read, train=as_read.train[~as_read.train["id"].isin(curation.dropped["id"])])
     table = replace(table, train=table.train.reset_index(drop=True))
@@ -257,6 +262,11 @@ def open_experiment(
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
     folds, kept = _make_folds(config, kept, curation, listed, out)
+    if config.predict_per is not None and table.units is not None:
+        check_units(
+            config.predict_per, table.units, train=kept, split_group=folds.frame["split_group"],
+            test=test if table.test_groups_known else None, group_column=data.columns.group,
+        )  # fmt: skip
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(

@@ -75,6 +75,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
             return {"kind": f"unfinished, {folds} folds"}
         headline = run.meta.get("headline")
         shown = f"{headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested" if headline else ""
+        shown += f", for each {per}" if (per := units_of(run)) else ""
         selected = ", selected on these rows" if run.meta.get("selected") else ""
         return {"kind": f"{run.meta['kind']}{selected}", "auc": _auc(run, target), "headline": shown}
     except StoreError:  # list the other runs too; a command that uses this run prints the next step
@@ -84,7 +85,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
 def _auc(run: Run, target: pd.Series) -> float:
     oof = run.frame("oof")
     score = oof["score"] if "score" in oof else oof["logit"]
-    y = target.reindex(oof["id"])
+    y = oof["target"] if "target" in oof else target.reindex(oof["id"])  # a blend of units brings its own
     return auc(y, score) if not y.isna().any() and y.nunique() == 2 else np.nan
 
 
@@ -107,6 +108,7 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     """
     run_a, run_b = find_run(runs, a), find_run(runs, b)
     frame_a, frame_b = run_scores(runs, a, run_a), run_scores(runs, b, run_b)
+    _check_same_units(a, run_a, b, run_b)
     both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
     if both.empty:
         raise DataError(f"{a} and {b} have no id in common: compare runs of the same data set")
@@ -132,6 +134,21 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     return Comparison(difference, len(both), objective, p, selected)
 
 
+def _check_same_units(a: str, run_a: Run, b: str, run_b: Run) -> None:
+    """Raises DataError where one run predicts images and the other units, or units of other columns."""
+    per_a, per_b = (units_of(run) for run in (run_a, run_b))
+    if per_a != per_b:
+        raise DataError(
+            f"{a} has one prediction for each {per_a or 'image'}, and {b} for each {per_b or 'image'}: compare blends "
+            "of the same `predict_per`"
+        )
+
+
+def units_of(run: Run) -> str:
+    """Returns the columns that name the units of a blend of units, joined; "" for a run that predicts images."""
+    return " and ".join(run.meta.get("units", {}).get("columns", []))
+
+
 def find_run(runs: Path, name: str) -> Run:
     """Returns the run ``<experiment>`` (its blend), ``<experiment>/<run>`` or ``<experiment>/old/<run>``.
 
@@ -154,6 +171,9 @@ def run_scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     """
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")
+    if "units" in run.meta:  # its rows are no rows of the table
+        columns = ["id", "score", "p_calibrated", "target", "group", "split_group"]
+        return oof[columns].rename(columns={"p_calibrated": "p"}).astype({"target": "float64"})
     score = oof["score"] if "score" in oof else oof["p"]
     p = oof["p_calibrated"] if "p_calibrated" in oof else oof.get("p", score)
     rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64"), "p": p.astype("float64")})

@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError, StoreError
-from stack.history import find_run, run_scores
+from stack.history import find_run, run_scores, units_of
 from stack.metrics.decision_metrics import NEGATED, decision_metric
 from stack.metrics.intervals import Interval, bootstrap_scores, percentile_interval
 from stack.metrics.own_metric import is_import_path, is_own_metric, own_metric
@@ -115,10 +115,15 @@ def _other_sources(runs: Path, name: str, run: Run) -> str:
 
 
 def same_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Divides runs into those of the same data: an id or more in common, and the same targets of all common ids."""
+    """Divides runs into those of the same data: an id or more in common, and the same targets of all common ids.
+
+    Blends of units (`predict_per`) are never beside runs that predict images, or units of other columns.
+    """
     found: list[list[Entry]] = []
     for entry in entries:
         for board in found:
+            if units_of(board[0].run) != units_of(entry.run):
+                continue
             both = board[0].scores.merge(entry.scores, on="id", suffixes=("", "_b"))
             if len(both) and (both["target"] == both["target_b"]).all():
                 board.append(entry)

@@ -118,6 +118,9 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     **dict.fromkeys(
         [f"review.{key}" for key in ("sensitivity", "npv", "specificity", "ppv", "test")], "test_review.py"
     ),
+    "predict_per": "test_unit_rows.py",
+    "predict_per.target": "test_unit_rows.py",
+    "predict_per.pooling": "test_pooling.py",
     "tuned.blend": "test_tune_run.py",
     "storage": "test_studies.py",
     "data.columns.group": "test_columns_experiment.py",

@@ -96,6 +96,7 @@ class ReportData:
     versions: Mapping[str, str]
     diagnostics: Sequence[str] = ()  # what was measured about level 2: shortcuts, groups, alignment of embeddings
     target: str = ""  # name of the csv column of targets
+    unit: str = "image"  # what is scored: "unit" where several images have one prediction
     calibration: Calibration | None = None
     decision: Decision | None = None
     review: ReviewResult | None = None  # the review band, where the config asks for one

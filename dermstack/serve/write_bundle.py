@@ -181,6 +181,11 @@ def _staging_folder(target: Path) -> Iterator[Path]:
 
 def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     """Returns image runs, stackers and blend of the current config. Raises BundleError naming the command to run."""
+    if experiment.config.predict_per is not None:
+        raise BundleError(
+            "predict_per: a bundle predicts single images and cannot pool them into units yet: `dermstack stack` "
+            "predicts the units of data.test; to bundle what predicts single images, stack in an experiment without it"
+        )
     again = f"run `{experiment.command('stack')}` first"
     level1 = level1_runs(experiment)
     if imported := [run.name for run in level1 if run.meta["kind"] == "imported"]:

@@ -67,18 +67,22 @@ def change_without_copies(
     split_group: NDArray[Any],
     keep_in: Path | None,
     progress: Callable[[int], None] | None,
+    method: str | None = None,
     **settings: Any,
 ) -> Interval:
     """Returns the nested objective of the chosen method without the copies less that with all runs, with interval.
 
-    Both are fitted without the fold that is scored; ``settings`` are those of `blend_nested`.
+    Both are fitted without the fold that is scored; ``settings`` are those of `blend_nested`. ``method`` is the blend
+    method, where the chosen candidate is not called by it. `P` may hold several columns of each run, those of all runs
+    one after the other.
     """
-    use, method = copies.use(), nested.chosen
+    use, chosen = np.tile(copies.use(), P.shape[1] // len(copies.correlation)), nested.chosen
+    method = method or chosen
     by_run = np.broadcast_to(nets.reshape(len(P), -1), P.shape)[:, use]
     given: dict[str, Any] = {"nets": by_run, "fold": fold, "split_group": split_group, "methods": [method]}
     fewer = blend_nested(P[:, use], y, **given, keep_in=keep_in, progress=progress, **settings)
     objective = nested.final.objective
-    return paired_difference(objective, y, fewer.comparable[method], nested.comparable[method], split_group)
+    return paired_difference(objective, y, fewer.comparable[method], nested.comparable[chosen], split_group)
 
 
 def copies_record(copies: NearCopies, names: Sequence[str], method: str, change: Interval | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dermstack.errors import ConfigError
+from dermstack.errors import ConfigError, DataError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
@@ -32,7 +32,7 @@ from stack.plan.costs import (
 from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
-from stack.submission import blend_inputs
+from stack.submission import blend_inputs, check_sample
 from stack.tuned import enabled_models
 from stack.views import blended_runs, blends_run, check_seen, is_table_alone, sees_run
 
@@ -122,6 +122,10 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
         level2 = _stacker_steps(experiment, stackers, level1, widths)
         steps += level2
         steps += _blend_steps(experiment, [*level1.values(), *level2])
+    try:
+        check_sample(experiment)
+    except DataError as error:
+        problems.append(str(error))
     problems += [
         f"{step.name} was made with other inputs: undo the change, or run `{step.remedy}`"
         for step in steps
@@ -318,7 +322,11 @@ def _stacker_steps(
 
 def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
     awaited = [step.name for step in parts if step.state != "skip" and blends_run(experiment.config, step.name)]
-    folder, rows = experiment.folder / "blend", len(experiment.table.train)
+    folder, rows, test_rows = experiment.folder / "blend", len(experiment.table.train), len(experiment.table.test)
+    if (units := experiment.table.units) is not None:  # one prediction for each unit
+        rows, test_rows = (
+            int(units.loc[frame["id"]].nunique()) for frame in (experiment.table.train, experiment.table.test)
+        )
     run = read_run(folder)
     runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
     state: State = "make"
@@ -333,8 +341,8 @@ def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
                 changes.append(Change("runs", before, now + ("" if before != now else " (made again since)")))
     why = f"it blends {', '.join(awaited)}, made before it" if awaited and run is not None else ""
     steps = [Step("stack", "blend", "blend", state, why, tuple(changes), rows=rows)]
-    if len(experiment.table.test):
+    if test_rows:
         there = (experiment.folder / "submission.csv").exists()
         again: State = "skip" if there and state == "skip" else ("remake" if there else "make")
-        steps.append(Step("stack", "submission", "submission.csv", again, rows=len(experiment.table.test)))
+        steps.append(Step("stack", "submission", "submission.csv", again, rows=test_rows))
     return steps
