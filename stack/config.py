@@ -312,9 +312,23 @@ class Config(Strict):
         for stacker in self.stackers:
             check_own_features(stacker, self.features)
         check_sources(self.stackers)
-        tables = [external.name for external in self.data.external]
-        if doubled := sorted({name for name in tables if tables.count(name) > 1}):
-            raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
+        for key, named in (
+            ("external", self.data.external),
+            ("unlabelled", (*self.data.external, *self.data.unlabelled)),
+        ):
+            tables = [table.name for table in named]
+            if doubled := sorted({name for name in tables if tables.count(name) > 1}):
+                raise ValueError(f"data.{key}: more than one table is named {', '.join(doubled)}: rename one of them")
+        if self.data.unlabelled and self.data.images is None:
+            raise ValueError(
+                "data.unlabelled needs data.images: without images there is no model to label its rows for"
+            )
+        for model in self.image_models:
+            if model.pseudo_labels is not None and model.pseudo_labels.unlabelled and not self.data.unlabelled:
+                raise ValueError(
+                    f"{model.name}: pseudo_labels.rows is {model.pseudo_labels.rows!r}, but data.unlabelled names no "
+                    "table: add one, or set pseudo_labels.rows: test"
+                )
         return self
 
 

@@ -42,6 +42,7 @@ from stack.store import (
     write_json,
 )
 from stack.table import Table, read_table
+from stack.unlabelled import no_unlabelled, read_unlabelled_tables
 
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
@@ -119,6 +120,7 @@ class Experiment:
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
+    unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
 
     @property
     def folder(self) -> Path:
@@ -172,6 +174,12 @@ class Experiment:
         return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
 
     @cached_property
+    def unlabelled(self) -> pd.DataFrame:
+        """Unlabelled rows without the dropped ones."""
+        lost = self.unlabelled_as_read["id"].isin(self.curation.dropped["id"])
+        return self.unlabelled_as_read[~lost].reset_index(drop=True)
+
+    @cached_property
     def unreadable_test(self) -> pd.DataFrame:
         """Test rows that are no rows of ``table`` since their image cannot be read: id, reason."""
         dropped = self.curation.dropped[["id", "reason"]]
@@ -200,7 +208,8 @@ class Experiment:
     @cached_property
     def listed_duplicates(self) -> pd.DataFrame | None:
         """The pairs of `data.duplicates` (id_1, id_2), see `read_duplicate_pairs`; None where there is no such file."""
-        return read_duplicate_pairs(self.config.data.duplicates, _all_ids(self.as_read, self.external_as_read))
+        ids = _all_ids(self.as_read, self.external_as_read, self.unlabelled_as_read)
+        return read_duplicate_pairs(self.config.data.duplicates, ids)
 
     def finished(self, level: int) -> list[Run]:
         """Returns the complete runs of this level, sorted by name."""
@@ -239,7 +248,8 @@ def open_experiment(
         table = with_python_features(table, config.features.python)
         as_read = replace(as_read, test=table.test, columns=table.columns)
     external = _read_external_tables(config, as_read, out)
-    listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
+    unlabelled = read_unlabelled_tables(config, as_read, external, out)
+    listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
@@ -248,7 +258,7 @@ def open_experiment(
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)),
+        tuple(map(mask_secrets, overrides)), unlabelled,
     )  # fmt: skip
 
 
@@ -368,8 +378,8 @@ def _group_features(config: Config) -> list[str]:
     return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 
 
-def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:
-    return pd.concat([table.train["id"], table.test["id"], external["id"]], ignore_index=True)
+def _all_ids(table: Table, *further: pd.DataFrame) -> pd.Series:
+    return pd.concat([frame["id"] for frame in (table.train, table.test, *further)], ignore_index=True)
 
 
 def _make_folds(

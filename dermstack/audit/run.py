@@ -13,6 +13,7 @@ from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import chain_finding, pair_kinds, part_findings, picture_findings
+from dermstack.audit.pseudo_labels import unlabelled_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
 from dermstack.errors import ConfigError
@@ -22,6 +23,7 @@ from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cac
 from stack.parallel import run_folds
 from stack.plausibility import is_fresh
 from stack.store import Run, atomic, fingerprint, sha256
+from stack.unlabelled_labels import rows_input
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
@@ -87,6 +89,7 @@ def _audit_rows_and_runs(
     parts: list[Callable[[], list[Finding]]] = [
         partial(row_findings, experiment),
         partial(proxy_findings, experiment),
+        partial(unlabelled_findings, experiment),
         partial(drift_findings, experiment),
         partial(acquisition_findings, experiment, sizes, level2 or fresh),
         partial(run_findings, experiment, runs),
@@ -155,6 +158,7 @@ def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
     return fingerprint({
         "version": _VERSION,
         "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],
+        **({"unlabelled": [rows_input(experiment, []), data.find_duplicates]} if len(experiment.unlabelled) else {}),
         "files": files,
         "features": features,
         "acquisition": (experiment.folder / ACQUISITION_FILE).is_file(),
