@@ -23,6 +23,7 @@ from dermstack.cli.demo_data import write_demo_data
 from dermstack.errors import ConfigError, DataError
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.images import sources_of
 from stack.level1 import check_image_models, level1_inputs
 from stack.level1_folds import TrainedFold, trained_tasks
 from stack.pseudo_labels import pseudo_rows
@@ -101,6 +102,24 @@ def test_the_rows_have_no_target_and_move_nothing_else(small_data: Path, tmp_pat
     assert experiment.unlabelled["age"].notna().any()
     assert experiment.rows_fingerprint == plain.rows_fingerprint
     assert experiment.metadata_fingerprint == plain.metadata_fingerprint
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_their_colours_alone_are_exchanged(small_data: Path, tmp_path: Path, swapped: bool) -> None:
+    free = further(tmp_path) | {"swap_red_blue": swapped}
+    ids, sources = sources_of(opened(config(small_data, tmp_path, free)))
+    assert {row_id for row_id, one in zip(ids, sources, strict=True) if one.swap_red_blue} == {
+        row_id for row_id in ids if swapped and row_id.startswith("FREE_")
+    }
+    assert sum(row_id.startswith("FREE_") for row_id in ids) == 30
+
+
+def test_columns_that_are_not_mapped_are_missing(small_data: Path, tmp_path: Path) -> None:
+    free = further(tmp_path) | {"columns": {"id": "image_name", "site": "anatom_site_general_challenge"}}
+    rows = opened(config(small_data, tmp_path, free)).unlabelled
+    assert rows[["age", "sex"]].isna().all(axis=None)
+    assert rows["site"].notna().any()
+    assert rows["group"].is_unique
 
 
 @pytest.mark.parametrize("other", ["train", "test"])

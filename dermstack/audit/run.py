@@ -13,7 +13,7 @@ from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import chain_finding, pair_kinds, part_findings, picture_findings
-from dermstack.audit.pseudo_labels import unlabelled_findings
+from dermstack.audit.pseudo_labels import pseudo_label_findings, unlabelled_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
 from dermstack.errors import ConfigError
@@ -27,7 +27,7 @@ from stack.unlabelled_labels import rows_input
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 3  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 4  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def _audit_rows_and_runs(
         partial(drift_findings, experiment),
         partial(acquisition_findings, experiment, sizes, level2 or fresh),
         partial(run_findings, experiment, runs),
+        partial(pseudo_label_findings, experiment, runs),
         partial(_audit_labels, experiment, fresh),
     ]
     found = run_folds(parts, "audit", experiment.config, out, unit="parts")
