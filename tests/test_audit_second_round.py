@@ -12,9 +12,18 @@ from imported_experiment import import_frames, opened_experiment, write_experime
 from scipy.special import expit
 from scipy.stats import norm, rankdata
 
-from benchmarks.pseudo_labels import DataSet, Predicted, first_round, generate, second_rounds, verdict
+from benchmarks.pseudo_labels import (
+    DataSet,
+    Predicted,
+    first_round,
+    fitted_net,
+    generate,
+    predicted,
+    second_rounds,
+    verdict,
+)
 from dermstack.audit.pseudo_labels import pseudo_label_findings
-from dermstack.audit.second_round import NetScores, _log_ratio, _NormalScores, _own_share, _Pair, second_round
+from dermstack.audit.second_round import NetScores, _log_ratio, _NormalScores, _own_share, _Pair, _sample, second_round
 from stack.experiment import Experiment
 from stack.store import read_runs, write_run
 
@@ -53,7 +62,8 @@ def test_test_rows_of_another_spread_are_no_alarm(factor: float) -> None:
     data = generate(3, train=600, test=400, fresh=10, folds=3)
     data = replace(data, test=data.test * np.where(np.arange(data.test.shape[1]) < 10, 1.0, factor))
     teachers = first_round(data)
-    assert verdict(data, second_rounds(data, teachers)["none"], teachers) == "none seen"
+    honest = predicted(data, lambda X, y, seed: fitted_net(X, y, 100 + seed, width=48))
+    assert verdict(data, honest, teachers) == "none seen"
 
 
 def test_the_two_numbers_against_plain_regressions() -> None:
@@ -104,7 +114,7 @@ def test_rows_of_a_group_are_one_draw(made: Rounds) -> None:
     """Each row four times, in groups of four, is no more evidence than once."""
     data, teachers, students = made
     n, m = len(data.y), len(data.test)
-    run, *others = (one.nets for one in (students["none"], *teachers.values()))
+    run, *others = (one.nets for one in (students["all folds"], *teachers.values()))
     once = second_round(run, others, data.fold, np.arange(n), np.arange(m))
     four = [NetScores(np.repeat(one.oof, 4), np.repeat(one.test, 4, axis=1)) for one in (run, *others)]
     fold, groups = np.repeat(data.fold, 4), (np.repeat(np.arange(n), 4), np.repeat(np.arange(m), 4))
@@ -113,6 +123,31 @@ def test_rows_of_a_group_are_one_draw(made: Rounds) -> None:
     assert often is not None
     widths = [np.log(made.disagreement.high / made.disagreement.low) for made in (once, often)]
     assert widths[1] == pytest.approx(widths[0], rel=0.2)
+
+
+def test_rows_that_a_run_lacks_are_left_out(made: Rounds) -> None:
+    data, teachers, students = made
+    n, m = len(data.y), len(data.test)
+    run, *others = (one.nets for one in (students["own fold"], *teachers.values()))
+    kept, tests = np.arange(n) % 7 != 0, np.arange(m) % 5 != 0
+    lacking = NetScores(np.where(kept, others[0].oof, np.nan), np.where(tests, others[0].test, np.nan))
+    found = second_round(run, [lacking, others[1]], data.fold, np.arange(n), np.arange(m))
+    parts = [NetScores(one.oof[kept], one.test[:, tests]) for one in (run, *others)]
+    alone = second_round(parts[0], parts[1:], data.fold[kept], np.arange(kept.sum()), np.arange(tests.sum()))
+    assert found is not None
+    assert alone is not None
+    assert found.disagreement.value == pytest.approx(alone.disagreement.value)
+    assert found.own_share.value == pytest.approx(alone.own_share.value)
+
+
+def test_of_very_many_rows_whole_groups_are_drawn(rng: np.random.Generator) -> None:
+    group = rng.integers(0, 5_000, 60_000)
+    known = rng.random(60_000) < 0.9
+    rows = _sample(known, group, np.random.default_rng(0))
+    assert 0.9 * 8_000 < len(rows) <= 8_000
+    assert known[rows].all()
+    taken = np.isin(group, group[rows])
+    np.testing.assert_array_equal(np.flatnonzero(taken & known), rows)
 
 
 def experiment_of(folder: Path, data: DataSet) -> Experiment:
