@@ -312,11 +312,11 @@ class Config(Strict):
         for stacker in self.stackers:
             check_own_features(stacker, self.features)
         check_sources(self.stackers)
-        for key, named in (
-            ("external", self.data.external),
-            ("unlabelled", (*self.data.external, *self.data.unlabelled)),
+        external = [table.name for table in self.data.external]
+        for key, tables in (
+            ("external", external),
+            ("unlabelled", [*external, *(table.name for table in self.data.unlabelled)]),
         ):
-            tables = [table.name for table in named]
             if doubled := sorted({name for name in tables if tables.count(name) > 1}):
                 raise ValueError(f"data.{key}: more than one table is named {', '.join(doubled)}: rename one of them")
         if self.data.unlabelled and self.data.images is None:

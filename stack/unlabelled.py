@@ -111,4 +111,5 @@ def shown_folds(
     joined = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(size, size)), directed=False)[1]
     holds = np.zeros((size, k), bool)  # by chain
     holds[joined[m:n], fold] = True
-    return holds[joined[:m]]
+    made: NDArray[np.bool_] = holds[joined[:m]]
+    return made

@@ -188,7 +188,7 @@ class _Pair:
         bins = []
         for on_held, on_test in mean:
             edges = np.quantile(on_test, np.linspace(0, 1, _BINS + 1)[1:-1])
-            bins.append((np.searchsorted(edges, on_held), np.searchsorted(edges, on_test)))
+            bins.append((np.asarray(np.searchsorted(edges, on_held)), np.asarray(np.searchsorted(edges, on_test))))
         nets = np.mean([one.nets for one in others], axis=0)  # (k, m)
         elsewhere = [_normal(np.delete(nets, fold, axis=0).mean(axis=0)) for fold in folds]
         return cls(held, list(zip(run.held, run.test, strict=True)), mean, bins, elsewhere)

@@ -124,6 +124,14 @@ def network_cost(experiment: Experiment, model: ImageModel, speed: Speed, nets: 
     )
 
 
+def prediction_seconds(experiment: Experiment, model: ImageModel) -> float:
+    """Measures how long the nets of all folds and seeds take for a new image, with all views."""
+    from image_models.predict import VIEW_COUNTS
+
+    passes = 1 if model.frozen else experiment.folds.k * len(model.seeds)
+    return passes * VIEW_COUNTS[model.tta] / measured(experiment, model).predict
+
+
 def feature_counts(
     experiment: Experiment, kinds: Mapping[str, str], widths: Mapping[str, int], stackers: Sequence[Stacker]
 ) -> dict[str, int]:
