@@ -50,10 +50,10 @@ class Distilled:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the entry of the manifest."""
+        """Returns the entry of the manifest; without seconds, as the same runs give the same bundle."""
         return {
             "run": self.run.name, "auc": asdict(self.auc), "loss": asdict(self.loss), "megabytes": self.megabytes,
-            "of_all_megabytes": self.of_all_megabytes, "seconds": self.seconds, "of_all_seconds": self.of_all_seconds,
+            "of_all_megabytes": self.of_all_megabytes,
         }  # fmt: skip
 
 
