@@ -18,7 +18,7 @@ from dermstack.errors import DataError
 from image_models.locks import in_use
 from stack.config import Config
 from stack.console import Out
-from stack.data_config import Data, TFRecords
+from stack.data_config import Data, External, TFRecords, Unlabelled
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.external import duplicates_of_primary
 from stack.keys import contained
@@ -118,8 +118,11 @@ def sources_of(experiment: Experiment) -> tuple[list[str], list[Source]]:
     if len(table.test):
         found += _find(data, data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
     ids = [*table.train["id"], *table.test["id"]]
-    further = [(external, experiment.external_as_read) for external in data.external]
-    for of_table, frame in [*further, *((one, experiment.unlabelled_as_read) for one in data.unlabelled)]:
+    tables: list[tuple[External | Unlabelled, pd.DataFrame]] = [
+        *((one, experiment.external_as_read) for one in data.external),
+        *((one, experiment.unlabelled_as_read) for one in data.unlabelled),
+    ]
+    for of_table, frame in tables:
         rows = frame["id"][frame["source"] == of_table.name]
         found += _find(data, of_table.images, rows, of_table.tfrecord, swap=of_table.swap_red_blue)
         ids += list(rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dermstack.audit.finding import Finding
 from dermstack.audit.second_round import NetScores, SecondRound, second_round
@@ -25,7 +26,7 @@ def unlabelled_findings(experiment: Experiment) -> list[Finding]:
         return []
     found = []
     may_not = shown(experiment)
-    count = may_not.any(axis=1)
+    count: NDArray[np.bool_] = np.asarray(may_not.any(axis=1))
     if count.any():
         by_fold = ", ".join(f"{rows:,} in fold {fold}" for fold, rows in enumerate(may_not.sum(axis=0)))
         ids = experiment.unlabelled["id"][count]
