@@ -17,6 +17,7 @@ from dermstack.report.tables import code_span
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
+from stack.source_estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
 from stack.views import all_runs
@@ -28,23 +29,36 @@ _OPERATING_POINTS = {  # operating points that clinical readers look for
 
 
 def write_model_card(
-    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+    experiment: Experiment,
+    blend: Run,
+    *,
+    runs: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    notes: Sequence[str],
+    decisions: Sequence[str] = (),
 ) -> Path:
     """Writes `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
-    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes)
+    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes, decisions=decisions)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def model_card(
-    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+    experiment: Experiment,
+    blend: Run,
+    *,
+    runs: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    notes: Sequence[str],
+    decisions: Sequence[str] = (),
 ) -> str:
     """Returns the card as Markdown, with the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
 
     ``runs`` is `stack.history.run_table` of the blend's runs; ``subgroups`` has subgroup, level, rows, positives, auc,
-    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline.
+    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline; ``decisions``
+    are the sentences of the review band, if there is one.
     """
     oof = blend.frame("oof")
     train = experiment.table.train
@@ -56,6 +70,7 @@ def model_card(
     templates.globals["bounds"] = _bounds
     return templates.get_template("model_card.md.j2").render(
         name=experiment.name,
+        decisions=decisions,
         version=version("dermstack"),
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         fingerprint=blend.meta["fingerprint"],
@@ -80,10 +95,20 @@ def model_card(
         prevalence=float(y.mean()),
         subgroups=subgroups.to_dict("records"),
         notes=notes,
+        sources=_sources(experiment, blend),
         ones=int((sizes == 1).sum()),
         groups=len(sizes),
         rows=len(rows),
     )
+
+
+def _sources(experiment: Experiment, blend: Run) -> list[dict[str, str]]:
+    """Returns one row an estimate by source, as text; [] where there is none."""
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
+    if found is None:
+        return []
+    table = estimate_table(found).rename(columns={found.objective: "pooled"})
+    return [{str(key): str(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def plain(text: object) -> str:
@@ -117,7 +142,7 @@ def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows:
         "groups": count(train["group"].nunique()),
         "split groups (duplicates merged)": count(len(np.unique(split_group))),
         "training rows not covered by the blend": count(len(experiment.table.train) - len(rows)),
-        "rows dropped, image unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+        "rows dropped, image unreadable": count(experiment.unreadable_train),
         "test rows predicted from the table alone, image unreadable": count(len(experiment.unreadable_test)),
     }
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
