@@ -283,9 +283,23 @@ class Config(Strict):
             check_own_features(stacker, self.features)
         check_sources(self.stackers)
         self._check_units()
-        tables = [external.name for external in self.data.external]
-        if doubled := sorted({name for name in tables if tables.count(name) > 1}):
-            raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
+        external = [table.name for table in self.data.external]
+        for key, tables in (
+            ("external", external),
+            ("unlabelled", [*external, *(table.name for table in self.data.unlabelled)]),
+        ):
+            if doubled := sorted({name for name in tables if tables.count(name) > 1}):
+                raise ValueError(f"data.{key}: more than one table is named {', '.join(doubled)}: rename one of them")
+        if self.data.unlabelled and self.data.images is None:
+            raise ValueError(
+                "data.unlabelled needs data.images: without images there is no model to label its rows for"
+            )
+        for model in self.image_models:
+            if model.pseudo_labels is not None and model.pseudo_labels.unlabelled and not self.data.unlabelled:
+                raise ValueError(
+                    f"{model.name}: pseudo_labels.rows is {model.pseudo_labels.rows!r}, but data.unlabelled names no "
+                    "table: add one, or set pseudo_labels.rows: test"
+                )
         return self
 
     def _check_units(self) -> None:

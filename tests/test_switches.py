@@ -109,11 +109,15 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     "data.external.columns.diagnosis": "test_external.py",
     "data.external.swap_red_blue": "test_images.py",
     "data.external.on_collision": "test_external.py",
+    **{f"data.unlabelled.columns.{role}": "test_unlabelled.py" for role in ("group", "age", "sex", "site")},
+    "data.unlabelled.swap_red_blue": "test_unlabelled.py",
+    "data.unlabelled.on_collision": "test_unlabelled.py",
     "image_models.frozen": "image_models.1.frozen here",
     "image_models.precision": "test_gpu.py, with a GPU",
     "image_models.compile": "needs a compiler",
     "image_models.pseudo_labels": "test_pseudo_labels.py",
     "image_models.pseudo_labels.labels": "test_pseudo_labels.py",
+    "image_models.pseudo_labels.rows": "test_unlabelled.py",
     "blend.runs": "test_views.py",
     **dict.fromkeys(
         [f"review.{key}" for key in ("sensitivity", "npv", "specificity", "ppv", "test")], "test_review.py"

@@ -65,6 +65,8 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         facts["further test rows, image unreadable, predicted from the table alone"] = lost
     if len(experiment.external_as_read):
         facts["external rows (used only to train level 1)"] = len(experiment.external_as_read)
+    if len(experiment.unlabelled_as_read):
+        facts["rows without a target (used only to train level 1)"] = len(experiment.unlabelled_as_read)
     return facts
 
 

@@ -95,6 +95,7 @@ def model_card(
         facts=_facts(experiment, y, split_group, images, scored.unit),
         folds=experiment.folds.k,
         external=experiment.external["source"].value_counts().to_dict(),
+        unlabelled=experiment.unlabelled["source"].value_counts().to_dict(),
         headline=Interval(**blend.meta["headline"]),
         tuned=blend.meta["tuned_in_sample"],
         within_folds=blend.meta["within_folds"],
