@@ -3,7 +3,7 @@
 python benchmarks/siim_oof.py ../shared/data/siim2020 DIR; python benchmarks/set_transformer.py DIR/siim.yaml
 python benchmarks/set_transformer.py configs/ham10000.yaml    (after `dermstack oof`; `--set KEY=VALUE` as elsewhere)
 
-Fits the stackers of `STACKERS` that are not fitted yet, in the experiment's own folder. Scores are out-of-fold, of
+Fits the stackers of `KINDS` that are not fitted yet, in the experiment's own folder. Scores are out-of-fold, of
 models that saw no row of the split group. "Shown alone": each image is predicted as if it were the only one of its
 group. "Among groups of equal size": pairs of images of groups with as many images, so that the number of images, an
 artefact, helps no model. The blends are nested, choice of method included. Intervals: bootstrap over split groups.
@@ -36,7 +36,6 @@ from tabular.models import read_bag
 
 SETS = "set_transformer"
 KINDS = ("lightgbm", "logistic", SETS)
-STACKERS = "stackers=[" + ", ".join(f"{{name: {kind}, kind: {kind}}}" for kind in KINDS) + "]"
 Floats = NDArray[np.floating]
 
 
@@ -58,9 +57,13 @@ def shown_alone(experiment: Experiment, runs: list[Run], sources: list[Run], lev
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
+    parser.add_argument(
+        "--bags", type=int, default=3, help="networks of the set transformer, whose logits are averaged"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
-    out, overrides = Out(), (STACKERS, *options.overrides)
+    named = [f"{{name: {kind}, kind: {kind}, bags: {options.bags if kind == SETS else 3}}}" for kind in KINDS]
+    out, overrides = Out(), (f"stackers=[{', '.join(named)}]", *options.overrides)
     experiment = open_experiment(read_config(options.config, overrides), options.config, out)
     sources = level1_runs(experiment)
     runs = run_stackers(experiment, sources, out)
@@ -87,6 +90,10 @@ def main() -> None:
             table.append(_row(what, rows, name, value, gain if name != SETS else None))
     for name in KINDS:
         table.append(_row("among groups of equal size", every, name, auc_equal_size(y, together[name], split), None))
+    print(pd.DataFrame(table).to_string(index=False))
+    fits = next(run for run in runs if run.name == SETS).meta
+    print(f"\n{SETS}: epochs {fits['chosen']}, {fits['seconds']} s of fits\n", flush=True)
+    table = []
     p = expit(level2.oof.astype(np.float64))
     blends = {}
     for what, names in (("blend without it", [*level1.names, *KINDS[:-1]]), ("blend with it", list(level2.names))):
@@ -100,8 +107,6 @@ def main() -> None:
         gain = paired_difference("auc", y, made.score, blends["blend without it"], split)
         table.append(_row(f"{what}, nested ({made.chosen})", every, "", value, gain if len(blends) > 1 else None))
     print(pd.DataFrame(table).to_string(index=False))
-    epochs = next(run for run in runs if run.name == SETS).meta
-    print(f"\n{SETS}: epochs {epochs['chosen']}, {epochs['seconds']} s of fits")
 
 
 def _row(what: str, rows: NDArray[np.bool_], name: str, value: object, gain: object | None) -> dict[str, object]:

@@ -92,12 +92,12 @@ class SetTransformerSettings:
     blocks: int = 2  # set attention blocks, one after another
     heads: int = 4  # attention heads of a block; they divide the width
     dropout: float = 0.1  # share of each block's output that is dropped in training
-    lr: float = 1e-3  # learning rate of AdamW
+    lr: float = 5e-4  # learning rate of AdamW
     weight_decay: float = 0.1  # weight decay of AdamW
     ema: float = 0.99  # decay of the weights' moving average, which becomes the model
-    batch_rows: int = 512  # rows a step; groups are not divided, so a step may have more
-    epochs: int = 30  # most passes over the training rows
-    patience: int = 5  # passes without a smaller log loss on the inner rows after which the training ends
+    batch_rows: int = 256  # rows a step; groups are not divided, so a step may have more
+    epochs: int = 12  # most passes over the training rows
+    patience: int = 3  # passes without a smaller log loss on the inner rows after which the training ends
     alone: float = 0.25  # share of the groups of which, in an epoch, each row is seen alone
     subsets: float = 0.25  # share of the groups that are seen, in an epoch, as random parts
 
