@@ -44,9 +44,10 @@ def fit_set_net(
 ) -> SetNet:
     """Fits a set transformer to rows ``x`` (n, columns), ``y`` (n,) of 0 and 1, of the groups ``group`` (n,).
 
-    The number of epochs is that of the least log loss on the rows that ``inner`` (n,) marks, whole groups, after a fit
-    to the others; then it is fitted to all rows for as many. With ``epochs`` it is that number, and only the second
-    fit is made. The loss of positive rows has the weight ``positive_weight``.
+    The ridge strength of the linear term and the number of epochs are those of the least log loss on the rows that
+    ``inner`` (n,) marks, whole groups, after a fit to the others; then it is fitted to all rows for as many epochs.
+    With ``epochs`` it is that number, and the strength alone is chosen. The loss of positive rows has the weight
+    ``positive_weight``.
 
     In each epoch every row is seen once: a group as a whole, as random parts, or each row alone, so that the model is
     right for a row that comes without its group. Raises ImageError where no finite loss is reached.
@@ -78,7 +79,7 @@ class _Line:
     """
 
     def __init__(self, rows: _Rows, alone: float) -> None:
-        with_others = np.flatnonzero(np.bincount(rows.group)[rows.group] > 1) if alone > 0 else []
+        with_others = np.flatnonzero((np.bincount(rows.group)[rows.group] > 1) & (alone > 0))
         x = [linear_features(rows.x, group).numpy() for group in (rows.group, np.arange(len(rows.group)))]
         weight = rows.weight.numpy().astype(np.float64)
         self.x = np.concatenate([x[0], x[1][with_others]]).astype(np.float64)

@@ -65,7 +65,8 @@ class SetTransformer(nn.Module):
         h, spans = self.embed(x), list(_spans(group))
         for block in self.blocks:
             h = block(h, spans)
-        return (self.line(linear_features(x, group)) + self.head(self.norm(h)))[:, 0]
+        made: torch.Tensor = self.line(linear_features(x, group)) + self.head(self.norm(h))
+        return made[:, 0]
 
     def standardised(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the rows (n, columns) standardised and clipped, missing values as the mean."""
