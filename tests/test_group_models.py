@@ -46,6 +46,7 @@ def run_of(experiment: Experiment, name: str) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_it_goes_through_a_stack_and_its_report_and_is_blended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,7 +59,14 @@ def test_it_goes_through_a_stack_and_its_report_and_is_blended(
     assert not any("net_" in name for name in run.meta["features"]), "no statistics of the group"
     assert any("net_" in name for name in run_of(experiment, "line").meta["features"])
     assert run_cli("report", "-c", str(config), "-q") == 0
-    assert "sets" in (experiment.folder / "report.html").read_text(encoding="utf-8")
+    page = " ".join((experiment.folder / "report.html").read_text(encoding="utf-8").split())
+    assert "sets has no exact contributions" in page
+    shares = importance(
+        experiment, [run_of(experiment, name) for name in ("sets", "line")], [run_of(experiment, "net")],
+        Out(quiet=True),
+    )  # fmt: skip
+    assert shares is not None
+    assert set(shares["stacker"]) == {"line"}
     assert run_cli("plan", "-c", str(config)) == 0
     assert "sets (set_transformer)" in capsys.readouterr().out
     assert run_cli("stack", "--no-report", "-c", str(config), "--set", "n_jobs=2") == 0
@@ -70,6 +78,7 @@ def test_it_goes_through_a_stack_and_its_report_and_is_blended(
     assert "sets" in blend.meta["runs"]
 
 
+@pytest.mark.slow
 def test_it_is_probed_without_the_other_rows_and_with_the_counts(tmp_path: Path) -> None:
     from stack.probes import make_probes, stored_probes
 
@@ -106,6 +115,7 @@ def test_stored_models_give_the_predictions_of_whole_groups_and_test_rows_the_sa
                 np.testing.assert_array_equal(made, of_fold.loc[rows["id"]])
 
 
+@pytest.mark.slow
 def test_other_parameters_make_it_stale_and_other_stackers_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +130,7 @@ def test_other_parameters_make_it_stale_and_other_stackers_stay(
     assert run_of(experiment, "line").meta == kept
 
 
+@pytest.mark.slow
 def test_one_or_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     _, one = stacked(tmp_path / "one", SETS)
     _, two = stacked(tmp_path / "two", SETS, n_jobs=2)
@@ -132,6 +143,7 @@ def test_one_or_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         assert made[0].meta["files"] == made[1].meta["files"]
 
 
+@pytest.mark.slow
 def test_repeats_and_features_of_its_own_and_a_place_as_a_source(tmp_path: Path) -> None:
     own = SETS | {"bags": 1, "positive_weight": 3.0}
     _, experiment = stacked(
@@ -172,19 +184,7 @@ def test_it_has_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "sets: a set transformer has nothing to tune, skipped" in capsys.readouterr().out
 
 
-def test_it_has_no_contributions_and_the_report_says_so(tmp_path: Path) -> None:
-    config, experiment = stacked(tmp_path, SETS, LINE)
-    assert run_cli("report", "-c", str(config), "-q") == 0
-    page = " ".join((experiment.folder / "report.html").read_text(encoding="utf-8").split())
-    assert "sets has no exact contributions" in page
-    made = importance(
-        experiment, [run_of(experiment, name) for name in ("sets", "line")], [run_of(experiment, "net")],
-        Out(quiet=True),
-    )  # fmt: skip
-    assert made is not None
-    assert set(made["stacker"]) == {"line"}
-
-
+@pytest.mark.slow
 def test_without_torch_it_is_refused_before_anything_is_fitted_and_other_stackers_run(tmp_path: Path) -> None:
     config = write_experiment(tmp_path, stackers=[LINE, SETS])
     experiment = opened_experiment(config)

@@ -61,6 +61,7 @@ def made_sets(seed: int, groups: int) -> tuple[NDArray[np.float32], NDArray[np.i
     return x, (rng.random(len(group)) < expit(4 * own - 2)).astype(np.int8), group
 
 
+@pytest.mark.slow
 def test_it_learns_what_only_the_group_tells_and_stays_right_for_a_row_alone() -> None:
     x, y, group = made_sets(0, 400)
     new, target, its = made_sets(1, 400)
