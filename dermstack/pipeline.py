@@ -22,6 +22,7 @@ from stack.images import caches_in_use
 from stack.level1 import level1_locked, level1_runs
 from stack.metrics.intervals import Interval
 from stack.probes import stored_probes
+from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
 from stack.store import Run, locked, read_runs
 from stack.up_to_date import (
     REPORT_FILES,
@@ -66,7 +67,7 @@ class StackResult:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One row a run: the objective with its interval by group, and other measures."""
+        """One row a run: the objective with its interval by group, and other measures; of images, not of units."""
         return run_table(self.experiment, list(self.runs.values()))
 
     @property
@@ -75,13 +76,22 @@ class StackResult:
         return Interval(**self.blend.meta["headline"])
 
     @property
+    def by_source(self) -> LeaveSourceOut | None:
+        """The estimates with sources held out beside the headline; None where no source is known or they are off."""
+        return stored_leave_source_out(self.experiment.folder, self.blend.meta["fingerprint"])
+
+    @property
     def oof(self) -> pd.DataFrame:
         """Training rows: id, target, split_group, fold, p of each run, and the blend's nested score and p_calibrated.
 
-        Missing values where a run or the blend does not cover a row.
+        Missing values where a run or the blend does not cover a row. With `predict_per` a column `unit` follows, and
+        the blend's columns are those of the image's unit.
         """
         blend = self.blend.frame("oof").set_index("id")[["score", "p_calibrated"]]
-        return _oof(self.experiment, list(self.runs.values())).join(blend, on="id")
+        frame = _oof(self.experiment, list(self.runs.values()))
+        if "units" not in self.blend.meta or (units := self.experiment.table.units) is None:
+            return frame.join(blend, on="id")
+        return frame.assign(unit=units.loc[frame["id"]].to_numpy()).join(blend, on="unit")
 
     @property
     def submission(self) -> pd.DataFrame | None:
@@ -102,6 +112,7 @@ class StackSteps:
     stacker: Callable[[Experiment, Run], object] = lambda experiment, run: None  # for each stacker, as it ends
     stackers: Callable[[Experiment, list[Run]], object] = lambda experiment, runs: None  # runs of level 1 and 2
     blend: Callable[[Experiment, Run], object] = lambda experiment, blend: None
+    sources: Callable[[LeaveSourceOut], object] = lambda found: None  # where sources are known
     probes: Callable[[Run, pd.DataFrame], object] = lambda run, probes: None  # of the stacker that was probed
 
 
@@ -149,10 +160,12 @@ def run_oof(
     from dermstack.tracking import check_tracking, track
     from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
+    from stack.submission import check_sample
 
     out = out or Out(quiet=True)
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
     check_tracking(experiment.config)
+    check_sample(experiment)
     sizes = check_image_models(experiment, rebuild=rebuild)
     with caches_in_use(experiment.config):
         experiment, caches = with_images(experiment, sizes, out)
@@ -193,25 +206,30 @@ def run_stack(
 
 
 def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, *, report: bool) -> StackResult:
-    from dermstack.audit.run import audit_for_stack
+    from dermstack.audit.run import audit_for_stack, audit_sources
     from dermstack.tracking import track
     from stack.fallback import run_fallback
+    from stack.leave_source_out import run_leave_source_out
     from stack.level2 import run_stackers
-    from stack.submission import run_blend
+    from stack.submission import check_sample, run_blend
 
+    check_sample(experiment)
     findings = list[Finding]()
     print_overview(experiment, out)
-    runs = level1_runs(experiment)
+    runs = level1 = level1_runs(experiment)
     write_rows(experiment)
     steps.level1(experiment, runs)
     if not experiment.shuffled:
         findings = audit_for_stack(experiment, runs, out)
         steps.findings(findings)
-    runs += run_stackers(experiment, runs, out, on_run=partial(steps.stacker, experiment))
+    runs = runs + run_stackers(experiment, runs, out, on_run=partial(steps.stacker, experiment))
     steps.stackers(experiment, runs)
     run_fallback(experiment, out)
     blend = run_blend(experiment, runs, out)
     steps.blend(experiment, blend)
+    if (found := run_leave_source_out(experiment, level1, blend, out)) is not None:
+        steps.sources(found)
+    findings = audit_sources(experiment, found, findings)
     files = files_in(experiment.folder)
     current = report_is_current(experiment.config, experiment.folder, given, files)
     if report and current:

@@ -20,14 +20,13 @@ from stack.cells import read_cells
 from stack.columns import described_choices
 from stack.config import Config
 from stack.console import Out
-from stack.data_config import ColumnRules
-from stack.external import read_external
+from stack.external import read_external_tables
 from stack.folds import Folds, make_folds, read_folds
 from stack.keys import contained, keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
-from stack.net_columns import external_columns
 from stack.python_features import with_python_features
+from stack.source_folds import folds_of_config, read_sources
 from stack.store import (
     Run,
     atomic,
@@ -42,6 +41,8 @@ from stack.store import (
     write_json,
 )
 from stack.table import Table, read_table
+from stack.units import check_units
+from stack.unlabelled import no_unlabelled, read_unlabelled_tables
 
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
@@ -119,6 +120,9 @@ class Experiment:
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
+    unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
+    # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
+    left_out: NDArray[np.bool_] | None = None
 
     @property
     def folder(self) -> Path:
@@ -172,16 +176,29 @@ class Experiment:
         return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
 
     @cached_property
+    def unlabelled(self) -> pd.DataFrame:
+        """Unlabelled rows without the dropped ones."""
+        lost = self.unlabelled_as_read["id"].isin(self.curation.dropped["id"])
+        return self.unlabelled_as_read[~lost].reset_index(drop=True)
+
+    @cached_property
     def unreadable_test(self) -> pd.DataFrame:
         """Test rows that are no rows of ``table`` since their image cannot be read: id, reason."""
         dropped = self.curation.dropped[["id", "reason"]]
         lost = contained(dropped["id"], self.as_read.test["id"]) & ~contained(dropped["id"], self.table.test["id"])
         return dropped[lost].reset_index(drop=True)
 
+    @property
+    def unreadable_train(self) -> int:
+        """Number of training rows that are dropped, since their image cannot be read."""
+        return int(self.as_read.train["id"].isin(self.curation.dropped["id"]).sum())
+
     @cached_property
     def rows_fingerprint(self) -> str:
         """Fingerprint of the rows of level 1: training ids, split groups, folds and targets, and the test ids."""
         frame = self.folds.frame[["id", "split_group", "fold"]].assign(target=self.target)
+        if self.left_out is not None:
+            frame = frame.assign(left_out=self.left_out)
         return fingerprint({"train": frame_fingerprint(frame), "test": frame_fingerprint(self.table.test[["id"]])})
 
     @cached_property
@@ -200,7 +217,8 @@ class Experiment:
     @cached_property
     def listed_duplicates(self) -> pd.DataFrame | None:
         """The pairs of `data.duplicates` (id_1, id_2), see `read_duplicate_pairs`; None where there is no such file."""
-        return read_duplicate_pairs(self.config.data.duplicates, _all_ids(self.as_read, self.external_as_read))
+        ids = _all_ids(self.as_read, self.external_as_read, self.unlabelled_as_read)
+        return read_duplicate_pairs(self.config.data.duplicates, ids)
 
     def finished(self, level: int) -> list[Run]:
         """Returns the complete runs of this level, sorted by name."""
@@ -223,6 +241,9 @@ def open_experiment(
     split_groups of equal size (see `stack.metrics.shuffle`, also for the expected score). ``overrides`` are those with
     which ``config`` was read; commands quoted in messages repeat them.
     """
+    if shuffle_target and config.predict_per is not None:  # targets are exchanged between groups of as many images
+        out.say("shuffled targets are scored for single images, without `predict_per`")
+        config = config.model_copy(update={"predict_per": None})
     data = config.data
     name = config.experiment_name(shuffled=shuffle_target)
     curation = read_curation(config.runs / name) if curation is None else curation
@@ -232,23 +253,33 @@ def open_experiment(
         columns=data.columns.roles,
         group_features=_group_features(config),
         rules=replace(data.column_rules, derived=config.features.derived),
+        per=() if config.predict_per is None else config.predict_per.columns,
     )
     table = replace(as_read, train=as_read.train[~as_read.train["id"].isin(curation.dropped["id"])])
     table = replace(table, train=table.train.reset_index(drop=True))
     if config.features.python is not None:
         table = with_python_features(table, config.features.python)
         as_read = replace(as_read, test=table.test, columns=table.columns)
-    external = _read_external_tables(config, as_read, out)
-    listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
+    if data.sources is not None:
+        sources = read_sources(data.sources, data.columns.id, table.train["id"])
+        table = replace(table, train=table.train.assign(source=sources))
+    external = read_external_tables(config, as_read, out)
+    unlabelled = read_unlabelled_tables(config, as_read, external, out)
+    listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
-    folds = _make_folds(config, kept, curation, listed, out)
+    folds, kept = _make_folds(config, kept, curation, listed, out)
+    if config.predict_per is not None and table.units is not None:
+        check_units(
+            config.predict_per, table.units, train=kept, split_group=folds.frame["split_group"],
+            test=test if table.test_groups_known else None, group_column=data.columns.group,
+        )  # fmt: skip
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)),
+        tuple(map(mask_secrets, overrides)), unlabelled,
     )  # fmt: skip
 
 
@@ -292,7 +323,7 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         f"{experiment.name}: {len(train):,} training rows ({int(experiment.target.sum()):,} positive, "
         f"{experiment.target.mean():.2%}) in {train['group'].nunique():,} groups, {len(test):,} test rows"
     )
-    if dropped := len(experiment.as_read.train) - len(train):
+    if dropped := experiment.unreadable_train:
         out.warn(
             f"{dropped} training rows are dropped, as their images cannot be read: see {experiment.folder}/dropped.csv"
         )
@@ -335,29 +366,6 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
 
 
-def _read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFrame:
-    """Reads the rows of every external table, with the table's name as `source`."""
-    tables = []
-    for external in config.data.external:
-        columns = external.columns.model_dump(exclude_none=True)
-        rows = read_external(
-            external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
-            rules=ColumnRules(missing=config.data.missing_of(columns)),
-            further=external_columns(config, primary.columns),
-        )  # fmt: skip
-        out.say(rows.summary())
-        tables.append(rows.frame.assign(source=external.name))
-    if not tables:
-        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str")
-    together = pd.concat(tables, ignore_index=True)
-    if (doubled := together["id"].duplicated()).any():
-        raise DataError(
-            f"{int(doubled.sum())} ids are in more than one external table, first: {together['id'][doubled].iloc[0]}: "
-            "drop them from one of the tables"
-        )
-    return together
-
-
 def _group_features(config: Config) -> list[str]:
     """Returns the settings that use the groups of test rows."""
     if not any(stacker.enabled for stacker in config.stackers):
@@ -368,28 +376,31 @@ def _group_features(config: Config) -> list[str]:
     return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 
 
-def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:
-    return pd.concat([table.train["id"], table.test["id"], external["id"]], ignore_index=True)
+def _all_ids(table: Table, *further: pd.DataFrame) -> pd.Series:
+    return pd.concat([frame["id"] for frame in (table.train, table.test, *further)], ignore_index=True)
 
 
 def _make_folds(
     config: Config, train: pd.DataFrame, curation: Curation, listed: pd.DataFrame | None, out: Out
-) -> Folds:
+) -> tuple[Folds, pd.DataFrame]:
     pairs = [train_pairs(curation, train), *([] if listed is None else [listed])]
     duplicates = pd.concat(pairs, ignore_index=True)
+    by_source = config.folds.by == "source"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         folds = make_folds(
             train,
-            k=config.folds.k,
+            k=2 if by_source else config.folds.k,  # by source: only the split groups of these folds are used
             seed=config.folds.seed,
             duplicates=duplicates,
             own=_own_folds(config, train),
             stratify=config.folds.stratify,
         )
+        if by_source:
+            folds, train = folds_of_config(folds, train, config.folds)
     for warning in caught:
         out.warn(str(warning.message))
-    return folds
+    return folds, train
 
 
 def _own_folds(config: Config, train: pd.DataFrame) -> pd.Series | None:

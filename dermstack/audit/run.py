@@ -10,22 +10,26 @@ import pandas as pd
 
 from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
-from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
+from dermstack.audit.finding import Finding, is_audited, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import chain_finding, pair_kinds, part_findings, picture_findings
+from dermstack.audit.pseudo_labels import pseudo_label_findings, unlabelled_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
+from dermstack.audit.sources import PART, inputs_of, source_findings
 from dermstack.errors import ConfigError
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
 from stack.parallel import run_folds
 from stack.plausibility import is_fresh
+from stack.source_estimates import LeaveSourceOut
 from stack.store import Run, atomic, fingerprint, sha256
+from stack.unlabelled_labels import rows_input
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 3  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 4  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,16 @@ def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> li
     return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, _audit_rows_and_runs(experiment, runs, out))})
 
 
+def audit_sources(experiment: Experiment, found: LeaveSourceOut | None, findings: list[Finding]) -> list[Finding]:
+    """Stores the findings of the estimates with sources held out, a part of its own; returns the findings of all parts.
+
+    ``findings`` are those of the other parts, returned where there is nothing of sources to store.
+    """
+    if found is None and not is_audited(experiment, PART):
+        return findings
+    return write_part_findings(experiment, {PART: (inputs_of(experiment, found), source_findings(found))})
+
+
 def _audit_rows_and_runs(
     experiment: Experiment, runs: Sequence[Run], out: Out, sizes: pd.DataFrame | None = None
 ) -> list[Finding]:
@@ -87,9 +101,11 @@ def _audit_rows_and_runs(
     parts: list[Callable[[], list[Finding]]] = [
         partial(row_findings, experiment),
         partial(proxy_findings, experiment),
+        partial(unlabelled_findings, experiment),
         partial(drift_findings, experiment),
         partial(acquisition_findings, experiment, sizes, level2 or fresh),
         partial(run_findings, experiment, runs),
+        partial(pseudo_label_findings, experiment, runs),
         partial(_audit_labels, experiment, fresh),
     ]
     found = run_folds(parts, "audit", experiment.config, out, unit="parts")
@@ -155,6 +171,7 @@ def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
     return fingerprint({
         "version": _VERSION,
         "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],
+        **({"unlabelled": [rows_input(experiment, []), data.find_duplicates]} if len(experiment.unlabelled) else {}),
         "files": files,
         "features": features,
         "acquisition": (experiment.folder / ACQUISITION_FILE).is_file(),

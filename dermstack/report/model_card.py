@@ -14,9 +14,11 @@ import pandas as pd
 
 from dermstack.report.report import count, environment, percent
 from dermstack.report.tables import code_span
+from dermstack.report.units import Scored, run_weights, scored_rows
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
+from stack.source_estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
 from stack.views import all_runs
@@ -35,10 +37,13 @@ def write_model_card(
     subgroups: pd.DataFrame,
     notes: Sequence[str],
     decisions: Sequence[str] = (),
+    scored: Scored | None = None,
 ) -> Path:
     """Writes `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
-    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes, decisions=decisions)
+    text = model_card(
+        experiment, blend, runs=runs, subgroups=subgroups, notes=notes, decisions=decisions, scored=scored
+    )
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -52,18 +57,22 @@ def model_card(
     subgroups: pd.DataFrame,
     notes: Sequence[str],
     decisions: Sequence[str] = (),
+    scored: Scored | None = None,
 ) -> str:
     """Returns the card as Markdown, with the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
 
     ``runs`` is `stack.history.run_table` of the blend's runs; ``subgroups`` has subgroup, level, rows, positives, auc,
     low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline; ``decisions``
-    are the sentences of the review band, if there is one.
+    are the sentences of the review band, if there is one. ``scored`` are the rows that the blend scores, by default the
+    images.
     """
+    scored = scored or scored_rows(experiment, blend, [])
     oof = blend.frame("oof")
     train = experiment.table.train
-    rows = experiment.rows_of(oof["id"])
-    y, split_group = experiment.target[rows], experiment.split_group[rows]
-    sizes = train["group"].iloc[rows].value_counts()
+    rows = scored.experiment.rows_of(oof["id"])
+    y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
+    images = rows if scored.units is None else np.flatnonzero(np.isin(scored.units.of_train, rows))
+    sizes = train["group"].iloc[images].value_counts()
     templates = environment(autoescape=False)  # Markdown: `plain` escapes text of the data
     templates.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
     templates.globals["bounds"] = _bounds
@@ -77,14 +86,16 @@ def model_card(
         selected=blend.meta["selected"],
         objective=blend.meta["objective"],
         runs=runs.to_dict("records"),
-        weights=blend.meta["weights"],
+        weights=run_weights(blend),
         backbones=_backbones(experiment, blend),
         target=plain(experiment.config.data.columns.target),
         inputs=_inputs(train, experiment.table.columns),
         looked_at=list(dict.fromkeys(subgroups["subgroup"])),
-        facts=_facts(experiment, y, split_group, rows),
+        unit=scored.unit,
+        facts=_facts(experiment, y, split_group, images, scored.unit),
         folds=experiment.folds.k,
         external=experiment.external["source"].value_counts().to_dict(),
+        unlabelled=experiment.unlabelled["source"].value_counts().to_dict(),
         headline=Interval(**blend.meta["headline"]),
         tuned=blend.meta["tuned_in_sample"],
         within_folds=blend.meta["within_folds"],
@@ -93,10 +104,20 @@ def model_card(
         prevalence=float(y.mean()),
         subgroups=subgroups.to_dict("records"),
         notes=notes,
+        sources=_sources(experiment, blend),
         ones=int((sizes == 1).sum()),
         groups=len(sizes),
-        rows=len(rows),
+        rows=len(images),
     )
+
+
+def _sources(experiment: Experiment, blend: Run) -> list[dict[str, str]]:
+    """Returns one row an estimate by source, as text; [] where there is none."""
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
+    if found is None:
+        return []
+    table = estimate_table(found).rename(columns={found.objective: "pooled"})
+    return [{str(key): str(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def plain(text: object) -> str:
@@ -121,16 +142,19 @@ def _backbones(experiment: Experiment, blend: Run) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows: np.ndarray) -> dict[str, str]:
+def _facts(
+    experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows: np.ndarray, unit: str
+) -> dict[str, str]:
     train = experiment.table.train.iloc[rows]
     facts = {
         "data set": plain(experiment.config.data.name),
-        "rows": count(len(y)),
+        **({} if unit == "image" else {"images": count(len(rows))}),
+        "rows" if unit == "image" else f"{unit}s": count(len(y)),
         "positives": f"{count(y.sum())} ({percent(float(y.mean()))})",
         "groups": count(train["group"].nunique()),
         "split groups (duplicates merged)": count(len(np.unique(split_group))),
         "training rows not covered by the blend": count(len(experiment.table.train) - len(rows)),
-        "rows dropped, image unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+        "rows dropped, image unreadable": count(experiment.unreadable_train),
         "test rows predicted from the table alone, image unreadable": count(len(experiment.unreadable_test)),
     }
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]

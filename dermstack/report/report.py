@@ -58,8 +58,10 @@ from dermstack.report.tables import (
     words_table,
 )
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves, training_figures, training_tables
+from stack.level2_config import UNEXPLAINED
 from stack.metrics.intervals import Interval
-from stack.metrics.scores import OBJECTIVE_LABELS, auc, auc_by_fold, average_precision
+from stack.metrics.own_metric import is_own_metric, own_label
+from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.tune.studies import StudyHistory
 
 _PERCENT = ".1%"
@@ -125,7 +127,11 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
     runs = runs.drop(columns=[name for name in ("seconds",) if name in runs and runs[name].isna().all()])
     runs = runs.replace({"kind": {"logistic": "logistic stacker"}})
     made = {
-        "runs": table(runs, intervals={data.objective: ("low", "high")}),
+        "runs": table(
+            runs,
+            intervals={data.objective: ("low", "high")},
+            heads={data.objective: own_label(data.objective)} if is_own_metric(data.objective) else {},
+        ),
         "methods": table(
             _without_own_difference(data.methods),
             intervals={"nested": ("low", "high"), "difference": ("difference_low", "difference_high")},
@@ -142,6 +148,13 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
             )
     if data.decision is not None:
         made["decision"] = decision_table(data.decision.at_round_thresholds)
+        if data.decision.numbers is not None and len(data.decision.numbers):
+            made["decision_numbers"] = table(
+                data.decision.numbers,
+                intervals={"value": ("low", "high")},
+                heads={"by_chance": "by chance"},
+                formats={"value": ".3g", "by_chance": ".3g"},
+            )
     if data.review is not None:
         made["review_decisions"] = per_thousand_table(data.review.decisions)
         made["review_kept"] = kept_table(data.review.decisions.kept)
@@ -277,9 +290,10 @@ def count(number: float) -> str:
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "Training", "report_html"]
 
 # Sections that are rendered elsewhere and passed in with their markup. Below: id and title of all, in page order.
-OPTIONAL_SECTIONS = ("explorer", "hard-cases", "second-look")
+OPTIONAL_SECTIONS = ("sources", "explorer", "hard-cases", "second-look")
 _CONTENTS = {
     "result": "Result",
+    "sources": "Other sources",
     "curves": "Curves",
     "explorer": "Threshold",
     "calibration": "Calibration",
@@ -324,9 +338,9 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     ]
     prevalence = float(np.mean(data.y))
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
-    objective = OBJECTIVE_LABELS[data.objective]
+    objective = objective_label(data.objective)
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
-    template = _templates().get_template("report.html.j2")
+    template = templates_of_page().get_template("report.html.j2")
     return template.render(
         data=data,
         entries=entries,
@@ -347,6 +361,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],
         at_the_limit=at_the_limit(data.training) if data.training else [],
+        unexplained=data.runs.loc[data.runs["kind"].isin(UNEXPLAINED), "run"].tolist(),
     )
 
 
@@ -405,7 +420,8 @@ def _made_of(data: ReportData) -> str:
     return ", ".join(named)
 
 
-def _templates() -> Environment:
+def templates_of_page() -> Environment:
+    """Returns the Jinja environment for the sections of the page, with the filters of their tables."""
     templates = environment()
     templates.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
     templates.filters["head_width"] = head_width

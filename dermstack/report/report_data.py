@@ -41,6 +41,7 @@ class Decision:
 
     curve: pd.DataFrame  # at a fine grid of thresholds
     at_round_thresholds: pd.DataFrame  # at a few round thresholds
+    numbers: pd.DataFrame | None = None  # `stack.metrics.decisions.decision_numbers`
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class ReportData:
     versions: Mapping[str, str]
     diagnostics: Sequence[str] = ()  # what was measured about level 2: shortcuts, groups, alignment of embeddings
     target: str = ""  # name of the csv column of targets
+    unit: str = "image"  # what is scored: "unit" where several images have one prediction
     calibration: Calibration | None = None
     decision: Decision | None = None
     review: ReviewResult | None = None  # the review band, where the config asks for one

@@ -30,7 +30,7 @@ from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
 from dermstack.serve.patient import Ensemble, Photo, Reading, percent, read_patient
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
-from stack.metrics.scores import OBJECTIVE_LABELS
+from stack.metrics.scores import objective_label
 from stack.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
@@ -194,7 +194,7 @@ class _Page:
             self.template.render(
                 manifest=ensemble.bundle.manifest,
                 selection_note=ensemble.bundle.selection_note,
-                objective=OBJECTIVE_LABELS[ensemble.bundle.manifest["objective"]],
+                objective=objective_label(ensemble.bundle.manifest["objective"]),
                 columns=ensemble.bundle.columns,
                 choices=ensemble.choices,
                 questions=list(enumerate(ensemble.questions)),

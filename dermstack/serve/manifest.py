@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 from image_models.settings import is_own_backbone
 from stack.image_config import ImageModel, Name
 from stack.level2_config import Features
+from stack.metrics.own_metric import NAME_PATTERN
 from stack.metrics.risk_control import LOWER_AIMS, UPPER_AIMS
 from stack.metrics.scores import Objective
 
@@ -58,7 +59,7 @@ class _ImageRun(_StrictModel):
 
 class _Stacker(_StrictModel):
     name: Name
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "set_transformer"]
     shifts: list[FiniteFloat]
 
 
@@ -150,7 +151,7 @@ class Manifest(_StrictModel):
 
     dermstack: ShortText
     experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    objective: Objective
+    objective: Objective | Annotated[str, Field(pattern=NAME_PATTERN)]  # a user's own metric is a name, never imported
     headline: _Interval
     chosen: ShortText
     selected: list[ShortText]
