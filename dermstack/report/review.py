@@ -62,7 +62,7 @@ def per_thousand_table(found: Decisions) -> HtmlTable:
         ("for a person", found.review, found.positives - found.missed - of_positive, "found by the person"),
         ("positive", found.positive, of_positive, "found"),
     ]
-    rows = [
+    rows: list[tuple[str, tuple[str, ...]]] = [
         ("", (name, f"{1000 * share.value:,.0f}", f"{1000 * share.low:,.0f} to {1000 * share.high:,.0f}",
               f"{found.per_thousand(positives):,.1f} {what}"))
         for name, share, positives, what in lines
@@ -75,7 +75,7 @@ def kept_table(kept: Sequence[Kept]) -> HtmlTable:
     """Formats what was promised, what was found and whether the promise held."""
     heads = [("promise", False), ("at least", True), ("found", True), ("95 % interval", True)]
     heads += [("wrong", True), ("of images", True), ("of patients", True), ("the promise", False)]
-    rows = [
+    rows: list[tuple[str, tuple[str, ...]]] = [
         ("failed" if of.verdict == FAILED else "",
          (AIM_WORDS[of.aim], percent_text(of.level), *_percent(of.value), f"{of.errors:,}", f"{of.rows:,}",
           f"{of.groups:,}", of.verdict))
@@ -91,7 +91,7 @@ def review_subgroup_table(subgroups: Sequence[SubgroupDecisions]) -> HtmlTable:
     heads += [("for a person (95 % interval)", True)]
     for aim in aims:
         heads += [(f"{AIM_WORDS[aim]} (95 % interval)", True), ("the promise", False)]
-    rows = []
+    rows: list[tuple[str, tuple[str, ...]]] = []
     for of in subgroups:
         found = of.found
         cells = [f"{of.by}: {of.subgroup}", f"{found.rows:,}", f"{found.groups:,}", f"{found.positives:,}"]
