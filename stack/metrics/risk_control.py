@@ -134,7 +134,7 @@ class _Rows:
     @cached_property
     def of_class(self) -> Floats:
         """Rows of the class whose decision is an error, by group."""
-        return np.bincount(self.group, self.wrong, int(self.group.max()) + 1)
+        return np.bincount(self.group, self.wrong, int(self.group.max()) + 1).astype(np.float64)
 
     @property
     def most(self) -> int:
@@ -153,8 +153,10 @@ class _Rows:
         if not (self.of_decided or self.wrong.any()):
             return np.zeros(len(self.key), bool)
         in_group = pd.Series(self.wrong.astype(np.int64)).groupby(self.group)
-        errors = in_group.cumsum().to_numpy(np.float64)  # of the row's group, once the row is decided
-        counted = in_group.cumcount().to_numpy(np.float64) + 1 if self.of_decided else self.of_class[self.group]
+        errors: Floats = in_group.cumsum().to_numpy().astype(np.float64)  # of the row's group, once it is decided
+        counted: Floats = self.of_class[self.group]
+        if self.of_decided:
+            counted = in_group.cumcount().to_numpy().astype(np.float64) + 1
         if self.test != "betting":
             return self._is_binomially_enough(errors, counted)
         after = errors - self.alpha * counted
@@ -183,7 +185,8 @@ class _Rows:
                 mixed = np.cumsum(np.where(self.wrong, errors + counted - 1, errors))
                 sizes = np.cumsum(2 * counted - 1)
             else:
-                mixed, sizes = np.cumsum(self.wrong * counted), float(self.of_class @ self.of_class)
+                mixed = np.cumsum(self.wrong * counted)
+                sizes = np.full(len(self.key), self.of_class @ self.of_class)
             share = total / rows
             spread = np.maximum(squares - 2 * share * mixed + share**2 * sizes, 0) * groups / np.maximum(groups - 1, 1)
             independent = share * (1 - share) / np.maximum(rows - 1, 1)
