@@ -16,18 +16,22 @@ import yaml
 from pydantic import (
     Field,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from dermstack.errors import ConfigError, DataError
 from dermstack.masking import MASK, mask_secrets
-from stack.data_config import Data, PredictPer
+from stack.data_config import Data, PredictPer, check_predict_per
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
-from stack.metrics.objective import Objective
+from stack.metrics.objective import OBJECTIVES
+from stack.metrics.own_metric import is_import_path, own_metric
+from stack.review_config import Review
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -133,9 +137,23 @@ class Folds(Strict):
 
     k: int = Field(5, ge=2, le=100)  # number of folds
     seed: Seed = 0  # seed of the assignment
+    # what is held out as a whole: `group` (the patient), or `source` (data.columns.source or data.sources), so that the
+    # estimate is for sources that the models have not seen; there are at most as many folds as sources
+    by: Literal["group", "source"] = "group"
+    # `by: source`: groups with rows of several sources. `join` holds these sources out together; `drop` leaves out the
+    # group's rows outside the source of most of them, so that sources stay apart
+    shared_groups: Literal["join", "drop"] = "join"
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # what to balance over folds besides the target
     # csv or parquet of existing folds, such as an out-of-fold file: the id column of the training table, and `fold`
     file: ConfigPath | None = None
+
+
+class Estimate(Strict):
+    """Which estimates `stack` makes beside the headline."""
+
+    # where sources are known and the folds hold out groups: fit level 2 and the blend again with folds that hold out
+    # whole sources; the report shows both estimates and what to expect of the next source
+    leave_source_out: bool = True
 
 
 BlendMethod = Literal["rank_mean", "mean", "backward", "forward", "logistic", "hill_climb", "optuna"]  # simplest first
@@ -221,7 +239,9 @@ class Config(Strict):
     runs: ConfigPath = Field("../runs", validate_default=True)  # folder of the experiments
     cache: ConfigPath = Field("../cache", validate_default=True)  # folder of the decoded images
     seed: Seed = 0  # seed of everything random except the assignment to folds
-    objective: Objective = "auc"  # metric of the headline, of blends and of studies
+    # metric of the headline, of blends and of studies: `auc`, `pauc80`, `ap`, `logloss`, or `module:function`, which is
+    # in a .py file beside the config, takes targets and scores and returns a number, higher is better
+    objective: str = "auc"
     threads: int = Field(2, ge=1)  # threads of each task; a setting, because their number changes the output bytes
     n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
@@ -230,6 +250,7 @@ class Config(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device of image models; `auto` is a GPU where there is one
     data: Data  # paths of the tables and images
     folds: Folds = Folds()  # how training rows are assigned to folds
+    estimate: Estimate = Estimate()  # which estimates `stack` makes beside the headline
     image_models: tuple[ImageModel, ...] = ()  # level 1: one run each
     features: Features = Features()  # features of the level-2 matrix
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
@@ -237,6 +258,7 @@ class Config(Strict):
     # `group`, a column or a list of columns: one prediction for each of their values (a breast, a lesion) instead of
     # one for each image, in metrics, report and submission; or a section with these keys
     predict_per: PredictPer | None = None
+    review: Review | None = None  # which images the ensemble decides and which go to a person; none: no such decision
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
     storage: SecretStr | None = None
@@ -259,9 +281,40 @@ class Config(Strict):
         return f"{self.experiment}-shuffled-{self.seed}" if shuffled else self.experiment
 
     @property
+    def name_by_source(self) -> str:
+        """Name of the experiment whose image models are trained again with folds of sources."""
+        return f"{self.experiment}-by-source"
+
+    @property
+    def _existing_folds(self) -> dict[str, bool]:
+        return {"folds.file": self.folds.file is not None, "data.columns.fold": self.data.columns.fold is not None}
+
+    @property
     def model_names(self) -> list[str]:
         """Names of all image models and stackers of this config, also of those with `enabled: false`."""
         return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
+
+    @field_validator("objective")
+    @classmethod
+    def _check_objective(cls, objective: str, info: ValidationInfo) -> str:
+        if objective in OBJECTIVES:
+            return objective
+        if not is_import_path(objective):
+            names = [repr(name) for name in OBJECTIVES]
+            raise ValueError(
+                f"choose {', '.join(names[:-1])} or {names[-1]}, got {objective!r}; a function of your own is written "
+                "as module:function"
+            )
+        folder = (info.context or {}).get("folder", Path.cwd())
+        try:
+            return own_metric(objective, Path(folder), may_take_groups=False)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @model_serializer(mode="wrap")
+    def _without_absent_review(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a `review` that is not there, so that what is written of other configs stays as it was."""
+        return {name: value for name, value in handler(self).items() if name != "review" or value is not None}
 
     @field_validator("storage")
     @classmethod
@@ -300,8 +353,18 @@ class Config(Strict):
                 f"{both[0]} has `repeats` and a study in tuned.gbdt, which chose parameters on rows that other repeats "
                 "hold out: remove one of the two"
             )
-        if self.folds.file and self.data.columns.fold:
+        if all(self._existing_folds.values()):
             raise ValueError("data.columns.fold and folds.file both name existing folds: remove one of them")
+        if self.data.columns.source and self.data.sources:
+            raise ValueError("data.columns.source and data.sources both name sources: remove one of them")
+        if self.folds.by == "source":
+            if not self.data.has_sources:
+                raise ValueError(
+                    "folds.by: source needs sources: name their column in data.columns.source, or a file in "
+                    "data.sources (`dermstack sources` writes one from how the images were taken)"
+                )
+            if own := [key for key, there in self._existing_folds.items() if there]:
+                raise ValueError(f"folds.by: source makes new folds, but {own[0]} names existing ones: remove one")
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
@@ -315,31 +378,14 @@ class Config(Strict):
         for stacker in self.stackers:
             check_own_features(stacker, self.features)
         check_sources(self.stackers)
-        self._check_units()
+        if self.predict_per is not None:
+            check_predict_per(
+                self.predict_per, self.data, tuned=self.tuned.blend is not None, review=self.review is not None
+            )
         tables = [external.name for external in self.data.external]
         if doubled := sorted({name for name in tables if tables.count(name) > 1}):
             raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
         return self
-
-    def _check_units(self) -> None:
-        """Raises ValueError where `predict_per` names no unit, or meets a setting that is made for single images."""
-        if (per := self.predict_per) is None:
-            return
-        columns = self.data.columns
-        if "group" in per.columns and columns.group is None:
-            raise ValueError("predict_per: group needs data.columns.group: name the csv column of the groups there")
-        if columns.target_column in per.columns:
-            raise ValueError(f"predict_per names {columns.target_column}, the target: name the columns of the unit")
-        if self.data.on_unreadable_test == "table":
-            raise ValueError(
-                "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
-                "images: set data.on_unreadable_test to refuse, or remove predict_per"
-            )
-        if self.tuned.blend is not None:
-            raise ValueError(
-                "predict_per and tuned.blend exclude each other, as the study tuned weights for single images: remove "
-                "tuned.blend (`blend.methods` with optuna searches weights for units), or remove predict_per"
-            )
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

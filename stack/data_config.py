@@ -45,7 +45,9 @@ class Columns(Strict):
     sex: str | None = None  # any words, upper or lower case; an empty cell is a missing value
     site: str | None = None  # location on the body, in any words; an empty cell is a missing value
     diagnosis: str | None = None  # diagnosis of training rows, for image models with `target: diagnosis`
-    source: str | None = None  # hospital, camera or archive; not used by models, the report has a subgroup for each
+    # hospital, camera, year or archive; not used by models: the report has a subgroup for each and an estimate for
+    # sources that were held out
+    source: str | None = None
     fold: str | None = None  # existing folds, which are used instead of new ones
     width: str | None = None  # width of the original image in pixels, for `shortcuts`; otherwise taken from the cache
     height: str | None = None  # height of the original image in pixels
@@ -154,6 +156,9 @@ class Data(Strict):
     train: ConfigPath  # csv of the training rows
     test: ConfigPath | None = None  # csv of the rows to predict; none: the score is estimated, no submission is written
     sample_submission: ConfigPath | None = None  # csv that sets the columns and the row order of the submission
+    # csv or parquet of the sources of training rows, where no column of the table has them: the id column of the
+    # training table, and `source`; `dermstack sources` writes one from sizes, encodings and colours of the images
+    sources: ConfigPath | None = None
     duplicates: ConfigPath | None = None  # csv of pairs of ids that show the same lesion
     # a folder of `<id>.jpg`, `.png` or `.dcm`, or of `.tfrec` shards, or an `.hdf5` file; none: level 2 on imported
     # predictions
@@ -185,6 +190,11 @@ class Data(Strict):
     external: tuple[External, ...] = ()  # tables of other data sets, used only to train image models
 
     @property
+    def has_sources(self) -> bool:
+        """Whether the config says where the source of a training row is."""
+        return self.columns.source is not None or self.sources is not None
+
+    @property
     def column_rules(self) -> ColumnRules:
         """What is said of columns without a role, of missing values and of the positive class."""
         missing = self.missing_of(self.columns.roles)
@@ -197,3 +207,28 @@ class Data(Strict):
             column = roles.get(name, name)
             made[column] = (*made.get(column, ()), *codes)  # a column may be named by its role and by its own name
         return made
+
+
+def check_predict_per(per: PredictPer, data: Data, *, tuned: bool, review: bool) -> None:
+    """Raises ValueError where `predict_per` names no unit, or meets a setting that is made for single images.
+
+    ``tuned`` and ``review`` say whether the config has `tuned.blend` and `review`.
+    """
+    if "group" in per.columns and data.columns.group is None:
+        raise ValueError("predict_per: group needs data.columns.group: name the csv column of the groups there")
+    if data.columns.target_column in per.columns:
+        raise ValueError(f"predict_per names {data.columns.target_column}, the target: name the columns of the unit")
+    if data.on_unreadable_test == "table":
+        raise ValueError(
+            "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
+            "images: set data.on_unreadable_test to refuse, or remove predict_per"
+        )
+    if tuned:
+        raise ValueError(
+            "predict_per and tuned.blend exclude each other, as the study tuned weights for single images: remove "
+            "tuned.blend (`blend.methods` with optuna searches weights for units), or remove predict_per"
+        )
+    if review:
+        raise ValueError(
+            "predict_per and review exclude each other, as the band decides single images: remove one of the two"
+        )

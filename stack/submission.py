@@ -28,9 +28,11 @@ from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, unit_poolings, warn_of_two_folds
 from stack.keys import keys_as_in
 from stack.metrics.intervals import interval
+from stack.metrics.review_band import Band
 from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
+from stack.review import with_decisions, write_review
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
 from stack.unit_rows import unit_rows, units_fingerprint, units_record, units_text
@@ -183,8 +185,9 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     else:
         read_verified_run(folder)
         out.say("blend: complete, skipped")
+    band = write_review(experiment, run, out)
     if len(experiment.as_read.test):
-        _write_predictions(experiment, run)
+        _write_predictions(experiment, run, band)
     return run
 
 
@@ -305,7 +308,7 @@ def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float
     return scores
 
 
-def _write_predictions(experiment: Experiment, blend: Run) -> None:
+def _write_predictions(experiment: Experiment, blend: Run, band: Band | None) -> None:
     """Writes predictions.parquet and submission.csv from the blend's test rows: same bytes for the same blend.
 
     Test rows whose image cannot be read get the declared fallback, and are listed in fallback.csv.
@@ -318,7 +321,7 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
         target_column=data.columns.target_column,
         sample=data.sample_submission,
     )
-    write_frame(experiment.folder / "predictions.parquet", test)
+    write_frame(experiment.folder / "predictions.parquet", with_decisions(test, band))
     with atomic(experiment.folder / "submission.csv") as temporary:
         temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
     list_fallback_rows(experiment, test)

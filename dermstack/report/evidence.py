@@ -25,6 +25,8 @@ from dermstack.report.explorer import explorer
 from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
+from dermstack.report.review import band_sentences
+from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
 from dermstack.report.units import Scored, scored_rows
 from stack.blend.copies import copies_text
@@ -36,10 +38,12 @@ from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
-from stack.metrics.decisions import decision_curve, round_thresholds
+from stack.metrics.decisions import decision_curve, decision_numbers, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
 from stack.probes import make_probes
+from stack.review import shown_review
+from stack.source_estimates import headline_note, stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -102,7 +106,7 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
         train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
     )
     facts["groups with rows in both train and test"] = experiment.table.shared_groups
-    facts["training rows dropped, image unreadable"] = len(experiment.as_read.train) - len(train)
+    facts["training rows dropped, image unreadable"] = experiment.unreadable_train
     return facts
 
 
@@ -184,6 +188,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             subgroups=_card_subgroups(data.subgroups),
             scored=scored,
             notes=[*data.notes, *data.diagnostics],
+            decisions=band_sentences(data.review.band) if data.review else (),
         )
         progress(1)
     return path
@@ -204,10 +209,12 @@ def _case_sections(
     display_name = str if show_ids else _pseudonymiser(experiment)
     split_group = scored.experiment.split_group[scored.experiment.rows_of(oof["id"])]
     level1 = [run for run in runs if run.meta["level"] == 1]
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
+        "sources": None if found is None else sources_section(found),
         "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
         "hard-cases": hard_cases(
-            experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images
+            experiment, blend, runs, display_name=display_name, no_images=not images, scored=scored
         ),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
@@ -240,7 +247,7 @@ def report_data(
     """Collects everything that the page shows about this blend and its ``runs``, on the ``scored`` rows it covers."""
     scored = scored or scored_rows(experiment, blend, runs)
     oof = blend.frame("oof")
-    rows = scored.experiment.rows_of(oof["id"])
+    train, rows = scored.experiment.table.train, scored.experiment.rows_of(oof["id"])
     y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
     objective = experiment.config.objective
     table = run_table(scored.experiment, scored.runs)
@@ -262,7 +269,7 @@ def report_data(
         for label, other in list(curves.items())[1:]
     ]
     words = experiment.table.columns.shown_categorical
-    cut = columns_to_cut(scored.experiment.table.train.iloc[rows], words)
+    cut = columns_to_cut(train.iloc[rows], words)
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
@@ -289,11 +296,10 @@ def report_data(
         notes=[
             *scored.notes,
             *_notes(experiment, blend, has_level2=bool(levels[1])),
+            *([] if (note := _source_note(experiment, blend)) is None else [note]),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
-        diagnostics=level2_notes(
-            experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
-        ),
+        diagnostics=level2_notes(experiment, levels[1], _seen_level1(experiment, levels[1]), out, of=scored.of_level2),
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
@@ -305,11 +311,16 @@ def report_data(
         decision=Decision(
             decision_curve(y, oof["p_calibrated"], split_group),
             decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
+            decision_numbers(
+                y, score, oof["p_calibrated"], split_group,
+                train["group"].to_numpy(object)[rows] if experiment.table.groups_known else None,
+            ),
         ),
+        review=shown_review(experiment, blend, out),
         by_fold=fold_table(scored.experiment, [blend, *scored.runs]),
         agreement=rank_correlations([blend, *scored.runs]),
         uncut=len(words) - len(cut),
-        subgroups=subgroups(y, score, split_group, find_subgroups(scored.experiment.table.train.iloc[rows], cut)),
+        subgroups=subgroups(y, score, split_group, find_subgroups(train.iloc[rows], cut)),
         importance=importance(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
         training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),
@@ -410,6 +421,20 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
+
+
+def _source_note(experiment: Experiment, blend: Run) -> str | None:
+    """Says for which sources the headline holds, with the estimate where they were held out, if there is one."""
+    if experiment.shuffled:
+        return None
+    if (found := stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])) is not None:
+        return headline_note(found)
+    if experiment.config.data.has_sources:
+        return "This estimate holds for the sources of these images; how the models do in others was not measured."
+    return (
+        "No source (hospital, camera) is named, so nothing here tells how the models do on images from elsewhere: name "
+        "it in `data.columns.source`, or find groups by how images were taken with `dermstack sources`."
+    )
 
 
 def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:

@@ -18,6 +18,7 @@ from dermstack.report.units import Scored, run_weights, scored_rows
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
+from stack.source_estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
 from stack.views import all_runs
@@ -36,10 +37,13 @@ def write_model_card(
     subgroups: pd.DataFrame,
     notes: Sequence[str],
     scored: Scored | None = None,
+    decisions: Sequence[str] = (),
 ) -> Path:
     """Writes `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
-    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes, scored=scored)
+    text = model_card(
+        experiment, blend, runs=runs, subgroups=subgroups, notes=notes, scored=scored, decisions=decisions
+    )
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -53,12 +57,14 @@ def model_card(
     subgroups: pd.DataFrame,
     notes: Sequence[str],
     scored: Scored | None = None,
+    decisions: Sequence[str] = (),
 ) -> str:
     """Returns the card as Markdown, with the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
 
     ``runs`` is `stack.history.run_table` of the blend's runs; ``subgroups`` has subgroup, level, rows, positives, auc,
-    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline. ``scored``
-    are the rows that the blend scores, by default the images.
+    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline; ``decisions``
+    are the sentences of the review band, if there is one. ``scored`` are the rows that the blend scores, by default the
+    images.
     """
     scored = scored or scored_rows(experiment, blend, [])
     oof = blend.frame("oof")
@@ -72,6 +78,7 @@ def model_card(
     templates.globals["bounds"] = _bounds
     return templates.get_template("model_card.md.j2").render(
         name=experiment.name,
+        decisions=decisions,
         version=version("dermstack"),
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         fingerprint=blend.meta["fingerprint"],
@@ -96,10 +103,20 @@ def model_card(
         prevalence=float(y.mean()),
         subgroups=subgroups.to_dict("records"),
         notes=notes,
+        sources=_sources(experiment, blend),
         ones=int((sizes == 1).sum()),
         groups=len(sizes),
         rows=len(images),
     )
+
+
+def _sources(experiment: Experiment, blend: Run) -> list[dict[str, str]]:
+    """Returns one row an estimate by source, as text; [] where there is none."""
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
+    if found is None:
+        return []
+    table = estimate_table(found).rename(columns={found.objective: "pooled"})
+    return [{str(key): str(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def plain(text: object) -> str:
@@ -136,7 +153,7 @@ def _facts(
         "groups": count(train["group"].nunique()),
         "split groups (duplicates merged)": count(len(np.unique(split_group))),
         "training rows not covered by the blend": count(len(experiment.table.train) - len(rows)),
-        "rows dropped, image unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+        "rows dropped, image unreadable": count(experiment.unreadable_train),
         "test rows predicted from the table alone, image unreadable": count(len(experiment.unreadable_test)),
     }
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]

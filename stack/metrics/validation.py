@@ -16,6 +16,7 @@ from stack.metrics.decisions import AIMS, OperatingPoint, operating_point_at, op
 from stack.metrics.intervals import Z95, Interval, interval
 from stack.metrics.joint import JointTest, correlation_of, joint_test, paired_draws
 from stack.metrics.measures import Measures, measure, measures_from_json
+from stack.metrics.review_band import ReviewCheck
 from stack.metrics.scores import auc
 from stack.metrics.subgroups import find_subgroups, subgroups
 
@@ -102,6 +103,7 @@ class Validation:
     joint: JointTest  # of all metrics that can be compared; the prevalence is not among them
     lacking: tuple[str, ...]  # columns that the expectation was made with, and that no row has here
     verdict: str  # AGREES or DIFFERS by the joint test; COLUMNS_MISSING or UNDECIDED where nothing can be compared
+    review: ReviewCheck | None = None  # of the bundle's review band; None where it has none
 
     @property
     def apart(self) -> list[str]:
