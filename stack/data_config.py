@@ -149,6 +149,30 @@ class External(Strict):
     on_collision: Literal["refuse", "drop"] = "refuse"  # what to do with an id or image that is also in train or test
 
 
+class UnlabelledColumns(Strict):
+    """Names of an unlabelled csv's columns by meaning; without a group column each row is its own group."""
+
+    id: str  # unique id of the image, which is also the name of its file
+    # the patient or the lesion, named as in the training table: a row does not train the fold that holds out its group
+    group: str | None = None
+    age: str | None = None  # in years
+    sex: str | None = None  # in the same words as the training table
+    site: str | None = None  # location on the body, in the same words as the training table
+
+
+class Unlabelled(Strict):
+    """Rows without a target, which train image models with `pseudo_labels.rows: unlabelled` or `both`; never scored."""
+
+    name: Name  # name of the table
+    table: ConfigPath  # csv of its rows
+    images: ConfigPath  # a folder of images or of shards, or an .hdf5 file, as in `data.images`
+    columns: UnlabelledColumns  # names of its columns
+    tfrecord: TFRecords = TFRecords()  # the same as `data.tfrecord`, for the shards of this table
+    swap_red_blue: bool = False  # true: its images were encoded with red and blue exchanged, which is undone
+    # what to do with a row whose id is also in train, test or an external table
+    on_collision: Literal["refuse", "drop"] = "refuse"
+
+
 class Data(Strict):
     """Paths of the tables and images, and how they are read."""
 
@@ -188,6 +212,8 @@ class Data(Strict):
     resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
     cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg` takes a tenth of the disk, but is decoded in every epoch
     external: tuple[External, ...] = ()  # tables of other data sets, used only to train image models
+    # tables of images without targets, which image models label for each other fold by fold: see `pseudo_labels`
+    unlabelled: tuple[Unlabelled, ...] = ()
 
     @property
     def has_sources(self) -> bool:
@@ -207,28 +233,3 @@ class Data(Strict):
             column = roles.get(name, name)
             made[column] = (*made.get(column, ()), *codes)  # a column may be named by its role and by its own name
         return made
-
-
-def check_predict_per(per: PredictPer, data: Data, *, tuned: bool, review: bool) -> None:
-    """Raises ValueError where `predict_per` names no unit, or meets a setting that is made for single images.
-
-    ``tuned`` and ``review`` say whether the config has `tuned.blend` and `review`.
-    """
-    if "group" in per.columns and data.columns.group is None:
-        raise ValueError("predict_per: group needs data.columns.group: name the csv column of the groups there")
-    if data.columns.target_column in per.columns:
-        raise ValueError(f"predict_per names {data.columns.target_column}, the target: name the columns of the unit")
-    if data.on_unreadable_test == "table":
-        raise ValueError(
-            "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
-            "images: set data.on_unreadable_test to refuse, or remove predict_per"
-        )
-    if tuned:
-        raise ValueError(
-            "predict_per and tuned.blend exclude each other, as the study tuned weights for single images: remove "
-            "tuned.blend (`blend.methods` with optuna searches weights for units), or remove predict_per"
-        )
-    if review:
-        raise ValueError(
-            "predict_per and review exclude each other, as the band decides single images: remove one of the two"
-        )

@@ -172,7 +172,8 @@ def run_scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")
     if "units" in run.meta:  # its rows are no rows of the table
-        return oof[["id", "score", "target", "split_group"]].astype({"target": "float64"})
+        columns = ["id", "score", "p_calibrated", "target", "group", "split_group"]
+        return oof[columns].rename(columns={"p_calibrated": "p"}).astype({"target": "float64"})
     score = oof["score"] if "score" in oof else oof["p"]
     p = oof["p_calibrated"] if "p_calibrated" in oof else oof.get("p", score)
     rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64"), "p": p.astype("float64")})

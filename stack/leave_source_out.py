@@ -61,10 +61,6 @@ def run_leave_source_out(experiment: Experiment, level1: Sequence[Run], blend: R
     if not config.estimate.leave_source_out or not config.data.has_sources or experiment.shuffled:
         path.unlink(missing_ok=True)
         return None
-    if config.predict_per is not None:
-        out.warn("no leave-source-out estimate: it is made for single images, and the config has predict_per")
-        path.unlink(missing_ok=True)
-        return None
     used = _used(experiment, level1)
     try:
         sources = _sources_of(experiment, blend)

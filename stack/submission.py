@@ -181,7 +181,7 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")
-        run = run_with_threads(experiment.config.threads, _blend, experiment, runs, every, inputs, out)
+        run = run_with_threads(experiment.config.threads, _blend, experiment, runs, every, inputs, folder, out)
     else:
         read_verified_run(folder)
         out.say("blend: complete, skipped")
@@ -191,8 +191,23 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     return run
 
 
-def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: dict[str, str], out: Out) -> Run:
-    config, fits_folder = experiment.config, experiment.folder / FITS_FOLDER
+def blend_alone(experiment: Experiment, run: Run, out: Out) -> Run:
+    """Calibrates one run as a blend of itself, in distilled/<run>/blend/; returns the blend. A fresh one is kept.
+
+    ``experiment`` is that of the run alone (`stack.views.alone`).
+    """
+    folder, inputs = experiment.folder / "distilled" / run.name / "blend", blend_inputs(experiment, [run])
+    known = read_verified_run(folder)
+    if known is not None and known.meta["inputs"] == inputs:
+        return known
+    names = [run.name]
+    return run_with_threads(experiment.config.threads, _blend, experiment, [run], names, inputs, folder, out)
+
+
+def _blend(
+    experiment: Experiment, runs: list[Run], every: list[str], inputs: dict[str, str], folder: Path, out: Out
+) -> Run:
+    config, fits_folder = experiment.config, folder.parent / FITS_FOLDER
     predictions = predictions_of(experiment, runs)
     names, covered = predictions.names, predictions.rows
     units = None if config.predict_per is None else unit_rows(experiment)
@@ -259,7 +274,10 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
     oof = pd.DataFrame({"id": scored.table.train["id"].to_numpy()[rows], "fold": fold, "score": nested.score})
     oof["p_calibrated"] = calibration.p
     if units is not None:  # what `compare` reads of other blends from table.parquet
-        oof = oof.assign(target=y, split_group=split_group, images=units.images(covered)[rows])
+        oof = oof.assign(
+            target=y, group=scored.table.train["group"].to_numpy(object)[rows], split_group=split_group,
+            images=units.images(covered)[rows],
+        )  # fmt: skip
     for name in nested.by_method:
         oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
     test = pd.DataFrame({"id": scored.table.test["id"], "score": score_unseen(nested.final, predictions)})
@@ -291,7 +309,7 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
         "left_out": len(experiment.target) - len(covered),
         "selected": [run.name for run in runs if run.meta.get("selected")],  # settings chosen on these rows
     }
-    run = write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
+    run = write_run(folder, meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
 

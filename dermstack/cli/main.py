@@ -43,6 +43,9 @@ EXTRAS = {  # the extra that installs these modules, as the end of a pip command
 }  # fmt: skip
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses that a shell expects after Ctrl-C and SIGTERM
 RESUME_ADVICE = "run the same command again, it resumes from what is complete"
+_WITHOUT_STUDY = {  # kinds of stackers that `tune gbdt` skips, in words
+    "logistic": "logistic regression", "set_transformer": "set transformer", "sklearn": "classifier of scikit-learn",
+}  # fmt: skip
 _NO_PERMISSION = "permission denied: give this user the right, or name another folder (in a config `runs` and `cache`)"
 DISK_ERRORS = {  # by errno: what is wrong and the next step
     errno.ENOSPC: "the disk is full: free some room",
@@ -306,7 +309,7 @@ def tune(
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
         for stacker in stackers:
             if not stacker.is_gbdt and len(stackers) > 1:
-                what = "logistic regression" if stacker.kind == "logistic" else "classifier of scikit-learn"
+                what = _WITHOUT_STUDY[stacker.kind]
                 out.say(f"{stacker.name}: a {what} has nothing to tune, skipped")
             else:
                 path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)

@@ -48,6 +48,14 @@ def bundle(
         bool,
         typer.Option("--onnx", help="Also export the networks as ONNX, each checked against torch on training images."),
     ] = False,
+    distilled: Annotated[
+        str | None,
+        typer.Option(
+            help="Bundle one image model with `pseudo_labels` alone, as a small net that imitates the blend, with its "
+            "own estimate, its cost and its loss of AUC.",
+            metavar="NAME",
+        ),
+    ] = None,
     notebook: Annotated[
         bool,
         typer.Option(
@@ -72,7 +80,7 @@ def bundle(
     if notebook and not replace:
         check_no_notebook(target)
     with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
-        made = write_bundle(experiment, target, out, replace=replace, onnx=onnx)
+        made = write_bundle(experiment, target, out, replace=replace, onnx=onnx, only=distilled)
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
     out.say(
         f"{target}: {len(made.image_runs)} image models, {len(made.manifest['stackers'])} stackers, the blend and "

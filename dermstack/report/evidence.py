@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import secrets
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
+from dermstack.report.pseudonyms import pseudonymiser
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
 from dermstack.report.review import band_sentences
 from dermstack.report.sources import sources_section
@@ -68,6 +65,8 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         facts["further test rows, image unreadable, predicted from the table alone"] = lost
     if len(experiment.external_as_read):
         facts["external rows (used only to train level 1)"] = len(experiment.external_as_read)
+    if len(experiment.unlabelled_as_read):
+        facts["rows without a target (used only to train level 1)"] = len(experiment.unlabelled_as_read)
     return facts
 
 
@@ -117,43 +116,6 @@ def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
     frame = pd.DataFrame(found, columns=list(FINDING_COLUMNS))
     # Only the column example contains ids.
     return frame if show_ids else frame.drop(columns="example")
-
-
-_KEY_BYTES = 32
-_CODE_BYTES = 6  # 48 bits: among 400,000 ids, two have the same code with a probability of 0.03 %
-
-
-def pseudonyms(ids: Iterable[str], key: bytes) -> list[str]:
-    """Returns a code of ten letters and digits for each id, always the same for the same id and key.
-
-    The code is a keyed hash (BLAKE2s): without the key nobody can find the id of a code by trying all possible ids.
-    """
-    return [_pseudonym(str(name), key) for name in ids]
-
-
-def pseudonym_key(folder: Path) -> bytes:
-    """Returns the experiment's key in ``folder``/pseudonym.key; makes it at random if it does not exist.
-
-    Only the owner can read the file: with the key, the id of a code can be found by trying ids. Raises StoreError if
-    the file has the wrong size.
-    """
-    path = folder / "pseudonym.key"
-    if not path.exists():
-        with atomic(path) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
-            temporary.chmod(0o600)
-    key = path.read_bytes()
-    if len(key) != _KEY_BYTES:
-        raise StoreError(
-            f"{path} has {len(key)} bytes, but a key has {_KEY_BYTES}: remove it to make a new key and new codes"
-        )
-    return key
-
-
-def _pseudonym(name: str, key: bytes) -> str:
-    digest = hashlib.blake2s(name.encode(), key=key, digest_size=_CODE_BYTES).digest()
-    return base64.b32encode(digest).decode().rstrip("=").lower()
 
 
 _MAX_NAMED = 20  # rows named in a note
@@ -206,7 +168,7 @@ def _case_sections(
 ) -> dict[str, Section]:
     """Returns the sections on thresholds and single cases that have something to show."""
     oof = blend.frame("oof")
-    display_name = str if show_ids else _pseudonymiser(experiment)
+    display_name = str if show_ids else pseudonymiser(experiment)
     split_group = scored.experiment.split_group[scored.experiment.rows_of(oof["id"])]
     level1 = [run for run in runs if run.meta["level"] == 1]
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
@@ -214,7 +176,7 @@ def _case_sections(
         "sources": None if found is None else sources_section(found),
         "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
         "hard-cases": hard_cases(
-            experiment, blend, runs, display_name=display_name, no_images=not images, scored=scored
+            experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images
         ),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
@@ -247,8 +209,10 @@ def report_data(
     """Collects everything that the page shows about this blend and its ``runs``, on the ``scored`` rows it covers."""
     scored = scored or scored_rows(experiment, blend, runs)
     oof = blend.frame("oof")
-    train, rows = scored.experiment.table.train, scored.experiment.rows_of(oof["id"])
+    rows = scored.experiment.rows_of(oof["id"])
     y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
+    given = scored.experiment.table
+    patients = given.train["group"].to_numpy(object)[rows] if given.groups_known else None
     objective = experiment.config.objective
     table = run_table(scored.experiment, scored.runs)
     blended = [number for number, run in enumerate(runs) if run.name in blend.meta["runs"]]
@@ -269,7 +233,7 @@ def report_data(
         for label, other in list(curves.items())[1:]
     ]
     words = experiment.table.columns.shown_categorical
-    cut = columns_to_cut(train.iloc[rows], words)
+    cut = columns_to_cut(scored.experiment.table.train.iloc[rows], words)
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
@@ -299,7 +263,9 @@ def report_data(
             *([] if (note := _source_note(experiment, blend)) is None else [note]),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
-        diagnostics=level2_notes(experiment, levels[1], _seen_level1(experiment, levels[1]), out, of=scored.of_level2),
+        diagnostics=level2_notes(
+            experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
+        ),
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
@@ -311,16 +277,13 @@ def report_data(
         decision=Decision(
             decision_curve(y, oof["p_calibrated"], split_group),
             decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
-            decision_numbers(
-                y, score, oof["p_calibrated"], split_group,
-                train["group"].to_numpy(object)[rows] if experiment.table.groups_known else None,
-            ),
+            decision_numbers(y, score, oof["p_calibrated"], split_group, patients),
         ),
         review=shown_review(experiment, blend, out),
         by_fold=fold_table(scored.experiment, [blend, *scored.runs]),
         agreement=rank_correlations([blend, *scored.runs]),
         uncut=len(words) - len(cut),
-        subgroups=subgroups(y, score, split_group, find_subgroups(train.iloc[rows], cut)),
+        subgroups=subgroups(y, score, split_group, find_subgroups(scored.experiment.table.train.iloc[rows], cut)),
         importance=importance(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
         training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),
@@ -343,11 +306,6 @@ def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHis
     except (ConfigError, StoreError) as error:  # an unreachable database, a damaged journal
         out.warn(f"the report lacks its section on studies: {error}")
         return []
-
-
-def _pseudonymiser(experiment: Experiment) -> Callable[[str], str]:
-    key = pseudonym_key(experiment.folder)
-    return lambda row_id: pseudonyms([row_id], key)[0]
 
 
 def _card_subgroups(found: pd.DataFrame | None) -> pd.DataFrame:
@@ -442,7 +400,7 @@ def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
     run, lost = read_run(experiment.folder / FOLDER), experiment.unreadable_test["id"]
     if run is None or lost.empty:
         return []
-    display_name = str if show_ids else _pseudonymiser(experiment)
+    display_name = str if show_ids else pseudonymiser(experiment)
     names = ", ".join(display_name(row_id) for row_id in lost[:_MAX_NAMED])
     more = f", … {len(lost):,} in all" if len(lost) > _MAX_NAMED else ""
     return [

@@ -36,13 +36,13 @@ def write_model_card(
     runs: pd.DataFrame,
     subgroups: pd.DataFrame,
     notes: Sequence[str],
-    scored: Scored | None = None,
     decisions: Sequence[str] = (),
+    scored: Scored | None = None,
 ) -> Path:
     """Writes `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
     text = model_card(
-        experiment, blend, runs=runs, subgroups=subgroups, notes=notes, scored=scored, decisions=decisions
+        experiment, blend, runs=runs, subgroups=subgroups, notes=notes, decisions=decisions, scored=scored
     )
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -56,8 +56,8 @@ def model_card(
     runs: pd.DataFrame,
     subgroups: pd.DataFrame,
     notes: Sequence[str],
-    scored: Scored | None = None,
     decisions: Sequence[str] = (),
+    scored: Scored | None = None,
 ) -> str:
     """Returns the card as Markdown, with the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
 
@@ -95,6 +95,7 @@ def model_card(
         facts=_facts(experiment, y, split_group, images, scored.unit),
         folds=experiment.folds.k,
         external=experiment.external["source"].value_counts().to_dict(),
+        unlabelled=experiment.unlabelled["source"].value_counts().to_dict(),
         headline=Interval(**blend.meta["headline"]),
         tuned=blend.meta["tuned_in_sample"],
         within_folds=blend.meta["within_folds"],

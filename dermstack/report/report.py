@@ -58,6 +58,7 @@ from dermstack.report.tables import (
     words_table,
 )
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves, training_figures, training_tables
+from stack.level2_config import UNEXPLAINED
 from stack.metrics.intervals import Interval
 from stack.metrics.own_metric import is_own_metric, own_label
 from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
@@ -360,6 +361,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],
         at_the_limit=at_the_limit(data.training) if data.training else [],
+        unexplained=data.runs.loc[data.runs["kind"].isin(UNEXPLAINED), "run"].tolist(),
     )
 
 

@@ -28,11 +28,6 @@ class Scored:
     prefix: str = ""  # of the names of the simplest candidates: "" or "mean/"
     units: UnitRows | None = None
 
-    @property
-    def of_level2(self) -> str:
-        """What AUCs of level 2 are of, where it is not what the blend scores; else ""."""
-        return "" if self.units is None else "images"
-
     def image_of(self, images: Experiment, run: Run, ids: Sequence[str]) -> dict[str, str]:
         """Returns the image to show of each row: of a unit, the one with the highest risk by a run of ``images``."""
         if self.units is None:

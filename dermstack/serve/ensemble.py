@@ -27,6 +27,7 @@ from stack.blend.state import blender_from_state
 from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
 from stack.features import CATEGORICAL, NUMERIC, FoldFeatures
+from stack.group_models import read_group_net
 from stack.level2_config import Features
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
@@ -34,6 +35,7 @@ from stack.table import ACQUISITION
 from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata, MetadataEncoder
 from tabular.gbdt import check_gbdt
+from tabular.gbdt_libraries import LIBRARIES
 from tabular.gbdt_trial import ModelFile, try_models
 from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
 
@@ -108,7 +110,7 @@ class FittedEnsemble:
         second = self.second.stackers if self.second else frozenset()
         x = _matrix(self.names, logits, self.scales, self.features, fold, frame, z)
         made = {
-            name: bags[fold].logit(_of(x, bags[fold]), threads=self.threads)
+            name: bags[fold].logit(_of(x, bags[fold]), groups=frame["group"], threads=self.threads)
             for name, bags in self.bags.items()
             if name not in second
         }
@@ -117,8 +119,9 @@ class FittedEnsemble:
             names = (*self.names, *self.second.sees)
             x = _matrix(names, seen, self.second.scales, self.second.features, fold, frame, z)
             made |= {
-                name: self.bags[name][fold].logit(_of(x, self.bags[name][fold]), threads=self.threads)
-                for name in second
+                name: bags[fold].logit(_of(x, bags[fold]), groups=frame["group"], threads=self.threads)
+                for name, bags in self.bags.items()
+                if name in second
             }
         return np.column_stack([logits, *(made[name] for name in self.bags)])
 
@@ -208,7 +211,7 @@ def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
             models = model_names(kind, files)
             wanted = [*models, *(file for file in files if file == ENCODING_FILE)]
             contents[name, fold] = {file: bundle.read(f"{folder}/{file}") for file in wanted}
-            if kind != "logistic":
+            if kind in LIBRARIES:
                 tried += [ModelFile(f"{folder}/{file}", kind, contents[name, fold][file]) for file in models]
     for model in tried:
         check_gbdt(model.kind, model.content, model.name)
@@ -217,7 +220,7 @@ def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
         entry["name"]: tuple(
             bag_from_contents(
                 entry["kind"], contents[entry["name"], fold], _stacker_folder(entry["name"], fold), shift=shift,
-                checked=True,
+                checked=True, read_groups=read_group_net,
             )
             for fold, shift in enumerate(entry["shifts"])
         )

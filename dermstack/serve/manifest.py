@@ -59,7 +59,7 @@ class _ImageRun(_StrictModel):
 
 class _Stacker(_StrictModel):
     name: Name
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "set_transformer"]
     shifts: list[FiniteFloat]
 
 

@@ -34,7 +34,7 @@ def pool_logits(logits: ArrayLike, unit: ArrayLike, pooling: str) -> NDArray[np.
     what a logistic regression then weights. The order of the images has no effect, to the last bit, and a unit of one
     image keeps its logits as they are. Every unit needs an image.
     """
-    values, codes = np.asarray(logits, np.float64), np.asarray(unit)
+    values, codes = np.asarray(logits, np.float64) + 0.0, np.asarray(unit)  # −0 becomes 0: it has no order
     if pooling == "learned":
         return np.hstack([pool_logits(values, codes, how) for how in LEARNED_FROM])
     count = np.bincount(codes)

@@ -29,7 +29,7 @@ from stack.plan.costs import (
     measured,
     network_cost,
 )
-from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers
+from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs, check_sample
@@ -153,7 +153,13 @@ def _next(experiment: Experiment, steps: Sequence[Step]) -> str:
 
 def _images_step(experiment: Experiment, size: int) -> Step:
     """Plans the cache of one size; the images of ids that it lacks are decoded, changed ones are noticed by `oof`."""
-    ids = [*experiment.as_read.train["id"], *experiment.as_read.test["id"], *experiment.external_as_read["id"]]
+    parts = (
+        experiment.as_read.train,
+        experiment.as_read.test,
+        experiment.external_as_read,
+        experiment.unlabelled_as_read,
+    )
+    ids = [row_id for part in parts for row_id in part["id"]]
     cached = set(existing_cache(experiment, size).index["id"]) | set(experiment.curation.dropped["id"])
     missing = [row_id for row_id in ids if row_id not in cached]
     name = f"images at {size} px"
@@ -220,6 +226,7 @@ def _known_inputs(experiment: Experiment, model: ImageModel) -> tuple[dict[str, 
     """Returns the inputs of an image run; those of files only where all images are in the cache (True)."""
     cache = existing_cache(experiment, model.size)
     ids = [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
+    ids += experiment.unlabelled["id"].tolist() if labels_unlabelled(model) else []
     if not set(ids) <= set(cache.index["id"]):
         return level1_inputs(experiment, model), False
     return all_level1_inputs(experiment, model, cache), True
