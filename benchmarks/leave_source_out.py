@@ -72,6 +72,7 @@ def ham10000(data: Path, folder: Path) -> None:
     stackers = [{"name": "embedding", "kind": "logistic"}]
     settings |= {
         "image_models": frozen,
+        "features": features,
         "stackers": stackers,
         "blend": {"methods": ["rank_mean"], "runs": ["embedding"]},
     }
