@@ -27,6 +27,7 @@ from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, warn_of_two_folds
 from stack.keys import keys_as_in
+from stack.metrics.expected_positives import calibration_noise, expected_positives
 from stack.metrics.intervals import interval
 from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
@@ -239,6 +240,12 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
     test = pd.DataFrame({"id": experiment.table.test["id"], "score": average_scores(of_folds)})
     averaged = calibrate_average(calibration.final, of_folds)
     test["p_calibrated"] = averaged.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    if len(test):
+        number = expected_positives(test["p_calibrated"], calibration_noise(y, calibration.p, split_group))
+        out.say(
+            f"calibration: {number.value:,.0f} of {len(test):,} test rows are expected to be positive, 95 % prediction "
+            f"interval {number.low:,.0f} to {number.high:,.0f} if they are of the population of training"
+        )
     if len(test) and averaged.kept:
         out.say(
             f"calibration: {averaged.kept}, so the risks of averaged scores are those of single fold nets, which are "

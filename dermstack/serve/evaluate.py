@@ -183,6 +183,11 @@ def show_validation(found: Validation, out: Out) -> None:
         f"positive ({here.prevalence.value:.2%}); expected from training (nested): {expected.auc}"
     )
     out.say(f"{found.experiment}: {found.summary}")
+    number = found.expected_positives
+    out.say(
+        f"{found.experiment}: {here.positives:,} positives found, {number.value:,.1f} expected from the calibrated risks "
+        f"(95 % prediction interval {number.low:,.1f} to {number.high:,.1f})"
+    )
     compared = [
         [entry.quantity.replace("_", " "), entry.promised, entry.found, entry.difference, entry.noise, entry.verdict]
         for entry in found.comparisons

@@ -66,7 +66,7 @@ def calibrate_average(single: Calibrator, scores: Floats) -> AverageCalibration:
     `MIN_ROWS` rows, where every net gives the same scores, where scores do not vary, and where no rising line solves
     both equations.
     """
-    folds, rows = scores.shape
+    rows = scores.shape[1]
     if rows < MIN_ROWS:
         return AverageCalibration(single, rows, f"{rows:,} test rows, fewer than {MIN_ROWS}")
     if not np.ptp(scores, axis=0).any():
