@@ -21,7 +21,7 @@ def drawn(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarr
 def test_the_error_of_repeated_data_sets_is_the_standard_error(rng: np.random.Generator) -> None:
     """The constant of the calibration is fitted on one set of patients and applied to another, again and again."""
     errors, errors_told = [], []
-    for _ in range(300):
+    for _ in range(120):
         y, x, patient = drawn(rng, 100)
         shift = 0.0
         for _ in range(20):  # Newton steps to the constant with as many positives expected as there are
@@ -33,7 +33,7 @@ def test_the_error_of_repeated_data_sets_is_the_standard_error(rng: np.random.Ge
         assert number.low < number.value < number.high
         errors.append(labels.sum() - number.value)
         errors_told.append(number.se)
-    assert np.mean(errors_told) == pytest.approx(np.std(errors), rel=0.12)
+    assert np.mean(errors_told) == pytest.approx(np.std(errors), rel=0.2)
 
 
 def test_grouped_rows_widen_it_and_a_large_training_set_leaves_the_noise_of_the_new_rows(
@@ -44,15 +44,15 @@ def test_grouped_rows_widen_it_and_a_large_training_set_leaves_the_noise_of_the_
     grouped, single = calibration_noise(y, p, patient), calibration_noise(y, p, np.arange(len(y)))
     assert expected_positives(p, grouped).se > 1.1 * expected_positives(p, single).se
     weight = float((p * (1 - p)).sum())
-    exact = CalibrationNoise(se=1 / np.sqrt(1e6 * weight), weight=1e6 * weight)  # independent rows, a million times
-    assert expected_positives(p, exact).se == pytest.approx(np.sqrt(weight), rel=1e-3)
+    exact = CalibrationNoise(se=0.0, effect=1.0)  # independent rows, and endless labels
+    assert expected_positives(p, exact).se == pytest.approx(np.sqrt(weight), rel=1e-9)
     measures = measure(y, p, p, patient, draws=50)
     assert noise_of(measures).se == grouped.se
-    assert noise_of(measures).weight == pytest.approx(((y - p) ** 2).sum())
+    assert noise_of(measures).effect == pytest.approx(grouped.se**2 * ((y - p) ** 2).sum())
 
 
 def test_the_ends_stay_between_none_and_all() -> None:
-    noise = CalibrationNoise(se=2.0, weight=1.0)
+    noise = CalibrationNoise(se=2.0, effect=4.0)
     few = expected_positives(np.full(3, 0.01), noise)
     assert 0 <= few.low < few.value < few.high <= 3
     assert expected_positives(np.empty(0), noise).value == 0

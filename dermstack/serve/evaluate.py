@@ -185,7 +185,7 @@ def show_validation(found: Validation, out: Out) -> None:
     out.say(f"{found.experiment}: {found.summary}")
     number = found.expected_positives
     out.say(
-        f"{found.experiment}: {here.positives:,} positives found, {number.value:,.1f} expected from the calibrated risks "
+        f"{found.experiment}: {here.positives:,} positives found, {number.value:,.1f} expected from calibrated risks "
         f"(95 % prediction interval {number.low:,.1f} to {number.high:,.1f})"
     )
     compared = [
