@@ -18,11 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from dermstack.errors import BundleError, DermstackError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.local_map import local_map
 from image_models.cache import ImageCache
 from image_models.predict import VIEW_COUNTS, NetOutput
 from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender
-from stack.blend.calibration import Calibrator, calibrator_from_state
+from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
 from stack.blend.state import blender_from_state
 from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
@@ -81,6 +82,7 @@ class FittedEnsemble:
     threads: int
     blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
     second: SecondStage | None = None
+    local: Rescaled | None = None  # the recalibration that `calibrator` ends with
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
         """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
@@ -176,7 +178,8 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         blended = tuple(every.index(name) for name in settings.get("runs", every))  # ValueError for an unknown name
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
         threads = int(manifest["threads"])
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second)
+        local = local_map(bundle, calibrator)
+        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second, local)
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:

@@ -15,6 +15,7 @@ from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
+from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows, warn_of_fallback
 from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames
@@ -124,7 +125,8 @@ def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = 
     lacking, cost = lacking_columns(bundle, rows.frame, rows.missing)
     return validate(
         promise, made, y.to_numpy(), rows.frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        notes=_notes(bundle, rows), lacking=lacking, cost=cost, further=_further(bundle, promise, rows.frame),
+        notes=_notes(bundle, rows, labels), lacking=lacking, cost=cost, further=_further(bundle, promise, rows.frame),
+        noise=local_noise(bundle),
     )  # fmt: skip
 
 
@@ -158,8 +160,8 @@ def evaluate_to_files(
     lacking, cost = lacking_columns(bundle, frame, rows.missing)
     found = validate(
         promise, made, y_there, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        dropped=int((~there).sum()), notes=_notes(bundle, rows) + _fallback_note(made), lacking=lacking, cost=cost,
-        further=_further(bundle, promise, frame),
+        dropped=int((~there).sum()), notes=_notes(bundle, rows, labels) + _fallback_note(made), lacking=lacking,
+        cost=cost, further=_further(bundle, promise, frame), noise=local_noise(bundle),
     )  # fmt: skip
     _write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if not there.all():
@@ -225,13 +227,20 @@ def _further(bundle: Bundle, promise: InternalValidation, frame: pd.DataFrame) -
     return {name: shown for name, shown in columns.items() if shown in promised} or columns_to_cut(frame, columns)
 
 
-def _notes(bundle: Bundle, rows: NewRows) -> list[str]:
+def _notes(bundle: Bundle, rows: NewRows, labels: pd.Series) -> list[str]:
     """Returns the caveats to show with the results."""
     notes = []
     if "group" in rows.missing:
         notes.append(
             "The groups of these images are not known, so each image counts as its own patient: if patients have "
             "several images, the intervals are too narrow."
+        )
+    if local := local_note(bundle):
+        notes.append(f"{local[0].upper()}{local[1:]}.")
+    if is_fitted_on(bundle, _with_ids_of(rows, labels, "labels", "the rows")):
+        notes.append(
+            "The bundle was recalibrated with these very labels, so calibration, log loss and expected positives are "
+            "optimistic here: evaluate it on other images."
         )
     doubts = [*cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]
     notes += [f"{note[0].upper()}{note[1:]}" for note in doubts]

@@ -87,6 +87,22 @@ class _Training(_StrictModel):
     positives: int = Field(ge=0)
 
 
+class _Recalibration(_StrictModel):
+    """The line that moves risks for other patients than those of training, and what it was made from."""
+
+    parent: str = Field(pattern=r"^[0-9a-f]{12}$")
+    kind: Literal["intercept", "slope", "prevalence"]
+    slope: FiniteFloat = Field(gt=0, le=100)
+    intercept: FiniteFloat = Field(ge=-100, le=100)
+    se: FiniteFloat = Field(ge=0)
+    effect: FiniteFloat = Field(ge=0)
+    rows: int = Field(ge=0)
+    positives: int = Field(ge=0)
+    groups: int = Field(ge=0)
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    labels: str | None = Field(None, max_length=100)
+
+
 class Manifest(_StrictModel):
     """The keys of manifest.json that some code reads; `dermstack.serve.write_bundle` writes them."""
 
@@ -110,6 +126,7 @@ class Manifest(_StrictModel):
     scales: _Scales
     second_stage: _SecondStage | None = None
     training: _Training
+    recalibration: _Recalibration | None = None  # of a bundle that `dermstack recalibrate` made
     fallback: bool = False  # whether it can predict from the table alone where an image cannot be read
     files: dict[str, _File]
 

@@ -101,7 +101,7 @@ def write_bundle(
     _check_replaceable(target)
     target = Path(os.path.realpath(target)) if target.is_symlink() else target
     config, (image_runs, stackers, blend) = experiment.config, _finished_runs(experiment)
-    with _staging_folder(target) as staging:
+    with staging_folder(target) as staging:
         folder = staging / "bundle"
         folder.mkdir()
         second = {one.name for one in config.stackers if is_second_stage(one, config.stackers)}
@@ -160,7 +160,7 @@ def _check_replaceable(target: Path) -> None:
 
 
 @contextmanager
-def _staging_folder(target: Path) -> Iterator[Path]:
+def staging_folder(target: Path) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``target``; files that a killed process left there are removed first."""
     folder = target.with_name(f".{target.name}.making")
     with locked(folder):
