@@ -223,7 +223,7 @@ def cross_fitted(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> tuple[Floats, 
     A part whose other rows have too few of a class keeps the risks as they are, as the command would refuse them.
     """
     targets, risks, groups = np.asarray(y), np.asarray(p, np.float64), np.asarray(group, dtype=object)
-    part, made, chosen = _parts(targets == 1, groups), risks.copy(), []
+    part, made, chosen = parts_of_groups(targets == 1, groups), risks.copy(), []
     for number in range(int(part.max()) + 1):
         held = part == number
         try:
@@ -238,7 +238,7 @@ def cross_fitted(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> tuple[Floats, 
     return made, chosen
 
 
-def _parts(positive: Bools, group: ArrayLike) -> np.ndarray:
+def parts_of_groups(positive: Bools, group: ArrayLike) -> np.ndarray:
     """Deals groups to parts (n,), those with a positive row first, so that each part has as many."""
     codes, names = pd.factorize(np.asarray(group, dtype=object))
     has_positive = np.bincount(codes, positive, len(names)) > 0

@@ -47,8 +47,8 @@ def labels_needed(p: ArrayLike, *, design_effect: float = 1.0) -> list[LabelsNee
         f"observed / expected positives within a factor of {_RATIO} (95 % interval)": float(weight.mean())
         / prevalence**2
         / (np.log(_RATIO) / Z95) ** 2,
-        "the test finds that risks are twice too high (80 % power)": _for_test(risks, expit(x - np.log(2))),
-        "the test finds that risks are 1.5 times too high (80 % power)": _for_test(risks, expit(x - np.log(1.5))),
+        "the test finds that odds are twice too high (80 % power)": _for_test(risks, expit(x - np.log(2))),
+        "the test finds that odds are 1.5 times too high (80 % power)": _for_test(risks, expit(x - np.log(1.5))),
     }
     if varies(risks):
         centre = float(weight @ x / weight.sum())
