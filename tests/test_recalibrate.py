@@ -18,7 +18,7 @@ from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import read_promise
 from dermstack.serve.recalibrate import cross_fitted, parts_of_groups, read_prevalence
-from stack.metrics.closed_test import NONE, closed_test
+from stack.metrics.closed_test import LEVEL, NONE, closed_test
 
 MODEL = {"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}
 
@@ -78,15 +78,20 @@ def test_options_that_contradict_one_another_are_refused_before_any_work(capsys:
 
 @pytest.fixture(scope="module")
 def folder(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of one frozen model, labels.csv of all positive and a third of the negative rows, and predictions."""
+    """A bundle of one frozen model, its predictions, and labels.csv of another hospital.
+
+    There the odds of every image are four times those of the bundle, whatever the images show: the truth is known.
+    """
     folder = tmp_path_factory.mktemp("recalibrate")
     config = str(small_config(small_data, folder, image_models=[MODEL], stackers=[], blend={"methods": ["mean"]}))
     for command in (["oof"], ["stack", "--no-report"], ["bundle", "--out", str(folder / "bundle")]):
         assert run_cli(command[0], "--config", config, "--quiet", *command[1:]) == 0
     rows = pd.read_csv(small_data / "train.csv", dtype=str).drop(columns="diagnosis")
-    negative = rows[rows["target"] == "0"].sample(50, random_state=0)
-    pd.concat([rows[rows["target"] == "1"], negative]).to_csv(folder / "labels.csv", index=False)
+    rows.to_csv(folder / "labels.csv", index=False)
     assert run_cli(*predict(folder, small_data, folder / "bundle", folder / "before.csv")) == 0
+    risk = expit(logit(pd.read_csv(folder / "before.csv")["p_calibrated"]) + np.log(4))
+    rows["target"] = (np.random.default_rng(0).random(len(rows)) < risk).astype(int)
+    rows.to_csv(folder / "labels.csv", index=False)
     return folder
 
 
@@ -117,7 +122,8 @@ def test_labels_move_the_risks_and_nothing_else(
     y = y.set_index("image_name").loc[before["id"]]
     test = closed_test(y["target"], before["p_calibrated"], y["patient_id"])
     assert (entry["parent"], entry["kind"]) == (parent.fingerprint, test.chosen)
-    assert test.chosen != NONE
+    assert test.chosen == LEVEL
+    assert test.level_found.low < np.log(4) < test.level_found.high
     assert (entry["slope"], entry["intercept"]) == pytest.approx((test.slope, test.intercept))
     assert entry["rows"] == len(y)
     assert parent.fingerprint in printed
@@ -180,8 +186,8 @@ def test_inverted_labels_are_refused(
     folder: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels, before = pd.read_csv(folder / "labels.csv", dtype=str), pd.read_csv(folder / "before.csv")
-    order = before.set_index("id")["score"].rank().loc[labels["image_name"]].to_numpy()
-    noise = np.random.default_rng(0).normal(0, 15, len(order))
+    order = before.set_index("id")["p_calibrated"].rank().loc[labels["image_name"]].to_numpy()
+    noise = np.random.default_rng(0).normal(0, 60, len(order))
     labels["target"] = (order + noise < np.median(order)).astype(int)
     labels.to_csv(tmp_path / "y.csv", index=False)
     error = command_error(capsys, *by_labels(folder, small_data, tmp_path / "y.csv", tmp_path / "new"))
@@ -196,7 +202,7 @@ def test_a_manifest_that_lies_about_its_recalibration_is_refused(folder: Path, t
     made = read_bundle(tmp_path / "new")
     entry, content = made.manifest["recalibration"], {k: v for k, v in made.manifest.items() if k != "files"}
     changes: tuple[dict[str, object], ...] = (
-        {"slope": -1.0}, {"slope": 0.0}, {"slope": float("nan")}, {"slope": "1"}, {"intercept": 1e9},
+        {"slope": -1.0}, {"slope": 0.0}, {"slope": float("nan")}, {"slope": "1"}, {"intercept": float("inf")},
         {"parent": "../../etc"}, {"kind": "code"}, {"prevalence": 1.5}, {"se": -1.0},
     )  # fmt: skip
     for change in changes:

@@ -92,8 +92,8 @@ class _Recalibration(_StrictModel):
 
     parent: str = Field(pattern=r"^[0-9a-f]{12}$")
     kind: Literal["intercept", "slope", "prevalence"]
-    slope: FiniteFloat = Field(gt=0, le=100)
-    intercept: FiniteFloat = Field(ge=-100, le=100)
+    slope: FiniteFloat = Field(gt=0)
+    intercept: FiniteFloat
     se: FiniteFloat = Field(ge=0)
     effect: FiniteFloat = Field(ge=0)
     rows: int = Field(ge=0)
