@@ -90,7 +90,7 @@ def our_epoch(images: CachedImages, options: argparse.Namespace, device: torch.d
     on_device = augmented and options.augment_on == "device"
     history = train_net(
         net, images, training=Training(epochs=1, batch_size=options.batch, lr=1e-4), seed=0, device=device,
-        augment=DeviceAugment(options.recipe, seed=0) if on_device else None,
+        batch_augment=DeviceAugment(options.recipe, seed=0) if on_device else None,
         workers=options.workers if augmented else 0,
     )  # fmt: skip
     return float(history["images_per_s"].iloc[0])

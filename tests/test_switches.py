@@ -96,7 +96,7 @@ PICTURES: dict[str, list[object]] = {
 ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that do
     "backend": "test_level1_jobs_ray.py",
     "ray.address": "test_level1_jobs_ray.py",
-    "device": "test_device.py, with a GPU",
+    "device": "test_gpu.py, with a GPU",
     "features.python": "test_python_features.py",
     "stackers.device": "needs a GPU build",
     "data.images": "the two arrays: none, and a folder",
@@ -108,7 +108,7 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     "data.external.swap_red_blue": "test_images.py",
     "data.external.on_collision": "test_external.py",
     "image_models.frozen": "image_models.1.frozen here",
-    "image_models.precision": "test_device.py, with a GPU",
+    "image_models.precision": "test_gpu.py, with a GPU",
     "image_models.compile": "needs a compiler",
     "image_models.pseudo_labels": "test_pseudo_labels.py",
     "image_models.pseudo_labels.labels": "test_pseudo_labels.py",
