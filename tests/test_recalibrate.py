@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,17 @@ from dermstack.errors import BundleError, ConfigError
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import read_promise
-from dermstack.serve.recalibrate import cross_fitted, parts_of_groups, read_prevalence
+from dermstack.serve.predict import NewRows
+from dermstack.serve.recalibrate import (
+    Recalibrated,
+    cross_fitted,
+    parts_of_groups,
+    read_prevalence,
+    recalibrate_by_prevalence,
+)
+from stack.console import Out
 from stack.metrics.closed_test import LEVEL, NONE, closed_test
+from stack.metrics.measures import measure
 
 MODEL = {"name": "still", "backbone": "test_resnet", "pretrained": False, "size": 32, "frozen": True}
 
@@ -74,6 +84,40 @@ def test_options_that_contradict_one_another_are_refused_before_any_work(capsys:
     }
     for message, options in cases.items():
         assert message in command_error(capsys, *start, *options)
+
+
+def estimated(monkeypatch: pytest.MonkeyPatch, p: np.ndarray, prevalence: float | None, out: Out) -> Recalibrated:
+    """The recalibration by a prevalence of a bundle trained at 0.2, whose risks of new images are ``p``."""
+    ids = pd.Series([f"i{number}" for number in range(len(p))], dtype="str")
+    rows = NewRows(pd.DataFrame({"id": ids, "group": ids}), [], ())
+    made = pd.DataFrame({"id": ids, "score": p, "p_calibrated": p})
+    monkeypatch.setattr("dermstack.serve.recalibrate.predict_rows", lambda *given, **options: made)
+    y = np.arange(200) % 5 == 0
+    promise = SimpleNamespace(measures=measure(y, np.where(y, 0.3, 0.18), np.full(200, 0.2), np.arange(200), draws=20))
+    monkeypatch.setattr("dermstack.serve.recalibrate.read_promise", lambda bundle: promise)
+    bundle = Bundle(Path("none"), {"training": {"rows": 1000, "positives": 200}})
+    return recalibrate_by_prevalence(bundle, prevalence, rows, Path("none"), out)
+
+
+def test_an_estimated_prevalence_is_used_only_where_it_differs_and_warns_of_another_number(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def risks(prevalence: float) -> np.ndarray:
+        return expit(2 * (rng.normal(size=3000) + 2 * (rng.random(3000) < prevalence)) - 2 + logit(0.2))
+
+    out = Out()
+    rare = risks(0.05)
+    found = estimated(monkeypatch, rare, None, out).entry
+    assert found is not None
+    assert found["prevalence"] == pytest.approx(0.05, abs=0.015)
+    assert expit(logit(rare) + found["intercept"]).mean() == pytest.approx(found["prevalence"], rel=1e-5)
+    assert estimated(monkeypatch, risks(0.2), None, out).entry is None
+    assert "fit a prevalence" not in capsys.readouterr().out
+    given = estimated(monkeypatch, rare, 0.3, out).entry
+    assert given is not None
+    assert given["prevalence"] == 0.3
+    assert "fit a prevalence of 0.0" in capsys.readouterr().out
+    assert given["se"] < found["se"], "an estimate adds its own error"
 
 
 @pytest.fixture(scope="module")
