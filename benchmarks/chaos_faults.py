@@ -167,6 +167,8 @@ def terminate(baseline: Baseline, rng: np.random.Generator, tally: Tally, *, tim
         elif ended.status == 0:
             too_late += 1  # it had already ended
             continue
+        elif ended.status == -number and not ended.output:
+            pass  # Python had not started yet, so that nothing is said; `judge` sees that nothing is lost either
         elif ended.status != status or not ended.clean or "run the same command again" not in ended.output:
             failure = f"status {ended.status}, output {ended.output[-3000:]}"
         elif _outlived_by(command):

@@ -22,6 +22,7 @@ from stack.images import caches_in_use
 from stack.level1 import level1_locked, level1_runs
 from stack.metrics.intervals import Interval
 from stack.probes import stored_probes
+from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
 from stack.store import Run, locked, read_runs
 from stack.up_to_date import (
     REPORT_FILES,
@@ -75,6 +76,11 @@ class StackResult:
         return Interval(**self.blend.meta["headline"])
 
     @property
+    def by_source(self) -> LeaveSourceOut | None:
+        """The estimates with sources held out beside the headline; None where no source is known or they are off."""
+        return stored_leave_source_out(self.experiment.folder, self.blend.meta["fingerprint"])
+
+    @property
     def oof(self) -> pd.DataFrame:
         """Training rows: id, target, split_group, fold, p of each run, and the blend's nested score and p_calibrated.
 
@@ -102,6 +108,7 @@ class StackSteps:
     stacker: Callable[[Experiment, Run], object] = lambda experiment, run: None  # for each stacker, as it ends
     stackers: Callable[[Experiment, list[Run]], object] = lambda experiment, runs: None  # runs of level 1 and 2
     blend: Callable[[Experiment, Run], object] = lambda experiment, blend: None
+    sources: Callable[[LeaveSourceOut], object] = lambda found: None  # where sources are known
     probes: Callable[[Run, pd.DataFrame], object] = lambda run, probes: None  # of the stacker that was probed
 
 
@@ -193,25 +200,29 @@ def run_stack(
 
 
 def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, *, report: bool) -> StackResult:
-    from dermstack.audit.run import audit_for_stack
+    from dermstack.audit.run import audit_for_stack, audit_sources
     from dermstack.tracking import track
     from stack.fallback import run_fallback
+    from stack.leave_source_out import run_leave_source_out
     from stack.level2 import run_stackers
     from stack.submission import run_blend
 
     findings = list[Finding]()
     print_overview(experiment, out)
-    runs = level1_runs(experiment)
+    runs = level1 = level1_runs(experiment)
     write_rows(experiment)
     steps.level1(experiment, runs)
     if not experiment.shuffled:
         findings = audit_for_stack(experiment, runs, out)
         steps.findings(findings)
-    runs += run_stackers(experiment, runs, out, on_run=partial(steps.stacker, experiment))
+    runs = runs + run_stackers(experiment, runs, out, on_run=partial(steps.stacker, experiment))
     steps.stackers(experiment, runs)
     run_fallback(experiment, out)
     blend = run_blend(experiment, runs, out)
     steps.blend(experiment, blend)
+    if (found := run_leave_source_out(experiment, level1, blend, out)) is not None:
+        steps.sources(found)
+    findings = audit_sources(experiment, found, findings)
     files = files_in(experiment.folder)
     current = report_is_current(experiment.config, experiment.folder, given, files)
     if report and current:

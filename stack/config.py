@@ -133,9 +133,23 @@ class Folds(Strict):
 
     k: int = Field(5, ge=2, le=100)  # number of folds
     seed: Seed = 0  # seed of the assignment
+    # what is held out as a whole: `group` (the patient), or `source` (data.columns.source or data.sources), so that the
+    # estimate is for sources that the models have not seen; there are at most as many folds as sources
+    by: Literal["group", "source"] = "group"
+    # `by: source`: groups with rows of several sources. `join` holds these sources out together; `drop` leaves out the
+    # group's rows outside the source of most of them, so that sources stay apart
+    shared_groups: Literal["join", "drop"] = "join"
     stratify: tuple[Literal["group_size", "age"], ...] = ()  # what to balance over folds besides the target
     # csv or parquet of existing folds, such as an out-of-fold file: the id column of the training table, and `fold`
     file: ConfigPath | None = None
+
+
+class Estimate(Strict):
+    """Which estimates `stack` makes beside the headline."""
+
+    # where sources are known and the folds hold out groups: fit level 2 and the blend again with folds that hold out
+    # whole sources; the report shows both estimates and what to expect of the next source
+    leave_source_out: bool = True
 
 
 BlendMethod = Literal["rank_mean", "mean", "backward", "forward", "logistic", "hill_climb", "optuna"]  # simplest first
@@ -230,6 +244,7 @@ class Config(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device of image models; `auto` is a GPU where there is one
     data: Data  # paths of the tables and images
     folds: Folds = Folds()  # how training rows are assigned to folds
+    estimate: Estimate = Estimate()  # which estimates `stack` makes beside the headline
     image_models: tuple[ImageModel, ...] = ()  # level 1: one run each
     features: Features = Features()  # features of the level-2 matrix
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
@@ -254,6 +269,15 @@ class Config(Strict):
     def experiment_name(self, *, shuffled: bool) -> str:
         """Returns the name of the experiment, or of its copy with shuffled targets."""
         return f"{self.experiment}-shuffled-{self.seed}" if shuffled else self.experiment
+
+    @property
+    def name_by_source(self) -> str:
+        """Name of the experiment whose image models are trained again with folds of sources."""
+        return f"{self.experiment}-by-source"
+
+    @property
+    def _existing_folds(self) -> dict[str, bool]:
+        return {"folds.file": self.folds.file is not None, "data.columns.fold": self.data.columns.fold is not None}
 
     @property
     def model_names(self) -> list[str]:
@@ -297,8 +321,18 @@ class Config(Strict):
                 f"{both[0]} has `repeats` and a study in tuned.gbdt, which chose parameters on rows that other repeats "
                 "hold out: remove one of the two"
             )
-        if self.folds.file and self.data.columns.fold:
+        if all(self._existing_folds.values()):
             raise ValueError("data.columns.fold and folds.file both name existing folds: remove one of them")
+        if self.data.columns.source and self.data.sources:
+            raise ValueError("data.columns.source and data.sources both name sources: remove one of them")
+        if self.folds.by == "source":
+            if not self.data.has_sources:
+                raise ValueError(
+                    "folds.by: source needs sources: name their column in data.columns.source, or a file in "
+                    "data.sources (`dermstack sources` writes one from how the images were taken)"
+                )
+            if own := [key for key, there in self._existing_folds.items() if there]:
+                raise ValueError(f"folds.by: source makes new folds, but {own[0]} names existing ones: remove one")
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:

@@ -45,7 +45,9 @@ class Columns(Strict):
     sex: str | None = None  # any words, upper or lower case; an empty cell is a missing value
     site: str | None = None  # location on the body, in any words; an empty cell is a missing value
     diagnosis: str | None = None  # diagnosis of training rows, for image models with `target: diagnosis`
-    source: str | None = None  # hospital, camera or archive; not used by models, the report has a subgroup for each
+    # hospital, camera, year or archive; not used by models: the report has a subgroup for each and an estimate for
+    # sources that were held out
+    source: str | None = None
     fold: str | None = None  # existing folds, which are used instead of new ones
     width: str | None = None  # width of the original image in pixels, for `shortcuts`; otherwise taken from the cache
     height: str | None = None  # height of the original image in pixels
@@ -126,6 +128,9 @@ class Data(Strict):
     train: ConfigPath  # csv of the training rows
     test: ConfigPath | None = None  # csv of the rows to predict; none: the score is estimated, no submission is written
     sample_submission: ConfigPath | None = None  # csv that sets the columns and the row order of the submission
+    # csv or parquet of the sources of training rows, where no column of the table has them: the id column of the
+    # training table, and `source`; `dermstack sources` writes one from sizes, encodings and colours of the images
+    sources: ConfigPath | None = None
     duplicates: ConfigPath | None = None  # csv of pairs of ids that show the same lesion
     # a folder of `<id>.jpg`, `.png` or `.dcm`, or of `.tfrec` shards, or an `.hdf5` file; none: level 2 on imported
     # predictions
@@ -155,6 +160,11 @@ class Data(Strict):
     resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
     cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg` takes a tenth of the disk, but is decoded in every epoch
     external: tuple[External, ...] = ()  # tables of other data sets, used only to train image models
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether the config says where the source of a training row is."""
+        return self.columns.source is not None or self.sources is not None
 
     @property
     def column_rules(self) -> ColumnRules:

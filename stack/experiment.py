@@ -28,6 +28,7 @@ from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.net_columns import external_columns
 from stack.python_features import with_python_features
+from stack.source_folds import folds_of_config, read_sources
 from stack.store import (
     Run,
     atomic,
@@ -119,6 +120,8 @@ class Experiment:
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
+    # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
+    left_out: NDArray[np.bool_] | None = None
 
     @property
     def folder(self) -> Path:
@@ -178,10 +181,17 @@ class Experiment:
         lost = contained(dropped["id"], self.as_read.test["id"]) & ~contained(dropped["id"], self.table.test["id"])
         return dropped[lost].reset_index(drop=True)
 
+    @property
+    def unreadable_train(self) -> int:
+        """Number of training rows that are dropped, since their image cannot be read."""
+        return int(self.as_read.train["id"].isin(self.curation.dropped["id"]).sum())
+
     @cached_property
     def rows_fingerprint(self) -> str:
         """Fingerprint of the rows of level 1: training ids, split groups, folds and targets, and the test ids."""
         frame = self.folds.frame[["id", "split_group", "fold"]].assign(target=self.target)
+        if self.left_out is not None:
+            frame = frame.assign(left_out=self.left_out)
         return fingerprint({"train": frame_fingerprint(frame), "test": frame_fingerprint(self.table.test[["id"]])})
 
     @cached_property
@@ -238,12 +248,15 @@ def open_experiment(
     if config.features.python is not None:
         table = with_python_features(table, config.features.python)
         as_read = replace(as_read, test=table.test, columns=table.columns)
+    if data.sources is not None:
+        sources = read_sources(data.sources, data.columns.id, table.train["id"])
+        table = replace(table, train=table.train.assign(source=sources))
     external = _read_external_tables(config, as_read, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
-    folds = _make_folds(config, kept, curation, listed, out)
+    folds, kept = _make_folds(config, kept, curation, listed, out)
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
@@ -292,7 +305,7 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         f"{experiment.name}: {len(train):,} training rows ({int(experiment.target.sum()):,} positive, "
         f"{experiment.target.mean():.2%}) in {train['group'].nunique():,} groups, {len(test):,} test rows"
     )
-    if dropped := len(experiment.as_read.train) - len(train):
+    if dropped := experiment.unreadable_train:
         out.warn(
             f"{dropped} training rows are dropped, as their images cannot be read: see {experiment.folder}/dropped.csv"
         )
@@ -374,22 +387,25 @@ def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:
 
 def _make_folds(
     config: Config, train: pd.DataFrame, curation: Curation, listed: pd.DataFrame | None, out: Out
-) -> Folds:
+) -> tuple[Folds, pd.DataFrame]:
     pairs = [train_pairs(curation, train), *([] if listed is None else [listed])]
     duplicates = pd.concat(pairs, ignore_index=True)
+    by_source = config.folds.by == "source"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         folds = make_folds(
             train,
-            k=config.folds.k,
+            k=2 if by_source else config.folds.k,  # by source: only the split groups of these folds are used
             seed=config.folds.seed,
             duplicates=duplicates,
             own=_own_folds(config, train),
             stratify=config.folds.stratify,
         )
+        if by_source:
+            folds, train = folds_of_config(folds, train, config.folds)
     for warning in caught:
         out.warn(str(warning.message))
-    return folds
+    return folds, train
 
 
 def _own_folds(config: Config, train: pd.DataFrame) -> pd.Series | None:

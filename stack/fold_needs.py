@@ -122,6 +122,8 @@ def _remedy(experiment: Experiment, rows: NDArray[np.intp], left_out: int, other
     """Returns a number of folds that works, which is found by making the folds, and what else the user can do."""
     if experiment.config.data.columns.fold:
         return f"make more folds in the column of data.columns.fold, or {otherwise}"
+    if experiment.config.folds.by == "source":
+        return f"set folds.by: group, or {otherwise}"
     settings, target, group = experiment.config.folds, experiment.target, experiment.split_group
     age = experiment.table.train["age"].to_numpy() if "age" in settings.stratify else None
     group_counts = count_groups(target, group, stratify=settings.stratify, age=age)

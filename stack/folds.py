@@ -253,25 +253,31 @@ def read_folds(path: Path, id_column: str, ids: pd.Series) -> pd.Series:
 
     Raises DataError for absent columns, repeated ids and training ids without a fold.
     """
+    return read_column_by_id(path, id_column, "fold", ids, key="folds.file")
+
+
+def read_column_by_id(path: Path, id_column: str, column: str, ids: pd.Series, *, key: str) -> pd.Series:
+    """Returns the cells (n,) of ``column`` for the training ``ids``, as text, from a file that also has ``id_column``.
+
+    ``key`` of the config names the file in messages. Raises DataError as `read_folds` does.
+    """
     cells = read_cells(path)
-    for name in (id_column, "fold"):
+    for name in (id_column, column):
         if name not in cells:
             raise DataError(
-                f"folds.file {path} has no column {name!r}, it has {', '.join(map(repr, cells.columns))}: rename the "
-                "columns that hold the ids and the folds"
+                f"{key} {path} has no column {name!r}, it has {', '.join(map(repr, cells.columns))}: rename the "
+                f"columns that hold the ids and the {column}s"
             )
     names = keys_as_in(cells[id_column].str.strip(), ids, f"{path}: id", of="the training table")
     if (doubled := names.duplicated()).any():
+        raise DataError(f"{key} {path} has {names[doubled].iloc[0]!r} in more than one row: keep one row of each id")
+    found = pd.Series(cells[column].str.strip().to_numpy(), index=pd.Index(names), dtype="str").reindex(ids)
+    if found.isna().any():
         raise DataError(
-            f"folds.file {path} has {names[doubled].iloc[0]!r} in more than one row: keep one row of each id"
+            f"{key} {path} lacks {int(found.isna().sum()):,} of {len(ids):,} training ids, first "
+            f"{ids[found.isna().to_numpy()].iloc[0]!r}: add them, or remove {key}"
         )
-    fold = pd.Series(cells["fold"].str.strip().to_numpy(), index=pd.Index(names), dtype="str").reindex(ids)
-    if fold.isna().any():
-        raise DataError(
-            f"folds.file {path} lacks {int(fold.isna().sum()):,} of {len(ids):,} training ids, first "
-            f"{ids[fold.isna().to_numpy()].iloc[0]!r}: add them, or remove folds.file"
-        )
-    return fold.reset_index(drop=True)
+    return found.reset_index(drop=True)
 
 
 def inner_split(target: ArrayLike, split_group: ArrayLike, *, seed: int, parts: int = 5) -> NDArray[np.bool_]:

@@ -20,6 +20,7 @@ from stack.history import find_run, run_scores
 from stack.metrics.intervals import Interval, bootstrap_scores, percentile_interval
 from stack.metrics.scores import OBJECTIVE_LABELS, Floats, score
 from stack.run_settings import differing_settings, settings_of
+from stack.source_estimates import stored_leave_source_out
 from stack.store import Run, read_run
 
 NESTED, OUT_OF_FOLD = "nested", "out-of-fold"
@@ -37,6 +38,7 @@ class Entry:
     run: Run
     scores: pd.DataFrame = field(repr=False)  # id, score, target, split_group of the rows that it covers
     settings: dict[str, str] | None = field(repr=False)  # by config key; None where no record of them was kept
+    other_sources: str = ""  # AUC of a blend within a typical source that was held out; "" where it was not measured
 
     @property
     def estimate(self) -> str:
@@ -54,7 +56,7 @@ class Leaderboard:
     positives: int
     # One row a run: run, estimate, the objective with low and high, difference to the best with its paired interval,
     # simultaneous_low and simultaneous_high of that difference, verdict, rows that it covers, its score on all of
-    # these (all_rows), and a note.
+    # these (all_rows), a note and, where any has one, its AUC where sources were held out (other_sources).
     table: pd.DataFrame
     settings: pd.DataFrame  # one row a config key in which runs differ; one column a run, in the order of the table
     # How much too high the best one's score is at most, on average, because it was chosen on these rows.
@@ -98,8 +100,17 @@ def read_entries(runs: Path, names: Sequence[str]) -> list[Entry]:
     entries = []
     for name in names:
         run = find_run(runs, name)
-        entries.append(Entry(name, run, run_scores(runs, name, run), settings_of(runs, name, run)))
+        settings = settings_of(runs, name, run)
+        entries.append(Entry(name, run, run_scores(runs, name, run), settings, _other_sources(runs, name, run)))
     return entries
+
+
+def _other_sources(runs: Path, name: str, run: Run) -> str:
+    """Returns the AUC of a blend where sources were held out, with its interval; "" where there is none."""
+    if run.meta["kind"] != "blend":
+        return ""
+    found = stored_leave_source_out(runs / name.partition("/")[0], str(run.meta["fingerprint"]))
+    return "" if found is None else found.summary
 
 
 def same_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
@@ -164,6 +175,8 @@ def leaderboard(
     table.loc[0, "verdict"] = BEST
     table["rows"] = [len(entry.scores) for entry in entries]
     table["all_rows"] = [score(objective, entry.scores["target"], entry.scores["score"]) for entry in entries]
+    if any(entry.other_sources for entry in entries):
+        table["other_sources"] = [entry.other_sources for entry in entries]
     table["note"] = ["selected on these rows" if entry.run.meta.get("selected") else "" for entry in entries]
     if regrouped:
         remarks.append(

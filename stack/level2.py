@@ -147,7 +147,7 @@ def _fit_all(
     left_out = len(experiment.target) - len(predictions.rows)
     if left_out:
         check_fold_needs(experiment, predictions.rows)
-        out.say(f"level 2: {left_out} training rows are left out, as declared by {_runs_with_exclusions(sources)}")
+        out.say(f"level 2: {left_out} training rows are left out{_runs_with_exclusions(sources)}")
     embeddings = read_embeddings(experiment, sources)
     notes = alignment_notes(embeddings, sources)
     for note, fits in notes:
@@ -369,5 +369,6 @@ def _rotations(embeddings: Mapping[str, Embedding]) -> dict[str, NDArray[np.floa
 
 
 def _runs_with_exclusions(runs: list[Run]) -> str:
-    excluding = (run for run in runs if run.meta["level"] == 1 and run.meta.get("excluded"))
-    return ", ".join(f"{run.name} ({run.meta['excluded']})" for run in excluding)
+    excluding = [run for run in runs if run.meta["level"] == 1 and run.meta.get("excluded")]
+    named = ", ".join(f"{run.name} ({run.meta['excluded']})" for run in excluding)
+    return f", as declared by {named}" if named else ""

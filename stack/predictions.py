@@ -38,6 +38,9 @@ def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
     """Calls `read_predictions` with the experiment's rows and folds."""
     table = experiment.table
     read = read_predictions(runs, table.train["id"], table.test["id"], folds=experiment.folds.k)
+    if experiment.left_out is not None:
+        kept = ~experiment.left_out[read.rows]
+        read = replace(read, rows=read.rows[kept], oof=read.oof[kept], nets=read.nets[kept])
     return replace(read, groups=experiment.split_group[read.rows])
 
 
@@ -164,8 +167,8 @@ def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
 
 
 def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
-    k = experiment.folds.k
     anchors = run.frame("anchor")
+    k = int(anchors["fold"].max()) + 1  # nets of the run: level 2 may have other folds (leave-source-out)
     anchor_z = run.array("anchor_z")
     ids = anchors["id"].reset_index(drop=True)
     first = ids[anchors["fold"].to_numpy() == 0]

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stack.experiment import Experiment
 from stack.folds import Folds, assign_balanced_folds, count_groups
+from stack.source_folds import source_units
 from stack.store import prediction_frame, row_positions
 
 _FOLD_SEEDS, _MODEL_SEEDS = 100, 1000  # steps from one repeat's seeds to the next one's, so that none is used twice
@@ -18,16 +19,19 @@ _FOLD_SEEDS, _MODEL_SEEDS = 100, 1000  # steps from one repeat's seeds to the ne
 def repeated(experiment: Experiment, repeat: int) -> Experiment:
     """Returns the experiment with the folds and seeds of a repeat; repeat 0 is the experiment itself.
 
-    The split groups are assigned to as many folds by another seed, balanced in targets and in the strata of the config,
-    so that no group is in two of them either. Level-1 predictions stay as they are: each was made by a net that did
-    not see the row's group.
+    The split groups, or with `folds.by: source` whole sources, are assigned to as many folds by another seed, balanced
+    in targets and in the strata of the config, so that none is in two of them either. Level-1 predictions stay as they
+    are: each was made by a net that did not see the row's group.
     """
     if repeat == 0:
         return experiment
     frame, settings = experiment.folds.frame, experiment.config.folds
+    by_source = settings.by == "source"
     counts = count_groups(
         experiment.target,
-        experiment.split_group,
+        source_units(experiment.table.train["source"], experiment.split_group).unit
+        if by_source
+        else experiment.split_group,
         stratify=settings.stratify,
         age=experiment.table.train["age"].to_numpy() if "age" in settings.stratify else None,
     )

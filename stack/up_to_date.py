@@ -90,9 +90,15 @@ def given_to_stack(config: Config, config_path: Path) -> Digests:
         "settings": fingerprint({"config": config.model_dump(mode="json", exclude={"tracking"}), "path": shown}),
         "code": _code_digest(),
         "libraries": fingerprint(library_versions()),
-        **{str(path): sha256_once(path) for path in [*files, *caches]},
+        **{str(path): sha256_once(path) for path in [*files, *caches, *_by_source(config)]},
         **_destinations(config),
     }
+
+
+def _by_source(config: Config) -> list[Path]:
+    """Returns the run.json of the blend whose image models were trained with folds of sources, if it is complete."""
+    path = config.runs / config.name_by_source / "blend" / "run.json"
+    return [path] if path.is_file() else []
 
 
 def files_in(folder: Path) -> Digests:

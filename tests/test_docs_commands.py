@@ -63,12 +63,13 @@ ORDER = {
         "stack .*--shuffle-target",
     ],
     "imported": ["import-oof .*", "stack .*"],
+    "sources": ["oof -c mine.yaml", "stack -c mine.yaml", "oof .*--by-source", "stack .*--by-source", "sources .*"],
 }  # fmt: skip
 REAL_DATA = {"docs/isic2024.md": "needs the files of ISIC 2024; import-oof and stack are run on generated ones"}
 PAGES = {
     "README.md": "ham", "docs/blend.md": "ham", "docs/new_images.md": "ham", "docs/validation.md": "ham",
     "docs/tutorial.md": "tutorial", "docs/imported_predictions.md": "imported", "docs/audit.md": "tutorial",
-    "docs/compare.md": "tutorial",
+    "docs/compare.md": "tutorial", "docs/sources.md": "sources",
 }  # fmt: skip
 
 
@@ -201,6 +202,22 @@ def test_the_commands_on_a_finished_ensemble_run(here: Path, capsys: pytest.Capt
     run_all(lines, capsys)
     for made in ("predictions.csv", "validation/evaluation.html", "ham.zip"):
         assert (here / made).exists(), made
+
+
+@pytest.mark.slow
+def test_the_commands_on_sources_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = demo(here / "data" / "mine", n_train=240)
+    rows["hospital"] = [f"h{number % 3}" for number in pd.factorize(rows["patient_id"])[0]]
+    rows.to_csv(here / "data" / "mine" / "train.csv", index=False)
+    settings = yaml.safe_load(config(TUTORIAL, image_models=NETS[:1], stackers=[GBDT]))
+    settings["data"]["columns"]["source"] = "hospital"
+    (here / "mine.yaml").write_text(yaml.safe_dump(settings))
+    lines = commands_of("sources")
+    run_all(lines, capsys)
+    assert set(pd.read_csv(here / "sources.csv")) == {"image_name", "source"}
+    run_all(["stack -c mine.yaml"], capsys)
+    page = (here / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
+    assert "sources held out, everything trained again" in page
 
 
 @pytest.mark.slow

@@ -10,17 +10,19 @@ import pandas as pd
 
 from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
-from dermstack.audit.finding import Finding, read_findings, read_part_findings, write_part_findings
+from dermstack.audit.finding import Finding, is_audited, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import chain_finding, pair_kinds, part_findings, picture_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
+from dermstack.audit.sources import PART, inputs_of, source_findings
 from dermstack.errors import ConfigError
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.images import ACQUISITION_FILE, file_suffixes, looks_of, smallest_cache_size, with_images
 from stack.parallel import run_folds
 from stack.plausibility import is_fresh
+from stack.source_estimates import LeaveSourceOut
 from stack.store import Run, atomic, fingerprint, sha256
 
 ROWS_AND_RUNS = "rows and runs"
@@ -73,6 +75,16 @@ def audit_for_stack(experiment: Experiment, runs: Sequence[Run], out: Out) -> li
         return read_findings(experiment) or []
     out.say(f"audit: {len(experiment.table.train):,} rows, {len(runs)} level-1 runs …")
     return write_part_findings(experiment, {ROWS_AND_RUNS: (inputs, _audit_rows_and_runs(experiment, runs, out))})
+
+
+def audit_sources(experiment: Experiment, found: LeaveSourceOut | None, findings: list[Finding]) -> list[Finding]:
+    """Stores the findings of the estimates with sources held out, a part of its own; returns the findings of all parts.
+
+    ``findings`` are those of the other parts, returned where there is nothing of sources to store.
+    """
+    if found is None and not is_audited(experiment, PART):
+        return findings
+    return write_part_findings(experiment, {PART: (inputs_of(experiment, found), source_findings(found))})
 
 
 def _audit_rows_and_runs(

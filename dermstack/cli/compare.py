@@ -130,6 +130,8 @@ def _show_board(out: Out, board: Leaderboard) -> None:
         "rows": table["rows"],
         "estimate": table["estimate"] + table["note"].map(lambda note: f", {note}" if note else ""),
     })  # fmt: skip
+    if "other_sources" in table:
+        shown["AUC in held-out sources"] = table["other_sources"]
     if (table["rows"] != board.rows).any():
         shown.insert(8, "on all its rows", table["all_rows"])
     if len(table) == 1:

@@ -1,4 +1,4 @@
-"""The commands on data: audit, eda, import-dicom, import-tfrecord, clean and demo-data."""
+"""The commands on data: audit, eda, sources, import-dicom, import-tfrecord, clean and demo-data."""
 
 from __future__ import annotations
 
@@ -79,6 +79,45 @@ def eda(
     experiment, out = open_for_command(config, overrides, quiet, introduced=False)
     with caches_in_use(experiment.config):
         out.say(f"page: {run_eda(experiment, out, sheet=0 if no_images else sheet)}")
+
+
+@commands.command()
+def sources(
+    config: ConfigOption,
+    out_file: Annotated[Path, typer.Option("--out", help="The csv to write; name it in data.sources.")] = Path(
+        "sources.csv"
+    ),
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="A further column of the training csv that tells how an image was taken. Repeatable."),
+    ] = None,
+    clusters: Annotated[
+        int | None, typer.Option(min=2, help="Parts into which colours divide each format; by default chosen.")
+    ] = None,
+    pictures: Annotated[bool, typer.Option(help="Read the images: sizes, encodings and colours.")] = True,
+) -> None:
+    """Group the training rows by how their images were taken, where no hospital or camera is named.
+
+    Uses sizes, encodings and colours, and no targets. Writes a csv of id and source for data.sources, which then give
+    an estimate for sources that were held out. Look at the groups before you trust them.
+    """
+    from stack.acquisition_sources import find_sources
+    from stack.images import caches_in_use
+    from stack.outputs import check_output, output_file
+
+    experiment, out = open_for_command(config, overrides, quiet, introduced=False)
+    data = experiment.config.data
+    check_output(out_file, "--out", inputs=[config, data.train, data.test, data.images])
+    with caches_in_use(experiment.config):
+        found = find_sources(experiment, out, columns=columns or (), clusters=clusters, pictures=pictures)
+    with output_file(out_file) as temporary:
+        found.rows.rename(columns={"id": data.columns.id}).to_csv(temporary, index=False)
+    out.table(found.summary, "Groups of rows by how their images were taken")
+    for remark in found.remarks:
+        out.say(remark)
+    out.say(f"next: data.sources: {out_file} in the config, then `dermstack stack`")
 
 
 @commands.command()

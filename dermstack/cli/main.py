@@ -17,7 +17,15 @@ import typer
 from dermstack.cli.compare import commands as compare_commands
 from dermstack.cli.data import commands as data_commands
 from dermstack.cli.import_oof import commands as import_commands
-from dermstack.cli.options import ConfigOption, QuietOption, SetOption, ShuffleOption, open_for_command
+from dermstack.cli.options import (
+    BySourceOption,
+    ConfigOption,
+    QuietOption,
+    SetOption,
+    ShuffleOption,
+    open_for_command,
+    with_by_source,
+)
 from dermstack.cli.serve import commands as serve_commands
 from dermstack.cli.start import commands as start_commands
 from dermstack.errors import ConfigError, DermstackError
@@ -163,6 +171,7 @@ def oof(
     overrides: SetOption = None,
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
+    by_source: BySourceOption = False,
     rebuild: Annotated[
         list[str] | None,
         typer.Option(
@@ -180,8 +189,8 @@ def oof(
     from stack.console import Out
     from stack.level1 import advice_without_models
 
-    out = Out(quiet=quiet)
-    made = run_oof(config, overrides=overrides or (), rebuild=rebuild or (), shuffle_target=shuffle_target, out=out)
+    out, given = Out(quiet=quiet), with_by_source(config, overrides, by_source)
+    made = run_oof(config, overrides=given, rebuild=rebuild or (), shuffle_target=shuffle_target, out=out)
     experiment, runs = made.experiment, list(made.runs.values())
     show_runs(experiment, out, runs)
     if runs or experiment.finished(level=1):
@@ -196,6 +205,7 @@ def stack(
     overrides: SetOption = None,
     quiet: QuietOption = False,
     shuffle_target: ShuffleOption = False,
+    by_source: BySourceOption = False,
     no_report: Annotated[
         bool,
         typer.Option(
@@ -217,13 +227,14 @@ def stack(
         show_plausibility,
         show_probes,
         show_runs,
+        show_sources,
         show_stacker,
     )
     from stack.config import read_config
     from stack.console import Out
     from stack.up_to_date import nothing_to_do
 
-    out, given = Out(quiet=quiet), tuple(overrides or ())
+    out, given = Out(quiet=quiet), with_by_source(config, overrides, by_source)
     if done := nothing_to_do(read_config(config, given), config, shuffle_target=shuffle_target, report=not no_report):
         out.say(f"{done.name}: complete, and nothing that it depends on has changed")
         show_headline(out, done.name, done.blend)
@@ -237,6 +248,7 @@ def stack(
         stacker=lambda experiment, run: show_stacker(experiment, out, run),
         stackers=lambda experiment, runs: show_plausibility(experiment, out, runs),
         blend=lambda experiment, blend: show_blend(experiment, out, blend),
+        sources=lambda found: show_sources(out, found),
         probes=lambda run, probes: show_probes(out, run, probes),
     )
     made = run_stack(config, overrides=given, shuffle_target=shuffle_target, report=not no_report, out=out, steps=steps)

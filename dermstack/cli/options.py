@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from dermstack.errors import ConfigError
+
 if TYPE_CHECKING:  # these import pandas, which is slow and would delay `--help`
     import pandas as pd
 
     from dermstack.audit.finding import Finding
     from stack.console import Out
     from stack.experiment import Experiment
+    from stack.source_estimates import LeaveSourceOut
     from stack.store import Run
 
 
@@ -36,6 +39,29 @@ ShuffleOption = Annotated[
         "among these groups the AUC must be about 0.5.",
     ),
 ]
+
+
+BySourceOption = Annotated[
+    bool,
+    typer.Option(
+        "--by-source",
+        help="Work on the experiment NAME-by-source, whose folds hold out whole sources (folds.by: source); `stack` of "
+        "the experiment itself then shows its estimate beside its own.",
+    ),
+]
+
+
+def with_by_source(config: Path, overrides: list[str] | None, by_source: bool) -> tuple[str, ...]:
+    """Returns the overrides of a command, with those of --by-source where it is given."""
+    given = tuple(overrides or ())
+    if not by_source:
+        return given
+    from stack.config import read_config
+
+    settings = read_config(config, given)
+    if settings.folds.by == "source":
+        raise ConfigError("--by-source: the folds of this config already hold out sources (folds.by): leave it out")
+    return (*given, f"experiment={settings.name_by_source}", "folds.by=source")
 
 
 def open_for_command(
@@ -154,6 +180,17 @@ def show_blend(experiment: Experiment, out: Out, blend: Run) -> None:
     weights = pd.DataFrame({"run": list(meta["weights"]), "weight": list(meta["weights"].values())})
     weights["enters by"] = list(meta["transforms"].values())
     out.table(weights, f"Weights of the submitted blend ({meta['chosen']}), refitted on all rows")
+
+
+def show_sources(out: Out, found: LeaveSourceOut) -> None:
+    """Prints the estimates with sources held out beside that of the experiment's own folds."""
+    from stack.source_estimates import estimate_table, source_sentences
+
+    out.table(
+        estimate_table(found), f"Estimates by what the folds hold out ({found.objective}), and AUC within sources"
+    )
+    for sentence in source_sentences(found):
+        out.say(sentence)
 
 
 def show_files(out: Out, folder: Path, report: Path | None) -> None:

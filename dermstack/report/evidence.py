@@ -24,6 +24,7 @@ from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
+from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
 from stack.blend.copies import copies_text
 from stack.columns import described_choices
@@ -38,6 +39,7 @@ from stack.metrics.decisions import decision_curve, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
 from stack.probes import make_probes
+from stack.source_estimates import headline_note, stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -100,7 +102,7 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
         train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
     )
     facts["groups with rows in both train and test"] = experiment.table.shared_groups
-    facts["training rows dropped, image unreadable"] = len(experiment.as_read.train) - len(train)
+    facts["training rows dropped, image unreadable"] = experiment.unreadable_train
     return facts
 
 
@@ -192,7 +194,9 @@ def _case_sections(
     oof = blend.frame("oof")
     display_name = str if show_ids else _pseudonymiser(experiment)
     level1 = [run for run in runs if run.meta["level"] == 1]
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
+        "sources": None if found is None else sources_section(found),
         "explorer": explorer(data.y, oof["p_calibrated"], experiment.split_group[experiment.rows_of(oof["id"])]),
         "hard-cases": hard_cases(experiment, blend, runs, display_name=display_name, no_images=not images),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
@@ -262,6 +266,7 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         facts=table_facts(experiment),
         notes=[
             *_notes(experiment, blend, has_level2=bool(levels[1])),
+            *([] if (note := _source_note(experiment, blend)) is None else [note]),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
         diagnostics=_level2_notes(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
@@ -379,6 +384,20 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
+
+
+def _source_note(experiment: Experiment, blend: Run) -> str | None:
+    """Says for which sources the headline holds, with the estimate where they were held out, if there is one."""
+    if experiment.shuffled:
+        return None
+    if (found := stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])) is not None:
+        return headline_note(found)
+    if experiment.config.data.has_sources:
+        return "This estimate holds for the sources of these images; how the models do in others was not measured."
+    return (
+        "No source (hospital, camera) is named, so nothing here tells how the models do on images from elsewhere: name "
+        "it in `data.columns.source`, or find groups by how images were taken with `dermstack sources`."
+    )
 
 
 def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:

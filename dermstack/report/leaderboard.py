@@ -63,6 +63,8 @@ def _scores(board: Leaderboard) -> HtmlTable:
     if (frame["rows"] != board.rows).any():
         shown["all_rows"] = frame["all_rows"]
     shown["estimate"] = frame["estimate"] + frame["note"].map(lambda note: f", {note}" if note else "")
+    if "other_sources" in frame:
+        shown["other_sources"] = frame["other_sources"]
     intervals = {board.objective: ("low", "high")}
     if is_ranking:
         shown.loc[0, differences[:3]] = np.nan  # the best from itself
@@ -73,6 +75,7 @@ def _scores(board: Leaderboard) -> HtmlTable:
         tags={board.names[0]: "best"} if is_ranking else {},
         heads={
             "difference": "difference from the best",
+            "other_sources": "AUC within a typical source, sources held out",
             "difference_low": "paired interval",
             "all_rows": f"{OBJECTIVE_LABELS[board.objective]} on all its rows",
         },

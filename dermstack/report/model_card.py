@@ -17,6 +17,7 @@ from dermstack.report.tables import code_span
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
+from stack.source_estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
 from stack.views import all_runs
@@ -79,10 +80,20 @@ def model_card(
         prevalence=float(y.mean()),
         subgroups=subgroups.to_dict("records"),
         notes=notes,
+        sources=_sources(experiment, blend),
         ones=int((sizes == 1).sum()),
         groups=len(sizes),
         rows=len(rows),
     )
+
+
+def _sources(experiment: Experiment, blend: Run) -> list[dict[str, str]]:
+    """Returns one row an estimate by source, as text; [] where there is none."""
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
+    if found is None:
+        return []
+    table = estimate_table(found).rename(columns={found.objective: "pooled"})
+    return [{str(key): str(value) for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def plain(text: object) -> str:
@@ -116,7 +127,7 @@ def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows:
         "groups": count(train["group"].nunique()),
         "split groups (duplicates merged)": count(len(np.unique(split_group))),
         "training rows not covered by the blend": count(len(experiment.table.train) - len(rows)),
-        "rows dropped, image unreadable": count(len(experiment.as_read.train) - len(experiment.table.train)),
+        "rows dropped, image unreadable": count(experiment.unreadable_train),
         "test rows predicted from the table alone, image unreadable": count(len(experiment.unreadable_test)),
     }
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]

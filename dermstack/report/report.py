@@ -266,9 +266,10 @@ def count(number: float) -> str:
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "Training", "report_html"]
 
 # Sections that are rendered elsewhere and passed in with their markup. Below: id and title of all, in page order.
-OPTIONAL_SECTIONS = ("explorer", "hard-cases", "second-look")
+OPTIONAL_SECTIONS = ("sources", "explorer", "hard-cases", "second-look")
 _CONTENTS = {
     "result": "Result",
+    "sources": "Other sources",
     "curves": "Curves",
     "explorer": "Threshold",
     "calibration": "Calibration",
@@ -314,7 +315,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
     objective = OBJECTIVE_LABELS[data.objective]
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
-    template = _templates().get_template("report.html.j2")
+    template = templates_of_page().get_template("report.html.j2")
     return template.render(
         data=data,
         entries=entries,
@@ -390,7 +391,8 @@ def _made_of(data: ReportData) -> str:
     return ", ".join(named)
 
 
-def _templates() -> Environment:
+def templates_of_page() -> Environment:
+    """Returns the Jinja environment for the sections of the page, with the filters of their tables."""
     templates = environment()
     templates.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
     templates.filters["head_width"] = head_width

@@ -1,0 +1,334 @@
+"""What is known of sources (hospitals, cameras): estimates that hold them out or not, their differences, as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dermstack.errors import StoreError
+from stack.experiment import Experiment
+from stack.json_files import read_json, verify_digest, with_digest, write_json
+from stack.metrics.by_source import OverSources, too_few
+from stack.metrics.calibration import recalibration
+from stack.metrics.intervals import Interval
+from stack.metrics.measures import jsonable
+from stack.metrics.resolution import clip_limits, clipped_logit
+
+RESULT = "leave_source_out.json"  # in the experiment's folder
+
+# How far an estimate holds sources out. Only the first is what to expect of a source that was never seen.
+HELD_OUT = "held out"  # every model that scores a row was fitted without its source
+LEVEL_2_ONLY = "held out from level 2 only"  # image models or imported predictions had seen other rows of the source
+SEEN = "in training"  # the folds hold out groups: all models had seen the source
+STRICTEST_FIRST = (HELD_OUT, LEVEL_2_ONLY, SEEN)
+
+OWN, REFITTED, TRAINED_AGAIN = "own folds", "level 2 fitted again", "trained again"  # where an estimate comes from
+
+_VERSION = 1
+_MAX_NAMED = 6  # sources or runs named in a sentence
+_SCALE_EDGE = 1e-6  # p nearer to 0 or 1 counts as this in the mean of logits
+
+
+@dataclass(frozen=True)
+class SourceEstimate:
+    """One nested estimate on the training rows: pooled, and within each source."""
+
+    origin: str  # OWN, REFITTED or TRAINED_AGAIN
+    held_out: str  # HELD_OUT, LEVEL_2_ONLY or SEEN
+    seen_by: tuple[str, ...]  # level-1 runs whose nets had seen rows of the source that they score
+    folds: int
+    rows: int
+    pooled: Interval  # of the objective
+    over: OverSources  # AUC within sources
+    pooled_difference: Interval | None = None  # this minus the estimate of the own folds, on the same rows
+    difference: Interval | None = None  # the same for the AUC within a typical source; ``se`` is NaN
+    note: str = ""  # why it may not be comparable
+
+    @property
+    def label(self) -> str:
+        """What its folds hold out, in words."""
+        if self.held_out == SEEN:
+            return "groups held out"
+        return "sources held out" if self.held_out == HELD_OUT else "sources held out from level 2 only"
+
+    @property
+    def predicts_next(self) -> bool:
+        """Whether its interval for a further source means anything: its sources were held out, and are enough."""
+        return self.held_out != SEEN and math.isfinite(self.over.next_low)
+
+
+@dataclass(frozen=True)
+class LeaveSourceOut:
+    """The estimate of the experiment's own folds beside those by sources, and what differs between the sources."""
+
+    objective: str
+    blend: str  # fingerprint of the experiment's blend
+    estimates: tuple[SourceEstimate, ...]  # the first has the experiment's own folds
+    facts: pd.DataFrame  # `source_facts` of the scores of the strictest estimate
+    joined: tuple[str, ...] = ()  # sources that are held out together, as they share split groups
+    shared_groups: int = 0  # split groups with rows in more than one source
+    left_out: int = 0  # rows of such groups outside their main source, which neither train nor score
+    untuned: bool = False  # level 2 was fitted again without tuned settings, which were chosen with other folds
+
+    @property
+    def own(self) -> SourceEstimate:
+        """The estimate of the experiment's own folds."""
+        return self.estimates[0]
+
+    @property
+    def summary(self) -> str:
+        """The AUC within a typical source of the strictest estimate, and how strict it is; "" where none holds out."""
+        best, over = self.strictest, self.strictest.over
+        if best.held_out == SEEN or not math.isfinite(over.mean):
+            return ""
+        optimistic = ", optimistic: level 1 had seen them" if best.held_out == LEVEL_2_ONLY else ""
+        return f"{bounds(over.mean, over.low, over.high)} in {over.used} sources{optimistic}"
+
+    @property
+    def strictest(self) -> SourceEstimate:
+        """The estimate that holds out most; of equals the first."""
+        return min(self.estimates, key=lambda one: STRICTEST_FIRST.index(one.held_out))
+
+
+def source_facts(
+    experiment: Experiment, rows: NDArray[np.intp], unit: NDArray[np.object_], p: NDArray[np.float64]
+) -> pd.DataFrame:
+    """Returns one row a unit of sources: who is in it, and how the calibrated ``p`` (n,) behaves there.
+
+    ``rows`` (n,) are rows of the training table and ``unit`` (n,) their sources. Columns: source, rows, groups,
+    positives, prevalence, age (median), sex and site (the most frequent, with its share), size (median width × height
+    in pixels), expected (positives, the sum of p), logit_negatives (mean logit of p among negatives), in_the_large with
+    in_the_large_low and in_the_large_high (the constant that every logit lacks: above 0 where risks are too low), slope
+    with slope_low and slope_high. NaN or "" where it is not known or groups are too few.
+    """
+    train, y = experiment.table.train.iloc[rows], experiment.target[rows] == 1
+    group = experiment.split_group[rows]
+    logit = clipped_logit(p, clip_limits(p, _SCALE_EDGE))
+    records = []
+    for name in sorted(set(unit)):
+        part = unit == name
+        of = train[part]
+        record: dict[str, Any] = {
+            "source": name, "rows": int(part.sum()), "groups": len(set(group[part])), "positives": int(y[part].sum()),
+            "prevalence": float(y[part].mean()), "age": float(of["age"].median()),
+            "sex": _most_frequent(of["sex"]), "site": _most_frequent(of["site"]), "size": _size(of),
+            "expected": float(p[part].sum()),
+            "logit_negatives": float(logit[part & ~y].mean()) if (part & ~y).any() else math.nan,
+        }  # fmt: skip
+        if not too_few(y[part], group[part]):
+            found = recalibration(y[part], p[part], group[part])
+            for key, value in (("in_the_large", found.in_the_large), ("slope", found.slope)):
+                record |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+        records.append(record)
+    columns = ["source", "rows", "groups", "positives", "prevalence", "age", "sex", "site", "size", "expected"]
+    columns += [
+        "logit_negatives",
+        *(f"{key}{end}" for key in ("in_the_large", "slope") for end in ("", "_low", "_high")),
+    ]
+    return pd.DataFrame(records).reindex(columns=columns)
+
+
+def estimate_table(found: LeaveSourceOut) -> pd.DataFrame:
+    """Returns one row an estimate: what is held out, folds, the objective with its interval, the AUC within a source.
+
+    ``next source`` is the 95 % prediction interval for the AUC within a source that is not among these.
+    """
+    records = []
+    for one in found.estimates:
+        over = one.over
+        enough = math.isfinite(over.mean)
+        records.append({
+            "estimate": one.label + (" (trained again)" if one.origin == TRAINED_AGAIN else ""),
+            "folds": one.folds,
+            "rows": one.rows,
+            found.objective: str(one.pooled),
+            "AUC in a typical source": bounds(over.mean, over.low, over.high) if enough else "too few sources",
+            "next source": f"{over.next_low:.3f} to {over.next_high:.3f}" if one.predicts_next else "–",
+            "sources": f"{over.used} of {len(over.sources)}",
+            "difference": "" if one.difference is None else bounds(*_ends(one.difference), sign="+"),
+        })  # fmt: skip
+    return pd.DataFrame(records)
+
+
+def source_sentences(found: LeaveSourceOut) -> list[str]:
+    """Says what the estimates mean for a source that the models have never seen, one sentence each, in plain words."""
+    best, over = found.strictest, found.strictest.over
+    said = []
+    reach = f"{over.next_low:.3f} to {over.next_high:.3f}"
+    if best.held_out == SEEN:
+        said.append("No estimate holds sources out: these numbers hold for new patients of the same sources only.")
+    elif best.held_out == LEVEL_2_ONLY:
+        named = f"{', '.join(best.seen_by[:_MAX_NAMED])}{', …' if len(best.seen_by) > _MAX_NAMED else ''}"
+        said.append(
+            f"For an unseen source this is optimistic: level 2 and the blend were fitted without it, but {named} had "
+            "been trained on other images of it. Expect less; `dermstack oof --by-source` and `dermstack stack "
+            "--by-source` train everything again without it."
+        )
+        if math.isfinite(over.next_low):
+            said.append(f"The interval for the next source, {reach}, does not contain this optimism.")
+    else:
+        said.append(
+            "Every model that scores a source here was fitted without it; weights and calibration were fitted on "
+            "scores of the other sources."
+        )
+        if math.isfinite(over.next_low):
+            said.append(
+                f"In the next source, if it is one like these, expect an AUC of {reach} (95 % prediction interval from "
+                f"{over.used} sources)."
+            )
+    if best.difference is not None:
+        said.append(_difference_sentence(best.difference))
+    if best.pooled_difference is not None:
+        said.append(
+            f"Over the images of all sources together, {found.objective} changes by "
+            f"{bounds(*_ends(best.pooled_difference), sign='+')}, which counts shifts between sources too."
+        )
+    if over.used == 2:
+        said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
+    elif over.used < 2:
+        said.append(
+            f"{over.used} of {len(over.sources)} sources has enough groups of both classes for an AUC: too few to say "
+            "how well the models do in another source."
+        )
+    if few := [str(row["source"]) for row in over.sources.to_dict("records") if row["note"]]:
+        more = ", …" if len(few) > _MAX_NAMED else ""
+        said.append(f"Too few groups for an AUC of their own: {', '.join(few[:_MAX_NAMED])}{more}.")
+    if found.joined:
+        said.append(
+            f"{found.shared_groups:,} split groups have images of more than one source, so these are held out "
+            f"together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+        )
+    if found.left_out:
+        said.append(
+            f"{found.shared_groups:,} split groups have images of more than one source: their {found.left_out:,} "
+            "images outside their main source are neither trained on nor scored where sources are held out."
+        )
+    if found.untuned:
+        said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")
+    said += [f"The estimate of the models trained again: {one.note}." for one in found.estimates if one.note]
+    return said
+
+
+def _difference_sentence(difference: Interval) -> str:
+    """Says whether the estimate with sources held out is lower than that with groups held out, on the same images."""
+    reach = bounds(*_ends(difference), sign="+")
+    if difference.high < 0:
+        return f"Within a source, the AUC is lower than with groups held out, by more than noise: {reach}."
+    if difference.low > 0:
+        return f"Within a source, the AUC is higher than with groups held out, by more than noise: {reach}."
+    return (
+        f"Within a source, the AUC is not shown to differ from that with groups held out: {reach}; a loss of "
+        f"{max(-difference.low, 0):.3f} could not be excluded."
+    )
+
+
+def headline_note(found: LeaveSourceOut) -> str:
+    """Says in one paragraph what a reader of the headline has to know of other sources."""
+    best = found.strictest
+    typical = best.over
+    if best.held_out == SEEN:
+        return "This estimate holds for new patients of the same sources; no source was held out."
+    if not math.isfinite(typical.mean):
+        return f"With sources held out, {found.objective} is {best.pooled}; sources are too few for an AUC within them."
+    what = "Where its source was held out" if best.held_out == HELD_OUT else "Where level 2 had not seen its source"
+    own, mean = found.own.over, bounds(typical.mean, typical.low, typical.high)
+    before = f", with groups held out {own.mean:.3f}" if best is not found.own and math.isfinite(own.mean) else ""
+    note = f"{what}, the AUC within a typical source is {mean}{before}"
+    if best.predicts_next:
+        note += f"; 95 % prediction interval for the next source {typical.next_low:.3f} to {typical.next_high:.3f}"
+    if best.held_out == LEVEL_2_ONLY:
+        note += ". This is still optimistic, as the models of level 1 had been trained on other images of the source"
+    return f"{note}. See the section on other hospitals and cameras."
+
+
+def bounds(value: float, low: float, high: float, *, sign: str = "") -> str:
+    """Formats a value with its interval."""
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+def write_leave_source_out(folder: Path, made: LeaveSourceOut) -> None:
+    """Writes the estimates as leave_source_out.json into the experiment's ``folder``."""
+    estimates = [
+        jsonable(replace(one, over=None)) | {"over": _over_to_json(one.over)}  # type: ignore[arg-type]
+        for one in made.estimates
+    ]
+    content = {
+        "version": _VERSION, "objective": made.objective, "blend": made.blend, "estimates": estimates,
+        "facts": jsonable(made.facts.to_dict("records")), "joined": list(made.joined),
+        "shared_groups": made.shared_groups, "left_out": made.left_out, "untuned": made.untuned,
+    }  # fmt: skip
+    write_json(folder / RESULT, with_digest(content))
+
+
+def stored_leave_source_out(folder: Path, fingerprint: str) -> LeaveSourceOut | None:
+    """Reads the estimates in an experiment's ``folder`` for the blend of this ``fingerprint``.
+
+    None where there are none, or they are of another blend. Raises StoreError for a damaged file.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        found = verify_digest(read_json(path))
+        if found["version"] != _VERSION or found["blend"] != fingerprint:
+            return None
+        return LeaveSourceOut(
+            found["objective"], found["blend"], tuple(map(_estimate_of, found["estimates"])), _frame(found["facts"]),
+            tuple(found["joined"]), int(found["shared_groups"]), int(found["left_out"]), bool(found["untuned"]),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is damaged ({error}): remove it and run `dermstack stack` again") from error
+
+
+def _estimate_of(content: Mapping[str, Any]) -> SourceEstimate:
+    intervals = {name: _interval_of(content[name]) for name in ("pooled", "pooled_difference", "difference")}
+    assert intervals["pooled"] is not None
+    over = dict(content["over"])
+    table = _frame(over.pop("sources"))
+    table["note"] = table["note"].fillna("")
+    known = {name: content[name] for name in ("origin", "held_out", "folds", "rows", "note")}
+    return SourceEstimate(
+        **known, **intervals, seen_by=tuple(content["seen_by"]),  # type: ignore[arg-type]
+        over=OverSources(table, **{name: _number(value) for name, value in over.items()}),
+    )  # fmt: skip
+
+
+def _over_to_json(over: OverSources) -> dict[str, Any]:
+    table = jsonable(over.sources.to_dict("records"))
+    return {**jsonable(replace(over, sources=None)), "sources": table}  # type: ignore[arg-type]
+
+
+def _interval_of(content: Mapping[str, Any] | None) -> Interval | None:
+    return None if content is None else Interval(**{name: _number(value) for name, value in content.items()})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([
+        {key: math.nan if value is None else value for key, value in record.items()} for record in records
+    ])  # fmt: skip
+
+
+def _most_frequent(words: pd.Series) -> str:
+    counts = words.value_counts()
+    return "" if counts.empty else f"{counts.index[0]} {counts.iloc[0] / len(words):.0%}"
+
+
+def _size(rows: pd.DataFrame) -> str:
+    if "width" not in rows or "height" not in rows or not rows[["width", "height"]].notna().all(axis=1).any():
+        return ""
+    return f"{rows['width'].median():.0f} × {rows['height'].median():.0f}"
