@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -260,7 +259,7 @@ def _performance(y: np.ndarray, before: Floats, after: Floats, group: np.ndarray
         len(chosen), {kind: chosen.count(kind) for kind in dict.fromkeys(chosen)},
         (_negated(losses[0]), _negated(losses[1])), change,
         (lines[0].in_the_large, lines[1].in_the_large), (lines[0].slope, lines[1].slope),
-        tuple(benefit.to_dict("records")),
+        tuple({str(name): value for name, value in row.items()} for row in benefit.to_dict("records")),
     )  # fmt: skip
 
 
@@ -327,7 +326,7 @@ def write_recalibrated(bundle: Bundle, found: Recalibrated, target: Path) -> Bun
     return Bundle(target, made.manifest)
 
 
-def _content(bundle: Bundle) -> Mapping[str, Any]:
+def _content(bundle: Bundle) -> dict[str, Any]:
     return {key: value for key, value in bundle.manifest.items() if key not in ("format", "files")}
 
 
@@ -368,7 +367,7 @@ def show_recalibrated(found: Recalibrated, out: Out) -> None:
         )
         if of_rows.net_benefit:
             benefit = pd.DataFrame(of_rows.net_benefit)
-            scaled = benefit.assign(**{name: 1000 * benefit[name] for name in benefit if name != "threshold"})
+            scaled = benefit.assign(**{str(name): 1000 * benefit[name] for name in benefit if name != "threshold"})
             out.table(scaled, "Net benefit per 1,000 images of acting from a risk on, before and after, likewise")
     if found.needed:
         show_needed(found.needed, out)
