@@ -16,9 +16,11 @@ import yaml
 from pydantic import (
     Field,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -27,7 +29,9 @@ from dermstack.masking import MASK, mask_secrets
 from stack.data_config import Data
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
-from stack.metrics.objective import Objective
+from stack.metrics.objective import OBJECTIVES
+from stack.metrics.own_metric import is_import_path, own_metric
+from stack.review_config import Review
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
@@ -235,7 +239,9 @@ class Config(Strict):
     runs: ConfigPath = Field("../runs", validate_default=True)  # folder of the experiments
     cache: ConfigPath = Field("../cache", validate_default=True)  # folder of the decoded images
     seed: Seed = 0  # seed of everything random except the assignment to folds
-    objective: Objective = "auc"  # metric of the headline, of blends and of studies
+    # metric of the headline, of blends and of studies: `auc`, `pauc80`, `ap`, `logloss`, or `module:function`, which is
+    # in a .py file beside the config, takes targets and scores and returns a number, higher is better
+    objective: str = "auc"
     threads: int = Field(2, ge=1)  # threads of each task; a setting, because their number changes the output bytes
     n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
@@ -249,6 +255,7 @@ class Config(Strict):
     features: Features = Features()  # features of the level-2 matrix
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
     blend: Blend = Blend()  # how runs are combined into one score
+    review: Review | None = None  # which images the ensemble decides and which go to a person; none: no such decision
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
     storage: SecretStr | None = None
@@ -283,6 +290,28 @@ class Config(Strict):
     def model_names(self) -> list[str]:
         """Names of all image models and stackers of this config, also of those with `enabled: false`."""
         return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
+
+    @field_validator("objective")
+    @classmethod
+    def _check_objective(cls, objective: str, info: ValidationInfo) -> str:
+        if objective in OBJECTIVES:
+            return objective
+        if not is_import_path(objective):
+            names = [repr(name) for name in OBJECTIVES]
+            raise ValueError(
+                f"choose {', '.join(names[:-1])} or {names[-1]}, got {objective!r}; a function of your own is written "
+                "as module:function"
+            )
+        folder = (info.context or {}).get("folder", Path.cwd())
+        try:
+            return own_metric(objective, Path(folder), may_take_groups=False)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @model_serializer(mode="wrap")
+    def _without_absent_review(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a `review` that is not there, so that what is written of other configs stays as it was."""
+        return {name: value for name, value in handler(self).items() if name != "review" or value is not None}
 
     @field_validator("storage")
     @classmethod

@@ -21,8 +21,10 @@ from stack.config import Config
 from stack.experiment import Experiment
 from stack.images import cache_users_folder
 from stack.ledger import append_line, read_lines
+from stack.metrics.decision_metrics import decision_metric
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
-from stack.metrics.scores import auc, auc_by_fold, average_precision
+from stack.metrics.own_metric import is_import_path, own_metric
+from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.metrics.shuffle import auc_equal_size
 from stack.store import Run, locked, read_frame, read_run
 from stack.submission import FITS_FOLDER
@@ -117,7 +119,14 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
             )
     objective = objective or str((run_a.meta.get("objective") or run_b.meta.get("objective")) or "auc")
     y, groups = both["target_a"], both["split_group_a"].to_numpy(object)
-    difference = paired_difference(objective, y, both["score_a"], both["score_b"], groups)
+    if is_import_path(objective):
+        objective = own_metric(objective, Path.cwd(), may_take_groups=True)
+    objective_label(objective)  # raises for an unknown one
+    metric = decision_metric(objective)
+    used = "p" if metric is not None and metric.needs_p else "score"
+    difference = paired_difference(
+        objective, y, both[f"{used}_a"], both[f"{used}_b"], groups, patient=both["group_a"].to_numpy(object)
+    )
     p = clustered_auc(y, both[["score_a", "score_b"]], groups).difference()[1] if objective == "auc" else None
     selected = tuple(name for name, run in ((a, run_a), (b, run_b)) if run.meta.get("selected"))
     return Comparison(difference, len(both), objective, p, selected)
@@ -139,16 +148,20 @@ def find_run(runs: Path, name: str) -> Run:
 
 
 def run_scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
-    """Returns id, score, target and split_group of the rows that the run covers."""
+    """Returns id, score, p, target, group and split_group of the rows that the run covers.
+
+    ``p`` of a blend is calibrated; its score only orders rows.
+    """
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")
     score = oof["score"] if "score" in oof else oof["p"]
-    rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64")})
+    p = oof["p_calibrated"] if "p_calibrated" in oof else oof.get("p", score)
+    rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64"), "p": p.astype("float64")})
     table, folds = (
         read_frame(folder / f"{part}.parquet", remedy="dermstack stack")[columns]
-        for part, columns in (("table", ["id", "target", "part"]), ("folds", ["id", "split_group"]))
+        for part, columns in (("table", ["id", "target", "group", "part"]), ("folds", ["id", "split_group"]))
     )
-    return rows.merge(table[table["part"] == "train"][["id", "target"]], on="id").merge(folds, on="id")
+    return rows.merge(table[table["part"] == "train"][["id", "target", "group"]], on="id").merge(folds, on="id")
 
 
 INTERRUPTED_AFTER_S = 3600.0  # no write takes an hour; another process may still be writing a younger temporary file

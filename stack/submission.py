@@ -29,9 +29,11 @@ from stack.fold_needs import blend_methods, warn_of_two_folds
 from stack.keys import keys_as_in
 from stack.metrics.expected_positives import calibration_noise, expected_positives
 from stack.metrics.intervals import interval
+from stack.metrics.review_band import Band
 from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
+from stack.review import with_decisions, write_review
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
 from stack.views import blended_runs, check_blended_runs
@@ -182,8 +184,9 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     else:
         read_verified_run(folder)
         out.say("blend: complete, skipped")
+    band = write_review(experiment, run, out)
     if len(experiment.as_read.test):
-        _write_predictions(experiment, run)
+        _write_predictions(experiment, run, band)
     return run
 
 
@@ -303,7 +306,7 @@ def fold_scores(blender: Blender, predictions: Predictions) -> NDArray[np.float6
     )
 
 
-def _write_predictions(experiment: Experiment, blend: Run) -> None:
+def _write_predictions(experiment: Experiment, blend: Run, band: Band | None) -> None:
     """Writes predictions.parquet and submission.csv from the blend's test rows: same bytes for the same blend.
 
     Test rows whose image cannot be read get the declared fallback, and are listed in fallback.csv.
@@ -316,7 +319,7 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
         target_column=data.columns.target_column,
         sample=data.sample_submission,
     )
-    write_frame(experiment.folder / "predictions.parquet", test)
+    write_frame(experiment.folder / "predictions.parquet", with_decisions(test, band))
     with atomic(experiment.folder / "submission.csv") as temporary:
         temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
     list_fallback_rows(experiment, test)

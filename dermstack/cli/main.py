@@ -16,6 +16,7 @@ import typer
 
 from dermstack.cli.compare import commands as compare_commands
 from dermstack.cli.data import commands as data_commands
+from dermstack.cli.forensics import commands as forensics_commands
 from dermstack.cli.import_oof import commands as import_commands
 from dermstack.cli.options import (
     BySourceOption,
@@ -358,6 +359,7 @@ def runs(
 app.add_typer(compare_commands)
 app.add_typer(start_commands)
 app.add_typer(import_commands)
+app.add_typer(forensics_commands)
 app.add_typer(data_commands)
 app.add_typer(serve_commands)
 

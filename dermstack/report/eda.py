@@ -207,7 +207,7 @@ def eda_html(
     templates = environment()
     templates.filters["count"] = lambda value: f"{value:,}"
     return templates.get_template("eda.html.j2").render(
-        style=(TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8"),  # shared with the report
+        style="".join((TEMPLATE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "sort.css")),
         name=name,
         by=by,
         facts=_facts(table),

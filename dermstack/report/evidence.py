@@ -24,6 +24,7 @@ from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.model_card import write_model_card
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
+from dermstack.report.review import band_sentences
 from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
 from stack.blend.copies import copies_text
@@ -35,10 +36,11 @@ from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
-from stack.metrics.decisions import decision_curve, round_thresholds
+from stack.metrics.decisions import decision_curve, decision_numbers, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
 from stack.probes import make_probes
+from stack.review import shown_review
 from stack.source_estimates import headline_note, stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
@@ -182,6 +184,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             runs=data.runs,
             subgroups=_card_subgroups(data.subgroups),
             notes=[*data.notes, *data.diagnostics],
+            decisions=band_sentences(data.review.band) if data.review else (),
         )
         progress(1)
     return path
@@ -281,7 +284,12 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         decision=Decision(
             decision_curve(y, oof["p_calibrated"], split_group),
             decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
+            decision_numbers(
+                y, score, oof["p_calibrated"], split_group,
+                experiment.table.train["group"].to_numpy(object)[rows] if experiment.table.groups_known else None,
+            ),
         ),
+        review=shown_review(experiment, blend, out),
         by_fold=fold_table(experiment, [blend, *runs]),
         agreement=rank_correlations([blend, *runs]),
         uncut=len(words) - len(cut),

@@ -29,23 +29,36 @@ _OPERATING_POINTS = {  # operating points that clinical readers look for
 
 
 def write_model_card(
-    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+    experiment: Experiment,
+    blend: Run,
+    *,
+    runs: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    notes: Sequence[str],
+    decisions: Sequence[str] = (),
 ) -> Path:
     """Writes `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
-    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes)
+    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes, decisions=decisions)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def model_card(
-    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+    experiment: Experiment,
+    blend: Run,
+    *,
+    runs: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    notes: Sequence[str],
+    decisions: Sequence[str] = (),
 ) -> str:
     """Returns the card as Markdown, with the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
 
     ``runs`` is `stack.history.run_table` of the blend's runs; ``subgroups`` has subgroup, level, rows, positives, auc,
-    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline.
+    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline; ``decisions``
+    are the sentences of the review band, if there is one.
     """
     oof = blend.frame("oof")
     train = experiment.table.train
@@ -57,6 +70,7 @@ def model_card(
     templates.globals["bounds"] = _bounds
     return templates.get_template("model_card.md.j2").render(
         name=experiment.name,
+        decisions=decisions,
         version=version("dermstack"),
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         fingerprint=blend.meta["fingerprint"],

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stack.metrics.intervals import Interval
+from stack.review import ReviewResult
 from stack.training_curves import TrainingCurve
 from stack.tune.studies import StudyHistory
 
@@ -40,6 +41,7 @@ class Decision:
 
     curve: pd.DataFrame  # at a fine grid of thresholds
     at_round_thresholds: pd.DataFrame  # at a few round thresholds
+    numbers: pd.DataFrame | None = None  # `stack.metrics.decisions.decision_numbers`
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class ReportData:
     target: str = ""  # name of the csv column of targets
     calibration: Calibration | None = None
     decision: Decision | None = None
+    review: ReviewResult | None = None  # the review band, where the config asks for one
     by_fold: pd.DataFrame | None = None  # `stack.history.fold_table`, the blend's line first
     agreement: pd.DataFrame | None = None  # `stack.history.rank_correlations`
     uncut: int = 0  # categorical columns without subgroups, because others come first

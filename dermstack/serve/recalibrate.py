@@ -126,6 +126,11 @@ def recalibrate_to_bundle(
     else:
         made = write_recalibrated(bundle, found, target)
         out.say(f"{target}: id {made.fingerprint}, parent {bundle.fingerprint}; {local_note(made)}")
+        if bundle.manifest.get("review"):
+            out.warn(
+                "the new bundle has no review band: the band of its parent is guaranteed for patients of training, not "
+                "for those that the risks are recalibrated for"
+            )
         out.say(f"next: dermstack predict --bundle {target} --images FOLDER --out predictions.csv")
     shutil.rmtree(work, ignore_errors=True)
     return found
@@ -327,7 +332,11 @@ def write_recalibrated(bundle: Bundle, found: Recalibrated, target: Path) -> Bun
 
 
 def _content(bundle: Bundle) -> dict[str, Any]:
-    return {key: value for key, value in bundle.manifest.items() if key not in ("format", "files")}
+    """Returns the manifest without what depends on the files, and without the review band.
+
+    The band's guarantee is about patients of training; its predictive values fail at another prevalence.
+    """
+    return {key: value for key, value in bundle.manifest.items() if key not in ("format", "files", "review")}
 
 
 def show_needed(needed: tuple[LabelsNeeded, ...] | list[LabelsNeeded], out: Out) -> None:

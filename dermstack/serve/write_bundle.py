@@ -28,6 +28,7 @@ from dermstack.serve.expectations import (
     write_promise,
 )
 from dermstack.serve.questions import write_ranges
+from dermstack.serve.review import review_entry
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from image_models.settings import is_own_backbone
@@ -126,6 +127,7 @@ def write_bundle(
         write_promise(measure_promise(experiment, blend), folder)
         write_ranges(experiment, folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts) | ({"fallback": True} if fallback else {})
+        manifest |= review_entry(experiment, blend)
         if onnx:
             manifest["onnx"] = add_onnx(experiment, write_manifest(folder, manifest), out)
         costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)

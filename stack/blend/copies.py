@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from stack.blend.nested import NestedBlend, blend_nested
 from stack.metrics.intervals import Interval, paired_difference
-from stack.metrics.scores import OBJECTIVE_LABELS, Bools, Floats
+from stack.metrics.scores import Bools, Floats, objective_label
 from stack.ranks import NetRanks
 
 NEAR_COPY = 0.98  # rank correlation; fold models of one real network had at most 0.96
@@ -101,7 +101,7 @@ def copies_text(record: Mapping[str, Any], objective: str) -> str:
     text = f"near copies by rank correlation: {groups}"
     if (change := record["change"]) is None:
         return f"{text}. What leaving them out would change is not measured for the weights of a study"
-    measure = OBJECTIVE_LABELS[objective]
+    measure = objective_label(objective)
     return (
         f"{text}. With only {kept} of these, {record['method']} has a nested {measure} that differs "
         f"by {change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] (`blend.runs` selects runs)"

@@ -17,6 +17,7 @@ from stack.metrics.expected_positives import CalibrationNoise, expected_positive
 from stack.metrics.intervals import Z95, Interval, interval
 from stack.metrics.joint import JointTest, correlation_of, joint_test, paired_draws
 from stack.metrics.measures import Measures, measure, measures_from_json
+from stack.metrics.review_band import ReviewCheck
 from stack.metrics.scores import auc
 from stack.metrics.subgroups import find_subgroups, subgroups
 
@@ -104,6 +105,7 @@ class Validation:
     lacking: tuple[str, ...]  # columns that the expectation was made with, and that no row has here
     verdict: str  # AGREES or DIFFERS by the joint test; COLUMNS_MISSING or UNDECIDED where nothing can be compared
     expected_positives: Interval  # sum of p_calibrated, with the prediction interval of the positives
+    review: ReviewCheck | None = None  # of the bundle's review band; None where it has none
 
     @property
     def apart(self) -> list[str]:
