@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.copies import change_without_copies, copies_record, copies_text, near_copies
+from stack.blend.fold_average import average_scores, calibrate_average
 from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
 from stack.blend.state import blender_state
@@ -27,6 +28,7 @@ from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, unit_poolings, warn_of_two_folds
 from stack.keys import keys_as_in
+from stack.metrics.expected_positives import calibration_noise, expected_positives
 from stack.metrics.intervals import interval
 from stack.metrics.review_band import Band
 from stack.metrics.scores import auc_by_fold
@@ -280,8 +282,21 @@ def _blend(
         )  # fmt: skip
     for name in nested.by_method:
         oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
-    test = pd.DataFrame({"id": scored.table.test["id"], "score": score_unseen(nested.final, predictions)})
-    test["p_calibrated"] = calibration.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    of_folds = fold_scores(nested.final, predictions)
+    test = pd.DataFrame({"id": scored.table.test["id"], "score": average_scores(of_folds)})
+    averaged = calibrate_average(calibration.final, of_folds)
+    test["p_calibrated"] = averaged.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    if len(test):
+        number = expected_positives(test["p_calibrated"], calibration_noise(y, calibration.p, split_group))
+        out.say(
+            f"calibration: {number.value:,.0f} of {len(test):,} test rows are expected to be positive, 95 % prediction "
+            f"interval {number.low:,.0f} to {number.high:,.0f} if they are of the population of training"
+        )
+    if len(test) and averaged.kept:
+        out.say(
+            f"calibration: {averaged.kept}, so the risks of averaged scores are those of single fold nets, which are "
+            "slightly too low on average and too little spread"
+        )
     settings, distributions = blender_state(nested.final)
     meta = {
         "fingerprint": fingerprint(inputs),
@@ -299,8 +314,11 @@ def _blend(
         "transforms": dict(zip(predictions.names, nested.final.transforms_.tolist(), strict=True)),
         "methods": summary.to_dict("records"),
         "blender": settings,
-        "calibrator": calibrator_state(calibration.final),
-        "calibration": calibration_record(calibration, y, split_group),
+        "calibrator": calibrator_state(averaged.final),
+        "calibration": {
+            **calibration_record(calibration, y, split_group),
+            "fold_average": averaged.record(),
+        },
         "runs": list(names),
         **({} if every == list(names) else {"all_runs": every}),
         **about_copies,
@@ -316,14 +334,20 @@ def _blend(
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
     """Returns the scores (rows,) of test rows: blends each fold net's predictions, then averages the blends' logits."""
-    if not predictions.test.shape[1]:
-        return np.empty(0)
-    blended = [
-        blender.predict_proba(expit(logits.astype(np.float64)), nets=np.broadcast_to(nets, logits.shape))[:, 1]
-        for logits, nets in zip(predictions.test, predictions.test_nets, strict=True)
-    ]
-    scores: NDArray[np.float64] = expit(np.mean([logit(np.clip(score, 1e-12, 1 - 1e-12)) for score in blended], axis=0))
-    return scores
+    return average_scores(fold_scores(blender, predictions))
+
+
+def fold_scores(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
+    """Returns the scores (folds, rows) of test rows by the blend of each fold net's predictions."""
+    folds, rows = predictions.test.shape[:2]
+    if not rows:
+        return np.empty((folds, 0))
+    return np.stack(
+        [
+            blender.predict_proba(expit(logits.astype(np.float64)), nets=np.broadcast_to(nets, logits.shape))[:, 1]
+            for logits, nets in zip(predictions.test, predictions.test_nets, strict=True)
+        ]
+    )
 
 
 def _write_predictions(experiment: Experiment, blend: Run, band: Band | None) -> None:

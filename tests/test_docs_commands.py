@@ -51,8 +51,8 @@ def test_every_target_that_is_shown_is_run_elsewhere_or_has_a_reason() -> None:
 ORDER = {
     "ham": [
         "--help", "init .*", "plan .*",
-        "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "tune blend .*", "tune gbdt .*",
-        "tune image .*", "app .*",
+        "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "recalibrate .*", "tune blend .*",
+        "tune gbdt .*", "tune image .*", "app .*",
     ],
     "tutorial": [
         "import-dicom .*", "import-tfrecord .*", "init .*", "plan .*", "eda .*", "audit -c mine.yaml( --no-pictures)?",

@@ -18,11 +18,12 @@ from threadpoolctl import threadpool_limits
 
 from dermstack.errors import BundleError, DermstackError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.local_map import local_map
 from image_models.cache import ImageCache
 from image_models.predict import VIEW_COUNTS, NetOutput
 from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender
-from stack.blend.calibration import Calibrator, calibrator_from_state
+from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
 from stack.blend.state import blender_from_state
 from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
@@ -42,10 +43,8 @@ from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
 FEATURES, SECOND_FEATURES = "features", "features_second_stage"  # folders of the fitted transforms of each matrix
 MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes for each
 # What reading and applying the parts of a bundle raises where they are not what dermstack writes.
-CONTENT_ERRORS = (
-    DermstackError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, RecursionError,
-    MemoryError,
-)  # fmt: skip
+CONTENT_ERRORS: tuple[type[Exception], ...] = (DermstackError, LookupError, TypeError, ValueError, AttributeError)
+CONTENT_ERRORS += (ArithmeticError, OSError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class FittedEnsemble:
     threads: int
     blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
     second: SecondStage | None = None
+    local: Rescaled | None = None  # the recalibration that `calibrator` ends with
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
         """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
@@ -179,7 +179,8 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         blended = tuple(every.index(name) for name in settings.get("runs", every))  # ValueError for an unknown name
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
         threads = int(manifest["threads"])
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second)
+        local = local_map(bundle, calibrator)
+        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second, local)
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:

@@ -89,6 +89,22 @@ class _Training(_StrictModel):
     positives: int = Field(ge=0)
 
 
+class _Recalibration(_StrictModel):
+    """The line that moves risks for other patients than those of training, and what it was made from."""
+
+    parent: str = Field(pattern=r"^[0-9a-f]{12}$")
+    kind: Literal["intercept", "slope", "prevalence"]
+    slope: FiniteFloat = Field(gt=0)
+    intercept: FiniteFloat
+    se: FiniteFloat = Field(ge=0)
+    effect: FiniteFloat = Field(ge=0)
+    rows: int = Field(ge=0)
+    positives: int = Field(ge=0)
+    groups: int = Field(ge=0)
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    labels: str | None = Field(None, max_length=100)
+
+
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
 _Count = Annotated[int, Field(ge=0, le=1 << 40)]
 
@@ -169,6 +185,7 @@ class Manifest(_StrictModel):
     scales: _Scales
     second_stage: _SecondStage | None = None
     training: _Training
+    recalibration: _Recalibration | None = None  # of a bundle that `dermstack recalibrate` made
     fallback: bool = False  # whether it can predict from the table alone where an image cannot be read
     review: _ReviewBand | None = None  # which risks are decided, and which go to a person
     files: dict[str, _File]

@@ -26,6 +26,7 @@ from dermstack.serve.ensemble import (
     read_level1,
 )
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
+from dermstack.serve.local_map import local_note
 from dermstack.serve.review import decided, say_decisions
 from dermstack.serve.words import known_words, unknown_words
 from image_models.cache import ImageCache, build_cache
@@ -258,7 +259,7 @@ def with_unreadable(
     Rows are in the order of ``frame``; the column ``basis`` says what each is predicted from.
     """
     rest = ~frame["id"].isin(made["id"]).to_numpy(bool)
-    others = pd.concat([frame["id"], fallback.score(frame, fitted.calibrator)], axis=1)[rest]
+    others = pd.concat([frame["id"], fallback.score(frame, fitted.calibrator, fitted.local)], axis=1)[rest]
     if "far" in made:
         others = others.assign(novelty=np.nan, far=False)
     together = pd.concat([made.assign(basis="images"), others], ignore_index=True) if len(made) else others
@@ -444,6 +445,6 @@ def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
         f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
         f"of {rows.frame['group'].nunique():,} groups to predict"
     )
-    selection = [bundle.selection_note] if bundle.selection_note else []
-    for note in [*selection, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:
+    about = filter(None, (bundle.selection_note, local_note(bundle)))
+    for note in [*about, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:
         out.warn(note)

@@ -118,7 +118,7 @@ def write_bundle(
         experiment, image_runs, stackers, blend = small.experiment, [small.run], [], small.blend
         out.say(small.described())
     config = experiment.config
-    with _staging_folder(target) as staging:
+    with staging_folder(target) as staging:
         folder = staging / "bundle"
         folder.mkdir()
         second = {one.name for one in config.stackers if is_second_stage(one, config.stackers)}
@@ -180,7 +180,7 @@ def _check_replaceable(target: Path) -> None:
 
 
 @contextmanager
-def _staging_folder(target: Path) -> Iterator[Path]:
+def staging_folder(target: Path) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``target``; files that a killed process left there are removed first."""
     folder = target.with_name(f".{target.name}.making")
     with locked(folder):
