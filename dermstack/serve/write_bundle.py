@@ -199,11 +199,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     """Returns image runs, stackers and blend of the current config. Raises BundleError naming the command to run."""
-    if experiment.config.predict_per is not None:
-        raise BundleError(
-            "predict_per: a bundle predicts single images and cannot pool them into units yet: `dermstack stack` "
-            "predicts the units of data.test; to bundle what predicts single images, stack in an experiment without it"
-        )
+    _refuse_own_features(experiment)
     again = f"run `{experiment.command('stack')}` first"
     level1 = level1_runs(experiment)
     if imported := [run.name for run in level1 if run.meta["kind"] == "imported"]:
@@ -216,7 +212,6 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
             f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
             "cannot be bundled yet"
         )
-    _refuse_own_features(experiment)
     if own := [run for run in level1 if is_own_backbone(run.meta["settings"]["backbone"])]:
         raise BundleError(
             f"{own[0].name}: its backbone {own[0].meta['settings']['backbone']} is your own code, which a bundle does "
@@ -251,7 +246,12 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
 
 
 def _refuse_own_features(experiment: Experiment) -> None:
-    """Raises BundleError where features are the user's own code."""
+    """Raises BundleError where features are the user's own code, and for predictions per unit."""
+    if experiment.config.predict_per is not None:
+        raise BundleError(
+            "predict_per: a bundle predicts single images and cannot pool them into units yet: `dermstack stack` "
+            "predicts the units of data.test; to bundle what predicts single images, stack in an experiment without it"
+        )
     if experiment.config.features.python is not None:
         raise BundleError(
             f"features.python {experiment.config.features.python.name} is your own code, which a bundle does not "
