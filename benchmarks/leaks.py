@@ -24,6 +24,7 @@ from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding
 from dermstack.audit.labels import doubtful_labels
+from dermstack.audit.pseudo_labels import pseudo_label_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.run import run_audit
 from dermstack.audit.runs import run_findings
@@ -113,6 +114,11 @@ def runs(world: LeakDataSet) -> list[Finding]:
     return run_findings(experiment, read_runs(experiment.models))
 
 
+def second_rounds(world: LeakDataSet) -> list[Finding]:
+    experiment = world.open()
+    return pseudo_label_findings(experiment, read_runs(experiment.models))
+
+
 def second_looks(world: LeakDataSet) -> list[Finding]:
     """Reports if at least half of the flipped labels are listed, or, on clean data, more than 1 % of the rows."""
     experiment = world.open()
@@ -176,6 +182,8 @@ PLANTED_LEAKS = [
         "cannot tell", honest=planted.honest_nets),
     PlantedLeak("scales of fold models", "logits of one net two higher than those of the next", planted.scales_differ,
         runs, "scales", honest=planted.honest_nets),
+    PlantedLeak("pseudo-labels of all folds", "a net trained on the mean of all fold models' predictions for test rows",
+        planted.labels_of_all_folds, second_rounds, "may know the targets", honest=planted.labels_of_each_fold),
     PlantedLeak("flipped labels", "six negatives called positive", planted.flipped_labels, second_looks, "second look"),
     PlantedLeak("groups in two folds", "folds assigned by row in the code", planted.torn_by_code, shuffles,
         "models predict shuffled", honest=planted.whole_patients),

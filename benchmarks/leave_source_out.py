@@ -69,9 +69,10 @@ def ham10000(data: Path, folder: Path) -> None:
     dermstack("stack", "-c", str(config), "--no-report")
     frozen = [model for model in settings["image_models"] if model.get("frozen")]
     features = {"logits": False, "aggregates": False, "neighbours": False, "frozen_z": 64}
-    stackers = [{"name": "embedding", "kind": "logistic", "features": features}]
+    stackers = [{"name": "embedding", "kind": "logistic"}]
     settings |= {
         "image_models": frozen,
+        "features": features,
         "stackers": stackers,
         "blend": {"methods": ["rank_mean"], "runs": ["embedding"]},
     }

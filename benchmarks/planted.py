@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
+from pseudo_labels import FEATURES, INFORMATIVE, DataSet, first_round, second_rounds
+from scipy.special import expit
 
 from dermstack.cli.demo_data import write_demo_data
 from image_models.frozen_head import fit_head
@@ -251,6 +253,37 @@ def honest_nets(world: LeakDataSet) -> None:
 
 def scales_differ(world: LeakDataSet) -> None:
     _import_nets(world, lambda fold, net: fold != net, scale=2.0)
+
+
+def _import_second_round(world: LeakDataSet, labels: str) -> None:
+    """Imports two first-round models and a net that learned test rows with ``labels``, as in `pseudo_labels.LABELS`."""
+    experiment, rng = world.open(), world.rng
+    train, test = experiment.table.train["id"], experiment.table.test["id"]
+
+    def rows(y: np.ndarray) -> np.ndarray:
+        return rng.normal(size=(len(y), FEATURES)) + 0.3 * y[:, None] * (np.arange(FEATURES) < INFORMATIVE)
+
+    y, unknown = experiment.target, (rng.random(len(test)) < experiment.target.mean()).astype(np.int8)
+    fold = experiment.folds.frame["fold"].to_numpy().astype(np.intp)
+    data = DataSet(rows(y), y, fold, rows(unknown), rows(unknown), unknown)
+    teachers = first_round(data)
+    for name, made in (teachers | {"student": second_rounds(data, teachers)[labels]}).items():
+        pd.DataFrame({"id": train, "p": expit(made.nets.oof), "fold": fold}).to_csv(
+            world.folder / "oof.csv", index=False
+        )
+        tests = [pd.DataFrame({"id": test, "p": expit(net), "fold": k}) for k, net in enumerate(made.nets.test)]
+        pd.concat(tests).to_csv(world.folder / "test-p.csv", index=False)
+        import_oof(experiment, name, world.folder / "oof.csv", world.folder / "test-p.csv", QUIET,
+                   columns=ImportedColumns("id", "p", "fold"), test_averaged=False, exclude=0, foreign_folds=False,
+                   replace=False)  # fmt: skip
+
+
+def labels_of_all_folds(world: LeakDataSet) -> None:
+    _import_second_round(world, "all folds")
+
+
+def labels_of_each_fold(world: LeakDataSet) -> None:
+    _import_second_round(world, "own fold")
 
 
 def flipped_labels(world: LeakDataSet) -> None:

@@ -67,7 +67,7 @@ class StackResult:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One row a run: the objective with its interval by group, and other measures."""
+        """One row a run: the objective with its interval by group, and other measures; of images, not of units."""
         return run_table(self.experiment, list(self.runs.values()))
 
     @property
@@ -84,10 +84,14 @@ class StackResult:
     def oof(self) -> pd.DataFrame:
         """Training rows: id, target, split_group, fold, p of each run, and the blend's nested score and p_calibrated.
 
-        Missing values where a run or the blend does not cover a row.
+        Missing values where a run or the blend does not cover a row. With `predict_per` a column `unit` follows, and
+        the blend's columns are those of the image's unit.
         """
         blend = self.blend.frame("oof").set_index("id")[["score", "p_calibrated"]]
-        return _oof(self.experiment, list(self.runs.values())).join(blend, on="id")
+        frame = _oof(self.experiment, list(self.runs.values()))
+        if "units" not in self.blend.meta or (units := self.experiment.table.units) is None:
+            return frame.join(blend, on="id")
+        return frame.assign(unit=units.loc[frame["id"]].to_numpy()).join(blend, on="unit")
 
     @property
     def submission(self) -> pd.DataFrame | None:
@@ -156,10 +160,12 @@ def run_oof(
     from dermstack.tracking import check_tracking, track
     from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
+    from stack.submission import check_sample
 
     out = out or Out(quiet=True)
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
     check_tracking(experiment.config)
+    check_sample(experiment)
     sizes = check_image_models(experiment, rebuild=rebuild)
     with caches_in_use(experiment.config):
         experiment, caches = with_images(experiment, sizes, out)
@@ -205,8 +211,9 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     from stack.fallback import run_fallback
     from stack.leave_source_out import run_leave_source_out
     from stack.level2 import run_stackers
-    from stack.submission import run_blend
+    from stack.submission import check_sample, run_blend
 
+    check_sample(experiment)
     findings = list[Finding]()
     print_overview(experiment, out)
     runs = level1 = level1_runs(experiment)

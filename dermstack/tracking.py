@@ -27,6 +27,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import run_table
 from stack.ledger import flat_settings, ledger_settings
+from stack.metrics.own_metric import is_own_metric, own_label
 from stack.run_settings import by_name
 from stack.store import Run, fingerprint, read_json, write_json
 from stack.training_curves import training_curves
@@ -156,7 +157,13 @@ def make_record(
                     name = f"{run.name}/fold_{curve.fold}/seed_{curve.seed}/{metric}"
                     curves[name] = list(zip(known["epoch"].tolist(), known[metric].tolist(), strict=True))
     settings = by_name(flat_settings(ledger_settings(experiment.config)))
-    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    objective = experiment.config.objective  # destinations take no `:` and `#` in the name of a metric
+    shown = own_label(objective).replace(":", ".") if is_own_metric(objective) else objective
+    numbers = {
+        name.replace(objective, shown): float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float)
+    }
     return Record(
         experiment.name, command, made, settings,
         {name: value for name, value in numbers.items() if np.isfinite(value)}, curves, report,

@@ -47,6 +47,7 @@ INDEX_COLUMNS = {
     "bits": "int64", "note": "str",
 }  # fmt: skip
 _READ_COLUMNS = ("offset", "length", "height", "width", "crc")  # columns needed to read one image
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,6 @@ def cache_name(data_set: str, size: int, resize: Resize, format: Format) -> str:
     return f"{data_set}-{size}" + ("-short_side" if resize != "square" else "") + ("-jpeg" if format != "raw" else "")
 
 
-# The errors that JSON, pyarrow and pandas raise for damaged or foreign bytes.
-_DAMAGE_ERRORS = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError, pa.ArrowException,
-)  # fmt: skip
-
-
 def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> ImageCache:
     """Opens the cache in ``folder``; empty unless images were cached with these settings.
 
@@ -167,7 +162,7 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
         if found[0] is not None:
             path = folder / INDEX_FILE
             _check_index(found[0], format)
-    except _DAMAGE_ERRORS as error:
+    except _DAMAGE as error:  # of JSON, pyarrow and pandas
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise ImageError(f"{path} is damaged ({reason}): {_rebuild_advice(folder)}") from error
     index, unreadable = found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from dermstack.errors import ImageError
 
 Balance = Literal["none", "sqrt", "full"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -79,3 +82,48 @@ class Callbacks:
 
 
 SILENT = Callbacks()
+
+
+@dataclass(frozen=True)
+class SetTransformerSettings:
+    """Settings of `image_models.set_transformer`, the `params` of a stacker of kind `set_transformer`."""
+
+    width: int = 32  # numbers that describe a row inside the network
+    blocks: int = 2  # set attention blocks, one after another
+    heads: int = 4  # attention heads of a block; they divide the width
+    dropout: float = 0.1  # share of each block's output that is dropped in training
+    lr: float = 5e-4  # learning rate of AdamW
+    weight_decay: float = 0.1  # weight decay of AdamW
+    ema: float = 0.99  # decay of the weights' moving average, which becomes the model
+    batch_rows: int = 256  # rows a step; groups are not divided, so a step may have more
+    epochs: int = 12  # most passes over the training rows
+    patience: int = 3  # passes without a smaller log loss on the inner rows after which the training ends
+    alone: float = 0.25  # share of the groups of which, in an epoch, each row is seen alone
+    subsets: float = 0.25  # share of the groups that are seen, in an epoch, as random parts
+
+
+_SET_BOUNDS: dict[str, tuple[float, float]] = {
+    "width": (4, 256), "blocks": (1, 8), "heads": (1, 16), "dropout": (0, 0.9), "lr": (1e-6, 1),
+    "weight_decay": (0, 10), "ema": (0, 0.9999), "batch_rows": (8, 65_536), "epochs": (1, 10_000),
+    "patience": (1, 10_000), "alone": (0, 1), "subsets": (0, 1),
+}  # fmt: skip
+
+
+def set_transformer_settings(params: Mapping[str, Any]) -> SetTransformerSettings:
+    """Returns the defaults with ``params`` over them. Raises ImageError for a name or a value that it cannot have."""
+    for name, value in params.items():
+        if name not in _SET_BOUNDS:
+            near = difflib.get_close_matches(name, _SET_BOUNDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(_SET_BOUNDS)}"
+            raise ImageError(f"a set transformer has no parameter {str(name)[:80]!r}: {hint}")
+        low, high = _SET_BOUNDS[name]
+        whole = isinstance(getattr(SetTransformerSettings, name), int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise ImageError(f"{name} of a set transformer is {str(value)[:80]}: give {kind} from {low:g} to {high:g}")
+    made = SetTransformerSettings(**params)
+    if made.width % made.heads:
+        raise ImageError(f"a set transformer's width {made.width} is not a multiple of its {made.heads} heads")
+    if made.alone + made.subsets > 1:
+        raise ImageError(f"alone {made.alone:g} and subsets {made.subsets:g} are together more than 1: lower one")
+    return made

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
-from stack.config import MAX_CSV_COLUMNS, check_header
 from stack.csv_plain import COMPRESSION_ERRORS, read_plain_csv
 from stack.csv_rows import check_rows
 
@@ -20,6 +21,9 @@ from stack.csv_rows import check_rows
 FRAME_ERRORS = (
     OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError, pa.ArrowException,
 )  # fmt: skip
+
+MAX_CSV_COLUMNS = 10_000
+_MAX_HEADER_BYTES = 1 << 20  # the longest header line of a csv, in bytes
 
 UNNAMED_INDEX = "index of the file"  # the column that the index of a parquet file becomes where it has no name
 
@@ -89,6 +93,38 @@ def _parsed_csv(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: not a readable csv in UTF-8{also} ({str(error).strip()}): save it as one") from error
     check_rows(path)
     return cells
+
+
+def check_header(path: Path) -> None:
+    """Raises DataError where the header of a csv is too long, or one column that other separators divide.
+
+    pandas crashes the process at some millions of columns. Does nothing for a missing file, which the caller's reader
+    reports.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(_MAX_HEADER_BYTES)
+        is_all = not file.read(1)
+    text = head.decode("utf-8-sig", "replace")
+    lines = csv.reader(cells := io.StringIO(text, newline=""))
+    try:
+        first = next((row for row in lines if len(row) > 1 or "".join(row).strip()), [])
+        ends = is_all or cells.tell() < len(text)
+    except csv.Error as error:
+        raise DataError(f"{path}: not a readable csv in UTF-8 ({error}): save it as one") from error
+    if len(first) > MAX_CSV_COLUMNS or not ends:
+        found = f"{len(first):,} columns" if ends else f"no end in its first {_MAX_HEADER_BYTES:,} bytes"
+        raise DataError(
+            f"{path}: its header has {found}, but a table has at most {MAX_CSV_COLUMNS:,} columns: check the file"
+        )
+    if len(first) == 1 and first[0].replace("\t", "").isprintable():  # not the first bytes of a compressed file
+        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "'|'")):
+            if separator in first[0].strip():
+                raise DataError(
+                    f"{path}: its header is one column, {first[0]!r}: the cells are separated by {name}; save the file "
+                    "with commas between the cells and a point in numbers (0.5, not 0,5)"
+                )
 
 
 def read_cells(path: Path, *, may_be_empty: bool = False) -> pd.DataFrame:

@@ -1,13 +1,10 @@
-"""Reads the YAML config of an experiment into one validated, frozen object; also checks YAML and csv input for size."""
+"""Reads the YAML config of an experiment into one validated, frozen object."""
 
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import re
 import reprlib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,112 +13,23 @@ import yaml
 from pydantic import (
     Field,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
-from dermstack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError
 from dermstack.masking import MASK, mask_secrets
-from stack.data_config import Data
+from stack.data_config import Data, PredictPer
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
-from stack.metrics.objective import Objective
-
-MAX_YAML_CHARACTERS = 1 << 22  # characters
-MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
-MAX_CSV_COLUMNS = 10_000
-_MAX_HEADER_BYTES = 1 << 20  # the longest header line of a csv, in bytes
-
-
-class _Loader(yaml.SafeLoader):
-    """Loads plain values only and limits nesting, because PyYAML and the printing of values are recursive."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.depth += 1
-        if self.depth > MAX_YAML_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {MAX_YAML_DEPTH} deep")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        if isinstance(node, yaml.MappingNode):
-            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
-            if doubled := sorted(key for key, times in keys.items() if times > 1):
-                raise yaml.YAMLError(
-                    f"{', '.join(doubled)} is given twice in the mapping at line {node.start_mark.line + 1}"
-                )
-        return node
-
-
-def parse_yaml(text: str) -> Any:
-    """Returns the values of a YAML document; builds no Python objects and limits what its aliases expand to.
-
-    Raises yaml.YAMLError for every fault, including values on which PyYAML fails with another error (``!!int ''``).
-    """
-    if len(text) > MAX_YAML_CHARACTERS:
-        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {MAX_YAML_CHARACTERS:,}")
-    try:
-        loader = _Loader(text)
-        if (node := loader.get_single_node()) is None:
-            return None
-        _expanded_size(node, {})
-        return loader.construct_document(node)
-    # PyYAML's constructors raise these for malformed numbers, dates and tags.
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
-
-
-def check_header(path: Path) -> None:
-    """Raises DataError where the header of a csv is too long, or one column that other separators divide.
-
-    pandas crashes the process at some millions of columns. Does nothing for a missing file, which the caller's reader
-    reports.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        head = file.read(_MAX_HEADER_BYTES)
-        is_all = not file.read(1)
-    text = head.decode("utf-8-sig", "replace")
-    lines = csv.reader(cells := io.StringIO(text, newline=""))
-    try:
-        first = next((row for row in lines if len(row) > 1 or "".join(row).strip()), [])
-        ends = is_all or cells.tell() < len(text)
-    except csv.Error as error:
-        raise DataError(f"{path}: not a readable csv in UTF-8 ({error}): save it as one") from error
-    if len(first) > MAX_CSV_COLUMNS or not ends:
-        found = f"{len(first):,} columns" if ends else f"no end in its first {_MAX_HEADER_BYTES:,} bytes"
-        raise DataError(
-            f"{path}: its header has {found}, but a table has at most {MAX_CSV_COLUMNS:,} columns: check the file"
-        )
-    if len(first) == 1 and first[0].replace("\t", "").isprintable():  # not the first bytes of a compressed file
-        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "'|'")):
-            if separator in first[0].strip():
-                raise DataError(
-                    f"{path}: its header is one column, {first[0]!r}: the cells are separated by {name}; save the file "
-                    "with commas between the cells and a point in numbers (0.5, not 0,5)"
-                )
-
-
-def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Counts the values below a node, with every alias expanded.
-
-    Raises YAMLError above `MAX_YAML_NODES` and for an alias that contains itself.
-    """
-    if isinstance(node, yaml.ScalarNode):
-        return 1
-    if (known := sizes.get(id(node))) is not None:
-        return known
-    sizes[id(node)] = MAX_YAML_NODES + 1  # found again while it is being counted: the node contains itself
-    pairs = node.value if isinstance(node, yaml.MappingNode) else [(value,) for value in node.value]
-    total = 1 + sum(_expanded_size(value, sizes) for pair in pairs for value in pair)
-    if total > MAX_YAML_NODES:
-        raise yaml.YAMLError(f"its aliases expand to more than {MAX_YAML_NODES:,} values, or contain themselves")
-    sizes[id(node)] = total
-    return total
-
+from stack.metrics.objective import OBJECTIVES
+from stack.metrics.own_metric import is_import_path, own_metric
+from stack.review_config import Review
+from stack.yaml_text import parse_yaml
 
 _MAX_LISTED, _MAX_ERROR_CHARACTERS = 20, 500  # faults shown of a config, and characters shown of each
 _SHORT_REPR = reprlib.Repr()
@@ -235,7 +143,9 @@ class Config(Strict):
     runs: ConfigPath = Field("../runs", validate_default=True)  # folder of the experiments
     cache: ConfigPath = Field("../cache", validate_default=True)  # folder of the decoded images
     seed: Seed = 0  # seed of everything random except the assignment to folds
-    objective: Objective = "auc"  # metric of the headline, of blends and of studies
+    # metric of the headline, of blends and of studies: `auc`, `pauc80`, `ap`, `logloss`, or `module:function`, which is
+    # in a .py file beside the config, takes targets and scores and returns a number, higher is better
+    objective: str = "auc"
     threads: int = Field(2, ge=1)  # threads of each task; a setting, because their number changes the output bytes
     n_jobs: int = Field(1, ge=1)  # number of parallel tasks; where there are GPUs, image tasks run one on each GPU
     backend: Literal["processes", "ray"] = "processes"  # where image tasks run
@@ -249,6 +159,10 @@ class Config(Strict):
     features: Features = Features()  # features of the level-2 matrix
     stackers: tuple[Stacker, ...] = ()  # level 2: one run each
     blend: Blend = Blend()  # how runs are combined into one score
+    review: Review | None = None  # which images the ensemble decides and which go to a person; none: no such decision
+    # `group`, a column or a list of columns: one prediction for each of their values (a breast, a lesion) instead of
+    # one for each image, in metrics, report and submission; or a section with these keys
+    predict_per: PredictPer | None = None
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
     storage: SecretStr | None = None
@@ -283,6 +197,28 @@ class Config(Strict):
     def model_names(self) -> list[str]:
         """Names of all image models and stackers of this config, also of those with `enabled: false`."""
         return [model.name for model in self.image_models] + [stacker.name for stacker in self.stackers]
+
+    @field_validator("objective")
+    @classmethod
+    def _check_objective(cls, objective: str, info: ValidationInfo) -> str:
+        if objective in OBJECTIVES:
+            return objective
+        if not is_import_path(objective):
+            names = [repr(name) for name in OBJECTIVES]
+            raise ValueError(
+                f"choose {', '.join(names[:-1])} or {names[-1]}, got {objective!r}; a function of your own is written "
+                "as module:function"
+            )
+        folder = (info.context or {}).get("folder", Path.cwd())
+        try:
+            return own_metric(objective, Path(folder), may_take_groups=False)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    @model_serializer(mode="wrap")
+    def _without_absent_review(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a `review` that is not there, so that what is written of other configs stays as it was."""
+        return {name: value for name, value in handler(self).items() if name != "review" or value is not None}
 
     @field_validator("storage")
     @classmethod
@@ -346,10 +282,54 @@ class Config(Strict):
         for stacker in self.stackers:
             check_own_features(stacker, self.features)
         check_sources(self.stackers)
-        tables = [external.name for external in self.data.external]
-        if doubled := sorted({name for name in tables if tables.count(name) > 1}):
-            raise ValueError(f"data.external: more than one table is named {', '.join(doubled)}: rename one of them")
+        self._check_units()
+        external = [table.name for table in self.data.external]
+        for key, tables in (
+            ("external", external),
+            ("unlabelled", [*external, *(table.name for table in self.data.unlabelled)]),
+        ):
+            if doubled := sorted({name for name in tables if tables.count(name) > 1}):
+                raise ValueError(f"data.{key}: more than one table is named {', '.join(doubled)}: rename one of them")
+        if self.data.unlabelled and self.data.images is None:
+            raise ValueError(
+                "data.unlabelled needs data.images: without images there is no model to label its rows for"
+            )
+        for model in self.image_models:
+            if model.pseudo_labels is not None and model.pseudo_labels.unlabelled and not self.data.unlabelled:
+                raise ValueError(
+                    f"{model.name}: pseudo_labels.rows is {model.pseudo_labels.rows!r}, but data.unlabelled names no "
+                    "table: add one, or set pseudo_labels.rows: test"
+                )
         return self
+
+    def _check_units(self) -> None:
+        """Raises ValueError where `predict_per` names no unit, or meets a setting that is made for single images."""
+        if (per := self.predict_per) is None:
+            return
+        columns = self.data.columns
+        if "group" in per.columns and columns.group is None:
+            raise ValueError("predict_per: group needs data.columns.group: name the csv column of the groups there")
+        if columns.target_column in per.columns:
+            raise ValueError(f"predict_per names {columns.target_column}, the target: name the columns of the unit")
+        if self.data.on_unreadable_test == "table":
+            raise ValueError(
+                "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
+                "images: set data.on_unreadable_test to refuse, or remove predict_per"
+            )
+        if self.review is not None:
+            raise ValueError(
+                "predict_per and review exclude each other, as the band decides single images: remove one of them"
+            )
+        if self.data.has_sources and self.estimate.leave_source_out:
+            raise ValueError(
+                "predict_per and estimate.leave_source_out exclude each other, as the second estimate scores single "
+                "images: set estimate.leave_source_out to false, or remove predict_per"
+            )
+        if self.tuned.blend is not None:
+            raise ValueError(
+                "predict_per and tuned.blend exclude each other, as the study tuned weights for single images: remove "
+                "tuned.blend (`blend.methods` with optuna searches weights for units), or remove predict_per"
+            )
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stack.image_config import ConfigPath, Name, Strict
 
@@ -90,6 +90,34 @@ class ColumnRules:
 NO_RULES = ColumnRules()
 
 
+Pooling = Literal["mean", "maximum", "noisy_or", "learned"]  # simplest first
+
+
+class PredictPer(Strict):
+    """One prediction for each unit, such as a breast or a lesion, instead of one for each image."""
+
+    # `group`, or the columns of the tables whose values together name the unit of an image, joined by `_`; all images
+    # of a unit must be in one group. `predict_per: group` and `predict_per: [patient_id, laterality]` are short forms
+    columns: Annotated[tuple[str, ...], BeforeValidator(_as_codes)] = Field(min_length=1)
+    # target of a unit: `any` is positive if one of its images is; `same` refuses units with images of both targets
+    target: Literal["any", "same"] = "any"
+    # how the predictions of a unit's images become one, to choose from without the rows that are scored: `mean` and
+    # `maximum` of the logits, `noisy_or` of the probabilities, `learned`: a logistic regression on these three
+    pooling: tuple[Pooling, ...] = Field(("mean", "maximum", "noisy_or", "learned"), min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_columns(cls, value: Any) -> Any:
+        return {"columns": value} if isinstance(value, str | list | tuple) else value
+
+    @field_validator("columns", "pooling")
+    @classmethod
+    def _check_repeated(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{doubled[0]} is named more than once: name it once")
+        return names
+
+
 class TFRecords(Strict):
     """Names and integer codes of the features in TFRecord files, where they differ from Kaggle's."""
 
@@ -119,6 +147,30 @@ class External(Strict):
     tfrecord: TFRecords = TFRecords()  # the same as `data.tfrecord`, for the shards of this table
     swap_red_blue: bool = False  # true: its images were encoded with red and blue exchanged, which is undone
     on_collision: Literal["refuse", "drop"] = "refuse"  # what to do with an id or image that is also in train or test
+
+
+class UnlabelledColumns(Strict):
+    """Names of an unlabelled csv's columns by meaning; without a group column each row is its own group."""
+
+    id: str  # unique id of the image, which is also the name of its file
+    # the patient or the lesion, named as in the training table: a row does not train the fold that holds out its group
+    group: str | None = None
+    age: str | None = None  # in years
+    sex: str | None = None  # in the same words as the training table
+    site: str | None = None  # location on the body, in the same words as the training table
+
+
+class Unlabelled(Strict):
+    """Rows without a target, which train image models with `pseudo_labels.rows: unlabelled` or `both`; never scored."""
+
+    name: Name  # name of the table
+    table: ConfigPath  # csv of its rows
+    images: ConfigPath  # a folder of images or of shards, or an .hdf5 file, as in `data.images`
+    columns: UnlabelledColumns  # names of its columns
+    tfrecord: TFRecords = TFRecords()  # the same as `data.tfrecord`, for the shards of this table
+    swap_red_blue: bool = False  # true: its images were encoded with red and blue exchanged, which is undone
+    # what to do with a row whose id is also in train, test or an external table
+    on_collision: Literal["refuse", "drop"] = "refuse"
 
 
 class Data(Strict):
@@ -160,6 +212,8 @@ class Data(Strict):
     resize: Literal["square", "short_side"] = "square"  # `short_side` keeps the aspect; networks see the central square
     cache_format: Literal["raw", "jpeg"] = "raw"  # `jpeg` takes a tenth of the disk, but is decoded in every epoch
     external: tuple[External, ...] = ()  # tables of other data sets, used only to train image models
+    # tables of images without targets, which image models label for each other fold by fold: see `pseudo_labels`
+    unlabelled: tuple[Unlabelled, ...] = ()
 
     @property
     def has_sources(self) -> bool:

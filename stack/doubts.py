@@ -61,6 +61,11 @@ def _doubts_of_values(one: RunFacts) -> list[Doubt]:
 
 def _doubts_of_order(one: RunFacts) -> list[Doubt]:
     found = []
+    if one.copied:
+        what = f"{one.name}: the labels are copied into its predictions in {one.copied:,} rows"
+        evidence = f"these have the highest or lowest value, without an error, in a file of {one.rows:,} rows"
+        remedy = "predict these rows by a model that has not seen them"
+        found.append(Doubt("error", what, evidence, _next_step(one, remedy)))
     if one.auc and one.auc.value >= NEAR_PERFECT_AUC:
         remedy = "check that each row was predicted by a model that had not seen it, and that no input holds the label"
         found.append(Doubt("warning", f"{one.name}: its AUC is nearly perfect", f"AUC {_interval(one.auc)}", remedy))

@@ -20,13 +20,11 @@ from stack.cells import read_cells
 from stack.columns import described_choices
 from stack.config import Config
 from stack.console import Out
-from stack.data_config import ColumnRules
-from stack.external import read_external
+from stack.external import read_external_tables
 from stack.folds import Folds, make_folds, read_folds
 from stack.keys import contained, keys_as_in, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
-from stack.net_columns import external_columns
 from stack.python_features import with_python_features
 from stack.source_folds import folds_of_config, read_sources
 from stack.store import (
@@ -43,6 +41,8 @@ from stack.store import (
     write_json,
 )
 from stack.table import Table, read_table
+from stack.units import check_units
+from stack.unlabelled import no_unlabelled, read_unlabelled_tables
 
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
@@ -120,6 +120,7 @@ class Experiment:
     as_read: Table  # the tables before rows were dropped
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
+    unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
     collided: Mapping[str, int] = field(default_factory=dict)  # by external table: rows whose id is in train or test
     # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
@@ -176,6 +177,12 @@ class Experiment:
         return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
 
     @cached_property
+    def unlabelled(self) -> pd.DataFrame:
+        """Unlabelled rows without the dropped ones."""
+        lost = self.unlabelled_as_read["id"].isin(self.curation.dropped["id"])
+        return self.unlabelled_as_read[~lost].reset_index(drop=True)
+
+    @cached_property
     def unreadable_test(self) -> pd.DataFrame:
         """Test rows that are no rows of ``table`` since their image cannot be read: id, reason."""
         dropped = self.curation.dropped[["id", "reason"]]
@@ -211,7 +218,8 @@ class Experiment:
     @cached_property
     def listed_duplicates(self) -> pd.DataFrame | None:
         """The pairs of `data.duplicates` (id_1, id_2), see `read_duplicate_pairs`; None where there is no such file."""
-        return read_duplicate_pairs(self.config.data.duplicates, _all_ids(self.as_read, self.external_as_read))
+        ids = _all_ids(self.as_read, self.external_as_read, self.unlabelled_as_read)
+        return read_duplicate_pairs(self.config.data.duplicates, ids)
 
     def finished(self, level: int) -> list[Run]:
         """Returns the complete runs of this level, sorted by name."""
@@ -234,6 +242,9 @@ def open_experiment(
     split_groups of equal size (see `stack.metrics.shuffle`, also for the expected score). ``overrides`` are those with
     which ``config`` was read; commands quoted in messages repeat them.
     """
+    if shuffle_target and config.predict_per is not None:  # targets are exchanged between groups of as many images
+        out.say("shuffled targets are scored for single images, without `predict_per`")
+        config = config.model_copy(update={"predict_per": None})
     data = config.data
     name = config.experiment_name(shuffled=shuffle_target)
     curation = read_curation(config.runs / name) if curation is None else curation
@@ -243,6 +254,7 @@ def open_experiment(
         columns=data.columns.roles,
         group_features=_group_features(config),
         rules=replace(data.column_rules, derived=config.features.derived),
+        per=() if config.predict_per is None else config.predict_per.columns,
     )
     table = replace(as_read, train=as_read.train[~as_read.train["id"].isin(curation.dropped["id"])])
     table = replace(table, train=table.train.reset_index(drop=True))
@@ -252,17 +264,23 @@ def open_experiment(
     if data.sources is not None:
         sources = read_sources(data.sources, data.columns.id, table.train["id"])
         table = replace(table, train=table.train.assign(source=sources))
-    external, collided = _read_external_tables(config, as_read, out)
-    listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external))
+    external, collided = read_external_tables(config, as_read, out)
+    unlabelled = read_unlabelled_tables(config, as_read, external, out)
+    listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
     folds, kept = _make_folds(config, kept, curation, listed, out)
+    if config.predict_per is not None and table.units is not None:
+        check_units(
+            config.predict_per, table.units, train=kept, split_group=folds.frame["split_group"],
+            test=test if table.test_groups_known else None, group_column=data.columns.group,
+        )  # fmt: skip
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)), collided,
+        tuple(map(mask_secrets, overrides)), unlabelled, collided,
     )  # fmt: skip
 
 
@@ -349,29 +367,6 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     out.table(experiment.folds.summary(experiment.target, train), "Folds")
 
 
-def _read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Reads the rows of every external table, with the table's name as `source`; also counts the rows left out."""
-    tables = []
-    for external in config.data.external:
-        columns = external.columns.model_dump(exclude_none=True)
-        rows = read_external(
-            external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
-            rules=ColumnRules(missing=config.data.missing_of(columns)),
-            further=external_columns(config, primary.columns),
-        )  # fmt: skip
-        out.say(rows.summary())
-        tables.append(rows)
-    if not tables:
-        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str"), {}
-    together = pd.concat([rows.frame.assign(source=rows.name) for rows in tables], ignore_index=True)
-    if (doubled := together["id"].duplicated()).any():
-        raise DataError(
-            f"{int(doubled.sum())} ids are in more than one external table, first: {together['id'][doubled].iloc[0]}: "
-            "drop them from one of the tables"
-        )
-    return together, {rows.name: rows.collided for rows in tables}
-
-
 def _group_features(config: Config) -> list[str]:
     """Returns the settings that use the groups of test rows."""
     if not any(stacker.enabled for stacker in config.stackers):
@@ -382,8 +377,8 @@ def _group_features(config: Config) -> list[str]:
     return [f"features.{name}" for name in names if getattr(config.all_features, name)]
 
 
-def _all_ids(table: Table, external: pd.DataFrame) -> pd.Series:
-    return pd.concat([table.train["id"], table.test["id"], external["id"]], ignore_index=True)
+def _all_ids(table: Table, *further: pd.DataFrame) -> pd.Series:
+    return pd.concat([frame["id"] for frame in (table.train, table.test, *further)], ignore_index=True)
 
 
 def _make_folds(

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 from dermstack.errors import DataError
 from stack.data_config import NO_RULES, ColumnRules
 from stack.keys import contained, keys_as_in
+from stack.net_columns import external_columns
 from stack.table import Table, read_external_frame, with_words_of
 from stack.table_checks import SENTINELS
+
+if TYPE_CHECKING:
+    from stack.config import Config
+    from stack.console import Out
 
 OnCollision = Literal["refuse", "drop"]
 _DROP_ADVICE = "set its `on_collision: drop` to leave them out, or remove them from the csv"
@@ -74,6 +79,29 @@ def read_external(
     is_ungrouped = frame["group"].str.lower().isin(SENTINELS)
     group = frame["group"].where(~is_ungrouped, "id " + frame["id"])
     return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_ungrouped.sum()))
+
+
+def read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Reads the rows of every external table, with the table's name as `source`; also counts the rows left out."""
+    tables = []
+    for external in config.data.external:
+        columns = external.columns.model_dump(exclude_none=True)
+        rows = read_external(
+            external.table, name=external.name, columns=columns, primary=primary, on_collision=external.on_collision,
+            rules=ColumnRules(missing=config.data.missing_of(columns)),
+            further=external_columns(config, primary.columns),
+        )  # fmt: skip
+        out.say(rows.summary())
+        tables.append(rows)
+    if not tables:
+        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str"), {}
+    together = pd.concat([rows.frame.assign(source=rows.name) for rows in tables], ignore_index=True)
+    if (doubled := together["id"].duplicated()).any():
+        raise DataError(
+            f"{int(doubled.sum())} ids are in more than one external table, first: {together['id'][doubled].iloc[0]}: "
+            "drop them from one of the tables"
+        )
+    return together, {rows.name: rows.collided for rows in tables}
 
 
 def duplicates_of_primary(

@@ -21,12 +21,14 @@ from scipy.special import expit, logit
 from dermstack.errors import StoreError
 from stack.blend.calibration import (
     Calibrator,
+    Rescaled,
     calibrate_nested,
     calibration_record,
     calibrator_from_state,
     calibrator_state,
     score_at,
 )
+from stack.blend.fold_average import calibrate_average
 from stack.columns import TableColumns
 from stack.console import Out
 from stack.experiment import Experiment
@@ -100,9 +102,14 @@ class Fallback:
             p = np.where(known, self.calibrator(p), p)
         return pd.DataFrame({"p_calibrated": p, "basis": np.where(known, TABLE, PREVALENCE)}, index=frame.index)
 
-    def score(self, frame: pd.DataFrame, blend: Calibrator) -> pd.DataFrame:
-        """Returns score, p_calibrated and basis: the score to which the blend's calibration gives this probability."""
+    def score(self, frame: pd.DataFrame, blend: Calibrator, local: Rescaled | None = None) -> pd.DataFrame:
+        """Returns score, p_calibrated and basis: the score to which the blend's calibration gives this probability.
+
+        ``local`` is the recalibration that ``blend`` ends with, in a recalibrated bundle; it moves these risks, too.
+        """
         made = self.predict(frame)
+        if local is not None:
+            made["p_calibrated"] = local.line(made["p_calibrated"])
         return made.assign(score=score_at(blend, made["p_calibrated"]))[["score", "p_calibrated", "basis"]]
 
 
@@ -207,6 +214,10 @@ def _fit(experiment: Experiment, inputs: dict[str, str]) -> Run:
         oof["p_calibrated"] = np.where(known, calibration.p, p)
         score = oof["p_calibrated"] if config.objective == "logloss" else oof["p"]
         value = asdict(interval(config.objective, y, score.to_numpy(np.float64), experiment.split_group))
+        if (rows := models[0].has_values(test)).any():
+            logits = np.stack([model.logit(test, threads=config.threads)[rows] for model in models])
+            averaged = calibrate_average(calibrator, expit(logits.astype(np.float64)))
+            calibrator, record = averaged.final, {**record, "fold_average": averaged.record()}
     made = Fallback(tuple(models), calibrator, config.threads).predict(test)
     meta = {
         "fingerprint": fingerprint(inputs),

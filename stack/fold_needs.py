@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from dermstack.errors import DataError
+from dermstack.errors import ConfigError, DataError
 from stack.config import BlendMethod
 from stack.console import Out
+from stack.data_config import Pooling
 from stack.experiment import Experiment
 from stack.folds import assign_balanced_folds, count_groups
 from stack.image_config import ImageModel
@@ -57,6 +58,14 @@ def blend_methods(experiment: Experiment) -> tuple[str, ...]:
     return (suited[0],)
 
 
+def unit_poolings(experiment: Experiment) -> tuple[str, ...]:
+    """Returns the poolings among which a blend of units chooses, simplest first: with two folds only the simplest."""
+    per = experiment.config.predict_per
+    assert per is not None
+    listed = tuple(name for name in get_args(Pooling) if name in per.pooling)
+    return listed if experiment.folds.k >= MIN_FOLDS else listed[:1]
+
+
 def warn_of_two_folds(experiment: Experiment, out: Out) -> None:
     """Warns where two folds leave no choice among the blend methods of the config."""
     listed, used = experiment.config.blend.methods, blend_methods(experiment)
@@ -65,10 +74,23 @@ def warn_of_two_folds(experiment: Experiment, out: Out) -> None:
             f"there are {experiment.folds.k} folds, but the choice among {len(listed)} blend methods needs {MIN_FOLDS} "
             f"to be nested: `stack` uses {used[0]} alone (more folds: folds.k, or another method: blend.methods)"
         )
+    if (per := experiment.config.predict_per) is not None and len(per.pooling) > len(unit_poolings(experiment)):
+        out.warn(
+            f"there are {experiment.folds.k} folds, but the choice among {len(per.pooling)} poolings needs {MIN_FOLDS} "
+            f"to be nested: `stack` uses {unit_poolings(experiment)[0]} alone (predict_per.pooling names another)"
+        )
 
 
 def check_study_needs(experiment: Experiment, study: str) -> None:
-    """Raises DataError where the folds are too few, or leave too few groups, for a study of `gbdt` or `blend`."""
+    """Raises DataError where the folds are too few, or leave too few groups, for a study of `gbdt` or `blend`.
+
+    Raises ConfigError for a study of `blend` where predictions are made for units.
+    """
+    if study == "blend" and experiment.config.predict_per is not None:
+        raise ConfigError(
+            "`tune blend` tunes weights for single images, but the config has `predict_per`: use `blend.methods: "
+            "[optuna]`, which searches weights for units inside `stack`, or remove `predict_per`"
+        )
     if experiment.folds.k < MIN_FOLDS:
         raise DataError(
             f"`tune {study}` needs {MIN_FOLDS} folds, but there are {experiment.folds.k}: "

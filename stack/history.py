@@ -21,8 +21,10 @@ from stack.config import Config
 from stack.experiment import Experiment
 from stack.images import cache_users_folder
 from stack.ledger import append_line, read_lines
+from stack.metrics.decision_metrics import decision_metric
 from stack.metrics.intervals import Interval, clustered_auc, interval, paired_difference
-from stack.metrics.scores import auc, auc_by_fold, average_precision
+from stack.metrics.own_metric import is_import_path, own_metric
+from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.metrics.shuffle import auc_equal_size
 from stack.store import Run, locked, read_frame, read_run
 from stack.submission import FITS_FOLDER
@@ -73,6 +75,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
             return {"kind": f"unfinished, {folds} folds"}
         headline = run.meta.get("headline")
         shown = f"{headline['value']:.4f} [{headline['low']:.4f}, {headline['high']:.4f}] nested" if headline else ""
+        shown += f", for each {per}" if (per := units_of(run)) else ""
         selected = ", selected on these rows" if run.meta.get("selected") else ""
         return {"kind": f"{run.meta['kind']}{selected}", "auc": _auc(run, target), "headline": shown}
     except StoreError:  # list the other runs too; a command that uses this run prints the next step
@@ -82,7 +85,7 @@ def _describe(folder: Path, target: pd.Series) -> dict[str, str | float]:
 def _auc(run: Run, target: pd.Series) -> float:
     oof = run.frame("oof")
     score = oof["score"] if "score" in oof else oof["logit"]
-    y = target.reindex(oof["id"])
+    y = oof["target"] if "target" in oof else target.reindex(oof["id"])  # a blend of units brings its own
     return auc(y, score) if not y.isna().any() and y.nunique() == 2 else np.nan
 
 
@@ -105,6 +108,7 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
     """
     run_a, run_b = find_run(runs, a), find_run(runs, b)
     frame_a, frame_b = run_scores(runs, a, run_a), run_scores(runs, b, run_b)
+    _check_same_units(a, run_a, b, run_b)
     both = frame_a.merge(frame_b, on="id", suffixes=("_a", "_b"), validate="one_to_one")
     if both.empty:
         raise DataError(f"{a} and {b} have no id in common: compare runs of the same data set")
@@ -117,10 +121,32 @@ def compare(runs: Path, a: str, b: str, *, objective: str | None = None) -> Comp
             )
     objective = objective or str((run_a.meta.get("objective") or run_b.meta.get("objective")) or "auc")
     y, groups = both["target_a"], both["split_group_a"].to_numpy(object)
-    difference = paired_difference(objective, y, both["score_a"], both["score_b"], groups)
+    if is_import_path(objective):
+        objective = own_metric(objective, Path.cwd(), may_take_groups=True)
+    objective_label(objective)  # raises for an unknown one
+    metric = decision_metric(objective)
+    used = "p" if metric is not None and metric.needs_p else "score"
+    difference = paired_difference(
+        objective, y, both[f"{used}_a"], both[f"{used}_b"], groups, patient=both["group_a"].to_numpy(object)
+    )
     p = clustered_auc(y, both[["score_a", "score_b"]], groups).difference()[1] if objective == "auc" else None
     selected = tuple(name for name, run in ((a, run_a), (b, run_b)) if run.meta.get("selected"))
     return Comparison(difference, len(both), objective, p, selected)
+
+
+def _check_same_units(a: str, run_a: Run, b: str, run_b: Run) -> None:
+    """Raises DataError where one run predicts images and the other units, or units of other columns."""
+    per_a, per_b = (units_of(run) for run in (run_a, run_b))
+    if per_a != per_b:
+        raise DataError(
+            f"{a} has one prediction for each {per_a or 'image'}, and {b} for each {per_b or 'image'}: compare blends "
+            "of the same `predict_per`"
+        )
+
+
+def units_of(run: Run) -> str:
+    """Returns the columns that name the units of a blend of units, joined; "" for a run that predicts images."""
+    return " and ".join(run.meta.get("units", {}).get("columns", []))
 
 
 def find_run(runs: Path, name: str) -> Run:
@@ -139,16 +165,23 @@ def find_run(runs: Path, name: str) -> Run:
 
 
 def run_scores(runs: Path, name: str, run: Run) -> pd.DataFrame:
-    """Returns id, score, target and split_group of the rows that the run covers."""
+    """Returns id, score, p, target, group and split_group of the rows that the run covers.
+
+    ``p`` of a blend is calibrated; its score only orders rows.
+    """
     folder = runs / name.partition("/")[0]
     oof = run.frame("oof")
+    if "units" in run.meta:  # its rows are no rows of the table
+        columns = ["id", "score", "p_calibrated", "target", "group", "split_group"]
+        return oof[columns].rename(columns={"p_calibrated": "p"}).astype({"target": "float64"})
     score = oof["score"] if "score" in oof else oof["p"]
-    rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64")})
+    p = oof["p_calibrated"] if "p_calibrated" in oof else oof.get("p", score)
+    rows = pd.DataFrame({"id": oof["id"], "score": score.astype("float64"), "p": p.astype("float64")})
     table, folds = (
         read_frame(folder / f"{part}.parquet", remedy="dermstack stack")[columns]
-        for part, columns in (("table", ["id", "target", "part"]), ("folds", ["id", "split_group"]))
+        for part, columns in (("table", ["id", "target", "group", "part"]), ("folds", ["id", "split_group"]))
     )
-    return rows.merge(table[table["part"] == "train"][["id", "target"]], on="id").merge(folds, on="id")
+    return rows.merge(table[table["part"] == "train"][["id", "target", "group"]], on="id").merge(folds, on="id")
 
 
 INTERRUPTED_AFTER_S = 3600.0  # no write takes an hour; another process may still be writing a younger temporary file

@@ -89,13 +89,25 @@ class Diagnosis(Strict):
 
 
 class PseudoLabels(Strict):
-    """Test rows as further training rows, labelled by other runs fold by fold (Lee 2013)."""
+    """Rows without a target as further training rows, labelled by other runs fold by fold (Lee 2013)."""
 
-    # image models listed earlier, or imported runs with test predictions of each fold model; their logits are averaged
+    # image models listed earlier, or, for test rows, imported runs with test predictions of each fold model; their
+    # logits are averaged
     teachers: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = Field(min_length=1)
     # `soft`: the label is the teachers' probability; `hard`: the likelier target
     labels: Literal["soft", "hard"] = "soft"
     confidence: float = Field(0.5, ge=0.5, lt=1)  # least probability of the likelier target; rows below are left out
+    rows: Literal["test", "unlabelled", "both"] = "test"  # the rows that are labelled: of data.test, of data.unlabelled
+
+    @property
+    def test(self) -> bool:
+        """Whether test rows are labelled."""
+        return self.rows != "unlabelled"
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether rows of `data.unlabelled` are labelled."""
+        return self.rows != "test"
 
 
 DEFAULT = Training()
@@ -159,7 +171,10 @@ class ImageModel(Strict):
         Keys that were added later are left out at their defaults, so that runs made before them stay fresh.
         """
         later = {name for name in LATER_MODEL if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json" if as_json else "python", exclude={*without, *later})
+        made = self.model_dump(mode="json" if as_json else "python", exclude={*without, *later})
+        if (pseudo := made.get("pseudo_labels")) and pseudo["rows"] == PseudoLabels.model_fields["rows"].default:
+            pseudo.pop("rows")
+        return made
 
     @property
     def network(self) -> Network:

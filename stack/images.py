@@ -18,7 +18,7 @@ from dermstack.errors import DataError
 from image_models.locks import in_use
 from stack.config import Config
 from stack.console import Out
-from stack.data_config import Data, TFRecords
+from stack.data_config import Data, External, TFRecords, Unlabelled
 from stack.experiment import DROPPED_COLUMNS, NO_CURATION, PAIR_COLUMNS, Curation, Experiment, open_experiment
 from stack.external import duplicates_of_primary
 from stack.keys import contained
@@ -110,7 +110,7 @@ def file_suffixes(experiment: Experiment) -> pd.Series[str]:
 
 
 def sources_of(experiment: Experiment) -> tuple[list[str], list[Source]]:
-    """Returns the ids of all rows as read (train, test, external) and the source of each image."""
+    """Returns the ids of all rows as read (train, test, external, unlabelled) and the source of each image."""
     data, table = experiment.config.data, experiment.as_read
     if data.images is None:
         raise DataError(f"{experiment.config_path} names no images: set data.images")
@@ -118,9 +118,13 @@ def sources_of(experiment: Experiment) -> tuple[list[str], list[Source]]:
     if len(table.test):
         found += _find(data, data.test_images or data.images, table.test["id"], data.tfrecord, swap=data.swap_red_blue)
     ids = [*table.train["id"], *table.test["id"]]
-    for external in data.external:
-        rows = experiment.external_as_read.query("source == @external.name")["id"]
-        found += _find(data, external.images, rows, external.tfrecord, swap=external.swap_red_blue)
+    tables: list[tuple[External | Unlabelled, pd.DataFrame]] = [
+        *((one, experiment.external_as_read) for one in data.external),
+        *((one, experiment.unlabelled_as_read) for one in data.unlabelled),
+    ]
+    for of_table, frame in tables:
+        rows = frame["id"][frame["source"] == of_table.name]
+        found += _find(data, of_table.images, rows, of_table.tfrecord, swap=of_table.swap_red_blue)
         ids += list(rows)
     return ids, found
 
@@ -242,8 +246,9 @@ def _curate(experiment: Experiment, cache: ImageCache, ids: list[str], out: Out,
             pairs, unmerged = without_chains(pairs, experiment.as_read.train)
             if len(unmerged) and data.on_chain == "refuse" and ask:
                 raise DataError(_question(unmerged, experiment))
+    labelled = pairs[~pairs[["id_1", "id_2"]].isin(set(experiment.unlabelled_as_read["id"])).any(axis=1)]
     copies = duplicates_of_primary(
-        experiment.external_as_read, pairs, {table.name: table.on_collision for table in data.external}
+        experiment.external_as_read, labelled, {table.name: table.on_collision for table in data.external}
     )
     dropped = pd.concat([unreadable, copies], ignore_index=True)[DROPPED_COLUMNS]
     for source, rows in dropped[~contained(dropped["id"], experiment.as_read.test["id"])].groupby("source"):
@@ -304,9 +309,12 @@ def _unreadable(experiment: Experiment, cache: ImageCache) -> pd.DataFrame:
         )
     if not is_test.all() and data.on_unreadable != "drop":
         raise unreadable_error(lost[~is_test])
-    external = dict(zip(experiment.external_as_read["id"], experiment.external_as_read["source"], strict=True))
+    further = pd.concat(
+        [experiment.external_as_read[["id", "source"]], experiment.unlabelled_as_read[["id", "source"]]]
+    )
+    source_of = dict(zip(further["id"], further["source"], strict=True))
     source = [
-        "test" if of_test else external.get(row_id, "train")
+        "test" if of_test else source_of.get(row_id, "train")
         for row_id, of_test in zip(lost["id"], is_test, strict=True)
     ]
     return pd.DataFrame({"id": lost["id"], "source": source, "reason": lost["reason"]})

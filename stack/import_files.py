@@ -45,26 +45,27 @@ class NamedFile:
 
 
 def found_sources(
-    given: Sequence[str], options: ImportOptions, *, known: Iterable[Path | None] = ()
+    given: Sequence[str], options: ImportOptions, *, known: Iterable[Path | None] = (), test: Sequence[str] = ()
 ) -> tuple[list[Source], list[str]]:
     """Returns the runs whose files are ``given`` (folders, patterns or files), and notes on files that are left out.
 
     ``known`` are files and folders of the experiment itself, which hold no predictions made elsewhere. Files of one run
     differ in the words of their names that say the part (`OOF_WORDS`, `TEST_WORDS`), fold or seed; a file without such
-    a word is out-of-fold.
+    a word is out-of-fold. Files of ``test`` are test files, whatever their names say.
     Raises DataError, naming the files, where that is not certain.
     """
     own = {path.resolve() for path in known if path is not None}
     named: dict[Path, NamedFile] = {}
     left_out: dict[Path, str] = {}
-    for place in given:
+    for place, is_test in (*((one, False) for one in given), *((one, True) for one in test)):
         for path, root in _files_of(place):
             if (real := path.resolve()) in own or "sample" in _words(path.name):
                 left_out[real] = f"{path}: left out, as it is a table or sample of the experiment"
             elif not own.isdisjoint(real.parents):
                 left_out[real] = f"{path}: left out, as it lies in a folder of dermstack's own results"
             elif not is_ids_file(path):
-                named.setdefault(real, named_file(path, root))
+                file = named_file(path, root)
+                named[real] = replace(file, part="test") if is_test else named.get(real, file)
     notes = [*left_out.values()][:_MAX_NOTES]
     if (more := len(left_out) - len(notes)) > 0:
         notes.append(f"… {more} more files are left out")

@@ -167,7 +167,7 @@ def check_source(experiment: Experiment, source: Source, files: Files) -> Checke
     has_test = bool(len(experiment.table.test))
     if has_test and not source.test:
         raise DataError("the experiment has test rows: give their predictions with --test")
-    frames = {"oof": prediction_frame(oof["id"], fold.numbers, _to_logit(oof["p"]))}
+    frames = {"oof": prediction_frame(oof["id"], fold.numbers, to_logit(oof["p"]))}
     averaged = options.test_averaged
     if has_test:
         frames["test"], averaged = _test_frame(experiment, source, fold, files)
@@ -260,7 +260,7 @@ def _test_frame(experiment: Experiment, source: Source, fold: FoldMatch, files: 
             test["fold"], fold, path, columns, instead=", or give one averaged row an id (--test-averaged)"
         )
     check_nets(test["id"], numbers.to_numpy(), experiment.table.test["id"], path, what="test rows")
-    return prediction_frame(test["id"], numbers.to_numpy(np.int8), _to_logit(test["p"])), averaged
+    return prediction_frame(test["id"], numbers.to_numpy(np.int8), to_logit(test["p"])), averaged
 
 
 def _all_rows_frame(
@@ -294,10 +294,10 @@ def _all_rows_frame(
             f"in the out-of-fold file, the largest difference for {first['id']!r}: {first['p']:.4f} and "
             f"{first['p_oof']:.4f}: make both files from the same models, or check their folds"
         )
-    return prediction_frame(made["id"], numbers.to_numpy(np.int8), _to_logit(made["p"]))
+    return prediction_frame(made["id"], numbers.to_numpy(np.int8), to_logit(made["p"]))
 
 
-def _to_logit(p: pd.Series) -> NDArray[np.float32]:
+def to_logit(p: pd.Series) -> NDArray[np.float32]:
     """Returns the logits of a file's probabilities (n,); 0 and 1 lie half of the file's resolution inside."""
     result: NDArray[np.float32] = clipped_logit(p, clip_limits(p, FINEST_EDGE)).astype(np.float32)
     return result

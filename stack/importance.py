@@ -17,7 +17,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import METADATA_BLOCK, NATIVE_BLOCK, TABLE_BLOCK, fold_matrix
 from stack.images import require_acquisition
-from stack.level2_config import is_second_stage, source_names
+from stack.level2_config import UNEXPLAINED, is_second_stage, source_names
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised, stored_scales
 from stack.store import Run, fingerprint, read_run, write_run
@@ -44,11 +44,11 @@ def importance(experiment: Experiment, stackers: list[Run], sources: list[Run], 
     but the largest `TOP_COLUMNS` of these.
 
     This takes minutes for many rows; the result is kept in ``report/importance`` until a stacker changes.
-    Classifiers of scikit-learn have no exact contributions and are left out.
+    Set transformers and classifiers of scikit-learn have no exact contributions and are left out.
     """
     names = source_names(experiment.config.stackers)
     tables = [run for name in names if (run := read_run(experiment.models / name)) is not None]
-    stackers = [run for run in stackers if run.meta["kind"] != "sklearn"]
+    stackers = [run for run in stackers if run.meta["kind"] not in UNEXPLAINED]
     if not stackers:
         return None
     folder = experiment.folder / "report" / "importance"

@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from dermstack.errors import ConfigError, DataError, StoreError
-from stack.history import find_run, run_scores
+from dermstack.errors import DataError, StoreError
+from stack.history import find_run, run_scores, units_of
+from stack.metrics.decision_metrics import NEGATED, decision_metric
 from stack.metrics.intervals import Interval, bootstrap_scores, percentile_interval
-from stack.metrics.scores import OBJECTIVE_LABELS, Floats, score
+from stack.metrics.own_metric import is_import_path, is_own_metric, own_metric
+from stack.metrics.scores import Floats, objective_label, score
 from stack.run_settings import differing_settings, settings_of
 from stack.source_estimates import stored_leave_source_out
 from stack.store import Run, read_run
 
 NESTED, OUT_OF_FOLD = "nested", "out-of-fold"
 BEST, WORSE, NOT_WORSE = "best on these rows", "worse than the best", "not shown to be worse"
-_HIGHEST = {"logloss": 0.0}  # the value of a perfect score; 1 for all others
 _TOGETHER = 10  # runs between two steps of the progress; the groups are drawn once for them
 _PATTERN = frozenset("*?[")
 
@@ -36,7 +37,7 @@ class Entry:
 
     name: str  # as `dermstack compare` takes it
     run: Run
-    scores: pd.DataFrame = field(repr=False)  # id, score, target, split_group of the rows that it covers
+    scores: pd.DataFrame = field(repr=False)  # as `run_scores` returns, of the rows that it covers
     settings: dict[str, str] | None = field(repr=False)  # by config key; None where no record of them was kept
     other_sources: str = ""  # AUC of a blend within a typical source that was held out; "" where it was not measured
 
@@ -114,10 +115,15 @@ def _other_sources(runs: Path, name: str, run: Run) -> str:
 
 
 def same_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Divides runs into those of the same data: an id or more in common, and the same targets of all common ids."""
+    """Divides runs into those of the same data: an id or more in common, and the same targets of all common ids.
+
+    Blends of units (`predict_per`) are never beside runs that predict images, or units of other columns.
+    """
     found: list[list[Entry]] = []
     for entry in entries:
         for board in found:
+            if units_of(board[0].run) != units_of(entry.run):
+                continue
             both = board[0].scores.merge(entry.scores, on="id", suffixes=("", "_b"))
             if len(both) and (both["target"] == both["target_b"]).all():
                 board.append(entry)
@@ -143,7 +149,12 @@ def leaderboard(
     Raises DataError where no row is covered by all or targets differ, ConfigError for an unknown objective.
     """
     objective, remarks = _objective(entries, objective)
-    frame = _common_rows(entries)
+    metric = decision_metric(objective)
+    used = "p" if metric is not None and metric.needs_p else "score"
+    frame = _common_rows(
+        entries, used, with_patients=is_own_metric(objective) or (metric is not None and metric.needs_patients)
+    )
+    patient = frame["group"].to_numpy(object) if "group" in frame else None
     names = [entry.name for entry in entries]
     y = frame["target"].to_numpy()
     groups, regrouped = _joined_groups(frame[[f"split_group {name}" for name in names]])
@@ -151,8 +162,9 @@ def leaderboard(
     for start in range(0, len(names), _TOGETHER):
         part = slice(start, start + _TOGETHER)
         s = frame[[f"score {name}" for name in names[part]]].to_numpy(np.float64)
-        values[part] = [score(objective, y, column) for column in s.T]
-        drawn[:, part] = bootstrap_scores(objective, y, s, groups, draws=draws)  # the same draws in every part
+        values[part] = [score(objective, y, column, patient=patient) for column in s.T]
+        # The same draws in every part.
+        drawn[:, part] = bootstrap_scores(objective, y, s, groups, draws=draws, patient=patient)
         progress(s.shape[1])
     order = np.argsort(-values, kind="stable")
     entries = [entries[number] for number in order]
@@ -174,7 +186,12 @@ def leaderboard(
     table["verdict"] = np.where(table["simultaneous_high"] < 0, WORSE, NOT_WORSE)
     table.loc[0, "verdict"] = BEST
     table["rows"] = [len(entry.scores) for entry in entries]
-    table["all_rows"] = [score(objective, entry.scores["target"], entry.scores["score"]) for entry in entries]
+    table["all_rows"] = [
+        score(
+            objective, rows["target"], rows[used], patient=None if patient is None else rows["group"].to_numpy(object)
+        )
+        for rows in (entry.scores for entry in entries)
+    ]
     if any(entry.other_sources for entry in entries):
         table["other_sources"] = [entry.other_sources for entry in entries]
     table["note"] = ["selected on these rows" if entry.run.meta.get("selected") else "" for entry in entries]
@@ -190,13 +207,13 @@ def leaderboard(
     return Leaderboard(
         objective, len(frame), len(np.unique(groups)), int(y.sum()), table, settings,
         optimism=_mean_of_largest(held[:, (table["verdict"] != WORSE).to_numpy()]),
-        best=_interval_for_all(values, held, highest=_HIGHEST.get(objective, 1.0)), remarks=tuple(remarks),
+        best=_interval_for_all(values, held, highest=_highest(objective)), remarks=tuple(remarks),
     )  # fmt: skip
 
 
 def choice_note(board: Leaderboard) -> str:
     """States that the best of many was chosen on these rows, how optimistic its score can be, and its wide interval."""
-    best, label = board.best, OBJECTIVE_LABELS[board.objective]
+    best, label = board.best, objective_label(board.objective)
     return (
         f"the best of {len(board.table)} was chosen on these {board.rows:,} rows, so its {label} is optimistic: on "
         f"average by up to about {board.optimism:.4f}, which is reached where all that may be best are equally good. "
@@ -255,29 +272,35 @@ def _is_complete(folder: Path) -> bool:
 def _objective(entries: Sequence[Entry], given: str | None) -> tuple[str, list[str]]:
     """Returns the given objective, else the one that most blends name, with a remark where they differ; else AUC."""
     if given is not None:
-        if given not in OBJECTIVE_LABELS:
-            raise ConfigError(f"unknown objective {given!r}: choose {', '.join(OBJECTIVE_LABELS)}")
+        if is_import_path(given):
+            return own_metric(given, Path.cwd(), may_take_groups=True), []
+        objective_label(given)  # raises for an unknown one
         return given, []
     counts = Counter(str(named) for entry in entries if (named := entry.run.meta.get("objective")))
     if not counts:
         return "auc", []
     objective = counts.most_common(1)[0][0]
+    if is_own_metric(objective):
+        objective = own_metric(objective, Path.cwd(), may_take_groups=True)
     others = sorted(set(counts) - {objective})
     remark = f"objectives differ ({', '.join(others)} too): all are scored by {objective}; --objective chooses another"
     return objective, [remark] if others else []
 
 
-def _common_rows(entries: Sequence[Entry]) -> pd.DataFrame:
-    """Joins the runs by id: target and, for each run, its score and split_group, of the rows that all cover."""
+def _common_rows(entries: Sequence[Entry], used: str, *, with_patients: bool) -> pd.DataFrame:
+    """Joins the runs by id: target and, for each run, its score and split_group, of the rows that all cover.
+
+    ``used`` is the column of the score: score or p. ``with_patients`` adds the group.
+    """
     first = entries[0].scores.set_index("id")
-    columns = [first["target"]]
+    columns = [first["target"], *([first["group"]] if with_patients else [])]
     for entry in entries:
         rows = entry.scores.set_index("id")
         if rows.index.has_duplicates:
             doubled = rows.index[rows.index.duplicated()][0]
             raise StoreError(f"{entry.name} has more than one row of id {doubled}: make the run again")
         columns += [
-            rows["score"].rename(f"score {entry.name}"),
+            rows[used].rename(f"score {entry.name}"),
             rows["split_group"].rename(f"split_group {entry.name}"),
         ]
         both = rows["target"].to_frame("here").join(first["target"], how="inner")
@@ -363,6 +386,14 @@ def _interval_for_all(values: Floats, drawn: Floats, *, highest: float) -> Inter
         reach = critical * float(spread[0])
     value = float(values[0])
     return Interval(value, value - reach, min(value + reach, highest), float(spread[0]))
+
+
+def _highest(objective: str) -> float:
+    """Returns the value of a perfect score."""
+    metric = decision_metric(objective)
+    if metric is not None and metric.kind in NEGATED:
+        return -1.0  # each image that is reviewed is a cancer
+    return 0.0 if objective == "logloss" else np.inf if is_own_metric(objective) else 1.0
 
 
 def _mean_of_largest(drawn: Floats) -> float:

@@ -20,7 +20,15 @@ from stack.level1_jobs import assemble_run, is_complete, remove_intermediates, r
 from stack.level1_nets import finish_set_aside, set_aside_for
 from stack.net_columns import net_columns
 from stack.net_metadata import metadata_inputs
-from stack.pseudo_labels import awaits_teachers, check_teachers, pseudo_label_inputs, rounds_of, teachers_of
+from stack.pseudo_labels import (
+    awaits_teachers,
+    check_teachers,
+    label_rows,
+    pseudo_label_inputs,
+    rounds_of,
+    teachers_of,
+    unlabelled_images,
+)
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run
 from stack.study_inputs import FILE_INPUTS, image_file_inputs
 from stack.tuned import check_tuned_files, enabled_models
@@ -73,6 +81,7 @@ def _complete(
         tasks: list[FoldTask] = []
         for model in models:
             folder, cache = experiment.models / model.name, caches[model.size]
+            label_rows(experiment, model, caches, out)
             inputs = all_level1_inputs(experiment, model, cache)
             if teachers_of(model) and model.name not in rebuild:
                 check_fresh(experiment, folder, inputs)  # the teachers may have been made since the first check
@@ -171,7 +180,8 @@ def level1_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
 
 def all_level1_inputs(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dict[str, str]:
     """Returns everything the run depends on, by name, so that the error for a stale run can say what changed."""
-    return level1_inputs(experiment, model) | image_file_inputs(model, images_checksum(experiment, cache))
+    files = image_file_inputs(model, images_checksum(experiment, cache))
+    return level1_inputs(experiment, model) | files | unlabelled_images(experiment, model, cache)
 
 
 @contextmanager

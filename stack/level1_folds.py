@@ -20,7 +20,7 @@ from stack.folds import inner_split
 from stack.image_config import Diagnosis, ImageModel
 from stack.level1_nets import net_meta
 from stack.net_metadata import column_dropout, metadata_encoder
-from stack.pseudo_labels import PseudoRows, pseudo_rows
+from stack.pseudo_labels import PseudoRows, pseudo_rows, rows_to_label
 from stack.store import Run, fingerprint, read_run, write_run
 from tabular.encode import DenseMetadata
 
@@ -166,6 +166,8 @@ def trained_tasks(
     train_ids, test_ids = experiment.table.train["id"], experiment.table.test["id"]
     rows, test_rows = cache.rows_for(train_ids), cache.rows_for(test_ids)
     external = cache.rows_for(experiment.external["id"])
+    to_label = rows_to_label(experiment, model)
+    rows_labelled = cache.rows_for(to_label["id"])
     labels = labels_of(model, experiment.table.train, experiment.external)
     part, anchors = draw_anchors(len(train_ids), len(test_ids), seed=config.seed)
     meta, nets, tasks = run_meta(model, inputs), net_metas(experiment, model, inputs), []
@@ -179,7 +181,10 @@ def trained_tasks(
         if model.select == "best":  # external rows are never scored, so the epoch is not chosen on them
             inner = inner_split(target[train], experiment.split_group[train], seed=config.seed)
             inner_val = np.concatenate([inner, np.zeros(len(external), bool)])
-        encoder, metadata = _encode_metadata(experiment, model, train, held, anchors if part == "train" else None)
+        encoder, metadata = _encode_metadata(
+            experiment, model, train, held, anchors if part == "train" else None, to_label
+        )
+        of_pseudo_rows = metadata.pop("to label", None)
         data = TrainingRows(
             rows=np.concatenate([rows[train], external]),
             target=np.concatenate([labels.train[train], labels.external]),
@@ -189,7 +194,7 @@ def trained_tasks(
             inner_val=inner_val,
         )
         if (pseudo := pseudo_rows(experiment, model, fold)) is not None:
-            data = _with_pseudo_rows(data, pseudo, test_rows, metadata.get("test"))
+            data = _with_pseudo_rows(data, pseudo, rows_labelled, of_pseudo_rows)
         learned = len(data.rows) - (0 if inner_val is None else int(inner_val.sum()))
         predicted = VIEW_COUNTS[model.tta] * sum(map(len, sets.values()))
         tasks.append(
@@ -218,16 +223,17 @@ def trained_tasks(
 
 
 def _with_pseudo_rows(
-    data: TrainingRows, pseudo: PseudoRows, test_rows: NDArray[np.intp], metadata: NDArray[np.float32] | None
+    data: TrainingRows, pseudo: PseudoRows, labelled: NDArray[np.intp], metadata: NDArray[np.float32] | None
 ) -> TrainingRows:
-    """Returns the training rows with test rows appended, of which only a probability of target 1 is known.
+    """Returns the training rows with rows appended of which only a probability of target 1 is known.
 
-    ``test_rows`` are cache rows, ``metadata`` the encoded columns (t, m) of the test rows; no epoch is chosen on them.
+    ``labelled`` (t,) are cache rows of the rows to label, ``metadata`` (t, m) their encoded columns; no epoch is chosen
+    on them.
     """
     count = len(pseudo.rows)
     return replace(
         data,
-        rows=np.concatenate([data.rows, test_rows[pseudo.rows]]),
+        rows=np.concatenate([data.rows, labelled[pseudo.rows]]),
         target=np.concatenate([data.target, np.ones((count, len(data.positive)), bool)]),
         metadata=None
         if data.metadata is None or metadata is None
@@ -327,6 +333,7 @@ def _encode_metadata(
     train: NDArray[np.intp],
     held: NDArray[np.intp],
     anchors: NDArray[np.intp] | None,
+    to_label: pd.DataFrame,
 ) -> tuple[DenseMetadata | None, dict[str, NDArray[np.float32]]]:
     """Encodes the metadata of each set with an encoder fitted on the fold's training rows.
 
@@ -337,7 +344,7 @@ def _encode_metadata(
     rows, test = experiment.table.train, experiment.table.test
     learned = pd.concat([rows.iloc[train], experiment.external], ignore_index=True)
     encoder = metadata_encoder(experiment, model).fit(learned)
-    frames = {"train": learned, "oof": rows.iloc[held], "test": test}
+    frames = {"train": learned, "oof": rows.iloc[held], "test": test, "to label": to_label}
     if anchors is not None:
         frames["anchor"] = rows.iloc[anchors]
     return encoder, {name: encoder.transform(frame) for name, frame in frames.items()}

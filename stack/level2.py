@@ -20,6 +20,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
+from stack.group_models import fit_group_net, require_torch
 from stack.images import require_acquisition
 from stack.level2_config import Stacker, is_second_stage, source_names
 from stack.level2_inputs import made_with, stacker_inputs
@@ -50,7 +51,7 @@ from stack.store import (
 from stack.tuned import check_tuned_gbdt, tuned_params
 from stack.views import check_seen, with_all_features
 from tabular.estimators import make_estimator
-from tabular.models import Bag, fit_bag, write_bag
+from tabular.models import GROUP_KIND, Bag, fit_bag, write_bag
 
 
 def run_stackers(
@@ -74,6 +75,8 @@ def run_stackers(
         check_seen(config, stacker, [*(run.name for run in sources), *tables])
         if stacker.kind == "sklearn":
             make_estimator(stacker.estimator, stacker.params, seed=config.seed, threads=1)
+        if stacker.kind == GROUP_KIND:
+            require_torch(stacker.name)
     second = [stacker for stacker in stackers if is_second_stage(stacker, stackers)]
     made = _complete(experiment, [stacker for stacker in stackers if stacker not in second], sources, out, on_run)
     if second:
@@ -180,7 +183,7 @@ def _fit_all(
                 "settings": stacker.model_dump(mode="json", exclude={"enabled"}),
                 "made_with": made_with(stacker, experiment.config),
                 "features": chosen[0]["features"],
-                "chosen": [part["chosen"] for part in chosen],  # number of rounds, or the ridge strength
+                "chosen": [part["chosen"] for part in chosen],  # number of rounds or epochs, or the ridge strength
                 **shared,
                 # without the matrix, which all stackers share
                 "seconds": round(sum(part["seconds"] for parts in by_repeat for part in parts), 1),
@@ -223,7 +226,11 @@ def _fit_fold(
     Models of later repeats are not written, as their stackers cannot be bundled.
     """
     matrix, x_test = _kept_matrix(experiment, embeddings, predictions, fold, repeat, token)
-    threads, ids = experiment.config.threads, experiment.table.train["id"].iloc[matrix.held_rows]
+    threads, held, test = (
+        experiment.config.threads,
+        experiment.table.train.iloc[matrix.held_rows],
+        experiment.table.test,
+    )
     started = time.monotonic()
     bag = kept = fit_fold(experiment, stacker, matrix, fold)
     if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
@@ -231,9 +238,11 @@ def _fit_fold(
     if not repeat:
         _write_models(kept, matrix.features, experiment.models / stacker.name / f"fold_{fold}", fold)
     return {
-        "oof": prediction_frame(ids, fold, bag.logit(matrix.held[list(bag.columns)], threads=threads)),
+        "oof": prediction_frame(
+            held["id"], fold, bag.logit(matrix.held[list(bag.columns)], groups=held["group"], threads=threads)
+        ),
         "test": prediction_frame(
-            experiment.table.test["id"], fold, kept.logit(x_test[list(kept.columns)], threads=threads)
+            test["id"], fold, kept.logit(x_test[list(kept.columns)], groups=test["group"], threads=threads)
         ),
         "features": list(kept.columns),
         "chosen": kept.chosen,
@@ -340,6 +349,7 @@ def fit_stacker(
         parts=encoding_parts(experiment, matrix.train_rows, inner) if own.target_encoding and codes else None,
         select=stacker.select,
         rounds=rounds,
+        fit_groups=partial(fit_group_net, experiment.table.train["group"].iloc[matrix.train_rows]),
     )
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dermstack.errors import TabularError
+from dermstack.errors import ImageError, TabularError
+from image_models.settings import set_transformer_settings
 from stack.image_config import Name, Strict, resolve_path
 
 LATER_FEATURES = (
@@ -110,22 +111,34 @@ LATER_STACKER = (
 )  # keys of a stacker that dermstack 0.2.0 did not have
 
 
+# Blocks of features that describe a row's group, switched off.
+WITHOUT_GROUP: dict[str, Any] = {
+    "aggregates": False, "neighbours": False, "relative": (), "relative_site": (), "outliers": False,
+    "probability_ratio": False,
+}  # fmt: skip
+UNEXPLAINED = ("set_transformer", "sklearn")  # kinds without exact contributions of features
+
+
 class Stacker(Strict):
-    """One level-2 run over all folds: a GBDT, a logistic regression as a simple baseline, or one of scikit-learn."""
+    """One level-2 run over all folds: a GBDT, a logistic regression, a set transformer or one of scikit-learn."""
 
     name: Name  # name of the run
-    # catboost needs the extra `dermstack[catboost]`; `sklearn` is a classifier of scikit-learn, which cannot be bundled
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "sklearn"]
+    # catboost needs the extra `dermstack[catboost]`; `set_transformer` is a network that sees a row together with the
+    # others of its group and needs the extra `dermstack[image]`; `sklearn` is a classifier of scikit-learn, which
+    # cannot be bundled
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "set_transformer", "sklearn"]
     # `sklearn`: import path of a classifier with predict_proba, such as `sklearn.ensemble.ExtraTreesClassifier`;
     # nothing outside scikit-learn is imported
     estimator: str = ""
-    params: dict[str, Any] = {}  # parameters of the library, over our defaults; also `rounds` and `patience`
+    # parameters of the library, over our defaults; also `rounds` and `patience`; of a set transformer, those that
+    # docs/level2.md lists
+    params: dict[str, Any] = {}
     bags: int = Field(3, ge=1)  # number of models with different seeds, whose logits are averaged
     negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of these models is trained on
     positives: float = Field(1.0, ge=1, le=1000)  # copies of each positive row; of a fraction, a random share of rows
     # repetitions over other folds with other seeds, whose logits are averaged; such a stacker cannot be bundled
     repeats: int = Field(1, ge=1, le=50)
-    positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT
+    positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT or set transformer
     monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
     # most columns that it is fitted on, those of the largest gain in a first LightGBM fit to each fold's training rows;
     # 0: all
@@ -135,7 +148,8 @@ class Stacker(Strict):
     # stackers see as they see a level-1 run where their `runs` name it in full
     runs: tuple[str, ...] | None = None
     # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
-    # lower than the common value
+    # lower than the common value; a set transformer gets no statistics of the group (`aggregates`, `neighbours`,
+    # `relative`, …) unless they are named here
     features: dict[str, Any] = {}
     enabled: bool = True  # false: the stacker is not used, but its settings stay in the config
 
@@ -151,6 +165,23 @@ class Stacker(Strict):
             raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
         return self
 
+    @model_validator(mode="after")
+    def _check_set_transformer(self) -> Self:
+        if self.kind != "set_transformer":
+            return self
+        if self.monotone or self.device == "gpu":
+            raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
+        if self.negatives != 1 or self.positives != 1:
+            raise ValueError(
+                f"{self.name}: a set_transformer sees whole groups, so it has no `negatives` and `positives`: remove "
+                "them; `positive_weight` gives positive rows more weight"
+            )
+        try:
+            set_transformer_settings(self.params)
+        except ImageError as error:
+            raise ValueError(f"{self.name}: params: {error}") from error
+        return self
+
     def inputs(self) -> dict[str, Any]:
         """Returns what the stacker's own settings are, for fingerprints; later keys are left out at their defaults."""
         later = {name for name in LATER_STACKER if getattr(self, name) == type(self).model_fields[name].default}
@@ -162,8 +193,12 @@ class Stacker(Strict):
         return self.kind in ("lightgbm", "xgboost", "catboost")
 
     def features_with(self, common: Features) -> Features:
-        """Returns the features of this stacker: the ``common`` ones with its own changes."""
-        return Features.model_validate(common.model_dump() | self.features) if self.features else common
+        """Returns the features of this stacker: the ``common`` ones with its own changes.
+
+        A set transformer sees the other rows of the group themselves, so it gets no statistics of them by default.
+        """
+        own = WITHOUT_GROUP | self.features if self.kind == "set_transformer" else self.features
+        return Features.model_validate(common.model_dump() | own) if own else common
 
 
 def union(values: list[Any]) -> Any:

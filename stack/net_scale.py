@@ -21,20 +21,30 @@ _LEAST_VARIANCE = 1e-12  # of an estimate from constant values, so that its weig
 def nets_differ(values: ArrayLike, nets: ArrayLike, groups: ArrayLike) -> bool:
     """Returns whether each net needs a scale of its own: values (n,), the net of each (n,), and each row's group (n,).
 
+    The nets differ where the statistic of `scale_differences` exceeds twice its degrees of freedom: then the variance
+    between nets exceeds that of the rows, and a common scale loses more than scales of their own. Where fewer than two
+    nets can be compared, the answer is True.
+    """
+    statistic, freedom = scale_differences(values, nets, groups)
+    return not freedom or statistic > 2 * freedom
+
+
+def scale_differences(values: ArrayLike, nets: ArrayLike, groups: ArrayLike) -> tuple[float, int]:
+    """Returns how much nets differ in scale beyond their rows, and its degrees of freedom, the mean where none differ.
+
     Compared are location and spread (log standard deviation) of normal scores, the normal quantiles of the ranks among
-    all nets, which a few extreme values do not move. The nets differ where Cochran's Q, the sum of squared differences
-    in units of their variances for rows in groups, exceeds twice its degrees of freedom: then the variance between nets
-    exceeds that of the rows, and a common scale loses more than scales of their own. Nets with rows of fewer than two
-    groups are not compared; where fewer than two nets can be, the answer is True.
+    all nets, which a few extreme values do not move. The statistic is the sum of Cochran's Q of both, the sum of
+    squared differences in units of their variances for rows in groups. Nets with rows of fewer than two groups are not
+    compared; both numbers are 0 where fewer than two nets can be.
     """
     nets, groups = np.asarray(nets), np.unique(np.asarray(groups), return_inverse=True)[1]
     score = ndtri((midranks(np.asarray(values, dtype=np.float64)) - 0.5) / max(len(nets), 1))
     masks = [nets == net for net in np.unique(nets)]
     measured = [_moments(score[rows], groups[rows]) for rows in masks if len(np.unique(groups[rows])) > 1]
     if len(measured) < 2:
-        return True
+        return 0.0, 0
     mean, mean_variance, log_spread, log_spread_variance = np.array(measured).T
-    return _q(mean, mean_variance) + _q(log_spread, log_spread_variance) > 2 * 2 * (len(measured) - 1)
+    return _q(mean, mean_variance) + _q(log_spread, log_spread_variance), 2 * (len(measured) - 1)
 
 
 def _moments(score: Floats, group: NDArray[np.intp]) -> tuple[float, float, float, float]:

@@ -22,6 +22,8 @@ from stack.store import Run
 COPY_CORRELATION = 0.999  # rank correlation within folds; fold models of one real network had at most 0.96
 SHIFT = 0.25  # distance between the distributions of out-of-fold and test; real nets on SIIM-ISIC 2020: 0.10 to 0.17
 UNIFORM_DISTANCE = 0.02  # from a uniform distribution; ranks have 1 / rows
+MIN_COPIED = 5  # positives with one highest prediction, which in a file without other ties are no chance
+COPIED_BELOW = 4.6  # logit of 0.99: where other predictions are higher, a network may be saturated
 MIN_ROWS = 50  # fewer rows show no distribution
 UNCLIPPED_LOGIT = 34.0  # logits of exact 0 and 1 in runs imported before these were clipped at half the resolution
 QUANTILES = (0.05, 0.5, 0.95)
@@ -65,6 +67,7 @@ class RunFacts:
     is_test_constant: bool
     is_uniform: bool  # out-of-fold p are evenly spread over 0 to 1, as ranks are
     is_test_uniform: bool
+    copied: int  # rows whose predictions seem to be their labels, among others that are not
     unclipped: int  # predictions of exact 0 or 1 that an earlier version imported
     likest: Likeness | None
     test_copy_of: str  # a run with the same test predictions, but other out-of-fold ones; "" if there is none
@@ -163,6 +166,7 @@ def _facts(view: RunView) -> RunFacts:
         is_test_constant=bool(tests) and len({end for values in tests.values() for end in values[[0, -1]]}) == 1,
         is_uniform=_is_uniform(p),
         is_test_uniform=bool(is_test_uniform) and all(is_test_uniform),
+        copied=_copied_labels(view.y[order], logit),
         unclipped=int((np.abs(logit) >= UNCLIPPED_LOGIT).sum()) if view.kind == "imported" else 0,
         likest=None,
         test_copy_of="",
@@ -195,6 +199,22 @@ def _tied_pairs(y: NDArray[np.int8], in_order: Floats) -> float:
     positives, negatives = np.bincount(place, y == 1), np.bincount(place, y == 0)
     pairs = positives.sum() * negatives.sum()
     return float(positives @ negatives / pairs) if pairs else 0.0
+
+
+def _copied_labels(y: NDArray[np.int8], in_order: Floats) -> int:
+    """Returns how many rows have their label as prediction, where the others' predictions hardly repeat.
+
+    Rows with y (n,) are sorted by the logit. The labels of a part of the rows are one highest value, of positives only
+    and apart from all others, and mostly one lowest value of negatives only. A saturated network has values close below
+    the highest one, and rounded or isotonic predictions repeat elsewhere too.
+    """
+    distinct, first, counts = np.unique(in_order, return_index=True, return_counts=True)
+    if len(distinct) < 3 or counts[-1] < MIN_COPIED or not y[first[-1] :].all() or distinct[-2] > COPIED_BELOW:
+        return 0
+    at_the_lowest = int(counts[0]) if counts[0] >= MIN_COPIED and not y[: counts[0]].any() else 0
+    others = len(in_order) - counts[-1] - at_the_lowest
+    others_distinct = len(distinct) - 1 - bool(at_the_lowest)
+    return int(counts[-1]) + at_the_lowest if others_distinct > 0.9 * others else 0
 
 
 def _is_uniform(in_order: Floats) -> bool:

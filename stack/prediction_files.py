@@ -80,12 +80,18 @@ class Files:
 
 
 def read_predictions_file(
-    path: Path, columns: ImportedColumns, *, needs_fold: bool, alternative: str = "", files: Files | None = None
+    path: Path,
+    columns: ImportedColumns,
+    *,
+    needs_fold: bool,
+    alternative: str = "",
+    files: Files | None = None,
+    any_number: bool = False,
 ) -> pd.DataFrame:
     """Reads the columns id (str), p in [0, 1] and fold; without ``needs_fold`` the file may lack the fold column.
 
     ``alternative`` is the command option that makes folds unnecessary, for the message. Raises DataError for an absent
-    column and for a p that is not a probability.
+    column and for a p that is not a probability; with ``any_number``, p is any number, and NaN where a cell is none.
     """
     raw = (files or Files()).read(path, columns)
     expected = {"id": _id_column(raw, columns), "p": columns.p}
@@ -95,7 +101,8 @@ def read_predictions_file(
         without = f" (or import without folds: {alternative})" if key == "fold" and alternative else ""
         _check_column(raw, name, path, option=columns.option_of(key), without=without)
     check_exact(raw[expected["id"]], f"{path}: the ids in {expected['id']!r}")
-    frame = pd.DataFrame({"id": as_text(raw[expected["id"]]), "p": _probabilities(raw[columns.p], path)})
+    p = _numbers(raw[columns.p]) if any_number else _probabilities(raw[columns.p], path)
+    frame = pd.DataFrame({"id": as_text(raw[expected["id"]]), "p": p})
     return frame.assign(fold=_fold_labels(raw[columns.fold], path, columns)) if "fold" in expected else frame
 
 
@@ -172,15 +179,19 @@ def read_parts(
     respell: Callable[[pd.Series, Path], pd.Series],
     files: Files,
     average_seeds: bool = False,
+    any_number: bool = False,
 ) -> pd.DataFrame:
     """Reads all files of one kind (out-of-fold or test) of a run; returns id, p and fold, averaged over seeds.
 
     A file of one fold net has the fold of its name unless it has a fold column, which must agree. ``respell`` brings
-    the ids of a file into the table's spelling. Raises DataError where seeds differ in their rows or folds.
+    the ids of a file into the table's spelling. ``any_number`` is that of `read_predictions_file`. Raises DataError
+    where seeds differ in their rows or folds.
     """
     by_seed: dict[str, list[pd.DataFrame]] = {}
     for part in parts:
-        frame = _read_part(part, columns, needs_fold=needs_fold, alternative=alternative, files=files)
+        frame = _read_part(
+            part, columns, needs_fold=needs_fold, alternative=alternative, files=files, any_number=any_number
+        )
         frame["id"] = respell(frame["id"], part.path)
         if average_seeds and columns.nets is None and columns.seed in (raw := files.read(part.path, columns)):
             for seed, rows in frame.groupby(as_text(raw[columns.seed]).to_numpy()):
@@ -192,7 +203,7 @@ def read_parts(
 
 
 def _read_part(
-    part: Part, columns: ImportedColumns, *, needs_fold: bool, alternative: str, files: Files
+    part: Part, columns: ImportedColumns, *, needs_fold: bool, alternative: str, files: Files, any_number: bool
 ) -> pd.DataFrame:
     path, is_test = part.path, columns.option == "--test"
     prefix, columns = columns.nets, replace(columns, p=part.p or columns.p)
@@ -202,8 +213,9 @@ def _read_part(
         option = "--test-net-prefix" if is_test else "--net-prefix"
         return read_wide_file(path, columns, prefix, held_out=not is_test, option=option, files=files)
     frame = read_predictions_file(
-        path, columns, needs_fold=needs_fold and not part.fold, alternative=alternative, files=files
-    )
+        path, columns, needs_fold=needs_fold and not part.fold, alternative=alternative, files=files,
+        any_number=any_number,
+    )  # fmt: skip
     if not part.fold:
         return frame
     if "fold" not in frame:

@@ -162,7 +162,7 @@ def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
     """Reads the embeddings of a frozen run: one z for each image, the same for every fold."""
     oof, test = run.frame("oof"), run.frame("test")
     train = _embedding_rows(run, oof, experiment.table.train["id"], "oof")
-    once = _embedding_rows(run, test[test["fold"] == 0], experiment.table.test["id"], "test")
+    once = _test_embedding_rows(run, test[test["fold"] == 0], experiment.table.test["id"])
     return Embedding(run.array("oof_z")[train], (run.array("test_z")[once],), None)
 
 
@@ -186,9 +186,14 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
     tests = []
     for net in range(k):
         rows = np.flatnonzero(test["fold"].to_numpy() == net)
-        order = _embedding_rows(run, test.iloc[rows], experiment.table.test["id"], "test")
+        order = _test_embedding_rows(run, test.iloc[rows], experiment.table.test["id"])
         tests.append(alignment.transform(test_z[rows[order]], net))
     return Embedding(made[_embedding_rows(run, oof, experiment.table.train["id"], "oof")], tuple(tests), alignment)
+
+
+def _test_embedding_rows(run: Run, frame: pd.DataFrame, ids: pd.Series[str]) -> NDArray[np.intp]:
+    """Returns `_embedding_rows` of test rows; none where none are wanted, as by leave-source-out."""
+    return _embedding_rows(run, frame, ids, "test") if len(ids) else np.empty(0, np.intp)
 
 
 def _embedding_rows(run: Run, frame: pd.DataFrame, ids: pd.Series[str], part: str) -> NDArray[np.intp]:

@@ -19,6 +19,7 @@ from dermstack.errors import StoreError
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, fold_matrix
+from stack.group_models import read_group_net
 from stack.images import require_acquisition, with_acquisition
 from stack.level2 import fit_fold
 from stack.level2_config import Stacker, is_second_stage, source_names
@@ -37,7 +38,7 @@ from stack.predictions import (
 from stack.store import Run, fingerprint, frame_fingerprint, read_run, write_run
 from stack.table import ACQUISITION
 from stack.views import with_all_features
-from tabular.models import Bag, read_bag
+from tabular.models import GROUP_KIND, Bag, read_bag
 
 ALONE = "alone"
 _FRAME = "probes"
@@ -59,8 +60,8 @@ def make_probes(
     """Probes the first stacker of the config and returns its run and `probe_table`; None where there is none to probe.
 
     Each shortcut that is off but available is switched on, and the first model of each fold's bag is fitted again with
-    it, a GBDT with as many rounds as it has; it is compared with that model of the stacker. The table is kept in
-    ``report/probes`` until the stacker changes.
+    it, a GBDT or set transformer with as many rounds as it has; it is compared with that model of the stacker. The
+    table is kept in ``report/probes`` until the stacker changes.
     """
     named = {stacker.name: stacker for stacker in experiment.config.stackers if stacker.enabled}
     run = next((run for name in named for run in stackers if run.name == name), None)
@@ -216,14 +217,14 @@ def _plain_fold(
     matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
     assert matrix.held_ungrouped is not None
     bag = _bag(experiment, stacker, run, matrix, fold)
-    columns, threads = list(bag.columns), experiment.config.threads
+    columns, threads, groups = list(bag.columns), experiment.config.threads, _groups(experiment, matrix)
     held, alone = matrix.held[columns], matrix.held_ungrouped[columns]
     first = replace(bag, models=bag.models[:1])
-    logit = bag.logit(held, threads=threads)
+    logit = bag.logit(held, groups=groups, threads=threads)
     return _PlainFold(
         logit,
         bag.logit(alone, threads=threads),
-        first.logit(held, threads=threads) if len(bag.models) > 1 else logit,
+        first.logit(held, groups=groups, threads=threads) if len(bag.models) > 1 else logit,
     )
 
 
@@ -247,9 +248,9 @@ def _with_rows_alone(
     by_name = {stacker.name: stacker for stacker in experiment.config.stackers}
     for run in tables:
         bag, column = _bag(experiment, by_name[run.name], run, matrix, fold), predictions.names.index(run.name)
-        together, single = (
-            bag.logit(rows[list(bag.columns)], threads=threads) for rows in (matrix.held, matrix.held_ungrouped)
-        )
+        columns, groups = list(bag.columns), _groups(experiment, matrix)
+        together = bag.logit(matrix.held[columns], groups=groups, threads=threads)
+        single = bag.logit(matrix.held_ungrouped[columns], threads=threads)
         alone[held, column] += (single - together) / scales[run.name][fold][1]
     return replace(predictions, alone=alone)
 
@@ -266,7 +267,7 @@ def _stored_bag(run: Run, fold: int) -> Bag:
     kept = read_run(place)
     if kept is None:
         raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
-    return read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
+    return read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]), read_groups=read_group_net)
 
 
 def _changed_fold(
@@ -279,9 +280,16 @@ def _changed_fold(
 ) -> NDArray[np.float32]:
     """Returns the logits of the fold's held-out rows from one model with the changed features, which is not stored."""
     matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
-    rounds = int(run.meta["chosen"][fold][0]) if stacker.is_gbdt and _is_stored(experiment, stacker) else None
+    has_rounds = stacker.is_gbdt or stacker.kind == GROUP_KIND
+    rounds = int(run.meta["chosen"][fold][0]) if has_rounds and _is_stored(experiment, stacker) else None
     bag = fit_fold(experiment, stacker, matrix, fold, bags=1, rounds=rounds)
-    return bag.logit(matrix.held[list(bag.columns)], threads=experiment.config.threads)
+    groups = _groups(experiment, matrix)
+    return bag.logit(matrix.held[list(bag.columns)], groups=groups, threads=experiment.config.threads)
+
+
+def _groups(experiment: Experiment, matrix: FoldMatrix) -> pd.Series:
+    """Returns the group of each held-out row of the matrix."""
+    return experiment.table.train["group"].iloc[matrix.held_rows]
 
 
 def _is_stored(experiment: Experiment, stacker: Stacker) -> bool:

@@ -1,24 +1,34 @@
-"""Pseudo-labels: test rows train the nets of fold k with labels of nets that never saw the rows of fold k.
+"""Pseudo-labels: rows without a target train the nets of fold k with labels of nets that never saw rows of fold k.
 
 The labels of fold k come from the fold-k nets of other level-1 runs, so an out-of-fold prediction stays one of models
 that never saw the row's target, also over several rounds. Labels of all folds together (of a blend, or of averaged test
 predictions) would carry the targets of fold k into its own nets. So would those of a stacker: its features of other
-folds' rows were made by nets that had trained on fold k.
+folds' rows were made by nets that had trained on fold k. Test rows have these predictions already; rows of
+`data.unlabelled` are predicted by the teachers' nets on disk (`stack.unlabelled_labels`). One that shows what a row of
+fold k shows does not train fold k (`stack.unlabelled`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import ConfigError, DataError
+from stack.console import Out
 from stack.experiment import Experiment
 from stack.image_config import ImageModel, PseudoLabels
+from stack.net_columns import further_columns
 from stack.store import Run, fingerprint, read_run, row_positions
+from stack.unlabelled_labels import label_files, predict_unlabelled, rows_input, shown, unlabelled_logits
+
+if TYPE_CHECKING:
+    from image_models.cache import ImageCache
 
 PSEUDO_LABELS = "pseudo-labels"  # the name of this input of a run
 SAME_LOGIT = 1e-4  # nets of two folds differ by more in half of the test rows
@@ -27,9 +37,9 @@ _NOT_MADE = "the teachers' predictions, which are not made yet"
 
 @dataclass(frozen=True)
 class PseudoRows:
-    """Test rows that train the nets of one fold."""
+    """Rows without a target that train the nets of one fold."""
 
-    rows: NDArray[np.intp]  # (m,) positions in the table of test rows
+    rows: NDArray[np.intp]  # (m,) positions in the frame of `rows_to_label`
     p: NDArray[np.float32]  # (m,) their probabilities of target 1
 
 
@@ -47,21 +57,44 @@ def rounds_of(models: Sequence[ImageModel]) -> list[list[ImageModel]]:
 
 
 def teachers_of(model: ImageModel) -> tuple[str, ...]:
-    """Returns the names of the runs that label test rows for the model."""
+    """Returns the names of the runs that label rows for the model."""
     return () if model.pseudo_labels is None else model.pseudo_labels.teachers
+
+
+def labels_unlabelled(model: ImageModel) -> bool:
+    """Whether rows of `data.unlabelled` train the model."""
+    return model.pseudo_labels is not None and model.pseudo_labels.unlabelled
+
+
+def rows_to_label(experiment: Experiment, model: ImageModel) -> pd.DataFrame:
+    """Returns the rows that the model's teachers label: test rows, then unlabelled rows; none without teachers."""
+    settings = model.pseudo_labels
+    parts = [
+        *([experiment.table.test] if settings is not None and settings.test else []),
+        *([experiment.unlabelled] if settings is not None and settings.unlabelled else []),
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else experiment.table.test.iloc[:0]
 
 
 def check_teachers(experiment: Experiment, models: Sequence[ImageModel]) -> None:
     """Raises ConfigError where a teacher is neither an earlier one of ``models`` nor an imported run with fold nets.
 
-    Raises DataError where there are no test rows to label.
+    An imported run labels test rows only. Raises DataError where there are no rows to label.
     """
     known = set[str]()
     for model in models:
         for name in teachers_of(model):
-            if not len(experiment.table.test):
+            settings = model.pseudo_labels
+            assert settings is not None
+            if settings.test and not len(experiment.table.test):
+                instead = ", set pseudo_labels.rows: unlabelled" if len(experiment.unlabelled) else ""
                 raise DataError(
-                    f"{model.name}: pseudo_labels needs test rows: name their csv in data.test, or remove it"
+                    f"{model.name}: pseudo_labels needs test rows: name their csv in data.test{instead}, or remove it"
+                )
+            if settings.unlabelled and not len(experiment.unlabelled):
+                raise DataError(
+                    f"{model.name}: every row of data.unlabelled is dropped, as its image cannot be read (see "
+                    "dropped.csv): restore the images, or set pseudo_labels.rows: test"
                 )
             if name not in known:
                 _check_imported(experiment, model, name, known)
@@ -96,6 +129,11 @@ def _check_imported(experiment: Experiment, model: ImageModel, name: str, earlie
             f"{what}, {why}; labels for fold k must come from models that never saw the rows of fold k: import it "
             "with the test predictions of each fold model"
         )
+    if labels_unlabelled(model):
+        raise ConfigError(
+            f"{what}, an imported run, whose nets are not here to predict the rows of data.unlabelled: name "
+            "image models only, or set pseudo_labels.rows: test"
+        )
     logits = run.frame("test").groupby("id")["logit"]
     if float((logits.max() - logits.min()).median()) < SAME_LOGIT:
         raise ConfigError(
@@ -106,31 +144,61 @@ def _check_imported(experiment: Experiment, model: ImageModel, name: str, earlie
 
 
 def pseudo_label_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:
-    """Returns the input of a run whose model has pseudo-labels, by name: the teachers' test predictions."""
-    if not teachers_of(model):
+    """Returns the inputs, by name, of a run whose model has pseudo-labels: teachers' predictions, unlabelled rows."""
+    settings = model.pseudo_labels
+    if settings is None:
         return {}
+    rows = {}
+    if settings.unlabelled:
+        table = experiment.table.columns
+        further = further_columns(model, experiment.config.data.columns, table)
+        rows["unlabelled rows"] = rows_input(experiment, ["age", "sex", "site", *further] if model.metadata else [])
     runs = _complete_teachers(experiment, model)
     if runs is None:
-        return {PSEUDO_LABELS: _NOT_MADE}
-    return {PSEUDO_LABELS: fingerprint({run.name: run.meta["files"]["test.parquet"] for run in runs})}
+        return {PSEUDO_LABELS: _NOT_MADE, **rows}
+    files = {run.name: run.meta["files"]["test.parquet"] for run in runs if settings.test}
+    for run in runs if settings.unlabelled else []:
+        files |= label_files(experiment, run) or {}
+    return {PSEUDO_LABELS: fingerprint(files), **rows}
+
+
+def unlabelled_images(experiment: Experiment, model: ImageModel, cache: ImageCache) -> dict[str, str]:
+    """Returns the input of a run that unlabelled images train: their checksum; {} for other models."""
+    if not labels_unlabelled(model):
+        return {}
+    return {"unlabelled images": cache.checksum(list(experiment.unlabelled["id"]))}
+
+
+def label_rows(experiment: Experiment, model: ImageModel, caches: Mapping[int, ImageCache], out: Out) -> None:
+    """Predicts the unlabelled rows with the model's teachers, whose runs are complete; does nothing for other models.
+
+    ``caches`` holds the images by size.
+    """
+    if labels_unlabelled(model):
+        for run in _complete_teachers(experiment, model, labelled=False) or []:
+            predict_unlabelled(experiment, run, caches[run.meta["settings"]["size"]], out)
 
 
 def awaits_teachers(experiment: Experiment, model: ImageModel, rebuilt: Sequence[str] = ()) -> bool:
-    """Whether a run that labels rows for the model is not complete, or is among those to be ``rebuilt``."""
+    """Whether a run that labels rows for the model is to be ``rebuilt``, is not complete or has not labelled them."""
     return _complete_teachers(experiment, model) is None or bool(set(teachers_of(model)) & set(rebuilt))
 
 
-def _complete_teachers(experiment: Experiment, model: ImageModel) -> list[Run] | None:
+def _complete_teachers(experiment: Experiment, model: ImageModel, *, labelled: bool = True) -> list[Run] | None:
+    """Returns the runs that label rows for the model; None unless they are complete and, if ``labelled``, did it."""
     found = [read_run(experiment.models / name) for name in teachers_of(model)]
     runs = [run for run in found if run is not None]
-    return runs if len(runs) == len(found) else None
+    if len(runs) < len(found):
+        return None
+    needs_labels = labelled and labels_unlabelled(model)
+    return None if needs_labels and any(label_files(experiment, run) is None for run in runs) else runs
 
 
 def pseudo_rows(experiment: Experiment, model: ImageModel, fold: int) -> PseudoRows | None:
-    """Returns the test rows that train the model's nets of ``fold``; None where the model has no pseudo-labels.
+    """Returns the rows that train the model's nets of ``fold``; None where the model has no pseudo-labels.
 
-    Logits are averaged over the teachers. The teachers' runs must be complete (`rounds_of`). Raises DataError where no
-    row is as certain as the settings ask for.
+    Logits are averaged over the teachers. The teachers' runs must be complete (`rounds_of`) and have labelled the rows
+    (`label_rows`). Raises DataError where no row is as certain as the settings ask for.
     """
     settings = model.pseudo_labels
     if settings is None:
@@ -139,15 +207,30 @@ def pseudo_rows(experiment: Experiment, model: ImageModel, fold: int) -> PseudoR
     for name in settings.teachers:
         run = read_run(experiment.models / name)
         assert run is not None, f"{name} is made before the runs that it labels rows for"
-        frame = run.frame("test")
-        of_fold = frame[frame["fold"] == fold]
-        logits.append(of_fold["logit"].to_numpy()[row_positions(ids, of_fold["id"], f"fold {fold} of {name}")])
+        parts = []
+        if settings.test:
+            frame = run.frame("test")
+            of_fold = frame[frame["fold"] == fold]
+            known = row_positions(ids, of_fold["id"], f"fold {fold} of {name}")
+            parts.append(of_fold["logit"].to_numpy()[known])
+        if settings.unlabelled:
+            parts.append(unlabelled_logits(experiment, run, fold))
+        logits.append(np.concatenate(parts))
     p = expit(np.mean(np.asarray(logits, np.float64), axis=0))
-    rows = np.flatnonzero(np.maximum(p, 1 - p) >= settings.confidence)
+    may_train = np.ones(len(p), bool)
+    if settings.unlabelled:
+        may_train[len(p) - len(experiment.unlabelled) :] = ~shown(experiment)[:, fold]
+    certain = np.where(may_train, np.maximum(p, 1 - p), 0)
+    rows = np.flatnonzero(certain >= settings.confidence)
+    if not may_train.any():
+        raise DataError(
+            f"{model.name}: no row of data.unlabelled may train fold {fold}, as each shows the image or the group of a "
+            "row that the fold holds out: remove pseudo_labels, or set pseudo_labels.rows: test"
+        )
     if not len(rows):
         raise DataError(
-            f"{model.name}: no test row reaches pseudo_labels.confidence {settings.confidence:g} in fold {fold}: the "
-            f"most certain one has {np.maximum(p, 1 - p).max():.3f}; lower it"
+            f"{model.name}: no row reaches pseudo_labels.confidence {settings.confidence:g} in fold {fold}: the most "
+            f"certain one has {certain.max():.3f}; lower it"
         )
     return PseudoRows(rows, _labels(p[rows], settings))
 

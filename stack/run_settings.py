@@ -20,7 +20,7 @@ from stack.level2_config import Stacker
 from stack.store import Run
 
 ABSENT = "–"
-_NAMED = re.compile(r"(image_models|stackers|data\.external)\.(\d+)\.name")
+_NAMED = re.compile(r"(image_models|stackers|data\.external|data\.unlabelled)\.(\d+)\.name")
 _OF_LIST = re.compile(r"(.+)\.(\d+)")
 _ITEM_DEFAULTS: dict[str, type[BaseModel]] = {"image_models": ImageModel, "stackers": Stacker}
 _PLAIN = (str, int, float, type(None))

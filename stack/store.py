@@ -8,7 +8,7 @@ import itertools
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -42,10 +42,14 @@ _ARRAY_ERRORS = (*FRAME_ERRORS, SyntaxError, TokenError, EOFError, ArithmeticErr
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, or one fold or net of it: ``meta`` is its run.json, its files are in ``folder``."""
+    """A finished run, or one fold or net of it: ``meta`` is its run.json, its files are in ``folder``.
+
+    Frames that are ``held`` in memory are read instead of files.
+    """
 
     folder: Path
     meta: dict[str, Any]
+    held: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -54,13 +58,16 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Whether the run holds a frame or array of this name."""
-        return any(file in self.meta["files"] for file in (f"{name}.parquet", f"{name}.npy"))
+        files = self.meta["files"]
+        return name in self.held or any(file in files for file in (f"{name}.parquet", f"{name}.npy"))
 
     def frame(self, name: str) -> pd.DataFrame:
         """Reads a frame such as ``oof``, ``test`` or ``anchor``, with id, fold, logit and p.
 
         Raises StoreError for a file that has changed, is missing or cannot be read.
         """
+        if name in self.held:
+            return self.held[name]
         path = self.verified_path(f"{name}.parquet")
         try:
             frame = pd.read_parquet(path)

@@ -28,7 +28,8 @@ GBDT_TUNED = {  # what a study of each kind chooses; stack/tune/run.py has the r
 IMAGE_TUNED = ("lr", "weight_decay", "layer_decay", "label_smoothing", "augment", "balance", "ema")
 
 _FIRST_TRIAL = "first trial"  # a model's own values of what is tuned: other ones are another study, not a stale result
-FILE_INPUTS = ("images", "pretrained weights", "backbone code")  # what level 2 cannot check, as it reads no such file
+# What level 2 cannot check, as it reads no such file.
+FILE_INPUTS = ("images", "unlabelled images", "pretrained weights", "backbone code")
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}([0-9a-f]{52})?")
 _PREDICTIONS = "predictions of "
 NOTED_LATER = {"blend.preselect": "false"}  # inputs that the first studies to note theirs lack, with the value they had

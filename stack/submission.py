@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.copies import change_without_copies, copies_record, copies_text, near_copies
+from stack.blend.fold_average import average_scores, calibrate_average
 from stack.blend.nested import blend_nested, number_of_fits
+from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
 from stack.cells import read_cells
@@ -24,14 +26,19 @@ from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
-from stack.fold_needs import blend_methods, warn_of_two_folds
+from stack.fold_needs import blend_methods, unit_poolings, warn_of_two_folds
 from stack.keys import keys_as_in
+from stack.metrics.expected_positives import calibration_noise, expected_positives
 from stack.metrics.intervals import interval
+from stack.metrics.review_band import Band
 from stack.metrics.scores import auc_by_fold
 from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
+from stack.review import with_decisions, write_review
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
 from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
+from stack.unit_rows import unit_rows, units_fingerprint, units_record, units_text
+from stack.units import unit_name
 from stack.views import blended_runs, check_blended_runs
 
 FITS_FOLDER = "blend_fits"  # fits of a blend that is being made
@@ -176,24 +183,46 @@ def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
     if run is None or run.meta["inputs"] != inputs:
         if run and (aside := set_aside(folder, experiment.old)):
             out.say(f"blend: its inputs changed; the old one is kept as {aside}")
-        run = run_with_threads(experiment.config.threads, _blend, experiment, runs, every, inputs, out)
+        run = run_with_threads(experiment.config.threads, _blend, experiment, runs, every, inputs, folder, out)
     else:
         read_verified_run(folder)
         out.say("blend: complete, skipped")
+    band = write_review(experiment, run, out)
     if len(experiment.as_read.test):
-        _write_predictions(experiment, run)
+        _write_predictions(experiment, run, band)
     return run
 
 
-def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: dict[str, str], out: Out) -> Run:
-    config, fits_folder = experiment.config, experiment.folder / FITS_FOLDER
+def blend_alone(experiment: Experiment, run: Run, out: Out) -> Run:
+    """Calibrates one run as a blend of itself, in distilled/<run>/blend/; returns the blend. A fresh one is kept.
+
+    ``experiment`` is that of the run alone (`stack.views.alone`).
+    """
+    folder, inputs = experiment.folder / "distilled" / run.name / "blend", blend_inputs(experiment, [run])
+    known = read_verified_run(folder)
+    if known is not None and known.meta["inputs"] == inputs:
+        return known
+    names = [run.name]
+    return run_with_threads(experiment.config.threads, _blend, experiment, [run], names, inputs, folder, out)
+
+
+def _blend(
+    experiment: Experiment, runs: list[Run], every: list[str], inputs: dict[str, str], folder: Path, out: Out
+) -> Run:
+    config, fits_folder = experiment.config, folder.parent / FITS_FOLDER
     predictions = predictions_of(experiment, runs)
-    rows = predictions.rows
-    y, split_group = experiment.target[rows], experiment.split_group[rows]
-    fold = experiment.folds.frame["fold"].to_numpy()[rows]
+    names, covered = predictions.names, predictions.rows
+    units = None if config.predict_per is None else unit_rows(experiment)
+    scored = experiment if units is None else units.experiment  # one row for each prediction
+    pooled = {} if units is None else pool_all(predictions, units.of_train, units.of_test, unit_poolings(experiment))
+    rows = next(iter(pooled.values()), predictions).rows
+    y, split_group = scored.target[rows], scored.split_group[rows]
+    fold = scored.folds.frame["fold"].to_numpy()[rows]
     warn_of_two_folds(experiment, out)
     methods = blend_methods(experiment)
     out.say(f"blend: {len(runs)} runs, methods {', '.join(methods)}, nested over {experiment.folds.k} folds …")
+    if units is not None:
+        out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
     tuned, p = tuned_weights(experiment, predictions.names), expit(predictions.oof.astype(np.float64))
     rows_of_blend: dict[str, Any] = {"nets": predictions.nets, "fold": fold, "split_group": split_group}
     settings_of_blend: dict[str, Any] = {
@@ -206,21 +235,35 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
         "seed": config.seed,
         "n_jobs": config.n_jobs,
     }
+    copies = near_copies(p, predictions.nets, predictions.groups)
+    folds = len(np.unique(fold))
+    fits = number_of_pooled_fits(folds, list(pooled), methods) if pooled else number_of_fits(folds, methods)
     given = rows_of_blend | settings_of_blend
-    with out.bar("blend", number_of_fits(len(np.unique(fold)), methods), "fits") as progress:
-        nested = blend_nested(p, y, **given, methods=methods, tuned=tuned, keep_in=fits_folder, progress=progress)
-    copies = near_copies(p, predictions.nets, split_group)
+    with out.bar("blend", fits, "fits") as progress:
+        if pooled:
+            del given["nets"]
+            nested = blend_pooled(pooled, y, **given, methods=methods, keep_in=fits_folder, progress=progress)
+        else:
+            nested = blend_nested(p, y, **given, methods=methods, tuned=tuned, keep_in=fits_folder, progress=progress)
+    method = nested.chosen
+    if pooled:
+        pooling, method = pooling_and_method(nested.chosen)
+        predictions = pooled[pooling]  # of the units, as the final blend takes them
+        p, given["nets"] = expit(predictions.oof.astype(np.float64)), predictions.nets
     about_copies: dict[str, Any] = {}
     if copies.groups:
         change = None
         if tuned is None or nested.chosen != "optuna":  # a study's weights are those of all runs
-            with out.bar("near copies", number_of_fits(len(np.unique(fold)), [nested.chosen]), "fits") as progress:
+            with out.bar("near copies", number_of_fits(folds, [method]), "fits") as progress:
                 change = change_without_copies(
-                    copies, nested, p, y, **given, keep_in=fits_folder / "without_copies", progress=progress
-                )
-        about_copies = {"near_copies": copies_record(copies, predictions.names, nested.chosen, change)}
+                    copies, nested, p, y, **given, keep_in=fits_folder / "without_copies", progress=progress,
+                    method=method,
+                )  # fmt: skip
+        about_copies = {"near_copies": copies_record(copies, names, nested.chosen, change)}
         out.say(f"blend: {copies_text(about_copies['near_copies'], config.objective)}")
-    if left_out := [name for name, used in zip(predictions.names, nested.used_runs, strict=True) if not used]:
+    used = {name for name, is_used in zip(names * (len(predictions.names) // len(names)), nested.used_runs, strict=True)
+            if is_used}  # fmt: skip
+    if left_out := [name for name in names if name not in used]:
         out.say(
             f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
             "without (`blend.preselect: false` keeps all runs)"
@@ -230,12 +273,30 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
     # Calibrate the chosen method's scores: the headline's mix several scales where outer folds chose different methods.
     chosen_scores = nested.by_method[nested.chosen]
     calibration = calibrate_nested(chosen_scores, y, fold, split_group)
-    oof = pd.DataFrame({"id": experiment.table.train["id"].to_numpy()[rows], "fold": fold, "score": nested.score})
+    oof = pd.DataFrame({"id": scored.table.train["id"].to_numpy()[rows], "fold": fold, "score": nested.score})
     oof["p_calibrated"] = calibration.p
+    if units is not None:  # what `compare` reads of other blends from table.parquet
+        oof = oof.assign(
+            target=y, group=scored.table.train["group"].to_numpy(object)[rows], split_group=split_group,
+            images=units.images(covered)[rows],
+        )  # fmt: skip
     for name in nested.by_method:
         oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
-    test = pd.DataFrame({"id": experiment.table.test["id"], "score": score_unseen(nested.final, predictions)})
-    test["p_calibrated"] = calibration.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    of_folds = fold_scores(nested.final, predictions)
+    test = pd.DataFrame({"id": scored.table.test["id"], "score": average_scores(of_folds)})
+    averaged = calibrate_average(calibration.final, of_folds)
+    test["p_calibrated"] = averaged.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    if len(test):
+        number = expected_positives(test["p_calibrated"], calibration_noise(y, calibration.p, split_group))
+        out.say(
+            f"calibration: {number.value:,.0f} of {len(test):,} test rows are expected to be positive, 95 % prediction "
+            f"interval {number.low:,.0f} to {number.high:,.0f} if they are of the population of training"
+        )
+    if len(test) and averaged.kept:
+        out.say(
+            f"calibration: {averaged.kept}, so the risks of averaged scores are those of single fold nets, which are "
+            "slightly too low on average and too little spread"
+        )
     settings, distributions = blender_state(nested.final)
     meta = {
         "fingerprint": fingerprint(inputs),
@@ -253,33 +314,43 @@ def _blend(experiment: Experiment, runs: list[Run], every: list[str], inputs: di
         "transforms": dict(zip(predictions.names, nested.final.transforms_.tolist(), strict=True)),
         "methods": summary.to_dict("records"),
         "blender": settings,
-        "calibrator": calibrator_state(calibration.final),
-        "calibration": calibration_record(calibration, y, split_group),
-        "runs": list(predictions.names),
-        **({} if every == list(predictions.names) else {"all_runs": every}),
+        "calibrator": calibrator_state(averaged.final),
+        "calibration": {
+            **calibration_record(calibration, y, split_group),
+            "fold_average": averaged.record(),
+        },
+        "runs": list(names),
+        **({} if every == list(names) else {"all_runs": every}),
         **about_copies,
-        "preselected": [name for name in predictions.names if name not in left_out],
-        "left_out": len(experiment.target) - len(rows),
+        **({} if units is None else {"units": units_record(experiment, units, covered, y, split_group)}),
+        "preselected": [name for name in names if name not in left_out],
+        "left_out": len(experiment.target) - len(covered),
         "selected": [run.name for run in runs if run.meta.get("selected")],  # settings chosen on these rows
     }
-    run = write_run(experiment.folder / "blend", meta, frames={"oof": oof, "test": test}, arrays=distributions)
+    run = write_run(folder, meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
 
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
     """Returns the scores (rows,) of test rows: blends each fold net's predictions, then averages the blends' logits."""
-    if not predictions.test.shape[1]:
-        return np.empty(0)
-    blended = [
-        blender.predict_proba(expit(logits.astype(np.float64)), nets=np.broadcast_to(nets, logits.shape))[:, 1]
-        for logits, nets in zip(predictions.test, predictions.test_nets, strict=True)
-    ]
-    scores: NDArray[np.float64] = expit(np.mean([logit(np.clip(score, 1e-12, 1 - 1e-12)) for score in blended], axis=0))
-    return scores
+    return average_scores(fold_scores(blender, predictions))
 
 
-def _write_predictions(experiment: Experiment, blend: Run) -> None:
+def fold_scores(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
+    """Returns the scores (folds, rows) of test rows by the blend of each fold net's predictions."""
+    folds, rows = predictions.test.shape[:2]
+    if not rows:
+        return np.empty((folds, 0))
+    return np.stack(
+        [
+            blender.predict_proba(expit(logits.astype(np.float64)), nets=np.broadcast_to(nets, logits.shape))[:, 1]
+            for logits, nets in zip(predictions.test, predictions.test_nets, strict=True)
+        ]
+    )
+
+
+def _write_predictions(experiment: Experiment, blend: Run, band: Band | None) -> None:
     """Writes predictions.parquet and submission.csv from the blend's test rows: same bytes for the same blend.
 
     Test rows whose image cannot be read get the declared fallback, and are listed in fallback.csv.
@@ -288,14 +359,38 @@ def _write_predictions(experiment: Experiment, blend: Run) -> None:
     frame = submission(
         test["id"],
         test["score"],
-        id_column=data.columns.id,
+        id_column=_id_column(experiment.config),
         target_column=data.columns.target_column,
         sample=data.sample_submission,
     )
-    write_frame(experiment.folder / "predictions.parquet", test)
+    write_frame(experiment.folder / "predictions.parquet", with_decisions(test, band))
     with atomic(experiment.folder / "submission.csv") as temporary:
         temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
     list_fallback_rows(experiment, test)
+
+
+def check_sample(experiment: Experiment) -> None:
+    """Raises DataError where the sample submission of predictions for units (`predict_per`) has other ids than they.
+
+    A sample that names images is found here before anything is fitted, not after.
+    """
+    sample, units = experiment.config.data.sample_submission, experiment.table.units
+    if units is None or sample is None or experiment.table.test.empty:
+        return
+    ids = units.loc[experiment.table.test["id"]].drop_duplicates().reset_index(drop=True)
+    try:
+        submission(
+            ids, np.zeros(len(ids)), id_column=_id_column(experiment.config),
+            target_column=experiment.config.data.columns.target_column, sample=sample,
+        )  # fmt: skip
+    except DataError as error:
+        raise DataError(f"predict_per: one prediction for each {_id_column(experiment.config)}, but {error}") from error
+
+
+def _id_column(config: Config) -> str:
+    """Returns the name of the submission's id column, where a sample does not name it."""
+    columns = config.data.columns
+    return columns.id if config.predict_per is None else unit_name(config.predict_per.columns, columns.roles)
 
 
 def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
@@ -307,7 +402,9 @@ def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
             "objective": config.objective,
             "seed": config.seed,
             "tuned": tuned_fingerprint(config.tuned.blend),
+            **_per_unit(config),
         }),
+        **({} if experiment.table.units is None else {"units": units_fingerprint(experiment)}),
         "runs": fingerprint({run.name: run.meta["files"] for run in runs}),
         "rows or folds": experiment.rows_fingerprint,
     }  # fmt: skip
@@ -320,4 +417,10 @@ def blend_made_with(config: Config) -> dict[str, Any]:
         "objective": config.objective,
         "seed": config.seed,
         "tuned": tuned_fingerprint(config.tuned.blend),
+        **_per_unit(config),
     }
+
+
+def _per_unit(config: Config) -> dict[str, Any]:
+    """Returns the setting of predictions for units, where there is one."""
+    return {} if config.predict_per is None else {"predict_per": config.predict_per.model_dump(mode="json")}

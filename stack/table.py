@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from stack.keys import (
 )
 from stack.missing_codes import MAX_AGE
 from stack.table_checks import group_faults, id_faults, listed, nearest, rows_text, targets_of
+from stack.units import GROUP, read_units, unit_columns
 
 REQUIRED = ("id", "target")
 ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8
@@ -45,6 +46,7 @@ class Table:
     no rows where there is no test csv. Each group has one spelling, in train and test. Where ``test_groups_known`` is
     false, the test csv has no groups and each test row is a group of its own, named by its id; where ``groups_known``
     is false, this holds for all rows. The further columns (`TableColumns`) are numeric (float32) or categorical (str).
+    ``units`` is the unit of each image, by id, where predictions are made for units (`predict_per`).
     """
 
     train: pd.DataFrame
@@ -52,6 +54,7 @@ class Table:
     test_groups_known: bool = True
     groups_known: bool = True
     columns: TableColumns = NO_COLUMNS
+    units: pd.Series | None = None
 
     @property
     def shared_groups(self) -> int:
@@ -66,6 +69,7 @@ def read_table(
     columns: Mapping[str, str],
     group_features: Sequence[str] | None = None,
     rules: ColumnRules = NO_RULES,
+    per: Sequence[str] = (),
 ) -> Table:
     """Reads and checks both tables, csv or parquet; `columns` maps canonical names to those of the files.
 
@@ -73,7 +77,8 @@ def read_table(
     positive. Without a group column each row is its own group.
 
     `group_features` are the settings that use the groups of test rows: where it is empty, the test table may lack the
-    group column. By default it needs one.
+    group column. By default it needs one. ``per`` are the columns whose values name the unit of each image
+    (`predict_per`).
 
     Raises ConfigError where `columns` lacks id or target or has an unknown key, and DataError that lists
     every fault of both files: file, rows, values, next step. Row numbers are those of a spreadsheet: the header is
@@ -81,8 +86,9 @@ def read_table(
     """
     _check_columns(columns)
     faults: list[str] = []
-    raw_train = _read_strings(train_csv, columns, faults)
-    raw_test = _read_strings(test_csv, columns, faults) if test_csv else None
+    keys = [name for name in unit_columns(per, columns) if name not in columns.values()]
+    raw_train = _read_strings(train_csv, columns, faults, keys)
+    raw_test = _read_strings(test_csv, columns, faults, keys) if test_csv else None
     train = None if raw_train is None else _checked_frame(raw_train, train_csv, columns, faults, rules, is_train=True)
     test: pd.DataFrame | None = _no_rows()
     grouped = True
@@ -113,10 +119,20 @@ def read_table(
                 test = test.assign(group=groups)
             except DataError as error:
                 faults.append(str(error))
+    further = replace(further, choices=tuple(one for one in further.choices if one.kind or one.column not in keys))
+    units = list[pd.Series]()
+    if per and raw_train is not None and train is not None and test is not None and not faults:
+        if GROUP in per and not grouped:
+            faults.append(f"{test_csv}: no column {columns['group']!r} (columns.group), whose values predict_per names")
+        parts = [(raw_train, train, train_csv)]
+        if test_csv is not None and raw_test is not None:
+            parts.append((raw_test, test, test_csv))
+        read = [read_units(raw, frame, per, columns, path, faults) for raw, frame, path in parts if not faults]
+        units = [one for one in read if one is not None]
     if faults or train is None or test is None:
         raise DataError("\n".join(faults))
     test = with_words_of(test, train, further)
-    return Table(train, test, grouped, "group" in columns, further)
+    return Table(train, test, grouped, "group" in columns, further, pd.concat(units) if units else None)
 
 
 def with_words_of(frame: pd.DataFrame, known: pd.DataFrame, further: TableColumns = NO_COLUMNS) -> pd.DataFrame:
@@ -277,13 +293,18 @@ def _checked_frame(
     return frame
 
 
-def _read_strings(path: Path, columns: Mapping[str, str], faults: list[str]) -> pd.DataFrame | None:
-    """Reads every cell as text and appends what prevents it to `faults`."""
+def _read_strings(
+    path: Path, columns: Mapping[str, str], faults: list[str], keys: Sequence[str] = ()
+) -> pd.DataFrame | None:
+    """Reads every cell as text and appends what prevents it to `faults`; ``keys`` are further columns of keys."""
     try:
         read = read_columns(path)
         for name in [name for name in ("id", "group") if name in columns]:
             if list(read.columns).count(columns[name]) == 1:
                 check_exact(read[columns[name]], f"{path}: the keys in {columns[name]!r} (columns.{name})")
+        for name in keys:
+            if list(read.columns).count(name) == 1:
+                check_exact(read[name], f"{path}: the keys in {name!r} (predict_per)")
         return as_cells(read)
     except DataError as error:
         faults.append(str(error))

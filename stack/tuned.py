@@ -13,7 +13,6 @@ import yaml
 from dermstack.errors import ConfigError, StoreError
 from image_models.settings import Training
 from stack.blend.columns import LeftOutFolds, Weighting
-from stack.config import parse_yaml
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.level2_config import Stacker
@@ -27,6 +26,7 @@ from stack.study_inputs import (
     image_file_inputs,
     image_study_inputs,
 )
+from stack.yaml_text import parse_yaml
 
 _DIGEST_PREFIX = "# sha256 of what follows: "
 

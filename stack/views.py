@@ -82,3 +82,18 @@ def with_all_features(experiment: Experiment) -> Experiment:
     """Returns the experiment with the features of all stackers (`Config.all_features`)."""
     config = experiment.config
     return replace(experiment, config=config.model_copy(update={"features": config.all_features}))
+
+
+def alone(experiment: Experiment, name: str) -> Experiment:
+    """Returns the experiment with one image model alone: no other run, no level 2, and a blend of this run only."""
+    config = experiment.config
+    blocks = {block: False for block, value in config.features if isinstance(value, bool)}
+    off = {**blocks, "frozen_z": 0, "aligned_z": 0, "relative": (), "relative_site": ()}
+    changes = {
+        "image_models": tuple(model for model in config.image_models if model.name == name),
+        "stackers": (),
+        "features": config.features.model_copy(update=off),
+        "blend": config.blend.model_copy(update={"methods": ("mean",), "runs": None, "preselect": False}),
+        "tuned": config.tuned.model_copy(update={"blend": None, "gbdt": {}}),
+    }
+    return replace(experiment, config=config.model_copy(update=changes))

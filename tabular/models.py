@@ -1,12 +1,12 @@
-"""Level-2 models: a ridge logistic regression, and bags of models of one kind (GBDTs, logistic, of scikit-learn)."""
+"""Level-2 models: a ridge logistic regression, and bags of models of one kind (GBDTs, logistic, and others)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -124,7 +124,28 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.generic], C: float) -> LogisticRe
     return LogisticRegression(C=C, max_iter=2000).fit(x, y)
 
 
-Model = Gbdt | Logistic | Estimator
+class GroupModel(Protocol):
+    """A model, made outside this package, that predicts a row together with the other rows of its group."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the fit, in order."""
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs, chosen on the inner rows."""
+
+    def logit(self, X: pd.DataFrame, groups: ArrayLike) -> NDArray[np.float32]:
+        """Returns log odds (n,) of features (n, columns) of rows in these ``groups`` (n,)."""
+
+    def to_bytes(self) -> bytes:
+        """Returns the content of its file."""
+
+
+Model = Gbdt | Logistic | Estimator | GroupModel
+FitGroups = Callable[..., GroupModel]  # X, y, inner; params, seed, positive_weight and epochs by name
+ReadGroups = Callable[[bytes, str], GroupModel]  # the content of a file, and its name for errors
+GROUP_KIND, GROUP_SUFFIX = "set_transformer", ".safetensors"  # the kind of such models, and the end of their files
 
 
 @dataclass(frozen=True)
@@ -135,13 +156,20 @@ class Bag:
     shift: float  # added to the mean logit: the correction to the prior
     encoding: TargetEncoding | None = None  # applied to the features first
 
-    def logit(self, X: pd.DataFrame, *, threads: int = 1) -> NDArray[np.float32]:
-        """Returns log odds (n,) of features (n, columns)."""
+    def logit(self, X: pd.DataFrame, *, groups: ArrayLike | None = None, threads: int = 1) -> NDArray[np.float32]:
+        """Returns log odds (n,) of features (n, columns) of rows in these ``groups`` (n,), by default each in its own.
+
+        X must hold all rows of each group; only a `GroupModel` uses the groups.
+        """
         X = X if self.encoding is None else self.encoding(X)
-        made = [
-            predict_logit(model, X, threads=threads) if isinstance(model, Gbdt) else model.logit(X)
-            for model in self.models
-        ]
+        made = []
+        for model in self.models:
+            if isinstance(model, Gbdt):
+                made.append(predict_logit(model, X, threads=threads))
+            elif isinstance(model, Logistic | Estimator):
+                made.append(model.logit(X))
+            else:
+                made.append(model.logit(X, np.arange(len(X)) if groups is None else groups))
         mean = np.stack(made).mean(axis=0, dtype=np.float64) + self.shift
         return np.asarray(mean, np.float32)
 
@@ -149,12 +177,16 @@ class Bag:
         """Returns each column's contribution to the log odds, (n, columns), and the bias; they sum to `logit`.
 
         These are exact SHAP values for GBDTs (`shap_values`) and the exact terms for logistic regressions. Raises
-        TabularError for classifiers of scikit-learn, which have none.
+        TabularError for classifiers of scikit-learn and for models of whole groups, which have none.
         """
         made, X = [], X if self.encoding is None else self.encoding(X)
         for model in self.models:
             if isinstance(model, Estimator):
                 raise TabularError(f"{model.path} has no exact contributions: explain a GBDT or a logistic regression")
+            if not isinstance(model, Gbdt | Logistic):
+                raise TabularError(
+                    f"a {GROUP_KIND} has no exact contributions: explain a GBDT or a logistic regression"
+                )
             made.append(
                 model.contributions(X) if isinstance(model, Logistic) else shap_values(model, X, threads=threads)
             )
@@ -183,14 +215,16 @@ class Bag:
 
     @property
     def chosen(self) -> list[float]:
-        """Value that each model chose on the inner rows: its rounds, inverse ridge strength, or slope of the logit."""
+        """Value that each model chose on the inner rows: rounds, inverse ridge strength, slope of the logit, epochs."""
         return [_chosen(model) for model in self.models]
 
 
 def _chosen(model: Model) -> float:
     if isinstance(model, Gbdt):
         return model.rounds
-    return model.C if isinstance(model, Logistic) else model.slope
+    if isinstance(model, Logistic):
+        return model.C
+    return model.slope if isinstance(model, Estimator) else model.epochs
 
 
 def fit_bag(
@@ -214,6 +248,7 @@ def fit_bag(
     parts: NDArray[np.integer] | None = None,
     select: int = 0,
     rounds: int | None = None,
+    fit_groups: FitGroups | None = None,
 ) -> Bag:
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
@@ -228,8 +263,8 @@ def fit_bag(
     Codes of categories in ``encoded`` columns become log odds of the target (`fit_target_encoding`), for which
     ``parts`` (n,) are parts of whole groups, `INNER` where ``inner`` is set. With ``select``, the models get at most so
     many columns (`strongest_columns`), chosen without the ``inner`` rows. With ``rounds``, every GBDT has that number
-    of rounds, and none is fitted to choose it. Raises TabularError for parameters that the
-    kind does not have.
+    of rounds, and every model of groups that number of epochs, and none is fitted to choose it. ``fit_groups`` fits a
+    `GroupModel`, whose rows are always all of X. Raises TabularError for parameters that the kind does not have.
     """
     target = np.asarray(y)
     if kind == "logistic" and positive_weight != 1:
@@ -237,7 +272,7 @@ def fit_bag(
     if kind == "logistic" and params:
         raise TabularError(f"logistic has no parameters, got {', '.join(params)}: drop them")
     codes = [str(name) for name in X if str(name) in categorical]
-    if kind in ("logistic", "sklearn") and codes:
+    if kind not in LIBRARIES and codes:
         raise TabularError(f"{kind} takes no codes of categories, got {codes[0]!r}: make the column one-hot")
     encoding = None
     if any(str(name) in encoded for name in X):
@@ -250,8 +285,18 @@ def fit_bag(
     is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
     count = bags if is_drawn else 1
     # Without a draw of rows all models of a bag have the same ones, and GBDTs share their binned features.
-    shares_rows = negatives == 1 and positives % 1 == 0 and kind not in ("logistic", "sklearn")
+    shares_rows = negatives == 1 and positives % 1 == 0 and kind in LIBRARIES
     models: list[Model] = []
+    if kind == GROUP_KIND:
+        assert fit_groups is not None
+        assert negatives == 1 == positives, "a group without some of its rows is another group"
+        models = [
+            fit_groups(
+                X, target, inner, params=params, seed=seed + number, positive_weight=positive_weight, epochs=rounds
+            )
+            for number in range(bags)
+        ]
+        return Bag(tuple(models), float(-np.log(positive_weight)), encoding)
     for number in range(1 if shares_rows else count):
         times = _copies(target, negatives, positives, seed=(seed, number))
         train_rows, eval_rows = (np.repeat(np.flatnonzero(side), times[side]) for side in (~inner, inner))
@@ -315,12 +360,16 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
     for number, model in enumerate(bag.models):
         if isinstance(model, Estimator):
             continue
-        kind = "logistic" if isinstance(model, Logistic) else model.kind
-        path = folder / _model_name(kind, number)
         if isinstance(model, Logistic):
+            path = folder / _model_name("logistic", number)
             write_logistic(model, path)
-        else:
+        elif isinstance(model, Gbdt):
+            path = folder / _model_name(model.kind, number)
             write_gbdt(model, path)
+        else:
+            path = folder / _model_name(GROUP_KIND, number)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(model.to_bytes())
         paths.append(path)
     if bag.encoding is not None:
         paths.append(folder / ENCODING_FILE)
@@ -329,17 +378,26 @@ def write_bag(bag: Bag, folder: Path) -> list[Path]:
     return paths
 
 
-def read_bag(kind: str, folder: Path, *, shift: float) -> Bag:
-    """Reads the models that `write_bag` wrote (model, model_1, …); TabularError where none exists or one is damaged."""
+def read_bag(kind: str, folder: Path, *, shift: float, read_groups: ReadGroups | None = None) -> Bag:
+    """Reads the models that `write_bag` wrote (model, model_1, …); TabularError where none exists or one is damaged.
+
+    ``read_groups`` reads a `GroupModel`.
+    """
     if kind == "sklearn":
         raise TabularError(f"{folder}: classifiers of scikit-learn are not kept on disk: fit the model again")
     files = [*folder.glob(f"model*{_suffix(kind)}"), *folder.glob(ENCODING_FILE)]
     contents = {path.name: path.read_bytes() for path in files}
-    return bag_from_contents(kind, contents, str(folder), shift=shift)
+    return bag_from_contents(kind, contents, str(folder), shift=shift, read_groups=read_groups)
 
 
 def bag_from_contents(
-    kind: str, contents: Mapping[str, bytes], folder: str, *, shift: float, checked: bool = False
+    kind: str,
+    contents: Mapping[str, bytes],
+    folder: str,
+    *,
+    shift: float,
+    checked: bool = False,
+    read_groups: ReadGroups | None = None,
 ) -> Bag:
     """Reads the models of a bag from the contents of the files in ``folder``, by name; as `read_bag`.
 
@@ -350,6 +408,9 @@ def bag_from_contents(
         content, where = contents[name], f"{folder}/{name}"
         if kind == "logistic":
             models.append(logistic_from_bytes(content, where))
+        elif kind == GROUP_KIND:
+            assert read_groups is not None
+            models.append(read_groups(content, where))
         else:
             models.append(gbdt_from_bytes(kind, content, where, checked=checked))
     if not models:
@@ -376,4 +437,6 @@ def _model_name(kind: str, number: int) -> str:
 
 
 def _suffix(kind: str) -> str:
-    return ".json" if kind == "logistic" else LIBRARIES[kind].suffix
+    if kind in LIBRARIES:
+        return LIBRARIES[kind].suffix
+    return {"logistic": ".json", GROUP_KIND: GROUP_SUFFIX}[kind]

@@ -54,6 +54,14 @@ def settings_variants() -> Iterator[Variant]:
         yield f"settings: {name}", change
 
 
+_LOW = {
+    "aim": "sensitivity", "level": 0.9, "confidence": 0.9, "threshold": 0.2, "groups": 50, "rows": 60, "errors": 2,
+    "most": 3, "test": "betting", "needed": None,
+}  # fmt: skip
+_SHARES = {name: {"value": 0.3, "low": 0.2, "high": 0.4} for name in ("negative", "review", "positive")}
+_BAND = {"low": _LOW, "high": None, "confidence": 0.9, "below": 0.2, "above": None, "shares": _SHARES}
+
+
 def manifest_variants() -> Iterator[Variant]:
     def set_in(*path: str | int, value: Any) -> Change:
         def change(_: Path, content: Content) -> None:
@@ -117,6 +125,19 @@ def manifest_variants() -> Iterator[Variant]:
         "no columns": set_in("columns", value={}),
         "another objective": set_in("objective", value="x"),
         "a long text": set_in("chosen", value="x" * 1_000_000),
+        "a band of words": set_in("review", value="x"),
+        "a band without a guarantee": set_in("review", value={**_BAND, "low": {**_LOW, "threshold": None}}),
+        "a band beyond its guarantee": set_in("review", value={**_BAND, "below": 0.5}),
+        "a band of nan": set_in("review", value={**_BAND, "below": float("nan")}),
+        "a band above 1": set_in("review", value={**_BAND, "low": {**_LOW, "threshold": 7.0}, "below": 7.0}),
+        "a band upside down": set_in("review", value={**_BAND, "low": {**_LOW, "aim": "ppv"}}),
+        "a band that decides positives without a guarantee": set_in("review", value={**_BAND, "above": 0.6}),
+        "a band that decides twice": set_in(
+            "review",
+            value={**_BAND, "high": {**_LOW, "aim": "ppv", "threshold": 0.1}, "above": 0.1},
+        ),
+        "a band with a share of 7": set_in("review", value={**_BAND, "shares": dict.fromkeys(_SHARES, 7.0)}),
+        "a band of 10^99 patients": set_in("review", value={**_BAND, "low": {**_LOW, "groups": 10**99}}),
         "no model": without("stackers/gbdt/fold_0/model.txt"),
         "no weights": without("image_models/tiny/fold_0/weights.safetensors"),
         "no second seed": without("image_models/tiny/fold_1/weights_0.safetensors"),

@@ -159,6 +159,15 @@ def test_the_snippet_of_the_page_on_blends_runs(rng: np.random.Generator) -> Non
     assert seen["found"].chosen in seen["found"].by_method
 
 
+def test_the_snippet_of_the_page_on_decisions_runs(rng: np.random.Generator) -> None:
+    p = rng.random(2000)
+    y, patient = (rng.random(2000) < p).astype(int), np.arange(2000) // 2
+    seen: dict[str, Any] = {"y": y, "p": p, "patient": patient, "y_new": y, "p_new": p, "patient_new": patient}
+    for snippet in blocks(ROOT / "docs" / "decisions.md", "python"):
+        exec(compile(snippet, "decisions.md", "exec"), seen)
+    assert set(seen["decision"]) == {"negative", "review", "positive"}
+
+
 @pytest.mark.parametrize("path", [path for path in TEXTS if path not in PAGES], ids=named)
 def test_relative_links_outside_docs_lead_to_a_file_and_its_heading(path: Path) -> None:
     """Those in docs/ are followed on the built pages."""

@@ -51,8 +51,8 @@ def test_every_target_that_is_shown_is_run_elsewhere_or_has_a_reason() -> None:
 ORDER = {
     "ham": [
         "--help", "init .*", "plan .*",
-        "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "tune blend .*", "tune gbdt .*",
-        "tune image .*", "app .*",
+        "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "recalibrate .*", "tune blend .*",
+        "tune gbdt .*", "tune image .*", "app .*",
     ],
     "tutorial": [
         "import-dicom .*", "import-tfrecord .*", "init .*", "plan .*", "eda .*", "audit -c mine.yaml( --no-pictures)?",
@@ -62,14 +62,14 @@ ORDER = {
         "oof .*--shuffle-target",
         "stack .*--shuffle-target",
     ],
-    "imported": ["import-oof .*", "stack .*"],
+    "imported": ["import-oof .*", "stack .*", "forensics .*"],
     "sources": ["oof -c mine.yaml", "stack -c mine.yaml", "oof .*--by-source", "stack .*--by-source", "sources .*"],
 }  # fmt: skip
 REAL_DATA = {"docs/isic2024.md": "needs the files of ISIC 2024; import-oof and stack are run on generated ones"}
 PAGES = {
     "README.md": "ham", "docs/blend.md": "ham", "docs/new_images.md": "ham", "docs/validation.md": "ham",
     "docs/tutorial.md": "tutorial", "docs/imported_predictions.md": "imported", "docs/audit.md": "tutorial",
-    "docs/compare.md": "tutorial", "docs/sources.md": "sources",
+    "docs/compare.md": "tutorial", "docs/forensics.md": "imported", "docs/sources.md": "sources",
 }  # fmt: skip
 
 
@@ -239,6 +239,8 @@ def test_the_commands_on_imported_predictions_run(here: Path, capsys: pytest.Cap
         own = np.choose(rows["my_fold"], [p[f"net_{name}_fold{fold}"] for fold in range(3)])
         frame = pd.DataFrame({"image_name": rows["image_name"], "p": own, "fold": rows["my_fold"]})
         frame.to_csv(here / f"{name}.csv", index=False)
+        frame.to_csv(here / f"{name}_oof.csv", index=False)  # its name on the page on forensics
+        frame.drop(columns="fold").to_csv(here / "blend.csv", index=False)
         folds = range(3) if name == "a" else [0]
         made = [test[["image_name"]].assign(p=1 / (1 + np.exp(3 - rng.normal(0, 1, len(test)))), fold=f) for f in folds]
         together = pd.concat(made) if name == "a" else made[0].drop(columns="fold")
@@ -253,3 +255,4 @@ def test_the_commands_on_imported_predictions_run(here: Path, capsys: pytest.Cap
     run_all([f"{line} --replace" for line in again], capsys)
     run_all([line for line in lines if not line.startswith("import-oof")], capsys)
     assert (here / "runs" / "mine" / "report.html").is_file()
+    assert (here / "forensics.html").is_file()

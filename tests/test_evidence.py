@@ -14,7 +14,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dermstack.audit.finding import Finding, write_part_findings
-from dermstack.report.evidence import blended_runs, pseudonym_key, pseudonyms, report_data
+from dermstack.report.evidence import blended_runs, report_data
+from dermstack.report.pseudonyms import pseudonym_key, pseudonyms
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations

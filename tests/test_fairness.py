@@ -18,6 +18,7 @@ from dermstack.report.fairness import fairness_sections
 from dermstack.report.gaps import verdict_text
 from dermstack.report.report import report_html
 from dermstack.report.row_flow import SAME_ID, SAME_IMAGE, UNREADABLE, Flow, Step, flow_table, row_flows
+from dermstack.report.units import Scored
 from stack.console import Out
 from stack.experiment import Curation, Experiment, open_experiment
 from stack.metrics.gaps import AUC, BOUNDED, RATIO
@@ -44,7 +45,7 @@ def opened(config: Path, **curated: str) -> Experiment:
 
 
 def rendered(experiment: Experiment, **changes: int) -> Page:
-    made = fairness_sections(experiment, made_blend(experiment, **changes), [])  # type: ignore[arg-type]
+    made = fairness_sections(experiment, made_blend(experiment, **changes), [], Scored(experiment, []))  # type: ignore[arg-type]
     page = Page(report_html(make_data(), {name: section for name, section in made.items() if section}))
     hold_together(page)
     return page
@@ -58,7 +59,7 @@ def test_given_rows_are_used_or_excluded_with_a_reason(tmp_path: Path) -> None:
     experiment = opened(write_experiment(tmp_path), **{"0003": "cut short", "0004": "cut short"})
     given = len(pd.read_csv(tmp_path / "train.csv"))
     runs = [SimpleNamespace(name="net", meta={"excluded": 3}), SimpleNamespace(name="other", meta={"excluded": 0})]
-    flows = row_flows(experiment, made_blend(experiment, without=3), runs)  # type: ignore[arg-type]
+    flows = row_flows(experiment, np.arange(given - 2) >= 3, runs)  # type: ignore[arg-type]
     training, test = flows
     assert training.steps[0].rows == given
     assert training.excluded == {UNREADABLE: 2, "not covered by the imported run net (as declared)": 3}
@@ -85,7 +86,7 @@ def test_test_rows_and_external_rows_are_counted_too(tmp_path: Path) -> None:
         table=replace(experiment.table, test=test.iloc[1:].reset_index(drop=True)),
         config=experiment.config.model_copy(update={"data": data}),
     )  # fmt: skip
-    _, of_test, of_external = row_flows(experiment, made_blend(experiment), [])  # type: ignore[arg-type]
+    _, of_test, of_external = row_flows(experiment, np.ones(len(experiment.target), bool), [])
     assert of_external.excluded == {SAME_ID: 4, SAME_IMAGE: 2, UNREADABLE: 1}
     assert [step.rows for step in of_external.steps] == [14, 7]
     assert [step.rows for step in of_test.steps] == [len(test), len(test) - 1]

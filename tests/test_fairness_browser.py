@@ -11,6 +11,7 @@ from imported_experiment import opened_experiment, write_experiment
 from test_fairness import made_blend
 
 from dermstack.report.fairness import fairness_sections
+from dermstack.report.units import Scored
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -22,7 +23,7 @@ OPEN_ALL = "document.querySelectorAll('details').forEach(part => part.open = tru
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fairness")
     experiment = opened_experiment(write_experiment(folder))
-    made = fairness_sections(experiment, made_blend(experiment, without=3), [])  # type: ignore[arg-type]
+    made = fairness_sections(experiment, made_blend(experiment, without=3), [], Scored(experiment, []))  # type: ignore[arg-type]
     (folder / "page.html").write_text(page_of_sections(*filter(None, made.values())), encoding="utf-8")
     return folder / "page.html"
 

@@ -25,7 +25,15 @@ from dermstack.report.report import (
 )
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve
+from stack.metrics.review_band import (
+    choose_band,
+    cross_fitted_decisions,
+    decisions_by_subgroup,
+    measure_decisions,
+    percent_text,
+)
 from stack.metrics.subgroups import Subgroup, subgroups
+from stack.review import ReviewResult
 from stack.tune.studies import StudyHistory
 
 
@@ -132,6 +140,36 @@ def full_page(full):
     return Page(report_html(full))
 
 
+@pytest.mark.parametrize("high", [None, ("specificity", 0.5)])
+def test_the_review_band_is_a_section_of_its_own(full, high):
+    rng = np.random.default_rng(0)
+    n = len(full.y)
+    p, group, fold = np.clip(full.y * 0.4 + rng.random(n) * 0.6, 0.001, 0.999), np.arange(n) // 2, np.arange(n) % 4
+    asked = [full.y, p, group, fold, ("sensitivity", 0.8), high]
+    band = choose_band(*asked[:3], *asked[4:])
+    decision, without = cross_fitted_decisions(*asked)
+    parts = [Subgroup(EVIL, EVIL, group % 2 == 0), Subgroup("sex", "male", group < 3)]
+    decisions = measure_decisions(full.y, decision, group, band.guarantees)
+    found = ReviewResult(
+        band, decisions, decisions_by_subgroup(full.y, decision, group, band.guarantees, parts), 4, without
+    )
+    html = report_html(replace(full, review=found))
+    page = Page(html)
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections.index("review") == sections.index("decision") + 1
+    assert "<script" not in html
+    hold_together(page)
+    shown = " ".join(page.text.split())
+    below = " ".join(percent_text(band.below).split())  # without its no-break space
+    assert f"Images with a calibrated risk below {below} are decided as negative" in shown
+    assert f"about {1000 * decisions.review.value:.0f} go to a person" in shown
+    assert "too few to say" in shown, "of the second subgroup"
+    assert ("are decided as positive" in shown) == (high is not None)
+    counts = [(decision == name).sum() for name in ("negative", "review", "positive")]
+    for count in counts:
+        assert f"{1000 * count / n:,.0f}" in shown
+
+
 def test_every_section_is_listed_and_every_figure_and_table_is_explained(full, full_page):
     anchors = [attrs["href"].removeprefix("#") for tag, attrs in full_page.tags if tag == "a"][1:]
     sections = [attrs["id"] for tag, attrs in full_page.tags if tag == "section"]
@@ -228,7 +266,7 @@ def test_sections_stand_at_their_places_and_only_their_scripts_may_run(full):
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert "unsafe" not in policy.partition("script-src")[2]
-    with pytest.raises(AssertionError, match="the page has places for explorer, hard-cases, second-look"):
+    with pytest.raises(AssertionError, match="the page has places for participants, sources, explorer, gaps"):
         report_html(full, {"elsewhere": made["hard-cases"]})
 
 

@@ -54,6 +54,7 @@ IMPORTED: dict[str, list[object]] = {
     "blend.preselect": [True, False],
     "blend.replacement": [True, False],
     "objective": ["auc", "pauc80", "ap", "logloss"],
+    "review": [None, {"sensitivity": 0.9}, {"npv": 0.9, "ppv": 0.5, "confidence": 0.8, "test": "approximate"}],
 }  # fmt: skip
 
 # The whole way from images to a bundle that predicts.
@@ -91,6 +92,7 @@ PICTURES: dict[str, list[object]] = {
     "features.aligned_z": [0, 2],
     "features.frozen_z": [0, 2],
     "stackers.0.kind": ["lightgbm", "logistic"],
+    "review": [None, {"npv": 0.9, "specificity": 0.8}],
 }
 
 ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that do
@@ -107,18 +109,32 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     "data.external.columns.diagnosis": "test_external.py",
     "data.external.swap_red_blue": "test_images.py",
     "data.external.on_collision": "test_external.py",
+    **{f"data.unlabelled.columns.{role}": "test_unlabelled.py" for role in ("group", "age", "sex", "site")},
+    "data.unlabelled.swap_red_blue": "test_unlabelled.py",
+    "data.unlabelled.on_collision": "test_unlabelled.py",
     "image_models.frozen": "image_models.1.frozen here",
     "image_models.precision": "test_gpu.py, with a GPU",
     "image_models.compile": "needs a compiler",
     "image_models.pseudo_labels": "test_pseudo_labels.py",
     "image_models.pseudo_labels.labels": "test_pseudo_labels.py",
+    "image_models.pseudo_labels.rows": "test_unlabelled.py",
     "blend.runs": "test_views.py",
+    **dict.fromkeys(
+        [f"review.{key}" for key in ("sensitivity", "npv", "specificity", "ppv", "test")], "test_review.py"
+    ),
+    "predict_per": "test_unit_rows.py",
+    "predict_per.target": "test_unit_rows.py",
+    "predict_per.pooling": "test_pooling.py",
     "tuned.blend": "test_tune_run.py",
     "storage": "test_studies.py",
     "data.columns.group": "test_columns_experiment.py",
     "data.columns.numeric": "test_columns_experiment.py",
     "data.columns.categorical": "test_columns_experiment.py",
     "folds.file": "test_columns_experiment.py",
+    "folds.by": "test_leave_source_out.py",
+    "folds.shared_groups": "test_leave_source_out.py",
+    "data.sources": "test_leave_source_out.py",
+    "estimate.leave_source_out": "test_leave_source_out.py",
     "features.columns": "test_columns_experiment.py",
     "features.native_categories": "test_columns_experiment.py",
     "features.target_encoding": "test_target_encoding.py",
@@ -373,7 +389,7 @@ def test_a_config_that_is_shown_reaches_a_report(number: int, tmp_path: Path) ->
     columns = shown["data"]["columns"]
     settings["data"]["columns"] = {name: own.get(name, given) for name, given in columns.items()}
     assert all(columns[name] == "auto" for name in columns if name not in own), "other names need columns of their own"
-    settings |= {key: shown[key] for key in ("features", "stackers", "objective", "folds") if key in shown}
+    settings |= {key: shown[key] for key in ("features", "stackers", "objective", "folds", "review") if key in shown}
     settings["folds"] = {**shown.get("folds", {}), "k": 3}
     if "file" in settings["folds"]:
         settings["folds"]["file"] = str(tmp_path / "folds.csv")

@@ -13,6 +13,7 @@ from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding, is_audited, read_findings, read_part_findings, write_part_findings
 from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
 from dermstack.audit.pictures import chain_finding, pair_kinds, part_findings, picture_findings
+from dermstack.audit.pseudo_labels import pseudo_label_findings, unlabelled_findings
 from dermstack.audit.rows import proxy_findings, row_findings
 from dermstack.audit.runs import run_findings
 from dermstack.audit.sources import PART, inputs_of, source_findings
@@ -24,10 +25,11 @@ from stack.parallel import run_folds
 from stack.plausibility import is_fresh
 from stack.source_estimates import LeaveSourceOut
 from stack.store import Run, atomic, fingerprint, sha256
+from stack.unlabelled_labels import rows_input
 
 ROWS_AND_RUNS = "rows and runs"
 SECOND_LOOK = "second_look.csv"
-_VERSION = 3  # part of the inputs' fingerprint: raise it so that stored findings are made again
+_VERSION = 4  # part of the inputs' fingerprint: raise it so that stored findings are made again
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,11 @@ def _audit_rows_and_runs(
     parts: list[Callable[[], list[Finding]]] = [
         partial(row_findings, experiment),
         partial(proxy_findings, experiment),
+        partial(unlabelled_findings, experiment),
         partial(drift_findings, experiment),
         partial(acquisition_findings, experiment, sizes, level2 or fresh),
         partial(run_findings, experiment, runs),
+        partial(pseudo_label_findings, experiment, runs),
         partial(_audit_labels, experiment, fresh),
     ]
     found = run_folds(parts, "audit", experiment.config, out, unit="parts")
@@ -167,6 +171,7 @@ def _inputs_fingerprint(experiment: Experiment, runs: Sequence[Run]) -> str:
     return fingerprint({
         "version": _VERSION,
         "rows": [experiment.rows_fingerprint, experiment.metadata_fingerprint],
+        **({"unlabelled": [rows_input(experiment, []), data.find_duplicates]} if len(experiment.unlabelled) else {}),
         "files": files,
         "features": features,
         "acquisition": (experiment.folder / ACQUISITION_FILE).is_file(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -37,12 +38,14 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     found = [_stale_finding(run) for run in runs if run not in fresh]
     facts = run_facts(experiment, (Scores.of(run) for run in fresh))
     found += [Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy) for doubt in doubts(facts)]
+    of_level1 = {run.name: run.frame("oof") for run in fresh if run.meta["level"] == 1}
     for run in fresh:
+        oof = run.frame("oof")
         if run.has("all_rows"):
-            found += _held_out_findings(experiment, run, fresh)
+            found += held_out_findings(experiment, run.name, oof, run.frame("all_rows"), _foreign_folds(run, fresh))
         elif run.meta["kind"] == "imported":
-            found += _excess_findings(experiment, run, fresh)
-        found += _scale_findings(experiment, run)
+            found += excess_findings(experiment, run.name, oof, of_level1)
+        found += scale_findings(experiment, run.name, oof)
     return worst_first(found)
 
 
@@ -51,16 +54,25 @@ def run_held_out_verdict(experiment: Experiment, run: Run, runs: Sequence[Run] =
 
     Raises DataError if a fold has too few groups of either class.
     """
-    oof = run.frame("oof")
-    scores = run.frame("all_rows").pivot(index="id", columns="fold", values="logit").loc[oof["id"]]
-    rows = experiment.rows_of(oof["id"])
-    fold = oof["fold"].to_numpy()
-    ours = experiment.folds.frame.set_index("id")["fold"]
-    known = {"the experiment's folds": ours} | {
+    return _held_out_verdict(experiment, run.frame("oof"), run.frame("all_rows"), _foreign_folds(run, runs))
+
+
+def _foreign_folds(run: Run, runs: Sequence[Run]) -> dict[str, pd.Series[int]]:
+    """Returns the folds of the other runs that have folds of their own, by name; the index is the id."""
+    return {
         f"the folds of {other.name}": other.frame("oof").set_index("id")["fold"]
         for other in runs
         if other.name != run.name and other.meta.get("foreign_folds")
     }
+
+
+def _held_out_verdict(
+    experiment: Experiment, oof: pd.DataFrame, all_rows: pd.DataFrame, other_folds: Mapping[str, pd.Series[int]]
+) -> HeldOutVerdict:
+    scores = all_rows.pivot(index="id", columns="fold", values="logit").loc[oof["id"]]
+    rows = experiment.rows_of(oof["id"])
+    fold = oof["fold"].to_numpy()
+    known = {"the experiment's folds": experiment.folds.frame.set_index("id")["fold"], **other_folds}
     others: dict[str, NDArray[np.generic]] = {}
     for name, series in known.items():
         other_fold = series.reindex(oof["id"]).to_numpy()
@@ -71,12 +83,22 @@ def run_held_out_verdict(experiment: Experiment, run: Run, runs: Sequence[Run] =
     return held_out_verdict(scores.to_numpy(), fold, target, split_group, other_folds=others)
 
 
-def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Finding]:
+def held_out_findings(
+    experiment: Experiment,
+    name: str,
+    oof: pd.DataFrame,
+    all_rows: pd.DataFrame,
+    other_folds: Mapping[str, pd.Series[int]],
+) -> list[Finding]:
+    """Returns what the predictions of every net for every row say of the folds that the run ``name`` claims.
+
+    ``oof`` and ``all_rows`` have id, fold and logit; ``other_folds`` are further folds by name, whose index is the id.
+    """
     try:
-        found = run_held_out_verdict(experiment, run, runs)
+        found = _held_out_verdict(experiment, oof, all_rows, other_folds)
     except DataError as error:
         remedy = "this needs more groups of both classes in each fold"
-        return [Finding("note", f"{run.name}: not tested which rows its fold models saw", str(error), remedy)]
+        return [Finding("note", f"{name}: not tested which rows its fold models saw", str(error), remedy)]
     means = found.by_fold[["auc", "siblings"]].mean()
     evidence = (
         f"AUC of each fold model on the fold that it claims to have held out {means['auc']:.4f}, of the others on the "
@@ -91,35 +113,37 @@ def _held_out_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) ->
         )
         if found.better_explanation == UNKNOWN_FOLDS:  # a model that is weak on some patients looks the same
             remedy = "check how its folds were made; models that are weak on different patients look the same"
-            return [Finding("warning", f"{run.name}: its models may have held out other rows", evidence, remedy)]
+            return [Finding("warning", f"{name}: its models may have held out other rows", evidence, remedy)]
         remedy = "leave it out of the stack until each row is predicted by the model that has not seen it"
-        return [Finding("error", f"{run.name}: its models held out other rows than it claims", evidence, remedy)]
+        return [Finding("error", f"{name}: its models held out other rows than it claims", evidence, remedy)]
     if found.verdict == "cannot tell":
         remedy = (
             "check how its folds were made; a model that hardly overfits shows no difference either, so only new rows "
             "can confirm the estimate"
         )
         evidence += f"; if they held it out, they overfit by less than {max(-found.gap.low, 0):.4f}"
-        what = f"{run.name}: cannot tell whether its models held out the rows that it claims"
+        what = f"{name}: cannot tell whether its models held out the rows that it claims"
         return [Finding("warning", what, evidence, remedy)]
-    made = [Finding("note", f"{run.name}: its models held out the rows that it claims", evidence, "none")]
+    made = [Finding("note", f"{name}: its models held out the rows that it claims", evidence, "none")]
     for row in found.by_fold[found.by_fold["unlike"]].itertuples():
         evidence = f"its difference {row.gap:+.4f} [{row.low:+.4f}, {row.high:+.4f}], the mean of all {found.gap}"
-        what = f"{run.name}: the other models held out their folds, but model {row.fold} shows no sign of it"
+        what = f"{name}: the other models held out their folds, but model {row.fold} shows no sign of it"
         made.append(Finding("warning", what, evidence, "check which rows this model was trained on"))
     return made
 
 
-def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Finding]:
+def excess_findings(
+    experiment: Experiment, name: str, oof: pd.DataFrame, runs: Mapping[str, pd.DataFrame]
+) -> list[Finding]:
     """Returns a hint if the run's AUC is far above that of a logistic regression on metadata and all other runs.
 
     The regression is fitted without the fold that it scores. All scores are standardised within the net that made
-    them, so that differences in scale between nets do not count.
+    them, so that differences in scale between nets do not count. ``runs`` are the out-of-fold frames by name.
     """
-    others = [other for other in runs if other.meta["level"] == 1 and other.name != run.name]
+    others = {other: frame for other, frame in runs.items() if other != name}
     if not others or experiment.folds.k < 3:
         return []
-    excess = _excess(experiment, run, others)
+    excess = _excess(experiment, oof, others)
     if excess is None or excess.low <= MIN_EXCESS:
         return []
     evidence = (
@@ -127,12 +151,17 @@ def _excess_findings(experiment: Experiment, run: Run, runs: Sequence[Run]) -> l
         f"and {len(others)} other runs together"
     )
     remedy = "only a hint: a better model looks the same; import it with --all-rows to have it tested"
-    return [Finding("note", f"{run.name}: a hint that it is not out-of-fold", evidence, remedy)]
+    return [Finding("note", f"{name}: a hint that it is not out-of-fold", evidence, remedy)]
 
 
-def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval | None:
+def _excess(experiment: Experiment, oof: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> Interval | None:
     scores = pd.concat(
-        [_standardised_by_net(one.frame("oof")).rename(one.name) for one in (run, *others)], axis=1, join="inner"
+        [
+            _standardised_by_net(oof).rename(0),
+            *(_standardised_by_net(one).rename(name) for name, one in others.items()),
+        ],
+        axis=1,
+        join="inner",
     )
     places = experiment.rows_of(scores.index)
     frame, fold = experiment.table.train.iloc[places], experiment.folds.frame["fold"].to_numpy()[places]
@@ -144,24 +173,35 @@ def _excess(experiment: Experiment, run: Run, others: Sequence[Run]) -> Interval
         if any(len(np.unique(y[rows])) < 2 for rows in (fitted, fold == stop)):
             return None
         encoder = MetadataEncoder(numeric=NUMERIC, categorical=CATEGORICAL).fit(frame[fitted])
-        known = [encoder.transform(frame).reset_index(drop=True), scores.drop(columns=run.name).reset_index(drop=True)]
+        known = [encoder.transform(frame).reset_index(drop=True), scores.drop(columns=0).reset_index(drop=True)]
         X = pd.concat(known, axis=1)
         model = fit_logistic(X[fitted], y[fitted], eval_set=(X[fold == stop], y[fold == stop]))
         explained[fold == held] = model.logit(X[fold == held])
     moments = net_moments(explained, fold)
     means, spreads = (np.array([moments[int(number)][part] for number in fold]) for part in (0, 1))
-    both = np.column_stack([scores[run.name], (explained - means) / spreads])
+    both = np.column_stack([scores[0], (explained - means) / spreads])
     try:
         return clustered_auc(y, both, experiment.split_group[places]).difference()[0]
     except DataError:
         return None
 
 
-def _scale_findings(experiment: Experiment, run: Run) -> list[Finding]:
-    """Warns if the run's nets differ in scale: the AUC of ranks within nets against the pooled AUC of the scores."""
-    oof = run.frame("oof")
+@dataclass(frozen=True)
+class ScaleShift:
+    """AUC of the ranks within each fold net, the pooled AUC of the scores, and the first minus the second."""
+
+    within: Interval
+    pooled: Interval
+    difference: Interval
+
+
+def scale_shift(experiment: Experiment, oof: pd.DataFrame) -> ScaleShift | None:
+    """Compares the AUC of ranks within nets with the pooled AUC of a run's ``oof`` (id, fold, logit).
+
+    None for a run of one net, and where a class is in fewer than two groups.
+    """
     if oof["fold"].nunique() < 2:
-        return []
+        return None
     rows = experiment.rows_of(oof["id"])
     ranked = oof.groupby("fold")["logit"].rank(pct=True)
     try:
@@ -169,19 +209,27 @@ def _scale_findings(experiment: Experiment, run: Run) -> list[Finding]:
             experiment.target[rows], np.column_stack([ranked, oof["logit"]]), experiment.split_group[rows]
         )
     except DataError:
+        return None
+    return ScaleShift(found.interval(0), found.interval(1), found.difference()[0])
+
+
+def scale_findings(experiment: Experiment, name: str, oof: pd.DataFrame) -> list[Finding]:
+    """Warns if the nets of the run ``name`` differ in scale, so that its pooled AUC is not that within nets."""
+    found = scale_shift(experiment, oof)
+    if found is None:
         return []
-    shift = found.difference()[0]
+    shift = found.difference
     if abs(shift.value) < MIN_SCALE_SHIFT or shift.low <= 0 <= shift.high:
         return []
     evidence = (
-        f"AUC of ranks within nets {found.auc[0]:.4f}, pooled {found.auc[1]:.4f}, difference {shift.value:+.4f} "
-        f"[{shift.low:+.4f}, {shift.high:+.4f}] (95 % interval by group)"
+        f"AUC of ranks within nets {found.within.value:.4f}, pooled {found.pooled.value:.4f}, difference "
+        f"{shift.value:+.4f} [{shift.low:+.4f}, {shift.high:+.4f}] (95 % interval by group)"
     )
     if shift.value > 0:
-        what = f"{run.name}: its fold models have different scales"
+        what = f"{name}: its fold models have different scales"
         remedy = "blend ranks, or logits standardised by net; its pooled AUC is too low"
     else:
-        what = f"{run.name}: the scales of its fold models differ between folds and raise its pooled AUC"
+        what = f"{name}: the scales of its fold models differ between folds and raise its pooled AUC"
         remedy = "use the AUC within folds: the pooled AUC is too high, as folds with more positives have higher scores"
     return [Finding("warning", what, evidence, remedy)]
 

@@ -29,7 +29,12 @@ def compare(
     ] = None,
     folder: Annotated[Path, typer.Option(help="The folder with the experiments.")] = Path("runs"),
     objective: Annotated[
-        str | None, typer.Option(help="auc, pauc80, ap or logloss; default: the experiments' objective.")
+        str | None,
+        typer.Option(
+            help="auc, pauc80, ap, logloss, or decisions: reviews@0.9 (images reviewed per cancer found at this "
+            "sensitivity), nnb@0.05 (number needed to biopsy at this risk), net_benefit@0.05, top@3 (sensitivity of "
+            "each patient's top images); default: the experiments' objective."
+        ),
     ] = None,
     out: Annotated[
         list[Path] | None,

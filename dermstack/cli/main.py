@@ -16,6 +16,7 @@ import typer
 
 from dermstack.cli.compare import commands as compare_commands
 from dermstack.cli.data import commands as data_commands
+from dermstack.cli.forensics import commands as forensics_commands
 from dermstack.cli.import_oof import commands as import_commands
 from dermstack.cli.options import (
     BySourceOption,
@@ -42,6 +43,9 @@ EXTRAS = {  # the extra that installs these modules, as the end of a pip command
 }  # fmt: skip
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses that a shell expects after Ctrl-C and SIGTERM
 RESUME_ADVICE = "run the same command again, it resumes from what is complete"
+_WITHOUT_STUDY = {  # kinds of stackers that `tune gbdt` skips, in words
+    "logistic": "logistic regression", "set_transformer": "set transformer", "sklearn": "classifier of scikit-learn",
+}  # fmt: skip
 _NO_PERMISSION = "permission denied: give this user the right, or name another folder (in a config `runs` and `cache`)"
 DISK_ERRORS = {  # by errno: what is wrong and the next step
     errno.ENOSPC: "the disk is full: free some room",
@@ -305,7 +309,7 @@ def tune(
         stackers = [stacker for stacker in experiment.config.stackers if stacker.enabled]
         for stacker in stackers:
             if not stacker.is_gbdt and len(stackers) > 1:
-                what = "logistic regression" if stacker.kind == "logistic" else "classifier of scikit-learn"
+                what = _WITHOUT_STUDY[stacker.kind]
                 out.say(f"{stacker.name}: a {what} has nothing to tune, skipped")
             else:
                 path = tune_gbdt(experiment, stacker, out, trials=trials, timeout=timeout, workers=workers)
@@ -358,6 +362,7 @@ def runs(
 app.add_typer(compare_commands)
 app.add_typer(start_commands)
 app.add_typer(import_commands)
+app.add_typer(forensics_commands)
 app.add_typer(data_commands)
 app.add_typer(serve_commands)
 

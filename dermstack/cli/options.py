@@ -117,7 +117,7 @@ def show_probes(out: Out, run: Run, probes: pd.DataFrame) -> None:
     )
 
 
-def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> None:
+def show_findings(out: Out, findings: list[Finding], *, notes: bool = True, title: str = "audit") -> None:
     """Prints each finding with evidence, example and remedy; without ``notes``, notes are only counted."""
     from dermstack.audit.finding import Severity
 
@@ -129,7 +129,7 @@ def show_findings(out: Out, findings: list[Finding], *, notes: bool = True) -> N
                 if text and text != "none":
                     out.say(prefix + text)
     counts = [(sum(finding.severity == name for finding in findings), name) for name in get_args(Severity)]
-    out.say("audit: " + ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts))
+    out.say(f"{title}: " + ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts))
 
 
 def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None:

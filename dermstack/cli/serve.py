@@ -1,4 +1,4 @@
-"""The commands that use a finished ensemble elsewhere: bundle, predict, evaluate and app."""
+"""The commands that use a finished ensemble elsewhere: bundle, predict, evaluate, recalibrate and app."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ def bundle(
         bool,
         typer.Option("--onnx", help="Also export the networks as ONNX, each checked against torch on training images."),
     ] = False,
+    distilled: Annotated[
+        str | None,
+        typer.Option(
+            help="Bundle one image model with `pseudo_labels` alone, as a small net that imitates the blend, with its "
+            "own estimate, its cost and its loss of AUC.",
+            metavar="NAME",
+        ),
+    ] = None,
     notebook: Annotated[
         bool,
         typer.Option(
@@ -72,7 +80,7 @@ def bundle(
     if notebook and not replace:
         check_no_notebook(target)
     with locked(experiment.folder), level1_locked(experiment), caches_in_use(experiment.config):
-        made = write_bundle(experiment, target, out, replace=replace, onnx=onnx)
+        made = write_bundle(experiment, target, out, replace=replace, onnx=onnx, only=distilled)
     n_bytes = sum(file["bytes"] for file in made.manifest["files"].values())
     out.say(
         f"{target}: {len(made.image_runs)} image models, {len(made.manifest['stackers'])} stackers, the blend and "
@@ -180,6 +188,105 @@ def evaluate(
     report_codes(opened, rows, metadata or labels, out)
     rows = tolerant(rows, on_unreadable)
     evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+
+
+@commands.command()
+def recalibrate(
+    bundle: BundleOption,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="The folder of images; not needed where --prevalence gives a number."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="A csv with the id and the target (0 or 1) of each image, as `evaluate` takes it."),
+    ] = None,
+    prevalence: Annotated[
+        str | None,
+        typer.Option(
+            help="Without labels: the share of positives among the new images, such as 0.02, or auto to estimate it "
+            "from their risks, assuming that images of each class look as in training."
+        ),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The folder or .zip of the new bundle; must not exist."),
+    ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            help="A csv of the same ids with group, age, sex and site, named as in training; default: the labels csv."
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The name of the id column in both files; default: as in training.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="The name of the target column in the labels csv; default: as in training.")
+    ] = None,
+    on_unreadable: UnreadableOption = "refuse",
+    similar_names: SimilarOption = False,
+    follow_links: LinksOption = False,
+    strict: StrictOption = False,
+    device: DeviceOption = "auto",
+    n_jobs: JobsOption = 1,
+    quiet: QuietOption = False,
+) -> None:
+    """Recalibrate the risks for other patients, from few labels or a prevalence.
+
+    Writes a new bundle that names its parent, unless a test finds nothing to change. With --images alone, tells how
+    many labels are needed and writes nothing.
+    """
+    from dermstack.serve.bundle import read_bundle
+    from dermstack.serve.evaluate import read_labelled_rows
+    from dermstack.serve.predict import (
+        PREDICT_NAMES,
+        drops_unreadable,
+        read_new_rows,
+        report_codes,
+        report_unused,
+        tolerant,
+    )
+    from dermstack.serve.recalibrate import (
+        check_parent,
+        read_prevalence,
+        recalibrate_to_bundle,
+        show_numbers_alone,
+    )
+    from stack.console import Out
+
+    drops_unreadable(on_unreadable)  # refuses other words before any work
+    if labels and prevalence:
+        raise ConfigError("--labels and --prevalence: give one of them; labels say more")
+    if (labels or prevalence) and target is None:
+        raise ConfigError("--out is missing: name the folder or .zip of the new bundle")
+    if target_column and not labels:
+        raise ConfigError(f"--target-column {target_column} names a column of the labels: give --labels, too")
+    if images is None and (prevalence is None or prevalence == "auto"):
+        raise ConfigError("--images is missing: name the folder of the images, or give --prevalence as a number")
+    if images is None and (metadata or id_column):
+        raise ConfigError("--metadata and --id-column describe images: give --images, too")
+    number = read_prevalence(prevalence) if prevalence else None
+    opened, out = read_bundle(bundle), Out(quiet=quiet)
+    check_parent(opened, target)
+    rows = targets = None
+    if images is not None:
+        files = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links)
+        if labels:
+            rows, targets = read_labelled_rows(
+                opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files
+            )
+        else:
+            rows = read_new_rows(opened, images, metadata, id_column=id_column, files=files)
+        report_unused(rows, images, out, files=files, strict=strict)
+        report_codes(opened, rows, metadata or labels, out)
+        rows = tolerant(rows, on_unreadable)
+    options = {"device": device, "n_jobs": n_jobs, "on_unreadable": on_unreadable}
+    if target is None:
+        assert rows is not None, "refused above"
+        show_numbers_alone(opened, rows, out, **options)
+        return
+    recalibrate_to_bundle(opened, target, out, rows=rows, labels=targets, prevalence=number, **options)
 
 
 @commands.command()

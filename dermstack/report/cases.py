@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from dermstack.audit.labels import NEIGHBOURS, doubtful_labels
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
+from dermstack.report.units import Scored, run_weights
 from stack.experiment import Experiment
 from stack.history import auc_of
 from stack.images import existing_cache
@@ -221,30 +222,36 @@ def hard_cases(
     runs: Sequence[Run],
     *,
     display_name: Callable[[str], str],
+    scored: Scored | None = None,
     no_images: bool = False,
     each: int = 20,
 ) -> Section:
     """Returns the section with the ``each`` most confident misses and false alarms of the blend of ``runs``.
 
     Cases are shown with image, heat map and metadata, or as a table with ``no_images`` and if the images or the extra
-    `[image]` are not available. ``display_name`` maps an id to the name on the page. Raises ImageError if weights
-    cannot be read.
+    `[image]` are not available. ``display_name`` maps an id to the name on the page. ``scored`` are the rows that the
+    blend scores, by default the images; of a unit, the image with the highest risk is shown. Raises ImageError if
+    weights cannot be read.
     """
+    scored = scored or Scored(experiment, runs)
     oof = blend.frame("oof")
-    rows = experiment.rows_of(oof["id"])
-    oof = oof.assign(target=experiment.target[rows], split_group=experiment.split_group[rows])
+    rows = scored.experiment.rows_of(oof["id"])
+    oof = oof.assign(target=scored.experiment.target[rows], split_group=scored.experiment.split_group[rows])
     missed, alarms = most_wrong(oof, each=each)
     ids = [*missed["id"], *alarms["id"]]
     run = image_run(blend, runs, experiment)
     pictures, note = NO_PICTURES, ""
+    image_of = {} if run is None else scored.image_of(experiment, run, ids)
     if no_images:
         note = "This report was made without images."
     elif run is None:
         note = "The blend has no image model of this experiment, so no images are shown."
     elif ids:
-        pictures, note = cached_case_pictures(experiment, run, ids)
-    p_image_model = run.frame("oof").set_index("id")["p"] if run else None
-    table = experiment.table.train.set_index("id")
+        pictures, note = cached_case_pictures(experiment, run, list(image_of.values()))
+    p_image_model = None
+    if run is not None:
+        p_image_model = next(one for one in scored.runs if one.name == run.name).frame("oof").set_index("id")["p"]
+    table = scored.experiment.table.train.set_index("id")
 
     def case(row: pd.Series) -> _HardCase:
         row_id = row["id"]
@@ -253,13 +260,14 @@ def hard_cases(
             p=row["p_calibrated"],
             p_image_model=None if p_image_model is None else float(p_image_model.loc[row_id]),
             words=metadata_words(table.loc[row_id]),
-            picture=pictures.picture.get(row_id),
-            heat=pictures.heat.get(row_id),
-            shape=pictures.shape.get(row_id),
+            picture=pictures.picture.get(image_of.get(row_id, row_id)),
+            heat=pictures.heat.get(image_of.get(row_id, row_id)),
+            shape=pictures.shape.get(image_of.get(row_id, row_id)),
         )
 
     markup = render_template(
         "hard_cases.html.j2",
+        unit=scored.unit,
         coded=display_name is not str,
         lists=[
             ("missed", "Positives with the lowest probability", [case(row) for _, row in missed.iterrows()]),
@@ -302,7 +310,7 @@ def most_wrong(oof: pd.DataFrame, *, each: int) -> tuple[pd.DataFrame, pd.DataFr
 
 def image_run(blend: Run, runs: Sequence[Run], experiment: Experiment) -> Run | None:
     """Returns the blend's image model with the largest weight; ties are decided by AUC."""
-    weight = blend.meta["weights"]
+    weight = run_weights(blend)
     images = [run for run in runs if run.name in weight and run.meta["kind"] in ("image", "frozen")]
     return max(images, key=lambda run: (weight[run.name], auc_of(experiment, run)), default=None)
 

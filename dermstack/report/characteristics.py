@@ -42,8 +42,8 @@ def characteristics(experiment: Experiment, rows: NDArray[np.intp], parts: Seque
     return found.drop(columns=absent).astype({name: "Int64" for name in _COUNTS if name not in absent})
 
 
-def characteristics_table(found: pd.DataFrame) -> HtmlTable:
-    """Formats the table for the page."""
+def characteristics_table(found: pd.DataFrame, unit: str = "image") -> HtmlTable:
+    """Formats the table for the page; a row is one ``unit``."""
     named = found["part"].where(found["by"] == "split", found["by"] + ": " + found["part"])
     frame = found.drop(columns=["by", "part"])
     frame.insert(0, "rows of", named)
@@ -52,7 +52,7 @@ def characteristics_table(found: pd.DataFrame) -> HtmlTable:
         intervals={"age": ("age_low", "age_high")} if "age" in frame else {},
         tags={},
         heads={
-            "rows": "rows (images)", "age": "median age", "age_low": "quartiles of age", "age_missing": "age missing",
+            "rows": f"rows ({unit}s)", "age": "median age", "age_low": "quartiles of age", "age_missing": "age missing",
             "sex_missing": "sex missing", "site_missing": "site missing",
         },
         formats={"age": ".0f", "prevalence": ".1%"},

@@ -167,17 +167,21 @@ def write_eda(
     pairs: pd.DataFrame | None = None,
     sheet: int = 24,
     seed: int = 0,
+    unlabelled: int = 0,
 ) -> Path:
     """Writes the page to `path`. It is self-contained: no network; text of the data is escaped.
 
     Its only script sorts the tables of columns without a role; a page without such columns has none.
 
     `name` is that of the data set. `pairs` are near-duplicates with columns id_1, id_2, distance, kind, or None if they
-    were not searched. `sheet` images of each class are shown beside their edges, 0 for none. Sections without input
-    are left out. Raises DataError if `pictures.index` lacks an id of the table or has one twice.
+    were not searched. `sheet` images of each class are shown beside their edges, 0 for none. `unlabelled` is the number
+    of further images without a target. Sections without input are left out. Raises DataError if `pictures.index` lacks
+    an id of the table or has one twice.
     """
     with atomic(path) as temporary:
-        page = eda_html(name, table, folds=folds, pictures=pictures, pairs=pairs, sheet=sheet, seed=seed)
+        page = eda_html(
+            name, table, folds=folds, pictures=pictures, pairs=pairs, sheet=sheet, seed=seed, unlabelled=unlabelled
+        )
         temporary.write_text(page, encoding="utf-8")
     return path
 
@@ -191,6 +195,7 @@ def eda_html(
     pairs: pd.DataFrame | None,
     sheet: int,
     seed: int,
+    unlabelled: int = 0,
 ) -> str:
     """Returns the page of `write_eda` as HTML, the same for the same data and seed."""
     table = replace(table, train=_with_sizes(table.train, pictures), test=_with_sizes(table.test, pictures))
@@ -207,10 +212,10 @@ def eda_html(
     templates = environment()
     templates.filters["count"] = lambda value: f"{value:,}"
     return templates.get_template("eda.html.j2").render(
-        style=(TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8"),  # shared with the report
+        style="".join((TEMPLATE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "sort.css")),
         name=name,
         by=by,
-        facts=_facts(table),
+        facts=_facts(table) | ({"images without a target": f"{unlabelled:,}"} if unlabelled else {}),
         counts=_counts(table),
         figures=page_figures(table, by, groups, sizes, drift_frame),
         crossed={column: level_table(level_counts(train, column), column) for column in reversed(by)},
@@ -377,6 +382,7 @@ def run_eda(experiment: Experiment, out: Out, *, sheet: int) -> Path:
         pairs=pairs,
         sheet=sheet,
         seed=experiment.config.seed,
+        unlabelled=len(experiment.unlabelled),
     )
 
 

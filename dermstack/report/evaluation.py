@@ -28,9 +28,11 @@ from dermstack.report.figures import (
 )
 from dermstack.report.gaps import gaps_section
 from dermstack.report.report import TEMPLATE_FOLDER, environment
-from dermstack.report.tables import shared_decimals
+from dermstack.report.review import band_sentences, kept_table, per_thousand_table, review_subgroup_table
+from dermstack.report.tables import HtmlTable, shared_decimals
 from stack.metrics.gaps import gaps_of_records
 from stack.metrics.intervals import Interval
+from stack.metrics.review_band import ReviewCheck
 from stack.metrics.validation import (
     AGREES,
     COLUMNS_MISSING,
@@ -133,13 +135,26 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
             "selected": _selected(found),
             "calibration": _calibration(found),
             "subgroups": _subgroups(found.subgroups),
+            **_review_tables(found.review),
         },
+        review=found.review,
+        review_sentences=band_sentences(found.review.band) if found.review else [],
         figures={
             "promise": auc_comparison_figure("promise", found),
             "roc": threshold_roc_figure("roc", y, score, found.points),
             "reliability": reliability_figure("reliability", bins, axis="calibrated p"),
         },
     )
+
+
+def _review_tables(review: ReviewCheck | None) -> dict[str, HtmlTable]:
+    if review is None:
+        return {}
+    return {
+        "review_decisions": per_thousand_table(review.found),
+        "review_kept": kept_table(review.found.kept),
+        "review_subgroups": review_subgroup_table(review.subgroups),
+    }
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import secrets
-from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,10 +19,14 @@ from dermstack.errors import ConfigError, StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
 from dermstack.report.fairness import blend_subgroups, fairness_sections
+from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
+from dermstack.report.pseudonyms import pseudonymiser
 from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
+from dermstack.report.review import band_sentences
 from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
+from dermstack.report.units import Scored, scored_rows
 from stack.blend.copies import copies_text
 from stack.columns import described_choices
 from stack.console import Out
@@ -36,10 +36,11 @@ from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
-from stack.metrics.decisions import decision_curve, round_thresholds
+from stack.metrics.decisions import decision_curve, decision_numbers, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
+from stack.review import shown_review
 from stack.source_estimates import headline_note, stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
@@ -65,6 +66,8 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         facts["further test rows, image unreadable, predicted from the table alone"] = lost
     if len(experiment.external_as_read):
         facts["external rows (used only to train level 1)"] = len(experiment.external_as_read)
+    if len(experiment.unlabelled_as_read):
+        facts["rows without a target (used only to train level 1)"] = len(experiment.unlabelled_as_read)
     return facts
 
 
@@ -116,43 +119,6 @@ def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
     return frame if show_ids else frame.drop(columns="example")
 
 
-_KEY_BYTES = 32
-_CODE_BYTES = 6  # 48 bits: among 400,000 ids, two have the same code with a probability of 0.03 %
-
-
-def pseudonyms(ids: Iterable[str], key: bytes) -> list[str]:
-    """Returns a code of ten letters and digits for each id, always the same for the same id and key.
-
-    The code is a keyed hash (BLAKE2s): without the key nobody can find the id of a code by trying all possible ids.
-    """
-    return [_pseudonym(str(name), key) for name in ids]
-
-
-def pseudonym_key(folder: Path) -> bytes:
-    """Returns the experiment's key in ``folder``/pseudonym.key; makes it at random if it does not exist.
-
-    Only the owner can read the file: with the key, the id of a code can be found by trying ids. Raises StoreError if
-    the file has the wrong size.
-    """
-    path = folder / "pseudonym.key"
-    if not path.exists():
-        with atomic(path) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
-            temporary.chmod(0o600)
-    key = path.read_bytes()
-    if len(key) != _KEY_BYTES:
-        raise StoreError(
-            f"{path} has {len(key)} bytes, but a key has {_KEY_BYTES}: remove it to make a new key and new codes"
-        )
-    return key
-
-
-def _pseudonym(name: str, key: bytes) -> str:
-    digest = hashlib.blake2s(name.encode(), key=key, digest_size=_CODE_BYTES).digest()
-    return base64.b32encode(digest).decode().rstrip("=").lower()
-
-
 _MAX_NAMED = 20  # rows named in a note
 
 
@@ -171,9 +137,10 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
     make_probes(experiment, level2, sources, out)  # both are kept on disk and have progress bars of their own
     importance(experiment, level2, sources, out)
     with out.bar("report", 3, "parts") as progress:
-        data = report_data(experiment, blend, runs, out, show_ids=show_ids)
+        scored = scored_rows(experiment, blend, runs)
+        data = report_data(experiment, blend, runs, out, scored=scored, show_ids=show_ids)
         progress(1)
-        sections = _case_sections(experiment, blend, runs, data, show_ids=show_ids, images=images)
+        sections = _case_sections(experiment, blend, runs, data, scored, show_ids=show_ids, images=images)
         progress(1)
         with atomic(path) as temporary:
             temporary.write_text(report_html(data, sections), encoding="utf-8")
@@ -182,25 +149,37 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             blend,
             runs=data.runs,
             subgroups=_card_subgroups(data.subgroups),
+            scored=scored,
             notes=[*data.notes, *data.diagnostics],
+            decisions=band_sentences(data.review.band) if data.review else (),
         )
         progress(1)
     return path
 
 
 def _case_sections(
-    experiment: Experiment, blend: Run, runs: list[Run], data: ReportData, *, show_ids: bool, images: bool
+    experiment: Experiment,
+    blend: Run,
+    runs: list[Run],
+    data: ReportData,
+    scored: Scored,
+    *,
+    show_ids: bool,
+    images: bool,
 ) -> dict[str, Section]:
     """Returns the sections on thresholds and single cases that have something to show."""
     oof = blend.frame("oof")
-    display_name = str if show_ids else _pseudonymiser(experiment)
+    display_name = str if show_ids else pseudonymiser(experiment)
+    split_group = scored.experiment.split_group[scored.experiment.rows_of(oof["id"])]
     level1 = [run for run in runs if run.meta["level"] == 1]
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
-        **fairness_sections(experiment, blend, runs),
+        **fairness_sections(experiment, blend, runs, scored),
         "sources": None if found is None else sources_section(found),
-        "explorer": explorer(data.y, oof["p_calibrated"], experiment.split_group[experiment.rows_of(oof["id"])]),
-        "hard-cases": hard_cases(experiment, blend, runs, display_name=display_name, no_images=not images),
+        "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
+        "hard-cases": hard_cases(
+            experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images
+        ),
         "second-look": doubtful_labels_section(experiment, level1, display_name=display_name, no_images=not images),
     }
     return {place: made for place, made in sections.items() if made}
@@ -220,20 +199,33 @@ def blended_runs(experiment: Experiment, blend: Run) -> list[Run]:
     return [by_name[name] for name in all_runs(blend)]
 
 
-def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *, show_ids: bool = False) -> ReportData:
-    """Collects everything that the page shows about this blend and its ``runs``, on the rows that the blend covers."""
+def report_data(
+    experiment: Experiment,
+    blend: Run,
+    runs: list[Run],
+    out: Out,
+    *,
+    scored: Scored | None = None,
+    show_ids: bool = False,
+) -> ReportData:
+    """Collects everything that the page shows about this blend and its ``runs``, on the ``scored`` rows it covers."""
+    scored = scored or scored_rows(experiment, blend, runs)
     oof = blend.frame("oof")
-    rows = experiment.rows_of(oof["id"])
-    y, split_group = experiment.target[rows], experiment.split_group[rows]
+    rows = scored.experiment.rows_of(oof["id"])
+    y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
+    given = scored.experiment.table
+    patients = given.train["group"].to_numpy(object)[rows] if given.groups_known else None
     objective = experiment.config.objective
-    table = run_table(experiment, runs)
+    table = run_table(scored.experiment, scored.runs)
     blended = [number for number, run in enumerate(runs) if run.name in blend.meta["runs"]]
-    best = runs[blended[int(table[objective].to_numpy()[blended].argmax())]]
+    best = scored.runs[blended[int(table[objective].to_numpy()[blended].argmax())]]
     score = oof["score"].to_numpy(np.float64)
     best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
     curves = {"blend (nested)": score, f"{best.name}, selected on these rows": best_score}
-    if "rank_mean_nested" in oof:
-        curves["rank average"] = oof["rank_mean_nested"].to_numpy(np.float64)
+    if (simplest := f"{scored.prefix}rank_mean_nested") in oof:
+        curves["rank average of the mean logits" if scored.prefix else "rank average"] = oof[simplest].to_numpy(
+            np.float64
+        )
     comparisons = [
         Comparison(
             label,
@@ -242,13 +234,14 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         )
         for label, other in list(curves.items())[1:]
     ]
-    parts, uncut = blend_subgroups(experiment, rows)
+    parts, uncut = blend_subgroups(scored.experiment, rows)
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
         experiment=experiment.name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         objective=objective,
+        unit=scored.unit,
         headline=Interval(**blend.meta["headline"]),
         headline_label="nested from level 2 up, with the out-of-fold predictions of level 1 as given"
         + ("; some settings were selected on these rows" if blend.meta["selected"] else ""),
@@ -266,11 +259,14 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
         folds=experiment.folds.summary(experiment.target, experiment.table.train),
         facts=table_facts(experiment),
         notes=[
+            *scored.notes,
             *_notes(experiment, blend, has_level2=bool(levels[1])),
             *([] if (note := _source_note(experiment, blend)) is None else [note]),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
-        diagnostics=_level2_notes(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
+        diagnostics=level2_notes(
+            experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
+        ),
         target=experiment.config.data.columns.target_column,
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
@@ -278,13 +274,15 @@ def report_data(experiment: Experiment, blend: Run, runs: list[Run], out: Out, *
             allow_unicode=True,
         ),
         versions=library_versions(),
-        calibration=_calibration(blend, oof, y, split_group),
+        calibration=_calibration(blend, oof, y, split_group, scored.prefix),
         decision=Decision(
             decision_curve(y, oof["p_calibrated"], split_group),
             decision_curve(y, oof["p_calibrated"], split_group, thresholds=round_thresholds(y)),
+            decision_numbers(y, score, oof["p_calibrated"], split_group, patients),
         ),
-        by_fold=fold_table(experiment, [blend, *runs]),
-        agreement=rank_correlations([blend, *runs]),
+        review=shown_review(experiment, blend, out),
+        by_fold=fold_table(scored.experiment, [blend, *scored.runs]),
+        agreement=rank_correlations([blend, *scored.runs]),
         uncut=uncut,
         subgroups=subgroups(y, score, split_group, parts),
         importance=importance(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
@@ -311,11 +309,6 @@ def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHis
         return []
 
 
-def _pseudonymiser(experiment: Experiment) -> Callable[[str], str]:
-    key = pseudonym_key(experiment.folder)
-    return lambda row_id: pseudonyms([row_id], key)[0]
-
-
 def _card_subgroups(found: pd.DataFrame | None) -> pd.DataFrame:
     """Renames the columns of the subgroup table to those of the model card."""
     if found is None:
@@ -324,13 +317,15 @@ def _card_subgroups(found: pd.DataFrame | None) -> pd.DataFrame:
     return found.rename(columns={"subgroup": "level"}).rename(columns={"by": "subgroup"}).assign(note=notes)
 
 
-def _calibration(blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group: NDArray[np.object_]) -> Calibration:
+def _calibration(
+    blend: Run, oof: pd.DataFrame, y: NDArray[np.int8], split_group: NDArray[np.object_], prefix: str
+) -> Calibration:
     """Returns the reliability of the chosen method's nested score, before and after its calibration."""
     method, after = blend.meta["chosen"], oof["p_calibrated"].to_numpy()
     before = oof[f"{method}_nested"].to_numpy()
     probabilities = {f"the score of {method}": before}
-    if method != "mean" and "mean_nested" in oof:
-        probabilities["the mean of the runs' probabilities"] = oof["mean_nested"].to_numpy()
+    if method != f"{prefix}mean" and f"{prefix}mean_nested" in oof:
+        probabilities["the mean of the runs' probabilities"] = oof[f"{prefix}mean_nested"].to_numpy()
     probabilities["calibrated"] = after
     scores = pd.DataFrame([{"probability": label, **calibration_scores(y, p)} for label, p in probabilities.items()])
     return Calibration(
@@ -406,7 +401,7 @@ def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
     run, lost = read_run(experiment.folder / FOLDER), experiment.unreadable_test["id"]
     if run is None or lost.empty:
         return []
-    display_name = str if show_ids else _pseudonymiser(experiment)
+    display_name = str if show_ids else pseudonymiser(experiment)
     names = ", ".join(display_name(row_id) for row_id in lost[:_MAX_NAMED])
     more = f", … {len(lost):,} in all" if len(lost) > _MAX_NAMED else ""
     return [
@@ -414,26 +409,3 @@ def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
         f"(data.on_unreadable_test), they are predicted by the fallback: {performance(run)}. The blend's score does "
         f"not apply to these rows: {names}{more}."
     ]
-
-
-def _level2_notes(experiment: Experiment, stackers: list[Run], sources: list[Run], out: Out) -> list[str]:
-    """Describes the probes of a stacker (acquisition shortcuts, group information) and its embedding alignment."""
-    if (made := make_probes(experiment, stackers, sources, out)) is None:
-        return []
-    run, probes = made
-    says = {
-        "context_counts": "With the number of images in the group as a feature, {run} would have AUC {auc:.4f}, "
-        "{apart}. This is an artefact of how images were collected; it is off unless `features.context_counts` is set.",
-        "shortcuts": "With image width, height and file size as features, {run} would have AUC {auc:.4f}, {apart}. "
-        "This is an artefact of how images were made; it is off unless `features.shortcuts` is set.",
-        "alone": "Without the other images of each group, {run} has AUC {auc:.4f}, {apart}.",
-        "groups of one": "Among groups of a single image, {run} has AUC {auc:.4f}; {apart} to the mean logit of "
-        "its level-1 runs.",
-    }
-    notes = []
-    for probe in probes.to_dict("records"):
-        if text := says.get(str(probe["what"])):
-            low, high = probe["difference_low"], probe["difference_high"]
-            apart = f"difference {probe['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
-            notes.append(text.format(run=run.name, auc=probe["auc"], apart=apart))
-    return notes + list(run.meta.get("alignment", []))

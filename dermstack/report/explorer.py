@@ -65,11 +65,12 @@ class _Aim(NamedTuple):
     biopsies: float | None
 
 
-def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
+def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, unit: str = "image") -> Section:
     """Returns the section for targets (n,) and calibrated probabilities (n,), with intervals by ``split_group`` (n,).
 
-    Its script computes rates from counts at up to MAX_POINTS thresholds; without JavaScript the page still has a table
-    of some operating points. Raises DataError for targets other than 0 and 1 and for missing probabilities.
+    ``unit`` is what a row is called on the page. The script computes rates from counts at up to MAX_POINTS thresholds;
+    without JavaScript the page still has a table of some operating points. Raises DataError for targets other than 0
+    and 1 and for missing probabilities.
     """
     points = count_at_thresholds(y, p)
     start = points.index_reaching(sensitivity=_START_SENSITIVITY)
@@ -80,9 +81,10 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike) -> Section:
         "positives": points.positives,
         "negatives": points.negatives,
     }
-    script = (TEMPLATE_FOLDER / "explorer.js").read_text(encoding="utf-8")
+    script = (TEMPLATE_FOLDER / "explorer.js").read_text(encoding="utf-8").replace(" images", f" {unit}s")
     markup = render_template(
         "explorer.html.j2",
+        unit=unit,
         points=points,
         prevalence=points.positives / (points.positives + points.negatives),
         start=start,

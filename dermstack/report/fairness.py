@@ -10,6 +10,7 @@ from dermstack.report.characteristics import characteristics, characteristics_ta
 from dermstack.report.gaps import gaps_section
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
 from dermstack.report.row_flow import Flow, flow_table, row_flows
+from dermstack.report.units import Scored
 from stack.experiment import Experiment
 from stack.metrics.gaps import Gaps, gaps
 from stack.metrics.subgroups import Subgroup, shown_subgroups
@@ -18,31 +19,33 @@ from stack.store import Run, atomic
 FOLDER = "report"  # in the experiment's folder
 
 
-def fairness_sections(experiment: Experiment, blend: Run, runs: list[Run]) -> dict[str, Section | None]:
+def fairness_sections(experiment: Experiment, blend: Run, runs: list[Run], scored: Scored) -> dict[str, Section | None]:
     """Returns the sections `participants` and `gaps`; writes row_flow.csv, characteristics.csv and gaps.csv.
 
-    ``runs`` are those of the blend. Without subgroups there is no section `gaps`, and gaps.csv has no lines.
+    ``runs`` are those of the blend, ``scored`` the images or units that it scores.
+    Without subgroups there is no section `gaps`, and gaps.csv has no lines.
     """
-    rows = experiment.rows_of(blend.frame("oof")["id"])
-    parts, _ = blend_subgroups(experiment, rows)
-    flows, made = row_flows(experiment, blend, runs), characteristics(experiment, rows, parts)
-    found = blend_gaps(experiment, blend, parts)
+    rows = scored.experiment.rows_of(blend.frame("oof")["id"])
+    parts, _ = blend_subgroups(scored.experiment, rows)
+    row_of = np.arange(len(experiment.table.train)) if scored.units is None else scored.units.of_train
+    flows = row_flows(experiment, np.isin(row_of, rows), runs, units=None if scored.units is None else len(rows))
+    made, found = characteristics(scored.experiment, rows, parts), blend_gaps(scored.experiment, blend, parts)
     for name, frame in (("row_flow", flow_table(flows)), ("characteristics", made), ("gaps", found.table)):
         with atomic(experiment.folder / FOLDER / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False)
     source = f"{FOLDER}/gaps.csv"
     return {
-        "participants": _participants(experiment, flows, made),
+        "participants": _participants(experiment, flows, made, scored.unit),
         "gaps": gaps_section(found, thresholds="were chosen on these images", source=source),
     }
 
 
-def _participants(experiment: Experiment, flows: list[Flow], made: pd.DataFrame) -> Section:
+def _participants(experiment: Experiment, flows: list[Flow], made: pd.DataFrame, unit: str) -> Section:
     merged = experiment.table.train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
     markup = render_template(
         "participants.html.j2",
         flows=flows,
-        table=characteristics_table(made),
+        table=characteristics_table(made, unit),
         merged_groups=int(merged),
         groups_known=experiment.table.groups_known,
         files=FOLDER,

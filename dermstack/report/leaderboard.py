@@ -14,7 +14,7 @@ from dermstack.report.figures import Drawing, Estimate, interval_figure
 from dermstack.report.report import TEMPLATE_FOLDER, count, environment
 from dermstack.report.tables import HtmlTable, breakable, head_width, number, rows_of, table, with_code_spans
 from stack.leaderboard import Leaderboard, choice_note
-from stack.metrics.scores import OBJECTIVE_LABELS
+from stack.metrics.scores import objective_label
 
 MAX_DRAWN = 30  # runs in the figure; the table has all
 
@@ -38,7 +38,7 @@ def _board(number: int, board: Leaderboard) -> dict[str, Any]:
     shown = board.table.head(MAX_DRAWN)
     return {
         "number": number,
-        "label": OBJECTIVE_LABELS[board.objective],
+        "label": objective_label(board.objective),
         "rows": board.rows,
         "positives": board.positives,
         "groups": board.groups,
@@ -77,7 +77,7 @@ def _scores(board: Leaderboard) -> HtmlTable:
             "difference": "difference from the best",
             "other_sources": "AUC within a typical source, sources held out",
             "difference_low": "paired interval",
-            "all_rows": f"{OBJECTIVE_LABELS[board.objective]} on all its rows",
+            "all_rows": f"{objective_label(board.objective)} on all its rows",
         },
         formats={"difference": "+.4f"},
     )
@@ -100,7 +100,7 @@ def _figure(name: str, board: Leaderboard, rows: pd.DataFrame, bounds: list[str]
     estimates = [
         Estimate(*row)._replace(strong=row[0] == board.names[0]) for row in rows_of(rows, "run", column, *bounds)
     ]
-    return interval_figure(name, estimates, axis=OBJECTIVE_LABELS[board.objective])
+    return interval_figure(name, estimates, axis=objective_label(board.objective))
 
 
 def _sentence(text: str) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from dermstack.report.report import count, environment, percent
 from dermstack.report.tables import code_span
+from dermstack.report.units import Scored, run_weights, scored_rows
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
@@ -30,34 +31,55 @@ _OPERATING_POINTS = {  # operating points that clinical readers look for
 
 
 def write_model_card(
-    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+    experiment: Experiment,
+    blend: Run,
+    *,
+    runs: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    notes: Sequence[str],
+    decisions: Sequence[str] = (),
+    scored: Scored | None = None,
 ) -> Path:
     """Writes `model_card` to runs/<experiment>/model_card.md."""
     path = experiment.folder / "model_card.md"
-    text = model_card(experiment, blend, runs=runs, subgroups=subgroups, notes=notes)
+    text = model_card(
+        experiment, blend, runs=runs, subgroups=subgroups, notes=notes, decisions=decisions, scored=scored
+    )
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def model_card(
-    experiment: Experiment, blend: Run, *, runs: pd.DataFrame, subgroups: pd.DataFrame, notes: Sequence[str]
+    experiment: Experiment,
+    blend: Run,
+    *,
+    runs: pd.DataFrame,
+    subgroups: pd.DataFrame,
+    notes: Sequence[str],
+    decisions: Sequence[str] = (),
+    scored: Scored | None = None,
 ) -> str:
     """Returns the card as Markdown, with the headings of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
 
     ``runs`` is `stack.history.run_table` of the blend's runs; ``subgroups`` has subgroup, level, rows, positives, auc,
-    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline.
+    low, high and note, NaN where a number is not available; ``notes`` are those of the report's headline; ``decisions``
+    are the sentences of the review band, if there is one. ``scored`` are the rows that the blend scores, by default the
+    images.
     """
+    scored = scored or scored_rows(experiment, blend, [])
     oof = blend.frame("oof")
     train = experiment.table.train
-    rows = experiment.rows_of(oof["id"])
-    y, split_group = experiment.target[rows], experiment.split_group[rows]
-    sizes = train["group"].iloc[rows].value_counts()
+    rows = scored.experiment.rows_of(oof["id"])
+    y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
+    images = rows if scored.units is None else np.flatnonzero(np.isin(scored.units.of_train, rows))
+    sizes = train["group"].iloc[images].value_counts()
     templates = environment(autoescape=False)  # Markdown: `plain` escapes text of the data
     templates.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
     templates.globals["bounds"] = _bounds
     return templates.get_template("model_card.md.j2").render(
         name=experiment.name,
+        decisions=decisions,
         version=version("dermstack"),
         created=datetime.now(UTC).strftime("%Y-%m-%d"),
         fingerprint=blend.meta["fingerprint"],
@@ -65,15 +87,17 @@ def model_card(
         selected=blend.meta["selected"],
         objective=blend.meta["objective"],
         runs=runs.to_dict("records"),
-        weights=blend.meta["weights"],
+        weights=run_weights(blend),
         backbones=_backbones(experiment, blend),
         target=plain(experiment.config.data.columns.target),
         inputs=_inputs(train, experiment.table.columns),
         looked_at=(looked_at := list(dict.fromkeys(subgroups["subgroup"]))),
         has_skin_tone=any(SKIN_TONE.search(str(column)) for column in looked_at),
-        facts=_facts(experiment, y, split_group, rows),
+        unit=scored.unit,
+        facts=_facts(experiment, y, split_group, images, scored.unit),
         folds=experiment.folds.k,
         external=experiment.external["source"].value_counts().to_dict(),
+        unlabelled=experiment.unlabelled["source"].value_counts().to_dict(),
         headline=Interval(**blend.meta["headline"]),
         tuned=blend.meta["tuned_in_sample"],
         within_folds=blend.meta["within_folds"],
@@ -85,7 +109,7 @@ def model_card(
         sources=_sources(experiment, blend),
         ones=int((sizes == 1).sum()),
         groups=len(sizes),
-        rows=len(rows),
+        rows=len(images),
     )
 
 
@@ -120,11 +144,14 @@ def _backbones(experiment: Experiment, blend: Run) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _facts(experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows: np.ndarray) -> dict[str, str]:
+def _facts(
+    experiment: Experiment, y: np.ndarray, split_group: np.ndarray, rows: np.ndarray, unit: str
+) -> dict[str, str]:
     train = experiment.table.train.iloc[rows]
     facts = {
         "data set": plain(experiment.config.data.name),
-        "rows": count(len(y)),
+        **({} if unit == "image" else {"images": count(len(rows))}),
+        "rows" if unit == "image" else f"{unit}s": count(len(y)),
         "positives": f"{count(y.sum())} ({percent(float(y.mean()))})",
         "groups": count(train["group"].nunique()),
         "split groups (duplicates merged)": count(len(np.unique(split_group))),

@@ -35,6 +35,13 @@ from dermstack.report.report_data import (
     ReportData,
     Training,
 )
+from dermstack.report.review import (
+    band_sentences,
+    kept_table,
+    per_thousand_table,
+    review_subgroup_table,
+    sentences_on_tests,
+)
 from dermstack.report.tables import (
     HtmlTable,
     breakable,
@@ -51,8 +58,10 @@ from dermstack.report.tables import (
     words_table,
 )
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves, training_figures, training_tables
+from stack.level2_config import UNEXPLAINED
 from stack.metrics.intervals import Interval
-from stack.metrics.scores import OBJECTIVE_LABELS, auc, auc_by_fold, average_precision
+from stack.metrics.own_metric import is_own_metric, own_label
+from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.tune.studies import StudyHistory
 
 _PERCENT = ".1%"
@@ -118,7 +127,11 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
     runs = runs.drop(columns=[name for name in ("seconds",) if name in runs and runs[name].isna().all()])
     runs = runs.replace({"kind": {"logistic": "logistic stacker"}})
     made = {
-        "runs": table(runs, intervals={data.objective: ("low", "high")}),
+        "runs": table(
+            runs,
+            intervals={data.objective: ("low", "high")},
+            heads={data.objective: own_label(data.objective)} if is_own_metric(data.objective) else {},
+        ),
         "methods": table(
             _without_own_difference(data.methods),
             intervals={"nested": ("low", "high"), "difference": ("difference_low", "difference_high")},
@@ -135,6 +148,17 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
             )
     if data.decision is not None:
         made["decision"] = decision_table(data.decision.at_round_thresholds)
+        if data.decision.numbers is not None and len(data.decision.numbers):
+            made["decision_numbers"] = table(
+                data.decision.numbers,
+                intervals={"value": ("low", "high")},
+                heads={"by_chance": "by chance"},
+                formats={"value": ".3g", "by_chance": ".3g"},
+            )
+    if data.review is not None:
+        made["review_decisions"] = per_thousand_table(data.review.decisions)
+        made["review_kept"] = kept_table(data.review.decisions.kept)
+        made["review_subgroups"] = review_subgroup_table(data.review.subgroups)
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
@@ -276,6 +300,7 @@ _CONTENTS = {
     "explorer": "Threshold",
     "calibration": "Calibration",
     "decision": "Decision curve",
+    "review": "Images for a person",
     "runs": "Runs",
     "methods": "Blend methods",
     "subgroups": "Subgroups",
@@ -316,7 +341,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     ]
     prevalence = float(np.mean(data.y))
     within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
-    objective = OBJECTIVE_LABELS[data.objective]
+    objective = objective_label(data.objective)
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
     template = templates_of_page().get_template("report.html.j2")
     return template.render(
@@ -334,9 +359,12 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         tables=tables(data, within),
         figures=page_figures(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
+        review_sentences=band_sentences(data.review.band) if data.review else [],
+        review_tests=sentences_on_tests(data.review.band) if data.review else [],
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],
         at_the_limit=at_the_limit(data.training) if data.training else [],
+        unexplained=data.runs.loc[data.runs["kind"].isin(UNEXPLAINED), "run"].tolist(),
     )
 
 
@@ -345,6 +373,7 @@ def _empty_sections(data: ReportData) -> set[str]:
     given = {
         "calibration": data.calibration is not None,
         "decision": data.decision is not None,
+        "review": data.review is not None,
         "methods": len(data.methods) > 0,
         "subgroups": data.subgroups is not None and len(data.subgroups) > 0,
         "importance": data.importance is not None,

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stack.metrics.intervals import Interval
+from stack.review import ReviewResult
 from stack.training_curves import TrainingCurve
 from stack.tune.studies import StudyHistory
 
@@ -40,6 +41,7 @@ class Decision:
 
     curve: pd.DataFrame  # at a fine grid of thresholds
     at_round_thresholds: pd.DataFrame  # at a few round thresholds
+    numbers: pd.DataFrame | None = None  # `stack.metrics.decisions.decision_numbers`
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,10 @@ class ReportData:
     versions: Mapping[str, str]
     diagnostics: Sequence[str] = ()  # what was measured about level 2: shortcuts, groups, alignment of embeddings
     target: str = ""  # name of the csv column of targets
+    unit: str = "image"  # what is scored: "unit" where several images have one prediction
     calibration: Calibration | None = None
     decision: Decision | None = None
+    review: ReviewResult | None = None  # the review band, where the config asks for one
     by_fold: pd.DataFrame | None = None  # `stack.history.fold_table`, the blend's line first
     agreement: pd.DataFrame | None = None  # `stack.history.rank_correlations`
     uncut: int = 0  # categorical columns without subgroups, because others come first

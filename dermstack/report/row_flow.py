@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stack.experiment import Experiment
 from stack.keys import contained
@@ -46,13 +48,16 @@ class Flow:
         return {reason: count for step in self.steps for reason, count in step.excluded.items()}
 
 
-def row_flows(experiment: Experiment, blend: Run, runs: Sequence[Run]) -> list[Flow]:
+def row_flows(
+    experiment: Experiment, covered: NDArray[np.bool_], runs: Sequence[Run], *, units: int | None = None
+) -> list[Flow]:
     """Returns the flow of the training rows, of the test rows and of each external table, where there are any.
 
-    ``runs`` are those of the blend. Rows without a target and doubled ids need no reason here: a table that has any is
+    ``covered`` says of each training row (n,) whether the blend scores it, as an image or as a part of one of
+    ``units``; ``runs`` are those of the blend. Rows without a target and doubled ids need no reason here: a table that has any is
     refused when it is read.
     """
-    flows = [_training(experiment, blend, runs)]
+    flows = [_training(experiment, covered, runs, units)]
     if len(experiment.as_read.test):
         flows.append(_test(experiment))
     return flows + [_external(experiment, table.name) for table in experiment.config.data.external]
@@ -68,24 +73,24 @@ def flow_table(flows: Sequence[Flow]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["table", "step", "rows", "excluded", "reason"])
 
 
-def _training(experiment: Experiment, blend: Run, runs: Sequence[Run]) -> Flow:
-    table, scored = experiment.table.train["id"], blend.frame("oof")["id"]
+def _training(experiment: Experiment, covered: NDArray[np.bool_], runs: Sequence[Run], units: int | None) -> Flow:
     given = Step(
         "rows in the training table",
         len(experiment.as_read.train),
         _dropped(experiment, experiment.as_read.train["id"]),
     )
-    lacking = int((~contained(table, scored)).sum())
+    lacking = int((~covered).sum())
     by = ", ".join(run.name for run in runs if run.meta.get("excluded"))
     reason = (
         f"not covered by the imported run {by} (as declared)" if by else "not covered by an imported run (as declared)"
     )
     if experiment.left_out is not None:
         reason = "left out of level 2 and of the blend"
-    used = Step("scored: in the blend and in all results of this page", len(scored))
+    pooled = "" if units is None else f", pooled into {units:,} units"
+    used = Step("scored: in the blend and in all results of this page" + pooled, int(covered.sum()))
     if not lacking:
         return Flow("Training", (given, used))
-    return Flow("Training", (given, Step("in the folds", len(table), {reason: lacking}), used))
+    return Flow("Training", (given, Step("in the folds", len(experiment.table.train), {reason: lacking}), used))
 
 
 def _test(experiment: Experiment) -> Flow:

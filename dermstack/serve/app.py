@@ -25,17 +25,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dermstack.errors import ConfigError, DataError, DermstackError
+from dermstack.report.review import band_sentences
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
 from dermstack.serve.patient import Ensemble, Photo, Reading, percent, read_patient
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
-from stack.metrics.scores import OBJECTIVE_LABELS
+from stack.metrics.scores import objective_label
 from stack.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
 MAX_ASKED = 6  # columns without a role that the form asks for; the others are folded away
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _WILDCARDS = ("0.0.0.0", "::", "")
+_DECISIONS = {"negative": "negative", "positive": "positive", "review": "for a person"}
 _HERE = Path(__file__).parent
 HEADERS = {  # of every answer, also of refusals
     "Content-Security-Policy": (
@@ -192,7 +194,7 @@ class _Page:
             self.template.render(
                 manifest=ensemble.bundle.manifest,
                 selection_note=ensemble.bundle.selection_note,
-                objective=OBJECTIVE_LABELS[ensemble.bundle.manifest["objective"]],
+                objective=objective_label(ensemble.bundle.manifest["objective"]),
                 columns=ensemble.bundle.columns,
                 choices=ensemble.choices,
                 questions=list(enumerate(ensemble.questions)),
@@ -203,6 +205,9 @@ class _Page:
                 most_pictures=MAX_PICTURES,
                 most_bytes=MAX_UPLOAD_BYTES,
                 oldest=MAX_AGE,
+                band=ensemble.bundle.review_band,
+                band_sentences=band_sentences(band) if (band := ensemble.bundle.review_band) else [],
+                decisions=_DECISIONS,
                 reading=reading,
                 faults=faults,
                 busy=status >= 500,

@@ -24,6 +24,7 @@ from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import Manifest, is_inside, run_settings
 from stack.columns import TableColumns
 from stack.data_config import ColumnRules
+from stack.metrics.review_band import Band, band_from_record
 from stack.store import array_from_bytes, verify_digest, with_digest
 
 FORMAT = 1  # increase it when an older reader would misread a newer bundle
@@ -106,6 +107,15 @@ class Bundle:
     def sizes(self) -> list[int]:
         """Image sizes (pixels per side) that the networks take, sorted."""
         return sorted({int(run.settings["size"]) for run in self.image_runs})
+
+    @property
+    def review_band(self) -> Band | None:
+        """Which calibrated risks are decided and which go to a person; None for a bundle without such a band.
+
+        A recalibrated bundle has none: its parent's was chosen for other risks, and for other patients.
+        """
+        record = self.manifest.get("review")
+        return None if record is None or self.manifest.get("recalibration") else band_from_record(record)
 
     @property
     def selection_note(self) -> str | None:

@@ -18,15 +18,17 @@ from threadpoolctl import threadpool_limits
 
 from dermstack.errors import BundleError, DermstackError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.serve.local_map import local_map
 from image_models.cache import ImageCache
 from image_models.predict import VIEW_COUNTS, NetOutput
 from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender
-from stack.blend.calibration import Calibrator, calibrator_from_state
+from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
 from stack.blend.state import blender_from_state
 from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
 from stack.features import CATEGORICAL, NUMERIC, FoldFeatures
+from stack.group_models import read_group_net
 from stack.level2_config import Features
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
@@ -34,16 +36,15 @@ from stack.table import ACQUISITION
 from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata, MetadataEncoder
 from tabular.gbdt import check_gbdt
+from tabular.gbdt_libraries import LIBRARIES
 from tabular.gbdt_trial import ModelFile, try_models
 from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
 
 FEATURES, SECOND_FEATURES = "features", "features_second_stage"  # folders of the fitted transforms of each matrix
 MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes for each
 # What reading and applying the parts of a bundle raises where they are not what dermstack writes.
-CONTENT_ERRORS = (
-    DermstackError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, RecursionError,
-    MemoryError,
-)  # fmt: skip
+CONTENT_ERRORS: tuple[type[Exception], ...] = (DermstackError, LookupError, TypeError, ValueError, AttributeError)
+CONTENT_ERRORS += (ArithmeticError, OSError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class FittedEnsemble:
     threads: int
     blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
     second: SecondStage | None = None
+    local: Rescaled | None = None  # the recalibration that `calibrator` ends with
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
         """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
@@ -108,7 +110,7 @@ class FittedEnsemble:
         second = self.second.stackers if self.second else frozenset()
         x = _matrix(self.names, logits, self.scales, self.features, fold, frame, z)
         made = {
-            name: bags[fold].logit(_of(x, bags[fold]), threads=self.threads)
+            name: bags[fold].logit(_of(x, bags[fold]), groups=frame["group"], threads=self.threads)
             for name, bags in self.bags.items()
             if name not in second
         }
@@ -117,8 +119,9 @@ class FittedEnsemble:
             names = (*self.names, *self.second.sees)
             x = _matrix(names, seen, self.second.scales, self.second.features, fold, frame, z)
             made |= {
-                name: self.bags[name][fold].logit(_of(x, self.bags[name][fold]), threads=self.threads)
-                for name in second
+                name: bags[fold].logit(_of(x, bags[fold]), groups=frame["group"], threads=self.threads)
+                for name, bags in self.bags.items()
+                if name in second
             }
         return np.column_stack([logits, *(made[name] for name in self.bags)])
 
@@ -176,7 +179,8 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         blended = tuple(every.index(name) for name in settings.get("runs", every))  # ValueError for an unknown name
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
         threads = int(manifest["threads"])
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second)
+        local = local_map(bundle, calibrator)
+        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second, local)
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:
@@ -208,7 +212,7 @@ def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
             models = model_names(kind, files)
             wanted = [*models, *(file for file in files if file == ENCODING_FILE)]
             contents[name, fold] = {file: bundle.read(f"{folder}/{file}") for file in wanted}
-            if kind != "logistic":
+            if kind in LIBRARIES:
                 tried += [ModelFile(f"{folder}/{file}", kind, contents[name, fold][file]) for file in models]
     for model in tried:
         check_gbdt(model.kind, model.content, model.name)
@@ -217,7 +221,7 @@ def _bags(bundle: Bundle) -> dict[str, tuple[Bag, ...]]:
         entry["name"]: tuple(
             bag_from_contents(
                 entry["kind"], contents[entry["name"], fold], _stacker_folder(entry["name"], fold), shift=shift,
-                checked=True,
+                checked=True, read_groups=read_group_net,
             )
             for fold, shift in enumerate(entry["shifts"])
         )

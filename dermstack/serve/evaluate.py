@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,9 @@ from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
+from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
 from dermstack.serve.predict import NewRows, predict_rows, read_new_rows, warn_of_fallback
+from dermstack.serve.review import check_review
 from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
@@ -122,10 +125,12 @@ def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = 
     with TemporaryDirectory(prefix="dermstack-evaluate-") as work:
         made = predict_rows(bundle, rows, Path(work), Out(quiet=True), device=device, n_jobs=n_jobs)
     lacking, cost = lacking_columns(bundle, rows.frame, rows.missing)
-    return validate(
+    further = _further(bundle, promise, rows.frame)
+    found = validate(
         promise, made, y.to_numpy(), rows.frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        notes=_notes(bundle, rows), lacking=lacking, cost=cost, further=_further(bundle, promise, rows.frame),
+        notes=_notes(bundle, rows, labels), lacking=lacking, cost=cost, further=further, noise=local_noise(bundle),
     )  # fmt: skip
+    return replace(found, review=check_review(bundle, made, y.to_numpy(), rows.frame, lacking=lacking, further=further))
 
 
 def evaluate_to_files(
@@ -156,16 +161,21 @@ def evaluate_to_files(
     there = rows.frame["id"].isin(made["id"]).to_numpy()
     y_there, frame = y.to_numpy()[there], rows.frame[there].reset_index(drop=True)
     lacking, cost = lacking_columns(bundle, frame, rows.missing)
+    further = _further(bundle, promise, frame)
     found = validate(
         promise, made, y_there, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        dropped=int((~there).sum()), notes=_notes(bundle, rows) + _fallback_note(made), lacking=lacking, cost=cost,
-        further=_further(bundle, promise, frame),
+        dropped=int((~there).sum()), notes=_notes(bundle, rows, labels) + _fallback_note(made), lacking=lacking,
+        cost=cost, further=further, noise=local_noise(bundle),
     )  # fmt: skip
+    found = replace(found, review=check_review(bundle, made, y_there, frame, lacking=lacking, further=further))
     _write_csv(made.assign(target=y_there), folder / "predictions.csv")
     if not there.all():
         _write_csv(rows.frame.loc[~there, ["id"]], folder / "dropped.csv")
         out.warn(f"{int((~there).sum()):,} unreadable images are left out, see {folder / 'dropped.csv'}")
-    _write(json.dumps(jsonable(found), indent=1, ensure_ascii=False) + "\n", folder / "evaluation.json")
+    content = jsonable(found)
+    if found.review is None:  # as before there were review bands
+        del content["review"]
+    _write(json.dumps(content, indent=1, ensure_ascii=False) + "\n", folder / "evaluation.json")
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = evaluation_html(found, y_there, made["score"].to_numpy(np.float64), created=created)
     _write(page, folder / "evaluation.html")
@@ -183,6 +193,11 @@ def show_validation(found: Validation, out: Out) -> None:
         f"positive ({here.prevalence.value:.2%}); expected from training (nested): {expected.auc}"
     )
     out.say(f"{found.experiment}: {found.summary}")
+    number = found.expected_positives
+    out.say(
+        f"{found.experiment}: {here.positives:,} positives found, {number.value:,.1f} expected from calibrated risks "
+        f"(95 % prediction interval {number.low:,.1f} to {number.high:,.1f})"
+    )
     compared = [
         [entry.quantity.replace("_", " "), entry.promised, entry.found, entry.difference, entry.noise, entry.verdict]
         for entry in found.comparisons
@@ -201,6 +216,13 @@ def show_validation(found: Validation, out: Out) -> None:
     ]  # fmt: skip
     columns = ["fixed in training at", "threshold", "sensitivity", "verdict", "specificity", "verdict "]
     out.table(pd.DataFrame(points, columns=columns), "Sensitivity and specificity at thresholds fixed in training")
+    if found.review is not None:
+        shares = found.review.found
+        out.say(
+            f"review band: {shares.review.value:.1%} go to a person, {found.review.expected_review:.1%} in training"
+        )
+        for sentence in found.review.sentences:
+            out.say(f"review band: {sentence}")
     for note in found.notes:
         out.warn(note)
     for entry in found.subgroups:
@@ -220,13 +242,20 @@ def _further(bundle: Bundle, promise: InternalValidation, frame: pd.DataFrame) -
     return {name: shown for name, shown in columns.items() if shown in promised} or columns_to_cut(frame, columns)
 
 
-def _notes(bundle: Bundle, rows: NewRows) -> list[str]:
+def _notes(bundle: Bundle, rows: NewRows, labels: pd.Series) -> list[str]:
     """Returns the caveats to show with the results."""
     notes = []
     if "group" in rows.missing:
         notes.append(
             "The groups of these images are not known, so each image counts as its own patient: if patients have "
             "several images, the intervals are too narrow."
+        )
+    if local := local_note(bundle):
+        notes.append(f"{local[0].upper()}{local[1:]}.")
+    if is_fitted_on(bundle, _with_ids_of(rows, labels, "labels", "the rows")):
+        notes.append(
+            "The bundle was recalibrated with these very labels, so calibration, log loss and expected positives are "
+            "optimistic here: evaluate it on other images."
         )
     doubts = [*cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]
     notes += [f"{note[0].upper()}{note[1:]}" for note in doubts]

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 from image_models.settings import is_own_backbone
 from stack.image_config import ImageModel, Name
 from stack.level2_config import Features
+from stack.metrics.own_metric import NAME_PATTERN
+from stack.metrics.risk_control import LOWER_AIMS, UPPER_AIMS
 from stack.metrics.scores import Objective
 
 MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle
@@ -57,7 +59,7 @@ class _ImageRun(_StrictModel):
 
 class _Stacker(_StrictModel):
     name: Name
-    kind: Literal["lightgbm", "xgboost", "catboost", "logistic"]
+    kind: Literal["lightgbm", "xgboost", "catboost", "logistic", "set_transformer"]
     shifts: list[FiniteFloat]
 
 
@@ -87,12 +89,85 @@ class _Training(_StrictModel):
     positives: int = Field(ge=0)
 
 
+class _Recalibration(_StrictModel):
+    """The line that moves risks for other patients than those of training, and what it was made from."""
+
+    parent: str = Field(pattern=r"^[0-9a-f]{12}$")
+    kind: Literal["intercept", "slope", "prevalence"]
+    slope: FiniteFloat = Field(gt=0)
+    intercept: FiniteFloat
+    se: FiniteFloat = Field(ge=0)
+    effect: FiniteFloat = Field(ge=0)
+    rows: int = Field(ge=0)
+    positives: int = Field(ge=0)
+    groups: int = Field(ge=0)
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    labels: str | None = Field(None, max_length=100)
+
+
+_Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Count = Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+class _Guarantee(_StrictModel):
+    aim: Literal["sensitivity", "npv", "specificity", "ppv"]
+    level: _Fraction
+    confidence: _Fraction
+    threshold: float | None = Field(ge=0, le=1 + 1e-9)
+    groups: _Count
+    rows: _Count
+    errors: _Count
+    most: _Count
+    test: Literal["binomial", "betting", "approximate"]
+    needed: _Count | None
+
+
+class _Share(_StrictModel):
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+
+
+class _Shares(_StrictModel):
+    """What share of the training images each decision had, by bands that were chosen without the image's fold."""
+
+    negative: _Share
+    review: _Share
+    positive: _Share
+
+
+class _ReviewBand(_StrictModel):
+    """Risks that are decided with a guarantee, and risks that go to a person."""
+
+    low: _Guarantee
+    high: _Guarantee | None
+    confidence: _Fraction
+    below: float = Field(ge=0, le=1 + 1e-9)
+    above: float | None = Field(ge=0, le=1 + 1e-9)
+    shares: _Shares
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> _ReviewBand:
+        if self.low.aim in UPPER_AIMS or (self.high is not None and self.high.aim in LOWER_AIMS):
+            raise ValueError("`review` has a guarantee at the wrong end")
+        for of, cut, nothing in ((self.low, self.below, 0.0), (self.high, self.above, None)):
+            if (of is None or of.threshold is None) and cut != nothing:
+                raise ValueError("`review` decides images without a guarantee")
+        if self.below > (self.low.threshold or 0.0):
+            raise ValueError("`review` decides risks above the threshold of its guarantee")
+        if self.above is not None and self.high is not None and self.above < (self.high.threshold or 0.0):
+            raise ValueError("`review` decides risks below the threshold of its guarantee")
+        if self.above is not None and self.above < self.below:
+            raise ValueError("`review` decides the same risk as negative and as positive")
+        return self
+
+
 class Manifest(_StrictModel):
     """The keys of manifest.json that some code reads; `dermstack.serve.write_bundle` writes them."""
 
     dermstack: ShortText
     experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
-    objective: Objective
+    objective: Objective | Annotated[str, Field(pattern=NAME_PATTERN)]  # a user's own metric is a name, never imported
     headline: _Interval
     chosen: ShortText
     selected: list[ShortText]
@@ -110,7 +185,9 @@ class Manifest(_StrictModel):
     scales: _Scales
     second_stage: _SecondStage | None = None
     training: _Training
+    recalibration: _Recalibration | None = None  # of a bundle that `dermstack recalibrate` made
     fallback: bool = False  # whether it can predict from the table alone where an image cannot be read
+    review: _ReviewBand | None = None  # which risks are decided, and which go to a person
     files: dict[str, _File]
 
     @model_validator(mode="after")

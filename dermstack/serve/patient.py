@@ -26,9 +26,10 @@ from dermstack.serve.ensemble import (
     read_bundled_fallback,
     read_fitted,
 )
-from dermstack.serve.expectations import cost_notes, read_novelty
+from dermstack.serve.expectations import cost_notes, lacking_columns, read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes
+from dermstack.serve.review import decided, review_notes
 from dermstack.serve.words import WORDS, known_words
 from image_models.cache import ImageCache, build_cache
 from image_models.device import pick_device
@@ -225,6 +226,7 @@ class Lesion:
     picture: bytes | None  # JPEG in the size in which the page shows it; None: it cannot be read
     heat: bytes | None  # the same with its Grad-CAM on top; None: empty map, or no network supports Grad-CAM
     standing: Standing
+    decision: str | None = None  # "negative", "positive" or "review"; None: the bundle has no review band
     basis: str = "images"  # what it is predicted from: where the image cannot be read, "table" or "prevalence"
 
 
@@ -308,9 +310,11 @@ def read_patient(
     unknown = _unknown_columns(frame, together)
     unknown += [question.name for question in ensemble.questions if question.csv not in given]
     notes = cost_notes(ensemble.bundle, unknown)
+    notes += review_notes(ensemble.bundle, lacking_columns(ensemble.bundle, frame, unknown)[0])
     if ensemble.fallback is not None:
         made = with_unreadable(made, frame, ensemble.fallback, ensemble.fitted)
         notes = [*_fallback_notes(ensemble.bundle, photos, made["basis"]), *notes]
+    made = decided(ensemble.bundle, made, frame, unknown)
     unseen = Standing(len(rows), None, None, None, None, _NOT_SEEN)
     place = {row: number for number, row in enumerate(rows)}
     lesions = [
@@ -321,6 +325,7 @@ def read_patient(
             encode_jpeg(decoded[row]) if row in place else None,
             heats[place[row]] if row in place else None,
             of_seen[place[row]] if row in place else unseen,
+            decision=str(made["decision"].iloc[row]) if "decision" in made else None,
             basis=str(made["basis"].iloc[row]) if "basis" in made else "images",
         )
         for row, photo in enumerate(photos)

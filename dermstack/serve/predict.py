@@ -26,6 +26,8 @@ from dermstack.serve.ensemble import (
     read_level1,
 )
 from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
+from dermstack.serve.local_map import local_note
+from dermstack.serve.review import decided, say_decisions
 from dermstack.serve.words import known_words, unknown_words
 from image_models.cache import ImageCache, build_cache
 from image_models.io.folders import printable
@@ -135,11 +137,10 @@ def predict_rows(
     ``work`` holds the predictions of finished parts and the decoded images of the current part, so memory and disk
     space are bounded. The same call after an interruption resumes there; another bundle or other rows start anew.
     ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
-    0.99. Both columns are missing if the bundle has no novelty model.
-
-    Raises ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these have no row instead;
-    with "table" they are predicted from the table alone, and the column ``basis`` says for each row what it is
-    predicted from: "images", "table" or, where a row has no value in the table, "prevalence".
+    0.99; both are missing without a novelty model. With a review band there is ``decision`` (`stack.review`). Raises
+    ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these have no row instead; with
+    "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
+    "images", "table" or, where a row has no value in the table, "prevalence".
     """
     out = out or Out(quiet=True)
     drop = drops_unreadable(on_unreadable)
@@ -172,7 +173,7 @@ def predict_rows(
         kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
     order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
-    return together
+    return decided(bundle, together, rows.frame, rows.missing)
 
 
 def score_pictures(
@@ -258,7 +259,7 @@ def with_unreadable(
     Rows are in the order of ``frame``; the column ``basis`` says what each is predicted from.
     """
     rest = ~frame["id"].isin(made["id"]).to_numpy(bool)
-    others = pd.concat([frame["id"], fallback.score(frame, fitted.calibrator)], axis=1)[rest]
+    others = pd.concat([frame["id"], fallback.score(frame, fitted.calibrator, fitted.local)], axis=1)[rest]
     if "far" in made:
         others = others.assign(novelty=np.nan, far=False)
     together = pd.concat([made.assign(basis="images"), others], ignore_index=True) if len(made) else others
@@ -378,6 +379,7 @@ def predict_to_files(
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
     made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
     warn_of_fallback(bundle, made, out)
+    say_decisions(bundle, made, rows.frame, rows.missing, out)
     _write_csv(made, outputs.csv)
     if len(lost := rows.frame.loc[~rows.frame["id"].isin(made["id"]), "id"]):
         listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
@@ -443,6 +445,6 @@ def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
         f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
         f"of {rows.frame['group'].nunique():,} groups to predict"
     )
-    selection = [bundle.selection_note] if bundle.selection_note else []
-    for note in [*selection, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:
+    about = filter(None, (bundle.selection_note, local_note(bundle)))
+    for note in [*about, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:
         out.warn(note)

@@ -18,6 +18,7 @@ import yaml
 
 from dermstack.errors import BundleError, ImageError
 from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
+from dermstack.serve.distilled import distilled
 from dermstack.serve.ensemble import FEATURES, SECOND_FEATURES, encoded_metadata, fold_folder
 from dermstack.serve.expectations import (
     COSTS_FILE,
@@ -28,6 +29,7 @@ from dermstack.serve.expectations import (
     write_promise,
 )
 from dermstack.serve.questions import write_ranges
+from dermstack.serve.review import review_entry
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from image_models.settings import is_own_backbone
@@ -88,20 +90,35 @@ _PRIVATE_KEYS = {"runs", "cache", "storage", "tuned", "tracking"}  # paths and d
 
 
 def write_bundle(
-    experiment: Experiment, target: Path, out: Out, *, replace: bool = False, onnx: bool = False
+    experiment: Experiment,
+    target: Path,
+    out: Out,
+    *,
+    replace: bool = False,
+    onnx: bool = False,
+    only: str | None = None,
 ) -> Bundle:
     """Writes the bundle to ``target``, a folder or, if the name ends in .zip, a zip; complete or not at all.
 
     It holds weights as safetensors, GBDTs in their libraries' formats, the rest mostly as JSON and npy, and no row ids;
-    with ``onnx`` the networks as ONNX too. Raises BundleError if runs are missing, stale or imported, if ``target``
-    exists already, and if ONNX and torch disagree.
+    with ``onnx`` the networks as ONNX too. ``only`` names an image model that is bundled alone, calibrated by itself
+    (`dermstack.serve.distilled`). Raises BundleError if runs are missing, stale or imported, if ``target`` exists
+    already, and if ONNX and torch disagree.
     """
     if target.exists() and not replace:
         raise BundleError(f"{target} exists already: choose another name, or overwrite it with `--replace`")
     _check_replaceable(target)
     target = Path(os.path.realpath(target)) if target.is_symlink() else target
-    config, (image_runs, stackers, blend) = experiment.config, _finished_runs(experiment)
-    with _staging_folder(target) as staging:
+    whole, small = experiment, None
+    if only is None:
+        image_runs, stackers, blend = _finished_runs(experiment)
+    else:
+        _refuse_own_features(experiment)
+        small = distilled(experiment, only, out)
+        experiment, image_runs, stackers, blend = small.experiment, [small.run], [], small.blend
+        out.say(small.described())
+    config = experiment.config
+    with staging_folder(target) as staging:
         folder = staging / "bundle"
         folder.mkdir()
         second = {one.name for one in config.stackers if is_second_stage(one, config.stackers)}
@@ -116,9 +133,9 @@ def write_bundle(
                 progress(1)
             _copy_blend(blend, folder / "blend", [run.name for run in (*image_runs, *stackers)])
             progress(1)
-        fallback = _copy_fallback(experiment, folder / FOLDER)
+        fallback = _copy_fallback(whole, folder / FOLDER)
         _write_settings(experiment, folder / "config.yaml")
-        if (card := experiment.folder / "model_card.md").is_file():
+        if small is None and (card := experiment.folder / "model_card.md").is_file():  # the card is that of the blend
             _copy(card, folder)
         out.say("bundle: fitting the novelty model and measuring the cost of missing columns …")
         if novelty := fit_novelty(experiment, image_runs):
@@ -126,6 +143,9 @@ def write_bundle(
         write_promise(measure_promise(experiment, blend), folder)
         write_ranges(experiment, folder)
         manifest = _manifest(experiment, image_runs, stackers, blend, shifts) | ({"fallback": True} if fallback else {})
+        if small is not None:
+            manifest["distilled"] = small.to_json()
+        manifest |= review_entry(experiment, blend)
         if onnx:
             manifest["onnx"] = add_onnx(experiment, write_manifest(folder, manifest), out)
         costs = measure_costs(experiment, write_manifest(folder, manifest), image_runs)
@@ -160,7 +180,7 @@ def _check_replaceable(target: Path) -> None:
 
 
 @contextmanager
-def _staging_folder(target: Path) -> Iterator[Path]:
+def staging_folder(target: Path) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``target``; files that a killed process left there are removed first."""
     folder = target.with_name(f".{target.name}.making")
     with locked(folder):
@@ -179,6 +199,7 @@ def _staging_folder(target: Path) -> Iterator[Path]:
 
 def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     """Returns image runs, stackers and blend of the current config. Raises BundleError naming the command to run."""
+    _refuse_own_features(experiment)
     again = f"run `{experiment.command('stack')}` first"
     level1 = level1_runs(experiment)
     if imported := [run.name for run in level1 if run.meta["kind"] == "imported"]:
@@ -190,12 +211,6 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
         raise BundleError(
             f"{experiment.config_path} has no image model: a bundle predicts images, so models of the table alone "
             "cannot be bundled yet"
-        )
-    if experiment.config.features.python is not None:
-        raise BundleError(
-            f"features.python {experiment.config.features.python.name} is your own code, which a bundle does not "
-            "contain, because opening a bundle must run no code: write the features as expressions in "
-            "features.derived, or remove the key, stack again and bundle then"
         )
     if own := [run for run in level1 if is_own_backbone(run.meta["settings"]["backbone"])]:
         raise BundleError(
@@ -228,6 +243,21 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
     if "blender" not in blend.meta:
         raise BundleError(f"{blend.folder} was made by an earlier dermstack: remove it and {again}")
     return level1, stackers, blend
+
+
+def _refuse_own_features(experiment: Experiment) -> None:
+    """Raises BundleError where features are the user's own code, and for predictions per unit."""
+    if experiment.config.predict_per is not None:
+        raise BundleError(
+            "predict_per: a bundle predicts single images and cannot pool them into units yet: `dermstack stack` "
+            "predicts the units of data.test; to bundle what predicts single images, stack in an experiment without it"
+        )
+    if experiment.config.features.python is not None:
+        raise BundleError(
+            f"features.python {experiment.config.features.python.name} is your own code, which a bundle does not "
+            "contain, because opening a bundle must run no code: write the features as expressions in "
+            "features.derived, or remove the key, stack again and bundle then"
+        )
 
 
 def _copy_image_run(run: Run, folds: int, folder: Path) -> None:

@@ -17,7 +17,7 @@ from stack.blend.columns import NetScaler, Weighting
 from stack.blend.transformed import TransformedRuns
 from stack.blend.weights import METHODS, Fitted, Settings, WeightFits, is_rank_of_sum, score_of_total, total_of
 from stack.metrics.intervals import Interval, interval
-from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order
+from stack.metrics.scores import OBJECTIVES, Bools, Floats, check_same_order, is_objective
 from stack.ranks import AVERAGED, Ecdf, whole_numbers
 
 _FEW_VALUES = 10  # distinct predictions; the scale of fewer is not judged
@@ -267,7 +267,8 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_settings(self) -> None:
         """Raises ConfigError for a parameter that is unknown or out of range."""
         _refuse_unknown("blend method", self.method, METHODS)
-        _refuse_unknown("objective", self.objective, OBJECTIVES)
+        if not is_objective(self.objective):
+            _refuse_unknown("objective", self.objective, OBJECTIVES)
         for name, least in (("trials", 1), ("bags", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:

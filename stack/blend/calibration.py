@@ -148,17 +148,58 @@ def fit_isotonic(score: ArrayLike, y: ArrayLike) -> Isotonic:
     return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
 
-Calibrator = Platt | Beta | Isotonic
+@dataclass(frozen=True)
+class Rescaled:
+    """Another map followed by a line on its logits: p = 1 / (1 + exp(-(slope · logit(of(score)) + intercept))).
+
+    `stack.blend.fold_average` fits the line for scores averaged over fold nets, `dermstack recalibrate` for the
+    patients of another hospital. The slope is positive, so that the order of rows is kept.
+    """
+
+    of: Platt | Beta | Isotonic
+    slope: float
+    intercept: float
+
+    def __call__(self, score: ArrayLike) -> Floats:
+        """Returns probabilities (n,) of scores (n,); raises DataError for NaN and values outside [0, 1]."""
+        return self.line(self.of(score))
+
+    def line(self, p: ArrayLike) -> Floats:
+        """Returns probabilities ``p`` (n,) with their logits moved along the line."""
+        moved: Floats = expit(self.slope * logits_of(p) + self.intercept)
+        return moved
+
+
+def logits_of(p: ArrayLike) -> Floats:
+    """Returns the logits of probabilities (n,), those nearer than 1e-9 to 0 and 1 clipped."""
+    logits: Floats = logit(np.clip(np.asarray(p, np.float64), _EDGE, 1 - _EDGE))
+    return logits
+
+
+Calibrator = Platt | Beta | Isotonic | Rescaled
+
+
+def rescaled(of: Calibrator, slope: float, intercept: float) -> Rescaled:
+    """Returns the map ``of`` followed by a line on its logits; two lines after one another become one."""
+    if isinstance(of, Rescaled):
+        return Rescaled(of.of, slope * of.slope, slope * of.intercept + intercept)
+    return Rescaled(of, slope, intercept)
+
+
 CALIBRATOR_FITS: dict[str, Callable[[ArrayLike, ArrayLike], Calibrator]] = {  # simplest first
     "platt": fit_platt,
     "beta": fit_beta,
     "isotonic": fit_isotonic,
 }
 _KINDS: dict[str, type[Any]] = {"platt": Platt, "beta": Beta, "isotonic": Isotonic}
+_RESCALED = "rescaled"  # a kind that earlier versions do not know, so that they refuse it instead of leaving it out
 
 
 def calibrator_state(calibrator: Calibrator) -> dict[str, Any]:
     """Returns a calibrator as a dict for JSON, which `calibrator_from_state` reads."""
+    if isinstance(calibrator, Rescaled):
+        line = {"slope": calibrator.slope, "intercept": calibrator.intercept}
+        return {"kind": _RESCALED, **line, "of": calibrator_state(calibrator.of)}
     kind = next(name for name, of in _KINDS.items() if isinstance(calibrator, of))
     state = asdict(calibrator)
     if (state.get("low"), state.get("high")) == (_EDGE, 1 - _EDGE):  # as before limits were stored
@@ -170,8 +211,15 @@ def calibrator_from_state(state: Mapping[str, Any]) -> Calibrator:
     """Returns the calibrator stored by `calibrator_state`.
 
     Raises KeyError or TypeError for another kind or other parameters, ValueError for values that are not finite or, of
-    an isotonic regression, do not rise.
+    an isotonic regression, do not rise, and for a line that does not.
     """
+    if state["kind"] == _RESCALED:
+        if state["of"]["kind"] == _RESCALED:  # `rescaled` makes one line of two; a file may nest them without end
+            raise ValueError("the calibration has a line after a line")
+        of, slope, intercept = calibrator_from_state(state["of"]), float(state["slope"]), float(state["intercept"])
+        if not (0 < slope < np.inf and np.isfinite(intercept)):
+            raise ValueError(f"the calibration has the line {slope:g} · logit + {intercept:g}, which does not rise")
+        return rescaled(of, slope, intercept)
     kind = _KINDS[str(state["kind"])]
     values: dict[str, Any] = {
         name: tuple(map(float, value)) if isinstance(value, list) else float(value)

@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from stack.blend.nested import NestedBlend, blend_nested
 from stack.metrics.intervals import Interval, paired_difference
-from stack.metrics.scores import OBJECTIVE_LABELS, Bools, Floats
+from stack.metrics.scores import Bools, Floats, objective_label
 from stack.ranks import NetRanks
 
 NEAR_COPY = 0.98  # rank correlation; fold models of one real network had at most 0.96
@@ -67,18 +67,22 @@ def change_without_copies(
     split_group: NDArray[Any],
     keep_in: Path | None,
     progress: Callable[[int], None] | None,
+    method: str | None = None,
     **settings: Any,
 ) -> Interval:
     """Returns the nested objective of the chosen method without the copies less that with all runs, with interval.
 
-    Both are fitted without the fold that is scored; ``settings`` are those of `blend_nested`.
+    Both are fitted without the fold that is scored; ``settings`` are those of `blend_nested`. ``method`` is the blend
+    method, where the chosen candidate is not called by it. `P` may hold several columns of each run, those of all runs
+    one after the other.
     """
-    use, method = copies.use(), nested.chosen
+    use, chosen = np.tile(copies.use(), P.shape[1] // len(copies.correlation)), nested.chosen
+    method = method or chosen
     by_run = np.broadcast_to(nets.reshape(len(P), -1), P.shape)[:, use]
     given: dict[str, Any] = {"nets": by_run, "fold": fold, "split_group": split_group, "methods": [method]}
     fewer = blend_nested(P[:, use], y, **given, keep_in=keep_in, progress=progress, **settings)
     objective = nested.final.objective
-    return paired_difference(objective, y, fewer.comparable[method], nested.comparable[method], split_group)
+    return paired_difference(objective, y, fewer.comparable[method], nested.comparable[chosen], split_group)
 
 
 def copies_record(copies: NearCopies, names: Sequence[str], method: str, change: Interval | None) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def copies_text(record: Mapping[str, Any], objective: str) -> str:
     text = f"near copies by rank correlation: {groups}"
     if (change := record["change"]) is None:
         return f"{text}. What leaving them out would change is not measured for the weights of a study"
-    measure = OBJECTIVE_LABELS[objective]
+    measure = objective_label(objective)
     return (
         f"{text}. With only {kept} of these, {record['method']} has a nested {measure} that differs "
         f"by {change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] (`blend.runs` selects runs)"

@@ -14,17 +14,18 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from dermstack.errors import ConfigError, DataError
+from dermstack.errors import ConfigError
 from image_models.processes import run_parallel
-from stack.blend.blender import Blender, PredictionsError, check_run_names, check_two_classes
+from stack.blend.blender import Blender, check_run_names, check_two_classes
 from stack.blend.choice import choose_method
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
 from stack.blend.preselection import informative_runs
+from stack.blend.row_checks import check_rows, check_runs, checked_folds, checked_numbers, simplest_first
 from stack.blend.stored_fits import StoredFits, data_key
 from stack.blend.transformed import TransformedRuns
-from stack.blend.weights import DEFAULT_METHODS, METHODS, WITHOUT_TARGETS, Fitted, Settings, WeightFits, score_all
-from stack.metrics.intervals import GIVE_GROUPS, interval, paired_difference
-from stack.metrics.scores import Bools, Floats, check_one_type, check_same_order, raise_for_rows, score
+from stack.blend.weights import DEFAULT_METHODS, WITHOUT_TARGETS, Fitted, Settings, WeightFits, score_all
+from stack.metrics.intervals import interval, paired_difference
+from stack.metrics.scores import Bools, Floats, check_same_order, score
 from stack.ranks import mid_ranks, whole_numbers
 
 
@@ -108,19 +109,104 @@ def blend_nested(
     numbers, for targets other than 0 and 1, for arrays of another length, for pandas objects with the same index in a
     different order, for missing split_groups, and wherever `Blender` does; ConfigError for unknown methods.
     """
+    fitted = fit_methods(
+        P, y, nets=nets, fold=fold, split_group=split_group, methods=methods, objective=objective, trials=trials,
+        power=power, replacement=replacement, bags=bags, preselect=preselect, seed=seed, n_jobs=n_jobs, tuned=tuned,
+        keep_in=keep_in, progress=progress,
+    )  # fmt: skip
+    return choose_nested({"": fitted})
+
+
+@dataclass(frozen=True)
+class FittedMethods:
+    """Blends of some methods on one matrix of predictions, fitted without each set of folds that a choice needs."""
+
+    methods: tuple[str, ...]  # simplest first
+    by_set: Mapping[LeftOutFolds, _Fits]
+    blenders: Mapping[str, Blender]  # by method, not yet fitted
+    frame: pd.DataFrame
+    rows: _Rows
+    scaler: NetScaler
+    split_group: NDArray[Any]
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds of the rows."""
+        return [int(k) for k in np.unique(self.rows.fold)]
+
+    @property
+    def used_runs(self) -> Bools:
+        """Which runs (runs,) the fits to all rows use."""
+        return self.by_set[frozenset()].used_runs
+
+    def comparable(self, without: LeftOutFolds) -> dict[str, Floats]:
+        """Returns each method's comparable scores (n,), with weights tuned without `without` and the row's fold.
+
+        Rows in the folds of `without` are NaN.
+        """
+        fold = self.rows.fold
+        pieces = {k: self.by_set[without | {k}] for k in self.folds if k not in without}
+        return {
+            m: _assemble_folds(fold, {k: made.comparable[i] for k, made in pieces.items()}, pieces)
+            for i, m in enumerate(self.methods)
+        }
+
+    def scores(self) -> dict[str, Floats]:
+        """Returns each method's scores (n,) with weights tuned without the row's fold."""
+        singles = {k: self.by_set[frozenset({k})] for k in self.folds}
+        return {
+            m: _assemble_folds(self.rows.fold, {k: single.scores[i] for k, single in singles.items()}, singles)
+            for i, m in enumerate(self.methods)
+        }
+
+    def tuned(self) -> dict[str, Floats]:
+        """Returns each method's scores (n,) with weights tuned on the same rows."""
+        return dict(zip(self.methods, self.by_set[frozenset()].scores, strict=True))
+
+    def final(self, method: str) -> Blender:
+        """Returns the blend by a method, fitted on all rows."""
+        fit = self.by_set[frozenset()].fitted[self.methods.index(method)]
+        return self.blenders[method].prepared_for(self.frame, self.scaler).set_fitted(self.rows.columns, fit)
+
+
+def fit_methods(
+    P: ArrayLike | pd.DataFrame,
+    y: ArrayLike,
+    *,
+    nets: ArrayLike,
+    fold: ArrayLike,
+    split_group: ArrayLike,
+    methods: Iterable[str],
+    objective: str,
+    trials: int = 100,
+    power: bool = False,
+    replacement: bool = True,
+    bags: int = 5,
+    preselect: bool = True,
+    seed: int = 0,
+    n_jobs: int = 1,
+    tuned: Mapping[LeftOutFolds, Weighting] | None = None,
+    keep_in: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    candidates: int = 1,
+) -> FittedMethods:
+    """Fits each method without every set of folds that `choose_nested` leaves out, as `blend_nested` describes.
+
+    `candidates` is the number among which that will choose, where this is more than these methods.
+    """
     check_run_names(P)
     frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
     check_same_order(P=P, y=y, nets=nets, fold=fold, split_group=split_group)
-    frame = _numbers(frame)
+    frame = checked_numbers(frame)
     y, nets, fold = np.asarray(y), np.asarray(nets), whole_numbers(fold, "fold")
-    split_group, methods = np.asarray(split_group), _simplest_first(methods)
-    _check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
-    folds = _checked_folds(fold, split_group, methods)
-    _check_runs(frame)
+    split_group, methods = np.asarray(split_group), simplest_first(methods)
+    check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
+    folds = checked_folds(fold, split_group, max(candidates, len(methods)))
+    check_runs(frame)
     scaler = NetScaler().fit(frame, nets, split_group)
     blenders = {method: Blender(method, objective, trials, power, replacement, bags, seed) for method in methods}
     final = next(iter(blenders.values())).prepared_for(frame, scaler)
-    sets = left_out_sets(folds, methods)
+    sets = left_out_sets(folds, methods, candidates=candidates)
     by_study: dict[LeftOutFolds, Weighting] = {}
     if tuned is not None and "optuna" in methods:
         by_study = _checked_weightings(tuned, sets, final)
@@ -138,60 +224,69 @@ def blend_nested(
         fits.append(fit)
         if progress is not None:
             progress(len(methods))
-    by_set = {fit.without: fit for fit in fits}
+    return FittedMethods(methods, {fit.without: fit for fit in fits}, blenders, frame, rows, scaler, split_group)
 
-    def nested(without: LeftOutFolds) -> dict[str, Floats]:
-        """Returns each method's comparable scores (n,), with weights tuned without `without` and the row's fold.
 
-        Rows in the folds of `without` are NaN.
-        """
-        pieces = {k: by_set[without | {k}] for k in folds if k not in without}
-        return {
-            m: _assemble_folds(fold, {k: made.comparable[i] for k, made in pieces.items()}, pieces)
-            for i, m in enumerate(methods)
-        }
+def choose_nested(families: Mapping[str, FittedMethods]) -> NestedBlend:
+    """Chooses among the methods of one or more `FittedMethods` of the same rows, for all rows and for each fold.
+
+    A candidate is called by its method, or "family/method" where the family has a name; the simplest is the first. The
+    choice for a fold uses neither its targets nor weights that were tuned on them.
+    """
+    first = next(iter(families.values()))
+    y, fold, split_group = first.rows.positive.astype(int), first.rows.fold, first.split_group
+    any_blender = next(iter(first.blenders.values()))
+    of_candidate = {
+        f"{name}/{method}" if name else method: (family, method)
+        for name, family in families.items()
+        for method in family.methods
+    }
+
+    def collect(values: Callable[[FittedMethods], dict[str, Floats]]) -> dict[str, Floats]:
+        made = [of_method for family in families.values() for of_method in values(family).values()]
+        return dict(zip(of_candidate, made, strict=True))
 
     def choice(without: LeftOutFolds) -> str:
-        if len(methods) == 1:
-            return methods[0]
+        if len(of_candidate) == 1:
+            return next(iter(of_candidate))
         kept = ~np.isin(fold, list(without))
-        candidates = {method: s[kept] for method, s in nested(without).items()}
-        return choose_method(objective, y[kept], candidates, split_group[kept], seed=seed)
+        found = collect(lambda family: family.comparable(without))
+        candidates = {name: scores[kept] for name, scores in found.items()}
+        return choose_method(any_blender.objective, y[kept], candidates, split_group[kept], seed=any_blender.seed)
 
-    every, comparable = by_set[frozenset()], nested(frozenset())
-    singles = {k: by_set[frozenset({k})] for k in folds}
-    chosen, chosen_by_fold = choice(frozenset()), {k: choice(frozenset({k})) for k in folds}
+    comparable = collect(lambda family: family.comparable(frozenset()))
+    chosen, chosen_by_fold = choice(frozenset()), {k: choice(frozenset({k})) for k in first.folds}
     score = np.full(len(fold), np.nan)
-    for k, method in chosen_by_fold.items():
-        score[fold == k] = comparable[method][fold == k]
+    for k, candidate in chosen_by_fold.items():
+        score[fold == k] = comparable[candidate][fold == k]
+    family, method = of_candidate[chosen]
     return NestedBlend(
         chosen=chosen,
         chosen_by_fold=chosen_by_fold,
         score=score,
-        by_method={
-            m: _assemble_folds(fold, {k: single.scores[i] for k, single in singles.items()}, singles)
-            for i, m in enumerate(methods)
-        },
+        by_method=collect(FittedMethods.scores),
         comparable=comparable,
-        tuned=dict(zip(methods, every.scores, strict=True)),
-        final=blenders[chosen].prepared_for(frame, scaler).set_fitted(columns, every.fitted[methods.index(chosen)]),
-        used_runs=every.used_runs,
+        tuned=collect(FittedMethods.tuned),
+        final=family.final(method),
+        used_runs=family.used_runs,
     )
 
 
-def left_out_sets(folds: Iterable[int], methods: Iterable[str] = DEFAULT_METHODS) -> list[LeftOutFolds]:
+def left_out_sets(
+    folds: Iterable[int], methods: Iterable[str] = DEFAULT_METHODS, *, candidates: int = 1
+) -> list[LeftOutFolds]:
     """Returns the sets of folds that `blend_nested` leaves out of a fit.
 
-    The empty set comes first, then each fold, then, with more than one method, each pair of folds.
+    The empty set comes first, then each fold, then, with more than one method or candidate, each pair of folds.
     """
     folds = sorted(folds)
-    sizes = (0, 1, 2) if len(tuple(methods)) > 1 else (0, 1)
+    sizes = (0, 1, 2) if max(candidates, len(tuple(methods))) > 1 else (0, 1)
     return [frozenset(without) for size in sizes for without in combinations(folds, size)]
 
 
-def number_of_fits(folds: int, methods: Sequence[str]) -> int:
-    """Returns how many fits `blend_nested` makes: one of each method for each set of folds left out."""
-    return len(left_out_sets(range(folds), methods)) * len(methods)
+def number_of_fits(folds: int, methods: Sequence[str], *, candidates: int = 1) -> int:
+    """Returns how many fits `fit_methods` makes: one of each method for each set of folds left out."""
+    return len(left_out_sets(range(folds), methods, candidates=candidates)) * len(methods)
 
 
 @dataclass(frozen=True)
@@ -285,64 +380,3 @@ def _checked_weightings(
             )
         found[without] = blender.checked_weighting(tuned[without])
     return found
-
-
-def _simplest_first(methods: Iterable[str]) -> tuple[str, ...]:
-    requested = (methods,) if isinstance(methods, str) else tuple(methods)
-    unknown = [method for method in requested if method not in METHODS]
-    if unknown or not requested:
-        raise ConfigError(f"blend methods {', '.join(requested) or '(none)'}: choose from {', '.join(METHODS)}")
-    return tuple(method for method in METHODS if method in requested)
-
-
-def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Returns the predictions; raises DataError for a column that is no number, such as the ids."""
-    for name, column in frame.items():
-        if not pd.api.types.is_numeric_dtype(column.dtype) and pd.to_numeric(column, errors="coerce").isna().any():
-            raise DataError(
-                f"P has the column {name!r}, which holds {column.iloc[0]!r}: give only predictions, as numbers"
-            )
-    return frame
-
-
-def _check_rows(rows: int, y: NDArray[Any], **others: NDArray[Any]) -> None:
-    """Raises DataError for arrays of another length than the predictions, and for targets that are not 0 and 1."""
-    for name, values in {"y": y, **others}.items():
-        is_right = values.shape == (rows,) or (name == "nets" and values.ndim == 2 and len(values) == rows)
-        if not is_right:
-            raise DataError(f"{name} has shape {values.shape}, but P has {rows} rows: give one value for each row")
-    if not np.isin(y, (0, 1)).all():
-        raise DataError(f"y holds {y[~np.isin(y, (0, 1))][:1].tolist()[0]!r}: give targets of 0 and 1")
-
-
-def _check_runs(frame: pd.DataFrame) -> None:
-    """Raises PredictionsError, naming the runs, for no run and for predictions that are NaN or inf."""
-    if not frame.shape[1]:
-        raise PredictionsError("P has no columns: give the predictions of at least one run")
-    finite = np.isfinite(frame.to_numpy(np.float64, na_value=np.nan))
-    if not finite.all():
-        names = ", ".join(map(str, frame.columns[~finite.all(axis=0)]))
-        raise PredictionsError(
-            f"{names}: {(~finite).sum()} predictions are NaN or inf (first in row {np.argmin(finite.all(axis=1))}): "
-            "drop these rows or leave the run out"
-        )
-
-
-def _checked_folds(fold: NDArray[Any], split_group: NDArray[Any], methods: tuple[str, ...]) -> list[int]:
-    folds = [int(k) for k in np.unique(fold)]
-    needed = 3 if len(methods) > 1 else 2
-    if len(folds) < needed:
-        raise DataError(
-            f"{len(folds)} folds: a nested estimate of {len(methods)} methods needs {needed}; make more folds"
-            + (", or name one method" if len(folds) == 2 else "")
-        )
-    missing = pd.isna(split_group)
-    raise_for_rows(missing, split_group, "split_groups are missing", GIVE_GROUPS)
-    assignments = pd.DataFrame({"split_group": split_group, "fold": fold}).drop_duplicates()
-    check_one_type(assignments["split_group"].unique(), "split_group")
-    straddling = assignments["split_group"][assignments["split_group"].duplicated()].unique()
-    if len(straddling):
-        raise DataError(
-            f"{len(straddling)} split_groups sit in more than one fold ({straddling[0]}): make the folds by group"
-        )
-    return folds

@@ -14,7 +14,7 @@ from stack.blend.blender import Blender
 from stack.blend.columns import FINEST_LIMITS, NetScaler, Weighting
 from stack.blend.weights import METHODS
 from stack.metrics.resolution import checked_limits
-from stack.metrics.scores import OBJECTIVES, Floats
+from stack.metrics.scores import Floats, is_objective
 from stack.ranks import AVERAGED, Ecdf, NetRanks
 
 State = tuple[dict[str, Any], dict[str, NDArray[Any]]]  # settings for JSON, arrays for npy
@@ -63,7 +63,7 @@ def blender_from_state(settings: Mapping[str, Any], arrays: Mapping[str, NDArray
     """
     try:
         found = _distributions(settings["distributions"], arrays["values"], arrays["ranks"])
-        if settings["method"] not in METHODS or settings["objective"] not in OBJECTIVES:
+        if settings["method"] not in METHODS or not is_objective(settings["objective"]):
             raise ValueError(f"method {settings['method']!r:.40} or objective {settings['objective']!r:.40} is unknown")
         blender = Blender(settings["method"], settings["objective"])
         runs = len(settings["inside"])

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dermstack.errors import DataError, DermstackError
 from stack.columns import Choice
-from stack.config import Config, parse_yaml
+from stack.config import Config
 from stack.console import Out
 from stack.draft.codes import numeric_codes
 from stack.draft.images import FoundImages, ImageFiles, find_images, image_files, stems_of
@@ -22,6 +22,7 @@ from stack.draft.text import Draft, draft_text, path_in_config
 from stack.experiment import Experiment, open_experiment
 from stack.fold_needs import check_fold_needs
 from stack.missing_codes import missing_codes
+from stack.yaml_text import parse_yaml
 
 _FOLDS = (5, 4, 3, 6, 8, 10)  # numbers of folds to try: the first that leaves enough groups of both classes
 _MAX_SIZE = 64  # pixels: the drafted network takes minutes on a CPU for some thousand images

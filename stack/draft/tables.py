@@ -15,6 +15,8 @@ from stack.draft.roles import Label, id_columns, label_columns, name_words
 
 SUFFIXES = (".csv", ".parquet", ".pq")
 MAX_TABLES = 200  # tables of one folder that are read
+# words in the names of columns that hold predictions
+PREDICTION_WORDS = frozenset({"p", "pred", "preds", "prediction", "prob", "probability", "score", "oof"})
 _EXPERIMENT_FILES = frozenset({"fingerprints.json", "run.json", "cache.json", "index.parquet"})  # of dermstack's own
 
 
@@ -135,7 +137,7 @@ def prediction_column(table: FoundTable, row_id: str) -> str | None:
     if row_id not in table.columns or table.cells.shape[1] > 5:
         return None
     for name in table.columns:
-        if set(name_words(name)) & {"p", "pred", "preds", "prediction", "prob", "probability", "score", "oof"}:
+        if set(name_words(name)) & PREDICTION_WORDS:
             numbers = pd.to_numeric(table.cells[name], errors="coerce")
             if numbers.notna().all() and numbers.between(0, 1).all() and numbers.nunique() > 2:
                 return name

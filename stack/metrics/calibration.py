@@ -26,7 +26,7 @@ from stack.metrics.scores import (
     raise_for_rows,
 )
 
-_EDGE = 1e-9  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
+EDGE = 1e-9  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
 
 
 def reliability(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, *, bins: int = 10) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def calibration_scores(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
     overconfident (Cox 1958).
     """
     positive, p = checked(y, p)
-    x = clipped_logit(p, clip_limits(p, _EDGE))[:, None]
+    x = clipped_logit(p, clip_limits(p, EDGE))[:, None]
     slope = float(LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(x, positive).coef_[0, 0])
     return {
         "mean p": float(np.mean(p)),
@@ -102,11 +102,11 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
     raise_for_rows(codes < 0, np.asarray(group, dtype=object), "groups are missing", GIVE_GROUPS)
     if codes.max() == 0:
         raise DataError("all rows are of one group: an interval needs at least two groups, add rows of other groups")
-    x = clipped_logit(p, clip_limits(p, _EDGE))
+    x = clipped_logit(p, clip_limits(p, EDGE))
     ones = np.ones((1, x.size))
     shift, shift_variance = _fit(ones, x, positive, codes)
     in_the_large = _interval(shift[0], shift_variance[0, 0])
-    if _is_separated(x, positive) or not varies(p):
+    if is_separated(x, positive) or not varies(p):
         return Recalibration(in_the_large, Interval(np.nan, np.nan, np.nan, np.nan), np.nan)
     centre, spread = x.mean(), x.std()
     line, variance = _fit(np.stack([np.ones(x.size), (x - centre) / spread]), np.zeros(x.size), positive, codes)
@@ -135,7 +135,7 @@ def _fit(design: Floats, offset: Floats, positive: Bools, group: NDArray[np.intp
     return found, groups / (groups - 1) * bread @ of_groups @ of_groups.T @ bread
 
 
-def _is_separated(x: Floats, positive: Bools) -> bool:
+def is_separated(x: Floats, positive: Bools) -> bool:
     """Returns whether the likelihood has no unique finite maximum in the slope."""
     above, below = x[positive], x[~positive]
     return bool(above.min() >= below.max() or above.max() <= below.min())

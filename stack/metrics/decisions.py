@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 
 from dermstack.errors import DataError
-from stack.metrics.intervals import Interval, bootstrap_sums, proportion
+from stack.metrics.decision_metrics import NEGATED, by_chance, decision_metric
+from stack.metrics.intervals import Interval, bootstrap_sums, interval, proportion
 from stack.metrics.scores import Bools, Floats, checked
 
 N_THRESHOLDS = 60
@@ -55,6 +56,43 @@ def decision_curve(
     })  # fmt: skip
 
 
+def net_benefit_change(
+    y: ArrayLike,
+    before: ArrayLike,
+    after: ArrayLike,
+    split_group: ArrayLike,
+    *,
+    thresholds: ArrayLike,
+    draws: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Returns the net benefit of two risks (n,) at ascending `thresholds`, and what the second one adds.
+
+    Columns: threshold; before; after; change with its 95 % interval low and high, from shared bootstrap draws of
+    split_groups; treat_all, the net benefit of acting on all rows.
+    """
+    positive, before = checked(y, before)
+    _, after = checked(y, after)
+    cutoffs = np.asarray(thresholds, np.float64)
+    k, rows = len(cutoffs), len(positive)
+    width = 2 * (k + 1)
+    places = [
+        np.searchsorted(cutoffs, np.asarray(p, np.float64), "right") + positive * (k + 1) + part * width
+        for part, p in enumerate((before, after))
+    ]
+    at = (np.tile(np.arange(rows), 2), np.concatenate(places))
+    values = sparse.csr_array((np.ones(2 * rows), at), shape=(rows, 2 * width))
+    counts = values.sum(axis=0)[None, :]
+    sums = bootstrap_sums(positive, values, split_group, draws=draws, seed=seed)
+    (old, everybody), (new, _) = (_benefits(counts[:, part], cutoffs) for part in (slice(width), slice(width, None)))
+    changes = _benefits(sums[:, width:], cutoffs)[0] - _benefits(sums[:, :width], cutoffs)[0]
+    low, high = np.percentile(changes, [2.5, 97.5], axis=0)
+    return pd.DataFrame({
+        "threshold": cutoffs, "before": old[0], "after": new[0], "change": new[0] - old[0], "low": low, "high": high,
+        "treat_all": everybody[0],
+    })  # fmt: skip
+
+
 def sensible_thresholds(positive: Bools) -> Floats:
     """Returns (N_THRESHOLDS,) thresholds from a tenth of the prevalence to five times it, at most 0.9.
 
@@ -85,6 +123,58 @@ def _benefits(counts: Floats, cutoffs: Floats) -> tuple[Floats, Floats]:
     negatives, positives = (counts[:, part : part + k + 1].sum(axis=1, keepdims=True) for part in (0, k + 1))
     rows = negatives + positives
     return (found - alarms * odds) / rows, (positives - negatives * odds) / rows
+
+
+_NUMBERS = ("reviews@0.8", "reviews@0.9", "reviews@0.95")
+_TOPS = ("top@1", "top@3", "top@5", "top@15")
+_MOST_RISKS = 3  # thresholds of risk at which biopsies are counted
+_SHOWN = {
+    "reviews": ("images reviewed for each cancer found, until {at:.0f} % of the cancers are found", "images"),
+    "nnb": ("number needed to biopsy, if images of a risk of {at:.3g} or more are biopsied", "images"),
+    "top": (
+        "share of cancers among the {at:.0f} highest scores of their patient",
+        "positive images",
+    ),
+}
+
+
+def decision_numbers(
+    y: ArrayLike,
+    score: ArrayLike,
+    p: ArrayLike,
+    split_group: ArrayLike,
+    patient: ArrayLike | None,
+    *,
+    draws: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Returns what decisions by scores (n,) or calibrated ``p`` (n,) cost and find (`stack.metrics.decision_metrics`).
+
+    Columns: measure; value with its 95 % interval low and high, not negated; by_chance, that of scores without
+    information; unit. Without patients (n,), and where no patient with a positive has more images, the lines of their
+    top images are left out; so are risks that no positive reaches.
+    """
+    positive = np.asarray(y) == 1
+    risks = round_thresholds(positive)
+    risks = risks[:: max(1, -(-len(risks) // _MOST_RISKS))]
+    names = [*_NUMBERS, *(f"nnb@{risk:g}" for risk in risks), *(_TOPS if patient is not None else ())]
+    groups = split_group if patient is None else patient
+    rows = []
+    for name in names:
+        metric = decision_metric(name)
+        assert metric is not None
+        scores = p if metric.needs_p else score
+        try:
+            found = interval(name, y, scores, split_group, draws=draws, seed=seed, patient=patient)
+        except DataError:  # undefined on these rows
+            continue
+        value, low, high, chance = found.value, found.low, found.high, by_chance(metric, y, groups)
+        if metric.kind in NEGATED:
+            value, low, high, chance = -value, -high, -low, -chance
+        words, unit = _SHOWN[metric.kind]
+        at = 100 * metric.at if metric.kind == "reviews" else metric.at
+        rows.append([words.format(at=at), value, low, high, chance, unit])
+    return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "by_chance", "unit"])
 
 
 AIMS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from scipy import sparse
 from scipy.special import ndtr
 
 from dermstack.errors import ConfigError, DataError
+from stack.metrics.decision_metrics import decision_metric, ratio, row_parts
+from stack.metrics.own_metric import is_own_metric, own_value
 from stack.metrics.row_values import checked_seed, row_values
 from stack.metrics.scores import (
     Bools,
@@ -46,16 +49,25 @@ class Interval:
 
 
 def interval(
-    objective: str, y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
+    objective: str,
+    y: ArrayLike,
+    s: ArrayLike,
+    split_group: ArrayLike,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    patient: ArrayLike | None = None,
 ) -> Interval:
     """Returns `objective` of scores `s` (n,) for targets `y` (n,) of 0 and 1, with its 95 % bootstrap interval.
 
-    `objective` is "auc", "pauc80", "ap" or "logloss"; log loss is negated, so that higher is better. Each of `draws`
+    `objective` is "auc", "pauc80", "ap", "logloss" or a decision metric (`stack.metrics.decision_metrics`); log loss,
+    reviews and biopsies are negated, so that higher is better. ``patient`` (n,) is needed for a metric within patients,
+    whose rows must be in one split_group. Each of `draws`
     resamples draws whole split_groups (n,), stratified by groups with and without a positive row. Raises DataError
     where fewer than two groups have a positive, and for scores that are invalid for the objective.
     """
-    drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed)[:, 0]
-    return percentile_interval(score(objective, y, s), drawn)
+    drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed, patient=patient)[:, 0]
+    return percentile_interval(score(objective, y, s, patient=patient), drawn)
 
 
 def paired_difference(
@@ -67,6 +79,7 @@ def paired_difference(
     *,
     draws: int = 1000,
     seed: int = 0,
+    patient: ArrayLike | None = None,
 ) -> Interval:
     """Returns `objective` of scores `a` (n,) minus that of `b` (n,), with its interval from shared bootstrap draws.
 
@@ -75,24 +88,37 @@ def paired_difference(
     check_same_order(targets=y, a=a, b=b, split_groups=split_group)
     positive = positive_mask(y)
     a, b = (checked(positive, scores)[1] for scores in (a, b))
-    drawn = bootstrap_scores(objective, y, np.column_stack([a, b]), split_group, draws=draws, seed=seed)
-    return percentile_interval(score(objective, y, a) - score(objective, y, b), drawn[:, 0] - drawn[:, 1])
+    both = np.column_stack([a, b])
+    drawn = bootstrap_scores(objective, y, both, split_group, draws=draws, seed=seed, patient=patient)
+    of_a, of_b = (score(objective, y, scores, patient=patient) for scores in (a, b))
+    return percentile_interval(of_a - of_b, drawn[:, 0] - drawn[:, 1])
 
 
 def bootstrap_scores(
-    objective: str, y: ArrayLike, s: ArrayLike, split_group: ArrayLike, *, draws: int = 1000, seed: int = 0
+    objective: str,
+    y: ArrayLike,
+    s: ArrayLike,
+    split_group: ArrayLike,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    patient: ArrayLike | None = None,
 ) -> Floats:
     """Returns `score` of each column of `s` (n,) or (n, c) on resamples of whole split_groups: (draws, c).
 
     Groups with a positive row and groups without are drawn separately, as many of each as the data has, so that every
     draw has positives. All columns share the same draws. A draw without a negative (possible where nearly every group
-    has a positive) is NaN. Raises DataError where fewer than two groups have a positive.
+    has a positive) is NaN, and so is one on which a decision metric is undefined. Raises DataError where fewer than two
+    groups have a positive.
     """
     check_same_order(targets=y, scores=s, split_groups=split_group)
     positive = positive_mask(y)
     columns = np.atleast_2d(row_values(s, "scores").T)
     group = _group_codes(split_group, positive)
-    tallies = [_tally(objective, *checked(positive, column), group) for column in columns]
+    if is_own_metric(objective):
+        patients = group if patient is None else pd.factorize(np.asarray(patient, dtype=object))[0]
+        return _resampled_values(objective, positive, columns, group, patients, draws=draws, seed=seed)
+    tallies = [_tally(objective, *checked(positive, column), group, patient) for column in columns]
     return _drawn_values(tallies, positive, group, draws=draws, seed=seed)
 
 
@@ -107,6 +133,39 @@ def bootstrap_sums(
     return _drawn_values([(tally, np.transpose)], positive, group, draws=draws, seed=seed, width=tally.shape[0])
 
 
+def _resampled_values(
+    objective: str,
+    positive: Bools,
+    columns: NDArray[Any],
+    group: NDArray[np.intp],
+    patient: NDArray[np.intp],
+    *,
+    draws: int,
+    seed: int,
+) -> Floats:
+    """Returns a user's own metric of each column (c, n) on the rows of each draw: (draws, c); NaN without a negative.
+
+    A group that is drawn twice becomes two groups, and so do its patients.
+    """
+    _check_draws(draws)
+    drawn = _drawn_groups(positive, group, np.random.default_rng(checked_seed(seed)))
+    values = np.full((draws, len(columns)), np.nan)
+    for number in range(draws):
+        times = next(drawn).astype(np.intp)[group]
+        rows = np.repeat(np.arange(len(group)), times)
+        if positive[rows].all():
+            continue
+        copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+        copies_of = patient[rows] * (int(times.max()) + 1) + copy
+        values[number] = [own_value(objective, positive[rows], column[rows], copies_of) for column in columns]
+    return values
+
+
+def _check_draws(draws: int) -> None:
+    if not isinstance(draws, int | np.integer) or draws < 2:
+        raise ConfigError(f"draws={draws!r}: give a whole number of at least 2, such as 1000")
+
+
 # A matrix (k, groups), and the function that computes scores from its product with the draw counts (groups, draws).
 Tally = tuple[Any, Callable[[Floats], Floats]]
 
@@ -115,8 +174,7 @@ def _drawn_values(
     tallies: Sequence[Tally], positive: Bools, group: NDArray[np.intp], *, draws: int, seed: int, width: int = 1
 ) -> Floats:
     """Returns the values of each tally on each draw of groups: (draws, tallies · width)."""
-    if not isinstance(draws, int | np.integer) or draws < 2:
-        raise ConfigError(f"draws={draws!r}: give a whole number of at least 2, such as 1000")
+    _check_draws(draws)
     floats_a_draw = 2 * (group.max() + 1) + 4 * max(tally.shape[0] for tally, _ in tallies)
     chunk = max(1, int(_CHUNK_BYTES / 8 / floats_a_draw))
     drawn = _drawn_groups(positive, group, np.random.default_rng(checked_seed(seed)))
@@ -129,7 +187,9 @@ def _drawn_values(
     return values.reshape(draws, -1)
 
 
-def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.intp]) -> Tally:
+def _tally(
+    objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.intp], patient: ArrayLike | None = None
+) -> Tally:
     """Returns each group's contribution to the score (k, groups), and the function that scores weighted sums of it.
 
     Its product with the draw counts (groups, draws) gives the curves of all draws without reading the rows again: the
@@ -138,6 +198,10 @@ def _tally(objective: str, positive: Bools, s: NDArray[Any], group: NDArray[np.i
     if objective == "logloss":
         sums = np.stack([np.bincount(group, losses(positive, s)), np.bincount(group)])
         return sparse.csr_array(sums), lambda drawn: -drawn[0] / drawn[1]
+    metric = decision_metric(objective)
+    if metric is not None and metric.kind != "reviews":
+        parts = row_parts(metric, positive, s, patient)
+        return sparse.csr_array(np.stack([np.bincount(group, part) for part in parts.T])), partial(ratio, metric)
     value_of = curve_metric(objective)
     steps, step = np.unique(s[positive], return_inverse=True)
     n = steps.size
@@ -198,13 +262,14 @@ def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
 Z95 = 1.959963984540054
 
 
-def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
+def proportion(hit: ArrayLike, group: ArrayLike, *, z: float = Z95) -> Interval:
     """Returns the share of rows with `hit` (n,), with a 95 % interval for rows clustered in `group` (n,).
 
     Wilson's interval (1927) on the effective number of rows: n divided by the design effect of the groups (Rao & Scott
     1992), which is at least 1. Where all rows are hits, or none, the effect cannot be estimated and each group counts
     as one row. Unlike a bootstrap interval it does not shrink to a point there: for 20 of 20 it is 0.84 to 1. ``se`` is
-    half the interval divided by 1.96. All values are NaN without rows.
+    half the interval divided by 1.96. All values are NaN without rows. ``z`` is another quantile of the normal
+    distribution than that of 95 %, for several intervals together.
     """
     check_same_order(hit=hit, group=group)
     hit = row_values(hit, "hits").astype(np.float64)
@@ -212,10 +277,10 @@ def proportion(hit: ArrayLike, group: ArrayLike) -> Interval:
     if not hit.size:
         return Interval(np.nan, np.nan, np.nan, np.nan)
     share, rows = float(hit.mean()), _effective_sample_size(hit, group)
-    centre = (share + Z95**2 / (2 * rows)) / (1 + Z95**2 / rows)
-    half = Z95 / (1 + Z95**2 / rows) * np.sqrt(share * (1 - share) / rows + Z95**2 / (4 * rows**2))
+    centre = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    half = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
     low, high = min(float(centre - half), share), max(float(centre + half), share)  # rounding at 0 and 1
-    return Interval(share, max(low, 0.0), min(high, 1.0), float(half / Z95))
+    return Interval(share, max(low, 0.0), min(high, 1.0), float(half / z))
 
 
 def _effective_sample_size(hit: np.ndarray, group: ArrayLike) -> float:

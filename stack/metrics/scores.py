@@ -11,9 +11,11 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError, DataError
+from stack.metrics.decision_metrics import EXAMPLES, decision_metric, ratio, row_parts
 from stack.metrics.objective import OBJECTIVE_LABELS as OBJECTIVE_LABELS
 from stack.metrics.objective import OBJECTIVES as OBJECTIVES
 from stack.metrics.objective import Objective as Objective
+from stack.metrics.own_metric import is_own_metric, own_label, own_value
 from stack.metrics.row_values import row_values
 
 Floats = NDArray[np.float64]
@@ -67,15 +69,24 @@ def _specificity(curve: RocCurve, sensitivity: float) -> Floats:
     return best if sensitivity > 0 else np.ones_like(best)  # a threshold above every score finds nothing
 
 
+def _reviews(curve: RocCurve, sensitivity: float) -> Floats:
+    found = np.cumsum(curve.positives[::-1], axis=0)[::-1]
+    enough = found >= sensitivity * found[0] * (1 - 1e-12)
+    last = np.sum(enough, axis=0, keepdims=True) - 1  # the highest score at which enough positives are reached
+    at_last = np.take_along_axis(found, last, axis=0)[0]
+    called = at_last + curve.negatives - np.take_along_axis(curve.below, last, axis=0)[0]
+    return np.asarray(-called / at_last, np.float64)
+
+
 _CURVE_METRICS = {"auc": _auc, "pauc80": _pauc80, "ap": _average_precision}
-_AT_OPERATING_POINT = {"sensitivity": _sensitivity, "specificity": _specificity}
+_AT_OPERATING_POINT = {"sensitivity": _sensitivity, "specificity": _specificity, "reviews": _reviews}
 
 
 def curve_metric(objective: str) -> Callable[[RocCurve], Floats]:
     """Returns the function that computes an objective from a `RocCurve`.
 
-    `objective` is one of OBJECTIVES except "logloss", `sensitivity@0.9` (at specificity 0.9) or `specificity@0.9` (at
-    sensitivity 0.9). Raises ConfigError for another name.
+    `objective` is one of OBJECTIVES except "logloss", `sensitivity@0.9` (at specificity 0.9), `specificity@0.9` or
+    `reviews@0.9` (both at sensitivity 0.9). Raises ConfigError for another name.
     """
     name, _, at = objective.partition("@")
     if name in _AT_OPERATING_POINT and re.fullmatch(r"0?\.\d+|0|1|1\.0*", at):
@@ -175,6 +186,25 @@ def raise_for_rows(bad: Bools, values: NDArray[Any], why: str, next_step: str) -
         raise DataError(f"{rows.size} of {bad.size} {why} ({named}): {next_step}")
 
 
+def is_objective(name: object) -> bool:
+    """Whether a blend can have this objective: one of OBJECTIVES, or a user's own metric with the hash of its code."""
+    return isinstance(name, str) and (name in OBJECTIVES or is_own_metric(name))
+
+
+def objective_label(objective: str) -> str:
+    """Returns how pages name an objective or decision metric; raises ConfigError for an unknown one."""
+    if objective in OBJECTIVE_LABELS:
+        return OBJECTIVE_LABELS[objective]
+    if is_own_metric(objective):
+        return own_label(objective)
+    if (metric := decision_metric(objective)) is None:
+        raise ConfigError(
+            f"unknown objective {objective!r}: choose {', '.join(OBJECTIVE_LABELS)}, or a metric of decisions such as "
+            f"{', '.join(EXAMPLES)}"
+        )
+    return metric.label
+
+
 def auc(y: ArrayLike, s: ArrayLike) -> float:
     """Returns the area under the ROC curve of scores `s` (n,) for targets `y` (n,) of 0 and 1; a tied pair counts half.
 
@@ -247,19 +277,33 @@ def specificity_at(y: ArrayLike, s: ArrayLike, *, sensitivity: float) -> float:
     return score(f"specificity@{sensitivity:.6f}", y, s)
 
 
-def score(objective: str, y: ArrayLike, s: ArrayLike) -> float:
-    """Returns `objective`, as for `scorer`, of scores `s` (n,); log loss is negated, so higher is better."""
+def score(objective: str, y: ArrayLike, s: ArrayLike, *, patient: ArrayLike | None = None) -> float:
+    """Returns `objective`, as for `scorer`, of scores `s` (n,); log loss is negated, so higher is better.
+
+    ``patient`` (n,) is needed for a metric within patients. Raises DataError where a decision metric is undefined.
+    """
     positive, s = checked(y, s)
-    return scorer(objective, positive)(s)
+    if is_own_metric(objective):
+        return own_value(objective, positive, s, patient)
+    metric = decision_metric(objective)
+    if metric is None or metric.kind == "reviews":
+        return scorer(objective, positive)(s)
+    value = float(ratio(metric, row_parts(metric, positive, s, patient).sum(axis=0)))
+    if np.isnan(value):
+        why = "no patient with a positive has more images" if metric.needs_patients else "no positive has such a risk"
+        raise DataError(f"{metric.name} is undefined on these rows: {why}; choose a smaller number")
+    return value
 
 
 def scorer(objective: str, y: ArrayLike) -> Callable[[NDArray[Any]], float]:
     """Returns `score` as a function of scores (n,) for fixed targets; a study calls it hundreds of times.
 
-    `objective` is "logloss" or a name for `curve_metric`. The function sorts the negatives and searches the positives,
-    which are few. It does not check for NaN.
+    `objective` is "logloss", a user's own metric or a name for `curve_metric`. For the latter, the function sorts the
+    negatives and searches the positives, which are few. It does not check for NaN.
     """
     positive = positive_mask(y)
+    if is_own_metric(objective):
+        return lambda s: own_value(objective, positive, s)
     if objective == "logloss":
         return lambda s: float(-np.mean(losses(positive, s)))
     value_of = curve_metric(objective)

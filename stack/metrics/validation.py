@@ -13,10 +13,12 @@ from numpy.typing import ArrayLike
 
 from stack.metrics.calibration import reliability
 from stack.metrics.decisions import AIMS, OperatingPoint, operating_point_at, operating_points
+from stack.metrics.expected_positives import CalibrationNoise, expected_positives, noise_of
 from stack.metrics.gaps import AIMS_OF_GAPS, gaps
 from stack.metrics.intervals import Z95, Interval, interval
 from stack.metrics.joint import JointTest, correlation_of, joint_test, paired_draws
 from stack.metrics.measures import Measures, measure, measures_from_json
+from stack.metrics.review_band import ReviewCheck
 from stack.metrics.scores import auc
 from stack.metrics.subgroups import find_subgroups, subgroups
 
@@ -103,6 +105,8 @@ class Validation:
     joint: JointTest  # of all metrics that can be compared; the prevalence is not among them
     lacking: tuple[str, ...]  # columns that the expectation was made with, and that no row has here
     verdict: str  # AGREES or DIFFERS by the joint test; COLUMNS_MISSING or UNDECIDED where nothing can be compared
+    expected_positives: Interval  # sum of p_calibrated, with the prediction interval of the positives
+    review: ReviewCheck | None = None  # of the bundle's review band; None where it has none
     gaps: tuple[dict[str, Any], ...] = ()  # the columns of `stack.metrics.gaps.Gaps.table`, at thresholds of training
     gaps_critical: float = math.nan  # standard errors of their simultaneous intervals
 
@@ -190,6 +194,7 @@ def validate(
     lacking: Sequence[str] = (),
     cost: Interval | None = None,
     further: Mapping[str, str] | None = None,
+    noise: CalibrationNoise | None = None,
     draws: int = 1000,
 ) -> Validation:
     """Compares predictions ``made`` (n rows: score, p_calibrated, optionally far) to their targets `y` (n,).
@@ -197,7 +202,8 @@ def validate(
     ``rows`` has group, age, sex and site in the same order. ``lacking`` names columns that the expectation was made
     with and that no row has here: then only the objective is compared, after ``cost``, its measured change on training
     rows without these columns, is added to the expectation. There are also subgroups by the ``further`` columns of
-    words, as in `find_subgroups`. Raises DataError as `check_classes` does.
+    words, as in `find_subgroups`. ``noise`` is that of the calibration of p; by default that of the training estimate.
+    Raises DataError as `check_classes` does.
     """
     y = np.asarray(y)
     score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
@@ -232,6 +238,7 @@ def validate(
         joint=joint,
         lacking=tuple(lacking),
         verdict=judged if joint.values else COLUMNS_MISSING if lacking else UNDECIDED,
+        expected_positives=expected_positives(p, noise or noise_of(promise.measures)),
         gaps=_records(between.table),
         gaps_critical=between.critical,
     )

@@ -22,6 +22,7 @@ from stack.level1_folds import draw_anchors, labels_of
 from stack.level2_config import Stacker
 from stack.net_metadata import metadata_encoder
 from stack.predictions import ALIGNED_COMPONENTS
+from stack.pseudo_labels import awaits_teachers, labels_unlabelled, rows_to_label, teachers_of
 from stack.views import with_all_features
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def measured(experiment: Experiment, model: ImageModel) -> Speed:
 def images_through(experiment: Experiment, model: ImageModel, nets: int, folds: int) -> tuple[float, float]:
     """Returns how many images go through the network in the training of ``nets`` nets and in predictions of ``folds``.
 
-    In predictions each view counts.
+    In predictions each view counts. Of rows with pseudo-labels all count, as is known only later how many are certain
+    enough; their predictions by the model's teachers count too, unless they are made.
     """
     from image_models.predict import VIEW_COUNTS
 
@@ -88,8 +90,20 @@ def images_through(experiment: Experiment, model: ImageModel, nets: int, folds: 
         return 0.0, float((n_train + n_test + n_external) * views if folds else 0)
     part, anchors = draw_anchors(n_train, n_test, seed=0)
     embedded = n_train / k + n_test + (len(anchors) if part == "train" else 0)
-    learned = n_train * (k - 1) / k + n_external
-    return nets * learned * model.epochs, folds * len(model.seeds) * embedded * views
+    learned = n_train * (k - 1) / k + n_external + len(rows_to_label(experiment, model))
+    predicted = folds * len(model.seeds) * embedded * views
+    return nets * learned * model.epochs, predicted + _labelled_by_teachers(experiment, model)
+
+
+def _labelled_by_teachers(experiment: Experiment, model: ImageModel) -> float:
+    """Returns how many unlabelled images go through the teachers' nets before the model is trained."""
+    from image_models.predict import VIEW_COUNTS
+
+    if not labels_unlabelled(model) or not awaits_teachers(experiment, model):
+        return 0.0
+    teachers = [one for one in experiment.config.image_models if one.name in teachers_of(model)]
+    passes = sum(VIEW_COUNTS[one.tta] * (1 if one.frozen else experiment.folds.k * len(one.seeds)) for one in teachers)
+    return float(passes * len(experiment.unlabelled))
 
 
 def network_cost(experiment: Experiment, model: ImageModel, speed: Speed, nets: int, folds: int) -> Cost:
@@ -108,6 +122,14 @@ def network_cost(experiment: Experiment, model: ImageModel, speed: Speed, nets: 
         k * len(model.seeds) * speed.weights_bytes + z + predictions,
         parallel * speed.memory_bytes,
     )
+
+
+def prediction_seconds(experiment: Experiment, model: ImageModel) -> float:
+    """Measures how long the nets of all folds and seeds take for a new image, with all views."""
+    from image_models.predict import VIEW_COUNTS
+
+    passes = 1 if model.frozen else experiment.folds.k * len(model.seeds)
+    return passes * VIEW_COUNTS[model.tta] / measured(experiment, model).predict
 
 
 def feature_counts(

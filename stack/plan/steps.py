@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dermstack.errors import ConfigError
+from dermstack.errors import ConfigError, DataError
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
@@ -29,10 +29,10 @@ from stack.plan.costs import (
     measured,
     network_cost,
 )
-from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers
+from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
-from stack.submission import blend_inputs
+from stack.submission import blend_inputs, check_sample
 from stack.tuned import enabled_models
 from stack.views import blended_runs, blends_run, check_seen, is_table_alone, sees_run
 
@@ -122,6 +122,10 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
         level2 = _stacker_steps(experiment, stackers, level1, widths)
         steps += level2
         steps += _blend_steps(experiment, [*level1.values(), *level2])
+    try:
+        check_sample(experiment)
+    except DataError as error:
+        problems.append(str(error))
     problems += [
         f"{step.name} was made with other inputs: undo the change, or run `{step.remedy}`"
         for step in steps
@@ -149,7 +153,13 @@ def _next(experiment: Experiment, steps: Sequence[Step]) -> str:
 
 def _images_step(experiment: Experiment, size: int) -> Step:
     """Plans the cache of one size; the images of ids that it lacks are decoded, changed ones are noticed by `oof`."""
-    ids = [*experiment.as_read.train["id"], *experiment.as_read.test["id"], *experiment.external_as_read["id"]]
+    parts = (
+        experiment.as_read.train,
+        experiment.as_read.test,
+        experiment.external_as_read,
+        experiment.unlabelled_as_read,
+    )
+    ids = [row_id for part in parts for row_id in part["id"]]
     cached = set(existing_cache(experiment, size).index["id"]) | set(experiment.curation.dropped["id"])
     missing = [row_id for row_id in ids if row_id not in cached]
     name = f"images at {size} px"
@@ -216,6 +226,7 @@ def _known_inputs(experiment: Experiment, model: ImageModel) -> tuple[dict[str, 
     """Returns the inputs of an image run; those of files only where all images are in the cache (True)."""
     cache = existing_cache(experiment, model.size)
     ids = [*experiment.table.train["id"], *experiment.table.test["id"], *experiment.external["id"]]
+    ids += experiment.unlabelled["id"].tolist() if labels_unlabelled(model) else []
     if not set(ids) <= set(cache.index["id"]):
         return level1_inputs(experiment, model), False
     return all_level1_inputs(experiment, model, cache), True
@@ -318,7 +329,11 @@ def _stacker_steps(
 
 def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
     awaited = [step.name for step in parts if step.state != "skip" and blends_run(experiment.config, step.name)]
-    folder, rows = experiment.folder / "blend", len(experiment.table.train)
+    folder, rows, test_rows = experiment.folder / "blend", len(experiment.table.train), len(experiment.table.test)
+    if (units := experiment.table.units) is not None:  # one prediction for each unit
+        rows, test_rows = (
+            int(units.loc[frame["id"]].nunique()) for frame in (experiment.table.train, experiment.table.test)
+        )
     run = read_run(folder)
     runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
     state: State = "make"
@@ -333,8 +348,8 @@ def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
                 changes.append(Change("runs", before, now + ("" if before != now else " (made again since)")))
     why = f"it blends {', '.join(awaited)}, made before it" if awaited and run is not None else ""
     steps = [Step("stack", "blend", "blend", state, why, tuple(changes), rows=rows)]
-    if len(experiment.table.test):
+    if test_rows:
         there = (experiment.folder / "submission.csv").exists()
         again: State = "skip" if there and state == "skip" else ("remake" if there else "make")
-        steps.append(Step("stack", "submission", "submission.csv", again, rows=len(experiment.table.test)))
+        steps.append(Step("stack", "submission", "submission.csv", again, rows=test_rows))
     return steps

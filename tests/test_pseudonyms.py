@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from dermstack.errors import StoreError
-from dermstack.report.evidence import pseudonym_key, pseudonyms
+from dermstack.report.pseudonyms import pseudonym_key, pseudonyms
 
 IDS = [f"ISIC_{number:07d}" for number in range(20_000)]
 

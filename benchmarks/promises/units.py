@@ -1,0 +1,78 @@
+"""Coverage of the interval of a blend of units (`predict_per`), whose pooling is chosen inside the nest."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from benchmarks.promises.promise import Promise
+from stack.blend.pooling import blend_pooled, pool_all, pool_predictions, pooling_and_method
+from stack.metrics.intervals import interval
+from stack.metrics.scores import auc
+from stack.predictions import Predictions
+from stack.ranks import AVERAGED
+
+FOLDS, GROUPS, FRESH = 4, 120, 3000  # patients with two units each, of one to four images
+POOLINGS = ("mean", "maximum", "noisy_or")
+NO_IMAGES = np.empty(0, np.intp)
+
+
+def simulate(repetitions: int, seed: int) -> list[Promise]:
+    """Counts in how many data sets the interval contains the mean AUC of the folds' blends on fresh patients."""
+    made = []
+    for shows in ("one", "all"):
+        held = sum(_contains(np.random.default_rng([seed, number, len(shows)]), shows) for number in range(repetitions))
+        which = "one image of a positive unit shows it" if shows == "one" else "all images of a positive unit show it"
+        made.append(
+            Promise(
+                "the 95 % interval of the nested AUC of units, pooling chosen inside, contains the AUC on fresh units",
+                f"{GROUPS} patients of two units of 1 to 4 images, two runs, {FOLDS} folds; {which}",
+                nominal=0.95,
+                held=held,
+                repetitions=repetitions,
+            )
+        )
+    return made
+
+
+def _contains(rng: np.random.Generator, shows: str) -> bool:
+    y, group, unit, oof = _units(rng, GROUPS, shows)
+    fold = (group % FOLDS).astype(np.int8)
+    pooled = pool_all(_predictions(oof, fold[unit], group[unit]), unit, NO_IMAGES, POOLINGS)
+    names = group.astype(str).astype(object)
+    found = blend_pooled(
+        pooled, y, fold=fold, split_group=names, methods=("rank_mean",), objective="auc", preselect=False
+    )
+    value = interval("auc", y, found.score, names)
+    new_y, new_group, new_unit, new_oof = _units(rng, FRESH, shows)
+    new = _predictions(new_oof, np.zeros(len(new_unit), np.int8), new_group[new_unit])
+    truths = []
+    for candidate in found.chosen_by_fold.values():  # ranks of equal weights: the fold's blend is the pooling alone
+        of_units = pool_predictions(new, new_unit, NO_IMAGES, pooling_and_method(candidate)[0])
+        ranks = found.final.scaler_.ranks_.transform(
+            expit(of_units.oof.astype(np.float64)), np.full(of_units.oof.shape, AVERAGED)
+        )
+        truths.append(auc(new_y, ranks.mean(axis=1)))
+    return bool(value.low <= np.mean(truths) <= value.high)
+
+
+def _units(
+    rng: np.random.Generator, groups: int, shows: str
+) -> tuple[NDArray[np.int8], NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """Returns target and group of each unit, the unit of each image, and logits (images, runs)."""
+    group = np.repeat(np.arange(groups), 2)
+    risk = np.repeat(rng.normal(0, 1, groups), 2)  # units of a patient are alike
+    y = (rng.random(2 * groups) < expit(risk - 1)).astype(np.int8)
+    unit = np.repeat(np.arange(2 * groups), rng.integers(1, 5, 2 * groups))
+    first = np.concatenate([[True], np.diff(unit) > 0])
+    signal = y[unit] * (2.5 * first if shows == "one" else 1.0)
+    return y, group, unit, signal[:, None] + 0.3 * risk[unit, None] + rng.normal(0, 1, (len(unit), 2))
+
+
+def _predictions(oof: NDArray[np.float64], fold: NDArray[np.int8], group: NDArray[np.intp]) -> Predictions:
+    runs = oof.shape[1]
+    return Predictions(
+        ("a", "b"), np.arange(len(oof)), oof.astype(np.float32), np.repeat(fold[:, None], runs, axis=1),
+        np.empty((FOLDS, 0, runs), np.float32), np.zeros((FOLDS, runs), np.int8), group.astype(str).astype(object),
+    )  # fmt: skip

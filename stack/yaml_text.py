@@ -1,0 +1,67 @@
+"""Reads YAML that may come from anyone: plain values only, with limits on size, nesting and aliases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import yaml
+
+MAX_YAML_CHARACTERS = 1 << 22  # characters
+MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads plain values only and limits nesting, because PyYAML and the printing of values are recursive."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_YAML_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+            if doubled := sorted(key for key, times in keys.items() if times > 1):
+                raise yaml.YAMLError(
+                    f"{', '.join(doubled)} is given twice in the mapping at line {node.start_mark.line + 1}"
+                )
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Returns the values of a YAML document; builds no Python objects and limits what its aliases expand to.
+
+    Raises yaml.YAMLError for every fault, including values on which PyYAML fails with another error (``!!int ''``).
+    """
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {MAX_YAML_CHARACTERS:,}")
+    try:
+        loader = _Loader(text)
+        if (node := loader.get_single_node()) is None:
+            return None
+        _expanded_size(node, {})
+        return loader.construct_document(node)
+    # PyYAML's constructors raise these for malformed numbers, dates and tags.
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Counts the values below a node, with every alias expanded.
+
+    Raises YAMLError above `MAX_YAML_NODES` and for an alias that contains itself.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if (known := sizes.get(id(node))) is not None:
+        return known
+    sizes[id(node)] = MAX_YAML_NODES + 1  # found again while it is being counted: the node contains itself
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(value,) for value in node.value]
+    total = 1 + sum(_expanded_size(value, sizes) for pair in pairs for value in pair)
+    if total > MAX_YAML_NODES:
+        raise yaml.YAMLError(f"its aliases expand to more than {MAX_YAML_NODES:,} values, or contain themselves")
+    sizes[id(node)] = total
+    return total

@@ -1,0 +1,160 @@
+"""A user's own metric as objective: blends maximise it, its code is part of the name, and nonsense is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_cli
+from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
+from sklearn.metrics import roc_auc_score
+
+from dermstack.errors import ConfigError
+from stack.blend.blender import Blender
+from stack.blend.nested import blend_nested
+from stack.blend.state import blender_from_state, blender_state
+from stack.config import read_config
+from stack.metrics.intervals import bootstrap_scores
+from stack.metrics.own_metric import NAME_PATTERN, own_metric
+from stack.metrics.scores import objective_label, score
+
+GOOD = """
+import numpy as np
+
+def score(targets, scores):
+    order = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    positive = targets == 1
+    n, m = positive.sum(), (~positive).sum()
+    return (order[positive].sum() - n * (n - 1) / 2) / (n * m)
+"""
+IN_PATIENTS = """
+import numpy as np
+
+def score(targets, scores, groups):
+    top = [targets[groups == g][np.argmax(scores[groups == g])] for g in np.unique(groups[targets == 1])]
+    return float(np.mean(top))
+"""
+
+
+def write(folder: Path, code: str, name: str = "mymetrics") -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(code, encoding="utf-8")
+    return path
+
+
+def test_its_name_holds_its_code(tmp_path: Path) -> None:
+    write(tmp_path, GOOD)
+    first = own_metric("mymetrics:score", tmp_path, may_take_groups=False)
+    assert re.fullmatch(NAME_PATTERN, first)
+    assert objective_label(first) == "mymetrics:score"
+    assert own_metric(first, tmp_path, may_take_groups=False) == first
+    write(tmp_path, GOOD.replace("/ (n * m)", "/ (n * m) - 0.5"))
+    second = own_metric("mymetrics:score", tmp_path, may_take_groups=False)
+    assert second != first
+    y, s = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4])
+    assert score(second, y, s) == pytest.approx(roc_auc_score(y, s) - 0.5)
+    with pytest.raises(ConfigError, match="its code has changed"):
+        score(first, y, s)
+    other = tmp_path / "other"  # a module of the same name, of another config
+    other.mkdir()
+    write(other, GOOD.replace("/ (n * m)", "/ (n * m) + 1"))
+    third = own_metric("mymetrics:score", other, may_take_groups=False)
+    assert score(third, y, s) == pytest.approx(roc_auc_score(y, s) + 1)
+
+
+NONSENSE = {
+    "def other(targets, scores): return 1.0": "has no function 'score'",
+    "def score(targets): return 1.0": "takes 1 arguments: write it as score(targets, scores)",
+    "def score(targets, scores): return 1.0": "scores that order all rows rightly have 1, the inverse ones 1",
+    "def score(targets, scores): return -scores[targets == 1].mean()": "higher for better scores",
+    "def score(targets, scores): return float('nan')": "it returned nan: return a finite number",
+    "def score(targets, scores): return 'good'": "it returned 'good'",
+    "def score(targets, scores): return scores": "return a finite number",
+    "def score(targets, scores): return targets[10_000]": "it failed on 60 rows, 15 of them positive (IndexError",
+    "def score(targets, scores): return -((scores - targets) ** 2).mean()": "on another scale",
+    "import random\ndef score(targets, scores): return targets @ scores + random.random() / 9": "draw random",
+    "import not_installed": "there is no module 'not_installed'",
+    "x = 1 / 0": "cannot be imported (ZeroDivisionError",
+    IN_PATIENTS: "it takes groups, which a blend has not",
+}
+
+
+@pytest.mark.parametrize("code", NONSENSE)
+def test_nonsense_is_refused_when_the_config_is_read(tmp_path: Path, code: str) -> None:
+    write(tmp_path, code)
+    config = write_experiment(tmp_path, objective="mymetrics:score")
+    with pytest.raises(ConfigError) as error:
+        read_config(config)
+    assert "objective mymetrics:score" in str(error.value)
+    assert NONSENSE[code] in " ".join(str(error.value).split())
+
+
+@pytest.mark.parametrize("name", ["accuracy", "nowhere_metrics:score", "json:dumps"])
+def test_an_objective_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    config = write_experiment(tmp_path, objective=name)
+    with pytest.raises(ConfigError) as error:
+        read_config(config)
+    assert name.partition(":")[0] in str(error.value)
+
+
+def test_a_blend_maximises_it_as_it_does_its_own(tmp_path: Path, rng: np.random.Generator) -> None:
+    """The AUC written as a metric of one's own gives the blend of the AUC."""
+    write(tmp_path, "from stack.metrics.scores import auc\n\ndef score(targets, scores): return auc(targets, scores)\n")
+    own = own_metric("mymetrics:score", tmp_path, may_take_groups=False)
+    group = np.arange(150) // 2
+    y = (rng.random(150) < 0.3).astype(int)
+    P = 1 / (1 + np.exp(-(y[:, None] * [1.0, 0.5, 0.2] + rng.normal(0, 1, (150, 3)))))
+    given = {
+        "nets": np.zeros(150, int),
+        "fold": group % 3,
+        "split_group": group,
+        "methods": ["rank_mean", "hill_climb"],
+    }
+    a, b = (blend_nested(P, y, **given, objective=name, preselect=False) for name in ("auc", own))
+    assert np.array_equal(a.comparable["hill_climb"], b.comparable["hill_climb"])
+    drawn = [bootstrap_scores(name, y, a.score, group, draws=30) for name in ("auc", own)]
+    assert np.allclose(drawn[0], drawn[1])
+    settings, arrays = blender_state(b.final)
+    again = blender_from_state(json.loads(json.dumps(settings)), arrays)
+    assert isinstance(again, Blender)
+    assert again.objective == own
+
+
+def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, GOOD)
+    config = write_experiment(tmp_path, objective="mymetrics:score", blend={"methods": ["rank_mean", "hill_climb"]})
+    experiment = opened_experiment(config)
+    for number, name in enumerate(("a", "b")):
+        import_frames(experiment, name, *predictions(experiment, seed=number))
+    run_cli("stack", "-c", str(config))
+    folder = experiment.folder
+    blend = json.loads((folder / "blend" / "run.json").read_text())
+    assert blend["objective"] == experiment.config.objective
+    page = (folder / "report.html").read_text()
+    assert "mymetrics:score of the blend on images it has not seen" in page
+    assert "A metric of the author's own" in page
+    capsys.readouterr()
+    run_cli("stack", "-c", str(config))
+    assert "up to date" in (said := capsys.readouterr().out) or "nothing to do" in said or "complete" in said
+    write(tmp_path, GOOD + "\n# another text\n")
+    run_cli("stack", "-c", str(config))
+    after = json.loads((folder / "blend" / "run.json").read_text())
+    assert after["objective"] != blend["objective"]
+    assert after["fingerprint"] != blend["fingerprint"]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    write(tmp_path, IN_PATIENTS, "in_patients")
+    runs = str(experiment.config.runs)
+    run_cli("compare", "elsewhere/a", "elsewhere/b", "--folder", runs, "--objective", "in_patients:score")
+    assert "in_patients:score" in capsys.readouterr().out
+    run_cli("compare", "elsewhere", "elsewhere/a", "elsewhere/b", "--folder", runs)
+    assert "mymetrics:score" in capsys.readouterr().out
+    said = command_error(
+        capsys, "compare", "elsewhere/a", "elsewhere/b", "--folder", runs, "--objective", "no_such:score"
+    )
+    assert "there is no module 'no_such'" in said
