@@ -54,8 +54,8 @@ def row_flows(
     """Returns the flow of the training rows, of the test rows and of each external table, where there are any.
 
     ``covered`` says of each training row (n,) whether the blend scores it, as an image or as a part of one of
-    ``units``; ``runs`` are those of the blend. Rows without a target and doubled ids need no reason here: a table that has any is
-    refused when it is read.
+    ``units``; ``runs`` are those of the blend. Rows without a target and doubled ids need no reason here: a table that
+    has any is refused when it is read.
     """
     flows = [_training(experiment, covered, runs, units)]
     if len(experiment.as_read.test):
