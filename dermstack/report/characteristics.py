@@ -37,7 +37,10 @@ def characteristics(experiment: Experiment, rows: NDArray[np.intp], parts: Seque
     found = pd.DataFrame(lines)
     known = [name for name in ("age", "sex", "site") if train[name].notna().any()]
     absent = [
-        name for name in found for column in ("age", "sex", "site") if name.startswith(column) and column not in known
+        name
+        for name in map(str, found)
+        for column in ("age", "sex", "site")
+        if name.startswith(column) and column not in known
     ]
     return found.drop(columns=absent).astype({name: "Int64" for name in _COUNTS if name not in absent})
 

@@ -159,9 +159,11 @@ def _caption(of: dict[Any, Any]) -> str:
 
 
 def _lines_of(gaps: pd.DataFrame, of: dict[Any, Any]) -> pd.DataFrame:
-    return gaps[(gaps["measure"] == of["measure"]) & (gaps["aim"] == of["aim"])]
+    lines: pd.DataFrame = gaps[(gaps["measure"] == of["measure"]) & (gaps["aim"] == of["aim"])]
+    return lines
 
 
 def _rounded_up(value: float, digits: int) -> float:
     """Rounds up, so that no gap of the interval is larger than what the page says."""
-    return math.ceil(round(value * 10**digits, 6)) / 10**digits
+    scale = 10.0**digits
+    return math.ceil(round(value * scale, 6)) / scale

@@ -90,7 +90,9 @@ def gaps(
     measures = _measures(points)
     everywhere = {measure: _side(measure, positive, score, p, group, np.ones(len(p), bool)) for measure in measures}
     spread = variance_components(positive, score, group) if _has_both(positive, group) else (np.nan, np.nan)
-    records, pairs, influences = [], [], []
+    records: list[dict[str, Any]] = []
+    pairs: list[_Pair | None] = []
+    influences = []
     for part in parts:
         for measure in measures:
             counted = _rows_of(measure, positive)
@@ -234,7 +236,7 @@ def _side(measure: Measure, positive: Bools, score: Floats, p: Floats, group: ND
         base = float(of.sum())
         value = float(hit[of].mean()) if base else math.nan
         influence = np.where(of, hit - value, 0.0) / max(base, 1.0)
-    sums = np.bincount(within, influence, groups)
+    sums: Floats = np.bincount(within, influence, groups).astype(np.float64)
     n = len(np.unique(within))
     counted = len(np.unique(within[_rows_of(measure, y)]))
     return _Side(value, sums, n / max(n - 1, 1) * float(sums @ sums), base, counted)
