@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -121,6 +121,7 @@ class Experiment:
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
     unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
+    collided: Mapping[str, int] = field(default_factory=dict)  # by external table: rows whose id is in train or test
     # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
 
@@ -263,7 +264,7 @@ def open_experiment(
     if data.sources is not None:
         sources = read_sources(data.sources, data.columns.id, table.train["id"])
         table = replace(table, train=table.train.assign(source=sources))
-    external = read_external_tables(config, as_read, out)
+    external, collided = read_external_tables(config, as_read, out)
     unlabelled = read_unlabelled_tables(config, as_read, external, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     kept, test = table.train, table.test
@@ -279,7 +280,7 @@ def open_experiment(
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)), unlabelled,
+        tuple(map(mask_secrets, overrides)), unlabelled, collided,
     )  # fmt: skip
 
 

@@ -81,8 +81,8 @@ def read_external(
     return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_ungrouped.sum()))
 
 
-def read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFrame:
-    """Reads the rows of every external table, with the table's name as `source`."""
+def read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Reads the rows of every external table, with the table's name as `source`; also counts the rows left out."""
     tables = []
     for external in config.data.external:
         columns = external.columns.model_dump(exclude_none=True)
@@ -92,16 +92,16 @@ def read_external_tables(config: Config, primary: Table, out: Out) -> pd.DataFra
             further=external_columns(config, primary.columns),
         )  # fmt: skip
         out.say(rows.summary())
-        tables.append(rows.frame.assign(source=external.name))
+        tables.append(rows)
     if not tables:
-        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str")
-    together = pd.concat(tables, ignore_index=True)
+        return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str"), {}
+    together = pd.concat([rows.frame.assign(source=rows.name) for rows in tables], ignore_index=True)
     if (doubled := together["id"].duplicated()).any():
         raise DataError(
             f"{int(doubled.sum())} ids are in more than one external table, first: {together['id'][doubled].iloc[0]}: "
             "drop them from one of the tables"
         )
-    return together
+    return together, {rows.name: rows.collided for rows in tables}
 
 
 def duplicates_of_primary(

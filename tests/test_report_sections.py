@@ -254,7 +254,9 @@ def test_sections_stand_at_their_places_and_only_their_scripts_may_run(full):
     page = Page(html)
     sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
     assert sections.index("explorer") == sections.index("curves") + 1
-    assert sections.index("hard-cases") == sections.index("subgroups") + 1
+    assert sections.index("participants") == sections.index("result") + 1
+    assert sections.index("gaps") == sections.index("subgroups") + 1
+    assert sections.index("hard-cases") == sections.index("gaps") + 1
     assert sections.index("second-look") == sections.index("hard-cases") + 1
     anchors = [attrs["href"].removeprefix("#") for tag, attrs in page.tags if tag == "a"][1:]
     assert anchors == sections
@@ -264,7 +266,7 @@ def test_sections_stand_at_their_places_and_only_their_scripts_may_run(full):
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert "unsafe" not in policy.partition("script-src")[2]
-    with pytest.raises(AssertionError, match="the page has places for explorer, hard-cases, second-look"):
+    with pytest.raises(AssertionError, match="the page has places for participants, sources, explorer, gaps"):
         report_html(full, {"elsewhere": made["hard-cases"]})
 
 

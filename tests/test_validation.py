@@ -13,8 +13,10 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
+from stack.metrics.gaps import AIMS_OF_GAPS, gaps, gaps_of_records
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.measures import check_classes, jsonable, measure
+from stack.metrics.subgroups import find_subgroups
 from stack.metrics.validation import (
     AGREES,
     COLUMNS_MISSING,
@@ -232,6 +234,24 @@ def test_a_subgroup_that_is_ordered_worse_stands_out_beside_what_training_had(rn
     assert line["apart"]
     assert line["auc"] == pytest.approx(roc_auc_score(y[bad], p[bad]))
     assert line["promised_auc"] == next(of["auc"] for of in promise.subgroups if of["subgroup"] == "torso")
+
+
+def test_gaps_are_those_at_the_thresholds_of_training_and_come_back_from_json(rng: np.random.Generator) -> None:
+    promise, (y, p, frame) = promised(rng), drawn(rng)
+    found = judged(promise, y, p, frame)
+    at = {point.threshold for point in promise.points if (point.aim, point.level) in AIMS_OF_GAPS}
+    stored = json.loads(json.dumps(jsonable(found)))
+    between = gaps_of_records(stored["gaps"], stored["gaps_critical"])
+    assert set(between.table["threshold"].dropna()) == at
+    assert len(at) == 2
+    expected = gaps(
+        y, p, p, frame["group"], find_subgroups(frame), points=[of for of in promise.points if of.threshold in at]
+    )
+    pd.testing.assert_frame_equal(between.table, expected.table, check_dtype=False)
+    assert between.critical == expected.critical
+    page = evaluation_html(found, y, p, created="")
+    assert "Gaps between subgroups" in page
+    assert "The thresholds were chosen in training" in page
 
 
 def test_far_images_are_counted_and_left_out_for_comparison(rng: np.random.Generator) -> None:

@@ -26,9 +26,11 @@ from dermstack.report.figures import (
     roc_points,
     unit_axes,
 )
+from dermstack.report.gaps import gaps_section
 from dermstack.report.report import TEMPLATE_FOLDER, environment
 from dermstack.report.review import band_sentences, kept_table, per_thousand_table, review_subgroup_table
 from dermstack.report.tables import HtmlTable, shared_decimals
+from stack.metrics.gaps import gaps_of_records
 from stack.metrics.intervals import Interval
 from stack.metrics.review_band import ReviewCheck
 from stack.metrics.validation import (
@@ -108,11 +110,16 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
     Targets ``y`` (n,) and ``score`` (n,) are needed for the ROC curve.
     """
     bins = pd.DataFrame(list(found.reliability))
+    between = gaps_section(
+        gaps_of_records(found.gaps, found.gaps_critical), thresholds="were chosen in training", source="evaluation.json"
+    )
+    page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")  # shared with the report
     templates = environment()
     templates.filters |= {"number": number, "percent": percent}
     template = templates.get_template("evaluation.html.j2")
     return template.render(
-        style=Markup((TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")),  # shared with the report
+        style=Markup(page + (between.style if between else "")),
+        gaps=between.markup if between else "",
         found=found,
         here=found.found,
         promised=found.promise.measures,

@@ -18,6 +18,7 @@ from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
 from dermstack.errors import ConfigError, StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
+from dermstack.report.fairness import blend_subgroups, fairness_sections
 from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
 from dermstack.report.pseudonyms import pseudonymiser
@@ -37,7 +38,7 @@ from stack.importance import importance
 from stack.metrics.calibration import calibration_scores, reliability
 from stack.metrics.decisions import decision_curve, decision_numbers, round_thresholds
 from stack.metrics.intervals import Interval, interval, paired_difference
-from stack.metrics.subgroups import columns_to_cut, find_subgroups, subgroups
+from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.review import shown_review
 from stack.source_estimates import headline_note, stored_leave_source_out
@@ -173,6 +174,7 @@ def _case_sections(
     level1 = [run for run in runs if run.meta["level"] == 1]
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
+        **fairness_sections(experiment, blend, runs, scored),
         "sources": None if found is None else sources_section(found),
         "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
         "hard-cases": hard_cases(
@@ -232,8 +234,7 @@ def report_data(
         )
         for label, other in list(curves.items())[1:]
     ]
-    words = experiment.table.columns.shown_categorical
-    cut = columns_to_cut(scored.experiment.table.train.iloc[rows], words)
+    parts, uncut = blend_subgroups(scored.experiment, rows)
     levels = [[run for run in runs if run.meta["level"] == level] for level in (1, 2)]
     weights = blend.meta["weights"]
     return ReportData(
@@ -282,8 +283,8 @@ def report_data(
         review=shown_review(experiment, blend, out),
         by_fold=fold_table(scored.experiment, [blend, *scored.runs]),
         agreement=rank_correlations([blend, *scored.runs]),
-        uncut=len(words) - len(cut),
-        subgroups=subgroups(y, score, split_group, find_subgroups(scored.experiment.table.train.iloc[rows], cut)),
+        uncut=uncut,
+        subgroups=subgroups(y, score, split_group, parts),
         importance=importance(experiment, levels[1], _seen_level1(experiment, levels[1]), out),
         training=training_of(runs, experiment.config.tuned.gbdt),
         studies=_studies(experiment, runs, out),

@@ -18,6 +18,7 @@ from dermstack.report.units import Scored, run_weights, scored_rows
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
+from stack.metrics.subgroups import SKIN_TONE
 from stack.source_estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
 from stack.tuned import enabled_models
@@ -90,7 +91,8 @@ def model_card(
         backbones=_backbones(experiment, blend),
         target=plain(experiment.config.data.columns.target),
         inputs=_inputs(train, experiment.table.columns),
-        looked_at=list(dict.fromkeys(subgroups["subgroup"])),
+        looked_at=(looked_at := list(dict.fromkeys(subgroups["subgroup"]))),
+        has_skin_tone=any(SKIN_TONE.search(str(column)) for column in looked_at),
         unit=scored.unit,
         facts=_facts(experiment, y, split_group, images, scored.unit),
         folds=experiment.folds.k,

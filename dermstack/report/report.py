@@ -261,7 +261,8 @@ def script_policy(*scripts: str) -> str:
 def render_template(template: str, **values: object) -> Markup:
     """Renders a template of this folder; text in ``values`` is escaped, and a missing name is an error."""
     templates = environment()
-    templates.filters |= {"percent": percent, "count": count}
+    templates.filters |= {"percent": percent, "count": count, "number": number, "breakable": breakable}
+    templates.filters |= {"head_width": head_width, "with_code_spans": with_code_spans}
     return Markup(templates.get_template(template).render(**values))
 
 
@@ -290,9 +291,10 @@ def count(number: float) -> str:
 __all__ = ["Calibration", "Comparison", "DataFacts", "Decision", "ReportData", "Training", "report_html"]
 
 # Sections that are rendered elsewhere and passed in with their markup. Below: id and title of all, in page order.
-OPTIONAL_SECTIONS = ("sources", "explorer", "hard-cases", "second-look")
+OPTIONAL_SECTIONS = ("participants", "sources", "explorer", "gaps", "hard-cases", "second-look")
 _CONTENTS = {
     "result": "Result",
+    "participants": "Rows and patients",
     "sources": "Other sources",
     "curves": "Curves",
     "explorer": "Threshold",
@@ -302,6 +304,7 @@ _CONTENTS = {
     "runs": "Runs",
     "methods": "Blend methods",
     "subgroups": "Subgroups",
+    "gaps": "Gaps between subgroups",
     "hard-cases": "Most confident errors",
     "second-look": "Labels to check",
     "importance": "Features used",

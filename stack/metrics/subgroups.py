@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,6 +21,9 @@ MISSING = "not known"
 _MAX_CORRELATION = 0.95  # of the AUCs of both sides; an estimate from few groups can exceed any possible value
 _TYPES = {"by": "str", "subgroup": "str", "rows": "int64", "groups": "int64", "positives": "int64", "apart": "bool"}
 _MAX_LEVELS = 12  # maximum of subgroups for a column; the rarest levels share one
+
+
+SKIN_TONE = re.compile(r"fitz|skin[ _-]?(tone|type|colou?r)|photo[ _-]?type|monk[ _-]?(skin|scale|tone)", re.IGNORECASE)
 
 
 class Subgroup(NamedTuple):
@@ -54,7 +58,7 @@ def subgroups(
     comparable = [_is_comparable(positive, group, part.rows) for part in parts]
     compared = {_cut_key(part.rows) for part, is_comparable in zip(parts, comparable, strict=True) if is_comparable}
     width = float(-ndtri(0.025 / max(len(compared), 1)))
-    spread = _variance_components(positive, s, group) if compared else (np.nan, np.nan)
+    spread = variance_components(positive, s, group) if compared else (np.nan, np.nan)
     records = []
     for part, is_comparable in zip(parts, comparable, strict=True):
         rows = part.rows
@@ -108,12 +112,44 @@ def find_subgroups(rows: pd.DataFrame, further: Mapping[str, str] | None = None)
 def columns_to_cut(rows: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
     """Returns the columns of words, as in `find_subgroups`, that have subgroups worth a line: at most `MAX_FURTHER`.
 
-    A column of few words goes before one of many, of which most would share a line.
+    A skin tone goes first, and a column of few words before one of many, of which most would share a line.
     """
     words = {name: rows[name].nunique() for name in columns}
     several = [name for name in columns if words[name] > 1]
-    first = sorted(several, key=lambda name: words[name] > _MAX_LEVELS)[:MAX_FURTHER]  # stable
+    order = sorted(several, key=lambda name: (not SKIN_TONE.search(columns[name]), words[name] > _MAX_LEVELS))  # stable
+    first = order[:MAX_FURTHER]
     return {name: columns[name] for name in columns if name in first}
+
+
+_MAX_CODES = 12  # different values of a column of numbers that is read as codes of the skin tone
+
+
+def shown_subgroups(
+    rows: pd.DataFrame, words: Mapping[str, str], numeric: Mapping[str, str]
+) -> tuple[list[Subgroup], int]:
+    """Returns the subgroups of table rows that the report shows, and the number of columns of words left out.
+
+    ``words`` and ``numeric`` have the shown name of each further column by its name in ``rows``. Of the columns of
+    numbers, those are taken that are codes of a skin tone.
+    """
+    rows, tones = with_skin_tone(rows, numeric)
+    cut = columns_to_cut(rows, {**tones, **words})
+    return find_subgroups(rows, cut), len(tones) + len(words) - len(cut)
+
+
+def with_skin_tone(rows: pd.DataFrame, numeric: Mapping[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Returns the rows with columns of numbers that are codes of a skin tone as words, and these columns.
+
+    ``numeric`` has the shown name of each column of numbers by its name in ``rows``. A code, such as Fitzpatrick's 1
+    to 6, is a column whose name says so and that has at most 12 different values, all whole numbers.
+    """
+    found = {}
+    for name, shown in numeric.items():
+        values = rows[name].dropna().unique() if name in rows and SKIN_TONE.search(shown) else np.empty(0)
+        if 1 < len(values) <= _MAX_CODES and np.array_equal(values, np.round(values)):
+            found[name] = shown
+    words = {name: rows[name].map(lambda value: f"{value:.0f}", na_action="ignore").astype("object") for name in found}
+    return rows.assign(**words), found
 
 
 def _is_comparable(positive: Bools, group: NDArray[np.intp], rows: Bools) -> bool:
@@ -127,7 +163,7 @@ def _cut_key(rows: Bools) -> bytes:
     return bytes(np.packbits(rows ^ rows[0]))
 
 
-def _variance_components(positive: Bools, s: NDArray[np.generic], group: NDArray[np.intp]) -> tuple[float, float]:
+def variance_components(positive: Bools, s: NDArray[np.generic], group: NDArray[np.intp]) -> tuple[float, float]:
     """Returns two terms of the variance of an AUC: to divide by the number of positives and by that of negatives."""
     above, below = auc_components(np.asarray(s, np.float64), positive)
     of_positive, of_negative = float(above.var(ddof=1)), float(below.var(ddof=1))
@@ -154,7 +190,7 @@ def _variance_of_difference(
         share = np.where(positive, 1 / positive[side].sum(), 1 / (~positive)[side].sum())
         sums.append(np.bincount(group[side], (deviation * share)[side], int(group.max()) + 1))
     if len(np.intersect1d(group[rows], group[~rows])):  # within a side, a group has only its rows on this side
-        spread = _variance_components(positive, s, 2 * group + rows)
+        spread = variance_components(positive, s, 2 * group + rows)
     variances = [_variance(spread, positive[side]) for side in (rows, ~rows)]
     limit = _MAX_CORRELATION * float(np.sqrt(variances[0] * variances[1]))
     return sum(variances) - 2 * float(np.clip(sums[0] @ sums[1], -limit, limit))

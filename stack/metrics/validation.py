@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from stack.metrics.calibration import reliability
 from stack.metrics.decisions import AIMS, OperatingPoint, operating_point_at, operating_points
 from stack.metrics.expected_positives import CalibrationNoise, expected_positives, noise_of
+from stack.metrics.gaps import AIMS_OF_GAPS, gaps
 from stack.metrics.intervals import Z95, Interval, interval
 from stack.metrics.joint import JointTest, correlation_of, joint_test, paired_draws
 from stack.metrics.measures import Measures, measure, measures_from_json
@@ -106,6 +107,8 @@ class Validation:
     verdict: str  # AGREES or DIFFERS by the joint test; COLUMNS_MISSING or UNDECIDED where nothing can be compared
     expected_positives: Interval  # sum of p_calibrated, with the prediction interval of the positives
     review: ReviewCheck | None = None  # of the bundle's review band; None where it has none
+    gaps: tuple[dict[str, Any], ...] = ()  # the columns of `stack.metrics.gaps.Gaps.table`, at thresholds of training
+    gaps_critical: float = math.nan  # standard errors of their simultaneous intervals
 
     @property
     def apart(self) -> list[str]:
@@ -206,7 +209,10 @@ def validate(
     score, p = made["score"].to_numpy(np.float64), made["p_calibrated"].to_numpy(np.float64)
     group = rows["group"].to_numpy(object)
     found = measure(y, score, p, group, draws=draws)
-    parts = _records(subgroups(y, score, group, find_subgroups(rows, further), draws=draws))
+    cut = find_subgroups(rows, further)
+    parts = _records(subgroups(y, score, group, cut, draws=draws))
+    fixed = [point for point in promise.points if (point.aim, point.level) in AIMS_OF_GAPS]
+    between = gaps(y, score, p, group, cut, points=fixed)
     comparisons = _comparisons(promise.measures, found)
     points = [_outcome(point, y, p, group) for point in promise.points]
     if lacking:
@@ -233,6 +239,8 @@ def validate(
         lacking=tuple(lacking),
         verdict=judged if joint.values else COLUMNS_MISSING if lacking else UNDECIDED,
         expected_positives=expected_positives(p, noise or noise_of(promise.measures)),
+        gaps=_records(between.table),
+        gaps_critical=between.critical,
     )
 
 

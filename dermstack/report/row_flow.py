@@ -1,0 +1,119 @@
+"""Counts the rows of each table from the file to their use: how many were given, excluded and why, and used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stack.experiment import Experiment
+from stack.keys import contained
+from stack.store import Run
+
+UNREADABLE = "image cannot be read"
+SAME_IMAGE = "the same image is in train or test"
+SAME_ID = "the same id is in train or test"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows at one place of the way, and those that go no further: their number by reason."""
+
+    label: str
+    rows: int
+    excluded: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The way of one table's rows; the rows of each step are those of the one before less those excluded there."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        for step, following in zip(self.steps, self.steps[1:], strict=False):
+            left = step.rows - sum(step.excluded.values())
+            assert left == following.rows, (
+                f"{self.name}: {step.rows} rows less {step.excluded} are {left}, not the {following.rows} of "
+                f"{following.label!r}"
+            )
+
+    @property
+    def excluded(self) -> dict[str, int]:
+        """Number of rows by reason, over all steps."""
+        return {reason: count for step in self.steps for reason, count in step.excluded.items()}
+
+
+def row_flows(
+    experiment: Experiment, covered: NDArray[np.bool_], runs: Sequence[Run], *, units: int | None = None
+) -> list[Flow]:
+    """Returns the flow of the training rows, of the test rows and of each external table, where there are any.
+
+    ``covered`` says of each training row (n,) whether the blend scores it, as an image or as a part of one of
+    ``units``; ``runs`` are those of the blend. Rows without a target and doubled ids need no reason here: a table that
+    has any is refused when it is read.
+    """
+    flows = [_training(experiment, covered, runs, units)]
+    if len(experiment.as_read.test):
+        flows.append(_test(experiment))
+    return flows + [_external(experiment, table.name) for table in experiment.config.data.external]
+
+
+def flow_table(flows: Sequence[Flow]) -> pd.DataFrame:
+    """Returns flows as lines: table, step, rows, and excluded and reason for each reason of the step."""
+    lines = []
+    for flow in flows:
+        for step in flow.steps:
+            reasons = list(step.excluded.items()) or [("", 0)]
+            lines += [[flow.name, step.label, step.rows, count, reason] for reason, count in reasons]
+    return pd.DataFrame(lines, columns=["table", "step", "rows", "excluded", "reason"])
+
+
+def _training(experiment: Experiment, covered: NDArray[np.bool_], runs: Sequence[Run], units: int | None) -> Flow:
+    given = Step(
+        "rows in the training table",
+        len(experiment.as_read.train),
+        _dropped(experiment, experiment.as_read.train["id"]),
+    )
+    lacking = int((~covered).sum())
+    by = ", ".join(run.name for run in runs if run.meta.get("excluded"))
+    reason = (
+        f"not covered by the imported run {by} (as declared)" if by else "not covered by an imported run (as declared)"
+    )
+    if experiment.left_out is not None:
+        reason = "left out of level 2 and of the blend"
+    pooled = "" if units is None else f", pooled into {units:,} units"
+    used = Step("scored: in the blend and in all results of this page" + pooled, int(covered.sum()))
+    if not lacking:
+        return Flow("Training", (given, used))
+    return Flow("Training", (given, Step("in the folds", len(experiment.table.train), {reason: lacking}), used))
+
+
+def _test(experiment: Experiment) -> Flow:
+    lost = len(experiment.unreadable_test)
+    excluded = {f"{UNREADABLE}; predicted from the table alone": lost} if lost else {}
+    given = Step("rows in the test table, all in the submission", len(experiment.as_read.test), excluded)
+    return Flow("Test", (given, Step("predicted by the blend", len(experiment.table.test))))
+
+
+def _external(experiment: Experiment, name: str) -> Flow:
+    rows = experiment.external_as_read.query("source == @name")["id"]
+    collided = experiment.collided.get(name, 0)
+    excluded = ({SAME_ID: collided} if collided else {}) | _dropped(experiment, rows)
+    used = int((experiment.external["source"] == name).sum())
+    given = Step("rows in the external table", len(rows) + collided, excluded)
+    return Flow(f"External: {name}", (given, Step("only train image models; never scored", used)))
+
+
+def _dropped(experiment: Experiment, ids: pd.Series) -> dict[str, int]:
+    """Counts the rows with these ids that were dropped when the images were checked (dropped.csv), by reason."""
+    dropped = experiment.curation.dropped
+    reasons = dropped.loc[contained(dropped["id"], ids), "reason"].astype("str")
+    kinds = reasons.where(~reasons.str.startswith("the same image as"), SAME_IMAGE)
+    return {
+        str(kind): int(count) for kind, count in kinds.where(kinds == SAME_IMAGE, UNREADABLE).value_counts().items()
+    }
