@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import nn
 
 from dermstack.errors import ImageError
@@ -157,7 +157,7 @@ class SetNet:
         """Returns the content of a safetensors file: weights in float32, columns, settings and epochs as metadata."""
         entry = {"columns": self.columns, "settings": asdict(self.settings), "epochs": self.epochs}
         tensors = {name: value.float().contiguous() for name, value in self.net.state_dict().items()}
-        made: bytes = safetensors.torch.save(tensors, {_KEY: json.dumps(entry)})
+        made: bytes = save(tensors, {_KEY: json.dumps(entry)})
         return made
 
 
@@ -167,7 +167,7 @@ def set_net_from_bytes(content: bytes, name: str) -> SetNet:
     Raises ImageError for content that is damaged or of another network.
     """
     try:
-        tensors: dict[str, torch.Tensor] = safetensors.torch.load(content)
+        tensors: dict[str, torch.Tensor] = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         entry: dict[str, Any] = json.loads(header["__metadata__"][_KEY])
         columns = tuple(entry["columns"])

@@ -27,7 +27,6 @@ from stack.data_config import Data, PredictPer
 from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resolve_path
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import OBJECTIVES
-from stack.metrics.own_metric import is_import_path, own_metric
 from stack.review_config import Review
 from stack.yaml_text import parse_yaml
 
@@ -203,6 +202,8 @@ class Config(Strict):
     def _check_objective(cls, objective: str, info: ValidationInfo) -> str:
         if objective in OBJECTIVES:
             return objective
+        from stack.metrics.own_metric import is_import_path, own_metric  # needs NumPy, which most configs do not
+
         if not is_import_path(objective):
             names = [repr(name) for name in OBJECTIVES]
             raise ValueError(

@@ -31,7 +31,9 @@ def stub_app(host: str = "127.0.0.1") -> App:
     """The page of an ensemble that scores nothing."""
     said = {"experiment": "small", "objective": "auc", "image_runs": [1], "stackers": [], "chosen": "mean",
             "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0}}  # fmt: skip
-    bundle = SimpleNamespace(manifest=said, selection_note="", columns={"age": "age"}, folder=Path("none"))
+    bundle = SimpleNamespace(
+        manifest=said, selection_note="", columns={"age": "age"}, folder=Path("none"), review_band=None
+    )
     ensemble = SimpleNamespace(bundle=bundle, choices={"sex": [], "site": []}, group=None, questions=[])
     return make_app(ensemble, host=host)  # type: ignore[arg-type, return-value]
 

@@ -108,7 +108,10 @@ def test_a_later_override_wins(path: Path) -> None:
         ("folds.k=[1", "not valid YAML"),
         ("folds.k=several", "folds.k: Input should be a valid integer"),
         ("objective=accuracy", "'auc', 'pauc80', 'ap' or 'logloss', got 'accuracy'"),
-        ("stackers.0.kind=forest", "'lightgbm', 'xgboost', 'catboost', 'logistic' or 'sklearn', got 'forest'"),
+        (
+            "stackers.0.kind=forest",
+            "'lightgbm', 'xgboost', 'catboost', 'logistic', 'sklearn' or 'set_transformer', got 'forest'",
+        ),
     ],
 )
 def test_a_bad_override_is_named(path: Path, override: str, message: str) -> None:

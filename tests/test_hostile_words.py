@@ -135,7 +135,7 @@ def shown_by_the_app(reading: Reading | None, faults: list[str]) -> str:
     said = {"experiment": HOSTILE, "objective": "auc", "image_runs": [1], "stackers": [], "chosen": HOSTILE,
             "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0}}  # fmt: skip
     columns = dict.fromkeys(("id", "group", "target", "age", "sex", "site"), HOSTILE)
-    bundle = SimpleNamespace(manifest=said, selection_note=HOSTILE, columns=columns)
+    bundle = SimpleNamespace(manifest=said, selection_note=HOSTILE, columns=columns, review_band=None)
     asked = [Question(HOSTILE, HOSTILE, [HOSTILE]), Question(HOSTILE, HOSTILE, None, 0.0, 1.0)]
     ensemble = SimpleNamespace(
         bundle=bundle, choices={"sex": [HOSTILE], "site": [HOSTILE]}, group=HOSTILE, questions=asked
