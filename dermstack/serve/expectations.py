@@ -189,7 +189,10 @@ def read_costs(bundle: Bundle) -> Costs:
     if COSTS_FILE not in bundle:
         return Costs({})
     try:
-        return Costs({tuple(map(str, entry["without"])): _cost(entry) for entry in bundle.json(COSTS_FILE)})
+        entries = bundle.json(COSTS_FILE)
+        if not isinstance(entries, list):
+            raise TypeError("it is no list")
+        return Costs({tuple(map(str, entry["without"])): _cost(entry) for entry in entries})
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{bundle.folder}: {COSTS_FILE} cannot be read ({error}): bundle again") from error
 
