@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,11 +165,14 @@ def run_cli(*arguments: str) -> int:
 
     from dermstack.cli.main import main
 
+    of_ctrl_c = signal.getsignal(signal.SIGINT)  # which a command ignores once it is done
     with patch("sys.argv", ["dermstack", *arguments]):
         try:
             main()
         except SystemExit as ended:
             return int(ended.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, of_ctrl_c)
     return 0
 
 

@@ -327,3 +327,17 @@ def test_a_name_that_is_not_utf_8_is_one_message(capsys: Capture) -> None:
     assert capsys.readouterr().err.startswith(
         "error: 'caf\\udce9.parquet': the name holds bytes that are not UTF-8: re"
     )
+
+
+def test_ctrl_c_after_a_finished_command_shows_no_traceback() -> None:
+    """Python's own end waits for idle workers, and used to be interrupted there."""
+    code = (
+        "import os, signal, sys\nfrom dermstack.cli import main\nsys.argv = ['dermstack', 'runs', '--help']\n"
+        "try: main.main()\nexcept SystemExit as ended: status = ended.code\n"
+        "os.kill(os.getpid(), signal.SIGINT)\nsys.exit(status)"
+    )
+    signal_of_a_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    made = subprocess.run(
+        [sys.executable, "-c", signal_of_a_terminal + code], capture_output=True, text=True, check=False
+    )
+    assert (made.returncode, made.stderr) == (0, "")

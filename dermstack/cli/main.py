@@ -370,4 +370,8 @@ app.add_typer(serve_commands)
 def main() -> None:
     """Runs the command line."""
     sys.excepthook = print_masked_traceback
-    run_app(app)
+    try:
+        run_app(app)
+    finally:
+        # Only idle workers are left to end; Ctrl-C would show a library's traceback after a finished command.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
