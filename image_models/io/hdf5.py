@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +17,37 @@ if TYPE_CHECKING:
     import h5py
 
 
+MAX_OPEN_BYTES = 1 << 30  # of memory to open a file: libhdf5 believes sizes in a damaged file, such as 4 GiB
+
+
 def open_hdf5(path: Path) -> h5py.File:
     """Opens an HDF5 file for reading. Raises ImageError for any other file."""
     import h5py
 
     try:
-        return h5py.File(path, "r")
-    except (OSError, RuntimeError, LookupError, ValueError) as error:
+        with _little_memory():
+            return h5py.File(path, "r")
+    except (OSError, RuntimeError, LookupError, ValueError, MemoryError) as error:
         raise ImageError(f"{path}: not a readable HDF5 file ({error}): download or write it again") from error
+
+
+@contextmanager
+def _little_memory() -> Iterator[None]:
+    """Limits what this process may take in addition to what it has; does nothing on systems other than Linux."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + MAX_OPEN_BYTES
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def hdf5_bytes(file: h5py.File, key: str, path: Path) -> bytes:
