@@ -36,6 +36,18 @@ LinksOption = Annotated[bool, typer.Option("--follow-links", help="Also enter li
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Stop where a file in --images gets no prediction, instead of naming it.")
 ]
+IdColumnOption = Annotated[
+    str | None, typer.Option(help="The name of the id column in both files; default: as in training.")
+]
+TargetColumnOption = Annotated[
+    str | None, typer.Option(help="The name of the target column in the labels csv; default: as in training.")
+]
+LabelledMetadataOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A csv of the same ids with group, age, sex and site, named as in training; default: the labels csv."
+    ),
+]
 JobsOption = Annotated[int, typer.Option(min=1, help="Number of processes that decode images.")]
 
 
@@ -149,18 +161,9 @@ def evaluate(
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="The folder for the page, its numbers and the predictions.")
     ],
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            help="A csv of the same ids with group, age, sex and site, named as in training; default: the labels csv."
-        ),
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="The name of the id column in both files; default: as in training.")
-    ] = None,
-    target_column: Annotated[
-        str | None, typer.Option(help="The name of the target column in the labels csv; default: as in training.")
-    ] = None,
+    metadata: LabelledMetadataOption = None,
+    id_column: IdColumnOption = None,
+    target_column: TargetColumnOption = None,
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
@@ -212,18 +215,9 @@ def recalibrate(
         Path | None,
         typer.Option("--out", "-o", help="The folder or .zip of the new bundle; must not exist."),
     ] = None,
-    metadata: Annotated[
-        Path | None,
-        typer.Option(
-            help="A csv of the same ids with group, age, sex and site, named as in training; default: the labels csv."
-        ),
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="The name of the id column in both files; default: as in training.")
-    ] = None,
-    target_column: Annotated[
-        str | None, typer.Option(help="The name of the target column in the labels csv; default: as in training.")
-    ] = None,
+    metadata: LabelledMetadataOption = None,
+    id_column: IdColumnOption = None,
+    target_column: TargetColumnOption = None,
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
