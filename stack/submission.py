@@ -16,7 +16,7 @@ from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.copies import change_without_copies, copies_record, copies_text, near_copies
-from stack.blend.fold_average import average_scores, calibrate_average
+from stack.blend.fold_average import AverageCalibration, average_scores, calibrate_average
 from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
 from stack.blend.state import blender_state
@@ -28,7 +28,7 @@ from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, unit_poolings, warn_of_two_folds
 from stack.keys import keys_as_in
-from stack.metrics.expected_positives import calibration_noise, expected_positives
+from stack.metrics.expected_positives import CalibrationNoise, calibration_noise, expected_positives
 from stack.metrics.intervals import interval
 from stack.metrics.review_band import Band
 from stack.metrics.scores import auc_by_fold
@@ -224,8 +224,10 @@ def _blend(
     if units is not None:
         out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
     tuned, p = tuned_weights(experiment, predictions.names), expit(predictions.oof.astype(np.float64))
-    rows_of_blend: dict[str, Any] = {"nets": predictions.nets, "fold": fold, "split_group": split_group}
-    settings_of_blend: dict[str, Any] = {
+    given: dict[str, Any] = {
+        "nets": predictions.nets,
+        "fold": fold,
+        "split_group": split_group,
         "objective": config.objective,
         "trials": config.blend.trials,
         "power": config.blend.power,
@@ -238,7 +240,6 @@ def _blend(
     copies = near_copies(p, predictions.nets, predictions.groups)
     folds = len(np.unique(fold))
     fits = number_of_pooled_fits(folds, list(pooled), methods) if pooled else number_of_fits(folds, methods)
-    given = rows_of_blend | settings_of_blend
     with out.bar("blend", fits, "fits") as progress:
         if pooled:
             del given["nets"]
@@ -254,11 +255,11 @@ def _blend(
     if copies.groups:
         change = None
         if tuned is None or nested.chosen != "optuna":  # a study's weights are those of all runs
+            keep_in = fits_folder / "without_copies"
             with out.bar("near copies", number_of_fits(folds, [method]), "fits") as progress:
                 change = change_without_copies(
-                    copies, nested, p, y, **given, keep_in=fits_folder / "without_copies", progress=progress,
-                    method=method,
-                )  # fmt: skip
+                    copies, nested, p, y, **given, keep_in=keep_in, progress=progress, method=method
+                )
         about_copies = {"near_copies": copies_record(copies, names, nested.chosen, change)}
         out.say(f"blend: {copies_text(about_copies['near_copies'], config.objective)}")
     used = {name for name, is_used in zip(names * (len(predictions.names) // len(names)), nested.used_runs, strict=True)
@@ -283,20 +284,11 @@ def _blend(
     for name in nested.by_method:
         oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
     of_folds = fold_scores(nested.final, predictions)
-    test = pd.DataFrame({"id": scored.table.test["id"], "score": average_scores(of_folds)})
     averaged = calibrate_average(calibration.final, of_folds)
+    test = pd.DataFrame({"id": scored.table.test["id"], "score": average_scores(of_folds)})
     test["p_calibrated"] = averaged.final(test["score"].to_numpy()) if len(test) else np.empty(0)
     if len(test):
-        number = expected_positives(test["p_calibrated"], calibration_noise(y, calibration.p, split_group))
-        out.say(
-            f"calibration: {number.value:,.0f} of {len(test):,} test rows are expected to be positive, 95 % prediction "
-            f"interval {number.low:,.0f} to {number.high:,.0f} if they are of the population of training"
-        )
-    if len(test) and averaged.kept:
-        out.say(
-            f"calibration: {averaged.kept}, so the risks of averaged scores are those of single fold nets, which are "
-            "slightly too low on average and too little spread"
-        )
+        _say_expected_positives(test["p_calibrated"], averaged, calibration_noise(y, calibration.p, split_group), out)
     settings, distributions = blender_state(nested.final)
     meta = {
         "fingerprint": fingerprint(inputs),
@@ -330,6 +322,20 @@ def _blend(
     run = write_run(folder, meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
+
+
+def _say_expected_positives(p: pd.Series, averaged: AverageCalibration, noise: CalibrationNoise, out: Out) -> None:
+    """Says how many test rows with calibrated risks ``p`` are expected to be positive, and why that may be too few."""
+    number = expected_positives(p, noise)
+    out.say(
+        f"calibration: {number.value:,.0f} of {len(p):,} test rows are expected to be positive, 95 % prediction "
+        f"interval {number.low:,.0f} to {number.high:,.0f} if they are of the population of training"
+    )
+    if averaged.kept:
+        out.say(
+            f"calibration: {averaged.kept}, so the risks of averaged scores are those of single fold nets, which are "
+            "slightly too low on average and too little spread"
+        )
 
 
 def score_unseen(blender: Blender, predictions: Predictions) -> NDArray[np.float64]:
