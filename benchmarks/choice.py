@@ -1,12 +1,12 @@
 """Measures what the nested choice of the blend's method costs against the best single method.
 
-python benchmarks/choice.py                             # simulated; `300 equal` for one number of rows and kind of runs
-python benchmarks/choice.py design                      # what rules and bounds cost, on another generator and seeds
-python benchmarks/choice.py expected                    # 300 rows, equal runs: regret without the noise of the rows
-python benchmarks/choice.py nets                        # 24 equal nets, 10 folds, 10,000 rows
-python benchmarks/choice.py null                        # headline of runs that carry nothing: 0.5 if it is unbiased
-python benchmarks/choice.py preselect                   # rank mean with and without the pre-selection of runs
-python benchmarks/choice.py ../shared/data/siim2020     # two real CNNs, alone and with a run that carries nothing
+python -m benchmarks.choice                             # simulated; `300 equal` for one number of rows and kind of runs
+python -m benchmarks.choice design                      # what rules and bounds cost, on another generator and seeds
+python -m benchmarks.choice expected                    # 300 rows, equal runs: regret without the noise of the rows
+python -m benchmarks.choice nets                        # 24 equal nets, 10 folds, 10,000 rows
+python -m benchmarks.choice null                        # headline of runs that carry nothing: 0.5 if it is unbiased
+python -m benchmarks.choice preselect                   # rank mean with and without the pre-selection of runs
+python -m benchmarks.choice ../shared/data/siim2020     # two real CNNs, alone and with a run that carries nothing
 
 The rule of `stack/blend/choice.py` was fixed by `design`; the other commands, with other data and seeds, only measured
 it. Regret is AUC of the best single method (the best on average, so that it is no chance of one data set) less that of
@@ -19,7 +19,7 @@ of each line is also given to `blend_nested`, which must choose and score the sa
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -27,8 +27,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit
 
+from benchmarks.choice_data import (
+    DESIGN_SIZES,
+    DESIGN_SPREADS,
+    FOLDS,
+    KINDS,
+    SEED,
+    SIZES,
+    Ints,
+    Rows,
+    benchmark_data,
+    design_data,
+    simulated_rows,
+)
 from stack.blend.choice import highest_bound
 from stack.blend.columns import NetScaler, weighted_sum
 from stack.blend.nested import blend_nested
@@ -40,25 +52,7 @@ from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
 from stack.ranks import Ecdf
 
-Ints = NDArray[np.int64]
 Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the index of the chosen method
-
-FOLDS, NEW_ROWS, SEED = 5, 10_000, 4243
-DESIGN_SIZES, DESIGN_SPREADS = {300: 150, 1000: 40}, (0.0, 0.15, 0.4)  # rows: half the repetitions
-SIZES = {300: (30, 70), 3000: (150, 8), 30_000: (600, 2)}  # rows: positives, repetitions
-KINDS = {
-    "equal": lambda runs: np.full(runs, 1.2),
-    "unequal": lambda runs: np.linspace(0.4, 1.6, runs),
-    "a quarter carries nothing": lambda runs: np.where(np.arange(runs) < max(1, runs // 4), 0.0, 1.2),
-}
-
-
-@dataclass(frozen=True)
-class Rows:
-    P: Floats
-    y: Ints
-    fold: Ints
-    group: Ints
 
 
 @dataclass(frozen=True)
@@ -77,70 +71,9 @@ class Outcome:
         return auc(self.y, self.comparable[np.arange(len(self.y)), np.array(chosen[1:])[self.fold]])
 
 
-def grouped_folds(y: Ints, group: Ints, folds: int, rng: np.random.Generator) -> Ints:
-    has_positive = np.bincount(group, y) > 0
-    order = rng.permutation(has_positive.size)
-    order = order[np.argsort(~has_positive[order], kind="stable")]
-    fold = np.empty(has_positive.size, int)
-    fold[order] = np.arange(has_positive.size) % folds
-    return fold[group]
-
-
-def simulated_rows(
-    rows: int, positives: int, strengths: Floats, scale: Floats, rng: np.random.Generator, own: float = 1.0
-) -> Rows:
-    """Simulates correlated runs on groups of three rows that share a part of their noise; every net has its scale."""
-    y = rng.permutation(np.arange(rows) < positives).astype(int)
-    group = np.arange(rows) // 3
-    fold = grouped_folds(y, group, len(scale), rng)
-    shared = 0.9 * rng.normal(size=(rows, 1)) + 0.4 * rng.normal(size=(group[-1] + 1, 1))[group]
-    logits = np.outer(y, strengths) + np.sqrt(0.5) * (
-        shared * (strengths > 0) + own * rng.normal(size=(rows, strengths.size))
-    )
-    return Rows(expit(logits * scale[fold] - 3), y, fold, group)
-
-
-def benchmark_data(kind: str, runs: int, rows: int) -> Iterator[tuple[Rows, Rows]]:
-    positives, repetitions = SIZES[rows]
-    strengths = KINDS[kind](runs)
-    for repetition in range(repetitions):
-        rng = np.random.default_rng([SEED, repetition, runs, rows])
-        scale = rng.uniform(0.9, 1.1, (FOLDS, runs))
-        yield (
-            simulated_rows(rows, positives, strengths, scale, rng),
-            simulated_rows(NEW_ROWS, NEW_ROWS // 10, strengths, scale, rng),
-        )
-
-
-def design_data(spread: float, rows: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Simulates 2 to 12 runs on several common factors with heavy tails, in groups of random size that share a risk.
-
-    Each run has its temperature, each net its scale and shift; prevalence is 7 to 35 %. Strengths vary by `spread`.
-    """
-    runs, prevalence, base = int(rng.integers(2, 13)), rng.choice([0.07, 0.1, 0.2, 0.35]), rng.uniform(0.8, 2.0)
-    strengths, own = base * np.exp(spread * rng.normal(size=runs)), rng.uniform(0.6, 1.2)
-    factors = int(rng.integers(1, 4))
-    loadings = 0.5 * rng.normal(size=(factors, 1)) + 0.3 * rng.normal(size=(factors, runs)) * (spread > 0)
-    temperature = np.exp(0.3 * rng.normal(size=runs))
-    scale, shift = rng.uniform(0.85, 1.15, (FOLDS, runs)), 0.2 * rng.normal(size=(FOLDS, runs))
-    group_size = rng.choice([1.0, 2.0, 4.0])
-
-    def draw(n: int, prevalence: float) -> Rows:
-        group = np.repeat(np.arange(n), rng.geometric(1 / group_size, size=n))[:n]
-        risk = 0.7 * rng.normal(size=group[-1] + 1)[group] + rng.normal(size=n)
-        y = np.zeros(n, int)
-        y[np.argsort(-risk)[: max(20, round(prevalence * n))]] = 1
-        fold = grouped_folds(y, group, FOLDS, rng)
-        noise = rng.standard_t(5, size=(n, factors)) @ loadings + own * rng.standard_t(4, (n, runs)) / np.sqrt(2)
-        logits = (np.outer(y, strengths) + noise) * temperature * scale[fold] + shift[fold] - 2.5
-        return Rows(expit(logits), y, fold, group)
-
-    return draw(rows, prevalence), draw(2 * NEW_ROWS, 0.3)
-
-
 def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
     """Fits all methods without each set of folds, as `blend_nested` does, and scores the final ones on new rows."""
-    columns, folds = NetScaler().fit(rows.P, rows.fold), np.unique(rows.fold).tolist()
+    columns, folds = NetScaler().fit(rows.P, rows.fold, rows.group), np.unique(rows.fold).tolist()
     as_logits = ("logit",) * rows.P.shape[1]
     ranks, logits = (
         columns.ranks_.transform(rows.P, rows.fold),
@@ -150,7 +83,7 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
     ranked_new = {
         "mean": new.P,
         "logistic": columns.standardised(new.P, new.fold, as_logits),
-        "rank": NetScaler().fit(new.P, new.fold).ranks_.transform(new.P, new.fold),
+        "rank": NetScaler().fit(new.P, new.fold, new.group).ranks_.transform(new.P, new.fold),
     }
     for without in (frozenset(found) for size in (0, 1, 2) for found in combinations(folds, size)):
         seen = ~np.isin(rows.fold, list(without))
@@ -293,7 +226,9 @@ def measure_design() -> None:
         for spread in DESIGN_SPREADS:
             numbers = [first + number for first in (1000, 2000) for number in range(half)]
             rngs = (np.random.default_rng([number, rows, int(1000 * spread), 77]) for number in numbers)
-            outcomes = [outcome(*design_data(spread, rows, rng), METHODS[:4]) for rng in rngs]
+            worlds = [design_data(spread, rows, rng) for rng in rngs]
+            outcomes = [outcome(*world, METHODS[:4]) for world in worlds]
+            check(worlds[0][0], outcomes[0], METHODS[:4])
             for name, (headline, final, _) in zip(rules, regrets(outcomes, rules.values(), 4)[1], strict=True):
                 error = 1e4 / np.sqrt(2 * half)
                 cells[name].append(
