@@ -19,12 +19,12 @@ from typing import BinaryIO, Literal
 import cv2
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import simplejpeg
 from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
 from dermstack.files import atomic_write
+from dermstack.parquet import FRAME_ERRORS, check_text
 from image_models.io.contents import UNKNOWN
 from image_models.io.decode import DECODER_VERSION
 from image_models.io.readers import Source, with_contents
@@ -47,7 +47,6 @@ INDEX_COLUMNS = {
     "bits": "int64", "note": "str",
 }  # fmt: skip
 _READ_COLUMNS = ("offset", "length", "height", "width", "crc")  # columns needed to read one image
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def open_cache(folder: Path, *, size: int, resize: Resize, format: Format) -> Im
         if found[0] is not None:
             path = folder / INDEX_FILE
             _check_index(found[0], format)
-    except _DAMAGE as error:  # of JSON, pyarrow and pandas
+    except FRAME_ERRORS as error:  # JSON's are among them
         reason = next(iter(str(error).splitlines()), "")[:200]
         raise ImageError(f"{path} is damaged ({reason}): {_rebuild_advice(folder)}") from error
     index, unreadable = found
@@ -182,6 +181,7 @@ def table_bytes(frame: pd.DataFrame) -> bytes:
 
 def _read_table(path: Path) -> pd.DataFrame:
     frame = pd.read_parquet(path)
+    check_text(frame)
     if frame.attrs.pop("crc", None) not in (None, _crc(frame)):  # None: written by an earlier dermstack
         raise ValueError("its checksum does not match")
     return frame

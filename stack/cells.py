@@ -14,13 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermstack.errors import DataError
+from dermstack.parquet import FRAME_ERRORS, check_text
 from stack.csv_plain import COMPRESSION_ERRORS, read_plain_csv
 from stack.csv_rows import check_rows
-
-# Errors of pyarrow and pandas for an invalid parquet file. Most of pyarrow's are Python's own, too, but not all.
-FRAME_ERRORS = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError, pa.ArrowException,
-)  # fmt: skip
 
 MAX_CSV_COLUMNS = 10_000
 _MAX_HEADER_BYTES = 1 << 20  # the longest header line of a csv, in bytes
@@ -205,16 +201,6 @@ def _first_bytes(path: Path) -> bytes:
 def _start(path: Path) -> str:
     text = str(path)
     return f"{text[:_SHOWN_NAME]}… ({len(text):,} characters)" if len(text) > _SHOWN_NAME else text
-
-
-def check_text(frame: pd.DataFrame) -> None:
-    """Raises ValueError for text that is not UTF-8, of which pandas knows only when a cell is looked at."""
-    levels = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
-    for values in [frame.iloc[:, column] for column in range(frame.shape[1])] + levels:
-        if isinstance(values.dtype, pd.CategoricalDtype):
-            values = values.dtype.categories
-        if isinstance(values.dtype, pd.StringDtype):
-            pa.array(values.array).validate(full=True)
 
 
 def _read_parquet(path: Path, *, may_be_empty: bool) -> pd.DataFrame:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import StoreError
+from dermstack.parquet import FRAME_ERRORS, check_text
 from image_models.locks import LOCK_FILE as LOCK_FILE
 from image_models.locks import locked as locked
-from stack.cells import FRAME_ERRORS, check_text
 from stack.json_files import atomic as atomic
 from stack.json_files import error_with_path as error_with_path
 from stack.json_files import fingerprint as fingerprint

@@ -52,7 +52,8 @@ def highest_bound(values: Floats, covariance: Floats, errors: float = REAL_GAIN)
     Where methods are equally good, a complex one costs what its weights overfit, and a milder bound takes it more
     often; where weights help, a stricter bound misses more of the gain. Of the usual bounds, this is the strictest that
     loses nothing there against the rule of one standard error (`python -m benchmarks.choice design`). To compare each
-    method with the simplest, not with the one chosen before it, loses less: two real gains need not differ beyond noise.
+    method with the simplest, not with the one chosen before it, loses less: two real gains need not differ beyond
+    noise.
     """
     variances = np.diag(covariance) + covariance[0, 0] - 2 * covariance[0]
     bounds = values - values[0] - errors * np.sqrt(np.maximum(variances, 0.0))
