@@ -24,6 +24,7 @@ from stack.metrics.row_values import varies
 from stack.metrics.scores import Bools, Floats, auc, brier, expected_calibration_error, log_loss
 
 _EDGE = 1e-9  # scores are clipped at least this far from 0 and 1, so that their logits are finite; rounded ones further
+RISK_LIMITS = _EDGE, 1 - _EDGE  # between which probabilities are clipped before a line moves their logits
 
 
 @dataclass(frozen=True)
@@ -166,14 +167,8 @@ class Rescaled:
 
     def line(self, p: ArrayLike) -> Floats:
         """Returns probabilities ``p`` (n,) with their logits moved along the line."""
-        moved: Floats = expit(self.slope * logits_of(p) + self.intercept)
+        moved: Floats = expit(self.slope * clipped_logit(p, RISK_LIMITS) + self.intercept)
         return moved
-
-
-def logits_of(p: ArrayLike) -> Floats:
-    """Returns the logits of probabilities (n,), those nearer than 1e-9 to 0 and 1 clipped."""
-    logits: Floats = logit(np.clip(np.asarray(p, np.float64), _EDGE, 1 - _EDGE))
-    return logits
 
 
 Calibrator = Platt | Beta | Isotonic | Rescaled
@@ -202,7 +197,7 @@ def calibrator_state(calibrator: Calibrator) -> dict[str, Any]:
         return {"kind": _RESCALED, **line, "of": calibrator_state(calibrator.of)}
     kind = next(name for name, of in _KINDS.items() if isinstance(calibrator, of))
     state = asdict(calibrator)
-    if (state.get("low"), state.get("high")) == (_EDGE, 1 - _EDGE):  # as before limits were stored
+    if (state.get("low"), state.get("high")) == RISK_LIMITS:  # as before limits were stored
         del state["low"], state["high"]
     return {"kind": kind, **state}
 

@@ -18,28 +18,23 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import root
-from scipy.special import expit, logit
+from scipy.special import expit
 
-from stack.blend.calibration import Calibrator, Rescaled, logits_of, rescaled
+from stack.blend.calibration import RISK_LIMITS, Calibrator, Rescaled, rescaled
+from stack.metrics.resolution import clipped_logit
 from stack.metrics.row_values import varies
 from stack.metrics.scores import Floats
 
 MIN_ROWS = 200  # rows without labels below which a single net's map is kept: the line would be noise
-_EDGE = 1e-12  # scores are clipped at least this far from 0 and 1, so that their logits are finite
+_SCORE_LIMITS = 1e-12, 1 - 1e-12  # between which scores are clipped, so that their logits are finite
 _TOLERANCE = 1e-6  # within which both equations must hold
-
-
-def fold_logits(scores: Floats) -> Floats:
-    """Returns the logits of scores in [0, 1], which averages over fold nets are made of."""
-    made: Floats = logit(np.clip(scores, _EDGE, 1 - _EDGE))
-    return made
 
 
 def average_scores(scores: Floats) -> Floats:
     """Returns the scores (rows,) whose logits are the means of those of each fold net's scores (folds, rows)."""
     if not scores.shape[1]:
         return np.empty(0)
-    made: Floats = expit(np.mean(fold_logits(scores), axis=0))
+    made: Floats = expit(np.mean(clipped_logit(scores, _SCORE_LIMITS), axis=0))
     return made
 
 
@@ -71,8 +66,8 @@ def calibrate_average(single: Calibrator, scores: Floats) -> AverageCalibration:
         return AverageCalibration(single, rows, f"{rows:,} test rows, fewer than {MIN_ROWS}")
     if not np.ptp(scores, axis=0).any():
         return AverageCalibration(single, rows, "no run has predictions of each fold net for test rows")
-    each, average = fold_logits(scores), average_scores(scores)
-    of_average, x = single(average), fold_logits(average)
+    each, average = clipped_logit(scores, _SCORE_LIMITS), average_scores(scores)
+    of_average, x = single(average), clipped_logit(average, _SCORE_LIMITS)
     if not varies(average) or not varies(of_average):
         return AverageCalibration(single, rows, "the scores of test rows do not vary")
     p = np.stack([single(of_fold) for of_fold in scores])
@@ -80,7 +75,7 @@ def calibrate_average(single: Calibrator, scores: Floats) -> AverageCalibration:
     centre, spread = x.mean(), x.std()
     weights = np.stack([np.ones(len(x)), (x - centre) / spread])
     wanted = np.array([p.mean(), (p * (each - centre)).mean() / spread])
-    start = logits_of(of_average)
+    start = clipped_logit(of_average, RISK_LIMITS)
     middle, width = start.mean(), start.std()
     z = (start - middle) / width
 
