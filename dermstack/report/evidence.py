@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,18 @@ from dermstack.report.fairness import blend_subgroups, fairness_sections
 from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
 from dermstack.report.pseudonyms import pseudonymiser
-from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
+from dermstack.report.report import (
+    Calibration,
+    Comparison,
+    DataFacts,
+    Decision,
+    ReportData,
+    Section,
+    page_sections,
+    report_html,
+)
+from dermstack.report.report_data import Evidence, Model
+from dermstack.report.report_parts import Parts, report_parts
 from dermstack.report.review import band_sentences
 from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
@@ -41,7 +54,7 @@ from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.review import shown_review
-from stack.source_estimates import headline_note, stored_leave_source_out
+from stack.source_estimates import LeaveSourceOut, headline_note, stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -127,6 +140,22 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
 
     The page shows ids of images and groups only with ``show_ids``, and images only with ``images``.
     """
+    return written_report(experiment, out, show_ids=show_ids, images=images).path
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """The report page that was written, and what it was made of."""
+
+    path: Path
+    html: str
+    parts: Parts
+    sections: Mapping[str, Section]  # those that are rendered apart from the page
+    evidence: Evidence
+
+
+def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> WrittenReport:
+    """Writes the report as `write_report` does, and returns what it was made of, for checklists and files."""
     blend = read_run(experiment.folder / "blend")
     if blend is None:
         raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
@@ -141,9 +170,11 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         data = report_data(experiment, blend, runs, out, scored=scored, show_ids=show_ids)
         progress(1)
         sections = _case_sections(experiment, blend, runs, data, scored, show_ids=show_ids, images=images)
+        parts = report_parts(data)
+        html = report_html(data, sections, parts)
         progress(1)
         with atomic(path) as temporary:
-            temporary.write_text(report_html(data, sections), encoding="utf-8")
+            temporary.write_text(html, encoding="utf-8")
         write_model_card(
             experiment,
             blend,
@@ -154,7 +185,37 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             decisions=band_sentences(data.review.band) if data.review else (),
         )
         progress(1)
-    return path
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
+    return WrittenReport(
+        path, html, parts, sections, _evidence(experiment, blend, runs, data, parts, sections, found, images=images)
+    )
+
+
+def _evidence(
+    experiment: Experiment,
+    blend: Run,
+    runs: list[Run],
+    data: ReportData,
+    parts: Parts,
+    sections: Mapping[str, Section],
+    sources: LeaveSourceOut | None,
+    *,
+    images: bool,
+) -> Evidence:
+    frames = {name.replace("_", "-"): made.frame for name, made in parts.tables.items()}
+    for section in sections.values():
+        frames |= section.tables
+    return Evidence(
+        data=data,
+        config=experiment.config,
+        blend=blend.meta,
+        runs=[Model(run.name, run.meta["kind"], run.meta["level"], run.meta) for run in runs],
+        tables=frames,
+        sections=frozenset(page_sections(data, sections)),
+        groups_known=experiment.table.groups_known,
+        sources=None if experiment.shuffled else sources,
+        shows_images=images and experiment.config.data.images is not None,
+    )
 
 
 def _case_sections(
