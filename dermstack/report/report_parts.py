@@ -43,6 +43,15 @@ from stack.tune.studies import StudyHistory
 _PERCENT = ".1%"
 
 
+# Names of files, where those of the page say too little alone.
+_FILES = {
+    "after": "reliability-after",
+    "before": "reliability-before",
+    "recall": "precision-recall",
+    "histories": "study",
+}
+
+
 @dataclass(frozen=True)
 class Parts:
     """What the page shows beside its text, made once for the page and for files."""
@@ -56,7 +65,8 @@ class Parts:
     def drawings(self) -> dict[str, Drawing]:
         """Every figure by the name of its file: of a list, the name of the list and that of the entry."""
         made: dict[str, Drawing] = {}
-        for name, drawn in self.figures.items():
+        for place, drawn in self.figures.items():
+            name = _FILES.get(place, place)
             if isinstance(drawn, Drawing):
                 made[name] = drawn
             else:

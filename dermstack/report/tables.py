@@ -98,7 +98,7 @@ def subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
         tags=dict.fromkeys(named[subgroups["apart"]], "differs"),
         heads={"difference": "difference from the rest", "wide_low": "corrected interval"},
         formats={"auc": ".3f", "difference": "+.3f", "prevalence": ".1%"},
-    )
+    )._replace(frame=subgroups)
 
 
 def numbers_table(columns: pd.DataFrame) -> HtmlTable:

@@ -13,7 +13,7 @@ from stack.metrics.intervals import Interval
 
 @dataclass(frozen=True)
 class Answer:
-    """What a run says to a question, the sections and tables of the report (their ids) that show it, and what is open."""
+    """What a run says to a question, the sections and tables of the report (their ids) that show it, what is open."""
 
     text: str
     places: tuple[str, ...] = ()

@@ -115,8 +115,9 @@ def answered(checklist: Checklist, evidence: Evidence) -> list[Line]:
                 lacking.append(fact.lacking)
             else:
                 answers.append(found)
-        own = [item["author"]] if item["author"] else []
-        lines.append(Line(item["item"], item["section"], item["topic"], item["asks"], tuple(answers), (*own, *lacking)))
+                lacking += found.author
+        left = dict.fromkeys([*([item["author"]] if item["author"] else []), *lacking])
+        lines.append(Line(item["item"], item["section"], item["topic"], item["asks"], tuple(answers), tuple(left)))
     return lines
 
 

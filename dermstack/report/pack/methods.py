@@ -8,8 +8,6 @@ from dermstack.report.pack import answers_data, answers_model, answers_results
 from dermstack.report.pack.answer import (
     count,
     listed,
-    names,
-    of_kind,
     plural,
     scored,
     share,
@@ -60,8 +58,8 @@ def _data(e: Evidence) -> str:
     )
     missing = e.data.data.missing
     if missing is not None and len(missing):
-        shares = [f"{line['column']} in {share(line['train'])}" for line in missing.to_dict("records")]
-        text += f"Values were missing for {listed(shares)} of the images. "
+        shares = [f"{line['column']} in {share(line['train'])}" for line in missing.to_dict("records") if line["rows"]]
+        text += f"Values were missing: {listed(shares)} of the images. " if shares else ""
     if e.data.facts["test rows"]:
         text += f"{count(float(facts['test rows']))} further images without a known outcome were predicted only. "
     return text.strip()
@@ -91,13 +89,10 @@ def _evaluation(e: Evidence) -> str:
         f"The estimate is {e.data.headline_label}: for each fold, the choice of the blend method and its weights used "
         "the other folds only."
     )
-    told.append(
-        f"Probabilities were calibrated by {answers_model.calibration_name(e)}; the calibration of each fold was fitted "
-        "without it."
-        if len({*e.blend["calibration"]["chosen_by_fold"].values()} | {e.blend["calibration"]["chosen"]}) == 1
-        else f"Probabilities were calibrated; for each fold the map was chosen and fitted without it (on all rows: "
-        f"{answers_model.calibration_name(e)})."
-    )
+    maps = {*e.blend["calibration"]["chosen_by_fold"].values(), e.blend["calibration"]["chosen"]}
+    name = answers_model.calibration_name(e)
+    how = f"by {name}" if len(maps) == 1 else f"by a map chosen for each fold (on all rows: {name})"
+    told.append(f"Probabilities were calibrated {how}; the map of each fold was fitted without it.")
     if e.blend["selected"]:
         told.append(f"The settings of {listed(e.blend['selected'])} had been selected on these rows.")
     return f"**Evaluation.** {' '.join(told)}"
@@ -119,21 +114,24 @@ def _results(e: Evidence) -> str:
 
 
 def _blanks(e: Evidence) -> list[str]:
+    """Returns what the text needs from the author: what no run knows, and what its parts leave open."""
     blanks = [
         "origin of the data: design, setting, dates, eligibility, and how images were taken",
         "the reference standard: what a positive is, who established it, and how disagreement was settled",
         "ethics, consent, funding, registration and protocol",
         "the intended use, and why this size of the data suffices",
         "hardware and time of computation",
+        "external testing",
     ]
-    if imported := of_kind(e, "imported"):
-        blanks.append(f"how the models behind {names(imported)} were made and trained, and on which images")
     if not e.groups_known:
         blanks.append("whether rows of one patient may be in several folds: the table names no patient")
     if e.sources is None:
-        blanks.append("how the model does in other hospitals: no source is named in this run")
-    blanks.append("external testing")
-    return blanks
+        blanks.append(answers_results.FACTS["clusters"].lacking)
+    shown = (
+        answers_data.preparation(e), answers_data.predictors(e), answers_data.missing(e), answers_data.leakage(e),
+        answers_model.training(e), answers_model.imbalance(e), answers_model.tuning(e), answers_model.software(e),
+    )  # fmt: skip
+    return list(dict.fromkeys([*blanks, *(blank for answer in shown for blank in answer.author)]))
 
 
 def _references(e: Evidence) -> list[Reference]:

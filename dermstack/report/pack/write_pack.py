@@ -90,7 +90,7 @@ def pack_tables(report: WrittenReport) -> dict[str, pd.DataFrame]:
     """Returns every table of the report by the name of its csv, in full precision."""
     data = report.evidence.data
     made = dict(report.evidence.tables)
-    made["weights"] = data.weights
+    made["runs"], made["weights"] = data.runs, data.weights
     made["compared"] = pd.DataFrame([
         {
             "compared_with": other.label, "value": other.value.value, "low": other.value.low, "high": other.value.high,
