@@ -89,11 +89,8 @@ def flow(e: Evidence) -> Answer:
     told = []
     for table, steps in e.tables["row-flow"].groupby("table", sort=False):
         step = steps.drop_duplicates("step")
-        ways = [
-            f"{count(line['rows'])} {line['step'].replace('this page', 'the report')}"
-            for line in step.to_dict("records")
-        ]
-        told.append(f"{table}: {', then '.join(ways)}")
+        ways = [f"{count(line['rows'])} {line['step']}" for line in step.to_dict("records")]
+        told.append(f"{table}: {', then '.join(ways)}".replace("this page", "the report"))
     return Answer(f"{'. '.join(told)}.", ("participants", "row-flow"))
 
 

@@ -43,6 +43,9 @@ _BLENDS = {
 _CALIBRATIONS = {"platt": "Platt scaling", "beta": "beta calibration", "isotonic": "isotonic regression"}
 
 
+_BY_HAND = "settings that were chosen by hand or in earlier runs on these rows, if any"
+
+
 def study(e: Evidence) -> Answer:
     """Names the study in one sentence: a stacked ensemble, developed and evaluated on the same rows."""
     return Answer(
@@ -151,9 +154,7 @@ def tuning(e: Evidence) -> Answer:
     else:
         told.append("No settings are declared as selected on these rows.")
     places = tuple(name for name in ("studies", "result", "settings") if _there(e, name))
-    return Answer(
-        " ".join(told), places, ("settings that were chosen by hand or in earlier runs on these rows, if any",)
-    )
+    return Answer(" ".join(told), places, (_BY_HAND,))
 
 
 def imbalance(e: Evidence) -> Answer:
@@ -176,9 +177,7 @@ def imbalance(e: Evidence) -> Answer:
     told = [f"Used: {'; '.join(used)}. Draws and weights change the prior, which is corrected in the odds afterwards; "
             "the calibrated probability is fitted on rows as they are."] if used else [
         "No model that was fitted here draws or weights the classes otherwise than they are."]  # fmt: skip
-    return Answer(
-        " ".join(told), ("settings",), unknown(e, "whether models elsewhere used methods for class imbalance")
-    )
+    return Answer(" ".join(told), ("settings",), unknown(e, "methods for class imbalance in models elsewhere"))
 
 
 def imbalance_in_evaluation(e: Evidence) -> Answer:

@@ -27,7 +27,7 @@ class Checklist(NamedTuple):
     title: str
     source: str
     doi: str
-    purpose: str
+    purpose: str  # what it asks
     judged: bool = False  # whether each item is a question that an assessor judges
 
     @property
@@ -51,7 +51,7 @@ CHECKLISTS = {
             "Collins GS, Moons KGM, Dhiman P, et al. TRIPOD+AI statement: updated guidance for reporting clinical "
             "prediction models that use regression or machine learning methods. BMJ 2024;385:e078378 (CC BY 4.0)",
             "10.1136/bmj-2023-078378",
-            "what a report of a prediction model says (27 items, 52 with their parts)",
+            "what a report of a prediction model should say (27 items, 52 with their parts)",
         ),
         Checklist(
             "claim",
@@ -59,7 +59,7 @@ CHECKLISTS = {
             "Tejani AS, Klontzas ME, Gatti AA, et al. Checklist for Artificial Intelligence in Medical Imaging "
             "(CLAIM): 2024 update. Radiology: Artificial Intelligence 2024;6(4):e240300",
             "10.1148/ryai.240300",
-            "what a report of artificial intelligence in medical imaging says (44 items)",
+            "what a report of artificial intelligence in medical imaging should say (44 items)",
         ),
         Checklist(
             "probast-ai",
@@ -68,7 +68,7 @@ CHECKLISTS = {
             "assessment tool for prediction models using regression or artificial intelligence methods. "
             "BMJ 2025;388:e082505 (CC BY 4.0)",
             "10.1136/bmj-2024-082505",
-            "quality of development (16 questions, D) and risk of bias of evaluation (18 questions, E)",
+            "for the quality of development (16 questions, D) and the risk of bias of evaluation (18 questions, E)",
             judged=True,
         ),
     )

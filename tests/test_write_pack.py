@@ -1,0 +1,218 @@
+"""The reporting pack: all that the report shows as files, links that lead somewhere, no id, nothing by halves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from conftest import run_cli
+from html_page import Page
+from imported_experiment import (
+    COLUMNS,
+    command_error,
+    import_frames,
+    opened_experiment,
+    predictions,
+    write_experiment,
+)
+from sourced_experiment import write_sourced
+from unit_experiment import import_readers, write_breasts
+
+from dermstack.report.pack import write_pack as module
+from stack.store import sha256
+
+SINGLE_CASES = {"hard-cases", "second-look"}  # of which the pack has no csv: a row is one patient's image
+
+
+def with_marked_ids(folder: Path) -> None:
+    """Names that no number contains, so that one that leaves is found."""
+    for name in ("train.csv", "test.csv", "sample.csv"):
+        frame = pd.read_csv(folder / name, dtype=str, keep_default_na=False)
+        frame["isic"] = "img_" + frame["isic"]
+        if "patient" in frame:
+            frame["patient"] = "person_" + frame["patient"]
+        frame.to_csv(folder / name, index=False)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished experiment of two imported runs, without metadata, with a review band."""
+    folder = tmp_path_factory.mktemp("packed")
+    bare = {key: COLUMNS[key] for key in ("id", "group", "target")}
+    data = {
+        "name": "generated", "train": "train.csv", "test": "test.csv", "sample_submission": "sample.csv",
+        "columns": bare,
+    }  # fmt: skip
+    config = write_experiment(folder, data=data, review={"sensitivity": 0.8, "confidence": 0.8})
+    with_marked_ids(folder)
+    experiment = opened_experiment(config)
+    for seed, name in enumerate(("net_a", "net_b")):
+        import_frames(experiment, name, *predictions(experiment, seed=seed))
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def pack(config: Path) -> Path:
+    folder = config.parent / "papers" / "pack"
+    assert run_cli("report", "-c", str(config), "--pack", str(folder), "-q") == 0
+    return folder
+
+
+def assert_complete(pack: Path, checklists: Sequence[str] = ("tripod-ai", "claim", "probast-ai")) -> None:
+    """Every table and figure of the report has its files, every link leads somewhere, every file its hash."""
+    html = (pack / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    tables = {name.removesuffix("-caption") for name in page.ids if name and name.endswith("-caption")}
+    named = {re.sub(r"^gaps-\d+$", "gaps", name) for name in tables} - SINGLE_CASES
+    files = {path.stem for path in (pack / "tables").glob("*.csv")}
+    assert named <= files
+    assert all(len(pd.read_csv(path)) for path in (pack / "tables").glob("*.csv"))
+    drawn = html.count('<svg class="plot"')
+    for form in ("svg", "pdf"):
+        assert len(list((pack / "figures").glob(f"*.{form}"))) == drawn > 5
+    for path in (pack / "figures").glob("*.svg"):
+        ElementTree.parse(path)
+        assert "var(--" not in path.read_text(encoding="utf-8")
+    for path in (pack / "figures").glob("*.pdf"):
+        content = path.read_bytes()
+        assert content.startswith(b"%PDF")
+        assert b"FontFile2" in content
+        assert b"/Type3" not in content
+    assert {path.stem for path in pack.glob("checklist_*.html")} == {f"checklist_{name}" for name in checklists}
+    anchors = set(page.ids)
+    for path in pack.glob("checklist_*.html"):
+        links = [attrs["href"] or "" for tag, attrs in Page(path.read_text(encoding="utf-8")).tags if tag == "a"]
+        assert sum("#" in link for link in links) > 20
+        for link in links:
+            file, _, anchor = link.partition("#")
+            assert (pack / file).exists() if file else True, link
+            assert anchor in anchors if file == "report.html" and anchor else True, link
+        assert len(pd.read_csv(path.with_suffix(".csv"))) == len(module.CHECKLISTS[path.stem[10:]].items)
+    record = json.loads((pack / "pack.json").read_text(encoding="utf-8"))["files"]
+    found = {path.relative_to(pack).as_posix(): sha256(path) for path in pack.rglob("*") if path.is_file()}
+    assert record == {name: digest for name, digest in found.items() if name != "pack.json"}
+    listing = (pack / "README.md").read_text(encoding="utf-8")
+    assert all(path.stem in listing for path in pack.rglob("*") if path.is_file())
+
+
+def test_all_that_the_report_shows_is_in_the_pack(pack: Path) -> None:
+    assert_complete(pack)
+    assert not [path for path in pack.parent.iterdir() if path != pack]
+
+
+def test_the_tables_and_the_text_have_the_numbers_of_the_blend(config: Path, pack: Path) -> None:
+    meta = json.loads((config.parent / "runs/elsewhere/blend/run.json").read_text(encoding="utf-8"))
+    methods = pd.read_csv(pack / "tables/methods.csv").set_index("method")
+    assert methods["nested"].to_dict() == {line["method"]: line["nested"] for line in meta["methods"]}
+    text = (pack / "methods.md").read_text(encoding="utf-8")
+    of = meta["headline"]
+    assert f"{of['value']:.3f} (95 % interval {of['low']:.3f} to {of['high']:.3f}) (nested from level 2 up" in text
+    train = pd.read_csv(config.parent / "train.csv")
+    assert f"{len(train)} images were scored, of which {train['malignant'].sum()} (" in text
+
+
+def test_no_id_leaves_with_the_pack(config: Path, pack: Path, tmp_path: Path) -> None:
+    for path in pack.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not re.search(rb"img_|person_", content), path
+    shown = tmp_path / "shown"
+    assert run_cli("report", "-c", str(config), "--pack", str(shown), "--show-ids", "-q") == 0
+    assert {path.name for path in shown.rglob("*") if path.is_file() and b"img_" in path.read_bytes()} == {
+        "report.html"
+    }
+
+
+def test_an_earlier_pack_is_replaced_and_an_authors_work_is_not(
+    config: Path, pack: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("report", "-c", str(config), "--pack", str(pack), "-q")
+    assert run_cli(*arguments, "--checklist", "claim") == 0
+    assert_complete(pack, ["claim"])
+    text = pack / "methods.md"
+    before = text.read_text(encoding="utf-8")
+    text.write_text(before.replace("[origin", "[a clinic"), encoding="utf-8")
+    assert "methods.md was changed or added" in command_error(capsys, *arguments)
+    assert "[a clinic" in text.read_text(encoding="utf-8")
+    text.write_text(before, encoding="utf-8")
+
+
+def test_a_pack_that_fails_leaves_nothing_and_keeps_the_earlier_one(
+    config: Path, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "methods_text", full)
+    kept = {path: path.read_bytes() for path in pack.rglob("*") if path.is_file()}
+    for folder in (pack, tmp_path / "new"):
+        assert str(folder) in command_error(capsys, "report", "-c", str(config), "--pack", str(folder), "-q")
+    assert {path: path.read_bytes() for path in pack.rglob("*") if path.is_file()} == kept
+    assert not [path for path in pack.parent.iterdir() if path != pack]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_a_pack_is_refused_before_anything_is_made(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.docx").write_text("")
+    arguments = ("report", "-c", str(config), "-q")
+    assert "is a file: name a folder" in command_error(capsys, *arguments, "--pack", str(tmp_path / "file"))
+    assert "holds other files" in command_error(capsys, *arguments, "--pack", str(tmp_path / "other"))
+    error = command_error(capsys, *arguments, "--checklist", "consort")
+    assert "unknown checklist 'consort': choose tripod-ai, claim or probast-ai" in error
+
+
+def test_a_checklist_alone_is_written_beside_the_report(config: Path) -> None:
+    folder = config.parent / "runs/elsewhere"
+    assert run_cli("report", "-c", str(config), "--checklist", "probast-ai", "-q") == 0
+    page = Page((folder / "checklist_probast-ai.html").read_text(encoding="utf-8"))
+    assert "Judgement of the assessor" in page.text
+    assert "tables/" not in str(page.tags)
+    assert len(pd.read_csv(folder / "checklist_probast-ai.csv")) == 34
+    assert [path.name for path in folder.glob("checklist_*.html")] == ["checklist_probast-ai.html"]
+
+
+def test_a_table_as_csv_has_full_precision_and_no_formula() -> None:
+    frame = pd.DataFrame({"run": ["=1+1", "a,b", None], "auc": [1 / 3, -0.1, float("nan")], "rows": [1, 2, 3]})
+    made = module.csv_bytes(frame).decode()
+    assert made == f'run,auc,rows\n\'=1+1,{1 / 3!r},1\n"a,b",-0.1,2\n,,3\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["sources held out", "units", "images"])
+def test_the_pack_of_every_kind_of_experiment_is_complete(
+    world: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if world == "images":
+        config = request.getfixturevalue("bundled_experiment") / "small.yaml"
+    elif world == "units":
+        config = write_breasts(tmp_path)
+        import_readers(config)
+        assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
+    else:
+        config = write_sourced(tmp_path)
+        assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
+    pack = tmp_path / "pack"
+    assert run_cli("report", "-c", str(config), "--pack", str(pack), "--no-images", "-q") == 0
+    assert_complete(pack)
+    text = (pack / "methods.md").read_text(encoding="utf-8")
+    claim = pd.read_csv(pack / "checklist_claim.csv").set_index("item")
+    if world == "sources held out":
+        assert "typical source" in text
+        assert "4 sources named in the table" in claim.loc[7, "answer"]
+        assert (pack / "figures/by-source.pdf").exists()
+    elif world == "units":
+        assert "units were scored" in text
+    else:
+        assert "test_resnet" in text
+        assert "random weights" in claim.loc[24, "answer"]
+        assert "dermstack bundle" in claim.loc[43, "answer"]
