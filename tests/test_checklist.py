@@ -40,7 +40,8 @@ def _made_evidence() -> Evidence:
         "positives": positives,
         "prevalence": 0.2,
     }
-    frames = {name.replace("_", "-"): made.frame for name, made in report_parts(data).tables.items()}
+    within = auc_by_fold(data.y, next(iter(data.curves.values())), data.fold).rename("auc_of_blend")
+    frames = {name.replace("_", "-"): made.frame for name, made in page_tables(data, within).items()}
     frames |= {
         "row-flow": pd.DataFrame(flow, columns=["table", "step", "rows", "excluded", "reason"]),
         "characteristics": pd.DataFrame([line]),
