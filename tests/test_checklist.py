@@ -16,7 +16,9 @@ from dermstack.report.pack.checklist import AUTHOR, CHECKLISTS, FACTS, FROM_RUN,
 from dermstack.report.pack.checklist_page import evidence_links
 from dermstack.report.report import page_sections
 from dermstack.report.report_data import Evidence, Model
+from dermstack.report.report_parts import page_tables
 from stack.config import config_of
+from stack.metrics.scores import auc_by_fold
 
 
 def made_evidence(**changes: object) -> Evidence:

@@ -34,8 +34,8 @@ _STACKERS = {
 _BLENDS = {
     "rank_mean": "the mean of the runs' ranks",
     "mean": "the mean of the runs' probabilities",
-    "backward": "the mean of runs chosen by backward elimination",
-    "forward": "the mean of runs chosen by forward selection",
+    "backward": "the mean rank of the runs that backward elimination leaves",
+    "forward": "the mean rank of the runs that forward selection takes",
     "logistic": "a logistic regression on the logits of the runs",
     "hill_climb": "weights by greedy ensemble selection",
     "optuna": "weights found by a search",
@@ -143,7 +143,8 @@ def tuning(e: Evidence) -> Answer:
     """Says which settings were searched, and on which rows."""
     selected, told = list(e.blend["selected"]), []
     if e.data.studies:
-        told.append(f"{plural(len(e.data.studies), 'tuning study').replace('studys', 'studies')} are part of the run.")
+        number_of = len(e.data.studies)
+        told.append(f"{number_of} tuning {'study is' if number_of == 1 else 'studies are'} part of the run.")
     else:
         told.append("No tuning study is part of the run.")
     if selected:

@@ -66,7 +66,7 @@ CHECKLISTS = {
             "PROBAST+AI",
             "Moons KGM, Damen JAA, Kaul T, et al. PROBAST+AI: an updated quality, risk of bias, and applicability "
             "assessment tool for prediction models using regression or artificial intelligence methods. "
-            "BMJ 2025;388:e082505 (CC BY 4.0)",
+            "BMJ 2025;388:e082505",
             "10.1136/bmj-2024-082505",
             "for the quality of development (16 questions, D) and the risk of bias of evaluation (18 questions, E)",
             judged=True,
