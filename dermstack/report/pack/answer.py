@@ -71,6 +71,11 @@ def stackers(evidence: Evidence) -> list[Model]:
     return [run for run in evidence.runs if run.level == 2]
 
 
+def chosen_inside(evidence: Evidence) -> list[Model]:
+    """Returns the runs of level 2 that choose rounds, epochs or ridge strength on an inner part of their rows."""
+    return [run for run in stackers(evidence) if run.kind != "sklearn"]
+
+
 def names(runs: Sequence[Model]) -> str:
     """Lists the names of runs."""
     return listed([run.name for run in runs])

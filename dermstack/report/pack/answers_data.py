@@ -184,10 +184,12 @@ def missing(e: Evidence) -> Answer:
         told += [f"Complete in the training rows: {listed(full)}."] if full else []
     told.append("No row was left out for a missing predictor.")
     if stackers(e):
-        told.append(
-            "At level 2 a missing value of age, sex or site has an indicator of its own; gradient-boosted trees take "
-            "missing numbers as such, and in a logistic regression they have the mean and an indicator."
-        )
+        kinds = {run.kind for run in stackers(e)}
+        told.append("At level 2, columns with missing values have an indicator for them.")
+        if kinds & {"lightgbm", "xgboost", "catboost"}:
+            told.append("Gradient-boosted trees take missing numbers as such.")
+        if kinds & {"logistic", "set_transformer"}:
+            told.append("In a logistic regression or a set transformer a missing number counts as the mean.")
     if any(model.metadata for model in e.config.image_models if model.name in {run.name for run in e.runs}):
         told.append("An image model with metadata takes a missing number as the mean, with an indicator.")
     places = [name for name in ("missing", "numbers", "words", "characteristics") if name in e.tables]

@@ -8,6 +8,7 @@ from typing import Any
 from dermstack.report.pack.answer import (
     Answer,
     Fact,
+    chosen_inside,
     count,
     listed,
     names,
@@ -112,9 +113,9 @@ def training(e: Evidence) -> Answer:
         extra = [f"{key} {value}" for key, value in settings.get("params", {}).items()]
         kept = [f"{key} {settings[key]}" for key in ("bags", "repeats", "select") if settings.get(key, 1) not in (0, 1)]
         told.append(f"{run.name}: {_stacker(run)}{', ' + ', '.join([*kept, *extra]) if kept or extra else ''}.")
-    if stackers(e):
+    if inner := chosen_inside(e):
         told.append(
-            "The number of rounds or the ridge strength was chosen on an inner part of each fold's training rows."
+            f"{names(inner)}: rounds, epochs or ridge strength chosen on an inner part of a fold's training rows."
         )
     if not told:
         told.append("No model was trained in this run.")
@@ -199,8 +200,8 @@ def selection(e: Evidence) -> Answer:
         told.append(f"{listed(best)}: the epoch with the highest AUC on an inner, grouped part of the training rows.")
     if last:
         told.append(f"{listed(last)}: the last epoch.")
-    if stackers(e):
-        told.append("Level 2: rounds or ridge strength on an inner, grouped part of the training rows.")
+    if inner := chosen_inside(e):
+        told.append(f"{names(inner)}: rounds, epochs or ridge strength on an inner, grouped part of the training rows.")
     told.append(
         "Blend: the simplest method, unless a more complex one shows a gain beyond noise; for each fold the choice was "
         f"made on the other folds, on all rows it is {blend_words(e)}."
@@ -248,8 +249,8 @@ def predictor_handling(e: Evidence) -> Answer:
 def overfitting(e: Evidence) -> Answer:
     """Says what limits overfitting, and how far the in-sample value lies above the estimate."""
     told = []
-    if stackers(e):
-        told.append("Level 2 stops early or chooses its ridge strength on an inner part of the training rows.")
+    if inner := chosen_inside(e):
+        told.append(f"{names(inner)}: stopped early, or ridge strength chosen, on an inner part of the training rows.")
     if nets := [model for _, model in _nets(e) if not model.frozen]:
         told.append(
             f"Networks: weight decay and augmentation ({listed(sorted({n for m in nets for n in m.augment}))})."
