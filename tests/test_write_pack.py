@@ -22,7 +22,10 @@ from imported_experiment import (
 from sourced_experiment import write_sourced
 from unit_experiment import import_readers, write_breasts
 
+from dermstack.errors import ConfigError
+from dermstack.report.evidence import WrittenReport, written_report
 from dermstack.report.pack import write_pack as module
+from stack.console import Out
 from stack.store import sha256
 
 SINGLE_CASES = {"hard-cases", "second-look"}  # of which the pack has no csv: a row is one patient's image
@@ -129,34 +132,39 @@ def test_the_tables_and_the_text_have_the_numbers_of_the_blend(config: Path, pac
     assert f"{len(train)} images were scored, of which {train['malignant'].sum()} (" in text
 
 
-def test_no_id_leaves_with_the_pack(config: Path, pack: Path, tmp_path: Path, without_figures: None) -> None:
+@pytest.fixture(scope="module")
+def report(config: Path) -> WrittenReport:
+    """The report with the ids on its page, as `--show-ids` makes it."""
+    return written_report(opened_experiment(config), Out(quiet=True), show_ids=True)
+
+
+def test_no_id_leaves_with_the_pack(pack: Path, report: WrittenReport, tmp_path: Path, without_figures: None) -> None:
     for path in pack.rglob("*"):
         if path.is_file():
             assert not re.search(rb"img_|person_", path.read_bytes()), path
-    shown = tmp_path / "shown"
-    assert run_cli("report", "-c", str(config), "--pack", str(shown), "--show-ids", "-q") == 0
+    shown = module.write_pack(report, tmp_path / "shown", [], Out(quiet=True))
     files = [path for path in shown.rglob("*") if path.is_file()]
     assert [path.name for path in files if b"img_" in path.read_bytes()] == ["report.html"]
 
 
 def test_an_earlier_pack_is_replaced_and_an_authors_work_is_not(
-    config: Path, tmp_path: Path, without_figures: None, capsys: pytest.CaptureFixture[str]
+    report: WrittenReport, tmp_path: Path, without_figures: None
 ) -> None:
-    pack = tmp_path / "pack"
-    arguments = ("report", "-c", str(config), "--pack", str(pack), "-q")
-    assert run_cli(*arguments) == 0
-    assert run_cli(*arguments, "--checklist", "claim") == 0
+    pack, out = tmp_path / "pack", Out(quiet=True)
+    module.write_pack(report, pack, [], out)
+    module.write_pack(report, pack, [module.CHECKLISTS["claim"]], out)
     assert [path.name for path in pack.glob("checklist_*.html")] == ["checklist_claim.html"]
     text = pack / "methods.md"
     text.write_text(text.read_text(encoding="utf-8").replace("[origin", "[a clinic"), encoding="utf-8")
     (pack / "mine.docx").touch()
-    assert "methods.md, mine.docx was changed or added" in command_error(capsys, *arguments)
+    with pytest.raises(ConfigError, match="methods.md, mine.docx was changed or added"):
+        module.write_pack(report, pack, [], out)
     assert "[a clinic" in text.read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
 def test_a_pack_that_fails_leaves_nothing_and_keeps_the_earlier_one(
-    config: Path, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: WrittenReport, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> list[str]:
         raise OSError(28, "No space left on device")
@@ -164,7 +172,8 @@ def test_a_pack_that_fails_leaves_nothing_and_keeps_the_earlier_one(
     monkeypatch.setattr(module, "write_figure", full)
     kept = {path: path.read_bytes() for path in pack.rglob("*") if path.is_file()}
     for folder in (pack, tmp_path / "new"):
-        assert str(folder) in command_error(capsys, "report", "-c", str(config), "--pack", str(folder), "-q")
+        with pytest.raises(OSError, match=re.escape(str(folder))):
+            module.write_pack(report, folder, [], Out(quiet=True))
     assert {path: path.read_bytes() for path in pack.rglob("*") if path.is_file()} == kept
     assert [path.name for path in pack.parent.iterdir()] == ["pack"]
     assert not list(tmp_path.iterdir())

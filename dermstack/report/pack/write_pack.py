@@ -87,7 +87,7 @@ def write_pack(report: WrittenReport, folder: Path, checklists: Sequence[Checkli
 
 
 def pack_tables(report: WrittenReport) -> dict[str, pd.DataFrame]:
-    """Returns every table of the report by the name of its csv, in full precision."""
+    """Returns every table of the report by the name of its csv, in full precision and without ids."""
     data = report.evidence.data
     made = dict(report.evidence.tables)
     made["runs"], made["weights"] = data.runs, data.weights
@@ -99,6 +99,8 @@ def pack_tables(report: WrittenReport) -> dict[str, pd.DataFrame]:
         }
         for other in data.comparisons
     ])  # fmt: skip
+    if "findings" in made:  # the report shows ids only on demand; a file that may be given away never has any
+        made["findings"] = made["findings"].drop(columns="example", errors="ignore")
     if data.decision is not None:
         made["decision-curve"] = data.decision.curve
     if data.importance is not None:
