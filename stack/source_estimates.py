@@ -172,7 +172,7 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
             "--by-source` train everything again without it."
         )
         if math.isfinite(over.next_low):
-            said.append(f"The interval for the next source, {reach}, does not contain this optimism.")
+            said.append(f"The interval for the next source, {reach}, does not allow for this optimism.{_wide(over)}")
     else:
         said.append(
             "Every model that scores a source here was fitted without it; weights and calibration were fitted on "
@@ -181,14 +181,15 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         if math.isfinite(over.next_low):
             said.append(
                 f"In the next source, if it is one like these, expect an AUC of {reach} (95 % prediction interval from "
-                f"{over.used} sources)."
+                f"{over.used} sources).{_wide(over)}"
             )
     if best.difference is not None:
         said.append(_difference_sentence(best.difference))
     if best.pooled_difference is not None:
         said.append(
             f"Over the images of all sources together, {found.objective} changes by "
-            f"{bounds(*_ends(best.pooled_difference), sign='+')}, which counts shifts between sources too."
+            f"{bounds(*_ends(best.pooled_difference), sign='+')} on the {best.rows:,} images that both estimates "
+            "score; this counts shifts of the risks between sources too."
         )
     if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
@@ -214,6 +215,16 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")
     said += [f"The estimate of the models trained again: {one.note}." for one in found.estimates if one.note]
     return said
+
+
+def _wide(over: OverSources) -> str:
+    """Says what an interval for the next source means that reaches down to chance."""
+    if over.next_low > 0.5:
+        return ""
+    return (
+        f" It includes 0.5, which is chance: {over.used} sources are too few, or too different, to show that the "
+        "ensemble works in the next one. Measure it there before it is used."
+    )
 
 
 def _difference_sentence(difference: Interval) -> str:
@@ -243,6 +254,7 @@ def headline_note(found: LeaveSourceOut) -> str:
     note = f"{what}, the AUC within a typical source is {mean}{before}"
     if best.predicts_next:
         note += f"; 95 % prediction interval for the next source {typical.next_low:.3f} to {typical.next_high:.3f}"
+        note += ", which includes 0.5, chance" if typical.next_low <= 0.5 else ""
     if best.held_out == LEVEL_2_ONLY:
         note += ". This is still optimistic, as the models of level 1 had been trained on other images of the source"
     return f"{note}. See the section on other hospitals and cameras."

@@ -39,6 +39,7 @@ from dermstack.report.review import (
     band_sentences,
     kept_table,
     per_thousand_table,
+    review_doubts,
     review_subgroup_table,
     sentences_on_tests,
 )
@@ -360,6 +361,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         figures=page_figures(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
         review_sentences=band_sentences(data.review.band) if data.review else [],
+        review_doubts=review_doubts(data.review.subgroups) if data.review else [],
         review_tests=sentences_on_tests(data.review.band) if data.review else [],
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],

@@ -16,8 +16,11 @@ from stack.source_estimates import SEEN, TRAINED_AGAIN, LeaveSourceOut, SourceEs
 _NO_NUMBER = "–"
 
 
-def sources_section(found: LeaveSourceOut) -> Section:
-    """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources."""
+def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
+    """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources.
+
+    ``from_file`` names the file of sources (`data.sources`), if they are from one.
+    """
     best, figure = found.strictest, None
     if math.isfinite(best.over.mean):
         figure = _figure(best)
@@ -26,6 +29,7 @@ def sources_section(found: LeaveSourceOut) -> Section:
         .get_template("sources.html.j2")
         .render(
             found=found,
+            from_file=from_file,
             own=found.own,
             best=best,
             compares=len(found.estimates) > 1,
@@ -70,7 +74,7 @@ def _estimates(found: LeaveSourceOut) -> HtmlTable:
         shown,
         intervals=intervals,
         heads={
-            found.objective: f"{OBJECTIVE_LABELS[found.objective]}, all images",
+            "images": "images (all)", found.objective: f"{OBJECTIVE_LABELS[found.objective]}, all images",
             "typical": "AUC within a typical source", "typical_low": "95 % interval over sources",
             "next": "AUC in the next source, 95 % prediction interval",
             "change": "difference within a source, same images", "change_low": "its 95 % interval",
