@@ -20,6 +20,7 @@ from stack.metrics.calibration import recalibration
 from stack.metrics.intervals import Interval
 from stack.metrics.measures import jsonable
 from stack.metrics.resolution import clip_limits, clipped_logit
+from stack.metrics.scores import objective_label
 
 RESULT = "leave_source_out.json"  # in the experiment's folder
 
@@ -187,7 +188,7 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append(_difference_sentence(best.difference))
     if best.pooled_difference is not None:
         said.append(
-            f"Over the images of all sources together, {found.objective} changes by "
+            f"Over the images of all sources together, {objective_label(found.objective)} changes by "
             f"{bounds(*_ends(best.pooled_difference), sign='+')} on the {best.rows:,} images that both estimates "
             "score; this counts shifts of the risks between sources too."
         )
@@ -203,13 +204,13 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append(f"Too few groups for an AUC of their own: {', '.join(few[:_MAX_NAMED])}{more}.")
     if found.joined:
         said.append(
-            f"{found.shared_groups:,} split groups have images of more than one source, so these are held out "
-            f"together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are held "
+            f"out together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
         )
     if found.left_out:
         said.append(
-            f"{found.shared_groups:,} split groups have images of more than one source: their {found.left_out:,} "
-            "images outside their main source are neither trained on nor scored where sources are held out."
+            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source: their "
+            f"{found.left_out:,} images outside their main source are neither trained on nor scored where sources are held out."
         )
     if found.untuned:
         said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")

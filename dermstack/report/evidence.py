@@ -99,8 +99,12 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
         facts["pairs in the list of duplicates"] = len(published)
         facts["of these, with an id outside the training rows"] = experiment.folds.unknown_pairs
     if experiment.curation.images_fingerprint:
-        kinds = pair_kinds(experiment.curation.pairs, experiment.table)["kind"].value_counts()
+        pairs = pair_kinds(experiment.curation.pairs, experiment.table)
+        kinds = pairs["kind"].value_counts()
         facts |= {f"pairs of images that look alike, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
+        facts["of all these pairs, between two training images"] = int(
+            ((pairs["part_1"] == "train") & (pairs["part_2"] == "train")).sum()
+        )
     else:
         facts["near-duplicates"] = "the images were not checked"
     facts["groups merged into others because of duplicates"] = int(

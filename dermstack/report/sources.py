@@ -148,14 +148,18 @@ def _figure(best: SourceEstimate) -> Drawing:
     return interval_figure("by_source", entries, axis="AUC", reference=over.mean)
 
 
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
 def _same(best: SourceEstimate) -> str:
     """Says whether the AUCs of the sources differ by more than chance."""
     over = best.over
     if not math.isfinite(over.p_same):
         return ""
     if over.p_same < 0.05:
-        return f"The sources differ in AUC by more than chance explains (p = {over.p_same:.2g})."
+        return f"The sources differ in AUC by more than chance explains (p {_p_text(over.p_same)})."
     return (
-        f"The differences in AUC between the sources are within chance (p = {over.p_same:.2g}), which does not show "
+        f"The differences in AUC between the sources are within chance (p {_p_text(over.p_same)}), which does not show "
         "that the sources are alike: with few sources, only large differences can be seen."
     )
