@@ -204,13 +204,14 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append(f"Too few groups for an AUC of their own: {', '.join(few[:_MAX_NAMED])}{more}.")
     if found.joined:
         said.append(
-            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are held "
-            f"out together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are "
+            f"held out together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
         )
     if found.left_out:
         said.append(
             f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source: their "
-            f"{found.left_out:,} images outside their main source are neither trained on nor scored where sources are held out."
+            f"{found.left_out:,} images outside their main source are neither trained on nor scored where sources are "
+            "held out."
         )
     if found.untuned:
         said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")
