@@ -205,7 +205,8 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
     if found.joined:
         said.append(
             f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are "
-            f"held out together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+            f"held out together: {'; '.join(found.joined[:_MAX_NAMED])}"
+            f"{'; …' if len(found.joined) > _MAX_NAMED else ''}."
         )
     if found.left_out:
         said.append(
