@@ -251,7 +251,8 @@ def headline_note(found: LeaveSourceOut) -> str:
         return "This estimate holds for new patients of the same sources; no source was held out."
     if not math.isfinite(typical.mean):
         return f"With sources held out, {found.objective} is {best.pooled}; sources are too few for an AUC within them."
-    what = "Where its source was held out" if best.held_out == HELD_OUT else "Where level 2 had not seen its source"
+    seen_by = "the models" if best.held_out == HELD_OUT else "level 2 and the blend"
+    what = f"On images of a source (hospital, camera) that {seen_by} had not seen"
     own, mean = found.own.over, bounds(typical.mean, typical.low, typical.high)
     before = f", with groups held out {own.mean:.3f}" if best is not found.own and math.isfinite(own.mean) else ""
     note = f"{what}, the AUC within a typical source is {mean}{before}"

@@ -68,7 +68,7 @@ def review_doubts(subgroups: Sequence[SubgroupDecisions]) -> list[str]:
                 continue
             sure = "" if kept.verdict == FAILED else f"; among {len(subgroups)} subgroups this may be chance"
             made.append(
-                f"{of.by} {of.subgroup}: {AIM_WORDS[kept.aim]} {_with_interval(kept.value)}, promised were "
+                f"{of.by} {of.subgroup}: {AIM_WORDS[kept.aim]} {_with_interval(kept.value)}, promised was "
                 f"{percent_text(kept.level)} ({kept.errors:,} wrong of {kept.rows:,} images){sure}."
             )
     return made
