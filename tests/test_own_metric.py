@@ -136,7 +136,7 @@ def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
     blend = json.loads((folder / "blend" / "run.json").read_text())
     assert blend["objective"] == experiment.config.objective
     page = (folder / "report.html").read_text()
-    assert "mymetrics:score of the blend on images it has not seen" in page
+    assert "mymetrics:score of the ensemble (blend) on images it has not seen" in page
     assert "A metric of the author's own" in page
     capsys.readouterr()
     run_cli("stack", "-c", str(config))

@@ -24,7 +24,7 @@ from dermstack.report.report_data import (
     Training,
 )
 from dermstack.report.report_parts import Parts, report_parts, subgroup_verdicts
-from dermstack.report.review import band_sentences, sentences_on_tests
+from dermstack.report.review import band_sentences, review_doubts, sentences_on_tests
 from dermstack.report.tables import breakable, head_width, number, signed, with_code_spans
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves
 from stack.level2_config import UNEXPLAINED
@@ -151,6 +151,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None,
         figures=parts.figures,
         verdicts=subgroup_verdicts(data.subgroups),
         review_sentences=band_sentences(data.review.band) if data.review else [],
+        review_doubts=review_doubts(data.review.subgroups) if data.review else [],
         review_tests=sentences_on_tests(data.review.band) if data.review else [],
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],
