@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dermstack.report.compiled_templates import CompiledTemplates
 from dermstack.report.figures import (
     Estimate,
     bar_figure,
@@ -242,6 +243,7 @@ def _data_tables(data: DataFacts) -> dict[str, HtmlTable]:
 
 
 TEMPLATE_FOLDER = Path(__file__).parent
+_COMPILED = {autoescape: CompiledTemplates() for autoescape in (True, False)}
 
 
 class Section(NamedTuple):
@@ -270,6 +272,7 @@ def environment(*, autoescape: bool = True) -> Environment:
     """Returns the Jinja environment for this folder: missing names are errors, block tags leave no blank lines."""
     return Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
+        bytecode_cache=_COMPILED[autoescape],
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
