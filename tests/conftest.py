@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -12,12 +13,22 @@ import numpy as np
 import pytest
 import yaml
 from browser import chromium, why_no_browser
+from typer.main import get_command as typer_get_command
 
 if TYPE_CHECKING:
     import pandas as pd
+    import typer
     from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only fight
+
+
+def _open_file(descriptor: int) -> None:
+    """In the place of `os.fsync`: a test waits for no disk, since no test cuts the power."""
+    os.fstat(descriptor)  # as fsync does, it refuses what is no open file
+
+
+os.fsync = _open_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -159,6 +170,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seeds
 
 
+@functools.cache
+def _commands(app: typer.Typer) -> object:
+    """The commands and options of an app, which typer would gather anew for each call."""
+    return typer_get_command(app)
+
+
 def run_cli(*arguments: str) -> int:
     """The command line in this process: its exit status."""
     from unittest.mock import patch
@@ -166,7 +183,7 @@ def run_cli(*arguments: str) -> int:
     from dermstack.cli.main import main
 
     of_ctrl_c = signal.getsignal(signal.SIGINT)  # which a command ignores once it is done
-    with patch("sys.argv", ["dermstack", *arguments]):
+    with patch("sys.argv", ["dermstack", *arguments]), patch("typer.main.get_command", _commands):
         try:
             main()
         except SystemExit as ended:
