@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import pandas as pd
 import pytest
 from conftest import run_cli, small_config
 
+from benchmarks.chaos_world import Command, CommandResult
 from image_models import fit as fit_module
 from stack.store import read_run
 
@@ -162,14 +159,14 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(
     finished: Path, small_data: Path, tmp_path: Path
 ) -> None:
     config = small_config(small_data, tmp_path)
-    command = [sys.executable, "-c", "from dermstack.cli.main import main; main()", "oof", "-c", str(config), "-q"]
+    arguments, log = ["oof", "-c", str(config), "-q"], tmp_path / "log"
     rng = np.random.default_rng(0)
-    for delay in rng.uniform(2.5, 7, size=4):
-        process = subprocess.Popen(command, start_new_session=True)
-        time.sleep(delay)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert subprocess.run(command, check=False).returncode == 0
+    for delay in rng.uniform(0.2, 2.5, size=4):
+        command = Command(arguments, log)  # of a server that has imported the libraries, so that kills hit work
+        command.wait(delay)
+        command.send(signal.SIGKILL, group=True)
+        command.wait()
+    assert Command(arguments, log).wait() == CommandResult(0, "")
     assert run_cli("stack", "-c", str(config), "-q") == 0
     assert contents(experiment(tmp_path)) == contents(experiment(finished))
 
