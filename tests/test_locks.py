@@ -61,7 +61,7 @@ def test_a_killed_user_is_none(tmp_path: Path) -> None:
 
 
 def test_a_wait_is_told_on_stderr_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with held("locked", tmp_path, seconds=1):
+    with held("locked", tmp_path, seconds=3):
         with locked(tmp_path, wait=60):
             pass
         assert capsys.readouterr().err == f"waiting for another process that is working on {tmp_path}\n"
