@@ -151,6 +151,8 @@ def test_a_killed_fold_alone_is_made_again_with_the_same_bytes(
     assert contents(experiment(tmp_path)) == without_report(contents(experiment(finished)))
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_two_processes_make_the_same_bytes_as_one(finished: Path, small_data: Path, tmp_path: Path) -> None:
     config = small_config(small_data, tmp_path, n_jobs=2)
     assert run_cli("oof", "-c", str(config), "-q") == 0

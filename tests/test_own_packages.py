@@ -43,6 +43,8 @@ def test_a_notebooks_import_finds_our_packages(shadowed: Path) -> None:
     assert made.stdout.strip() == str(ROOT / "stack" / "__init__.py")
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.parametrize("shadowed", ["files", "folders"], indirect=True)  # Python finds a package as it finds a file
 def test_worker_processes_find_our_packages(shadowed: Path) -> None:
     """Those of joblib, those of a study, which are spawned, and those that load images."""
