@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dermstack.report.compiled_templates import CompiledTemplates
 from dermstack.report.figures import Drawing
 from dermstack.report.report_data import (
     Calibration,
@@ -31,6 +32,7 @@ from stack.level2_config import UNEXPLAINED
 from stack.metrics.intervals import Interval
 
 TEMPLATE_FOLDER = Path(__file__).parent
+_COMPILED = {autoescape: CompiledTemplates() for autoescape in (True, False)}
 
 
 class Section(NamedTuple):
@@ -64,6 +66,7 @@ def environment(*, autoescape: bool = True) -> Environment:
     """Returns the Jinja environment for this folder: missing names are errors, block tags leave no blank lines."""
     return Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
+        bytecode_cache=_COMPILED[autoescape],
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
