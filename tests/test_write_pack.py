@@ -157,7 +157,7 @@ def test_an_earlier_pack_is_replaced_and_an_authors_work_is_not(
     text = pack / "methods.md"
     text.write_text(text.read_text(encoding="utf-8").replace("[origin", "[a clinic"), encoding="utf-8")
     (pack / "mine.docx").touch()
-    with pytest.raises(ConfigError, match="methods.md, mine.docx was changed or added"):
+    with pytest.raises(ConfigError, match=r"methods\.md, mine\.docx was changed or added"):
         module.write_pack(report, pack, [], out)
     assert "[a clinic" in text.read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
