@@ -23,6 +23,7 @@ from dermstack.report.explorer import explorer
 from dermstack.report.fairness import blend_subgroups, fairness_sections
 from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
+from dermstack.report.population import group_notes, positives, source_note, sources_file
 from dermstack.report.pseudonyms import pseudonymiser
 from dermstack.report.report import (
     Calibration,
@@ -54,7 +55,7 @@ from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.review import shown_review
-from stack.source_estimates import LeaveSourceOut, headline_note, stored_leave_source_out
+from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -69,7 +70,7 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         "training rows": len(train),
         "positives": int(experiment.target.sum()),
         "groups": int(train["group"].nunique()),
-        "split_groups": int(experiment.folds.frame["split_group"].nunique()),
+        "groups after joining those with the same image": int(experiment.folds.frame["split_group"].nunique()),
         "test rows": len(test),
     }
     columns = experiment.table.columns
@@ -111,8 +112,12 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
         facts["pairs in the list of duplicates"] = len(published)
         facts["of these, with an id outside the training rows"] = experiment.folds.unknown_pairs
     if experiment.curation.images_fingerprint:
-        kinds = pair_kinds(experiment.curation.pairs, experiment.table)["kind"].value_counts()
-        facts |= {f"near-duplicates found, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
+        pairs = pair_kinds(experiment.curation.pairs, experiment.table)
+        kinds = pairs["kind"].value_counts()
+        facts |= {f"pairs of images that look alike, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
+        facts["of all these pairs, between two training images"] = int(
+            ((pairs["part_1"] == "train") & (pairs["part_2"] == "train")).sum()
+        )
     else:
         facts["near-duplicates"] = "the images were not checked"
     facts["groups merged into others because of duplicates"] = int(
@@ -236,7 +241,7 @@ def _case_sections(
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
         **fairness_sections(experiment, blend, runs, scored),
-        "sources": None if found is None else sources_section(found),
+        "sources": None if found is None else sources_section(found, from_file=sources_file(experiment)),
         "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
         "hard-cases": hard_cases(
             experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images
@@ -321,14 +326,17 @@ def report_data(
         facts=table_facts(experiment),
         notes=[
             *scored.notes,
+            *([] if (note := source_note(experiment, blend)) is None else [note]),
+            *group_notes(experiment),
             *_notes(experiment, blend, has_level2=bool(levels[1])),
-            *([] if (note := _source_note(experiment, blend)) is None else [note]),
             *_fallback_notes(experiment, show_ids=show_ids),
         ],
         diagnostics=level2_notes(
             experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
         ),
         target=experiment.config.data.columns.target_column,
+        positives=positives(experiment),
+        group=experiment.config.data.columns.group or "",
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
             sort_keys=False,
@@ -441,20 +449,6 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
-
-
-def _source_note(experiment: Experiment, blend: Run) -> str | None:
-    """Says for which sources the headline holds, with the estimate where they were held out, if there is one."""
-    if experiment.shuffled:
-        return None
-    if (found := stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])) is not None:
-        return headline_note(found)
-    if experiment.config.data.has_sources:
-        return "This estimate holds for the sources of these images; how the models do in others was not measured."
-    return (
-        "No source (hospital, camera) is named, so nothing here tells how the models do on images from elsewhere: name "
-        "it in `data.columns.source`, or find groups by how images were taken with `dermstack sources`."
-    )
 
 
 def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dermstack.report.compiled_templates import CompiledTemplates
 from dermstack.report.figures import Drawing
 from dermstack.report.report_data import (
     Calibration,
@@ -24,13 +25,14 @@ from dermstack.report.report_data import (
     Training,
 )
 from dermstack.report.report_parts import Parts, report_parts, subgroup_verdicts
-from dermstack.report.review import band_sentences, sentences_on_tests
+from dermstack.report.review import band_sentences, review_doubts, sentences_on_tests
 from dermstack.report.tables import breakable, head_width, number, signed, with_code_spans
 from dermstack.report.training import MAX_RUNS, at_the_limit, missing_curves
 from stack.level2_config import UNEXPLAINED
 from stack.metrics.intervals import Interval
 
 TEMPLATE_FOLDER = Path(__file__).parent
+_COMPILED = {autoescape: CompiledTemplates() for autoescape in (True, False)}
 
 
 class Section(NamedTuple):
@@ -64,6 +66,7 @@ def environment(*, autoescape: bool = True) -> Environment:
     """Returns the Jinja environment for this folder: missing names are errors, block tags leave no blank lines."""
     return Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
+        bytecode_cache=_COMPILED[autoescape],
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -151,6 +154,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None,
         figures=parts.figures,
         verdicts=subgroup_verdicts(data.subgroups),
         review_sentences=band_sentences(data.review.band) if data.review else [],
+        review_doubts=review_doubts(data.review.subgroups) if data.review else [],
         review_tests=sentences_on_tests(data.review.band) if data.review else [],
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],

@@ -98,6 +98,8 @@ class ReportData:
     versions: Mapping[str, str]
     diagnostics: Sequence[str] = ()  # what was measured about level 2: shortcuts, groups, alignment of embeddings
     target: str = ""  # name of the csv column of targets
+    positives: str = ""  # sentences that name the diagnoses of both classes
+    group: str = ""  # name of the csv column of groups
     unit: str = "image"  # what is scored: "unit" where several images have one prediction
     calibration: Calibration | None = None
     decision: Decision | None = None

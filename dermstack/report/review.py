@@ -11,6 +11,7 @@ from stack.metrics.intervals import Interval
 from stack.metrics.review_band import (
     AIM_WORDS,
     FAILED,
+    TOO_FEW,
     Band,
     Decisions,
     Kept,
@@ -18,6 +19,7 @@ from stack.metrics.review_band import (
     guarantee_text,
     percent_text,
 )
+from stack.metrics.risk_control import UPPER_AIMS
 
 _TEST_WORDS = {
     "binomial": "the exact binomial test",
@@ -55,8 +57,30 @@ def sentences_on_tests(band: Band) -> list[str]:
     return made
 
 
+def review_doubts(subgroups: Sequence[SubgroupDecisions]) -> list[str]:
+    """Returns a sentence for each subgroup whose own 95 % interval lies below what was promised.
+
+    Among many subgroups one such interval may be chance, which the sentence says; where the verdict is that the promise
+    failed, it is not.
+    """
+    made = []
+    for of in subgroups:
+        for kept in of.found.kept:
+            if kept.verdict == TOO_FEW or not kept.value.high < kept.level:
+                continue
+            sure = "" if kept.verdict == FAILED else f"; among {len(subgroups)} subgroups this may be chance"
+            made.append(
+                f"{of.by} {of.subgroup}: {AIM_WORDS[kept.aim]} {_with_interval(kept.value)}, promised was "
+                f"{percent_text(kept.level)} ({kept.errors:,} wrong of {kept.rows:,} images){sure}."
+            )
+    return made
+
+
 def per_thousand_table(found: Decisions) -> HtmlTable:
-    """Formats how many of 1,000 images get each decision, and how many of these are positive."""
+    """Formats how many of 1,000 images get each decision, and how many of these are positive.
+
+    A decision that no promise is about has no line.
+    """
     decided_positive = round(found.positive.value * found.rows)
     of_positive = decided_positive - found.false_alarms
     lines = [
@@ -64,6 +88,8 @@ def per_thousand_table(found: Decisions) -> HtmlTable:
         ("for a person", found.review, found.positives - found.missed - of_positive, "found by the person"),
         ("positive", found.positive, of_positive, "found"),
     ]
+    if not any(kept.aim in UPPER_AIMS for kept in found.kept):
+        lines = lines[:2]
     rows: list[tuple[str, tuple[str, ...]]] = [
         ("", (name, f"{1000 * share.value:,.0f}", f"{1000 * share.low:,.0f} to {1000 * share.high:,.0f}",
               f"{found.per_thousand(positives):,.1f} {what}"))
