@@ -14,8 +14,8 @@ from dermstack.errors import ConfigError
 from dermstack.report.pack.answer import Answer
 from dermstack.report.pack.checklist import AUTHOR, CHECKLISTS, FACTS, FROM_RUN, answered, checklists_named
 from dermstack.report.pack.checklist_page import evidence_links
+from dermstack.report.pack.run_evidence import Counts, Evidence, Model
 from dermstack.report.report import page_sections
-from dermstack.report.report_data import Evidence, Model
 from dermstack.report.report_parts import page_tables
 from stack.config import config_of
 from stack.metrics.scores import auc_by_fold
@@ -49,7 +49,7 @@ def _made_evidence() -> Evidence:
         "characteristics": pd.DataFrame([line]),
     }
     return Evidence(
-        data=replace(data, facts={**data.facts, "test rows": 0, "split_groups": 300}),
+        data=data,
         config=config_of({
             "experiment": "made", "stackers": [{"name": "lightgbm", "kind": "lightgbm"}],
             "data": {"name": "made", "train": "t.csv", "columns": {"id": "i", "group": "p", "target": "y"}},
@@ -59,6 +59,7 @@ def _made_evidence() -> Evidence:
             "calibration": {"chosen": "platt", "chosen_by_fold": {"0": "platt"}},
         },
         runs=[Model("net_a", "imported", 1, {}), Model("lightgbm", "lightgbm", 2, {"settings": {"bags": 3}})],
+        counts=Counts(rows, 300, 0),
         tables=frames,
         sections=frozenset(page_sections(data, {})),
         groups_known=True,

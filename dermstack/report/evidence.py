@@ -32,10 +32,8 @@ from dermstack.report.report import (
     Decision,
     ReportData,
     Section,
-    page_sections,
     report_html,
 )
-from dermstack.report.report_data import Evidence, Model
 from dermstack.report.report_parts import Parts, report_parts
 from dermstack.report.review import band_sentences
 from dermstack.report.sources import sources_section
@@ -55,7 +53,7 @@ from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.review import shown_review
-from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
+from stack.source_estimates import stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -154,9 +152,13 @@ class WrittenReport:
 
     path: Path
     html: str
+    data: ReportData
     parts: Parts
     sections: Mapping[str, Section]  # those that are rendered apart from the page
-    evidence: Evidence
+    experiment: Experiment
+    blend: Run
+    runs: tuple[Run, ...]  # those of the blend, and those that feed its stackers
+    images: bool  # whether images were wanted
 
 
 def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> WrittenReport:
@@ -190,37 +192,7 @@ def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, 
             decisions=band_sentences(data.review.band) if data.review else (),
         )
         progress(1)
-    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
-    return WrittenReport(
-        path, html, parts, sections, _evidence(experiment, blend, runs, data, parts, sections, found, images=images)
-    )
-
-
-def _evidence(
-    experiment: Experiment,
-    blend: Run,
-    runs: list[Run],
-    data: ReportData,
-    parts: Parts,
-    sections: Mapping[str, Section],
-    sources: LeaveSourceOut | None,
-    *,
-    images: bool,
-) -> Evidence:
-    frames = {name.replace("_", "-"): made.frame for name, made in parts.tables.items()}
-    for section in sections.values():
-        frames |= section.tables
-    return Evidence(
-        data=data,
-        config=experiment.config,
-        blend=blend.meta,
-        runs=[Model(run.name, run.meta["kind"], run.meta["level"], run.meta) for run in runs],
-        tables=frames,
-        sections=frozenset(page_sections(data, sections)),
-        groups_known=experiment.table.groups_known,
-        sources=None if experiment.shuffled else sources,
-        shows_images=images and experiment.config.data.images is not None,
-    )
+    return WrittenReport(path, html, data, parts, sections, experiment, blend, tuple(runs), images)
 
 
 def _case_sections(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dermstack.report.report_data import Evidence, Model
+from dermstack.report.pack.run_evidence import Evidence, Model
 from stack.metrics.intervals import Interval
 
 

@@ -19,7 +19,7 @@ from dermstack.report.pack.answer import (
     unknown,
     with_interval,
 )
-from dermstack.report.report_data import Evidence
+from dermstack.report.pack.run_evidence import Evidence
 from dermstack.report.row_flow import UNREADABLE
 from stack.metrics.gaps import TOO_FEW
 
@@ -40,13 +40,13 @@ def outcome(e: Evidence) -> Answer:
 
 def data_set(e: Evidence) -> Answer:
     """Says how many rows, groups and tables there are."""
-    facts, data = e.data.facts, e.config.data
-    text = f"Data set `{data.name}`: {count(float(facts['training rows']))} training images"
+    data = e.config.data
+    text = f"Data set `{data.name}`: {count(e.counts.train)} training images"
     if e.groups_known:
-        text += f" of {count(float(facts['groups']))} {group_words(e)}"
+        text += f" of {count(e.counts.groups)} {group_words(e)}"
     text += ", which develop and evaluate the model."
-    if facts["test rows"]:
-        text += f" {count(float(facts['test rows']))} further images have no outcome here and are only predicted."
+    if e.counts.test:
+        text += f" {count(e.counts.test)} further images have no outcome here and are only predicted."
     for word, tables in (("with an outcome", data.external), ("without an outcome", data.unlabelled)):
         if tables:
             text += (
@@ -78,9 +78,8 @@ def exclusions(e: Evidence) -> Answer:
             for line in out.to_dict("records")
         ]
         text = f"Rows of the given tables that were left out: {'; '.join(reasons)}."
-    merged = e.data.data.duplicates.get("groups merged into others because of duplicates", 0)
-    if merged:
-        text += f" Duplicates were not left out: {count(float(merged))} groups were joined with others in their fold."
+    if merged := e.counts.merged_groups:
+        text += f" Duplicates were not left out: {count(merged)} groups were joined with others in their fold."
     return Answer(f"{text} A table with a missing outcome or a doubled id is refused.", ("participants", "row-flow"))
 
 
@@ -121,8 +120,9 @@ def preparation(e: Evidence) -> Answer:
         if used:
             kept = "the aspect kept and the central square taken" if data.resize == "short_side" else "to a square"
             told.append(f"Images were scaled to {listed([f'{size}' for size in used])} pixels, {kept}.")
-        duplicates = {key: value for key, value in e.data.data.duplicates.items() if key.startswith("near-duplicates")}
-        told += [f"{key[0].upper()}{key[1:]}: {value}." for key, value in duplicates.items()]
+        if e.counts.look_alikes is not None:
+            pairs = listed([f"{count(number)} {kind}" for kind, number in e.counts.look_alikes.items()])
+            told.append(f"Pairs of images that look alike: {pairs}.")
         rule = {"refuse": "stops the run", "drop": "is left out and counted", "tolerate": "is used where only bytes "
                 "after its last pixel are wrong, and otherwise stops the run"}  # fmt: skip
         told.append(f"An image that cannot be read {rule[data.on_unreadable]}.")
@@ -159,10 +159,8 @@ def predictors(e: Evidence) -> Answer:
         parts = ["the predictions of the runs of level 1"] if e.config.all_features.logits else []
         if e.config.all_features.metadata and csv:
             parts.append(csv)
-        numbers = {key: value for key, value in e.data.facts.items() if key.startswith(("columns of", "derived"))}
         if e.config.all_features.columns:
-            named = {key: key.removesuffix(", without a role").replace("derived", "derived columns") for key in numbers}
-            parts += [f"{value} {named[key]}" for key, value in numbers.items()]
+            parts += [f"{count(number)} {kind}" for kind, number in e.counts.columns.items()]
         if parts:
             told.append(f"Level 2 ({names(of)}) may use {listed(parts)}.")
         if e.config.all_features.shortcuts:
@@ -222,16 +220,14 @@ def split(e: Evidence) -> Answer:
 def leakage(e: Evidence) -> Answer:
     """Says what was done against leaks between the folds, and what is believed."""
     told = []
-    facts = e.data.data.duplicates
-    merged = facts.get("groups merged into others because of duplicates", 0)
-    if facts.get("near-duplicates") == "the images were not checked":
+    if e.counts.look_alikes is None:
         told.append("The images were not checked for duplicates in this run.")
     else:
         told.append("Images were compared, and groups that share a picture were joined in one fold.")
-    if merged:
-        told.append(f"{count(float(merged))} groups were joined with others because of duplicates.")
-    if shared := facts.get("groups with rows in both train and test", 0):
-        told.append(f"{count(float(shared))} groups have rows in the training and in the test table.")
+    if merged := e.counts.merged_groups:
+        told.append(f"{count(merged)} groups were joined with others because of duplicates.")
+    if shared := e.counts.shared_groups:
+        told.append(f"{count(shared)} groups have rows in the training and in the test table.")
     told.append("Transforms, weights and calibration that score a fold were fitted without its rows.")
     told += [line for line in e.data.diagnostics if "shortcut" in line.lower()]
     return Answer(
@@ -282,7 +278,7 @@ def train_vs_eval(e: Evidence) -> Answer:
     if e.config.folds.by == "source":
         text += " Each fold is another source than those it was developed on."
     places: tuple[str, ...] = ("data",)
-    if e.data.facts["test rows"]:
+    if e.counts.test:
         places += tuple(name for name in ("characteristics", "missing", "numbers", "words") if name in e.tables)
         text += " The test rows, which have no outcome here, are described beside the training rows."
     return Answer(text, places)

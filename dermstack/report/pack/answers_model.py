@@ -20,7 +20,7 @@ from dermstack.report.pack.answer import (
     unknown,
     with_interval,
 )
-from dermstack.report.report_data import Evidence, Model
+from dermstack.report.pack.run_evidence import Evidence, Model
 from dermstack.report.review import band_sentences
 from image_models.settings import is_own_backbone
 from stack.image_config import ImageModel

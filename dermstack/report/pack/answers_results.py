@@ -16,8 +16,8 @@ from dermstack.report.pack.answer import (
     unknown,
     with_interval,
 )
+from dermstack.report.pack.run_evidence import Evidence
 from dermstack.report.report import CONTENTS
-from dermstack.report.report_data import Evidence
 from stack.metrics.gaps import BOUNDED, DIFFERS, TOO_FEW
 from stack.metrics.scores import objective_label
 from stack.source_estimates import headline_note, source_sentences

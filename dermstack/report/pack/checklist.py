@@ -13,7 +13,7 @@ import pandas as pd
 from dermstack.errors import ConfigError
 from dermstack.report.pack import answers_data, answers_model, answers_results
 from dermstack.report.pack.answer import Answer
-from dermstack.report.report_data import Evidence
+from dermstack.report.pack.run_evidence import Evidence
 
 FACTS = answers_data.FACTS | answers_model.FACTS | answers_results.FACTS
 

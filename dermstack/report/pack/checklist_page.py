@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from dermstack.report.pack.answer import Answer
 from dermstack.report.pack.checklist import AUTHOR, FROM_RUN, IN_PART, Checklist, Line
+from dermstack.report.pack.run_evidence import Evidence
 from dermstack.report.report import CONTENTS, TEMPLATE_FOLDER, render_template
-from dermstack.report.report_data import Evidence
 
 PAGE = "report.html"
 

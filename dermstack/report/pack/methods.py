@@ -14,7 +14,7 @@ from dermstack.report.pack.answer import (
     stackers,
     with_interval,
 )
-from dermstack.report.report_data import Evidence
+from dermstack.report.pack.run_evidence import Evidence
 from stack.metrics.scores import objective_label
 
 
@@ -48,11 +48,11 @@ def methods_text(e: Evidence) -> str:
 
 def _data(e: Evidence) -> str:
     rows, positives = scored(e)
-    facts, columns = e.data.facts, e.config.data.columns
-    of = f" of {count(float(facts['groups']))} [patients or lesions]" if e.groups_known else ""
+    columns = e.config.data.columns
+    of = f" of {count(e.counts.groups)} [patients or lesions]" if e.groups_known else ""
     text = (
         f"**Data.** The data set {e.config.data.name} [origin, dates, setting, eligibility] has "
-        f"{count(float(facts['training rows']))} images{of} with a known outcome. {answers_data.exclusions(e).text} "
+        f"{count(e.counts.train)} images{of} with a known outcome. {answers_data.exclusions(e).text} "
         f"{count(rows)} {e.data.unit}s were scored, of which {count(positives)} ({share(positives / rows)}) were "
         f"positive (`{columns.target_column}` [definition and reference standard]). "
     )
@@ -60,8 +60,8 @@ def _data(e: Evidence) -> str:
     if missing is not None and len(missing):
         shares = [f"{line['column']} in {share(line['train'])}" for line in missing.to_dict("records") if line["rows"]]
         text += f"Values were missing: {listed(shares)} of the images. " if shares else ""
-    if e.data.facts["test rows"]:
-        text += f"{count(float(facts['test rows']))} further images without a known outcome were predicted only. "
+    if e.counts.test:
+        text += f"{count(e.counts.test)} further images without a known outcome were predicted only. "
     return text.strip()
 
 

@@ -22,6 +22,7 @@ from dermstack.report.pack.checklist import CHECKLISTS, Checklist, answered, che
 from dermstack.report.pack.checklist_page import PAGE, checklist_html
 from dermstack.report.pack.figure_files import FORMATS, write_figure
 from dermstack.report.pack.methods import methods_text
+from dermstack.report.pack.run_evidence import Evidence, evidence_of
 from stack.console import Out
 from stack.outputs import check_output_folder
 from stack.store import atomic, error_with_path, read_json, sha256, with_digest, write_json
@@ -31,9 +32,9 @@ RECORD = "pack.json"  # SHA-256 of every file of a pack; written last
 
 def write_checklists(report: WrittenReport, checklists: Sequence[Checklist]) -> list[Path]:
     """Writes checklist_<name>.html and .csv beside the report, and returns the pages."""
-    anchors, made = captions_of(report.html).anchors, []
+    evidence, anchors, made = evidence_of(report), captions_of(report.html).anchors, []
     for checklist in checklists:
-        for name, content in _checklist_files(report, checklist, anchors, tables=()).items():
+        for name, content in _checklist_files(evidence, checklist, anchors, tables=()).items():
             with atomic(report.path.with_name(name)) as temporary:
                 temporary.write_bytes(content)
         made.append(report.path.with_name(f"checklist_{checklist.name}.html"))
@@ -86,10 +87,9 @@ def write_pack(report: WrittenReport, folder: Path, checklists: Sequence[Checkli
     return folder
 
 
-def pack_tables(report: WrittenReport) -> dict[str, pd.DataFrame]:
+def pack_tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
     """Returns every table of the report by the name of its csv, in full precision and without ids."""
-    data = report.evidence.data
-    made = dict(report.evidence.tables)
+    data, made = evidence.data, dict(evidence.tables)
     made["runs"], made["weights"] = data.runs, data.weights
     made["compared"] = pd.DataFrame([
         {
@@ -115,7 +115,8 @@ def pack_tables(report: WrittenReport) -> dict[str, pd.DataFrame]:
 
 
 def _write(report: WrittenReport, folder: Path, checklists: Sequence[Checklist], out: Out) -> None:
-    captions, tables = captions_of(report.html), pack_tables(report)
+    evidence, captions = evidence_of(report), captions_of(report.html)
+    tables = pack_tables(evidence)
     drawings = report.parts.drawings
     for section in report.sections.values():
         drawings |= section.figures
@@ -135,16 +136,16 @@ def _write(report: WrittenReport, folder: Path, checklists: Sequence[Checklist],
                 )
             progress(1)
         for checklist in checklists:
-            for path, content in _checklist_files(report, checklist, captions.anchors, tables=tuple(tables)).items():
+            for path, content in _checklist_files(evidence, checklist, captions.anchors, tables=tuple(tables)).items():
                 (folder / path).write_bytes(content)
             progress(1)
     (folder / PAGE).write_text(report.html, encoding="utf-8")
-    (folder / "methods.md").write_text(methods_text(report.evidence), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(report, captions, tables, drawings, checklists), encoding="utf-8")
+    (folder / "methods.md").write_text(methods_text(evidence), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(evidence, captions, tables, drawings, checklists), encoding="utf-8")
     record = {
         "made_by": f"dermstack {version('dermstack')}",
-        "experiment": report.evidence.data.experiment,
-        "blend": report.evidence.blend["fingerprint"],
+        "experiment": evidence.data.experiment,
+        "blend": evidence.blend["fingerprint"],
         "files": _hashes(folder),
     }
     write_json(folder / RECORD, with_digest(record))
@@ -172,11 +173,11 @@ def _is_missing(value: object) -> bool:
 
 
 def _checklist_files(
-    report: WrittenReport, checklist: Checklist, anchors: set[str], *, tables: tuple[str, ...]
+    evidence: Evidence, checklist: Checklist, anchors: set[str], *, tables: tuple[str, ...]
 ) -> dict[str, bytes]:
     """Returns the page and the csv of a checklist, by their names."""
-    lines = answered(checklist, report.evidence)
-    page = checklist_html(checklist, lines, report.evidence, anchors=anchors, tables=tables)
+    lines = answered(checklist, evidence)
+    page = checklist_html(checklist, lines, evidence, anchors=anchors, tables=tables)
     name = f"checklist_{checklist.name}"
     return {f"{name}.html": page.encode(), f"{name}.csv": csv_bytes(checklist_table(lines))}
 
@@ -188,13 +189,12 @@ def _file_name(name: str) -> str:
 
 
 def _readme(
-    report: WrittenReport,
+    evidence: Evidence,
     captions: Captions,
     tables: dict[str, pd.DataFrame],
     drawings: dict[str, Drawing],
     checklists: Sequence[Checklist],
 ) -> str:
-    evidence = report.evidence
     lines = [
         f"# Reporting pack of {evidence.data.experiment}",
         "",
