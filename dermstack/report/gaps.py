@@ -29,13 +29,14 @@ def gaps_section(found: Gaps, *, thresholds: str, source: str) -> Section | None
         better=[_sentence(line) for line in better],
         counts={verdict: sum(line["verdict"] == verdict for line in lines) for verdict in (DIFFERS, BOUNDED, TOO_FEW)},
         found=found,
-        overview=_overview(found.table),
+        overview=(overview := _overview(found.table)),
         tables=[(_name(of), _caption(of), _table(_lines_of(found.table, of))) for of in measures],
         margins={kind: margin_text(kind) for kind in MARGINS},
         thresholds=thresholds,
         source=source,
     )
-    return Section(markup, (TEMPLATE_FOLDER / "gaps.css").read_text(encoding="utf-8"))
+    style = (TEMPLATE_FOLDER / "gaps.css").read_text(encoding="utf-8")
+    return Section(markup, style, tables={"gaps-overview": overview.frame, "gaps": found.table})
 
 
 def verdict_text(line: dict[Any, Any]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from dermstack.report.tables import HtmlTable
 from stack.metrics.intervals import Interval
 from stack.metrics.review_band import (
@@ -94,7 +96,11 @@ def per_thousand_table(found: Decisions) -> HtmlTable:
         for name, share, positives, what in lines
     ]  # fmt: skip
     heads = [("decision", False), ("images of 1,000", True), ("95 % interval", True), ("positive images", True)]
-    return HtmlTable(heads, rows, max(len(line[0]) for line in lines), [])
+    frame = pd.DataFrame([
+        {"decision": name, **_parts("share", share), "positives": positives, "of_images": found.rows}
+        for name, share, positives, _ in lines
+    ])  # fmt: skip
+    return HtmlTable(heads, rows, max(len(line[0]) for line in lines), [], frame)
 
 
 def kept_table(kept: Sequence[Kept]) -> HtmlTable:
@@ -107,7 +113,8 @@ def kept_table(kept: Sequence[Kept]) -> HtmlTable:
           f"{of.groups:,}", of.verdict))
         for of in kept
     ]  # fmt: skip
-    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [])
+    frame = pd.DataFrame(map(_kept_line, kept))
+    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [], frame)
 
 
 def review_subgroup_table(subgroups: Sequence[SubgroupDecisions]) -> HtmlTable:
@@ -125,7 +132,27 @@ def review_subgroup_table(subgroups: Sequence[SubgroupDecisions]) -> HtmlTable:
         for kept in found.kept:
             cells += [_with_interval(kept.value), kept.verdict]
         rows.append(("failed" if any(kept.verdict == FAILED for kept in found.kept) else "", tuple(cells)))
-    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [])
+    frame = pd.DataFrame([
+        {
+            "by": of.by, "subgroup": of.subgroup, "images": of.found.rows, "patients": of.found.groups,
+            "positives": of.found.positives, **_parts("review", of.found.review), **_kept_line(kept),
+        }
+        for of in subgroups
+        for kept in of.found.kept
+    ])  # fmt: skip
+    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [], frame)
+
+
+def _kept_line(kept: Kept) -> dict[str, object]:
+    """Returns the numbers of one promise: what was promised, what was found, and the counts of the latter."""
+    return {
+        "promise": AIM_WORDS[kept.aim], "at_least": kept.level, **_parts("found", kept.value), "wrong": kept.errors,
+        "of_images": kept.rows, "of_patients": kept.groups, "verdict": kept.verdict,
+    }  # fmt: skip
+
+
+def _parts(name: str, of: Interval) -> dict[str, float]:
+    return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
 
 
 def _with_interval(of: Interval) -> str:

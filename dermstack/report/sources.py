@@ -24,6 +24,11 @@ def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
     best, figure = found.strictest, None
     if math.isfinite(best.over.mean):
         figure = _figure(best)
+    tables = {
+        "source-estimates": _estimates(found),
+        "source-aucs": _by_source(found),
+        "source-facts": _facts(found.facts),
+    }
     text = (
         templates_of_page()
         .get_template("sources.html.j2")
@@ -36,14 +41,15 @@ def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
             objective=OBJECTIVE_LABELS[found.objective],
             sentences=source_sentences(found),
             same=_same(best),
-            estimates=_estimates(found),
+            estimates=tables["source-estimates"],
             figure=figure,
-            by_source=_by_source(found),
-            facts=_facts(found.facts),
+            by_source=tables["source-aucs"],
+            facts=tables["source-facts"],
             seen=SEEN,
         )
     )
-    return Section(Markup(text))
+    frames = {name: made.frame for name, made in tables.items()}
+    return Section(Markup(text), tables=frames, figures={} if figure is None else {"by-source": figure})
 
 
 def _estimates(found: LeaveSourceOut) -> HtmlTable:
