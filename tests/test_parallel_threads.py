@@ -17,7 +17,8 @@ import stack.features
 import stack.level2
 import stack.submission
 from dermstack.serve.bundle import read_bundle
-from dermstack.serve.predict import predict_rows, read_new_rows
+from dermstack.serve.new_rows import read_new_rows
+from dermstack.serve.predict import predict_rows
 
 
 def blas_threads() -> set[int]:

@@ -27,7 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dermstack.errors import ConfigError, DataError, DermstackError
 from dermstack.report.review import band_sentences
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
-from dermstack.serve.patient import Ensemble, Photo, Reading, percent, read_patient
+from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient
+from dermstack.serve.standings import percent
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
 from stack.metrics.scores import objective_label

@@ -17,7 +17,8 @@ from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
-from dermstack.serve.predict import NewRows, predict_rows, read_new_rows, warn_of_fallback
+from dermstack.serve.new_rows import NewRows, read_new_rows
+from dermstack.serve.predict import predict_rows, warn_of_fallback
 from dermstack.serve.review import check_review
 from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames

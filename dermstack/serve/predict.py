@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,110 +15,36 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dermstack.errors import ConfigError, DataError, StoreError
+from dermstack.errors import ConfigError, StoreError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import (
-    FittedEnsemble,
-    Level1,
-    passes_per_image,
-    read_bundled_fallback,
-    read_fitted,
-    read_level1,
-)
-from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
+from dermstack.serve.ensemble import FittedEnsemble, read_bundled_fallback, read_fitted
+from dermstack.serve.expectations import cost_notes
+from dermstack.serve.image_runs import Level1, passes_per_image, read_level1
 from dermstack.serve.local_map import local_note
+from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_codes, report_unused, tolerant
+from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
-from dermstack.serve.words import known_words, unknown_words
+from dermstack.serve.words import unknown_words
 from image_models.cache import ImageCache, build_cache
-from image_models.io.folders import printable
 from image_models.io.readers import (
-    PLAIN_NAMES,
     FileNames,
     Source,
-    image_ids,
-    image_sources,
-    unused_files,
     with_contents,
 )
 from image_models.saved import NetCache
-from stack.columns import empty_values
 from stack.console import Out
 from stack.fallback import FOLDER, STATE_FILE, Fallback
-from stack.keys import words_as_in
-from stack.missing_codes import missing_codes, new_code_warnings
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
 from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
-from stack.table import ACQUISITION, read_new_frame
+from stack.table import ACQUISITION
 
-PREDICT_NAMES = FileNames(options=("--similar-names", "--follow-links"))
-_MAX_LISTED = 5  # files listed for each reason why they get no prediction
+_MAX_LISTED = 5  # ids in a message
 MAX_PART_BYTES = 1 << 30  # bytes of decoded images that a part keeps on disk
 MAX_PART_IMAGES, MIN_PART_IMAGES = 16_384, 1_024  # images in a part
 _KIND = "predictions"  # the kind of the runs in which finished parts are stored
 _WORK_FILES = re.compile(r"\..*|job\.json|pixels|part_\d+")
 _CACHE_COLUMNS = ("source_width", "source_height", "source_bytes")  # the cache's names for ACQUISITION
-
-
-@dataclass(frozen=True)
-class NewRows:
-    """Rows to predict and their images; ``frame`` has id, group, age, sex and site."""
-
-    frame: pd.DataFrame
-    sources: list[Source]
-    missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
-
-
-def read_new_rows(
-    bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None, files: FileNames = PLAIN_NAMES
-) -> NewRows:
-    """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
-
-    ``id_column`` is the csv's name of the id column if it differs from training. Raises DataError, ImageError.
-    """
-    columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
-    if id_column:
-        columns["id"] = id_column
-    if metadata is not None:
-        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns)
-        frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
-    else:
-        ids = pd.Series(image_ids(images, files=files), dtype="str")
-        frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
-        frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
-        frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
-        missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
-    bits_stored = int(bundle.manifest.get("bits_stored", 0))
-    sources = [
-        replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
-    ]
-    return NewRows(frame, sources, tuple(missing))
-
-
-def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = PLAIN_NAMES, strict: bool) -> None:
-    """Warns of the files in the folder ``images`` that get no prediction, by reason.
-
-    Raises DataError with the same words where ``strict`` is set.
-    """
-    unused = unused_files(images, rows.frame["id"].tolist(), files=files)
-    lines = []
-    for reason in dict.fromkeys(skipped.reason for skipped in unused):
-        paths = [printable(skipped.path) for skipped in unused if skipped.reason == reason]
-        more = f", … {len(paths):,} in all" if len(paths) > _MAX_LISTED else ""
-        advice = f" ({files.options[1]} enters it)" if reason == "linked folder" else ""
-        lines.append(f"no prediction, {reason}{advice}: {', '.join(paths[:_MAX_LISTED])}{more}")
-    if lines and strict:
-        raise DataError("--strict: " + "\n".join(lines) + "\nmove these away, or run without --strict")
-    for line in lines:
-        out.warn(line)
-
-
-def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
-    """Warns of numbers in the csv ``path`` that look like a code for "unknown"; `unknown_words` names new words."""
-    found = missing_codes(rows.frame, few_rows=True, columns=bundle.table_columns)
-    codes = [code for code in found if code.is_number and (code.is_further or code.column in bundle.columns)]
-    for warning in new_code_warnings(str(path), codes):
-        out.warn(warning)
 
 
 def predict_rows(
@@ -429,12 +355,6 @@ def warn_of_fallback(bundle: Bundle, made: pd.DataFrame, out: Out) -> None:
             more = f", … {len(ids):,} in all" if len(ids) > _MAX_LISTED else ""
             out.warn(f"{len(ids):,} images cannot be read, predicted {what}: {', '.join(ids[:_MAX_LISTED])}{more}")
     out.warn(f"the training estimate does not apply to these rows; their fallback is {quality} (column basis)")
-
-
-def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
-    """Returns the rows; with "tolerate", JPEGs with stray bytes after their last pixel are read."""
-    tolerate = on_unreadable == "tolerate"
-    return replace(rows, sources=[replace(source, tolerate=tolerate) for source in rows.sources])
 
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:

@@ -23,7 +23,8 @@ from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
 from dermstack.serve.evaluate import targets_of
 from dermstack.serve.expectations import PROMISE_FILE, read_promise, write_promise
 from dermstack.serve.local_map import PREVALENCE, labels_fingerprint, local_note
-from dermstack.serve.predict import NewRows, predict_rows
+from dermstack.serve.new_rows import NewRows
+from dermstack.serve.predict import predict_rows
 from dermstack.serve.write_bundle import staging_folder
 from stack.blend.calibration import Platt, Rescaled, calibrator_from_state, calibrator_state, rescaled
 from stack.console import Out

@@ -19,15 +19,10 @@ import yaml
 from dermstack.errors import BundleError, ImageError
 from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
 from dermstack.serve.distilled import distilled
-from dermstack.serve.ensemble import FEATURES, SECOND_FEATURES, encoded_metadata, fold_folder
-from dermstack.serve.expectations import (
-    COSTS_FILE,
-    fit_novelty,
-    measure_costs,
-    measure_promise,
-    write_novelty,
-    write_promise,
-)
+from dermstack.serve.ensemble import FEATURES, SECOND_FEATURES
+from dermstack.serve.expectations import COSTS_FILE, measure_costs, measure_promise, write_promise
+from dermstack.serve.image_runs import encoded_metadata, fold_folder
+from dermstack.serve.novelty import fit_novelty, write_novelty
 from dermstack.serve.questions import write_ranges
 from dermstack.serve.review import review_entry
 from image_models.dataset import CachedImages
