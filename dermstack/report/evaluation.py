@@ -52,7 +52,7 @@ def auc_comparison_figure(name: str, found: Validation) -> Drawing:
     here, promised = found.found.auc, found.promise.measures.auc
     estimates = [
         Estimate("expected from training", promised.value, promised.low, promised.high),
-        Estimate("found on these images", here.value, here.low, here.high, strong=True),
+        Estimate(f"found on these {found.unit}s", here.value, here.low, here.high, strong=True),
     ]
     return interval_figure(name, estimates, axis="AUC", reference=promised.value)
 
@@ -121,6 +121,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         style=Markup(page + (between.style if between else "")),
         gaps=between.markup if between else "",
         found=found,
+        unit=found.unit,
         here=found.found,
         promised=found.promise.measures,
         auc=found.comparison("auc"),
@@ -134,11 +135,11 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
             "predictive": _predictive(found),
             "selected": _selected(found),
             "calibration": _calibration(found),
-            "subgroups": _subgroups(found.subgroups),
-            **_review_tables(found.review),
+            "subgroups": _subgroups(found.subgroups, found.unit),
+            **_review_tables(found.review, found.unit),
         },
         review=found.review,
-        review_sentences=band_sentences(found.review.band) if found.review else [],
+        review_sentences=band_sentences(found.review.band, found.unit) if found.review else [],
         figures={
             "promise": auc_comparison_figure("promise", found),
             "roc": threshold_roc_figure("roc", y, score, found.points),
@@ -147,13 +148,13 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
     )
 
 
-def _review_tables(review: ReviewCheck | None) -> dict[str, HtmlTable]:
+def _review_tables(review: ReviewCheck | None, unit: str) -> dict[str, HtmlTable]:
     if review is None:
         return {}
     return {
-        "review_decisions": per_thousand_table(review.found),
-        "review_kept": kept_table(review.found.kept),
-        "review_subgroups": review_subgroup_table(review.subgroups),
+        "review_decisions": per_thousand_table(review.found, unit),
+        "review_kept": kept_table(review.found.kept, unit),
+        "review_subgroups": review_subgroup_table(review.subgroups, unit),
     }
 
 
@@ -237,8 +238,8 @@ def _calibration(found: Validation) -> _Table:
     return _Table([("of calibrated p", False), ("in training", True), ("here", True)], rows)
 
 
-def _subgroups(subgroups: Sequence[dict[str, Any]]) -> _Table:
-    heads = [("subgroup", False), ("images", True), ("groups", True), ("positive", True), ("AUC", True)]
+def _subgroups(subgroups: Sequence[dict[str, Any]], unit: str) -> _Table:
+    heads = [("subgroup", False), (f"{unit}s", True), ("groups", True), ("positive", True), ("AUC", True)]
     heads += [("95 % interval", True), ("in training", True), ("minus the rest", True), ("beyond noise", False)]
     rows = []
     for of in subgroups:

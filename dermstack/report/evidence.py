@@ -151,7 +151,7 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             subgroups=_card_subgroups(data.subgroups),
             scored=scored,
             notes=[*data.notes, *data.diagnostics],
-            decisions=band_sentences(data.review.band) if data.review else (),
+            decisions=band_sentences(data.review.band, data.unit) if data.review else (),
         )
         progress(1)
     return path

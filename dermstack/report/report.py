@@ -156,9 +156,9 @@ def tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTable]:
                 formats={"value": ".3g", "by_chance": ".3g"},
             )
     if data.review is not None:
-        made["review_decisions"] = per_thousand_table(data.review.decisions)
-        made["review_kept"] = kept_table(data.review.decisions.kept)
-        made["review_subgroups"] = review_subgroup_table(data.review.subgroups)
+        made["review_decisions"] = per_thousand_table(data.review.decisions, data.unit)
+        made["review_kept"] = kept_table(data.review.decisions.kept, data.unit)
+        made["review_subgroups"] = review_subgroup_table(data.review.subgroups, data.unit)
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:
@@ -336,7 +336,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
     empty = _empty_sections(data) | (set(OPTIONAL_SECTIONS) - set(sections))
     entries = [
         _Entry(name, title, sections[name].markup if name in sections else None)
-        for name, title in _CONTENTS.items()
+        for name, title in {**_CONTENTS, "review": f"{data.unit.capitalize()}s for a person"}.items()
         if name not in empty
     ]
     prevalence = float(np.mean(data.y))
@@ -359,8 +359,8 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None)
         tables=tables(data, within),
         figures=page_figures(data, objective),
         verdicts=subgroup_verdicts(data.subgroups),
-        review_sentences=band_sentences(data.review.band) if data.review else [],
-        review_tests=sentences_on_tests(data.review.band) if data.review else [],
+        review_sentences=band_sentences(data.review.band, data.unit) if data.review else [],
+        review_tests=sentences_on_tests(data.review.band, data.unit) if data.review else [],
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],
         at_the_limit=at_the_limit(data.training) if data.training else [],

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from dermstack.errors import BundleError, DermstackError
@@ -21,6 +22,7 @@ from dermstack.serve.image_runs import Level1, alignments, check_encoder, short_
 from dermstack.serve.local_map import local_map
 from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
+from stack.blend.pooling import pool_logits, pool_unseen
 from stack.blend.state import blender_from_state
 from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
@@ -30,6 +32,7 @@ from stack.level2_config import Features
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
 from stack.table import ACQUISITION
+from stack.units import UNIT
 from tabular.gbdt import check_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 from tabular.gbdt_trial import ModelFile, try_models
@@ -65,15 +68,37 @@ class FittedEnsemble:
     blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
     second: SecondStage | None = None
     local: Rescaled | None = None  # the recalibration that `calibrator` ends with
+    pooling: str | None = None  # of the images of a unit, where predictions are for units; None: for images
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
-        """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
+        """Returns id, score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site.
+
+        Where predictions are for units, ``frame`` has whole units (column `UNIT`) and there is a row for each of these,
+        in the order of their first image, with the number of its ``images``.
+        """
         logits = self.all_logits(frame, level1)[:, :, list(self.blended)]
-        folds, rows, runs = logits.shape
+        folds, _, runs = logits.shape
         nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
-        score = score_unseen(self.blender, _as_test_predictions(self._blended_names, logits, nets))
-        assert len(score) == rows
-        return pd.DataFrame({"score": score, "p_calibrated": self.calibrator(score)}, index=frame.index)
+        predictions, scored = _as_test_predictions(self._blended_names, logits, nets), frame[["id"]]
+        if self.pooling is not None:
+            code, names = pd.factorize(frame[UNIT])
+            predictions = pool_unseen(predictions, code, self.pooling)
+            scored = pd.DataFrame({"id": pd.Series(names, dtype="str"), "images": np.bincount(code)})
+        score = score_unseen(self.blender, predictions)
+        assert len(score) == len(scored)
+        return scored.assign(score=score, p_calibrated=self.calibrator(score))
+
+    def blend_fold(
+        self, fold: int, logits: NDArray[np.float32], unit: NDArray[np.intp] | None = None
+    ) -> NDArray[np.float64]:
+        """Returns scores of rows with one fold's ``logits`` (n, runs), or of their units 0, 1, … (``unit``, (n,))."""
+        chosen = logits[:, list(self.blended)]
+        if self.pooling is not None:
+            assert unit is not None, "rows of a blend of units"
+            chosen = pool_logits(chosen, unit, self.pooling).astype(np.float32)
+        p = expit(chosen.astype(np.float64))
+        scores: NDArray[np.float64] = self.blender.predict_proba(p, nets=np.full(len(p), fold))[:, 1]
+        return scores
 
     def all_logits(self, frame: pd.DataFrame, level1: Level1) -> NDArray[np.float32]:
         """Returns logits (folds, n, runs) of the image runs, then the stackers; fold k's are made by its own models."""
@@ -162,7 +187,9 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
         threads = int(manifest["threads"])
         local = local_map(bundle, calibrator)
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second, local)
+        fitted = FittedEnsemble(
+            names, scales, features, bags, blender, calibrator, threads, blended, second, local, bundle.pooling
+        )
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:
@@ -224,7 +251,7 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
     frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(2, np.nan, np.float32)})
     frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
     frame = frame.assign(**dict.fromkeys(ACQUISITION, np.float32(0)))
-    frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
+    frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1).assign(**{UNIT: ids})
     z: dict[str, NDArray[np.floating]] = {}
     aligned = alignments(bundle)
     for name, kind in bundle.manifest["embeddings"].items():
@@ -233,12 +260,17 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
         elif fitted.features:
             z[name] = np.zeros((2, len(fitted.features[0].axes_[name][0])), np.float16)
     made = fitted.score(frame, Level1(np.zeros((bundle.folds, 2, len(fitted.names)), np.float32), z))
-    if not np.isfinite(made.to_numpy()).all():
+    if not np.isfinite(made[["score", "p_calibrated"]].to_numpy()).all():
         raise ValueError("its scores are not finite")
 
 
 def read_bundled_fallback(bundle: Bundle) -> Fallback:
     """Reads the model that predicts from the table alone. Raises BundleError where the bundle has none or a bad one."""
+    if bundle.predict_per is not None:
+        raise BundleError(
+            f"{bundle.folder} predicts {bundle.per_text}, which cannot be predicted from the table alone: drop images "
+            "that cannot be read (--on-unreadable drop); the others of their unit are pooled"
+        )
     if not bundle.manifest.get("fallback"):
         raise BundleError(
             f"{bundle.folder} cannot predict from the table alone: set `data.on_unreadable_test: table` in the config "

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
-from scipy.special import expit
 
 from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle, ImageRun
@@ -29,6 +28,7 @@ from stack.metrics.subgroups import columns_to_cut
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions
+from stack.unit_rows import scored_experiment, unit_rows
 
 PROMISE_FILE = "promise.json"
 
@@ -38,15 +38,15 @@ def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
 
     For each row, these were chosen and fitted without the row's fold.
     """
-    oof = blend.frame("oof")
-    row_positions = experiment.rows_of(oof["id"])
-    rows = experiment.table.train.iloc[row_positions].reset_index(drop=True)
+    oof, scored = blend.frame("oof"), scored_experiment(experiment)
+    row_positions = scored.rows_of(oof["id"])
+    rows = scored.table.train.iloc[row_positions].reset_index(drop=True)
     return internal_validation(
         experiment.config.objective,
-        experiment.target[row_positions],
+        scored.target[row_positions],
         oof["score"].to_numpy(np.float64),
         oof["p_calibrated"].to_numpy(np.float64),
-        experiment.split_group[row_positions],
+        scored.split_group[row_positions],
         rows,
         further=columns_to_cut(rows, experiment.table.columns.shown_categorical),
     )
@@ -96,22 +96,27 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     its logit a little, equally with and without the column). Without ``group``, each image is its own group.
 
     Of the columns without a role, those that the models use most are measured one by one and the rest together, in at
-    most `MAX_COST_ROWS` rows; the first entries are those of the columns with a role.
+    most `MAX_COST_ROWS` rows; the first entries are those of the columns with a role. Columns that name units cannot be
+    missing.
     """
     fitted = read_fitted(bundle)
     predictions = predictions_of(experiment, runs)
     further = experiment.table.columns
     used = metadata_of_models(experiment.config, further)
     needed = {csv for name, parts in further.made_of.items() if name in used for csv in parts}
-    inputs = {name: csv for name, csv in bundle.table_inputs.items() if csv in needed}
+    inputs = {
+        name: csv for name, csv in bundle.table_inputs.items() if csv in needed and csv not in bundle.unit_columns
+    }
     places = _cost_rows(experiment.split_group[predictions.rows]) if inputs else np.arange(len(predictions.rows))
     rows = predictions.rows[places]
     frame = experiment.table.train.iloc[rows].reset_index(drop=True)
-    y, groups = experiment.target[rows], experiment.split_group[rows]
+    unit, places_of_units, scored = _units_of_rows(experiment, rows)
+    y, groups = scored.target[places_of_units], scored.split_group[places_of_units]
     logits, nets = predictions.oof[places], predictions.nets[places]
     z = {name: embedding.oof[rows] for name, embedding in read_embeddings(experiment, runs).items()}
-    with_role = [name for name in OPTIONAL_COLUMNS if name == "group" or (name in used and frame[name].notna().any())]
-    full = _out_of_fold_scores(fitted, frame, logits, nets, z)
+    optional = [name for name in OPTIONAL_COLUMNS if bundle.columns.get(name) not in bundle.unit_columns]
+    with_role = [name for name in optional if name == "group" or (name in used and frame[name].notna().any())]
+    full = _out_of_fold_scores(fitted, frame, logits, nets, z, unit)
     order = _most_used_first(bundle, fitted, inputs)
     first, rest = tuple(order[:MAX_MEASURED]), tuple(order[MAX_MEASURED:])
     possible = [
@@ -122,10 +127,24 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     changes = _logit_changes(bundle, runs, nets, frame, column_sets)
     costs = []
     for names, change in zip(column_sets, changes, strict=True):
-        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, nets, z)
+        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, nets, z, unit)
         cost = paired_difference(experiment.config.objective, y, reduced, full, groups)
         costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
+
+
+def _units_of_rows(
+    experiment: Experiment, rows: NDArray[np.intp]
+) -> tuple[NDArray[np.intp] | None, NDArray[np.intp], Experiment]:
+    """Returns the unit 0, 1, … of training ``rows`` (n,), and the rows of these units in the experiment of units.
+
+    Where predictions are for images there are no units, and the rows are the given ones of the experiment itself.
+    """
+    if experiment.config.predict_per is None:
+        return None, rows, experiment
+    units = unit_rows(experiment)
+    of_units, unit = np.unique(units.of_train[rows], return_inverse=True)
+    return unit, of_units, units.experiment
 
 
 def _cost_rows(groups: NDArray[np.object_]) -> NDArray[np.intp]:
@@ -330,14 +349,21 @@ def _out_of_fold_scores(
     logits: NDArray[np.float32],
     nets: NDArray[np.int8],
     z: dict[str, NDArray[np.floating]],
+    unit: NDArray[np.intp] | None,
 ) -> NDArray[np.float64]:
-    """Returns scores (n,) of training rows, each by the models of its own fold; no group extends over two folds."""
-    score = np.empty(len(frame))
+    """Returns scores (n,) of training rows, each by the models of its own fold; no group extends over two folds.
+
+    With the ``unit`` 0, 1, … of each row, the scores are those of units.
+    """
+    score = np.empty(len(frame) if unit is None else unit.max() + 1)
     for fold in np.unique(nets[:, 0]):
         rows = np.flatnonzero(nets[:, 0] == fold)
         made = fitted.fold_logits(
             int(fold), frame.iloc[rows], logits[rows], {name: own[rows] for name, own in z.items()}
         )
-        p = expit(made[:, list(fitted.blended)].astype(np.float64))
-        score[rows] = fitted.blender.predict_proba(p, nets=np.full(len(rows), fold))[:, 1]
+        if unit is None:
+            score[rows] = fitted.blend_fold(int(fold), made)
+        else:
+            of_fold, code = np.unique(unit[rows], return_inverse=True)
+            score[of_fold] = fitted.blend_fold(int(fold), made, code)
     return score

@@ -25,7 +25,7 @@ _MAX_LISTED = 5  # files listed for each reason why they get no prediction
 
 @dataclass(frozen=True)
 class NewRows:
-    """Rows to predict and their images; ``frame`` has id, group, age, sex and site."""
+    """Rows to predict and their images; ``frame`` has id, group, age, sex, site and, for units, `UNIT`."""
 
     frame: pd.DataFrame
     sources: list[Source]
@@ -37,14 +37,21 @@ def read_new_rows(
 ) -> NewRows:
     """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
 
-    ``id_column`` is the csv's name of the id column if it differs from training. Raises DataError, ImageError.
+    ``id_column`` is the csv's name of the id column if it differs from training. A bundle that predicts units needs the
+    csv, which names them. Raises DataError, ImageError.
     """
     columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
     if id_column:
         columns["id"] = id_column
     if metadata is not None:
-        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns)
+        per = () if bundle.predict_per is None else bundle.predict_per.columns
+        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns, per)
         frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
+    elif bundle.unit_columns:
+        raise DataError(
+            f"{bundle.folder} gives one prediction for {bundle.per_text}: name a csv that has "
+            f"{'this column' if len(bundle.unit_columns) == 1 else 'these columns'} for each image with --metadata"
+        )
     else:
         ids = pd.Series(image_ids(images, files=files), dtype="str")
         frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})

@@ -34,6 +34,7 @@ from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
 from stack.fallback import FOLDER, STATE_FILE
 from stack.missing_codes import MAX_AGE, missing_codes
+from stack.units import UNIT
 
 PAGE_SIDE = 480  # pixels of a shown image's longer side
 _JPEG_QUALITY = 90
@@ -128,6 +129,7 @@ class Photo:
     name: str
     data: bytes
     site: str | None = None
+    unit: str | None = None  # which of the patient's units it shows, where predictions are for units: "L", "lesion 2"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Lesion:
     heat: bytes | None  # the same with its Grad-CAM on top; None: empty map, or no network supports Grad-CAM
     standing: Standing
     decision: str | None = None  # "negative", "positive" or "review"; None: the bundle has no review band
+    unit: str | None = None  # the unit that has score, risk, novelty and decision; None: the image itself has them
     basis: str = "images"  # what it is predicted from: where the image cannot be read, "table" or "prevalence"
 
 
@@ -179,6 +182,11 @@ class Ensemble:
         self.questions = questions_of(bundle, words)
 
     @property
+    def asked_for_units(self) -> tuple[str, ...]:
+        """The csv's columns that name the unit of an image within its patient; empty where none must be asked for."""
+        return tuple(csv for csv in self.bundle.unit_columns if csv != self.group)
+
+    @property
     def group(self) -> str | None:
         """Name of the training csv's group column (patients or lesions); None without one."""
         return self.bundle.columns.get("group")
@@ -197,7 +205,8 @@ def read_patient(
     ``photos``.
 
     ``values`` has text of columns without a role, by their name in the csv of training, which counts for all images.
-    The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
+    Where the bundle predicts units, images of one unit (`Photo.unit`) share its score, risk, novelty and decision; a bundle
+    that predicts groups has one unit, or without ``together`` one for each image. The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
     patient, if the groups of training were patients), else each image is its own group. Files are in a temporary
     folder until the call ends. Raises DataError naming every file that is not an image, unless the ensemble predicts
     these from the table alone, and values that do not occur in training.
@@ -221,12 +230,15 @@ def read_patient(
             device=ensemble.device, on_level1=level1.append,
         )  # fmt: skip
         heat_map_run, heats = _heat_overlays(ensemble, caches, seen, pictures) if rows else (None, [])
-    of_seen = (
-        standings(made["p_calibrated"].to_numpy(np.float64), ensemble.fitted.embeddings(level1[0])) if rows else []
-    )
+    per_image = ensemble.bundle.predict_per is None
+    if not per_image:  # the numbers of its unit for each image
+        made = made.set_index("id").loc[frame[UNIT]].reset_index(drop=True).assign(id=frame["id"])
+    risk = made["p_calibrated"].to_numpy(np.float64)
+    of_seen = standings(risk, ensemble.fitted.embeddings(level1[0]), own_risk=per_image) if rows else []
     unknown = _unknown_columns(frame, together)
     unknown += [question.name for question in ensemble.questions if question.csv not in given]
-    notes = cost_notes(ensemble.bundle, unknown)
+    notes = [_unit_note(ensemble.bundle, frame)] if not per_image else []
+    notes += cost_notes(ensemble.bundle, unknown)
     notes += review_notes(ensemble.bundle, lacking_columns(ensemble.bundle, frame, unknown)[0])
     if ensemble.fallback is not None:
         made = with_unreadable(made, frame, ensemble.fallback, ensemble.fitted)
@@ -244,6 +256,7 @@ def read_patient(
             of_seen[place[row]] if row in place else unseen,
             decision=str(made["decision"].iloc[row]) if "decision" in made else None,
             basis=str(made["basis"].iloc[row]) if "basis" in made else "images",
+            unit=None if per_image else str(frame[UNIT].iloc[row]),
         )
         for row, photo in enumerate(photos)
     ]  # fmt: skip
@@ -293,7 +306,34 @@ def _frame(
         "sex": pd.Series([sex] * len(photos), dtype="str"),
         "site": pd.Series([photo.site for photo in photos], dtype="str"),
     })  # fmt: skip
-    return pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
+    known = pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
+    return known if ensemble.bundle.predict_per is None else known.assign(**{UNIT: _units(ensemble, photos, together)})
+
+
+def _units(ensemble: Ensemble, photos: Sequence[Photo], together: bool) -> pd.Series:
+    """Returns the unit of each image, as text to show. Raises DataError naming the images whose unit is not given."""
+    texts = [(photo.unit or "").strip() for photo in photos]
+    if asked := ensemble.asked_for_units:
+        if lacking := [photo.name for photo, text in zip(photos, texts, strict=True) if not text]:
+            raise DataError(
+                f"{', '.join(lacking)}: no {' and '.join(asked)} is given: there is one prediction for "
+                f"{ensemble.bundle.per_text}, so name it for each image, such as L and R"
+            )
+    elif together:
+        texts = ["all images"] * len(photos)
+    if not together:  # each image is a patient of its own
+        texts = [f"{photo.name} {text}".strip() for photo, text in zip(photos, texts, strict=True)]
+        texts = [text if texts.count(text) == 1 else f"{text} ({row})" for row, text in enumerate(texts, 1)]
+    return pd.Series(texts, dtype="str")
+
+
+def _unit_note(bundle: Bundle, frame: pd.DataFrame) -> str:
+    """Returns what the numbers of an image are, where predictions are for units."""
+    count = frame[UNIT].nunique()
+    return (
+        f"there is one prediction for {bundle.per_text}: {len(frame)} images show {count} of them, and images of one share "
+        "its risk, score, decision and the mark of the most unusual of them; heat map and distance are those of the image"
+    )
 
 
 def _source(folder: Path, row: int, photo: Photo, bits_stored: int) -> Source:

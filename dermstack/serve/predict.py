@@ -35,9 +35,10 @@ from image_models.saved import NetCache
 from stack.console import Out
 from stack.fallback import FOLDER, STATE_FILE, Fallback
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
-from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
 from stack.submission import submission, submission_text
 from stack.table import ACQUISITION
+from stack.units import UNIT
 
 _MAX_LISTED = 5  # ids in a message
 MAX_PART_BYTES = 1 << 30  # bytes of decoded images that a part keeps on disk
@@ -60,6 +61,9 @@ def predict_rows(
 ) -> pd.DataFrame:
     """Returns id, score, p_calibrated, novelty and far for each row, in the order of ``rows``.
 
+    A bundle that predicts units has a row for each unit instead, in the order of their first image, with the number of
+    its ``images`` that could be read; novelty is then the highest of these images, and far whether one of them is.
+
     ``work`` holds the predictions of finished parts and the decoded images of the current part, so memory and disk
     space are bounded. The same call after an interruption resumes there; another bundle or other rows start anew.
     ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
@@ -68,6 +72,22 @@ def predict_rows(
     "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
     "images", "table" or, where a row has no value in the table, "prevalence".
     """
+    options = {"device": device, "n_jobs": n_jobs, "workers": workers, "on_unreadable": on_unreadable}
+    return predict_readable(bundle, rows, work, out, **options)[0]
+
+
+def predict_readable(
+    bundle: Bundle,
+    rows: NewRows,
+    work: Path,
+    out: Out | None = None,
+    *,
+    device: str = "auto",
+    n_jobs: int = 1,
+    workers: int = 0,
+    on_unreadable: str = "refuse",
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Returns what `predict_rows` does, and the ids of the images that are left out because they cannot be read."""
     out = out or Out(quiet=True)
     drop = drops_unreadable(on_unreadable)
     fallback = read_bundled_fallback(bundle) if on_unreadable == "table" else None
@@ -88,18 +108,23 @@ def predict_rows(
                 sources = with_contents([rows.sources[position] for position in positions], n_jobs=n_jobs)
                 contents = fingerprint({"contents": [source.content for source in sources]})
                 part = read_run(_part_folder(work, number))
-                if part is not None and part.meta.get("contents") == contents:
+                if part is not None and part.meta.get("contents") == contents and "lost" in part.meta:
                     progress(passes_per_image(bundle) * len(positions))
                     continue
-                made = _predict_part(
+                made, lost = _predict_part(
                     bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,
                     workers=workers, drop_unreadable=drop, fallback=fallback, progress=progress,
                 )  # fmt: skip
-                write_run(_part_folder(work, number), {"kind": _KIND, "contents": contents}, frames={"made": made})
-        kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
-    order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
+                meta = {"kind": _KIND, "contents": contents, "lost": lost}
+                write_run(_part_folder(work, number), meta, frames={"made": made})
+        finished = [_read_part(work, number) for number in range(len(parts))]
+    kept = pd.concat([part.frame("made") for part in finished])
+    lost_ids = {name for part in finished for name in part.meta["lost"]}
+    ids = rows.frame["id"] if bundle.predict_per is None else rows.frame[UNIT].drop_duplicates()
+    order = pd.Index(kept["id"]).get_indexer(pd.Index(ids))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
-    return decided(bundle, together, rows.frame, rows.missing)
+    lost_rows = rows.frame.loc[rows.frame["id"].isin(lost_ids), "id"]
+    return decided(bundle, together, rows.frame, rows.missing), lost_rows
 
 
 def score_pictures(
@@ -123,6 +148,7 @@ def score_pictures(
     frame = frame.reset_index(drop=True)
     if frame.empty:  # no image of these groups can be read
         columns = {"id": "str", "score": "float64", "p_calibrated": "float64"}
+        columns |= {"images": "int64"} if bundle.predict_per is not None else {}
         seen_columns = {"novelty": "float64", "far": "bool"} if novelty else {}
         return pd.DataFrame(columns=[*columns, *seen_columns]).astype(columns | seen_columns)
     if bundle.manifest["features"].get("shortcuts"):
@@ -134,10 +160,13 @@ def score_pictures(
             **({"see": seen.see} if seen else {}),
         )  # fmt: skip
         on_level1(level1)
-        made = pd.concat([frame[["id"]], fitted.score(frame, level1)], axis=1)
-    if seen:
-        made["novelty"], made["far"] = seen.novelty(), seen.far()
-    return made
+        made = fitted.score(frame, level1)
+    if seen is None:
+        return made
+    of_images = pd.DataFrame({"novelty": seen.novelty(), "far": seen.far()})
+    if bundle.predict_per is None:
+        return pd.concat([made, of_images], axis=1)
+    return pd.concat([made, of_images.groupby(frame[UNIT], sort=False).max().reset_index(drop=True)], axis=1)
 
 
 def _predict_part(
@@ -154,7 +183,8 @@ def _predict_part(
     drop_unreadable: bool,
     fallback: Fallback | None,
     progress: Callable[[int], object],
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the predictions of a part, and the ids of its images that are left out."""
     pixels = work / "pixels"
     caches = {
         size: build_cache(
@@ -170,11 +200,11 @@ def _predict_part(
         )
         for size in bundle.sizes
     }
-    lost = pd.concat([cache.unreadable for cache in caches.values()])
-    seen = frame[~frame["id"].isin(lost["id"])] if len(lost) else frame
+    lost = set(pd.concat([cache.unreadable for cache in caches.values()])["id"])
+    seen = frame[~frame["id"].isin(lost)] if lost else frame
     made = score_pictures(bundle, fitted, novelty, caches, seen, device=device, workers=workers, progress=progress)
     shutil.rmtree(pixels)
-    return made if fallback is None else with_unreadable(made, frame, fallback, fitted)
+    return (made, sorted(lost)) if fallback is None else (with_unreadable(made, frame, fallback, fitted), [])
 
 
 def with_unreadable(
@@ -202,7 +232,9 @@ def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     if len(frame) <= max_images:
         yield np.arange(len(frame))
         return
-    codes, _ = pd.factorize(frame["group"])
+    # Without groups in the table each image is a group, but a unit must be in one part.
+    whole = UNIT if UNIT in frame and frame["group"].nunique() >= frame[UNIT].nunique() else "group"
+    codes, _ = pd.factorize(frame[whole])
     order = np.argsort(codes, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(codes[order])) + 1, len(order))  # the end of each group
     start = 0
@@ -217,10 +249,10 @@ def _part_folder(work: Path, number: int) -> Path:
     return work / f"part_{number:05}"
 
 
-def _read_part(work: Path, number: int) -> pd.DataFrame:
+def _read_part(work: Path, number: int) -> Run:
     run = read_run(_part_folder(work, number))
     assert run is not None, "every part is written before it is read"
-    return run.frame("made")
+    return run
 
 
 def _start_job(work: Path, job: str) -> None:
@@ -303,20 +335,19 @@ def predict_to_files(
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
-    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    made, lost = predict_readable(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
     warn_of_fallback(bundle, made, out)
     say_decisions(bundle, made, rows.frame, rows.missing, out)
     _write_csv(made, outputs.csv)
-    if len(lost := rows.frame.loc[~rows.frame["id"].isin(made["id"]), "id"]):
+    if len(lost):
         listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
         if not streamed:
             _write_csv(lost, listed)
-        out.warn(f"{len(lost):,} unreadable images have no row" + ("" if streamed else f", see {listed}"))
+        gone = "have no row" if bundle.predict_per is None else "are left out; the others of their unit are pooled"
+        out.warn(f"{len(lost):,} unreadable images {gone}" + ("" if streamed else f", see {listed}"))
     if outputs.submission:
-        columns = bundle.columns
-        frame = submission(
-            made["id"], made["score"], id_column=columns["id"], target_column=columns["target"], sample=outputs.sample
-        )
+        columns = {"id_column": bundle.id_column, "target_column": bundle.columns["target"]}
+        frame = submission(made["id"], made["score"], **columns, sample=outputs.sample)
         with output_file(outputs.submission) as temporary:
             temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
         out.say(f"submission: {outputs.submission}")
@@ -324,11 +355,13 @@ def predict_to_files(
     if streamed:
         shutil.rmtree(beside)
     if "far" in made and made["far"].any():
+        what = "images lie" if bundle.predict_per is None else "units have an image that lies"
         out.warn(
-            f"{int(made['far'].sum()):,} of {len(made):,} images lie further out than 99 % of the training images "
+            f"{int(made['far'].sum()):,} of {len(made):,} {what} further out than 99 % of the training images "
             "(column far): check them before you trust their score"
         )
-    out.say(f"predictions: {outputs.csv}, {len(made):,} rows")
+    each = "" if bundle.predict_per is None else f", one for {bundle.per_text}"
+    out.say(f"predictions: {outputs.csv}, {len(made):,} rows{each}")
     return made
 
 
@@ -359,11 +392,12 @@ def warn_of_fallback(bundle: Bundle, made: pd.DataFrame, out: Out) -> None:
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
     """Prints the training estimate of the bundle and the cost of missing columns."""
-    manifest, headline = bundle.manifest, bundle.manifest["headline"]
+    manifest, headline, units = bundle.manifest, bundle.manifest["headline"], "units" * bool(bundle.unit_columns)
     out.say(
         f"{manifest['experiment']}: {manifest['objective']} {headline['value']:.4f} [{headline['low']:.4f}, "
-        f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
-        f"of {rows.frame['group'].nunique():,} groups to predict"
+        f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training {units or 'rows'}; "
+        f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict"
+        + (f", one prediction for {bundle.per_text}: {rows.frame[UNIT].nunique():,} units" if units else "")
     )
     about = filter(None, (bundle.selection_note, local_note(bundle)))
     for note in [*about, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:

@@ -22,11 +22,14 @@ class Standing:
     sentence: str
 
 
-def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.floating]]]) -> list[Standing]:
+def standings(
+    risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.floating]]], *, own_risk: bool = True
+) -> list[Standing]:
     """Compares each of a patient's n images with the others.
 
     ``risk`` (n,) is calibrated; ``embeddings`` holds, for each fold by run, centred components (n, r). Distances are
-    level 2's feature `<run>_group_centroid`, averaged over folds and runs.
+    level 2's feature `<run>_group_centroid`, averaged over folds and runs. Without ``own_risk``, images share the risk of
+    their unit, and no sentence compares risks.
     """
     n = len(risk)
     if n == 1:
@@ -42,7 +45,9 @@ def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.f
     ]
     if not distances:
         return [
-            Standing(n - 1, None, None, None, float(mean), f"{_NOT_MEASURED} {_risk_sentence(own, mean, n - 1)}")
+            Standing(
+                n - 1, None, None, None, float(mean), f"{_NOT_MEASURED}{_risk_sentence(own, mean, n - 1) * own_risk}"
+            )
             for own, mean in zip(risk, others_mean_risk, strict=True)
         ]
     distance = np.mean(distances, axis=0)
@@ -51,7 +56,9 @@ def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.f
         rest = np.delete(distance, row)
         place = int((distance > distance[row]).sum()) + 1 if n > 2 else None
         span = (float(rest.min()), float(rest.max()))
-        sentence = f"{_rank_sentence(float(distance[row]), place, span, n)} {_risk_sentence(own, mean, n - 1)}"
+        sentence = (
+            f"{_rank_sentence(float(distance[row]), place, span, n)}{_risk_sentence(own, mean, n - 1) * own_risk}"
+        )
         made.append(Standing(n - 1, float(distance[row]), place, span, float(mean), sentence))
     return made
 
@@ -73,7 +80,7 @@ def _rank_sentence(distance: float, place: int | None, span: tuple[float, float]
 
 def _risk_sentence(own: float, mean: float, others: int) -> str:
     return (
-        f"Its risk is {percent(own)}, "
+        f" Its risk is {percent(own)}, "
         f"{'the mean of the others is' if others > 1 else 'that of the other lesion is'} {percent(mean)}."
     )
 
