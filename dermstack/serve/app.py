@@ -169,9 +169,7 @@ class _Page:
         if len(units) != len(files):  # likewise
             units = [""] * len(files)
         photos = [
-            Photo(
-                str(file.filename), await file.read(), (site or known["site"]) or None, (unit or known["unit"]) or None
-            )
+            Photo(str(file.filename), await file.read(), site or known["site"] or None, unit or known["unit"] or None)
             for file, site, unit in zip(files, sites, units, strict=True)
         ]
         return await run_in_threadpool(
@@ -211,10 +209,8 @@ class _Page:
                 most_pictures=MAX_PICTURES,
                 most_bytes=MAX_UPLOAD_BYTES,
                 oldest=MAX_AGE,
-                band=ensemble.bundle.review_band,
-                band_sentences=band_sentences(band, ensemble.bundle.unit)
-                if (band := ensemble.bundle.review_band)
-                else [],
+                band=(band := ensemble.bundle.review_band),
+                band_sentences=band_sentences(band, ensemble.bundle.unit) if band else [],
                 decisions=_DECISIONS,
                 reading=reading,
                 units=" and ".join(ensemble.asked_for_units),

@@ -205,11 +205,13 @@ def read_patient(
     ``photos``.
 
     ``values`` has text of columns without a role, by their name in the csv of training, which counts for all images.
-    Where the bundle predicts units, images of one unit (`Photo.unit`) share its score, risk, novelty and decision; a bundle
-    that predicts groups has one unit, or without ``together`` one for each image. The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
+    Where the bundle predicts units, images of one unit (`Photo.unit`) share its score, risk, novelty and decision; a
+    bundle that predicts groups has one unit, or without ``together`` one for each image.
+
+    The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
     patient, if the groups of training were patients), else each image is its own group. Files are in a temporary
     folder until the call ends. Raises DataError naming every file that is not an image, unless the ensemble predicts
-    these from the table alone, and values that do not occur in training.
+    these from the table alone, values that do not occur in training, and images whose unit is not given.
     """
     if not photos:
         raise DataError("no image was given: choose at least one")
@@ -331,8 +333,9 @@ def _unit_note(bundle: Bundle, frame: pd.DataFrame) -> str:
     """Returns what the numbers of an image are, where predictions are for units."""
     count = frame[UNIT].nunique()
     return (
-        f"there is one prediction for {bundle.per_text}: {len(frame)} images show {count} of them, and images of one share "
-        "its risk, score, decision and the mark of the most unusual of them; heat map and distance are those of the image"
+        f"there is one prediction for {bundle.per_text}, called a unit: {len(frame)} images show {count} of them. "
+        "Images of one unit share its risk, score and decision, and the mark of the most unusual of them; heat map and "
+        "distance are those of each image"
     )
 
 

@@ -28,8 +28,8 @@ def standings(
     """Compares each of a patient's n images with the others.
 
     ``risk`` (n,) is calibrated; ``embeddings`` holds, for each fold by run, centred components (n, r). Distances are
-    level 2's feature `<run>_group_centroid`, averaged over folds and runs. Without ``own_risk``, images share the risk of
-    their unit, and no sentence compares risks.
+    level 2's feature `<run>_group_centroid`, averaged over folds and runs. Without ``own_risk``, images share the risk
+    of their unit, and no sentence compares risks.
     """
     n = len(risk)
     if n == 1:
