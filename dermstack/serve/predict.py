@@ -36,7 +36,7 @@ from stack.console import Out
 from stack.fallback import FOLDER, STATE_FILE, Fallback
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
-from stack.submission import submission, submission_text
+from stack.submission_csv import submission, submission_text
 from stack.table import ACQUISITION
 from stack.units import UNIT
 
