@@ -134,7 +134,7 @@ def test_page_and_card_speak_of_units(result: StackResult) -> None:
     card = (result.experiment.folder / "model_card.md").read_text(encoding="utf-8")
     assert "gives each unit" in card
     assert f"| units | {len(oof)} |" in card
-    assert "dermstack bundle" not in card
+    assert "there is one prediction for each unit" in card
 
 
 def test_the_runs_of_the_page_are_pooled(result: StackResult) -> None:

@@ -32,6 +32,7 @@ from dermstack.report.review import band_sentences, kept_table, per_thousand_tab
 from dermstack.report.tables import HtmlTable, shared_decimals
 from stack.metrics.gaps import gaps_of_records
 from stack.metrics.intervals import Interval
+from stack.metrics.own_metric import own_label
 from stack.metrics.review_band import ReviewCheck
 from stack.metrics.validation import (
     AGREES,
@@ -109,7 +110,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
 
     Targets ``y`` (n,) and ``score`` (n,) are needed for the ROC curve.
     """
-    bins = pd.DataFrame(list(found.reliability))
+    bins, metric = pd.DataFrame(list(found.reliability)), own_label(found.promise.objective)
     between = gaps_section(
         gaps_of_records(found.gaps, found.gaps_critical), thresholds="were chosen in training", source="evaluation.json"
     )
@@ -127,7 +128,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         auc=found.comparison("auc"),
         prevalence=found.comparison("prevalence"),
         columns_missing=COLUMNS_MISSING,
-        objective=_QUANTITIES.get("log_loss" if (name := found.promise.objective) == "logloss" else name, name),
+        objective=_QUANTITIES.get("log_loss" if metric == "logloss" else metric, metric),
         created=created,
         tables={
             "comparisons": _comparisons(found.comparisons),

@@ -24,6 +24,7 @@ from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import Manifest, is_inside, run_settings
 from stack.columns import TableColumns
 from stack.data_config import ColumnRules, PredictPer
+from stack.metrics.own_metric import own_label
 from stack.metrics.review_band import Band, band_from_record
 from stack.store import array_from_bytes, verify_digest, with_digest
 from stack.units import SEPARATOR, unit_columns
@@ -66,6 +67,11 @@ class Bundle:
         """Twelve hex digits of the SHA-256 of the manifest, which holds the hash of every file."""
         text = json.dumps(self.manifest, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def objective(self) -> str:
+        """The metric of the training estimate, as it was written in the config."""
+        return own_label(self.manifest["objective"])
 
     @property
     def folds(self) -> int:

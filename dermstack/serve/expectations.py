@@ -253,7 +253,7 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
     further = [name for name in costs.order or inputs if name in missing and name in inputs]  # the most used first
     whole = (*lacking, *further)
-    objective = bundle.manifest["objective"]
+    objective = bundle.objective
 
     def changes(cost: Interval) -> str:
         return (

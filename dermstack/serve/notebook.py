@@ -248,7 +248,7 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
         sample=f"named({data.sample_submission.name!r})" if data.sample_submission else None,
     )
     title = _ATTACH.format(
-        experiment=manifest["experiment"], objective=manifest["objective"], bundle=_stem(target), wheels=wheels.name,
+        experiment=manifest["experiment"], objective=bundle.objective, bundle=_stem(target), wheels=wheels.name,
         value=headline["value"], low=headline["low"], high=headline["high"], rows=manifest["training"]["rows"],
         what="units" if bundle.unit_columns else "rows",
     )  # fmt: skip

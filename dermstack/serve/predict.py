@@ -147,8 +147,8 @@ def score_pictures(
     """
     frame = frame.reset_index(drop=True)
     if frame.empty:  # no image of these groups can be read
-        columns = {"id": "str", "score": "float64", "p_calibrated": "float64"}
-        columns |= {"images": "int64"} if bundle.predict_per is not None else {}
+        count = {"images": "int64"} if bundle.predict_per is not None else {}
+        columns = {"id": "str", **count, "score": "float64", "p_calibrated": "float64"}
         seen_columns = {"novelty": "float64", "far": "bool"} if novelty else {}
         return pd.DataFrame(columns=[*columns, *seen_columns]).astype(columns | seen_columns)
     if bundle.manifest["features"].get("shortcuts"):
@@ -394,7 +394,7 @@ def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
     """Prints the training estimate of the bundle and the cost of missing columns."""
     manifest, headline, units = bundle.manifest, bundle.manifest["headline"], "units" * bool(bundle.unit_columns)
     out.say(
-        f"{manifest['experiment']}: {manifest['objective']} {headline['value']:.4f} [{headline['low']:.4f}, "
+        f"{manifest['experiment']}: {bundle.objective} {headline['value']:.4f} [{headline['low']:.4f}, "
         f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training {units or 'rows'}; "
         f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict"
         + (f", one prediction for {bundle.per_text}: {rows.frame[UNIT].nunique():,} units" if units else "")
