@@ -181,14 +181,14 @@ def test_studies_of_gbdts_and_of_the_blend_maximise_it(tmp_path: Path, capsys: p
         import_frames(experiment, name, *predictions(experiment, seed=number))
     assert run_cli("tune", "gbdt", "-c", str(config), "--trials", "2") == 0
     studies = experiment.folder / "studies"
-    (gbdt,) = studies.glob("gbdt-gbdt-*.yaml")
+    gbdt = studies / "gbdt-gbdt.yaml"
     found = yaml.safe_load(gbdt.read_text(encoding="utf-8"))
     assert set(found["folds"]) == {0, 1, 2}
     assert all(0.5 < value <= 1 for value in found["inner_scores"].values()), "the metric itself, which is an AUC"
     write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}})
     assert run_cli("stack", "-c", str(config), "-q") == 0
     assert run_cli("tune", "blend", "-c", str(config), "--trials", "3", "--workers", "2") == 0
-    (blend,) = studies.glob("blend-*.yaml")
+    blend = studies / "blend.yaml"
     write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}, "blend": str(blend)})
     capsys.readouterr()
     assert run_cli("stack", "-c", str(config), "-q") == 0

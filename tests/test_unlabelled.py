@@ -259,7 +259,7 @@ def test_the_report_counts_them_from_the_file_to_their_use(small_data: Path, tmp
     before = row_flows(experiment, every, [])[-1]
     assert before.excluded == {SAME_ID_ANYWHERE: 2, UNREADABLE: 1, IN_EVERY_FOLD: 1, UNLABELLED_YET: 28}
     logits = {k: np.zeros(29, np.float32) for k in range(3)}  # a probability of 0.5 is not certain
-    logits[0][:5], logits[2][3:9] = 3, -3  # row 2 of these is the one that shows a row of every fold
+    logits[0][:5], logits[1][0], logits[2][3:9] = 3, 3, -3  # row 2 is the one that shows a row of every fold
     labelled(experiment, logits)
     after = row_flows(experiment, every, [])[-1]
     assert after.name == "Unlabelled: free"
