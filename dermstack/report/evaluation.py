@@ -37,6 +37,7 @@ from stack.metrics.review_band import ReviewCheck
 from stack.metrics.validation import (
     AGREES,
     COLUMNS_MISSING,
+    DIFFERS,
     HIGHER,
     LOWER,
     UNDECIDED,
@@ -128,6 +129,8 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         auc=found.comparison("auc"),
         prevalence=found.comparison("prevalence"),
         columns_missing=COLUMNS_MISSING,
+        lower=LOWER,
+        differs=DIFFERS,
         objective=_QUANTITIES.get("log_loss" if metric == "logloss" else metric, metric),
         created=created,
         tables={
