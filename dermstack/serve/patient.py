@@ -308,8 +308,8 @@ def _frame(
         "sex": pd.Series([sex] * len(photos), dtype="str"),
         "site": pd.Series([photo.site for photo in photos], dtype="str"),
     })  # fmt: skip
-    known = pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
-    return known if ensemble.bundle.predict_per is None else known.assign(**{UNIT: _units(ensemble, photos, together)})
+    frame = pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
+    return frame if ensemble.bundle.predict_per is None else frame.assign(**{UNIT: _units(ensemble, photos, together)})
 
 
 def _units(ensemble: Ensemble, photos: Sequence[Photo], together: bool) -> pd.Series:

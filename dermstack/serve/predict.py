@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def predict_rows(
     "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
     "images", "table" or, where a row has no value in the table, "prevalence".
     """
-    options = {"device": device, "n_jobs": n_jobs, "workers": workers, "on_unreadable": on_unreadable}
+    options: dict[str, Any] = {"device": device, "n_jobs": n_jobs, "workers": workers, "on_unreadable": on_unreadable}
     return predict_readable(bundle, rows, work, out, **options)[0]
 
 
