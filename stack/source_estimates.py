@@ -59,7 +59,9 @@ class SourceEstimate:
             return "groups held out"
         if self.held_out == HELD_OUT:
             return "sources held out"
-        return f"sources held out from level 2{'' if self.origin == TRAINED_AGAIN else ' only'}"
+        if self.origin == TRAINED_AGAIN:
+            return f"sources held out, but {_listed(self.imported)} had seen them"
+        return "sources held out from level 2 only"
 
     @property
     def predicts_next(self) -> bool:
@@ -169,7 +171,7 @@ def estimate_table(found: LeaveSourceOut) -> pd.DataFrame:
         over = one.over
         enough = math.isfinite(over.mean)
         records.append({
-            "estimate": one.label + (" (trained again)" if one.origin == TRAINED_AGAIN else ""),
+            "estimate": one.label + (" (trained again)" if one.origin == TRAINED_AGAIN and not one.imported else ""),
             "folds": one.folds,
             "rows": one.rows,
             found.objective: str(one.pooled),
