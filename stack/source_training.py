@@ -86,7 +86,7 @@ def _say_costs(copy: Experiment, rebuild: Sequence[str], out: Out) -> None:
 
     Of a run that is rebuilt, nets that can be reused are not counted as to be trained.
     """
-    steps = [image_step(copy, model, measure=not model.frozen) for model in enabled_models(copy)]
+    steps = [image_step(copy, model) for model in enabled_models(copy)]
     steps = [step for step in steps if step.state != "skip"]
     if not steps:
         return
@@ -94,7 +94,7 @@ def _say_costs(copy: Experiment, rebuild: Sequence[str], out: Out) -> None:
     what = ", ".join(f"{step.nets} nets of {step.name}" if step.nets else f"the head of {step.name}" for step in steps)
     out.say(
         f"leave-source-out: with {copy.folds.k} folds of whole sources are trained again, after those of the "
-        f"experiment itself: {what}; about {duration(seconds)}, {size(needed)} of disk"
+        f"experiment itself: {what}; {f'about {duration(seconds)}, ' if seconds else ''}{size(needed)} of disk"
     )
     if needed > (free := free_disk(copy.config)):
         out.warn(f"leave-source-out: {size(needed)} are needed, {size(free)} are free on the disk of {copy.folder}")

@@ -125,6 +125,11 @@ def network_cost(experiment: Experiment, model: ImageModel, speed: Speed, nets: 
     )
 
 
+def head_cost(experiment: Experiment, width: int) -> Cost:
+    """Returns the disk that heads of a frozen backbone and a copy of its features, of this ``width``, take."""
+    return Cost(None, (4 * width + _LOGIT_BYTES) * len(experiment.table.train))
+
+
 def prediction_seconds(experiment: Experiment, model: ImageModel) -> float:
     """Measures how long the nets of all folds and seeds take for a new image, with all views."""
     from image_models.predict import VIEW_COUNTS

@@ -24,6 +24,7 @@ from stack.plan.costs import (
     Cost,
     feature_counts,
     free_disk,
+    head_cost,
     image_cost,
     images_through,
     level2_memory,
@@ -253,6 +254,9 @@ def _reusable(experiment: Experiment, model: ImageModel, wanted: Mapping[tuple[i
 def _network(
     experiment: Experiment, model: ImageModel, *, measure: bool, widths: dict[str, int], nets: int, folds: int
 ) -> Cost:
+    if model.frozen and experiment.copy_of is not None and not len(experiment.external):
+        width = _stored_width(experiment.copy_of / model.name)  # no image goes through the network again
+        return head_cost(experiment, width) if width else Cost()
     if not measure:
         return Cost()
     speed = measured(experiment, model)
@@ -303,9 +307,7 @@ def _steps_by_source(
         return [], f"there will be no leave-source-out estimate: {error}"
     again: dict[str, Step] = {}
     if trains_by_source(experiment):
-        again = {
-            model.name: image_step(copy, model, measure=measure and not model.frozen) for model in enabled_models(copy)
-        }
+        again = {model.name: image_step(copy, model, measure=measure) for model in enabled_models(copy)}
     seen, places = {**level1, **again}, {name: copy.models if name in again else experiment.models for name in level1}
     level2 = _stacker_steps(copy, stackers, seen, widths, places=places)
     steps = [*again.values(), *level2, *_blend_steps(copy, [*seen.values(), *level2], places=places)]
