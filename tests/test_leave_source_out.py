@@ -131,6 +131,9 @@ def test_it_is_switched_off_and_on(tmp_path: Path, capsys: pytest.CaptureFixture
     assert on.by_source is not None
     assert on.headline == off.headline
     assert on.blend.meta["fingerprint"] == off.blend.meta["fingerprint"], "the submission does not depend on it"
+    line = pd.read_parquet(on.experiment.folder / FOLDER / "models/line/oof.parquet").set_index("id")["p"]
+    blend = scores_by_source(on).set_index("id")["score"]
+    assert (blend.rank() == line.loc[blend.index].rank()).all(), "one run alone, on one scale over all sources"
     assert stacked(config, "estimate.leave_source_out=false").by_source is None, "not of an earlier call"
 
 
