@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import run_cli, small_config
-from imported_experiment import command_error, opened_experiment
+from imported_experiment import command_error, import_frames, opened_experiment
 from sklearn.metrics import roc_auc_score
 from table_layouts import written_bytes
 
@@ -219,6 +219,29 @@ def test_switched_off_it_is_optimistic_again_and_clean_offers_the_nets(finished:
     assert finished.made.by_source is not None
     assert on.by_source.summary == finished.made.by_source.summary
     assert [one.sources for one in on.by_source.runs] == [one.sources for one in finished.made.by_source.runs]
+
+
+@pytest.mark.slow
+def test_imported_runs_cannot_be_trained_again_and_stay_marked_by_name(finished: Finished, tmp_path: Path) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(finished.config.parent / "runs", copy)
+    experiment = opened_experiment(finished.config, f"runs={copy}")
+    rng, parts = np.random.default_rng(0), []
+    for frame, folds in ((experiment.table.train, experiment.folds.frame["fold"]), (experiment.table.test, -1)):
+        parts.append(pd.DataFrame({"isic": frame["id"], "p": rng.random(len(frame)), "fold": folds}))
+    import_frames(experiment, "extern", parts[0], parts[1][["isic", "p"]], test_averaged=True)
+    found = run_stack(finished.config, overrides=[f"runs={copy}"], report=False).by_source
+    assert found is not None
+    best = found.strictest
+    assert (best.origin, best.held_out, best.seen_by, best.imported) == (
+        TRAINED_AGAIN, LEVEL_2_ONLY, ("extern",), ("extern",),
+    )  # fmt: skip
+    said = " ".join(source_sentences(found))
+    assert "the image models were fitted without it, but extern had been trained on other images of it" in said
+    assert "Imported predictions cannot be trained again here: extern." in said
+    assert "train_by_source" not in said
+    assert "optimistic: extern had seen them" in found.summary
+    assert {one.name for one in found.runs} == {"tiny", "still"}, "each of which is told without the mark"
 
 
 @pytest.mark.slow
