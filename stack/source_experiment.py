@@ -91,6 +91,7 @@ def experiment_by_source(experiment: Experiment, sources: Sources, out: Out) -> 
     config = config.model_copy(update={
         "experiment": name, "folds": settings, "data": config.data.model_copy(update={"columns": columns}),
         "image_models": tuple(models.get(model.name, model) for model in config.image_models), "tuned": Tuned(),
+        "review": None,
     })  # fmt: skip
     table = replace(table, train=train, test=table.test.iloc[:0])
     by_source = replace(
