@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,7 @@ from stack.unlabelled import no_unlabelled, read_unlabelled_tables
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
+BY_SOURCE = "leave_source_out"  # in the experiment's folder: its copy whose folds hold out whole sources
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ class Experiment:
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
     unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
     collided: Mapping[str, int] = field(default_factory=dict)  # by further table: rows dropped as another has their id
-    # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
+    # (n,) training rows on which nothing is fitted and which are not scored, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
+    copy_of: Path | None = None  # of a copy with folds of sources: the models of the experiment itself
 
     @property
     def folder(self) -> Path:
@@ -145,6 +147,15 @@ class Experiment:
         if self.shuffled:
             words.append("--shuffle-target")
         return shlex.join([*words, *options])
+
+    def rebuild_name(self, run: str) -> str:
+        """Returns how `oof --rebuild` names an image run: in a copy with folds of sources by its path."""
+        return run if self.copy_of is None else f"{BY_SOURCE}/{run}"
+
+    def fold_rows(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+        """Yields (fold, training rows, held-out rows); rows that are left out train no fold."""
+        for fold, train, held in self.folds.pairs():
+            yield fold, train if self.left_out is None else train[~self.left_out[train]], held
 
     @property
     def models(self) -> Path:

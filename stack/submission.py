@@ -26,6 +26,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, unit_poolings, warn_of_two_folds
+from stack.level2_inputs import scale_inputs
 from stack.metrics.expected_positives import CalibrationNoise, calibration_noise, expected_positives
 from stack.metrics.intervals import interval
 from stack.metrics.review_band import Band
@@ -300,6 +301,7 @@ def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         **({} if experiment.table.units is None else {"units": units_fingerprint(experiment)}),
         "runs": fingerprint({run.name: run.meta["files"] for run in runs}),
         "rows or folds": experiment.rows_fingerprint,
+        **scale_inputs(experiment),
     }  # fmt: skip
 
 
