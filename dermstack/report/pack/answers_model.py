@@ -291,7 +291,7 @@ def interaction(e: Evidence) -> Answer | None:
 def predictions(e: Evidence) -> Answer:
     """Says how predictions for the evaluation were calculated."""
     return Answer(
-        "Each row is predicted by the models of the folds that do not hold it (out-of-fold), combined with weights and "
+        "Each row is predicted by models that were fitted without its fold (out-of-fold), combined with weights and "
         "calibrated with a map that were fitted without its fold; computed by dermstack "
         f"{e.data.versions.get('dermstack', '')}.".replace(" .", "."),
         ("result", "settings"),
