@@ -212,7 +212,8 @@ def split(e: Evidence) -> Answer:
     if not given and folds.by == "group":
         text += f"They are balanced by the outcome{''.join(f' and {name}' for name in folds.stratify)}. "
     return Answer(
-        f"{text}There is no separate test set with outcomes: each row is scored by models that were fitted on the other folds.",
+        f"{text}There is no separate test set with outcomes: each row is scored by models that were fitted on the "
+        "other folds.",
         ("data", "folds"),
     )
 
