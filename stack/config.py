@@ -168,7 +168,7 @@ class Config(Strict):
     blend: Blend = Blend()  # how runs are combined into one score
     review: Review | None = None  # which images the ensemble decides and which go to a person; none: no such decision
     # `group`, a column or a list of columns: one prediction for each of their values (a breast, a lesion) instead of
-    # one for each image, in metrics, report and submission; or a section with these keys
+    # one for each image, in metrics, report, submission and bundle; or a section with these keys
     predict_per: PredictPer | None = None
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
@@ -346,10 +346,6 @@ class Config(Strict):
             raise ValueError(
                 "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
                 "images: set data.on_unreadable_test to refuse, or remove predict_per"
-            )
-        if self.review is not None:
-            raise ValueError(
-                "predict_per and review exclude each other, as the band decides single images: remove one of them"
             )
         if self.data.has_sources and self.estimate.leave_source_out:
             raise ValueError(

@@ -122,7 +122,7 @@ class Experiment:
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
     unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
-    collided: Mapping[str, int] = field(default_factory=dict)  # by external table: rows whose id is in train or test
+    collided: Mapping[str, int] = field(default_factory=dict)  # by further table: rows dropped as another has their id
     # (n,) training rows on which nothing is fitted and which are not scored, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
     copy_of: Path | None = None  # of a copy with folds of sources: the models of the experiment itself
@@ -276,7 +276,7 @@ def open_experiment(
         sources = read_sources(data.sources, data.columns.id, table.train["id"])
         table = replace(table, train=table.train.assign(source=sources))
     external, collided = read_external_tables(config, as_read, out)
-    unlabelled = read_unlabelled_tables(config, as_read, external, out)
+    unlabelled, collided_too = read_unlabelled_tables(config, as_read, external, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
@@ -291,7 +291,7 @@ def open_experiment(
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)), unlabelled, collided,
+        tuple(map(mask_secrets, overrides)), unlabelled, collided | collided_too,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from dermstack.report.explorer import explorer
 from dermstack.report.fairness import blend_subgroups, fairness_sections
 from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
-from dermstack.report.population import group_notes, positives, source_note, sources_file
+from dermstack.report.population import fallback_notes, group_notes, positives, source_note, sources_file
 from dermstack.report.pseudonyms import pseudonymiser
 from dermstack.report.report import (
     Calibration,
@@ -45,7 +45,6 @@ from stack.blend.copies import copies_text
 from stack.columns import described_choices
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.fallback import FOLDER, performance
 from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
@@ -137,9 +136,6 @@ def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
     return frame if show_ids else frame.drop(columns="example")
 
 
-_MAX_NAMED = 20  # rows named in a note
-
-
 def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
     """Writes runs/<experiment>/report.html and model_card.md. Raises StoreError if `stack` has not been run.
 
@@ -187,7 +183,7 @@ def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, 
             subgroups=_card_subgroups(data.subgroups),
             scored=scored,
             notes=[*data.notes, *data.diagnostics],
-            decisions=band_sentences(data.review.band) if data.review else (),
+            decisions=band_sentences(data.review.band, data.unit) if data.review else (),
         )
         progress(1)
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
@@ -329,7 +325,7 @@ def report_data(
             *([] if (note := source_note(experiment, blend)) is None else [note]),
             *group_notes(experiment),
             *_notes(experiment, blend, has_level2=bool(levels[1])),
-            *_fallback_notes(experiment, show_ids=show_ids),
+            *fallback_notes(experiment, show_ids=show_ids),
         ],
         diagnostics=level2_notes(
             experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
@@ -449,18 +445,3 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
-
-
-def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
-    """Describes the fallback where it predicts rows of the submission, and names these rows."""
-    run, lost = read_run(experiment.folder / FOLDER), experiment.unreadable_test["id"]
-    if run is None or lost.empty:
-        return []
-    display_name = str if show_ids else pseudonymiser(experiment)
-    names = ", ".join(display_name(row_id) for row_id in lost[:_MAX_NAMED])
-    more = f", … {len(lost):,} in all" if len(lost) > _MAX_NAMED else ""
-    return [
-        f"{len(lost):,} of {len(experiment.as_read.test):,} test rows have an image that cannot be read. As declared "
-        f"(data.on_unreadable_test), they are predicted by the fallback: {performance(run)}. The blend's score does "
-        f"not apply to these rows: {names}{more}."
-    ]

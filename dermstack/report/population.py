@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dermstack.report.pseudonyms import pseudonymiser
 from stack.experiment import Experiment
+from stack.fallback import FOLDER, performance
 from stack.source_estimates import headline_note, stored_leave_source_out
-from stack.store import Run
+from stack.store import Run, read_run
 
 
 def group_notes(experiment: Experiment) -> list[str]:
@@ -64,3 +66,21 @@ def source_note(experiment: Experiment, blend: Run) -> str | None:
         "No source (hospital, camera) is named, so nothing here tells how the models do on images from elsewhere: name "
         "it in `data.columns.source`, or find groups by how images were taken with `dermstack sources`."
     )
+
+
+_MAX_NAMED = 20  # rows named in a note
+
+
+def fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
+    """Describes the fallback where it predicts rows of the submission, and names these rows."""
+    run, lost = read_run(experiment.folder / FOLDER), experiment.unreadable_test["id"]
+    if run is None or lost.empty:
+        return []
+    display_name = str if show_ids else pseudonymiser(experiment)
+    names = ", ".join(display_name(row_id) for row_id in lost[:_MAX_NAMED])
+    more = f", … {len(lost):,} in all" if len(lost) > _MAX_NAMED else ""
+    return [
+        f"{len(lost):,} of {len(experiment.as_read.test):,} test rows have an image that cannot be read. As declared "
+        f"(data.on_unreadable_test), they are predicted by the fallback: {performance(run)}. The blend's score does "
+        f"not apply to these rows: {names}{more}."
+    ]
