@@ -41,6 +41,11 @@ def trains_again(config: Config) -> bool:
     return estimate.leave_source_out and estimate.train_by_source and config.data.has_sources
 
 
+def rebuild_name(experiment: Experiment, run: str) -> str:
+    """Returns how `oof --rebuild` names an image run: in a copy by source with its folder."""
+    return run if experiment.copy_of is None else f"{BY_SOURCE}/{run}"
+
+
 def units_of_sources(experiment: Experiment, rows: NDArray[np.intp] | None = None) -> Sources:
     """Returns the units: joined sources where the experiment's folds hold these out, else each group's main source.
 
