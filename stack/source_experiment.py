@@ -69,6 +69,20 @@ def units_of_sources(experiment: Experiment, rows: NDArray[np.intp] | None = Non
     )  # fmt: skip
 
 
+def sources_of_rows(experiment: Experiment, sources: Sources) -> Sources:
+    """Returns the sources by what has a score: by image, or by unit where predictions are for units (`predict_per`).
+
+    All images of a unit are in one group, which is held out with one source: that of the unit. A unit is kept if one of
+    its images is.
+    """
+    if experiment.table.units is None:
+        return sources
+    images = pd.DataFrame({"named": sources.named, "unit": sources.unit, "kept": sources.kept})
+    images["of"] = experiment.table.units.loc[images.index].to_numpy(object)
+    first = images.sort_values("kept", ascending=False, kind="stable").drop_duplicates("of").set_index("of")
+    return replace(sources, named=first["named"], unit=first["unit"], kept=first["kept"])
+
+
 def experiment_by_source(experiment: Experiment, sources: Sources, out: Out) -> Experiment:
     """Returns the copy of the experiment, in its folder leave_source_out, whose folds hold out whole ``sources``.
 

@@ -23,10 +23,10 @@ from stack.source_estimates import (
 _NO_NUMBER = "–"
 
 
-def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
+def sources_section(found: LeaveSourceOut, *, from_file: str = "", unit: str = "image") -> Section:
     """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources.
 
-    ``from_file`` names the file of sources (`data.sources`), if they are from one.
+    ``from_file`` names the file of sources (`data.sources`), if they are from one; ``unit`` is what has a score.
     """
     best, figure = found.strictest, None
     if math.isfinite(best.over.mean):
@@ -44,6 +44,7 @@ def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
         .render(
             found=found,
             from_file=from_file,
+            unit=unit,
             own=found.own,
             best=best,
             compares=len(found.estimates) > 1,
