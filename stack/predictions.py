@@ -168,7 +168,7 @@ def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
 
 # Alignments of this process, by the anchors that they were fitted to: the stackers, the probes and the importances of
 # one command need the same.
-_alignments: dict[tuple[str | int, ...], Alignment] = {}
+_alignments: dict[tuple[str, ...], Alignment] = {}
 _KEPT_ALIGNMENTS = 32
 _ANCHOR_FILES = ("anchor.parquet", "anchor_z.npy")
 
@@ -183,7 +183,8 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
     for net in range(k):
         rows = np.flatnonzero(anchors["fold"].to_numpy() == net)
         by_net.append(rows[_embedding_rows(run, anchors.iloc[rows], first, "anchor")])
-    key = (str(run.folder), *(str(run.meta["files"].get(file)) for file in _ANCHOR_FILES), components)
+    files: tuple[str, ...] = tuple(str(run.meta["files"].get(file)) for file in _ANCHOR_FILES)
+    key = (str(run.folder), *files, str(components))
     if (alignment := _alignments.get(key)) is None:
         alignment = fit_alignment(np.stack([anchor_z[rows] for rows in by_net]), components)
         if len(_alignments) >= _KEPT_ALIGNMENTS:
