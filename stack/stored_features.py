@@ -5,7 +5,7 @@ Probes and importances describe a stacker that is complete: they see the feature
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,13 +44,26 @@ def stored_matrix(
     """Returns the matrix of a fold with the columns that ``features`` name, by the transforms that ``run`` keeps of it.
 
     ``features`` may name no fitted block but those of the stacker itself, whose transforms alone are kept for certain.
-    The other arguments are those of `fold_matrix`.
+    The other arguments are those of `fold_matrix`. Where the level-1 runs are no longer those of the fit, which is
+    possible for runs that the stacker does not see, the transforms are fitted again.
     """
     seen = {name: one for name, one in embeddings.items() if _uses(features, one)}
     config = experiment.config.model_copy(update={"features": features})
+    order = list(run.meta["scales"])  # the runs in the order of the fit; the config may have another one since
+    is_same = set(order) == set(predictions.names)
     return fold_matrix(
-        replace(experiment, config=config), seen, predictions, fold, ungrouped=ungrouped, train_too=train_too,
-        stored=_stored(stored_fold(run, fold)),
+        replace(experiment, config=config), seen, in_order(predictions, order) if is_same else predictions, fold,
+        ungrouped=ungrouped, train_too=train_too, stored=_stored(stored_fold(run, fold)) if is_same else None,
+    )  # fmt: skip
+
+
+def in_order(predictions: Predictions, names: Sequence[str]) -> Predictions:
+    """Returns the predictions with their runs in the order of ``names``, which has all of them."""
+    place = [predictions.names.index(name) for name in names]
+    return replace(
+        predictions, names=tuple(names), oof=predictions.oof[:, place], nets=predictions.nets[:, place],
+        test=predictions.test[:, :, place], test_nets=predictions.test_nets[:, place],
+        alone=None if predictions.alone is None else predictions.alone[:, place],
     )  # fmt: skip
 
 

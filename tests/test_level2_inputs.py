@@ -24,11 +24,14 @@ def test_another_way_of_fitting_gbdts_makes_them_stale_and_nothing_else(
         return [*found, fallback.fallback_inputs(experiment)]
 
     before, study = inputs(), gbdt_study_inputs(experiment, stackers[0], sources)
+    version = level2_inputs.FIT_VERSION
     for module in (level2_inputs, study_inputs, fallback):
-        monkeypatch.setattr(module, "FIT_VERSION", level2_inputs.FIT_VERSION + 1)
+        monkeypatch.setattr(module, "FIT_VERSION", version + 1)
     changed = [one != other for one, other in zip(before, inputs(), strict=True)]
     assert changed == [True, True, True, False, True], "the fallback is a GBDT"
     now = gbdt_study_inputs(experiment, stackers[0], sources)
-    assert changed_inputs(study, now) == ["version of GBDT fits (2, now 3)"]
+    assert changed_inputs(study, now) == [f"version of GBDT fits ({version}, now {version + 1})"]
     unnoted = {name: value for name, value in study.items() if name != "version of GBDT fits"}
-    assert changed_inputs(unnoted, now) == ["version of GBDT fits (1, now 3)"], "of a study before it was noted"
+    assert changed_inputs(unnoted, now) == [f"version of GBDT fits (1, now {version + 1})"], (
+        "of a study before it was noted"
+    )

@@ -11,17 +11,20 @@ from stack.console import Out
 from stack.features import fold_matrix
 from stack.predictions import predictions_of, read_embeddings, standardised, stored_scales
 from stack.store import read_run
-from stack.stored_features import stored_matrix, transforms_fingerprint
+from stack.stored_features import in_order, stored_matrix, transforms_fingerprint
 
 
 def test_the_stored_transforms_make_the_matrix_of_the_fit(bundled_experiment: Path) -> None:
     """With a frozen and a trained run: components, aligned embeddings, neighbours and cohorts are among the columns."""
     experiment = open_config(bundled_experiment / "small.yaml", Out(quiet=True))
-    config, sources = experiment.config, experiment.finished(level=1)
+    config = experiment.config
     runs = [run for name in ("gbdt", "line") if (run := read_run(experiment.models / name)) is not None]
+    sources = [run for name in runs[0].meta["scales"] if (run := read_run(experiment.models / name)) is not None]
     embeddings = read_embeddings(experiment, sources)
     predictions = standardised(predictions_of(experiment, sources), stored_scales(runs[0]))
     fitted = fold_matrix(experiment, embeddings, predictions, 1, ungrouped=True)
+    # As where the models of the config were put into another order since: the stacker stays complete.
+    predictions = in_order(predictions, predictions.names[::-1])
     stored = stored_matrix(experiment, config.features, runs[0], embeddings, predictions, 1, ungrouped=True)
     assert fitted.held_ungrouped is not None
     assert stored.held_ungrouped is not None
