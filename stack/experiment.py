@@ -337,7 +337,7 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         unknown = experiment.folds.unknown_pairs
         out.say(f"duplicates: groups of listed pairs are merged; {unknown} pairs have an id outside the training rows")
     if found := len(train_pairs(experiment.curation, train)):
-        out.say(f"near-duplicates: the groups of {found} pairs of training images are merged into one split_group each")
+        out.say(f"near-duplicates: {found} pairs of training images; images of a pair are always in the same fold")
     data = experiment.config.data
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
     for warning in missing_code_warnings(parts, experiment.table.columns):

@@ -168,7 +168,7 @@ def _fitted_again(experiment: Experiment, sources: _Sources, level1: Sequence[Ru
     name, columns = f"{experiment.name}/{FOLDER}", config.data.columns.model_copy(update={"fold": None})
     config = config.model_copy(update={
         "experiment": name, "folds": settings, "data": config.data.model_copy(update={"columns": columns}),
-        "tuned": Tuned(image=config.tuned.image),
+        "tuned": Tuned(image=config.tuned.image), "review": None,
     })  # fmt: skip
     table = replace(table, train=train, test=table.test.iloc[:0])  # only its score on the training rows is wanted
     by_source = replace(

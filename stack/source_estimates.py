@@ -20,6 +20,7 @@ from stack.metrics.calibration import recalibration
 from stack.metrics.intervals import Interval
 from stack.metrics.measures import jsonable
 from stack.metrics.resolution import clip_limits, clipped_logit
+from stack.metrics.scores import objective_label
 
 RESULT = "leave_source_out.json"  # in the experiment's folder
 
@@ -172,7 +173,7 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
             "--by-source` train everything again without it."
         )
         if math.isfinite(over.next_low):
-            said.append(f"The interval for the next source, {reach}, does not contain this optimism.")
+            said.append(f"The interval for the next source, {reach}, does not allow for this optimism.{_wide(over)}")
     else:
         said.append(
             "Every model that scores a source here was fitted without it; weights and calibration were fitted on "
@@ -181,14 +182,15 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         if math.isfinite(over.next_low):
             said.append(
                 f"In the next source, if it is one like these, expect an AUC of {reach} (95 % prediction interval from "
-                f"{over.used} sources)."
+                f"{over.used} sources).{_wide(over)}"
             )
     if best.difference is not None:
         said.append(_difference_sentence(best.difference))
     if best.pooled_difference is not None:
         said.append(
-            f"Over the images of all sources together, {found.objective} changes by "
-            f"{bounds(*_ends(best.pooled_difference), sign='+')}, which counts shifts between sources too."
+            f"Over the images of all sources together, {objective_label(found.objective)} changes by "
+            f"{bounds(*_ends(best.pooled_difference), sign='+')} on the {best.rows:,} images that both estimates "
+            "score; this counts shifts of the risks between sources too."
         )
     if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
@@ -202,18 +204,30 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append(f"Too few groups for an AUC of their own: {', '.join(few[:_MAX_NAMED])}{more}.")
     if found.joined:
         said.append(
-            f"{found.shared_groups:,} split groups have images of more than one source, so these are held out "
-            f"together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are "
+            f"held out together: {'; '.join(found.joined[:_MAX_NAMED])}"
+            f"{'; …' if len(found.joined) > _MAX_NAMED else ''}."
         )
     if found.left_out:
         said.append(
-            f"{found.shared_groups:,} split groups have images of more than one source: their {found.left_out:,} "
-            "images outside their main source are neither trained on nor scored where sources are held out."
+            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source: their "
+            f"{found.left_out:,} images outside their main source are neither trained on nor scored where sources are "
+            "held out."
         )
     if found.untuned:
         said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")
     said += [f"The estimate of the models trained again: {one.note}." for one in found.estimates if one.note]
     return said
+
+
+def _wide(over: OverSources) -> str:
+    """Says what an interval for the next source means that reaches down to chance."""
+    if over.next_low > 0.5:
+        return ""
+    return (
+        f" It includes 0.5, which is chance: {over.used} sources are too few, or too different, to show that the "
+        "ensemble works in the next one. Measure it there before it is used."
+    )
 
 
 def _difference_sentence(difference: Interval) -> str:
@@ -237,12 +251,14 @@ def headline_note(found: LeaveSourceOut) -> str:
         return "This estimate holds for new patients of the same sources; no source was held out."
     if not math.isfinite(typical.mean):
         return f"With sources held out, {found.objective} is {best.pooled}; sources are too few for an AUC within them."
-    what = "Where its source was held out" if best.held_out == HELD_OUT else "Where level 2 had not seen its source"
+    seen_by = "the models" if best.held_out == HELD_OUT else "level 2 and the blend"
+    what = f"On images of a source (hospital, camera) that {seen_by} had not seen"
     own, mean = found.own.over, bounds(typical.mean, typical.low, typical.high)
     before = f", with groups held out {own.mean:.3f}" if best is not found.own and math.isfinite(own.mean) else ""
     note = f"{what}, the AUC within a typical source is {mean}{before}"
     if best.predicts_next:
         note += f"; 95 % prediction interval for the next source {typical.next_low:.3f} to {typical.next_high:.3f}"
+        note += ", which includes 0.5, chance" if typical.next_low <= 0.5 else ""
     if best.held_out == LEVEL_2_ONLY:
         note += ". This is still optimistic, as the models of level 1 had been trained on other images of the source"
     return f"{note}. See the section on other hospitals and cameras."

@@ -51,7 +51,7 @@ def test_every_target_that_is_shown_is_run_elsewhere_or_has_a_reason() -> None:
 ORDER = {
     "ham": [
         "--help", "init .*", "plan .*",
-        "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "recalibrate .*", "tune blend .*",
+        "eda .*", "audit .*", "report .*", "bundle .*", "predict .*", "evaluate .*", "recalibrate .*", "tune blend .*",
         "tune gbdt .*", "tune image .*", "app .*",
     ],
     "tutorial": [
@@ -62,7 +62,7 @@ ORDER = {
         "oof .*--shuffle-target",
         "stack .*--shuffle-target",
     ],
-    "imported": ["import-oof .*", "stack .*", "forensics .*"],
+    "imported": ["import-oof .*", "stack .*", "report .*", "forensics .*"],
     "sources": ["oof -c mine.yaml", "stack -c mine.yaml", "oof .*--by-source", "stack .*--by-source", "sources .*"],
 }  # fmt: skip
 REAL_DATA = {"docs/isic2024.md": "needs the files of ISIC 2024; import-oof and stack are run on generated ones"}
@@ -70,6 +70,7 @@ PAGES = {
     "README.md": "ham", "docs/blend.md": "ham", "docs/new_images.md": "ham", "docs/validation.md": "ham",
     "docs/tutorial.md": "tutorial", "docs/imported_predictions.md": "imported", "docs/audit.md": "tutorial",
     "docs/compare.md": "tutorial", "docs/forensics.md": "imported", "docs/sources.md": "sources",
+    "docs/reporting.md": "imported",
 }  # fmt: skip
 
 
@@ -256,3 +257,4 @@ def test_the_commands_on_imported_predictions_run(here: Path, capsys: pytest.Cap
     run_all([line for line in lines if not line.startswith("import-oof")], capsys)
     assert (here / "runs" / "mine" / "report.html").is_file()
     assert (here / "forensics.html").is_file()
+    assert (here / "paper" / "checklist_claim.html").is_file()

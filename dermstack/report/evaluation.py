@@ -36,6 +36,7 @@ from stack.metrics.review_band import ReviewCheck
 from stack.metrics.validation import (
     AGREES,
     COLUMNS_MISSING,
+    DIFFERS,
     HIGHER,
     LOWER,
     UNDECIDED,
@@ -126,6 +127,8 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         auc=found.comparison("auc"),
         prevalence=found.comparison("prevalence"),
         columns_missing=COLUMNS_MISSING,
+        lower=LOWER,
+        differs=DIFFERS,
         objective=_QUANTITIES.get("log_loss" if (name := found.promise.objective) == "logloss" else name, name),
         created=created,
         tables={

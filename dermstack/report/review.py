@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from dermstack.report.tables import HtmlTable
 from stack.metrics.intervals import Interval
 from stack.metrics.review_band import (
     AIM_WORDS,
     FAILED,
+    TOO_FEW,
     Band,
     Decisions,
     Kept,
@@ -16,6 +19,7 @@ from stack.metrics.review_band import (
     guarantee_text,
     percent_text,
 )
+from stack.metrics.risk_control import UPPER_AIMS
 
 _TEST_WORDS = {
     "binomial": "the exact binomial test",
@@ -53,8 +57,30 @@ def sentences_on_tests(band: Band) -> list[str]:
     return made
 
 
+def review_doubts(subgroups: Sequence[SubgroupDecisions]) -> list[str]:
+    """Returns a sentence for each subgroup whose own 95 % interval lies below what was promised.
+
+    Among many subgroups one such interval may be chance, which the sentence says; where the verdict is that the promise
+    failed, it is not.
+    """
+    made = []
+    for of in subgroups:
+        for kept in of.found.kept:
+            if kept.verdict == TOO_FEW or not kept.value.high < kept.level:
+                continue
+            sure = "" if kept.verdict == FAILED else f"; among {len(subgroups)} subgroups this may be chance"
+            made.append(
+                f"{of.by} {of.subgroup}: {AIM_WORDS[kept.aim]} {_with_interval(kept.value)}, promised was "
+                f"{percent_text(kept.level)} ({kept.errors:,} wrong of {kept.rows:,} images){sure}."
+            )
+    return made
+
+
 def per_thousand_table(found: Decisions) -> HtmlTable:
-    """Formats how many of 1,000 images get each decision, and how many of these are positive."""
+    """Formats how many of 1,000 images get each decision, and how many of these are positive.
+
+    A decision that no promise is about has no line.
+    """
     decided_positive = round(found.positive.value * found.rows)
     of_positive = decided_positive - found.false_alarms
     lines = [
@@ -62,13 +88,19 @@ def per_thousand_table(found: Decisions) -> HtmlTable:
         ("for a person", found.review, found.positives - found.missed - of_positive, "found by the person"),
         ("positive", found.positive, of_positive, "found"),
     ]
+    if not any(kept.aim in UPPER_AIMS for kept in found.kept):
+        lines = lines[:2]
     rows: list[tuple[str, tuple[str, ...]]] = [
         ("", (name, f"{1000 * share.value:,.0f}", f"{1000 * share.low:,.0f} to {1000 * share.high:,.0f}",
               f"{found.per_thousand(positives):,.1f} {what}"))
         for name, share, positives, what in lines
     ]  # fmt: skip
     heads = [("decision", False), ("images of 1,000", True), ("95 % interval", True), ("positive images", True)]
-    return HtmlTable(heads, rows, max(len(line[0]) for line in lines), [])
+    frame = pd.DataFrame([
+        {"decision": name, **_parts("share", share), "positives": positives, "of_images": found.rows}
+        for name, share, positives, _ in lines
+    ])  # fmt: skip
+    return HtmlTable(heads, rows, max(len(line[0]) for line in lines), [], frame)
 
 
 def kept_table(kept: Sequence[Kept]) -> HtmlTable:
@@ -81,7 +113,8 @@ def kept_table(kept: Sequence[Kept]) -> HtmlTable:
           f"{of.groups:,}", of.verdict))
         for of in kept
     ]  # fmt: skip
-    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [])
+    frame = pd.DataFrame(map(_kept_line, kept))
+    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [], frame)
 
 
 def review_subgroup_table(subgroups: Sequence[SubgroupDecisions]) -> HtmlTable:
@@ -99,7 +132,27 @@ def review_subgroup_table(subgroups: Sequence[SubgroupDecisions]) -> HtmlTable:
         for kept in found.kept:
             cells += [_with_interval(kept.value), kept.verdict]
         rows.append(("failed" if any(kept.verdict == FAILED for kept in found.kept) else "", tuple(cells)))
-    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [])
+    frame = pd.DataFrame([
+        {
+            "by": of.by, "subgroup": of.subgroup, "images": of.found.rows, "patients": of.found.groups,
+            "positives": of.found.positives, **_parts("review", of.found.review), **_kept_line(kept),
+        }
+        for of in subgroups
+        for kept in of.found.kept
+    ])  # fmt: skip
+    return HtmlTable(heads, rows, max((len(cells[0]) for _, cells in rows), default=0), [], frame)
+
+
+def _kept_line(kept: Kept) -> dict[str, object]:
+    """Returns the numbers of one promise: what was promised, what was found, and the counts of the latter."""
+    return {
+        "promise": AIM_WORDS[kept.aim], "at_least": kept.level, **_parts("found", kept.value), "wrong": kept.errors,
+        "of_images": kept.rows, "of_patients": kept.groups, "verdict": kept.verdict,
+    }  # fmt: skip
+
+
+def _parts(name: str, of: Interval) -> dict[str, float]:
+    return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
 
 
 def _with_interval(of: Interval) -> str:

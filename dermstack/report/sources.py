@@ -16,30 +16,40 @@ from stack.source_estimates import SEEN, TRAINED_AGAIN, LeaveSourceOut, SourceEs
 _NO_NUMBER = "–"
 
 
-def sources_section(found: LeaveSourceOut) -> Section:
-    """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources."""
+def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
+    """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources.
+
+    ``from_file`` names the file of sources (`data.sources`), if they are from one.
+    """
     best, figure = found.strictest, None
     if math.isfinite(best.over.mean):
         figure = _figure(best)
+    tables = {
+        "source-estimates": _estimates(found),
+        "source-aucs": _by_source(found),
+        "source-facts": _facts(found.facts),
+    }
     text = (
         templates_of_page()
         .get_template("sources.html.j2")
         .render(
             found=found,
+            from_file=from_file,
             own=found.own,
             best=best,
             compares=len(found.estimates) > 1,
             objective=OBJECTIVE_LABELS[found.objective],
             sentences=source_sentences(found),
             same=_same(best),
-            estimates=_estimates(found),
+            estimates=tables["source-estimates"],
             figure=figure,
-            by_source=_by_source(found),
-            facts=_facts(found.facts),
+            by_source=tables["source-aucs"],
+            facts=tables["source-facts"],
             seen=SEEN,
         )
     )
-    return Section(Markup(text))
+    frames = {name: made.frame for name, made in tables.items()}
+    return Section(Markup(text), tables=frames, figures={} if figure is None else {"by-source": figure})
 
 
 def _estimates(found: LeaveSourceOut) -> HtmlTable:
@@ -70,7 +80,7 @@ def _estimates(found: LeaveSourceOut) -> HtmlTable:
         shown,
         intervals=intervals,
         heads={
-            found.objective: f"{OBJECTIVE_LABELS[found.objective]}, all images",
+            "images": "images (all)", found.objective: f"{OBJECTIVE_LABELS[found.objective]}, all images",
             "typical": "AUC within a typical source", "typical_low": "95 % interval over sources",
             "next": "AUC in the next source, 95 % prediction interval",
             "change": "difference within a source, same images", "change_low": "its 95 % interval",
@@ -144,14 +154,18 @@ def _figure(best: SourceEstimate) -> Drawing:
     return interval_figure("by_source", entries, axis="AUC", reference=over.mean)
 
 
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
 def _same(best: SourceEstimate) -> str:
     """Says whether the AUCs of the sources differ by more than chance."""
     over = best.over
     if not math.isfinite(over.p_same):
         return ""
     if over.p_same < 0.05:
-        return f"The sources differ in AUC by more than chance explains (p = {over.p_same:.2g})."
+        return f"The sources differ in AUC by more than chance explains (p {_p_text(over.p_same)})."
     return (
-        f"The differences in AUC between the sources are within chance (p = {over.p_same:.2g}), which does not show "
+        f"The differences in AUC between the sources are within chance (p {_p_text(over.p_same)}), which does not show "
         "that the sources are alike: with few sources, only large differences can be seen."
     )
