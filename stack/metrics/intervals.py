@@ -32,7 +32,7 @@ from stack.metrics.scores import (
     score,
 )
 
-_CHUNK_BYTES = 200e6  # approximate memory of one chunk of bootstrap draws
+_CHUNK_BYTES = 16e6  # approximate memory of one chunk of bootstrap draws: more does not fit into a processor's cache
 _KEPT_BYTES = 1 << 24  # of draws that are kept, for each of the last calls: 1000 draws of 8,000 groups
 _DRAWN_AT_ONCE = 1 << 14  # random numbers of one call; with more than half as many groups, each draw is a call
 
