@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermstack.errors import DataError, StoreError
+from dermstack.errors import StoreError
 from dermstack.masking import mask_secrets
-from stack.cells import read_cells
 from stack.columns import described_choices
 from stack.config import Config
 from stack.console import Out
 from stack.external import read_external_tables
-from stack.folds import Folds, make_folds, read_folds
-from stack.keys import contained, keys_as_in, similar_keys
+from stack.folds import Folds, make_folds, read_duplicate_pairs, read_folds
+from stack.keys import contained, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.python_features import with_python_features
@@ -47,6 +46,7 @@ from stack.unlabelled import no_unlabelled, read_unlabelled_tables
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
+BY_SOURCE = "leave_source_out"  # in the experiment's folder: its copy whose folds hold out whole sources
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,10 @@ class Experiment:
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
     unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
-    collided: Mapping[str, int] = field(default_factory=dict)  # by external table: rows whose id is in train or test
-    # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
+    collided: Mapping[str, int] = field(default_factory=dict)  # by further table: rows dropped as another has their id
+    # (n,) training rows on which nothing is fitted and which are not scored, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
+    copy_of: Path | None = None  # of a copy with folds of sources: the models of the experiment itself
 
     @property
     def folder(self) -> Path:
@@ -145,6 +146,15 @@ class Experiment:
         if self.shuffled:
             words.append("--shuffle-target")
         return shlex.join([*words, *options])
+
+    def rebuild_name(self, run: str) -> str:
+        """Returns how `oof --rebuild` names an image run: in a copy with folds of sources by its path."""
+        return run if self.copy_of is None else f"{BY_SOURCE}/{run}"
+
+    def fold_rows(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+        """Yields (fold, training rows, held-out rows); rows that are left out train no fold."""
+        for fold, train, held in self.folds.pairs():
+            yield fold, train if self.left_out is None else train[~self.left_out[train]], held
 
     @property
     def models(self) -> Path:
@@ -265,7 +275,7 @@ def open_experiment(
         sources = read_sources(data.sources, data.columns.id, table.train["id"])
         table = replace(table, train=table.train.assign(source=sources))
     external, collided = read_external_tables(config, as_read, out)
-    unlabelled = read_unlabelled_tables(config, as_read, external, out)
+    unlabelled, collided_too = read_unlabelled_tables(config, as_read, external, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
@@ -280,7 +290,7 @@ def open_experiment(
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)), unlabelled, collided,
+        tuple(map(mask_secrets, overrides)), unlabelled, collided | collided_too,
     )  # fmt: skip
 
 
@@ -419,27 +429,3 @@ def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:
     named = pd.unique(pd.concat([found["id_1"], found["id_2"]]))
     there = train["id"][train["id"].isin(named)]  # few: to look up in a million ids takes seconds for each column
     return found[found["id_1"].isin(there) & found["id_2"].isin(there)]
-
-
-def read_duplicate_pairs(path: Path | None, ids: pd.Series | None = None) -> pd.DataFrame | None:
-    """Reads pairs of duplicates (id_1, id_2) in the spelling that known ``ids`` have; None where the config names none.
-
-    Raises DataError for a file that cannot be read or has other than two columns, and where an id may be another
-    spelling of a known one: the pair would have no effect.
-    """
-    if path is None:
-        return None
-    if not path.is_file():
-        raise DataError(f"data.duplicates {path} does not exist: name a csv with two id columns, or remove the key")
-    pairs = read_cells(path, may_be_empty=True)
-    if pairs.shape[1] != 2:
-        columns = ", ".join(map(str, pairs.columns))
-        raise DataError(f"data.duplicates {path} has the columns {columns}: keep the two that hold the ids of a pair")
-    header, known = list(map(str, pairs.columns)), pd.Series([], dtype="str") if ids is None else ids
-    if set(header) <= set(known):
-        raise DataError(
-            f"data.duplicates {path} has no header: its first row, {' and '.join(header)}, is a pair of ids that would "
-            "be lost; add a row with two names above it"
-        )
-    sides = [keys_as_in(pairs.iloc[:, side], known, f"data.duplicates {path}: id", of="the tables") for side in (0, 1)]
-    return pd.DataFrame({"id_1": sides[0], "id_2": sides[1]})

@@ -53,13 +53,13 @@ def _read_predictions(path: Path) -> object:
 
 
 def _read_sample(path: Path) -> object:
-    from stack.submission import submission
+    from stack.submission_csv import submission
 
     return submission(["a", "b"], [0.1, 0.2], id_column="image", target_column="p", sample=path)
 
 
 def _read_pairs(path: Path) -> object:
-    from stack.experiment import read_duplicate_pairs
+    from stack.folds import read_duplicate_pairs
 
     return read_duplicate_pairs(path)
 

@@ -49,7 +49,7 @@ def _made_evidence() -> Evidence:
         "characteristics": pd.DataFrame([line]),
     }
     return Evidence(
-        data=replace(data, facts={**data.facts, "test rows": 0, "split_groups": 300}),
+        data=replace(data, facts={**data.facts, "test rows": 0, "groups after joining those with the same image": 300}),
         config=config_of({
             "experiment": "made", "stackers": [{"name": "lightgbm", "kind": "lightgbm"}],
             "data": {"name": "made", "train": "t.csv", "columns": {"id": "i", "group": "p", "target": "y"}},

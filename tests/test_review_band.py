@@ -151,9 +151,9 @@ def test_where_no_threshold_has_the_guarantee_the_reason_is_said() -> None:
         found = measure_decisions(y, decide(p, band), group, band.guarantees)
         assert found.review.value == 1
         check = ReviewCheck(band, found, (), 1.0, ())
-        assert check.sentences == ["No image is decided as negative, so nothing is promised about such decisions."]
+        assert check.sentences() == ["No image is decided as negative, so nothing is promised about such decisions."]
     lacking = ReviewCheck(band, found, (), 1.0, ("sex",))
-    assert "as these lack sex" in lacking.sentences[0]
+    assert "as these lack sex" in lacking.sentences()[0]
 
 
 def test_a_subgroup_whose_own_interval_lies_below_the_promise_is_named() -> None:

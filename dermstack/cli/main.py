@@ -180,7 +180,8 @@ def oof(
         list[str] | None,
         typer.Option(
             help="Move this image model's run aside and train it again; if only `seeds`, `tta` or `selected` changed, "
-            "trained networks are reused. Repeatable."
+            "trained networks are reused. Of a run by source (estimate.train_by_source), leave_source_out/NAME. "
+            "Repeatable."
         ),
     ] = None,
 ) -> None:

@@ -183,7 +183,7 @@ def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, 
             subgroups=_card_subgroups(data.subgroups),
             scored=scored,
             notes=[*data.notes, *data.diagnostics],
-            decisions=band_sentences(data.review.band) if data.review else (),
+            decisions=band_sentences(data.review.band, data.unit) if data.review else (),
         )
         progress(1)
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])

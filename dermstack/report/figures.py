@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from numpy.typing import ArrayLike, NDArray
@@ -160,9 +159,7 @@ def drawing(figure: Figure, name: str, alt: str, legend: Sequence[tuple[str, Swa
 def page_svg(figure: Figure, name: str, alt: str) -> Markup:
     """Returns the figure as an SVG element with unique ids (prefix `name`) and the page's font and colours."""
     file = io.StringIO()
-    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
-        patch.set(facecolor="none", edgecolor="none")
-    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # `savefig` draws twice where there is a layout
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
 
     def adopt(tag: re.Match[str]) -> str:  # changes tags only: a label may contain any text

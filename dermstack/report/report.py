@@ -153,9 +153,9 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None,
         tables=parts.tables,
         figures=parts.figures,
         verdicts=subgroup_verdicts(data.subgroups),
-        review_sentences=band_sentences(data.review.band) if data.review else [],
-        review_doubts=review_doubts(data.review.subgroups) if data.review else [],
-        review_tests=sentences_on_tests(data.review.band) if data.review else [],
+        review_sentences=band_sentences(data.review.band, data.unit) if data.review else [],
+        review_doubts=review_doubts(data.review.subgroups, data.unit) if data.review else [],
+        review_tests=sentences_on_tests(data.review.band, data.unit) if data.review else [],
         most_training=MAX_RUNS,
         without_curves=missing_curves(data.training) if data.training else [],
         at_the_limit=at_the_limit(data.training) if data.training else [],
@@ -166,7 +166,8 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None,
 def page_sections(data: ReportData, sections: Mapping[str, Section]) -> dict[str, str]:
     """Returns the titles of the sections that the page has, by their ids, in its order."""
     empty = _empty_sections(data) | (set(OPTIONAL_SECTIONS) - set(sections))
-    return {name: title for name, title in CONTENTS.items() if name not in empty}
+    titles = CONTENTS | {"review": f"{data.unit.capitalize()}s for a person"}
+    return {name: title for name, title in titles.items() if name not in empty}
 
 
 def _empty_sections(data: ReportData) -> set[str]:

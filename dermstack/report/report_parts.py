@@ -170,9 +170,9 @@ def page_tables(data: ReportData, within: pd.Series[float]) -> dict[str, HtmlTab
                 formats={"value": ".3g", "by_chance": ".3g"},
             )
     if data.review is not None:
-        made["review_decisions"] = per_thousand_table(data.review.decisions)
-        made["review_kept"] = kept_table(data.review.decisions.kept)
-        made["review_subgroups"] = review_subgroup_table(data.review.subgroups)
+        made["review_decisions"] = per_thousand_table(data.review.decisions, data.unit)
+        made["review_kept"] = kept_table(data.review.decisions.kept, data.unit)
+        made["review_subgroups"] = review_subgroup_table(data.review.subgroups, data.unit)
     if data.by_fold is not None:
         made["by_fold"] = table(data.by_fold)
     if data.agreement is not None:

@@ -270,7 +270,7 @@ def output(e: Evidence) -> Answer:
         f"({calibration_name(e)})."
     ]
     if e.data.review is not None:
-        told += ["A review band decides:", *band_sentences(e.data.review.band)]
+        told += ["A review band decides:", *band_sentences(e.data.review.band, e.data.unit)]
         return Answer(" ".join(told), ("calibration", "review"))
     told.append("No threshold is part of the model: the report shows what follows from each.")
     return Answer(" ".join(told), ("calibration", "explorer", "decision"))

@@ -45,7 +45,7 @@ def write_figure(drawn: Drawing, folder: Path, name: str, title: str) -> list[st
         finally:
             if legend is not None:
                 legend.remove()
-            figure.set_size_inches(size)
+            figure.set_size_inches(size[0], size[1])
     for warning in warned:
         if "missing from font" in str(warning.message):
             lacking.add(str(warning.message).split("(")[0].removeprefix("Glyph").strip())
