@@ -112,20 +112,8 @@ class PseudoLabels(Strict):
 
 DEFAULT = Training()
 LATER_MODEL = (  # keys of an image model that dermstack 0.2.0 did not have
-    "metadata_dropout",
-    "pseudo_labels",
-    "cycles",
-    "start_size",
-    "start_epochs",
-    "hard_negatives",
-)
-    "metadata_dropout",
-    "pseudo_labels",
-    "cycles",
-    "start_size",
-    "start_epochs",
-    "hard_negatives",
-)  # keys of an image model that dermstack 0.2.0 did not have
+    "metadata_dropout", "pseudo_labels", "cycles", "start_size", "start_epochs", "hard_negatives",
+)  # fmt: skip
 
 
 class ImageModel(Strict):

@@ -41,6 +41,7 @@ from image_models.io.readers import (
     with_contents,
 )
 from image_models.saved import NetCache
+from image_models.settings import DoneBefore
 from stack.columns import empty_values
 from stack.console import Out
 from stack.fallback import FOLDER, STATE_FILE, Fallback
@@ -163,7 +164,7 @@ def predict_rows(
                 contents = fingerprint({"contents": [source.content for source in sources]})
                 part = read_run(_part_folder(work, number))
                 if part is not None and part.meta.get("contents") == contents:
-                    progress(passes_per_image(bundle) * len(positions))
+                    progress(DoneBefore(passes_per_image(bundle) * len(positions)))
                     continue
                 made = _predict_part(
                     bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,
