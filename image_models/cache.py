@@ -263,8 +263,7 @@ def build_cache(
         if not known.all() and not cache.is_hashed:
             cache = replace(cache, index=cache.index.iloc[:0], unreadable=cache.unreadable.iloc[:0], is_hashed=True)
             known = _known(cache, requested, sources, drop_unreadable)
-        if known.any():
-            progress(DoneBefore(known.sum()))
+        progress(DoneBefore(known.sum()))
         todo = np.flatnonzero(~known)
         if len(todo):
             _truncate_leftovers(cache)

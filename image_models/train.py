@@ -203,8 +203,7 @@ def train_net(
     def report_split(parts: int) -> None:
         say(f"out of memory on {device}: batches of {training.batch_size} are now processed in {parts} parts")
 
-    if start:
-        progress(DoneBefore(start * len(images)))
+    progress(DoneBefore(start * len(images)))
     step_count = training.epochs * len(epoch_batches(0))
     warmup = max(1, int(step_count * training.warmup))
     step = start * len(epoch_batches(0))

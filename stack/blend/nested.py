@@ -335,6 +335,7 @@ def _fit_without(
     positive = rows.positive[seen]
     check_two_classes(positive.astype(int))
     known, used = stored.read(without, methods, settings) if stored else ({}, None)
+    kept = len(known)  # `WeightFits` adds its own to them
     if used is None:
         used = np.ones(columns.runs, np.bool_)
         if preselect:
@@ -358,7 +359,7 @@ def _fit_without(
         on_one_scale = made if settings.objective == "logloss" or not without else mid_ranks(made)
         scores.append(made[scored])
         comparable.append(on_one_scale[scored])
-    return _Fits(without, found, scores, comparable, used, kept=len(known))
+    return _Fits(without, found, scores, comparable, used, kept)
 
 
 def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats], fits: Mapping[int, _Fits]) -> Floats:

@@ -135,8 +135,7 @@ def run_study(
         if not study.get_trials(deepcopy=False, states=(*ENDED, TrialState.WAITING)):
             study.enqueue_trial(first)
         deadline = None if timeout is None else time.time() + timeout
-        if ended := count_ended(study):
-            progress(DoneBefore(min(ended, trials)))
+        progress(DoneBefore(min(count_ended(study), trials)))
         if workers > 1:
             _run_workers((experiment, name, inputs, make_objective, trials, deadline), workers, study, out, progress)
             return study
