@@ -87,8 +87,15 @@ def train_folds(experiment: Experiment, models: Sequence[ImageModel], folds: Col
                 sets={"oof": task.fit.sets["oof"]},
                 metadata={name: encoded for name, encoded in task.fit.metadata.items() if name == "oof"},
             )
-            folder = alone(experiment, model.name) / task.folder.name
-            task = replace(task, folder=folder, ids={"oof": task.ids["oof"]}, fit=fit, anchors_of_test=None)
+            not_predicted = sum(len(rows) for name, rows in task.fit.sets.items() if name != "oof")
+            task = replace(
+                task,
+                folder=alone(experiment, model.name) / task.folder.name,
+                ids={"oof": task.ids["oof"]},
+                fit=fit,
+                images=task.images - len(model.seeds) * VIEW_COUNTS[model.tta] * not_predicted,
+                anchors_of_test=None,
+            )
             if task.fold in folds and not is_complete(task):
                 with out.bar(task.label, task.images) as progress:
                     run_task(task, experiment.config.device, progress, out.say)

@@ -49,12 +49,6 @@ class Training:
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: off
     cutmix: float = 0.0  # alpha of cutmix's Beta distribution; 0: off; if mixup is on too, each batch gets one of them
     ema: float = 0.0  # decay of the weights' moving average, which becomes the model; 0: the model is the last weights
-    cycles: int = (
-        0  # last epochs, each with a learning rate of its own that falls to zero; their ends' weights are averaged
-    )
-    start_size: int = 0  # width and height of the images in the first `start_epochs`; 0: the model's size
-    start_epochs: int = 0  # epochs at `start_size`
-    hard_negatives: float = 0.0  # share of the negative draws of each epoch after the first that follow the last loss
     dropout: float = 0.0  # share of the features that is dropped before the head
     dropout_samples: int = 1  # dropout masks on the same features, whose outputs are averaged
     metadata_dropout: float = 0.0  # probability with which each metadata column of a row is set to missing in training

@@ -28,13 +28,10 @@ from dermstack.errors import ImageError
 from dermstack.files import atomic_write
 from image_models.dataset import Batch, CachedImages, ColumnDropout, load_batches, train_batches
 from image_models.device import pick_precision, retry_on_oom
-from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, risk_logit, row_losses, soft_losses
+from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses, soft_losses
 from image_models.net import Net
 from image_models.predict import predict
 from image_models.settings import DoneBefore, Training
-
-CYCLE_LR = 0.5  # highest learning rate of a cycle, relative to that of the first epochs
-NORM_BATCHES = 100  # batches on which the statistics of batch norms are measured for averaged weights
 
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
@@ -72,37 +69,6 @@ class WeightAverage:
             kept = tensor.clone()
             tensor.copy_(self.tensors[key])
             self.tensors[key].copy_(kept)
-
-
-class CycleAverage:
-    """Mean of a net's weights at the ends of learning-rate cycles (SWA, Izmailov et al. 2018)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    @torch.no_grad()
-    def add(self, net: nn.Module) -> None:
-        """Adds the net's weights to the mean."""
-        self.count += 1
-        for key, tensor in net.state_dict().items():
-            if self.count == 1:
-                self.tensors[key] = tensor.detach().clone()
-            elif tensor.is_floating_point():
-                self.tensors[key].lerp_(tensor, 1 / self.count)
-
-
-@contextmanager
-def _measuring_norms(net: nn.Module) -> Iterator[None]:
-    """Measures the batch norms' statistics anew, as plain means over the batches that go through the net meanwhile."""
-    norms = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    kept = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None
-    yield
-    for layer, momentum in zip(norms, kept, strict=True):
-        layer.momentum = momentum
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -170,13 +136,11 @@ def train_net(
         net.backbone.compile()
     optimiser = torch.optim.AdamW(_parameter_groups(net, training), lr=training.lr)
     average = WeightAverage(net, training.ema) if training.ema else None
-    cycle_ends = CycleAverage()
     scaler = torch.amp.GradScaler(device.type, enabled=net.precision == torch.float16)
     positive = net.positive.cpu().numpy()
     weights = class_weights(images.allowed, training.balance)
     prior_correction = (-prior_shift(images.allowed, positive, training)).tolist()
     batch_loss = _BatchLoss(net, training, optimiser, scaler)
-    row_losses_of_last = np.ones(len(images), np.float32)
     parts, history, best, start = training.accumulate, [], None, 0
     if state and (kept := read_state(state, identity=identity)):
         net.load_state_dict(kept["net"])
@@ -186,18 +150,11 @@ def train_net(
         if average:
             average.tensors = {key: tensor.to(device) for key, tensor in kept["average"].items()}
             average.steps = kept["average_steps"]
-        cycle_ends.tensors, cycle_ends.count = kept["cycle_ends"], kept["cycle_count"]
-        row_losses_of_last[:] = kept["row_losses"].numpy()
         parts, history, best, start = kept["parts"], kept["history"], kept["best"], kept["epoch"]
         if start < training.epochs:
             say(f"seed {seed} resumes after epoch {start} of {training.epochs}")
 
     def epoch_batches(epoch: int) -> list[list[int]]:
-        if training.hard_negatives and epoch:
-            return hard_batches(
-                ~(images.allowed & positive).any(axis=1), row_losses_of_last, training.hard_negatives,
-                batch_size=training.batch_size, seed=seed, epoch=epoch,
-            )  # fmt: skip
         return train_batches(len(images), batch_size=training.batch_size, seed=seed, epoch=epoch, weights=weights)
 
     def report_split(parts: int) -> None:
@@ -214,14 +171,10 @@ def train_net(
         column_rng = np.random.default_rng((seed, epoch, 2))
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))  # dropout
         for batch in load_batches(images, batches, workers=workers, pin=device.type == "cuda"):
-            rate = training.lr * _schedule(
-                step, warmup=warmup, steps=step_count, cycles=training.cycles, cycle=len(batches)
-            )
+            rate = training.lr * _schedule(step, warmup=warmup, steps=step_count)
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             rows, batch = batch.rows.tolist(), batch.to(device)
-            if epoch < training.start_epochs:
-                batch = batch._replace(images=shrink(batch.images, training.start_size))
             if batch_augment:
                 batch = batch._replace(images=batch_augment(batch.images, epoch=epoch, rows=rows))
             if column_dropout:
@@ -233,7 +186,6 @@ def train_net(
                 partial(batch_loss.backward, batch, mixed), parts, max_parts=len(rows) // 2, say=report_split
             )
             losses.append(loss)
-            row_losses_of_last[np.asarray(rows) % len(images)] = batch_loss.negative_losses
             scaler.unscale_(optimiser)
             if training.clip_norm:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip_norm)
@@ -248,8 +200,6 @@ def train_net(
             raise ImageError(
                 f"training collapsed in epoch {epoch + 1} (loss {mean_loss}): lower `lr`, now {training.lr}"
             )
-        if training.cycles and epoch >= training.epochs - training.cycles - 1:
-            cycle_ends.add(net)
         seconds = time.perf_counter() - started
         row = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "images_per_s": sum(map(len, batches)) / seconds}
         if inner_val is not None:
@@ -267,21 +217,12 @@ def train_net(
                 "identity": identity, "epoch": epoch + 1, "net": net.state_dict(), "history": history, "best": best,
                 "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "parts": parts,
                 "average": average.tensors if average else {}, "average_steps": average.steps if average else 0,
-                "cycle_ends": cycle_ends.tensors, "cycle_count": cycle_ends.count,
-                "row_losses": torch.from_numpy(row_losses_of_last),
             })  # fmt: skip
     if best is not None:
         net.load_state_dict(best["net"])
         return pd.DataFrame(history)
     if average:
         average.swap(net)
-    if training.cycles:
-        net.load_state_dict(cycle_ends.tensors)
-        images.epoch = training.epochs
-        with _measuring_norms(net), torch.no_grad():
-            batches = epoch_batches(training.epochs)[:NORM_BATCHES]
-            for batch in load_batches(images, batches, workers=workers, pin=device.type == "cuda"):
-                net.outputs(batch.images.to(device), batch.metadata.to(device))
     net.shift_prior(prior_correction)
     return pd.DataFrame(history)
 
@@ -316,14 +257,12 @@ class _BatchLoss:
         self.optimiser.zero_grad(set_to_none=True)
         n = len(batch.rows)
         images, metadata = (mixed.images, mixed.metadata) if mixed else (batch.images, batch.metadata)
-        total, self.negative_losses = torch.zeros((), device=images.device), np.empty(n, np.float32)
+        total = torch.zeros((), device=images.device)
         parts = max(1, min(parts, n // 2))  # batch norm needs two rows
         ends = [n * part // parts for part in range(parts + 1)]
         for rows in map(slice, ends, ends[1:]):
             outputs, _ = self.net.outputs(images[rows], metadata[rows])
             loss = self._rows(outputs, batch, rows)
-            risk = risk_logit(outputs.detach(), self.net.positive)
-            self.negative_losses[rows] = nn.functional.softplus(risk).cpu().numpy()
             if mixed:
                 loss = mixed.loss(loss, self._rows(outputs, batch, mixed.partner[rows]))
             part = loss.sum() / n
@@ -364,43 +303,10 @@ def _parameter_groups(net: Net, training: Training) -> list[dict[str, Any]]:
     return groups
 
 
-def _schedule(step: int, *, warmup: int, steps: int, cycles: int, cycle: int) -> float:
+def _schedule(step: int, *, warmup: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
-    first = steps - cycles * cycle
-    if step >= first and cycles:
-        return CYCLE_LR * 0.5 * (1 + math.cos(math.pi * ((step - first) % cycle) / cycle))
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, first - warmup)))
-
-
-def shrink(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns images (n, h, w, 3) as float32 with ``size`` pixels a side, smoothed before they are sampled."""
-    x = nn.functional.interpolate(
-        images.permute(0, 3, 1, 2).float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    return x.permute(0, 2, 3, 1)
-
-
-def hard_batches(
-    negative: NDArray[np.bool_], losses: NDArray[np.float32], share: float, *, batch_size: int, seed: int, epoch: int
-) -> list[list[int]]:
-    """Returns an epoch's batches: each positive row once, and as many draws of negative rows as there are.
-
-    ``share`` of these draws follow the rows' losses, with replacement; the others are different rows, drawn uniformly.
-    """
-    n, rows = len(negative), np.flatnonzero(negative)
-    rng = np.random.default_rng((seed, epoch, 3))
-    hard = round(share * len(rows))
-    weight = losses[rows].astype(np.float64)
-    drawn = np.concatenate([
-        np.flatnonzero(~negative),
-        rng.choice(rows, hard, p=weight / weight.sum()),
-        rng.permutation(rows)[: len(rows) - hard],
-    ])  # fmt: skip
-    repeated = pd.Series(rng.permutation(drawn))
-    order = (repeated + n * repeated.groupby(repeated).cumcount()).to_numpy()
-    batches = [order[start : start + batch_size].tolist() for start in range(0, n, batch_size)]
-    return batches[:-1] if len(batches[-1]) == 1 else batches
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def _auc(

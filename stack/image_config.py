@@ -111,9 +111,7 @@ class PseudoLabels(Strict):
 
 
 DEFAULT = Training()
-LATER_MODEL = (  # keys of an image model that dermstack 0.2.0 did not have
-    "metadata_dropout", "pseudo_labels", "cycles", "start_size", "start_epochs", "hard_negatives",
-)  # fmt: skip
+LATER_MODEL = ("metadata_dropout", "pseudo_labels")  # keys of an image model that dermstack 0.2.0 did not have
 
 
 class ImageModel(Strict):
@@ -151,10 +149,6 @@ class ImageModel(Strict):
     mixup: float = Field(DEFAULT.mixup, ge=0)
     cutmix: float = Field(DEFAULT.cutmix, ge=0)
     ema: float = Field(DEFAULT.ema, ge=0, lt=1)
-    cycles: int = Field(DEFAULT.cycles, ge=0)
-    start_size: int = Field(DEFAULT.start_size, ge=0)
-    start_epochs: int = Field(DEFAULT.start_epochs, ge=0)
-    hard_negatives: float = Field(DEFAULT.hard_negatives, ge=0, le=1)
     dropout: float = Field(DEFAULT.dropout, ge=0, lt=1)
     dropout_samples: int = Field(DEFAULT.dropout_samples, ge=1)
     metadata_dropout: float = Field(DEFAULT.metadata_dropout, ge=0, lt=1)
