@@ -5,8 +5,9 @@ python -m benchmarks.leave_source_out ../shared/data /tmp/sources [isic2024] [si
 None of the data sets at hand names its hospitals. For SIIM-ISIC 2020 the sources are the sizes of the original images
 (`dermstack sources --no-pictures`); for ISIC 2024 how the image was lit (`tbp_tile_type`) and with how many digits the
 export wrote its measurements, which never differs within a patient; for HAM10000 five clusters of the colour of the
-image's frame. Each data set is an experiment twice: with networks that had seen the sources, and with models that had
-not: of the table alone or, on HAM10000, of embeddings of a backbone that was trained on other images.
+image's frame. SIIM-ISIC 2020 and ISIC 2024 are an experiment twice: with imported networks that had seen the sources
+and with models of the table alone, which had not. On HAM10000 the image models are trained again with folds of sources
+(`estimate.train_by_source`): a frozen backbone alone, and the nets of the config.
 """
 
 from __future__ import annotations
@@ -53,32 +54,26 @@ def siim(data: Path, folder: Path) -> None:
 
 
 def ham10000(data: Path, folder: Path) -> None:
-    """The nets of configs/ham10000.yaml, trained in FOLDER/runs with folds of lesions, and a frozen backbone alone.
+    """A frozen backbone alone, then the nets of configs/ham10000.yaml with level 2, trained by lesion and by source.
 
-    Sources are clusters of the colour of the image's frame. The embeddings of the frozen backbone saw no source.
+    Sources are clusters of the colour of the image's frame. Runs lie in FOLDER/runs; finished ones are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = Path("configs/ham10000.yaml").read_text(encoding="utf-8").replace("${DERMSTACK_DATA:-../data}", str(data))
-    settings = yaml.safe_load(text) | {"runs": "runs", "cache": "cache", "n_jobs": 1, "blend": BLEND, "stackers": []}
+    settings = yaml.safe_load(text) | {"runs": "runs", "cache": "cache", "n_jobs": 1, "blend": BLEND}
     config = write_config(folder / "ham.yaml", settings)
     if not (folder / "sources.csv").exists():
         dermstack("sources", "-c", str(config), "--clusters", "5", "--out", str(folder / "sources.csv"))
     settings["data"]["sources"] = "sources.csv"
-    write_config(config, settings)
-    dermstack("oof", "-c", str(config))
-    dermstack("stack", "-c", str(config), "--no-report")
+    settings["estimate"] = {"train_by_source": True}
     frozen = [model for model in settings["image_models"] if model.get("frozen")]
-    features = {"logits": False, "aggregates": False, "neighbours": False, "frozen_z": 64}
-    stackers = [{"name": "embedding", "kind": "logistic"}]
-    settings |= {
-        "image_models": frozen,
-        "features": features,
-        "stackers": stackers,
-        "blend": {"methods": ["rank_mean"], "runs": ["embedding"]},
-    }
-    frozen_config = write_config(folder / "frozen.yaml", settings, experiment="ham10000-frozen")
-    dermstack("oof", "-c", str(frozen_config))
-    dermstack("stack", "-c", str(frozen_config), "--no-report")
+    alone = {"image_models": frozen, "stackers": [], "blend": {"methods": ["rank_mean"]}}
+    for place in (
+        write_config(folder / "frozen.yaml", settings, experiment="ham10000-frozen", **alone),
+        write_config(config, settings),
+    ):
+        dermstack("oof", "-c", str(place))
+        dermstack("stack", "-c", str(place))
 
 
 def isic2024(data: Path, folder: Path) -> None:

@@ -26,7 +26,7 @@ _HOME = {
     "open_experiment": "stack.experiment",
     "predict_rows": "dermstack.serve.predict",
     "read_bundle": "dermstack.serve.bundle",
-    "read_new_rows": "dermstack.serve.predict",
+    "read_new_rows": "dermstack.serve.new_rows",
     "read_labelled_rows": "dermstack.serve.evaluate",
     "read_config": "stack.config",
     "run_oof": "dermstack.pipeline",

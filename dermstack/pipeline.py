@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class OofResult:
 
     experiment: Experiment
     runs: dict[str, Run]  # the enabled image models, by name
+    by_source: dict[str, Run] = field(default_factory=dict)  # the same, trained again with folds of whole sources
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -154,27 +155,32 @@ def run_oof(
 
     ``config`` is a YAML file, a mapping with the same keys (relative paths start at the current folder), or the result
     of `read_config`; ``overrides`` are such as "image_models.0.epochs=3". Runs named in ``rebuild`` are set aside and
-    made again. With ``shuffle_target`` the targets are exchanged, in an experiment of its own. ``out`` prints progress
-    (default: nothing). Raises the subclasses of DermstackError; the messages name the next step.
+    made again; those by source (`estimate.train_by_source`) are named leave_source_out/NAME. With ``shuffle_target``
+    the targets are exchanged, in an experiment of its own. ``out`` prints progress (default: nothing). Raises the
+    subclasses of DermstackError; the messages name the next step.
     """
     from dermstack.tracking import check_tracking, track
     from stack.images import caches_in_use, with_images, write_acquisition
     from stack.level1 import check_image_models, run_image_models
+    from stack.source_training import plan_retraining, rebuilt_here
     from stack.submission import check_sample
 
     out = out or Out(quiet=True)
     experiment = open_config(config, out, overrides=overrides, shuffle_target=shuffle_target)
     check_tracking(experiment.config)
     check_sample(experiment)
-    sizes = check_image_models(experiment, rebuild=rebuild)
+    here = rebuilt_here(rebuild)
+    sizes = check_image_models(experiment, rebuild=here)
     with caches_in_use(experiment.config):
         experiment, caches = with_images(experiment, sizes, out)
         print_overview(experiment, out)
-        runs = run_image_models(experiment, caches, out, rebuild=rebuild)
+        again = plan_retraining(experiment, caches, out, rebuild=rebuild)  # its checks come before hours of training
+        runs = run_image_models(experiment, caches, out, rebuild=here)
+        by_source = again.run(out) if again is not None else []
         if caches:
             write_acquisition(experiment, caches[min(caches)])
         track(experiment, runs, out, command="oof")
-    return OofResult(experiment, {run.name: run for run in runs})
+    return OofResult(experiment, {run.name: run for run in runs}, {run.name: run for run in by_source})
 
 
 def run_stack(
@@ -211,12 +217,14 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     from stack.fallback import run_fallback
     from stack.leave_source_out import run_leave_source_out
     from stack.level2 import run_stackers
+    from stack.source_training import runs_by_source
     from stack.submission import check_sample, run_blend
 
     check_sample(experiment)
     findings = list[Finding]()
     print_overview(experiment, out)
     runs = level1 = level1_runs(experiment)
+    by_source = runs_by_source(experiment)
     write_rows(experiment)
     steps.level1(experiment, runs)
     if not experiment.shuffled:
@@ -227,7 +235,7 @@ def _stack(experiment: Experiment, given: Digests, out: Out, steps: StackSteps, 
     run_fallback(experiment, out)
     blend = run_blend(experiment, runs, out)
     steps.blend(experiment, blend)
-    if (found := run_leave_source_out(experiment, level1, blend, out)) is not None:
+    if (found := run_leave_source_out(experiment, level1, blend, out, again=by_source)) is not None:
         steps.sources(found)
     findings = audit_sources(experiment, found, findings)
     files = files_in(experiment.folder)

@@ -12,7 +12,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -69,6 +69,11 @@ class ImageCache:
     unreadable: pd.DataFrame
     is_hashed: bool = True  # False: made by a dermstack whose stamps were times of files
 
+    @cached_property
+    def indexed_end(self) -> int:
+        """The offset in the file of pixels at which the indexed bytes end; each read of an image checks it."""
+        return int((self.index["offset"] + self.index["length"]).max()) if len(self.index) else 0
+
     def rows_for(self, ids: Iterable[str]) -> NDArray[np.intp]:
         """Returns the row of each id. Raises ImageError for ids that are not in the cache."""
         requested = pd.Index(ids)
@@ -113,14 +118,14 @@ class ImageCache:
 
     def _open_pixels(self) -> NDArray[np.uint8]:
         self.check_length()
-        if not indexed_end(self.index):
+        if not self.indexed_end:
             return np.empty(0, np.uint8)
         return np.memmap(self.folder / PIXELS_FILE, dtype=np.uint8, mode="r")
 
     def check_length(self) -> None:
         """Raises ImageError where the file of pixels is shorter than its index requires."""
         path = self.folder / PIXELS_FILE
-        if (path.stat().st_size if path.exists() else 0) < indexed_end(self.index):
+        if (path.stat().st_size if path.exists() else 0) < self.indexed_end:
             raise ImageError(f"{path} is shorter than its index says: {_rebuild_advice(self.folder)}")
 
     def _check_crc(self, kept: NDArray[np.uint8], crc: int, row: int | np.intp) -> None:
@@ -205,11 +210,6 @@ def _check_index(index: pd.DataFrame, format: Format) -> None:
         raise ValueError("an image with an impossible offset or size")
     if format == "raw" and (length != height * width * 3).any():
         raise ValueError("an image whose length does not match its height and width")
-
-
-def indexed_end(index: pd.DataFrame) -> int:
-    """Returns the offset in the file of pixels at which the indexed bytes end."""
-    return int((index["offset"] + index["length"]).max()) if len(index) else 0
 
 
 CHUNK = 64  # images per job: enough to hide joblib's overhead
@@ -405,7 +405,7 @@ def _truncate_leftovers(cache: ImageCache) -> None:
     cache.check_length()  # otherwise truncate() would extend the file by zeros: black images
     _write_atomically(cache.folder / SETTINGS_FILE, json.dumps(settings).encode())
     with (cache.folder / PIXELS_FILE).open("ab") as file:
-        file.truncate(indexed_end(cache.index))
+        file.truncate(cache.indexed_end)
 
 
 def _check_disk_space(cache: ImageCache, todo: list[Source]) -> None:

@@ -57,6 +57,14 @@ class Estimate(Strict):
     # where sources are known and the folds hold out groups: fit level 2 and the blend again with folds that hold out
     # whole sources; the report shows both estimates and what to expect of the next source
     leave_source_out: bool = True
+    # also train the image models again with these folds, beside those of groups, so that the second estimate is not
+    # optimistic: `oof` trains as many further nets as there are folds of sources; `plan` says how long that takes
+    train_by_source: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `train_by_source` where it is off, so that what is written of other configs stays as it was."""
+        return {name: value for name, value in handler(self).items() if name != "train_by_source" or value}
 
 
 BlendMethod = Literal["rank_mean", "mean", "backward", "forward", "logistic", "hill_climb", "optuna"]  # simplest first
@@ -160,7 +168,7 @@ class Config(Strict):
     blend: Blend = Blend()  # how runs are combined into one score
     review: Review | None = None  # which images the ensemble decides and which go to a person; none: no such decision
     # `group`, a column or a list of columns: one prediction for each of their values (a breast, a lesion) instead of
-    # one for each image, in metrics, report and submission; or a section with these keys
+    # one for each image, in metrics, report, submission and bundle; or a section with these keys
     predict_per: PredictPer | None = None
     tuned: Tuned = Tuned()  # results of studies that the experiment uses
     # URL of an Optuna database of studies, for many workers; none: a file in the experiment's folder
@@ -284,6 +292,8 @@ class Config(Strict):
             check_own_features(stacker, self.features)
         check_sources(self.stackers)
         self._check_units()
+        if self.estimate.train_by_source:
+            self._check_training_by_source()
         external = [table.name for table in self.data.external]
         for key, tables in (
             ("external", external),
@@ -303,6 +313,26 @@ class Config(Strict):
                 )
         return self
 
+    def _check_training_by_source(self) -> None:
+        """Raises ValueError where there is nothing that `estimate.train_by_source` could train, or it would mislead."""
+        key, models = "estimate.train_by_source", [model for model in self.image_models if model.enabled]
+        if not self.estimate.leave_source_out:
+            raise ValueError(f"{key} trains for estimate.leave_source_out, which is false: set one of them otherwise")
+        if not self.data.has_sources:
+            raise ValueError(
+                f"{key} needs sources: name their column in data.columns.source, or a file in data.sources (`dermstack "
+                "sources` writes one from how the images were taken)"
+            )
+        if self.folds.by == "source":
+            raise ValueError(f"{key} is of no use with folds.by: source, whose folds hold out sources: remove it")
+        if not models:
+            raise ValueError(f"{key} has no image model to train: enable one of image_models, or remove the key")
+        if labelled := [model.name for model in models if model.pseudo_labels is not None]:
+            raise ValueError(
+                f"{key} and pseudo_labels exclude each other, as rows without a target may come from the source that "
+                f"is held out: disable {', '.join(labelled)}, or remove {key}"
+            )
+
     def _check_units(self) -> None:
         """Raises ValueError where `predict_per` names no unit, or meets a setting that is made for single images."""
         if (per := self.predict_per) is None:
@@ -316,10 +346,6 @@ class Config(Strict):
             raise ValueError(
                 "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
                 "images: set data.on_unreadable_test to refuse, or remove predict_per"
-            )
-        if self.review is not None:
-            raise ValueError(
-                "predict_per and review exclude each other, as the band decides single images: remove one of them"
             )
         if self.data.has_sources and self.estimate.leave_source_out:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,7 @@ from stack.unlabelled import no_unlabelled, read_unlabelled_tables
 IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a config that was given as an object
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
+BY_SOURCE = "leave_source_out"  # in the experiment's folder: its copy whose folds hold out whole sources
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,10 @@ class Experiment:
     external_as_read: pd.DataFrame  # id, source, group, target, …: rows that are only used to train level 1
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
     unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
-    collided: Mapping[str, int] = field(default_factory=dict)  # by external table: rows whose id is in train or test
-    # (n,) training rows that level 2 and the blend leave out, although all runs cover them; None: no row
+    collided: Mapping[str, int] = field(default_factory=dict)  # by further table: rows dropped as another has their id
+    # (n,) training rows on which nothing is fitted and which are not scored, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
+    copy_of: Path | None = None  # of a copy with folds of sources: the models of the experiment itself
 
     @property
     def folder(self) -> Path:
@@ -145,6 +147,15 @@ class Experiment:
         if self.shuffled:
             words.append("--shuffle-target")
         return shlex.join([*words, *options])
+
+    def rebuild_name(self, run: str) -> str:
+        """Returns how `oof --rebuild` names an image run: in a copy with folds of sources by its path."""
+        return run if self.copy_of is None else f"{BY_SOURCE}/{run}"
+
+    def fold_rows(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+        """Yields (fold, training rows, held-out rows); rows that are left out train no fold."""
+        for fold, train, held in self.folds.pairs():
+            yield fold, train if self.left_out is None else train[~self.left_out[train]], held
 
     @property
     def models(self) -> Path:
@@ -265,7 +276,7 @@ def open_experiment(
         sources = read_sources(data.sources, data.columns.id, table.train["id"])
         table = replace(table, train=table.train.assign(source=sources))
     external, collided = read_external_tables(config, as_read, out)
-    unlabelled = read_unlabelled_tables(config, as_read, external, out)
+    unlabelled, collided_too = read_unlabelled_tables(config, as_read, external, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
@@ -280,7 +291,7 @@ def open_experiment(
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)), unlabelled, collided,
+        tuple(map(mask_secrets, overrides)), unlabelled, collided | collided_too,
     )  # fmt: skip
 
 
@@ -337,7 +348,7 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         unknown = experiment.folds.unknown_pairs
         out.say(f"duplicates: groups of listed pairs are merged; {unknown} pairs have an id outside the training rows")
     if found := len(train_pairs(experiment.curation, train)):
-        out.say(f"near-duplicates: the groups of {found} pairs of training images are merged into one split_group each")
+        out.say(f"near-duplicates: {found} pairs of training images; images of a pair are always in the same fold")
     data = experiment.config.data
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
     for warning in missing_code_warnings(parts, experiment.table.columns):

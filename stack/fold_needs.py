@@ -28,7 +28,7 @@ def check_fold_needs(experiment: Experiment, rows: NDArray[np.intp] | None = Non
     Frozen models, image models with `select: best` and stackers set whole groups of each fold's training rows aside
     (`stack.folds.inner_split`), for which they need two groups of each class there. The message names the number of
     folds that works, or else what can be switched off. ``rows`` are the training rows that all runs cover, by default
-    all.
+    all that are not left out.
     """
     config, models = experiment.config, enabled_models(experiment)
     users = [f"image model {m.name} ({'frozen' if m.frozen else '`select: best`'})" for m in models if _sets_aside(m)]
@@ -127,7 +127,9 @@ def _sets_aside(model: ImageModel) -> bool:
 def _check_training_parts(
     experiment: Experiment, rows: NDArray[np.intp] | None, *, left_out: int, users: str, otherwise: str
 ) -> None:
-    rows = np.arange(len(experiment.target)) if rows is None else rows
+    if rows is None:
+        every = np.arange(len(experiment.target))
+        rows = every if experiment.left_out is None else every[~experiment.left_out]
     fold = experiment.folds.frame["fold"].to_numpy()
     found = _groups_left(experiment, rows, fold, left_out)
     if (short := found[found["left"] < NEEDED]).empty:
@@ -144,6 +146,8 @@ def _remedy(experiment: Experiment, rows: NDArray[np.intp], left_out: int, other
     """Returns a number of folds that works, which is found by making the folds, and what else the user can do."""
     if experiment.config.data.columns.fold:
         return f"make more folds in the column of data.columns.fold, or {otherwise}"
+    if experiment.copy_of is not None:
+        return f"join small sources, or {otherwise}"
     if experiment.config.folds.by == "source":
         return f"set folds.by: group, or {otherwise}"
     settings, target, group = experiment.config.folds, experiment.target, experiment.split_group

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dermstack.errors import DataError, StoreError
 from image_models.locks import unused
 from stack.config import Config
-from stack.experiment import Experiment
+from stack.experiment import BY_SOURCE, Experiment
 from stack.images import cache_users_folder
 from stack.ledger import append_line, read_lines
 from stack.metrics.decision_metrics import decision_metric
@@ -26,6 +26,7 @@ from stack.metrics.intervals import Interval, clustered_auc, interval, paired_di
 from stack.metrics.own_metric import is_import_path, own_metric
 from stack.metrics.scores import auc, auc_by_fold, average_precision, objective_label
 from stack.metrics.shuffle import auc_equal_size
+from stack.source_experiment import trains_again
 from stack.store import Run, locked, read_frame, read_run
 from stack.submission import FITS_FOLDER
 
@@ -199,14 +200,19 @@ class Leftover:
 def leftovers(config: Config, *, cache: bool) -> list[Leftover]:
     """Finds set-aside runs and temporary files of the config's experiment and of its copies with shuffled targets.
 
-    With ``cache`` also the image caches of its data set.
+    With ``cache`` also the image caches of its data set. Nets that were trained again by source are among them where
+    the config does not ask for them (`estimate.train_by_source`).
     """
     found = []
     for folder in _experiment_folders(config):
-        aside = sorted(folder.glob("old/*"))
+        aside = sorted([*folder.glob("old/*"), *folder.glob(f"{BY_SOURCE}/old/*")])
         found += [(path, "set aside when its inputs changed") for path in aside]
         if (fits := folder / FITS_FOLDER).is_dir():
             found.append((fits, "fits of a blend that was stopped; `stack` goes on from them"))
+        if not trains_again(config):
+            again = [folder / BY_SOURCE / "models" / model.name for model in config.image_models]
+            why = "trained by source, and unused as estimate.train_by_source is off"
+            found += [(path, why) for path in sorted(again) if path.is_dir()]
         torn = [path for path in sorted(folder.rglob(".*.tmp")) if not set(aside) & set(path.parents) and _is_old(path)]
         found += [(path, "left by an interrupted write") for path in torn]
     if cache:
@@ -223,7 +229,8 @@ def nobody_works(config: Config, *, cache: bool) -> Iterator[None]:
     """
     with ExitStack() as locks:
         for folder in _experiment_folders(config):
-            for part in (folder, *sorted(path for path in folder.glob("models/*") if path.is_dir())):
+            models = [*folder.glob("models/*"), *folder.glob(f"{BY_SOURCE}/models/*")]
+            for part in (folder, *sorted(path for path in models if path.is_dir())):
                 locks.enter_context(locked(part))
         if cache and config.cache.is_dir():
             locks.enter_context(unused(cache_users_folder(config)))

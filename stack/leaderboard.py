@@ -392,7 +392,7 @@ def _highest(objective: str) -> float:
     """Returns the value of a perfect score."""
     metric = decision_metric(objective)
     if metric is not None and metric.kind in NEGATED:
-        return -1.0  # each image that is reviewed is a cancer
+        return -1.0  # each image that is reviewed is positive
     return 0.0 if objective == "logloss" else np.inf if is_own_metric(objective) else 1.0
 
 

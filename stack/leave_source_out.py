@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from dermstack.errors import DataError
-from stack.config import Tuned
 from stack.console import Out
-from stack.experiment import Experiment
-from stack.fold_needs import check_fold_needs
-from stack.folds import Folds
+from stack.experiment import BY_SOURCE, Experiment
 from stack.images import require_acquisition, with_acquisition
 from stack.ledger import flat_settings, ledger_settings
 from stack.level2 import run_stackers
 from stack.level2_config import Features
 from stack.metrics.by_source import auc_over_sources, difference_over_sources
-from stack.metrics.intervals import Interval, paired_difference
+from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.run_settings import by_name, differing_settings, settings_of
 from stack.source_estimates import (
     HELD_OUT,
@@ -33,43 +29,60 @@ from stack.source_estimates import (
     STRICTEST_FIRST,
     TRAINED_AGAIN,
     LeaveSourceOut,
+    RunBySource,
     SourceEstimate,
     source_facts,
     write_leave_source_out,
 )
-from stack.source_folds import folds_by_source, main_sources, source_units, torn_units
+from stack.source_experiment import Sources, experiment_by_source, units_of_sources
+from stack.source_folds import torn_units
 from stack.store import Run, read_frame, read_run, read_runs
 from stack.submission import run_blend
 from stack.views import all_runs, blends_run, sees_run
 
-FOLDER = "leave_source_out"  # in the experiment's folder: runs of level 2 and the blend with folds of sources
+FOLDER = BY_SOURCE  # in the experiment's folder: runs of level 2 and the blend with folds of sources
 _OTHER_SETTINGS = ("folds.", "runs", "cache", "threads", "n_jobs", "tracking", "estimate.", "experiment")
 _MAX_LISTED = 5
 
 Scored = tuple[SourceEstimate, pd.DataFrame]  # with the out-of-fold rows of its blend
 
 
-def run_leave_source_out(experiment: Experiment, level1: Sequence[Run], blend: Run, out: Out) -> LeaveSourceOut | None:
+def run_leave_source_out(
+    experiment: Experiment, level1: Sequence[Run], blend: Run, out: Out, *, again: Sequence[Run] | None = None
+) -> LeaveSourceOut | None:
     """Makes the estimates with sources held out and writes them; None where no source is known or they are off.
 
-    With folds of groups, stackers and blend are fitted again on the level-1 runs with folds of sources, under
-    leave_source_out/ in the experiment's folder; complete runs are kept. The experiment `Config.name_by_source`, whose
-    image models were trained with folds of sources, is a further estimate. Nothing is made for shuffled targets.
-    Warns, and returns None, where sources are too few or rows have no source.
+    With folds of groups, stackers and blend are fitted again with folds of sources, under leave_source_out/ in the
+    experiment's folder; complete runs are kept. They are fitted on the runs ``again`` of the image models that were
+    trained with folds of sources (`stack.source_training`) and else on ``level1``. The experiment
+    `Config.name_by_source`, all of whose folds are of sources, is a further estimate where these have seen sources.
+    Nothing is made for shuffled targets. Warns, and returns None, where sources are too few or rows have no source.
     """
     config, path = experiment.config, experiment.folder / RESULT
     if not config.estimate.leave_source_out or not config.data.has_sources or experiment.shuffled:
         path.unlink(missing_ok=True)
         return None
-    used = _used(experiment, level1)
+    used, trained = _used(experiment, level1), {run.name: run for run in again or ()}
+    compared: tuple[RunBySource, ...] = ()
     try:
-        sources = _sources_of(experiment, blend)
-        made = [_scored(experiment, sources, blend, OWN, used, None)]
+        sources = units_of_sources(experiment, experiment.rows_of(blend.frame("oof")["id"]))
+        made = [_scored(experiment, sources, blend, OWN, used)]
         if made[0][0].held_out == SEEN:
-            refitted = _fitted_again(experiment, sources, level1, out)
-            made.append(_scored(experiment, sources, refitted, REFITTED, used, made[0][1]))
-            if made[-1][0].held_out != HELD_OUT and (again := _trained_again(experiment, sources, made[0][1], out)):
-                made.append(again)
+            copy = experiment_by_source(
+                require_acquisition(experiment) if config.all_features.shortcuts else experiment, sources, out
+            )
+            for run in trained.values():
+                assert run.meta["inputs"]["rows or folds"] == copy.rows_fingerprint, f"{run.folder} has these folds"
+            of_sources = [trained.get(run.name, run) for run in level1]
+            made.append(_scored(
+                experiment, sources, _fitted_again(copy, of_sources, out), TRAINED_AGAIN if trained else REFITTED,
+                _used(experiment, of_sources), own=made[0][1], trained=set(trained),
+            ))  # fmt: skip
+            compared = tuple(
+                _compared(experiment, sources, run, trained[run.name]) for run in level1 if run.name in trained
+            )
+            if made[-1][0].held_out != HELD_OUT and (other := _trained_again(experiment, sources, made[0][1], out)):
+                made.append(other)
     except DataError as error:
         out.warn(f"no leave-source-out estimate: {error}")
         path.unlink(missing_ok=True)
@@ -82,42 +95,15 @@ def run_leave_source_out(experiment: Experiment, level1: Sequence[Run], blend: R
         sources.unit.loc[oof["id"]].to_numpy(object),
         oof["p_calibrated"].to_numpy(np.float64),
     )
+    nets = any(run.meta["kind"] in ("image", "frozen") for run in used)
     result = LeaveSourceOut(
         config.objective, blend.meta["fingerprint"], tuple(one for one, _ in made), facts, sources.joined,
         sources.shared_groups, int((~sources.kept).sum()),
         untuned=len(made) > 1 and (bool(config.tuned.gbdt) or config.tuned.blend is not None),
+        runs=compared, external=tuple(sorted(experiment.external["source"].unique())) if nets else (),
     )  # fmt: skip
     write_leave_source_out(experiment.folder, result)
     return result
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """The sources of the training rows, by id."""
-
-    named: pd.Series  # as the table names them
-    unit: pd.Series  # what is held out as a whole
-    kept: pd.Series  # whether a row is used: False for rows of another source than their group's main one
-    joined: tuple[str, ...]
-    shared_groups: int
-
-
-def _sources_of(experiment: Experiment, blend: Run) -> _Sources:
-    """Returns the units: joined sources where the experiment's folds hold these out, else each group's main source."""
-    train, group = experiment.table.train, experiment.split_group
-    units = source_units(train["source"], group)
-    named = train["source"].astype(str)
-    oof, by_id = blend.frame("oof"), pd.Index(train["id"])
-    if not torn_units(named.to_numpy()[experiment.rows_of(oof["id"])], oof["fold"]):
-        every = np.ones(len(named), bool)
-        unit, kept, joined, shared = units.unit, every, units.joined, units.shared_groups
-    else:
-        main = main_sources(train["source"], group)
-        unit, kept, joined, shared = main.unit, ~main.left_out, (), main.groups
-    return _Sources(
-        pd.Series(named.to_numpy(object), index=by_id), pd.Series(unit, index=by_id), pd.Series(kept, index=by_id),
-        joined, shared,
-    )  # fmt: skip
 
 
 def _used(experiment: Experiment, level1: Sequence[Run]) -> list[Run]:
@@ -144,46 +130,34 @@ def _uses_logits(features: Features) -> bool:
     return features.logits or features.aggregates or features.cohort or features.probability_ratio
 
 
-def _fitted_again(experiment: Experiment, sources: _Sources, level1: Sequence[Run], out: Out) -> Run:
-    """Returns the blend of stackers that were fitted with folds of sources on the same level-1 runs.
-
-    Rows of a group outside its main source are left out, so that each fold holds out whole sources and whole groups.
-    """
-    config, table = experiment.config, experiment.table
-    if config.all_features.shortcuts:
-        table = require_acquisition(experiment).table
-    train = table.train.assign(source=sources.unit.to_numpy(object))
-    kept, settings = sources.kept.to_numpy(bool), config.folds
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        some = folds_by_source(
-            Folds(experiment.folds.frame[kept]), train[kept], k=experiment.folds.k, seed=settings.seed,
-            stratify=settings.stratify,
-        )  # fmt: skip
-    for warning in caught:
-        out.warn(f"leave-source-out: {warning.message}")
-    number = some.frame["fold"].groupby(train["source"].to_numpy()[kept]).first()
-    folds = Folds(experiment.folds.frame.assign(fold=train["source"].map(number).to_numpy(np.int8)))
-    settings = settings.model_copy(update={"by": "source", "file": None})
-    name, columns = f"{experiment.name}/{FOLDER}", config.data.columns.model_copy(update={"fold": None})
-    config = config.model_copy(update={
-        "experiment": name, "folds": settings, "data": config.data.model_copy(update={"columns": columns}),
-        "tuned": Tuned(image=config.tuned.image),
-    })  # fmt: skip
-    table = replace(table, train=train, test=table.test.iloc[:0])  # only its score on the training rows is wanted
-    by_source = replace(
-        experiment, name=name, config=config, folds=folds, table=table, as_read=table,
-        left_out=None if kept.all() else ~kept,
-    )  # fmt: skip
-    check_fold_needs(by_source, np.flatnonzero(kept))
-    out.say(f"leave-source-out: level 2 and blend again, with {folds.k} folds of whole sources …")
-    runs = list(level1) + run_stackers(by_source, list(level1), out)
-    blend = run_blend(by_source, runs, out)
-    shutil.rmtree(by_source.old, ignore_errors=True)  # the experiment's own stale runs are kept; these follow from them
+def _fitted_again(copy: Experiment, level1: Sequence[Run], out: Out) -> Run:
+    """Returns the blend of stackers that were fitted on these level-1 runs with the folds of the ``copy`` by source."""
+    out.say(f"leave-source-out: level 2 and blend again, with {copy.folds.k} folds of whole sources …")
+    runs = list(level1) + run_stackers(copy, list(level1), out)
+    blend = run_blend(copy, runs, out)
+    for folder in copy.old.glob("*"):  # stale fits of the experiment itself are kept, and these follow from them
+        if (run := read_run(folder)) is not None and run.meta["level"] > 1:  # a rebuild can take back trained nets
+            shutil.rmtree(folder)
     return blend
 
 
-def _trained_again(experiment: Experiment, sources: _Sources, own: pd.DataFrame, out: Out) -> Scored | None:
+def _compared(experiment: Experiment, sources: Sources, run: Run, again: Run) -> RunBySource:
+    """Returns the scores of an image model with folds of groups and, trained ``again``, of sources, on equal rows."""
+    kept = sources.kept.index[sources.kept.to_numpy()]
+    rows, unit = experiment.rows_of(kept), sources.unit.loc[kept].to_numpy(object)
+    y, group, objective = experiment.target[rows], experiment.split_group[rows], experiment.config.objective
+    groups, held = (one.frame("oof").set_index("id")["p"].loc[kept].to_numpy(np.float64) for one in (run, again))
+    change = difference_over_sources(y, held, groups, group, unit)
+    return RunBySource(
+        run.name, str(run.meta["kind"]), bool(again.meta.get("selected")), len(rows),
+        interval(objective, y, groups, group), interval(objective, y, held, group),
+        paired_difference(objective, y, held, groups, group),
+        auc_over_sources(y, groups, group, unit), auc_over_sources(y, held, group, unit),
+        None if change is None else Interval(change.mean, change.low, change.high, np.nan),
+    )  # fmt: skip
+
+
+def _trained_again(experiment: Experiment, sources: Sources, own: pd.DataFrame, out: Out) -> Scored | None:
     """Returns the estimate of the experiment by source, if it is complete and has the same rows and targets."""
     name = experiment.config.name_by_source
     folder = experiment.config.runs / name
@@ -202,7 +176,7 @@ def _trained_again(experiment: Experiment, sources: _Sources, own: pd.DataFrame,
         out.warn(f"{name} is left out: its targets differ; make it again")
         return None
     runs = [run for run in read_runs(folder / "models") if run.meta["level"] == 1 and run.name in all_runs(blend)]
-    made = _scored(experiment, sources, blend, TRAINED_AGAIN, runs, own)
+    made = _scored(experiment, sources, blend, TRAINED_AGAIN, runs, own=own)
     if made[0].held_out != HELD_OUT:
         out.warn(f"{name} is left out: sources as they are named now are in more than one of its folds; make it again")
         return None
@@ -225,19 +199,26 @@ def _other_settings(experiment: Experiment, name: str, blend: Run) -> list[str]:
 
 def _scored(
     experiment: Experiment,
-    sources: _Sources,
+    sources: Sources,
     blend: Run,
     origin: str,
     level1: Sequence[Run],
-    own: pd.DataFrame | None,
+    *,
+    own: pd.DataFrame | None = None,
+    trained: Container[str] = (),
 ) -> Scored:
-    """Returns the estimate of a ``blend`` of ``level1`` runs, compared with that of the rows ``own``."""
+    """Returns the estimate of a ``blend`` of ``level1`` runs, compared with that of the rows ``own``.
+
+    The runs ``trained`` are those of the copy by source: rows of a group outside its main source trained none of their
+    nets, so these rows do not make a net one that has seen the source.
+    """
     oof = blend.frame("oof")
-    seen_by = tuple(run.name for run in level1 if _has_seen(run, sources.named))
+    kept_of = {run.name: sources.kept.to_numpy() if run.name in trained else slice(None) for run in level1}
+    seen = [run for run in level1 if _has_seen(run, sources.named[kept_of[run.name]])]
     named = sources.named.loc[oof["id"]].to_numpy(object)
     kept = sources.kept.loc[oof["id"]].to_numpy(bool)
     is_torn = torn_units(named[kept], oof["fold"].to_numpy()[kept])
-    held_out = SEEN if is_torn else LEVEL_2_ONLY if seen_by else HELD_OUT
+    held_out = SEEN if is_torn else LEVEL_2_ONLY if seen else HELD_OUT
     used = oof[kept]  # within sources, every estimate has the same rows
     rows, score = experiment.rows_of(used["id"]), used["score"].to_numpy(np.float64)
     y, group, source = (
@@ -246,9 +227,15 @@ def _scored(
         sources.unit.loc[used["id"]].to_numpy(object),
     )
     estimate = SourceEstimate(
-        origin, held_out, seen_by, int(oof["fold"].nunique()), len(oof), Interval(**blend.meta["headline"]),
+        origin,
+        held_out,
+        tuple(run.name for run in seen),
+        int(oof["fold"].nunique()),
+        len(oof),
+        Interval(**blend.meta["headline"]),
         auc_over_sources(y, score, group, source),
-    )  # fmt: skip
+        imported=tuple(run.name for run in seen if run.meta["kind"] == "imported"),
+    )
     if own is None:
         return estimate, oof
     other = own.set_index("id")["score"].reindex(used["id"]).to_numpy(np.float64)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dermstack.errors import StoreError
 from stack.console import Out
-from stack.experiment import Experiment, rows_are_written, write_rows
+from stack.experiment import BY_SOURCE, Experiment, rows_are_written, write_rows
 from stack.fold_needs import check_fold_needs, warn_of_two_folds
 from stack.image_config import ImageModel
 from stack.level1_folds import FoldTask, frozen_tasks, labels_of, net_metas, trained_tasks
@@ -53,19 +53,31 @@ def run_image_models(
     Raises StoreError for a run made with other settings or rows (it names what changed and the command that rebuilds
     the run), ImageError for missing or unreadable images, unknown backbones and weights that do not fit.
     """
+    if experiment.copy_of is None:
+        warn_of_two_folds(experiment, out)
+    models = check_runs(experiment, caches, rebuild=rebuild)
+    for models_of_round in rounds_of(models):
+        _complete(experiment, models_of_round, caches, out, rebuild=rebuild)
+    return [run for model in models if (run := read_run(experiment.models / model.name))]
+
+
+def check_runs(
+    experiment: Experiment, caches: Mapping[int, ImageCache], *, rebuild: Sequence[str] = ()
+) -> list[ImageModel]:
+    """Checks folds, studies and the freshness of all runs before the first is set aside; returns the enabled models.
+
+    Raises as `run_image_models` does.
+    """
     check_fold_needs(experiment)
-    warn_of_two_folds(experiment, out)
     models = enabled_models(experiment)
     for model in models:
         if model.name in experiment.config.tuned.image:
             check_tuned_files(experiment, model, images_checksum(experiment, caches[model.size]))
-    for model in models:  # check all models before the first run is set aside
+    for model in models:
         if model.name not in rebuild and not awaits_teachers(experiment, model, rebuild):
             inputs = all_level1_inputs(experiment, model, caches[model.size])
             check_fresh(experiment, experiment.models / model.name, inputs)
-    for models_of_round in rounds_of(models):
-        _complete(experiment, models_of_round, caches, out, rebuild=rebuild)
-    return [run for model in models if (run := read_run(experiment.models / model.name))]
+    return models
 
 
 def _complete(
@@ -89,10 +101,10 @@ def _complete(
             if model.name in rebuild and folder.exists():
                 with locked(folder):  # not while another process writes to it
                     aside = set_aside_for(folder, experiment.old, inputs, net_metas(experiment, model, inputs))
-                out.say(f"{model.name}: {_of_rebuilding(aside)}")
+                out.say(f"{experiment.rebuild_name(model.name)}: {_of_rebuilding(aside)}")
             if read_verified_run(folder):
                 remove_intermediates(folder)  # left by a process that was killed before it removed them
-                out.say(f"{model.name}: complete, skipped")
+                out.say(f"{experiment.rebuild_name(model.name)}: complete, skipped")
                 continue
             locks.enter_context(locked(folder))
             make = frozen_tasks if model.frozen else trained_tasks
@@ -154,7 +166,7 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
         if changed:
             raise StoreError(
                 f"{part} was made with other {' and '.join(changed)}: undo the change, or rebuild the run with "
-                f"`{experiment.command('oof', '--rebuild', folder.name)}`"
+                f"`{experiment.command('oof', '--rebuild', experiment.rebuild_name(folder.name))}`"
             )
 
 
@@ -192,7 +204,8 @@ def level1_locked(experiment: Experiment) -> Iterator[None]:
     """
     names = {model.name for model in enabled_models(experiment)} | {run.name for run in experiment.finished(level=1)}
     with ExitStack() as locks:
-        for folder in sorted(experiment.models / name for name in names):
+        places = [experiment.models, experiment.folder / BY_SOURCE / "models"]
+        for folder in sorted(place / name for place in places for name in names):
             if folder.is_dir():
                 locks.enter_context(locked(folder))
         yield

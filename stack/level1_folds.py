@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from stack.image_config import Diagnosis, ImageModel
 from stack.level1_nets import net_meta
 from stack.net_metadata import column_dropout, metadata_encoder
 from stack.pseudo_labels import PseudoRows, pseudo_rows, rows_to_label
-from stack.store import Run, fingerprint, read_run, write_run
+from stack.store import Run, fingerprint, read_run, row_positions, write_run
 from tabular.encode import DenseMetadata
 
 if TYPE_CHECKING:
@@ -143,11 +144,12 @@ class FoldTask:
     ids: dict[str, pd.Series[str]]  # ids of each predicted set: oof, test, anchor
     anchors_of_test: NDArray[np.intp] | None  # the test rows that are anchors; None where no anchors are test rows
     meta: dict[str, Any]  # run.json of the fold without files and seconds
+    by_source: bool = False  # whether the fold holds out whole sources beside folds of groups
 
     @property
     def label(self) -> str:
         """Label in progress bars: model and fold."""
-        return f"{self.folder.parent.name} fold {self.fold}"
+        return f"{self.folder.parent.name}{' by source,' if self.by_source else ''} fold {self.fold}"
 
     @property
     def backbone(self) -> str:
@@ -171,7 +173,7 @@ def trained_tasks(
     labels = labels_of(model, experiment.table.train, experiment.external)
     part, anchors = draw_anchors(len(train_ids), len(test_ids), seed=config.seed)
     meta, nets, tasks = run_meta(model, inputs), net_metas(experiment, model, inputs), []
-    for fold, train, held in experiment.folds.pairs():
+    for fold, train, held in experiment.fold_rows():
         sets = {"oof": rows[held], "test": test_rows}
         ids = {"oof": train_ids.iloc[held], "test": test_ids}
         if part == "train":
@@ -217,6 +219,7 @@ def trained_tasks(
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
                 meta=meta | {"anchors": part, "classes": labels.names, "positive": labels.positive},
+                by_source=experiment.copy_of is not None,
             )
         )
     return tasks
@@ -268,7 +271,7 @@ def frozen_tasks(
     if len(external_target):
         external_z = _features(experiment, model, cache, "external", inputs, out)
     tasks = []
-    for fold, train, held in experiment.folds.pairs():
+    for fold, train, held in experiment.fold_rows():
         inner = inner_split(target[train], experiment.split_group[train], seed=experiment.config.seed)
         tasks.append(
             FoldTask(
@@ -286,6 +289,7 @@ def frozen_tasks(
                 ids={"oof": experiment.table.train["id"].iloc[held], "test": experiment.table.test["id"]},
                 anchors_of_test=None,
                 meta=run_meta(model, inputs),
+                by_source=experiment.copy_of is not None,
             )
         )
     return tasks
@@ -302,6 +306,10 @@ def _features(
         from image_models.predict import VIEW_COUNTS
 
         frame = {"train": experiment.table.train, "test": experiment.table.test, "external": experiment.external}[part]
+        if (known := _known_features(experiment, model, cache, part, frame["id"], inputs)) is not None:
+            meta = run_meta(model, inputs) | {"seconds": 0.0}
+            write_run(folder / "features" / part, meta, frames={}, arrays={"z": known})
+            return known
         rows = cache.rows_for(frame["id"])
         started = time.monotonic()
         with out.bar(f"{model.name} features of the {part} rows", VIEW_COUNTS[model.tta] * len(rows)) as progress:
@@ -314,6 +322,34 @@ def _features(
         meta = run_meta(model, inputs) | {"seconds": time.monotonic() - started}
         write_run(folder / "features" / part, meta, frames={}, arrays={"z": z})
     return read_stored_features(folder, part).array("z")
+
+
+def _known_features(
+    experiment: Experiment,
+    model: ImageModel,
+    cache: ImageCache,
+    part: str,
+    ids: pd.Series[str],
+    inputs: Mapping[str, str],
+) -> NDArray[np.float16] | None:
+    """Returns the features of a part's rows ``ids`` that the experiment has, of which this one is a copy by source.
+
+    None where it has none of the same settings, weights and images.
+    """
+    run = None if experiment.copy_of is None or part == "external" else read_run(experiment.copy_of / model.name)
+    if run is None or run.meta["kind"] != "frozen":
+        return None
+    theirs, frames = run.meta["inputs"], {name: run.frame(name) for name in ("oof", "test")}
+    frames["test"] = frames["test"][frames["test"]["fold"] == 0]  # each fold has all test rows
+    of_images = [*frames["oof"]["id"], *frames["test"]["id"], *experiment.external["id"]]
+    differ = {name for name in {*theirs, *inputs} if theirs.get(name) != inputs.get(name)}
+    if differ - {"rows or folds", "images"} or theirs["images"] != cache.checksum(of_images):
+        return None
+    name = "oof" if part == "train" else "test"
+    if not len(ids):
+        return np.asarray(run.array(f"{name}_z")[:0])
+    rows = row_positions(ids, frames[name]["id"], f"the rows of {run.folder}")
+    return np.asarray(run.array(f"{name}_z")[rows])
 
 
 def _external_target(experiment: Experiment) -> NDArray[np.int8]:

@@ -29,6 +29,7 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: Sequence[R
         "metadata": experiment.metadata_fingerprint,
         "rows or folds": experiment.rows_fingerprint,
         **_acquisition_inputs(experiment),
+        **scale_inputs(experiment),
     }  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def made_with(stacker: Stacker, config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
     }
+
+
+def scale_inputs(experiment: Experiment) -> dict[str, str]:
+    """Returns the input, by name, of what is fitted by source: nets that hold out whole sources share one scale."""
+    return {} if experiment.copy_of is None else {"scales": "one for the nets of all sources"}
 
 
 def _acquisition_inputs(experiment: Experiment) -> dict[str, str]:

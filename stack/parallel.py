@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
-from threadpoolctl import threadpool_limits
 
+from dermstack.threads import limit_threads
 from image_models.processes import run_parallel
 from stack.config import Config
 from stack.console import Out
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 def run_with_threads(threads: int, task: Callable[..., Result], *parts: Any) -> Result:
     """Returns ``task(*parts)``, computed with ``threads`` BLAS threads; joblib would set cores / n_jobs instead."""
-    with threadpool_limits(threads):
+    with limit_threads(threads):
         return task(*parts)
 
 

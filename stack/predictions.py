@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dermstack.errors import StoreError
 from stack.experiment import Experiment
 from stack.ranks import AVERAGED, net_moments
+from stack.source_folds import torn_units
 from stack.store import Run, row_positions_in_run
 from tabular.embeddings import Alignment, fit_alignment
 
@@ -41,7 +42,23 @@ def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
     if experiment.left_out is not None:
         kept = ~experiment.left_out[read.rows]
         read = replace(read, rows=read.rows[kept], oof=read.oof[kept], nets=read.nets[kept])
+    if experiment.copy_of is not None:
+        read = _on_one_scale_by_source(read, experiment.table.train["source"].to_numpy(object))
     return replace(read, groups=experiment.split_group[read.rows])
+
+
+def _on_one_scale_by_source(predictions: Predictions, source: NDArray[np.object_]) -> Predictions:
+    """Returns predictions in which nets that each hold out whole sources (n,) count as one net, so share one scale.
+
+    A scale or a rank of each net would be one of each source: it would take away how much more suspicious the images of
+    one source are than those of another, which the net of a new source keeps. On HAM10000 the AUC over all sources of a
+    blend of one run was 0.765 with ranks by net, that of the run itself 0.836.
+    """
+    nets, test_nets = predictions.nets.copy(), predictions.test_nets.copy()
+    for run in range(len(predictions.names)):
+        if not torn_units(source[predictions.rows], nets[:, run]):
+            nets[:, run], test_nets[:, run] = 0, 0
+    return replace(predictions, nets=nets, test_nets=test_nets)
 
 
 def read_predictions(

@@ -235,5 +235,24 @@ def pseudo_rows(experiment: Experiment, model: ImageModel, fold: int) -> PseudoR
     return PseudoRows(rows, _labels(p[rows], settings))
 
 
+def unlabelled_in_use(experiment: Experiment, model: ImageModel) -> NDArray[np.bool_] | None:
+    """Returns (m, k) whether each unlabelled row trains the model's nets of each fold; None before they are labelled.
+
+    Rows train no fold where the model takes none of them.
+    """
+    m, folds = len(experiment.unlabelled), range(experiment.folds.k)
+    if not labels_unlabelled(model):
+        return np.zeros((m, len(folds)), bool)
+    if awaits_teachers(experiment, model):
+        return None
+    used = np.zeros((m, len(folds)), bool)
+    first = len(rows_to_label(experiment, model)) - m  # test rows come before
+    for fold in folds:
+        made = pseudo_rows(experiment, model, fold)
+        assert made is not None, "the model has pseudo-labels"
+        used[made.rows[made.rows >= first] - first, fold] = True
+    return used
+
+
 def _labels(p: NDArray[np.float64], settings: PseudoLabels) -> NDArray[np.float32]:
     return (p > 0.5).astype(np.float32) if settings.labels == "hard" else p.astype(np.float32)

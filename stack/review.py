@@ -28,6 +28,7 @@ from stack.metrics.review_band import (
 )
 from stack.metrics.subgroups import columns_to_cut, find_subgroups
 from stack.store import Run, read_json, write_json
+from stack.unit_rows import scored_experiment
 
 REVIEW_FILE = "review.json"
 
@@ -48,14 +49,15 @@ def review_of(experiment: Experiment, blend: Run) -> ReviewResult | None:
     review = experiment.config.review
     if review is None:
         return None
+    scored = scored_experiment(experiment)
     oof = blend.frame("oof")
-    rows = experiment.rows_of(oof["id"])
-    y, group, p = experiment.target[rows], experiment.split_group[rows], oof["p_calibrated"].to_numpy(np.float64)
+    rows = scored.rows_of(oof["id"])
+    y, group, p = scored.target[rows], scored.split_group[rows], oof["p_calibrated"].to_numpy(np.float64)
     asked: dict[str, Any] = {"confidence": review.confidence, "exact": review.test == "exact"}
     band = choose_band(y, p, group, review.low, review.high, **asked)
     fold = oof["fold"].to_numpy()
     decision, without = cross_fitted_decisions(y, p, group, fold, review.low, review.high, **asked)
-    table = experiment.table.train.iloc[rows]
+    table = scored.table.train.iloc[rows]
     parts = find_subgroups(table, columns_to_cut(table, experiment.table.columns.shown_categorical))
     return ReviewResult(
         band,
@@ -74,7 +76,7 @@ def write_review(experiment: Experiment, blend: Run, out: Out) -> Band | None:
         path.unlink(missing_ok=True)
         return None
     write_json(path, jsonable(found))
-    for line in review_lines(found):
+    for line in review_lines(found, "image" if experiment.config.predict_per is None else "unit"):
         out.say(f"review: {line}")
     return found.band
 
@@ -109,17 +111,17 @@ def with_decisions(test: pd.DataFrame, band: Band | None) -> pd.DataFrame:
     return test.assign(decision=decide(test["p_calibrated"].to_numpy(np.float64), band, certain=certain))
 
 
-def review_lines(found: ReviewResult) -> list[str]:
-    """Returns the band, its guarantees and the share of images that go to a person, as sentences."""
+def review_lines(found: ReviewResult, unit: str = "image") -> list[str]:
+    """Returns the band, its guarantees and the share of rows, each a ``unit``, that go to a person, as sentences."""
     band, lines = found.band, []
     for of, cut in ((band.low, band.below), (band.high, band.above)):
         if of is None:
             continue
-        rule = guarantee_text(of, cut, "rule")
-        lines.append(rule if of.threshold is None else f"{rule}; {guarantee_text(of, cut, 'promise')}")
+        rule = guarantee_text(of, cut, "rule", unit)
+        lines.append(rule if of.threshold is None else f"{rule}; {guarantee_text(of, cut, 'promise', unit)}")
     share = found.decisions.review
     lines.append(
-        f"{percent_text(round(share.value, 3))} of the training images go to a person [{100 * share.low:.1f}, "
-        f"{100 * share.high:.1f}], by bands that were chosen without the fold of each image"
+        f"{percent_text(round(share.value, 3))} of the training {unit}s go to a person [{100 * share.low:.1f}, "
+        f"{100 * share.high:.1f}], by bands that were chosen without the fold of each {unit}"
     )
     return lines

@@ -20,6 +20,7 @@ from stack.metrics.calibration import recalibration
 from stack.metrics.intervals import Interval
 from stack.metrics.measures import jsonable
 from stack.metrics.resolution import clip_limits, clipped_logit
+from stack.metrics.scores import objective_label
 
 RESULT = "leave_source_out.json"  # in the experiment's folder
 
@@ -50,18 +51,39 @@ class SourceEstimate:
     pooled_difference: Interval | None = None  # this minus the estimate of the own folds, on the same rows
     difference: Interval | None = None  # the same for the AUC within a typical source; ``se`` is NaN
     note: str = ""  # why it may not be comparable
+    imported: tuple[str, ...] = ()  # those of ``seen_by`` that were imported, which cannot be trained again here
 
     @property
     def label(self) -> str:
         """What its folds hold out, in words."""
         if self.held_out == SEEN:
             return "groups held out"
-        return "sources held out" if self.held_out == HELD_OUT else "sources held out from level 2 only"
+        if self.held_out == HELD_OUT:
+            return "sources held out"
+        if self.origin == TRAINED_AGAIN:
+            return f"sources held out, but {_listed(self.imported)} had seen them"
+        return "sources held out from level 2 only"
 
     @property
     def predicts_next(self) -> bool:
         """Whether its interval for a further source means anything: its sources were held out, and are enough."""
         return self.held_out != SEEN and math.isfinite(self.over.next_low)
+
+
+@dataclass(frozen=True)
+class RunBySource:
+    """An image model with folds of groups and, trained again, with folds of whole sources, on the same rows."""
+
+    name: str
+    kind: str  # image or frozen
+    selected: bool  # whether its settings were chosen on these rows
+    rows: int
+    groups: Interval  # of the objective, with groups held out
+    sources: Interval  # the same with sources held out
+    pooled_difference: Interval  # sources minus groups
+    over_groups: OverSources  # AUC within sources, with groups held out
+    over_sources: OverSources
+    difference: Interval | None  # of the AUC within a typical source; ``se`` is NaN, None where it cannot be told
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,8 @@ class LeaveSourceOut:
     shared_groups: int = 0  # split groups with rows in more than one source
     left_out: int = 0  # rows of such groups outside their main source, which neither train nor score
     untuned: bool = False  # level 2 was fitted again without tuned settings, which were chosen with other folds
+    runs: tuple[RunBySource, ...] = ()  # image models that were trained again with folds of sources
+    external: tuple[str, ...] = ()  # external tables, whose rows trained the nets of every fold
 
     @property
     def own(self) -> SourceEstimate:
@@ -88,7 +112,10 @@ class LeaveSourceOut:
         best, over = self.strictest, self.strictest.over
         if best.held_out == SEEN or not math.isfinite(over.mean):
             return ""
-        optimistic = ", optimistic: level 1 had seen them" if best.held_out == LEVEL_2_ONLY else ""
+        optimistic = ""
+        if best.held_out == LEVEL_2_ONLY:
+            names = best.imported if best.origin == TRAINED_AGAIN else ("level 1",)
+            optimistic = f", optimistic: {', '.join(names)} had seen them"
         return f"{bounds(over.mean, over.low, over.high)} in {over.used} sources{optimistic}"
 
     @property
@@ -145,7 +172,7 @@ def estimate_table(found: LeaveSourceOut) -> pd.DataFrame:
         over = one.over
         enough = math.isfinite(over.mean)
         records.append({
-            "estimate": one.label + (" (trained again)" if one.origin == TRAINED_AGAIN else ""),
+            "estimate": one.label + (" (trained again)" if one.origin == TRAINED_AGAIN and not one.imported else ""),
             "folds": one.folds,
             "rows": one.rows,
             found.objective: str(one.pooled),
@@ -165,14 +192,14 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
     if best.held_out == SEEN:
         said.append("No estimate holds sources out: these numbers hold for new patients of the same sources only.")
     elif best.held_out == LEVEL_2_ONLY:
-        named = f"{', '.join(best.seen_by[:_MAX_NAMED])}{', …' if len(best.seen_by) > _MAX_NAMED else ''}"
+        nets = ", the blend and the image models" if best.origin == TRAINED_AGAIN else " and the blend"
         said.append(
-            f"For an unseen source this is optimistic: level 2 and the blend were fitted without it, but {named} had "
-            "been trained on other images of it. Expect less; `dermstack oof --by-source` and `dermstack stack "
-            "--by-source` train everything again without it."
+            f"For an unseen source this is optimistic: level 2{nets} were fitted without it, but "
+            f"{_listed(best.seen_by)} had been trained on other images of it. Expect less."
         )
+        said += retraining_advice(best)
         if math.isfinite(over.next_low):
-            said.append(f"The interval for the next source, {reach}, does not contain this optimism.")
+            said.append(f"The interval for the next source, {reach}, does not allow for this optimism.{_wide(over)}")
     else:
         said.append(
             "Every model that scores a source here was fitted without it; weights and calibration were fitted on "
@@ -181,14 +208,16 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         if math.isfinite(over.next_low):
             said.append(
                 f"In the next source, if it is one like these, expect an AUC of {reach} (95 % prediction interval from "
-                f"{over.used} sources)."
+                f"{over.used} sources).{_wide(over)}"
             )
     if best.difference is not None:
         said.append(_difference_sentence(best.difference))
+    said += [_run_sentence(one, found.objective) for one in found.runs]
     if best.pooled_difference is not None:
         said.append(
-            f"Over the images of all sources together, {found.objective} changes by "
-            f"{bounds(*_ends(best.pooled_difference), sign='+')}, which counts shifts between sources too."
+            f"Over the images of all sources together, {objective_label(found.objective)} changes by "
+            f"{bounds(*_ends(best.pooled_difference), sign='+')} on the {best.rows:,} images that both estimates "
+            "score; this counts shifts of the risks between sources too."
         )
     if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
@@ -202,18 +231,65 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append(f"Too few groups for an AUC of their own: {', '.join(few[:_MAX_NAMED])}{more}.")
     if found.joined:
         said.append(
-            f"{found.shared_groups:,} split groups have images of more than one source, so these are held out "
-            f"together: {'; '.join(found.joined[:_MAX_NAMED])}{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are "
+            f"held out together: {'; '.join(found.joined[:_MAX_NAMED])}"
+            f"{'; …' if len(found.joined) > _MAX_NAMED else ''}."
         )
     if found.left_out:
         said.append(
-            f"{found.shared_groups:,} split groups have images of more than one source: their {found.left_out:,} "
-            "images outside their main source are neither trained on nor scored where sources are held out."
+            f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source: their "
+            f"{found.left_out:,} images outside their main source are neither trained on nor scored where sources are "
+            "held out."
+        )
+    if found.external and best.held_out != SEEN:
+        said.append(
+            f"The rows of {_listed(found.external)} (data.external) trained the nets of every fold: a source that they "
+            "come from was not held out."
         )
     if found.untuned:
         said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")
     said += [f"The estimate of the models trained again: {one.note}." for one in found.estimates if one.note]
     return said
+
+
+def retraining_advice(estimate: SourceEstimate) -> list[str]:
+    """Says what to do so that the level-1 runs that had seen the sources are replaced by runs that had not."""
+    own = [name for name in estimate.seen_by if name not in estimate.imported]
+    said = []
+    if own:
+        said.append(
+            f"To train {_listed(own)} again without each source, set `estimate.train_by_source: true` and run "
+            "`dermstack oof` and `dermstack stack`; `dermstack plan` says how long it takes."
+        )
+    if estimate.imported:
+        said.append(
+            f"Imported predictions cannot be trained again here: {_listed(estimate.imported)}. Import predictions of "
+            "nets whose folds hold out whole sources, or leave these runs out."
+        )
+    return said
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_MAX_NAMED])}{', …' if len(names) > _MAX_NAMED else ''}"
+
+
+def _run_sentence(run: RunBySource, objective: str) -> str:
+    """Says what an image model loses where it was trained without the source that it scores."""
+    change = bounds(*_ends(run.pooled_difference), sign="+")
+    return (
+        f"{run.name}, trained again without each source, has {objective_label(objective)} {run.sources} over the "
+        f"images of all sources, with groups held out {run.groups} on the same images: {change}."
+    )
+
+
+def _wide(over: OverSources) -> str:
+    """Says what an interval for the next source means that reaches down to chance."""
+    if over.next_low > 0.5:
+        return ""
+    return (
+        f" It includes 0.5, which is chance: {over.used} sources are too few, or too different, to show that the "
+        "ensemble works in the next one. Measure it there before it is used."
+    )
 
 
 def _difference_sentence(difference: Interval) -> str:
@@ -237,14 +313,17 @@ def headline_note(found: LeaveSourceOut) -> str:
         return "This estimate holds for new patients of the same sources; no source was held out."
     if not math.isfinite(typical.mean):
         return f"With sources held out, {found.objective} is {best.pooled}; sources are too few for an AUC within them."
-    what = "Where its source was held out" if best.held_out == HELD_OUT else "Where level 2 had not seen its source"
+    seen_by = "the models" if best.held_out == HELD_OUT else "level 2 and the blend"
+    what = f"On images of a source (hospital, camera) that {seen_by} had not seen"
     own, mean = found.own.over, bounds(typical.mean, typical.low, typical.high)
     before = f", with groups held out {own.mean:.3f}" if best is not found.own and math.isfinite(own.mean) else ""
     note = f"{what}, the AUC within a typical source is {mean}{before}"
     if best.predicts_next:
         note += f"; 95 % prediction interval for the next source {typical.next_low:.3f} to {typical.next_high:.3f}"
+        note += ", which includes 0.5, chance" if typical.next_low <= 0.5 else ""
     if best.held_out == LEVEL_2_ONLY:
-        note += ". This is still optimistic, as the models of level 1 had been trained on other images of the source"
+        who = _listed(best.imported) if best.origin == TRAINED_AGAIN else "the models of level 1"
+        note += f". This is still optimistic, as {who} had been trained on other images of the source"
     return f"{note}. See the section on other hospitals and cameras."
 
 
@@ -263,10 +342,16 @@ def write_leave_source_out(folder: Path, made: LeaveSourceOut) -> None:
         jsonable(replace(one, over=None)) | {"over": _over_to_json(one.over)}  # type: ignore[arg-type]
         for one in made.estimates
     ]
+    runs = [
+        jsonable(replace(one, over_groups=None, over_sources=None))  # type: ignore[arg-type]
+        | {name: _over_to_json(getattr(one, name)) for name in ("over_groups", "over_sources")}
+        for one in made.runs
+    ]
     content = {
         "version": _VERSION, "objective": made.objective, "blend": made.blend, "estimates": estimates,
         "facts": jsonable(made.facts.to_dict("records")), "joined": list(made.joined),
         "shared_groups": made.shared_groups, "left_out": made.left_out, "untuned": made.untuned,
+        "runs": runs, "external": list(made.external),
     }  # fmt: skip
     write_json(folder / RESULT, with_digest(content))
 
@@ -286,6 +371,7 @@ def stored_leave_source_out(folder: Path, fingerprint: str) -> LeaveSourceOut | 
         return LeaveSourceOut(
             found["objective"], found["blend"], tuple(map(_estimate_of, found["estimates"])), _frame(found["facts"]),
             tuple(found["joined"]), int(found["shared_groups"]), int(found["left_out"]), bool(found["untuned"]),
+            tuple(map(_run_of, found.get("runs", []))), tuple(found.get("external", [])),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}): remove it and run `dermstack stack` again") from error
@@ -294,14 +380,30 @@ def stored_leave_source_out(folder: Path, fingerprint: str) -> LeaveSourceOut | 
 def _estimate_of(content: Mapping[str, Any]) -> SourceEstimate:
     intervals = {name: _interval_of(content[name]) for name in ("pooled", "pooled_difference", "difference")}
     assert intervals["pooled"] is not None
-    over = dict(content["over"])
-    table = _frame(over.pop("sources"))
-    table["note"] = table["note"].fillna("")
     known = {name: content[name] for name in ("origin", "held_out", "folds", "rows", "note")}
     return SourceEstimate(
         **known, **intervals, seen_by=tuple(content["seen_by"]),  # type: ignore[arg-type]
-        over=OverSources(table, **{name: _number(value) for name, value in over.items()}),
+        over=_over_of(content["over"]), imported=tuple(content.get("imported", [])),
     )  # fmt: skip
+
+
+def _run_of(content: Mapping[str, Any]) -> RunBySource:
+    over = {name: _over_of(content[name]) for name in ("over_groups", "over_sources")}
+    groups, sources, pooled = (_interval_of(content[name]) for name in ("groups", "sources", "pooled_difference"))
+    assert groups is not None
+    assert sources is not None
+    assert pooled is not None
+    return RunBySource(
+        str(content["name"]), str(content["kind"]), bool(content["selected"]), int(content["rows"]), groups, sources,
+        pooled, **over, difference=_interval_of(content["difference"]),
+    )  # fmt: skip
+
+
+def _over_of(content: Mapping[str, Any]) -> OverSources:
+    over = dict(content)
+    table = _frame(over.pop("sources"))
+    table["note"] = table["note"].fillna("")
+    return OverSources(table, **{name: _number(value) for name, value in over.items()})
 
 
 def _over_to_json(over: OverSources) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from dermstack.errors import DataError
@@ -17,17 +17,16 @@ from stack.blend.blender import Blender
 from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
 from stack.blend.copies import change_without_copies, copies_record, copies_text, near_copies
 from stack.blend.fold_average import AverageCalibration, average_scores, calibrate_average
-from stack.blend.nested import blend_nested, number_of_fits
+from stack.blend.nested import NestedBlend, blend_nested, number_of_fits
 from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
-from stack.cells import read_cells
 from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
 from stack.fold_needs import blend_methods, unit_poolings, warn_of_two_folds
-from stack.keys import keys_as_in
+from stack.level2_inputs import scale_inputs
 from stack.metrics.expected_positives import CalibrationNoise, calibration_noise, expected_positives
 from stack.metrics.intervals import interval
 from stack.metrics.review_band import Band
@@ -36,135 +35,13 @@ from stack.parallel import run_with_threads
 from stack.predictions import Predictions, predictions_of
 from stack.review import with_decisions, write_review
 from stack.store import Run, atomic, fingerprint, read_run, read_verified_run, set_aside, write_frame, write_run
+from stack.submission_csv import submission, submission_text
 from stack.tuned import check_tuned_blend, tuned_fingerprint, tuned_weights
 from stack.unit_rows import unit_rows, units_fingerprint, units_record, units_text
 from stack.units import unit_name
 from stack.views import blended_runs, check_blended_runs
 
 FITS_FOLDER = "blend_fits"  # fits of a blend that is being made
-_MAX_LISTED = 5  # values listed in an error, which also gives their number
-
-
-def submission(
-    ids: Sequence[str] | pd.Series,
-    score: ArrayLike,
-    *,
-    id_column: str,
-    target_column: str,
-    sample: Path | None = None,
-) -> pd.DataFrame:
-    """Returns a submission: columns id (str) and score (float64 in [0, 1]), one row for each of `ids` (n,).
-
-    With `sample` (a sample_submission.csv) the rows are joined to it by id and take its order and column names;
-    its id column is `id_column`, or its first column where that name is absent. Without it, rows are in the order
-    of `ids`. Raises DataError for ids that are missing, extra, duplicated or not strings, and for a score that is
-    not a number in [0, 1].
-    """
-    values = np.asarray(score, dtype=np.float64)
-    if values.shape != (len(ids),):
-        raise DataError(f"{len(ids)} ids and scores of shape {values.shape}: give one score for each id")
-    _check_ids(list(ids), "the predictions")
-    names = pd.Series(ids, dtype="str").to_numpy()
-    frame = pd.DataFrame({id_column: names, target_column: values})
-    if sample is not None:
-        frame, id_column = _in_sample_order(frame, _read_sample(sample), sample)
-    check_submission(frame, id_column=id_column, sample=sample)
-    return frame
-
-
-def check_submission(frame: pd.DataFrame, *, id_column: str, sample: Path | None = None) -> None:
-    """Raises DataError unless `frame` is a valid submission: ids and columns as in `sample`, scores in [0, 1]."""
-    if frame.shape[1] != 2 or id_column not in frame:
-        raise DataError(
-            f"the submission has the columns {list(frame.columns)}: give the column {id_column!r} and one score"
-        )
-    ids = frame[id_column]
-    _check_ids(list(ids), "the submission")
-    if sample is not None:
-        expected = _read_sample(sample)
-        if list(frame.columns) != list(expected.columns):
-            raise DataError(
-                f"{sample} has the columns {list(expected.columns)}, the submission has {list(frame.columns)}: "
-                "rename these"
-            )
-        _check_same_ids(ids, expected[id_column], sample)
-        moved = ids.to_numpy() != expected[id_column].to_numpy()
-        if moved.any():
-            row = int(np.flatnonzero(moved)[0])
-            raise DataError(
-                f"{moved.sum()} ids are in other rows than in {sample} (row {row + 2}: {ids.iloc[row]!r} "
-                f"instead of {expected[id_column].iloc[row]!r}): join the scores to the sample by id"
-            )
-    scores = frame[next(name for name in frame if name != id_column)].to_numpy(np.float64)
-    bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
-    if bad.size:
-        named = _listed([f"{ids.iloc[row]}: {scores[row]}" for row in bad])
-        raise DataError(f"scores are not in [0, 1] ({named}): give one number in [0, 1] for each id")
-
-
-def submission_text(frame: pd.DataFrame) -> str:
-    """Returns the csv of a submission, the same for the same scores on every machine.
-
-    Floats are written as by Python's repr, which pandas uses without a float_format: with the fewest digits that
-    read back as the same float64, so that two scores tie in the file only if they are equal. A fixed number of
-    digits would make ties in a rank blend; `%.17g` is as exact, but writes 0.1 as 0.10000000000000001.
-    """
-    return frame.to_csv(index=False, lineterminator="\n")  # by default the line ends depend on the platform
-
-
-def _in_sample_order(frame: pd.DataFrame, expected: pd.DataFrame, sample: Path) -> tuple[pd.DataFrame, str]:
-    """Returns `frame` (id, score) with the sample's order and column names, and the name of its id column."""
-    id_column, target_column = map(str, frame.columns)
-    id_name = id_column if id_column in expected else str(expected.columns[0])
-    target_name = next(str(name) for name in expected if name != id_name)
-    # The submission has the sample's spelling of an id: 17 where the sample has 17 and data.test 17.0.
-    ids = keys_as_in(frame[id_column], expected[id_name], "the predictions: id", of=str(sample))
-    frame = frame.assign(**{id_column: ids})
-    _check_same_ids(frame[id_column], expected[id_name], sample)
-    scores = frame.set_index(id_column)[target_column].reindex(expected[id_name])
-    return expected.assign(**{target_name: scores.to_numpy()}), id_name
-
-
-def _read_sample(path: Path) -> pd.DataFrame:
-    """Reads a sample's two columns as the strings in the file: "007" stays "007", "NA" stays "NA"."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file: correct data.sample_submission in the config")
-    cells = read_cells(path)
-    header = list(map(str, cells.columns))
-    if len(set(header)) != 2 or len(header) != 2:
-        raise DataError(f"{path}: it has the columns {header}: a sample submission needs two, an id and a target")
-    return cells
-
-
-def _check_ids(ids: list[object], where: str) -> None:
-    odd = [value for value in ids if not isinstance(value, str) or not value]
-    if odd:
-        raise DataError(f"{where}: {_listed(map(repr, odd))} is not an id: read the column as strings and fill it in")
-    counts = pd.Series(ids, dtype="str").value_counts()
-    doubled = sorted(counts.index[counts > 1])
-    if doubled:
-        raise DataError(f"{where}: duplicated ids {_listed(doubled)}: keep one row for each image")
-
-
-def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
-    _check_ids(list(expected), str(sample))
-    ours, theirs = set(ids), set(expected)
-    faults = []
-    if missing := [name for name in expected if name not in ours]:
-        faults.append(f"without a score: {_listed(missing)}")
-    if extra := [name for name in ids if name not in theirs]:
-        faults.append(f"scored, but not in the sample: {_listed(extra)}")
-    if faults:
-        raise DataError(
-            f"the ids are not those of {sample}; {'; '.join(faults)}. "
-            "Check that data.test and data.sample_submission have the same ids"
-        )
-
-
-def _listed(values: Sequence[str] | map[str]) -> str:
-    names = list(values)
-    more = f", … {len(names)} in all" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def run_blend(experiment: Experiment, runs: list[Run], out: Out) -> Run:
@@ -224,19 +101,7 @@ def _blend(
     if units is not None:
         out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
     tuned, p = tuned_weights(experiment, predictions.names), expit(predictions.oof.astype(np.float64))
-    given: dict[str, Any] = {
-        "nets": predictions.nets,
-        "fold": fold,
-        "split_group": split_group,
-        "objective": config.objective,
-        "trials": config.blend.trials,
-        "power": config.blend.power,
-        "replacement": config.blend.replacement,
-        "bags": config.blend.bags,
-        "preselect": config.blend.preselect,
-        "seed": config.seed,
-        "n_jobs": config.n_jobs,
-    }
+    given = {"nets": predictions.nets, "fold": fold, "split_group": split_group, **_fit_settings(config)}
     copies = near_copies(p, predictions.nets, predictions.groups)
     folds = len(np.unique(fold))
     fits = number_of_pooled_fits(folds, list(pooled), methods) if pooled else number_of_fits(folds, methods)
@@ -262,13 +127,7 @@ def _blend(
                 )
         about_copies = {"near_copies": copies_record(copies, names, nested.chosen, change)}
         out.say(f"blend: {copies_text(about_copies['near_copies'], config.objective)}")
-    used = {name for name, is_used in zip(names * (len(predictions.names) // len(names)), nested.used_runs, strict=True)
-            if is_used}  # fmt: skip
-    if left_out := [name for name in names if name not in used]:
-        out.say(
-            f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
-            "without (`blend.preselect: false` keeps all runs)"
-        )
+    left_out = _left_out(names, predictions, nested, out)
     summary = nested.summary(y, split_group)
     headline = interval(config.objective, y, nested.score, split_group)
     # Calibrate the chosen method's scores: the headline's mix several scales where outer folds chose different methods.
@@ -300,10 +159,7 @@ def _blend(
         "headline": asdict(headline),
         "within_folds": float(auc_by_fold(y, nested.score, fold).mean()),
         "tuned_in_sample": interval(config.objective, y, nested.tuned[nested.chosen], split_group).value,
-        "chosen": nested.chosen,
-        "chosen_by_fold": nested.chosen_by_fold,
-        "weights": dict(zip(predictions.names, map(float, nested.final.weights_), strict=True)),
-        "transforms": dict(zip(predictions.names, nested.final.transforms_.tolist(), strict=True)),
+        **_choice_record(nested, predictions.names),
         "methods": summary.to_dict("records"),
         "blender": settings,
         "calibrator": calibrator_state(averaged.final),
@@ -322,6 +178,38 @@ def _blend(
     run = write_run(folder, meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
+
+
+def _fit_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings of the config that the fits of a nested blend take."""
+    return {
+        "objective": config.objective,
+        **{name: getattr(config.blend, name) for name in ("trials", "power", "replacement", "bags", "preselect")},
+        "seed": config.seed,
+        "n_jobs": config.n_jobs,
+    }
+
+
+def _choice_record(nested: NestedBlend, names: Sequence[str]) -> dict[str, Any]:
+    """Returns what run.json says of the chosen candidates, and how the submitted one weights the columns ``names``."""
+    return {
+        "chosen": nested.chosen,
+        "chosen_by_fold": nested.chosen_by_fold,
+        "weights": dict(zip(names, map(float, nested.final.weights_), strict=True)),
+        "transforms": dict(zip(names, nested.final.transforms_.tolist(), strict=True)),
+    }
+
+
+def _left_out(names: Sequence[str], predictions: Predictions, nested: NestedBlend, out: Out) -> list[str]:
+    """Returns which of the runs ``names`` the pre-selection left out, and says so; ``predictions`` may be pooled."""
+    times = len(predictions.names) // len(names)
+    used = {name for name, is_used in zip([*names] * times, nested.used_runs, strict=True) if is_used}
+    if left_out := [name for name in names if name not in used]:
+        out.say(
+            f"blend: left out {', '.join(left_out)}: AUC not shown to be above 0.5, and the rank mean is better "
+            "without (`blend.preselect: false` keeps all runs)"
+        )
+    return left_out
 
 
 def _say_expected_positives(p: pd.Series, averaged: AverageCalibration, noise: CalibrationNoise, out: Out) -> None:
@@ -413,6 +301,7 @@ def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         **({} if experiment.table.units is None else {"units": units_fingerprint(experiment)}),
         "runs": fingerprint({run.name: run.meta["files"] for run in runs}),
         "rows or folds": experiment.rows_fingerprint,
+        **scale_inputs(experiment),
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from stack.keys import (
 )
 from stack.missing_codes import MAX_AGE
 from stack.table_checks import group_faults, id_faults, listed, nearest, rows_text, targets_of
-from stack.units import GROUP, read_units, unit_columns
+from stack.units import GROUP, SEPARATOR, UNIT, check_whole, read_units, unit_columns
 
 REQUIRED = ("id", "target")
 ACQUISITION = ("width", "height", "bytes")  # properties of the image file, not of its content: law 8
@@ -195,15 +195,22 @@ def read_external_frame(
 
 
 def read_new_frame(
-    path: Path, columns: Mapping[str, str], rules: ColumnRules = NO_RULES, further: TableColumns = NO_COLUMNS
+    path: Path,
+    columns: Mapping[str, str],
+    rules: ColumnRules = NO_RULES,
+    further: TableColumns = NO_COLUMNS,
+    per: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Reads rows to predict, with the columns of `Table.test`; also returns the columns that the file lacks.
 
-    Without a group column the group of every image is its id; other columns that are absent have missing values.
-    Raises DataError.
+    Without a group column the group of every image is its id; other columns that are absent have missing values. With
+    ``per``, the columns whose values name the unit of each image (`predict_per`), there is a column `UNIT` with it;
+    all of these must be there, and all images of a unit in one group. Raises DataError.
     """
     faults: list[str] = []
-    raw = _read_strings(path, columns, faults)
+    raw = _read_strings(
+        path, columns, faults, [name for name in unit_columns(per, columns) if name not in columns.values()]
+    )
     if raw is None:
         raise DataError("\n".join(faults))
     present = {name: csv for name, csv in columns.items() if name not in TRAIN_ONLY and csv in raw}
@@ -214,9 +221,29 @@ def read_new_frame(
     values = read_values(raw, further, rules.missing, path, faults, may_lack=True)
     if frame is None or faults:
         raise DataError("\n".join(faults))
+    if per:
+        frame = frame.assign(**{UNIT: _units_of_new(raw, frame, per, columns, path, grouped="group" in present)})
     lacking = [name for name in columns if name not in present and name not in TRAIN_ONLY]
     absent = [name for name, csv in further.inputs(columns.values()).items() if csv not in raw]
     return pd.concat([frame, values], axis=1), lacking + absent
+
+
+def _units_of_new(
+    raw: pd.DataFrame, frame: pd.DataFrame, per: Sequence[str], columns: Mapping[str, str], path: Path, *, grouped: bool
+) -> pd.Series:
+    """Returns the unit of each row of a table of new rows; whether it has groups says ``grouped``."""
+    faults: list[str] = []
+    if GROUP in per and not grouped:
+        faults.append(f"{path}: no column {columns['group']!r}, whose values name what gets a prediction: add it")
+    units = None if faults else read_units(raw, frame, per, columns, path, faults)
+    if units is None:
+        raise DataError("\n".join(faults))
+    if grouped:
+        named = SEPARATOR.join(unit_columns(per, columns))
+        check_whole(
+            units.to_numpy(object), frame["group"].to_numpy(object), named, columns["group"], f"images in {path}"
+        )
+    return units.reset_index(drop=True)
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:

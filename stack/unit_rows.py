@@ -89,6 +89,21 @@ def pooled_run(experiment: Experiment, units: UnitRows, run: Run, pooling: str) 
     return Run(run.folder, {**run.meta, "files": {}}, held={"oof": frame})
 
 
+def scored_experiment(experiment: Experiment) -> Experiment:
+    """Returns the experiment with one row for each prediction: its units, or the images where it has none."""
+    return experiment if experiment.config.predict_per is None else unit_rows(experiment).experiment
+
+
+def rows_of_units(frame: pd.DataFrame, unit: pd.Series) -> pd.DataFrame:
+    """Returns one row for each value of ``unit`` (rows of ``frame``), whose id it is, in the order of its first image.
+
+    A column that differs between the images of a unit has no values, apart from the group: the first image's.
+    """
+    code, names = pd.factorize(unit)
+    varying = [str(name) for name in frame if name not in _NOT_OF_UNITS and _varies(frame[name], code)]
+    return _one_row_each(frame, code, names, varying)
+
+
 def units_fingerprint(experiment: Experiment) -> str:
     """Fingerprint of the unit of each training and test image."""
     units = experiment.table.units

@@ -15,6 +15,7 @@ from stack.keys import MISSING_KEYS, unified_keys
 from stack.table_checks import listed, nearest, rows_text
 
 GROUP = "group"  # in `predict_per`: the column that data.columns.group names
+UNIT = "unit of predict_per"  # the column of new rows with their unit; no csv is likely to have one of this name
 SEPARATOR = "_"  # between the values of several columns, as in the ids of RSNA 2022 (`10008_L`)
 
 
@@ -95,10 +96,10 @@ def check_units(
     """
     of_train = units.loc[train["id"]].to_numpy(object)
     columns = SEPARATOR.join(per.columns)
-    _check_whole(of_train, np.asarray(split_group, object), columns, group_column, "training images")
+    check_whole(of_train, np.asarray(split_group, object), columns, group_column, "training images")
     if test is not None and len(test):
         of_test = units.loc[test["id"]].to_numpy(object)
-        _check_whole(of_test, test["group"].to_numpy(object), columns, group_column, "test images")
+        check_whole(of_test, test["group"].to_numpy(object), columns, group_column, "test images")
     if per.target == "same" and (mixed := mixed_units(of_train, train["target"])):
         raise DataError(
             f"predict_per.target is `same`, but {len(mixed):,} units have images of both targets "
@@ -113,9 +114,10 @@ def mixed_units(units: ArrayLike, target: ArrayLike) -> list[str]:
     return sorted(pairs["unit"][pairs["unit"].duplicated()].astype(str))
 
 
-def _check_whole(
+def check_whole(
     units: NDArray[np.object_], groups: NDArray[np.object_], columns: str, group_column: str | None, images: str
 ) -> None:
+    """Raises DataError for a unit (n,) whose images are in several groups (n,); ``columns`` are those of units."""
     pairs = pd.DataFrame({"unit": units, "group": groups}).drop_duplicates()
     torn = pairs[pairs["unit"].duplicated(keep=False)]
     if torn.empty:

@@ -33,20 +33,25 @@ def no_unlabelled() -> pd.DataFrame:
     return pd.DataFrame({"id": [], "source": [], "group": []}, dtype="str")
 
 
-def read_unlabelled_tables(config: Config, primary: Table, external: pd.DataFrame, out: Out) -> pd.DataFrame:
+def read_unlabelled_tables(
+    config: Config, primary: Table, external: pd.DataFrame, out: Out
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """Reads the rows of every table of `data.unlabelled`: id, group, age, sex, site, the nets' columns and source.
+
+    Also returns, by table, how many rows were dropped because another table has their id.
 
     Without a group column each row is its own group. Raises DataError for faulty rows, for ids that are in two
     unlabelled tables, and for ids that are in train, test or an external table where `on_collision` is refuse.
     """
-    frames: list[pd.DataFrame] = []
+    frames, dropped = list[pd.DataFrame](), dict[str, int]()
     for table in config.data.unlabelled:
         frame, collided = _read(table, config, primary, external)
         text = f"unlabelled {table.name}: {len(frame):,} rows without a target"
         out.say(text + (f"; {collided:,} dropped, as their ids are in another table" if collided else ""))
         frames.append(frame.assign(source=table.name))
+        dropped[table.name] = collided
     if not frames:
-        return no_unlabelled()
+        return no_unlabelled(), {}
     together = pd.concat(frames, ignore_index=True)
     if (doubled := together["id"].duplicated()).any():
         raise DataError(
@@ -58,7 +63,7 @@ def read_unlabelled_tables(config: Config, primary: Table, external: pd.DataFram
         out.warn(
             "no image model trains on the rows of data.unlabelled: set its `pseudo_labels.rows` to unlabelled or both"
         )
-    return together
+    return together, dropped
 
 
 def _read(table: Unlabelled, config: Config, primary: Table, external: pd.DataFrame) -> tuple[pd.DataFrame, int]:

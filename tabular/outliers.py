@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
 
 from dermstack.errors import TabularError
+from dermstack.threads import limit_threads
 from tabular.group_features import Floats, Positions, code_groups
 from tabular.relative import LARGEST
 
@@ -180,7 +180,7 @@ def _write_features(
     order = content[np.argsort(codes[content], kind="stable")]
     size = np.bincount(codes)
     start = np.cumsum(size) - size
-    with threadpool_limits(1, user_api="blas"):  # the last bits of a product depend on the number of threads
+    with limit_threads(1, user_api="blas"):  # the last bits of a product depend on the number of threads
         for rows in np.unique(size[size > 1]):
             k = min(neighbours, int(rows) - 1)
             factor_k = min(k, max(int((rows - 1) * factor_share), 1))

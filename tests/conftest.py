@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -12,12 +13,22 @@ import numpy as np
 import pytest
 import yaml
 from browser import chromium, why_no_browser
+from typer.main import get_command as typer_get_command
 
 if TYPE_CHECKING:
     import pandas as pd
+    import typer
     from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only fight
+
+
+def _open_file(descriptor: int) -> None:
+    """In the place of `os.fsync`: a test waits for no disk, since no test cuts the power."""
+    os.fstat(descriptor)  # as fsync does, it refuses what is no open file
+
+
+os.fsync = _open_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -38,6 +49,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin, so that of two processes none waits for the other at the end."""
     longest = {item.path for item in items if item.get_closest_marker("ci")}
     items.sort(key=lambda item: item.path not in longest)  # otherwise in the order of their names
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With --dist loadfile: the files that use the bundled experiment run in one process too, which makes it once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    @functools.cache
+    def shared(file: str) -> bool:
+        return "bundled_experiment" in (config.rootpath / file).read_text(encoding="utf-8")
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "with the bundled experiment" if shared(file) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
@@ -159,6 +189,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seeds
 
 
+@functools.cache
+def _commands(app: typer.Typer) -> object:
+    """The commands and options of an app, which typer would gather anew for each call."""
+    return typer_get_command(app)
+
+
 def run_cli(*arguments: str) -> int:
     """The command line in this process: its exit status."""
     from unittest.mock import patch
@@ -166,7 +202,7 @@ def run_cli(*arguments: str) -> int:
     from dermstack.cli.main import main
 
     of_ctrl_c = signal.getsignal(signal.SIGINT)  # which a command ignores once it is done
-    with patch("sys.argv", ["dermstack", *arguments]):
+    with patch("sys.argv", ["dermstack", *arguments]), patch("typer.main.get_command", _commands):
         try:
             main()
         except SystemExit as ended:

@@ -53,7 +53,7 @@ def _read_predictions(path: Path) -> object:
 
 
 def _read_sample(path: Path) -> object:
-    from stack.submission import submission
+    from stack.submission_csv import submission
 
     return submission(["a", "b"], [0.1, 0.2], id_column="image", target_column="p", sample=path)
 

@@ -50,14 +50,14 @@ def _index_seeds() -> list[bytes]:
 
 
 def _read_index(path: Path) -> object:
-    from image_models.cache import PIXELS_FILE, SETTINGS_FILE, indexed_end, open_cache
+    from image_models.cache import PIXELS_FILE, SETTINGS_FILE, open_cache
     from image_models.io.decode import DECODER_VERSION
 
     settings = {"size": 8, "resize": "square", "format": "raw", "decoder": DECODER_VERSION}
     (path.parent / SETTINGS_FILE).write_text(json.dumps(settings))
     (path.parent / PIXELS_FILE).write_bytes(bytes(192))
     cache = open_cache(path.parent, size=8, resize="square", format="raw")
-    return indexed_end(cache.index), cache.take(cache.rows_for(["a"])), cache.image(0)
+    return cache.indexed_end, cache.take(cache.rows_for(["a"])), cache.image(0)
 
 
 def _run_seeds() -> list[bytes]:

@@ -62,6 +62,9 @@ _SHARES = {name: {"value": 0.3, "low": 0.2, "high": 0.4} for name in ("negative"
 _BAND = {"low": _LOW, "high": None, "confidence": 0.9, "below": 0.2, "above": None, "shares": _SHARES}
 
 
+_UNITS = {"columns": ["patient_id"], "target": "any", "pooling": "mean"}
+
+
 def manifest_variants() -> Iterator[Variant]:
     def set_in(*path: str | int, value: Any) -> Change:
         def change(_: Path, content: Content) -> None:
@@ -125,6 +128,10 @@ def manifest_variants() -> Iterator[Variant]:
         "no columns": set_in("columns", value={}),
         "another objective": set_in("objective", value="x"),
         "a long text": set_in("chosen", value="x" * 1_000_000),
+        "units of no column": set_in("predict_per", value={"columns": [], "target": "any", "pooling": "mean"}),
+        "units of the target": set_in("predict_per", value={**_UNITS, "columns": ["target"]}),
+        "an unknown pooling": set_in("predict_per", value={**_UNITS, "pooling": "median"}),
+        "a pooling with other columns than the blend": set_in("predict_per", value={**_UNITS, "pooling": "learned"}),
         "a band of words": set_in("review", value="x"),
         "a band without a guarantee": set_in("review", value={**_BAND, "low": {**_LOW, "threshold": None}}),
         "a band beyond its guarantee": set_in("review", value={**_BAND, "below": 0.5}),

@@ -12,7 +12,8 @@ from browser import SCHEMES, WIDTHS, accessibility_violations, opened_page
 from test_app import started
 
 from dermstack.serve.bundle import read_bundle
-from dermstack.serve.patient import Ensemble, Photo, percent, read_patient
+from dermstack.serve.patient import Ensemble, Photo, read_patient
+from dermstack.serve.standings import percent
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -11,9 +11,11 @@ import yaml
 from conftest import run_cli
 from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
 
-from stack.features import FoldFeatures
+from stack.features import FoldFeatures, fold_matrix
+from stack.level1 import level1_runs
 from stack.level2_config import Features
 from stack.metrics.scores import auc
+from stack.predictions import predictions_of, standardised
 from stack.store import read_run
 
 STACKERS = [{"name": "lr", "kind": "logistic"}]
@@ -163,11 +165,14 @@ def _rewritten(config: Path, **changes: object) -> Path:
 
 def test_each_block_of_columns_is_a_switch(tmp_path: Path) -> None:
     config = _rewritten(_with_columns(tmp_path, numeric="size*", categorical="camera"), features=ON)
+    fitted = _stacked(config)["features"]
     for switched_off in (None, *BLOCKS):
         off = {} if switched_off is None else {switched_off: [] if "relative" in switched_off else False}
-        meta = _stacked(_rewritten(config, features=ON | off))
-        features = meta["features"]
-        assert isinstance(features, list)
+        experiment = opened_experiment(_rewritten(config, features=ON | off))
+        level1 = standardised(predictions_of(experiment, level1_runs(experiment)))
+        features = list(fold_matrix(experiment, {}, level1, 0).train.columns)
+        if switched_off is None:
+            assert features == fitted
         for block, columns in BLOCKS.items():
             there = [column for column in columns if column in features]
             assert there == ([] if block == switched_off else columns), (switched_off, block, features)
@@ -224,8 +229,8 @@ def _with_many_words(folder: Path, **features: object) -> Path:
     return _rewritten(config, stackers=stackers, features=features)
 
 
-def _features_of(config: Path) -> dict[str, list[str]]:
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+def _features_of(config: Path, *options: str) -> dict[str, list[str]]:
+    assert run_cli("stack", "-c", str(config), "-q", *options) == 0
     models = opened_experiment(config).models
     runs = {kind: read_run(models / kind) for kind in KINDS}
     return {kind: list(run.meta["features"]) for kind, run in runs.items() if run}
@@ -251,10 +256,10 @@ def test_gbdts_take_columns_of_many_words_as_native_categories(tmp_path: Path) -
 
 def test_native_categories_are_a_switch_and_a_setting_of_one_stacker(tmp_path: Path) -> None:
     config = _with_many_words(tmp_path, native_categories=False)
-    assert all("nurse" not in names and "nurse=n12" in names for names in _features_of(config).values())
+    assert all("nurse" not in names and "nurse=n12" in names for names in _features_of(config, "--no-report").values())
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     settings["stackers"][1]["features"] = {"native_categories": True}
-    found = _features_of(_rewritten(config, stackers=settings["stackers"]))
+    found = _features_of(_rewritten(config, stackers=settings["stackers"]), "--no-report")
     assert {kind for kind, names in found.items() if "nurse" in names} == {"xgboost"}
 
 

@@ -144,16 +144,20 @@ def test_the_numbers_of_the_report_are_those_of_the_metrics(rng: np.random.Gener
     s = 1.5 * y + rng.normal(0, 1, len(y))
     p = expit(s - 2)
     found = decision_numbers(y, s, p, group, group, draws=100).set_index("measure")
-    ninety = found.loc["images reviewed for each cancer found, until 90 % of the cancers are found"]
+    ninety = found.loc["images reviewed for each positive found, until 90 % of the positives are found"]
     assert ninety["value"] == pytest.approx(-score("reviews@0.9", y, s))
     assert ninety["low"] < ninety["value"] < ninety["high"] < ninety["by_chance"] + 2
     assert ninety["by_chance"] == pytest.approx(1 / y.mean())
-    top = found.loc["share of cancers among the 3 highest scores of their patient"]
+    top = found.loc["share of positives among the 3 highest scores of their patient"]
     assert top["value"] == pytest.approx(score("top@3", y, s, patient=group))
     biopsies = found[found.index.str.startswith("number needed to biopsy")]
     assert len(biopsies)
     for words, line in biopsies.iterrows():
-        at = float(str(words).partition("risk of ")[2].split(" ")[0])
+        at = float(str(words).partition("risk of ")[2].split(" ")[0]) / 100
         assert line["value"] == pytest.approx((p >= at).sum() / y[p >= at].sum())
+    alike = decision_numbers(
+        np.repeat(y[::6], 6)[: len(y)], s, p, np.arange(len(y)) // 6, np.arange(len(y)) // 6, draws=20
+    )
+    assert not any("patient" in str(words) for words in alike["measure"])  # lesions: all images of one are alike
     assert not any("15 highest" in str(words) for words in found.index)  # no patient has more than six images
     assert not any("patient" in str(words) for words in decision_numbers(y, s, p, group, None, draws=100)["measure"])

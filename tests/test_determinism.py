@@ -41,7 +41,7 @@ def made(data: Path, folder: Path, *, n_jobs: int, workers: int = 0) -> dict[str
     for command in (
         ["oof"],
         ["tune", "gbdt", "--trials", "2"],
-        ["stack", *gbdt],
+        ["stack", "--no-report", *gbdt],  # the second makes it, and what it needs
         ["tune", "blend", "--trials", "3", *gbdt],
         ["stack", *gbdt, blend],
     ):

@@ -51,7 +51,7 @@ def test_every_target_that_is_shown_is_run_elsewhere_or_has_a_reason() -> None:
 ORDER = {
     "ham": [
         "--help", "init .*", "plan .*",
-        "eda .*", "audit .*", "bundle .*", "predict .*", "evaluate .*", "recalibrate .*", "tune blend .*",
+        "eda .*", "audit .*", "report .*", "bundle .*", "predict .*", "evaluate .*", "recalibrate .*", "tune blend .*",
         "tune gbdt .*", "tune image .*", "app .*",
     ],
     "tutorial": [
@@ -62,14 +62,15 @@ ORDER = {
         "oof .*--shuffle-target",
         "stack .*--shuffle-target",
     ],
-    "imported": ["import-oof .*", "stack .*", "forensics .*"],
-    "sources": ["oof -c mine.yaml", "stack -c mine.yaml", "oof .*--by-source", "stack .*--by-source", "sources .*"],
+    "imported": ["import-oof .*", "stack .*", "report .*", "forensics .*"],
+    "sources": ["plan -c mine.yaml", "oof -c mine.yaml", "stack -c mine.yaml", "sources .*"],
 }  # fmt: skip
 REAL_DATA = {"docs/isic2024.md": "needs the files of ISIC 2024; import-oof and stack are run on generated ones"}
 PAGES = {
     "README.md": "ham", "docs/blend.md": "ham", "docs/new_images.md": "ham", "docs/validation.md": "ham",
     "docs/tutorial.md": "tutorial", "docs/imported_predictions.md": "imported", "docs/audit.md": "tutorial",
     "docs/compare.md": "tutorial", "docs/forensics.md": "imported", "docs/sources.md": "sources",
+    "docs/reporting.md": "imported",
 }  # fmt: skip
 
 
@@ -211,13 +212,20 @@ def test_the_commands_on_sources_run(here: Path, capsys: pytest.CaptureFixture[s
     rows.to_csv(here / "data" / "mine" / "train.csv", index=False)
     settings = yaml.safe_load(config(TUTORIAL, image_models=NETS[:1], stackers=[GBDT]))
     settings["data"]["columns"]["source"] = "hospital"
+    settings["estimate"] = {"train_by_source": True}
     (here / "mine.yaml").write_text(yaml.safe_dump(settings))
     lines = commands_of("sources")
     run_all(lines, capsys)
     assert set(pd.read_csv(here / "sources.csv")) == {"image_name", "source"}
-    run_all(["stack -c mine.yaml"], capsys)
     page = (here / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
     assert "sources held out, everything trained again" in page
+    assert "Image models trained twice" in page
+    off = "--set estimate.train_by_source=false -q"
+    run_all([f"oof -c mine.yaml --by-source {off}", f"stack -c mine.yaml --by-source {off}"], capsys)
+    run_all([f"stack -c mine.yaml {off}"], capsys)
+    page = (here / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
+    assert "sources held out, everything trained again" in page, "of the experiment NAME-by-source"
+    assert "Image models trained twice" not in page
 
 
 @pytest.mark.slow
@@ -256,3 +264,4 @@ def test_the_commands_on_imported_predictions_run(here: Path, capsys: pytest.Cap
     run_all([line for line in lines if not line.startswith("import-oof")], capsys)
     assert (here / "runs" / "mine" / "report.html").is_file()
     assert (here / "forensics.html").is_file()
+    assert (here / "paper" / "checklist_claim.html").is_file()

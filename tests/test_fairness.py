@@ -15,13 +15,13 @@ from imported_experiment import COLUMNS, opened_experiment, write_experiment
 from test_report import hold_together, make_data
 
 from dermstack.report.fairness import fairness_sections
-from dermstack.report.gaps import verdict_text
+from dermstack.report.gaps import gaps_section, verdict_text
 from dermstack.report.report import report_html
 from dermstack.report.row_flow import SAME_ID, SAME_IMAGE, UNREADABLE, Flow, Step, flow_table, row_flows
 from dermstack.report.units import Scored
 from stack.console import Out
 from stack.experiment import Curation, Experiment, open_experiment
-from stack.metrics.gaps import AUC, BOUNDED, RATIO
+from stack.metrics.gaps import AUC, BOUNDED, DIFFERS, RATIO, SENSITIVITY, SPECIFICITY, TOO_FEW, Gaps
 from stack.metrics.subgroups import shown_subgroups
 
 
@@ -159,5 +159,32 @@ def test_codes_of_a_skin_tone_are_subgroups() -> None:
 def test_a_bound_is_never_rounded_below_the_interval() -> None:
     line = {"verdict": BOUNDED, "measure": AUC, "low": -0.08121, "high": 0.03}
     assert verdict_text(line) == "no gap larger than 0.082 is compatible"
+    share = {"verdict": BOUNDED, "measure": SENSITIVITY, "low": -0.08121, "high": 0.03}
+    assert verdict_text(share) == "no gap larger than 8.2 points is compatible"
     ratio = {"verdict": BOUNDED, "measure": RATIO, "low": 0.74, "high": 1.2}
     assert verdict_text(ratio) == "no gap beyond a factor of 1.36 is compatible"
+
+
+def test_missed_positives_come_first_and_higher_values_are_folded_away() -> None:
+    measures = [(SPECIFICITY, "specificity 90 %"), (AUC, ""), (SENSITIVITY, "specificity 90 %"), (RATIO, "")]
+    differing = {
+        ("head", SPECIFICITY): -0.2, ("neck", AUC): -0.1, ("hand", SENSITIVITY): -0.3, ("foot", SENSITIVITY): 0.2,
+        ("nose", RATIO): 2.0,
+    }  # fmt: skip
+    lines = [
+        ("site", name, kind, aim, differing.get((name, kind), 0.5), DIFFERS if (name, kind) in differing else TOO_FEW)
+        for name in ("head", "neck", "hand", "foot", "nose")
+        for kind, aim in measures
+    ]
+    frame = pd.DataFrame(lines, columns=["by", "subgroup", "measure", "aim", "gap", "verdict"]).assign(
+        threshold=0.1, rows=50, groups=40, value=0.8, rest=0.7, seen=0.1
+    )
+    frame = frame.assign(low=frame["gap"] - 0.05, high=frame["gap"] + 0.05)
+    section = gaps_section(Gaps(frame, 20, 3.0), thresholds="were chosen", source="gaps.csv")
+    assert section is not None
+    page = str(section.markup)
+    places = [page.index(f"<li>site {name}: ") for name in ("hand", "nose", "neck", "head", "foot")]
+    assert places == sorted(places)
+    assert places[3] < page.index("1 gaps where") < places[4]
+    assert "+20.0" in page
+    assert "30.0 percentage points lower" in page

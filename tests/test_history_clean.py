@@ -18,6 +18,7 @@ KEPT = [
     "runs/elsewhere/models/net/run.json",
     "runs/elsewhere/models/old/run.json",  # a run of that name
     "runs/elsewhere/blend/run.json",
+    "runs/elsewhere/leave_source_out/models/net/run.json",
     "runs/elsewhere/studies/blend.db",
     "runs/elsewhere-2/old/net-1/run.json",  # other experiments
     "runs/elsewhere-shuffled-again/old/net-1/run.json",
@@ -28,6 +29,7 @@ OLD = [
     "runs/elsewhere/old/net-0123/oof.parquet",
     "runs/elsewhere/old/net-0123/.oof.parquet.7.tmp",
     "runs/elsewhere/old/blend-4567/run.json",
+    "runs/elsewhere/leave_source_out/old/net-0/run.json",
     "runs/elsewhere-shuffled-0/old/net-0/run.json",
     "runs/elsewhere-shuffled--3/old/net-0/run.json",
 ]

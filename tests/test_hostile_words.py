@@ -15,8 +15,9 @@ from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 
 from dermstack.serve.app import _Page
-from dermstack.serve.patient import Lesion, Reading, Standing
+from dermstack.serve.patient import Lesion, Reading
 from dermstack.serve.questions import Question
+from dermstack.serve.standings import Standing
 
 # Ends whatever a page may have put around it. An id has no slash.
 ENDS = "</script></style></title></textarea>--> ]]>"

@@ -57,6 +57,19 @@ def test_draws_do_not_hang_on_how_many_fit_into_memory(monkeypatch: pytest.Monke
     np.testing.assert_array_equal(bootstrap_scores("auc", y, s, group, draws=50), at_once)
 
 
+@pytest.mark.parametrize("positives", [2, 17, 60])
+def test_many_draws_in_one_call_are_those_of_a_call_for_each(positives: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few groups are drawn many times in one call of the generator, many groups once: the numbers are the same."""
+    groups = np.arange(60)
+    seen = []
+    for at_once in (0, 500):  # eight draws a call, and the last call not used up
+        monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", at_once)
+        drawn = intervals._drawn_groups(groups < positives, groups, np.random.default_rng(7))
+        seen.append(np.stack([next(drawn) for _ in range(30)]))
+    np.testing.assert_array_equal(*seen)
+    assert (seen[0][:, :positives].sum(axis=1) == positives).all()
+
+
 def test_draws_do_not_hang_on_the_order_of_rows(rng: np.random.Generator) -> None:
     y, s, group = simulated_rows()
     mixed = rng.permutation(len(y))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from sourced_experiment import HOSPITALS, write_sourced
 
 import dermstack
 from dermstack.pipeline import StackResult, run_stack
+from dermstack.report.sources import sources_section
 from stack.config import read_config
 from stack.leave_source_out import FOLDER
+from stack.metrics.own_metric import own_label, own_metric
 from stack.prediction_files import ImportedColumns
 from stack.source_estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
 
@@ -112,6 +115,15 @@ def test_the_pages_show_both_numbers(finished: StackResult) -> None:
     assert found.facts["positives"].sum() == finished.experiment.target.sum()
 
 
+def test_the_section_names_an_objective_of_ones_own(finished: StackResult, tmp_path: Path) -> None:
+    code = "from sklearn.metrics import roc_auc_score\n\ndef score(y, s):\n    return roc_auc_score(y, s)\n"
+    (tmp_path / "measured_here.py").write_text(code, encoding="utf-8")
+    objective = own_metric("measured_here:score", tmp_path, may_take_groups=False)
+    assert finished.by_source is not None
+    page = str(sources_section(replace(finished.by_source, objective=objective)).markup)
+    assert f"{own_label(objective)}, all images" in page
+
+
 def test_compare_shows_the_auc_in_held_out_sources(finished: StackResult, tmp_path: Path) -> None:
     out = tmp_path / "board.csv"
     runs = finished.experiment.config.runs
@@ -131,6 +143,9 @@ def test_it_is_switched_off_and_on(tmp_path: Path, capsys: pytest.CaptureFixture
     assert on.by_source is not None
     assert on.headline == off.headline
     assert on.blend.meta["fingerprint"] == off.blend.meta["fingerprint"], "the submission does not depend on it"
+    line = pd.read_parquet(on.experiment.folder / FOLDER / "models/line/oof.parquet").set_index("id")["p"]
+    blend = scores_by_source(on).set_index("id")["score"]
+    assert (blend.rank() == line.loc[blend.index].rank()).all(), "one run alone, on one scale over all sources"
     assert stacked(config, "estimate.leave_source_out=false").by_source is None, "not of an earlier call"
 
 

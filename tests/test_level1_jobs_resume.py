@@ -18,7 +18,7 @@ MODEL = {
     "backbone": "test_resnet",
     "pretrained": False,
     "size": 32,
-    "epochs": 6,
+    "epochs": 4,
     "batch_size": 16,
     "target": "diagnosis",
     "diagnosis": {"unknown": "target"},
@@ -67,7 +67,7 @@ def test_killed_in_mid_training_it_ends_with_the_same_bytes(small_data: Path, tm
     run = killed.parent / "runs" / "small" / "models" / "tiny"
     rng = np.random.default_rng(0)
     resumed = 0
-    for _ in range(5):
+    for _ in range(4):
         before = time.time_ns()
         command = start(killed)
         while command.wait(0) is None:  # until this process has finished an epoch, and then into the next
@@ -79,7 +79,7 @@ def test_killed_in_mid_training_it_ends_with_the_same_bytes(small_data: Path, tm
         command.send(signal.SIGKILL, group=True)
         command.wait()
         resumed += any(run.glob("fold_*/seed_*/state.pt"))
-    assert resumed >= 3, "the kills came while a fold was training"
+    assert resumed >= 2, "the kills came while a fold was training"
     assert start(killed).wait() == CommandResult(0, "")
     assert made(killed) == made(whole)
     assert not list(run.rglob("state.pt")), "a complete fold has no more use for its state"

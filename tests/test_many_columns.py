@@ -15,8 +15,9 @@ from wide_experiment import ODD, PART, TELLING, WORDS, write_wide_experiment
 from dermstack.errors import DataError
 from dermstack.serve.bundle import Bundle, read_bundle
 from dermstack.serve.expectations import MAX_MEASURED, cost_notes, lacking_columns, read_costs, read_promise
+from dermstack.serve.new_rows import read_new_rows
 from dermstack.serve.patient import Ensemble, Photo, read_patient
-from dermstack.serve.predict import predict_rows, read_new_rows
+from dermstack.serve.predict import predict_rows
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import open_experiment

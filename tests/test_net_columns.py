@@ -15,8 +15,9 @@ from interrupted import trained_twice
 
 from dermstack.errors import ConfigError
 from dermstack.serve.bundle import read_bundle
-from dermstack.serve.ensemble import encoded_metadata
-from dermstack.serve.predict import predict_rows, read_new_rows
+from dermstack.serve.image_runs import encoded_metadata
+from dermstack.serve.new_rows import read_new_rows
+from dermstack.serve.predict import predict_rows
 from image_models.dataset import Batch, ColumnDropout
 from stack.columns import TableColumns
 from stack.config import read_config

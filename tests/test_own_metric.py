@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from conftest import run_cli
 from imported_experiment import command_error, import_frames, opened_experiment, predictions, write_experiment
 from sklearn.metrics import roc_auc_score
 
 from dermstack.errors import ConfigError
+from dermstack.serve.bundle import read_bundle
+from dermstack.serve.patient import Ensemble, Photo, read_patient
 from stack.blend.blender import Blender
 from stack.blend.nested import blend_nested
 from stack.blend.state import blender_from_state, blender_state
@@ -136,13 +142,13 @@ def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
     blend = json.loads((folder / "blend" / "run.json").read_text())
     assert blend["objective"] == experiment.config.objective
     page = (folder / "report.html").read_text()
-    assert "mymetrics:score of the blend on images it has not seen" in page
+    assert "mymetrics:score of the ensemble (blend) on images it has not seen" in page
     assert "A metric of the author's own" in page
     capsys.readouterr()
     run_cli("stack", "-c", str(config))
     assert "up to date" in (said := capsys.readouterr().out) or "nothing to do" in said or "complete" in said
     write(tmp_path, GOOD + "\n# another text\n")
-    run_cli("stack", "-c", str(config))
+    run_cli("stack", "--no-report", "-c", str(config))
     after = json.loads((folder / "blend" / "run.json").read_text())
     assert after["objective"] != blend["objective"]
     assert after["fingerprint"] != blend["fingerprint"]
@@ -158,3 +164,67 @@ def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
         capsys, "compare", "elsewhere/a", "elsewhere/b", "--folder", runs, "--objective", "no_such:score"
     )
     assert "there is no module 'no_such'" in said
+
+
+def test_studies_of_gbdts_and_of_the_blend_maximise_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both studies, the blend one in two processes, and the stack that uses their results, to the report."""
+    write(tmp_path, GOOD)
+    settings: dict[str, Any] = {
+        "objective": "mymetrics:score",
+        "folds": {"k": 3},
+        "stackers": [{"name": "gbdt", "kind": "lightgbm", "params": {"rounds": 20, "patience": 5}}],
+        "blend": {"methods": ["rank_mean", "optuna"], "trials": 3, "preselect": False},
+    }
+    config = write_experiment(tmp_path, **settings)
+    experiment = opened_experiment(config)
+    for number, name in enumerate(("a", "b")):
+        import_frames(experiment, name, *predictions(experiment, seed=number))
+    assert run_cli("tune", "gbdt", "-c", str(config), "--trials", "2") == 0
+    studies = experiment.folder / "studies"
+    gbdt = studies / "gbdt-gbdt.yaml"
+    found = yaml.safe_load(gbdt.read_text(encoding="utf-8"))
+    assert set(found["folds"]) == {0, 1, 2}
+    assert all(0.5 < value <= 1 for value in found["inner_scores"].values()), "the metric itself, which is an AUC"
+    write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}})
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("tune", "blend", "-c", str(config), "--trials", "3", "--workers", "2") == 0
+    blend = studies / "blend.yaml"
+    write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}, "blend": str(blend)})
+    capsys.readouterr()
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    meta = json.loads((experiment.folder / "blend" / "run.json").read_text())
+    assert meta["objective"] == experiment.config.objective
+    page = (experiment.folder / "report.html").read_text(encoding="utf-8")
+    assert "mymetrics:score" in page
+    write(tmp_path, GOOD.replace("/ (n * m)", "/ (n * m) ** 1"))
+    assert "tuned" in command_error(capsys, "stack", "-c", str(config)), "results for another metric are refused"
+
+
+@pytest.mark.slow
+def test_a_bundle_names_it_and_never_imports_it(
+    bundled_experiment: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "made"
+    shutil.copytree(bundled_experiment, folder)
+    write(folder, GOOD)
+    config = folder / "small.yaml"
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings |= {"runs": str(folder / "runs"), "cache": str(folder / "cache"), "objective": "mymetrics:score"}
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("bundle", "-c", str(config), "--out", str(folder / "own.zip"), "-q", "--replace") == 0
+    (folder / "mymetrics.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
+    images = ["--bundle", str(folder / "own.zip"), "--images", str(small_data / "images")]
+    csv = str(folder / "p.csv")
+    capsys.readouterr()
+    assert run_cli("predict", *images, "--metadata", str(small_data / "test.csv"), "--out", csv) == 0
+    assert "mymetrics:score" in capsys.readouterr().out
+    made = pd.read_csv(csv).set_index("id")["score"]
+    sent = pd.read_csv(folder / "runs" / "small" / "submission.csv").set_index("image_name")["target"]
+    np.testing.assert_array_equal(made[sent.index], sent)
+    validation = folder / "validation"
+    assert run_cli("evaluate", *images, "--labels", str(small_data / "train.csv"), "--out", str(validation)) == 0
+    assert (validation / "evaluation.html").is_file()
+    read_patient(Ensemble(read_bundle(folder / "own.zip"), device="cpu"), [
+        Photo(path.name, path.read_bytes()) for path in sorted((small_data / "images").glob("*.png"))[:1]
+    ])  # fmt: skip

@@ -43,6 +43,9 @@ def test_a_notebooks_import_finds_our_packages(shadowed: Path) -> None:
     assert made.stdout.strip() == str(ROOT / "stack" / "__init__.py")
 
 
+@pytest.mark.ci
+@pytest.mark.slow
+@pytest.mark.parametrize("shadowed", ["files", "folders"], indirect=True)  # Python finds a package as it finds a file
 def test_worker_processes_find_our_packages(shadowed: Path) -> None:
     """Those of joblib, those of a study, which are spawned, and those that load images."""
     (shadowed / "notebook.py").write_text(
@@ -73,8 +76,8 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_command_line_makes_an_experiment(shadowed: Path, small_data: Path) -> None:
-    """Level 1 in two processes, of which each loads images with two more; a study of two workers; the report."""
-    config = small_config(small_data, shadowed, n_jobs=2, workers=2)
+    """Level 1 in two processes, of which each loads images with one more; a study of two workers; the report."""
+    config = small_config(small_data, shadowed, n_jobs=2, workers=1, folds={"k": 2})
     for command in (["oof"], ["stack"], ["tune", "blend", "--trials", "2", "--workers", "2"]):
         made = python(shadowed, "-m", "dermstack", *command, "-c", str(config), "-q")
         assert made.returncode == 0, made.stderr

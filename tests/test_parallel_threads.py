@@ -10,14 +10,15 @@ import pytest
 from conftest import run_cli, small_config
 from threadpoolctl import threadpool_info, threadpool_limits
 
-import dermstack.serve.ensemble
+import dermstack.serve.image_runs
 import image_models.fit
 import stack.blend.search
 import stack.features
 import stack.level2
 import stack.submission
 from dermstack.serve.bundle import read_bundle
-from dermstack.serve.predict import predict_rows, read_new_rows
+from dermstack.serve.new_rows import read_new_rows
+from dermstack.serve.predict import predict_rows
 
 
 def blas_threads() -> set[int]:
@@ -44,7 +45,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
     watch(stack.submission, "calibrate_nested")
     watch(image_models.fit, "fit_head")
     watch(image_models.frozen_head.LinearHead, "logit")
-    watch(dermstack.serve.ensemble, "alignments")
+    watch(dermstack.serve.image_runs, "alignments")
     watch(stack.features.FoldFeatures, "transform")
     return found
 

@@ -14,7 +14,7 @@ from conftest import run_cli
 import dermstack.serve.patient
 from dermstack.errors import DataError, ImageError
 from dermstack.serve.bundle import read_bundle
-from dermstack.serve.ensemble import encoded_metadata
+from dermstack.serve.image_runs import encoded_metadata
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from image_models.explain import pixel_risk_maps, risk_maps
 from image_models.net import Net

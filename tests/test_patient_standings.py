@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dermstack.serve.patient import heat_overlay, percent, standings
+from dermstack.serve.patient import heat_overlay
+from dermstack.serve.standings import percent, standings
 
 
 def unlike_the_rest(z: np.ndarray) -> list[float]:

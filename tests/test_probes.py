@@ -11,9 +11,11 @@ from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
 from sklearn.metrics import roc_auc_score
 
+from stack.console import Out
 from stack.experiment import Experiment
+from stack.level1 import level1_runs
 from stack.predictions import predictions_of, standardised, stored_scales
-from stack.probes import _plain_fold, stored_probes
+from stack.probes import _plain_fold, make_probes, stored_probes
 from stack.store import Run, read_run
 
 GBDT = {"name": "gbdt", "kind": "lightgbm", "bags": 2, "params": {"rounds": 25, "patience": 5}}
@@ -27,7 +29,9 @@ def stacked(folder: Path, *stackers: dict[str, object], **changes: object) -> Ex
     for seed, name in enumerate(("net_a", "net_b")):
         if read_run(experiment.models / name) is None:
             import_frames(experiment, name, *predictions(experiment, seed=seed))
-    assert run_cli("stack", "-c", str(config), "-q") == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q") == 0
+    made = [run_of(experiment, str(stacker["name"])) for stacker in stackers]
+    make_probes(experiment, made, level1_runs(experiment), Out(quiet=True))  # as the report does
     return experiment
 
 

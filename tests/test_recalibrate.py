@@ -18,7 +18,7 @@ from dermstack.errors import BundleError, ConfigError
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import read_promise
-from dermstack.serve.predict import NewRows
+from dermstack.serve.new_rows import NewRows
 from dermstack.serve.recalibrate import (
     Recalibrated,
     cross_fitted,

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from dermstack.report.review import per_thousand_table, review_doubts
 from stack.metrics.measures import jsonable
 from stack.metrics.review_band import (
     FAILED,
@@ -150,6 +151,22 @@ def test_where_no_threshold_has_the_guarantee_the_reason_is_said() -> None:
         found = measure_decisions(y, decide(p, band), group, band.guarantees)
         assert found.review.value == 1
         check = ReviewCheck(band, found, (), 1.0, ())
-        assert check.sentences == ["No image is decided as negative, so nothing is promised about such decisions."]
+        assert check.sentences() == ["No image is decided as negative, so nothing is promised about such decisions."]
     lacking = ReviewCheck(band, found, (), 1.0, ("sex",))
-    assert "as these lack sex" in lacking.sentences[0]
+    assert "as these lack sex" in lacking.sentences()[0]
+
+
+def test_a_subgroup_whose_own_interval_lies_below_the_promise_is_named() -> None:
+    y, group = np.ones(120, int), np.arange(120)
+    decision = np.array(["negative"] * 8 + ["review"] * 112, dtype=object)  # the first eight are missed
+    parts = [Subgroup("age", name, rows) for name, rows in (("young", group < 20), ("old", group >= 20))]
+    y[60:] = 0
+    many = [*parts, *[Subgroup("site", str(k), group >= 20) for k in range(300)]]
+    found = decisions_by_subgroup(y, decision, group, [LOW], many)
+    (said,) = review_doubts(found)
+    assert said.startswith("age young: sensitivity 60.0 %")
+    assert "(8 wrong of 20 images)" in said
+    assert ("may be chance" in said) == (found[0].found.kept[0].verdict != "failed")
+    assert [cells[0] for _, cells in per_thousand_table(found[0].found).rows] == ["negative", "for a person"]
+    both = measure_decisions(y, decision, group, [LOW, HIGH])
+    assert [cells[0] for _, cells in per_thousand_table(both).rows] == ["negative", "for a person", "positive"]

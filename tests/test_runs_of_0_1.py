@@ -36,16 +36,24 @@ def as_0_1_wrote_it(fold: Path) -> None:
     write_run(fold, meta, frames={}, existing_files=sorted(path for path in fold.iterdir() if path.name != "run.json"))
 
 
-@pytest.fixture
-def of_0_1(small_data: Path, tmp_path: Path) -> tuple[Path, bytes]:
-    """A finished experiment in the layout of 0.1, and its submission."""
-    config = small_config(small_data, tmp_path, image_models=[NET])
-    for step in ("oof", "stack"):
-        assert run_cli(step, "-c", str(config), "-q") == 0
-    runs = tmp_path / "runs" / "small"
-    for fold in sorted((runs / "models" / "tiny").glob("fold_*")):
+@pytest.fixture(scope="module")
+def finished(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished experiment in the layout of 0.1."""
+    folder = tmp_path_factory.mktemp("of_0_1")
+    config = small_config(small_data, folder, image_models=[NET])
+    for step in (["oof"], ["stack", "--no-report"]):
+        assert run_cli(*step, "-c", str(config), "-q") == 0
+    for fold in sorted((folder / "runs" / "small" / "models" / "tiny").glob("fold_*")):
         as_0_1_wrote_it(fold)
-    return config, (runs / "submission.csv").read_bytes()
+    return folder
+
+
+@pytest.fixture
+def of_0_1(finished: Path, small_data: Path, tmp_path: Path) -> tuple[Path, bytes]:
+    """The config of a copy that a test may change, and the submission."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    submission = (tmp_path / "runs" / "small" / "submission.csv").read_bytes()
+    return small_config(small_data, tmp_path, image_models=[NET]), submission
 
 
 def test_it_is_complete_and_goes_to_report_and_bundle(

@@ -41,8 +41,9 @@ def _experiment(folder: Path, *stackers: dict[str, object], **changes: object) -
     return experiment
 
 
-def _stack(experiment: Experiment) -> None:
-    assert run_cli("stack", "-c", str(experiment.config_path), "-q") == 0
+def _stack(experiment: Experiment, *, report: bool = False) -> None:
+    options = [] if report else ["--no-report"]
+    assert run_cli("stack", "-c", str(experiment.config_path), "-q", *options) == 0
 
 
 def _run(experiment: Experiment, name: str) -> Run:
@@ -204,7 +205,7 @@ def test_plan_tells_what_stack_makes_and_a_changed_source_is_made_again_with_wha
     before = _run(experiment, "upper").meta["features"]
     assert steps["upper"].features == len(before)
     capsys.readouterr()
-    assert run_cli("stack", "-c", str(experiment.config_path)) == 0
+    assert run_cli("stack", "--no-report", "-c", str(experiment.config_path)) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "plain: complete, skipped" in said
     assert "upper: its inputs changed" in said
@@ -219,7 +220,7 @@ def test_without_a_level_1_run_stackers_can_see_each_other(tmp_path: Path) -> No
 
 def test_the_report_explains_what_comes_from_a_model_of_the_table(tmp_path: Path) -> None:
     experiment = _experiment(tmp_path, UPPER, TABLE, PLAIN)
-    _stack(experiment)
+    _stack(experiment, report=True)
     stackers = [_run(experiment, name) for name in ("upper", "table", "plain")]
     made = importance(experiment, stackers, level1_runs(experiment), Out(quiet=True))
     assert made is not None

@@ -22,7 +22,8 @@ from dermstack.serve import expectations
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import _head_logits, measure_costs
-from dermstack.serve.predict import NewRows, predict_rows, read_new_rows
+from dermstack.serve.new_rows import NewRows, read_new_rows
+from dermstack.serve.predict import predict_rows
 from dermstack.serve.words import unknown_words
 from stack.config import read_config
 from stack.console import Out

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermstack.errors import DataError
-from stack.submission import check_submission, submission, submission_text
+from stack.submission_csv import check_submission, submission, submission_text
 
 IDS = ["007", "b", "1e5", "NA"]  # what a careless reader turns into 7, 100000.0 and NaN
 SCORES = [0.1, 0.9, 0.5, 0.25]

@@ -135,6 +135,7 @@ ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that 
     "folds.shared_groups": "test_leave_source_out.py",
     "data.sources": "test_leave_source_out.py",
     "estimate.leave_source_out": "test_leave_source_out.py",
+    "estimate.train_by_source": "test_source_training.py",
     "features.columns": "test_columns_experiment.py",
     "features.native_categories": "test_columns_experiment.py",
     "features.target_encoding": "test_target_encoding.py",

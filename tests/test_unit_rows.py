@@ -19,7 +19,6 @@ from unit_experiment import UNIT, import_readers, units_of, write_breasts
 
 from dermstack.errors import DataError, DermstackError
 from dermstack.pipeline import StackResult, run_oof, run_stack
-from dermstack.serve.write_bundle import write_bundle
 from stack.blend.calibration import calibrate_nested
 from stack.config import read_config
 from stack.console import Out
@@ -135,7 +134,7 @@ def test_page_and_card_speak_of_units(result: StackResult) -> None:
     card = (result.experiment.folder / "model_card.md").read_text(encoding="utf-8")
     assert "gives each unit" in card
     assert f"| units | {len(oof)} |" in card
-    assert "dermstack bundle" not in card
+    assert "there is one prediction for each unit" in card
 
 
 def test_the_runs_of_the_page_are_pooled(result: StackResult) -> None:
@@ -187,11 +186,7 @@ def test_units_are_compared_with_units_only(result: StackResult, folder: Path) -
     assert [[entry.name for entry in board] for board in boards] == [["rsna"], ["rsna/a", "rsna/b"]]
 
 
-def test_a_bundle_is_refused_by_name(result: StackResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DermstackError, match="predict_per: a bundle predicts single images"):
-        write_bundle(result.experiment, folder / "bundle.zip", Out(quiet=True))
-    assert not (folder / "bundle.zip").exists()
-    assert run_cli("bundle", "--config", str(folder / "rsna.yaml"), "--out", str(folder / "bundle.zip")) == 2
+def test_tune_blend_is_refused_by_name(result: StackResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("tune", "blend", "--config", str(folder / "rsna.yaml")) == 2
     assert "`tune blend` tunes weights for single images" in capsys.readouterr().err
 
@@ -227,7 +222,7 @@ def test_without_test_rows_the_units_are_scored(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_images_of_units_reach_the_page(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_units_reach_the_page(small_data: Path, tmp_path: Path) -> None:
     """With networks and stackers: each error is a patient, shown by the image that the network finds most suspect."""
     path = small_config(small_data, tmp_path, predict_per="group")
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -245,8 +240,6 @@ def test_images_of_units_reach_the_page(small_data: Path, tmp_path: Path, capsys
     assert run_cli("report", "-c", str(path), "--show-ids", "-q") == 0
     shown = Page((tmp_path / "runs" / "small" / "report.html").read_text(encoding="utf-8"))
     assert set(train["patient_id"]) & set(re.findall(r"\w+", shown.text)), "patients are named, not images"
-    assert run_cli("bundle", "-c", str(path), "--out", str(tmp_path / "bundle.zip"), "-q") == 2
-    assert "predict_per" in capsys.readouterr().err
 
 
 def test_without_a_sample_the_id_column_is_named_by_the_columns(tmp_path: Path) -> None:

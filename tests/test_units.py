@@ -132,7 +132,6 @@ def test_images_of_both_targets_are_refused_where_they_must_agree(tmp_path: Path
     [
         ("data.on_unreadable_test=table", "predict_per and data.on_unreadable_test: table exclude each other"),
         ("tuned.blend=study.json", "predict_per and tuned.blend exclude each other"),
-        ("review={sensitivity: 0.95}", "predict_per and review exclude each other"),
         ("data.columns.group=null", None),
         ("predict_per=cancer", "predict_per names cancer, the target"),
         ("predict_per=[patient_id, patient_id]", "patient_id is named more than once"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from test_pseudo_labels import META, TINY, imported, opened, with_teacher
 from dermstack.audit.pseudo_labels import unlabelled_findings
 from dermstack.cli.demo_data import write_demo_data
 from dermstack.errors import ConfigError, DataError
+from dermstack.report.row_flow import (
+    IN_EVERY_FOLD,
+    NO_MODEL,
+    SAME_ID_ANYWHERE,
+    UNCERTAIN,
+    UNLABELLED_YET,
+    UNREADABLE,
+    row_flows,
+)
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.images import sources_of
@@ -232,6 +242,33 @@ def test_each_folds_labels_are_those_of_its_own_nets(small_data: Path, tmp_path:
     certain = np.flatnonzero(np.abs(expected) >= np.log(0.6 / 0.4))
     np.testing.assert_array_equal(made.rows, certain)
     np.testing.assert_allclose(made.p, expit(expected[certain]), rtol=1e-6)
+
+
+def test_the_report_counts_them_from_the_file_to_their_use(small_data: Path, tmp_path: Path) -> None:
+    free = further(tmp_path) | {"on_collision": "drop"}
+    csv = pd.read_csv(free["table"], dtype=str)
+    taken = pd.read_csv(small_data / "train.csv", dtype=str)["image_name"].head(2)
+    extra = csv.head(2).assign(**{csv.columns[0]: taken.to_numpy()})
+    pd.concat([csv, extra]).to_csv(free["table"], index=False)
+    experiment = opened(config(small_data, tmp_path, free, image_models=models(confidence=0.6)))
+    ids, train, fold = experiment.unlabelled_as_read["id"], experiment.table.train, experiment.folds.frame["fold"]
+    shows = pd.DataFrame({"id_1": ids[3], "id_2": [train["id"][np.flatnonzero(fold == k)[0]] for k in range(3)]})
+    dropped = pd.DataFrame({"id": [ids[0]], "source": ["free"], "reason": ["cut short"]}, dtype="str")
+    experiment = replace(experiment, curation=replace(experiment.curation, pairs=shows, dropped=dropped))
+    every = np.ones(len(train), bool)
+    before = row_flows(experiment, every, [])[-1]
+    assert before.excluded == {SAME_ID_ANYWHERE: 2, UNREADABLE: 1, IN_EVERY_FOLD: 1, UNLABELLED_YET: 28}
+    logits = {k: np.zeros(29, np.float32) for k in range(3)}  # a probability of 0.5 is not certain
+    logits[0][:5], logits[1][0], logits[2][3:9] = 3, 3, -3  # row 2 is the one that shows a row of every fold
+    labelled(experiment, logits)
+    after = row_flows(experiment, every, [])[-1]
+    assert after.name == "Unlabelled: free"
+    assert after.excluded == {SAME_ID_ANYWHERE: 2, UNREADABLE: 1, IN_EVERY_FOLD: 1, UNCERTAIN: 29 - 9}
+    assert [step.rows for step in after.steps] == [32, 29, 8]
+    assert after.steps[-1].label.startswith("only train student,")
+    alone = experiment.config.model_copy(update={"image_models": experiment.config.image_models[:1]})
+    unused = row_flows(replace(experiment, config=alone), every, [])[-1]
+    assert unused.excluded == {SAME_ID_ANYWHERE: 2, UNREADABLE: 1, NO_MODEL: 29}
 
 
 def test_they_train_beside_the_rows_of_the_fold(small_data: Path, tmp_path: Path) -> None:

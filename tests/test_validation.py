@@ -144,6 +144,7 @@ def test_the_words_follow_from_the_joint_test(rng: np.random.Generator) -> None:
     page = re.sub(r"\s+", " ", evaluation_html(other, y, p, created=""))
     assert "Agrees with" not in page
     assert "Differs from the training estimate beyond noise in" in page
+    assert "the AUC is not lower beyond noise, but other values differ" in page
 
 
 def test_rows_without_metadata_are_not_compared_with_what_metadata_promised(rng: np.random.Generator) -> None:

@@ -115,7 +115,7 @@ def test_what_a_view_cannot_have_is_named(
 
 
 def _blend(config: Path, *options: str) -> Run:
-    assert run_cli("stack", "-c", str(config), "-q", *options) == 0
+    assert run_cli("stack", "--no-report", "-c", str(config), "-q", *options) == 0
     blend = read_run(read_config(config).runs / "elsewhere" / "blend")
     assert blend is not None
     return blend

@@ -12,6 +12,7 @@ from stack.source_estimates import (
     LeaveSourceOut,
     bounds,
     headline_note,
+    retraining_advice,
     source_sentences,
 )
 from stack.store import fingerprint
@@ -28,7 +29,7 @@ def source_findings(found: LeaveSourceOut | None) -> list[Finding]:
     evidence = headline_note(found).removesuffix(" See the section on other hospitals and cameras.")
     if best.held_out == LEVEL_2_ONLY:
         what = f"the estimate for other sources is optimistic: {', '.join(best.seen_by)} had seen them"
-        remedy = "train again with folds of sources: `dermstack oof --by-source`, then `dermstack stack --by-source`"
+        remedy = " ".join(retraining_advice(best))
         made.append(Finding("warning", what, evidence, remedy))
     if best.difference is not None and best.difference.high < 0:
         change = bounds(best.difference.value, best.difference.low, best.difference.high, sign="+")

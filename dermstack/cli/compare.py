@@ -31,7 +31,7 @@ def compare(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="auc, pauc80, ap, logloss, or decisions: reviews@0.9 (images reviewed per cancer found at this "
+            help="auc, pauc80, ap, logloss, or decisions: reviews@0.9 (images reviewed per positive found at this "
             "sensitivity), nnb@0.05 (number needed to biopsy at this risk), net_benefit@0.05, top@3 (sensitivity of "
             "each patient's top images); default: the experiments' objective."
         ),

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dermstack.cli.options import ConfigOption, QuietOption, SetOption, open_for_command, show_runs
 from dermstack.errors import ConfigError
 
+if TYPE_CHECKING:
+    from stack.console import Out
+    from stack.experiment import Experiment
+    from stack.import_oof import ImportOptions, Source
+
 commands = typer.Typer()
+
+
+def _of_test(column: str) -> Any:
+    return typer.Option(help=f"The {column} column in the test file, where it has another name there.")
+
+
+def _by_net(file: str) -> Any:
+    return typer.Option(help=f"{file} has one column per fold model, named by this text and the fold.")
+
+
+def _ids_of(arrays: str) -> Any:
+    return typer.Option(help=f"File with the ids of {arrays} npy arrays, where none lies beside them.")
 
 
 @commands.command()
@@ -53,31 +71,16 @@ def import_oof(
     fold_column: Annotated[
         str, typer.Option(help="The column with the fold of the model that made a row, in all files.")
     ] = "fold",
-    net_prefix: Annotated[
-        str | None,
-        typer.Option(help="The out-of-fold file has one column per fold model, named by this text and the fold."),
-    ] = None,
-    test_id_column: Annotated[
-        str | None, typer.Option(help="The id column in the test file, where it has another name there.")
-    ] = None,
-    test_p_column: Annotated[
-        str | None, typer.Option(help="The probability column in the test file, where it has another name there.")
-    ] = None,
-    test_fold_column: Annotated[
-        str | None, typer.Option(help="The fold column in the test file, where it has another name there.")
-    ] = None,
-    test_net_prefix: Annotated[
-        str | None, typer.Option(help="The test file has one column per fold model, named by this text and the fold.")
-    ] = None,
+    net_prefix: Annotated[str | None, _by_net("The out-of-fold file")] = None,
+    test_id_column: Annotated[str | None, _of_test("id")] = None,
+    test_p_column: Annotated[str | None, _of_test("probability")] = None,
+    test_fold_column: Annotated[str | None, _of_test("fold")] = None,
+    test_net_prefix: Annotated[str | None, _by_net("The test file")] = None,
     test_averaged: Annotated[
         bool, typer.Option(help="The test file has one row per image, averaged over the fold models.")
     ] = False,
-    ids: Annotated[
-        Path | None, typer.Option(help="File with the ids of out-of-fold npy arrays, where none lies beside them.")
-    ] = None,
-    test_ids: Annotated[
-        Path | None, typer.Option(help="File with the ids of test npy arrays, where none lies beside them.")
-    ] = None,
+    ids: Annotated[Path | None, _ids_of("out-of-fold")] = None,
+    test_ids: Annotated[Path | None, _ids_of("test")] = None,
     average_seeds: Annotated[
         bool,
         typer.Option(
@@ -99,10 +102,7 @@ def import_oof(
             "file; used by `audit`."
         ),
     ] = None,
-    all_rows_prefix: Annotated[
-        str | None,
-        typer.Option(help="The --all-rows file has one column per fold model, named by this text and the fold."),
-    ] = None,
+    all_rows_prefix: Annotated[str | None, _by_net("The --all-rows file")] = None,
     replace: Annotated[
         bool, typer.Option(help="Move an earlier import of this name aside; of many runs, those that changed.")
     ] = False,
@@ -115,7 +115,7 @@ def import_oof(
     faulty ones are named and left out, and those that are unchanged since their import are skipped.
     """
     _check_call(sources or [], oof=oof, listed=listed, run_columns=run_columns, test=test, all_rows=all_rows)
-    from stack.import_files import column_sources, found_sources, listed_sources, matching_files, parts_of
+    from stack.import_files import listed_sources, matching_files, parts_of
     from stack.import_many import import_many
     from stack.import_oof import ImportOptions, Source, import_source
     from stack.prediction_files import ImportedColumns
@@ -136,11 +136,7 @@ def import_oof(
     if listed is not None:
         found = listed_sources(listed, options)
     elif oof is None:
-        data, runs, cache = experiment.config.data, experiment.config.runs, experiment.config.cache
-        known = [data.train, data.test, data.sample_submission, data.duplicates, runs, cache]
-        found, notes = found_sources(sources or [], options, known=known)
-        for note in notes:
-            out.say(note)
+        found = _found_by_name(experiment, sources or [], options, out)
     else:
         paths = [matching_files(given, option) for given, option in ((oof, "--oof"), (test, "--test")) if given]
         if run_columns is None:
@@ -148,11 +144,33 @@ def import_oof(
             source = Source((sources or [""])[0], parts[0], parts[1] if test else (), options, all_rows)
             show_runs(experiment, out, [import_source(experiment, source, out, replace=replace)])
             return
-        if any(len(files) > 1 for files in paths):
-            raise ConfigError("--run-columns needs one file in --oof and in --test: name it without a pattern")
-        roles = [str(name) for name in experiment.config.data.columns.roles.values() if isinstance(name, str)]
-        found = column_sources(paths[0][0], paths[1][0] if test else None, run_columns, options, without=roles)
+        found = _found_by_column(experiment, paths, run_columns, options)
     import_many(experiment, found, out, replace_changed=replace)
+
+
+def _found_by_name(experiment: Experiment, named: list[str], options: ImportOptions, out: Out) -> list[Source]:
+    """Returns the runs of the folders, patterns and files ``named``; prints what was left out and why."""
+    from stack.import_files import found_sources
+
+    data, runs, cache = experiment.config.data, experiment.config.runs, experiment.config.cache
+    known = [data.train, data.test, data.sample_submission, data.duplicates, runs, cache]
+    found, notes = found_sources(named, options, known=known)
+    for note in notes:
+        out.say(note)
+    return found
+
+
+def _found_by_column(
+    experiment: Experiment, paths: Sequence[Sequence[Path]], pattern: str, options: ImportOptions
+) -> list[Source]:
+    """Returns a run for each column that fits ``pattern``, of the out-of-fold file and, where given, the test file."""
+    from stack.import_files import column_sources
+
+    if any(len(files) > 1 for files in paths):
+        raise ConfigError("--run-columns needs one file in --oof and in --test: name it without a pattern")
+    roles = [str(name) for name in experiment.config.data.columns.roles.values() if isinstance(name, str)]
+    test = paths[1][0] if len(paths) > 1 else None
+    return column_sources(paths[0][0], test, pattern, options, without=roles)
 
 
 def _check_call(

@@ -180,7 +180,8 @@ def oof(
         list[str] | None,
         typer.Option(
             help="Move this image model's run aside and train it again; if only `seeds`, `tta` or `selected` changed, "
-            "trained networks are reused. Repeatable."
+            "trained networks are reused. Of a run by source (estimate.train_by_source), leave_source_out/NAME. "
+            "Repeatable."
         ),
     ] = None,
 ) -> None:
@@ -328,15 +329,40 @@ def report(
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave the images out, so that the page can be shared.")
     ] = False,
+    checklist: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer this reporting checklist from the run: tripod-ai, claim or probast-ai. Repeatable. Without "
+            "--pack it is written beside the report."
+        ),
+    ] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a paper, written as a whole: the report, the checklists (all, unless --checklist names "
+            "some), a methods text, each figure as SVG and PDF, each table as csv."
+        ),
+    ] = None,
 ) -> None:
-    """Write report.html again from the results of `stack`."""
-    from dermstack.report.evidence import write_report
+    """Write report.html again from the results of `stack`, and what a paper needs of it."""
+    from dermstack.report.evidence import written_report
+    from dermstack.report.pack.checklist import checklists_named
+    from dermstack.report.pack.write_pack import check_pack_folder, write_checklists, write_pack
     from stack.images import caches_in_use
     from stack.store import locked
 
+    checklists = checklists_named(checklist or ())
+    if pack is not None:
+        check_pack_folder(pack)
     experiment, out = open_for_command(config, overrides, quiet)
     with locked(experiment.folder), caches_in_use(experiment.config):
-        out.say(f"report: {write_report(experiment, out, show_ids=show_ids, images=not no_images)}")
+        made = written_report(experiment, out, show_ids=show_ids, images=not no_images)
+        out.say(f"report: {made.path}")
+        if pack is not None:
+            out.say(f"pack: {write_pack(made, pack, checklists, out)}")
+        else:
+            for page in write_checklists(made, checklists):
+                out.say(f"checklist: {page}")
 
 
 @app.command()

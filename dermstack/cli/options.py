@@ -61,6 +61,11 @@ def with_by_source(config: Path, overrides: list[str] | None, by_source: bool) -
     settings = read_config(config, given)
     if settings.folds.by == "source":
         raise ConfigError("--by-source: the folds of this config already hold out sources (folds.by): leave it out")
+    if settings.estimate.train_by_source:
+        raise ConfigError(
+            "--by-source: this config trains its image models by source already (estimate.train_by_source): leave out "
+            "one of the two"
+        )
     return (*given, f"experiment={settings.name_by_source}", "folds.by=source")
 
 

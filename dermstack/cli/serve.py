@@ -142,7 +142,8 @@ def predict(
     Uses the inference path of training. An interrupted command resumes when it is run again.
     """
     from dermstack.serve.bundle import read_bundle
-    from dermstack.serve.predict import PREDICT_NAMES, OutputFiles, predict_to_files
+    from dermstack.serve.new_rows import PREDICT_NAMES
+    from dermstack.serve.predict import OutputFiles, predict_to_files
     from stack.console import Out
 
     predict_to_files(
@@ -178,7 +179,8 @@ def evaluate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
-    from dermstack.serve.predict import PREDICT_NAMES, drops_unreadable, report_codes, report_unused, tolerant
+    from dermstack.serve.new_rows import PREDICT_NAMES, report_codes, report_unused, tolerant
+    from dermstack.serve.predict import drops_unreadable
     from stack.console import Out
 
     drops_unreadable(on_unreadable)  # refuses other words before any work
@@ -233,14 +235,8 @@ def recalibrate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import read_labelled_rows
-    from dermstack.serve.predict import (
-        PREDICT_NAMES,
-        drops_unreadable,
-        read_new_rows,
-        report_codes,
-        report_unused,
-        tolerant,
-    )
+    from dermstack.serve.new_rows import PREDICT_NAMES, read_new_rows, report_codes, report_unused, tolerant
+    from dermstack.serve.predict import drops_unreadable
     from dermstack.serve.recalibrate import (
         check_parent,
         read_prevalence,

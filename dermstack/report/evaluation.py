@@ -32,10 +32,12 @@ from dermstack.report.review import band_sentences, kept_table, per_thousand_tab
 from dermstack.report.tables import HtmlTable, shared_decimals
 from stack.metrics.gaps import gaps_of_records
 from stack.metrics.intervals import Interval
+from stack.metrics.own_metric import own_label
 from stack.metrics.review_band import ReviewCheck
 from stack.metrics.validation import (
     AGREES,
     COLUMNS_MISSING,
+    DIFFERS,
     HIGHER,
     LOWER,
     UNDECIDED,
@@ -52,7 +54,7 @@ def auc_comparison_figure(name: str, found: Validation) -> Drawing:
     here, promised = found.found.auc, found.promise.measures.auc
     estimates = [
         Estimate("expected from training", promised.value, promised.low, promised.high),
-        Estimate("found on these images", here.value, here.low, here.high, strong=True),
+        Estimate(f"found on these {found.unit}s", here.value, here.low, here.high, strong=True),
     ]
     return interval_figure(name, estimates, axis="AUC", reference=promised.value)
 
@@ -109,7 +111,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
 
     Targets ``y`` (n,) and ``score`` (n,) are needed for the ROC curve.
     """
-    bins = pd.DataFrame(list(found.reliability))
+    bins, metric = pd.DataFrame(list(found.reliability)), own_label(found.promise.objective)
     between = gaps_section(
         gaps_of_records(found.gaps, found.gaps_critical), thresholds="were chosen in training", source="evaluation.json"
     )
@@ -121,12 +123,15 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         style=Markup(page + (between.style if between else "")),
         gaps=between.markup if between else "",
         found=found,
+        unit=found.unit,
         here=found.found,
         promised=found.promise.measures,
         auc=found.comparison("auc"),
         prevalence=found.comparison("prevalence"),
         columns_missing=COLUMNS_MISSING,
-        objective=_QUANTITIES.get("log_loss" if (name := found.promise.objective) == "logloss" else name, name),
+        lower=LOWER,
+        differs=DIFFERS,
+        objective=_QUANTITIES.get("log_loss" if metric == "logloss" else metric, metric),
         created=created,
         tables={
             "comparisons": _comparisons(found.comparisons),
@@ -134,11 +139,11 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
             "predictive": _predictive(found),
             "selected": _selected(found),
             "calibration": _calibration(found),
-            "subgroups": _subgroups(found.subgroups),
-            **_review_tables(found.review),
+            "subgroups": _subgroups(found.subgroups, found.unit),
+            **_review_tables(found.review, found.unit),
         },
         review=found.review,
-        review_sentences=band_sentences(found.review.band) if found.review else [],
+        review_sentences=band_sentences(found.review.band, found.unit) if found.review else [],
         figures={
             "promise": auc_comparison_figure("promise", found),
             "roc": threshold_roc_figure("roc", y, score, found.points),
@@ -147,13 +152,13 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
     )
 
 
-def _review_tables(review: ReviewCheck | None) -> dict[str, HtmlTable]:
+def _review_tables(review: ReviewCheck | None, unit: str) -> dict[str, HtmlTable]:
     if review is None:
         return {}
     return {
-        "review_decisions": per_thousand_table(review.found),
-        "review_kept": kept_table(review.found.kept),
-        "review_subgroups": review_subgroup_table(review.subgroups),
+        "review_decisions": per_thousand_table(review.found, unit),
+        "review_kept": kept_table(review.found.kept, unit),
+        "review_subgroups": review_subgroup_table(review.subgroups, unit),
     }
 
 
@@ -237,8 +242,8 @@ def _calibration(found: Validation) -> _Table:
     return _Table([("of calibrated p", False), ("in training", True), ("here", True)], rows)
 
 
-def _subgroups(subgroups: Sequence[dict[str, Any]]) -> _Table:
-    heads = [("subgroup", False), ("images", True), ("groups", True), ("positive", True), ("AUC", True)]
+def _subgroups(subgroups: Sequence[dict[str, Any]], unit: str) -> _Table:
+    heads = [("subgroup", False), (f"{unit}s", True), ("groups", True), ("positive", True), ("AUC", True)]
     heads += [("95 % interval", True), ("in training", True), ("minus the rest", True), ("beyond noise", False)]
     rows = []
     for of in subgroups:

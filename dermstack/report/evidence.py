@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,20 @@ from dermstack.report.explorer import explorer
 from dermstack.report.fairness import blend_subgroups, fairness_sections
 from dermstack.report.level2_notes import level2_notes
 from dermstack.report.model_card import write_model_card
+from dermstack.report.population import fallback_notes, group_notes, positives, source_note, sources_file
 from dermstack.report.pseudonyms import pseudonymiser
-from dermstack.report.report import Calibration, Comparison, DataFacts, Decision, ReportData, Section, report_html
+from dermstack.report.report import (
+    Calibration,
+    Comparison,
+    DataFacts,
+    Decision,
+    ReportData,
+    Section,
+    page_sections,
+    report_html,
+)
+from dermstack.report.report_data import Evidence, Model
+from dermstack.report.report_parts import Parts, report_parts
 from dermstack.report.review import band_sentences
 from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
@@ -31,7 +45,6 @@ from stack.blend.copies import copies_text
 from stack.columns import described_choices
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.fallback import FOLDER, performance
 from stack.history import fold_table, rank_correlations, run_table
 from stack.images import require_acquisition
 from stack.importance import importance
@@ -41,7 +54,7 @@ from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.subgroups import subgroups
 from stack.probes import make_probes
 from stack.review import shown_review
-from stack.source_estimates import headline_note, stored_leave_source_out
+from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
 from stack.store import Run, atomic, read_run, read_runs
 from stack.study_inputs import current_study_inputs
 from stack.tune.studies import StudyHistory, read_studies
@@ -56,7 +69,7 @@ def table_facts(experiment: Experiment) -> dict[str, int | float | str]:
         "training rows": len(train),
         "positives": int(experiment.target.sum()),
         "groups": int(train["group"].nunique()),
-        "split_groups": int(experiment.folds.frame["split_group"].nunique()),
+        "groups after joining those with the same image": int(experiment.folds.frame["split_group"].nunique()),
         "test rows": len(test),
     }
     columns = experiment.table.columns
@@ -98,8 +111,12 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
         facts["pairs in the list of duplicates"] = len(published)
         facts["of these, with an id outside the training rows"] = experiment.folds.unknown_pairs
     if experiment.curation.images_fingerprint:
-        kinds = pair_kinds(experiment.curation.pairs, experiment.table)["kind"].value_counts()
-        facts |= {f"near-duplicates found, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
+        pairs = pair_kinds(experiment.curation.pairs, experiment.table)
+        kinds = pairs["kind"].value_counts()
+        facts |= {f"pairs of images that look alike, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
+        facts["of all these pairs, between two training images"] = int(
+            ((pairs["part_1"] == "train") & (pairs["part_2"] == "train")).sum()
+        )
     else:
         facts["near-duplicates"] = "the images were not checked"
     facts["groups merged into others because of duplicates"] = int(
@@ -119,14 +136,27 @@ def _findings(experiment: Experiment, *, show_ids: bool) -> pd.DataFrame | None:
     return frame if show_ids else frame.drop(columns="example")
 
 
-_MAX_NAMED = 20  # rows named in a note
-
-
 def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> Path:
     """Writes runs/<experiment>/report.html and model_card.md. Raises StoreError if `stack` has not been run.
 
     The page shows ids of images and groups only with ``show_ids``, and images only with ``images``.
     """
+    return written_report(experiment, out, show_ids=show_ids, images=images).path
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """The report page that was written, and what it was made of."""
+
+    path: Path
+    html: str
+    parts: Parts
+    sections: Mapping[str, Section]  # those that are rendered apart from the page
+    evidence: Evidence
+
+
+def written_report(experiment: Experiment, out: Out, *, show_ids: bool = False, images: bool = True) -> WrittenReport:
+    """Writes the report as `write_report` does, and returns what it was made of, for checklists and files."""
     blend = read_run(experiment.folder / "blend")
     if blend is None:
         raise StoreError(f"{experiment.folder} has no blend yet: run `{experiment.command('stack')}`")
@@ -141,9 +171,11 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
         data = report_data(experiment, blend, runs, out, scored=scored, show_ids=show_ids)
         progress(1)
         sections = _case_sections(experiment, blend, runs, data, scored, show_ids=show_ids, images=images)
+        parts = report_parts(data)
+        html = report_html(data, sections, parts)
         progress(1)
         with atomic(path) as temporary:
-            temporary.write_text(report_html(data, sections), encoding="utf-8")
+            temporary.write_text(html, encoding="utf-8")
         write_model_card(
             experiment,
             blend,
@@ -151,10 +183,40 @@ def write_report(experiment: Experiment, out: Out, *, show_ids: bool = False, im
             subgroups=_card_subgroups(data.subgroups),
             scored=scored,
             notes=[*data.notes, *data.diagnostics],
-            decisions=band_sentences(data.review.band) if data.review else (),
+            decisions=band_sentences(data.review.band, data.unit) if data.review else (),
         )
         progress(1)
-    return path
+    found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
+    return WrittenReport(
+        path, html, parts, sections, _evidence(experiment, blend, runs, data, parts, sections, found, images=images)
+    )
+
+
+def _evidence(
+    experiment: Experiment,
+    blend: Run,
+    runs: list[Run],
+    data: ReportData,
+    parts: Parts,
+    sections: Mapping[str, Section],
+    sources: LeaveSourceOut | None,
+    *,
+    images: bool,
+) -> Evidence:
+    frames = {name.replace("_", "-"): made.frame for name, made in parts.tables.items()}
+    for section in sections.values():
+        frames |= section.tables
+    return Evidence(
+        data=data,
+        config=experiment.config,
+        blend=blend.meta,
+        runs=[Model(run.name, run.meta["kind"], run.meta["level"], run.meta) for run in runs],
+        tables=frames,
+        sections=frozenset(page_sections(data, sections)),
+        groups_known=experiment.table.groups_known,
+        sources=None if experiment.shuffled else sources,
+        shows_images=images and experiment.config.data.images is not None,
+    )
 
 
 def _case_sections(
@@ -175,7 +237,7 @@ def _case_sections(
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
         **fairness_sections(experiment, blend, runs, scored),
-        "sources": None if found is None else sources_section(found),
+        "sources": None if found is None else sources_section(found, from_file=sources_file(experiment)),
         "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
         "hard-cases": hard_cases(
             experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images
@@ -260,14 +322,17 @@ def report_data(
         facts=table_facts(experiment),
         notes=[
             *scored.notes,
+            *([] if (note := source_note(experiment, blend)) is None else [note]),
+            *group_notes(experiment),
             *_notes(experiment, blend, has_level2=bool(levels[1])),
-            *([] if (note := _source_note(experiment, blend)) is None else [note]),
-            *_fallback_notes(experiment, show_ids=show_ids),
+            *fallback_notes(experiment, show_ids=show_ids),
         ],
         diagnostics=level2_notes(
             experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
         ),
         target=experiment.config.data.columns.target_column,
+        positives=positives(experiment),
+        group=experiment.config.data.columns.group or "",
         settings=yaml.safe_dump(
             _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
             sort_keys=False,
@@ -380,32 +445,3 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
     return notes
-
-
-def _source_note(experiment: Experiment, blend: Run) -> str | None:
-    """Says for which sources the headline holds, with the estimate where they were held out, if there is one."""
-    if experiment.shuffled:
-        return None
-    if (found := stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])) is not None:
-        return headline_note(found)
-    if experiment.config.data.has_sources:
-        return "This estimate holds for the sources of these images; how the models do in others was not measured."
-    return (
-        "No source (hospital, camera) is named, so nothing here tells how the models do on images from elsewhere: name "
-        "it in `data.columns.source`, or find groups by how images were taken with `dermstack sources`."
-    )
-
-
-def _fallback_notes(experiment: Experiment, *, show_ids: bool) -> list[str]:
-    """Describes the fallback where it predicts rows of the submission, and names these rows."""
-    run, lost = read_run(experiment.folder / FOLDER), experiment.unreadable_test["id"]
-    if run is None or lost.empty:
-        return []
-    display_name = str if show_ids else pseudonymiser(experiment)
-    names = ", ".join(display_name(row_id) for row_id in lost[:_MAX_NAMED])
-    more = f", … {len(lost):,} in all" if len(lost) > _MAX_NAMED else ""
-    return [
-        f"{len(lost):,} of {len(experiment.as_read.test):,} test rows have an image that cannot be read. As declared "
-        f"(data.on_unreadable_test), they are predicted by the fallback: {performance(run)}. The blend's score does "
-        f"not apply to these rows: {names}{more}."
-    ]

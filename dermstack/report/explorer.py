@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
@@ -88,12 +89,24 @@ def explorer(y: ArrayLike, p: ArrayLike, split_group: ArrayLike, unit: str = "im
         points=points,
         prevalence=points.positives / (points.positives + points.negatives),
         start=start,
-        aims=_aims(points, y, p, split_group),
+        aims=(aims := _aims(points, y, p, split_group)),
         # A `<` in the JSON could end the script element, so it is written as an escape.
         table=Markup(json.dumps(table, separators=(",", ":")).replace("<", "\\u003c")),
         script=Markup(script),
     )
-    return Section(markup, (TEMPLATE_FOLDER / "explorer.css").read_text(encoding="utf-8"), script)
+    style = (TEMPLATE_FOLDER / "explorer.css").read_text(encoding="utf-8")
+    return Section(markup, style, script, tables={"explorer-aims": pd.DataFrame(map(_aim_line, aims))})
+
+
+def _aim_line(aim: _Aim) -> dict[str, object]:
+    """Returns the numbers of one row of the static table."""
+    line: dict[str, object] = {}
+    for name, of in zip(("sensitivity", "specificity", "ppv", "npv"), aim.shares, strict=True):
+        line |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
+    return {
+        "aim": aim.words.replace("\N{NO-BREAK SPACE}", " "), "threshold": float(aim.threshold),
+        **line, "number_needed_to_biopsy": aim.biopsies,
+    }  # fmt: skip
 
 
 def operating_point(

@@ -50,7 +50,8 @@ def _participants(experiment: Experiment, flows: list[Flow], made: pd.DataFrame,
         groups_known=experiment.table.groups_known,
         files=FOLDER,
     )
-    return Section(markup, (TEMPLATE_FOLDER / "participants.css").read_text(encoding="utf-8"))
+    style = (TEMPLATE_FOLDER / "participants.css").read_text(encoding="utf-8")
+    return Section(markup, style, tables={"row-flow": flow_table(flows), "characteristics": made})
 
 
 def blend_gaps(experiment: Experiment, blend: Run, parts: list[Subgroup]) -> Gaps:

@@ -29,21 +29,48 @@ from stack.tune.studies import StudyHistory
 WIDTH = 4.4  # inches, 317 SVG units: about the width of a phone in pixels, so text keeps its size there
 _MAX_LABEL_LENGTH = 48  # characters; a longer label does not fit above its bar and value, and is cut
 
-# Figures are drawn in these placeholder colours, which are then replaced by the colours of the page.
+# Figures are drawn in the colours of page.css on a light ground, which a file keeps (`figure_files`). On the page they
+# are replaced by the names of the page's colours, which differ on a dark ground and in print.
 _COLOURS = {
-    "#00000a": "var(--ink)",
-    "#00000b": "var(--muted)",
-    "#00000c": "var(--line)",
-    "#00000d": "var(--accent)",
+    "#1b2326": "var(--ink)",
+    "#58656b": "var(--muted)",
+    "#d7dddf": "var(--line)",
+    "#0b6a73": "var(--accent)",
 }
 INK, MUTED, LINE, ACCENT = _COLOURS
 
 
+class Swatch(NamedTuple):
+    """The symbol of a label in a legend: a "line", a "bar" or a "band" in one of INK, MUTED, LINE and ACCENT."""
+
+    colour: str
+    width: float = 2.0
+    dashes: tuple[float, ...] = ()
+    shape: str = "line"
+    opacity: float = 1.0
+
+    def __html__(self) -> str:
+        """Returns the symbol as an SVG element in the colours of the page, for Jinja."""
+        drawn = {
+            "line": '<path d="M0 4H28" style="fill: none; stroke: {0}; stroke-width: {1}; stroke-dasharray: {2}"/>',
+            "bar": '<path d="M0 1H28V7H0Z" style="fill: {0}"/>',
+            "band": '<path d="M0 0H28V8H0Z" style="fill: {0}; opacity: 0.25"/>',
+        }[self.shape]
+        dash = " ".join(str(part * self.width) for part in self.dashes) or "none"
+        opening = Markup('<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">')
+        made = opening + Markup(drawn).format(_COLOURS[self.colour], self.width, dash) + Markup("</svg>")
+        if self.opacity == 1:
+            return str(made)
+        return str(Markup('<span style="opacity: {}; display: inline-flex">{}</span>').format(self.opacity, made))
+
+
 class Drawing(NamedTuple):
-    """An SVG element and its legend for HTML: each label with the SVG of its line."""
+    """A figure for the page as an SVG element, its legend there, and the figure itself, for a file."""
 
     svg: Markup
-    legend: list[tuple[str, Markup]]
+    legend: Sequence[tuple[str, Markup | Swatch]]  # each label with its symbol; only a Swatch gets into a file
+    name: str = ""  # what the ids of the element begin with
+    figure: Figure | None = None
 
 
 class Estimate(NamedTuple):
@@ -72,9 +99,7 @@ def interval_figure(name: str, estimates: Sequence[Estimate], *, axis: str, refe
                 axes.plot(entry.tuned, row, "o", markersize=6, markerfacecolor="none", markeredgecolor=MUTED)
             axes.plot(entry.value, row, "o", markersize=6.5, color=colour, markeredgewidth=0)
         axes.margins(x=0.04)
-        return Drawing(
-            page_svg(figure, name, f"{axis} with 95 % intervals. {'; '.join(map(_alt_text, estimates))}."), []
-        )
+        return drawing(figure, name, f"{axis} with 95 % intervals. {'; '.join(map(_alt_text, estimates))}.")
 
 
 def bar_figure(name: str, values: Mapping[str, float], *, axis: str, marks: Sequence[str] = ()) -> Drawing:
@@ -87,14 +112,8 @@ def bar_figure(name: str, values: Mapping[str, float], *, axis: str, marks: Sequ
         axes.barh(range(len(values)), list(values.values()), height=0.28, color=ACCENT)
         axes.axvline(0, color=LINE, linewidth=1)
         axes.set_xlim(min(0.0, *values.values()), max(1e-3, *values.values()) * 1.02)
-        return Drawing(
-            page_svg(
-                figure,
-                name,
-                f"{axis}. {'; '.join(f'{label} {value:.3f}' for label, value in values.items())}.",
-            ),
-            [],
-        )
+        words = "; ".join(f"{label} {value:.3f}" for label, value in values.items())
+        return drawing(figure, name, f"{axis}. {words}.")
 
 
 @contextmanager
@@ -130,6 +149,11 @@ _STYLE: dict[Any, object] = {
     "grid.color": LINE,
     "grid.linewidth": 0.5,
 }
+
+
+def drawing(figure: Figure, name: str, alt: str, legend: Sequence[tuple[str, Swatch]] = ()) -> Drawing:
+    """Returns a figure as the page and a file need it; ``alt`` is its text for who cannot see it."""
+    return Drawing(page_svg(figure, name, alt), legend, name, figure)
 
 
 def page_svg(figure: Figure, name: str, alt: str) -> Markup:
@@ -188,18 +212,6 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
-def swatch(colour: str, *, width: float = 2.0, dashes: Sequence[float] = (), shape: str = "line") -> Markup:
-    """Returns the legend symbol for a colour (INK, MUTED, LINE, ACCENT): a "line", a "bar" or a "band"."""
-    drawn = {
-        "line": '<path d="M0 4H28" style="fill: none; stroke: {0}; stroke-width: {1}; stroke-dasharray: {2}"/>',
-        "bar": '<path d="M0 1H28V7H0Z" style="fill: {0}"/>',
-        "band": '<path d="M0 0H28V8H0Z" style="fill: {0}; opacity: 0.25"/>',
-    }[shape]
-    dash = " ".join(str(part * width) for part in dashes) or "none"
-    opening = Markup('<svg class="swatch" viewBox="0 0 28 8" aria-hidden="true">')
-    return opening + Markup(drawn).format(_COLOURS[colour], width, dash) + Markup("</svg>")
-
-
 def _alt_text(entry: Estimate) -> str:
     bounds = f", {entry.low:.4f} to {entry.high:.4f}" if math.isfinite(entry.low) else ""
     tuned = "" if entry.tuned is None else f", tuned in-sample {entry.tuned:.4f}"
@@ -227,7 +239,7 @@ def roc_figure(name: str, y: ArrayLike, scores: Mapping[str, ArrayLike], fold: A
             axes.plot(*roc_points(held, s, most=FOLD_POINTS), **_FOLD_CURVE_STYLE)
         for (colour, width, dashes), s in reversed(_styled(scores.values())):
             axes.plot(*roc_points(y, s), color=colour, linewidth=width, dashes=dashes)
-        return Drawing(page_svg(figure, name, f"ROC curves. {'; '.join(scores)}."), _legend(scores, fold))
+        return drawing(figure, name, f"ROC curves. {'; '.join(scores)}.", _legend(scores, fold))
 
 
 def precision_recall_figure(
@@ -243,7 +255,7 @@ def precision_recall_figure(
         for (colour, width, dashes), s in reversed(_styled(scores.values())):
             points = precision_recall_points(y, s)
             axes.plot(*points, color=colour, linewidth=width, dashes=dashes, drawstyle="steps-pre")
-        return Drawing(page_svg(figure, name, f"Precision-recall curves. {'; '.join(scores)}."), _legend(scores, fold))
+        return drawing(figure, name, f"Precision-recall curves. {'; '.join(scores)}.", _legend(scores, fold))
 
 
 def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
@@ -267,11 +279,11 @@ def decision_figure(name: str, curve: pd.DataFrame) -> Drawing:
             for line in shown
         )
         legend = [
-            ("act on the calibrated p, with 95 % interval", swatch(ACCENT, width=2.4)),
-            ("act on all", swatch(INK, width=1.4, dashes=(6, 2))),
-            ("act on none", swatch(MUTED, width=1.2, dashes=(2, 1.2))),
+            ("act on the calibrated p, with 95 % interval", Swatch(ACCENT, width=2.4)),
+            ("act on all", Swatch(INK, width=1.4, dashes=(6, 2))),
+            ("act on none", Swatch(MUTED, width=1.2, dashes=(2, 1.2))),
         ]
-        return Drawing(page_svg(figure, name, f"Net benefit by threshold. {alt_text}."), legend)
+        return drawing(figure, name, f"Net benefit by threshold. {alt_text}.", legend)
 
 
 def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
@@ -290,7 +302,7 @@ def reliability_figure(name: str, table: pd.DataFrame, *, axis: str) -> Drawing:
             f"predicted {line['p']:.1%}, observed {line['share']:.1%}, {line['low']:.1%} to {line['high']:.1%}"
             for line in table.to_dict("records")
         )
-        return Drawing(page_svg(figure, name, f"Reliability. {alt_text}."), [])
+        return drawing(figure, name, f"Reliability. {alt_text}.")
 
 
 def roc_points(y: ArrayLike, s: ArrayLike, *, most: int = CURVE_POINTS) -> tuple[Floats, Floats]:
@@ -345,12 +357,12 @@ def _styled(scores: Any) -> list[tuple[Any, Any]]:
     return [(_CURVE_STYLES[min(i, len(_CURVE_STYLES) - 1)], s) for i, s in enumerate(scores)]
 
 
-def _legend(scores: Mapping[str, ArrayLike], fold: ArrayLike | None) -> list[tuple[str, Markup]]:
+def _legend(scores: Mapping[str, ArrayLike], fold: ArrayLike | None) -> list[tuple[str, Swatch]]:
     lines = [
-        (label, swatch(colour, width=width, dashes=[dash for dash in dashes if dash]))
+        (label, Swatch(colour, width=width, dashes=tuple(dash for dash in dashes if dash)))
         for (colour, width, dashes), label in _styled(scores)
     ]
-    return lines if fold is None else [*lines, ("the first curve, within each fold", swatch(ACCENT, width=0.7))]
+    return lines if fold is None else [*lines, ("the first curve, within each fold", Swatch(ACCENT, width=0.7))]
 
 
 TOP_FEATURES = 20  # features shown for each stacker
@@ -382,10 +394,12 @@ def block_importance_figure(name: str, importance: pd.DataFrame) -> Drawing:
             f"{block}: {', '.join(f'{stacker} {value:.3f}' for stacker, value in line.items())}"
             for block, line in sizes.iterrows()
         )
+        styles = [_BAR_STYLES[min(number, len(_BAR_STYLES) - 1)] for number in range(len(stackers))]
         legend = [
-            (stacker, _bar(*_BAR_STYLES[min(number, len(_BAR_STYLES) - 1)])) for number, stacker in enumerate(stackers)
+            (stacker, Swatch(colour, shape="bar", opacity=opacity))
+            for stacker, (colour, opacity) in zip(stackers, styles, strict=True)
         ]
-        return Drawing(page_svg(figure, name, f"{_IMPORTANCE_AXIS}, by kind of feature. {alt_text}."), legend)
+        return drawing(figure, name, f"{_IMPORTANCE_AXIS}, by kind of feature. {alt_text}.", legend)
 
 
 def feature_importance_figure(name: str, importance: pd.DataFrame, stacker: str) -> Drawing:
@@ -421,15 +435,9 @@ def study_figure(name: str, studies: Sequence[StudyHistory], *, axis: str) -> Dr
         round_ticks(axes.xaxis, integer=True)
         line_grid(axes)
         legend = [
-            ("the study on all rows", swatch(ACCENT, width=2.4)),
-            ("studies without the rows of some folds", swatch(MUTED, width=0.9)),
+            ("the study on all rows", Swatch(ACCENT, width=2.4)),
+            ("studies without the rows of some folds", Swatch(MUTED, width=0.9)),
         ]
         names = [study.name.endswith("-without-none") for study in studies]
         shown = [line for line, there in zip(legend, (any(names), not all(names)), strict=True) if there]
-        return Drawing(page_svg(figure, name, f"Best {axis} by trial. {'; '.join(alt_text)}."), shown)
-
-
-def _bar(colour: str, alpha: float) -> Markup:
-    return Markup('<span style="opacity: {}; display: inline-flex">{}</span>').format(
-        alpha, swatch(colour, shape="bar")
-    )
+        return drawing(figure, name, f"Best {axis} by trial. {'; '.join(alt_text)}.", shown)

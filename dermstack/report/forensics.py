@@ -229,7 +229,7 @@ def _compared(claim: BlendClaim) -> HtmlTable:
         f"nested ({claim.chosen} on all rows)", claim.nested, "method and weights, on the other folds",
         claim.nested_gain,
     ))  # fmt: skip
-    rows.append((f"best file alone: {claim.best_file}", claim.best, "the file, on these rows", Interval(0, 0, 0, 0)))
+    rows.append((f"best file alone: {claim.best_file}", claim.best, "the file, on these rows", _NONE))
     frame = pd.DataFrame([
         {
             "estimate": name, "auc": value.value, "low": value.low, "high": value.high, "chosen_how": how,

@@ -21,19 +21,22 @@ def gaps_section(found: Gaps, *, thresholds: str, source: str) -> Section | None
     if not len(found.table):
         return None
     lines = found.table.to_dict("records")
+    worse, better = _differing(lines)
     measures = found.table[["measure", "aim", "threshold"]].drop_duplicates().to_dict("records")
     markup = render_template(
         "gaps.html.j2",
-        sentences=[_sentence(line) for line in _worst_first(lines)],
+        sentences=[_sentence(line) for line in worse],
+        better=[_sentence(line) for line in better],
         counts={verdict: sum(line["verdict"] == verdict for line in lines) for verdict in (DIFFERS, BOUNDED, TOO_FEW)},
         found=found,
-        overview=_overview(found.table),
+        overview=(overview := _overview(found.table)),
         tables=[(_name(of), _caption(of), _table(_lines_of(found.table, of))) for of in measures],
         margins={kind: margin_text(kind) for kind in MARGINS},
         thresholds=thresholds,
         source=source,
     )
-    return Section(markup, (TEMPLATE_FOLDER / "gaps.css").read_text(encoding="utf-8"))
+    style = (TEMPLATE_FOLDER / "gaps.css").read_text(encoding="utf-8")
+    return Section(markup, style, tables={"gaps-overview": overview.frame, "gaps": found.table})
 
 
 def verdict_text(line: dict[Any, Any]) -> str:
@@ -42,7 +45,7 @@ def verdict_text(line: dict[Any, Any]) -> str:
         return str(line["verdict"])
     if line["measure"] == RATIO:
         return f"no gap beyond a factor of {_rounded_up(max(line['high'], 1 / line['low']), 2):.2f} is compatible"
-    return f"no gap larger than {_rounded_up(max(abs(line['low']), abs(line['high'])), 3):.3f} is compatible"
+    return f"no gap larger than {_largest(line)} is compatible"
 
 
 def margin_text(kind: str) -> str:
@@ -50,18 +53,24 @@ def margin_text(kind: str) -> str:
     return f"a factor of {MARGINS[kind]:g}" if kind == RATIO else f"{MARGINS[kind]:.2f}"
 
 
-def _worst_first(lines: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
-    """Returns the gaps that differ, first those where the subgroup has the lower value.
+_ORDER = (SENSITIVITY, RATIO, AUC, SPECIFICITY)  # missed positives first
 
-    Of a column with two subgroups, whose gaps say the same, only the lower value is named.
+
+def _differing(lines: list[dict[Any, Any]]) -> tuple[list[dict[Any, Any]], list[dict[Any, Any]]]:
+    """Returns the gaps that differ: those where the subgroup has the lower value, and those where it has the higher.
+
+    Expected / observed is wrong in both directions, so that both are among the first. Of a column with two subgroups,
+    whose gaps say the same, only the lower value is named.
     """
     columns = pd.Series([line["by"] for line in lines])
     halves = {by for by in columns if len({line["subgroup"] for line in lines if line["by"] == by}) == 2}
     differing = [
         (line["gap"] < (1 if line["measure"] == RATIO else 0), line) for line in lines if line["verdict"] == DIFFERS
     ]
-    lower, higher = ([line for is_lower, line in differing if is_lower == wanted] for wanted in (True, False))
-    return [*lower, *(line for line in higher if line["by"] not in halves)]
+    differing.sort(key=lambda one: _ORDER.index(one[1]["measure"]))  # stable
+    shown = [(is_lower, line) for is_lower, line in differing if is_lower or line["by"] not in halves]
+    worse = [line for is_lower, line in shown if is_lower or line["measure"] == RATIO]
+    return worse, [line for is_lower, line in shown if not is_lower and line["measure"] != RATIO]
 
 
 def _sentence(line: dict[Any, Any]) -> str:
@@ -73,8 +82,9 @@ def _sentence(line: dict[Any, Any]) -> str:
         word = "lower" if line["gap"] < 1 else "higher"
         meaning = "risks are too low" if line["gap"] < 1 else "risks are too high"
         return (
-            f"{who}{line['value']:.2f} expected for each observed positive, against {line['rest']:.2f} in all other "
-            f"images: {word} by a factor of {gap:.2f} ({low:.2f} to {high:.2f}). Compared with these, its {meaning}"
+            f"{who}the risks predict {line['value']:.2f} positives for each that is found, against {line['rest']:.2f} "
+            f"in all other images: {word} by a factor of {gap:.2f} ({low:.2f} to {high:.2f}). Compared with these, its "
+            f"{meaning}"
         )
     word = "lower" if line["gap"] < 0 else "higher"
     if line["measure"] == AUC:
@@ -83,7 +93,7 @@ def _sentence(line: dict[Any, Any]) -> str:
     else:
         of, form = str(line["measure"]), ".1%"
         words = f"{100 * abs(line['gap']):.1f} percentage points {word} ({100 * low:.1f} to {100 * high:.1f})"
-    at = f", at the threshold for {line['aim']} of all images" if line["aim"] else ""
+    at = f", at the threshold that gives {line['aim']} over all images" if line["aim"] else ""
     meaning = {
         (SENSITIVITY, "lower"): ". More of its positives are missed",
         (SENSITIVITY, "higher"): ". Fewer of its positives are missed",
@@ -109,11 +119,19 @@ def _short(line: dict[Any, Any]) -> str:
         return TOO_FEW
     is_ratio = line["measure"] == RATIO
     gap = f"× {line['gap']:.2f}" if is_ratio else f"{line['gap']:+.3f}".replace("-", "−")
+    if line["measure"] in (SENSITIVITY, SPECIFICITY):
+        gap = f"{100 * line['gap']:+.1f} points".replace("-", "−")
     if line["verdict"] == DIFFERS:
         return f"differs: {gap}"
     if is_ratio:
         return f"within × {_rounded_up(max(line['high'], 1 / line['low']), 2):.2f}"
-    return f"within ±{_rounded_up(max(abs(line['low']), abs(line['high'])), 3):.3f}"
+    return f"within ±{_largest(line)}"
+
+
+def _largest(line: dict[Any, Any]) -> str:
+    """Returns the largest gap in the interval: of shares in percentage points."""
+    largest = _rounded_up(max(abs(line["low"]), abs(line["high"])), 3)
+    return f"{100 * largest:.1f} points" if line["measure"] in (SENSITIVITY, SPECIFICITY) else f"{largest:.3f}"
 
 
 def _table(lines: pd.DataFrame) -> HtmlTable:
@@ -126,17 +144,21 @@ def _table(lines: pd.DataFrame) -> HtmlTable:
         "verdict": [verdict_text(line) for line in lines.to_dict("records")],
     })  # fmt: skip
     counted = "negatives" if kind == SPECIFICITY else "positives"
-    form, sign = (".1%", "+.1%") if kind in (SENSITIVITY, SPECIFICITY) else (".3f", "+.3f")
+    form, sign = (".1%", "+.1f") if kind in (SENSITIVITY, SPECIFICITY) else (".3f", "+.3f")
     if kind == RATIO:
         form = sign = ".2f"
+    unit = ""
+    if kind in (SENSITIVITY, SPECIFICITY):
+        frame[["gap", "low", "high", "seen"]] *= 100
+        sign, unit = "+.1f", " in percentage points"
     return table(
         frame,
         intervals={"gap": ("low", "high")},
         tags=dict.fromkeys(named[lines["verdict"] == DIFFERS], DIFFERS),
         heads={
             "rows": counted, "groups": f"groups with {counted}", "value": kind, "rest": "all other images",
-            "gap": "ratio" if kind == RATIO else "gap", "low": "simultaneous interval",
-            "seen": "smallest ratio seen" if kind == RATIO else "smallest gap seen",
+            "gap": "ratio" if kind == RATIO else f"gap{unit}", "low": "simultaneous interval",
+            "seen": "smallest ratio seen" if kind == RATIO else f"smallest gap seen{unit}",
         },
         formats={"value": form, "rest": form, "gap": sign, "seen": sign},
     )  # fmt: skip

@@ -18,6 +18,7 @@ from dermstack.report.units import Scored, run_weights, scored_rows
 from stack.columns import TableColumns
 from stack.experiment import Experiment
 from stack.metrics.intervals import Interval, interval
+from stack.metrics.own_metric import own_label
 from stack.metrics.subgroups import SKIN_TONE
 from stack.source_estimates import estimate_table, stored_leave_source_out
 from stack.store import Run, atomic
@@ -86,6 +87,7 @@ def model_card(
         chosen=blend.meta["chosen"],
         selected=blend.meta["selected"],
         objective=blend.meta["objective"],
+        metric=own_label(blend.meta["objective"]),
         runs=runs.to_dict("records"),
         weights=run_weights(blend),
         backbones=_backbones(experiment, blend),

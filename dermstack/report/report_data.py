@@ -1,4 +1,4 @@
-"""The data that the report page shows."""
+"""The data that the report page shows, and the evidence that checklists are answered from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
+from stack.config import Config
 from stack.metrics.intervals import Interval
 from stack.review import ReviewResult
+from stack.source_estimates import LeaveSourceOut
 from stack.training_curves import TrainingCurve
 from stack.tune.studies import StudyHistory
 
@@ -96,6 +98,8 @@ class ReportData:
     versions: Mapping[str, str]
     diagnostics: Sequence[str] = ()  # what was measured about level 2: shortcuts, groups, alignment of embeddings
     target: str = ""  # name of the csv column of targets
+    positives: str = ""  # sentences that name the diagnoses of both classes
+    group: str = ""  # name of the csv column of groups
     unit: str = "image"  # what is scored: "unit" where several images have one prediction
     calibration: Calibration | None = None
     decision: Decision | None = None
@@ -110,3 +114,28 @@ class ReportData:
     data: DataFacts = field(default_factory=DataFacts)
     seeds: Mapping[str, int | str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One run of the blend: its kind ("image", "frozen", "imported", or that of a stacker) and its run.json."""
+
+    name: str
+    kind: str
+    level: int
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that checklists and the methods text are answered from; what a run lacks is None or absent here."""
+
+    data: ReportData
+    config: Config
+    blend: Mapping[str, Any]  # run.json of the blend
+    runs: Sequence[Model]
+    tables: Mapping[str, pd.DataFrame]  # the numbers of the page's tables, by their ids on the page
+    sections: frozenset[str]  # ids of the page's sections
+    groups_known: bool  # whether the table names a patient or a lesion
+    sources: LeaveSourceOut | None  # estimates with sources held out
+    shows_images: bool  # whether the page may show images

@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 
 from stack.experiment import Experiment
 from stack.keys import contained
+from stack.pseudo_labels import labels_unlabelled, unlabelled_in_use
 from stack.store import Run
+from stack.tuned import enabled_models
+from stack.unlabelled_labels import shown
 
 UNREADABLE = "image cannot be read"
 SAME_IMAGE = "the same image is in train or test"
 SAME_ID = "the same id is in train or test"
+SAME_ID_ANYWHERE = "the same id is in train, test or an external table"
+IN_EVERY_FOLD = "shows the image or patient of a row that is scored, in every fold"
+UNCERTAIN = "not certain enough in any fold that they may train (pseudo_labels.confidence)"
+UNLABELLED_YET = "not labelled yet: `dermstack oof` labels them"
+NO_MODEL = "no image model is set to train on them (pseudo_labels.rows)"
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Flow:
 def row_flows(
     experiment: Experiment, covered: NDArray[np.bool_], runs: Sequence[Run], *, units: int | None = None
 ) -> list[Flow]:
-    """Returns the flow of the training rows, of the test rows and of each external table, where there are any.
+    """Returns the flow of the training rows, the test rows and each external and unlabelled table, where there are any.
 
     ``covered`` says of each training row (n,) whether the blend scores it, as an image or as a part of one of
     ``units``; ``runs`` are those of the blend. Rows without a target and doubled ids need no reason here: a table that
@@ -60,7 +68,8 @@ def row_flows(
     flows = [_training(experiment, covered, runs, units)]
     if len(experiment.as_read.test):
         flows.append(_test(experiment))
-    return flows + [_external(experiment, table.name) for table in experiment.config.data.external]
+    flows += [_external(experiment, table.name) for table in experiment.config.data.external]
+    return flows + [_unlabelled(experiment, table.name) for table in experiment.config.data.unlabelled]
 
 
 def flow_table(flows: Sequence[Flow]) -> pd.DataFrame:
@@ -107,6 +116,38 @@ def _external(experiment: Experiment, name: str) -> Flow:
     used = int((experiment.external["source"] == name).sum())
     given = Step("rows in the external table", len(rows) + collided, excluded)
     return Flow(f"External: {name}", (given, Step("only train image models; never scored", used)))
+
+
+def _unlabelled(experiment: Experiment, name: str) -> Flow:
+    """Returns the way of rows without a target: which are labelled, and which train the nets of at least one fold."""
+    read = experiment.unlabelled_as_read.query("source == @name")["id"]
+    collided = experiment.collided.get(name, 0)
+    excluded = ({SAME_ID_ANYWHERE: collided} if collided else {}) | _dropped(experiment, read)
+    given = Step("rows without a target in the unlabelled table", len(read) + collided, excluded)
+    mine = experiment.unlabelled["source"].eq(name).to_numpy(bool)
+    models = [model for model in enabled_models(experiment) if labels_unlabelled(model)]
+    never = shown(experiment).all(axis=1) & mine
+    uses = [unlabelled_in_use(experiment, model) for model in models]
+    known = [use for use in uses if use is not None]
+    used = np.any([use.any(axis=1) for use in known], axis=0) & mine if known else np.zeros(len(mine), bool)
+    rest = int((mine & ~never & ~used).sum())
+    reason = NO_MODEL if not models else UNLABELLED_YET if len(known) < len(uses) else UNCERTAIN
+    reasons = {IN_EVERY_FOLD: int(never.sum()) if models else 0, reason: rest if models else int(mine.sum())}
+    steps = (
+        given,
+        Step("with a readable image", int(mine.sum()), {why: count for why, count in reasons.items() if count}),
+        Step(_use_text([model.name for model in models]), int(used.sum())),
+    )
+    return Flow(f"Unlabelled: {name}", steps)
+
+
+def _use_text(models: Sequence[str]) -> str:
+    if not models:
+        return "used by no model; never scored"
+    return (
+        f"only train {', '.join(models)}, in the folds whose rows they do not show, with labels of nets that have not "
+        "seen the fold; never scored"
+    )
 
 
 def _dropped(experiment: Experiment, ids: pd.Series) -> dict[str, int]:

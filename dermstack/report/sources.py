@@ -10,36 +10,56 @@ from markupsafe import Markup
 from dermstack.report.figures import Drawing, Estimate, interval_figure
 from dermstack.report.report import Section, templates_of_page
 from dermstack.report.tables import HtmlTable, table
-from stack.metrics.scores import OBJECTIVE_LABELS
-from stack.source_estimates import SEEN, TRAINED_AGAIN, LeaveSourceOut, SourceEstimate, source_sentences
+from stack.metrics.scores import objective_label
+from stack.source_estimates import (
+    HELD_OUT,
+    SEEN,
+    TRAINED_AGAIN,
+    LeaveSourceOut,
+    SourceEstimate,
+    source_sentences,
+)
 
 _NO_NUMBER = "–"
 
 
-def sources_section(found: LeaveSourceOut) -> Section:
-    """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources."""
+def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
+    """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources.
+
+    ``from_file`` names the file of sources (`data.sources`), if they are from one.
+    """
     best, figure = found.strictest, None
     if math.isfinite(best.over.mean):
         figure = _figure(best)
+    tables = {
+        "source-estimates": _estimates(found),
+        "source-aucs": _by_source(found),
+        "source-facts": _facts(found.facts),
+    }
+    if found.runs:
+        tables["source-runs"] = _runs(found)
     text = (
         templates_of_page()
         .get_template("sources.html.j2")
         .render(
             found=found,
+            from_file=from_file,
             own=found.own,
             best=best,
             compares=len(found.estimates) > 1,
-            objective=OBJECTIVE_LABELS[found.objective],
+            objective=objective_label(found.objective),
             sentences=source_sentences(found),
             same=_same(best),
-            estimates=_estimates(found),
+            estimates=tables["source-estimates"],
+            runs=tables.get("source-runs"),
             figure=figure,
-            by_source=_by_source(found),
-            facts=_facts(found.facts),
+            by_source=tables["source-aucs"],
+            facts=tables["source-facts"],
             seen=SEEN,
         )
     )
-    return Section(Markup(text))
+    frames = {name: made.frame for name, made in tables.items()}
+    return Section(Markup(text), tables=frames, figures={} if figure is None else {"by-source": figure})
 
 
 def _estimates(found: LeaveSourceOut) -> HtmlTable:
@@ -70,7 +90,7 @@ def _estimates(found: LeaveSourceOut) -> HtmlTable:
         shown,
         intervals=intervals,
         heads={
-            found.objective: f"{OBJECTIVE_LABELS[found.objective]}, all images",
+            "images": "images (all)", found.objective: f"{objective_label(found.objective)}, all images",
             "typical": "AUC within a typical source", "typical_low": "95 % interval over sources",
             "next": "AUC in the next source, 95 % prediction interval",
             "change": "difference within a source, same images", "change_low": "its 95 % interval",
@@ -80,7 +100,41 @@ def _estimates(found: LeaveSourceOut) -> HtmlTable:
 
 
 def _name(one: SourceEstimate) -> str:
-    return one.label + (", everything trained again" if one.origin == TRAINED_AGAIN else "")
+    everything = one.origin == TRAINED_AGAIN and one.held_out == HELD_OUT
+    return one.label + (", everything trained again" if everything else "")
+
+
+def _runs(found: LeaveSourceOut) -> HtmlTable:
+    """Returns one row an image model that was trained again: its scores with groups and with sources held out."""
+    records = []
+    for one in found.runs:
+        change = one.difference
+        records.append({
+            "model": one.name + (" (settings selected on these rows)" if one.selected else ""), "images": one.rows,
+            "groups": one.groups.value, "groups_low": one.groups.low, "groups_high": one.groups.high,
+            "sources": one.sources.value, "sources_low": one.sources.low, "sources_high": one.sources.high,
+            "pooled": one.pooled_difference.value, "pooled_low": one.pooled_difference.low,
+            "pooled_high": one.pooled_difference.high, "before": one.over_groups.mean,
+            "typical": one.over_sources.mean, "typical_low": one.over_sources.low,
+            "typical_high": one.over_sources.high, "change": change.value if change else math.nan,
+            "change_low": change.low if change else math.nan, "change_high": change.high if change else math.nan,
+        })  # fmt: skip
+    objective = objective_label(found.objective)
+    names = ("groups", "sources", "pooled", "typical", "change")
+    heads = {
+        "groups": f"{objective}, groups held out", "sources": f"{objective}, sources held out",
+        "pooled": "difference", "before": "AUC within a typical source, groups held out",
+        "typical": "sources held out", "typical_low": "95 % interval over sources",
+        "change": "difference within a source",
+    }  # fmt: skip
+    heads |= {f"{name}_low": "95 % interval" for name in names if name != "typical"}
+    return table(
+        pd.DataFrame(records),
+        intervals={name: (f"{name}_low", f"{name}_high") for name in names},
+        heads=heads,
+        formats={"groups": ".3f", "sources": ".3f", "pooled": "+.3f", "before": ".3f", "typical": ".3f",
+                 "change": "+.3f"},
+    )  # fmt: skip
 
 
 def _by_source(found: LeaveSourceOut) -> HtmlTable:
@@ -144,14 +198,18 @@ def _figure(best: SourceEstimate) -> Drawing:
     return interval_figure("by_source", entries, axis="AUC", reference=over.mean)
 
 
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
+
+
 def _same(best: SourceEstimate) -> str:
     """Says whether the AUCs of the sources differ by more than chance."""
     over = best.over
     if not math.isfinite(over.p_same):
         return ""
     if over.p_same < 0.05:
-        return f"The sources differ in AUC by more than chance explains (p = {over.p_same:.2g})."
+        return f"The sources differ in AUC by more than chance explains (p {_p_text(over.p_same)})."
     return (
-        f"The differences in AUC between the sources are within chance (p = {over.p_same:.2g}), which does not show "
+        f"The differences in AUC between the sources are within chance (p {_p_text(over.p_same)}), which does not show "
         "that the sources are alike: with few sources, only large differences can be seen."
     )

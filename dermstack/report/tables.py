@@ -34,12 +34,13 @@ _FORMATS = {"prevalence": ".2%", "seconds": ",.0f", "p": ".2%", "share": ".2%", 
 
 
 class HtmlTable(NamedTuple):
-    """Text of a table; the first column is the name of the row."""
+    """Text of a table, whose first column is the name of the row, and the numbers that it was made of."""
 
     heads: list[tuple[str, bool]]  # text, whether its cells are numbers
     rows: list[tuple[str, tuple[str, ...]]]  # tag of a highlighted row, else ""; cells
     longest: int  # characters of its first column
     shades: list[tuple[float, ...]]  # background strength of each cell, 0 (none) to 1; empty if no cell is shaded
+    frame: pd.DataFrame  # the numbers, for a file
 
 
 def table(
@@ -69,7 +70,7 @@ def table(
             shown.append((heads.get(intervals[name][0], "95 % interval"), True))
             columns.append([_bounds(low, high, form) for low, high in rows_of(frame, *intervals[name])])
     rows = [((tags or {}).get(row[0], ""), row) for row in zip(*columns, strict=True)]
-    return HtmlTable(shown, rows, longest=max((len(row[0]) for _, row in rows), default=0), shades=[])
+    return HtmlTable(shown, rows, max((len(row[0]) for _, row in rows), default=0), [], frame)
 
 
 def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> HtmlTable:
@@ -82,7 +83,8 @@ def heat_table(matrix: pd.DataFrame, *, corner: str, form: str = ".2f") -> HtmlT
     ]
     shades = [(0.0, *np.nan_to_num((line - lowest) / max(1 - lowest, 1e-9)).tolist()) for line in cells]
     heads = [(corner, False), *((str(name), True) for name in matrix)]
-    return HtmlTable(heads, rows, max((len(row[0]) for _, row in rows), default=0), shades)
+    frame = matrix.rename_axis(index=corner, columns=None).reset_index()
+    return HtmlTable(heads, rows, max((len(row[0]) for _, row in rows), default=0), shades, frame)
 
 
 def subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
@@ -96,7 +98,7 @@ def subgroup_table(subgroups: pd.DataFrame) -> HtmlTable:
         tags=dict.fromkeys(named[subgroups["apart"]], "differs"),
         heads={"difference": "difference from the rest", "wide_low": "corrected interval"},
         formats={"auc": ".3f", "difference": "+.3f", "prevalence": ".1%"},
-    )
+    )._replace(frame=subgroups)
 
 
 def numbers_table(columns: pd.DataFrame) -> HtmlTable:
@@ -106,7 +108,7 @@ def numbers_table(columns: pd.DataFrame) -> HtmlTable:
         intervals={"auc": ("low", "high")},
         heads={"missing_train": "missing, train", "missing_test": "missing, test", "distance": "distance to test"},
         formats={"auc": ".3f", "missing_train": ".1%", "missing_test": ".1%", "distance": ".2f", "chance": ".2f"},
-    )
+    )._replace(frame=columns)
 
 
 def words_table(columns: pd.DataFrame) -> HtmlTable:
@@ -157,7 +159,7 @@ def decision_table(curve: pd.DataFrame) -> HtmlTable:
         formats={
             "threshold": percent_format(curve["threshold"]), "called": ".0f", "sensitivity": ".1%", "gain": "+.4f",
         },
-    )  # fmt: skip
+    )._replace(frame=curve)  # fmt: skip
 
 
 def percent_format(shares: Iterable[float]) -> str:

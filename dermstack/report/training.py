@@ -13,11 +13,11 @@ from dermstack.report.figures import (
     MUTED,
     WIDTH,
     Drawing,
+    Swatch,
     blank_figure,
+    drawing,
     line_grid,
     page_style,
-    page_svg,
-    swatch,
 )
 from dermstack.report.report_data import Training
 from dermstack.report.tables import HtmlTable, table
@@ -75,11 +75,11 @@ def training_figure(name: str, curves: Sequence[TrainingCurve]) -> Drawing:
         if len(panels) > 1:
             columns[1].set_ylabel("validation AUC")
         lines = "; ".join(map(_alt_text, curves))
-        legend = [("one net (fold and seed)", swatch(MUTED, width=0.9))]
+        legend = [("one net (fold and seed)", Swatch(MUTED, width=0.9))]
         if len(curves) > 1:
-            legend.append(("mean of the nets", swatch(ACCENT, width=2.4)))
+            legend.append(("mean of the nets", Swatch(ACCENT, width=2.4)))
         what = "Training loss and validation AUC" if len(panels) > 1 else "Training loss"
-        return Drawing(page_svg(figure, name, f"{what} by epoch. {lines}."), legend)
+        return drawing(figure, name, f"{what} by epoch. {lines}.", legend)
 
 
 def missing_curves(training: Training) -> list[tuple[list[str], str]]:
@@ -161,4 +161,4 @@ def _rounds_table(rounds: pd.DataFrame) -> HtmlTable:
     cells = texts.groupby(["stacker", "fold"], sort=False)["text"].agg(", ".join).unstack().add_prefix("fold ")
     limits = rounds.groupby("stacker", sort=False)["limit"].first().reindex(cells.index)
     cells.insert(0, "at most", [f"{limit:,.0f}" if np.isfinite(limit) else "tuned" for limit in limits])
-    return table(cells.reset_index())
+    return table(cells.reset_index())._replace(frame=rounds)

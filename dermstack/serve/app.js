@@ -1,4 +1,4 @@
-// Adds previews, drag and drop, a site for each image and answers without a reload; the form also works without it.
+// Adds previews, drag and drop, a site and a unit for each image, and answers without a reload; the form also works without it.
 "use strict";
 const form = document.getElementById("form");
 const input = document.getElementById("pictures");
@@ -8,12 +8,13 @@ const tooMuch = document.getElementById("too-much");
 const site = document.getElementById("site");
 const working = document.getElementById("working");
 const read = document.getElementById("read");
-let chosen = []; // { file, site, url }
+const unit = document.getElementById("unit");
+let chosen = []; // { file, site, unit, url }
 
 function add(files) {
   for (const file of files) {
     const known = chosen.some((one) => one.file.name === file.name && one.file.size === file.size && one.file.lastModified === file.lastModified);
-    if (!known) chosen.push({ file, site: "", url: URL.createObjectURL(file) });
+    if (!known) chosen.push({ file, site: "", unit: "", url: URL.createObjectURL(file) });
   }
   show();
 }
@@ -51,6 +52,17 @@ function row(one) {
     own.addEventListener("change", () => { one.site = own.value; });
     item.append(own);
   }
+  if (unit) {
+    const own = document.createElement("input");
+    own.type = "text";
+    own.name = "unit_of";
+    own.maxLength = unit.maxLength;
+    own.placeholder = unit.labels[0].textContent;
+    own.setAttribute("aria-label", `${unit.labels[0].textContent} of ${one.file.name}`);
+    own.value = one.unit;
+    own.addEventListener("input", () => { one.unit = own.value; });
+    item.append(own);
+  }
   const away = document.createElement("button");
   away.type = "button";
   away.textContent = "Remove";
@@ -66,8 +78,10 @@ function show() {
   input.files = files.files;
   list.replaceChildren(...chosen.map(row));
   list.hidden = !chosen.length;
-  const each = document.getElementById("site-each");
-  if (each) each.hidden = !chosen.length;
+  for (const id of ["site-each", "unit-each"]) {
+    const each = document.getElementById(id);
+    if (each) each.hidden = !chosen.length;
+  }
   const bytes = chosen.reduce((sum, one) => sum + one.file.size, 0);
   const faults = [];
   const { mostPictures, mostBytes } = form.dataset;

@@ -27,7 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dermstack.errors import ConfigError, DataError, DermstackError
 from dermstack.report.review import band_sentences
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
-from dermstack.serve.patient import Ensemble, Photo, Reading, percent, read_patient
+from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient
+from dermstack.serve.standings import percent
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
 from stack.metrics.scores import objective_label
@@ -124,12 +125,12 @@ class _Page:
         """Returns the predictions for the sent images, or the errors in the input."""
         try:
             form = await request.form(
-                max_files=MAX_PICTURES, max_fields=MAX_PICTURES + 8 + len(self.ensemble.questions)
+                max_files=MAX_PICTURES, max_fields=2 * MAX_PICTURES + 9 + len(self.ensemble.questions)
             )
         except (ValueError, LookupError) as error:  # what the parser does not see as a fault of its input
             raise HTTPException(400, "The form cannot be read: send it with a browser.") from error
         try:
-            known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "together")}
+            known = {name: str(form.get(name) or "") for name in ("age", "sex", "site", "unit", "together")}
             names = [f"column_{number}" for number in range(len(self.ensemble.questions))]
             known |= {name: str(form.get(name) or "") for name in names}
             filled: dict[str, str | bool] = {**known, "together": known["together"] == "yes"}
@@ -164,9 +165,12 @@ class _Page:
         sites = [str(part) for part in form.getlist("site_of")]
         if len(sites) != len(files):  # without JavaScript the form has one site for all images
             sites = [""] * len(files)
+        units = [str(part) for part in form.getlist("unit_of")]
+        if len(units) != len(files):  # likewise
+            units = [""] * len(files)
         photos = [
-            Photo(str(file.filename), await file.read(), (site or known["site"]) or None)
-            for file, site in zip(files, sites, strict=True)
+            Photo(str(file.filename), await file.read(), site or known["site"] or None, unit or known["unit"] or None)
+            for file, site, unit in zip(files, sites, units, strict=True)
         ]
         return await run_in_threadpool(
             read_patient, self.ensemble, photos, age=_age(known["age"]), sex=known["sex"] or None,
@@ -200,15 +204,18 @@ class _Page:
                 questions=list(enumerate(ensemble.questions)),
                 asked_first=MAX_ASKED,
                 group=ensemble.group,
-                filled={"age": "", "sex": "", "site": "", **filled},
+                filled={"age": "", "sex": "", "site": "", "unit": "", **filled},
                 accepted=",".join((*SUFFIXES, *DICOM_SUFFIXES)),
                 most_pictures=MAX_PICTURES,
                 most_bytes=MAX_UPLOAD_BYTES,
                 oldest=MAX_AGE,
-                band=ensemble.bundle.review_band,
-                band_sentences=band_sentences(band) if (band := ensemble.bundle.review_band) else [],
+                band=(band := ensemble.bundle.review_band),
+                band_sentences=band_sentences(band, ensemble.bundle.unit) if band else [],
                 decisions=_DECISIONS,
                 reading=reading,
+                units=" and ".join(ensemble.asked_for_units),
+                unit=ensemble.bundle.unit,
+                per=ensemble.bundle.per_text,
                 faults=faults,
                 busy=status >= 500,
             ),

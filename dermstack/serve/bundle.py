@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import Manifest, is_inside, run_settings
 from stack.columns import TableColumns
-from stack.data_config import ColumnRules
+from stack.data_config import ColumnRules, PredictPer
+from stack.metrics.own_metric import own_label
 from stack.metrics.review_band import Band, band_from_record
 from stack.store import array_from_bytes, verify_digest, with_digest
+from stack.units import SEPARATOR, unit_columns
 
-FORMAT = 1  # increase it when an older reader would misread a newer bundle
+FORMAT = 2  # increase it when an older reader would misread a newer bundle
+FORMAT_OF_IMAGES = 1  # of bundles that predict images, which readers of before format 2 can read
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 23  # bytes
 MAX_JSON = 1 << 25  # bytes of any other JSON file: Python takes up to thirty times as many for what is in it
@@ -64,6 +67,11 @@ class Bundle:
         """Twelve hex digits of the SHA-256 of the manifest, which holds the hash of every file."""
         text = json.dumps(self.manifest, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def objective(self) -> str:
+        """The metric of the training estimate, as it was written in the config."""
+        return own_label(self.manifest["objective"])
 
     @property
     def folds(self) -> int:
@@ -107,6 +115,37 @@ class Bundle:
     def sizes(self) -> list[int]:
         """Image sizes (pixels per side) that the networks take, sorted."""
         return sorted({int(run.settings["size"]) for run in self.image_runs})
+
+    @property
+    def predict_per(self) -> PredictPer | None:
+        """What gets one prediction, with the one pooling that the blend uses; None: each image."""
+        entry = self.manifest.get("predict_per")
+        return None if entry is None else PredictPer(**{**entry, "pooling": (entry["pooling"],)})
+
+    @property
+    def pooling(self) -> str | None:
+        """How the predictions of a unit's images become one; None where predictions are for images."""
+        return None if self.predict_per is None else self.predict_per.pooling[0]
+
+    @property
+    def unit_columns(self) -> tuple[str, ...]:
+        """The csv's columns that together name a unit; empty where predictions are for images."""
+        return () if self.predict_per is None else unit_columns(self.predict_per.columns, self.columns)
+
+    @property
+    def per_text(self) -> str:
+        """What gets one prediction, as the end of a sentence: "each image", or each value of the columns of units."""
+        return f"each {' and '.join(self.unit_columns)}" if self.unit_columns else "each image"
+
+    @property
+    def unit(self) -> str:
+        """What a row of predictions is, in a word: an image, or a unit of several."""
+        return "unit" if self.unit_columns else "image"
+
+    @property
+    def id_column(self) -> str:
+        """Name of the id column of a submission without a sample."""
+        return SEPARATOR.join(self.unit_columns) if self.unit_columns else self.columns["id"]
 
     @property
     def review_band(self) -> Band | None:
@@ -234,7 +273,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Bundle:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = {"format": FORMAT, **content, "files": files}
+    manifest = {"format": FORMAT if content.get("predict_per") else FORMAT_OF_IMAGES, **content, "files": files}
     (folder / MANIFEST).write_text(json.dumps(with_digest(manifest), indent=1, ensure_ascii=False), encoding="utf-8")
     return Bundle(folder, json.loads(json.dumps(manifest)))
 
@@ -340,10 +379,10 @@ def _checked_manifest(content: bytes | None, path: Path) -> dict[str, Any]:
         written, inside = manifest["format"], all(is_inside(name) for name in dict(manifest["files"]))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path}: {MANIFEST} is damaged ({type(error).__name__}): {_ADVICE}") from error
-    if written != FORMAT:
+    if written not in (FORMAT_OF_IMAGES, FORMAT):
         newer = "a newer dermstack" if isinstance(written, int) and written > FORMAT else "another dermstack version"
         raise BundleError(
-            f"{path} has format {str(written)[:20]}, this dermstack reads {FORMAT}: use {newer}, or bundle again"
+            f"{path} has format {str(written)[:20]}, this dermstack reads up to {FORMAT}: use {newer}, or bundle again"
         )
     if not inside:
         raise BundleError(

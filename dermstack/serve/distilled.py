@@ -23,6 +23,7 @@ from stack.plan.costs import prediction_seconds
 from stack.store import Run, read_run
 from stack.submission import blend_alone, blend_inputs
 from stack.tuned import enabled_models
+from stack.unit_rows import scored_experiment
 from stack.views import alone
 
 
@@ -106,6 +107,7 @@ def _whole_blend(experiment: Experiment, level1: list[Run]) -> Run:
 def _compared(experiment: Experiment, blend: Run, whole: Run) -> tuple[Interval, Interval]:
     """Returns the AUC of a blend, and its difference from that of ``whole`` on the rows of both."""
     mine, others = (run.frame("oof").set_index("id")["score"] for run in (blend, whole))
+    experiment = scored_experiment(experiment)
     rows = experiment.rows_of(mine.index)
     auc = interval("auc", experiment.target[rows], mine.to_numpy(np.float64), experiment.split_group[rows])
     ids = mine.index[mine.index.isin(others.index)]

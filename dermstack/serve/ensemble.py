@@ -6,24 +6,23 @@ Every transform is the one that `dermstack stack` applied to the test rows, so t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from dermstack.errors import BundleError, DermstackError, TabularError
-from dermstack.serve.bundle import Bundle, ImageRun
+from dermstack.errors import BundleError, DermstackError
+from dermstack.serve.bundle import Bundle
+from dermstack.serve.image_runs import Level1, alignments, check_encoder, short_text
 from dermstack.serve.local_map import local_map
-from image_models.cache import ImageCache
-from image_models.predict import VIEW_COUNTS, NetOutput
-from image_models.saved import NetCache, predict_frozen, predict_trained
 from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
+from stack.blend.pooling import pool_logits, pool_unseen
 from stack.blend.state import blender_from_state
 from stack.columns import empty_values
 from stack.fallback import FOLDER, STATE_FILE, Fallback, read_fallback
@@ -33,30 +32,16 @@ from stack.level2_config import Features
 from stack.predictions import Predictions, Scales, standardised
 from stack.submission import score_unseen
 from stack.table import ACQUISITION
-from tabular.embeddings import Alignment
-from tabular.encode import DenseMetadata, MetadataEncoder
+from stack.units import UNIT
 from tabular.gbdt import check_gbdt
 from tabular.gbdt_libraries import LIBRARIES
 from tabular.gbdt_trial import ModelFile, try_models
 from tabular.models import ENCODING_FILE, Bag, bag_from_contents, model_names
 
 FEATURES, SECOND_FEATURES = "features", "features_second_stage"  # folders of the fitted transforms of each matrix
-MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes for each
 # What reading and applying the parts of a bundle raises where they are not what dermstack writes.
 CONTENT_ERRORS: tuple[type[Exception], ...] = (DermstackError, LookupError, TypeError, ValueError, AttributeError)
 CONTENT_ERRORS += (ArithmeticError, OSError, RecursionError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Level1:
-    """Predictions of the image runs for n rows, not yet averaged over the fold networks."""
-
-    logits: NDArray[np.float32]  # (folds, n, runs)
-    z: dict[str, NDArray[np.floating]]  # by run: (folds, n, r) aligned components, or (n, d) of a frozen backbone
-
-    def fold_embeddings(self, fold: int, frozen: Collection[str]) -> dict[str, NDArray[np.floating]]:
-        """Returns the embeddings of one fold's networks by run: (n, r), or (n, d) for a run in ``frozen``."""
-        return {name: values if name in frozen else values[fold] for name, values in self.z.items()}
 
 
 @dataclass(frozen=True)
@@ -83,15 +68,37 @@ class FittedEnsemble:
     blended: tuple[int, ...]  # which of the image runs and stackers, in this order, the blend weights
     second: SecondStage | None = None
     local: Rescaled | None = None  # the recalibration that `calibrator` ends with
+    pooling: str | None = None  # of the images of a unit, where predictions are for units; None: for images
 
     def score(self, frame: pd.DataFrame, level1: Level1) -> pd.DataFrame:
-        """Returns score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site."""
+        """Returns id, score and p_calibrated for n rows of whole groups; ``frame`` has id, group, age, sex and site.
+
+        Where predictions are for units, ``frame`` has whole units (column `UNIT`) and there is a row for each of these,
+        in the order of their first image, with the number of its ``images``.
+        """
         logits = self.all_logits(frame, level1)[:, :, list(self.blended)]
-        folds, rows, runs = logits.shape
+        folds, _, runs = logits.shape
         nets = np.repeat(np.arange(folds, dtype=np.int8)[:, None], runs, axis=1)
-        score = score_unseen(self.blender, _as_test_predictions(self._blended_names, logits, nets))
-        assert len(score) == rows
-        return pd.DataFrame({"score": score, "p_calibrated": self.calibrator(score)}, index=frame.index)
+        predictions, scored = _as_test_predictions(self._blended_names, logits, nets), frame[["id"]]
+        if self.pooling is not None:
+            code, names = pd.factorize(frame[UNIT])
+            predictions = pool_unseen(predictions, code, self.pooling)
+            scored = pd.DataFrame({"id": pd.Series(names, dtype="str"), "images": np.bincount(code)})
+        score = score_unseen(self.blender, predictions)
+        assert len(score) == len(scored)
+        return scored.assign(score=score, p_calibrated=self.calibrator(score))
+
+    def blend_fold(
+        self, fold: int, logits: NDArray[np.float32], unit: NDArray[np.intp] | None = None
+    ) -> NDArray[np.float64]:
+        """Returns scores of rows with one fold's ``logits`` (n, runs), or of their units 0, 1, … (``unit``, (n,))."""
+        chosen = logits[:, list(self.blended)]
+        if self.pooling is not None:
+            assert unit is not None, "rows of a blend of units"
+            chosen = pool_logits(chosen, unit, self.pooling).astype(np.float32)
+        p = expit(chosen.astype(np.float64))
+        scores: NDArray[np.float64] = self.blender.predict_proba(p, nets=np.full(len(p), fold))[:, 1]
+        return scores
 
     def all_logits(self, frame: pd.DataFrame, level1: Level1) -> NDArray[np.float32]:
         """Returns logits (folds, n, runs) of the image runs, then the stackers; fold k's are made by its own models."""
@@ -180,7 +187,9 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         calibrator = calibrator_from_state(bundle.json("blend/calibration.json"))
         threads = int(manifest["threads"])
         local = local_map(bundle, calibrator)
-        fitted = FittedEnsemble(names, scales, features, bags, blender, calibrator, threads, blended, second, local)
+        fitted = FittedEnsemble(
+            names, scales, features, bags, blender, calibrator, threads, blended, second, local, bundle.pooling
+        )
         with threadpool_limits(1):
             _try_rows(bundle, fitted)
     except BundleError:
@@ -242,7 +251,7 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
     frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(2, np.nan, np.float32)})
     frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
     frame = frame.assign(**dict.fromkeys(ACQUISITION, np.float32(0)))
-    frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
+    frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1).assign(**{UNIT: ids})
     z: dict[str, NDArray[np.floating]] = {}
     aligned = alignments(bundle)
     for name, kind in bundle.manifest["embeddings"].items():
@@ -251,12 +260,17 @@ def _try_rows(bundle: Bundle, fitted: FittedEnsemble) -> None:
         elif fitted.features:
             z[name] = np.zeros((2, len(fitted.features[0].axes_[name][0])), np.float16)
     made = fitted.score(frame, Level1(np.zeros((bundle.folds, 2, len(fitted.names)), np.float32), z))
-    if not np.isfinite(made.to_numpy()).all():
+    if not np.isfinite(made[["score", "p_calibrated"]].to_numpy()).all():
         raise ValueError("its scores are not finite")
 
 
 def read_bundled_fallback(bundle: Bundle) -> Fallback:
     """Reads the model that predicts from the table alone. Raises BundleError where the bundle has none or a bad one."""
+    if bundle.predict_per is not None:
+        raise BundleError(
+            f"{bundle.folder} predicts {bundle.per_text}, which cannot be predicted from the table alone: drop images "
+            "that cannot be read (--on-unreadable drop); the others of their unit are pooled"
+        )
     if not bundle.manifest.get("fallback"):
         raise BundleError(
             f"{bundle.folder} cannot predict from the table alone: set `data.on_unreadable_test: table` in the config "
@@ -280,21 +294,6 @@ def read_bundled_fallback(bundle: Bundle) -> Fallback:
     return made
 
 
-def alignments(bundle: Bundle) -> dict[str, Alignment]:
-    """Returns, by trained run whose embedding enters level 2, the map of its networks' z onto shared axes."""
-    kept = bundle.arrays("alignment")
-    made = {}
-    for name in (name for name, kind in bundle.manifest["embeddings"].items() if kind == "aligned"):
-        mean, turn = (kept.get(f"{name}_{part}", np.empty(0)) for part in ("mean", "turn"))
-        if mean.ndim != 2 or turn.ndim != 3 or mean.shape != turn.shape[:2] or len(mean) != bundle.folds:
-            raise BundleError(
-                f"{bundle.folder}: alignment/{name}_mean.npy and {name}_turn.npy are of shapes {mean.shape} and "
-                f"{turn.shape}, not of {bundle.folds} networks: bundle again"
-            )
-        made[name] = Alignment(mean, turn, np.nan, np.nan)
-    return made
-
-
 def _of(x: pd.DataFrame, bag: Bag) -> pd.DataFrame:
     """Returns the columns of the matrix that a stacker was fitted on. Raises BundleError where one is absent."""
     if absent := sorted(set(bag.columns) - set(x)):
@@ -311,7 +310,7 @@ def _features(bundle: Bundle, fold: int, folder: str, names: tuple[str, ...]) ->
     place = f"{folder}/fold_{fold}"
     features.restore(json.dumps(bundle.json(f"{place}/features.json")), bundle.arrays(place))
     for encoder in filter(None, (features.encoder_, features.table_)):
-        _check_encoder(bundle, encoder, f"{place}/features.json")
+        check_encoder(bundle, encoder, f"{place}/features.json")
     if tuple(features.encoder_.numeric) != NUMERIC or tuple(features.encoder_.categorical) != CATEGORICAL:
         raise BundleError(f"{bundle.folder}: {place}/features.json encodes other columns than age, sex and site")
     for name, (mean, turn) in features.axes_.items():
@@ -323,127 +322,8 @@ def _features(bundle: Bundle, fold: int, folder: str, names: tuple[str, ...]) ->
     return features
 
 
-def _check_encoder(bundle: Bundle, encoder: MetadataEncoder, name: str) -> None:
-    """Raises BundleError for an encoder that would make more columns of a row than any table has."""
-    if len(encoder.columns_) > MAX_ENCODED_COLUMNS:
-        raise BundleError(
-            f"{bundle.folder}: {name} encodes the columns of the table in {len(encoder.columns_):,} columns, more than "
-            f"{MAX_ENCODED_COLUMNS:,}: bundle again"
-        )
-
-
 def _as_test_predictions(names: tuple[str, ...], logits: NDArray[np.float32], nets: NDArray[np.int8]) -> Predictions:
     """Returns logits of new rows in the form in which level 2 and the blend take test rows."""
     runs = len(names)
     nothing = np.empty((0, runs), np.float32)
     return Predictions(names, np.empty(0, np.intp), nothing, nothing.astype(np.int8), logits, nets)
-
-
-def short_text(error: BaseException) -> str:
-    """Returns the start of an error's message on one line, or the name of its class."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
-
-
-ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
-
-
-def passes_per_image(bundle: Bundle) -> int:
-    """Returns how many forward passes an image needs: over runs, folds, seeds and test-time augmentation views."""
-    return sum(
-        VIEW_COUNTS[run.settings["tta"]] * (1 if run.kind == "frozen" else bundle.folds * len(run.settings["seeds"]))
-        for run in bundle.image_runs
-    )
-
-
-def read_level1(
-    bundle: Bundle,
-    caches: dict[int, ImageCache],
-    frame: pd.DataFrame,
-    *,
-    store: NetCache | None = None,
-    device: str = "auto",
-    workers: int = 0,
-    see: Callable[[ImageRun, int, NetOutput], object] = lambda run, fold, made: None,
-    progress: Callable[[int], object] = lambda done: None,
-) -> Level1:
-    """Predicts the rows of ``frame`` (id, age, sex, site) with every image run; ``caches`` hold their images by size.
-
-    ``see`` is called with the raw predictions of each run and fold (of a frozen backbone once, as fold 0), ``progress``
-    with the number of images that went through a network. ``store`` may keep networks for the next call. Raises
-    ImageError.
-    """
-    options = {
-        "store": store or net_cache(bundle), "device": device, "threads": int(bundle.manifest["threads"]),
-        "workers": workers, "progress": progress,
-    }  # fmt: skip
-    aligned, kinds = alignments(bundle), bundle.manifest["embeddings"]
-    logits = np.empty((bundle.folds, len(frame), len(bundle.image_runs)), np.float32)
-    z: dict[str, NDArray[np.floating]] = {}
-    for place, run in enumerate(bundle.image_runs):
-        cache = caches[int(run.settings["size"])]
-        for fold, made in enumerate(_predict_folds(bundle, run, cache, frame, **options)):
-            _check_output(bundle, run, fold, made, aligned)
-            logits[fold, :, place] = made.logit
-            if fold == 0 or run.kind != "frozen":
-                see(run, fold, made)
-            if kinds.get(run.name) == "frozen":
-                z[run.name] = made.z
-            elif run.name in aligned:
-                components = aligned[run.name].transform(made.z, fold)
-                z.setdefault(run.name, np.empty((bundle.folds, *components.shape), np.float32))[fold] = components
-    return Level1(logits, {name: z[name] for name in kinds})
-
-
-def net_cache(bundle: Bundle, max_bytes: int = 0) -> NetCache:
-    """Returns a cache for the bundle's networks, which checks the hash of the bytes that it reads."""
-    return NetCache(max_bytes, read=bundle.read_path)
-
-
-def _check_output(bundle: Bundle, run: ImageRun, fold: int, made: NetOutput, aligned: Mapping[str, Alignment]) -> None:
-    """Raises BundleError for predictions that are not finite or do not have the width of the stored alignment."""
-    used = run.name in bundle.manifest["embeddings"]
-    if not np.isfinite(made.logit).all() or (used and not np.isfinite(made.z).all()):
-        raise BundleError(f"{bundle.folder}: {run.name}, fold {fold}, gives predictions that are not finite")
-    if run.name in aligned and made.z.shape[1] != aligned[run.name].mean.shape[1]:
-        raise BundleError(
-            f"{bundle.folder}: {run.name} has {made.z.shape[1]} features, its alignment "
-            f"{aligned[run.name].mean.shape[1]}: bundle again"
-        )
-
-
-def fold_folder(bundle: Bundle, run: ImageRun, fold: int) -> Path:
-    """Returns the folder with the weights of a fold's networks."""
-    return bundle.folder / "image_models" / run.name / f"fold_{fold}"
-
-
-def encoded_metadata(bundle: Bundle, run: ImageRun, fold: int, frame: pd.DataFrame) -> NDArray[np.float32]:
-    """Returns the metadata encoded for the fold's networks, (n, m); m = 0 if they take none."""
-    encoder = net_encoder(bundle, run, fold)
-    return np.empty((len(frame), 0), np.float32) if encoder is None else encoder.transform(frame)
-
-
-def net_encoder(bundle: Bundle, run: ImageRun, fold: int) -> DenseMetadata | None:
-    """Returns the encoder of the metadata of a fold's networks; None if they take none."""
-    name = f"image_models/{run.name}/fold_{fold}/{ENCODER}"
-    if name not in bundle:
-        return None
-    try:
-        encoder = DenseMetadata.from_json(json.dumps(bundle.json(name)))
-    except (TabularError, RecursionError) as error:
-        raise BundleError(f"{bundle.folder}: {name} cannot be read ({short_text(error)}): bundle again") from error
-    for part in encoder.encoders_:
-        _check_encoder(bundle, part, name)
-    return encoder
-
-
-def _predict_folds(
-    bundle: Bundle, run: ImageRun, cache: ImageCache, frame: pd.DataFrame, **options: Any
-) -> Iterator[NetOutput]:
-    rows = cache.rows_for(frame["id"])
-    folds = [fold_folder(bundle, run, fold) for fold in range(bundle.folds)]
-    if run.kind == "frozen":
-        yield from predict_frozen(folds, run.settings, cache, rows, **options)
-        return
-    for number, fold in enumerate(folds):
-        metadata = encoded_metadata(bundle, run, number, frame)
-        yield predict_trained(fold, run.settings, cache, rows, metadata, positive=run.positive, **options)

@@ -11,14 +11,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
-from dermstack.serve.predict import NewRows, predict_rows, read_new_rows, warn_of_fallback
+from dermstack.serve.new_rows import NewRows, read_new_rows
+from dermstack.serve.predict import predict_readable, predict_rows, warn_of_fallback
 from dermstack.serve.review import check_review
+from dermstack.serve.units import rows_to_predict, targets_to_predict, units_note
 from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
@@ -66,8 +69,8 @@ def read_labelled_rows(
     if metadata:
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)
-    y = targets_of(rows, targets)
-    check_classes(y, rows.frame["group"])
+    y = targets_to_predict(bundle, rows, targets_of(rows, targets))
+    check_classes(y, rows_to_predict(rows)["group"])
     return rows, targets
 
 
@@ -120,17 +123,12 @@ def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = 
     Raises BundleError for a bundle without a training estimate, DataError for labels that don't match the rows,
     ImageError for unreadable images.
     """
-    promise, y = read_promise(bundle), targets_of(rows, labels)
-    check_classes(y, rows.frame["group"])
+    promise, frame = read_promise(bundle), rows_to_predict(rows)
+    y = targets_to_predict(bundle, rows, targets_of(rows, labels))
+    check_classes(y, frame["group"])
     with TemporaryDirectory(prefix="dermstack-evaluate-") as work:
         made = predict_rows(bundle, rows, Path(work), Out(quiet=True), device=device, n_jobs=n_jobs)
-    lacking, cost = lacking_columns(bundle, rows.frame, rows.missing)
-    further = _further(bundle, promise, rows.frame)
-    found = validate(
-        promise, made, y.to_numpy(), rows.frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        notes=_notes(bundle, rows, labels), lacking=lacking, cost=cost, further=further, noise=local_noise(bundle),
-    )  # fmt: skip
-    return replace(found, review=check_review(bundle, made, y.to_numpy(), rows.frame, lacking=lacking, further=further))
+    return _validated(bundle, promise, rows, made, y, frame, notes=_notes(bundle, rows, labels))
 
 
 def evaluate_to_files(
@@ -153,28 +151,25 @@ def evaluate_to_files(
     check_output_folder(folder, "--out")
     for name in ("evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"):
         check_output(folder / name, "--out")
-    promise, y = read_promise(bundle), targets_of(rows, labels)
-    check_classes(y, rows.frame["group"])
+    promise, frame = read_promise(bundle), rows_to_predict(rows)
+    y = targets_to_predict(bundle, rows, targets_of(rows, labels))
+    check_classes(y, frame["group"])
     work = folder / "parts"
-    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    made, lost = predict_readable(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
     warn_of_fallback(bundle, made, out)
-    there = rows.frame["id"].isin(made["id"]).to_numpy()
-    y_there, frame = y.to_numpy()[there], rows.frame[there].reset_index(drop=True)
-    lacking, cost = lacking_columns(bundle, frame, rows.missing)
-    further = _further(bundle, promise, frame)
-    found = validate(
-        promise, made, y_there, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint,
-        dropped=int((~there).sum()), notes=_notes(bundle, rows, labels) + _fallback_note(made), lacking=lacking,
-        cost=cost, further=further, noise=local_noise(bundle),
-    )  # fmt: skip
-    found = replace(found, review=check_review(bundle, made, y_there, frame, lacking=lacking, further=further))
+    there = frame["id"].isin(made["id"]).to_numpy()
+    y_there, frame = y[there], frame[there].reset_index(drop=True)
+    notes = _notes(bundle, rows, labels) + _fallback_note(made)
+    found = _validated(bundle, promise, rows, made, y_there, frame, notes=notes, dropped=len(lost))
     _write_csv(made.assign(target=y_there), folder / "predictions.csv")
-    if not there.all():
-        _write_csv(rows.frame.loc[~there, ["id"]], folder / "dropped.csv")
-        out.warn(f"{int((~there).sum()):,} unreadable images are left out, see {folder / 'dropped.csv'}")
+    if len(lost):
+        _write_csv(lost.to_frame(), folder / "dropped.csv")
+        out.warn(f"{len(lost):,} unreadable images are left out, see {folder / 'dropped.csv'}")
     content = jsonable(found)
     if found.review is None:  # as before there were review bands
         del content["review"]
+    if found.unit == "image":  # as before there were units
+        del content["unit"]
     _write(json.dumps(content, indent=1, ensure_ascii=False) + "\n", folder / "evaluation.json")
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = evaluation_html(found, y_there, made["score"].to_numpy(np.float64), created=created)
@@ -185,12 +180,35 @@ def evaluate_to_files(
     return found
 
 
+def _validated(
+    bundle: Bundle,
+    promise: InternalValidation,
+    rows: NewRows,
+    made: pd.DataFrame,
+    y: NDArray[np.int_],
+    frame: pd.DataFrame,
+    *,
+    notes: list[str],
+    dropped: int = 0,
+) -> Validation:
+    """Compares predictions ``made`` of ``frame`` (images, or units) with targets ``y`` and the training estimate."""
+    images = rows.frame[rows.frame["id"].isin(made["id"])] if bundle.predict_per is None else rows.frame
+    lacking, cost = lacking_columns(bundle, images, rows.missing)
+    further = _further(bundle, promise, frame)
+    found = validate(
+        promise, made, y, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint, dropped=dropped,
+        notes=notes, lacking=lacking, cost=cost, further=further, noise=local_noise(bundle),
+    )  # fmt: skip
+    review = check_review(bundle, made, y, frame, lacking=lacking, further=further)
+    return replace(found, review=review, unit=bundle.unit)
+
+
 def show_validation(found: Validation, out: Out) -> None:
     """Prints the main results."""
     here, expected = found.found, found.promise.measures
     out.say(
-        f"{found.experiment}: AUC {here.auc} on {here.rows:,} images of {here.groups:,} groups, {here.positives:,} "
-        f"positive ({here.prevalence.value:.2%}); expected from training (nested): {expected.auc}"
+        f"{found.experiment}: AUC {here.auc} on {here.rows:,} {found.unit}s of {here.groups:,} groups, "
+        f"{here.positives:,} positive ({here.prevalence.value:.2%}); expected from training (nested): {expected.auc}"
     )
     out.say(f"{found.experiment}: {found.summary}")
     number = found.expected_positives
@@ -221,7 +239,7 @@ def show_validation(found: Validation, out: Out) -> None:
         out.say(
             f"review band: {shares.review.value:.1%} go to a person, {found.review.expected_review:.1%} in training"
         )
-        for sentence in found.review.sentences:
+        for sentence in found.review.sentences(found.unit):
             out.say(f"review band: {sentence}")
     for note in found.notes:
         out.warn(note)
@@ -229,7 +247,7 @@ def show_validation(found: Validation, out: Out) -> None:
         if entry["apart"]:
             out.warn(
                 f"{entry['by']} {entry['subgroup']}: AUC {entry['auc']:.3f}, {entry['difference']:+.3f} compared with "
-                f"the other images [{entry['wide_low']:+.3f}, {entry['wide_high']:+.3f}]: beyond noise"
+                f"the other {found.unit}s [{entry['wide_low']:+.3f}, {entry['wide_high']:+.3f}]: beyond noise"
             )
 
 
@@ -244,7 +262,7 @@ def _further(bundle: Bundle, promise: InternalValidation, frame: pd.DataFrame) -
 
 def _notes(bundle: Bundle, rows: NewRows, labels: pd.Series) -> list[str]:
     """Returns the caveats to show with the results."""
-    notes = []
+    notes = [note] if (note := units_note(bundle, rows)) else []
     if "group" in rows.missing:
         notes.append(
             "The groups of these images are not known, so each image counts as its own patient: if patients have "

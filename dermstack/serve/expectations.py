@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,24 +13,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
-from scipy.special import expit
 
-from dermstack.errors import BundleError, DermstackError, TabularError
+from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import FittedEnsemble, fold_folder, net_encoder, read_fitted
-from image_models.predict import NetOutput
+from dermstack.serve.ensemble import FittedEnsemble, read_fitted
+from dermstack.serve.image_runs import fold_folder, net_encoder
 from image_models.saved import WEIGHTS, head_logits
 from stack.columns import fits
 from stack.experiment import Experiment
 from stack.features import metadata_of_models
-from stack.history import auc_of
 from stack.metrics.intervals import Z95, Interval, paired_difference
 from stack.metrics.measures import jsonable
 from stack.metrics.subgroups import columns_to_cut
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json
 from stack.predictions import predictions_of, read_embeddings
-from stack.store import Run, row_positions, write_json
-from tabular.embeddings import N_QUANTILES, Density, fit_density
+from stack.store import Run, row_positions
+from stack.unit_rows import scored_experiment, unit_rows
 
 PROMISE_FILE = "promise.json"
 
@@ -40,15 +38,15 @@ def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
 
     For each row, these were chosen and fitted without the row's fold.
     """
-    oof = blend.frame("oof")
-    row_positions = experiment.rows_of(oof["id"])
-    rows = experiment.table.train.iloc[row_positions].reset_index(drop=True)
+    oof, scored = blend.frame("oof"), scored_experiment(experiment)
+    row_positions = scored.rows_of(oof["id"])
+    rows = scored.table.train.iloc[row_positions].reset_index(drop=True)
     return internal_validation(
         experiment.config.objective,
-        experiment.target[row_positions],
+        scored.target[row_positions],
         oof["score"].to_numpy(np.float64),
         oof["p_calibrated"].to_numpy(np.float64),
-        experiment.split_group[row_positions],
+        scored.split_group[row_positions],
         rows,
         further=columns_to_cut(rows, experiment.table.columns.shown_categorical),
     )
@@ -98,22 +96,27 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     its logit a little, equally with and without the column). Without ``group``, each image is its own group.
 
     Of the columns without a role, those that the models use most are measured one by one and the rest together, in at
-    most `MAX_COST_ROWS` rows; the first entries are those of the columns with a role.
+    most `MAX_COST_ROWS` rows; the first entries are those of the columns with a role. Columns that name units cannot be
+    missing.
     """
     fitted = read_fitted(bundle)
     predictions = predictions_of(experiment, runs)
     further = experiment.table.columns
     used = metadata_of_models(experiment.config, further)
     needed = {csv for name, parts in further.made_of.items() if name in used for csv in parts}
-    inputs = {name: csv for name, csv in bundle.table_inputs.items() if csv in needed}
+    inputs = {
+        name: csv for name, csv in bundle.table_inputs.items() if csv in needed and csv not in bundle.unit_columns
+    }
     places = _cost_rows(experiment.split_group[predictions.rows]) if inputs else np.arange(len(predictions.rows))
     rows = predictions.rows[places]
     frame = experiment.table.train.iloc[rows].reset_index(drop=True)
-    y, groups = experiment.target[rows], experiment.split_group[rows]
+    unit, places_of_units, scored = _units_of_rows(experiment, rows)
+    y, groups = scored.target[places_of_units], scored.split_group[places_of_units]
     logits, nets = predictions.oof[places], predictions.nets[places]
     z = {name: embedding.oof[rows] for name, embedding in read_embeddings(experiment, runs).items()}
-    with_role = [name for name in OPTIONAL_COLUMNS if name == "group" or (name in used and frame[name].notna().any())]
-    full = _out_of_fold_scores(fitted, frame, logits, nets, z)
+    optional = [name for name in OPTIONAL_COLUMNS if bundle.columns.get(name) not in bundle.unit_columns]
+    with_role = [name for name in optional if name == "group" or (name in used and frame[name].notna().any())]
+    full = _out_of_fold_scores(fitted, frame, logits, nets, z, unit)
     order = _most_used_first(bundle, fitted, inputs)
     first, rest = tuple(order[:MAX_MEASURED]), tuple(order[MAX_MEASURED:])
     possible = [
@@ -124,10 +127,24 @@ def measure_costs(experiment: Experiment, bundle: Bundle, runs: list[Run]) -> li
     changes = _logit_changes(bundle, runs, nets, frame, column_sets)
     costs = []
     for names, change in zip(column_sets, changes, strict=True):
-        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, nets, z)
+        reduced = _out_of_fold_scores(fitted, _drop_columns(frame, names, bundle), logits + change, nets, z, unit)
         cost = paired_difference(experiment.config.objective, y, reduced, full, groups)
         costs.append({"without": list(names), "cost": cost.value, "low": cost.low, "high": cost.high})
     return costs
+
+
+def _units_of_rows(
+    experiment: Experiment, rows: NDArray[np.intp]
+) -> tuple[NDArray[np.intp] | None, NDArray[np.intp], Experiment]:
+    """Returns the unit 0, 1, … of training ``rows`` (n,), and the rows of these units in the experiment of units.
+
+    Where predictions are for images there are no units, and the rows are the given ones of the experiment itself.
+    """
+    if experiment.config.predict_per is None:
+        return None, rows, experiment
+    units = unit_rows(experiment)
+    of_units, unit = np.unique(units.of_train[rows], return_inverse=True)
+    return unit, of_units, units.experiment
 
 
 def _cost_rows(groups: NDArray[np.object_]) -> NDArray[np.intp]:
@@ -236,7 +253,7 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
     further = [name for name in costs.order or inputs if name in missing and name in inputs]  # the most used first
     whole = (*lacking, *further)
-    objective = bundle.manifest["objective"]
+    objective = bundle.objective
 
     def changes(cost: Interval) -> str:
         return (
@@ -332,110 +349,21 @@ def _out_of_fold_scores(
     logits: NDArray[np.float32],
     nets: NDArray[np.int8],
     z: dict[str, NDArray[np.floating]],
+    unit: NDArray[np.intp] | None,
 ) -> NDArray[np.float64]:
-    """Returns scores (n,) of training rows, each by the models of its own fold; no group extends over two folds."""
-    score = np.empty(len(frame))
+    """Returns scores (n,) of training rows, each by the models of its own fold; no group extends over two folds.
+
+    With the ``unit`` 0, 1, … of each row, the scores are those of units.
+    """
+    score = np.empty(len(frame) if unit is None else unit.max() + 1)
     for fold in np.unique(nets[:, 0]):
         rows = np.flatnonzero(nets[:, 0] == fold)
         made = fitted.fold_logits(
             int(fold), frame.iloc[rows], logits[rows], {name: own[rows] for name, own in z.items()}
         )
-        p = expit(made[:, list(fitted.blended)].astype(np.float64))
-        score[rows] = fitted.blender.predict_proba(p, nets=np.full(len(rows), fold))[:, 1]
+        if unit is None:
+            score[rows] = fitted.blend_fold(int(fold), made)
+        else:
+            of_fold, code = np.unique(unit[rows], return_inverse=True)
+            score[of_fold] = fitted.blend_fold(int(fold), made, code)
     return score
-
-
-FAR_QUANTILE = 0.99  # about one training image in a hundred lies further out
-NOVELTY_FOLDER = "novelty"
-
-
-@dataclass(frozen=True)
-class Novelty:
-    """Novelty model: a density of embeddings for each fold of one run, or a single one for a frozen backbone."""
-
-    run: str
-    densities: tuple[Density, ...]
-
-    def scorer(self) -> NoveltyScorer:
-        """Returns a collector for the networks' raw predictions."""
-        return NoveltyScorer(self)
-
-
-@dataclass
-class NoveltyScorer:
-    """Measures novelty while predictions are made, so that embeddings need not be kept."""
-
-    model: Novelty
-    shares: list[NDArray[np.float64]] = field(default_factory=list)
-
-    def see(self, run: ImageRun, fold: int, made: NetOutput) -> None:
-        """Adds one fold's predictions for all rows; those of other runs are ignored."""
-        if run.name == self.model.run:
-            if made.z.shape[1] != (features := len(self.model.densities[fold].mean)):
-                raise BundleError(
-                    f"{run.name} has {made.z.shape[1]} features, its novelty model {features}: bundle again"
-                )
-            self.shares.append(self.model.densities[fold].share_nearer(made.z))
-
-    def novelty(self) -> NDArray[np.float64]:
-        """Returns (n,) in 0..1: the share of training images nearer to the others than this one, mean over folds."""
-        mean: NDArray[np.float64] = np.mean(self.shares, axis=0)
-        return mean
-
-    def far(self) -> NDArray[np.bool_]:
-        """Returns (n,): whether an image is so unusual that it should be checked before its prediction is trusted."""
-        return self.novelty() > FAR_QUANTILE
-
-
-def fit_novelty(experiment: Experiment, runs: list[Run]) -> Novelty | None:
-    """Fits the novelty model to the out-of-fold embeddings of the best trained run (else the best frozen run).
-
-    Returns None if a fold has too few rows for a density.
-    """
-    run = max(runs, key=lambda run: (run.meta["kind"] == "image", auc_of(experiment, run)))
-    oof, z = run.frame("oof"), run.array("oof_z")
-    groups = experiment.split_group[experiment.rows_of(oof["id"])]
-    nets = oof["fold"].to_numpy() if run.meta["kind"] == "image" else np.zeros(len(oof), np.int8)
-    try:
-        densities = [fit_density(z[nets == net], groups[nets == net]) for net in np.unique(nets)]
-    except TabularError:
-        return None
-    return Novelty(run.name, tuple(densities))
-
-
-def write_novelty(novelty: Novelty, bundle: Path) -> None:
-    """Writes the novelty model into the folder of an unfinished bundle."""
-    for fold, density in enumerate(novelty.densities):
-        folder = bundle / NOVELTY_FOLDER / f"fold_{fold}"
-        folder.mkdir(parents=True)
-        for name in ("mean", "axes", "reference"):
-            np.save(folder / f"{name}.npy", getattr(density, name), allow_pickle=False)
-        write_json(folder / "noise.json", {"noise": density.noise})
-    write_json(bundle / NOVELTY_FOLDER / "novelty.json", {"run": novelty.run, "nets": len(novelty.densities)})
-
-
-def read_novelty(bundle: Bundle) -> Novelty | None:
-    """Reads the novelty model; None if the bundle has none. Raises BundleError if it cannot be read."""
-    if f"{NOVELTY_FOLDER}/novelty.json" not in bundle:
-        return None
-    about = bundle.json(f"{NOVELTY_FOLDER}/novelty.json")
-    try:
-        run = next(run for run in bundle.image_runs if run.name == about["run"])
-        densities = []
-        nets = 1 if run.kind == "frozen" else bundle.folds
-        if about["nets"] != nets:
-            raise ValueError(f"it is of {str(about['nets'])[:20]} networks, not of {nets}")
-        for fold in range(nets):
-            noise = float(bundle.json(f"{NOVELTY_FOLDER}/fold_{fold}/noise.json")["noise"])
-            density = Density(**bundle.arrays(f"{NOVELTY_FOLDER}/fold_{fold}"), noise=noise)
-            shapes = [density.mean.shape, density.axes.shape[:1], density.reference.shape]
-            if density.axes.ndim != 2 or shapes[0] != shapes[1] or shapes[2] != (N_QUANTILES,):
-                raise ValueError(f"fold {fold} has arrays of shapes {shapes}, which do not fit each other")
-            if not 0 < noise < np.inf or (np.diff(density.reference) < 0).any() or not density.axes.any(axis=0).all():
-                raise ValueError(f"fold {fold} has distances or deviations that are out of range")
-            densities.append(density)
-    except BundleError:
-        raise
-    except (DermstackError, LookupError, StopIteration, TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"{bundle.folder}: the novelty model cannot be read ({error}): bundle again") from error
-    return Novelty(run.name, tuple(densities))

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from image_models.settings import is_own_backbone
+from stack.data_config import Pooling
 from stack.image_config import ImageModel, Name
 from stack.level2_config import Features
 from stack.metrics.own_metric import NAME_PATTERN
 from stack.metrics.risk_control import LOWER_AIMS, UPPER_AIMS
 from stack.metrics.scores import Objective
+from stack.units import GROUP
 
 MAX_NAME, MAX_PATH = 200, 400  # bytes of a file's name and of its path inside the bundle
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -162,6 +164,14 @@ class _ReviewBand(_StrictModel):
         return self
 
 
+class _Units(_StrictModel):
+    """What gets one prediction instead of each image, and how the predictions of its images become one."""
+
+    columns: list[ShortText] = Field(min_length=1, max_length=20)
+    target: Literal["any", "same"]
+    pooling: Pooling
+
+
 class Manifest(_StrictModel):
     """The keys of manifest.json that some code reads; `dermstack.serve.write_bundle` writes them."""
 
@@ -188,6 +198,7 @@ class Manifest(_StrictModel):
     recalibration: _Recalibration | None = None  # of a bundle that `dermstack recalibrate` made
     fallback: bool = False  # whether it can predict from the table alone where an image cannot be read
     review: _ReviewBand | None = None  # which risks are decided, and which go to a person
+    predict_per: _Units | None = None  # one prediction for each unit; none: for each image
     files: dict[str, _File]
 
     @model_validator(mode="after")
@@ -208,6 +219,13 @@ class Manifest(_StrictModel):
             raise ValueError("`scales` has a spread that is not positive")
         if lacking := {"id", "target"} - set(self.columns):
             raise ValueError(f"`columns` lacks {', '.join(sorted(lacking))}")
+        if (per := self.predict_per) is not None:
+            if len(set(per.columns)) < len(per.columns) or self.columns["target"] in per.columns:
+                raise ValueError("`predict_per` names a column twice, or the target")
+            if GROUP in per.columns and GROUP not in self.columns:
+                raise ValueError("`predict_per` names the group, but `columns` does not")
+            if self.fallback:
+                raise ValueError("a `fallback` predicts images, not units")
         return self
 
 

@@ -159,7 +159,7 @@ def _digest(content: bytes) -> str:
 
 
 _ATTACH = """# {experiment}: predictions without network
-{objective} {value:.4f} [{low:.4f}, {high:.4f}] nested, on {rows:,} training rows. Attach as one data set or several:
+{objective} {value:.4f} [{low:.4f}, {high:.4f}] nested, on {rows:,} training {what}. Attach as one data set or several:
 the bundle `{bundle}` (a folder or a zip), `{wheels}`, and the wheels listed in it, which says how to download them."""
 
 _PATHS = """import os
@@ -248,8 +248,9 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
         sample=f"named({data.sample_submission.name!r})" if data.sample_submission else None,
     )
     title = _ATTACH.format(
-        experiment=manifest["experiment"], objective=manifest["objective"], bundle=_stem(target), wheels=wheels.name,
+        experiment=manifest["experiment"], objective=bundle.objective, bundle=_stem(target), wheels=wheels.name,
         value=headline["value"], low=headline["low"], high=headline["high"], rows=manifest["training"]["rows"],
+        what="units" if bundle.unit_columns else "rows",
     )  # fmt: skip
     cells = [
         ("markdown", title),
@@ -277,13 +278,18 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
 
 
 def _needed(bundle: Bundle) -> str:
-    """Returns a sentence on the columns of the test csv beside those with a role; an empty text if none is needed."""
-    needed = list(bundle.table_inputs.values())
+    """Returns what the rows are where they are units, and which columns the test csv needs beside those with a role."""
+    needed, units = list(bundle.table_inputs.values()), ""
+    if bundle.unit_columns:
+        columns = " and ".join(map(code_span, bundle.unit_columns))
+        units = f" There is one row for each {columns}, not for each image: the test csv must have these columns."
     if not needed:
-        return ""
+        return units
     more = f", … {len(needed):,} in all" if len(needed) > _MAX_NAMED else ""
     named = ", ".join(code_span(csv) for csv in needed[:_MAX_NAMED])
-    return f" The models use further columns of the csv: {named}{more}. One that is absent is named with its cost."
+    return (
+        f"{units} The models use further columns of the csv: {named}{more}. One that is absent is named with its cost."
+    )
 
 
 def check_no_notebook(target: Path) -> None:

@@ -18,18 +18,14 @@ from PIL import Image
 from dermstack.errors import DataError, ImageError
 from dermstack.report.cases import overlay
 from dermstack.serve.bundle import Bundle, ImageRun
-from dermstack.serve.ensemble import (
-    Level1,
-    encoded_metadata,
-    fold_folder,
-    net_cache,
-    read_bundled_fallback,
-    read_fitted,
-)
-from dermstack.serve.expectations import cost_notes, lacking_columns, read_novelty
+from dermstack.serve.ensemble import read_bundled_fallback, read_fitted
+from dermstack.serve.expectations import cost_notes, lacking_columns
+from dermstack.serve.image_runs import Level1, encoded_metadata, fold_folder, net_cache
+from dermstack.serve.novelty import read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
 from dermstack.serve.questions import answered, questions_of, range_notes
 from dermstack.serve.review import decided, review_notes
+from dermstack.serve.standings import NOT_SEEN, Standing, standings
 from dermstack.serve.words import WORDS, known_words
 from image_models.cache import ImageCache, build_cache
 from image_models.device import pick_device
@@ -38,85 +34,7 @@ from image_models.io.readers import DICOM_SUFFIXES, Source
 from image_models.saved import NetCache
 from stack.fallback import FOLDER, STATE_FILE
 from stack.missing_codes import MAX_AGE, missing_codes
-from tabular.group_features import embedding_aggregates, prediction_aggregates
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One lesion compared with the others of the same patient."""
-
-    others: int  # number of other lesions
-    distance: float | None  # cosine distance of its embedding to the others' mean direction, 0..2; None: not measured
-    place: int | None  # rank by distance, 1: furthest from the others; None for two lesions or fewer, or not measured
-    others_distance_range: tuple[float, float] | None  # smallest and largest distance of the others
-    others_mean_risk: float | None  # mean calibrated risk of the others
-    sentence: str
-
-
-def standings(risk: NDArray[np.float64], embeddings: list[dict[str, NDArray[np.floating]]]) -> list[Standing]:
-    """Compares each of a patient's n images with the others.
-
-    ``risk`` (n,) is calibrated; ``embeddings`` holds, for each fold by run, centred components (n, r). Distances are
-    level 2's feature `<run>_group_centroid`, averaged over folds and runs.
-    """
-    n = len(risk)
-    if n == 1:
-        return [Standing(0, None, None, None, None, _ONLY_PICTURE)]
-    patient = np.zeros(n, np.intp)
-    others_mean_risk = prediction_aggregates(patient, risk[:, None], ["risk"])["risk_group_others_mean"].to_numpy(
-        np.float64
-    )
-    distances = [
-        embedding_aggregates(patient, z, name)[f"{name}_group_centroid"].to_numpy(np.float64)
-        for fold in embeddings
-        for name, z in fold.items()
-    ]
-    if not distances:
-        return [
-            Standing(n - 1, None, None, None, float(mean), f"{_NOT_MEASURED} {_risk_sentence(own, mean, n - 1)}")
-            for own, mean in zip(risk, others_mean_risk, strict=True)
-        ]
-    distance = np.mean(distances, axis=0)
-    made = []
-    for row, (own, mean) in enumerate(zip(risk, others_mean_risk, strict=True)):
-        rest = np.delete(distance, row)
-        place = int((distance > distance[row]).sum()) + 1 if n > 2 else None
-        span = (float(rest.min()), float(rest.max()))
-        sentence = f"{_rank_sentence(float(distance[row]), place, span, n)} {_risk_sentence(own, mean, n - 1)}"
-        made.append(Standing(n - 1, float(distance[row]), place, span, float(mean), sentence))
-    return made
-
-
-_ONLY_PICTURE = "This is the only image: there are no others of this patient to compare it with."
-_NOT_SEEN = "This image cannot be read: its risk says nothing about the lesion, only about age, sex and site."
-_NOT_MEASURED = "Level 2 of this ensemble uses no embeddings, so the similarity of the lesions is not measured."
-
-
-def _rank_sentence(distance: float, place: int | None, span: tuple[float, float], n: int) -> str:
-    if place is None:
-        return f"Its distance to the other lesion is {distance:.2f}; of only two, neither can be the unusual one."
-    others = f"{span[0]:.2f}" if f"{span[0]:.2f}" == f"{span[1]:.2f}" else f"{span[0]:.2f} to {span[1]:.2f}"
-    rest = f"distance {distance:.2f}, the others' {others}"
-    if place == 1:
-        return f"Of these {n} lesions, this one is the least similar to the others ({rest})."
-    return f"Number {place} of {n} by distance from the others ({rest})."
-
-
-def _risk_sentence(own: float, mean: float, others: int) -> str:
-    return (
-        f"Its risk is {percent(own)}, "
-        f"{'the mean of the others is' if others > 1 else 'that of the other lesion is'} {percent(mean)}."
-    )
-
-
-def percent(share: float) -> str:
-    """Formats a share in percent: one decimal below 10 % and above 99 %, and never "0 %" for a positive share."""
-    if 0 < share < 0.001:
-        return "under 0.1 %"
-    if 0.999 < share < 1:
-        return "over 99.9 %"
-    return f"{100 * share:.1f} %" if share < 0.1 or share > 0.99 else f"{100 * share:.0f} %"
-
+from stack.units import UNIT
 
 PAGE_SIDE = 480  # pixels of a shown image's longer side
 _JPEG_QUALITY = 90
@@ -211,6 +129,7 @@ class Photo:
     name: str
     data: bytes
     site: str | None = None
+    unit: str | None = None  # which of the patient's units it shows, where predictions are for units: "L", "lesion 2"
 
 
 @dataclass(frozen=True)
@@ -227,6 +146,7 @@ class Lesion:
     heat: bytes | None  # the same with its Grad-CAM on top; None: empty map, or no network supports Grad-CAM
     standing: Standing
     decision: str | None = None  # "negative", "positive" or "review"; None: the bundle has no review band
+    unit: str | None = None  # the unit that has score, risk, novelty and decision; None: the image itself has them
     basis: str = "images"  # what it is predicted from: where the image cannot be read, "table" or "prevalence"
 
 
@@ -262,6 +182,11 @@ class Ensemble:
         self.questions = questions_of(bundle, words)
 
     @property
+    def asked_for_units(self) -> tuple[str, ...]:
+        """The csv's columns that name the unit of an image within its patient; empty where none must be asked for."""
+        return tuple(csv for csv in self.bundle.unit_columns if csv != self.group)
+
+    @property
     def group(self) -> str | None:
         """Name of the training csv's group column (patients or lesions); None without one."""
         return self.bundle.columns.get("group")
@@ -280,10 +205,13 @@ def read_patient(
     ``photos``.
 
     ``values`` has text of columns without a role, by their name in the csv of training, which counts for all images.
+    Where the bundle predicts units, images of one unit (`Photo.unit`) share its score, risk, novelty and decision; a
+    bundle that predicts groups has one unit, or without ``together`` one for each image.
+
     The scores equal those of `dermstack predict` for the same rows. If ``together``, the images form one group (a
     patient, if the groups of training were patients), else each image is its own group. Files are in a temporary
     folder until the call ends. Raises DataError naming every file that is not an image, unless the ensemble predicts
-    these from the table alone, and values that do not occur in training.
+    these from the table alone, values that do not occur in training, and images whose unit is not given.
     """
     if not photos:
         raise DataError("no image was given: choose at least one")
@@ -304,18 +232,21 @@ def read_patient(
             device=ensemble.device, on_level1=level1.append,
         )  # fmt: skip
         heat_map_run, heats = _heat_overlays(ensemble, caches, seen, pictures) if rows else (None, [])
-    of_seen = (
-        standings(made["p_calibrated"].to_numpy(np.float64), ensemble.fitted.embeddings(level1[0])) if rows else []
-    )
+    per_image = ensemble.bundle.predict_per is None
+    if not per_image:  # the numbers of its unit for each image
+        made = made.set_index("id").loc[frame[UNIT]].reset_index(drop=True).assign(id=frame["id"])
+    risk = made["p_calibrated"].to_numpy(np.float64)
+    of_seen = standings(risk, ensemble.fitted.embeddings(level1[0]), own_risk=per_image) if rows else []
     unknown = _unknown_columns(frame, together)
     unknown += [question.name for question in ensemble.questions if question.csv not in given]
-    notes = cost_notes(ensemble.bundle, unknown)
+    notes = [_unit_note(ensemble.bundle, frame)] if not per_image else []
+    notes += cost_notes(ensemble.bundle, unknown)
     notes += review_notes(ensemble.bundle, lacking_columns(ensemble.bundle, frame, unknown)[0])
     if ensemble.fallback is not None:
         made = with_unreadable(made, frame, ensemble.fallback, ensemble.fitted)
         notes = [*_fallback_notes(ensemble.bundle, photos, made["basis"]), *notes]
     made = decided(ensemble.bundle, made, frame, unknown)
-    unseen = Standing(len(rows), None, None, None, None, _NOT_SEEN)
+    unseen = Standing(len(rows), None, None, None, None, NOT_SEEN)
     place = {row: number for number, row in enumerate(rows)}
     lesions = [
         Lesion(
@@ -327,6 +258,7 @@ def read_patient(
             of_seen[place[row]] if row in place else unseen,
             decision=str(made["decision"].iloc[row]) if "decision" in made else None,
             basis=str(made["basis"].iloc[row]) if "basis" in made else "images",
+            unit=None if per_image else str(frame[UNIT].iloc[row]),
         )
         for row, photo in enumerate(photos)
     ]  # fmt: skip
@@ -376,7 +308,35 @@ def _frame(
         "sex": pd.Series([sex] * len(photos), dtype="str"),
         "site": pd.Series([photo.site for photo in photos], dtype="str"),
     })  # fmt: skip
-    return pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
+    frame = pd.concat([rows, answered(ensemble.bundle, ensemble.questions, rows, given)], axis=1)
+    return frame if ensemble.bundle.predict_per is None else frame.assign(**{UNIT: _units(ensemble, photos, together)})
+
+
+def _units(ensemble: Ensemble, photos: Sequence[Photo], together: bool) -> pd.Series:
+    """Returns the unit of each image, as text to show. Raises DataError naming the images whose unit is not given."""
+    texts = [(photo.unit or "").strip() for photo in photos]
+    if asked := ensemble.asked_for_units:
+        if lacking := [photo.name for photo, text in zip(photos, texts, strict=True) if not text]:
+            raise DataError(
+                f"{', '.join(lacking)}: no {' and '.join(asked)} is given: there is one prediction for "
+                f"{ensemble.bundle.per_text}, so name it for each image, such as L and R"
+            )
+    elif together:
+        texts = ["all images"] * len(photos)
+    if not together:  # each image is a patient of its own
+        texts = [f"{photo.name} {text}".strip() for photo, text in zip(photos, texts, strict=True)]
+        texts = [text if texts.count(text) == 1 else f"{text} ({row})" for row, text in enumerate(texts, 1)]
+    return pd.Series(texts, dtype="str")
+
+
+def _unit_note(bundle: Bundle, frame: pd.DataFrame) -> str:
+    """Returns what the numbers of an image are, where predictions are for units."""
+    count = frame[UNIT].nunique()
+    return (
+        f"there is one prediction for {bundle.per_text}, called a unit: {len(frame)} images show {count} of them. "
+        "Images of one unit share its risk, score and decision, and the mark of the most unusual of them; heat map and "
+        "distance are those of each image"
+    )
 
 
 def _source(folder: Path, row: int, photo: Photo, bits_stored: int) -> Source:

@@ -7,119 +7,47 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dermstack.errors import ConfigError, DataError, StoreError
+from dermstack.errors import ConfigError, StoreError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.ensemble import (
-    FittedEnsemble,
-    Level1,
-    passes_per_image,
-    read_bundled_fallback,
-    read_fitted,
-    read_level1,
-)
-from dermstack.serve.expectations import Novelty, cost_notes, read_novelty
+from dermstack.serve.ensemble import FittedEnsemble, read_bundled_fallback, read_fitted
+from dermstack.serve.expectations import cost_notes
+from dermstack.serve.image_runs import Level1, passes_per_image, read_level1
 from dermstack.serve.local_map import local_note
+from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_codes, report_unused, tolerant
+from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
-from dermstack.serve.words import known_words, unknown_words
+from dermstack.serve.words import unknown_words
 from image_models.cache import ImageCache, build_cache
-from image_models.io.folders import printable
 from image_models.io.readers import (
-    PLAIN_NAMES,
     FileNames,
     Source,
-    image_ids,
-    image_sources,
-    unused_files,
     with_contents,
 )
 from image_models.saved import NetCache
 from image_models.settings import DoneBefore
-from stack.columns import empty_values
 from stack.console import Out
 from stack.fallback import FOLDER, STATE_FILE, Fallback
-from stack.keys import words_as_in
-from stack.missing_codes import missing_codes, new_code_warnings
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
-from stack.store import fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
-from stack.submission import submission, submission_text
-from stack.table import ACQUISITION, read_new_frame
+from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, write_json, write_run
+from stack.submission_csv import submission, submission_text
+from stack.table import ACQUISITION
+from stack.units import UNIT
 
-PREDICT_NAMES = FileNames(options=("--similar-names", "--follow-links"))
-_MAX_LISTED = 5  # files listed for each reason why they get no prediction
+_MAX_LISTED = 5  # ids in a message
 MAX_PART_BYTES = 1 << 30  # bytes of decoded images that a part keeps on disk
 MAX_PART_IMAGES, MIN_PART_IMAGES = 16_384, 1_024  # images in a part
 _KIND = "predictions"  # the kind of the runs in which finished parts are stored
 _WORK_FILES = re.compile(r"\..*|job\.json|pixels|part_\d+")
 _CACHE_COLUMNS = ("source_width", "source_height", "source_bytes")  # the cache's names for ACQUISITION
-
-
-@dataclass(frozen=True)
-class NewRows:
-    """Rows to predict and their images; ``frame`` has id, group, age, sex and site."""
-
-    frame: pd.DataFrame
-    sources: list[Source]
-    missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
-
-
-def read_new_rows(
-    bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None, files: FileNames = PLAIN_NAMES
-) -> NewRows:
-    """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
-
-    ``id_column`` is the csv's name of the id column if it differs from training. Raises DataError, ImageError.
-    """
-    columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
-    if id_column:
-        columns["id"] = id_column
-    if metadata is not None:
-        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns)
-        frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
-    else:
-        ids = pd.Series(image_ids(images, files=files), dtype="str")
-        frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
-        frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
-        frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
-        missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
-    bits_stored = int(bundle.manifest.get("bits_stored", 0))
-    sources = [
-        replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
-    ]
-    return NewRows(frame, sources, tuple(missing))
-
-
-def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = PLAIN_NAMES, strict: bool) -> None:
-    """Warns of the files in the folder ``images`` that get no prediction, by reason.
-
-    Raises DataError with the same words where ``strict`` is set.
-    """
-    unused = unused_files(images, rows.frame["id"].tolist(), files=files)
-    lines = []
-    for reason in dict.fromkeys(skipped.reason for skipped in unused):
-        paths = [printable(skipped.path) for skipped in unused if skipped.reason == reason]
-        more = f", … {len(paths):,} in all" if len(paths) > _MAX_LISTED else ""
-        advice = f" ({files.options[1]} enters it)" if reason == "linked folder" else ""
-        lines.append(f"no prediction, {reason}{advice}: {', '.join(paths[:_MAX_LISTED])}{more}")
-    if lines and strict:
-        raise DataError("--strict: " + "\n".join(lines) + "\nmove these away, or run without --strict")
-    for line in lines:
-        out.warn(line)
-
-
-def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
-    """Warns of numbers in the csv ``path`` that look like a code for "unknown"; `unknown_words` names new words."""
-    found = missing_codes(rows.frame, few_rows=True, columns=bundle.table_columns)
-    codes = [code for code in found if code.is_number and (code.is_further or code.column in bundle.columns)]
-    for warning in new_code_warnings(str(path), codes):
-        out.warn(warning)
 
 
 def predict_rows(
@@ -135,6 +63,9 @@ def predict_rows(
 ) -> pd.DataFrame:
     """Returns id, score, p_calibrated, novelty and far for each row, in the order of ``rows``.
 
+    A bundle that predicts units has a row for each unit instead, in the order of their first image, with the number of
+    its ``images`` that could be read; novelty is then the highest of these images, and far whether one of them is.
+
     ``work`` holds the predictions of finished parts and the decoded images of the current part, so memory and disk
     space are bounded. The same call after an interruption resumes there; another bundle or other rows start anew.
     ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
@@ -143,6 +74,22 @@ def predict_rows(
     "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
     "images", "table" or, where a row has no value in the table, "prevalence".
     """
+    options: dict[str, Any] = {"device": device, "n_jobs": n_jobs, "workers": workers, "on_unreadable": on_unreadable}
+    return predict_readable(bundle, rows, work, out, **options)[0]
+
+
+def predict_readable(
+    bundle: Bundle,
+    rows: NewRows,
+    work: Path,
+    out: Out | None = None,
+    *,
+    device: str = "auto",
+    n_jobs: int = 1,
+    workers: int = 0,
+    on_unreadable: str = "refuse",
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Returns what `predict_rows` does, and the ids of the images that are left out because they cannot be read."""
     out = out or Out(quiet=True)
     drop = drops_unreadable(on_unreadable)
     fallback = read_bundled_fallback(bundle) if on_unreadable == "table" else None
@@ -163,18 +110,23 @@ def predict_rows(
                 sources = with_contents([rows.sources[position] for position in positions], n_jobs=n_jobs)
                 contents = fingerprint({"contents": [source.content for source in sources]})
                 part = read_run(_part_folder(work, number))
-                if part is not None and part.meta.get("contents") == contents:
+                if part is not None and part.meta.get("contents") == contents and "lost" in part.meta:
                     progress(DoneBefore(passes_per_image(bundle) * len(positions)))
                     continue
-                made = _predict_part(
+                made, lost = _predict_part(
                     bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,
                     workers=workers, drop_unreadable=drop, fallback=fallback, progress=progress,
                 )  # fmt: skip
-                write_run(_part_folder(work, number), {"kind": _KIND, "contents": contents}, frames={"made": made})
-        kept = pd.concat([_read_part(work, number) for number in range(len(parts))])
-    order = pd.Index(kept["id"]).get_indexer(pd.Index(rows.frame["id"]))
+                meta = {"kind": _KIND, "contents": contents, "lost": lost}
+                write_run(_part_folder(work, number), meta, frames={"made": made})
+        finished = [_read_part(work, number) for number in range(len(parts))]
+    kept = pd.concat([part.frame("made") for part in finished])
+    lost_ids = {name for part in finished for name in part.meta["lost"]}
+    ids = rows.frame["id"] if bundle.predict_per is None else rows.frame[UNIT].drop_duplicates()
+    order = pd.Index(kept["id"]).get_indexer(pd.Index(ids))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
-    return decided(bundle, together, rows.frame, rows.missing)
+    lost_rows = rows.frame.loc[rows.frame["id"].isin(lost_ids), "id"]
+    return decided(bundle, together, rows.frame, rows.missing), lost_rows
 
 
 def score_pictures(
@@ -197,7 +149,8 @@ def score_pictures(
     """
     frame = frame.reset_index(drop=True)
     if frame.empty:  # no image of these groups can be read
-        columns = {"id": "str", "score": "float64", "p_calibrated": "float64"}
+        count = {"images": "int64"} if bundle.predict_per is not None else {}
+        columns = {"id": "str", **count, "score": "float64", "p_calibrated": "float64"}
         seen_columns = {"novelty": "float64", "far": "bool"} if novelty else {}
         return pd.DataFrame(columns=[*columns, *seen_columns]).astype(columns | seen_columns)
     if bundle.manifest["features"].get("shortcuts"):
@@ -209,10 +162,13 @@ def score_pictures(
             **({"see": seen.see} if seen else {}),
         )  # fmt: skip
         on_level1(level1)
-        made = pd.concat([frame[["id"]], fitted.score(frame, level1)], axis=1)
-    if seen:
-        made["novelty"], made["far"] = seen.novelty(), seen.far()
-    return made
+        made = fitted.score(frame, level1)
+    if seen is None:
+        return made
+    of_images = pd.DataFrame({"novelty": seen.novelty(), "far": seen.far()})
+    if bundle.predict_per is None:
+        return pd.concat([made, of_images], axis=1)
+    return pd.concat([made, of_images.groupby(frame[UNIT], sort=False).max().reset_index(drop=True)], axis=1)
 
 
 def _predict_part(
@@ -229,7 +185,8 @@ def _predict_part(
     drop_unreadable: bool,
     fallback: Fallback | None,
     progress: Callable[[int], object],
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the predictions of a part, and the ids of its images that are left out."""
     pixels = work / "pixels"
     caches = {
         size: build_cache(
@@ -245,11 +202,11 @@ def _predict_part(
         )
         for size in bundle.sizes
     }
-    lost = pd.concat([cache.unreadable for cache in caches.values()])
-    seen = frame[~frame["id"].isin(lost["id"])] if len(lost) else frame
+    lost = set(pd.concat([cache.unreadable for cache in caches.values()])["id"])
+    seen = frame[~frame["id"].isin(lost)] if lost else frame
     made = score_pictures(bundle, fitted, novelty, caches, seen, device=device, workers=workers, progress=progress)
     shutil.rmtree(pixels)
-    return made if fallback is None else with_unreadable(made, frame, fallback, fitted)
+    return (made, sorted(lost)) if fallback is None else (with_unreadable(made, frame, fallback, fitted), [])
 
 
 def with_unreadable(
@@ -277,7 +234,9 @@ def _parts(bundle: Bundle, frame: pd.DataFrame) -> Iterator[NDArray[np.intp]]:
     if len(frame) <= max_images:
         yield np.arange(len(frame))
         return
-    codes, _ = pd.factorize(frame["group"])
+    # Without groups in the table each image is a group, but a unit must be in one part.
+    whole = UNIT if UNIT in frame and frame["group"].nunique() >= frame[UNIT].nunique() else "group"
+    codes, _ = pd.factorize(frame[whole])
     order = np.argsort(codes, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(codes[order])) + 1, len(order))  # the end of each group
     start = 0
@@ -292,10 +251,10 @@ def _part_folder(work: Path, number: int) -> Path:
     return work / f"part_{number:05}"
 
 
-def _read_part(work: Path, number: int) -> pd.DataFrame:
+def _read_part(work: Path, number: int) -> Run:
     run = read_run(_part_folder(work, number))
     assert run is not None, "every part is written before it is read"
-    return run.frame("made")
+    return run
 
 
 def _start_job(work: Path, job: str) -> None:
@@ -378,20 +337,19 @@ def predict_to_files(
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
-    made = predict_rows(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    made, lost = predict_readable(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
     warn_of_fallback(bundle, made, out)
     say_decisions(bundle, made, rows.frame, rows.missing, out)
     _write_csv(made, outputs.csv)
-    if len(lost := rows.frame.loc[~rows.frame["id"].isin(made["id"]), "id"]):
+    if len(lost):
         listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
         if not streamed:
             _write_csv(lost, listed)
-        out.warn(f"{len(lost):,} unreadable images have no row" + ("" if streamed else f", see {listed}"))
+        gone = "have no row" if bundle.predict_per is None else "are left out; the others of their unit are pooled"
+        out.warn(f"{len(lost):,} unreadable images {gone}" + ("" if streamed else f", see {listed}"))
     if outputs.submission:
-        columns = bundle.columns
-        frame = submission(
-            made["id"], made["score"], id_column=columns["id"], target_column=columns["target"], sample=outputs.sample
-        )
+        columns = {"id_column": bundle.id_column, "target_column": bundle.columns["target"]}
+        frame = submission(made["id"], made["score"], **columns, sample=outputs.sample)
         with output_file(outputs.submission) as temporary:
             temporary.write_text(submission_text(frame), encoding="utf-8", newline="\n")
         out.say(f"submission: {outputs.submission}")
@@ -399,11 +357,13 @@ def predict_to_files(
     if streamed:
         shutil.rmtree(beside)
     if "far" in made and made["far"].any():
+        what = "images lie" if bundle.predict_per is None else "units have an image that lies"
         out.warn(
-            f"{int(made['far'].sum()):,} of {len(made):,} images lie further out than 99 % of the training images "
+            f"{int(made['far'].sum()):,} of {len(made):,} {what} further out than 99 % of the training images "
             "(column far): check them before you trust their score"
         )
-    out.say(f"predictions: {outputs.csv}, {len(made):,} rows")
+    each = "" if bundle.predict_per is None else f", one for {bundle.per_text}"
+    out.say(f"predictions: {outputs.csv}, {len(made):,} rows{each}")
     return made
 
 
@@ -432,19 +392,14 @@ def warn_of_fallback(bundle: Bundle, made: pd.DataFrame, out: Out) -> None:
     out.warn(f"the training estimate does not apply to these rows; their fallback is {quality} (column basis)")
 
 
-def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
-    """Returns the rows; with "tolerate", JPEGs with stray bytes after their last pixel are read."""
-    tolerate = on_unreadable == "tolerate"
-    return replace(rows, sources=[replace(source, tolerate=tolerate) for source in rows.sources])
-
-
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
     """Prints the training estimate of the bundle and the cost of missing columns."""
-    manifest, headline = bundle.manifest, bundle.manifest["headline"]
+    manifest, headline, units = bundle.manifest, bundle.manifest["headline"], "units" * bool(bundle.unit_columns)
     out.say(
-        f"{manifest['experiment']}: {manifest['objective']} {headline['value']:.4f} [{headline['low']:.4f}, "
-        f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training rows; {len(rows.frame):,} images "
-        f"of {rows.frame['group'].nunique():,} groups to predict"
+        f"{manifest['experiment']}: {bundle.objective} {headline['value']:.4f} [{headline['low']:.4f}, "
+        f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training {units or 'rows'}; "
+        f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict"
+        + (f", one prediction for {bundle.per_text}: {rows.frame[UNIT].nunique():,} units" if units else "")
     )
     about = filter(None, (bundle.selection_note, local_note(bundle)))
     for note in [*about, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:

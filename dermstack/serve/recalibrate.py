@@ -23,7 +23,9 @@ from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
 from dermstack.serve.evaluate import targets_of
 from dermstack.serve.expectations import PROMISE_FILE, read_promise, write_promise
 from dermstack.serve.local_map import PREVALENCE, labels_fingerprint, local_note
-from dermstack.serve.predict import NewRows, predict_rows
+from dermstack.serve.new_rows import NewRows
+from dermstack.serve.predict import predict_readable
+from dermstack.serve.units import rows_to_predict, targets_to_predict
 from dermstack.serve.write_bundle import staging_folder
 from stack.blend.calibration import Platt, Rescaled, calibrator_from_state, calibrator_state, rescaled
 from stack.console import Out
@@ -155,10 +157,11 @@ def recalibrate_by_labels(
     for labels that don't match the rows, for a class in fewer than two groups, and for labels that the risks rank in
     reverse.
     """
-    y = targets_of(rows, labels)
-    check_classes(y, rows.frame["group"])
+    of_images, every = targets_of(rows, labels), rows_to_predict(rows)
+    y = targets_to_predict(bundle, rows, of_images)
+    check_classes(y, every["group"])
     made, frame = _predicted(bundle, rows, work, out, **options)
-    targets = y.to_numpy()[rows.frame["id"].isin(frame["id"]).to_numpy()]
+    targets = y[every["id"].isin(frame["id"]).to_numpy()]
     p, group = made["p_calibrated"].to_numpy(np.float64), frame["group"].to_numpy(object)
     test = closed_test(targets, p, group)
     if test.reverses:
@@ -176,7 +179,7 @@ def recalibrate_by_labels(
     entry = {
         "parent": bundle.fingerprint, "kind": test.chosen, "slope": test.slope, "intercept": test.intercept,
         "se": noise.se, "effect": noise.effect, "rows": len(p), "positives": int(targets.sum()),
-        "groups": len(pd.unique(group)), "labels": labels_fingerprint(y),
+        "groups": len(pd.unique(group)), "labels": labels_fingerprint(of_images),
     }  # fmt: skip
     return Recalibrated(entry, test, performance, needed=needed)
 
@@ -275,13 +278,16 @@ def _negated(of: Interval) -> Interval:
 def _predicted(
     bundle: Bundle, rows: NewRows, work: Path, out: Out, **options: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns predictions of the rows whose image can be read, and these rows, in one order."""
-    made = predict_rows(bundle, rows, work, out, **options)
+    """Returns predictions of the rows (images, or units) that have a readable image, and these rows, in one order."""
+    made, lost = predict_readable(bundle, rows, work, out, **options)
+    unread = len(lost)
     if "basis" in made:
-        made = made[made["basis"] == "images"].reset_index(drop=True)
-    frame = rows.frame[rows.frame["id"].isin(made["id"])].reset_index(drop=True)
-    if lost := len(rows.frame) - len(frame):
-        out.warn(f"{lost:,} unreadable images are left out of the recalibration")
+        made, of_table = made[made["basis"] == "images"].reset_index(drop=True), made["basis"] != "images"
+        unread += int(of_table.sum())
+    every = rows_to_predict(rows)
+    frame = every[every["id"].isin(made["id"])].reset_index(drop=True)
+    if unread:
+        out.warn(f"{unread:,} unreadable images are left out of the recalibration")
     assert made["id"].tolist() == frame["id"].tolist()
     return made, frame
 

@@ -59,7 +59,7 @@ def say_decisions(bundle: Bundle, made: pd.DataFrame, frame: pd.DataFrame, missi
     expected = bundle.manifest["review"]["shares"][REVIEW]["value"]
     out.say(
         f"decisions: {parts}; {counts.get(REVIEW, 0) / len(made):.1%} go to a person, "
-        f"{expected:.1%} of the training images did"
+        f"{expected:.1%} of the training {bundle.unit}s did"
     )
     for note in review_notes(bundle, lacking_columns(bundle, frame, missing)[0]):
         out.warn(note)
@@ -70,7 +70,7 @@ def review_notes(bundle: Bundle, lacking: Sequence[str]) -> list[str]:
     if bundle.review_band is None or not lacking:
         return []
     return [
-        f"no image is decided, all go to a person: decisions are only guaranteed where {' and '.join(lacking)} "
+        f"no {bundle.unit} is decided, all go to a person: decisions are only guaranteed where {' and '.join(lacking)} "
         f"{'is' if len(lacking) == 1 else 'are'} known"
     ]
 

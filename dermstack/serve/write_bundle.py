@@ -19,20 +19,16 @@ import yaml
 from dermstack.errors import BundleError, ImageError
 from dermstack.serve.bundle import MANIFEST, Bundle, write_manifest, zip_bundle
 from dermstack.serve.distilled import distilled
-from dermstack.serve.ensemble import FEATURES, SECOND_FEATURES, encoded_metadata, fold_folder
-from dermstack.serve.expectations import (
-    COSTS_FILE,
-    fit_novelty,
-    measure_costs,
-    measure_promise,
-    write_novelty,
-    write_promise,
-)
+from dermstack.serve.ensemble import FEATURES, SECOND_FEATURES
+from dermstack.serve.expectations import COSTS_FILE, measure_costs, measure_promise, write_promise
+from dermstack.serve.image_runs import encoded_metadata, fold_folder
+from dermstack.serve.novelty import fit_novelty, write_novelty
 from dermstack.serve.questions import write_ranges
 from dermstack.serve.review import review_entry
 from image_models.dataset import CachedImages
 from image_models.saved import WEIGHTS, net_folder, read_fold_nets
 from image_models.settings import is_own_backbone
+from stack.blend.pooling import pooling_and_method
 from stack.config import Config
 from stack.console import Out
 from stack.experiment import Experiment
@@ -43,6 +39,7 @@ from stack.level2_config import Stacker, is_second_stage, source_names
 from stack.level2_inputs import stacker_inputs, with_source_stackers
 from stack.store import LOCK_FILE, Run, error_with_path, locked, read_run, write_json
 from stack.submission import blend_inputs
+from stack.unit_rows import scored_experiment
 
 ONNX_FOLDER = "onnx"
 CHECK_IMAGES = 32  # training images for the check of ONNX, evenly spaced over the rows
@@ -246,12 +243,7 @@ def _finished_runs(experiment: Experiment) -> tuple[list[Run], list[Run], Run]:
 
 
 def _refuse_own_features(experiment: Experiment) -> None:
-    """Raises BundleError where features are the user's own code, and for predictions per unit."""
-    if experiment.config.predict_per is not None:
-        raise BundleError(
-            "predict_per: a bundle predicts single images and cannot pool them into units yet: `dermstack stack` "
-            "predicts the units of data.test; to bundle what predicts single images, stack in an experiment without it"
-        )
+    """Raises BundleError where features are the user's own code."""
     if experiment.config.features.python is not None:
         raise BundleError(
             f"features.python {experiment.config.features.python.name} is your own code, which a bundle does not "
@@ -336,7 +328,7 @@ def _copy_fallback(experiment: Experiment, folder: Path) -> bool:
 def _manifest(
     experiment: Experiment, image_runs: list[Run], stackers: list[Run], blend: Run, shifts: dict[str, list[float]]
 ) -> dict[str, Any]:
-    config = experiment.config
+    config, scored = experiment.config, scored_experiment(experiment)
     second = [run for run in stackers if is_second_stage(_settings(config, run.name), config.stackers)]
     first = [run for run in stackers if run not in second]
     scales = first[0].meta["scales"] if first else {}
@@ -370,11 +362,20 @@ def _manifest(
         "scales": scales,
         **({"second_stage": _second_stage_entry(config, second)} if second else {}),
         "training": {
-            "rows": len(experiment.target),
-            "positives": int(experiment.target.sum()),
-            "split_groups": len(np.unique(experiment.split_group)),
+            "rows": len(scored.target),
+            "positives": int(scored.target.sum()),
+            "split_groups": len(np.unique(scored.split_group)),
         },
+        **_units_entry(config, blend),
     }
+
+
+def _units_entry(config: Config, blend: Run) -> dict[str, Any]:
+    """Returns the manifest's entry on predictions for units, with the pooling that the blend chose; {} for images."""
+    if (per := config.predict_per) is None:
+        return {}
+    pooling, _ = pooling_and_method(blend.meta["chosen"])
+    return {"predict_per": {"columns": list(per.columns), "target": per.target, "pooling": pooling}}
 
 
 def _second_stage_entry(config: Config, stackers: list[Run]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ConfigError
+from dermstack.threads import limit_threads
 from image_models.processes import run_parallel
 from image_models.settings import DoneBefore
 from stack.blend.blender import Blender, check_run_names, check_two_classes
@@ -320,7 +320,7 @@ class _Fits:
 
 
 # Bytes must not depend on n_jobs, with which the number of BLAS threads changes.
-@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
+@limit_threads(1)
 def _fit_without(
     without: LeftOutFolds,
     methods: tuple[str, ...],

@@ -64,24 +64,33 @@ def pool_predictions(
     ascending order, are ``rows`` of the result, and their images that no run leaves out are pooled.
     """
     units, code = np.unique(of_train[predictions.rows], return_inverse=True)
-    times = len(LEARNED_FROM) if pooling == "learned" else 1
-    names = predictions.names
+    return replace(
+        pool_unseen(predictions, of_test, pooling),
+        rows=units,
+        oof=pool_logits(predictions.oof, code, pooling).astype(np.float32),
+        nets=np.tile(_net_of_units(predictions.nets, code), (1, columns_of(pooling))),
+        groups=None if predictions.groups is None else predictions.groups[_first_of_units(code)],
+        alone=None,
+    )
+
+
+def pool_unseen(predictions: Predictions, of_test: NDArray[np.intp], pooling: str) -> Predictions:
+    """Returns the predictions with units instead of images as their test rows, of which ``of_test`` has the unit.
+
+    What they hold of training rows stays as it is: that is for callers who have such rows (`pool_predictions`).
+    """
+    times, names = columns_of(pooling), predictions.names
     if pooling == "learned":
         names = tuple(f"{name}/{how}" for how in LEARNED_FROM for name in predictions.names)
     tests = np.empty((len(predictions.test), 0, times * len(predictions.names)), np.float32)
     if predictions.test.shape[1]:
         tests = np.stack([pool_logits(of_fold, of_test, pooling) for of_fold in predictions.test]).astype(np.float32)
-    return replace(
-        predictions,
-        names=names,
-        rows=units,
-        oof=pool_logits(predictions.oof, code, pooling).astype(np.float32),
-        nets=np.tile(_net_of_units(predictions.nets, code), (1, times)),
-        test=tests,
-        test_nets=np.tile(predictions.test_nets, (1, times)),
-        groups=None if predictions.groups is None else predictions.groups[_first_of_units(code)],
-        alone=None,
-    )
+    return replace(predictions, names=names, test=tests, test_nets=np.tile(predictions.test_nets, (1, times)))
+
+
+def columns_of(pooling: str) -> int:
+    """Returns how many columns a run has after pooling."""
+    return len(LEARNED_FROM) if pooling == "learned" else 1
 
 
 def pool_all(

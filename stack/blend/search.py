@@ -15,9 +15,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from threadpoolctl import threadpool_limits
 
 from dermstack.errors import DataError
+from dermstack.threads import limit_threads
 from stack.blend.columns import Weighting, standard_rank
 from stack.metrics.scores import Floats, scorer
 
@@ -282,6 +282,6 @@ def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
     start = np.append(np.full(runs, 1 / runs), logit(share))
     bounds = [(0, None)] * runs + [(None, None)]
     options = {"maxiter": 500, "gtol": 1e-9}
-    with threadpool_limits(1):  # so that the last bits of these small products do not depend on the number of cores
+    with limit_threads(1):  # so that the last bits of these small products do not depend on the number of cores
         found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return found.x[:-1], float(found.x[-1])

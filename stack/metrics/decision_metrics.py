@@ -1,4 +1,4 @@
-"""Decisions as the field counts them: reviews and biopsies for each cancer found, top images of a patient, net benefit.
+"""Decisions as the field counts them: reviews and biopsies for each positive, top images of a patient, net benefit.
 
 Each is a ratio of sums over rows, so that its interval comes from sums over groups. A name holds its argument:
 
@@ -64,7 +64,7 @@ class DecisionMetric:
     def label(self) -> str:
         """What it measures, for pages; negated ones say so."""
         return {
-            "reviews": f"images reviewed per cancer found at {self.at:.0%} sensitivity, negated",
+            "reviews": f"images reviewed per positive found at {self.at:.0%} sensitivity, negated",
             "nnb": f"number needed to biopsy at a risk of {self.at:.3g}, negated",
             "net_benefit": f"net benefit at a risk of {self.at:.3g}",
             "top": f"top-{self.at:.0f} sensitivity within a patient",

@@ -129,10 +129,10 @@ _NUMBERS = ("reviews@0.8", "reviews@0.9", "reviews@0.95")
 _TOPS = ("top@1", "top@3", "top@5", "top@15")
 _MOST_RISKS = 3  # thresholds of risk at which biopsies are counted
 _SHOWN = {
-    "reviews": ("images reviewed for each cancer found, until {at:.0f} % of the cancers are found", "images"),
-    "nnb": ("number needed to biopsy, if images of a risk of {at:.3g} or more are biopsied", "images"),
+    "reviews": ("images reviewed for each positive found, until {at:.3g} % of the positives are found", "images"),
+    "nnb": ("number needed to biopsy, if images with a risk of {at:.3g} % or more are biopsied", "images"),
     "top": (
-        "share of cancers among the {at:.0f} highest scores of their patient",
+        "share of positives among the {at:.0f} highest scores of their patient",
         "positive images",
     ),
 }
@@ -151,8 +151,9 @@ def decision_numbers(
     """Returns what decisions by scores (n,) or calibrated ``p`` (n,) cost and find (`stack.metrics.decision_metrics`).
 
     Columns: measure; value with its 95 % interval low and high, not negated; by_chance, that of scores without
-    information; unit. Without patients (n,), and where no patient with a positive has more images, the lines of their
-    top images are left out; so are risks that no positive reaches.
+    information; unit. Lines of the top images are left out without patients (n,), where no patient with a positive has
+    more images, and where no such patient has a negative image too: any scores would find as many there, as where
+    groups are lesions. Risks that no positive reaches are left out.
     """
     positive = np.asarray(y) == 1
     risks = round_thresholds(positive)
@@ -163,6 +164,8 @@ def decision_numbers(
     for name in names:
         metric = decision_metric(name)
         assert metric is not None
+        if metric.kind == "top" and not _ranking_matters(positive, groups, metric.at):
+            continue
         scores = p if metric.needs_p else score
         try:
             found = interval(name, y, scores, split_group, draws=draws, seed=seed, patient=patient)
@@ -172,9 +175,16 @@ def decision_numbers(
         if metric.kind in NEGATED:
             value, low, high, chance = -value, -high, -low, -chance
         words, unit = _SHOWN[metric.kind]
-        at = 100 * metric.at if metric.kind == "reviews" else metric.at
+        at = metric.at if metric.kind == "top" else 100 * metric.at
         rows.append([words.format(at=at), value, low, high, chance, unit])
     return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "by_chance", "unit"])
+
+
+def _ranking_matters(positive: Bools, patient: ArrayLike, most: float) -> bool:
+    """Whether a patient with more than ``most`` images has a positive one and a negative one, which can be ranked."""
+    codes, _ = pd.factorize(np.asarray(patient, dtype=object))
+    images, positives = np.bincount(codes), np.bincount(codes, weights=positive)
+    return bool(((images > most) & (positives > 0) & (positives < images)).any())
 
 
 AIMS = (

@@ -33,6 +33,7 @@ from stack.metrics.scores import (
 )
 
 _CHUNK_BYTES = 200e6  # approximate memory of one chunk of bootstrap draws
+_DRAWN_AT_ONCE = 1 << 14  # random numbers of one call; with more than half as many groups, each draw is a call
 
 
 @dataclass(frozen=True)
@@ -228,12 +229,23 @@ def _drawn_groups(positive: Bools, group: NDArray[np.intp], rng: np.random.Gener
             f"{has_positive.sum()} of {has_positive.size} split_groups hold positives: an interval needs at least two"
         )
     strata = [np.flatnonzero(has_positive), np.flatnonzero(~has_positive)]
+    n = has_positive.size
+    block = _DRAWN_AT_ONCE // n
+    if block < 2:
+        while True:
+            draw_counts = np.zeros(n)
+            for members in strata:
+                size = members.size
+                draw_counts[members] = np.bincount(rng.integers(size, size=size), minlength=size) if size else 0
+            yield draw_counts
+    # Few groups: the same random numbers, drawn for many resamples in one call, which costs most otherwise.
+    members = np.concatenate(strata)
+    sizes = np.repeat([stratum.size for stratum in strata], [stratum.size for stratum in strata])
+    first = np.where(np.arange(n) < strata[0].size, 0, strata[0].size)
+    of_draw = n * np.arange(block)[:, None]
     while True:
-        draw_counts = np.zeros(has_positive.size)
-        for members in strata:
-            n = members.size
-            draw_counts[members] = np.bincount(rng.integers(n, size=n), minlength=n) if n else 0
-        yield draw_counts
+        drawn = members[first + rng.integers(np.broadcast_to(sizes, (block, n)))] + of_draw
+        yield from np.bincount(drawn.ravel(), minlength=block * n).reshape(block, n).astype(float)
 
 
 def percentile_interval(value: float, drawn: Floats) -> Interval:

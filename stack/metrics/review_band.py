@@ -231,41 +231,41 @@ def percent_text(share: float) -> str:
     return f"{100 * share:.10g}\N{NO-BREAK SPACE}%"
 
 
-def guarantee_text(of: Guarantee, cut: float | None, where: Literal["rule", "promise"]) -> str:
+def guarantee_text(of: Guarantee, cut: float | None, where: Literal["rule", "promise"], unit: str = "image") -> str:
     """Returns in words what is decided at the threshold ``cut`` ("rule"), or what is promised about it ("promise").
 
-    Where no threshold has the guarantee, both say why.
+    A risk is that of a ``unit``. Where no threshold has the guarantee, both say why.
     """
     name, aim = _END_WORDS[of.aim], f"{AIM_WORDS[of.aim]} of at least {percent_text(of.level)}"
     if of.threshold is None or cut is None:
-        return f"no image is decided as {name}, because {_why_none(of, aim)}"
+        return f"no {unit} is decided as {name}, because {_why_none(of, aim, unit)}"
     if where == "rule":
         side = "below" if of.aim not in UPPER_AIMS else "of at least"
-        return f"images with a calibrated risk {side} {percent_text(cut)} are decided as {name}"
+        return f"{unit}s with a calibrated risk {side} {percent_text(cut)} are decided as {name}"
     wrong, most = percent_text(1 - of.level), "at most"
     class_ = "positive" if name == NEGATIVE else "negative"
     if of.aim in ("sensitivity", "specificity"):
-        meaning = f"{most} {wrong} of all {class_} images are among them"
+        meaning = f"{most} {wrong} of all {class_} {unit}s are among them"
     else:
         meaning = f"{most} {wrong} of them are {class_}"
     kind = " (approximately)" if of.test == "approximate" else ""
     return f"{meaning}: a {aim}, with confidence {percent_text(of.confidence)}{kind} over patients"
 
 
-def _why_none(of: Guarantee, aim: str) -> str:
+def _why_none(of: Guarantee, aim: str, unit: str) -> str:
     """Returns why no threshold has a guarantee, and what would be needed."""
     class_ = "positive" if _END_WORDS[of.aim] == NEGATIVE else "negative"
     shown = f"with confidence {percent_text(of.confidence)}"
     if of.aim in ("sensitivity", "specificity"):
         return (
-            f"{of.groups:,} patients with a {class_} image are too few to show a {aim} {shown}: at least "
-            f"{of.needed or of.groups + 1:,} are needed, even if none of their images is decided wrongly" + _advice(of)
+            f"{of.groups:,} patients with a {class_} {unit} are too few to show a {aim} {shown}: at least "
+            f"{of.needed or of.groups + 1:,} are needed, even if none of their {unit}s is decided wrongly" + _advice(of)
         )
     edge = 1 - of.level if of.aim == "npv" else of.level
     side = "below" if of.aim == "npv" else "of at least"
     if not of.rows:
-        return f"no image has a calibrated risk {side} {percent_text(edge)}, from where a {aim} is tested"
-    found = f"of the {of.rows:,} images of {of.groups:,} patients with a calibrated risk {side} {percent_text(edge)}, "
+        return f"no {unit} has a calibrated risk {side} {percent_text(edge)}, from where a {aim} is tested"
+    found = f"of the {of.rows:,} {unit}s of {of.groups:,} patients with a calibrated risk {side} {percent_text(edge)}, "
     found += f"{of.errors:,} {'is' if of.errors == 1 else 'are'} {class_}"
     if of.needed is not None:
         return f"{found}: to show a {aim} {shown}, at least {of.needed:,} such patients are needed{_advice(of)}"
@@ -288,43 +288,47 @@ class ReviewCheck:
     expected_review: float  # share of training rows that went to a person
     lacking: tuple[str, ...]  # columns that the band was chosen with, and that no row has here
 
-    @property
-    def sentences(self) -> list[str]:
-        """Says of each guarantee, in words, whether it held on these rows."""
+    def sentences(self, unit: str = "image") -> list[str]:
+        """Says of each guarantee, in words, whether it held on these rows, of which each is a ``unit``."""
         if self.lacking:
             return [
-                f"No image is decided, as these lack {' and '.join(self.lacking)}, which the band was chosen with: "
+                f"No {unit} is decided, as these lack {' and '.join(self.lacking)}, which the band was chosen with: "
                 "nothing can be said about its promise."
             ]
         return [
-            kept_text(kept, is_decided=of.threshold is not None)
+            kept_text(kept, is_decided=of.threshold is not None, unit=unit)
             for of, kept in zip(self.band.guarantees, self.found.kept, strict=True)
         ]
 
 
-def kept_text(kept: Kept, *, is_decided: bool = True) -> str:
+def an(unit: str) -> str:
+    """Returns a word with its article: "an image", "a unit"."""
+    return f"{'an' if unit == 'image' else 'a'} {unit}"
+
+
+def kept_text(kept: Kept, *, is_decided: bool = True, unit: str = "image") -> str:
     """Says in words whether a guarantee held."""
     name = _END_WORDS[kept.aim]
     if not is_decided:
-        return f"No image is decided as {name}, so nothing is promised about such decisions."
+        return f"No {unit} is decided as {name}, so nothing is promised about such decisions."
     promised = f"at least {percent_text(kept.level)} was promised"
     class_ = "positive" if name == NEGATIVE else "negative"
     what = class_ if kept.aim in ("sensitivity", "specificity") else f"decided as {name}"
     found = (
         f"{AIM_WORDS[kept.aim]} {100 * kept.value.value:.1f} % [{100 * kept.value.low:.1f}, "
-        f"{100 * kept.value.high:.1f}], {promised}; {kept.errors:,} wrong of {kept.rows:,} images that are {what}, of "
+        f"{100 * kept.value.high:.1f}], {promised}; {kept.errors:,} wrong of {kept.rows:,} {unit}s that are {what}, of "
         f"{kept.groups:,} patients"
     )
     if kept.verdict == HELD:
         return f"The promise held here: {found}."
     if kept.verdict == FAILED:
         return (
-            f"The promise failed here: {found}. Let a person see all images of this kind, until the band is "
-            "chosen again on such images."
+            f"The promise failed here: {found}. Let a person see all {unit}s of this kind, until the band is "
+            f"chosen again on such {unit}s."
         )
     if kept.verdict == TOO_FEW:
         return (
-            f"Too few to say whether the promise holds here: {kept.groups:,} patients with an image that is {what}, an "
-            f"interval needs {MIN_GROUPS}."
+            f"Too few to say whether the promise holds here: {kept.groups:,} patients with {an(unit)} that is {what}, "
+            f"an interval needs {MIN_GROUPS}."
         )
     return f"Whether the promise holds here cannot be told, as the interval includes its level: {found}."

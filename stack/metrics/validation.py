@@ -109,6 +109,7 @@ class Validation:
     review: ReviewCheck | None = None  # of the bundle's review band; None where it has none
     gaps: tuple[dict[str, Any], ...] = ()  # the columns of `stack.metrics.gaps.Gaps.table`, at thresholds of training
     gaps_critical: float = math.nan  # standard errors of their simultaneous intervals
+    unit: str = "image"  # what a row is: an image, or a unit of several
 
     @property
     def apart(self) -> list[str]:

@@ -87,7 +87,8 @@ def images_through(experiment: Experiment, model: ImageModel, nets: int, folds: 
     n_train, n_test, n_external = map(len, (experiment.table.train, experiment.table.test, experiment.external))
     k, views = experiment.folds.k, VIEW_COUNTS[model.tta]
     if model.frozen:
-        return 0.0, float((n_train + n_test + n_external) * views if folds else 0)
+        embedded_once = n_external if experiment.copy_of is not None else n_train + n_test + n_external
+        return 0.0, float(embedded_once * views if folds else 0)  # a copy takes the experiment's own features
     part, anchors = draw_anchors(n_train, n_test, seed=0)
     embedded = n_train / k + n_test + (len(anchors) if part == "train" else 0)
     learned = n_train * (k - 1) / k + n_external + len(rows_to_label(experiment, model))
@@ -122,6 +123,11 @@ def network_cost(experiment: Experiment, model: ImageModel, speed: Speed, nets: 
         k * len(model.seeds) * speed.weights_bytes + z + predictions,
         parallel * speed.memory_bytes,
     )
+
+
+def head_cost(experiment: Experiment, width: int) -> Cost:
+    """Returns the disk that heads of a frozen backbone and a copy of its features, of this ``width``, take."""
+    return Cost(None, (4 * width + _LOGIT_BYTES) * len(experiment.table.train))
 
 
 def prediction_seconds(experiment: Experiment, model: ImageModel) -> float:

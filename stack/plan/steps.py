@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dermstack.errors import ConfigError, DataError
+from stack.console import Out
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
@@ -23,6 +24,7 @@ from stack.plan.costs import (
     Cost,
     feature_counts,
     free_disk,
+    head_cost,
     image_cost,
     images_through,
     level2_memory,
@@ -30,6 +32,7 @@ from stack.plan.costs import (
     network_cost,
 )
 from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled
+from stack.source_experiment import experiment_by_source, trains_by_source, units_of_sources
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs, check_sample
@@ -109,7 +112,7 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
     steps, problems = [_images_step(experiment, size) for size in sorted({model.size for model in models})], []
     widths: dict[str, int] = {}
     for model in models:
-        steps.append(_image_step(experiment, model, measure=measure, widths=widths))
+        steps.append(image_step(experiment, model, measure=measure, widths=widths))
     level1 = {step.name: step for step in steps if step.kind != "images"}
     for run in experiment.finished(level=1):
         if run.meta["kind"] == "imported":
@@ -122,6 +125,9 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
         level2 = _stacker_steps(experiment, stackers, level1, widths)
         steps += level2
         steps += _blend_steps(experiment, [*level1.values(), *level2])
+        by_source, fault = _steps_by_source(experiment, stackers, level1, widths, measure=measure)
+        steps += by_source
+        problems += [fault] if fault else []
     try:
         check_sample(experiment)
     except DataError as error:
@@ -172,8 +178,11 @@ def _images_step(experiment: Experiment, size: int) -> Step:
                 images=len(missing), rows=len(ids), cost=cost)  # fmt: skip
 
 
-def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, widths: dict[str, int]) -> Step:
-    """Plans one image model: complete, stale, begun or to be made."""
+def image_step(
+    experiment: Experiment, model: ImageModel, *, measure: bool = True, widths: dict[str, int] | None = None
+) -> Step:
+    """Plans one image model: complete, stale, begun or to be made; notes the width of its embedding in ``widths``."""
+    widths = {} if widths is None else widths
     folder, k = experiment.models / model.name, experiment.folds.k
     inputs, checked = _known_inputs(experiment, model)
     changes: list[Change] = []
@@ -199,7 +208,7 @@ def _image_step(experiment: Experiment, model: ImageModel, *, measure: bool, wid
         return Step(
             "oof", kind, model.name, "stale", why, tuple(changes), rows=len(experiment.table.train), nets=nets,
             images=round(sum(images_through(experiment, model, nets, k))), cost=cost,
-            remedy=experiment.command("oof", "--rebuild", model.name),
+            remedy=experiment.command("oof", "--rebuild", experiment.rebuild_name(model.name)),
         )  # fmt: skip
     if read_run(folder) is not None:
         width = _stored_width(folder)
@@ -245,6 +254,9 @@ def _reusable(experiment: Experiment, model: ImageModel, wanted: Mapping[tuple[i
 def _network(
     experiment: Experiment, model: ImageModel, *, measure: bool, widths: dict[str, int], nets: int, folds: int
 ) -> Cost:
+    if model.frozen and experiment.copy_of is not None and not len(experiment.external):
+        width = _stored_width(experiment.copy_of / model.name)  # no image goes through the network again
+        return head_cost(experiment, width) if width else Cost()
     if not measure:
         return Cost()
     speed = measured(experiment, model)
@@ -267,18 +279,59 @@ def _imported_step(experiment: Experiment, run: Run) -> Step:
     )  # fmt: skip
 
 
+def _steps_by_source(
+    experiment: Experiment,
+    stackers: Sequence[Stacker],
+    level1: Mapping[str, Step],
+    widths: Mapping[str, int],
+    *,
+    measure: bool,
+) -> tuple[list[Step], str]:
+    """Plans the second estimate, whose folds hold out whole sources, and says what is in its way ("": nothing).
+
+    Image models are trained again for it where `estimate.train_by_source` is on; level 2 and the blend are fitted again
+    wherever sources are known and the experiment's own folds do not keep them apart.
+    """
+    config = experiment.config
+    if not config.estimate.leave_source_out or not config.data.has_sources or experiment.shuffled:
+        return [], ""
+    try:
+        sources = units_of_sources(experiment)
+        if sources.held_out:
+            return [], ""
+        whole = with_acquisition(experiment) if config.all_features.shortcuts else None
+        copy = experiment_by_source(whole or experiment, sources, Out(quiet=True))
+    except DataError as error:
+        if trains_by_source(experiment):
+            return [], f"estimate.train_by_source: {error}"
+        return [], f"there will be no leave-source-out estimate: {error}"
+    again: dict[str, Step] = {}
+    if trains_by_source(experiment):
+        again = {model.name: image_step(copy, model, measure=measure) for model in enabled_models(copy)}
+    seen, places = {**level1, **again}, {name: copy.models if name in again else experiment.models for name in level1}
+    level2 = _stacker_steps(copy, stackers, seen, widths, places=places)
+    steps = [*again.values(), *level2, *_blend_steps(copy, [*seen.values(), *level2], places=places)]
+    return [replace(step, name=copy.rebuild_name(step.name)) for step in steps], ""
+
+
 def _stacker_steps(
-    experiment: Experiment, stackers: Sequence[Stacker], level1: Mapping[str, Step], widths: Mapping[str, int]
+    experiment: Experiment,
+    stackers: Sequence[Stacker],
+    level1: Mapping[str, Step],
+    widths: Mapping[str, int],
+    *,
+    places: Mapping[str, Path] | None = None,
 ) -> list[Step]:
     """Plans level 2: a stacker is made again where its settings, its rows or a run that it sees change.
 
-    The steps are in the order in which `stack` makes them: stackers that see another one come last.
+    The steps are in the order in which `stack` makes them: stackers that see another one come last. ``places`` are the
+    folders of level-1 runs that do not lie in the experiment's own.
     """
-    config, tables = experiment.config, source_names(stackers)
+    config, tables, places = experiment.config, source_names(stackers), places or {}
     kinds = {name: step.kind for name, step in level1.items()} | {
         stacker.name: stacker.kind for stacker in stackers if stacker.name in tables
     }
-    found = [read_run(experiment.models / name) for name in kinds]
+    found = [read_run(places.get(name, experiment.models) / name) for name in kinds]
     sources = [run for run in found if run is not None]
     counts = feature_counts(experiment, kinds, widths, stackers)
     seeable = dict(level1)
@@ -327,7 +380,11 @@ def _stacker_steps(
     return steps
 
 
-def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
+def _blend_steps(
+    experiment: Experiment, parts: Sequence[Step], *, places: Mapping[str, Path] | None = None
+) -> list[Step]:
+    """Plans the blend and the submission; ``places`` as for `_stacker_steps`."""
+    places = places or {}
     awaited = [step.name for step in parts if step.state != "skip" and blends_run(experiment.config, step.name)]
     folder, rows, test_rows = experiment.folder / "blend", len(experiment.table.train), len(experiment.table.test)
     if (units := experiment.table.units) is not None:  # one prediction for each unit
@@ -335,7 +392,8 @@ def _blend_steps(experiment: Experiment, parts: Sequence[Step]) -> list[Step]:
             int(units.loc[frame["id"]].nunique()) for frame in (experiment.table.train, experiment.table.test)
         )
     run = read_run(folder)
-    runs = [found for step in parts if (found := read_run(experiment.models / step.name)) is not None]
+    read = [read_run(places.get(step.name, experiment.models) / step.name) for step in parts]
+    runs = [found for found in read if found is not None]
     state: State = "make"
     changes: list[Change] = []
     if run is not None:

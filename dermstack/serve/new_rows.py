@@ -1,0 +1,97 @@
+"""Reads the rows that a bundle predicts: a csv and its images, or every image of a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermstack.errors import DataError
+from dermstack.serve.bundle import Bundle
+from dermstack.serve.words import known_words
+from image_models.io.folders import printable
+from image_models.io.readers import PLAIN_NAMES, FileNames, Source, image_ids, image_sources, unused_files
+from stack.columns import empty_values
+from stack.console import Out
+from stack.keys import words_as_in
+from stack.missing_codes import missing_codes, new_code_warnings
+from stack.table import read_new_frame
+
+PREDICT_NAMES = FileNames(options=("--similar-names", "--follow-links"))
+_MAX_LISTED = 5  # files listed for each reason why they get no prediction
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Rows to predict and their images; ``frame`` has id, group, age, sex, site and, for units, `UNIT`."""
+
+    frame: pd.DataFrame
+    sources: list[Source]
+    missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
+
+
+def read_new_rows(
+    bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None, files: FileNames = PLAIN_NAMES
+) -> NewRows:
+    """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
+
+    ``id_column`` is the csv's name of the id column if it differs from training. A bundle that predicts units needs the
+    csv, which names them. Raises DataError, ImageError.
+    """
+    columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
+    if id_column:
+        columns["id"] = id_column
+    if metadata is not None:
+        per = () if bundle.predict_per is None else bundle.predict_per.columns
+        frame, missing = read_new_frame(metadata, columns, bundle.column_rules, bundle.table_columns, per)
+        frame = frame.assign(**{name: words_as_in(frame[name], known) for name, known in known_words(bundle).items()})
+    elif bundle.unit_columns:
+        raise DataError(
+            f"{bundle.folder} gives one prediction for {bundle.per_text}: name a csv that has "
+            f"{'this column' if len(bundle.unit_columns) == 1 else 'these columns'} for each image with --metadata"
+        )
+    else:
+        ids = pd.Series(image_ids(images, files=files), dtype="str")
+        frame = pd.DataFrame({"id": ids, "group": ids, "age": np.full(len(ids), np.nan, np.float32)})
+        frame = frame.assign(**{name: pd.Series(np.nan, index=frame.index, dtype="str") for name in ("sex", "site")})
+        frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
+        missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
+    bits_stored = int(bundle.manifest.get("bits_stored", 0))
+    sources = [
+        replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
+    ]
+    return NewRows(frame, sources, tuple(missing))
+
+
+def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = PLAIN_NAMES, strict: bool) -> None:
+    """Warns of the files in the folder ``images`` that get no prediction, by reason.
+
+    Raises DataError with the same words where ``strict`` is set.
+    """
+    unused = unused_files(images, rows.frame["id"].tolist(), files=files)
+    lines = []
+    for reason in dict.fromkeys(skipped.reason for skipped in unused):
+        paths = [printable(skipped.path) for skipped in unused if skipped.reason == reason]
+        more = f", … {len(paths):,} in all" if len(paths) > _MAX_LISTED else ""
+        advice = f" ({files.options[1]} enters it)" if reason == "linked folder" else ""
+        lines.append(f"no prediction, {reason}{advice}: {', '.join(paths[:_MAX_LISTED])}{more}")
+    if lines and strict:
+        raise DataError("--strict: " + "\n".join(lines) + "\nmove these away, or run without --strict")
+    for line in lines:
+        out.warn(line)
+
+
+def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
+    """Warns of numbers in the csv ``path`` that look like a code for "unknown"; `unknown_words` names new words."""
+    found = missing_codes(rows.frame, few_rows=True, columns=bundle.table_columns)
+    codes = [code for code in found if code.is_number and (code.is_further or code.column in bundle.columns)]
+    for warning in new_code_warnings(str(path), codes):
+        out.warn(warning)
+
+
+def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
+    """Returns the rows; with "tolerate", JPEGs with stray bytes after their last pixel are read."""
+    tolerate = on_unreadable == "tolerate"
+    return replace(rows, sources=[replace(source, tolerate=tolerate) for source in rows.sources])
