@@ -30,6 +30,7 @@ from image_models.io.decode import DECODER_VERSION
 from image_models.io.readers import Source, with_contents
 from image_models.locks import LOCK_FILE, locked
 from image_models.processes import run_parallel
+from image_models.settings import DoneBefore
 
 Resize = Literal["square", "short_side"]
 Format = Literal["raw", "jpeg"]
@@ -262,7 +263,7 @@ def build_cache(
         if not known.all() and not cache.is_hashed:
             cache = replace(cache, index=cache.index.iloc[:0], unreadable=cache.unreadable.iloc[:0], is_hashed=True)
             known = _known(cache, requested, sources, drop_unreadable)
-        progress(int(known.sum()))
+        progress(DoneBefore(known.sum()))
         todo = np.flatnonzero(~known)
         if len(todo):
             _truncate_leftovers(cache)

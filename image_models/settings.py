@@ -70,6 +70,10 @@ class Compute:
     workers: int  # processes that load images
 
 
+class DoneBefore(int):
+    """Units of work that an earlier process finished, for functions that are called with the units just finished."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """Functions that a training calls while it runs."""

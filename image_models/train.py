@@ -31,7 +31,7 @@ from image_models.device import pick_precision, retry_on_oom
 from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses, soft_losses
 from image_models.net import Net
 from image_models.predict import predict
-from image_models.settings import Training
+from image_models.settings import DoneBefore, Training
 
 if TYPE_CHECKING:
     from image_models.device_augment import DeviceAugment
@@ -160,7 +160,7 @@ def train_net(
     def report_split(parts: int) -> None:
         say(f"out of memory on {device}: batches of {training.batch_size} are now processed in {parts} parts")
 
-    progress(start * len(images))
+    progress(DoneBefore(start * len(images)))
     step_count = training.epochs * len(epoch_batches(0))
     warmup = max(1, int(step_count * training.warmup))
     step = start * len(epoch_batches(0))

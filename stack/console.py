@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,12 +15,15 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
+
+from image_models.settings import DoneBefore
 
 if TYPE_CHECKING:  # slow to import, and a command with nothing to do prints lines alone
     import pandas as pd
@@ -71,7 +75,11 @@ class Out:
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Shows progress over ``total`` units; yields a function to call with the number of units just finished."""
+        """Shows progress over ``total`` units; yields a function to call with the number of units just finished.
+
+        Units that an earlier process finished are told as `DoneBefore`: they count as done, but not in the speed and
+        the time left.
+        """
         if self._console.is_terminal and not self.quiet:
             columns = (
                 TextColumn("{task.description}", markup=False),
@@ -81,8 +89,7 @@ class Out:
                 TimeRemainingColumn(),
             )
             with Progress(*columns, console=self._console) as progress:
-                task = progress.add_task(label, total=total)
-                yield lambda done: progress.advance(task, done)
+                yield partial(_advance, progress, progress.add_task(label, total=total))
         else:
             with self.plain_bar(label, total, unit) as progress:
                 yield progress
@@ -95,30 +102,53 @@ class Out:
         bar.end()
 
 
+def _advance(bars: Progress, task: TaskID, done: int) -> None:
+    """Advances a bar of Rich, which takes its speed from what `Progress.advance` was told of the last seconds."""
+    if isinstance(done, DoneBefore):
+        bars.tasks[0].completed += done
+        done = 0
+    bars.advance(task, done)
+
+
 class _PlainBar:
-    """Prints a progress line every `PLAIN_INTERVAL_S` seconds and one at the end."""
+    """Prints a progress line every `PLAIN_INTERVAL_S` seconds and one at the end.
+
+    The speed is that of the units done since the bar began, in the time that was not spent on finding `DoneBefore`.
+    """
 
     def __init__(self, label: str, total: int, unit: str, say: Callable[[str], None]) -> None:
         self._label, self._total, self._unit, self._say = label, total, unit, say
-        self._done, self._started = 0, time.monotonic()
+        self._done, self._before = 0, 0  # units: all that are done, and those of them that were done before
+        self._started = self._last = time.monotonic()
+        self._finding = 0.0  # seconds spent on units done before
         self._next = self._started + PLAIN_INTERVAL_S
 
     def __call__(self, done: int) -> None:
         self._done += done
         now = time.monotonic()
+        if isinstance(done, DoneBefore):
+            self._before += done
+            self._finding += now - self._last
+        self._last = now
         if now >= self._next:
             self._next = now + PLAIN_INTERVAL_S
-            left = (self._total - self._done) * (now - self._started) / max(self._done, 1)
-            self._say(
-                f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {self._speed(now)}, {left:,.0f} s left"
-            )
+            said = f"{self._label}: {self._done:,}/{self._total:,} {self._unit}"
+            if self._done > self._before:
+                left = (self._total - self._done) / self._speed(now)
+                said += f", {_rate(self._speed(now))} {self._unit}/s, {left:,.0f} s left"
+            self._say(said)
 
     def end(self) -> None:
         now = time.monotonic()
-        self._say(f"{self._label}: {self._done:,} {self._unit} in {now - self._started:,.0f} s, {self._speed(now)}")
+        said = f"{self._label}: {self._done:,} {self._unit} in {now - self._started:,.0f} s"
+        if self._before:
+            said += f", {self._before:,} done before"
+        if self._done > self._before or not self._before:
+            said += f", {_rate(self._speed(now))} {self._unit}/s"
+        self._say(said)
 
-    def _speed(self, now: float) -> str:
-        return f"{_rate(self._done / max(now - self._started, 1e-3))} {self._unit}/s"
+    def _speed(self, now: float) -> float:
+        return (self._done - self._before) / max(now - self._started - self._finding, 1e-3)
 
 
 class _Speed(ProgressColumn):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -146,15 +146,6 @@ class Experiment:
         if self.shuffled:
             words.append("--shuffle-target")
         return shlex.join([*words, *options])
-
-    def rebuild_name(self, run: str) -> str:
-        """Returns how `oof --rebuild` names an image run: in a copy with folds of sources by its path."""
-        return run if self.copy_of is None else f"{BY_SOURCE}/{run}"
-
-    def fold_rows(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
-        """Yields (fold, training rows, held-out rows); rows that are left out train no fold."""
-        for fold, train, held in self.folds.pairs():
-            yield fold, train if self.left_out is None else train[~self.left_out[train]], held
 
     @property
     def models(self) -> Path:

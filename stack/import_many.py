@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from dermstack.errors import DataError, DermstackError, StoreError
+from image_models.settings import DoneBefore
 from stack.console import Out
 from stack.doubts import Doubt, doubts
 from stack.experiment import Experiment, write_rows
@@ -72,7 +73,7 @@ def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, 
                 if writing is not None:
                     writing.result()
                 writing = None if checked is None else writer.submit(write_checked, experiment, checked)
-                progress(1)
+                progress(DoneBefore(1) if outcome.state == "unchanged" else 1)
             if writing is not None:
                 writing.result()
         compared = {one.name for one in outcomes if one.state in ("imported", "unchanged")}

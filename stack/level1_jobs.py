@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, ImageError
 from image_models.processes import WorkerDied, crash_named, explain_death, run_parallel
-from image_models.settings import Callbacks, Compute
+from image_models.settings import Callbacks, Compute, DoneBefore
 from stack.config import Config, Ray
 from stack.console import Out
 from stack.experiment import Experiment
@@ -141,7 +141,8 @@ def _complete_net(
         for file in (WEIGHTS, HISTORY):
             net.verified_path(file)
         inner_val = fit.data.inner_val
-        progress(fit.training.epochs * (len(fit.data.rows) - (0 if inner_val is None else int(inner_val.sum()))))
+        learned = len(fit.data.rows) - (0 if inner_val is None else int(inner_val.sum()))
+        progress(DoneBefore(fit.training.epochs * learned))
         say(f"seed {seed} is trained already")
         return float(net.meta["seconds"])
     folder.mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from dermstack.errors import ImageError
 from image_models import cache as build_module
 from image_models.cache import PIXELS_FILE, build_cache, cache_name, open_cache
 from image_models.io.readers import Source, image_sources, with_contents
+from image_models.settings import DoneBefore
 
 N, SIZE = 150, 16
 
@@ -198,6 +199,7 @@ def test_an_interrupted_build_goes_on(pictures: list[Source], tmp_path: Path, mo
     seen: list[int] = []
     cache = build_cache(tmp_path / "c", ids(pictures), pictures, size=SIZE, progress=seen.append)
     assert seen[0] == 96, "three saves of 2 × 16 images were kept"
+    assert [isinstance(units, DoneBefore) for units in seen] == [True, *[False] * (len(seen) - 1)]
     batch = cache.take(cache.rows_for(ids(pictures)))
     assert all((image == squeezed(source)).all() for image, source in zip(batch, pictures, strict=True))
 

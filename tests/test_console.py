@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import numpy as np
@@ -9,7 +10,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from image_models.settings import DoneBefore
 from stack.console import PLAIN_INTERVAL_S, Out, _rate
 
 ODD = ["[red]x[/red]", "[/]", "[bold]", "a [link=x]b", ":warning: :x:", "c:\\temp\\", "100 %", "{task.total}", "[1, 2]"]
@@ -114,6 +117,51 @@ def test_progress_is_a_line_now_and_then_and_one_at_the_end(
     assert len(lines) == int(100 // PLAIN_INTERVAL_S) + 1
     assert lines[0] == "net: 150/1,000 images, 10 images/s, 85 s left"
     assert lines[-1] == "net: 1,000 images in 100 s, 10 images/s"
+
+
+@pytest.mark.parametrize("found_at_once", [True, False])
+def test_units_done_before_count_as_done_but_not_in_speed_and_time_left(
+    found_at_once: bool, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another 1,000 units are left, of which 10 are done in a second, after 30 seconds of finding what is there."""
+    with Out().bar("net", 51_000) as progress:
+        for _ in range(1 if found_at_once else 10):
+            clock[0] += 30 if found_at_once else 3
+            progress(DoneBefore(50_000 if found_at_once else 5_000))
+        for _ in range(100):
+            clock[0] += 1
+            progress(10)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"net: {50_000 if found_at_once else 25_000:,}/51,000 images", "no speed without work"
+    speeds = [line for line in lines if "left" in line]
+    assert speeds
+    for line in speeds:
+        done = int(line.split()[1].split("/")[0].replace(",", ""))
+        assert line == f"net: {done:,}/51,000 images, 10 images/s, {(51_000 - done) / 10:,.0f} s left"
+    assert lines[-1] == "net: 51,000 images in 130 s, 50,000 done before, 10 images/s"
+
+
+def test_what_was_complete_before_has_no_speed(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Out().bar("cache", 7) as progress:
+        clock[0] = 2
+        progress(DoneBefore(7))
+    assert capsys.readouterr().out == "cache: 7 images in 2 s, 7 done before\n"
+
+
+def test_a_terminal_s_bar_has_the_speed_of_new_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, shown = [0.0], io.StringIO()
+    monkeypatch.setattr(
+        "stack.console.Console",
+        lambda **options: Console(
+            **options, file=shown, force_terminal=True, get_time=lambda: now[0], color_system=None
+        ),
+    )
+    with Out().bar("net", 51_000) as progress:
+        for units in (10, 10, DoneBefore(50_000), *[10] * 20):
+            now[0] += 1
+            progress(units)
+    assert "50220/51000" in shown.getvalue()
+    assert re.findall(r"([\d.,]+) images/s", shown.getvalue())[-1] == "9.5", "210 units in 22 s"
 
 
 def test_slow_work_has_a_speed_too(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from image_models.settings import DoneBefore
 from stack.blend.columns import Weighting
 from stack.blend.nested import blend_nested, number_of_fits
 from stack.blend.stored_fits import StoredFits, data_key
@@ -72,6 +73,23 @@ def test_killed_inside_the_blend_it_ends_with_the_same_bytes_and_computes_one_fi
         begun = Counter((tmp_path / f"killed_{number}.log").read_text().splitlines())
         assert len(begun) == 11 * 5, "eleven sets of folds and five methods that fit something"
         assert sum(begun.values()) - len(begun) == len(kills), "each kill costs the fit that it interrupted"
+
+
+def test_fits_found_on_disk_are_told_as_done_before(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y, fold = np.arange(60) % 2, np.arange(60) // 2 % 3
+    P = 1 / (1 + np.exp(-np.outer(y, [1, 0.5]) - rng.normal(size=(60, 2))))
+    methods = ("rank_mean", "logistic")
+    told: list[list[int]] = [[], []]
+    for seen in told:
+        blend_nested(
+            P, y, nets=fold, fold=fold, split_group=np.arange(60), methods=methods, keep_in=tmp_path,
+            progress=seen.append,
+        )  # fmt: skip
+    fits = number_of_fits(3, methods)
+    assert sum(told[0]) == sum(told[1]) == fits
+    assert not any(isinstance(units, DoneBefore) for units in told[0])
+    assert sum(units for units in told[1] if isinstance(units, DoneBefore)) == fits // 2, "all but the rank mean"
 
 
 @pytest.mark.slow

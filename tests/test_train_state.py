@@ -13,7 +13,7 @@ from tiny_training import CPU, N, state, tiny_net, toy_pictures, train
 import image_models.train
 from dermstack.errors import ImageError
 from image_models.dataset import Batch, CachedImages
-from image_models.settings import Training
+from image_models.settings import DoneBefore, Training
 from image_models.train import train_net
 from image_models.transforms import Augment
 
@@ -87,6 +87,7 @@ def test_a_finished_training_is_taken_as_it_is(pixels: np.ndarray, tmp_path: Pat
     )  # fmt: skip
     assert state(first) == state(second), "the prior is corrected once"
     assert seen == [2 * N]
+    assert isinstance(seen[0], DoneBefore)
 
 
 def test_a_training_goes_on_where_float16_has_another_scaler(pixels: np.ndarray, tmp_path: Path) -> None:

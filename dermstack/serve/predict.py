@@ -33,6 +33,7 @@ from image_models.io.readers import (
     with_contents,
 )
 from image_models.saved import NetCache
+from image_models.settings import DoneBefore
 from stack.console import Out
 from stack.fallback import FOLDER, STATE_FILE, Fallback
 from stack.outputs import check_output, check_output_folder, is_stream, output_file
@@ -110,7 +111,7 @@ def predict_readable(
                 contents = fingerprint({"contents": [source.content for source in sources]})
                 part = read_run(_part_folder(work, number))
                 if part is not None and part.meta.get("contents") == contents and "lost" in part.meta:
-                    progress(passes_per_image(bundle) * len(positions))
+                    progress(DoneBefore(passes_per_image(bundle) * len(positions)))
                     continue
                 made, lost = _predict_part(
                     bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,

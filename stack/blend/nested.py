@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from dermstack.errors import ConfigError
 from dermstack.threads import limit_threads
 from image_models.processes import run_parallel
+from image_models.settings import DoneBefore
 from stack.blend.blender import Blender, check_run_names, check_two_classes
 from stack.blend.choice import choose_method
 from stack.blend.columns import LeftOutFolds, NetScaler, Weighting
@@ -223,7 +224,10 @@ def fit_methods(
     for fit in run_parallel(tasks, n_jobs):
         fits.append(fit)
         if progress is not None:
-            progress(len(methods))
+            if fit.kept:
+                progress(DoneBefore(fit.kept))
+            if fit.kept < len(methods):
+                progress(len(methods) - fit.kept)
     return FittedMethods(methods, {fit.without: fit for fit in fits}, blenders, frame, rows, scaler, split_group)
 
 
@@ -308,6 +312,7 @@ class _Fits:
     scores: list[Floats]  # for each method: scores of the rows left out, or of all where no fold is left out
     comparable: list[Floats]  # the same as ranks among all rows
     used_runs: Bools
+    kept: int  # how many of the fits were found on disk
 
     def rows(self, fold: NDArray[Any]) -> Bools:
         """Returns which rows (n,) are scored."""
@@ -330,6 +335,7 @@ def _fit_without(
     positive = rows.positive[seen]
     check_two_classes(positive.astype(int))
     known, used = stored.read(without, methods, settings) if stored else ({}, None)
+    kept = len(known)  # `WeightFits` adds its own to them
     if used is None:
         used = np.ones(columns.runs, np.bool_)
         if preselect:
@@ -353,7 +359,7 @@ def _fit_without(
         on_one_scale = made if settings.objective == "logloss" or not without else mid_ranks(made)
         scores.append(made[scored])
         comparable.append(on_one_scale[scored])
-    return _Fits(without, found, scores, comparable, used)
+    return _Fits(without, found, scores, comparable, used, kept)
 
 
 def _assemble_folds(fold: NDArray[Any], pieces: Mapping[int, Floats], fits: Mapping[int, _Fits]) -> Floats:

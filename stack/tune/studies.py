@@ -31,6 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dermstack.errors import ConfigError, StoreError
 from dermstack.masking import MASK, mask_secrets
 from image_models.processes import exit_with_parent, own_packages_first
+from image_models.settings import DoneBefore
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.metrics.scores import Floats
@@ -134,7 +135,7 @@ def run_study(
         if not study.get_trials(deepcopy=False, states=(*ENDED, TrialState.WAITING)):
             study.enqueue_trial(first)
         deadline = None if timeout is None else time.time() + timeout
-        progress(min(count_ended(study), trials))
+        progress(DoneBefore(min(count_ended(study), trials)))
         if workers > 1:
             _run_workers((experiment, name, inputs, make_objective, trials, deadline), workers, study, out, progress)
             return study
