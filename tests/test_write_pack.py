@@ -229,7 +229,7 @@ def test_the_pack_of_every_kind_of_experiment_is_complete(
     claim = pd.read_csv(pack / "checklist_claim.csv").set_index("item")
     if world == "sources held out":
         assert "typical source" in text
-        assert "4 sources named in the table" in claim.loc[7, "answer"]
+        assert "4 sources: Barcelona (" in claim.loc[7, "answer"]
         assert (pack / "figures/by-source.pdf").exists()
     elif world == "units":
         assert "units were scored" in text

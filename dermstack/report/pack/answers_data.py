@@ -62,8 +62,8 @@ def centres(e: Evidence) -> Answer | None:
     if facts is None:
         return None
     rows = e.tables["source-aucs"][["source", "rows"]].itertuples(index=False, name=None)
-    named = listed([f"{name} ({count(number)} images)" for name, number in rows])
-    return Answer(f"{plural(len(facts), 'source')} named in the table: {named}.", ("sources", "source-facts"))
+    named = listed([f"{name} ({count(number)} {e.data.unit}s)" for name, number in rows])
+    return Answer(f"{plural(len(facts), 'source')}: {named}.", ("sources", "source-facts"))
 
 
 def exclusions(e: Evidence) -> Answer:
