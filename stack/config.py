@@ -347,11 +347,6 @@ class Config(Strict):
                 "predict_per and data.on_unreadable_test: table exclude each other, as the fallback predicts single "
                 "images: set data.on_unreadable_test to refuse, or remove predict_per"
             )
-        if self.data.has_sources and self.estimate.leave_source_out:
-            raise ValueError(
-                "predict_per and estimate.leave_source_out exclude each other, as the second estimate scores single "
-                "images: set estimate.leave_source_out to false, or remove predict_per"
-            )
         if self.tuned.blend is not None:
             raise ValueError(
                 "predict_per and tuned.blend exclude each other, as the study tuned weights for single images: remove "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermstack.errors import DataError, StoreError
+from dermstack.errors import StoreError
 from dermstack.masking import mask_secrets
-from stack.cells import read_cells
 from stack.columns import described_choices
 from stack.config import Config
 from stack.console import Out
 from stack.external import read_external_tables
-from stack.folds import Folds, make_folds, read_folds
-from stack.keys import contained, keys_as_in, similar_keys
+from stack.folds import Folds, make_folds, read_duplicate_pairs, read_folds
+from stack.keys import contained, similar_keys
 from stack.metrics.shuffle import shuffle_targets
 from stack.missing_codes import missing_code_warnings
 from stack.python_features import with_python_features
@@ -147,15 +146,6 @@ class Experiment:
         if self.shuffled:
             words.append("--shuffle-target")
         return shlex.join([*words, *options])
-
-    def rebuild_name(self, run: str) -> str:
-        """Returns how `oof --rebuild` names an image run: in a copy with folds of sources by its path."""
-        return run if self.copy_of is None else f"{BY_SOURCE}/{run}"
-
-    def fold_rows(self) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
-        """Yields (fold, training rows, held-out rows); rows that are left out train no fold."""
-        for fold, train, held in self.folds.pairs():
-            yield fold, train if self.left_out is None else train[~self.left_out[train]], held
 
     @property
     def models(self) -> Path:
@@ -430,27 +420,3 @@ def train_pairs(curation: Curation, train: pd.DataFrame) -> pd.DataFrame:
     named = pd.unique(pd.concat([found["id_1"], found["id_2"]]))
     there = train["id"][train["id"].isin(named)]  # few: to look up in a million ids takes seconds for each column
     return found[found["id_1"].isin(there) & found["id_2"].isin(there)]
-
-
-def read_duplicate_pairs(path: Path | None, ids: pd.Series | None = None) -> pd.DataFrame | None:
-    """Reads pairs of duplicates (id_1, id_2) in the spelling that known ``ids`` have; None where the config names none.
-
-    Raises DataError for a file that cannot be read or has other than two columns, and where an id may be another
-    spelling of a known one: the pair would have no effect.
-    """
-    if path is None:
-        return None
-    if not path.is_file():
-        raise DataError(f"data.duplicates {path} does not exist: name a csv with two id columns, or remove the key")
-    pairs = read_cells(path, may_be_empty=True)
-    if pairs.shape[1] != 2:
-        columns = ", ".join(map(str, pairs.columns))
-        raise DataError(f"data.duplicates {path} has the columns {columns}: keep the two that hold the ids of a pair")
-    header, known = list(map(str, pairs.columns)), pd.Series([], dtype="str") if ids is None else ids
-    if set(header) <= set(known):
-        raise DataError(
-            f"data.duplicates {path} has no header: its first row, {' and '.join(header)}, is a pair of ids that would "
-            "be lost; add a row with two names above it"
-        )
-    sides = [keys_as_in(pairs.iloc[:, side], known, f"data.duplicates {path}: id", of="the tables") for side in (0, 1)]
-    return pd.DataFrame({"id_1": sides[0], "id_2": sides[1]})

@@ -47,6 +47,7 @@ from stack.store import (
     set_aside,
     write_run,
 )
+from tabular.gbdt_params import FIT_VERSION
 from tabular.models import Bag, bag_from_contents, fit_bag, write_bag
 
 FOLDER = "fallback"  # in the experiment's folder and in a bundle
@@ -152,6 +153,7 @@ def fallback_inputs(experiment: Experiment) -> dict[str, str]:
     parts = (table.train[columns], experiment.as_read.test[columns])
     settings = {
         "features": image_free(config.features).model_dump(), "seed": config.seed, "objective": config.objective,
+        "fit": FIT_VERSION,
     }  # fmt: skip
     return {
         "settings": fingerprint(settings),

@@ -355,11 +355,14 @@ def fold_matrix(
     *,
     without: int | None = None,
     ungrouped: bool = False,
+    stored: tuple[str, Mapping[str, NDArray[np.float32]]] | None = None,
+    train_too: bool = True,
 ) -> FoldMatrix:
     """Fits the transforms of ``fold`` on its training rows and applies them to these and to its held-out rows.
 
     Rows of fold ``without`` are left out of both sides, for a study that must not see them. With ``ungrouped`` the
-    held-out rows are also transformed each without the other rows of its group.
+    held-out rows are also transformed each without the other rows of its group. Transforms that are ``stored``, as
+    `FoldFeatures.restore` takes them, are not fitted again. Without ``train_too`` the matrix has no training row.
     """
     train = experiment.table.train
     fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
@@ -373,11 +376,12 @@ def fold_matrix(
         stackers={stacker.name for stacker in experiment.config.stackers}, seed=experiment.config.seed,
         columns=experiment.table.columns,
     )  # fmt: skip
-    features.fit(frames[0], predictions.oof[parts[0]], z[0])
-    x_train, x_held = (
-        features.transform(frame, predictions.oof[part], values)
-        for frame, part, values in zip(frames, parts, z, strict=True)
-    )
+    if stored is None:
+        features.fit(frames[0], predictions.oof[parts[0]], z[0])
+    else:
+        features.restore(*stored)
+    x_held = features.transform(frames[1], predictions.oof[parts[1]], z[1])
+    x_train = features.transform(frames[0], predictions.oof[parts[0]], z[0]) if train_too else x_held[:0]
     x_ungrouped = None
     if ungrouped:
         alone = predictions.oof if predictions.alone is None else predictions.alone

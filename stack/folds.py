@@ -325,6 +325,30 @@ def _checked_rows(train: pd.DataFrame) -> pd.DataFrame:
     return train.assign(group=group)
 
 
+def read_duplicate_pairs(path: Path | None, ids: pd.Series | None = None) -> pd.DataFrame | None:
+    """Reads pairs of duplicates (id_1, id_2) in the spelling that known ``ids`` have; None where the config names none.
+
+    Raises DataError for a file that cannot be read or has other than two columns, and where an id may be another
+    spelling of a known one: the pair would have no effect.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise DataError(f"data.duplicates {path} does not exist: name a csv with two id columns, or remove the key")
+    pairs = read_cells(path, may_be_empty=True)
+    if pairs.shape[1] != 2:
+        columns = ", ".join(map(str, pairs.columns))
+        raise DataError(f"data.duplicates {path} has the columns {columns}: keep the two that hold the ids of a pair")
+    header, known = list(map(str, pairs.columns)), pd.Series([], dtype="str") if ids is None else ids
+    if set(header) <= set(known):
+        raise DataError(
+            f"data.duplicates {path} has no header: its first row, {' and '.join(header)}, is a pair of ids that would "
+            "be lost; add a row with two names above it"
+        )
+    sides = [keys_as_in(pairs.iloc[:, side], known, f"data.duplicates {path}: id", of="the tables") for side in (0, 1)]
+    return pd.DataFrame({"id_1": sides[0], "id_2": sides[1]})
+
+
 def _split_groups(train: pd.DataFrame, duplicates: pd.DataFrame | None) -> tuple[pd.Series, int]:
     """Merges groups connected by duplicates; returns the split_group of each row and the number of unknown pairs."""
     if duplicates is None or duplicates.empty:

@@ -12,16 +12,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from dermstack.errors import StoreError
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import METADATA_BLOCK, NATIVE_BLOCK, TABLE_BLOCK, fold_matrix
+from stack.features import METADATA_BLOCK, NATIVE_BLOCK, TABLE_BLOCK, FoldMatrix
 from stack.images import require_acquisition
 from stack.level2_config import UNEXPLAINED, is_second_stage, source_names
 from stack.parallel import run_folds, run_with_threads
 from stack.predictions import Embedding, Predictions, predictions_of, read_embeddings, standardised, stored_scales
 from stack.store import Run, fingerprint, read_run, write_run
-from stack.views import with_all_features
+from stack.stored_features import stored_fold, stored_matrix, transforms_fingerprint
 from tabular.models import read_bag
 
 MAX_ROWS = 2_000  # number of held-out rows that are explained, of all folds together
@@ -91,7 +90,6 @@ def _importance_of_stage(experiment: Experiment, stackers: list[Run], sources: l
     folds = range(experiment.folds.k)
     tasks = [partial(_fold_contributions, experiment, stackers, embeddings, predictions, fold) for fold in folds]
     made = run_folds(tasks, "feature importance", experiment.config, out)
-    values = pd.concat([fold.rows for fold in made], ignore_index=True)
     blocks = {column: block for fold in made for column, block in fold.block_of.items()}
     shown = experiment.table.columns.shown
     fields = {column: shown.get(field, field) for fold in made for column, field in fold.field_of.items()}
@@ -99,6 +97,7 @@ def _importance_of_stage(experiment: Experiment, stackers: list[Run], sources: l
     for run in stackers:
         # A category that is absent from the training rows of a fold has no column there: its contribution is 0.
         contributions = pd.concat([fold.contributions[run.name] for fold in made], ignore_index=True).fillna(0.0)
+        values = pd.concat([fold.rows[run.name] for fold in made], ignore_index=True)
         tables += [_features(run.name, contributions, values, blocks, fields)]
         tables += [_blocks(run.name, contributions, blocks)]
         tables += [_columns(run.name, contributions, fields)] if shown else []
@@ -108,7 +107,7 @@ def _importance_of_stage(experiment: Experiment, stackers: list[Run], sources: l
 class _Explained(NamedTuple):
     """Contributions for a random sample of one fold's held-out rows."""
 
-    rows: pd.DataFrame  # features of the rows
+    rows: dict[str, pd.DataFrame]  # features of the rows, by stacker
     contributions: dict[str, pd.DataFrame]  # contributions (rows, features) to the logit, by stacker
     block_of: dict[str, str]  # the block of each feature
     field_of: dict[str, str]  # the column of the table that a feature is made of, where it is one alone
@@ -121,20 +120,25 @@ def _fold_contributions(
     predictions: Predictions,
     fold: int,
 ) -> _Explained:
-    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
-    rng = np.random.default_rng((experiment.config.seed, fold))
-    most = -(-MAX_ROWS // experiment.folds.k)
-    rows = matrix.held.iloc[np.sort(rng.permutation(len(matrix.held))[:most])].reset_index(drop=True)
-    contributions = {}
+    config, most = experiment.config, -(-MAX_ROWS // experiment.folds.k)
+    by_name = {stacker.name: stacker for stacker in config.stackers}
+    made = dict[str, FoldMatrix]()  # by what makes its columns, in which most stackers are alike
+    explained = _Explained({}, {}, {}, {})
     for run in stackers:
-        place = run.folder / f"fold_{fold}"
-        kept = read_run(place)
-        if kept is None:
-            raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
-        bag = read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]))
-        seen = rows[list(bag.columns)]
-        contributions[run.name] = bag.contributions(seen, threads=experiment.config.threads)[0]
-    return _Explained(rows, contributions, matrix.features.block_of_, matrix.features.field_)
+        stacker = by_name[run.name]
+        key = transforms_fingerprint(stacker, config.features, run, fold)
+        if key not in made:
+            own = stacker.features_with(config.features)
+            made[key] = stored_matrix(experiment, own, run, embeddings, predictions, fold, train_too=False)
+        matrix, kept = made[key], stored_fold(run, fold)
+        order = np.random.default_rng((config.seed, fold)).permutation(len(matrix.held))  # the same for all stackers
+        bag = read_bag(str(run.meta["kind"]), kept.folder, shift=float(kept.meta["shift"]))
+        seen = matrix.held.iloc[np.sort(order[:most])].reset_index(drop=True)[list(bag.columns)]
+        explained.rows[run.name] = seen
+        explained.contributions[run.name] = bag.contributions(seen, threads=config.threads)[0]
+        explained.block_of.update(matrix.features.block_of_)
+        explained.field_of.update(matrix.features.field_)
+    return explained
 
 
 def _features(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dermstack.errors import DataError
 from stack.console import Out
@@ -34,10 +35,11 @@ from stack.source_estimates import (
     source_facts,
     write_leave_source_out,
 )
-from stack.source_experiment import Sources, experiment_by_source, units_of_sources
+from stack.source_experiment import Sources, experiment_by_source, sources_of_rows, units_of_sources
 from stack.source_folds import torn_units
 from stack.store import Run, read_frame, read_run, read_runs
 from stack.submission import run_blend
+from stack.unit_rows import scored_experiment
 from stack.views import all_runs, blends_run, sees_run
 
 FOLDER = BY_SOURCE  # in the experiment's folder: runs of level 2 and the blend with folds of sources
@@ -65,7 +67,7 @@ def run_leave_source_out(
     used, trained = _used(experiment, level1), {run.name: run for run in again or ()}
     compared: tuple[RunBySource, ...] = ()
     try:
-        sources = units_of_sources(experiment, experiment.rows_of(blend.frame("oof")["id"]))
+        sources = units_of_sources(experiment, _scored_images(experiment, blend))
         made = [_scored(experiment, sources, blend, OWN, used)]
         if made[0][0].held_out == SEEN:
             copy = experiment_by_source(
@@ -88,11 +90,13 @@ def run_leave_source_out(
         path.unlink(missing_ok=True)
         return None
     _, oof = min(made, key=lambda one: STRICTEST_FIRST.index(one[0].held_out))
-    oof = oof[sources.kept.loc[oof["id"]].to_numpy()]
+    of_rows = sources_of_rows(experiment, sources)
+    scored = scored_experiment(with_acquisition(experiment) or experiment)
+    oof = oof[of_rows.kept.loc[oof["id"]].to_numpy(bool)]
     facts = source_facts(
-        with_acquisition(experiment) or experiment,
-        experiment.rows_of(oof["id"]),
-        sources.unit.loc[oof["id"]].to_numpy(object),
+        scored,
+        scored.rows_of(oof["id"]),
+        of_rows.unit.loc[oof["id"]].to_numpy(object),
         oof["p_calibrated"].to_numpy(np.float64),
     )
     nets = any(run.meta["kind"] in ("image", "frozen") for run in used)
@@ -104,6 +108,15 @@ def run_leave_source_out(
     )  # fmt: skip
     write_leave_source_out(experiment.folder, result)
     return result
+
+
+def _scored_images(experiment: Experiment, blend: Run) -> NDArray[np.intp]:
+    """Returns the training rows that a blend scores, as images or as parts of its units."""
+    ids = blend.frame("oof")["id"]
+    if experiment.table.units is None:
+        return experiment.rows_of(ids)
+    of_images = experiment.table.units.loc[experiment.table.train["id"]]
+    return np.flatnonzero(of_images.isin(ids).to_numpy())
 
 
 def _used(experiment: Experiment, level1: Sequence[Run]) -> list[Run]:
@@ -165,6 +178,9 @@ def _trained_again(experiment: Experiment, sources: Sources, own: pd.DataFrame, 
         return None
     blend = read_run(folder / "blend")
     assert blend is not None
+    if (blend.meta.get("units") is None) != (experiment.table.units is None):
+        out.warn(f"{name} is left out: one of the two experiments predicts images, the other units; make it again")
+        return None
     table = read_frame(folder / "table.parquet", remedy="dermstack stack")
     theirs = table[table["part"] == "train"].set_index("id")["target"]
     kept = sources.kept.to_numpy()
@@ -215,17 +231,14 @@ def _scored(
     oof = blend.frame("oof")
     kept_of = {run.name: sources.kept.to_numpy() if run.name in trained else slice(None) for run in level1}
     seen = [run for run in level1 if _has_seen(run, sources.named[kept_of[run.name]])]
-    named = sources.named.loc[oof["id"]].to_numpy(object)
-    kept = sources.kept.loc[oof["id"]].to_numpy(bool)
+    scored, of_rows = scored_experiment(experiment), sources_of_rows(experiment, sources)
+    named = of_rows.named.loc[oof["id"]].to_numpy(object)
+    kept = of_rows.kept.loc[oof["id"]].to_numpy(bool)
     is_torn = torn_units(named[kept], oof["fold"].to_numpy()[kept])
     held_out = SEEN if is_torn else LEVEL_2_ONLY if seen else HELD_OUT
     used = oof[kept]  # within sources, every estimate has the same rows
-    rows, score = experiment.rows_of(used["id"]), used["score"].to_numpy(np.float64)
-    y, group, source = (
-        experiment.target[rows],
-        experiment.split_group[rows],
-        sources.unit.loc[used["id"]].to_numpy(object),
-    )
+    rows, score = scored.rows_of(used["id"]), used["score"].to_numpy(np.float64)
+    y, group, source = scored.target[rows], scored.split_group[rows], of_rows.unit.loc[used["id"]].to_numpy(object)
     estimate = SourceEstimate(
         origin,
         held_out,

@@ -29,6 +29,7 @@ from stack.pseudo_labels import (
     teachers_of,
     unlabelled_images,
 )
+from stack.source_experiment import rebuild_name
 from stack.store import Run, fingerprint, frame_fingerprint, locked, read_run, read_verified_run
 from stack.study_inputs import FILE_INPUTS, image_file_inputs
 from stack.tuned import check_tuned_files, enabled_models
@@ -101,10 +102,10 @@ def _complete(
             if model.name in rebuild and folder.exists():
                 with locked(folder):  # not while another process writes to it
                     aside = set_aside_for(folder, experiment.old, inputs, net_metas(experiment, model, inputs))
-                out.say(f"{experiment.rebuild_name(model.name)}: {_of_rebuilding(aside)}")
+                out.say(f"{rebuild_name(experiment, model.name)}: {_of_rebuilding(aside)}")
             if read_verified_run(folder):
                 remove_intermediates(folder)  # left by a process that was killed before it removed them
-                out.say(f"{experiment.rebuild_name(model.name)}: complete, skipped")
+                out.say(f"{rebuild_name(experiment, model.name)}: complete, skipped")
                 continue
             locks.enter_context(locked(folder))
             make = frozen_tasks if model.frozen else trained_tasks
@@ -166,7 +167,7 @@ def check_fresh(experiment: Experiment, folder: Path, inputs: dict[str, str]) ->
         if changed:
             raise StoreError(
                 f"{part} was made with other {' and '.join(changed)}: undo the change, or rebuild the run with "
-                f"`{experiment.command('oof', '--rebuild', experiment.rebuild_name(folder.name))}`"
+                f"`{experiment.command('oof', '--rebuild', rebuild_name(experiment, folder.name))}`"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +173,7 @@ def trained_tasks(
     labels = labels_of(model, experiment.table.train, experiment.external)
     part, anchors = draw_anchors(len(train_ids), len(test_ids), seed=config.seed)
     meta, nets, tasks = run_meta(model, inputs), net_metas(experiment, model, inputs), []
-    for fold, train, held in experiment.fold_rows():
+    for fold, train, held in _fold_rows(experiment):
         sets = {"oof": rows[held], "test": test_rows}
         ids = {"oof": train_ids.iloc[held], "test": test_ids}
         if part == "train":
@@ -225,6 +225,13 @@ def trained_tasks(
     return tasks
 
 
+def _fold_rows(experiment: Experiment) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+    """Yields (fold, training rows, held-out rows); rows that are left out train no fold."""
+    left_out = experiment.left_out
+    for fold, train, held in experiment.folds.pairs():
+        yield fold, train if left_out is None else train[~left_out[train]], held
+
+
 def _with_pseudo_rows(
     data: TrainingRows, pseudo: PseudoRows, labelled: NDArray[np.intp], metadata: NDArray[np.float32] | None
 ) -> TrainingRows:
@@ -271,7 +278,7 @@ def frozen_tasks(
     if len(external_target):
         external_z = _features(experiment, model, cache, "external", inputs, out)
     tasks = []
-    for fold, train, held in experiment.fold_rows():
+    for fold, train, held in _fold_rows(experiment):
         inner = inner_split(target[train], experiment.split_group[train], seed=experiment.config.seed)
         tasks.append(
             FoldTask(

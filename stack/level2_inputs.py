@@ -13,6 +13,7 @@ from stack.store import Run, fingerprint, frame_fingerprint, read_run
 from stack.table import ACQUISITION
 from stack.tuned import tuned_fingerprint
 from stack.views import seen_runs
+from tabular.gbdt_params import FIT_VERSION
 
 
 def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: Sequence[Run]) -> dict[str, str]:
@@ -24,6 +25,7 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: Sequence[R
             "features": stacker.features_with(config.features).inputs(),
             "seed": config.seed,
             "tuned": tuned_fingerprint(config.tuned.gbdt.get(stacker.name)),
+            **({"fit": FIT_VERSION} if stacker.is_gbdt else {}),
         }),
         "level-1 runs": fingerprint({run.name: run.meta["files"] for run in seen_runs(config, stacker, sources)}),
         "metadata": experiment.metadata_fingerprint,

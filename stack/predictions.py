@@ -183,6 +183,13 @@ def frozen_embedding(experiment: Experiment, run: Run) -> Embedding:
     return Embedding(run.array("oof_z")[train], (run.array("test_z")[once],), None)
 
 
+# Alignments of this process, by the anchors that they were fitted to: the stackers, the probes and the importances of
+# one command need the same.
+_alignments: dict[tuple[str, ...], Alignment] = {}
+_KEPT_ALIGNMENTS = 32
+_ANCHOR_FILES = ("anchor.parquet", "anchor_z.npy")
+
+
 def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
     anchors = run.frame("anchor")
     k = int(anchors["fold"].max()) + 1  # nets of the run: level 2 may have other folds (leave-source-out)
@@ -193,7 +200,13 @@ def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
     for net in range(k):
         rows = np.flatnonzero(anchors["fold"].to_numpy() == net)
         by_net.append(rows[_embedding_rows(run, anchors.iloc[rows], first, "anchor")])
-    alignment = fit_alignment(np.stack([anchor_z[rows] for rows in by_net]), components)
+    files: tuple[str, ...] = tuple(str(run.meta["files"].get(file)) for file in _ANCHOR_FILES)
+    key = (str(run.folder), *files, str(components))
+    if (alignment := _alignments.get(key)) is None:
+        alignment = fit_alignment(np.stack([anchor_z[rows] for rows in by_net]), components)
+        if len(_alignments) >= _KEPT_ALIGNMENTS:
+            _alignments.clear()
+        _alignments[key] = alignment
     oof, z = run.frame("oof"), run.array("oof_z")
     made = np.empty((len(oof), alignment.components), np.float32)
     fold = oof["fold"].to_numpy()

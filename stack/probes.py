@@ -6,16 +6,15 @@ They belong to the report and change no prediction, so they are made for it, aft
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermstack.errors import StoreError
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, fold_matrix
@@ -36,6 +35,7 @@ from stack.predictions import (
     stored_scales,
 )
 from stack.store import Run, fingerprint, frame_fingerprint, read_run, write_run
+from stack.stored_features import stored_fold, stored_matrix
 from stack.table import ACQUISITION
 from stack.views import with_all_features
 from tabular.models import GROUP_KIND, Bag, read_bag
@@ -170,15 +170,11 @@ def _probes(
     embeddings = read_embeddings(experiment, sources)
     fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     k = experiment.folds.k
-    tasks: list[Callable[[], Any]] = [
-        partial(_plain_fold, experiment, stacker, run, tables, embeddings, predictions, fold) for fold in range(k)
-    ]
-    tasks += [
-        partial(_changed_fold, one, stacker, run, embeddings, predictions, fold)
-        for one in changed.values()
+    tasks = [
+        partial(_probe_fold, experiment, changed, stacker, run, tables, embeddings, predictions, fold)
         for fold in range(k)
     ]
-    made = run_folds(tasks, "probes", experiment.config, out, unit="fits")
+    made = run_folds(tasks, "probes", experiment.config, out)
 
     def joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         logit = np.empty(len(fold_of), np.float32)
@@ -186,12 +182,10 @@ def _probes(
             logit[fold_of == fold] = part
         return logit
 
-    plain = made[:k]
+    plain = [fold.plain for fold in made]
     first = joined([part.first for part in plain])
     probes = [Probe(ALONE, joined([part.alone for part in plain]), joined([part.bag for part in plain]))]
-    for number, name in enumerate(changed, 1):
-        parts = made[number * k : (number + 1) * k]
-        probes.append(Probe(name, joined(parts), first))
+    probes += [Probe(name, joined([fold.changed[name] for fold in made]), first) for name in changed]
     return probe_table(experiment, predictions, probes)
 
 
@@ -201,6 +195,34 @@ class _PlainFold(NamedTuple):
     bag: NDArray[np.float32]
     alone: NDArray[np.float32]
     first: NDArray[np.float32]
+
+
+class _ProbedFold(NamedTuple):
+    """Logits of a fold's held-out rows by the stacker, and by one model for each changed condition."""
+
+    plain: _PlainFold
+    changed: dict[str, NDArray[np.float32]]
+
+
+def _probe_fold(
+    experiment: Experiment,
+    changed: dict[str, Experiment],
+    stacker: Stacker,
+    run: Run,
+    tables: list[Run],
+    embeddings: dict[str, Embedding],
+    predictions: Predictions,
+    fold: int,
+) -> _ProbedFold:
+    plain = _plain_fold(experiment, stacker, run, tables, embeddings, predictions, fold)
+    if not changed:
+        return _ProbedFold(plain, {})
+    # One matrix with the columns of all changes, of which each model sees its own.
+    *_, widest = changed.values()  # the last one has the columns of image files too, where these are known
+    features = stacker.features_with(experiment.config.features).model_copy(update=dict.fromkeys(changed, True))
+    matrix = stored_matrix(widest, features, run, embeddings, predictions, fold)
+    logits = {name: _changed_logit(one, stacker, run, matrix, fold) for name, one in changed.items()}
+    return _ProbedFold(plain, logits)
 
 
 def _plain_fold(
@@ -214,7 +236,8 @@ def _plain_fold(
 ) -> _PlainFold:
     if tables:
         predictions = _with_rows_alone(experiment, tables, stored_scales(run), embeddings, predictions, fold)
-    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold, ungrouped=True)
+    features, refits = stacker.features_with(experiment.config.features), not _is_stored(experiment, stacker)
+    matrix = stored_matrix(experiment, features, run, embeddings, predictions, fold, ungrouped=True, train_too=refits)
     assert matrix.held_ungrouped is not None
     bag = _bag(experiment, stacker, run, matrix, fold)
     columns, threads, groups = list(bag.columns), experiment.config.threads, _groups(experiment, matrix)
@@ -263,23 +286,14 @@ def _bag(experiment: Experiment, stacker: Stacker, run: Run, matrix: FoldMatrix,
 
 
 def _stored_bag(run: Run, fold: int) -> Bag:
-    place = run.folder / f"fold_{fold}"
-    kept = read_run(place)
-    if kept is None:
-        raise StoreError(f"{place} has no run.json: remove {run.folder} and run `dermstack stack` again")
-    return read_bag(str(run.meta["kind"]), place, shift=float(kept.meta["shift"]), read_groups=read_group_net)
+    kept = stored_fold(run, fold)
+    return read_bag(str(run.meta["kind"]), kept.folder, shift=float(kept.meta["shift"]), read_groups=read_group_net)
 
 
-def _changed_fold(
-    experiment: Experiment,
-    stacker: Stacker,
-    run: Run,
-    embeddings: dict[str, Embedding],
-    predictions: Predictions,
-    fold: int,
+def _changed_logit(
+    experiment: Experiment, stacker: Stacker, run: Run, matrix: FoldMatrix, fold: int
 ) -> NDArray[np.float32]:
     """Returns the logits of the fold's held-out rows from one model with the changed features, which is not stored."""
-    matrix = fold_matrix(with_all_features(experiment), embeddings, predictions, fold)
     has_rounds = stacker.is_gbdt or stacker.kind == GROUP_KIND
     rounds = int(run.meta["chosen"][fold][0]) if has_rounds and _is_stored(experiment, stacker) else None
     bag = fit_fold(experiment, stacker, matrix, fold, bags=1, rounds=rounds)

@@ -41,6 +41,11 @@ def trains_again(config: Config) -> bool:
     return estimate.leave_source_out and estimate.train_by_source and config.data.has_sources
 
 
+def rebuild_name(experiment: Experiment, run: str) -> str:
+    """Returns how `oof --rebuild` names an image run: in a copy by source with its folder."""
+    return run if experiment.copy_of is None else f"{BY_SOURCE}/{run}"
+
+
 def units_of_sources(experiment: Experiment, rows: NDArray[np.intp] | None = None) -> Sources:
     """Returns the units: joined sources where the experiment's folds hold these out, else each group's main source.
 
@@ -62,6 +67,20 @@ def units_of_sources(experiment: Experiment, rows: NDArray[np.intp] | None = Non
         pd.Series(named, index=by_id), pd.Series(unit, index=by_id), pd.Series(kept, index=by_id), joined, shared,
         held_out,
     )  # fmt: skip
+
+
+def sources_of_rows(experiment: Experiment, sources: Sources) -> Sources:
+    """Returns the sources by what has a score: by image, or by unit where predictions are for units (`predict_per`).
+
+    All images of a unit are in one group, which is held out with one source: that of the unit. A unit is kept if one of
+    its images is.
+    """
+    if experiment.table.units is None:
+        return sources
+    images = pd.DataFrame({"named": sources.named, "unit": sources.unit, "kept": sources.kept})
+    images["of"] = experiment.table.units.loc[images.index].to_numpy(object)
+    first = images.sort_values("kept", ascending=False, kind="stable").drop_duplicates("of").set_index("of")
+    return replace(sources, named=first["named"], unit=first["unit"], kept=first["kept"])
 
 
 def experiment_by_source(experiment: Experiment, sources: Sources, out: Out) -> Experiment:

@@ -17,6 +17,7 @@ from stack.net_metadata import metadata_inputs
 from stack.store import Run, fingerprint, frame_fingerprint, sha256
 from stack.table import ACQUISITION
 from stack.views import blended_runs, seen_runs
+from tabular.gbdt_params import FIT_VERSION
 
 Inputs = Mapping[str, str]
 
@@ -32,7 +33,8 @@ _FIRST_TRIAL = "first trial"  # a model's own values of what is tuned: other one
 FILE_INPUTS = ("images", "unlabelled images", "pretrained weights", "backbone code")
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}([0-9a-f]{52})?")
 _PREDICTIONS = "predictions of "
-NOTED_LATER = {"blend.preselect": "false"}  # inputs that the first studies to note theirs lack, with the value they had
+# Inputs that the first studies to note theirs lack, with the value they had.
+NOTED_LATER = {"blend.preselect": "false", "version of GBDT fits": "1"}
 _MAX_LISTED = 5  # names listed in a message
 
 
@@ -69,6 +71,7 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
     return {
         **_common(experiment),
         "kind": stacker.kind,
+        **({"version of GBDT fits": str(FIT_VERSION)} if stacker.is_gbdt else {}),
         "settings": fingerprint(settings),
         "features": fingerprint(stacker.features_with(config.features).inputs()),
         "metadata": experiment.metadata_fingerprint,

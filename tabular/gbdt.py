@@ -66,17 +66,18 @@ def fit_gbdts(
     X (n, columns) is numeric with NaN for missing values, and y (n,) holds 0 and 1.
 
     `eval_set` has the rows (X, y) for early stopping, of other groups than X. Early stopping uses the log loss, to
-    which every row contributes; AUC changes in steps where positives are few. The model is then fitted again on all
-    rows with the number of rounds found. Without `eval_set`, `params["rounds"]` is the number of rounds.
+    which every row contributes; AUC changes in steps where positives are few. It is done once, with the first seed,
+    and a model of each seed is then fitted to all rows with the number of rounds found. Without `eval_set`,
+    `params["rounds"]` is the number of rounds.
 
     Columns of `categorical` hold codes of categories, 0, 1, 2, … (`CategoryCodes`), which the library splits by sets of
     codes; names that X lacks are ignored.
 
     The logit never falls with the value of a column of `increasing`; names that X lacks are ignored. `positive_weight`
     is the weight of positive rows, which raises the logits by about its logarithm. `params` override DEFAULTS[kind].
-    The same rows, seed and threads give the same bytes, whatever the other seeds are: the models share the binned
-    features, which do not depend on the seed. Raises TabularError for an unknown kind or parameter, for
-    columns that are not numeric or are infinite, and unless the targets hold both 0 and 1 and nothing else.
+    The same rows, seeds and threads give the same bytes. The models share the binned features, which do not depend on
+    the seed. Raises TabularError for an unknown kind or parameter, for columns that are not numeric or are infinite,
+    and unless the targets hold both 0 and 1 and nothing else.
     """
     if kind not in DEFAULTS:
         raise TabularError(f"unknown GBDT {kind!r}: {did_you_mean(kind, DEFAULTS)}")
@@ -97,24 +98,23 @@ def fit_gbdts(
             f"{kind} has no rows for early stopping: give them in eval_set, or None and params['rounds']"
         )
     fit = Boosting(train, library_names(columns), fixed, categories, rounds, patience)
-    found = [rounds] * len(seeds)
     try:
         if eval_set is not None:
             check_columns(columns, eval_set[0])
             stopped = replace(fit, stop_rows=_labelled_rows(*eval_set, positive_weight))
-            found = [rounds for _, rounds in _boosted(library, stopped, seeds, found)]
-            fit = replace(fit, train=_labelled_rows(*_joined((X, y), eval_set), positive_weight))
-        return [Gbdt(kind, booster, columns, rounds) for booster, rounds in _boosted(library, fit, seeds, found)]
+            (_, found), *_ = _boosted(library, stopped, seeds[:1])
+            fit = replace(fit, train=_labelled_rows(*_joined((X, y), eval_set), positive_weight), rounds=found)
+        return [Gbdt(kind, booster, columns, rounds) for booster, rounds in _boosted(library, fit, seeds)]
     except library.exceptions as error:
         reason = str(error).strip().splitlines()[0]
         raise TabularError(f"{kind} rejects the parameters {dict(params)}: {reason}") from error
 
 
-def _boosted(library: Library, fit: Boosting, seeds: Sequence[int], rounds: Sequence[int]) -> Iterator[Boosted]:
+def _boosted(library: Library, fit: Boosting, seeds: Sequence[int]) -> Iterator[Boosted]:
     """Yields the booster and rounds of each seed; the features are binned once where this gives the same bytes."""
     shared = library.bins(fit) if len(fit.train.targets) <= library.most_shared else None
-    for seed, most in zip(seeds, rounds, strict=True):
-        own = replace(fit, params={**fit.params, "seed": seed}, rounds=most)
+    for seed in seeds:
+        own = replace(fit, params={**fit.params, "seed": seed})
         yield library.boost(own, shared or library.bins(own))
 
 

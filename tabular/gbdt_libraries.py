@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import TabularError
 from tabular.gbdt_params import DEFAULTS as DEFAULTS
+from tabular.gbdt_params import FIT_VERSION as FIT_VERSION
 from tabular.gbdt_params import FIXED_PARAMS as FIXED_PARAMS
 from tabular.gbdt_params import GPU_PARAMS as GPU_PARAMS
 from tabular.gbdt_params import Params

@@ -253,11 +253,12 @@ def fit_bag(
     """Fits ``bags`` models of ``kind`` to X (n, columns) and y (n,) of 0 and 1, with seeds from ``seed`` on.
 
     ``inner`` (n,) marks the rows, whole groups, on which each model chooses its rounds or ridge strength before it is
-    refitted on all its rows. Each model uses ``positives`` copies of each positive row, of a fraction for a random part
-    of these, with weight ``positive_weight``, and its own random share ``negatives`` of the negative rows; the effect
-    of all three on the log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The
-    logit of a GBDT never falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of
-    categories, for GBDTs only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
+    refitted on all its rows; GBDTs of one bag share the rounds that the first of them chose. Each model uses
+    ``positives`` copies of each positive row, of a fraction for a random part of these, with weight
+    ``positive_weight``, and its own random share ``negatives`` of the negative rows; the effect of all three on the
+    log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The logit of a GBDT never
+    falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of categories, for GBDTs
+    only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
     is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`.
 
     Codes of categories in ``encoded`` columns become log odds of the target (`fit_target_encoding`), for which
@@ -314,11 +315,13 @@ def fit_bag(
             seeds = range(seed, seed + count) if shares_rows else (seed + number,)
             if rounds is not None:  # the rows in the order of a refit after early stopping
                 train_rows = np.concatenate([train_rows, eval_rows])
-            models += fit_gbdts(
+            made = fit_gbdts(
                 kind, X.iloc[train_rows], target[train_rows], eval_set=eval_set if rounds is None else None,
                 params=params if rounds is None else {**params, "rounds": rounds}, seeds=seeds, threads=threads,
                 increasing=increasing, positive_weight=positive_weight, gpu=gpu, categorical=categorical,
             )  # fmt: skip
+            rounds = made[0].rounds
+            models += made
     return Bag(tuple(models), float(np.log(negatives) - np.log(positives) - np.log(positive_weight)), encoding)
 
 

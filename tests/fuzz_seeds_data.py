@@ -59,7 +59,7 @@ def _read_sample(path: Path) -> object:
 
 
 def _read_pairs(path: Path) -> object:
-    from stack.experiment import read_duplicate_pairs
+    from stack.folds import read_duplicate_pairs
 
     return read_duplicate_pairs(path)
 

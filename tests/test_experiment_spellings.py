@@ -14,7 +14,8 @@ from imported_experiment import command_error, opened_experiment, predictions, w
 from dermstack.audit.rows import fold_findings, group_findings
 from dermstack.errors import DataError
 from stack.console import Out
-from stack.experiment import Experiment, print_overview, read_duplicate_pairs
+from stack.experiment import Experiment, print_overview
+from stack.folds import read_duplicate_pairs
 
 FILES = ("train.csv", "test.csv", "sample.csv", "pairs.csv")
 Change = Callable[[pd.DataFrame], pd.DataFrame]

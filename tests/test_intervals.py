@@ -55,6 +55,8 @@ def test_draws_do_not_hang_on_how_many_fit_into_memory(monkeypatch: pytest.Monke
     at_once = bootstrap_scores("auc", y, s, group, draws=50)
     monkeypatch.setattr(intervals, "_CHUNK_BYTES", 1)
     np.testing.assert_array_equal(bootstrap_scores("auc", y, s, group, draws=50), at_once)
+    monkeypatch.setattr(intervals, "_KEPT_BYTES", 0)  # the draws are made again each time
+    np.testing.assert_array_equal(bootstrap_scores("auc", y, s, group, draws=50), at_once)
 
 
 @pytest.mark.parametrize("positives", [2, 17, 60])

@@ -21,6 +21,7 @@ from dermstack.pipeline import StackResult, run_stack
 from dermstack.report.sources import sources_section
 from stack.config import read_config
 from stack.leave_source_out import FOLDER
+from stack.metrics.intervals import interval
 from stack.metrics.own_metric import own_label, own_metric
 from stack.prediction_files import ImportedColumns
 from stack.source_estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
@@ -81,20 +82,28 @@ def test_each_fold_holds_out_whole_sources_and_scores_them(finished: StackResult
 def test_a_sources_scores_do_not_depend_on_its_targets(tmp_path: Path) -> None:
     """Law: no model that scores a source, and no weight of its blend, was fitted to the source's targets.
 
-    The calibration is fitted on other sources' scores, by models that had seen these targets, so it may move.
+    Ranks and calibration compare a source with scores of the others, by models that had seen these targets, so the
+    blend's values may move, but not the order that it gives to the source's rows.
     """
     config = write_sourced(tmp_path, **LIGHT)
-    before = scores_by_source(stacked(config)).set_index("id")
+
+    def scored() -> pd.DataFrame:
+        made = stacked(config)
+        line = pd.read_parquet(made.experiment.folder / FOLDER / "models/line/oof.parquet").set_index("id")["p"]
+        return scores_by_source(made).set_index("id").join(line)
 
     def flip(frame: pd.DataFrame) -> None:
         frame["target"] = np.where(frame["hospital"] == "Vienna", 1 - frame["target"], frame["target"])
 
+    before = scored()
     changed_rows(config, flip)
-    after = scores_by_source(stacked(config)).set_index("id").loc[before.index]
+    after = scored().loc[before.index]
     vienna = before["source"] == "Vienna"
+    assert np.array_equal(before.loc[vienna, "p"], after.loc[vienna, "p"])
+    assert not np.array_equal(before.loc[~vienna, "p"], after.loc[~vienna, "p"])
     for column in ("score", "rank_mean_nested", "mean_nested"):
-        assert np.array_equal(before.loc[vienna, column], after.loc[vienna, column]), column
-        assert not np.array_equal(before.loc[~vienna, column], after.loc[~vienna, column]), column
+        orders = [frame.loc[vienna, column].rank() for frame in (before, after)]
+        assert np.array_equal(*orders), column
 
 
 def test_the_pages_show_both_numbers(finished: StackResult) -> None:
@@ -121,7 +130,7 @@ def test_the_section_names_an_objective_of_ones_own(finished: StackResult, tmp_p
     objective = own_metric("measured_here:score", tmp_path, may_take_groups=False)
     assert finished.by_source is not None
     page = str(sources_section(replace(finished.by_source, objective=objective)).markup)
-    assert f"{own_label(objective)}, all images" in page
+    assert f"{own_label(objective)}, all images" in page.replace("<wbr>", "")
 
 
 def test_compare_shows_the_auc_in_held_out_sources(finished: StackResult, tmp_path: Path) -> None:
@@ -183,6 +192,34 @@ def test_images_of_a_patient_outside_her_main_hospital_are_left_out(tmp_path: Pa
     assert len(oof) == len(frame) - 1
     assert (oof.groupby("source")["fold"].nunique() == 1).all()
     assert any("neither trained on nor scored" in sentence for sentence in source_sentences(found))
+
+
+def test_units_are_scored_where_their_source_is_held_out(tmp_path: Path) -> None:
+    """A patient of two hospitals is a unit of the one with most of her images, and only these are pooled."""
+    config = write_sourced(tmp_path, **LIGHT, predict_per={"columns": ["group"], "pooling": ["maximum"]})
+    frame = pd.read_csv(tmp_path / "train.csv")
+    both = frame.index[frame["patient"].duplicated(keep=False)][0]
+    frame.loc[len(frame)] = {**frame.loc[both].to_dict(), "image": "elsewhere", "hospital": "Vienna"}
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    made = stacked(config)
+    found = made.by_source
+    assert found is not None
+    assert (found.strictest.held_out, found.left_out) == (HELD_OUT, 1)
+    oof = pd.read_parquet(made.experiment.folder / FOLDER / "blend" / "oof.parquet").set_index("id")
+    of_patients = frame.groupby("patient")
+    assert set(oof.index) == set(of_patients.groups)
+    assert (oof["target"] == of_patients["target"].max().loc[oof.index]).all()
+    hospital = of_patients["hospital"].first().loc[oof.index]
+    assert (oof.groupby(hospital.to_numpy())["fold"].nunique() == 1).all()
+    assert oof.loc[frame["patient"][both], "images"] == of_patients.size()[frame["patient"][both]] - 1
+    assert found.strictest.rows == len(oof)
+    own = interval("auc", oof["target"], oof["score"], oof["split_group"].to_numpy(object))
+    assert found.strictest.pooled.value == own.value
+    within = [roc_auc_score(part["target"], part["score"]) for _, part in oof.groupby(hospital.to_numpy())]
+    np.testing.assert_allclose(found.strictest.over.sources.sort_values("source")["auc"], within, atol=1e-3)
+    assert found.facts.set_index("source")["rows"].to_dict() == hospital.value_counts().to_dict()
+    assert "units are meant" in sources_section(found, unit="unit").markup
+    assert "units are meant" not in sources_section(found).markup
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ MODEL = {
     "backbone": "test_resnet",
     "pretrained": False,
     "size": 32,
-    "epochs": 8,
+    "epochs": 12,
     "batch_size": 16,
     "ema": 0.9,
 }

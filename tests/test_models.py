@@ -31,7 +31,9 @@ def test_a_bag_is_the_mean_of_its_models_logits(kind: str, rows: tuple) -> None:
     X, y, inner = rows
     params = {} if kind == "logistic" else {"rounds": 60}
     bag = fit_bag(kind, X, y, inner, params=params, seed=5, threads=1, bags=3)
-    alone = [fit_bag(kind, X, y, inner, params=params, seed=5 + number, threads=1) for number in range(3)]
+    rounds = None if kind == "logistic" else int(bag.chosen[0])  # of the first model's early stopping
+    alone = [fit_bag(kind, X, y, inner, params=params, seed=5 + n, threads=1, rounds=rounds) for n in range(3)]
+    assert fit_bag(kind, X, y, inner, params=params, seed=5, threads=1).chosen == bag.chosen[:1]
     np.testing.assert_allclose(bag.logit(X), np.mean([one.logit(X) for one in alone], axis=0), atol=1e-5)
     assert roc_auc_score(y, bag.logit(X)) > 0.8
     assert len(bag.chosen) == (1 if kind == "logistic" else 3)

@@ -77,7 +77,7 @@ if __name__ == "__main__":
 @pytest.mark.ci
 def test_the_command_line_makes_an_experiment(shadowed: Path, small_data: Path) -> None:
     """Level 1 in two processes, of which each loads images with one more; a study of two workers; the report."""
-    config = small_config(small_data, shadowed, n_jobs=2, workers=1, folds={"k": 2})
+    config = small_config(small_data, shadowed, n_jobs=2, workers=1)
     for command in (["oof"], ["stack"], ["tune", "blend", "--trials", "2", "--workers", "2"]):
         made = python(shadowed, "-m", "dermstack", *command, "-c", str(config), "-q")
         assert made.returncode == 0, made.stderr

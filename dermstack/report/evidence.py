@@ -237,7 +237,9 @@ def _case_sections(
     found = stored_leave_source_out(experiment.folder, blend.meta["fingerprint"])
     sections = {
         **fairness_sections(experiment, blend, runs, scored),
-        "sources": None if found is None else sources_section(found, from_file=sources_file(experiment)),
+        "sources": None
+        if found is None
+        else sources_section(found, from_file=sources_file(experiment), unit=scored.unit),
         "explorer": explorer(data.y, oof["p_calibrated"], split_group, scored.unit),
         "hard-cases": hard_cases(
             experiment, blend, runs, scored=scored, display_name=display_name, no_images=not images

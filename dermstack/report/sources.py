@@ -23,10 +23,10 @@ from stack.source_estimates import (
 _NO_NUMBER = "–"
 
 
-def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
+def sources_section(found: LeaveSourceOut, *, from_file: str = "", unit: str = "image") -> Section:
     """Returns the section: the estimates side by side, the AUC of each source, and what differs between sources.
 
-    ``from_file`` names the file of sources (`data.sources`), if they are from one.
+    ``from_file`` names the file of sources (`data.sources`), if they are from one; ``unit`` is what has a score.
     """
     best, figure = found.strictest, None
     if math.isfinite(best.over.mean):
@@ -44,6 +44,7 @@ def sources_section(found: LeaveSourceOut, *, from_file: str = "") -> Section:
         .render(
             found=found,
             from_file=from_file,
+            unit=unit,
             own=found.own,
             best=best,
             compares=len(found.estimates) > 1,
@@ -114,27 +115,21 @@ def _runs(found: LeaveSourceOut) -> HtmlTable:
             "groups": one.groups.value, "groups_low": one.groups.low, "groups_high": one.groups.high,
             "sources": one.sources.value, "sources_low": one.sources.low, "sources_high": one.sources.high,
             "pooled": one.pooled_difference.value, "pooled_low": one.pooled_difference.low,
-            "pooled_high": one.pooled_difference.high, "before": one.over_groups.mean,
-            "typical": one.over_sources.mean, "typical_low": one.over_sources.low,
-            "typical_high": one.over_sources.high, "change": change.value if change else math.nan,
+            "pooled_high": one.pooled_difference.high, "change": change.value if change else math.nan,
             "change_low": change.low if change else math.nan, "change_high": change.high if change else math.nan,
         })  # fmt: skip
     objective = objective_label(found.objective)
-    names = ("groups", "sources", "pooled", "typical", "change")
+    names = ("groups", "sources", "pooled", "change")
     heads = {
         "groups": f"{objective}, groups held out", "sources": f"{objective}, sources held out",
-        "pooled": "difference", "before": "AUC within a typical source, groups held out",
-        "typical": "sources held out", "typical_low": "95 % interval over sources",
-        "change": "difference within a source",
+        "pooled": "difference", "change": "difference within a typical source",
     }  # fmt: skip
-    heads |= {f"{name}_low": "95 % interval" for name in names if name != "typical"}
     return table(
         pd.DataFrame(records),
         intervals={name: (f"{name}_low", f"{name}_high") for name in names},
         heads=heads,
-        formats={"groups": ".3f", "sources": ".3f", "pooled": "+.3f", "before": ".3f", "typical": ".3f",
-                 "change": "+.3f"},
-    )  # fmt: skip
+        formats={"groups": ".3f", "sources": ".3f", "pooled": "+.3f", "change": "+.3f"},
+    )
 
 
 def _by_source(found: LeaveSourceOut) -> HtmlTable:

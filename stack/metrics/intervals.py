@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ from stack.metrics.scores import (
     score,
 )
 
-_CHUNK_BYTES = 200e6  # approximate memory of one chunk of bootstrap draws
+_CHUNK_BYTES = 16e6  # approximate memory of one chunk of bootstrap draws: more does not fit into a processor's cache
+_KEPT_BYTES = 1 << 24  # of draws that are kept, for each of the last calls: 1000 draws of 8,000 groups
 _DRAWN_AT_ONCE = 1 << 14  # random numbers of one call; with more than half as many groups, each draw is a call
 
 
@@ -178,11 +179,10 @@ def _drawn_values(
     _check_draws(draws)
     floats_a_draw = 2 * (group.max() + 1) + 4 * max(tally.shape[0] for tally, _ in tallies)
     chunk = max(1, int(_CHUNK_BYTES / 8 / floats_a_draw))
-    drawn = _drawn_groups(positive, group, np.random.default_rng(checked_seed(seed)))
     values = np.empty((draws, len(tallies), width))
-    for start in range(0, draws, chunk):
-        stop = min(start + chunk, draws)
-        draw_counts = np.stack([next(drawn) for _ in range(start, stop)], axis=1)
+    drawn = _draw_counts(positive, group, draws, checked_seed(seed), chunk)
+    for start, draw_counts in zip(range(0, draws, chunk), drawn, strict=True):
+        stop = start + draw_counts.shape[1]
         for c, (tally, value_of) in enumerate(tallies):
             values[start:stop, c] = value_of(tally @ draw_counts).reshape(-1, width)
     return values.reshape(draws, -1)
@@ -219,6 +219,33 @@ def _tally(
         return np.where(negatives[-1] > 0, value, np.nan)
 
     return tally, values
+
+
+def _draw_counts(positive: Bools, group: NDArray[np.intp], draws: int, seed: int, chunk: int) -> Iterator[Floats]:
+    """Yields how often each group is drawn (groups, draws), for at most ``chunk`` draws at once, ``draws`` in all.
+
+    Making the draws takes as long as scoring them, and they depend on nothing but which groups have a positive: where
+    they fit into `_KEPT_BYTES`, those of the last few calls are kept for other scores of the same rows.
+    """
+    has_positive = np.bincount(group, positive) > 0
+    if 2 * has_positive.size * draws > _KEPT_BYTES or has_positive.size > np.iinfo(np.uint16).max:
+        drawn = _drawn_groups(positive, group, np.random.default_rng(seed))
+        for start in range(0, draws, chunk):
+            yield np.stack([next(drawn) for _ in range(start, min(start + chunk, draws))], axis=1)
+        return
+    counts = _kept_draws(has_positive.tobytes(), int(draws), seed)
+    for start in range(0, draws, chunk):
+        yield counts[:, start : start + chunk].astype(np.float64)
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(has_positive: bytes, draws: int, seed: int) -> NDArray[np.uint16]:
+    held = np.frombuffer(has_positive, bool)
+    drawn = _drawn_groups(held, np.arange(held.size), np.random.default_rng(seed))
+    counts = np.empty((draws, held.size), np.uint16)
+    for number in range(draws):
+        counts[number] = next(drawn)
+    return np.ascontiguousarray(counts.T)
 
 
 def _drawn_groups(positive: Bools, group: NDArray[np.intp], rng: np.random.Generator) -> Iterator[Floats]:

@@ -32,7 +32,7 @@ from stack.plan.costs import (
     network_cost,
 )
 from stack.pseudo_labels import PSEUDO_LABELS, awaits_teachers, labels_unlabelled
-from stack.source_experiment import experiment_by_source, trains_by_source, units_of_sources
+from stack.source_experiment import experiment_by_source, rebuild_name, trains_by_source, units_of_sources
 from stack.store import Run, read_run
 from stack.study_inputs import FILE_INPUTS
 from stack.submission import blend_inputs, check_sample
@@ -208,7 +208,7 @@ def image_step(
         return Step(
             "oof", kind, model.name, "stale", why, tuple(changes), rows=len(experiment.table.train), nets=nets,
             images=round(sum(images_through(experiment, model, nets, k))), cost=cost,
-            remedy=experiment.command("oof", "--rebuild", experiment.rebuild_name(model.name)),
+            remedy=experiment.command("oof", "--rebuild", rebuild_name(experiment, model.name)),
         )  # fmt: skip
     if read_run(folder) is not None:
         width = _stored_width(folder)
@@ -311,7 +311,7 @@ def _steps_by_source(
     seen, places = {**level1, **again}, {name: copy.models if name in again else experiment.models for name in level1}
     level2 = _stacker_steps(copy, stackers, seen, widths, places=places)
     steps = [*again.values(), *level2, *_blend_steps(copy, [*seen.values(), *level2], places=places)]
-    return [replace(step, name=copy.rebuild_name(step.name)) for step in steps], ""
+    return [replace(step, name=rebuild_name(copy, step.name)) for step in steps], ""
 
 
 def _stacker_steps(
