@@ -27,7 +27,7 @@ from torch import nn
 from dermstack.errors import ImageError
 from dermstack.files import atomic_write
 from image_models.dataset import Batch, CachedImages, ColumnDropout, load_batches, train_batches
-from image_models.device import pick_precision, retry_on_oom
+from image_models.device import freed_memory_kept, pick_precision, retry_on_oom
 from image_models.losses import MixedBatch, class_weights, mix_batch, prior_shift, row_losses, soft_losses
 from image_models.net import Net
 from image_models.predict import predict
@@ -101,6 +101,7 @@ def read_state(path: Path, *, identity: str) -> dict[str, Any] | None:
     return state if isinstance(state, dict) and state.get("identity") == identity else None
 
 
+@freed_memory_kept()
 def train_net(
     net: Net,
     images: CachedImages,

@@ -33,5 +33,5 @@ def test_it_prints_the_ratios_of_each_round(
         torch.set_num_threads(before)
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"test_resnet, 32 px, light on the {augment_on}, {device}"
-    rates = np.array([[float(value) for value in line.split()[1:4]] for line in said[2:4]])
+    rates = np.array([[float(value) for value in line.split()[1:5]] for line in said[2:4]])
     assert (rates > 0).all()

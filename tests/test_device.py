@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from tiny_training import CPU, MeanColour, N, toy_pictures, train
 
 from dermstack.errors import ImageError
 from image_models.dataset import CachedImages
-from image_models.device import pick_device, pick_precision, retry_on_oom, use_threads
+from image_models.device import freed_memory_kept, pick_device, pick_precision, retry_on_oom, use_threads
 from image_models.net import Net
 from image_models.predict import predict
 
@@ -73,6 +75,24 @@ def test_threads_are_those_of_the_pictures_too() -> None:
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_freed_memory_is_kept_within_the_block_alone() -> None:
+    """Counts the page faults of tensors larger than 32 MiB, the most that glibc's own threshold rises to."""
+    resource = pytest.importorskip("resource")  # Windows has none
+
+    def faults_of_a_tensor() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    size = 48 * 2**20
+    pages = size // resource.getpagesize()
+    with freed_memory_kept():
+        kept = [faults_of_a_tensor() for _ in range(16)]  # the first ones find their place
+    assert kept[0] > 0.9 * pages > 0.1 * pages > max(kept[-4:])
+    assert faults_of_a_tensor() > 0.9 * pages
 
 
 def test_parts_double_until_they_fit_and_no_further_than_allowed() -> None:
