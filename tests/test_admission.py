@@ -30,11 +30,14 @@ App = Callable[[Scope, Receive, Send], object]
 def stub_app(host: str = "127.0.0.1") -> App:
     """The page of an ensemble that scores nothing."""
     said = {"experiment": "small", "objective": "auc", "image_runs": [1], "stackers": [], "chosen": "mean",
-            "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0}}  # fmt: skip
+            "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0},
+            "columns": {"age": "age", "target": "target"}}  # fmt: skip
     bundle = SimpleNamespace(
-        manifest=said, selection_note="", columns={"age": "age"}, folder=Path("none"), review_band=None
-    )
-    ensemble = SimpleNamespace(bundle=bundle, choices={"sex": [], "site": []}, group=None, questions=[])
+        manifest=said, selection_note="", columns=said["columns"], folder=Path("none"), review_band=None, unit="image",
+        per_text="each image",
+    )  # fmt: skip
+    choices = {"sex": [], "site": []}
+    ensemble = SimpleNamespace(bundle=bundle, choices=choices, group=None, questions=[], asked_for_units=())
     return make_app(ensemble, host=host)  # type: ignore[arg-type, return-value]
 
 

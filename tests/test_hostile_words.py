@@ -134,13 +134,16 @@ def test_hostile_words_write_no_file_that_is_not_ours(hostile: Path) -> None:
 
 def shown_by_the_app(reading: Reading | None, faults: list[str]) -> str:
     said = {"experiment": HOSTILE, "objective": "auc", "image_runs": [1], "stackers": [], "chosen": HOSTILE,
-            "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0}}  # fmt: skip
-    columns = dict.fromkeys(("id", "group", "target", "age", "sex", "site"), HOSTILE)
-    bundle = SimpleNamespace(manifest=said, selection_note=HOSTILE, columns=columns, review_band=None)
+            "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0},
+            "columns": dict.fromkeys(("id", "group", "target", "age", "sex", "site"), HOSTILE)}  # fmt: skip
+    bundle = SimpleNamespace(
+        manifest=said, selection_note=HOSTILE, columns=said["columns"], review_band=None, unit="unit", per_text=HOSTILE
+    )
     asked = [Question(HOSTILE, HOSTILE, [HOSTILE]), Question(HOSTILE, HOSTILE, None, 0.0, 1.0)]
     ensemble = SimpleNamespace(
-        bundle=bundle, choices={"sex": [HOSTILE], "site": [HOSTILE]}, group=HOSTILE, questions=asked
-    )
+        bundle=bundle, choices={"sex": [HOSTILE], "site": [HOSTILE]}, group=HOSTILE, questions=asked,
+        asked_for_units=(HOSTILE,),
+    )  # fmt: skip
     filled = {"age": HOSTILE, "sex": HOSTILE, "site": HOSTILE, "together": True}
     response = _Page(ensemble)._render(filled, reading=reading, faults=faults)  # type: ignore[arg-type]
     return bytes(response.body).decode()
