@@ -67,13 +67,14 @@ def _tried(rng: np.random.Generator, shows: str) -> tuple[bool, float | None]:
     value = interval("auc", y, found.score, names)
     new_y, new_group, new_unit, new_oof = _units(rng, FRESH, shows)
     new = _predictions(new_oof, np.zeros(len(new_unit), np.int8), new_group[new_unit])
-    truths = []
-    for candidate in found.chosen_by_fold.values():  # ranks of equal weights: the fold's blend is the pooling alone
+    truth = {}
+    for candidate in set(found.chosen_by_fold.values()):  # equal weights: the fold's blend is the pooling alone
         of_units = pool_predictions(new, new_unit, NO_IMAGES, pooling_and_method(candidate)[0])
         ranks = found.final.scaler_.ranks_.transform(
             expit(of_units.oof.astype(np.float64)), np.full(of_units.oof.shape, AVERAGED)
         )
-        truths.append(auc(new_y, ranks.mean(axis=1)))
+        truth[candidate] = auc(new_y, ranks.mean(axis=1))
+    expected = np.mean([truth[candidate] for candidate in found.chosen_by_fold.values()])
     calibration = calibrate_nested(found.by_method[found.chosen], y, fold, names)
     chosen = guaranteed_threshold(y, calibration.p, names, "sensitivity", SENSITIVITY, CONFIDENCE, exact=True)
     sensitivity = None
@@ -83,7 +84,7 @@ def _tried(rng: np.random.Generator, shows: str) -> tuple[bool, float | None]:
             expit(of_units.oof.astype(np.float64)), nets=np.full(of_units.oof.shape, AVERAGED)
         )[:, 1]
         sensitivity = float((calibration.final(score)[new_y == 1] >= chosen.threshold).mean())
-    return bool(value.low <= np.mean(truths) <= value.high), sensitivity
+    return bool(value.low <= expected <= value.high), sensitivity
 
 
 def _units(
