@@ -217,8 +217,9 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append(
             f"Over the images of all sources together, {objective_label(found.objective)} changes by "
             f"{bounds(*_ends(best.pooled_difference), sign='+')} on the {best.rows:,} images that both estimates "
-            "score. This value also compares risks by different models: each source is scored by one that never saw its "
-            "share of positives, and where the shares differ, it can be far too low. Read the values within a source."
+            "score. This value also compares risks by different models: each source is scored by one that never saw "
+            "its share of positives, and where the shares differ, it can be far too low. Read the values within a "
+            "source."
         )
     if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
