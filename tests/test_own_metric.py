@@ -166,8 +166,6 @@ def test_an_experiment_reaches_its_report_and_is_stale_after_a_change(
     assert "there is no module 'no_such'" in said
 
 
-@pytest.mark.slow
-@pytest.mark.ci
 def test_studies_of_gbdts_and_of_the_blend_maximise_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both studies, the blend one in two processes, and the stack that uses their results, to the report."""
     write(tmp_path, GOOD)
@@ -188,7 +186,7 @@ def test_studies_of_gbdts_and_of_the_blend_maximise_it(tmp_path: Path, capsys: p
     assert set(found["folds"]) == {0, 1, 2}
     assert all(0.5 < value <= 1 for value in found["inner_scores"].values()), "the metric itself, which is an AUC"
     write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}})
-    assert run_cli("stack", "-c", str(config), "-q", "--no-report") == 0
+    assert run_cli("stack", "-c", str(config), "-q") == 0
     assert run_cli("tune", "blend", "-c", str(config), "--trials", "3", "--workers", "2") == 0
     blend = studies / "blend.yaml"
     write_experiment(tmp_path, **settings, tuned={"gbdt": {"gbdt": str(gbdt)}, "blend": str(blend)})
