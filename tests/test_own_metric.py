@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from sklearn.metrics import roc_auc_score
 from dermstack.errors import ConfigError
 from dermstack.serve.bundle import read_bundle
 from dermstack.serve.patient import Ensemble, Photo, read_patient
+from image_models.processes import run_parallel
 from stack.blend.blender import Blender
 from stack.blend.nested import blend_nested
 from stack.blend.state import blender_from_state, blender_state
 from stack.config import read_config
 from stack.metrics.intervals import bootstrap_scores
-from stack.metrics.own_metric import NAME_PATTERN, own_metric
+from stack.metrics.own_metric import NAME_PATTERN, own_metric, own_value
 from stack.metrics.scores import objective_label, score
 
 GOOD = """
@@ -49,6 +51,17 @@ def write(folder: Path, code: str, name: str = "mymetrics") -> Path:
     path = folder / f"{name}.py"
     path.write_text(code, encoding="utf-8")
     return path
+
+
+def test_worker_processes_that_are_there_already_use_the_metric_as_it_is_now(tmp_path: Path) -> None:
+    """As in a notebook, where the second experiment, or the first after an edit, meets the workers of the first."""
+    y, s = np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.2, 0.4])
+    assert list(run_parallel([partial(abs, -1)] * 2, 2)) == [1, 1]
+    for folder, added in (("one", 0), ("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write(tmp_path / folder, GOOD.replace("/ (n * m)", f"/ (n * m) + {added}"))
+        name = own_metric("mymetrics:score", tmp_path / folder, may_take_groups=False)
+        assert list(run_parallel([partial(own_value, name, y, s)] * 2, 2)) == [1 + added] * 2
 
 
 def test_its_name_holds_its_code(tmp_path: Path) -> None:

@@ -64,10 +64,15 @@ def own_metric(given: str, folder: Path, *, may_take_groups: bool) -> str:
 
 
 def _prefer(folder: Path, name: str) -> None:
-    """Makes the module be imported again from ``folder``, if it lies there; workers inherit the path.
+    """Makes the module be imported again from ``folder``, if it lies there; workers that start later inherit the path.
 
+    Workers that are there already, as in a notebook, have the old path and perhaps the old module: they are ended.
     Raises ConfigError where a loaded module of another place has its name.
     """
+    if "joblib" in sys.modules:
+        from image_models.processes import end_workers
+
+        end_workers()
     for path in _PATHS:
         sys.path.remove(path)
     _PATHS[:] = [] if str(folder) in sys.path else [str(folder)]
