@@ -234,3 +234,11 @@ def test_words_that_readers_asked_about_are_explained(data):
     assert shown.index("Limits of this result") < shown.index("Checks of level 2")
     assert "different patients" not in shown
     assert "darker" not in shown
+
+
+def test_a_template_is_compiled_once_for_all_pages_of_a_process(monkeypatch):
+    report_html(make_data())
+    monkeypatch.setattr(
+        "jinja2.environment.Environment.compile", lambda *given: pytest.fail(f"compiled again: {given}")
+    )
+    assert "<h1" in report_html(make_data(seed=1))

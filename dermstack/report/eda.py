@@ -52,7 +52,7 @@ from dermstack.report.eda_tables import (
     word_table,
 )
 from dermstack.report.figures import Drawing
-from dermstack.report.report import TEMPLATE_FOLDER, environment, script_policy
+from dermstack.report.report import TEMPLATE_FOLDER, page_templates, script_policy
 from stack.columns import described_choices
 from stack.console import Out
 from stack.experiment import Experiment
@@ -209,9 +209,8 @@ def eda_html(
     numbers = number_columns(table, group.to_numpy(object), seed=seed)
     words = word_columns(table, folds, seed=seed)
     sorting = (TEMPLATE_FOLDER / "sort.js").read_text(encoding="utf-8") if len(numbers) or len(words) else ""
-    templates = environment()
-    templates.filters["count"] = lambda value: f"{value:,}"
-    return templates.get_template("eda.html.j2").render(
+    template = page_templates().get_template("eda.html.j2")
+    return template.render(
         style="".join((TEMPLATE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "sort.css")),
         name=name,
         by=by,

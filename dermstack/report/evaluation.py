@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import pandas as pd
+from jinja2 import Environment
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
@@ -116,9 +118,7 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
         gaps_of_records(found.gaps, found.gaps_critical), thresholds="were chosen in training", source="evaluation.json"
     )
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")  # shared with the report
-    templates = environment()
-    templates.filters |= {"number": number, "percent": percent}
-    template = templates.get_template("evaluation.html.j2")
+    template = _templates().get_template("evaluation.html.j2")
     return template.render(
         style=Markup(page + (between.style if between else "")),
         gaps=between.markup if between else "",
@@ -150,6 +150,13 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
             "reliability": reliability_figure("reliability", bins, axis="calibrated p"),
         },
     )
+
+
+@cache
+def _templates() -> Environment:
+    templates = environment()
+    templates.filters |= {"number": number, "percent": percent}
+    return templates
 
 
 def _review_tables(review: ReviewCheck | None, unit: str) -> dict[str, HtmlTable]:

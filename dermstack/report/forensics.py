@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from dermstack.audit.forensics import Examined, Forensics
 from dermstack.report.figures import Drawing, Estimate, interval_figure
-from dermstack.report.report import TEMPLATE_FOLDER, count, environment, script_policy
-from dermstack.report.tables import HtmlTable, breakable, head_width, number, table, with_code_spans
+from dermstack.report.report import TEMPLATE_FOLDER, page_templates, script_policy
+from dermstack.report.tables import HtmlTable, table
 from stack.forensics.claim import BlendClaim
 from stack.metrics.intervals import Interval
 from stack.metrics.measures import jsonable
@@ -26,14 +26,10 @@ _LONG_TABLE = 20  # rows from which a table scrolls
 
 def forensics_html(found: Forensics, *, created: str | None = None) -> str:
     """Returns the page; it names files and columns, and no row of the data."""
-    templates = environment()
-    templates.filters |= {
-        "count": count, "number": number, "breakable": breakable, "head_width": head_width,
-        "with_code_spans": with_code_spans,
-    }  # fmt: skip
     script = (TEMPLATE_FOLDER / "sort.js").read_text(encoding="utf-8")
     style = "".join((TEMPLATE_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "sort.css"))
-    return templates.get_template("forensics.html.j2").render(
+    template = page_templates().get_template("forensics.html.j2")
+    return template.render(
         found=found,
         files="1 file" if len(found.examined) == 1 else f"{len(found.examined)} runs",
         counts=[(sum(one.severity == name for one in found.findings), name) for name in ("error", "warning", "note")],

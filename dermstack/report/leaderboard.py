@@ -11,8 +11,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from dermstack.report.figures import Drawing, Estimate, interval_figure
-from dermstack.report.report import TEMPLATE_FOLDER, count, environment
-from dermstack.report.tables import HtmlTable, breakable, head_width, number, rows_of, table, with_code_spans
+from dermstack.report.report import TEMPLATE_FOLDER, page_templates
+from dermstack.report.tables import HtmlTable, rows_of, table
 from stack.leaderboard import Leaderboard, choice_note
 from stack.metrics.scores import objective_label
 
@@ -21,12 +21,8 @@ MAX_DRAWN = 30  # runs in the figure; the table has all
 
 def leaderboard_html(boards: Sequence[Leaderboard], *, created: str | None = None) -> str:
     """Returns one page with all leaderboards; it holds names of runs and settings, and no row of the data."""
-    templates = environment()
-    templates.filters |= {
-        "count": count, "number": number, "breakable": breakable, "head_width": head_width,
-        "with_code_spans": with_code_spans,
-    }  # fmt: skip
-    return templates.get_template("leaderboard.html.j2").render(
+    template = page_templates().get_template("leaderboard.html.j2")
+    return template.render(
         boards=[_board(number, board) for number, board in enumerate(boards, 1)],
         runs=sum(len(board.table) for board in boards),
         created=created or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

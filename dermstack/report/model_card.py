@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment
 
 from dermstack.report.report import count, environment, percent
 from dermstack.report.tables import code_span
@@ -75,10 +77,8 @@ def model_card(
     y, split_group = scored.experiment.target[rows], scored.experiment.split_group[rows]
     images = rows if scored.units is None else np.flatnonzero(np.isin(scored.units.of_train, rows))
     sizes = train["group"].iloc[images].value_counts()
-    templates = environment(autoescape=False)  # Markdown: `plain` escapes text of the data
-    templates.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
-    templates.globals["bounds"] = _bounds
-    return templates.get_template("model_card.md.j2").render(
+    template = _templates().get_template("model_card.md.j2")
+    return template.render(
         name=experiment.name,
         decisions=decisions,
         version=version("dermstack"),
@@ -175,6 +175,14 @@ def _facts(
         derived = [f"{code_span(name)} = {code_span(text)}" for name, text in columns.derived.items()]
         facts[f"derived columns ({len(derived):,})"] = ", ".join(derived)
     return facts
+
+
+@cache
+def _templates() -> Environment:
+    templates = environment(autoescape=False)  # Markdown: `plain` escapes text of the data
+    templates.filters |= {"plain": plain, "number": _number, "percent": percent, "count": count}
+    templates.globals["bounds"] = _bounds
+    return templates
 
 
 def _number(value: float | None, digits: int) -> str:

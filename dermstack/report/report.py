@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dermstack.report.compiled_templates import CompiledTemplates
 from dermstack.report.figures import Drawing
 from dermstack.report.report_data import (
     Calibration,
@@ -32,7 +32,6 @@ from stack.level2_config import UNEXPLAINED
 from stack.metrics.intervals import Interval
 
 TEMPLATE_FOLDER = Path(__file__).parent
-_COMPILED = {autoescape: CompiledTemplates() for autoescape in (True, False)}
 
 
 class Section(NamedTuple):
@@ -56,17 +55,27 @@ def script_policy(*scripts: str) -> str:
 
 def render_template(template: str, **values: object) -> Markup:
     """Renders a template of this folder; text in ``values`` is escaped, and a missing name is an error."""
+    return Markup(page_templates().get_template(template).render(**values))
+
+
+@cache
+def page_templates() -> Environment:
+    """Returns the Jinja environment of the pages, with the filters of their tables.
+
+    It is kept, as compiling the templates takes longer than rendering them; a changed template is compiled again.
+    """
     templates = environment()
-    templates.filters |= {"percent": percent, "count": count, "number": number, "breakable": breakable}
-    templates.filters |= {"head_width": head_width, "with_code_spans": with_code_spans}
-    return Markup(templates.get_template(template).render(**values))
+    templates.filters |= {
+        "percent": percent, "count": count, "number": number, "signed": signed, "verdict": _verdict,
+        "breakable": breakable, "head_width": head_width, "with_code_spans": with_code_spans,
+    }  # fmt: skip
+    return templates
 
 
 def environment(*, autoescape: bool = True) -> Environment:
     """Returns the Jinja environment for this folder: missing names are errors, block tags leave no blank lines."""
     return Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
-        bytecode_cache=_COMPILED[autoescape],
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -137,7 +146,7 @@ def report_html(data: ReportData, sections: Mapping[str, Section] | None = None,
     ]
     prevalence = float(np.mean(data.y))
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
-    template = templates_of_page().get_template("report.html.j2")
+    template = page_templates().get_template("report.html.j2")
     return template.render(
         data=data,
         entries=entries,
@@ -223,15 +232,6 @@ def _made_of(data: ReportData) -> str:
         if total and share / total >= 0.005
     ]
     return ", ".join(named)
-
-
-def templates_of_page() -> Environment:
-    """Returns the Jinja environment for the sections of the page, with the filters of their tables."""
-    templates = environment()
-    templates.filters |= {"number": number, "signed": signed, "verdict": _verdict, "breakable": breakable}
-    templates.filters["head_width"] = head_width
-    templates.filters["with_code_spans"] = with_code_spans
-    return templates
 
 
 def _verdict(difference: Interval) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from dermstack.report.figures import Drawing, Estimate, interval_figure
-from dermstack.report.report import Section, templates_of_page
+from dermstack.report.report import Section, page_templates
 from dermstack.report.tables import HtmlTable, table
 from stack.metrics.scores import objective_label
 from stack.source_estimates import (
@@ -39,7 +39,7 @@ def sources_section(found: LeaveSourceOut, *, from_file: str = "", unit: str = "
     if found.runs:
         tables["source-runs"] = _runs(found)
     text = (
-        templates_of_page()
+        page_templates()
         .get_template("sources.html.j2")
         .render(
             found=found,
