@@ -188,3 +188,7 @@ def test_missed_positives_come_first_and_higher_values_are_folded_away() -> None
     assert places[3] < page.index("1 gaps where") < places[4]
     assert "+20.0" in page
     assert "30.0 percentage points lower" in page
+    of_units = gaps_section(Gaps(frame, 20, 3.0), thresholds="were chosen", source="gaps.csv", unit="unit")
+    assert of_units is not None
+    assert Page(of_units.markup).text == Page(page).text.replace("an image", "a unit").replace("images", "units")
+    assert "image" not in of_units.markup

@@ -115,7 +115,10 @@ def evaluation_html(found: Validation, y: ArrayLike, score: ArrayLike, *, create
     """
     bins, metric = pd.DataFrame(list(found.reliability)), own_label(found.promise.objective)
     between = gaps_section(
-        gaps_of_records(found.gaps, found.gaps_critical), thresholds="were chosen in training", source="evaluation.json"
+        gaps_of_records(found.gaps, found.gaps_critical),
+        thresholds="were chosen in training",
+        source="evaluation.json",
+        unit=found.unit,
     )
     page = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")  # shared with the report
     template = _templates().get_template("evaluation.html.j2")

@@ -36,7 +36,7 @@ def fairness_sections(experiment: Experiment, blend: Run, runs: list[Run], score
     source = f"{FOLDER}/gaps.csv"
     return {
         "participants": _participants(experiment, flows, made, scored.unit),
-        "gaps": gaps_section(found, thresholds="were chosen on these images", source=source),
+        "gaps": gaps_section(found, thresholds=f"were chosen on these {scored.unit}s", source=source, unit=scored.unit),
     }
 
 

@@ -12,11 +12,11 @@ from dermstack.report.tables import HtmlTable, number, table
 from stack.metrics.gaps import AUC, BOUNDED, DIFFERS, MARGINS, RATIO, SENSITIVITY, SPECIFICITY, TOO_FEW, Gaps
 
 
-def gaps_section(found: Gaps, *, thresholds: str, source: str) -> Section | None:
+def gaps_section(found: Gaps, *, thresholds: str, source: str, unit: str = "image") -> Section | None:
     """Returns the section for these gaps; None without subgroups.
 
     ``thresholds`` says where the thresholds were chosen ("were chosen in training"), ``source`` names the file that has
-    the same numbers.
+    the same numbers, and ``unit`` what has a score.
     """
     if not len(found.table):
         return None
@@ -25,15 +25,16 @@ def gaps_section(found: Gaps, *, thresholds: str, source: str) -> Section | None
     measures = found.table[["measure", "aim", "threshold"]].drop_duplicates().to_dict("records")
     markup = render_template(
         "gaps.html.j2",
-        sentences=[_sentence(line) for line in worse],
-        better=[_sentence(line) for line in better],
+        sentences=[_sentence(line, unit) for line in worse],
+        better=[_sentence(line, unit) for line in better],
         counts={verdict: sum(line["verdict"] == verdict for line in lines) for verdict in (DIFFERS, BOUNDED, TOO_FEW)},
         found=found,
         overview=(overview := _overview(found.table)),
-        tables=[(_name(of), _caption(of), _table(_lines_of(found.table, of))) for of in measures],
+        tables=[(_name(of), _caption(of, unit), _table(_lines_of(found.table, of), unit)) for of in measures],
         margins={kind: margin_text(kind) for kind in MARGINS},
         thresholds=thresholds,
         source=source,
+        unit=unit,
     )
     style = (TEMPLATE_FOLDER / "gaps.css").read_text(encoding="utf-8")
     return Section(markup, style, tables={"gaps-overview": overview.frame, "gaps": found.table})
@@ -53,6 +54,7 @@ def margin_text(kind: str) -> str:
     return f"a factor of {MARGINS[kind]:g}" if kind == RATIO else f"{MARGINS[kind]:.2f}"
 
 
+_SHARES = (SENSITIVITY, SPECIFICITY)  # their gaps are in percentage points
 _ORDER = (SENSITIVITY, RATIO, AUC, SPECIFICITY)  # missed positives first
 
 
@@ -73,7 +75,7 @@ def _differing(lines: list[dict[Any, Any]]) -> tuple[list[dict[Any, Any]], list[
     return worse, [line for is_lower, line in shown if not is_lower and line["measure"] != RATIO]
 
 
-def _sentence(line: dict[Any, Any]) -> str:
+def _sentence(line: dict[Any, Any], unit: str) -> str:
     who = f"{line['by']} {line['subgroup']}: "
     low, high = sorted(abs(line[bound]) for bound in ("low", "high"))
     if line["measure"] == RATIO:
@@ -83,8 +85,8 @@ def _sentence(line: dict[Any, Any]) -> str:
         meaning = "risks are too low" if line["gap"] < 1 else "risks are too high"
         return (
             f"{who}the risks predict {line['value']:.2f} positives for each that is found, against {line['rest']:.2f} "
-            f"in all other images: {word} by a factor of {gap:.2f} ({low:.2f} to {high:.2f}). Compared with these, its "
-            f"{meaning}"
+            f"in all other {unit}s: {word} by a factor of {gap:.2f} ({low:.2f} to {high:.2f}). Compared with these, "
+            f"its {meaning}"
         )
     word = "lower" if line["gap"] < 0 else "higher"
     if line["measure"] == AUC:
@@ -93,7 +95,7 @@ def _sentence(line: dict[Any, Any]) -> str:
     else:
         of, form = str(line["measure"]), ".1%"
         words = f"{100 * abs(line['gap']):.1f} percentage points {word} ({100 * low:.1f} to {100 * high:.1f})"
-    at = f", at the threshold that gives {line['aim']} over all images" if line["aim"] else ""
+    at = f", at the threshold that gives {line['aim']} over all {unit}s" if line["aim"] else ""
     meaning = {
         (SENSITIVITY, "lower"): ". More of its positives are missed",
         (SENSITIVITY, "higher"): ". Fewer of its positives are missed",
@@ -101,7 +103,7 @@ def _sentence(line: dict[Any, Any]) -> str:
         (SPECIFICITY, "higher"): ". Fewer of its negatives are false alarms",
     }.get((str(line["measure"]), word), "")
     values = (number(float(line[name]), form) for name in ("value", "rest"))
-    return f"{who}{of} {' against '.join(values)} in all other images, {words}{at}{meaning}"
+    return f"{who}{of} {' against '.join(values)} in all other {unit}s, {words}{at}{meaning}"
 
 
 def _overview(gaps: pd.DataFrame) -> HtmlTable:
@@ -119,7 +121,7 @@ def _short(line: dict[Any, Any]) -> str:
         return TOO_FEW
     is_ratio = line["measure"] == RATIO
     gap = f"× {line['gap']:.2f}" if is_ratio else f"{line['gap']:+.3f}".replace("-", "−")
-    if line["measure"] in (SENSITIVITY, SPECIFICITY):
+    if line["measure"] in _SHARES:
         gap = f"{100 * line['gap']:+.1f} points".replace("-", "−")
     if line["verdict"] == DIFFERS:
         return f"differs: {gap}"
@@ -131,10 +133,10 @@ def _short(line: dict[Any, Any]) -> str:
 def _largest(line: dict[Any, Any]) -> str:
     """Returns the largest gap in the interval: of shares in percentage points."""
     largest = _rounded_up(max(abs(line["low"]), abs(line["high"])), 3)
-    return f"{100 * largest:.1f} points" if line["measure"] in (SENSITIVITY, SPECIFICITY) else f"{largest:.3f}"
+    return f"{100 * largest:.1f} points" if line["measure"] in _SHARES else f"{largest:.3f}"
 
 
-def _table(lines: pd.DataFrame) -> HtmlTable:
+def _table(lines: pd.DataFrame, unit: str) -> HtmlTable:
     kind = str(lines["measure"].iloc[0])
     named = lines["by"] + ": " + lines["subgroup"]
     frame = pd.DataFrame({
@@ -144,21 +146,18 @@ def _table(lines: pd.DataFrame) -> HtmlTable:
         "verdict": [verdict_text(line) for line in lines.to_dict("records")],
     })  # fmt: skip
     counted = "negatives" if kind == SPECIFICITY else "positives"
-    form, sign = (".1%", "+.1f") if kind in (SENSITIVITY, SPECIFICITY) else (".3f", "+.3f")
-    if kind == RATIO:
-        form = sign = ".2f"
-    unit = ""
-    if kind in (SENSITIVITY, SPECIFICITY):
+    form, sign, points = (".2f", ".2f", "") if kind == RATIO else (".3f", "+.3f", "")
+    if kind in _SHARES:
         frame[["gap", "low", "high", "seen"]] *= 100
-        sign, unit = "+.1f", " in percentage points"
+        form, sign, points = ".1%", "+.1f", " in percentage points"
     return table(
         frame,
         intervals={"gap": ("low", "high")},
         tags=dict.fromkeys(named[lines["verdict"] == DIFFERS], DIFFERS),
         heads={
-            "rows": counted, "groups": f"groups with {counted}", "value": kind, "rest": "all other images",
-            "gap": "ratio" if kind == RATIO else f"gap{unit}", "low": "simultaneous interval",
-            "seen": "smallest ratio seen" if kind == RATIO else f"smallest gap seen{unit}",
+            "rows": counted, "groups": f"groups with {counted}", "value": kind, "rest": f"all other {unit}s",
+            "gap": "ratio" if kind == RATIO else f"gap{points}", "low": "simultaneous interval",
+            "seen": "smallest ratio seen" if kind == RATIO else f"smallest gap seen{points}",
         },
         formats={"value": form, "rest": form, "gap": sign, "seen": sign},
     )  # fmt: skip
@@ -168,13 +167,13 @@ def _name(of: dict[Any, Any]) -> str:
     return f"{of['measure']} at the threshold for {of['aim']}" if of["aim"] else str(of["measure"])
 
 
-def _caption(of: dict[Any, Any]) -> str:
+def _caption(of: dict[Any, Any], unit: str) -> str:
     if of["measure"] == RATIO:
         return "Sum of the calibrated p divided by the number of positives. 1 is right; below 1 the risks are too low"
     if of["measure"] == AUC:
-        return "AUC among the images of the subgroup and among all other images"
+        return f"AUC among the {unit}s of the subgroup and among all other {unit}s"
     positives = "positive" if of["measure"] == SENSITIVITY else "negative"
-    of_them = f"Share of the {positives} images that are called {positives}"
+    of_them = f"Share of the {positives} {unit}s that are called {positives}"
     return (
         f"{of_them}, at one threshold for all subgroups: p_calibrated from {number(float(of['threshold']), '.3g')} on"
     )

@@ -193,13 +193,13 @@ def _without_own_difference(methods: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def subgroup_verdicts(subgroups: pd.DataFrame | None) -> list[str]:
+def subgroup_verdicts(subgroups: pd.DataFrame | None, unit: str) -> list[str]:
     """Returns one sentence for each subgroup that differs from the rest beyond noise."""
     if subgroups is None:
         return []
     return [
         f"{line['by']} {line['subgroup']}: AUC {line['auc']:.3f}, {abs(line['difference']):.3f} "
-        f"{'above' if line['difference'] > 0 else 'below'} that of all other images"
+        f"{'above' if line['difference'] > 0 else 'below'} that of all other {unit}s"
         for line in subgroups[subgroups["apart"]].to_dict("records")
     ]
 
