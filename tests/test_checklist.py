@@ -61,7 +61,7 @@ def _made_evidence() -> Evidence:
         runs=[Model("net_a", "imported", 1, {}), Model("lightgbm", "lightgbm", 2, {"settings": {"bags": 3}})],
         counts=Counts(rows, 300, 0),
         tables=frames,
-        sections=frozenset(page_sections(data, {})),
+        sections=page_sections(data, {}),
         groups_known=True,
         sources=None,
         shows_images=False,
@@ -151,9 +151,17 @@ def test_class_imbalance_is_what_the_run_was_fitted_with(settings: dict[str, flo
     assert words in told(made_evidence(runs=runs), "imbalance")
 
 
+def test_sections_have_the_titles_of_the_page() -> None:
+    sections = {"review": "Units for a person"}
+    evidence = made_evidence(sections=sections)
+    assert "Units for a person" in told(evidence, "measures")
+    labels = [link.label for link in evidence_links(Answer("x", ("review",)), sections, {"review"})]
+    assert labels == ["Units for a person"]
+
+
 def test_links_lead_to_places_that_exist_only() -> None:
     answer = Answer("x", ("result", "folds", "row-flow", "gaps"))
-    links = evidence_links(answer, {"result", "folds-caption"}, ("folds", "row-flow"))
+    links = evidence_links(answer, {"result": "Result"}, {"result", "folds-caption"}, ("folds", "row-flow"))
     assert [link.href for link in links] == [
         "report.html#result", "report.html#folds-caption", "tables/folds.csv", "tables/row-flow.csv",
     ]  # fmt: skip

@@ -282,8 +282,8 @@ def interaction(e: Evidence) -> Answer | None:
         return None
     of = e.data.review.decisions.review
     return Answer(
-        f"{share(of.value)} of images like these (95 % interval {share(of.low)} to {share(of.high)}) go to a person; "
-        "the ensemble decides the others.",
+        f"{share(of.value)} of {e.data.unit}s like these (95 % interval {share(of.low)} to {share(of.high)}) go to a "
+        "person; the ensemble decides the others.",
         ("review", "review-decisions"),
     )
 

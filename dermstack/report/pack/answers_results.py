@@ -17,7 +17,6 @@ from dermstack.report.pack.answer import (
     with_interval,
 )
 from dermstack.report.pack.run_evidence import Evidence
-from dermstack.report.report import CONTENTS
 from stack.metrics.gaps import BOUNDED, DIFFERS, TOO_FEW
 from stack.metrics.scores import objective_label
 from stack.source_estimates import headline_note, source_sentences
@@ -77,7 +76,7 @@ def measures(e: Evidence) -> Answer:
             of.append("images reviewed and biopsies for each cancer found")
     if "gaps" in e.tables:
         of.append("sensitivity, specificity and expected / observed in subgroups")
-    plots = [CONTENTS[name] for name in _PLOTS if name in e.sections]
+    plots = [e.sections[name] for name in _PLOTS if name in e.sections]
     return Answer(
         f"Measures: {listed(of)}. Sections with plots or tables: {listed(plots)}.",
         tuple(name for name in _PLOTS if name in e.sections),
@@ -162,7 +161,7 @@ def decision(e: Evidence) -> Answer | None:
         f"{number(line['high'], 4)}), acting on all {number(line['treat_all'], 4)}"
         for line in lines
     ]
-    return Answer(f"Net benefit by the risk at which one acts: {'; '.join(of)}.", ("decision", "decision"))
+    return Answer(f"Net benefit by the risk at which one acts: {'; '.join(of)}.", ("decision",))
 
 
 def subgroups(e: Evidence) -> Answer | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from dermstack.report.pack.answer import Answer
 from dermstack.report.pack.checklist import AUTHOR, FROM_RUN, IN_PART, Checklist, Line
 from dermstack.report.pack.run_evidence import Evidence
-from dermstack.report.report import CONTENTS, TEMPLATE_FOLDER, render_template
+from dermstack.report.report import TEMPLATE_FOLDER, render_template
 
 PAGE = "report.html"
 
@@ -23,15 +23,18 @@ class Link(NamedTuple):
     href: str
 
 
-def evidence_links(answer: Answer, anchors: Collection[str], tables: Collection[str] = ()) -> list[Link]:
+def evidence_links(
+    answer: Answer, sections: Mapping[str, str], anchors: Collection[str], tables: Collection[str] = ()
+) -> list[Link]:
     """Returns links to the places of an answer that exist.
 
-    ``anchors`` are the ids of the report page, ``tables`` the names of the csv files in `tables/`.
+    ``sections`` are the titles of the report's sections by their ids, ``anchors`` all ids of its page, ``tables`` the
+    names of the csv files in `tables/`.
     """
     made = []
     for place in dict.fromkeys(answer.places):
-        if place in CONTENTS and place in anchors:
-            made.append(Link(CONTENTS[place], f"{PAGE}#{place}"))
+        if place in sections:
+            made.append(Link(sections[place], f"{PAGE}#{place}"))
         elif f"{place}-caption" in anchors:
             made.append(Link(f"table {place.replace('-', ' ')}", f"{PAGE}#{place}-caption"))
         if place in tables:
@@ -62,7 +65,11 @@ def checklist_html(
             page=PAGE,
             sections=[(section, list(of)) for section, of in groupby(lines, key=lambda line: line.section)],
             links=lambda line: list(
-                dict.fromkeys(link for answer in line.answers for link in evidence_links(answer, anchors, tables))
+                dict.fromkeys(
+                    link
+                    for answer in line.answers
+                    for link in evidence_links(answer, evidence.sections, anchors, tables)
+                )
             ),
         )
     )

@@ -50,7 +50,7 @@ class Evidence:
     runs: Sequence[Model]
     counts: Counts
     tables: Mapping[str, pd.DataFrame]  # the numbers of the page's tables, by their ids on the page
-    sections: frozenset[str]  # ids of the page's sections
+    sections: Mapping[str, str]  # titles of the page's sections by their ids
     groups_known: bool  # whether the table names a patient or a lesion
     sources: LeaveSourceOut | None  # estimates with sources held out
     shows_images: bool  # whether the page may show images
@@ -70,7 +70,7 @@ def evidence_of(report: WrittenReport) -> Evidence:
         runs=[Model(run.name, run.meta["kind"], run.meta["level"], run.meta) for run in report.runs],
         counts=_counts(experiment),
         tables=frames,
-        sections=frozenset(page_sections(report.data, report.sections)),
+        sections=page_sections(report.data, report.sections),
         groups_known=experiment.table.groups_known,
         sources=None if experiment.shuffled else sources,
         shows_images=report.images and experiment.config.data.images is not None,

@@ -222,7 +222,7 @@ def _readme(
 
 _TABLES = {
     "row-flow": "Rows at each step from the file to their use, with those excluded and why",
-    "gaps": "Gaps between each subgroup and all other images, with simultaneous intervals and verdicts",
+    "gaps": "Gaps between each subgroup and all others, with simultaneous intervals and verdicts",
     "weights": "Weights of the runs in the final blend",
     "decision-curve": "Net benefit at a fine grid of thresholds: the figure decision",
     "importance": "Contributions of features, columns and blocks at level 2: the figures blocks, features and columns",
