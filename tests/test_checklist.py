@@ -151,6 +151,13 @@ def test_class_imbalance_is_what_the_run_was_fitted_with(settings: dict[str, flo
     assert words in told(made_evidence(runs=runs), "imbalance")
 
 
+def test_what_cannot_be_bundled_is_not_said_to_be() -> None:
+    table_alone = made_evidence(runs=made_evidence().runs[1:])
+    assert "no image model" in told(table_alone, "specification")
+    with_net = made_evidence(runs=[Model("net", "image", 1, {})])
+    assert "`dermstack bundle` writes" in told(with_net, "specification")
+
+
 def test_sections_have_the_titles_of_the_page() -> None:
     sections = {"review": "Units for a person"}
     evidence = made_evidence(sections=sections)
