@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -156,20 +154,11 @@ def csv_bytes(frame: pd.DataFrame) -> bytes:
 
     Text that a spreadsheet would take for a formula has an apostrophe before it.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_cell(str(name)) for name in frame])
-    for line in frame.itertuples(index=False, name=None):
-        writer.writerow(["" if _is_missing(value) else _cell(value) for value in line])
-    return text.getvalue().encode()
+    return frame.map(_cell).rename(columns=_cell).to_csv(index=False, lineterminator="\n").encode()
 
 
 def _cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
 
 def _checklist_files(
