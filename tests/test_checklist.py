@@ -112,6 +112,12 @@ def test_what_a_run_lacks_is_left_blank_by_name() -> None:
     assert [blank.partition(" (")[0] for blank in after.author] == ["calibration", "net benefit"]
 
 
+def test_what_then_lacks_is_named_by_each_answer_that_can_be_missing_and_by_no_other() -> None:
+    for name, fact in FACTS.items():
+        can_be_missing = "None" in fact.answer.__annotations__["return"]
+        assert bool(fact.lacking) == can_be_missing, name
+
+
 def test_the_training_of_imported_runs_is_the_authors_and_no_answer_of_the_run() -> None:
     evidence = made_evidence()
     own = replace(evidence, runs=evidence.runs[1:])

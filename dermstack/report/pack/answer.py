@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dermstack.report.pack.run_evidence import Evidence, Model
+from dermstack.report.report import count
+from dermstack.report.tables import number as formatted
 from stack.metrics.intervals import Interval
 
 
@@ -21,15 +23,13 @@ class Answer:
 
 
 class Fact(NamedTuple):
-    """A kind of evidence: a function that returns its answer, or None where the run has none, and what then lacks."""
+    """A kind of evidence: a function that returns its answer, or None where the run has none, and what then lacks.
+
+    A function that always has an answer needs no ``lacking``.
+    """
 
     answer: Callable[[Evidence], Answer | None]
-    lacking: str  # what is left to the author then, and why
-
-
-def count(number: float) -> str:
-    """Formats a count: 1234 → 1,234."""
-    return f"{number:,.0f}"
+    lacking: str = ""  # what is left to the author then, and why
 
 
 def share(value: float) -> str:
@@ -40,8 +40,8 @@ def share(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Formats a number with its minus sign; missing ones are a dash."""
-    return f"{value:.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"
+    """Formats a number as the page does, with its minus sign; missing ones are a dash."""
+    return formatted(float(value), f".{digits}f")
 
 
 def with_interval(of: Interval, digits: int = 3) -> str:

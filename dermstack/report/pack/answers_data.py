@@ -7,7 +7,6 @@ import pandas as pd
 from dermstack.report.pack.answer import (
     Answer,
     Fact,
-    count,
     group_words,
     listed,
     names,
@@ -20,6 +19,7 @@ from dermstack.report.pack.answer import (
     with_interval,
 )
 from dermstack.report.pack.run_evidence import Evidence
+from dermstack.report.report import count
 from dermstack.report.row_flow import UNREADABLE
 from stack.metrics.gaps import TOO_FEW
 
@@ -324,27 +324,27 @@ def bad_input(e: Evidence) -> Answer:
 
 
 FACTS = {
-    "outcome": Fact(outcome, "the outcome"),
-    "data_set": Fact(data_set, "the data set"),
+    "outcome": Fact(outcome),
+    "data_set": Fact(data_set),
     "centres": Fact(
         centres,
         "number and names of centres or devices (this run has no estimate by source: name it in `data.columns.source`)",
     ),
-    "exclusions": Fact(exclusions, "exclusions"),
-    "flow": Fact(flow, "the flow of rows"),
-    "characteristics": Fact(characteristics, "characteristics"),
-    "preparation": Fact(preparation, "preparation of the data"),
+    "exclusions": Fact(exclusions),
+    "flow": Fact(flow),
+    "characteristics": Fact(characteristics),
+    "preparation": Fact(preparation),
     "quality": Fact(quality, "checks of the data (this run has no audit: `dermstack audit` makes one)"),
-    "predictors": Fact(predictors, "the predictors"),
-    "missing": Fact(missing, "missing values"),
-    "split": Fact(split, "the partition"),
-    "leakage": Fact(leakage, "leakage"),
-    "sample_size": Fact(sample_size, "the sample size"),
-    "analyses": Fact(analyses, "rows and events of each analysis"),
-    "train_vs_eval": Fact(train_vs_eval, "differences between development and evaluation"),
-    "pseudonyms": Fact(pseudonyms, "pseudonyms"),
+    "predictors": Fact(predictors),
+    "missing": Fact(missing),
+    "split": Fact(split),
+    "leakage": Fact(leakage),
+    "sample_size": Fact(sample_size),
+    "analyses": Fact(analyses),
+    "train_vs_eval": Fact(train_vs_eval),
+    "pseudonyms": Fact(pseudonyms),
     "label_doubts": Fact(
         label_doubts, "doubtful labels (this run lists none: several runs of level 1 are needed to find them)"
     ),
-    "bad_input": Fact(bad_input, "poor or missing input"),
+    "bad_input": Fact(bad_input),
 }

@@ -9,7 +9,6 @@ from dermstack.report.pack.answer import (
     Answer,
     Fact,
     chosen_inside,
-    count,
     listed,
     names,
     number,
@@ -21,6 +20,7 @@ from dermstack.report.pack.answer import (
     with_interval,
 )
 from dermstack.report.pack.run_evidence import Evidence, Model
+from dermstack.report.report import count
 from dermstack.report.review import band_sentences
 from image_models.settings import is_own_backbone
 from stack.image_config import ImageModel
@@ -394,24 +394,24 @@ def _there(e: Evidence, place: str) -> bool:
 
 
 FACTS = {
-    "study": Fact(study, "the study"),
-    "building": Fact(building, "the model"),
-    "training": Fact(training, "the training"),
+    "study": Fact(study),
+    "building": Fact(building),
+    "training": Fact(training),
     "initialisation": Fact(initialisation, "initial values of the networks (no network was trained in this run)"),
-    "tuning": Fact(tuning, "tuning"),
-    "imbalance": Fact(imbalance, "class imbalance"),
-    "imbalance_in_evaluation": Fact(imbalance_in_evaluation, "class imbalance in the evaluation"),
-    "selection": Fact(selection, "selection of the model"),
-    "ensembling": Fact(ensembling, "the ensemble"),
-    "predictor_handling": Fact(predictor_handling, "handling of predictors"),
-    "overfitting": Fact(overfitting, "overfitting"),
-    "output": Fact(output, "the output"),
+    "tuning": Fact(tuning),
+    "imbalance": Fact(imbalance),
+    "imbalance_in_evaluation": Fact(imbalance_in_evaluation),
+    "selection": Fact(selection),
+    "ensembling": Fact(ensembling),
+    "predictor_handling": Fact(predictor_handling),
+    "overfitting": Fact(overfitting),
+    "output": Fact(output),
     "interaction": Fact(
         interaction, "what users do with input and output (this run has no review band: `review` in the config)"
     ),
-    "predictions": Fact(predictions, "how predictions were calculated"),
-    "specification": Fact(specification, "the specification"),
-    "software": Fact(software, "software"),
-    "reproduction": Fact(reproduction, "reproduction"),
-    "updating": Fact(updating, "updating"),
+    "predictions": Fact(predictions),
+    "specification": Fact(specification),
+    "software": Fact(software),
+    "reproduction": Fact(reproduction),
+    "updating": Fact(updating),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dermstack.report.pack.answer import (
     Answer,
     Fact,
-    count,
     listed,
     names,
     number,
@@ -17,6 +16,7 @@ from dermstack.report.pack.answer import (
     with_interval,
 )
 from dermstack.report.pack.run_evidence import Evidence
+from dermstack.report.report import count
 from stack.metrics.gaps import BOUNDED, DIFFERS, TOO_FEW
 from stack.metrics.scores import objective_label
 from stack.source_estimates import headline_note, source_sentences
@@ -66,8 +66,8 @@ def apparent(e: Evidence) -> Answer:
     )
 
 
-def measures(e: Evidence) -> Answer:
-    """Lists measures and plots."""
+def measure_names(e: Evidence) -> str:
+    """Lists what was measured."""
     of = [objective_label(e.data.objective), "its value within each fold", "precision and recall"]
     of += ["calibration slope, expected calibration error, Brier score and log loss"] if e.data.calibration else []
     if e.data.decision is not None:
@@ -76,9 +76,14 @@ def measures(e: Evidence) -> Answer:
             of.append("images reviewed and biopsies for each cancer found")
     if "gaps" in e.tables:
         of.append("sensitivity, specificity and expected / observed in subgroups")
+    return listed(of)
+
+
+def measures(e: Evidence) -> Answer:
+    """Lists measures and plots."""
     plots = [e.sections[name] for name in _PLOTS if name in e.sections]
     return Answer(
-        f"Measures: {listed(of)}. Sections with plots or tables: {listed(plots)}.",
+        f"Measures: {measure_names(e)}. Sections with plots or tables: {listed(plots)}.",
         tuple(name for name in _PLOTS if name in e.sections),
     )
 
@@ -220,7 +225,7 @@ def explanation(e: Evidence) -> Answer | None:
     return Answer(" ".join(told), ("importance", "hard-cases")) if told else None
 
 
-def external(e: Evidence) -> Answer | None:
+def external(e: Evidence) -> Answer:
     """Says what was held out beside groups, where sources are known; this is no external testing."""
     text = "No external testing is part of this run (`dermstack evaluate` makes one with a bundle)."
     if e.sources is None or e.sources.strictest.held_out == "in training":
@@ -252,13 +257,13 @@ def _gap_counts(e: Evidence) -> list[str]:
 
 
 FACTS = {
-    "internal_validation": Fact(internal_validation, "internal validation"),
-    "replicated": Fact(replicated, "what was repeated"),
-    "apparent": Fact(apparent, "apparent performance"),
-    "measures": Fact(measures, "measures"),
-    "uncertainty": Fact(uncertainty, "uncertainty"),
+    "internal_validation": Fact(internal_validation),
+    "replicated": Fact(replicated),
+    "apparent": Fact(apparent),
+    "measures": Fact(measures),
+    "uncertainty": Fact(uncertainty),
     "comparisons": Fact(comparisons, "comparison with other models (this run has one score only)"),
-    "performance": Fact(performance, "performance"),
+    "performance": Fact(performance),
     "calibration": Fact(calibration, "calibration (this run has none)"),
     "operating": Fact(operating, "sensitivity and specificity at thresholds (this run has no table of them)"),
     "decision": Fact(decision, "net benefit (this run has none)"),
@@ -271,7 +276,7 @@ FACTS = {
     ),
     "robustness": Fact(robustness, "robustness or sensitivity analyses (this run has no level 2 to probe)"),
     "explanation": Fact(explanation, "explanations (this run has no level 2 and no image model to explain)"),
-    "external": Fact(external, "external testing"),
+    "external": Fact(external),
     "failures": Fact(failures, "analysis of errors (this run has no list of cases)"),
-    "limitations": Fact(limitations, "limitations"),
+    "limitations": Fact(limitations),
 }

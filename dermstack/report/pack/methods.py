@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from dermstack.report.pack import answers_data, answers_model, answers_results
 from dermstack.report.pack.answer import (
-    count,
     listed,
     plural,
     scored,
@@ -15,6 +14,7 @@ from dermstack.report.pack.answer import (
     with_interval,
 )
 from dermstack.report.pack.run_evidence import Evidence
+from dermstack.report.report import count
 from stack.metrics.scores import objective_label
 
 
@@ -84,7 +84,7 @@ def _models(e: Evidence) -> str:
 
 
 def _evaluation(e: Evidence) -> str:
-    told = [answers_results.measures(e).text.partition(" Sections")[0], answers_results.uncertainty(e).text]
+    told = [f"Measures: {answers_results.measure_names(e)}.", answers_results.uncertainty(e).text]
     told.append(
         f"The estimate is {e.data.headline_label}: for each fold, the choice of the blend method and its weights used "
         "the other folds only."
