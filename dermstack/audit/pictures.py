@@ -67,6 +67,12 @@ def pair_kinds(pairs: pd.DataFrame, table: Table) -> pd.DataFrame:
     return made.assign(kind=kind.astype(object))
 
 
+def count_kinds(pairs: pd.DataFrame) -> dict[str, int]:
+    """Counts pairs of `pair_kinds` by their kind, worst first; kinds without a pair are 0."""
+    counts = pairs["kind"].value_counts()
+    return {kind: int(counts.get(kind, 0)) for kind in PAIR_KINDS}
+
+
 def chain_finding(unmerged: pd.DataFrame, table: Table) -> Finding:
     """Reports pairs that look alike and would join more than two groups, which `data.on_chain` has to decide."""
     group_of = table.train.set_index("id")["group"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dermstack.audit.columns import number_columns, word_columns
 from dermstack.audit.drift import missing_values
 from dermstack.audit.finding import FINDING_COLUMNS, is_audited, read_findings
-from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
+from dermstack.audit.pictures import count_kinds, pair_kinds
 from dermstack.errors import ConfigError, StoreError
 from dermstack.report.cases import doubtful_labels_section, hard_cases
 from dermstack.report.explorer import explorer
@@ -36,6 +36,7 @@ from dermstack.report.report import (
 )
 from dermstack.report.report_parts import Parts, report_parts
 from dermstack.report.review import band_sentences
+from dermstack.report.row_flow import merged_groups
 from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
 from dermstack.report.units import Scored, scored_rows
@@ -102,7 +103,6 @@ def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
 
 
 def _duplicates(experiment: Experiment) -> dict[str, int | str]:
-    train = experiment.table.train
     facts: dict[str, int | str] = {}
     published = experiment.listed_duplicates
     if published is not None:
@@ -110,16 +110,13 @@ def _duplicates(experiment: Experiment) -> dict[str, int | str]:
         facts["of these, with an id outside the training rows"] = experiment.folds.unknown_pairs
     if experiment.curation.images_fingerprint:
         pairs = pair_kinds(experiment.curation.pairs, experiment.table)
-        kinds = pairs["kind"].value_counts()
-        facts |= {f"pairs of images that look alike, {kind}": int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
+        facts |= {f"pairs of images that look alike, {kind}": count for kind, count in count_kinds(pairs).items()}
         facts["of all these pairs, between two training images"] = int(
             ((pairs["part_1"] == "train") & (pairs["part_2"] == "train")).sum()
         )
     else:
         facts["near-duplicates"] = "the images were not checked"
-    facts["groups merged into others because of duplicates"] = int(
-        train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
-    )
+    facts["groups merged into others because of duplicates"] = merged_groups(experiment)
     facts["groups with rows in both train and test"] = experiment.table.shared_groups
     facts["training rows dropped, image unreadable"] = experiment.unreadable_train
     return facts
@@ -256,12 +253,7 @@ def report_data(
     blended = [number for number, run in enumerate(runs) if run.name in blend.meta["runs"]]
     best = scored.runs[blended[int(table[objective].to_numpy()[blended].argmax())]]
     score = oof["score"].to_numpy(np.float64)
-    best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]].to_numpy(np.float64)
-    curves = {"blend (nested)": score, f"{best.name}, selected on these rows": best_score}
-    if (simplest := f"{scored.prefix}rank_mean_nested") in oof:
-        curves["rank average of the mean logits" if scored.prefix else "rank average"] = oof[simplest].to_numpy(
-            np.float64
-        )
+    curves = _curves(oof, best, scored.prefix)
     comparisons = [
         Comparison(
             label,
@@ -294,24 +286,14 @@ def report_data(
         fold=oof["fold"].to_numpy(),
         folds=experiment.folds.summary(experiment.target, experiment.table.train),
         facts=table_facts(experiment),
-        notes=[
-            *scored.notes,
-            *([] if (note := source_note(experiment, blend)) is None else [note]),
-            *group_notes(experiment),
-            *_notes(experiment, blend, has_level2=bool(levels[1])),
-            *fallback_notes(experiment, show_ids=show_ids),
-        ],
+        notes=_notes(experiment, blend, scored, has_level2=bool(levels[1]), show_ids=show_ids),
         diagnostics=level2_notes(
             experiment, levels[1], _seen_level1(experiment, levels[1]), out, of="" if scored.units is None else "images"
         ),
         target=experiment.config.data.columns.target_column,
         positives=positives(experiment),
         group=experiment.config.data.columns.group or "",
-        settings=yaml.safe_dump(
-            _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN)),
-            sort_keys=False,
-            allow_unicode=True,
-        ),
+        settings=_settings(experiment),
         versions=library_versions(),
         calibration=_calibration(blend, oof, y, split_group, scored.prefix),
         decision=Decision(
@@ -335,6 +317,15 @@ def report_data(
             **{run.name: run.meta["fingerprint"] for run in [*runs, blend]},
         },
     )  # fmt: skip
+
+
+def _curves(oof: pd.DataFrame, best: Run, prefix: str) -> dict[str, NDArray[np.float64]]:
+    """Returns the scores to compare, by label: the blend's first, then its best run's and the rank average's."""
+    best_score = best.frame("oof").set_index("id")["p"].loc[oof["id"]]
+    curves = {"blend (nested)": oof["score"], f"{best.name}, selected on these rows": best_score}
+    if (simplest := f"{prefix}rank_mean_nested") in oof:
+        curves["rank average of the mean logits" if prefix else "rank average"] = oof[simplest]
+    return {label: scores.to_numpy(np.float64) for label, scores in curves.items()}
 
 
 def _studies(experiment: Experiment, runs: list[Run], out: Out) -> list[StudyHistory]:
@@ -376,6 +367,11 @@ def _calibration(
     )
 
 
+def _settings(experiment: Experiment) -> str:
+    shown = _without_folders(experiment.config.model_dump(mode="json", exclude=_NOT_SHOWN))
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+
+
 def _without_folders(value: Any) -> Any:
     """Replaces absolute paths in the settings by file names, which say nothing about the machine."""
     if isinstance(value, dict):
@@ -394,8 +390,13 @@ def _seeds(experiment: Experiment) -> dict[str, int | str]:
     }
 
 
-def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]:
+def _notes(experiment: Experiment, blend: Run, scored: Scored, *, has_level2: bool, show_ids: bool) -> list[str]:
+    """Says what limits the result: what was scored, for whom it holds, and what saw the scored rows."""
+    source = source_note(experiment, blend)
     notes = [
+        *scored.notes,
+        *([] if source is None else [source]),
+        *group_notes(experiment),
         "Tuned, in-sample values are measured on the same rows that the weights were fitted on; they are optimistic.",
     ]
     if has_level2:
@@ -418,4 +419,4 @@ def _notes(experiment: Experiment, blend: Run, *, has_level2: bool) -> list[str]
         notes.append(
             "Targets were shuffled between groups of equal size: among groups of one size, results should be chance."
         )
-    return notes
+    return [*notes, *fallback_notes(experiment, show_ids=show_ids)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dermstack.report.characteristics import characteristics, characteristics_table
 from dermstack.report.gaps import gaps_section
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
-from dermstack.report.row_flow import Flow, flow_table, row_flows
+from dermstack.report.row_flow import Flow, flow_table, merged_groups, row_flows
 from dermstack.report.units import Scored
 from stack.experiment import Experiment
 from stack.metrics.gaps import Gaps, gaps
@@ -41,12 +41,11 @@ def fairness_sections(experiment: Experiment, blend: Run, runs: list[Run], score
 
 
 def _participants(experiment: Experiment, flows: list[Flow], made: pd.DataFrame, unit: str) -> Section:
-    merged = experiment.table.train["group"].nunique() - experiment.folds.frame["split_group"].nunique()
     markup = render_template(
         "participants.html.j2",
         flows=flows,
         table=characteristics_table(made, unit),
-        merged_groups=int(merged),
+        merged_groups=merged_groups(experiment),
         groups_known=experiment.table.groups_known,
         files=FOLDER,
     )

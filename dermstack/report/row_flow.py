@@ -72,6 +72,12 @@ def row_flows(
     return flows + [_unlabelled(experiment, table.name) for table in experiment.config.data.unlabelled]
 
 
+def merged_groups(experiment: Experiment) -> int:
+    """Counts the groups that were joined with others in their fold, because they share an image."""
+    joined = experiment.folds.frame["split_group"].nunique()
+    return int(experiment.table.train["group"].nunique() - joined)
+
+
 def flow_table(flows: Sequence[Flow]) -> pd.DataFrame:
     """Returns flows as lines: table, step, rows, and excluded and reason for each reason of the step."""
     lines = []

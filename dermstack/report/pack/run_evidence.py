@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from dermstack.audit.pictures import PAIR_KINDS, pair_kinds
+from dermstack.audit.pictures import count_kinds, pair_kinds
 from dermstack.report.evidence import WrittenReport
 from dermstack.report.report import page_sections
 from dermstack.report.report_data import ReportData
+from dermstack.report.row_flow import merged_groups
 from stack.config import Config
 from stack.experiment import Experiment
 from stack.source_estimates import LeaveSourceOut, stored_leave_source_out
@@ -79,19 +80,18 @@ def evidence_of(report: WrittenReport) -> Evidence:
 
 def _counts(experiment: Experiment) -> Counts:
     train, columns = experiment.table.train, experiment.table.columns
-    groups, look_alikes = int(train["group"].nunique()), None
+    look_alikes = None
     if experiment.curation.images_fingerprint:
-        kinds = pair_kinds(experiment.curation.pairs, experiment.table)["kind"].value_counts()
-        look_alikes = {kind: int(kinds.get(kind, 0)) for kind in PAIR_KINDS}
+        look_alikes = count_kinds(pair_kinds(experiment.curation.pairs, experiment.table))
     of_kind = {
         "columns of numbers": len(columns.numeric), "columns of words": len(columns.categorical),
         "derived columns": len(columns.derived),
     }  # fmt: skip
     return Counts(
         train=len(train),
-        groups=groups,
+        groups=int(train["group"].nunique()),
         test=len(experiment.table.test),
-        merged_groups=groups - int(experiment.folds.frame["split_group"].nunique()),
+        merged_groups=merged_groups(experiment),
         shared_groups=int(experiment.table.shared_groups),
         look_alikes=look_alikes,
         columns={kind: number for kind, number in of_kind.items() if number},
