@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -121,7 +121,7 @@ def _run(app: Callable[[], object], terminated: threading.Event) -> None:
             err=True,
         )
         sys.exit(2)
-    except BrokenProcessPool as error:
+    except BrokenExecutor as error:
         if type(error).__name__ != "TerminatedWorkerError":
             raise  # a worker could not receive or send an object: not a user's error
         from image_models.processes import explain_death
