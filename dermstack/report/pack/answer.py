@@ -10,6 +10,7 @@ from typing import NamedTuple
 from dermstack.report.pack.run_evidence import Evidence, Model
 from dermstack.report.report import count
 from dermstack.report.tables import number as formatted
+from stack.image_config import ImageModel
 from stack.metrics.intervals import Interval
 
 
@@ -64,6 +65,12 @@ def plural(number: int, word: str) -> str:
 def of_kind(evidence: Evidence, *kinds: str) -> list[Model]:
     """Returns the runs of level 1 of these kinds."""
     return [run for run in evidence.runs if run.level == 1 and run.kind in kinds]
+
+
+def nets_with_settings(evidence: Evidence) -> list[tuple[Model, ImageModel]]:
+    """Returns the image runs of the blend with their settings; a run without an entry in the config is left out."""
+    settings = {model.name: model for model in evidence.config.image_models}
+    return [(run, settings[run.name]) for run in of_kind(evidence, "image", "frozen") if run.name in settings]
 
 
 def stackers(evidence: Evidence) -> list[Model]:

@@ -10,6 +10,7 @@ from dermstack.report.pack.answer import (
     group_words,
     listed,
     names,
+    nets_with_settings,
     of_kind,
     plural,
     scored,
@@ -110,14 +111,11 @@ def characteristics(e: Evidence) -> Answer:
 
 def preparation(e: Evidence) -> Answer:
     """Says how images were read, scaled and checked for duplicates, where images were read at all."""
-    data, models = e.config.data, of_kind(e, "image", "frozen")
-    told = []
+    data, told = e.config.data, []
     if data.images is None:
         told.append("No image was read in this run.")
     else:
-        sizes = {model.name: model.size for model in e.config.image_models}
-        used = sorted({sizes[run.name] for run in models if run.name in sizes})
-        if used:
+        if used := sorted({model.size for _, model in nets_with_settings(e)}):
             kept = "the aspect kept and the central square taken" if data.resize == "short_side" else "to a square"
             told.append(f"Images were scaled to {listed([f'{size}' for size in used])} pixels, {kept}.")
         if e.counts.look_alikes is not None:
@@ -151,9 +149,9 @@ def predictors(e: Evidence) -> Answer:
     columns = e.config.data.columns
     csv = listed([f"`{getattr(columns, name)}` ({name})" for name in known if getattr(columns, name)])
     told = []
+    metadata = {run.name: model.metadata for run, model in nets_with_settings(e)}
     for run in of_kind(e, "image", "frozen"):
-        model = next((one for one in e.config.image_models if one.name == run.name), None)
-        given = listed([f"`{name}`" for name in model.metadata]) if model is not None and model.metadata else ""
+        given = listed([f"`{name}`" for name in metadata.get(run.name, ())])
         told.append(f"{run.name} sees the image{f' with {given}' if given else ''}.")
     if of := stackers(e):
         parts = ["the predictions of the runs of level 1"] if e.config.all_features.logits else []
@@ -188,7 +186,7 @@ def missing(e: Evidence) -> Answer:
             told.append("Gradient-boosted trees take missing numbers as such.")
         if kinds & {"logistic", "set_transformer"}:
             told.append("In a logistic regression or a set transformer a missing number counts as the mean.")
-    if any(model.metadata for model in e.config.image_models if model.name in {run.name for run in e.runs}):
+    if any(model.metadata for _, model in nets_with_settings(e)):
         told.append("An image model with metadata takes a missing number as the mean, with an indicator.")
     places = [name for name in ("missing", "numbers", "words", "characteristics") if name in e.tables]
     return Answer(" ".join(told), ("data", *places), unknown(e, "how models elsewhere handled missing values"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dermstack.report.pack.answer import (
     Answer,
@@ -11,6 +10,7 @@ from dermstack.report.pack.answer import (
     chosen_inside,
     listed,
     names,
+    nets_with_settings,
     number,
     of_kind,
     plural,
@@ -42,9 +42,6 @@ _BLENDS = {
     "optuna": "weights found by a search",
 }
 _CALIBRATIONS = {"platt": "Platt scaling", "beta": "beta calibration", "isotonic": "isotonic regression"}
-
-
-_BY_HAND = "settings that were chosen by hand or in earlier runs on these rows, if any"
 
 
 def study(e: Evidence) -> Answer:
@@ -107,7 +104,7 @@ def building(e: Evidence) -> Answer:
 
 def training(e: Evidence) -> Answer:
     """Lists the settings with which each model was trained."""
-    told = [_net_settings(model) for _, model in _nets(e)]
+    told = [_net_settings(model) for _, model in nets_with_settings(e)]
     for run in stackers(e):
         settings = run.meta.get("settings", {})
         extra = [f"{key} {value}" for key, value in settings.get("params", {}).items()]
@@ -125,7 +122,7 @@ def training(e: Evidence) -> Answer:
 
 def initialisation(e: Evidence) -> Answer | None:
     """Says from which weights the networks started, and the seeds."""
-    if not (nets := _nets(e)):
+    if not (nets := nets_with_settings(e)):
         return None
     told = []
     for _, model in nets:
@@ -156,13 +153,14 @@ def tuning(e: Evidence) -> Answer:
     else:
         told.append("No settings are declared as selected on these rows.")
     places = tuple(name for name in ("studies", "result", "settings") if _there(e, name))
-    return Answer(" ".join(told), places, (_BY_HAND,))
+    by_hand = "settings that were chosen by hand or in earlier runs on these rows, if any"
+    return Answer(" ".join(told), places, (by_hand,))
 
 
 def imbalance(e: Evidence) -> Answer:
     """Says which models drew or weighted classes otherwise, and what was corrected afterwards."""
     used = []
-    for _, model in _nets(e):
+    for _, model in nets_with_settings(e):
         if model.frozen:
             continue
         how = [f"rows drawn with `balance: {model.balance}`"] if model.balance != "none" else []
@@ -194,8 +192,8 @@ def imbalance_in_evaluation(e: Evidence) -> Answer:
 def selection(e: Evidence) -> Answer:
     """Says how epochs, rounds and the blend method were chosen."""
     told = []
-    best = [model.name for _, model in _nets(e) if not model.frozen and model.select == "best"]
-    last = [model.name for _, model in _nets(e) if not model.frozen and model.select == "last"]
+    best = [model.name for _, model in nets_with_settings(e) if not model.frozen and model.select == "best"]
+    last = [model.name for _, model in nets_with_settings(e) if not model.frozen and model.select == "last"]
     if best:
         told.append(f"{listed(best)}: the epoch with the highest AUC on an inner, grouped part of the training rows.")
     if last:
@@ -237,9 +235,9 @@ def predictor_handling(e: Evidence) -> Answer:
             told.append("Trees take numbers as they are.")
         if "logistic" in kinds:
             told.append("The logistic regression takes all features standardised, and its logit is linear in them.")
-    if _nets(e):
+    if nets_with_settings(e):
         told.append("Networks take pixels, normalised by fixed means and deviations.")
-        if any(model.metadata for _, model in _nets(e)):
+        if any(model.metadata for _, model in nets_with_settings(e)):
             told.append("Metadata of a network are standardised on the training rows of the fold.")
     if not told:
         told.append("No model was fitted here on predictors.")
@@ -251,7 +249,7 @@ def overfitting(e: Evidence) -> Answer:
     told = []
     if inner := chosen_inside(e):
         told.append(f"{names(inner)}: stopped early, or ridge strength chosen, on an inner part of the training rows.")
-    if nets := [model for _, model in _nets(e) if not model.frozen]:
+    if nets := [model for _, model in nets_with_settings(e) if not model.frozen]:
         told.append(
             f"Networks: weight decay and augmentation ({listed(sorted({n for m in nets for n in m.augment}))})."
         )
@@ -318,7 +316,7 @@ def unbundled(e: Evidence) -> list[str]:
         reasons.append(f"the models behind {names(imported)} are not here")
     elif not of_kind(e, "image", "frozen"):
         reasons.append("it has no image model, and a bundle predicts images")
-    if own := [model.name for _, model in _nets(e) if is_own_backbone(model.backbone)]:
+    if own := [model.name for _, model in nets_with_settings(e) if is_own_backbone(model.backbone)]:
         reasons.append(f"{listed(own)} {'has' if len(own) == 1 else 'have'} a network of the author's own code")
     if other := [run for run in stackers(e) if run.kind == "sklearn"]:
         reasons.append(f"{names(other)} is a classifier of scikit-learn")
@@ -357,16 +355,10 @@ def updating(e: Evidence) -> Answer:
     )
 
 
-def _nets(e: Evidence) -> list[tuple[Model, ImageModel]]:
-    """Returns the image runs of the blend with their settings; a run without an entry in the config is left out."""
-    settings = {model.name: model for model in e.config.image_models}
-    return [(run, settings[run.name]) for run in of_kind(e, "image", "frozen") if run.name in settings]
-
-
 def _net_settings(model: ImageModel) -> str:
     if model.frozen:
         return f"{model.name}: {model.backbone}, {model.size} px, frozen, with a logistic head."
-    parts: list[Any] = [
+    parts = [
         model.backbone, f"{model.size} px", plural(model.epochs, "epoch"), f"batches of {count(model.batch_size)}",
         f"AdamW with a learning rate of {model.lr:g} and weight decay {model.weight_decay:g}",
         f"augmentation {listed(model.augment)}",
@@ -375,12 +367,12 @@ def _net_settings(model: ImageModel) -> str:
     parts += [f"test-time augmentation {model.tta}"] if model.tta != "none" else []
     parts += ["learning the diagnosis"] if model.target == "diagnosis" else []
     parts += [f"pseudo-labels of {listed(model.pseudo_labels.teachers)}"] if model.pseudo_labels else []
-    return f"{model.name}: {', '.join(map(str, parts))}."
+    return f"{model.name}: {', '.join(parts)}."
 
 
 def _backbones(e: Evidence, runs: list[Model]) -> str:
-    settings = {model.name: model for model in e.config.image_models}
-    return listed(dict.fromkeys(settings[run.name].backbone if run.name in settings else run.name for run in runs))
+    known = {run.name: model.backbone for run, model in nets_with_settings(e)}
+    return listed(dict.fromkeys(known.get(run.name, run.name) for run in runs))
 
 
 def _stacker(run: Model) -> str:
