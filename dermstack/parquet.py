@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pyarrow as pa
 
-# Errors of pyarrow and pandas for damaged or foreign bytes. Most of pyarrow's are Python's own, too, but not all.
+# Errors of pyarrow and pandas for damaged or foreign bytes. Most of pyarrow's are Python's own, too, but not all. Files
+# of pandas hold JSON, and JSON that is nested too deeply raises RecursionError, a RuntimeError.
 FRAME_ERRORS = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, MemoryError, pa.ArrowException,
+    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError, pa.ArrowException,
 )  # fmt: skip
 
 

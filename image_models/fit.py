@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ImageError
 from dermstack.files import apply_umask, atomic_write
+from dermstack.threads import limit_threads
 from image_models.cache import ImageCache
 from image_models.dataset import CachedImages, ColumnDropout, allowed_classes
 from image_models.device import explain_oom, pick_device, use_threads
@@ -204,7 +204,7 @@ def fit_frozen_fold(
     ``inner`` (n,) marks the rows on which the regularisation strength is chosen. The head's weights and its
     strength are written to ``folder``. Raises ImageError where all held-out rows get the same logit.
     """
-    with threadpool_limits(threads):
+    with limit_threads(threads):
         head = fit_head(z, target, inner)
         logits = {name: head.logit(features) for name, features in sets.items()}
     progress(len(z))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import TabularError
+from dermstack.listing import first_of
 from stack.data_config import Codes
 from stack.keys import MISSING_KEYS, unified_words
 from stack.table_checks import nearest
@@ -26,7 +27,7 @@ RESERVED = frozenset({
     "id", "group", "target", "age", "sex", "site", "diagnosis", "source", "fold", "width", "height", "bytes",
     "part", "split_group", "logit", "score", "p", "p_calibrated",
 })  # fmt: skip
-_MAX_LISTED, _MAX_NAMED = 5, 12  # cells, and columns, that a message lists
+_MAX_NAMED = 12  # columns that a message lists
 
 
 class Choice(NamedTuple):
@@ -122,27 +123,22 @@ def described_choices(columns: TableColumns) -> list[str]:
     lines = []
     for kind in KINDS:
         if names := [choice.column for choice in columns.choices if choice.kind == kind]:
-            lines.append(f"{kind} columns: {len(names):,} ({_shortened(names)})")
+            lines.append(f"{kind} columns: {len(names):,} ({first_of(names, _MAX_NAMED)})")
     if columns.python:
-        lines.append(f"columns of features.python: {len(columns.python):,} ({_shortened(columns.python)})")
+        lines.append(f"columns of features.python: {len(columns.python):,} ({first_of(columns.python, _MAX_NAMED)})")
     by_reason: dict[str, list[str]] = {}
     for choice in columns.choices:
         if choice.kind is None and choice.reason != NOT_ASKED:
             by_reason.setdefault(choice.reason, []).append(choice.column)
     if by_reason:
-        parts = [f"{_shortened(names)}: {reason}" for reason, names in by_reason.items()]
+        parts = [f"{first_of(names, _MAX_NAMED)}: {reason}" for reason, names in by_reason.items()]
         lines.append(f"columns left out: {'; '.join(parts)}")
     if columns.unused:
         lines.append(
-            f"columns that nothing uses: {len(columns.unused):,} ({_shortened(columns.unused)}); name them in "
-            "data.columns.numeric or data.columns.categorical, or write `auto` there, to use them"
+            f"columns that nothing uses: {len(columns.unused):,} ({first_of(columns.unused, _MAX_NAMED)}); name them "
+            "in data.columns.numeric or data.columns.categorical, or write `auto` there, to use them"
         )
     return lines
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f", … {len(names):,} in all" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def name_in_table(csv: str) -> str:
@@ -194,9 +190,9 @@ def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: li
         values = numbers.astype(np.float32)
     if (bad := text.notna().to_numpy() & ~np.isfinite(values)).any():
         found = list(dict.fromkeys(text[bad]))
-        listed = ", ".join(repr(value[:40]) for value in found[:_MAX_LISTED])
+        listed = first_of(repr(value[:40]) for value in found)
         faults.append(
-            f"{path}: column {csv!r} holds {listed}{', …' if len(found) > _MAX_LISTED else ''} in "
+            f"{path}: column {csv!r} holds {listed} in "
             f"{int(bad.sum()):,} rows, which is no finite number: correct the cells, declare a code for missing "
             "values in data.missing, or name the column in columns.categorical"
         )

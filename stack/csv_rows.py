@@ -12,8 +12,8 @@ from typing import TextIO
 from pandas.io.common import get_handle  # type: ignore[import-not-found]  # pandas' stubs lack it
 
 from dermstack.errors import DataError
+from dermstack.listing import first_of
 
-_MAX_LISTED = 5  # lines listed of each fault, which also gives their number
 _MAX_SHOWN = 60  # characters shown of a line
 _LONGEST_CELL = (1 << 31) - 1  # characters
 _MAX_SHAPES = 1000  # rows whose first cells are remembered
@@ -64,11 +64,10 @@ def _check(path: Path, file: TextIO) -> None:
                 f"value; line {first} is {_shown(record[0])}"
             )
     if short:
-        numbers = ", ".join(str(first) for first, _, _ in short[:_MAX_LISTED])
-        more = f", … {len(short)} in all" if len(short) > _MAX_LISTED else ""
+        numbers = first_of(first for first, _, _ in short)
         first, cells, text = short[0]
         raise DataError(
-            f"{path}: too few cells in line{'s' if len(short) > 1 else ''} {numbers}{more}; line {first} has {cells} "
+            f"{path}: too few cells in line{'s' if len(short) > 1 else ''} {numbers}; line {first} has {cells} "
             f"of {width} ({_shown(text)}): the file may be cut off, or a comma is lost. Write the whole row, "
             "with an empty cell for each missing value"
         )

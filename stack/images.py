@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError
+from dermstack.listing import first_of
 from image_models.locks import in_use
 from stack.config import Config
 from stack.console import Out
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from image_models.io.readers import Source
 
 
-_MAX_LISTED = 6  # groups in a message
 DEFAULT_CACHE_SIZE = 128  # pixels a side of the cache that is used where the config has no image model
 
 
@@ -276,9 +276,7 @@ def _question(unmerged: pd.DataFrame, experiment: Experiment) -> str:
     """Returns the message that asks whether groups that look alike are to be merged."""
     group_of = experiment.as_read.train.set_index("id")["group"]
     groups = pd.unique(pd.concat([unmerged[side].map(group_of) for side in ("id_1", "id_2")]))
-    listed = ", ".join(map(repr, groups[:_MAX_LISTED])) + (
-        f", … {len(groups)} in all" if len(groups) > _MAX_LISTED else ""
-    )
+    listed = first_of(map(repr, groups))
     first = unmerged.iloc[0]
     return (
         f"{len(unmerged)} pairs of images look alike and would join more than two groups into one: {listed}; first "

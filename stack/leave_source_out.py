@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
+from dermstack.listing import first_of
 from stack.console import Out
 from stack.experiment import BY_SOURCE, Experiment
 from stack.images import require_acquisition, with_acquisition
@@ -44,7 +45,6 @@ from stack.views import all_runs, blends_run, sees_run
 
 FOLDER = BY_SOURCE  # in the experiment's folder: runs of level 2 and the blend with folds of sources
 _OTHER_SETTINGS = ("folds.", "runs", "cache", "threads", "n_jobs", "tracking", "estimate.", "experiment")
-_MAX_LISTED = 5
 
 Scored = tuple[SourceEstimate, pd.DataFrame]  # with the out-of-fold rows of its blend
 
@@ -197,7 +197,7 @@ def _trained_again(experiment: Experiment, sources: Sources, own: pd.DataFrame, 
         out.warn(f"{name} is left out: sources as they are named now are in more than one of its folds; make it again")
         return None
     if other := _other_settings(experiment, name, blend):
-        note = f"made with other settings: {', '.join(other[:_MAX_LISTED])}{', …' if len(other) > _MAX_LISTED else ''}"
+        note = f"made with other settings: {first_of(other)}"
         out.warn(f"{name}: {note}")
         made = replace(made[0], note=note), made[1]
     return made

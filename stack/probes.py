@@ -170,11 +170,10 @@ def _probes(
     embeddings = read_embeddings(experiment, sources)
     fold_of = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     k = experiment.folds.k
-    tasks = [
-        partial(_probe_fold, experiment, changed, stacker, run, tables, embeddings, predictions, fold)
-        for fold in range(k)
-    ]
-    made = run_folds(tasks, "probes", experiment.config, out)
+    probed = Probed(experiment, stacker, run, tables, embeddings, predictions)
+    made = run_folds(
+        [partial(_probe_fold, probed, changed, fold) for fold in range(k)], "probes", experiment.config, out
+    )
 
     def joined(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         logit = np.empty(len(fold_of), np.float32)
@@ -187,6 +186,17 @@ def _probes(
     probes = [Probe(ALONE, joined([part.alone for part in plain]), joined([part.bag for part in plain]))]
     probes += [Probe(name, joined([fold.changed[name] for fold in made]), first) for name in changed]
     return probe_table(experiment, predictions, probes)
+
+
+class Probed(NamedTuple):
+    """A complete stacker that is probed, and what its features are made of."""
+
+    experiment: Experiment
+    stacker: Stacker
+    run: Run
+    tables: list[Run]  # stackers of the table alone that it sees
+    embeddings: dict[str, Embedding]
+    predictions: Predictions  # standardised as for its fit
 
 
 class _PlainFold(NamedTuple):
@@ -204,19 +214,11 @@ class _ProbedFold(NamedTuple):
     changed: dict[str, NDArray[np.float32]]
 
 
-def _probe_fold(
-    experiment: Experiment,
-    changed: dict[str, Experiment],
-    stacker: Stacker,
-    run: Run,
-    tables: list[Run],
-    embeddings: dict[str, Embedding],
-    predictions: Predictions,
-    fold: int,
-) -> _ProbedFold:
-    plain = _plain_fold(experiment, stacker, run, tables, embeddings, predictions, fold)
+def _probe_fold(probed: Probed, changed: dict[str, Experiment], fold: int) -> _ProbedFold:
+    plain = _plain_fold(probed, fold)
     if not changed:
         return _ProbedFold(plain, {})
+    experiment, stacker, run, _, embeddings, predictions = probed
     # One matrix with the columns of all changes, of which each model sees its own.
     *_, widest = changed.values()  # the last one has the columns of image files too, where these are known
     features = stacker.features_with(experiment.config.features).model_copy(update=dict.fromkeys(changed, True))
@@ -225,15 +227,8 @@ def _probe_fold(
     return _ProbedFold(plain, logits)
 
 
-def _plain_fold(
-    experiment: Experiment,
-    stacker: Stacker,
-    run: Run,
-    tables: list[Run],
-    embeddings: dict[str, Embedding],
-    predictions: Predictions,
-    fold: int,
-) -> _PlainFold:
+def _plain_fold(probed: Probed, fold: int) -> _PlainFold:
+    experiment, stacker, run, tables, embeddings, predictions = probed
     if tables:
         predictions = _with_rows_alone(experiment, tables, stored_scales(run), embeddings, predictions, fold)
     features, refits = stacker.features_with(experiment.config.features), not _is_stored(experiment, stacker)

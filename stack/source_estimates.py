@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import StoreError
+from dermstack.listing import first_of
 from stack.experiment import Experiment
 from stack.json_files import read_json, verify_digest, with_digest, write_json
 from stack.metrics.by_source import OverSources, too_few
@@ -33,7 +34,6 @@ STRICTEST_FIRST = (HELD_OUT, LEVEL_2_ONLY, SEEN)
 OWN, REFITTED, TRAINED_AGAIN = "own folds", "level 2 fitted again", "trained again"  # where an estimate comes from
 
 _VERSION = 1
-_MAX_NAMED = 6  # sources or runs named in a sentence
 _SCALE_EDGE = 1e-6  # p nearer to 0 or 1 counts as this in the mean of logits
 
 
@@ -61,7 +61,7 @@ class SourceEstimate:
         if self.held_out == HELD_OUT:
             return "sources held out"
         if self.origin == TRAINED_AGAIN:
-            return f"sources held out, but {_listed(self.imported)} had seen them"
+            return f"sources held out, but {first_of(self.imported)} had seen them"
         return "sources held out from level 2 only"
 
     @property
@@ -195,7 +195,7 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         nets = ", the blend and the image models" if best.origin == TRAINED_AGAIN else " and the blend"
         said.append(
             f"For an unseen source this is optimistic: level 2{nets} were fitted without it, but "
-            f"{_listed(best.seen_by)} had been trained on other images of it. Expect less."
+            f"{first_of(best.seen_by)} had been trained on other images of it. Expect less."
         )
         said += retraining_advice(best)
         if math.isfinite(over.next_low):
@@ -229,13 +229,11 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
             "how well the models do in another source."
         )
     if few := [str(row["source"]) for row in over.sources.to_dict("records") if row["note"]]:
-        more = ", …" if len(few) > _MAX_NAMED else ""
-        said.append(f"Too few groups for an AUC of their own: {', '.join(few[:_MAX_NAMED])}{more}.")
+        said.append(f"Too few groups for an AUC of their own: {first_of(few)}.")
     if found.joined:
         said.append(
             f"{found.shared_groups:,} groups (patients or lesions) have images of more than one source, so these are "
-            f"held out together: {'; '.join(found.joined[:_MAX_NAMED])}"
-            f"{'; …' if len(found.joined) > _MAX_NAMED else ''}."
+            f"held out together: {first_of(found.joined, separator='; ')}."
         )
     if found.left_out:
         said.append(
@@ -245,8 +243,8 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         )
     if found.external and best.held_out != SEEN:
         said.append(
-            f"The rows of {_listed(found.external)} (data.external) trained the nets of every fold: a source that they "
-            "come from was not held out."
+            f"The rows of {first_of(found.external)} (data.external) trained the nets of every fold: a source that "
+            "they come from was not held out."
         )
     if found.untuned:
         said.append("Level 2 was fitted again without tuned settings, which had been chosen with folds of groups.")
@@ -260,19 +258,15 @@ def retraining_advice(estimate: SourceEstimate) -> list[str]:
     said = []
     if own:
         said.append(
-            f"To train {_listed(own)} again without each source, set `estimate.train_by_source: true` and run "
+            f"To train {first_of(own)} again without each source, set `estimate.train_by_source: true` and run "
             "`dermstack oof` and `dermstack stack`; `dermstack plan` says how long it takes."
         )
     if estimate.imported:
         said.append(
-            f"Imported predictions cannot be trained again here: {_listed(estimate.imported)}. Import predictions of "
+            f"Imported predictions cannot be trained again here: {first_of(estimate.imported)}. Import predictions of "
             "nets whose folds hold out whole sources, or leave these runs out."
         )
     return said
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:_MAX_NAMED])}{', …' if len(names) > _MAX_NAMED else ''}"
 
 
 def _run_sentence(run: RunBySource, objective: str) -> str:
@@ -324,7 +318,7 @@ def headline_note(found: LeaveSourceOut) -> str:
         note += f"; 95 % prediction interval for the next source {typical.next_low:.3f} to {typical.next_high:.3f}"
         note += ", which includes 0.5, chance" if typical.next_low <= 0.5 else ""
     if best.held_out == LEVEL_2_ONLY:
-        who = _listed(best.imported) if best.origin == TRAINED_AGAIN else "the models of level 1"
+        who = first_of(best.imported) if best.origin == TRAINED_AGAIN else "the models of level 1"
         note += f". This is still optimistic, as {who} had been trained on other images of the source"
     return f"{note}. See the section on other hospitals and cameras."
 

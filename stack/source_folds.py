@@ -13,10 +13,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermstack.errors import DataError
+from dermstack.listing import first_of
 from stack.config import Folds as FoldSettings
 from stack.folds import Folds, Stratum, assign_balanced_folds, count_groups, read_column_by_id
 
-_MAX_LISTED = 5
 NAMES_JOINED = " + "
 
 
@@ -124,7 +124,7 @@ def folds_by_source(
     if units.joined:
         warnings.warn(
             f"{units.shared_groups:,} split groups have images of more than one source, so these sources are held out "
-            f"together: {'; '.join(units.joined[:_MAX_LISTED])}{', …' if len(units.joined) > _MAX_LISTED else ''}",
+            f"together: {first_of(units.joined, separator='; ')}",
             stacklevel=2,
         )
     holding = {word: len(set(units.unit[target == label])) for word, label in (("positives", 1), ("negatives", 0))}

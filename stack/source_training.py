@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dermstack.errors import DataError, StoreError
 from stack.console import Out
 from stack.experiment import BY_SOURCE, Experiment
 from stack.level1 import all_level1_inputs, check_fresh, check_runs, level1_inputs, run_image_models
-from stack.plan.costs import free_disk
+from stack.plan.costs import free_disk, measured
 from stack.plan.steps import image_step
 from stack.plan.text import duration, size
 from stack.source_experiment import experiment_by_source, trains_by_source, units_of_sources
@@ -86,7 +87,7 @@ def _say_costs(copy: Experiment, rebuild: Sequence[str], out: Out) -> None:
 
     Of a run that is rebuilt, nets that can be reused are not counted as to be trained.
     """
-    steps = [image_step(copy, model) for model in enabled_models(copy)]
+    steps = [image_step(copy, model, speed_of=partial(measured, copy)) for model in enabled_models(copy)]
     steps = [step for step in steps if step.state != "skip"]
     if not steps:
         return

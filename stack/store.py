@@ -37,7 +37,7 @@ RUN_FILE = "run.json"
 _MADE_BY = {"image": "oof", "net": "oof", "frozen": "oof", "imported": "import-oof", "predictions": "predict"}
 
 # Errors of NumPy for an invalid array, whose header is Python.
-_ARRAY_ERRORS = (*FRAME_ERRORS, SyntaxError, TokenError, EOFError, ArithmeticError, RecursionError)
+_ARRAY_ERRORS = (*FRAME_ERRORS, SyntaxError, TokenError, EOFError, ArithmeticError)
 
 
 @dataclass(frozen=True)

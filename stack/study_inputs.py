@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dermstack.listing import first_of
 from image_models.settings import is_own_backbone
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
@@ -35,7 +36,6 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{12}([0-9a-f]{52})?")
 _PREDICTIONS = "predictions of "
 # Inputs that the first studies to note theirs lack, with the value they had.
 NOTED_LATER = {"blend.preselect": "false", "version of GBDT fits": "1"}
-_MAX_LISTED = 5  # names listed in a message
 
 
 def blend_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, str]:
@@ -142,7 +142,7 @@ def changed_inputs(noted: Inputs, now: Inputs) -> list[str]:
     words += [name for name in names if name not in common and not name.startswith(_PREDICTIONS)]
     if runs := [word.removeprefix(_PREDICTIONS) for word in words if word.startswith(_PREDICTIONS)]:
         words = [word for word in words if not word.startswith(_PREDICTIONS)]
-        words.append(_PREDICTIONS + _listed(runs))
+        words.append(_PREDICTIONS + first_of(runs))
     return words
 
 
@@ -163,13 +163,8 @@ def _in_words(name: str, noted: str, now: str) -> str:
     if name == "runs":
         before, after = noted.split(", "), now.split(", ")
         added, lost = [run for run in after if run not in before], [run for run in before if run not in after]
-        told = [f"{what} {_listed(found)}" for what, found in (("without", added), ("with", lost)) if found]
+        told = [f"{what} {first_of(found)}" for what, found in (("without", added), ("with", lost)) if found]
         return f"runs ({'; '.join(told) or 'in another order'})"
     if _FINGERPRINT.fullmatch(noted) or _FINGERPRINT.fullmatch(now):
         return name
     return f"{name} ({noted}, now {now})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f", … {len(names)} in all" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more

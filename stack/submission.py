@@ -133,15 +133,8 @@ def _blend(
     # Calibrate the chosen method's scores: the headline's mix several scales where outer folds chose different methods.
     chosen_scores = nested.by_method[nested.chosen]
     calibration = calibrate_nested(chosen_scores, y, fold, split_group)
-    oof = pd.DataFrame({"id": scored.table.train["id"].to_numpy()[rows], "fold": fold, "score": nested.score})
-    oof["p_calibrated"] = calibration.p
-    if units is not None:  # what `compare` reads of other blends from table.parquet
-        oof = oof.assign(
-            target=y, group=scored.table.train["group"].to_numpy(object)[rows], split_group=split_group,
-            images=units.images(covered)[rows],
-        )  # fmt: skip
-    for name in nested.by_method:
-        oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
+    images = None if units is None else units.images(covered)[rows]
+    oof = _oof_scores(scored, rows, nested, calibration.p, images)
     of_folds = fold_scores(nested.final, predictions)
     averaged = calibrate_average(calibration.final, of_folds)
     test = pd.DataFrame({"id": scored.table.test["id"], "score": average_scores(of_folds)})
@@ -178,6 +171,30 @@ def _blend(
     run = write_run(folder, meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
+
+
+def _oof_scores(
+    scored: Experiment,
+    rows: NDArray[np.intp],
+    nested: NestedBlend,
+    p: NDArray[np.float64],
+    images: NDArray[np.integer] | None,
+) -> pd.DataFrame:
+    """Returns the out-of-fold scores of a blend: its own, calibrated as ``p`` (n,), and those of each candidate.
+
+    Of units, with the number of ``images`` (n,) of each, also what `compare` reads of other blends from table.parquet.
+    """
+    train = scored.table.train.iloc[rows]
+    fold = scored.folds.frame["fold"].to_numpy()[rows]
+    oof = pd.DataFrame({"id": train["id"].to_numpy(), "fold": fold, "score": nested.score, "p_calibrated": p})
+    if images is not None:
+        oof = oof.assign(
+            target=scored.target[rows], group=train["group"].to_numpy(object), split_group=scored.split_group[rows],
+            images=images,
+        )  # fmt: skip
+    for name in nested.by_method:
+        oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
+    return oof
 
 
 def _fit_settings(config: Config) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from dermstack.errors import DataError
+from dermstack.listing import first_of
 from stack.cells import read_cells
 from stack.keys import keys_as_in
-
-_MAX_LISTED = 5  # values listed in an error, which also gives their number
 
 
 def submission(
@@ -69,7 +68,7 @@ def check_submission(frame: pd.DataFrame, *, id_column: str, sample: Path | None
     scores = frame[next(name for name in frame if name != id_column)].to_numpy(np.float64)
     bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
     if bad.size:
-        named = _listed([f"{ids.iloc[row]}: {scores[row]}" for row in bad])
+        named = first_of(f"{ids.iloc[row]}: {scores[row]}" for row in bad)
         raise DataError(f"scores are not in [0, 1] ({named}): give one number in [0, 1] for each id")
 
 
@@ -110,11 +109,11 @@ def _read_sample(path: Path) -> pd.DataFrame:
 def _check_ids(ids: list[object], where: str) -> None:
     odd = [value for value in ids if not isinstance(value, str) or not value]
     if odd:
-        raise DataError(f"{where}: {_listed(map(repr, odd))} is not an id: read the column as strings and fill it in")
+        raise DataError(f"{where}: {first_of(map(repr, odd))} is not an id: read the column as strings and fill it in")
     counts = pd.Series(ids, dtype="str").value_counts()
     doubled = sorted(counts.index[counts > 1])
     if doubled:
-        raise DataError(f"{where}: duplicated ids {_listed(doubled)}: keep one row for each image")
+        raise DataError(f"{where}: duplicated ids {first_of(doubled)}: keep one row for each image")
 
 
 def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
@@ -122,17 +121,11 @@ def _check_same_ids(ids: pd.Series, expected: pd.Series, sample: Path) -> None:
     ours, theirs = set(ids), set(expected)
     faults = []
     if missing := [name for name in expected if name not in ours]:
-        faults.append(f"without a score: {_listed(missing)}")
+        faults.append(f"without a score: {first_of(missing)}")
     if extra := [name for name in ids if name not in theirs]:
-        faults.append(f"scored, but not in the sample: {_listed(extra)}")
+        faults.append(f"scored, but not in the sample: {first_of(extra)}")
     if faults:
         raise DataError(
             f"the ids are not those of {sample}; {'; '.join(faults)}. "
             "Check that data.test and data.sample_submission have the same ids"
         )
-
-
-def _listed(values: Sequence[str] | map[str]) -> str:
-    names = list(values)
-    more = f", … {len(names)} in all" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermstack.listing import first_of
 from stack.keys import MISSING_KEYS, is_ascii, matches, spelled_twice
 
 _UNSAFE = r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$"
-_MAX_LISTED = 5  # values listed of each fault, which also gives their number
 
 # Values that exporters write into a group column for an unknown group.
 SENTINELS = frozenset({"-1", "-1.0", "0", "0.0", "", "none", "unknown", "na", "nan", "null"})
@@ -127,15 +127,12 @@ def rows_text(mask: pd.Series) -> str:
     numbers = np.flatnonzero(mask.to_numpy()) + 2
     if len(numbers) == 1:
         return f"row {numbers[0]}"
-    more = f", … {len(numbers)} in all" if len(numbers) > _MAX_LISTED else ""
-    return "rows " + ", ".join(map(str, numbers[:_MAX_LISTED])) + more
+    return f"rows {first_of(numbers)}"
 
 
 def listed(values: pd.Series) -> str:
     """Returns the different values, the first of them in full."""
-    unique = values.drop_duplicates()
-    more = f", … {len(unique)} in all" if len(unique) > _MAX_LISTED else ""
-    return ", ".join(repr(value) for value in unique[:_MAX_LISTED]) + more
+    return first_of(map(repr, values.drop_duplicates()))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

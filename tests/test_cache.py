@@ -382,6 +382,19 @@ def test_ids_that_are_no_text_are_damage(pictures: list[Source], tmp_path: Path)
         open_cache(tmp_path / "c", size=SIZE, resize="square", format="raw")
 
 
+def test_json_that_is_nested_too_deeply_is_damage(pictures: list[Source], tmp_path: Path) -> None:
+    few, folder, nested = pictures[:1], tmp_path / "c", "[" * 200_000
+    build_cache(folder, ids(few), few, size=SIZE)
+    for name in ("index.parquet", "settings.json"):
+        path = folder / name
+        if name == "index.parquet":
+            pq.write_table(pq.read_table(path).replace_schema_metadata({"pandas": nested}), path)
+        else:
+            path.write_text(nested)
+        with pytest.raises(ImageError, match=rf"{name} is damaged"):
+            open_cache(folder, size=SIZE, resize="square", format="raw")
+
+
 def test_a_file_of_pixels_that_was_cut_is_not_filled_up_with_black(pictures: list[Source], tmp_path: Path) -> None:
     few = pictures[:5]
     build_cache(tmp_path / "c", ids(few), few, size=SIZE)

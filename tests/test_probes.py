@@ -15,7 +15,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.level1 import level1_runs
 from stack.predictions import predictions_of, standardised, stored_scales
-from stack.probes import _plain_fold, make_probes, stored_probes
+from stack.probes import Probed, _plain_fold, make_probes, stored_probes
 from stack.store import Run, read_run
 
 GBDT = {"name": "gbdt", "kind": "lightgbm", "bags": 2, "params": {"rounds": 25, "patience": 5}}
@@ -79,7 +79,7 @@ def test_the_stored_models_give_the_out_of_fold_logits(tmp_path: Path) -> None:
     level1 = standardised(predictions_of(experiment, sources), stored_scales(run))
     oof = run.frame("oof")
     for fold in range(experiment.folds.k):
-        plain = _plain_fold(experiment, config.stackers[0], run, [], {}, level1, fold)
+        plain = _plain_fold(Probed(experiment, config.stackers[0], run, [], {}, level1), fold)
         ids = experiment.table.train["id"][experiment.folds.frame["fold"] == fold]
         np.testing.assert_array_equal(plain.bag, oof.set_index("id").loc[ids, "logit"])
         assert not np.array_equal(plain.first, plain.bag), "a bag of two"
@@ -97,7 +97,7 @@ def test_a_gbdt_probe_with_nothing_changed_is_its_first_model(tmp_path: Path) ->
     stacker = experiment.config.stackers[0]
     matrix = fold_matrix(experiment, {}, level1, 1)
     bag = fit_fold(experiment, stacker, matrix, 1, bags=1, rounds=int(run.meta["chosen"][1][0]))
-    first = _plain_fold(experiment, stacker, run, [], {}, level1, 1).first
+    first = _plain_fold(Probed(experiment, stacker, run, [], {}, level1), 1).first
     np.testing.assert_array_equal(bag.logit(matrix.held), first)
 
 

@@ -18,10 +18,13 @@ from table_layouts import written_bytes
 
 import dermstack
 from dermstack.pipeline import StackResult, run_stack
+from image_models.speed import Speed
 from stack.config import config_of, read_config
 from stack.console import Out
-from stack.experiment import BY_SOURCE
+from stack.experiment import BY_SOURCE, Experiment
 from stack.history import leftovers
+from stack.image_config import ImageModel
+from stack.plan import steps
 from stack.plan.steps import Plan, make_plan
 from stack.source_estimates import HELD_OUT, LEVEL_2_ONLY, OWN, REFITTED, SEEN, TRAINED_AGAIN, source_sentences
 from stack.source_experiment import experiment_by_source, units_of_sources
@@ -312,6 +315,22 @@ def test_stale_runs_by_source_are_refused_and_rebuilt_by_name(
     assert "no enabled image model" in command_error(
         capsys, "oof", "-c", str(config), "--rebuild", f"{BY_SOURCE}/other"
     )
+
+
+def test_a_plan_measures_each_network_once(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(small_data, tmp_path, estimate={"train_by_source": True}, **LIGHT)
+    write_sources(config)
+    asked: list[str] = []
+
+    def measured(_: Experiment, model: ImageModel) -> Speed:
+        asked.append(model.name)
+        return Speed(train=10.0, predict=100.0, features=8, weights_bytes=1, memory_bytes=1)
+
+    monkeypatch.setattr(steps, "measured", measured)
+    costs = {step.name: step.cost.seconds for step in make_plan(opened_experiment(config)).steps}
+    assert asked == ["tiny", "still"]
+    assert costs["tiny"]
+    assert costs[f"{BY_SOURCE}/tiny"]
 
 
 def test_tuned_settings_of_image_models_stay_and_are_labelled(small_data: Path, tmp_path: Path) -> None:

@@ -51,3 +51,8 @@ def test_an_import_alone_leads_to_another_look_up(monkeypatch: pytest.MonkeyPatc
     with limit_threads(1):
         pass
     assert len(looked_up) == 2
+    monkeypatch.delitem(sys.modules, "just_imported")  # another module, and no more of them than before
+    monkeypatch.setitem(sys.modules, "imported_instead", ModuleType("imported_instead"))
+    with limit_threads(1):
+        pass
+    assert len(looked_up) == 3

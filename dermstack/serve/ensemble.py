@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
-from threadpoolctl import threadpool_limits
 
 from dermstack.errors import BundleError, DermstackError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.image_runs import Level1, alignments, check_encoder, short_text
 from dermstack.serve.local_map import local_map
+from dermstack.threads import limit_threads
 from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, Rescaled, calibrator_from_state
 from stack.blend.pooling import pool_logits, pool_unseen
@@ -190,7 +190,7 @@ def read_fitted(bundle: Bundle) -> FittedEnsemble:
         fitted = FittedEnsemble(
             names, scales, features, bags, blender, calibrator, threads, blended, second, local, bundle.pooling
         )
-        with threadpool_limits(1):
+        with limit_threads(1):
             _try_rows(bundle, fitted)
     except BundleError:
         raise

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from dermstack.errors import ConfigError, StoreError
 from dermstack.serve.bundle import Bundle
@@ -26,6 +25,7 @@ from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, repo
 from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
 from dermstack.serve.words import unknown_words
+from dermstack.threads import limit_threads
 from image_models.cache import ImageCache, build_cache
 from image_models.io.readers import (
     FileNames,
@@ -156,7 +156,7 @@ def score_pictures(
     if bundle.manifest["features"].get("shortcuts"):
         frame = _with_acquisition(frame, next(iter(caches.values())))
     seen = novelty.scorer() if novelty else None
-    with threadpool_limits(fitted.threads):  # as in training: BLAS rounding depends on the threads
+    with limit_threads(fitted.threads):  # as in training: BLAS rounding depends on the threads
         level1 = read_level1(
             bundle, caches, frame, store=store, device=device, workers=workers, progress=progress,
             **({"see": seen.see} if seen else {}),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from dermstack.listing import first_of
 from stack.keys import MISSING_KEYS
 from stack.missing_codes import MAX_AGE
 from stack.table_checks import SENTINELS
@@ -148,7 +149,7 @@ def _as_label(name: str, values: pd.Series, *, may_have_many: bool) -> tuple[Lab
 
 def _shares(counts: pd.Series) -> str:
     listed = [f"{word} {int(rows):,}" for word, rows in counts.items()]
-    return ", ".join(listed[:12]) + (f", … {len(listed)} in all" if len(listed) > 12 else "")
+    return first_of(listed, 12)
 
 
 def _as_written(values: pd.Series, lower: Sequence[str]) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,10 @@ from stack.submission import blend_inputs, check_sample
 from stack.tuned import enabled_models
 from stack.views import blended_runs, blends_run, check_seen, is_table_alone, sees_run
 
+if TYPE_CHECKING:  # imports torch
+    from image_models.speed import Speed
+
+SpeedOf = Callable[[ImageModel], "Speed"]
 State = Literal["skip", "make", "resume", "stale", "remake"]
 WHAT = {
     "skip": "complete, skipped",
@@ -111,8 +115,9 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
     models = enabled_models(experiment)
     steps, problems = [_images_step(experiment, size) for size in sorted({model.size for model in models})], []
     widths: dict[str, int] = {}
+    speed_of = _measured_once(experiment) if measure else None
     for model in models:
-        steps.append(image_step(experiment, model, measure=measure, widths=widths))
+        steps.append(image_step(experiment, model, speed_of=speed_of, widths=widths))
     level1 = {step.name: step for step in steps if step.kind != "images"}
     for run in experiment.finished(level=1):
         if run.meta["kind"] == "imported":
@@ -125,7 +130,7 @@ def make_plan(experiment: Experiment, *, measure: bool = True) -> Plan:
         level2 = _stacker_steps(experiment, stackers, level1, widths)
         steps += level2
         steps += _blend_steps(experiment, [*level1.values(), *level2])
-        by_source, fault = _steps_by_source(experiment, stackers, level1, widths, measure=measure)
+        by_source, fault = _steps_by_source(experiment, stackers, level1, widths, speed_of=speed_of)
         steps += by_source
         problems += [fault] if fault else []
     try:
@@ -178,10 +183,25 @@ def _images_step(experiment: Experiment, size: int) -> Step:
                 images=len(missing), rows=len(ids), cost=cost)  # fmt: skip
 
 
+def _measured_once(experiment: Experiment) -> SpeedOf:
+    """Returns a function that measures the network of an image model when it is first asked for it."""
+    known: dict[str, Speed] = {}
+
+    def speed_of(model: ImageModel) -> Speed:
+        if model.name not in known:
+            known[model.name] = measured(experiment, model)
+        return known[model.name]
+
+    return speed_of
+
+
 def image_step(
-    experiment: Experiment, model: ImageModel, *, measure: bool = True, widths: dict[str, int] | None = None
+    experiment: Experiment, model: ImageModel, *, speed_of: SpeedOf | None, widths: dict[str, int] | None = None
 ) -> Step:
-    """Plans one image model: complete, stale, begun or to be made; notes the width of its embedding in ``widths``."""
+    """Plans one image model: complete, stale, begun or to be made; notes the width of its embedding in ``widths``.
+
+    Without ``speed_of``, which measures the network, its time is not known.
+    """
     widths = {} if widths is None else widths
     folder, k = experiment.models / model.name, experiment.folds.k
     inputs, checked = _known_inputs(experiment, model)
@@ -204,7 +224,7 @@ def image_step(
         reusable = 0 if model.frozen or not checked else _reusable(experiment, model, wanted)
         nets = 0 if model.frozen else len(wanted) - reusable
         why = f"{reusable} of {len(wanted)} nets can be reused" if reusable else ""
-        cost = _network(experiment, model, measure=measure, widths=widths, nets=nets, folds=k)
+        cost = _network(experiment, model, speed_of=speed_of, widths=widths, nets=nets, folds=k)
         return Step(
             "oof", kind, model.name, "stale", why, tuple(changes), rows=len(experiment.table.train), nets=nets,
             images=round(sum(images_through(experiment, model, nets, k))), cost=cost,
@@ -218,7 +238,7 @@ def image_step(
     nets_done = [net for net in wanted if net[0] in done or read_run(folder / f"fold_{net[0]}" / f"seed_{net[1]}")]
     nets = len(wanted) - len(nets_done)
     begun = bool(done or nets_done or list(folder.glob("fold_*/seed_*/state.pt")) or (folder / "features").exists())
-    cost = _network(experiment, model, measure=measure, widths=widths, nets=nets, folds=k - len(done))
+    cost = _network(experiment, model, speed_of=speed_of, widths=widths, nets=nets, folds=k - len(done))
     why = f"{len(done)} of {k} folds" + ("" if model.frozen else f" and {len(nets_done)} of {len(wanted)} nets")
     return Step(
         "oof", kind, model.name, "resume" if begun else "make", f"{why} are complete" if begun else "",
@@ -252,14 +272,20 @@ def _reusable(experiment: Experiment, model: ImageModel, wanted: Mapping[tuple[i
 
 
 def _network(
-    experiment: Experiment, model: ImageModel, *, measure: bool, widths: dict[str, int], nets: int, folds: int
+    experiment: Experiment,
+    model: ImageModel,
+    *,
+    speed_of: SpeedOf | None,
+    widths: dict[str, int],
+    nets: int,
+    folds: int,
 ) -> Cost:
     if model.frozen and experiment.copy_of is not None and not len(experiment.external):
         width = _stored_width(experiment.copy_of / model.name)  # no image goes through the network again
         return head_cost(experiment, width) if width else Cost()
-    if not measure:
+    if speed_of is None:
         return Cost()
-    speed = measured(experiment, model)
+    speed = speed_of(model)
     widths[model.name] = speed.features
     return network_cost(experiment, model, speed, nets, folds)
 
@@ -285,7 +311,7 @@ def _steps_by_source(
     level1: Mapping[str, Step],
     widths: Mapping[str, int],
     *,
-    measure: bool,
+    speed_of: SpeedOf | None,
 ) -> tuple[list[Step], str]:
     """Plans the second estimate, whose folds hold out whole sources, and says what is in its way ("": nothing).
 
@@ -307,7 +333,7 @@ def _steps_by_source(
         return [], f"there will be no leave-source-out estimate: {error}"
     again: dict[str, Step] = {}
     if trains_by_source(experiment):
-        again = {model.name: image_step(copy, model, measure=measure) for model in enabled_models(copy)}
+        again = {model.name: image_step(copy, model, speed_of=speed_of) for model in enabled_models(copy)}
     seen, places = {**level1, **again}, {name: copy.models if name in again else experiment.models for name in level1}
     level2 = _stacker_steps(copy, stackers, seen, widths, places=places)
     steps = [*again.values(), *level2, *_blend_steps(copy, [*seen.values(), *level2], places=places)]
