@@ -6,8 +6,6 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
+from unfitted_ensemble import unfitted_ensemble
 
 from dermstack.serve import patient
 from dermstack.serve.admission import MAX_UPLOAD_BYTES, Admission
@@ -29,16 +28,7 @@ App = Callable[[Scope, Receive, Send], object]
 
 def stub_app(host: str = "127.0.0.1") -> App:
     """The page of an ensemble that scores nothing."""
-    said = {"experiment": "small", "objective": "auc", "image_runs": [1], "stackers": [], "chosen": "mean",
-            "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0},
-            "columns": {"age": "age", "target": "target"}}  # fmt: skip
-    bundle = SimpleNamespace(
-        manifest=said, selection_note="", columns=said["columns"], folder=Path("none"), review_band=None, unit="image",
-        per_text="each image",
-    )  # fmt: skip
-    choices = {"sex": [], "site": []}
-    ensemble = SimpleNamespace(bundle=bundle, choices=choices, group=None, questions=[], asked_for_units=())
-    return make_app(ensemble, host=host)  # type: ignore[arg-type, return-value]
+    return make_app(unfitted_ensemble(), host=host)  # type: ignore[return-value]
 
 
 shared_app = functools.cache(stub_app)

@@ -11,15 +11,19 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import run_cli
 from imported_experiment import command_error
+from starlette.testclient import TestClient
+from unfitted_ensemble import unfitted_ensemble
 
 from dermstack.errors import ConfigError
 from dermstack.serve.admission import MAX_UPLOAD_BYTES
-from dermstack.serve.app import is_loopback, listen
+from dermstack.serve.app import is_loopback, listen, make_app
 from dermstack.serve.connections import MAX_CONNECTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +142,18 @@ def test_other_names_other_pages_and_too_much_are_turned_away(app: tuple[int, Pa
 
 
 @pytest.mark.slow
+def test_the_page_says_which_images_are_positive() -> None:
+    def said(**manifest: Any) -> str:
+        client = TestClient(make_app(unfitted_ensemble(**manifest)), base_url="http://127.0.0.1")
+        return " ".join(unescape(re.sub("<[^>]+>", "", client.get("/").text)).split())
+
+    assert "9 images, 33 % of them positive (those with target = 1 in the training table)." in said()
+    words = {"table": {"positive": ["MEL", "BCC"]}, "columns": {"id": "image", "target": "dx"}}
+    assert "positive (those with dx = MEL or BCC in the training table)." in said(**words)
+    sides = {"predict_per": {"columns": ["side"], "target": "any", "pooling": "mean"}}
+    assert "9 units of images, 33 % of them positive (those with an image with target = 1 in the" in said(**sides)
+
+
 def test_a_browser_is_told_to_fetch_nothing_and_keep_nothing(app: tuple[int, Path]) -> None:
     for path in ("/", "/app.css", "/app.js", "/app.svg"):
         status, headers, text = ask(app[0], path=path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from conftest import run_cli
 from imported_experiment import import_frames, opened_experiment, predictions, write_experiment
+from unfitted_ensemble import unfitted_ensemble
 
 from dermstack.serve.app import _Page
 from dermstack.serve.patient import Lesion, Reading
@@ -133,25 +133,20 @@ def test_hostile_words_write_no_file_that_is_not_ours(hostile: Path) -> None:
 
 
 def shown_by_the_app(reading: Reading | None, faults: list[str]) -> str:
-    said = {"experiment": HOSTILE, "objective": "auc", "image_runs": [1], "stackers": [], "chosen": HOSTILE,
-            "training": {"rows": 9, "positives": 3}, "headline": {"value": 0.9, "low": 0.8, "high": 1.0},
-            "columns": dict.fromkeys(("id", "group", "target", "age", "sex", "site"), HOSTILE)}  # fmt: skip
-    bundle = SimpleNamespace(
-        manifest=said, selection_note=HOSTILE, columns=said["columns"], review_band=None, unit="unit", per_text=HOSTILE
-    )
-    asked = [Question(HOSTILE, HOSTILE, [HOSTILE]), Question(HOSTILE, HOSTILE, None, 0.0, 1.0)]
-    ensemble = SimpleNamespace(
-        bundle=bundle, choices={"sex": [HOSTILE], "site": [HOSTILE]}, group=HOSTILE, questions=asked,
-        asked_for_units=(HOSTILE,),
+    ensemble = unfitted_ensemble(
+        words=[HOSTILE], questions=[Question(HOSTILE, HOSTILE, [HOSTILE]), Question(HOSTILE, HOSTILE, None, 0.0, 1.0)],
+        experiment=HOSTILE, chosen=HOSTILE, selected=[HOSTILE],
+        columns={**dict.fromkeys(("id", "target", "age", "sex", "site"), HOSTILE), "group": f"group {HOSTILE}"},
+        table={"positive": [HOSTILE]}, predict_per={"columns": [HOSTILE], "target": "any", "pooling": "mean"},
     )  # fmt: skip
     filled = {"age": HOSTILE, "sex": HOSTILE, "site": HOSTILE, "together": True}
-    response = _Page(ensemble)._render(filled, reading=reading, faults=faults)  # type: ignore[arg-type]
+    response = _Page(ensemble)._render(filled, reading=reading, faults=faults)
     return bytes(response.body).decode()
 
 
 def test_hostile_words_are_text_in_the_app() -> None:
     standing = Standing(1, 0.5, 1, (0.1, 0.2), 0.5, HOSTILE)
-    lesion = Lesion(HOSTILE, HOSTILE, 0.5, 0.5, 0.995, True, b"jpeg", b"jpeg", standing)
+    lesion = Lesion(HOSTILE, HOSTILE, 0.5, 0.5, 0.995, True, b"jpeg", b"jpeg", standing, unit=HOSTILE)
     for reading, faults in ((None, []), (None, [HOSTILE]), (Reading([lesion, lesion], HOSTILE, [HOSTILE]), [])):
         page = shown_by_the_app(reading, faults)
         check(page)

@@ -91,7 +91,7 @@ def estimated(monkeypatch: pytest.MonkeyPatch, p: np.ndarray, prevalence: float 
     ids = pd.Series([f"i{number}" for number in range(len(p))], dtype="str")
     rows = NewRows(pd.DataFrame({"id": ids, "group": ids}), [], ())
     made = pd.DataFrame({"id": ids, "score": p, "p_calibrated": p})
-    monkeypatch.setattr("dermstack.serve.recalibrate.predict_readable", lambda *given, **options: (made, []))
+    monkeypatch.setattr("dermstack.serve.recalibrate.predict_rows", lambda *given, **options: made)
     y = np.arange(200) % 5 == 0
     promise = SimpleNamespace(measures=measure(y, np.where(y, 0.3, 0.18), np.full(200, 0.2), np.arange(200), draws=20))
     monkeypatch.setattr("dermstack.serve.recalibrate.read_promise", lambda bundle: promise)

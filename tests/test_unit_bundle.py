@@ -14,13 +14,14 @@ import yaml
 from conftest import run_cli
 from imported_experiment import opened_experiment
 from starlette.testclient import TestClient
+from unfitted_ensemble import unfitted_ensemble
 
 from dermstack.errors import BundleError, DataError
 from dermstack.serve.app import make_app
 from dermstack.serve.bundle import Bundle, read_bundle
 from dermstack.serve.ensemble import read_bundled_fallback
 from dermstack.serve.new_rows import read_new_rows
-from dermstack.serve.patient import Ensemble, Photo, read_patient
+from dermstack.serve.patient import Ensemble, Photo, _units, read_patient
 from dermstack.serve.predict import predict_rows
 from dermstack.serve.write_bundle import write_bundle
 from stack.console import Out
@@ -160,6 +161,12 @@ def test_rows_whose_units_are_not_known_are_refused(made: Made, small_data: Path
     refused(table.drop(columns="patient_id"), "no column 'patient_id'")
     rows = read_new_rows(made.bundle, images, made.folder / "test.csv")
     assert rows.missing == ()
+
+
+def test_images_scored_apart_are_units_apart_whatever_they_are_called() -> None:
+    ensemble = unfitted_ensemble(predict_per={"columns": ["side"], "target": "any", "pooling": "mean"})
+    photos = [Photo("a.png", b"", unit=text) for text in ("L", "L", "L (2)")]
+    assert _units(ensemble, photos, together=False).is_unique
 
 
 def test_the_manifest_says_what_is_predicted_and_older_readers_refuse_it(made: Made) -> None:

@@ -200,6 +200,7 @@ class _Page:
                 selection_note=ensemble.bundle.selection_note,
                 objective=objective_label(ensemble.bundle.manifest["objective"]),
                 columns=ensemble.bundle.columns,
+                positive=ensemble.bundle.column_rules.positive or (1,),
                 choices=ensemble.choices,
                 questions=list(enumerate(ensemble.questions)),
                 asked_first=MAX_ASKED,

@@ -27,7 +27,7 @@ from stack.data_config import ColumnRules, PredictPer
 from stack.metrics.own_metric import own_label
 from stack.metrics.review_band import Band, band_from_record
 from stack.store import array_from_bytes, verify_digest, with_digest
-from stack.units import SEPARATOR, unit_columns
+from stack.units import unit_columns, unit_name
 
 FORMAT = 2  # increase it when an older reader would misread a newer bundle
 FORMAT_OF_IMAGES = 1  # of bundles that predict images, which readers of before format 2 can read
@@ -145,7 +145,8 @@ class Bundle:
     @property
     def id_column(self) -> str:
         """Name of the id column of a submission without a sample."""
-        return SEPARATOR.join(self.unit_columns) if self.unit_columns else self.columns["id"]
+        per = self.predict_per
+        return self.columns["id"] if per is None else unit_name(per.columns, self.columns)
 
     @property
     def review_band(self) -> Band | None:

@@ -1,4 +1,4 @@
-"""Applies a bundle's models to rows: level-1 predictions of the image runs, level 2, blend and calibration.
+"""Applies a bundle's level 2, blend and calibration to the predictions of its image runs, and pools those of units.
 
 Every transform is the one that `dermstack stack` applied to the test rows, so the same row gets the same score.
 """

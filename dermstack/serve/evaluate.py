@@ -19,7 +19,7 @@ from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
 from dermstack.serve.new_rows import NewRows, read_new_rows
-from dermstack.serve.predict import predict_readable, predict_rows, warn_of_fallback
+from dermstack.serve.predict import predict_rows, warn_of_fallback, write_csv
 from dermstack.serve.review import check_review
 from dermstack.serve.units import rows_to_predict, targets_to_predict, units_note
 from dermstack.serve.words import unknown_words
@@ -69,9 +69,18 @@ def read_labelled_rows(
     if metadata:
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)
-    y = targets_to_predict(bundle, rows, targets_of(rows, targets))
-    check_classes(y, rows_to_predict(rows)["group"])
+    rows_and_targets(bundle, rows, targets)  # raises the errors of labels that cannot be evaluated
     return rows, targets
+
+
+def rows_and_targets(bundle: Bundle, rows: NewRows, labels: pd.Series) -> tuple[pd.DataFrame, NDArray[np.int_]]:
+    """Returns one row for each prediction (an image, or a unit) and their targets, from the labels of images by id.
+
+    Raises DataError for labels that don't match the rows, and for a class that occurs in fewer than two groups.
+    """
+    frame, y = rows_to_predict(rows), targets_to_predict(bundle, rows, targets_of(rows, labels))
+    check_classes(y, frame["group"])
+    return frame, y
 
 
 def targets_of(rows: NewRows, labels: pd.Series) -> pd.Series:
@@ -123,9 +132,8 @@ def evaluate(bundle: Bundle, rows: NewRows, labels: pd.Series, *, device: str = 
     Raises BundleError for a bundle without a training estimate, DataError for labels that don't match the rows,
     ImageError for unreadable images.
     """
-    promise, frame = read_promise(bundle), rows_to_predict(rows)
-    y = targets_to_predict(bundle, rows, targets_of(rows, labels))
-    check_classes(y, frame["group"])
+    promise = read_promise(bundle)
+    frame, y = rows_and_targets(bundle, rows, labels)
     with TemporaryDirectory(prefix="dermstack-evaluate-") as work:
         made = predict_rows(bundle, rows, Path(work), Out(quiet=True), device=device, n_jobs=n_jobs)
     return _validated(bundle, promise, rows, made, y, frame, notes=_notes(bundle, rows, labels))
@@ -151,20 +159,21 @@ def evaluate_to_files(
     check_output_folder(folder, "--out")
     for name in ("evaluation.json", "evaluation.html", "predictions.csv", "dropped.csv"):
         check_output(folder / name, "--out")
-    promise, frame = read_promise(bundle), rows_to_predict(rows)
-    y = targets_to_predict(bundle, rows, targets_of(rows, labels))
-    check_classes(y, frame["group"])
-    work = folder / "parts"
-    made, lost = predict_readable(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    promise = read_promise(bundle)
+    frame, y = rows_and_targets(bundle, rows, labels)
+    work, dropped = folder / "parts", list[str]()
+    made = predict_rows(
+        bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable, on_dropped=dropped.extend
+    )
     warn_of_fallback(bundle, made, out)
     there = frame["id"].isin(made["id"]).to_numpy()
     y_there, frame = y[there], frame[there].reset_index(drop=True)
     notes = _notes(bundle, rows, labels) + _fallback_note(made)
-    found = _validated(bundle, promise, rows, made, y_there, frame, notes=notes, dropped=len(lost))
-    _write_csv(made.assign(target=y_there), folder / "predictions.csv")
-    if len(lost):
-        _write_csv(lost.to_frame(), folder / "dropped.csv")
-        out.warn(f"{len(lost):,} unreadable images are left out, see {folder / 'dropped.csv'}")
+    found = _validated(bundle, promise, rows, made, y_there, frame, notes=notes, dropped=len(dropped))
+    write_csv(made.assign(target=y_there), folder / "predictions.csv")
+    if dropped:
+        write_csv(pd.DataFrame({"id": dropped}), folder / "dropped.csv")
+        out.warn(f"{len(dropped):,} unreadable images are left out, see {folder / 'dropped.csv'}")
     content = jsonable(found)
     if found.review is None:  # as before there were review bands
         del content["review"]
@@ -288,10 +297,6 @@ def _fallback_note(made: pd.DataFrame) -> list[str]:
         f"{number:,} of these images cannot be read and are predicted from the table alone, as declared: the estimate "
         "from training does not cover such rows."
     ]
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    _write(frame.to_csv(index=False, lineterminator="\n"), path)
 
 
 def _write(text: str, path: Path) -> None:

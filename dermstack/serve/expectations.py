@@ -1,4 +1,4 @@
-"""What a bundle keeps of its training rows: the nested estimate, the cost of missing columns and a novelty model."""
+"""What new images are compared with: a bundle's nested training estimate, and the measured cost of missing columns."""
 
 from __future__ import annotations
 

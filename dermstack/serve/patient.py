@@ -325,7 +325,8 @@ def _units(ensemble: Ensemble, photos: Sequence[Photo], together: bool) -> pd.Se
         texts = ["all images"] * len(photos)
     if not together:  # each image is a patient of its own
         texts = [f"{photo.name} {text}".strip() for photo, text in zip(photos, texts, strict=True)]
-        texts = [text if texts.count(text) == 1 else f"{text} ({row})" for row, text in enumerate(texts, 1)]
+        if len(set(texts)) < len(texts):
+            texts = [f"{text} ({row})" for row, text in enumerate(texts, 1)]
     return pd.Series(texts, dtype="str")
 
 

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,11 +26,7 @@ from dermstack.serve.review import decided, say_decisions
 from dermstack.serve.words import unknown_words
 from dermstack.threads import limit_threads
 from image_models.cache import ImageCache, build_cache
-from image_models.io.readers import (
-    FileNames,
-    Source,
-    with_contents,
-)
+from image_models.io.readers import FileNames, Source, with_contents
 from image_models.saved import NetCache
 from image_models.settings import DoneBefore
 from stack.console import Out
@@ -60,6 +55,7 @@ def predict_rows(
     n_jobs: int = 1,
     workers: int = 0,
     on_unreadable: str = "refuse",
+    on_dropped: Callable[[list[str]], object] = lambda ids: None,
 ) -> pd.DataFrame:
     """Returns id, score, p_calibrated, novelty and far for each row, in the order of ``rows``.
 
@@ -70,26 +66,10 @@ def predict_rows(
     space are bounded. The same call after an interruption resumes there; another bundle or other rows start anew.
     ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
     0.99; both are missing without a novelty model. With a review band there is ``decision`` (`stack.review`). Raises
-    ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these have no row instead; with
-    "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
-    "images", "table" or, where a row has no value in the table, "prevalence".
+    ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these are left out instead, and
+    ``on_dropped`` is called with their ids; with "table" they are predicted from the table alone, and ``basis`` says
+    for each row what it is predicted from: "images", "table" or, where a row has no value in the table, "prevalence".
     """
-    options: dict[str, Any] = {"device": device, "n_jobs": n_jobs, "workers": workers, "on_unreadable": on_unreadable}
-    return predict_readable(bundle, rows, work, out, **options)[0]
-
-
-def predict_readable(
-    bundle: Bundle,
-    rows: NewRows,
-    work: Path,
-    out: Out | None = None,
-    *,
-    device: str = "auto",
-    n_jobs: int = 1,
-    workers: int = 0,
-    on_unreadable: str = "refuse",
-) -> tuple[pd.DataFrame, pd.Series]:
-    """Returns what `predict_rows` does, and the ids of the images that are left out because they cannot be read."""
     out = out or Out(quiet=True)
     drop = drops_unreadable(on_unreadable)
     fallback = read_bundled_fallback(bundle) if on_unreadable == "table" else None
@@ -125,8 +105,8 @@ def predict_readable(
     ids = rows.frame["id"] if bundle.predict_per is None else rows.frame[UNIT].drop_duplicates()
     order = pd.Index(kept["id"]).get_indexer(pd.Index(ids))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
-    lost_rows = rows.frame.loc[rows.frame["id"].isin(lost_ids), "id"]
-    return decided(bundle, together, rows.frame, rows.missing), lost_rows
+    on_dropped([name for name in rows.frame["id"] if name in lost_ids])
+    return decided(bundle, together, rows.frame, rows.missing)
 
 
 def score_pictures(
@@ -337,16 +317,19 @@ def predict_to_files(
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
-    made, lost = predict_readable(bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
+    dropped: list[str] = []
+    made = predict_rows(
+        bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable, on_dropped=dropped.extend
+    )
     warn_of_fallback(bundle, made, out)
     say_decisions(bundle, made, rows.frame, rows.missing, out)
-    _write_csv(made, outputs.csv)
-    if len(lost):
+    write_csv(made, outputs.csv)
+    if dropped:
         listed = outputs.csv.with_name(f"{outputs.csv.stem}.dropped.csv")
         if not streamed:
-            _write_csv(lost, listed)
+            write_csv(pd.DataFrame({"id": dropped}), listed)
         gone = "have no row" if bundle.predict_per is None else "are left out; the others of their unit are pooled"
-        out.warn(f"{len(lost):,} unreadable images {gone}" + ("" if streamed else f", see {listed}"))
+        out.warn(f"{len(dropped):,} unreadable images {gone}" + ("" if streamed else f", see {listed}"))
     if outputs.submission:
         columns = {"id_column": bundle.id_column, "target_column": bundle.columns["target"]}
         frame = submission(made["id"], made["score"], **columns, sample=outputs.sample)
@@ -367,7 +350,8 @@ def predict_to_files(
     return made
 
 
-def _write_csv(rows: pd.DataFrame | pd.Series, path: Path) -> None:
+def write_csv(rows: pd.DataFrame, path: Path) -> None:
+    """Writes rows without their index, with the same line ends on every platform."""
     with output_file(path) as temporary:
         temporary.write_text(rows.to_csv(index=False, lineterminator="\n"), encoding="utf-8", newline="\n")
 
@@ -394,12 +378,14 @@ def warn_of_fallback(bundle: Bundle, made: pd.DataFrame, out: Out) -> None:
 
 def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
     """Prints the training estimate of the bundle and the cost of missing columns."""
-    manifest, headline, units = bundle.manifest, bundle.manifest["headline"], "units" * bool(bundle.unit_columns)
+    manifest, headline = bundle.manifest, bundle.manifest["headline"]
+    trained_on, units = "rows", ""
+    if bundle.predict_per is not None:
+        trained_on, units = "units", f", one prediction for {bundle.per_text}: {rows.frame[UNIT].nunique():,} units"
     out.say(
         f"{manifest['experiment']}: {bundle.objective} {headline['value']:.4f} [{headline['low']:.4f}, "
-        f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training {units or 'rows'}; "
-        f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict"
-        + (f", one prediction for {bundle.per_text}: {rows.frame[UNIT].nunique():,} units" if units else "")
+        f"{headline['high']:.4f}] nested on {manifest['training']['rows']:,} training {trained_on}; "
+        f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict{units}"
     )
     about = filter(None, (bundle.selection_note, local_note(bundle)))
     for note in [*about, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:

@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike
 
 from dermstack.errors import BundleError, ConfigError, DataError
 from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
-from dermstack.serve.evaluate import targets_of
+from dermstack.serve.evaluate import rows_and_targets, targets_of
 from dermstack.serve.expectations import PROMISE_FILE, read_promise, write_promise
 from dermstack.serve.local_map import PREVALENCE, labels_fingerprint, local_note
 from dermstack.serve.new_rows import NewRows
-from dermstack.serve.predict import predict_readable
-from dermstack.serve.units import rows_to_predict, targets_to_predict
+from dermstack.serve.predict import predict_rows
+from dermstack.serve.units import rows_to_predict
 from dermstack.serve.write_bundle import staging_folder
 from stack.blend.calibration import Platt, Rescaled, calibrator_from_state, calibrator_state, rescaled
 from stack.console import Out
@@ -35,7 +35,7 @@ from stack.metrics.decisions import net_benefit_change, round_thresholds
 from stack.metrics.expected_positives import calibration_noise, noise_of
 from stack.metrics.intervals import Interval, interval, paired_difference
 from stack.metrics.labels_needed import LabelsNeeded, labels_needed
-from stack.metrics.measures import check_classes, jsonable
+from stack.metrics.measures import jsonable
 from stack.metrics.prior_shift import PrevalenceShift, estimate_prevalence, given_prevalence
 from stack.metrics.scores import Bools, Floats
 from stack.outputs import check_output_folder
@@ -157,9 +157,7 @@ def recalibrate_by_labels(
     for labels that don't match the rows, for a class in fewer than two groups, and for labels that the risks rank in
     reverse.
     """
-    of_images, every = targets_of(rows, labels), rows_to_predict(rows)
-    y = targets_to_predict(bundle, rows, of_images)
-    check_classes(y, every["group"])
+    every, y = rows_and_targets(bundle, rows, labels)
     made, frame = _predicted(bundle, rows, work, out, **options)
     targets = y[every["id"].isin(frame["id"]).to_numpy()]
     p, group = made["p_calibrated"].to_numpy(np.float64), frame["group"].to_numpy(object)
@@ -179,7 +177,7 @@ def recalibrate_by_labels(
     entry = {
         "parent": bundle.fingerprint, "kind": test.chosen, "slope": test.slope, "intercept": test.intercept,
         "se": noise.se, "effect": noise.effect, "rows": len(p), "positives": int(targets.sum()),
-        "groups": len(pd.unique(group)), "labels": labels_fingerprint(of_images),
+        "groups": len(pd.unique(group)), "labels": labels_fingerprint(targets_of(rows, labels)),
     }  # fmt: skip
     return Recalibrated(entry, test, performance, needed=needed)
 
@@ -279,8 +277,9 @@ def _predicted(
     bundle: Bundle, rows: NewRows, work: Path, out: Out, **options: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns predictions of the rows (images, or units) that have a readable image, and these rows, in one order."""
-    made, lost = predict_readable(bundle, rows, work, out, **options)
-    unread = len(lost)
+    dropped: list[str] = []
+    made = predict_rows(bundle, rows, work, out, on_dropped=dropped.extend, **options)
+    unread = len(dropped)
     if "basis" in made:
         made, of_table = made[made["basis"] == "images"].reset_index(drop=True), made["basis"] != "images"
         unread += int(of_table.sum())

@@ -43,22 +43,21 @@ def standings(
         for fold in embeddings
         for name, z in fold.items()
     ]
+    risks_said = [
+        _risk_sentence(own, mean, n - 1) if own_risk else "" for own, mean in zip(risk, others_mean_risk, strict=True)
+    ]
     if not distances:
         return [
-            Standing(
-                n - 1, None, None, None, float(mean), f"{_NOT_MEASURED}{_risk_sentence(own, mean, n - 1) * own_risk}"
-            )
-            for own, mean in zip(risk, others_mean_risk, strict=True)
+            Standing(n - 1, None, None, None, float(mean), f"{_NOT_MEASURED}{said}")
+            for mean, said in zip(others_mean_risk, risks_said, strict=True)
         ]
     distance = np.mean(distances, axis=0)
     made = []
-    for row, (own, mean) in enumerate(zip(risk, others_mean_risk, strict=True)):
+    for row, (mean, said) in enumerate(zip(others_mean_risk, risks_said, strict=True)):
         rest = np.delete(distance, row)
         place = int((distance > distance[row]).sum()) + 1 if n > 2 else None
         span = (float(rest.min()), float(rest.max()))
-        sentence = (
-            f"{_rank_sentence(float(distance[row]), place, span, n)}{_risk_sentence(own, mean, n - 1) * own_risk}"
-        )
+        sentence = f"{_rank_sentence(float(distance[row]), place, span, n)}{said}"
         made.append(Standing(n - 1, float(distance[row]), place, span, float(mean), sentence))
     return made
 
