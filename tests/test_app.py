@@ -141,7 +141,6 @@ def test_other_names_other_pages_and_too_much_are_turned_away(app: tuple[int, Pa
     assert ask(port, path="/../app.py")[0] == 404
 
 
-@pytest.mark.slow
 def test_the_page_says_which_images_are_positive() -> None:
     def said(**manifest: Any) -> str:
         client = TestClient(make_app(unfitted_ensemble(**manifest)), base_url="http://127.0.0.1")
@@ -154,6 +153,7 @@ def test_the_page_says_which_images_are_positive() -> None:
     assert "9 units of images, 33 % of them positive (those with an image with target = 1 in the" in said(**sides)
 
 
+@pytest.mark.slow
 def test_a_browser_is_told_to_fetch_nothing_and_keep_nothing(app: tuple[int, Path]) -> None:
     for path in ("/", "/app.css", "/app.js", "/app.svg"):
         status, headers, text = ask(app[0], path=path)
