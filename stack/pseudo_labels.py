@@ -4,8 +4,8 @@ The labels of fold k come from the fold-k nets of other level-1 runs, so an out-
 that never saw the row's target, also over several rounds. Labels of all folds together (of a blend, or of averaged test
 predictions) would carry the targets of fold k into its own nets. So would those of a stacker: its features of other
 folds' rows were made by nets that had trained on fold k. Test rows have these predictions already; rows of
-`data.unlabelled` are predicted by the teachers' nets on disk (`stack.unlabelled_labels`). One that shows what a row of
-fold k shows does not train fold k (`stack.unlabelled`).
+`data.unlabelled` are predicted by the teachers' nets on disk (`stack.unlabelled_labels`). A row that shows what a row
+of fold k shows does not train fold k (`stack.unlabelled`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,15 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.image_config import ImageModel, PseudoLabels
 from stack.net_columns import further_columns
-from stack.store import Run, fingerprint, read_run, row_positions
-from stack.unlabelled_labels import label_files, predict_unlabelled, rows_input, shown, unlabelled_logits
+from stack.store import Run, fingerprint, frame_fingerprint, read_run, row_positions
+from stack.unlabelled_labels import (
+    label_files,
+    predict_unlabelled,
+    rows_input,
+    shown,
+    shown_by_test_rows,
+    unlabelled_logits,
+)
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -153,6 +160,8 @@ def pseudo_label_inputs(experiment: Experiment, model: ImageModel) -> dict[str, 
         table = experiment.table.columns
         further = further_columns(model, experiment.config.data.columns, table)
         rows["unlabelled rows"] = rows_input(experiment, ["age", "sex", "site", *further] if model.metadata else [])
+    if settings.test and (may_not := shown_by_test_rows(experiment)).any():
+        rows["test rows that show training rows"] = frame_fingerprint(pd.DataFrame(may_not).add_prefix("fold "))
     runs = _complete_teachers(experiment, model)
     if runs is None:
         return {PSEUDO_LABELS: _NOT_MADE, **rows}
@@ -217,15 +226,14 @@ def pseudo_rows(experiment: Experiment, model: ImageModel, fold: int) -> PseudoR
             parts.append(unlabelled_logits(experiment, run, fold))
         logits.append(np.concatenate(parts))
     p = expit(np.mean(np.asarray(logits, np.float64), axis=0))
-    may_train = np.ones(len(p), bool)
-    if settings.unlabelled:
-        may_train[len(p) - len(experiment.unlabelled) :] = ~shown(experiment)[:, fold]
+    may_train = ~_may_not_train(experiment, settings)[:, fold]
     certain = np.where(may_train, np.maximum(p, 1 - p), 0)
     rows = np.flatnonzero(certain >= settings.confidence)
     if not may_train.any():
+        instead = "" if settings.test else ", or set pseudo_labels.rows: test"
         raise DataError(
-            f"{model.name}: no row of data.unlabelled may train fold {fold}, as each shows the image or the group of a "
-            "row that the fold holds out: remove pseudo_labels, or set pseudo_labels.rows: test"
+            f"{model.name}: no row to label may train fold {fold}, as each shows the image or the group of a "
+            f"row that the fold holds out: remove pseudo_labels{instead}"
         )
     if not len(rows):
         raise DataError(
@@ -233,6 +241,15 @@ def pseudo_rows(experiment: Experiment, model: ImageModel, fold: int) -> PseudoR
             f"certain one has {certain.max():.3f}; lower it"
         )
     return PseudoRows(rows, _labels(p[rows], settings))
+
+
+def _may_not_train(experiment: Experiment, settings: PseudoLabels) -> NDArray[np.bool_]:
+    """Returns (m, k) whether each row of `rows_to_label` shows what a held-out row of each fold shows."""
+    parts = [
+        *([shown_by_test_rows(experiment)] if settings.test else []),
+        *([shown(experiment)] if settings.unlabelled else []),
+    ]
+    return np.concatenate(parts)
 
 
 def unlabelled_in_use(experiment: Experiment, model: ImageModel) -> NDArray[np.bool_] | None:

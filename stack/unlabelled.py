@@ -3,8 +3,9 @@
 An unlabelled row may show what a training row shows: its image is a near-duplicate, or its group is the same. Its
 pseudo-label in the fold that holds out this training row comes from nets that never saw the training row's target, so
 no target leaks. But a net that has trained on a picture of a row, with any label, predicts this row better than a new
-one, so the score of the row would no longer be that of a new picture. Such a row therefore trains the other folds only.
-A near-duplicate of a test row trains every fold, as the test row itself may: nobody knows its target.
+one, so the score of the row would no longer be that of a new picture. Such a row therefore trains the other folds only,
+and so does a test row with a pseudo-label. A near-duplicate of a test row that shows no training row trains every fold,
+as the test row itself may: nobody knows its target.
 """
 
 from __future__ import annotations
@@ -98,15 +99,15 @@ def _read(table: Unlabelled, config: Config, primary: Table, external: pd.DataFr
 
 
 def shown_folds(
-    unlabelled: pd.DataFrame, train: pd.DataFrame, fold: NDArray[np.int8], k: int, pairs: pd.DataFrame
+    to_label: pd.DataFrame, train: pd.DataFrame, fold: NDArray[np.int8], k: int, pairs: pd.DataFrame
 ) -> NDArray[np.bool_]:
-    """Returns (m, k) whether an unlabelled row shows what a held-out row of each fold shows.
+    """Returns (m, k) whether a row ``to_label`` (id, group) shows what a held-out row of each fold shows.
 
     It does where both are in one chain of ``pairs`` (id_1, id_2 of near-duplicates or listed duplicates) and equal
     groups. ``fold`` (n,) is that of the rows of ``train``.
     """
-    rows = pd.concat([unlabelled[["id", "group"]], train[["id", "group"]]], ignore_index=True)
-    m, n = len(unlabelled), len(rows)
+    rows = pd.concat([to_label[["id", "group"]], train[["id", "group"]]], ignore_index=True)
+    m, n = len(to_label), len(rows)
     named = [pairs[side].astype("str") for side in ("id_1", "id_2")]
     ids = pd.Index(pd.concat([rows["id"], *named], ignore_index=True).drop_duplicates())  # the rows come first
     groups = len(ids) + pd.factorize(rows["group"])[0]  # each group is a node, joined with its rows

@@ -40,13 +40,24 @@ _WAIT_S = 60.0  # for another process to end its work on the run
 
 def shown(experiment: Experiment) -> NDArray[np.bool_]:
     """Returns (m, k) whether each unlabelled row shows what a held-out row of each fold shows; see `shown_folds`."""
+    return _shown(experiment, experiment.unlabelled)
+
+
+def shown_by_test_rows(experiment: Experiment) -> NDArray[np.bool_]:
+    """Returns (t, k) whether each test row shows what a held-out row of each fold shows; see `shown_folds`."""
+    test = experiment.table.test[["id", "group"]]
+    if not experiment.table.test_groups_known:  # the ids, of which one may be a group's name
+        test = test.assign(group="test:" + test["id"])
+    return _shown(experiment, test)
+
+
+def _shown(experiment: Experiment, rows: pd.DataFrame) -> NDArray[np.bool_]:
     listed = experiment.listed_duplicates
     pairs = [experiment.curation.pairs[["id_1", "id_2"]], *([] if listed is None else [listed])]
     folds = experiment.folds
     return shown_folds(
-        experiment.unlabelled, experiment.table.train, folds.frame["fold"].to_numpy(), folds.k,
-        pd.concat(pairs, ignore_index=True),
-    )  # fmt: skip
+        rows, experiment.table.train, folds.frame["fold"].to_numpy(), folds.k, pd.concat(pairs, ignore_index=True)
+    )
 
 
 def rows_input(experiment: Experiment, columns: Sequence[str]) -> str:

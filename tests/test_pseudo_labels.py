@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,37 @@ def test_test_rows_train_beside_the_rows_of_the_fold_and_choose_nothing(
         np.testing.assert_array_equal(data.metadata[n:], without.fit.metadata["test"])
         assert with_labels.fit.encoder == without.fit.encoder  # fitted on labelled rows alone
         assert with_labels.images > without.images
+
+
+def test_a_test_row_trains_no_fold_that_holds_out_what_it_shows(
+    labelled: tuple[Experiment, dict[int, np.ndarray]],
+) -> None:
+    """Test row 3 has the patient of a training row; row 5, and so its patient, looks like one of another fold."""
+    experiment, logits = labelled
+    before = level1_inputs(experiment, experiment.config.image_models[1])
+    train, test, fold = experiment.table.train, experiment.table.test.copy(), experiment.folds.frame["fold"]
+    own, other = int(fold[0]), next(row for row in range(len(train)) if fold[row] != fold[0])
+    test.loc[3, "group"] = train["group"][0]
+    pairs = pd.DataFrame({"id_1": [train["id"][other]], "id_2": [test["id"][5]]})
+    table, curation = replace(experiment.table, test=test), replace(experiment.curation, pairs=pairs)
+    shows = replace(experiment, table=table, curation=curation)
+    student = shows.config.image_models[1]
+    for number in logits:
+        made = pseudo_rows(shows, student, number)
+        assert made is not None
+        left_out = np.zeros(60, bool)
+        left_out[3] |= number == own
+        left_out |= (test["group"] == test["group"][5]).to_numpy() & (number == fold[other])
+        assert left_out.any() == (number in (own, fold[other]))
+        np.testing.assert_array_equal(made.rows, np.flatnonzero(~left_out))
+    after = level1_inputs(shows, student)
+    assert {name for name in after if before.get(name) != after[name]} == {
+        "metadata", "test rows that show training rows",
+    }, "metadata is a fingerprint of groups too"  # fmt: skip
+    without = replace(shows, table=replace(table, test_groups_known=False), curation=experiment.curation)
+    made = pseudo_rows(without, student, own)
+    assert made is not None
+    assert len(made.rows) == 60, "the name of a test row's own group is no training group"
 
 
 def test_a_run_depends_on_what_labels_its_rows(labelled: tuple[Experiment, dict[int, np.ndarray]]) -> None:
