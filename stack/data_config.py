@@ -146,7 +146,8 @@ class External(Strict):
     columns: ExternalColumns  # names of its columns
     tfrecord: TFRecords = TFRecords()  # the same as `data.tfrecord`, for the shards of this table
     swap_red_blue: bool = False  # true: its images were encoded with red and blue exchanged, which is undone
-    on_collision: Literal["refuse", "drop"] = "refuse"  # what to do with an id or image that is also in train or test
+    # what to do with an id or image that is also in train or test, as a near-duplicate or in `data.duplicates`
+    on_collision: Literal["refuse", "drop"] = "refuse"
 
 
 class UnlabelledColumns(Strict):

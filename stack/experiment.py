@@ -19,7 +19,7 @@ from dermstack.masking import mask_secrets
 from stack.columns import described_choices
 from stack.config import Config
 from stack.console import Out
-from stack.external import read_external_tables
+from stack.external import listed_copies, read_external_tables
 from stack.folds import Folds, make_folds, read_duplicate_pairs, read_folds
 from stack.keys import contained, similar_keys
 from stack.metrics.shuffle import shuffle_targets
@@ -122,6 +122,8 @@ class Experiment:
     overrides: tuple[str, ...] = ()  # overrides of the config, as given with `--set`, with secrets masked
     unlabelled_as_read: pd.DataFrame = field(default_factory=no_unlabelled)  # id, source, group, …: rows without target
     collided: Mapping[str, int] = field(default_factory=dict)  # by further table: rows dropped as another has their id
+    # external rows that `data.duplicates` joins to a row of train or test: id, source, reason
+    listed_copies: pd.DataFrame = field(default_factory=lambda: NO_CURATION.dropped)
     # (n,) training rows on which nothing is fitted and which are not scored, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
     copy_of: Path | None = None  # of a copy with folds of sources: the models of the experiment itself
@@ -173,8 +175,8 @@ class Experiment:
 
     @cached_property
     def external(self) -> pd.DataFrame:
-        """External rows without the dropped ones."""
-        dropped = self.curation.dropped["id"]
+        """External rows without the dropped ones and those that show a row of train or test."""
+        dropped = {*self.curation.dropped["id"], *self.listed_copies["id"]}
         return self.external_as_read[~self.external_as_read["id"].isin(dropped)].reset_index(drop=True)
 
     @cached_property
@@ -268,6 +270,9 @@ def open_experiment(
     external, collided = read_external_tables(config, as_read, out)
     unlabelled, collided_too = read_unlabelled_tables(config, as_read, external, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
+    copies = listed_copies(external, listed, as_read, {one.name: one.on_collision for one in data.external})
+    if len(copies):
+        out.say(f"{len(copies):,} external rows are dropped: data.duplicates names each as an image of train or test")
     kept, test = table.train, table.test
     if data.on_unreadable_test == "table":
         test = test[~test["id"].isin(curation.dropped["id"])].reset_index(drop=True)
@@ -281,7 +286,7 @@ def open_experiment(
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
         config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)), unlabelled, collided | collided_too,
+        tuple(map(mask_secrets, overrides)), unlabelled, collided | collided_too, copies,
     )  # fmt: skip
 
 

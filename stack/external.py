@@ -104,6 +104,19 @@ def read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.D
     return together, {rows.name: rows.collided for rows in tables}
 
 
+def listed_copies(
+    external: pd.DataFrame, listed: pd.DataFrame | None, primary: Table, on_collision: Mapping[str, OnCollision]
+) -> pd.DataFrame:
+    """Returns the external rows that pairs of `data.duplicates` join to a row of train or test: id, source, reason.
+
+    ``listed`` has id_1 and id_2 of each pair; None where the config names no such file. Raises as
+    `duplicates_of_primary` does.
+    """
+    ids = pd.concat([primary.train["id"], primary.test["id"]])
+    pairs = pd.DataFrame(columns=["id_1", "id_2"], dtype="str") if listed is None else listed
+    return duplicates_of_primary(external, pairs[pairs.isin(set(ids)).any(axis=1)], on_collision)
+
+
 def duplicates_of_primary(
     external: pd.DataFrame, pairs: pd.DataFrame, on_collision: Mapping[str, OnCollision]
 ) -> pd.DataFrame:

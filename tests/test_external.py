@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import yaml
 from imported_experiment import opened_experiment, write_experiment
 
+from dermstack.audit.rows import listed_duplicate_findings
 from dermstack.errors import ConfigError, DataError, StoreError
+from dermstack.report.row_flow import LISTED, UNREADABLE, row_flows
 from stack.external import ExternalRows, duplicates_of_primary, read_external
 from stack.level1 import check_fresh
 from stack.store import write_run
@@ -124,3 +127,32 @@ def test_codes_declared_by_the_role_and_by_the_name_of_a_column_are_both_missing
         table = opened_experiment(config).table
         for frame in (table.train, table.test):
             np.testing.assert_array_equal(frame["age"][:3], [np.nan, np.nan, 40])
+
+
+def test_a_listed_copy_of_a_row_of_train_or_test_trains_nothing(tmp_path: Path) -> None:
+    """Else its target would train the nets that score the same lesion."""
+    names = [f"x{number}" for number in range(6)]
+    pd.DataFrame({"id": names, "label": ["0", "1"] * 3}).to_csv(tmp_path / "more.csv", index=False)
+    external = {"name": "more", "table": "more.csv", "images": ".", "columns": {"id": "id", "target": "label"}}
+    config = write_experiment(tmp_path)
+    train, test = (pd.read_csv(tmp_path / f"{name}.csv", dtype=str)["isic"] for name in ("train", "test"))
+    pairs = [("x0", train[3]), (test[0], "x1"), ("x2", "x3"), ("x4", "elsewhere"), (train[0], train[1])]
+    pd.DataFrame(pairs, columns=["a", "b"]).to_csv(tmp_path / "pairs.csv", index=False)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings["data"] |= {"external": [external], "duplicates": "pairs.csv"}
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"external more: 2 images are also in .* x0 \(as {train[3]}\)"):
+        opened_experiment(config)
+    external["on_collision"] = "drop"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    experiment = opened_experiment(config)
+    assert experiment.external["id"].tolist() == names[2:]
+    flow = row_flows(experiment, np.ones(len(train), bool), [])[-1]
+    assert (flow.excluded, [step.rows for step in flow.steps]) == ({LISTED: 2}, [6, 4])
+    unreadable = pd.DataFrame({"id": ["x0"], "source": ["more"], "reason": ["cut short"]})
+    lost = replace(experiment, curation=replace(experiment.curation, dropped=unreadable))
+    flow = row_flows(lost, np.ones(len(train), bool), [])[-1]
+    assert (flow.excluded, [step.rows for step in flow.steps]) == ({LISTED: 1, UNREADABLE: 1}, [6, 4])
+    without_effect = listed_duplicate_findings(experiment)[-1]
+    assert without_effect.what == "listed duplicates with an id in neither csv"
+    assert without_effect.evidence == "2 of 5 pairs"

@@ -70,8 +70,9 @@ def listed_duplicate_findings(experiment: Experiment) -> list[Finding]:
             severity, what, remedy = _LISTED_PAIR_FINDINGS[kind]
             example = f"first {some['id_1'].iloc[0]} and {some['id_2'].iloc[0]}"
             found.append(Finding(severity, what, f"{len(some)} of {len(pairs)} pairs{beside}", remedy, example))
-    of_unlabelled = pairs[~also].isin(set(experiment.unlabelled["id"])).any(axis=1)  # see `stack.unlabelled`
-    if strangers := int((~also).sum() - of_unlabelled.sum()) - len(made):
+    # These have effects of their own: see `stack.unlabelled` and `stack.external`.
+    further = {*experiment.unlabelled["id"], *experiment.listed_copies["id"]}
+    if strangers := int((~also).sum() - pairs[~also].isin(further).any(axis=1).sum()) - len(made):
         evidence = f"{strangers} of {len(pairs)} pairs"
         found.append(Finding("note", "listed duplicates with an id in neither csv", evidence, "they have no effect"))
     return found

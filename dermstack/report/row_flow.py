@@ -19,6 +19,7 @@ from stack.unlabelled_labels import shown
 UNREADABLE = "image cannot be read"
 SAME_IMAGE = "the same image is in train or test"
 SAME_ID = "the same id is in train or test"
+LISTED = "data.duplicates names it as an image of train or test"
 SAME_ID_ANYWHERE = "the same id is in train, test or an external table"
 IN_EVERY_FOLD = "shows the image or patient of a row that is scored, in every fold"
 UNCERTAIN = "not certain enough in any fold that they may train (pseudo_labels.confidence)"
@@ -118,7 +119,10 @@ def _test(experiment: Experiment) -> Flow:
 def _external(experiment: Experiment, name: str) -> Flow:
     rows = experiment.external_as_read.query("source == @name")["id"]
     collided = experiment.collided.get(name, 0)
-    excluded = ({SAME_ID: collided} if collided else {}) | _dropped(experiment, rows)
+    copies, dropped = experiment.listed_copies, experiment.curation.dropped["id"]
+    listed = int(((copies["source"] == name) & ~copies["id"].isin(dropped)).sum())
+    excluded = {SAME_ID: collided, LISTED: listed}
+    excluded = {why: count for why, count in excluded.items() if count} | _dropped(experiment, rows)
     used = int((experiment.external["source"] == name).sum())
     given = Step("rows in the external table", len(rows) + collided, excluded)
     return Flow(f"External: {name}", (given, Step("only train image models; never scored", used)))
