@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from dermstack.serve import expectations
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import _head_logits, measure_costs
-from dermstack.serve.new_rows import NewRows, read_new_rows
+from dermstack.serve.new_rows import NewRows, read_new_rows, report_colours
 from dermstack.serve.predict import predict_rows
 from dermstack.serve.words import unknown_words
+from stack.columns import NO_COLUMNS
 from stack.config import read_config
 from stack.console import Out
+from stack.data_config import NO_RULES
 from stack.experiment import open_experiment
 from stack.level1 import level1_runs
 from stack.metrics.scores import auc
@@ -143,6 +146,29 @@ def test_one_image_is_scored_as_it_is_among_others_of_other_groups(
     first = NewRows(alone.iloc[:1], [rows.sources[alone.index[0]]], ())
     one = predict_rows(bundle, first, tmp_path / "one", QUIET)
     np.testing.assert_allclose(one["score"], together["score"].iloc[:1], rtol=1e-4)
+
+
+def test_exchanged_colours_are_undone_where_that_is_asked_for_and_named_where_training_did_it(
+    rng: np.random.Generator, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    for folder, image in (("plain", pixels), ("exchanged", pixels[..., ::-1])):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.ascontiguousarray(image)).save(tmp_path / folder / "a.png")
+    about = {"columns": {"id": "id", "target": "y"}, "column_rules": NO_RULES, "table_columns": NO_COLUMNS}
+    about |= {"predict_per": None, "unit_columns": (), "table_inputs": ()}
+    one = SimpleNamespace(manifest={}, **about)
+    plain = read_new_rows(one, tmp_path / "plain", None)
+    undone, as_it_is = (read_new_rows(one, tmp_path / "exchanged", None, swap_red_blue=swap) for swap in (True, False))
+    seen = [rows.sources[0].read(min_side=8).image for rows in (plain, undone, as_it_is)]
+    np.testing.assert_array_equal(seen[1], seen[0])
+    np.testing.assert_array_equal(seen[2], seen[0][..., ::-1])
+    exchanged = SimpleNamespace(manifest={"swap_red_blue": True}, **about)
+    for given, rows, told in ((exchanged, undone, ""), (exchanged, plain, "add --swap-red-blue"), (one, plain, "")):
+        report_colours(given, rows, Out())
+        said = "".join(capsys.readouterr())
+        assert told in said
+        assert bool(said) == bool(told)
 
 
 def test_a_folder_alone_is_predicted_with_a_warning_of_what_that_costs(

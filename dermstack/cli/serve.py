@@ -33,6 +33,13 @@ SimilarOption = Annotated[
     ),
 ]
 LinksOption = Annotated[bool, typer.Option("--follow-links", help="Also enter linked folders below --images.")]
+SwapOption = Annotated[
+    bool,
+    typer.Option(
+        "--swap-red-blue",
+        help="Undo that the images were encoded with red and blue exchanged.",
+    ),
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Stop where a file in --images gets no prediction, instead of naming it.")
 ]
@@ -132,6 +139,7 @@ def predict(
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
+    swap_red_blue: SwapOption = False,
     strict: StrictOption = False,
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
@@ -149,7 +157,7 @@ def predict(
     predict_to_files(
         read_bundle(bundle), images, metadata, Out(quiet=quiet),
         OutputFiles(out_csv, submission=submission, sample=sample, work=work),
-        device=device, n_jobs=n_jobs, on_unreadable=on_unreadable, strict=strict,
+        device=device, n_jobs=n_jobs, on_unreadable=on_unreadable, strict=strict, swap_red_blue=swap_red_blue,
         files=replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links),
     )  # fmt: skip
 
@@ -168,6 +176,7 @@ def evaluate(
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
+    swap_red_blue: SwapOption = False,
     strict: StrictOption = False,
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
@@ -179,7 +188,7 @@ def evaluate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
-    from dermstack.serve.new_rows import PREDICT_NAMES, report_codes, report_unused, tolerant
+    from dermstack.serve.new_rows import PREDICT_NAMES, report_codes, report_colours, report_unused, tolerant
     from dermstack.serve.predict import drops_unreadable
     from stack.console import Out
 
@@ -187,9 +196,11 @@ def evaluate(
     opened = read_bundle(bundle)
     files, out = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links), Out(quiet=quiet)
     rows, targets = read_labelled_rows(
-        opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files
-    )
+        opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files,
+        swap_red_blue=swap_red_blue,
+    )  # fmt: skip
     report_unused(rows, images, out, files=files, strict=strict)
+    report_colours(opened, rows, out)
     report_codes(opened, rows, metadata or labels, out)
     rows = tolerant(rows, on_unreadable)
     evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
@@ -223,6 +234,7 @@ def recalibrate(
     on_unreadable: UnreadableOption = "refuse",
     similar_names: SimilarOption = False,
     follow_links: LinksOption = False,
+    swap_red_blue: SwapOption = False,
     strict: StrictOption = False,
     device: DeviceOption = "auto",
     n_jobs: JobsOption = 1,
@@ -235,7 +247,14 @@ def recalibrate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import read_labelled_rows
-    from dermstack.serve.new_rows import PREDICT_NAMES, read_new_rows, report_codes, report_unused, tolerant
+    from dermstack.serve.new_rows import (
+        PREDICT_NAMES,
+        read_new_rows,
+        report_codes,
+        report_colours,
+        report_unused,
+        tolerant,
+    )
     from dermstack.serve.predict import drops_unreadable
     from dermstack.serve.recalibrate import (
         check_parent,
@@ -264,11 +283,15 @@ def recalibrate(
         files = replace(PREDICT_NAMES, similar=similar_names, follow_links=follow_links)
         if labels:
             rows, targets = read_labelled_rows(
-                opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files
-            )
+                opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files,
+                swap_red_blue=swap_red_blue,
+            )  # fmt: skip
         else:
-            rows = read_new_rows(opened, images, metadata, id_column=id_column, files=files)
+            rows = read_new_rows(
+                opened, images, metadata, id_column=id_column, files=files, swap_red_blue=swap_red_blue
+            )
         report_unused(rows, images, out, files=files, strict=strict)
+        report_colours(opened, rows, out)
         report_codes(opened, rows, metadata or labels, out)
         rows = tolerant(rows, on_unreadable)
     options = {"device": device, "n_jobs": n_jobs, "on_unreadable": on_unreadable}

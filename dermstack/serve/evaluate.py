@@ -45,13 +45,15 @@ def read_labelled_rows(
     id_column: str | None = None,
     target_column: str | None = None,
     files: FileNames = PLAIN_NAMES,
+    swap_red_blue: bool = False,
 ) -> tuple[NewRows, pd.Series]:
     """Reads the rows of ``labels`` with their images, and their targets (0 or 1) by id.
 
     Group, age, sex and site come from ``metadata`` if it is given, else from ``labels``, and are named as in training;
     ``id_column`` (in both files) and ``target_column`` are other names for id and target. ``images`` may hold further
-    images without labels. Raises DataError for duplicate ids, ids that are not in both files, targets other than 0 and
-    1, and a class that occurs in fewer than two groups; ImageError for labels without an image.
+    images without labels; ``swap_red_blue`` as for `read_new_rows`. Raises DataError for duplicate ids, ids that are
+    not in both files, targets other than 0 and 1, and a class that occurs in fewer than two groups; ImageError for
+    labels without an image.
     """
     for path in filter(None, (labels, metadata)):
         if not path.is_file():
@@ -65,7 +67,9 @@ def read_labelled_rows(
                 f"{name} with --{name}-column"
             )
     targets = read_external_frame(labels, csv_names, bundle.column_rules).set_index("id")["target"]
-    rows = read_new_rows(bundle, images, metadata or labels, id_column=csv_names["id"], files=files)
+    rows = read_new_rows(
+        bundle, images, metadata or labels, id_column=csv_names["id"], files=files, swap_red_blue=swap_red_blue
+    )
     if metadata:
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)

@@ -188,6 +188,7 @@ class Manifest(_StrictModel):
     resize: Literal["square", "short_side"]
     cache_format: Literal["raw", "jpeg"]
     bits_stored: int = Field(0, ge=0, le=16)  # bits that 16-bit values use; 0: all
+    swap_red_blue: bool = False  # whether red and blue of the training images were exchanged, which was undone
     features: dict[ShortText, bool | int | list[ShortText] | dict[ShortText, str]]
     embeddings: dict[Name, Literal["aligned", "frozen"]]
     image_runs: list[_ImageRun] = Field(min_length=1)

@@ -33,12 +33,19 @@ class NewRows:
 
 
 def read_new_rows(
-    bundle: Bundle, images: Path, metadata: Path | None, *, id_column: str | None = None, files: FileNames = PLAIN_NAMES
+    bundle: Bundle,
+    images: Path,
+    metadata: Path | None,
+    *,
+    id_column: str | None = None,
+    files: FileNames = PLAIN_NAMES,
+    swap_red_blue: bool = False,
 ) -> NewRows:
     """Reads the rows of the csv ``metadata`` with their images or, without a csv, a row for every image in ``images``.
 
-    ``id_column`` is the csv's name of the id column if it differs from training. A bundle that predicts units needs the
-    csv, which names them. Raises DataError, ImageError.
+    ``id_column`` is the csv's name of the id column if it differs from training. With ``swap_red_blue`` the images were
+    encoded with red and blue exchanged, which is undone. A bundle that predicts units needs the csv, which names them.
+    Raises DataError, ImageError.
     """
     columns = {name: csv for name, csv in bundle.columns.items() if name != "target"}
     if id_column:
@@ -59,10 +66,8 @@ def read_new_rows(
         frame = pd.concat([frame, empty_values(bundle.table_columns, len(frame))], axis=1)
         missing = [name for name in columns if name != "id"] + list(bundle.table_inputs)
     bits_stored = int(bundle.manifest.get("bits_stored", 0))
-    sources = [
-        replace(source, bits_stored=bits_stored) for source in image_sources(images, frame["id"].tolist(), files=files)
-    ]
-    return NewRows(frame, sources, tuple(missing))
+    found = image_sources(images, frame["id"].tolist(), files=files, swap_red_blue=swap_red_blue)
+    return NewRows(frame, [replace(source, bits_stored=bits_stored) for source in found], tuple(missing))
 
 
 def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = PLAIN_NAMES, strict: bool) -> None:
@@ -81,6 +86,15 @@ def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = P
         raise DataError("--strict: " + "\n".join(lines) + "\nmove these away, or run without --strict")
     for line in lines:
         out.warn(line)
+
+
+def report_colours(bundle: Bundle, rows: NewRows, out: Out) -> None:
+    """Warns where red and blue of the training images were exchanged, which was undone, and these are as they are."""
+    if bundle.manifest.get("swap_red_blue") and not any(source.swap_red_blue for source in rows.sources):
+        out.warn(
+            "red and blue of the training images were exchanged, which was undone (data.swap_red_blue); these images "
+            "are used as they are: if they were encoded in the same way, add --swap-red-blue"
+        )
 
 
 def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:

@@ -224,7 +224,7 @@ predictions = predict_to_files(
     TEST_CSV,
     Out(),
     OutputFiles(OUTPUT / "predictions.csv", submission=OUTPUT / "submission.csv", sample=SAMPLE),
-    n_jobs=os.cpu_count() or 1,
+    n_jobs=os.cpu_count() or 1,{swapped}
 )"""
 
 _SHOW = """import pandas as pd
@@ -265,7 +265,7 @@ def write_notebook(bundle: Bundle, target: Path, data: Data) -> tuple[Path, Path
             "Predicts the attached test set with the inference path of training. If interrupted, run it again."
             + _needed(bundle),
         ),
-        ("code", _PREDICT),
+        ("code", _PREDICT.format(swapped="\n    swap_red_blue=True," if data.swap_red_blue else "")),
         ("markdown", "The submission:"),
         ("code", _SHOW),
     ]

@@ -20,7 +20,15 @@ from dermstack.serve.ensemble import FittedEnsemble, read_bundled_fallback, read
 from dermstack.serve.expectations import cost_notes
 from dermstack.serve.image_runs import Level1, passes_per_image, read_level1
 from dermstack.serve.local_map import local_note
-from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_codes, report_unused, tolerant
+from dermstack.serve.new_rows import (
+    PREDICT_NAMES,
+    NewRows,
+    read_new_rows,
+    report_codes,
+    report_colours,
+    report_unused,
+    tolerant,
+)
 from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
 from dermstack.serve.words import unknown_words
@@ -81,6 +89,7 @@ def predict_rows(
             "drop": drop,
             **({"table": True} if fallback else {}),
             **({"tolerate": True} if any(source.tolerate for source in rows.sources) else {}),
+            **({"swap_red_blue": True} if any(source.swap_red_blue for source in rows.sources) else {}),
         })  # fmt: skip
         _start_job(work, job)
         fitted, novelty = read_fitted(bundle), read_novelty(bundle)
@@ -293,6 +302,7 @@ def predict_to_files(
     n_jobs: int = 1,
     on_unreadable: str = "refuse",
     files: FileNames = PREDICT_NAMES,
+    swap_red_blue: bool = False,
     strict: bool = False,
 ) -> pd.DataFrame:
     """Predicts every row, writes the files and returns the content of the csv. Raises the errors of `predict_rows`.
@@ -310,8 +320,10 @@ def predict_to_files(
             raise ConfigError(f"--out and --submission are both {outputs.csv}: name two files")
     if outputs.work:
         check_output_folder(outputs.work, "--work")
-    rows = tolerant(read_new_rows(bundle, images, metadata, files=files), on_unreadable)
+    rows = read_new_rows(bundle, images, metadata, files=files, swap_red_blue=swap_red_blue)
+    rows = tolerant(rows, on_unreadable)
     report_unused(rows, images, out, files=files, strict=strict)
+    report_colours(bundle, rows, out)
     report_codes(bundle, rows, metadata, out)
     _introduce(bundle, rows, out)
     streamed = is_stream(outputs.csv)

@@ -346,6 +346,7 @@ def _manifest(
         "resize": config.data.resize,
         "cache_format": config.data.cache_format,
         **({"bits_stored": config.data.bits_stored} if config.data.bits_stored else {}),
+        **({"swap_red_blue": True} if config.data.swap_red_blue else {}),
         "features": config.all_features.inputs(),
         "embeddings": _embedding_kinds(stackers, image_runs),
         "image_runs": [
