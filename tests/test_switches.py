@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -11,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import run_cli, small_config
+from conftest import assert_predicts_as_submitted, run_cli, small_config
 from covering import Row, covering_array, pairs_in
 from imported_experiment import COLUMNS, import_frames, opened_experiment, predictions, write_experiment
 from pydantic import BaseModel
 from test_docs import TEXTS, blocks
 
+from image_models.settings import Training
 from stack.config import Config
 
 METADATA = ("age", "sex", "site")
@@ -94,6 +96,8 @@ PICTURES: dict[str, list[object]] = {
     "stackers.0.kind": ["lightgbm", "logistic"],
     "review": [None, {"npv": 0.9, "specificity": 0.8}],
 }
+
+GPU = ("precision", "compile")  # options of the training loop that need a GPU or a compiler
 
 ELSEWHERE = {  # switches that no row of these arrays turns, and the tests that do
     "backend": "test_level1_jobs_ray.py",
@@ -338,10 +342,38 @@ def test_images_reach_a_report_and_a_bundle_that_predicts(number: int, small_dat
         assert run_cli(step[0], "-c", str(path), "-q", *step[1:]) == 0, step
     assert (tmp_path / "runs" / "small" / "report.html").exists()
     new = ["predict", "--bundle", str(tmp_path / "made.zip"), "--images", str(data / "images"), "-q"]
+    new += ["--swap-red-blue"] if row["data.swap_red_blue"] else []
+    new += ["--submission", str(tmp_path / "new_submission.csv"), "--sample", str(data / "sample_submission.csv")]
     assert run_cli(*new, "--out", str(tmp_path / "new.csv"), "--metadata", str(data / "test.csv")) == 0
+    if row["data.test"]:
+        submitted = (tmp_path / "runs" / "small" / "submission.csv").read_bytes()
+        assert (tmp_path / "new_submission.csv").read_bytes() == submitted, "test rows and new rows go one way"
     made = pd.read_csv(tmp_path / "new.csv")
     assert len(made) == 60
     assert made.select_dtypes("number").notna().all(axis=None)
+
+
+@pytest.mark.slow
+def test_every_number_of_the_training_reaches_a_report_and_a_bundle_that_predicts(
+    small_data: Path, tmp_path: Path
+) -> None:
+    """All options of the training loop that are no switch, at once, and the recipes of augmentation."""
+    options: dict[str, Any] = {
+        "epochs": 2, "batch_size": 24, "lr": 0.002, "weight_decay": 0.05, "warmup": 0.3, "layer_decay": 0.8,
+        "positive_weight": 2.0, "label_smoothing": 0.05, "focal_gamma": 1.0, "mixup": 0.2, "cutmix": 0.5, "ema": 0.9,
+        "dropout": 0.2, "dropout_samples": 2, "metadata_dropout": 0.2, "accumulate": 2, "clip_norm": 1.0,
+        "augment": ["standard", "heavy", "microscope", "hair"],
+    }  # fmt: skip
+    left = {field.name for field in fields(Training)} - set(options)
+    assert {f"image_models.0.{name}" for name in left} <= {*PICTURES, *(f"image_models.0.{name}" for name in GPU)}
+    assert all(getattr(Training(), name) != value for name, value in options.items())
+    net = {"name": "tiny", "backbone": "test_resnet", "pretrained": False, "size": 32, "metadata": ["age"]}
+    net |= {"seeds": [1, 0], "tta": "d4", "timm_args": {"drop_rate": 0.1}}
+    path = small_config(small_data, tmp_path, image_models=[net | options])
+    for step in ("oof", "stack"):
+        assert run_cli(step, "-c", str(path), "-q") == 0
+    assert (tmp_path / "runs" / "small" / "report.html").exists()
+    assert_predicts_as_submitted(path, small_data / "images", small_data / "test.csv")
 
 
 @pytest.mark.parametrize("kind", ["lightgbm", "xgboost", "catboost", "logistic"])
