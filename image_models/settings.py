@@ -80,9 +80,8 @@ class Callbacks:
 
     progress: Callable[[int], object] = lambda images: None  # images done since the last call
     say: Callable[[str], object] = lambda line: None  # messages for the user
-    report: Callable[[int, float], object] = lambda epoch, auc: (
-        None
-    )  # each epoch's AUC on the rows that choose the epoch
+    # each epoch's AUC on the rows that choose the epoch
+    report: Callable[[int, float], object] = lambda epoch, auc: None
 
 
 SILENT = Callbacks()

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from dermstack.errors import ImageError
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = (
-    "1"  # read at its first import: otherwise it asks a server for its newest version
-)
+# Read at its first import: otherwise it asks a server for its newest version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 
 
