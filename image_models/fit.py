@@ -22,8 +22,9 @@ from image_models.device import explain_oom, pick_device, use_threads
 from image_models.frozen_head import fit_head
 from image_models.losses import prior_shift, training_prior
 from image_models.net import build_net, write_weights
+from image_models.net_files import BACKBONE, HISTORY, STATE, WEIGHTS
 from image_models.predict import NetOutput, mean_over_seeds, predict
-from image_models.saved import BACKBONE, HISTORY, STATE, WEIGHTS, predict_by_seed, read_fold_nets
+from image_models.saved import predict_by_seed, read_fold_nets
 from image_models.settings import SILENT, Callbacks, Compute, Network, Training
 from image_models.train import train_net
 from image_models.transforms import Augment
@@ -45,6 +46,11 @@ class TrainingRows:
     column_dropout: ColumnDropout | None = None  # of the metadata
     inner_val: NDArray[np.bool_] | None = None  # (n,) rows on which `select: best` chooses the epoch; not trained on
     soft: NDArray[np.float32] | None = None  # (n,) probability of target 1 in place of the target; NaN: none
+
+    @property
+    def learned(self) -> int:
+        """Number of rows that the nets are trained on."""
+        return len(self.rows) - (0 if self.inner_val is None else int(self.inner_val.sum()))
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def train_fold_net(
         dropout=training.dropout, dropout_samples=training.dropout_samples,
         metadata=0 if metadata is None else metadata.shape[1],
     )  # fmt: skip
-    row_augment, batch_augment = _augmentations(training, seed)
+    row_augment, batch_augment = augmentations(training, seed)
     history = train_net(
         net, images(train_mask, row_augment), training=training, seed=seed, device=pick_device(compute.device),
         batch_augment=batch_augment, column_dropout=data.column_dropout,
@@ -102,7 +108,7 @@ def train_fold_net(
     )  # fmt: skip
     write_weights(net, folder / WEIGHTS)
     _write_history(folder, history)
-    epochs = float((train_mask.sum() / history["images_per_s"]).sum())
+    epochs = float((data.learned / history["images_per_s"]).sum())
     return max(epochs, time.perf_counter() - started)
 
 
@@ -155,7 +161,7 @@ def _write_history(folder: Path, history: pd.DataFrame) -> None:
         apply_umask(partial)
 
 
-def _augmentations(training: Training, seed: int) -> tuple[Augment | None, DeviceAugment | None]:
+def augmentations(training: Training, seed: int) -> tuple[Augment | None, DeviceAugment | None]:
     """Returns an augmentation of each row as it is loaded, or of each batch on the device; the other is None."""
     if training.augment_on == "cpu":
         return Augment(*training.augment, seed=seed), None

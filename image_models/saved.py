@@ -22,13 +22,9 @@ from image_models.device import pick_device, pick_precision, use_threads
 from image_models.frozen_head import LinearHead
 from image_models.losses import risk_logit
 from image_models.net import Net, Shape, build_net, check_weights, load_weights, read_tensors, shapes_of
+from image_models.net_files import BACKBONE, WEIGHTS, net_files
 from image_models.net_size import check_timm_args, planned
 from image_models.predict import NetOutput, mean_over_seeds, predict
-
-BACKBONE = "backbone.safetensors"  # of a frozen run: one file beside its folds' folders
-WEIGHTS = "weights.safetensors"  # of one net
-HISTORY = "history.csv"  # of one net's training
-STATE = "state.pt"  # of an unfinished training
 
 ReadFile = Callable[[Path], bytes]  # returns the content of a file; that of a bundle checks its hash
 
@@ -78,42 +74,12 @@ def read_fold_nets(
     ]
 
 
-def net_folder(fold: Path, seed: int) -> Path:
-    """Returns the folder of one trained net of a fold; ``seed`` is the model's seed plus the experiment's."""
-    return fold / f"seed_{seed}"
-
-
-def net_files(fold: Path, seeds: Sequence[int]) -> list[Path]:
-    """Returns the weights files of a fold's nets, in the order of the run's ``seeds``.
-
-    These are ``seed_<s>/weights.safetensors``. Bundles, frozen runs and runs made by dermstack 0.1 have
-    ``weights.safetensors`` for the first seed and ``weights_<s>.safetensors`` for the others. ``s`` is the run's seed
-    plus the experiment's, which the run does not record, but which does not change the order. Raises ImageError where
-    the numbers of files and seeds differ.
-    """
-    folders = sorted(fold.glob(f"seed_*/{WEIGHTS}"), key=lambda path: int(path.parent.name.removeprefix("seed_")))
-    if folders:
-        first, found, rest = [], folders, list(seeds)
-    else:
-        further = fold.glob("weights_*.safetensors")
-        found = sorted(further, key=lambda path: int(path.stem.removeprefix("weights_")))
-        first, rest = [fold / WEIGHTS], list(seeds[1:])
-    if len(found) != len(rest):
-        raise ImageError(
-            f"{fold} has the weights of {len(first) + len(found)} seeds, but its settings name {len(seeds)}: restore "
-            "the run's files, or make it again with `dermstack oof --rebuild`"
-        )
-    by_seed = dict(zip(sorted(rest), found, strict=True))
-    return first + [by_seed[seed] for seed in rest]
-
-
 def read_fold_net(
     weights: Path,
     settings: Mapping[str, Any],
     *,
     positive: Sequence[bool] = (False, True),
     metadata: int = 0,
-    backbone_weights: Path | None = None,
     device: str = "cpu",
     read: ReadFile = Path.read_bytes,
 ) -> Net:
@@ -121,14 +87,14 @@ def read_fold_net(
 
     The file's tensors are compared with those of the settings' network before memory for the network is allocated.
 
-    A frozen run has only a head in ``weights``; ``backbone_weights`` is by default the file backbone.safetensors in the
-    run's folder, one above the fold's. Other arguments and errors as for `read_fold_nets`.
+    A frozen run has only a head in ``weights``; its backbone is the file backbone.safetensors in the run's folder, one
+    above the fold's. Other arguments and errors as for `read_fold_nets`.
     """
     normalise, torch_device = settings["normalise"] or {}, pick_device(device)
     frozen: bool = settings["frozen"]
     files = {weights: read_tensors(weights, read)}
     if frozen:
-        path = backbone_weights or weights.parent.parent / BACKBONE
+        path = weights.parent.parent / BACKBONE
         files[path] = read_tensors(path, read)
     tensors = [tensor for of_file in files.values() for tensor in of_file.values()]
     arguments = {
@@ -184,7 +150,7 @@ def predict_trained(
     nets. Raises ImageError as `read_fold_nets` and `predict` do.
     """
     use_threads(threads)
-    nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=pick_device(device).type)
+    nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=str(pick_device(device)))
     return mean_over_seeds(
         predict_by_seed(nets, settings, cache, rows, metadata, device=device, workers=workers, progress=progress)
     )
@@ -227,7 +193,7 @@ def predict_frozen(
     """Computes z of rows of a cache once with the frozen backbone; yields each fold's predictions from its head."""
     use_threads(threads)
     torch_device, weights = pick_device(device), [fold / WEIGHTS for fold in folds]
-    (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=torch_device.type)
+    (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=str(torch_device))
     z = predict(
         net, CachedImages(cache, rows), batch_size=settings["batch_size"], device=torch_device, tta=settings["tta"],
         workers=workers, progress=progress,

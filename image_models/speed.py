@@ -11,7 +11,7 @@ import torch
 
 from image_models.dataset import CachedImages
 from image_models.device import explain_oom, pick_device, use_threads
-from image_models.fit import _augmentations
+from image_models.fit import augmentations
 from image_models.net import build_net
 from image_models.predict import predict
 from image_models.settings import Compute, Network, Training
@@ -60,14 +60,14 @@ def measure_speed(
     columns = rng.normal(size=(n, metadata)).astype(np.float32) if metadata else None
 
     def images(augmented: bool) -> CachedImages:
-        row_augment = _augmentations(training, 0)[0] if augmented else None
+        row_augment = augmentations(training, 0)[0] if augmented else None
         return CachedImages(pictures, np.arange(n), allowed, metadata=columns, augment=row_augment)
 
     trained = 0.0
     if not frozen:
         short = replace(training, epochs=2, lr=1e-6, select="last", compile=False)
         history = train_net(
-            net, images(True), training=short, seed=0, device=device, batch_augment=_augmentations(training, 0)[1]
+            net, images(True), training=short, seed=0, device=device, batch_augment=augmentations(training, 0)[1]
         )
         trained = float(history["images_per_s"].iloc[-1])
     for _ in range(2):  # the first one warms up

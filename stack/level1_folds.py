@@ -197,7 +197,6 @@ def trained_tasks(
         )
         if (pseudo := pseudo_rows(experiment, model, fold)) is not None:
             data = _with_pseudo_rows(data, pseudo, rows_labelled, of_pseudo_rows)
-        learned = len(data.rows) - (0 if inner_val is None else int(inner_val.sum()))
         predicted = VIEW_COUNTS[model.tta] * sum(map(len, sets.values()))
         tasks.append(
             FoldTask(
@@ -215,7 +214,7 @@ def trained_tasks(
                     threads=config.threads,
                     workers=config.workers,
                 ),
-                images=len(model.seeds) * (model.epochs * learned + predicted),
+                images=len(model.seeds) * (model.epochs * data.learned + predicted),
                 ids=ids,
                 anchors_of_test=anchors if part == "test" else None,
                 meta=meta | {"anchors": part, "classes": labels.names, "positive": labels.positive},

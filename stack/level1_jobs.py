@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError, ImageError
+from image_models.net_files import ENCODER, HISTORY, STATE, WEIGHTS, net_folder
 from image_models.processes import WorkerDied, crash_named, explain_death, run_parallel
 from image_models.settings import Callbacks, Compute, DoneBefore
 from stack.config import Config, Ray
@@ -117,9 +118,9 @@ def _train_and_write(
     _write_parts(task, predictions, spread, arrays)
     files = []
     if fit.encoder is not None:
-        with atomic(task.folder / "metadata.json") as temporary:
+        files.append(task.folder / ENCODER)
+        with atomic(files[0]) as temporary:
             temporary.write_text(fit.encoder, encoding="utf-8")
-        files.append(task.folder / "metadata.json")
     seconds += time.monotonic() - started
     write_run(task.folder, task.meta | {"seconds": seconds}, frames={}, existing_files=files)
 
@@ -134,15 +135,12 @@ def _complete_net(
 ) -> float:
     """Trains one net unless it is complete; returns its training time in seconds."""
     from image_models.fit import train_fold_net
-    from image_models.saved import HISTORY, STATE, WEIGHTS, net_folder
 
     folder, meta = net_folder(fold, seed), fit.nets[seed]
     if (net := read_run(folder)) is not None:
         for file in (WEIGHTS, HISTORY):
             net.verified_path(file)
-        inner_val = fit.data.inner_val
-        learned = len(fit.data.rows) - (0 if inner_val is None else int(inner_val.sum()))
-        progress(DoneBefore(fit.training.epochs * learned))
+        progress(DoneBefore(fit.training.epochs * fit.data.learned))
         say(f"seed {seed} is trained already")
         return float(net.meta["seconds"])
     folder.mkdir(exist_ok=True)
@@ -157,8 +155,6 @@ def _complete_net(
 
 def _remove_other_nets(fold: Path, fit: TrainedFold) -> None:
     """Removes nets of other seeds or settings from an unfinished fold, because predictions use every net in it."""
-    from image_models.saved import net_folder
-
     required = {net_folder(fold, seed): meta["fingerprint"] for seed, meta in fit.nets.items()}
     for folder in fold.glob("seed_*"):
         net = read_run(folder)
@@ -168,7 +164,6 @@ def _remove_other_nets(fold: Path, fit: TrainedFold) -> None:
 
 def _fit_head_and_write(task: FoldTask, fit: FrozenFold, progress: Callable[[int], object]) -> None:
     from image_models.fit import fit_frozen_fold
-    from image_models.saved import HISTORY, WEIGHTS
 
     started = time.monotonic()
     made = fit_frozen_fold(

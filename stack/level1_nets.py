@@ -18,6 +18,7 @@ import pandas as pd
 
 from dermstack.errors import StoreError
 from dermstack.files import apply_umask, atomic_write
+from image_models.net_files import HISTORY, WEIGHTS, net_folder, weights_beside
 from stack.store import Run, fingerprint, read_run, set_aside, write_run
 
 _NON_NET_INPUTS = {"settings", "selection"}  # inputs of a run only; a net has the input "training" instead
@@ -56,20 +57,18 @@ def stored_nets(fold_folder: Path, fold: int) -> dict[str, StoredNet]:
     except StoreError:  # a damaged run may have been set aside
         return {}
     nets = {
-        run.meta["fingerprint"]: StoredNet(
-            run.verified_path("weights.safetensors"), _read_history(run), run.meta["seconds"]
-        )
+        run.meta["fingerprint"]: StoredNet(run.verified_path(WEIGHTS), _read_history(run), run.meta["seconds"])
         for run in found
         if run is not None
     }
-    if of_fold is None or "weights.safetensors" not in of_fold.meta["files"] or of_fold.meta["kind"] != "image":
+    if of_fold is None or WEIGHTS not in of_fold.meta["files"] or of_fold.meta["kind"] != "image":
         return nets
     inputs, settings = of_fold.meta["inputs"], of_fold.meta["settings"]
     history = _read_history(of_fold)
     for number, seed in enumerate(settings["seeds"]):
         own = seed + int(inputs.get("seed", 0))
         meta = net_meta(inputs, settings, fold=fold, seed=own)
-        weights = of_fold.verified_path("weights.safetensors" if number == 0 else f"weights_{own}.safetensors")
+        weights = of_fold.verified_path(weights_beside(number, own))
         seconds = of_fold.meta["seconds"] / len(settings["seeds"])
         nets[meta["fingerprint"]] = StoredNet(
             weights, history[history["seed"] == str(own)].drop(columns="seed"), seconds
@@ -124,9 +123,9 @@ def _take_over(successor: Path, sources: list[Path], wanted: Mapping[tuple[int, 
             net = stored.get(meta["fingerprint"]) if of_fold == fold else None
             if net is None:
                 continue
-            folder = successor / f"fold_{fold}" / f"seed_{seed}"
+            folder = net_folder(successor / f"fold_{fold}", seed)
             folder.mkdir(parents=True)
-            weights, history = folder / "weights.safetensors", folder / "history.csv"
+            weights, history = folder / WEIGHTS, folder / HISTORY
             _link(net.weights, weights)
             with atomic_write(history) as partial:
                 net.history.to_csv(partial, index=False)
@@ -137,7 +136,7 @@ def _take_over(successor: Path, sources: list[Path], wanted: Mapping[tuple[int, 
 
 
 def _read_history(run: Run) -> pd.DataFrame:
-    return pd.read_csv(run.verified_path("history.csv"), dtype=str)  # as text, so that a copy has the same digits
+    return pd.read_csv(run.verified_path(HISTORY), dtype=str)  # as text, so that a copy has the same digits
 
 
 def _link(source: Path, target: Path) -> None:

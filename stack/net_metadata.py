@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from image_models.net_files import ENCODER
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.net_columns import further_columns, net_columns
@@ -38,6 +42,19 @@ def metadata_encoder(experiment: Experiment, model: ImageModel) -> DenseMetadata
     table = experiment.table.columns
     taken = net_columns(model, experiment.config.data.columns, table)
     return DenseMetadata(taken, numeric=table.numbers, dropout=model.metadata_dropout > 0)
+
+
+def encoded_columns(folder: Path, settings: Mapping[str, Any], frame: pd.DataFrame) -> NDArray[np.float32]:
+    """Returns the columns (n, m) of the rows of ``frame``, encoded for the nets of a finished fold in ``folder``.
+
+    ``settings`` are those in the run's run.json; m is 0 where its nets take no columns.
+    """
+    if not settings["metadata"]:
+        return np.empty((len(frame), 0), np.float32)
+    from tabular.encode import DenseMetadata
+
+    encoder = DenseMetadata.from_json((folder / ENCODER).read_text(encoding="utf-8"))
+    return encoder.transform(frame)
 
 
 def column_dropout(model: ImageModel, encoder: DenseMetadata | None) -> ColumnDropout | None:

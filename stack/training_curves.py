@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from image_models.net_files import HISTORY
 from stack.store import Run, read_run
-
-HISTORY = "history.csv"  # what `image_models.fit` writes beside the weights of each net
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stack.console import Out
 from stack.experiment import Experiment
+from stack.net_metadata import encoded_columns
 from stack.store import (
     RUN_FILE,
     Run,
@@ -28,7 +29,6 @@ from stack.store import (
     write_run,
 )
 from stack.unlabelled import shown_folds
-from tabular.encode import DenseMetadata
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -133,18 +133,10 @@ def _predictions(
         return
     for folder in folders:
         yield predict_trained(
-            folder, settings, cache, rows, _metadata(experiment, run, folder),
+            folder, settings, cache, rows, encoded_columns(folder, settings, experiment.unlabelled),
             positive=run.meta.get("positive", (False, True)), store=store, device=config.device,
             threads=config.threads, workers=config.workers, progress=progress,
         )  # fmt: skip
-
-
-def _metadata(experiment: Experiment, run: Run, folder: Path) -> NDArray[np.float32]:
-    """Returns the encoded columns (m, c) of the unlabelled rows, by the encoder of one fold of the run."""
-    if not run.meta["settings"]["metadata"]:
-        return np.empty((len(experiment.unlabelled), 0), np.float32)
-    encoder = DenseMetadata.from_json((folder / "metadata.json").read_text(encoding="utf-8"))
-    return encoder.transform(experiment.unlabelled)
 
 
 def _folder(run: Run, fold: int) -> Path:

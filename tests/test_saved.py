@@ -97,15 +97,16 @@ def test_reading_a_net_leaves_chance_where_it_was(folder: Path) -> None:
     assert torch.equal(torch.rand(2), wanted)
 
 
-def test_a_frozen_net_takes_its_body_from_where_it_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_frozen_net_takes_its_body_from_the_folder_of_its_run(folder: Path, tmp_path: Path) -> None:
     run, _ = stored(folder, "still")
-    weights, backbone_weights = run.folder / "fold_1" / "weights.safetensors", run.folder / "backbone.safetensors"
+    weights = run.folder / "fold_1" / "weights.safetensors"
     (tmp_path / "alone").mkdir()
     head = tmp_path / "alone" / "head.safetensors"
     head.write_bytes(weights.read_bytes())
     with pytest.raises(ImageError, match=r"backbone\.safetensors: weights cannot be loaded"):
         read_fold_net(head, run.meta["settings"])
-    net = read_fold_net(head, run.meta["settings"], backbone_weights=backbone_weights)
+    (tmp_path / "backbone.safetensors").write_bytes((run.folder / "backbone.safetensors").read_bytes())
+    net = read_fold_net(head, run.meta["settings"])
     np.testing.assert_array_equal(net.head.weight.detach(), safetensors.numpy.load_file(weights)["head.weight"])
 
 

@@ -21,8 +21,8 @@ from dermstack.report.units import Scored, run_weights
 from stack.experiment import Experiment
 from stack.history import auc_of
 from stack.images import existing_cache
+from stack.net_metadata import encoded_columns
 from stack.store import Run, read_verified_run
-from tabular.encode import DenseMetadata
 
 if TYPE_CHECKING:
     from image_models.cache import ImageCache
@@ -182,10 +182,7 @@ def _heat_overlays(experiment: Experiment, run: Run, ids: Sequence[str], pixels:
     made: dict[str, str] = {}
     for k in np.unique(fold):
         held, folder = np.flatnonzero(fold == k), run.folder / f"fold_{k}"
-        metadata = np.empty((len(held), 0), np.float32)
-        if run.meta["settings"]["metadata"]:
-            encoder = DenseMetadata.from_json((folder / "metadata.json").read_text(encoding="utf-8"))
-            metadata = encoder.transform(table.iloc[held])
+        metadata = encoded_columns(folder, run.meta["settings"], table.iloc[held])
         net, *_ = read_fold_nets(
             folder,
             run.meta["settings"],

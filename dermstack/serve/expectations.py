@@ -18,7 +18,8 @@ from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import FittedEnsemble, read_fitted
 from dermstack.serve.image_runs import fold_folder, net_encoder
-from image_models.saved import WEIGHTS, head_logits
+from image_models.net_files import WEIGHTS
+from image_models.saved import head_logits
 from stack.columns import fits
 from stack.experiment import Experiment
 from stack.features import metadata_of_models

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from dermstack.errors import BundleError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
 from image_models.cache import ImageCache
+from image_models.net_files import ENCODER
 from image_models.predict import VIEW_COUNTS, NetOutput
 from image_models.saved import NetCache, predict_frozen, predict_trained
 from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata, MetadataEncoder
 
 MAX_ENCODED_COLUMNS = 10_000  # of age, sex and site: each row takes four bytes for each
-ENCODER = "metadata.json"  # beside the weights of a network that takes metadata
 
 
 @dataclass(frozen=True)

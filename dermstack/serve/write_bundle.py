@@ -26,7 +26,8 @@ from dermstack.serve.novelty import fit_novelty, write_novelty
 from dermstack.serve.questions import write_ranges
 from dermstack.serve.review import review_entry
 from image_models.dataset import CachedImages
-from image_models.saved import WEIGHTS, net_folder, read_fold_nets
+from image_models.net_files import BACKBONE, WEIGHTS, net_folder, weights_beside
+from image_models.saved import read_fold_nets
 from image_models.settings import is_own_backbone
 from stack.blend.pooling import pooling_and_method
 from stack.config import Config
@@ -255,9 +256,8 @@ def _refuse_own_features(experiment: Experiment) -> None:
 def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
     """Copies weights and encoders of every fold network, and the backbone of a frozen run once."""
     if run.meta["kind"] == "frozen":
-        body = "backbone.safetensors"
         # An earlier dermstack did not list the backbone among the files.
-        _copy(run.verified_path(body) if body in run.meta["files"] else run.folder / body, folder)
+        _copy(run.verified_path(BACKBONE) if BACKBONE in run.meta["files"] else run.folder / BACKBONE, folder)
     for fold in range(folds):
         fold_run = read_run(run.folder / f"fold_{fold}")
         if fold_run is None:
@@ -272,7 +272,7 @@ def _copy_image_run(run: Run, folds: int, folder: Path) -> None:
             if net is None and place.exists():
                 raise BundleError(f"{place}/run.json is missing: run `dermstack oof --rebuild {run.name}`")
             if net is not None:  # None: dermstack 0.1, copied above
-                target = folder / f"fold_{fold}" / (WEIGHTS if number == 0 else f"weights_{own}.safetensors")
+                target = folder / f"fold_{fold}" / weights_beside(number, own)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(net.verified_path(WEIGHTS), target)
 
