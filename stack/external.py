@@ -30,13 +30,24 @@ class ExternalRows:
 
     Groups are named ``<table>:<group>``, so that patients of two tables with the same number stay apart. ``collided``
     is the number of rows dropped because their id is in train or test; ``ungrouped`` is the number of rows without a
-    group, which became groups of one.
+    group, which became groups of one; ``shared`` is that of rows whose group has the name of one of train or test.
     """
 
     name: str
     frame: pd.DataFrame
     collided: int
     ungrouped: int
+    shared: int = 0
+
+    def warning(self) -> str | None:
+        """Returns a warning where groups have the names of groups of train or test; None where none has."""
+        if not self.shared:
+            return None
+        return (
+            f"external {self.name}: {self.shared:,} rows have a group with the name of one of train or test. If they "
+            "are one patient, the rows train the nets that score this patient, and scores are too good for new ones: "
+            "remove the rows from its csv"
+        )
 
     def summary(self) -> str:
         """Returns one line with the numbers of rows, positives, dropped rows and rows without a group."""
@@ -78,7 +89,9 @@ def read_external(
         raise DataError(f"{path}: every id is also in train or test: remove the table from data.external")
     is_ungrouped = frame["group"].str.lower().isin(SENTINELS)
     group = frame["group"].where(~is_ungrouped, "id " + frame["id"])
-    return ExternalRows(name, frame.assign(group=name + ":" + group), int(taken.sum()), int(is_ungrouped.sum()))
+    shared = frame["group"].isin({*primary.train["group"], *primary.test["group"]}) & ~is_ungrouped
+    frame = frame.assign(group=name + ":" + group)
+    return ExternalRows(name, frame, int(taken.sum()), int(is_ungrouped.sum()), int(shared.sum()))
 
 
 def read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -92,6 +105,8 @@ def read_external_tables(config: Config, primary: Table, out: Out) -> tuple[pd.D
             further=external_columns(config, primary.columns),
         )  # fmt: skip
         out.say(rows.summary())
+        if warning := rows.warning():
+            out.warn(warning)
         tables.append(rows)
     if not tables:
         return pd.DataFrame({"id": [], "source": [], "group": [], "target": []}, dtype="str"), {}

@@ -44,6 +44,9 @@ def read(folder: Path, primary: Table, *, on_collision: str = "refuse", **change
 def test_a_patient_number_used_twice_is_two_patients(tmp_path: Path, primary: Table) -> None:
     rows = read(tmp_path, primary)
     assert set(rows.frame["group"]).isdisjoint(primary.train["group"])
+    assert rows.shared == 1
+    assert "1 rows have a group with the name" in str(rows.warning()), "they may be one patient after all"
+    assert read(tmp_path, primary, patient=["p7", "", "-1"]).warning() is None
 
 
 def test_rows_without_a_patient_are_one_each(tmp_path: Path, primary: Table) -> None:
