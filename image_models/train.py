@@ -65,7 +65,11 @@ class WeightAverage:
     @torch.no_grad()
     def swap(self, net: nn.Module) -> None:
         """Exchanges the net's weights and the average; a second call restores both."""
-        for key, tensor in net.state_dict().items():
+        exchanged = set[int]()
+        for key, tensor in net.state_dict(keep_vars=True).items():
+            if id(tensor) in exchanged:  # layers may share a tensor
+                continue
+            exchanged.add(id(tensor))
             kept = tensor.clone()
             tensor.copy_(self.tensors[key])
             self.tensors[key].copy_(kept)

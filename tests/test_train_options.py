@@ -47,6 +47,20 @@ def test_the_average_follows_the_weights_with_its_decay() -> None:
     assert torch.equal(net.weight.detach(), last)
 
 
+def test_layers_that_share_their_weights_are_averaged_and_put_back_once() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    net[1].weight = net[0].weight
+    average = WeightAverage(net, 0.5)
+    with torch.no_grad():
+        net[0].weight += 1
+    average.update(net)
+    own, expected = net[0].weight.detach().clone(), average.tensors["0.weight"].clone()
+    average.swap(net)
+    assert torch.equal(net[1].weight, expected)
+    average.swap(net)
+    assert torch.equal(net[1].weight, own)
+
+
 def test_the_average_is_the_model_and_lies_between(pixels: np.ndarray) -> None:
     images = CachedImages(pixels, np.arange(N), TARGET)
     plain, averaged, start = tiny_net(), tiny_net(), tiny_net()
