@@ -26,8 +26,8 @@ import torch
 from dermstack.errors import StoreError
 from image_models.dataset import CachedImages
 from image_models.net import build_net, read_weights
+from image_models.net_files import net_files
 from image_models.predict import VIEW_COUNTS, predict
-from image_models.saved import net_files
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment

@@ -18,8 +18,8 @@ from image_models.dataset import CachedImages
 from image_models.fit import FoldPredictions, TrainingRows, embed, fit_frozen_fold, predict_fold, train_fold_net
 from image_models.frozen_head import fit_head
 from image_models.net import Net, build_net, read_weights
+from image_models.net_files import net_folder
 from image_models.predict import predict
-from image_models.saved import net_folder
 from image_models.settings import SILENT, Callbacks, Compute, Network, Training
 from image_models.train import write_state
 

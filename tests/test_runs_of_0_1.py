@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import run_cli, small_config
 
-from image_models.saved import net_files
+from image_models.net_files import net_files
 from stack.store import read_run, write_run
 
 NET = {

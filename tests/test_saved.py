@@ -13,8 +13,9 @@ from conftest import run_cli, small_config
 from dermstack.errors import ImageError
 from image_models.cache import ImageCache, open_cache
 from image_models.dataset import CachedImages
+from image_models.net_files import net_files
 from image_models.predict import predict
-from image_models.saved import net_files, read_fold_net, read_fold_nets
+from image_models.saved import read_fold_net, read_fold_nets
 from stack.store import Run, read_run
 from tabular.encode import DenseMetadata
 
