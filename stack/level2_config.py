@@ -170,6 +170,15 @@ class Stacker(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_logistic(self) -> Self:
+        if self.kind == "logistic" and (self.positive_weight != 1 or self.params):
+            raise ValueError(
+                f"{self.name}: kind logistic has no `positive_weight` and no `params`: remove them; `positives` gives "
+                "positive rows more weight"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_set_transformer(self) -> Self:
         if self.kind != "set_transformer":
             return self
