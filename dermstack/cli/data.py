@@ -46,9 +46,12 @@ def audit(
     with locked(experiment.folder), caches_in_use(experiment.config):
         review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
     for kind in PAIR_KINDS:
-        some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
+        some = review.pairs[review.pairs["kind"] == kind].sort_values("distance").drop(columns="kind")
         if len(some):
-            out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
+            shown = some.head(SHOWN_PAIRS)
+            targets = shown[["target_1", "target_2"]].map("{:.0f}".format, na_action="ignore")  # of test rows: unknown
+            nearest = f", the {SHOWN_PAIRS} most alike" if len(some) > SHOWN_PAIRS else ""
+            out.table(shown.assign(**targets), f"pairs of images that look alike, {kind}: {len(some):,}{nearest}")
     show_findings(out, review.findings)
     if (
         pictures
