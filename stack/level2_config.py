@@ -165,7 +165,11 @@ class Stacker(Strict):
                 if self.kind == "sklearn"
                 else f"{self.name}: `estimator` is for kind sklearn, not for {self.kind}: remove one of the two"
             )
-        if self.kind == "sklearn" and (self.monotone or self.device == "gpu"):
+        return self
+
+    @model_validator(mode="after")
+    def _check_options_of_gbdts(self) -> Self:
+        if not self.is_gbdt and (self.monotone or self.device == "gpu"):
             raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
         return self
 
@@ -182,8 +186,6 @@ class Stacker(Strict):
     def _check_set_transformer(self) -> Self:
         if self.kind != "set_transformer":
             return self
-        if self.monotone or self.device == "gpu":
-            raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
         if self.negatives != 1 or self.positives != 1:
             raise ValueError(
                 f"{self.name}: a set_transformer sees whole groups, so it has no `negatives` and `positives`: remove "
