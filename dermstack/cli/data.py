@@ -26,8 +26,8 @@ def audit(
         int,
         typer.Option(
             min=0,
-            help="Number of times to refit a frozen image model and level 2 on shuffled targets; the AUC must then be "
-            "0.5. 20 is a good number.",
+            help="Number of refits of a frozen image model and level 2 on shuffled targets, whose mean AUC must be "
+            "about 0.5; use at least 20.",
         ),
     ] = 0,
 ) -> None:
@@ -97,14 +97,17 @@ def sources(
         typer.Option(help="A further column of the training csv that tells how an image was taken. Repeatable."),
     ] = None,
     clusters: Annotated[
-        int | None, typer.Option(min=2, help="Parts into which colours divide each format; by default chosen.")
+        int | None,
+        typer.Option(
+            min=2, help="Number of parts into which colours divide each format; default: chosen by the silhouette."
+        ),
     ] = None,
     pictures: Annotated[bool, typer.Option(help="Read the images: sizes, encodings and colours.")] = True,
 ) -> None:
-    """Group the training rows by how their images were taken, where no hospital or camera is named.
+    """Group the training rows by how their images were taken, where no hospital or camera is known.
 
-    Uses sizes, encodings and colours, and no targets. Writes a csv of id and source for data.sources, which then give
-    an estimate for sources that were held out. Look at the groups before you trust them.
+    Uses sizes, encodings and colours, and no targets. Writes a csv of id and source; if data.sources names it,
+    `stack` estimates the score with these sources held out. Look at the groups before you trust them.
     """
     from stack.acquisition_sources import find_sources
     from stack.images import caches_in_use
