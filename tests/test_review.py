@@ -19,6 +19,8 @@ from imported_experiment import command_error, import_frames, opened_experiment,
 from pydantic import ValidationError
 
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
+from dermstack.serve.evaluate import cut_columns
+from dermstack.serve.expectations import measure_promise
 from dermstack.serve.manifest import Manifest
 from dermstack.serve.patient import Ensemble, Photo, read_patient
 from stack.columns import TableColumns
@@ -115,9 +117,15 @@ def test_codes_of_a_skin_tone_have_decisions_of_their_own(stacked: Path) -> None
     columns = TableColumns(numeric={"fitzpatrick": "fitzpatrick"})
     blend = read_run(experiment.folder / "blend")
     assert blend is not None
-    found = review_of(replace(experiment, table=replace(table, train=toned, columns=columns)), blend)
+    experiment = replace(experiment, table=replace(table, train=toned, columns=columns))
+    found = review_of(experiment, blend)
     assert found is not None
     assert [of.subgroup for of in found.subgroups if of.by == "fitzpatrick"] == ["1", "2", "3"]
+    promise = measure_promise(experiment, blend)
+    assert [of["subgroup"] for of in promise.subgroups if of["by"] == "fitzpatrick"] == ["1", "2", "3"]
+    rows, further = cut_columns(columns, promise, toned[toned["fitzpatrick"] < 3])
+    assert further == {"fitzpatrick": "fitzpatrick"}
+    assert set(rows["fitzpatrick"]) == {"1", "2"}
 
 
 @pytest.mark.parametrize(
