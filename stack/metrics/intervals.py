@@ -65,9 +65,9 @@ def interval(
 
     `objective` is "auc", "pauc80", "ap", "logloss" or a decision metric (`stack.metrics.decision_metrics`); log loss,
     reviews and biopsies are negated, so that higher is better. ``patient`` (n,) is needed for a metric within patients,
-    whose rows must be in one split_group. Each of `draws`
-    resamples draws whole split_groups (n,), stratified by groups with and without a positive row. Raises DataError
-    where fewer than two groups have a positive, and for scores that are invalid for the objective.
+    whose rows must be in one split_group. Each of `draws` resamples draws whole split_groups (n,), stratified by groups
+    with and without a positive row. Raises DataError where fewer than two groups have a positive, and for scores that
+    are invalid for the objective.
     """
     drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed, patient=patient)[:, 0]
     return percentile_interval(score(objective, y, s, patient=patient), drawn)
