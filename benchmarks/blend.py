@@ -20,8 +20,9 @@ from sklearn.metrics import roc_auc_score
 
 from stack.blend.blender import Blender
 from stack.blend.columns import TRANSFORMS, NetScaler, weighted_sum
-from stack.blend.search import study_in_memory
+from stack.blend.search import quiet_optuna
 from stack.blend.selection import hill_climb
+from stack.blend.transformed import TransformedRuns
 from stack.metrics.scores import Floats, auc, scorer
 
 ROWS, POSITIVES, TRIALS = 33_126, 584, 500
@@ -60,8 +61,8 @@ def bench_auc() -> None:
 def plain_study(P: Floats, y: NDArray[Any]) -> tuple[float, float, float, float]:
     """Runs the study with plain Optuna: returns total seconds, seconds of objectives, the best AUC and its time."""
     nets = np.zeros(len(P), int)
-    columns = NetScaler().fit(P, nets)
-    kinds = {kind: columns.standardised(P, nets, [kind] * P.shape[1]) for kind in TRANSFORMS}
+    columns = TransformedRuns(NetScaler().fit(P, nets), P, nets)
+    kinds = {kind: columns.matrix([kind] * P.shape[1], standard=True) for kind in TRANSFORMS}
     spent, best, best_at, started = 0.0, 0.0, 0.0, time.perf_counter()
 
     def objective(trial: optuna.Trial) -> float:
@@ -86,12 +87,13 @@ def bench_studies() -> None:
     """Times whole studies, their objectives, and how soon ours reaches the best of the plain study's 500 trials."""
     P, y = simulated_runs(12)
     plain_seconds, spent, best, best_at = plain_study(P, y)
-    study, started = study_in_memory(), time.time()
+    with quiet_optuna():
+        study = optuna.create_study(direction="maximize")
+    started = time.time()
     blender = Blender("optuna", trials=TRIALS).fit(P, y, study=study)
     ours = time.time() - started
     nets = np.zeros(len(P), int)
-    columns = NetScaler().fit(P, nets)
-    V = columns.standardised(P, nets, ["rank"] * 12)
+    V = TransformedRuns(NetScaler().fit(P, nets), P, nets).matrix(["rank"] * 12, standard=True)
     value_of, weights = scorer("auc", y), np.full(12, 1 / 12)
     objective_seconds = best_of(9, lambda: value_of(weighted_sum(np.stack(list(V.T)).T, weights))) * TRIALS
     values = blender.trial_values_

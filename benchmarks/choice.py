@@ -47,6 +47,7 @@ from stack.blend.nested import blend_nested
 from stack.blend.preselection import informative_runs
 from stack.blend.search import logistic_weights
 from stack.blend.selection import hill_climb
+from stack.blend.transformed import TransformedRuns
 from stack.blend.weights import DEFAULT_METHODS as METHODS
 from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
@@ -77,12 +78,13 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
     as_logits = ("logit",) * rows.P.shape[1]
     ranks, logits = (
         columns.ranks_.transform(rows.P, rows.fold),
-        columns.standardised(rows.P, rows.fold, as_logits),
+        TransformedRuns(columns, rows.P, rows.fold).matrix(as_logits, standard=True),
     )
+    new_logits = TransformedRuns(columns, new.P, new.fold).matrix(as_logits, standard=True)
     comparable, final, of_folds = {}, np.empty(0), []
     ranked_new = {
         "mean": new.P,
-        "logistic": columns.standardised(new.P, new.fold, as_logits),
+        "logistic": new_logits,
         "rank": NetScaler().fit(new.P, new.fold, new.group).ranks_.transform(new.P, new.fold),
     }
     for without in (frozenset(found) for size in (0, 1, 2) for found in combinations(folds, size)):
@@ -109,7 +111,7 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
                 inputs = [ranked_new.get(method, ranked_new["rank"]) for method in methods]
                 of_folds.append([auc(new.y, V @ found) for V, found in zip(inputs, by_method.values(), strict=True)])
         else:
-            inputs = {"mean": new.P, "logistic": columns.standardised(new.P, new.fold, as_logits)}
+            inputs = {"mean": new.P, "logistic": new_logits}
             new_ranks = columns.ranks_.transform(new.P, new.fold)
             final = np.array([auc(new.y, inputs.get(m, new_ranks) @ found) for m, found in by_method.items()])
 

@@ -22,8 +22,8 @@ from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.features import early_stopping_rows
-from stack.import_oof import import_oof
-from stack.prediction_files import ImportedColumns
+from stack.import_oof import ImportOptions, Source, import_source
+from stack.prediction_files import ImportedColumns, Part
 from stack.store import Run, prediction_frame, write_run
 
 QUIET = Out(quiet=True)
@@ -234,9 +234,15 @@ def _import_nets(world: LeakDataSet, seen: Callable[[np.ndarray, int], np.ndarra
         tests.append(pd.DataFrame({"id": experiment.table.test["id"], "p": 1 / (1 + np.exp(-logit)), "fold": net}))
     test = pd.concat(tests)
     test.to_csv(world.folder / "test-p.csv", index=False)
-    import_oof(experiment, "elsewhere", world.folder / "oof.csv", world.folder / "test-p.csv", QUIET,
-               columns=ImportedColumns("id", "p", "fold"), test_averaged=False, exclude=0, foreign_folds=False,
-               replace=False, all_rows=world.folder / "all.csv")  # fmt: skip
+    _import(world, experiment, "elsewhere", all_rows=world.folder / "all.csv")
+
+
+def _import(world: LeakDataSet, experiment: Experiment, name: str, *, all_rows: Path | None = None) -> None:
+    """Imports oof.csv and test-p.csv of the folder as a run."""
+    columns = ImportedColumns("id", "p", "fold")
+    oof, test = (Part(world.folder / file) for file in ("oof.csv", "test-p.csv"))
+    source = Source(name, (oof,), (test,), ImportOptions(columns, columns), all_rows)
+    import_source(experiment, source, QUIET, replace=False)
 
 
 def other_rows_held_out(world: LeakDataSet) -> None:
@@ -273,9 +279,7 @@ def _import_second_round(world: LeakDataSet, labels: str) -> None:
         )
         tests = [pd.DataFrame({"id": test, "p": expit(net), "fold": k}) for k, net in enumerate(made.nets.test)]
         pd.concat(tests).to_csv(world.folder / "test-p.csv", index=False)
-        import_oof(experiment, name, world.folder / "oof.csv", world.folder / "test-p.csv", QUIET,
-                   columns=ImportedColumns("id", "p", "fold"), test_averaged=False, exclude=0, foreign_folds=False,
-                   replace=False)  # fmt: skip
+        _import(world, experiment, name)
 
 
 def labels_of_all_folds(world: LeakDataSet) -> None:

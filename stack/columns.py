@@ -87,6 +87,12 @@ class TableColumns:
         return {name: shown[name] for name in self.categorical}
 
     @property
+    def shown_numeric(self) -> dict[str, str]:
+        """Name on pages of each numeric column of the csv, by its name in the table."""
+        shown = self.shown
+        return {name: shown[name] for name in self.numeric}
+
+    @property
     def made_of(self) -> dict[str, tuple[str, ...]]:
         """The csv's columns that each column of the table is read or computed from, by name in the table."""
         found: dict[str, tuple[str, ...]] = {name: (csv,) for name, csv in self.csv.items()}

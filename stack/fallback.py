@@ -7,7 +7,6 @@ such value, its prediction is the prevalence of the training rows, and named so.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,8 +46,9 @@ from stack.store import (
     set_aside,
     write_run,
 )
+from stack.stored_features import FEATURES_FILE, write_fold
 from tabular.gbdt_params import FIT_VERSION
-from tabular.models import Bag, bag_from_contents, fit_bag, write_bag
+from tabular.models import Bag, bag_from_contents, fit_bag
 
 FOLDER = "fallback"  # in the experiment's folder and in a bundle
 STATE_FILE = "fallback.json"
@@ -205,7 +205,7 @@ def _fit(experiment: Experiment, inputs: dict[str, str]) -> Run:
         parts.append(
             prediction_frame(train["id"].iloc[held], fold, model.logit(train.iloc[held], threads=config.threads))
         )
-        _write_fold(model, folder / f"fold_{fold}")
+        write_fold(folder / f"fold_{fold}", model.bag, model.features, {"kind": FOLDER})
     oof = pd.concat(parts).set_index("id").loc[train["id"]].reset_index()
     known = models[0].has_values(train)
     value = calibrator = record = None
@@ -254,16 +254,6 @@ def _matrix(features: FoldFeatures, frame: pd.DataFrame) -> pd.DataFrame:
     return features.transform(frame, np.empty((len(frame), 0), np.float32), {})
 
 
-def _write_fold(model: FoldModel, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-    folder.mkdir(parents=True)
-    files = [] if model.bag is None else write_bag(model.bag, folder)
-    files.append(folder / "features.json")
-    with atomic(files[-1]) as temporary:
-        temporary.write_text(model.features.to_json(), encoding="utf-8")
-    write_run(folder, {"kind": FOLDER}, frames={}, existing_files=files)
-
-
 def fallback_state(models: list[FoldModel], calibrator: Calibrator | None) -> dict[str, Any]:
     """Returns what `read_fallback` needs beside the files of the folds, as a dict for JSON."""
     return {
@@ -285,7 +275,7 @@ def read_fallback(
     models = []
     for fold, (prior, shift) in enumerate(zip(state["priors"], state["shifts"], strict=True)):
         fitted = FoldFeatures(image_free(features), (), seed=0, columns=columns)
-        fitted.restore(read(f"fold_{fold}/features.json").decode("utf-8"), {})
+        fitted.restore(read(f"fold_{fold}/{FEATURES_FILE}").decode("utf-8"), {})
         bag = None
         if shift is not None:
             model = {_MODEL: read(f"fold_{fold}/{_MODEL}")}

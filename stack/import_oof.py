@@ -39,10 +39,14 @@ ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How the files of a run are read; see `import_oof`.
+    """How the files of a run are read.
 
-    ``averaged_where_needed`` takes test files with one row an id as averaged and others by net. ``average_seeds``
-    averages files, or rows of one file, that differ in their seed only.
+    ``test_averaged`` means that the test file has one averaged row an id; ``averaged_where_needed`` takes test files
+    with one row an id as averaged and others by net. ``exclude`` is the exact number of training rows that the file
+    lacks. The fold column must match the experiment's folds (their numbers may differ); other folds need
+    ``foreign_folds``, which is recorded, because stacking on them is not fold-consistent. With ``all_rows_prefix`` the
+    file of all rows has one column a model, named by the prefix and its fold. ``average_seeds`` averages files, or rows
+    of one file, that differ in their seed only.
     """
 
     columns: ImportedColumns
@@ -57,7 +61,11 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """The files that become the run ``name``, and how they are read."""
+    """The files that become the run ``name``, and how they are read.
+
+    ``all_rows`` has the predictions of every fold model for every row of the out-of-fold file, one row an id and model;
+    only the audit uses them.
+    """
 
     name: str
     oof: tuple[Part, ...]
@@ -80,43 +88,11 @@ class Checked:
         return Scores(self.name, "imported", self.frames["oof"], self.frames["test"])
 
 
-def import_oof(
-    experiment: Experiment,
-    name: str,
-    oof_csv: Path,
-    test_csv: Path | None,
-    out: Out,
-    *,
-    columns: ImportedColumns,
-    test_columns: ImportedColumns | None = None,
-    test_averaged: bool,
-    exclude: int,
-    foreign_folds: bool,
-    replace: bool,
-    all_rows: Path | None = None,
-    all_rows_prefix: str | None = None,
-) -> Run:
-    """Writes the run ``name`` from another pipeline's probabilities.
-
-    ``exclude`` is the exact number of training rows that the file lacks. The fold column must match the experiment's
-    folds (their numbers may differ). Other folds need ``foreign_folds``, which is recorded, because stacking on them is
-    not fold-consistent. ``test_columns`` are those of the test file where they differ from ``columns``.
-    ``test_averaged`` means that the test file has one averaged row an id. ``all_rows`` holds the predictions of every
-    fold model for every row of the out-of-fold file, used only by the audit: one row an id and model or, with
-    ``all_rows_prefix``, one column a model, named by the prefix and its fold.
+def import_source(experiment: Experiment, source: Source, out: Out, *, replace: bool) -> Run:
+    """Writes the run of another pipeline's probabilities, and prints the facts about them.
 
     Raises DataError that names the file, rows and values; StoreError where the run exists and ``replace`` is not set.
     """
-    options = ImportOptions(
-        columns, test_columns or columns, test_averaged, exclude=exclude, foreign_folds=foreign_folds,
-        all_rows_prefix=all_rows_prefix,
-    )  # fmt: skip
-    test = () if test_csv is None else (Part(test_csv),)
-    return import_source(experiment, Source(name, (Part(oof_csv),), test, options, all_rows), out, replace=replace)
-
-
-def import_source(experiment: Experiment, source: Source, out: Out, *, replace: bool) -> Run:
-    """Writes one run and prints the facts about its predictions, as `import_oof` does."""
     check_name(experiment, source.name)
     folder = experiment.models / source.name
     if read_run(folder) and not replace:

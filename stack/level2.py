@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from stack.console import Out
 from stack.experiment import Experiment
-from stack.features import FoldFeatures, FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
+from stack.features import FoldMatrix, early_stopping_rows, encoding_parts, fold_matrix, view_columns
 from stack.fold_needs import check_fold_needs
 from stack.group_models import fit_group_net, require_torch
 from stack.images import require_acquisition
@@ -38,8 +36,6 @@ from stack.predictions import (
 from stack.repeats import mean_of_repeats, repeated
 from stack.store import (
     Run,
-    atomic,
-    error_with_path,
     fingerprint,
     prediction_frame,
     read_run,
@@ -48,10 +44,11 @@ from stack.store import (
     set_aside,
     write_run,
 )
+from stack.stored_features import write_fold
 from stack.tuned import check_tuned_gbdt, tuned_params
 from stack.views import check_seen, with_all_features
 from tabular.estimators import make_estimator
-from tabular.models import GROUP_KIND, Bag, fit_bag, write_bag
+from tabular.models import GROUP_KIND, Bag, fit_bag
 
 
 def run_stackers(
@@ -236,7 +233,8 @@ def _fit_fold(
     if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones
         kept = fit_fold(experiment, stacker, matrix, None)
     if not repeat:
-        _write_models(kept, matrix.features, experiment.models / stacker.name / f"fold_{fold}", fold)
+        folder = experiment.models / stacker.name / f"fold_{fold}"
+        write_fold(folder, kept, matrix.features, {"fold": fold, "chosen": kept.chosen, "shift": kept.shift})
     return {
         "oof": prediction_frame(
             held["id"], fold, bag.logit(matrix.held[list(bag.columns)], groups=held["group"], threads=threads)
@@ -283,21 +281,6 @@ def _kept_matrix(
 def _size(made: tuple[FoldMatrix, pd.DataFrame]) -> int:
     matrix, x_test = made
     return sum(int(frame.memory_usage(index=False).sum()) for frame in (matrix.train, matrix.held, x_test))
-
-
-def _write_models(bag: Bag, features: FoldFeatures, folder: Path, fold: int) -> None:
-    """Writes one fold's models and the features' fitted transforms to ``folder``, as a run."""
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-    folder.mkdir(parents=True)
-    try:
-        files = write_bag(bag, folder)
-    except OSError as error:
-        raise error_with_path(error, folder / "model") from error
-    files.append(folder / "features.json")
-    with atomic(files[-1]) as temporary:
-        temporary.write_text(features.to_json(), encoding="utf-8")
-    meta = {"fold": fold, "chosen": bag.chosen, "shift": bag.shift}
-    write_run(folder, meta, frames={}, arrays=features.arrays(), existing_files=files)
 
 
 def fit_fold(

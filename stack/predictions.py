@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from dermstack.errors import StoreError
 from stack.experiment import Experiment
@@ -33,6 +34,12 @@ class Predictions:
     groups: NDArray[np.object_] | None = None  # (rows,) split group of each row; none: unknown
     # (rows, runs) logits of each row without the other rows of its group, for probes; none: as `oof`
     alone: NDArray[np.float32] | None = None
+
+    @property
+    def p(self) -> NDArray[np.float64]:
+        """The out-of-fold predictions as probabilities, (rows, runs)."""
+        made: NDArray[np.float64] = expit(self.oof.astype(np.float64))
+        return made
 
 
 def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:

@@ -26,7 +26,7 @@ from stack.metrics.review_band import (
     measure_decisions,
     percent_text,
 )
-from stack.metrics.subgroups import columns_to_cut, find_subgroups
+from stack.metrics.subgroups import shown_subgroups
 from stack.store import Run, read_json, write_json
 from stack.unit_rows import scored_experiment
 
@@ -57,8 +57,8 @@ def review_of(experiment: Experiment, blend: Run) -> ReviewResult | None:
     band = choose_band(y, p, group, review.low, review.high, **asked)
     fold = oof["fold"].to_numpy()
     decision, without = cross_fitted_decisions(y, p, group, fold, review.low, review.high, **asked)
-    table = scored.table.train.iloc[rows]
-    parts = find_subgroups(table, columns_to_cut(table, experiment.table.columns.shown_categorical))
+    columns = experiment.table.columns
+    parts, _ = shown_subgroups(scored.table.train.iloc[rows], columns.shown_categorical, columns.shown_numeric)
     return ReviewResult(
         band,
         measure_decisions(y, decision, group, band.guarantees),

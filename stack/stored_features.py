@@ -1,24 +1,42 @@
-"""Makes the matrix of a fold with the transforms that a finished stacker keeps on disk, instead of fitting them again.
+"""Writes the models and transforms of a fold, and makes its matrix with these again instead of fitting them.
 
 Probes and importances describe a stacker that is complete: they see the features with which its models were fitted.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dermstack.errors import StoreError
 from stack.experiment import Experiment
-from stack.features import FoldMatrix, fold_matrix
+from stack.features import FoldFeatures, FoldMatrix, fold_matrix
 from stack.level2_config import Features, Stacker
 from stack.predictions import Embedding, Predictions
-from stack.store import Run, fingerprint, read_run
+from stack.store import Run, atomic, error_with_path, fingerprint, read_run, write_run
+from tabular.models import Bag, write_bag
 
 FEATURES_FILE = "features.json"
+
+
+def write_fold(folder: Path, bag: Bag | None, features: FoldFeatures, meta: Mapping[str, Any]) -> None:
+    """Writes one fold's models, if it has any, and the features' fitted transforms to ``folder``, as a run."""
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+    folder.mkdir(parents=True)
+    try:
+        files = [] if bag is None else write_bag(bag, folder)
+    except OSError as error:
+        raise error_with_path(error, folder / "model") from error
+    files.append(folder / FEATURES_FILE)
+    with atomic(files[-1]) as temporary:
+        temporary.write_text(features.to_json(), encoding="utf-8")
+    write_run(folder, meta, frames={}, arrays=features.arrays(), existing_files=files)
 
 
 def stored_fold(run: Run, fold: int) -> Run:

@@ -14,8 +14,8 @@ from scipy.special import expit
 
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
-from stack.blend.calibration import calibrate_nested, calibration_record, calibrator_state
-from stack.blend.copies import change_without_copies, copies_record, copies_text, near_copies
+from stack.blend.calibration import Calibrator, calibrate_nested, calibration_record, calibrator_state
+from stack.blend.copies import NearCopies, change_without_copies, copies_record, copies_text, near_copies
 from stack.blend.fold_average import AverageCalibration, average_scores, calibrate_average
 from stack.blend.nested import NestedBlend, blend_nested, number_of_fits
 from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
@@ -100,33 +100,27 @@ def _blend(
     out.say(f"blend: {len(runs)} runs, methods {', '.join(methods)}, nested over {experiment.folds.k} folds …")
     if units is not None:
         out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
-    tuned, p = tuned_weights(experiment, predictions.names), expit(predictions.oof.astype(np.float64))
-    given = {"nets": predictions.nets, "fold": fold, "split_group": split_group, **_fit_settings(config)}
-    copies = near_copies(p, predictions.nets, predictions.groups)
+    tuned = tuned_weights(experiment, predictions.names)
+    given = {"fold": fold, "split_group": split_group, **_fit_settings(config)}
+    copies = near_copies(predictions.p, predictions.nets, predictions.groups)
     folds = len(np.unique(fold))
     fits = number_of_pooled_fits(folds, list(pooled), methods) if pooled else number_of_fits(folds, methods)
     with out.bar("blend", fits, "fits") as progress:
         if pooled:
-            del given["nets"]
             nested = blend_pooled(pooled, y, **given, methods=methods, keep_in=fits_folder, progress=progress)
+            predictions = pooled[pooling_and_method(nested.chosen)[0]]  # of the units, as the final blend takes them
         else:
-            nested = blend_nested(p, y, **given, methods=methods, tuned=tuned, keep_in=fits_folder, progress=progress)
-    method = nested.chosen
-    if pooled:
-        pooling, method = pooling_and_method(nested.chosen)
-        predictions = pooled[pooling]  # of the units, as the final blend takes them
-        p, given["nets"] = expit(predictions.oof.astype(np.float64)), predictions.nets
-    about_copies: dict[str, Any] = {}
+            nested = blend_nested(
+                predictions.p, y, nets=predictions.nets, **given, methods=methods, tuned=tuned,
+                keep_in=fits_folder, progress=progress,
+            )  # fmt: skip
+    about_copies = None
     if copies.groups:
-        change = None
-        if tuned is None or nested.chosen != "optuna":  # a study's weights are those of all runs
-            keep_in = fits_folder / "without_copies"
-            with out.bar("near copies", number_of_fits(folds, [method]), "fits") as progress:
-                change = change_without_copies(
-                    copies, nested, p, y, **given, keep_in=keep_in, progress=progress, method=method
-                )
-        about_copies = {"near_copies": copies_record(copies, names, nested.chosen, change)}
-        out.say(f"blend: {copies_text(about_copies['near_copies'], config.objective)}")
+        is_fitted = tuned is None or nested.chosen != "optuna"  # a study's weights are those of all runs
+        keep_in = fits_folder / "without_copies"
+        about_copies = _about_copies(
+            copies, names, nested, predictions, y, out, is_fitted=is_fitted, keep_in=keep_in, **given
+        )
     left_out = _left_out(names, predictions, nested, out)
     summary = nested.summary(y, split_group)
     headline = interval(config.objective, y, nested.score, split_group)
@@ -135,10 +129,7 @@ def _blend(
     calibration = calibrate_nested(chosen_scores, y, fold, split_group)
     images = None if units is None else units.images(covered)[rows]
     oof = _oof_scores(scored, rows, nested, calibration.p, images)
-    of_folds = fold_scores(nested.final, predictions)
-    averaged = calibrate_average(calibration.final, of_folds)
-    test = pd.DataFrame({"id": scored.table.test["id"], "score": average_scores(of_folds)})
-    test["p_calibrated"] = averaged.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    test, averaged = _test_scores(scored, predictions, nested.final, calibration.final)
     if len(test):
         _say_expected_positives(test["p_calibrated"], averaged, calibration_noise(y, calibration.p, split_group), out)
     settings, distributions = blender_state(nested.final)
@@ -162,7 +153,7 @@ def _blend(
         },
         "runs": list(names),
         **({} if every == list(names) else {"all_runs": every}),
-        **about_copies,
+        **({} if about_copies is None else {"near_copies": about_copies}),
         **({} if units is None else {"units": units_record(experiment, units, covered, y, split_group)}),
         "preselected": [name for name in names if name not in left_out],
         "left_out": len(experiment.target) - len(covered),
@@ -171,6 +162,47 @@ def _blend(
     run = write_run(folder, meta, frames={"oof": oof, "test": test}, arrays=distributions)
     remove_fits(fits_folder)
     return run
+
+
+def _about_copies(
+    copies: NearCopies,
+    names: Sequence[str],
+    nested: NestedBlend,
+    predictions: Predictions,
+    y: NDArray[np.int8],
+    out: Out,
+    *,
+    is_fitted: bool,
+    keep_in: Path,
+    **given: Any,
+) -> dict[str, Any]:
+    """Says which of the runs ``names`` are near copies and what leaving them out would change; returns it for run.json.
+
+    The change is measured where the blend ``is_fitted`` here, to the ``predictions`` that it takes, with what is
+    ``given``.
+    """
+    change = None
+    if is_fitted:
+        method = nested.final.method  # the chosen candidate may be a pooling with this method
+        with out.bar("near copies", number_of_fits(len(nested.chosen_by_fold), [method]), "fits") as progress:
+            change = change_without_copies(
+                copies, nested, predictions.p, y, nets=predictions.nets, **given, keep_in=keep_in,
+                progress=progress, method=method,
+            )  # fmt: skip
+    record = copies_record(copies, names, nested.chosen, change)
+    out.say(f"blend: {copies_text(record, nested.final.objective)}")
+    return record
+
+
+def _test_scores(
+    scored: Experiment, predictions: Predictions, blender: Blender, single: Calibrator
+) -> tuple[pd.DataFrame, AverageCalibration]:
+    """Returns score and p_calibrated of the test rows, and the map of averaged scores, from that of ``single`` nets."""
+    of_folds = fold_scores(blender, predictions)
+    averaged = calibrate_average(single, of_folds)
+    test = pd.DataFrame({"id": scored.table.test["id"], "score": average_scores(of_folds)})
+    test["p_calibrated"] = averaged.final(test["score"].to_numpy()) if len(test) else np.empty(0)
+    return test, averaged
 
 
 def _oof_scores(

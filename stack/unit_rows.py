@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import DataError
-from stack.blend.pooling import pool_logits
+from stack.blend.pooling import first_of_units, pool_logits
 from stack.experiment import Experiment
 from stack.metrics.intervals import interval
 from stack.store import Run, frame_fingerprint, prediction_frame
@@ -40,6 +40,11 @@ class UnitRows:
         of = self.of_train if rows is None else self.of_train[rows]
         return np.bincount(of, minlength=len(self.experiment.target))
 
+    def incomplete(self, rows: Ints) -> int:
+        """Returns the number of units that have some of their training images among the ``rows``, and some not."""
+        count = self.images(rows)
+        return int(((count > 0) & (count < self.images())).sum())
+
 
 def unit_rows(experiment: Experiment) -> UnitRows:
     """Returns the units of an experiment whose config has `predict_per`; units are in the order of their first image.
@@ -65,7 +70,7 @@ def unit_rows(experiment: Experiment) -> UnitRows:
             f"predict_per: all {len(train):,} units are {'positive' if train['target'].iloc[0] else 'negative'}, as a "
             "unit is positive if one of its images is: name columns whose units are smaller"
         )
-    folds = experiment.folds.frame.iloc[_first(of_train)].reset_index(drop=True)
+    folds = experiment.folds.frame.iloc[first_of_units(of_train)].reset_index(drop=True)
     made = replace(
         experiment,
         table=replace(table, train=train, test=_one_row_each(table.test, of_test, test_names, varying), units=None),
@@ -82,7 +87,7 @@ def pooled_run(experiment: Experiment, units: UnitRows, run: Run, pooling: str) 
     """
     oof = run.frame("oof")
     unit, code = np.unique(units.of_train[experiment.rows_of(oof["id"])], return_inverse=True)
-    first = _first(code)
+    first = first_of_units(code)
     logits = pool_logits(oof[["logit"]].to_numpy(), code, pooling)[:, 0]
     ids = units.experiment.table.train["id"].iloc[unit].reset_index(drop=True)
     frame = prediction_frame(ids, oof["fold"].to_numpy()[first], logits.astype(np.float32))
@@ -130,7 +135,7 @@ def units_record(
         "units": len(count),
         "images": len(covered),
         "of one image": int((count == 1).sum()),
-        "incomplete": int((units.images()[np.unique(units.of_train[covered])] > count).sum()),
+        "incomplete": units.incomplete(covered),
         "mixed": units.mixed,
         "varying": list(units.varying),
         "size": asdict(interval("auc", y, count.astype(np.float64), split_group)) if varies else None,
@@ -145,7 +150,7 @@ def units_text(experiment: Experiment, units: UnitRows, covered: Ints) -> str:
     text = f"one prediction for each {columns}: {int((count > 0).sum()):,} units of {len(covered):,} training images"
     if units.mixed:
         text += f", {units.mixed:,} of them with images of both targets, which count as positive"
-    if incomplete := int(((count > 0) & (count < units.images())).sum()):
+    if incomplete := units.incomplete(covered):
         text += f"; of {incomplete:,} units, a run leaves out some images, and the others are pooled"
     return text
 
@@ -165,7 +170,3 @@ def _varies(column: pd.Series, code: Ints) -> bool:
     """Whether two images of one unit have different known values."""
     pairs: Any = pd.DataFrame({"code": code, "value": column.to_numpy()}).dropna().drop_duplicates()
     return bool(pairs["code"].duplicated().any())
-
-
-def _first(code: Ints) -> Ints:
-    return np.unique(code, return_index=True)[1]

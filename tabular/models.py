@@ -258,8 +258,8 @@ def fit_bag(
     ``positive_weight``, and its own random share ``negatives`` of the negative rows; the effect of all three on the
     log odds is removed (King & Zeng 2001). Copies of a row are on the same side of ``inner``. The logit of a GBDT never
     falls with the value of an ``increasing`` column, and ``categorical`` columns hold codes of categories, for GBDTs
-    only. A logistic regression on all rows is the same for every seed, so it is fitted once, as
-    is a classifier without random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`.
+    only. A logistic regression on all rows is the same for every seed, so it is fitted once, as is a classifier without
+    random numbers. ``estimator`` is the import path of the classifier of kind `sklearn`.
 
     Codes of categories in ``encoded`` columns become log odds of the target (`fit_target_encoding`), for which
     ``parts`` (n,) are parts of whole groups, `INNER` where ``inner`` is set. With ``select``, the models get at most so

@@ -16,8 +16,8 @@ from dermstack.errors import DermstackError
 from stack.config import read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment, write_rows
-from stack.import_oof import import_oof
-from stack.prediction_files import ImportedColumns
+from stack.import_oof import ImportOptions, Source, import_source
+from stack.prediction_files import ImportedColumns, Part
 from stack.store import Run
 
 Files = tuple[pd.DataFrame, pd.DataFrame]
@@ -85,27 +85,36 @@ def import_frames(
     all_rows: Path | None = None,
     all_rows_prefix: str | None = None,
 ) -> Run:
-    """`import_oof` of these frames, by way of csv files beside the config."""
+    """Imports these frames, by way of csv files beside the config."""
     folder = experiment.config_path.parent
     oof.to_csv(folder / f"{name}-oof.csv", index=False)
     if test is not None:
         test.to_csv(folder / f"{name}-test.csv", index=False)
     return import_paths(
         experiment, name, folder / f"{name}-oof.csv", None if test is None else folder / f"{name}-test.csv",
-        columns=columns or ImportedColumns("isic", "p", "fold"), test_averaged=test_averaged, exclude=exclude,
+        columns=columns, test_averaged=test_averaged, exclude=exclude,
         foreign_folds=foreign_folds, replace=replace, all_rows=all_rows, all_rows_prefix=all_rows_prefix,
     )  # fmt: skip
 
 
 def import_paths(
-    experiment: Experiment, name: str, oof: Path, test: Path | None, out: Out | None = None, **changes: Any
+    experiment: Experiment,
+    name: str,
+    oof: Path,
+    test: Path | None,
+    out: Out | None = None,
+    *,
+    columns: ImportedColumns | None = None,
+    test_columns: ImportedColumns | None = None,
+    replace: bool = False,
+    all_rows: Path | None = None,
+    **options: Any,
 ) -> Run:
-    """`import_oof` of these files with the columns isic, p and fold, and every other option at its default."""
-    options = {
-        "columns": ImportedColumns("isic", "p", "fold"), "test_averaged": False, "exclude": 0, "foreign_folds": False,
-        "replace": False,
-    } | changes  # fmt: skip
-    return import_oof(experiment, name, oof, test, out or Out(quiet=True), **options)
+    """Imports these files with the columns isic, p and fold, and every other option at its default."""
+    columns = columns or ImportedColumns("isic", "p", "fold")
+    read = ImportOptions(columns, test_columns or columns, **options)
+    source = Source(name, (Part(oof),), () if test is None else (Part(test),), read, all_rows)
+    return import_source(experiment, source, out or Out(quiet=True), replace=replace)
 
 
 def stored(run: Run, part: str) -> pd.Series:

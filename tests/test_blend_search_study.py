@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging.handlers
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -17,7 +18,15 @@ from optuna.storages.journal import JournalFileBackend
 from dermstack.errors import DataError
 from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
-from stack.blend.search import _step, completed, quiet_optuna, tune_weights, weighting_from_parameters
+from stack.blend.search import (
+    _step,
+    best_weighting,
+    completed,
+    quiet_optuna,
+    search_trials,
+    weighting_from_parameters,
+)
+from stack.blend.transformed import TransformedRuns
 from stack.metrics.scores import Floats, auc
 
 ALLOWED = [("probability", "logit", "rank")] * 4
@@ -28,11 +37,16 @@ def simulated_rows() -> tuple[dict[str, Floats], NDArray[np.int64]]:
     y = (rng.random(400) < 0.25).astype(int)
     P = 1 / (1 + np.exp(-np.outer(y, [1, 1.5, 0.5, 0]) - rng.normal(size=(400, 4))))
     nets = np.zeros(400, int)
-    columns = NetScaler().fit(P, nets)
-    return {kind: columns.standardised(P, nets, [kind] * 4) for kind in ALLOWED[0]}, y
+    columns = TransformedRuns(NetScaler().fit(P, nets), P, nets)
+    return {kind: columns.matrix([kind] * 4, standard=True) for kind in ALLOWED[0]}, y
 
 
 EQUAL = Weighting.of(["rank"] * 4, np.ones(4))
+
+
+def found_weighting(columns: dict[str, Floats], y: NDArray[np.int64], **settings: Any) -> Weighting:
+    """The weighting of the best trial of a search that starts from equal weights."""
+    return best_weighting(search_trials(columns, ALLOWED, y, warm_starts=[lambda: EQUAL], **settings), ALLOWED)
 
 
 @given(parameters=st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -48,12 +62,12 @@ def test_an_interrupted_study_ends_where_an_uninterrupted_one_does(tmp_path: Pat
     """Whatever killed it: a trial is in the journal whole or not at all."""
     columns, y = simulated_rows()
     whole = optuna.create_study(direction="maximize")
-    expected = tune_weights(columns, ALLOWED, y, trials=40, seed=3, warm_starts=[lambda: EQUAL], study=whole)
+    expected = found_weighting(columns, y, trials=40, seed=3, study=whole)
     with quiet_optuna():
         for until in (1, 5, 17, 40):
             storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
             torn = optuna.create_study(study_name="torn", storage=storage, direction="maximize", load_if_exists=True)
-            found = tune_weights(columns, ALLOWED, y, trials=until, seed=3, warm_starts=[lambda: EQUAL], study=torn)
+            found = found_weighting(columns, y, trials=until, seed=3, study=torn)
             torn.ask({"weight_0": optuna.distributions.FloatDistribution(0, 1)})  # killed before it was told
     assert found == expected
     assert [trial.params for trial in completed(torn)] == [trial.params for trial in whole.trials]
@@ -62,7 +76,7 @@ def test_an_interrupted_study_ends_where_an_uninterrupted_one_does(tmp_path: Pat
 def test_a_study_gets_further_than_it_began_and_the_best_trial_is_its_result() -> None:
     columns, y = simulated_rows()
     study = optuna.create_study(direction="maximize")
-    found = tune_weights(columns, ALLOWED, y, trials=60, warm_starts=[lambda: EQUAL], study=study)
+    found = found_weighting(columns, y, trials=60, study=study)
     scores = [trial.value for trial in study.trials]
     total = sum(found.weights[run] * columns[found.transforms[run]][:, run] for run in range(4))
     assert auc(y, total) == pytest.approx(max(scores), abs=1e-12)
@@ -74,16 +88,14 @@ def test_a_study_gets_further_than_it_began_and_the_best_trial_is_its_result() -
 def test_trials_reach_every_transform() -> None:
     columns, y = simulated_rows()
     study = optuna.create_study(direction="maximize")
-    tune_weights(columns, ALLOWED, y, trials=80, warm_starts=[lambda: EQUAL], study=study)
+    found_weighting(columns, y, trials=80, study=study)
     for run in range(4):
         assert {trial.params[f"transform_{run}"] for trial in study.trials} == set(ALLOWED[0])
 
 
 def test_the_same_seed_makes_the_same_weights() -> None:
     columns, y = simulated_rows()
-    first, again, other = (
-        tune_weights(columns, ALLOWED, y, trials=20, seed=seed, warm_starts=[lambda: EQUAL]) for seed in (1, 1, 9)
-    )
+    first, again, other = (found_weighting(columns, y, trials=20, seed=seed) for seed in (1, 1, 9))
     assert first == again != other
 
 
@@ -139,6 +151,6 @@ def test_a_study_that_does_not_say_what_it_is_about_is_refused() -> None:
     old = optuna.create_study(direction="maximize")
     old.add_trial(optuna.trial.create_trial(params={}, distributions={}, value=0.9))
     with pytest.raises(DataError, match="does not say which predictions its trials are about: give a new study"):
-        tune_weights(columns, ALLOWED, y, trials=5, warm_starts=[lambda: EQUAL], study=old)
+        found_weighting(columns, y, trials=5, study=old)
     with pytest.raises(DataError, match="create it with direction='maximize'"):
-        tune_weights(columns, ALLOWED, y, trials=5, study=optuna.create_study(direction="minimize"))
+        found_weighting(columns, y, trials=5, study=optuna.create_study(direction="minimize"))

@@ -60,3 +60,17 @@ def test_linearised_draws_of_calibration_have_the_spread_of_the_robust_errors(rn
     assert drawn["specificity 0"].mean() == pytest.approx(np.mean(p[~y] < 0.2), abs=0.005)
     assert correlation_of([drawn["sensitivity 0"], drawn["specificity 0"]])[0, 1] == pytest.approx(0, abs=0.1)
     assert correlation_of([drawn["auc"], drawn["pauc80"]])[0, 1] > 0.5
+
+
+def test_linearised_draws_of_rounded_risks_vary_around_the_estimate(rng: np.random.Generator) -> None:
+    n = 2000
+    risk = expit(rng.normal(-2, 1.5, n))
+    p, y = np.round(risk, 1), rng.random(n) < risk
+    assert (p == 0).mean() > 0.2
+    line = recalibration(y, p, np.arange(n))
+    drawn = paired_draws(
+        y, p, p, np.arange(n), thresholds=[], in_the_large=line.in_the_large.value,
+        line=(line.intercept, line.slope.value), draws=200,
+    )  # fmt: skip
+    for name, se in (("in_the_large", drawn["in_the_large"].std()), ("slope", line.slope.se)):
+        assert abs(drawn[name].mean()) < 0.3 * se

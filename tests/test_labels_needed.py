@@ -40,3 +40,8 @@ def test_groups_need_more_and_equal_risks_have_no_slope() -> None:
     for alone, grouped in zip(labels_needed(p), labels_needed(p, design_effect=2.0), strict=True):
         assert grouped.images == pytest.approx(2 * alone.images, abs=2)
     assert not [of for of in labels_needed(np.full(50, 0.1)) if "slope" in of.purpose]
+
+
+def test_a_rounded_zero_is_half_a_step_everywhere() -> None:
+    p = np.array([0.0, 0.0, 0.1, 0.2, 0.4, 0.7])
+    assert labels_needed(p) == labels_needed(np.where(p == 0, 0.05, p))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ from imported_experiment import command_error, import_frames, opened_experiment,
 from pydantic import ValidationError
 
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
+from dermstack.serve.evaluate import cut_columns
+from dermstack.serve.expectations import measure_promise
 from dermstack.serve.manifest import Manifest
 from dermstack.serve.patient import Ensemble, Photo, read_patient
+from stack.columns import TableColumns
 from stack.config import config_of
 from stack.metrics.risk_control import guaranteed_threshold
+from stack.review import review_of
+from stack.store import read_run
 
 Capture = pytest.CaptureFixture[str]
 BAND = {"sensitivity": 0.8, "specificity": 0.7, "confidence": 0.8, "test": "approximate"}
@@ -102,6 +108,24 @@ def test_the_report_shows_the_rule_and_the_shares(aim: dict[str, float], stacked
     assert "decisions of another review band than the report shows" in " ".join(capsys.readouterr().out.split())
     assert 'id="review"' not in (folder / "report.html").read_text(encoding="utf-8")
     assert "- The model has no fixed threshold. The" in (folder / "model_card.md").read_text(encoding="utf-8")
+
+
+def test_codes_of_a_skin_tone_have_decisions_of_their_own(stacked: Path) -> None:
+    experiment = opened_experiment(with_review(stacked, BAND))
+    table = experiment.table
+    toned = table.train.assign(fitzpatrick=np.arange(len(table.train)) % 3 + 1.0)
+    columns = TableColumns(numeric={"fitzpatrick": "fitzpatrick"})
+    blend = read_run(experiment.folder / "blend")
+    assert blend is not None
+    experiment = replace(experiment, table=replace(table, train=toned, columns=columns))
+    found = review_of(experiment, blend)
+    assert found is not None
+    assert [of.subgroup for of in found.subgroups if of.by == "fitzpatrick"] == ["1", "2", "3"]
+    promise = measure_promise(experiment, blend)
+    assert [of["subgroup"] for of in promise.subgroups if of["by"] == "fitzpatrick"] == ["1", "2", "3"]
+    rows, further = cut_columns(columns, promise, toned[toned["fitzpatrick"] < 3])
+    assert further == {"fitzpatrick": "fitzpatrick"}
+    assert set(rows["fitzpatrick"]) == {"1", "2"}
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,6 @@ from stack.metrics.scores import (
     log_loss,
     pauc80,
     score,
-    sensitivity_at,
-    specificity_at,
 )
 
 
@@ -90,9 +88,9 @@ def test_sensitivity_and_specificity_are_those_of_the_best_allowed_threshold(
     sensitivity = np.array([np.mean(s[y == 1] >= t) for t in thresholds])
     specificity = np.array([np.mean(s[y == 0] < t) for t in thresholds])
     expected = sensitivity[specificity >= given_rate - 1e-9].max()
-    assert sensitivity_at(y, s, specificity=given_rate) == pytest.approx(expected)
+    assert score(f"sensitivity@{given_rate}", y, s) == pytest.approx(expected)
     expected = specificity[sensitivity >= given_rate - 1e-9].max()
-    assert specificity_at(y, s, sensitivity=given_rate) == pytest.approx(expected)
+    assert score(f"specificity@{given_rate}", y, s) == pytest.approx(expected)
 
 
 def test_calibration_error_is_the_gap_of_each_bin() -> None:

@@ -66,6 +66,5 @@ def blend_gaps(experiment: Experiment, blend: Run, parts: list[Subgroup]) -> Gap
 def blend_subgroups(experiment: Experiment, rows: NDArray[np.intp]) -> tuple[list[Subgroup], int]:
     """Returns the subgroups of these training rows, and the number of columns of words without subgroups."""
     columns = experiment.table.columns
-    numeric = {name: columns.shown[name] for name in columns.numeric}
     table: pd.DataFrame = experiment.table.train.iloc[rows]
-    return shown_subgroups(table, columns.shown_categorical, numeric)
+    return shown_subgroups(table, columns.shown_categorical, columns.shown_numeric)

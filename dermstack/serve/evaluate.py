@@ -25,10 +25,11 @@ from dermstack.serve.units import rows_to_predict, targets_to_predict, units_not
 from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
+from stack.columns import TableColumns
 from stack.console import Out
 from stack.keys import keys_as_in
 from stack.metrics.measures import check_classes, jsonable
-from stack.metrics.subgroups import columns_to_cut
+from stack.metrics.subgroups import columns_to_cut, with_skin_tone
 from stack.metrics.validation import InternalValidation, Validation, validate
 from stack.outputs import check_output, check_output_folder, output_file
 from stack.table import read_external_frame
@@ -207,7 +208,7 @@ def _validated(
     """Compares predictions ``made`` of ``frame`` (images, or units) with targets ``y`` and the training estimate."""
     images = rows.frame[rows.frame["id"].isin(made["id"])] if bundle.predict_per is None else rows.frame
     lacking, cost = lacking_columns(bundle, images, rows.missing)
-    further = _further(bundle, promise, frame)
+    frame, further = cut_columns(bundle.table_columns, promise, frame)
     found = validate(
         promise, made, y, frame, experiment=bundle.manifest["experiment"], bundle=bundle.fingerprint, dropped=dropped,
         notes=notes, lacking=lacking, cost=cost, further=further, noise=local_noise(bundle),
@@ -264,13 +265,17 @@ def show_validation(found: Validation, out: Out) -> None:
             )
 
 
-def _further(bundle: Bundle, promise: InternalValidation, frame: pd.DataFrame) -> dict[str, str]:
-    """Returns the columns of words without a role that have subgroups: those of the training estimate where it has any.
+def cut_columns(
+    columns: TableColumns, promise: InternalValidation, frame: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Returns new rows with codes of a skin tone as words, and the further ``columns`` of words that have subgroups.
 
-    Bundles of before have none there; then the columns are chosen by the values of the new rows.
+    These are those of the training estimate where it has any. Bundles of before have none there; then the columns are
+    chosen by the values of the new rows.
     """
-    columns, promised = bundle.table_columns.shown_categorical, {entry["by"] for entry in promise.subgroups}
-    return {name: shown for name, shown in columns.items() if shown in promised} or columns_to_cut(frame, columns)
+    frame, tones = with_skin_tone(frame, columns.shown_numeric)
+    words, promised = {**tones, **columns.shown_categorical}, {entry["by"] for entry in promise.subgroups}
+    return frame, {name: shown for name, shown in words.items() if shown in promised} or columns_to_cut(frame, words)
 
 
 def _notes(bundle: Bundle, rows: NewRows, labels: pd.Series) -> list[str]:

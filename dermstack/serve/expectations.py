@@ -25,7 +25,7 @@ from stack.experiment import Experiment
 from stack.features import metadata_of_models
 from stack.metrics.intervals import Z95, Interval, paired_difference
 from stack.metrics.measures import jsonable
-from stack.metrics.subgroups import columns_to_cut
+from stack.metrics.subgroups import columns_to_cut, with_skin_tone
 from stack.metrics.validation import InternalValidation, internal_validation, internal_validation_from_json
 from stack.predictions import predictions_of, read_embeddings
 from stack.store import Run, row_positions
@@ -37,11 +37,13 @@ PROMISE_FILE = "promise.json"
 def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
     """Returns the training estimate, measured on the nested scores and the nested calibrated p.
 
-    For each row, these were chosen and fitted without the row's fold.
+    For each row, both were fitted without the row's fold; the method behind the score was chosen without it too, the
+    method behind p on all rows.
     """
     oof, scored = blend.frame("oof"), scored_experiment(experiment)
     row_positions = scored.rows_of(oof["id"])
-    rows = scored.table.train.iloc[row_positions].reset_index(drop=True)
+    columns = experiment.table.columns
+    rows, tones = with_skin_tone(scored.table.train.iloc[row_positions].reset_index(drop=True), columns.shown_numeric)
     return internal_validation(
         experiment.config.objective,
         scored.target[row_positions],
@@ -49,7 +51,7 @@ def measure_promise(experiment: Experiment, blend: Run) -> InternalValidation:
         oof["p_calibrated"].to_numpy(np.float64),
         scored.split_group[row_positions],
         rows,
-        further=columns_to_cut(rows, experiment.table.columns.shown_categorical),
+        further=columns_to_cut(rows, {**tones, **columns.shown_categorical}),
     )
 
 

@@ -122,7 +122,6 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given = columns_from if columns_from is not None else (p, made_by, groups)
         self.scaler_ = given if isinstance(given, NetScaler) else NetScaler().fit(*given)
         self._check_scale(p, "columns_from")
-        self.probabilities_ = np.where(self.scaler_.is_probability_, "probability", "rank")
         self.slope_, self.intercept_, self.trial_values_ = 1.0, 0.0, np.empty(0)
         used, columns = _mask_of_runs(use_runs, p.shape[1]), TransformedRuns(self.scaler_, p, made_by)
         if self.method == "optuna" and weighting is not None:
@@ -142,7 +141,6 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_settings()
         validate_data(self, frame, dtype=np.float64, ensure_all_finite=False)
         self.scaler_, self.classes_ = scaler, np.array([0, 1])
-        self.probabilities_ = np.where(scaler.is_probability_, "probability", "rank")
         return self
 
     def set_fitted(self, columns: TransformedRuns, found: Fitted) -> Blender:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Weighting:
 
 
 class NetScaler:
-    """Transforms predictions before they are weighted, separately for each fold net, since nets differ in scale.
+    """Ranks and scales with which `TransformedRuns` transforms predictions, of each fold net where the nets differ.
 
     Fitted: `ranks_`; `is_probability_` (runs,), whether a run's predictions lie in [0, 1] (other runs are used by rank
     only); `moments_`, mean and standard deviation of each run's probabilities; `limits_`, at which a run's
@@ -98,41 +98,6 @@ class NetScaler:
         """Returns the share of a run's fitted predictions that lie in [0, 1]."""
         low, high = self.ranks_.ecdfs_[run][AVERAGED](np.array([0.0, 1.0]))
         return float(high - low)
-
-    def of_runs(self, used: Bools) -> NetScaler:
-        """Returns the scaler of the runs in `used` (runs,) alone."""
-        runs, part = np.flatnonzero(used), NetScaler()
-        part.ranks_ = NetRanks()
-        part.ranks_.ecdfs_ = [self.ranks_.ecdfs_[run] for run in runs]
-        part.is_probability_ = self.is_probability_[runs]
-        part.moments_ = [self.moments_[run] for run in runs]
-        part.limits_ = [self.limits_[run] for run in runs]
-        part.logit_moments_ = [self.logit_moments_[run] for run in runs]
-        return part
-
-    def unscaled(self, P: Floats, nets: NDArray[Any], transforms: Sequence[str]) -> Floats:
-        """Returns (n, runs): each run's probabilities unchanged or its ranks in (0, 1), as `transforms` says."""
-        return np.where(np.array(transforms) == "probability", P, self.ranks_.transform(P, nets))
-
-    def standardised(
-        self, P: Floats, nets: NDArray[Any], transforms: Sequence[str], powers: Sequence[float] = ()
-    ) -> Floats:
-        """Returns (n, runs): each run by its own transform, with mean 0 and standard deviation 1 on the fitted rows.
-
-        Ranks are raised to their exponent and standardised by the moments of a uniform variable.
-        """
-        ranks = self.ranks_.transform(P, nets) if "rank" in transforms else None
-        nets = np.broadcast_to(nets.reshape(len(P), -1), P.shape)
-        made = np.empty(P.shape, order="F")
-        for run, kind in enumerate(transforms):
-            if kind == "rank" and ranks is not None:
-                made[:, run] = standard_rank(ranks[:, run], powers[run] if powers else 1.0)
-            elif kind == "probability":
-                mean, spread = self.moments_[run]
-                made[:, run] = (P[:, run] - mean) / spread
-            else:
-                made[:, run] = self.standard_logit(P[:, run], nets[:, run], run)
-        return made
 
     def standard_logit(self, p: Floats, nets: NDArray[Any], run: int) -> Floats:
         """Returns the logits of a run's probabilities (n,) made by `nets` (n,), each net's standardised."""

@@ -353,9 +353,9 @@ def _fit_without(
             stored.write(without, method, settings, fit, used)
         found.append(fit.spread_over(used))
     scored = ~seen if without else seen
-    scores, comparable, of_seen = [], [], seen
+    scores, comparable = [], []
     for method, fit in zip(methods, found, strict=True):
-        made = score_all(method, settings.objective, fit, columns, of_seen)
+        made = score_all(method, settings.objective, fit, columns, seen)
         on_one_scale = made if settings.objective == "logloss" or not without else mid_ranks(made)
         scores.append(made[scored])
         comparable.append(on_one_scale[scored])

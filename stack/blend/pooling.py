@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from stack.blend.nested import NestedBlend, choose_nested, fit_methods, number_of_fits
 from stack.predictions import Predictions
@@ -69,7 +68,7 @@ def pool_predictions(
         rows=units,
         oof=pool_logits(predictions.oof, code, pooling).astype(np.float32),
         nets=np.tile(_net_of_units(predictions.nets, code), (1, columns_of(pooling))),
-        groups=None if predictions.groups is None else predictions.groups[_first_of_units(code)],
+        groups=None if predictions.groups is None else predictions.groups[first_of_units(code)],
         alone=None,
     )
 
@@ -120,7 +119,7 @@ def blend_pooled(
     candidates = sum(len(methods_of(pooling, methods)) for pooling in pooled)
     families = {
         pooling: fit_methods(
-            expit(found.oof.astype(np.float64)), y, nets=found.nets, fold=fold, split_group=split_group,
+            found.p, y, nets=found.nets, fold=fold, split_group=split_group,
             methods=methods_of(pooling, methods), candidates=candidates,
             keep_in=None if keep_in is None else keep_in / pooling, progress=progress, **settings,
         )
@@ -147,7 +146,8 @@ def pooling_and_method(candidate: str) -> tuple[str, str]:
     return pooling, method
 
 
-def _first_of_units(code: NDArray[np.intp]) -> NDArray[np.intp]:
+def first_of_units(code: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Returns the first row of each unit, of which ``code`` (n,) is the number."""
     return np.unique(code, return_index=True)[1]
 
 

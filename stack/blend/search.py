@@ -32,12 +32,6 @@ Trials = list[tuple[Mapping[str, Any], float]]  # parameters and value of each c
 Columns = Mapping[str, Floats] | Callable[[str, int], Floats]  # (n, runs) for each transform, or a function of both
 
 
-def tune_weights(columns: Columns, allowed: Sequence[Sequence[str]], y: ArrayLike, **settings: Any) -> Weighting:
-    """Returns the weighting of the best trial of `search_trials`, whose arguments it takes."""
-    history = search_trials(columns, allowed, y, **settings)
-    return weighting_from_parameters(history[_best(history)][0], allowed)
-
-
 def search_trials(
     columns: Columns,
     allowed: Sequence[Sequence[str]],
@@ -107,6 +101,11 @@ def search_trials(
                 study.add_trial(optuna.trial.create_trial(params=parameters, distributions=dict(space), value=score))
             history.append((parameters, score))
     return history
+
+
+def best_weighting(history: Trials, allowed: Sequence[Sequence[str]]) -> Weighting:
+    """Returns the weighting of the best trial of `search_trials`, of equal ones the first."""
+    return weighting_from_parameters(history[_best(history)][0], allowed)
 
 
 _NOTED = "fitted on"  # user attribute of a study: what its trials are about
@@ -179,12 +178,6 @@ def weighting_from_parameters(parameters: Mapping[str, Any], allowed: Sequence[S
 def completed(study: optuna.Study) -> list[FrozenTrial]:
     """Returns the study's completed trials, oldest first."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def study_in_memory() -> optuna.Study:
-    """Returns a new study in memory, which is lost when the process ends."""
-    with quiet_optuna():
-        return optuna.create_study(direction="maximize")
 
 
 @contextmanager

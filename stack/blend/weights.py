@@ -12,7 +12,7 @@ import optuna
 from scipy.special import expit
 
 from stack.blend.columns import TRANSFORMS, Weighting
-from stack.blend.search import logistic_weights, search_trials, weighting_from_parameters
+from stack.blend.search import best_weighting, logistic_weights, search_trials
 from stack.blend.selection import hill_climb, select_backward, select_forward
 from stack.blend.transformed import TransformedRuns
 from stack.metrics.scores import Bools, Floats
@@ -173,9 +173,7 @@ class WeightFits:
             ranks=ranks,
             study=study,
         )
-        values = np.array([value for _, value in history])
-        best = weighting_from_parameters(history[int(np.argmax(values))][0], allowed)
-        return Fitted(best, trial_values=tuple(values.tolist()))
+        return Fitted(best_weighting(history, allowed), trial_values=tuple(value for _, value in history))
 
 
 def is_rank_of_sum(method: str, objective: str) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
-from stack.metrics.intervals import clustered_auc
+from stack.metrics.intervals import Z95, clustered_auc
 from stack.metrics.random_effects import RandomEffects, random_effects
 from stack.metrics.scores import Bools, check_same_order, checked
 from stack.metrics.subgroups import MIN_GROUPS
@@ -62,7 +62,7 @@ def auc_over_sources(y: ArrayLike, s: ArrayLike, split_group: ArrayLike, source:
         }  # fmt: skip
         if not record["note"]:
             value, variance = logit_auc(positive[rows], np.asarray(scores, np.float64)[rows], group[rows])
-            half = 1.959963984540054 * np.sqrt(variance)
+            half = Z95 * np.sqrt(variance)
             record |= {
                 "auc": float(expit(value)),
                 "low": float(expit(value - half)),

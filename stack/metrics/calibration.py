@@ -12,7 +12,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from dermstack.errors import DataError
-from stack.metrics.intervals import GIVE_GROUPS, Z95, Interval, proportion
+from stack.metrics.intervals import GIVE_GROUPS, Interval, normal_interval, proportion
 from stack.metrics.resolution import clip_limits, clipped_logit
 from stack.metrics.row_values import varies
 from stack.metrics.scores import (
@@ -105,13 +105,15 @@ def recalibration(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> Recalibration
     x = clipped_logit(p, clip_limits(p, EDGE))
     ones = np.ones((1, x.size))
     shift, shift_variance = _fit(ones, x, positive, codes)
-    in_the_large = _interval(shift[0], shift_variance[0, 0])
+    in_the_large = normal_interval(shift[0], shift_variance[0, 0])
     if is_separated(x, positive) or not varies(p):
         return Recalibration(in_the_large, Interval(np.nan, np.nan, np.nan, np.nan), np.nan)
     centre, spread = x.mean(), x.std()
     line, variance = _fit(np.stack([np.ones(x.size), (x - centre) / spread]), np.zeros(x.size), positive, codes)
     slope = line[1] / spread
-    return Recalibration(in_the_large, _interval(slope, variance[1, 1] / spread**2), float(line[0] - slope * centre))
+    return Recalibration(
+        in_the_large, normal_interval(slope, variance[1, 1] / spread**2), float(line[0] - slope * centre)
+    )
 
 
 def _fit(design: Floats, offset: Floats, positive: Bools, group: NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -139,8 +141,3 @@ def is_separated(x: Floats, positive: Bools) -> bool:
     """Returns whether the likelihood has no unique finite maximum in the slope."""
     above, below = x[positive], x[~positive]
     return bool(above.min() >= below.max() or above.max() <= below.min())
-
-
-def _interval(value: float, variance: float) -> Interval:
-    se = float(np.sqrt(max(variance, 0.0)))
-    return Interval(float(value), float(value - Z95 * se), float(value + Z95 * se), se)

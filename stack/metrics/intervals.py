@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -64,9 +65,9 @@ def interval(
 
     `objective` is "auc", "pauc80", "ap", "logloss" or a decision metric (`stack.metrics.decision_metrics`); log loss,
     reviews and biopsies are negated, so that higher is better. ``patient`` (n,) is needed for a metric within patients,
-    whose rows must be in one split_group. Each of `draws`
-    resamples draws whole split_groups (n,), stratified by groups with and without a positive row. Raises DataError
-    where fewer than two groups have a positive, and for scores that are invalid for the objective.
+    whose rows must be in one split_group. Each of `draws` resamples draws whole split_groups (n,), stratified by groups
+    with and without a positive row. Raises DataError where fewer than two groups have a positive, and for scores that
+    are invalid for the objective.
     """
     drawn = bootstrap_scores(objective, y, s, split_group, draws=draws, seed=seed, patient=patient)[:, 0]
     return percentile_interval(score(objective, y, s, patient=patient), drawn)
@@ -301,6 +302,12 @@ def _group_codes(split_group: ArrayLike, positive: Bools) -> NDArray[np.intp]:
 Z95 = 1.959963984540054
 
 
+def normal_interval(value: float, variance: float) -> Interval:
+    """Returns a value with its 95 % interval, if its error is normal with this variance; one below 0 counts as 0."""
+    se = math.sqrt(max(variance, 0.0))
+    return Interval(float(value), float(value - Z95 * se), float(value + Z95 * se), se)
+
+
 def proportion(hit: ArrayLike, group: ArrayLike, *, z: float = Z95) -> Interval:
     """Returns the share of rows with `hit` (n,), with a 95 % interval for rows clustered in `group` (n,).
 
@@ -344,7 +351,7 @@ class ClusteredAUC:
 
     def interval(self, number: int = 0) -> Interval:
         """Returns the AUC of one score with its 95 % interval."""
-        return _interval(float(self.auc[number]), float(self.covariance[number, number]))
+        return normal_interval(float(self.auc[number]), float(self.covariance[number, number]))
 
     def difference(self, a: int = 0, b: int = 1) -> tuple[Interval, float]:
         """Returns the AUC of `a` minus that of `b` with its 95 % interval, and the two-sided p-value of no difference.
@@ -355,7 +362,7 @@ class ClusteredAUC:
         value = float(self.auc[a] - self.auc[b])
         if variance <= 1e-18:  # zero up to rounding
             return Interval(value, value, value, 0.0), float(value == 0)
-        return _interval(value, float(variance)), float(2 * ndtr(-abs(value) / np.sqrt(variance)))
+        return normal_interval(value, float(variance)), float(2 * ndtr(-abs(value) / np.sqrt(variance)))
 
 
 def clustered_auc(y: ArrayLike, scores: ArrayLike, split_group: ArrayLike) -> ClusteredAUC:
@@ -426,8 +433,3 @@ def auc_components(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> l
     all_ranks = midranks(score)
     among_positives, among_negatives = midranks(score[positive]), midranks(score[~positive])
     return [(all_ranks[positive] - among_positives) / n, 1 - (all_ranks[~positive] - among_negatives) / m]
-
-
-def _interval(value: float, variance: float) -> Interval:
-    se = float(np.sqrt(max(variance, 0.0)))
-    return Interval(value, value - Z95 * se, value + Z95 * se, se)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
-from scipy.special import expit, logit
+from scipy.special import expit
 
+from stack.metrics.calibration import EDGE
 from stack.metrics.intervals import bootstrap_scores, bootstrap_sums
+from stack.metrics.resolution import clip_limits, clipped_logit
 from stack.metrics.scores import Floats, checked
 
 _NULL_DRAWS = 20_000
-_EDGE = 1e-9  # probabilities are clipped to this distance from 0 and 1, so that their logits are finite
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def paired_draws(
     columns: list[np.ndarray] = [positive, ~positive]
     for threshold in thresholds:
         columns += [(p >= threshold) & positive, (p < threshold) & ~positive]
-    x = logit(np.clip(np.asarray(p, np.float64), _EDGE, 1 - _EDGE))
+    x = clipped_logit(p, clip_limits(p, EDGE))  # as in the fits of the level and the line
     columns += [positive - expit(x + in_the_large), _slope_influence(positive, x, line)]
     values = sparse.csr_array(np.column_stack(columns).astype(np.float64))
     sums = bootstrap_sums(positive, values, group, draws=draws, seed=seed)

@@ -40,8 +40,8 @@ def labels_needed(p: ArrayLike, *, design_effect: float = 1.0) -> list[LabelsNee
     ``design_effect`` says how much more images are needed because they come in groups. Purposes that need a slope are
     left out where all risks are equal.
     """
-    risks: Floats = np.clip(np.asarray(p, np.float64), EDGE, 1 - EDGE)
-    x = clipped_logit(risks, clip_limits(risks, EDGE))
+    x = clipped_logit(p, clip_limits(p, EDGE))
+    risks: Floats = expit(x)
     weight, prevalence = risks * (1 - risks), float(risks.mean())
     needed = {
         f"observed / expected positives within a factor of {_RATIO} (95 % interval)": float(weight.mean())

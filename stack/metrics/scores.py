@@ -264,19 +264,6 @@ def expected_calibration_error(y: ArrayLike, p: ArrayLike, *, bins: int = 10, eq
     return float(np.abs(gaps).sum() / len(p))
 
 
-def sensitivity_at(y: ArrayLike, s: ArrayLike, *, specificity: float) -> float:
-    """Returns the highest sensitivity of a threshold that calls at most 1 - `specificity` of the negatives positive.
-
-    Rows with a score equal to the threshold are called positive; nothing is interpolated.
-    """
-    return score(f"sensitivity@{specificity:.6f}", y, s)
-
-
-def specificity_at(y: ArrayLike, s: ArrayLike, *, sensitivity: float) -> float:
-    """Returns the highest specificity of a threshold with at least this `sensitivity`."""
-    return score(f"specificity@{sensitivity:.6f}", y, s)
-
-
 def score(objective: str, y: ArrayLike, s: ArrayLike, *, patient: ArrayLike | None = None) -> float:
     """Returns `objective`, as for `scorer`, of scores `s` (n,); log loss is negated, so higher is better.
 

@@ -167,7 +167,7 @@ def tune_blend(
     inputs = blend_study_inputs(experiment, runs)
     tell_stale(experiment, "blend", inputs, out)
     predictions = predictions_of(experiment, runs)
-    p = expit(predictions.oof.astype(np.float64))
+    p = predictions.p
     fold = experiment.folds.frame["fold"].to_numpy()[predictions.rows]
     columns = NetScaler().fit(p, predictions.nets, predictions.groups)
     fold_sets = left_out_sets(range(experiment.folds.k))
