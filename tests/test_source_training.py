@@ -21,7 +21,7 @@ from dermstack.pipeline import StackResult, run_stack
 from image_models.speed import Speed
 from stack.config import config_of, read_config
 from stack.console import Out
-from stack.experiment import BY_SOURCE, Experiment
+from stack.experiment import BY_SOURCE, ONE_SHARE, Experiment
 from stack.history import leftovers
 from stack.image_config import ImageModel
 from stack.plan import steps
@@ -187,9 +187,10 @@ def test_both_numbers_stand_side_by_side_and_nothing_is_optimistic(finished: Fin
 def test_the_plan_counts_what_is_trained_and_fitted_by_source(finished: Finished) -> None:
     before = {step.name: step for step in finished.before.steps}
     names = [f"{BY_SOURCE}/{name}" for name in ("tiny", "still", "line", "blend")]
+    names += [f"{BY_SOURCE}/{ONE_SHARE}/{name}" for name in ("line", "blend")]
     assert [name for name in before if name.startswith(BY_SOURCE)] == names
-    assert [before[name].state for name in names] == ["make"] * 4
-    assert [before[name].command for name in names] == ["oof", "oof", "stack", "stack"]
+    assert [before[name].state for name in names] == ["make"] * 6
+    assert [before[name].command for name in names] == ["oof", "oof", "stack", "stack", "stack", "stack"]
     assert before[f"{BY_SOURCE}/tiny"].nets == before["tiny"].nets == 3
     assert before[f"{BY_SOURCE}/still"].images == 0
     assert {step.state for step in finished.after.steps} == {"skip"}
