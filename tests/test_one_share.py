@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from imported_experiment import opened_experiment
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 from sourced_experiment import HOSPITALS, write_sourced
 
 from dermstack.pipeline import StackResult, run_stack
 from stack.experiment import BY_SOURCE, ONE_SHARE
+from stack.folds import inner_split
 from stack.metrics.by_source import auc_over_sources
 from stack.one_share import shift_to_one_share
 from stack.source_estimates import REFITTED, source_sentences
-from stack.store import read_run
+from stack.store import Run
 
 LINE = {"name": "line", "kind": "logistic", "runs": []}
 SHARES = (0.04, 0.1, 0.25, 0.5)
@@ -112,8 +116,23 @@ def test_the_share_is_that_of_the_rows_whatever_was_drawn_or_weighted(tmp_path: 
     assert {path.name for path in (made.experiment.folder / BY_SOURCE / ONE_SHARE / "models").iterdir()} >= {"second"}
 
 
-def test_runs_of_other_folds_are_not_moved(tmp_path: Path) -> None:
-    made = stacked(tmp_path, rows_of())
-    run = read_run(made.experiment.folder / BY_SOURCE / "models" / "line")
-    assert run is not None
-    assert shift_to_one_share(made.experiment, run) is None
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_the_share_of_a_network_is_that_of_the_rows_that_trained_it(tmp_path: Path, select: str) -> None:
+    """External rows train it, and rows on which `select: best` chose the epoch do not. Of other runs it is unknown."""
+    experiment = opened_experiment(write_sourced(tmp_path))
+    further = pd.DataFrame({"id": [f"further_{number}" for number in range(50)], "target": 1})
+    experiment = replace(experiment, external_as_read=further)
+    inputs, settings = {"rows or folds": experiment.rows_fingerprint}, {"select": select}
+    meta = {"kind": "image", "level": 1, "inputs": inputs, "settings": settings}
+    net, imported = Run(tmp_path, meta), Run(tmp_path, {**meta, "kind": "imported"})
+    assert shift_to_one_share(experiment, imported) is None
+    assert shift_to_one_share(experiment, Run(tmp_path, {**meta, "inputs": {"rows or folds": "others"}})) is None
+    shift, y, group = shift_to_one_share(experiment, net), experiment.target, experiment.split_group
+    assert shift is not None
+    for fold in range(experiment.folds.k):
+        held = experiment.folds.frame["fold"].to_numpy() == fold
+        train = np.flatnonzero(~held)
+        if select == "best":
+            train = train[~inner_split(y[train], group[train], seed=experiment.config.seed)]
+        share = (y[train].sum() + 50) / (len(train) + 50)
+        np.testing.assert_allclose(shift[held], logit(y.mean()) - logit(share))
