@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,16 +12,25 @@ from typing import Any
 from torch import nn
 
 from dermstack.errors import ImageError
+from dermstack.user_code import import_source
 
 _FORM = "write it as package.module:function"
+_CODE: dict[str, str] = {}  # fingerprint of the code that this process has imported, by backbone
 
 
 def find_builder(backbone: str) -> Callable[..., Any]:
     """Imports the function that builds the backbone; modules in the current folder are found too.
 
-    Runs the module's code. Raises ImageError that names what is missing: the module, one that it imports, the function.
+    Runs the module's code, again where a file has changed since, as in a notebook. Raises ImageError that names what is
+    missing: the module, one that it imports, the function.
     """
     module, name = _module(backbone), backbone.partition(":")[2]
+    code = code_fingerprint(backbone)
+    if _CODE.setdefault(backbone, code) != code:
+        top = module.__name__.partition(".")[0]
+        for loaded in [loaded for loaded in sys.modules if loaded == top or loaded.startswith(f"{top}.")]:
+            del sys.modules[loaded]
+        module, _CODE[backbone] = _module(backbone), code
     found = getattr(module, name, None)
     if found is None:
         raise ImageError(f"backbone {backbone}: {_place(module)} has no {name!r}: define it, or {_FORM}")
@@ -81,7 +89,7 @@ def _module(backbone: str) -> ModuleType:
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # last, so that no file there takes the place of an installed module
     try:
-        return importlib.import_module(name)
+        return import_source(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ImageError(

@@ -81,7 +81,8 @@ class Blend(Strict):
     power: bool = False  # `optuna`: also fit an exponent for the ranks of each run
     replacement: bool = True  # `hill_climb`: a run may be added more than once
     bags: int = Field(5, ge=1)  # `hill_climb`: climbs averaged, one on all rows, the others on random halves
-    preselect: bool = True  # leave out runs that carry nothing, where the rank mean is better without them
+    # leave out runs whose AUC is not shown to be above 0.5, if the rank mean is better without them
+    preselect: bool = True
 
 
 class Ray(Strict):

@@ -174,5 +174,5 @@ def _rate(speed: float) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4f}"
+        return "–" if value != value else f"{value:,.1f}" if abs(value) >= 100 else f"{value:z.4f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

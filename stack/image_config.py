@@ -161,7 +161,7 @@ class ImageModel(Strict):
     augment: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = DEFAULT.augment
     augment_on: AugmentOn = DEFAULT.augment_on  # `device`: light or standard, a batch at a time, where the network runs
 
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # one net each; logits averaged into one run, spread reported
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)  # each fold has a net for each seed; their logits are averaged
     enabled: bool = True  # false: the model is not used, but its settings stay in the config
     selected: bool = False  # true: its settings were chosen by scores on these rows, which is noted beside its scores
 

@@ -40,7 +40,9 @@ def _resolved(value: object, info: ValidationInfo) -> object:
 class Features(Strict):
     """Which features the level-2 matrix holds."""
 
-    logits: bool = True  # logit of each level-1 run, standardised for each fold net
+    # logit of each level-1 run, standardised by the rows of all its nets, or by those of each net where these differ in
+    # scale
+    logits: bool = True
     metadata: bool = True  # age, sex and site
     aggregates: bool = True  # statistics of age and of each run's logit over the rows of the group
     cohort: bool = False  # z-score of each logit among rows of the same age band, sex and site
@@ -53,10 +55,11 @@ class Features(Strict):
     # GBDTs split categorical columns of more than 20 words by sets of words; false: they see what other stackers see,
     # an indicator for each of the 20 most frequent words
     native_categories: bool = True
-    # instead, every stacker sees such a column as the log odds of the target among other patients' rows with the word,
-    # fitted within the stacker's fit
+    # true: every stacker sees a categorical column of more than 20 words as the log odds of the target among other
+    # patients' rows with the word, fitted within the stacker's fit; `native_categories` then has no effect
     target_encoding: bool = False
-    # for both, words with fewer training rows in the fold share one code, which new words get too; 1: each has its own
+    # `native_categories`, `target_encoding`: words with fewer training rows in the fold share one code, which new words
+    # get too; 1: each word has its own
     category_min_rows: int = Field(1, ge=1)
     # numeric columns relative to the rows of the group: any of median_diff, mean_diff, mean_ratio, z, rank, spread
     relative: tuple[Statistic, ...] = ("mean_diff", "z", "rank")
@@ -130,18 +133,19 @@ class Stacker(Strict):
     # `sklearn`: import path of a classifier with predict_proba, such as `sklearn.ensemble.ExtraTreesClassifier`;
     # nothing outside scikit-learn is imported
     estimator: str = ""
-    # parameters of the library, over our defaults; also `rounds` and `patience`; of a set transformer, those that
-    # docs/level2.md lists
+    # parameters of the library, which replace our defaults; of a GBDT also `rounds` and `patience`; of a set
+    # transformer those that docs/level2.md lists; `logistic` has none
     params: dict[str, Any] = {}
     bags: int = Field(3, ge=1)  # number of models with different seeds, whose logits are averaged
     negatives: float = Field(1.0, gt=0, le=1)  # share of the negative rows that each of these models is trained on
-    positives: float = Field(1.0, ge=1, le=1000)  # copies of each positive row; of a fraction, a random share of rows
+    # copies of each positive row; 2.5: two copies, three of a random half of the positive rows
+    positives: float = Field(1.0, ge=1, le=1000)
     # repetitions over other folds with other seeds, whose logits are averaged; such a stacker cannot be bundled
     repeats: int = Field(1, ge=1, le=50)
-    positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss of a GBDT or set transformer
+    positive_weight: float = Field(1.0, gt=0)  # weight of positive rows in the loss; not for `logistic`
     monotone: bool = False  # constrain a GBDT so that its risk never falls where the p of a run rises
-    # most columns that it is fitted on, those of the largest gain in a first LightGBM fit to each fold's training rows;
-    # 0: all
+    # largest number of columns that it is fitted on: those of the largest gain in a first LightGBM fit to each fold's
+    # training rows; 0: all
     select: int = Field(0, ge=0)
     device: Literal["cpu", "gpu"] = "cpu"  # device of GBDTs; `gpu` gives other bytes, and LightGBM needs a GPU build
     # names or patterns of the level-1 runs that it sees; none: all; `[]`: it is a model of the table alone, which other
@@ -161,16 +165,27 @@ class Stacker(Strict):
                 if self.kind == "sklearn"
                 else f"{self.name}: `estimator` is for kind sklearn, not for {self.kind}: remove one of the two"
             )
-        if self.kind == "sklearn" and (self.monotone or self.device == "gpu"):
+        return self
+
+    @model_validator(mode="after")
+    def _check_options_of_gbdts(self) -> Self:
+        if not self.is_gbdt and (self.monotone or self.device == "gpu"):
             raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_logistic(self) -> Self:
+        if self.kind == "logistic" and (self.positive_weight != 1 or self.params):
+            raise ValueError(
+                f"{self.name}: kind logistic has no `positive_weight` and no `params`: remove them; `positives` gives "
+                "positive rows more weight"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_set_transformer(self) -> Self:
         if self.kind != "set_transformer":
             return self
-        if self.monotone or self.device == "gpu":
-            raise ValueError(f"{self.name}: `monotone` and `device: gpu` are for GBDTs: remove them")
         if self.negatives != 1 or self.positives != 1:
             raise ValueError(
                 f"{self.name}: a set_transformer sees whole groups, so it has no `negatives` and `positives`: remove "

@@ -132,7 +132,7 @@ def _together(codes: list[MissingCode]) -> list[tuple[str, str, str]]:
     made = []
     for code in codes:
         if not code.is_further:
-            made.append((str(code), _YEARS, "leave these cells empty"))
+            made.append((str(code), _YEARS, f"leave these cells empty or declare it ({declared([code])})"))
     for value in dict.fromkeys(code.value for code in codes if code.is_further):
         found = [code for code in codes if code.value == value and code.is_further]
         made.append((listed_codes(found), "a quantity", f"declare it, such as {declared(found)}"))

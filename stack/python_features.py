@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError
+from dermstack.user_code import load_file
 from stack.columns import RESERVED
 from stack.table import TRAIN_ONLY, Table
 
@@ -62,12 +62,8 @@ def _load(path: Path) -> Callable[[pd.DataFrame], object]:
     """Runs the file and returns its function."""
     if not path.is_file():
         raise ConfigError(f"features.python {path}: no such file: correct the path, or remove the key")
-    spec = importlib.util.spec_from_file_location("dermstack_python_features", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"features.python {path}: its name does not end in .py: rename it")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = load_file("dermstack_python_features", path)
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f"features.python {path}: it cannot be imported ({_told(error, path)}): correct it"

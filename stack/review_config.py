@@ -16,11 +16,12 @@ class Review(Strict):
     sensitivity: float | None = Field(None, gt=0, lt=1)
     # instead of `sensitivity`: of the images decided as negative, at least this share is negative
     npv: float | None = Field(None, gt=0, lt=1)
-    # high risks are decided as positive: at most 1 - specificity of all negatives are among them; none: no image is
+    # high risks are decided as positive: at most 1 - specificity of all negatives are among them; without it and `ppv`,
+    # no image is decided as positive
     specificity: float | None = Field(None, gt=0, lt=1)
     # instead of `specificity`: of the images decided as positive, at least this share is positive
     ppv: float | None = Field(None, gt=0, lt=1)
-    confidence: float = Field(0.9, ge=0.5, lt=1)  # share of samples of patients in which all guarantees hold, at least
+    confidence: float = Field(0.9, ge=0.5, lt=1)  # all guarantees hold in at least this share of samples of patients
     # `exact` holds in every sample size; `approximate` estimates how alike a patient's images are, and decides more
     test: Literal["exact", "approximate"] = "exact"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def test_the_audit_lists_pairs_by_kind_and_writes_them_down(world: Path, capsys:
     config = small_config(world / "data", world)
     assert run_cli("audit", "-c", str(config)) == 0
     shown = capsys.readouterr().out
-    assert "1 pairs: different targets" in shown
-    assert "1 pairs: train and test" in shown
+    assert "pairs of images that look alike, different targets: 1" in shown
+    assert "pairs of images that look alike, train and test: 1" in shown
+    assert re.search(r"│ [01] +│ train +│", shown), "targets have no decimals"
     folder = world / "runs" / "small"
     pairs = pd.read_csv(folder / "audit_pairs.csv", dtype=str)
     assert sorted(pairs["kind"]) == ["different targets", "train and test"]

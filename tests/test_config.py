@@ -206,6 +206,10 @@ def test_image_models_need_images(path: Path) -> None:
             "`metadata: age`: name its csv column in data.columns.age",
         ),
         (["backend=ray", "device=cuda"], "device: cuda on a Ray cluster needs ray.gpus"),
+        (["stackers=[{name: line, kind: logistic, positive_weight: 2}]"], "kind logistic has no `positive_weight`"),
+        (["stackers=[{name: line, kind: logistic, params: {C: 1}}]"], "kind logistic has no `positive_weight` and no"),
+        (["stackers=[{name: line, kind: logistic, monotone: true}]"], "`monotone` and `device: gpu` are for GBDTs"),
+        (["stackers=[{name: line, kind: logistic, device: gpu}]"], "`monotone` and `device: gpu` are for GBDTs"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(path: Path, overrides: list[str], says: str) -> None:

@@ -118,6 +118,16 @@ def test_a_config_that_is_shown_is_valid(tmp_path: Path) -> None:
         dermstack.read_config(tmp_path / "shown.yaml")
 
 
+def test_a_message_that_is_explained_is_one_that_the_code_gives() -> None:
+    sources = [path for package in ("dermstack", "stack", "image_models") for path in (ROOT / package).rglob("*.py")]
+    joined = (re.sub(r'"\s+f?"', "", path.read_text(encoding="utf-8")) for path in sources)
+    code = "\n".join(joined)
+    explained = [message for message in inline_code(ROOT / "docs" / "messages.md") if len(message.split()) > 2]
+    assert len(explained) > 20
+    for message in explained:
+        assert re.search(".*".join(re.escape(part.strip()) for part in message.split("…")), code), message
+
+
 def test_every_public_name_is_documented() -> None:
     """By the module that defines it, since mkdocstrings reads the source and runs nothing."""
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")

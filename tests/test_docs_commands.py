@@ -33,6 +33,7 @@ TARGETS_NOT_RUN = {
     "stack": "real data under data/ (configs/ham10000.yaml); `dermstack stack` is run here",
     "tune": "real data under data/ (configs/ham10000.yaml); `dermstack tune` is run here",
     "test": "runs this suite",
+    "test-ci": "runs this suite",
     "test-all": "runs this suite",
     "lint": "ruff, mypy and lint-imports, which run before every commit",
     "docs": "test_docs.py builds the pages",

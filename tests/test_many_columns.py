@@ -75,9 +75,9 @@ def test_a_missing_column_is_named_once_as_in_the_csv_with_its_cost(
     (note,) = cost_notes(bundle, [TELLING])
     cost = read_costs(bundle).of([TELLING])
     assert cost is not None
-    assert f"changes auc by {cost.value:+.4f}" in note
+    assert f"without it, AUC on the training rows changes by {cost.value:+.4f}" in note
     (note,) = cost_notes(bundle, [TELLING, read_costs(bundle).order[-1]])
-    assert "together was not measured" in note
+    assert "the change without all of them was not measured" in note
     every = cost_notes(bundle, list(bundle.table_inputs))
     assert len(every) == 1
     assert len(every[0]) < 600
@@ -93,8 +93,8 @@ def test_without_a_csv_all_columns_are_missing_and_the_cost_is_that_of_all_toget
     assert set(rows.missing) == set(whole)
     cost = read_costs(bundle).of(whole)
     assert cost is not None
-    assert last == f"without all of these: on the training rows, this changes auc by {cost.value:+.4f} " + (
-        f"[{cost.low:+.4f}, {cost.high:+.4f}]"
+    assert last == f"without all of these, AUC on the training rows changes by {cost.value:+.4f} " + (
+        f"(95 % interval {cost.low:+.4f} to {cost.high:+.4f})"
     )
     lacking, found = lacking_columns(bundle, rows.frame, rows.missing)
     assert found == cost

@@ -121,7 +121,8 @@ def test_the_audit_and_the_reader_warn_of_an_age_and_note_a_word(
     print_overview(experiment, Out())
     shown = " ".join(capsys.readouterr().out.split())
     assert "train.csv: age 0 in" in shown
-    assert "leave these cells empty" in shown
+    assert 'leave these cells empty or declare it (data.missing: {"age": [0]})' in shown
+    assert 'data.missing: {"age": [0]}' in age.remedy
 
 
 def test_a_clean_table_has_no_finding(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_value_that_no_training_row_has_is_refused(ensemble: Ensemble, photos:
 def test_unknown_columns_come_with_their_cost(ensemble: Ensemble, photos: list[Photo]) -> None:
     assert read_patient(ensemble, photos, age=AGE, sex=SEX).notes == []
     (note,) = read_patient(ensemble, photos, sex=SEX).notes
-    assert note.startswith("no age (column age_approx): on the training rows, this changes auc by ")
+    assert note.startswith("no age (column age_approx): without it, AUC on the training rows changes by ")
     notes = read_patient(ensemble, [Photo("a.png", photos[0].data)], together=False).notes
     assert len(notes) == 1
     assert notes[0].startswith("no age and no sex and no site and no group")

@@ -155,7 +155,7 @@ def test_a_folder_alone_is_predicted_with_a_warning_of_what_that_costs(
     assert run_cli(*command, "--out", str(tmp_path / "p.csv")) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "no age and no sex and no site and no group (column age_approx, sex" in printed
-    assert "on the training rows, this changes auc by -0." in printed
+    assert "without them, AUC on the training rows changes by -0." in printed
     assert len(pd.read_csv(tmp_path / "p.csv")) == 3
     (tmp_path / "some.csv").write_text("image_name,sex\n" + pd.read_csv(tmp_path / "p.csv")["id"][0] + ",male\n")
     assert run_cli(*command, "--metadata", str(tmp_path / "some.csv"), "--out", str(tmp_path / "q.csv")) == 0

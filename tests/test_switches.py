@@ -161,6 +161,7 @@ def is_possible_imported(row: Row) -> bool:
         any(row[key] for key in IMPORTED if key.startswith("features."))
         and not (row["features.shortcuts"] and None in (row[f"data.columns.{c}"] for c in ("width", "height", "bytes")))
         and not (row["stackers.0.kind"] == "logistic" and row["stackers.0.positive_weight"] != 1)
+        and not (row["stackers.0.kind"] == "logistic" and row["stackers.0.monotone"])
         and not (row["data.test"] is None and row["data.sample_submission"])
         and not ("age" in str(row["folds.stratify"]) and row["data.columns.age"] in (None, "no_age"))
         and not (row["folds.stratify"] and row["data.columns.fold"])
@@ -234,6 +235,7 @@ def test_every_switch_of_the_config_is_turned_here_or_elsewhere() -> None:
                 *((f"data.columns.{name}", "features.shortcuts") for name in ("width", "height", "bytes")),
                 ("data.test", "data.sample_submission"),
                 ("stackers.0.kind", "stackers.0.positive_weight"),
+                ("stackers.0.kind", "stackers.0.monotone"),
             },
         ),
         (

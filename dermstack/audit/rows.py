@@ -141,10 +141,12 @@ def missing_code_findings(experiment: Experiment) -> list[Finding]:
             evidence = f"{code} of {part}"
             if code.is_number:
                 what, severity = "an age that looks like a code for 'unknown'", "warning"
-                remedy = "if it means 'unknown', leave these cells empty: models take it as a number of years"
+                remedy = f"if it means 'unknown', declare it, {declared([code])}: models take it as a number of years"
             else:
                 what, severity = f"a {code.column} whose name means unknown", "note"
-                remedy = "it counts as a category of its own; leave the cells empty to have them counted as missing"
+                remedy = (
+                    f"it counts as a category of its own; declare it to have it counted as missing: {declared([code])}"
+                )
             found.append(Finding(cast("Severity", severity), what, evidence, remedy))
         for value, same in of_columns.items():
             evidence = f"{listed_codes(same)} of {part}"

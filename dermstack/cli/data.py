@@ -26,8 +26,8 @@ def audit(
         int,
         typer.Option(
             min=0,
-            help="Number of times to refit a frozen image model and level 2 on shuffled targets; the AUC must then be "
-            "0.5. 20 is a good number.",
+            help="Number of refits of a frozen image model and level 2 on shuffled targets, whose mean AUC must be "
+            "about 0.5; use at least 20.",
         ),
     ] = 0,
 ) -> None:
@@ -46,9 +46,12 @@ def audit(
     with locked(experiment.folder), caches_in_use(experiment.config):
         review = run_audit(experiment, out, pictures=pictures, shuffles=shuffles)
     for kind in PAIR_KINDS:
-        some = review.pairs[review.pairs["kind"] == kind].sort_values("distance")
+        some = review.pairs[review.pairs["kind"] == kind].sort_values("distance").drop(columns="kind")
         if len(some):
-            out.table(some.head(SHOWN_PAIRS).drop(columns="kind"), f"{len(some)} pairs: {kind}")
+            shown = some.head(SHOWN_PAIRS)
+            targets = shown[["target_1", "target_2"]].map("{:.0f}".format, na_action="ignore")  # of test rows: unknown
+            nearest = f", the {SHOWN_PAIRS} most alike" if len(some) > SHOWN_PAIRS else ""
+            out.table(shown.assign(**targets), f"pairs of images that look alike, {kind}: {len(some):,}{nearest}")
     show_findings(out, review.findings)
     if (
         pictures
@@ -94,14 +97,17 @@ def sources(
         typer.Option(help="A further column of the training csv that tells how an image was taken. Repeatable."),
     ] = None,
     clusters: Annotated[
-        int | None, typer.Option(min=2, help="Parts into which colours divide each format; by default chosen.")
+        int | None,
+        typer.Option(
+            min=2, help="Number of parts into which colours divide each format; default: chosen by the silhouette."
+        ),
     ] = None,
     pictures: Annotated[bool, typer.Option(help="Read the images: sizes, encodings and colours.")] = True,
 ) -> None:
-    """Group the training rows by how their images were taken, where no hospital or camera is named.
+    """Group the training rows by how their images were taken, where no hospital or camera is known.
 
-    Uses sizes, encodings and colours, and no targets. Writes a csv of id and source for data.sources, which then give
-    an estimate for sources that were held out. Look at the groups before you trust them.
+    Uses sizes, encodings and colours, and no targets. Writes a csv of id and source; if data.sources names it,
+    `stack` estimates the score with these sources held out. Look at the groups before you trust them.
     """
     from stack.acquisition_sources import find_sources
     from stack.images import caches_in_use

@@ -1,4 +1,4 @@
-"""The command import-oof: one run from files that its options name, or all runs of a folder, a pattern or a table."""
+"""The command import-oof: one run from files that options name, or all runs of a folder, a pattern or a table."""
 
 from __future__ import annotations
 

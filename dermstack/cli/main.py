@@ -215,7 +215,8 @@ def stack(
         bool,
         typer.Option(
             "--no-report",
-            help="Write neither the report nor what only it shows, such as the gain from shortcuts; `report` does.",
+            help="Do not write the report, nor measure what only it shows, such as the gain from shortcuts; "
+            "`report` does both.",
         ),
     ] = False,
 ) -> None:
@@ -324,7 +325,7 @@ def report(
     quiet: QuietOption = False,
     show_ids: Annotated[
         bool,
-        typer.Option("--show-ids", help="Show the ids themselves on the page, not codes that only you can resolve."),
+        typer.Option("--show-ids", help="Show the ids on the page, instead of codes that only you can resolve."),
     ] = False,
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave the images out, so that the page can be shared.")
@@ -344,7 +345,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write report.html again from the results of `stack`, and what a paper needs of it."""
+    """Write report.html again from the results of `stack`, and checklists or a folder for a paper."""
     from dermstack.report.evidence import written_report
     from dermstack.report.pack.checklist import checklists_named
     from dermstack.report.pack.write_pack import check_pack_folder, write_checklists, write_pack

@@ -86,7 +86,7 @@ def open_for_command(
 
 
 def show_runs(experiment: Experiment, out: Out, runs: list[Run]) -> None:
-    """Prints each run's out-of-fold score with its interval, and the gain from shortcuts for each level-2 run."""
+    """Prints each run's out-of-fold score with its interval."""
     from stack.history import run_table
 
     if runs:

@@ -23,7 +23,7 @@ UnreadableOption = Annotated[
     typer.Option(
         help="refuse: stop with an error at unreadable images; drop: leave them out and list them in a csv; "
         "tolerate: use a JPEG with stray bytes after its last pixel, and refuse the others; table: predict them from "
-        "the table alone, named in the column basis, where the bundle has such a model."
+        "the table alone, if the bundle has such a model; the column basis says which rows."
     ),
 ]
 SimilarOption = Annotated[
@@ -34,7 +34,10 @@ SimilarOption = Annotated[
 ]
 LinksOption = Annotated[bool, typer.Option("--follow-links", help="Also enter linked folders below --images.")]
 StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Stop where a file in --images gets no prediction, instead of naming it.")
+    bool,
+    typer.Option(
+        "--strict", help="Stop if a file in --images gets no prediction; without it, a warning names the file."
+    ),
 ]
 IdColumnOption = Annotated[
     str | None, typer.Option(help="The name of the id column in both files; default: as in training.")
@@ -230,8 +233,8 @@ def recalibrate(
 ) -> None:
     """Recalibrate the risks for other patients, from few labels or a prevalence.
 
-    Writes a new bundle that names its parent, unless a test finds nothing to change. With --images alone, tells how
-    many labels are needed and writes nothing.
+    Writes a new bundle, unless a test finds nothing to change. With --images alone, prints how many labels are needed
+    and writes nothing.
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import read_labelled_rows
@@ -289,8 +292,8 @@ def app(
     on_unreadable: Annotated[
         str,
         typer.Option(
-            help="refuse: files that are no readable image stop the answer; table: they are predicted from the table "
-            "alone, and marked, where the bundle has such a model."
+            help="refuse: no image is scored if one cannot be read; table: it is predicted from the table alone, and "
+            "marked, if the bundle has such a model."
         ),
     ] = "refuse",
     device: DeviceOption = "auto",

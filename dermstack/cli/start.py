@@ -1,4 +1,4 @@
-"""The commands before anything is computed: init, which drafts a config, and plan, which tells what a config costs."""
+"""The commands init, which drafts a config, and plan, which says what `oof` and `stack` would make and its cost."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def init(
 ) -> None:
     """Write a config for your data.
 
-    Looks at tables and images, guesses which file and column is what, and writes a commented config that runs. What it
-    cannot decide stands there as a question.
+    Looks at tables and images, guesses the meaning of each file and column, and writes a commented config that runs.
+    What it cannot decide is a question in its comments.
     """
     from dermstack.errors import ConfigError, DataError
     from stack.console import Out
@@ -61,7 +61,7 @@ def plan(
         bool, typer.Option(help="Train each network that is to be made for a few batches, to estimate its time.")
     ] = True,
 ) -> None:
-    """Show what oof and stack would make, and why.
+    """Show what `oof` and `stack` would make, and why.
 
     Says which steps are complete, to be made or stale, which setting changed from which value, and estimates time, disk
     and memory. Writes nothing.

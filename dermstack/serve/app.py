@@ -31,7 +31,6 @@ from dermstack.serve.patient import Ensemble, Photo, Reading, read_patient
 from dermstack.serve.standings import percent
 from image_models.io.decode import SUFFIXES
 from image_models.io.readers import DICOM_SUFFIXES
-from stack.metrics.scores import objective_label
 from stack.missing_codes import MAX_AGE
 
 MAX_PICTURES = 50
@@ -198,7 +197,7 @@ class _Page:
             self.template.render(
                 manifest=ensemble.bundle.manifest,
                 selection_note=ensemble.bundle.selection_note,
-                objective=objective_label(ensemble.bundle.manifest["objective"]),
+                objective=ensemble.bundle.objective,
                 columns=ensemble.bundle.columns,
                 positive=ensemble.bundle.column_rules.positive or (1,),
                 choices=ensemble.choices,

@@ -24,8 +24,8 @@ from dermstack.errors import BundleError, StoreError
 from dermstack.serve.manifest import Manifest, is_inside, run_settings
 from stack.columns import TableColumns
 from stack.data_config import ColumnRules, PredictPer
-from stack.metrics.own_metric import own_label
 from stack.metrics.review_band import Band, band_from_record
+from stack.metrics.scores import objective_label
 from stack.store import array_from_bytes, verify_digest, with_digest
 from stack.units import unit_columns, unit_name
 
@@ -70,8 +70,8 @@ class Bundle:
 
     @property
     def objective(self) -> str:
-        """The metric of the training estimate, as it was written in the config."""
-        return own_label(self.manifest["objective"])
+        """The name of the training estimate's metric on pages, such as AUC."""
+        return objective_label(self.manifest["objective"])
 
     @property
     def folds(self) -> int:

@@ -253,39 +253,35 @@ def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
     lacking = [name for name in OPTIONAL_COLUMNS if name in missing]
     further = [name for name in costs.order or inputs if name in missing and name in inputs]  # the most used first
     whole = (*lacking, *further)
-    objective = bundle.objective
-
-    def changes(cost: Interval) -> str:
-        return (
-            f"on the training rows, this changes {objective} by {cost.value:+.4f} [{cost.low:+.4f}, {cost.high:+.4f}]"
-        )
-
     of_roles = [names for names in costs.by_columns if not set(names) & set(inputs)]
     everything = max(of_roles, key=len, default=())
     reported = (
         [everything] if everything and set(lacking) >= set(everything) else [(n,) for n in lacking if (n,) in of_roles]
     )
+    changes = f"{bundle.objective} on the training rows changes by"
     notes = [
-        f"no {' and no '.join(names)}{_csv_names(bundle, names)}: {changes(costs.by_columns[names])}"
+        f"no {' and no '.join(names)}{_csv_names(bundle, names)}: without {'it' if len(names) == 1 else 'them'}, "
+        f"{changes} {_shown(costs.by_columns[names])}"
         for names in reported
     ]
     if further:
         text = f"{len(further):,} of the {len(inputs):,} further columns of training are missing: "
         text += _listed([inputs[name] for name in further])
         if cost := costs.of(further):
-            text += f"; {changes(cost)}"
+            text += f"; without {'it' if len(further) == 1 else 'them'}, {changes} {_shown(cost)}"
         else:
             alone = [(name, one) for name in costs.order if name in further and (one := costs.of([name]))]
-            told = [
-                f"{inputs[name]!r} alone changes {objective} by {one.value:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
-                for name, one in alone[:_MAX_NAMED]
-            ]
-            text += f"; on the training rows, {', '.join(told)}" if told else ""
-            text += "; the cost of these together was not measured" if costs.by_columns else ""
+            told = [f"{_shown(one)} without {inputs[name]!r} alone" for name, one in alone[:_MAX_NAMED]]
+            text += f"; {changes} {', '.join(told)}" if told else ""
+            text += "; the change without all of them was not measured" if costs.by_columns else ""
         notes.append(text)
         if lacking and (cost := costs.of(whole)):
-            notes.append(f"without all of these: {changes(cost)}")
+            notes.append(f"without all of these, {changes} {_shown(cost)}")
     return notes
+
+
+def _shown(change: Interval) -> str:
+    return f"{change.value:+.4f} (95 % interval {change.low:+.4f} to {change.high:+.4f})"
 
 
 def _listed(names: Sequence[str]) -> str:

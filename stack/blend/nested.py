@@ -96,8 +96,8 @@ def blend_nested(
     computed over all rows, for each run and, where its nets differ in scale, each net (`nets` (n,) or (n, runs)),
     without targets. `trials`, `power`, `replacement` and `bags` are those of `Blender`; `tuned` holds weightings that
     earlier studies found for "optuna", by the folds they left out. With `preselect`, each fit leaves out the runs that
-    carry nothing on the rows it is fitted to (`informative_runs`). The method is chosen by `choose_method`, on scores
-    that have one scale.
+    are not shown to be better than chance on its rows (`informative_runs`). The method is chosen by `choose_method`, on
+    scores that have one scale.
 
     The fits share the transformed columns, which use no targets. Each fit starts from its own rows alone, never from
     the weights that other folds found: those have seen the targets of the fold held out, and where a fit starts shows

@@ -1,4 +1,4 @@
-"""Finds runs that carry nothing about the target, so that a blend can leave them out (`blend.preselect`)."""
+"""Finds runs that are not shown to be better than chance, so that a blend can leave them out (`blend.preselect`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stack.blend.columns import weighted_sum
 from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Bools, Floats
 
-_ABOVE_CHANCE = 1.645  # standard errors above AUC 0.5 at which a run is shown to carry something (one-sided 5 %)
+_ABOVE_CHANCE = 1.645  # standard errors above 0.5 at which an AUC is shown to be above 0.5 (one-sided 5 %)
 
 
 def informative_runs(ranks: Floats, y: ArrayLike, split_group: ArrayLike) -> Bools:
@@ -20,7 +20,7 @@ def informative_runs(ranks: Floats, y: ArrayLike, split_group: ArrayLike) -> Boo
 
     A run is left out where its AUC is not shown to be above 0.5 and the mean of the other runs' ranks has a higher AUC
     than the mean of all. The standard error is that for rows in `split_group` (n,) (`clustered_auc`). All such runs are
-    left out together or none is: many weak runs, none of which is shown to carry anything on a few positives, can be
+    left out together or none is: many weak runs, none of which is shown to be above 0.5 with few positives, can be
     good together. Inverted runs are left out too. All runs are used where nothing can be tested, with fewer than two
     groups of a class.
     """

@@ -8,7 +8,6 @@ is text, and nothing is imported for it.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import re
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError
+from dermstack.user_code import import_source
 
 _GIVEN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAMED = re.compile(_GIVEN.pattern + r"#[0-9a-f]{12}")
@@ -77,7 +77,6 @@ def _prefer(folder: Path, name: str) -> None:
         sys.path.remove(path)
     _PATHS[:] = [] if str(folder) in sys.path else [str(folder)]
     sys.path.extend(_PATHS)  # last, so that no file there takes the place of an installed module
-    importlib.invalidate_caches()
     module = name.partition(":")[0]
     if (known := sys.modules.get(module)) is not None:
         if module not in _IMPORTED:
@@ -137,7 +136,7 @@ def _function(objective: str) -> tuple[Callable[..., Any], bool]:
 def _module(name: str) -> Any:
     module = name.partition(":")[0]
     try:
-        return importlib.import_module(module)
+        return import_source(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"objective {name}: there is no module {error.name!r}: put {module.replace('.', '/')}.py beside the config"
