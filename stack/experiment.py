@@ -47,6 +47,7 @@ IN_MEMORY = Path("config.yaml of these settings")  # stands for the path of a co
 DROPPED_COLUMNS = ["id", "source", "reason"]
 PAIR_COLUMNS = ["id_1", "id_2", "turn", "distance"]
 BY_SOURCE = "leave_source_out"  # in the experiment's folder: its copy whose folds hold out whole sources
+ONE_SHARE = "at_one_share"  # in the folder of that copy: its level 2 and blend of scores at one share of positives
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Experiment:
     # (n,) training rows on which nothing is fitted and which are not scored, although all runs cover them; None: no row
     left_out: NDArray[np.bool_] | None = None
     copy_of: Path | None = None  # of a copy with folds of sources: the models of the experiment itself
+    at_one_share: bool = False  # of such a copy: scores of its models are moved to one share of positives
 
     @property
     def folder(self) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from dermstack.errors import DataError
 from dermstack.listing import first_of
@@ -20,6 +21,7 @@ from stack.level2 import run_stackers
 from stack.level2_config import Features
 from stack.metrics.by_source import auc_over_sources, difference_over_sources
 from stack.metrics.intervals import Interval, interval, paired_difference
+from stack.one_share import at_one_share, compares_images, moves_scores, refits_level2, shift_to_one_share
 from stack.run_settings import by_name, differing_settings, settings_of
 from stack.source_estimates import (
     HELD_OUT,
@@ -76,12 +78,13 @@ def run_leave_source_out(
             for run in trained.values():
                 assert run.meta["inputs"]["rows or folds"] == copy.rows_fingerprint, f"{run.folder} has these folds"
             of_sources = [trained.get(run.name, run) for run in level1]
+            again_blended, at_one = _fitted_again(copy, of_sources, out)
             made.append(_scored(
-                experiment, sources, _fitted_again(copy, of_sources, out), TRAINED_AGAIN if trained else REFITTED,
-                _used(experiment, of_sources), own=made[0][1], trained=set(trained),
+                experiment, sources, again_blended, TRAINED_AGAIN if trained else REFITTED,
+                _used(experiment, of_sources), own=made[0][1], trained=set(trained), at_one=at_one,
             ))  # fmt: skip
             compared = tuple(
-                _compared(experiment, sources, run, trained[run.name]) for run in level1 if run.name in trained
+                _compared(experiment, sources, run, trained[run.name], copy) for run in level1 if run.name in trained
             )
             if made[-1][0].held_out != HELD_OUT and (other := _trained_again(experiment, sources, made[0][1], out)):
                 made.append(other)
@@ -143,28 +146,46 @@ def _uses_logits(features: Features) -> bool:
     return features.logits or features.aggregates or features.cohort or features.probability_ratio
 
 
-def _fitted_again(copy: Experiment, level1: Sequence[Run], out: Out) -> Run:
-    """Returns the blend of stackers that were fitted on these level-1 runs with the folds of the ``copy`` by source."""
+def _fitted_again(copy: Experiment, level1: Sequence[Run], out: Out) -> tuple[Run, Run | None]:
+    """Returns the blend of stackers that were fitted on these level-1 runs with the folds of the ``copy`` by source.
+
+    Within a source it is read as it is. To compare images of several sources there is the second one, of the same runs
+    with scores at one share of positives; None where none can be moved, or a loss is of each image by itself.
+    """
     out.say(f"leave-source-out: level 2 and blend again, with {copy.folds.k} folds of whole sources …")
-    runs = list(level1) + run_stackers(copy, list(level1), out)
-    blend = run_blend(copy, runs, out)
-    for folder in copy.old.glob("*"):  # stale fits of the experiment itself are kept, and these follow from them
+    runs, moved = list(level1) + run_stackers(copy, list(level1), out), at_one_share(copy)
+    blend, at_one = run_blend(copy, runs, out), None
+    if compares_images(copy.config.objective) and moves_scores(copy, runs):
+        out.say("leave-source-out: the blend once more, of scores at one share of positives …")
+        if refits_level2(copy, moves_level1=moves_scores(copy, level1)):
+            runs = list(level1) + run_stackers(moved, list(level1), out)
+        at_one = run_blend(moved, runs, out)
+    elif moved.folder.exists():
+        shutil.rmtree(moved.folder)
+    for folder in [*copy.old.glob("*"), *moved.old.glob("*")]:
+        # stale fits of the experiment itself are kept, and these follow from them
         if (run := read_run(folder)) is not None and run.meta["level"] > 1:  # a rebuild can take back trained nets
             shutil.rmtree(folder)
-    return blend
+    return blend, at_one
 
 
-def _compared(experiment: Experiment, sources: Sources, run: Run, again: Run) -> RunBySource:
-    """Returns the scores of an image model with folds of groups and, trained ``again``, of sources, on equal rows."""
+def _compared(experiment: Experiment, sources: Sources, run: Run, again: Run, copy: Experiment) -> RunBySource:
+    """Returns the scores of an image model with folds of groups and, trained ``again``, of sources, on equal rows.
+
+    Over all images, those by source are compared at one share of positives.
+    """
     kept = sources.kept.index[sources.kept.to_numpy()]
     rows, unit = experiment.rows_of(kept), sources.unit.loc[kept].to_numpy(object)
     y, group, objective = experiment.target[rows], experiment.split_group[rows], experiment.config.objective
     groups, held = (one.frame("oof").set_index("id")["p"].loc[kept].to_numpy(np.float64) for one in (run, again))
+    pooled, shift = held, shift_to_one_share(copy, again)
+    if compares_images(objective) and shift is not None:
+        pooled = expit(again.frame("oof").set_index("id")["logit"].loc[kept].to_numpy(np.float64) + shift[rows])
     change = difference_over_sources(y, held, groups, group, unit)
     return RunBySource(
         run.name, str(run.meta["kind"]), bool(again.meta.get("selected")), len(rows),
-        interval(objective, y, groups, group), interval(objective, y, held, group),
-        paired_difference(objective, y, held, groups, group),
+        interval(objective, y, groups, group), interval(objective, y, pooled, group),
+        paired_difference(objective, y, pooled, groups, group),
         auc_over_sources(y, groups, group, unit), auc_over_sources(y, held, group, unit),
         None if change is None else Interval(change.mean, change.low, change.high, np.nan),
     )  # fmt: skip
@@ -222,11 +243,13 @@ def _scored(
     *,
     own: pd.DataFrame | None = None,
     trained: Container[str] = (),
+    at_one: Run | None = None,
 ) -> Scored:
     """Returns the estimate of a ``blend`` of ``level1`` runs, compared with that of the rows ``own``.
 
     The runs ``trained`` are those of the copy by source: rows of a group outside its main source trained none of their
-    nets, so these rows do not make a net one that has seen the source.
+    nets, so these rows do not make a net one that has seen the source. The blend ``at_one``, of scores at one share of
+    positives, gives what compares images of several sources: the pooled value and the calibration.
     """
     oof = blend.frame("oof")
     kept_of = {run.name: sources.kept.to_numpy() if run.name in trained else slice(None) for run in level1}
@@ -245,10 +268,13 @@ def _scored(
         tuple(run.name for run in seen),
         int(oof["fold"].nunique()),
         len(oof),
-        Interval(**blend.meta["headline"]),
+        Interval(**(at_one or blend).meta["headline"]),
         auc_over_sources(y, score, group, source),
         imported=tuple(run.name for run in seen if run.meta["kind"] == "imported"),
     )
+    if at_one is not None:
+        imported = (run.name for run in level1 if run.meta["kind"] == "imported" and run.name not in estimate.seen_by)
+        estimate = replace(estimate, as_fitted=Interval(**blend.meta["headline"]), unknown_share=tuple(imported))
     if own is None:
         return estimate, oof
     other = own.set_index("id")["score"].reindex(used["id"]).to_numpy(np.float64)
@@ -256,6 +282,9 @@ def _scored(
         raise DataError(f"{int(np.isnan(other).sum())} rows of {blend.folder} are not in the blend: make it again")
     change = difference_over_sources(y, score, other, group, source)
     difference = None if change is None else Interval(change.mean, change.low, change.high, np.nan)
+    if at_one is not None:
+        oof = at_one.frame("oof")
+        score = oof.set_index("id")["score"].loc[used["id"]].to_numpy(np.float64)
     pooled = paired_difference(str(blend.meta["objective"]), y, score, other, group)
     return replace(estimate, pooled_difference=pooled, difference=difference), oof
 

@@ -45,8 +45,11 @@ def made_with(stacker: Stacker, config: Config) -> dict[str, Any]:
 
 
 def scale_inputs(experiment: Experiment) -> dict[str, str]:
-    """Returns the input, by name, of what is fitted by source: nets that hold out whole sources share one scale."""
-    return {} if experiment.copy_of is None else {"scales": "one for the nets of all sources"}
+    """Returns the inputs, by name, of what is fitted by source: nets that hold out whole sources share one scale."""
+    if experiment.copy_of is None:
+        return {}
+    moved = {"shares": "moved to that of all rows"} if experiment.at_one_share else {}
+    return {"scales": "one for the nets of all sources", **moved}
 
 
 def _acquisition_inputs(experiment: Experiment) -> dict[str, str]:

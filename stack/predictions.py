@@ -12,6 +12,7 @@ from scipy.special import expit
 
 from dermstack.errors import StoreError
 from stack.experiment import Experiment
+from stack.one_share import shift_to_one_share
 from stack.ranks import AVERAGED, net_moments
 from stack.source_folds import torn_units
 from stack.store import Run, row_positions_in_run
@@ -51,6 +52,10 @@ def predictions_of(experiment: Experiment, runs: list[Run]) -> Predictions:
         read = replace(read, rows=read.rows[kept], oof=read.oof[kept], nets=read.nets[kept])
     if experiment.copy_of is not None:
         read = _on_one_scale_by_source(read, experiment.table.train["source"].to_numpy(object))
+    if experiment.at_one_share:
+        for run, column in zip(runs, read.oof.T, strict=True):
+            if (shift := shift_to_one_share(experiment, run)) is not None:
+                column += shift[read.rows]
     return replace(read, groups=experiment.split_group[read.rows])
 
 

@@ -52,6 +52,8 @@ class SourceEstimate:
     difference: Interval | None = None  # the same for the AUC within a typical source; ``se`` is NaN
     note: str = ""  # why it may not be comparable
     imported: tuple[str, ...] = ()  # those of ``seen_by`` that were imported, which cannot be trained again here
+    as_fitted: Interval | None = None  # ``pooled`` of scores that are not moved to one share; None: it is of these
+    unknown_share: tuple[str, ...] = ()  # imported runs that hold sources out, whose scores cannot be moved
 
     @property
     def label(self) -> str:
@@ -217,9 +219,7 @@ def source_sentences(found: LeaveSourceOut) -> list[str]:
         said.append(
             f"Over the images of all sources together, {objective_label(found.objective)} changes by "
             f"{bounds(*_ends(best.pooled_difference), sign='+')} on the {best.rows:,} images that both estimates "
-            "score. This value also compares risks by different models: each source is scored by one that never saw "
-            "its share of positives, and where the shares differ, it can be far too low. Read the values within a "
-            "source."
+            f"score. {_pooled_sentence(best)} Read the values within a source."
         )
     if over.used == 2:
         said.append("Two sources do not tell how much sources vary: nothing can be said of the next one.")
@@ -267,6 +267,21 @@ def retraining_advice(estimate: SourceEstimate) -> list[str]:
             "nets whose folds hold out whole sources, or leave these runs out."
         )
     return said
+
+
+def _pooled_sentence(best: SourceEstimate) -> str:
+    """Says what a value over all sources compares, and in which direction it may be wrong."""
+    if best.as_fitted is None:
+        return (
+            "This value also compares risks by different models: each source is scored by one that never saw its share "
+            "of positives, and where the shares differ, it can be far too low."
+        )
+    but = f" (not those of {first_of(best.unknown_share)}: its share is unknown)" if best.unknown_share else ""
+    return (
+        "Each source is scored by models that never saw its share of positives, so their scores were moved to one "
+        f"share{but}; without this, the value is {best.as_fitted}. It is right where positives look alike in all "
+        "sources, and negatives too; else it can be off by some hundredths, upwards too."
+    )
 
 
 def _run_sentence(run: RunBySource, objective: str) -> str:
@@ -374,12 +389,14 @@ def stored_leave_source_out(folder: Path, fingerprint: str) -> LeaveSourceOut | 
 
 
 def _estimate_of(content: Mapping[str, Any]) -> SourceEstimate:
-    intervals = {name: _interval_of(content[name]) for name in ("pooled", "pooled_difference", "difference")}
+    names = ("pooled", "pooled_difference", "difference", "as_fitted")
+    intervals = {name: _interval_of(content.get(name)) for name in names}
     assert intervals["pooled"] is not None
     known = {name: content[name] for name in ("origin", "held_out", "folds", "rows", "note")}
     return SourceEstimate(
         **known, **intervals, seen_by=tuple(content["seen_by"]),  # type: ignore[arg-type]
         over=_over_of(content["over"]), imported=tuple(content.get("imported", [])),
+        unknown_share=tuple(content.get("unknown_share", [])),
     )  # fmt: skip
 
 

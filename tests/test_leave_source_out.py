@@ -214,7 +214,8 @@ def test_units_are_scored_where_their_source_is_held_out(tmp_path: Path) -> None
     assert oof.loc[frame["patient"][both], "images"] == of_patients.size()[frame["patient"][both]] - 1
     assert found.strictest.rows == len(oof)
     own = interval("auc", oof["target"], oof["score"], oof["split_group"].to_numpy(object))
-    assert found.strictest.pooled.value == own.value
+    assert found.strictest.as_fitted is not None
+    assert found.strictest.as_fitted.value == own.value
     within = [roc_auc_score(part["target"], part["score"]) for _, part in oof.groupby(hospital.to_numpy())]
     np.testing.assert_allclose(found.strictest.over.sources.sort_values("source")["auc"], within, atol=1e-3)
     assert found.facts.set_index("source")["rows"].to_dict() == hospital.value_counts().to_dict()

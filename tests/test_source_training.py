@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import run_cli, small_config
 from imported_experiment import command_error, import_frames, opened_experiment
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 from table_layouts import written_bytes
 
@@ -21,7 +22,7 @@ from dermstack.pipeline import StackResult, run_stack
 from image_models.speed import Speed
 from stack.config import config_of, read_config
 from stack.console import Out
-from stack.experiment import BY_SOURCE, Experiment
+from stack.experiment import BY_SOURCE, ONE_SHARE, Experiment
 from stack.history import leftovers
 from stack.image_config import ImageModel
 from stack.plan import steps
@@ -169,7 +170,10 @@ def test_both_numbers_stand_side_by_side_and_nothing_is_optimistic(finished: Fin
         assert left == one.rows == len(oof) - 3
         main = sources.groupby("patient_id")["source"].agg(lambda names: names.value_counts().idxmax())
         kept = sources.index[sources["source"] == sources["patient_id"].map(main)]
-        assert one.sources.value == pytest.approx(roc_auc_score(target.loc[kept], oof.loc[kept, "p"]))
+        y, fold = target.loc[kept], oof.loc[kept, "fold"]  # each net is compared at one share of positives
+        share = {number: y[fold != number].mean() for number in fold.unique()}
+        moved = oof.loc[kept, "logit"] - logit(fold.map(share))
+        assert one.sources.value == pytest.approx(roc_auc_score(y, moved))
         assert one.groups.value == pytest.approx(roc_auc_score(target.loc[kept], own.loc[kept, "p"]))
         assert one.pooled_difference.value == pytest.approx(one.sources.value - one.groups.value)
     said = " ".join(source_sentences(found))
@@ -187,9 +191,10 @@ def test_both_numbers_stand_side_by_side_and_nothing_is_optimistic(finished: Fin
 def test_the_plan_counts_what_is_trained_and_fitted_by_source(finished: Finished) -> None:
     before = {step.name: step for step in finished.before.steps}
     names = [f"{BY_SOURCE}/{name}" for name in ("tiny", "still", "line", "blend")]
+    names += [f"{BY_SOURCE}/{ONE_SHARE}/{name}" for name in ("line", "blend")]
     assert [name for name in before if name.startswith(BY_SOURCE)] == names
-    assert [before[name].state for name in names] == ["make"] * 4
-    assert [before[name].command for name in names] == ["oof", "oof", "stack", "stack"]
+    assert [before[name].state for name in names] == ["make"] * 6
+    assert [before[name].command for name in names] == ["oof", "oof", "stack", "stack", "stack", "stack"]
     assert before[f"{BY_SOURCE}/tiny"].nets == before["tiny"].nets == 3
     assert before[f"{BY_SOURCE}/still"].images == 0
     assert {step.state for step in finished.after.steps} == {"skip"}

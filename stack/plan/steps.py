@@ -11,7 +11,7 @@ import numpy as np
 
 from dermstack.errors import ConfigError, DataError
 from stack.console import Out
-from stack.experiment import Experiment
+from stack.experiment import ONE_SHARE, Experiment
 from stack.image_config import ImageModel
 from stack.images import existing_cache, sources_of, with_acquisition
 from stack.level1 import advice_without_models, all_level1_inputs, check_image_models, level1_inputs
@@ -19,6 +19,7 @@ from stack.level1_folds import net_metas
 from stack.level1_nets import stored_nets
 from stack.level2_config import Stacker, is_second_stage, source_names
 from stack.level2_inputs import stacker_inputs
+from stack.one_share import at_one_share, compares_images, refits_level2, shares_differ
 from stack.plan.changes import Change, blend_changes, image_changes, row_changes, stacker_changes
 from stack.plan.costs import (
     Cost,
@@ -316,7 +317,8 @@ def _steps_by_source(
     """Plans the second estimate, whose folds hold out whole sources, and says what is in its way ("": nothing).
 
     Image models are trained again for it where `estimate.train_by_source` is on; level 2 and the blend are fitted again
-    wherever sources are known and the experiment's own folds do not keep them apart.
+    wherever sources are known and the experiment's own folds do not keep them apart, and what compares images of
+    several sources is fitted once more on scores at one share of positives (`stack.one_share`).
     """
     config = experiment.config
     if not config.estimate.leave_source_out or not config.data.has_sources or experiment.shuffled:
@@ -337,6 +339,13 @@ def _steps_by_source(
     seen, places = {**level1, **again}, {name: copy.models if name in again else experiment.models for name in level1}
     level2 = _stacker_steps(copy, stackers, seen, widths, places=places)
     steps = [*again.values(), *level2, *_blend_steps(copy, [*seen.values(), *level2], places=places)]
+    if compares_images(config.objective) and (again or stackers) and shares_differ(copy):
+        moved, made = at_one_share(copy), list[Step]()
+        if refits_level2(copy, moves_level1=bool(again)):
+            made = level2 = _stacker_steps(moved, stackers, seen, widths, places=places)
+        places |= {step.name: (moved if made else copy).models for step in level2}
+        made = [*made, *_blend_steps(moved, [*seen.values(), *level2], places=places)]
+        steps += [replace(step, name=f"{ONE_SHARE}/{step.name}") for step in made]
     return [replace(step, name=rebuild_name(copy, step.name)) for step in steps], ""
 
 
