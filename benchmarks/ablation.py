@@ -67,10 +67,11 @@ def logits_by_tta(experiment: Experiment, run: Run, out: Out) -> dict[str, tuple
     return made
 
 
-def train_folds(experiment: Experiment, models: Sequence[ImageModel], folds: Collection[int], out: Out) -> None:
+def train_folds(experiment: Experiment, models: Sequence[ImageModel], folds: Collection[int], out: Out) -> Experiment:
     """Trains the missing ones of ``folds`` of each model and predicts their held-out rows alone, one after the other.
 
-    Folds that `dermstack oof` has made are taken as they are; new ones lie in a folder of their own. Raises StoreError
+    Folds that `dermstack oof` has made are taken as they are; new ones lie in a folder of their own. Returns the
+    experiment whose folds these are: where `oof` never ran, near-duplicates were not known before. Raises StoreError
     for a run or fold that was made with other settings.
     """
     with_pictures, caches = with_images(experiment, [model.size for model in models], out)
@@ -99,6 +100,7 @@ def train_folds(experiment: Experiment, models: Sequence[ImageModel], folds: Col
             if task.fold in folds and not is_complete(task):
                 with out.bar(task.label, task.images) as progress:
                     run_task(task, experiment.config.device, progress, out.say)
+    return with_pictures
 
 
 def alone(experiment: Experiment, name: str) -> Path:
@@ -140,7 +142,7 @@ def main() -> None:
     ]
     folds = options.folds or range(experiment.folds.k)
     if options.folds:
-        train_folds(experiment, [model for model in models if not model.frozen], folds, out)
+        experiment = train_folds(experiment, [model for model in models if not model.frozen], folds, out)
     rows = experiment.folds.frame["fold"].isin(folds).to_numpy()
     ids = experiment.table.train["id"][rows]
     logits: dict[str, tuple[np.ndarray, float]] = {}
