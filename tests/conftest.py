@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from browser import chromium, why_no_browser
+from hypothesis import settings
 from typer.main import get_command as typer_get_command
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads only fight
+
+# By default an example of over 200 ms fails, and on a busy machine any may.
+settings.register_profile("dermstack", deadline=None)
+settings.load_profile("dermstack")
 
 
 def _open_file(descriptor: int) -> None:

@@ -121,7 +121,7 @@ _VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS"]),
     st.sampled_from(["/", "/app.css", "/app.css/", "//evil.example", "/../app.py"]),
@@ -143,7 +143,7 @@ def test_any_header_ends_in_an_answer_with_the_headers_and_never_in_a_fault_of_t
     assert all(len(answered.getlist(name)) == 1 for name in HEADERS)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=80), st.binary(max_size=80), st.booleans())
 def test_any_form_ends_in_an_answer(head: bytes, content: bytes, named: bool) -> None:
     disposition = b'Content-Disposition: form-data; name="pictures"; ' if named else b""

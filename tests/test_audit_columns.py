@@ -166,7 +166,7 @@ def test_a_number_is_a_code_where_it_is_isolated(values: list[float], codes: dic
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), max_size=60), st.sampled_from([-1, -9, 99, 999, 9999]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_reported_code_is_a_value_of_the_column_with_its_rows(values: list[float], code: float) -> None:
     given_values = np.array([*values, *[code] * 7], float)
     for found, rows in isolated_codes(given_values).items():

@@ -21,7 +21,7 @@ numbers = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=40)
 words = st.lists(st.sampled_from(["torso", "head", "palms", None]), min_size=1, max_size=40)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(numbers, numbers)
 def test_numbers_are_as_far_apart_as_kolmogorov_and_smirnov_say(train, test):
     line = one(train, test)
@@ -33,7 +33,7 @@ def test_numbers_are_as_far_apart_as_kolmogorov_and_smirnov_say(train, test):
     assert line["auc"] == pytest.approx(max(value, 1 - value))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(words, words)
 def test_words_are_as_far_apart_as_the_best_set_of_levels_tells_them(train, test):
     line = one(pd.Series(train, dtype="str"), pd.Series(test, dtype="str"))

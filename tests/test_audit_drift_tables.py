@@ -45,7 +45,7 @@ def test_levels_are_counted_against_the_target_with_the_missing_last(train):
     assert counts["prevalence"].tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(0, 1)), min_size=1, max_size=50), st.integers(2, 8))
 def test_rare_levels_share_a_line_and_no_row_is_lost(rows, most):
     frame = pd.DataFrame(rows, columns=["site", "target"])

@@ -37,7 +37,7 @@ from stack.ranks import Ecdf
     rows=st.lists(st.tuples(st.floats(0.01, 0.99), st.integers(0, 1)), min_size=3, max_size=40),
     exponent=st.integers(1, 10),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_platt_equals_a_logistic_regression_on_smoothed_targets(rows: list[tuple[float, int]], exponent: int) -> None:
     score, y = np.array([score for score, _ in rows]) ** exponent, np.array([target for _, target in rows])
     y[:2] = [0, 1]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from optuna.storages import JournalStorage
@@ -50,7 +50,6 @@ def found_weighting(columns: dict[str, Floats], y: NDArray[np.int64], **settings
 
 
 @given(parameters=st.lists(st.floats(0, 1), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_every_trial_lies_on_the_simplex(parameters: list[float]) -> None:
     named = {f"weight_{run}": parameter for run, parameter in enumerate(parameters)}
     weighting = weighting_from_parameters(named, [("rank",)] * len(parameters))

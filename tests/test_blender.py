@@ -181,7 +181,7 @@ def test_a_weighting_of_probabilities_is_refused_for_logits() -> None:
     assert Blender("optuna").fit(z, y, weighting=Weighting(("rank",) * 3, third)).weights_[0] == third[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.floats(0.3, 5), st.floats(-3, 3))
 def test_rows_of_the_fitted_scale_are_never_refused(seed: int, n: int, spread: float, centre: float) -> None:
     rng = np.random.default_rng(seed)

@@ -90,7 +90,7 @@ def test_the_shared_code_of_rare_words_is_a_category_like_any_other(kind: str) -
     assert roc_auc_score(y[1000:], predict_logit(model, X[1000:])) > 0.68  # each of these words is new
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.none(), st.text(max_size=4)), min_size=1, max_size=40), st.integers(1, 3), st.data())
 def test_stored_codes_are_the_same_and_every_word_has_its_own(
     cells: list[str | None], min_rows: int, data: st.DataObject

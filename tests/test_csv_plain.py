@@ -17,7 +17,7 @@ from stack.csv_plain import read_plain_csv
 CELLS = st.text(alphabet=st.sampled_from("a1.,\"\n\r é\t\ufeff'-0NnAa\0"), max_size=4)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
 @given(st.lists(st.lists(CELLS, min_size=1, max_size=4).map(",".join), min_size=1, max_size=6), st.booleans())
 @example(["a,b", "1,2"], True)
 @example([" a ,b", "NA,"], False)

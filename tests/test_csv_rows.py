@@ -7,7 +7,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dermstack import read_table
@@ -101,7 +101,6 @@ def test_another_separator_is_named(tmp_path: Path, separator: str, name: str, d
     comments=st.lists(st.text(st.sampled_from('ab ,"\n;'), max_size=20), min_size=1, max_size=8),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-@settings(deadline=None)
 def test_every_text_that_a_csv_writer_writes_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, comments: list[str], quoting: int
 ) -> None:

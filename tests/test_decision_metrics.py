@@ -51,7 +51,7 @@ def test_top_images_of_a_patient() -> None:
 rows = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 4)), min_size=4, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows, st.sampled_from([0.1, 0.5, 0.8, 0.9, 1.0]), st.integers(1, 4))
 def test_they_agree_with_loops(made: list[tuple[int, int, int]], at: float, k: int) -> None:
     y, s, patient = (np.array(column) for column in zip(*made, strict=True))

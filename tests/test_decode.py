@@ -245,7 +245,7 @@ def test_real_photographs_too(shared_data: Path) -> None:
             assert np.abs(ours - wanted).mean() < 2
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["JPEG", "PNG", "BMP", "TIFF", "WEBP"]))
 def test_damage_is_a_picture_or_an_image_error(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)

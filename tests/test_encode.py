@@ -72,7 +72,7 @@ frames = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(frames, frames)
 def test_encoding_equals_a_loop_and_survives_json(train, new):
     encoder = MetadataEncoder().fit(train)

@@ -129,7 +129,7 @@ trees = st.recursive(
 cells = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e9, 1e9), st.sampled_from([NAN, 1e200, -1e200]))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(trees, st.lists(st.tuples(cells, cells), min_size=1, max_size=4))
 def test_values_are_those_of_python_floats(tree: Tree, rows: list[tuple[float, float]]) -> None:
     columns = {"x": [row[0] for row in rows], "y z": [row[1] for row in rows]}
@@ -268,7 +268,7 @@ def test_what_is_no_text_is_refused(text: object) -> None:
         parse(text)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.one_of(st.text(max_size=40), st.text("ab1.`()+-*/<=>!, logwhermin\n'_[]", max_size=60)))
 def test_any_text_is_an_expression_or_a_clear_error(text: str) -> None:
     try:

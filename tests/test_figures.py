@@ -35,7 +35,7 @@ scored = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2, m
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(scored)
 def test_the_areas_under_the_drawn_curves_are_auc_and_ap(rows):
     y, s = np.array(rows).T

@@ -38,7 +38,7 @@ def tables(draw: st.DrawFn) -> tuple[pd.DataFrame, int]:
     return frame, k
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tables(), st.integers(0, 3))
 def test_every_row_is_held_out_once_and_no_split_group_sits_in_two_folds(
     drawn: tuple[pd.DataFrame, int], seed: int
@@ -55,7 +55,7 @@ def test_every_row_is_held_out_once_and_no_split_group_sits_in_two_folds(
     assert (held_out == 1).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(tables(), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_leaves_no_trace_in_the_folds(
     drawn: tuple[pd.DataFrame, int], seed: int, random: object
@@ -231,7 +231,7 @@ def test_own_folds_of_another_number_length_or_one_class_are_refused() -> None:
         make_folds(train, k=2, seed=0, own=pd.Series(range(12)) % 2)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tables(), st.integers(0, 3))
 def test_an_inner_split_takes_whole_groups_with_both_classes(drawn: tuple[pd.DataFrame, int], seed: int) -> None:
     train, parts = drawn

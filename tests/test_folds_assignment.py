@@ -58,7 +58,7 @@ def test_folds_once_dealt_are_dealt_so_for_ever(seed: int, digest: str) -> None:
     assert hashlib.sha256(fold.tobytes()).hexdigest()[:16] == digest
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), k=st.integers(2, 6), groups=st.integers(40, 200))
 def test_prevalence_is_as_even_as_the_best_of_twenty_draws(seed: int, k: int, groups: int) -> None:
     frame = table(seed, 600, groups)

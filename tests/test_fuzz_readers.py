@@ -38,7 +38,7 @@ def test_every_reader_reads_what_it_is_spoiled_from(name: str, tmp_path: Path) -
 def test_a_spoiled_file_is_read_or_refused_in_own_words(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, seeds = tmp_path_factory.mktemp("spoiled"), READERS[name].seeds()
 
-    @settings(deadline=None, max_examples=EXAMPLES[name], derandomize=True, database=None)
+    @settings(max_examples=EXAMPLES[name], derandomize=True, database=None)
     @given(seed=st.integers(0, 2**32 - 1))
     def holds(seed: int) -> None:
         rng = np.random.default_rng(seed)

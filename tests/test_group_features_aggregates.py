@@ -49,7 +49,7 @@ values = st.one_of(grid, st.just(np.nan))
 rows = st.lists(st.tuples(st.sampled_from("abcde"), values, values), min_size=1, max_size=25)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(rows)
 def test_prediction_aggregates_equal_a_loop_over_rows(rows):
     group = [row[0] for row in rows]
@@ -61,7 +61,7 @@ def test_prediction_aggregates_equal_a_loop_over_rows(rows):
     np.testing.assert_allclose(found.to_numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows)
 def test_metadata_aggregates_equal_a_loop_over_rows(rows):
     group, age = [row[0] for row in rows], np.array([row[1] for row in rows])
@@ -71,7 +71,7 @@ def test_metadata_aggregates_equal_a_loop_over_rows(rows):
     np.testing.assert_allclose(found.to_numpy(), brute_metadata(group, age), rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows, st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_changes_no_bit(rows, random):
     order = list(range(len(rows)))
@@ -144,7 +144,7 @@ def test_errors_name_the_rows_and_the_run():
         metadata_aggregates(pd.DataFrame({"group": ["a"]}))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from(["torso", "leg", None]), st.sampled_from([40.0, 45.0, None])),

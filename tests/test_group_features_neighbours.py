@@ -13,7 +13,7 @@ from tabular import group_features as neighbours
 from tabular.group_features import embedding_aggregates
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=14), st.integers(0, 2**31))
 def test_distances_equal_a_loop_over_rows(group: list[str], seed: int) -> None:
     z = np.random.default_rng(seed).normal(size=(len(group), 5)).astype(np.float16)

@@ -71,7 +71,7 @@ def test_a_code_in_a_fifth_of_the_rows_is_found_and_counted(code: float, rng: np
     assert found[0].share == pytest.approx(0.25)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 5, 10]), st.integers(0, 20), st.integers(60, 110))
 def test_ages_without_a_code_are_never_reported(seed: int, step: int, low: int, high: int) -> None:
     """Whole years, or in steps of five or ten; from birth on, and beyond a hundred."""

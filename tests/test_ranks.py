@@ -18,14 +18,14 @@ COLUMNS = st.lists(st.floats(-1e100, 1e100) | st.integers(-5, 5).map(float), min
 
 
 @given(column=COLUMNS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_training_values_get_their_mid_rank(column: list[float]) -> None:
     expected = (rankdata(column, method="average") - 0.5) / len(column)
     np.testing.assert_allclose(Ecdf().fit(column)(column), expected, rtol=0, atol=1e-15)
 
 
 @given(column=COLUMNS, new=COLUMNS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_higher_value_has_a_lower_rank(column: list[float], new: list[float]) -> None:
     values = np.unique([*column, *new])
     ranks = Ecdf().fit(column)(values)
@@ -34,7 +34,7 @@ def test_no_higher_value_has_a_lower_rank(column: list[float], new: list[float])
 
 
 @given(column=st.lists(st.integers(-1000, 1000), min_size=1, max_size=30), step=st.floats(0.01, 5))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_ranks_increase_strictly_between_and_beyond_the_training_values(column: list[int], step: float) -> None:
     values = np.unique(np.concatenate([column, np.arange(-1500, 1500, step)[:20_000]]))
     assert (np.diff(Ecdf().fit(column)(values)) > 0).all()

@@ -39,7 +39,7 @@ numbers = st.one_of(st.integers(-3, 3).map(float), st.integers(-80_000, 80_000).
 rows = st.lists(st.tuples(st.sampled_from("abcd"), numbers, numbers), min_size=1, max_size=20)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(rows)
 @example([("a", -1.0, 0.0), ("a", 1.0, 0.0), ("a", 0.0, 0.0)])
 def test_each_statistic_equals_a_loop_over_rows(rows: list[tuple[str, float, float]]) -> None:
@@ -51,7 +51,7 @@ def test_each_statistic_equals_a_loop_over_rows(rows: list[tuple[str, float, flo
     np.testing.assert_allclose(found.to_numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows, st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_changes_no_bit(rows: list[tuple[str, float, float]], chance: random.Random) -> None:
     order = list(range(len(rows)))
@@ -98,7 +98,7 @@ def test_a_missing_value_is_ignored_by_the_others_and_has_no_relations_itself() 
     assert found.iloc[3].isna().all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-LARGEST, LARGEST), min_size=1, max_size=6))
 @example([LARGEST, -LARGEST])
 @example([5e-324, 1e-323])
@@ -135,7 +135,7 @@ def test_rows_of_the_same_site_are_those_of_one_patient_only() -> None:
     assert found.index.tolist() == [5, 3, 8, 1, 2]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["arm", "leg", None])), max_size=12))
 def test_pairs_are_the_same_where_group_and_category_are(pairs: list[tuple[str, str | None]]) -> None:
     group, site = pd.Series([p[0] for p in pairs], dtype="str"), pd.Series([p[1] for p in pairs], dtype="str")

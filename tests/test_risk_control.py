@@ -81,7 +81,7 @@ def by_brute_force(
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("most", [1, 4])
 @pytest.mark.parametrize("aim", AIMS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6), patients=st.integers(30, 120), level=st.sampled_from([0.5, 0.6, 0.8]),
     confidence=st.sampled_from([0.6, 0.9]),

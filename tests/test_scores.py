@@ -54,7 +54,7 @@ def targets_and_scores(draw: st.DrawFn) -> tuple[NDArray[np.int64], NDArray[np.f
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @given(rows=targets_and_scores())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_objectives_equal_scikit_learn_on_tied_scores(objective: str, rows: tuple[NDArray, NDArray]) -> None:
     assert score(objective, *rows) == pytest.approx(ORACLES[objective](*rows), abs=1e-12)
 
@@ -79,7 +79,7 @@ def test_proper_scores_and_accuracy_equal_scikit_learn(rng: np.random.Generator)
 
 
 @given(rows=targets_and_scores(), given_rate=st.sampled_from([0.0, 0.5, 0.8, 0.95, 1.0]))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_sensitivity_and_specificity_are_those_of_the_best_allowed_threshold(
     rows: tuple[NDArray, NDArray], given_rate: float
 ) -> None:

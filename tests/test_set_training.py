@@ -20,7 +20,7 @@ SMALL = SetTransformerSettings(width=8, heads=2, epochs=3, patience=3)
 COLUMNS = ("a", "b", "c")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 400), min_size=1, max_size=20))
 def test_each_epoch_has_every_row_once_and_parts_stay_inside_groups(seed: int, sizes: list[int]) -> None:
     group = np.repeat(np.arange(len(sizes)), sizes)

@@ -36,7 +36,7 @@ def sets(rng: np.random.Generator, n: int, groups: int) -> tuple[NDArray[np.floa
     return x, rng.integers(0, groups, n)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 20))
 def test_a_permutation_of_the_rows_permutes_the_predictions(seed: int, n: int, groups: int) -> None:
     rng, net = np.random.default_rng(seed), drawn_net()

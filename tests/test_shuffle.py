@@ -49,7 +49,7 @@ def test_pairs_within_strata_are_counted_one_by_one(rng: np.random.Generator) ->
     assert np.isnan(auc_within_strata(y, s, np.arange(60)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1)), min_size=1, max_size=60), st.integers(0, 5))
 def test_shuffled_targets_of_a_group_stay_together_and_only_go_to_groups_of_equal_size(
     rows: list[tuple[int, int]], seed: int

@@ -25,7 +25,7 @@ def made(group: list[object], source: list[object], target: list[int], *, k: int
 rows_of = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 7), st.integers(0, 1)), min_size=8, max_size=120)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows_of, st.integers(2, 6), st.integers(0, 2))
 def test_no_source_and_no_group_is_in_two_folds(rows: list[tuple[int, int, int]], k: int, seed: int) -> None:
     group, source, target = (list(values) for values in zip(*rows, strict=True))
@@ -71,7 +71,7 @@ def test_a_row_without_a_source_may_come_from_the_one_that_is_held_out() -> None
             refuses(["a", None, "b"], ["p", "q", "r"])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows_of)
 def test_what_is_kept_of_main_sources_has_whole_groups_and_whole_sources(rows: list[tuple[int, int, int]]) -> None:
     group, source, _ = (np.array(values) for values in zip(*rows, strict=True))

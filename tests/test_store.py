@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dermstack.errors import StoreError
@@ -225,7 +225,6 @@ def test_a_stale_run_is_kept_whole_under_its_fingerprint(tmp_path: Path) -> None
     assert sorted(path.name for path in old.iterdir()) == ["net-0123456789ab", "net-incomplete-1", "net-incomplete-2"]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_no_byte_of_a_run_json_can_change_unnoticed(data: st.DataObject) -> None:
     """A blend's weights and a stacker's shift stand in it: refused, or what it says is the same."""

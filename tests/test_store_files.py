@@ -92,7 +92,7 @@ def backwards(value: object) -> object:
     return [backwards(item) for item in value] if isinstance(value, list) else value
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=4), st.dictionaries(st.text(max_size=3), JSON, max_size=4))
 def test_a_fingerprint_hangs_on_the_settings_and_not_on_their_order(a: dict[str, object], b: dict[str, object]) -> None:
     turned = backwards(a)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from imported_experiment import opened_experiment, write_experiment
 
@@ -14,7 +14,6 @@ from dermstack.errors import StoreError
 from stack.store import row_positions
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True), st.data())
 def test_each_id_is_found_where_it_stands(among: list[str], data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.sampled_from(among), max_size=40))

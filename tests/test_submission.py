@@ -31,7 +31,7 @@ def test_rows_take_the_order_of_the_sample_by_id(sample):
     assert dict(zip(frame["image_name"], frame["target"], strict=True)) == dict(zip(IDS, SCORES, strict=True))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(order=st.permutations(range(4)))
 def test_the_order_of_the_predictions_does_not_matter(tmp_path_factory, order):
     path = tmp_path_factory.mktemp("sample") / "sample.csv"
@@ -99,7 +99,7 @@ def test_scores_that_do_not_fit_the_ids_are_refused():
         make(score=[0.1, 0.2, 0.3])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_scores_come_back_from_the_file_exactly(scores):
     text = submission_text(make([f"i{i}" for i in range(len(scores))], scores))

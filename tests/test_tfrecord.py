@@ -89,7 +89,6 @@ values = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.dictionaries(st.text(max_size=9), values, max_size=5), min_size=1, max_size=4))
 def test_whatever_another_library_writes_comes_back(
     rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
@@ -100,7 +99,7 @@ def test_whatever_another_library_writes_comes_back(
     ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=60))
 def test_bytes_are_read_as_protobuf_reads_them_or_refused(
     data: bytes, tmp_path_factory: pytest.TempPathFactory

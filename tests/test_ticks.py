@@ -37,7 +37,7 @@ def value_of(text: str) -> float:
     return number / 100 if text.endswith("%") else number
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(-2, 2), st.floats(1e-4, 2), st.booleans())
 def test_ticks_are_round_and_their_texts_are_exact(low: float, width: float, percent: bool) -> None:
     at, texts = ticks_of(low, low + width, percent=percent)

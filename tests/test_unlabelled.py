@@ -191,7 +191,7 @@ def test_without_test_rows_they_are_labelled_alone(small_data: Path, tmp_path: P
         check_image_models(opened(both))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_row_trains_no_fold_that_holds_out_what_it_shows(data: st.DataObject) -> None:
     """Against a search from every unlabelled row along pairs and groups."""
