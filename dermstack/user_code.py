@@ -21,7 +21,7 @@ class _FromSource(SourceFileLoader):
         return self.source_to_code(self.get_data(path), path)
 
 
-def import_source(name: str) -> ModuleType:
+def import_user_module(name: str) -> ModuleType:
     """Imports the module ``name`` (`package.module`) as `importlib.import_module` does, from its source.
 
     The packages around it and what it imports are imported as always. A module that is loaded already is returned as
@@ -42,7 +42,7 @@ def import_source(name: str) -> ModuleType:
     return module
 
 
-def load_file(name: str, path: Path) -> ModuleType:
+def load_user_file(name: str, path: Path) -> ModuleType:
     """Runs the file ``path`` and returns its module, which is called ``name`` and which no import finds."""
     return _loaded(name, path, is_listed=False)
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dermstack.errors import ImageError
-from dermstack.user_code import import_source
+from dermstack.user_code import import_user_module
 
 _FORM = "write it as package.module:function"
 _CODE: dict[str, str] = {}  # fingerprint of the code that this process has imported, by backbone
@@ -89,7 +89,7 @@ def _module(backbone: str) -> ModuleType:
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # last, so that no file there takes the place of an installed module
     try:
-        return import_source(name)
+        return import_user_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ImageError(

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.errors import ConfigError
-from dermstack.user_code import load_file
+from dermstack.user_code import load_user_file
 from stack.columns import RESERVED
 from stack.table import TRAIN_ONLY, Table
 
@@ -63,7 +63,7 @@ def _load(path: Path) -> Callable[[pd.DataFrame], object]:
     if not path.is_file():
         raise ConfigError(f"features.python {path}: no such file: correct the path, or remove the key")
     try:
-        module = load_file("dermstack_python_features", path)
+        module = load_user_file("dermstack_python_features", path)
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f"features.python {path}: it cannot be imported ({_told(error, path)}): correct it"

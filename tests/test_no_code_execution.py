@@ -51,17 +51,25 @@ NEVER = {
     "np.fromregex", "torch.jit.load", "torch.hub.load", "jit.load", "hub.load", "np.genfromtxt", "pd.eval", "os.system",
     "os.popen", "subprocess.run", "subprocess.Popen", "subprocess.call", "subprocess.check_output",
     "importlib.import_module", "loader.exec_module", "util.spec_from_file_location",
+    "import_user_module", "load_user_file",
 }  # fmt: skip
 # The child process that parses GBDT models runs this Python with a fixed program, and gets data only.
-# The two keys of a config that name code of the user's own, `backbone` and `features.python`, are what their modules
-# are for; a bundle with either is refused (tests/test_own_backbone.py, tests/test_python_features.py).
+# Three keys of a config name code of the user's own: `backbone`, `features.python` and `objective`. Their modules
+# import it through dermstack/user_code.py. A bundle with one of the first two is refused (tests/test_own_backbone.py,
+# tests/test_python_features.py), and of the third it has only the name (tests/test_own_metric.py).
 ALLOWED = {
     "tabular/gbdt_trial.py": ["subprocess.Popen"],
     "image_models/processes.py": ["subprocess.Popen"],
     "tabular/estimators.py": ["importlib.import_module"],  # of scikit-learn's modules only
-    "image_models/own_backbone.py": ["importlib.import_module"],
-    "metrics/own_metric.py": ["importlib.import_module"],  # of the function that a user's config or command names
-    "stack/python_features.py": ["util.spec_from_file_location", "loader.exec_module"],
+    "dermstack/user_code.py": [
+        "util.spec_from_file_location",
+        "importlib.import_module",
+        "loader.exec_module",
+        "loader.exec_module",
+    ],
+    "image_models/own_backbone.py": ["import_user_module"],
+    "metrics/own_metric.py": ["import_user_module"],
+    "stack/python_features.py": ["load_user_file"],
 }
 SOURCES = source_files()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dermstack.user_code import import_source, load_file
+from dermstack.user_code import import_user_module, load_user_file
 from image_models.own_backbone import find_builder
 
 
@@ -48,26 +48,26 @@ def test_a_compiled_file_of_the_same_time_and_size_is_not_taken(folder: Path, na
     compiled(name)
     assert list(path.parent.glob("__pycache__/*.pyc")), "the premise: there is a compiled file"
     write(path, "import os\nNUMBER = 2\n")
-    module = import_source(name)
+    module = import_user_module(name)
     assert module.NUMBER == 2
     assert sys.modules[name] is module
-    assert import_source(name) is module
+    assert import_user_module(name) is module
     assert (module.__file__, module.__package__) == (str(path), name if name == "whole" else name.rpartition(".")[0])
     if name == "parts.mine":
         assert sys.modules["parts"].mine is module
-    assert load_file("of_its_own", path).NUMBER == 2
+    assert load_user_file("of_its_own", path).NUMBER == 2
     assert "of_its_own" not in sys.modules
 
 
 def test_what_fails_is_not_left_half_imported(folder: Path) -> None:
     path = write(folder / "mine.py", "NUMBER = 1 / 0\n")
     with pytest.raises(ZeroDivisionError):
-        import_source("mine")
+        import_user_module("mine")
     write(path, "NUMBER = 3\n")
-    assert import_source("mine").NUMBER == 3
+    assert import_user_module("mine").NUMBER == 3
     for name in ("no_such_module", "no_such_package.part", "mine.part"):
         with pytest.raises(ModuleNotFoundError):
-            import_source(name)
+            import_user_module(name)
 
 
 def test_a_backbone_is_built_by_its_code_as_it_is_now(folder: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dermstack.errors import ConfigError
-from dermstack.user_code import import_source
+from dermstack.user_code import import_user_module
 
 _GIVEN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAMED = re.compile(_GIVEN.pattern + r"#[0-9a-f]{12}")
@@ -136,7 +136,7 @@ def _function(objective: str) -> tuple[Callable[..., Any], bool]:
 def _module(name: str) -> Any:
     module = name.partition(":")[0]
     try:
-        return import_source(module)
+        return import_user_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"objective {name}: there is no module {error.name!r}: put {module.replace('.', '/')}.py beside the config"
