@@ -23,7 +23,7 @@ from dermstack.serve import expectations
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import _head_logits, measure_costs
-from dermstack.serve.new_rows import NewRows, read_new_rows, report_colours
+from dermstack.serve.new_rows import NewRows, read_new_rows, report_rows
 from dermstack.serve.predict import predict_rows
 from dermstack.serve.words import unknown_words
 from stack.columns import NO_COLUMNS
@@ -165,7 +165,7 @@ def test_exchanged_colours_are_undone_where_that_is_asked_for_and_named_where_tr
     np.testing.assert_array_equal(seen[2], seen[0][..., ::-1])
     exchanged = SimpleNamespace(manifest={"swap_red_blue": True}, **about)
     for given, rows, told in ((exchanged, undone, ""), (exchanged, plain, "add --swap-red-blue"), (one, plain, "")):
-        report_colours(given, rows, Out())
+        report_rows(given, rows, rows.sources[0].path.parent, None, Out())
         said = "".join(capsys.readouterr())
         assert told in said
         assert bool(said) == bool(told)

@@ -191,7 +191,7 @@ def evaluate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import evaluate_to_files, read_labelled_rows
-    from dermstack.serve.new_rows import PREDICT_NAMES, report_codes, report_colours, report_unused, tolerant
+    from dermstack.serve.new_rows import PREDICT_NAMES, report_rows, tolerant
     from dermstack.serve.predict import drops_unreadable
     from stack.console import Out
 
@@ -202,9 +202,7 @@ def evaluate(
         opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files,
         swap_red_blue=swap_red_blue,
     )  # fmt: skip
-    report_unused(rows, images, out, files=files, strict=strict)
-    report_colours(opened, rows, out)
-    report_codes(opened, rows, metadata or labels, out)
+    report_rows(opened, rows, images, metadata or labels, out, files=files, strict=strict)
     rows = tolerant(rows, on_unreadable)
     evaluate_to_files(opened, rows, targets, folder, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable)
 
@@ -250,14 +248,7 @@ def recalibrate(
     """
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import read_labelled_rows
-    from dermstack.serve.new_rows import (
-        PREDICT_NAMES,
-        read_new_rows,
-        report_codes,
-        report_colours,
-        report_unused,
-        tolerant,
-    )
+    from dermstack.serve.new_rows import PREDICT_NAMES, read_new_rows, report_rows, tolerant
     from dermstack.serve.predict import drops_unreadable
     from dermstack.serve.recalibrate import (
         check_parent,
@@ -293,9 +284,7 @@ def recalibrate(
             rows = read_new_rows(
                 opened, images, metadata, id_column=id_column, files=files, swap_red_blue=swap_red_blue
             )
-        report_unused(rows, images, out, files=files, strict=strict)
-        report_colours(opened, rows, out)
-        report_codes(opened, rows, metadata or labels, out)
+        report_rows(opened, rows, images, metadata or labels, out, files=files, strict=strict)
         rows = tolerant(rows, on_unreadable)
     options = {"device": device, "n_jobs": n_jobs, "on_unreadable": on_unreadable}
     if target is None:

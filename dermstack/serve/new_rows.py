@@ -70,7 +70,27 @@ def read_new_rows(
     return NewRows(frame, [replace(source, bits_stored=bits_stored) for source in found], tuple(missing))
 
 
-def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = PLAIN_NAMES, strict: bool) -> None:
+def report_rows(
+    bundle: Bundle,
+    rows: NewRows,
+    images: Path,
+    csv: Path | None,
+    out: Out,
+    *,
+    files: FileNames = PLAIN_NAMES,
+    strict: bool = False,
+) -> None:
+    """Warns of what is odd about the rows of the folder ``images`` and of ``csv``, before anything is predicted.
+
+    These are files without a prediction, which are refused where ``strict`` is set (DataError), exchanged colours, and
+    numbers that look like a code for "unknown".
+    """
+    _report_unused(rows, images, out, files=files, strict=strict)
+    _report_colours(bundle, rows, out)
+    _report_codes(bundle, rows, csv, out)
+
+
+def _report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames, strict: bool) -> None:
     """Warns of the files in the folder ``images`` that get no prediction, by reason.
 
     Raises DataError with the same words where ``strict`` is set.
@@ -88,7 +108,7 @@ def report_unused(rows: NewRows, images: Path, out: Out, *, files: FileNames = P
         out.warn(line)
 
 
-def report_colours(bundle: Bundle, rows: NewRows, out: Out) -> None:
+def _report_colours(bundle: Bundle, rows: NewRows, out: Out) -> None:
     """Warns where red and blue of the training images were exchanged, which was undone, and these are as they are."""
     if bundle.manifest.get("swap_red_blue") and not any(source.swap_red_blue for source in rows.sources):
         out.warn(
@@ -97,7 +117,7 @@ def report_colours(bundle: Bundle, rows: NewRows, out: Out) -> None:
         )
 
 
-def report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
+def _report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) -> None:
     """Warns of numbers in the csv ``path`` that look like a code for "unknown"; `unknown_words` names new words."""
     found = missing_codes(rows.frame, few_rows=True, columns=bundle.table_columns)
     codes = [code for code in found if code.is_number and (code.is_further or code.column in bundle.columns)]

@@ -20,15 +20,7 @@ from dermstack.serve.ensemble import FittedEnsemble, read_bundled_fallback, read
 from dermstack.serve.expectations import cost_notes
 from dermstack.serve.image_runs import Level1, passes_per_image, read_level1
 from dermstack.serve.local_map import local_note
-from dermstack.serve.new_rows import (
-    PREDICT_NAMES,
-    NewRows,
-    read_new_rows,
-    report_codes,
-    report_colours,
-    report_unused,
-    tolerant,
-)
+from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_rows, tolerant
 from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
 from dermstack.serve.words import unknown_words
@@ -322,9 +314,7 @@ def predict_to_files(
         check_output_folder(outputs.work, "--work")
     rows = read_new_rows(bundle, images, metadata, files=files, swap_red_blue=swap_red_blue)
     rows = tolerant(rows, on_unreadable)
-    report_unused(rows, images, out, files=files, strict=strict)
-    report_colours(bundle, rows, out)
-    report_codes(bundle, rows, metadata, out)
+    report_rows(bundle, rows, images, metadata, out, files=files, strict=strict)
     _introduce(bundle, rows, out)
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
