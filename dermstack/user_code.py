@@ -35,7 +35,15 @@ def import_user_module(name: str) -> ModuleType:
         return importlib.import_module(name)  # raises where there is none
     if name in sys.modules:  # imported by a package around it
         return sys.modules[name]
-    module = _loaded(name, Path(spec.loader.path), is_listed=True)
+    spec.loader = _FromSource(name, spec.loader.path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs, as Python does: it may import what imports it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:  # Ctrl-C too: nothing half-imported stays
+        del sys.modules[name]
+        raise
+    module = sys.modules[name]  # it may have put another object there
     package, _, last = name.rpartition(".")
     if package:
         setattr(sys.modules[package], last, module)
@@ -44,21 +52,9 @@ def import_user_module(name: str) -> ModuleType:
 
 def load_user_file(name: str, path: Path) -> ModuleType:
     """Runs the file ``path`` and returns its module, which is called ``name`` and which no import finds."""
-    return _loaded(name, path, is_listed=False)
-
-
-def _loaded(name: str, path: Path, *, is_listed: bool) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
+    loader = _FromSource(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None  # a loader is given
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    if not is_listed:
-        spec.loader.exec_module(module)
-        return module
-    sys.modules[name] = module  # before it runs, as Python does: it may import what imports it
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return sys.modules[name]
+    loader.exec_module(module)
+    return module

@@ -63,8 +63,8 @@ ALLOWED = {
     "tabular/estimators.py": ["importlib.import_module"],  # of scikit-learn's modules only
     "dermstack/user_code.py": [
         "util.spec_from_file_location",
-        "importlib.import_module",
         "loader.exec_module",
+        "importlib.import_module",
         "loader.exec_module",
     ],
     "image_models/own_backbone.py": ["import_user_module"],
