@@ -18,6 +18,11 @@ from image_models.net import Net
 VIEW_COUNTS = {"none": 1, "flips": 4, "d4": 8}
 
 
+def passes_per_image(tta: str, *, frozen: bool, folds: int, seeds: int) -> int:
+    """Returns how often an image goes through a model: once a view and, unless it is frozen, a net of ``folds``."""
+    return VIEW_COUNTS[tta] * (1 if frozen else folds * seeds)
+
+
 def views(images: torch.Tensor, kind: str) -> Iterator[torch.Tensor]:
     """Yields views of images (n, h, w, 3): themselves, four flips, or the square's eight symmetries (needs h = w)."""
     for transposed in (False, True) if kind == "d4" else (False,):

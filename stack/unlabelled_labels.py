@@ -90,7 +90,7 @@ def predict_unlabelled(experiment: Experiment, run: Run, cache: ImageCache, out:
 
     ``cache`` holds the images at the size of the run's nets. Raises ImageError for weights that are missing or damaged.
     """
-    from image_models.predict import VIEW_COUNTS
+    from image_models.predict import passes_per_image
 
     images = cache.checksum(list(experiment.unlabelled["id"]))
     folds = range(experiment.folds.k)
@@ -104,10 +104,12 @@ def predict_unlabelled(experiment: Experiment, run: Run, cache: ImageCache, out:
             return
         inputs = _inputs(experiment, run) | {"images": images}
         settings = run.meta["settings"]
-        passes = 1 if settings["frozen"] else len(missing) * len(settings["seeds"])
+        passes = passes_per_image(
+            settings["tta"], frozen=settings["frozen"], folds=len(missing), seeds=len(settings["seeds"])
+        )
         with out.bar(
             f"{run.name} labels rows without a target",
-            passes * VIEW_COUNTS[settings["tta"]] * len(experiment.unlabelled),
+            passes * len(experiment.unlabelled),
         ) as progress:
             made = _predictions(experiment, run, missing, cache, progress)
             for fold, output in zip(missing, made, strict=True):

@@ -16,7 +16,7 @@ from dermstack.errors import BundleError, TabularError
 from dermstack.serve.bundle import Bundle, ImageRun
 from image_models.cache import ImageCache
 from image_models.net_files import ENCODER
-from image_models.predict import VIEW_COUNTS, NetOutput
+from image_models.predict import NetOutput, passes_per_image
 from image_models.saved import NetCache, predict_frozen, predict_trained
 from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata, MetadataEncoder
@@ -36,10 +36,12 @@ class Level1:
         return {name: values if name in frozen else values[fold] for name, values in self.z.items()}
 
 
-def passes_per_image(bundle: Bundle) -> int:
+def bundle_passes(bundle: Bundle) -> int:
     """Returns how many forward passes an image needs: over runs, folds, seeds and test-time augmentation views."""
     return sum(
-        VIEW_COUNTS[run.settings["tta"]] * (1 if run.kind == "frozen" else bundle.folds * len(run.settings["seeds"]))
+        passes_per_image(
+            run.settings["tta"], frozen=run.kind == "frozen", folds=bundle.folds, seeds=len(run.settings["seeds"])
+        )
         for run in bundle.image_runs
     )
 

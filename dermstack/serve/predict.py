@@ -18,7 +18,7 @@ from dermstack.errors import ConfigError, StoreError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, read_bundled_fallback, read_fitted
 from dermstack.serve.expectations import cost_notes
-from dermstack.serve.image_runs import Level1, passes_per_image, read_level1
+from dermstack.serve.image_runs import Level1, bundle_passes, read_level1
 from dermstack.serve.local_map import local_note
 from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_rows, tolerant
 from dermstack.serve.novelty import Novelty, read_novelty
@@ -86,13 +86,13 @@ def predict_rows(
         _start_job(work, job)
         fitted, novelty = read_fitted(bundle), read_novelty(bundle)
         parts = list(_parts(bundle, rows.frame))
-        with out.bar("predict", passes_per_image(bundle) * len(rows.frame)) as progress:
+        with out.bar("predict", bundle_passes(bundle) * len(rows.frame)) as progress:
             for number, positions in enumerate(parts):
                 sources = with_contents([rows.sources[position] for position in positions], n_jobs=n_jobs)
                 contents = fingerprint({"contents": [source.content for source in sources]})
                 part = read_run(_part_folder(work, number))
                 if part is not None and part.meta.get("contents") == contents and "lost" in part.meta:
-                    progress(DoneBefore(passes_per_image(bundle) * len(positions)))
+                    progress(DoneBefore(bundle_passes(bundle) * len(positions)))
                     continue
                 made, lost = _predict_part(
                     bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,

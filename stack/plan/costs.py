@@ -98,12 +98,14 @@ def images_through(experiment: Experiment, model: ImageModel, nets: int, folds: 
 
 def _labelled_by_teachers(experiment: Experiment, model: ImageModel) -> float:
     """Returns how many unlabelled images go through the teachers' nets before the model is trained."""
-    from image_models.predict import VIEW_COUNTS
+    from image_models.predict import passes_per_image
 
     if not labels_unlabelled(model) or not awaits_teachers(experiment, model):
         return 0.0
     teachers = [one for one in experiment.config.image_models if one.name in teachers_of(model)]
-    passes = sum(VIEW_COUNTS[one.tta] * (1 if one.frozen else experiment.folds.k * len(one.seeds)) for one in teachers)
+    passes = sum(
+        passes_per_image(one.tta, frozen=one.frozen, folds=experiment.folds.k, seeds=len(one.seeds)) for one in teachers
+    )
     return float(passes * len(experiment.unlabelled))
 
 
@@ -132,10 +134,10 @@ def head_cost(experiment: Experiment, width: int) -> Cost:
 
 def prediction_seconds(experiment: Experiment, model: ImageModel) -> float:
     """Measures how long the nets of all folds and seeds take for a new image, with all views."""
-    from image_models.predict import VIEW_COUNTS
+    from image_models.predict import passes_per_image
 
-    passes = 1 if model.frozen else experiment.folds.k * len(model.seeds)
-    return passes * VIEW_COUNTS[model.tta] / measured(experiment, model).predict
+    passes = passes_per_image(model.tta, frozen=model.frozen, folds=experiment.folds.k, seeds=len(model.seeds))
+    return passes / measured(experiment, model).predict
 
 
 def feature_counts(
