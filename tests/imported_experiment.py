@@ -72,29 +72,15 @@ def predictions(experiment: Experiment, *, noise: float = 1.5, seed: int = 0) ->
 
 
 def import_frames(
-    experiment: Experiment,
-    name: str,
-    oof: pd.DataFrame,
-    test: pd.DataFrame | None,
-    *,
-    columns: ImportedColumns | None = None,
-    test_averaged: bool = False,
-    exclude: int = 0,
-    foreign_folds: bool = False,
-    replace: bool = False,
-    all_rows: Path | None = None,
-    all_rows_prefix: str | None = None,
+    experiment: Experiment, name: str, oof: pd.DataFrame, test: pd.DataFrame | None, **options: Any
 ) -> Run:
-    """Imports these frames, by way of csv files beside the config."""
+    """Imports these frames by `import_paths`, which takes the options, by way of csv files beside the config."""
     folder = experiment.config_path.parent
-    oof.to_csv(folder / f"{name}-oof.csv", index=False)
+    paths = [folder / f"{name}-oof.csv", folder / f"{name}-test.csv"]
+    oof.to_csv(paths[0], index=False)
     if test is not None:
-        test.to_csv(folder / f"{name}-test.csv", index=False)
-    return import_paths(
-        experiment, name, folder / f"{name}-oof.csv", None if test is None else folder / f"{name}-test.csv",
-        columns=columns, test_averaged=test_averaged, exclude=exclude,
-        foreign_folds=foreign_folds, replace=replace, all_rows=all_rows, all_rows_prefix=all_rows_prefix,
-    )  # fmt: skip
+        test.to_csv(paths[1], index=False)
+    return import_paths(experiment, name, paths[0], None if test is None else paths[1], **options)
 
 
 def import_paths(
