@@ -29,9 +29,10 @@ from dermstack.report.figures import (
     unit_axes,
 )
 from dermstack.report.gaps import gaps_section
-from dermstack.report.report import TEMPLATE_FOLDER, environment
+from dermstack.report.report import TEMPLATE_FOLDER, environment, percent
 from dermstack.report.review import band_sentences, kept_table, per_thousand_table, review_subgroup_table
 from dermstack.report.tables import HtmlTable, shared_decimals
+from dermstack.report.tables import number as formatted
 from stack.metrics.gaps import gaps_of_records
 from stack.metrics.intervals import Interval
 from stack.metrics.own_metric import own_label
@@ -174,14 +175,7 @@ def _review_tables(review: ReviewCheck | None, unit: str) -> dict[str, HtmlTable
 
 def number(value: float | None, digits: int = 4) -> str:
     """Formats a number with a minus sign (−); None and NaN are a dash."""
-    return "–" if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """Formats a share: 0.9021 → 90.2 %; None and NaN are a dash."""
-    return (
-        "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%".replace("-", "−")
-    )
+    return formatted(None if value is None else float(value), f",.{digits}f")
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> _Table:

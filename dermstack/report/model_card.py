@@ -16,6 +16,7 @@ from jinja2 import Environment
 
 from dermstack.report.report import count, environment, percent
 from dermstack.report.tables import code_span
+from dermstack.report.tables import number as formatted
 from dermstack.report.units import Scored, run_weights, scored_rows
 from stack.columns import TableColumns
 from stack.experiment import Experiment
@@ -186,7 +187,7 @@ def _templates() -> Environment:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+    return formatted(None if value is None else float(value), f".{digits}f")
 
 
 def _bounds(low: float, high: float, digits: int = 4) -> str:

@@ -84,9 +84,9 @@ def environment(*, autoescape: bool = True) -> Environment:
     )
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 1) -> str:
     """Formats a share: 0.9021 → 90.2 %; None and NaN are a dash."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+    return number(None if share is None else float(share), f".{digits}%")
 
 
 def count(number: float) -> str:
