@@ -126,11 +126,11 @@ def train_net(
     """Fine-tunes ``net`` in place with AdamW, a warm-up and a cosine decay of the learning rate to zero.
 
     Held-out rows are not used. ``batch_augment`` augments batches on the device, unless ``images`` augments its rows.
-    ``column_dropout`` sets metadata columns to missing.
-    ``inner_val`` are the rows on which `select: best` chooses the epoch; ``report`` is called with each epoch's AUC on
-    them. ``state`` is a file that is written after each epoch, and from which a training of the same ``identity``
-    resumes: every draw comes from (seed, epoch), so that a resumed training ends with the same weights. ``progress`` is
-    called with the number of images of each step, ``say`` with messages for the user.
+    ``column_dropout`` sets metadata columns to missing. ``inner_val`` are the rows on which `select: best` chooses the
+    epoch; ``report`` is called with each epoch's AUC on them. ``state`` is a file that is written after each epoch, and
+    from which a training of the same ``identity`` resumes: every draw comes from (seed, epoch), so that a resumed
+    training ends with the same weights. ``progress`` is called with the number of images of each step, ``say`` with
+    messages for the user.
 
     Returns the history, one row per epoch: epoch, loss (mean training loss), lr (at its end), images_per_s, and auc on
     ``inner_val``. Raises ImageError when the loss is not finite.
