@@ -233,36 +233,50 @@ def embedding_aggregates(group: ArrayLike, z: NDArray[np.floating], name: str) -
     start = np.cumsum(size) - size
     made = np.zeros((len(codes), 3), np.float32)
     made[:, 2] = 1
-    for first, rows in zip(start[size > 1], size[size > 1], strict=True):  # the rows of a group go to BLAS together
+    for rows in np.unique(size[(size > 1) & (size < MIN_OUTLIER_GROUP)]).tolist():
+        firsts = start[size == rows]
+        step = max(1, CHUNK_ROWS // rows)  # groups
+        for some in range(0, len(firsts), step):  # groups of one size go through numpy together
+            members = order[firsts[some : some + step, None] + np.arange(rows)]
+            made[members, :2] = _distances_in_groups(_unit(z[members].astype(np.float32)))
+    large = size >= MIN_OUTLIER_GROUP
+    for first, rows in zip(start[large], size[large], strict=True):
         members = order[first : first + rows]
-        made[members] = _embedding_features(_unit(z[members].astype(np.float32)))
+        made[members] = _features_in_large_group(_unit(z[members].astype(np.float32)))
     columns = [f"{name}_group_{feature}" for feature in ("centroid", "nearest", "outlier")]
     index = group.index if isinstance(group, pd.Series) else None
     return pd.DataFrame(made, columns=columns, index=index)
 
 
-def _embedding_features(unit: Floats32) -> Floats32:
-    """Returns the three features (n, 3) of one group's unit vectors (n, d), n > 1."""
-    n = len(unit)
-    others = unit.sum(axis=0) - unit
-    centroid = 1 - np.einsum("nd,nd->n", _unit(others), unit)
-    nearest = np.empty(n, np.float32)
-    k = NEIGHBOURS if n >= MIN_OUTLIER_GROUP else 0
+def _distances_in_groups(unit: Floats32) -> Floats32:
+    """Returns the distances to the centroid and to the nearest row (m, n, 2) in m groups of n unit vectors (m, n, d)."""
+    rows = np.arange(unit.shape[1])
+    distances = 1 - unit @ unit.swapaxes(1, 2)
+    distances[:, rows, rows] = np.inf  # the row itself
+    made = np.stack([_to_centroid(unit), distances.min(axis=2)], axis=2)
+    return np.maximum(made, 0, dtype=np.float32)
+
+
+def _to_centroid(unit: Floats32) -> Floats32:
+    """Returns for unit vectors (…, n, d) of groups the distance (…, n) to the mean direction of the other vectors."""
+    others = unit.sum(axis=-2, keepdims=True) - unit
+    distance: Floats32 = 1 - np.einsum("...d,...d->...", _unit(others), unit)
+    return distance
+
+
+def _features_in_large_group(unit: Floats32) -> Floats32:
+    """Returns the three features (n, 3) of one group's unit vectors (n, d), n at least MIN_OUTLIER_GROUP."""
+    n, k = len(unit), NEIGHBOURS
     distance, neighbour = np.empty((n, k), np.float32), np.empty((n, k), np.intp)
     for first in range(0, n, CHUNK_ROWS):
         chunk = slice(first, min(first + CHUNK_ROWS, n))
         distances = unit[chunk] @ unit.T
         np.subtract(1, distances, out=distances)
         distances[np.arange(len(distances)), np.arange(first, first + len(distances))] = np.inf  # the row itself
-        if k:
-            nearby = np.argpartition(distances, k, axis=1)[:, :k]
-            neighbour[chunk] = nearby
-            distance[chunk] = np.take_along_axis(distances, nearby, axis=1)
-            nearest[chunk] = distance[chunk].min(axis=1)
-        else:
-            nearest[chunk] = distances.min(axis=1)
-    outlier = _local_outlier_factor(distance, neighbour) if k else np.ones(n, np.float32)
-    return np.column_stack([np.maximum(centroid, 0), np.maximum(nearest, 0), outlier]).astype(np.float32)
+        neighbour[chunk] = np.argpartition(distances, k, axis=1)[:, :k]
+        distance[chunk] = np.take_along_axis(distances, neighbour[chunk], axis=1)
+    made = [_to_centroid(unit), distance.min(axis=1)]
+    return np.column_stack([np.maximum(made, 0).T, _local_outlier_factor(distance, neighbour)]).astype(np.float32)
 
 
 def _local_outlier_factor(distance: Floats32, neighbour: NDArray[np.intp]) -> Floats32:
@@ -275,6 +289,6 @@ def _local_outlier_factor(distance: Floats32, neighbour: NDArray[np.intp]) -> Fl
 
 
 def _unit(z: Floats32) -> Floats32:
-    length = np.linalg.norm(z, axis=1, keepdims=True)
+    length = np.linalg.norm(z, axis=-1, keepdims=True)
     unit: Floats32 = (z / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
     return unit

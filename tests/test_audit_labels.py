@@ -17,11 +17,12 @@ from dermstack.audit.labels import (
     contradicts,
     doubtful_labels,
     doubtful_labels_finding,
+    kept_doubtful_labels,
     nearest_neighbours,
     platt_probabilities,
 )
 from stack.experiment import Experiment
-from stack.store import Run, prediction_frame, write_run
+from stack.store import Run, prediction_frame, read_run, write_run
 
 
 def with_z(
@@ -172,3 +173,20 @@ def test_without_embeddings_the_runs_alone_speak_and_without_runs_nobody(tmp_pat
     assert "ISIC" not in finding.evidence
     assert len(doubtful_labels(experiment, [])) == 0
     assert doubtful_labels_finding(doubtful_labels(experiment, []), len(z), []) is None
+
+
+def same(left: pd.DataFrame, right: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(left.reset_index(drop=True), right, check_dtype=False)
+
+
+def test_kept_list_is_read_again_until_a_run_changes(tmp_path: Path) -> None:
+    experiment, z, _ = with_z(tmp_path, flipped=30, apart=3.5)
+    run = fitted(experiment, "net", z)
+    made = kept_doubtful_labels(experiment, [run])
+    same(made, doubtful_labels(experiment, [run]))
+    folder = experiment.folder / "report" / "second_look"
+    write_run(folder, dict(read_run(folder).meta), frames={"second_look": made.head(3)})
+    same(kept_doubtful_labels(experiment, [run]), made.head(3))
+    other = fitted(experiment, "net", z[::-1])  # the same name and fingerprint, other predictions
+    same(kept_doubtful_labels(experiment, [other]), doubtful_labels(experiment, [other]))
+    assert kept_doubtful_labels(experiment, []).empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,13 +15,16 @@ from dermstack.audit.finding import Finding
 from stack.experiment import Experiment
 from stack.metrics.scores import Floats
 from stack.predictions import predictions_of, standardised
-from stack.store import Run, row_positions_in_run
+from stack.store import Run, fingerprint, read_run, row_positions_in_run, write_run
 
 COLUMNS = ("id", "target", "doubt", "p", "neighbours", "like")
 NEIGHBOURS = 20
 MIN_ODDS_RATIO = 2.0  # a probability contradicts only if it changes the odds of the prevalence by this factor
 _SAMPLE_PER_CLASS = 2_000  # rows of each class used to calibrate the share of positive neighbours
 _CHUNK_ROWS = 512  # rows of one block of the similarity matrix
+
+_FRAME = "second_look"
+_VERSION = 1  # of the table that is kept: an earlier one is made again
 
 EmbeddingSpace = tuple[NDArray[np.float32], NDArray[np.integer]]  # unit vectors (n, d), and the net (n,) that made each
 
@@ -69,6 +73,18 @@ def doubtful_labels(experiment: Experiment, runs: Sequence[Run], *, seed: int = 
     frame["doubt"] = np.abs(y - np.mean([*opinions.values(), *votes], axis=0))
     ordered = frame[doubted].sort_values(["doubt", "id"], ascending=[False, True], ignore_index=True)
     return ordered[[*COLUMNS, *opinions]]
+
+
+def kept_doubtful_labels(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
+    """Returns `doubtful_labels`, which are kept in ``report/second_look`` until the rows or a file of a run changes."""
+    folder = experiment.folder / "report" / _FRAME
+    made_of = {run.name: run.meta["files"] for run in runs}
+    inputs = fingerprint({"version": _VERSION, "rows": experiment.rows_fingerprint, "runs": made_of})
+    if (kept := read_run(folder)) is not None and kept.meta["fingerprint"] == inputs:
+        return kept.frame(_FRAME)
+    found = doubtful_labels(experiment, runs)
+    shutil.rmtree(folder, ignore_errors=True)  # stale; it can be computed again, so it is not set aside
+    return write_run(folder, {"fingerprint": inputs}, frames={_FRAME: found}).frame(_FRAME)
 
 
 def doubtful_labels_finding(doubtful: pd.DataFrame, n: int, runs: Sequence[Run]) -> Finding | None:

@@ -11,7 +11,7 @@ import pandas as pd
 from dermstack.audit.acquisition import acquisition_findings
 from dermstack.audit.drift import drift_findings
 from dermstack.audit.finding import Finding, is_audited, read_findings, read_part_findings, write_part_findings
-from dermstack.audit.labels import doubtful_labels, doubtful_labels_finding
+from dermstack.audit.labels import doubtful_labels_finding, kept_doubtful_labels
 from dermstack.audit.pictures import chain_finding, pair_kinds, part_findings, picture_findings
 from dermstack.audit.pseudo_labels import pseudo_label_findings, unlabelled_findings
 from dermstack.audit.rows import proxy_findings, row_findings
@@ -114,7 +114,7 @@ def _audit_rows_and_runs(
 
 def _audit_labels(experiment: Experiment, fresh: list[Run]) -> list[Finding]:
     """Returns the finding on doubtful labels, and writes second_look.csv."""
-    doubtful = doubtful_labels(experiment, fresh)
+    doubtful = kept_doubtful_labels(experiment, fresh)
     with atomic(experiment.folder / SECOND_LOOK) as temporary:
         doubtful.to_csv(temporary, index=False)
     doubt = doubtful_labels_finding(doubtful, len(experiment.target), fresh)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from dermstack.audit.labels import NEIGHBOURS, doubtful_labels
+from dermstack.audit.labels import NEIGHBOURS, kept_doubtful_labels
 from dermstack.report.report import TEMPLATE_FOLDER, Section, render_template
 from dermstack.report.units import Scored, run_weights
 from stack.experiment import Experiment
@@ -347,7 +347,7 @@ def doubtful_labels_section(
     """
     if not runs:
         return None
-    doubtful = doubtful_labels(experiment, runs)
+    doubtful = kept_doubtful_labels(experiment, runs)
     group = experiment.folds.frame.set_index("id")["split_group"].loc[doubtful["id"]].to_numpy()
     one_per_group = doubtful[~doubtful.assign(group=group).duplicated(["target", "group"])]
     lists = {target: one_per_group[one_per_group["target"] == target].head(each) for target in (1, 0)}
