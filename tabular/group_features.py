@@ -249,12 +249,12 @@ def embedding_aggregates(group: ArrayLike, z: NDArray[np.floating], name: str) -
 
 
 def _distances_in_groups(unit: Floats32) -> Floats32:
-    """Returns the distances to the centroid and to the nearest row (m, n, 2) in m groups of n unit vectors (m, n, d)."""
+    """Returns the distances to the centroid and to the nearest row (m, n, 2) for m groups of unit vectors (m, n, d)."""
     rows = np.arange(unit.shape[1])
     distances = 1 - unit @ unit.swapaxes(1, 2)
     distances[:, rows, rows] = np.inf  # the row itself
-    made = np.stack([_to_centroid(unit), distances.min(axis=2)], axis=2)
-    return np.maximum(made, 0, dtype=np.float32)
+    made: Floats32 = np.maximum(np.stack([_to_centroid(unit), distances.min(axis=2)], axis=2), 0)
+    return made
 
 
 def _to_centroid(unit: Floats32) -> Floats32:

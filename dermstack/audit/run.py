@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -98,7 +98,7 @@ def _audit_rows_and_runs(
     """
     fresh = [run for run in runs if is_fresh(experiment, run)]
     level2 = [run for run in experiment.finished(level=2) if is_fresh(experiment, run)]
-    parts: list[Callable[[], list[Finding]]] = [
+    parts: list[partial[list[Finding]]] = [
         partial(row_findings, experiment),
         partial(proxy_findings, experiment),
         partial(unlabelled_findings, experiment),
@@ -108,8 +108,10 @@ def _audit_rows_and_runs(
         partial(pseudo_label_findings, experiment, runs),
         partial(_audit_labels, experiment, fresh),
     ]
-    found = run_folds(parts, "audit", experiment.config, out, unit="parts")
-    return [finding for part in found for finding in part]
+    order = sorted(range(len(parts)), key=lambda place: parts[place].func not in (drift_findings, _audit_labels))
+    tasks = [parts[place] for place in order]  # the longest first, so that no process waits for one that began last
+    found = dict(zip(order, run_folds(tasks, "audit", experiment.config, out, unit="parts"), strict=True))
+    return [finding for place in range(len(parts)) for finding in found[place]]
 
 
 def _audit_labels(experiment: Experiment, fresh: list[Run]) -> list[Finding]:
