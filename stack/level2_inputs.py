@@ -10,6 +10,7 @@ from stack.config import Config
 from stack.experiment import Experiment
 from stack.level2_config import Stacker, source_names
 from stack.store import Run, fingerprint, frame_fingerprint, read_run
+from stack.study_inputs import cohort_inputs
 from stack.table import ACQUISITION
 from stack.tuned import tuned_fingerprint
 from stack.views import seen_runs
@@ -30,6 +31,7 @@ def stacker_inputs(experiment: Experiment, stacker: Stacker, sources: Sequence[R
         "level-1 runs": fingerprint({run.name: run.meta["files"] for run in seen_runs(config, stacker, sources)}),
         "metadata": experiment.metadata_fingerprint,
         "rows or folds": experiment.rows_fingerprint,
+        **cohort_inputs(experiment, stacker),
         **_acquisition_inputs(experiment),
         **scale_inputs(experiment),
     }  # fmt: skip

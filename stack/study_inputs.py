@@ -75,10 +75,22 @@ def gbdt_study_inputs(experiment: Experiment, stacker: Stacker, sources: Sequenc
         "settings": fingerprint(settings),
         "features": fingerprint(stacker.features_with(config.features).inputs()),
         "metadata": experiment.metadata_fingerprint,
+        **cohort_inputs(experiment, stacker),
         **shortcuts,
         "runs": ", ".join(run.name for run in seen),
         **{f"{_PREDICTIONS}{run.name}": fingerprint(_out_of_fold_files(run)) for run in seen},
     }
+
+
+def cohort_inputs(experiment: Experiment, stacker: Stacker) -> dict[str, str]:
+    """Returns an input of stackers that see `features.cohort_columns` of a table that lacks values, else nothing.
+
+    Earlier versions chose the cohorts of all columns by the first one, which differs only where a value is missing.
+    """
+    if not stacker.features_with(experiment.config.features).cohort_columns:
+        return {}
+    lacks = experiment.table.train[experiment.table.columns.numbers].isna().to_numpy().any()
+    return {"cohorts": "of each column"} if lacks else {}
 
 
 def image_study_inputs(experiment: Experiment, model: ImageModel) -> dict[str, str]:

@@ -18,15 +18,20 @@ COHORT_LEVELS = (
     ("band",),
     (),
 )  # a row's cohort is that of the first level with enough rows
+_ROWS, _VALUES = "cells", "column_cells"  # keys in JSON: all columns have the same cohorts, or each has its own
 
 
 class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes without types
     """z-score of logits by the mean and standard deviation of the fitted rows of the same age band, sex and site.
 
     A cohort of fewer than ``min_rows`` fitted rows is replaced by that without the site, then without the sex, then by
-    all rows. Missing values are values of their own; age bands are ten years wide. No targets are used.
+    all rows. Where logits are missing (NaN), each column is replaced by itself, and only rows with a value in it count.
+    A missing age, sex or site is a value of its own; age bands are ten years wide. No targets are used.
 
-    Fitted: `cohorts_`, {level: {cohort: [means (runs,), standard deviations (runs,)]}}.
+    Fitted: `cohorts_`, {level: {cohort: [means (runs,), standard deviations (runs,)]}}, NaN for a column with too few
+    values, and `by_column_`, whether a fitted value was missing. Without one all columns have the same cohorts, and the
+    JSON is that of earlier versions, which took for all columns the cohort of the first one. Their JSON with NaN is
+    still read as they read it, so that models trained on such features get the same ones.
     """
 
     def __init__(self, min_rows: int = 50) -> None:
@@ -41,14 +46,15 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
         keys = _cohort_columns(frame)
         values = pd.DataFrame(logits.astype(np.float64))
         self.runs_ = logits.shape[1]
+        self.by_column_ = bool(values.isna().to_numpy().any())
         self.cohorts_: dict[str, dict[str, list[list[float]]]] = {}
         for level in COHORT_LEVELS:
             cohort = _cohort_keys(keys, level)
             grouped = values.groupby(cohort, sort=True)
-            mean, std, rows = grouped.mean(), grouped.std(ddof=0), grouped.size()
-            enough = rows.index[(rows >= self.min_rows) | (not level)]
+            enough = (grouped.count() >= self.min_rows) | (not level)
+            mean, std = grouped.mean().where(enough), grouped.std(ddof=0).where(enough)
             self.cohorts_["+".join(level)] = {
-                str(key): [mean.loc[key].tolist(), std.loc[key].tolist()] for key in enough
+                str(key): [mean.loc[key].tolist(), std.loc[key].tolist()] for key in enough.index[enough.any(axis=1)]
             }
         return self
 
@@ -60,16 +66,19 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
         for level in COHORT_LEVELS:
             cells = self.cohorts_["+".join(level)]
             place = pd.Index(cells, dtype="str").get_indexer(pd.Index(_cohort_keys(keys, level)))
-            here = (place >= 0) & np.isnan(mean[:, 0])
+            lacking = np.isnan(mean if self.by_column_ else mean[:, :1])  # (n, runs), or (n, 1) for all runs together
+            here = (place >= 0) & lacking.any(axis=1)
             if here.any():
                 table = np.array(list(cells.values()))  # (cells, 2, runs)
-                mean[here], std[here] = table[place[here], 0], table[place[here], 1]
+                for found, part in ((mean, 0), (std, 1)):
+                    found[here] = np.where(lacking[here], table[place[here], part], found[here])
         z = (logits - mean) / np.where(std > 1e-9, std, 1.0)
         return pd.DataFrame(z.astype(np.float32), columns=[f"{name}_cohort_z" for name in names], index=frame.index)
 
     def to_json(self) -> str:
         """Returns the fitted state as JSON, for `from_json`."""
-        return json.dumps({"runs": self.runs_, "cells": self.cohorts_}, ensure_ascii=False)
+        key = _VALUES if self.by_column_ else _ROWS  # earlier versions refuse the other key instead of misreading it
+        return json.dumps({"runs": self.runs_, key: self.cohorts_}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -78,10 +87,12 @@ class CohortScore(BaseEstimator):  # type: ignore[misc]  # scikit-learn comes wi
             state = json.loads(text)
             score = cls()
             score.runs_ = int(state["runs"])
-            score.cohorts_ = {"+".join(level): dict(state["cells"]["+".join(level)]) for level in COHORT_LEVELS}
+            score.by_column_ = _VALUES in state
+            stored = state[_VALUES if score.by_column_ else _ROWS]
+            score.cohorts_ = {"+".join(level): dict(stored["+".join(level)]) for level in COHORT_LEVELS}
             for cells in filter(None, score.cohorts_.values()):
                 table = np.array(list(cells.values()), np.float64)
-                # NaN: no row of the cohort has a value in the column.
+                # NaN: too few rows of the cohort have a value in the column, or before `_VALUES` none.
                 if table.shape != (len(cells), 2, score.runs_) or np.isinf(table).any():
                     raise ValueError(f"a cohort lacks a finite mean and deviation for each of {score.runs_} columns")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
