@@ -134,14 +134,16 @@ def load_batches(images: CachedImages, batches: list[list[int]], *, workers: int
     # The platform's start method: inside a worker of loky, loky's own is the default, which torch cannot use.
     start = multiprocessing.get_all_start_methods()[0] if workers else None
     loader = DataLoader(
-        images, sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin, multiprocessing_context=start
-    )
+        _ErrorsReturned(images), sampler=batches, batch_size=None, num_workers=workers, pin_memory=pin,
+        multiprocessing_context=start,
+    )  # fmt: skip
     try:
         with own_packages_first():
             batches_in_order = iter(loader)  # which starts the processes
-        yield from batches_in_order
-    except ImageError as error:  # torch puts a worker's traceback before the message
-        raise ImageError(str(error).rpartition("ImageError: ")[2].strip()) from error
+        for batch in batches_in_order:
+            if isinstance(batch, ImageError):
+                raise batch
+            yield batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -153,3 +155,16 @@ def load_batches(images: CachedImages, batches: list[list[int]], *, workers: int
         raise ImageError(
             f"while images were loaded, {said}; then run the same command again ({str(error).splitlines()[0]})"
         ) from error
+
+
+class _ErrorsReturned(Dataset[Batch | ImageError]):
+    """Batches of a data set, or the ImageError that one raises: torch would add a worker's traceback to its message."""
+
+    def __init__(self, images: CachedImages) -> None:
+        self.images = images
+
+    def __getitem__(self, batch: list[int]) -> Batch | ImageError:
+        try:
+            return self.images[batch]
+        except ImageError as error:
+            return error

@@ -30,6 +30,10 @@ AGE_BANDS = 5  # the last has no upper limit; missing ages are one more band
 Ints = NDArray[np.int64]
 
 
+class TooFewGroupsError(DataError):
+    """Fewer groups hold a class than there are folds, so that another number of folds may do."""
+
+
 @dataclass(frozen=True)
 class GroupCounts:
     """The groups to assign to folds: ``codes`` (n,) is the group of each row, ``counts`` (groups, c) its quantities.
@@ -70,7 +74,7 @@ def assign_balanced_folds(group_counts: GroupCounts, *, k: int, seed: int) -> ND
 
     Where the spread of prevalence over folds exceeds one positive in the smallest fold, 20 further assignments are
     drawn; the best replaces the first if the first exceeds 1.1 times the best spread plus one positive. Raises
-    DataError where fewer than k groups hold a class.
+    TooFewGroupsError where fewer than k groups hold a class.
     """
     fold = assign_folds(group_counts, k=k, seed=seed)
     own, one_positive = prevalence_spread(group_counts, fold), 1 / np.bincount(fold[group_counts.codes]).min()
@@ -148,7 +152,7 @@ def _check_enough(rows: Ints, positives: Ints, k: int) -> None:
         if holding.sum() < k:
             n = int(holding.sum())
             step = f"set fewer folds (folds.k: {n})" if n >= 2 else "add rows of other groups, as two folds need two"
-            raise DataError(
+            raise TooFewGroupsError(
                 f"{_groups_holding(n, word)}, fewer than the {k} folds: {step}, "
                 "or check columns.group and the duplicates"
             )
@@ -225,10 +229,10 @@ def make_folds(
     Groups of several types, such as 7 and "7" in a column that pandas read in parts, are compared as text.
 
     Raises ConfigError for k outside 2 to 127, DataError for repeated ids, missing groups, targets other than 0 and 1
-    and pairs whose ids may be another spelling of a row's, where fewer than k split_groups hold positives (or
-    negatives), and where `own` has gaps or its rows in another order, splits a split_group or leaves a fold with one
-    class. Warns where
-    duplicates merge more than 5 % of the rows into one split_group.
+    and pairs whose ids may be another spelling of a row's, and where `own` has gaps or its rows in another order,
+    splits a split_group or leaves a fold with one class; TooFewGroupsError, a DataError, where fewer than k
+    split_groups hold positives (or negatives). Warns where duplicates merge more than 5 % of the rows into one
+    split_group.
     """
     if not isinstance(k, int | np.integer) or not 2 <= k <= 127:
         raise ConfigError(f"k is {k!r}: set the number of folds to 2 to 127")

@@ -90,7 +90,7 @@ class Failing(CachedImages):
         if 4 in batch and self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if 4 in batch:
-            raise ImageError("images.bin is damaged at the image i4: remove it")
+            raise ImageError("images.bin is damaged (ImageError: no JPEG) at the image i4: remove it")
         return super().__getitem__(batch)
 
 

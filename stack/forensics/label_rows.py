@@ -19,7 +19,7 @@ from stack.config import Config
 from stack.console import Out
 from stack.draft.roles import Label, find_roles, id_columns, label_columns
 from stack.experiment import NO_CURATION, Experiment, open_experiment
-from stack.folds import Folds
+from stack.folds import Folds, TooFewGroupsError
 
 _FOLDS = (5, 4, 3, 2)  # numbers of grouped folds to try: the first that leaves groups of both classes in each
 _MODEL_COLUMNS = ("age", "sex", "site")  # what a regression on the table takes, beside the predictions
@@ -117,7 +117,7 @@ def _with_folds(
         "name": "labels", "train": str(path.absolute()), "missing": codes,
         "columns": {"id": row_id, "target": target, **roles},
     }  # fmt: skip
-    fault: DataError | None = None
+    fault: TooFewGroupsError | None = None
     for k in numbers:
         settings = {"experiment": "forensics", "data": data, "folds": {"k": k}}
         try:
@@ -126,9 +126,7 @@ def _with_folds(
             raise DataError(f"{path}: its columns cannot be used: {error.errors()[0]['msg']}") from error
         try:
             return open_experiment(config, path, Out(quiet=True), curation=NO_CURATION)
-        except DataError as error:
+        except TooFewGroupsError as error:
             fault = fault or error
-            if "folds" not in str(error):
-                break
     assert fault is not None
     raise fault
