@@ -24,7 +24,7 @@ from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import _head_logits, measure_costs
 from dermstack.serve.new_rows import NewRows, read_new_rows, report_rows
-from dermstack.serve.predict import predict_rows
+from dermstack.serve.predict import predict_rows, predict_with_dropped
 from dermstack.serve.words import unknown_words
 from stack.columns import NO_COLUMNS
 from stack.config import read_config
@@ -281,6 +281,12 @@ def test_an_image_that_cannot_be_read_is_named_or_dropped_on_the_record(
     assert broken.stem not in pd.read_csv(tmp_path / "p.csv", dtype=str)["id"].tolist()
     assert pd.read_csv(tmp_path / "p.dropped.csv", dtype=str)["id"].tolist() == [broken.stem]
     assert run_cli(*command, "--out", str(tmp_path / "p.csv"), "--on-unreadable", "skip") == 2
+    bundle = read_bundle(bundled_experiment / "bundle.zip")
+    found = predict_with_dropped(
+        bundle, read_new_rows(bundle, tmp_path / "new", None), tmp_path / "work", QUIET, on_unreadable="drop"
+    )
+    assert found.dropped == [broken.stem]
+    pd.testing.assert_frame_equal(found.made, pd.read_csv(tmp_path / "p.csv", dtype={"id": "str"}), check_dtype=False)
 
 
 def test_noise_lies_far_and_the_test_rows_do_not(bundle: Bundle, rows: NewRows, tmp_path: Path) -> None:

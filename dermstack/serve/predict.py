@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,6 @@ def predict_rows(
     n_jobs: int = 1,
     workers: int = 0,
     on_unreadable: str = "refuse",
-    on_dropped: Callable[[list[str]], object] = lambda ids: None,
 ) -> pd.DataFrame:
     """Returns id, score, p_calibrated, novelty and far for each row, in the order of ``rows``.
 
@@ -66,10 +66,34 @@ def predict_rows(
     space are bounded. The same call after an interruption resumes there; another bundle or other rows start anew.
     ``novelty`` is the share of training images that are nearer to the others than this one; ``far`` means novelty above
     0.99; both are missing without a novelty model. With a review band there is ``decision`` (`stack.review`). Raises
-    ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these are left out instead, and
-    ``on_dropped`` is called with their ids; with "table" they are predicted from the table alone, and ``basis`` says
-    for each row what it is predicted from: "images", "table" or, where a row has no value in the table, "prevalence".
+    ImageError listing the unreadable images of a part. With ``on_unreadable`` "drop" these are left out instead; with
+    "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
+    "images", "table" or, where a row has no value in the table, "prevalence".
     """
+    return predict_with_dropped(
+        bundle, rows, work, out, device=device, n_jobs=n_jobs, workers=workers, on_unreadable=on_unreadable
+    ).made
+
+
+class Predicted(NamedTuple):
+    """Predictions of new images, and the ids of the images that are left out as they cannot be read."""
+
+    made: pd.DataFrame
+    dropped: list[str]
+
+
+def predict_with_dropped(
+    bundle: Bundle,
+    rows: NewRows,
+    work: Path,
+    out: Out | None = None,
+    *,
+    device: str = "auto",
+    n_jobs: int = 1,
+    workers: int = 0,
+    on_unreadable: str = "refuse",
+) -> Predicted:
+    """Returns the predictions of `predict_rows`, and which images of ``rows`` were left out."""
     out = out or Out(quiet=True)
     drop = drops_unreadable(on_unreadable)
     fallback = read_bundled_fallback(bundle) if on_unreadable == "table" else None
@@ -106,8 +130,8 @@ def predict_rows(
     ids = rows.frame["id"] if bundle.predict_per is None else rows.frame[UNIT].drop_duplicates()
     order = pd.Index(kept["id"]).get_indexer(pd.Index(ids))
     together: pd.DataFrame = kept.iloc[order[order >= 0]].reset_index(drop=True)
-    on_dropped([name for name in rows.frame["id"] if name in lost_ids])
-    return decided(bundle, together, rows.frame, rows.missing)
+    dropped = [name for name in rows.frame["id"] if name in lost_ids]
+    return Predicted(decided(bundle, together, rows.frame, rows.missing), dropped)
 
 
 def score_pictures(
@@ -319,9 +343,8 @@ def predict_to_files(
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
-    dropped: list[str] = []
-    made = predict_rows(
-        bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable, on_dropped=dropped.extend
+    made, dropped = predict_with_dropped(
+        bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable
     )
     warn_of_fallback(bundle, made, out)
     say_decisions(bundle, made, rows.frame, rows.missing, out)

@@ -24,7 +24,7 @@ from dermstack.serve.evaluate import rows_and_targets, targets_of
 from dermstack.serve.expectations import PROMISE_FILE, read_promise, write_promise
 from dermstack.serve.local_map import PREVALENCE, labels_fingerprint, local_note
 from dermstack.serve.new_rows import NewRows
-from dermstack.serve.predict import predict_rows
+from dermstack.serve.predict import predict_with_dropped
 from dermstack.serve.units import rows_to_predict
 from dermstack.serve.write_bundle import staging_folder
 from stack.blend.calibration import Platt, Rescaled, calibrator_from_state, calibrator_state, rescaled
@@ -277,8 +277,7 @@ def _predicted(
     bundle: Bundle, rows: NewRows, work: Path, out: Out, **options: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns predictions of the rows (images, or units) that have a readable image, and these rows, in one order."""
-    dropped: list[str] = []
-    made = predict_rows(bundle, rows, work, out, on_dropped=dropped.extend, **options)
+    made, dropped = predict_with_dropped(bundle, rows, work, out, **options)
     unread = len(dropped)
     if "basis" in made:
         made, of_table = made[made["basis"] == "images"].reset_index(drop=True), made["basis"] != "images"
