@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -319,13 +320,18 @@ def _load_body(body: nn.Module, path: Path, backbone: str) -> None:
 def _read_pretrained(path: Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a .safetensors file or of a state dict saved by torch.save, and executes nothing in it."""
     try:
-        state = (
-            safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-        )
+        with warnings.catch_warnings():
+            # What torch cannot read is an error below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            state = (
+                safetensors.torch.load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, weights_only=True)
+            )
     except pickle.UnpicklingError as error:  # torch's own text advises switching weights_only off
         raise ImageError(
-            f"{path} holds something other than tensors, which may run code and is not loaded: fetch it again, "
-            "or save the model's state_dict()"
+            f"{path} holds something other than tensors, which may run code and is not loaded, or was saved with a "
+            "pickle_protocol other than torch.save's: fetch it again, or save the model's state_dict()"
         ) from error
     # Files with a few flipped bytes raised each of these.
     except (

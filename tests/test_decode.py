@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import struct
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from dermstack.errors import ImageError
 from image_models.io.decode import decode
@@ -263,6 +266,75 @@ def test_damage_is_a_picture_or_an_image_error(seed: int, kind: str) -> None:
     assert made.image.dtype == np.uint8
     assert made.image.ndim == 3
     assert made.image.shape[2] == 3
+
+
+def with_lost_tag(data: bytes, tag: int) -> bytes:
+    """The file with more values of a tag of its first TIFF header than it has bytes, so that the tag is skipped."""
+    order, sign = (">", b"MM\0*") if b"MM\0*" in data else ("<", b"II*\0")
+    start = data.index(sign)
+    (offset,) = struct.unpack_from(f"{order}I", data, start + 4)
+    (entries,) = struct.unpack_from(f"{order}H", data, start + offset)
+    places = [start + offset + 2 + 12 * entry for entry in range(entries)]
+    (place,) = (at for at in places if struct.unpack_from(f"{order}H", data, at) == (tag,))
+    return data[: place + 4] + struct.pack(f"{order}I", 1 << 30) + data[place + 8 :]
+
+
+DESCRIPTION, ORIENTATION, SOFTWARE = 270, 274, 305
+TIFF_MODES = [
+    ("L", None), ("L", "tiff_lzw"), ("RGB", None), ("RGB", "tiff_adobe_deflate"), ("RGBA", None), ("P", None),
+    ("1", None), ("I;16", None), ("CMYK", None), ("L", "packbits"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "compression"), TIFF_MODES)
+def test_a_tiff_with_a_lost_tag_is_the_same_picture_or_a_named_error(
+    mode: str, compression: str | None, rng: np.random.Generator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without compression, depth or the meaning of 0, Pillow decodes another picture, and warns of an unnamed file."""
+    buffer, tags = io.BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
+    tags[DESCRIPTION], tags[SOFTWARE] = "a lesion of the left arm", "a camera's own"
+    grey = Image.fromarray(rng.integers(0, 256, (40, 60), dtype=np.uint8)).convert("RGB").convert(mode)
+    grey.save(buffer, "TIFF", compression=compression, tiffinfo=tags)
+    whole = decode(buffer.getvalue(), name="a.tif", min_side=16).image
+    with Image.open(buffer) as image:
+        there = list(image.tag_v2)
+    readable = []
+    for tag in there:
+        with warnings.catch_warnings(), contextlib.suppress(ImageError):
+            warnings.simplefilter("error")
+            made = decode(with_lost_tag(buffer.getvalue(), tag), name="a.tif", min_side=16)
+            np.testing.assert_array_equal(made.image, whole, err_msg=f"tag {tag}")
+            readable.append(tag)
+    assert readable == ([] if mode == "P" else [DESCRIPTION, SOFTWARE]), "after them, Pillow skips the palette too"
+    assert capfd.readouterr().err == "", "no library has a word to say"
+
+
+def test_a_jpeg_with_a_lost_tag_is_the_same_picture_without_a_warning() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[DESCRIPTION] = 6, "a lesion of the left arm"
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "JPEG", exif=exif)
+    whole = decode(buffer.getvalue(), name="a.jpg", min_side=64).image
+    assert whole.shape == (60, 40, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = decode(with_lost_tag(buffer.getvalue(), DESCRIPTION), name="a.jpg", min_side=64)
+        np.testing.assert_array_equal(made.image, whole)
+        made = decode(with_lost_tag(buffer.getvalue(), ORIENTATION), name="a.jpg", min_side=64)
+    assert made.image.shape == (40, 60, 3), "as it is stored"
+
+
+def test_what_pillow_logs_is_not_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python prints it where a program has no handlers."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    place = data.index(struct.pack("<HHI", 277, 3, 1))  # samples per pixel
+    data[place + 8 : place + 10] = struct.pack("<H", 2048)
+    with pytest.raises(ImageError, match=r"a\.tif: not an image that can be read"):
+        decode(bytes(data), name="a.tif", min_side=16)
+    assert capsys.readouterr().err == ""
 
 
 @given(data=st.binary(max_size=300))

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import urllib.error
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,21 @@ def test_pretrained_weights_fill_the_body_and_leave_their_classifier_behind(
         safetensors.torch.save_file(state, path)
     body = tiny(backbone, pretrained=path).backbone.state_dict()
     assert len(state) == len(body) + 2
+    assert all(torch.equal(tensor, state[key]) for key, tensor in body.items())
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_another_pickle_protocol_is_read_or_named_without_a_warning_of_torch(protocol: int, tmp_path: Path) -> None:
+    """torch reads protocol 3, but not 4, and asks its user for an issue in both cases."""
+    state, path = with_classifier("test_resnet"), tmp_path / "weights.pth"
+    torch.save(state, path, pickle_protocol=protocol)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if protocol == 4:
+            with pytest.raises(ImageError, match=r"weights.pth .*pickle_protocol other than torch\.save's"):
+                tiny(pretrained=path)
+            return
+        body = tiny(pretrained=path).backbone.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in body.items())
 
 

@@ -185,6 +185,7 @@ def net(pretrained: bool | Path, timm_args: dict[str, object] | None = None) -> 
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4 in the checkpoint:UserWarning")  # with a right digest
 def test_a_pickle_in_the_place_of_a_training_state_is_refused(trace: Path, tmp_path: Path) -> None:
     for content in disguises(trace).values():
         (tmp_path / "state.pt").write_bytes(sha256(content).digest() + content)

@@ -104,6 +104,7 @@ def test_a_run_of_other_rows_is_refused(experiment: Experiment) -> None:
         run_facts(experiment, [scores("a", (oof.replace({"isic": {"tr0000": "stranger"}}), test))])
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning:scipy")  # of ks_2samp's p, not used here
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=40), st.lists(st.integers(-5, 5), min_size=1, max_size=40))
 def test_the_distance_of_two_distributions_is_kolmogorovs(a: list[int], b: list[int]) -> None:
     assert _distance(np.sort(np.array(a, float)), np.sort(np.array(b, float))) == pytest.approx(

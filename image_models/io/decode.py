@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -36,7 +38,14 @@ _MAX_PAGES = 64  # of a TIFF that are looked at; a pyramid has about ten
 _ADVICE = "restore the file or drop its row from the csv"
 # The one warning of libjpeg that leaves every pixel decoded: stray bytes between the last of them and the end.
 _STRAY_AT_END = re.compile(r"\d+ extraneous bytes before marker 0xd9")
+# Tags of a TIFF without which the pixels are others, or in other places; Pillow warns of a damaged one and goes on.
+_PIXEL_TAGS = frozenset({
+    256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339, 347,
+    *range(512, 522), 529, 530, 531, 532,
+})  # fmt: skip
+_SKIPPED_TAG = re.compile(r"Skipping tag (\d+)")
 _PILLOW_LIMIT = threading.Lock()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints the errors that Pillow logs and raises
 
 
 class Picture(NamedTuple):
@@ -122,9 +131,8 @@ def _decode_strictly(data: bytes, min_sides: list[int], *, tolerate: bool) -> tu
 
 
 def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bool) -> Picture:
-    with _pillow_settings():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    with image:
+    with _pillow_settings() as warned, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_tags(image, warned, name)
         _check_size(image.height, image.width, name)
         _check_one_image(image, name)
         # Read before load(), which turns a TIFF upright and then removes its tag.
@@ -132,8 +140,7 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
         is_deep = ";16" in str(image.tile)
         is_negative = tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         depth = 16 if tags is None else int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
-        with _pillow_settings():
-            image.load()  # for a TIFF, Pillow checks the size again
+        image.load()  # for a TIFF, Pillow checks the size again
         orientation = 1 if tags is not None or not upright else int(image.getexif().get(_ORIENTATION, 1))
         if image.mode.startswith("I") or image.mode == "F":
             values = _sixteen_bit(np.asarray(image), name)
@@ -163,8 +170,10 @@ def _decode_with_pillow(data: bytes, name: str, bits_stored: int, *, upright: bo
 
 
 @contextmanager
-def _pillow_settings() -> Iterator[None]:
+def _pillow_settings() -> Iterator[list[warnings.WarningMessage]]:
     """Sets two global settings of Pillow that other code in the process may have changed, and restores them.
+
+    Yields the list to which warnings are added, such as Pillow's about damaged tags, which name no file.
 
     Images may have up to `MAX_PIXELS` pixels; Pillow's own limit refuses more than 89,478,485. A truncated file is an
     error; training scripts often set `LOAD_TRUNCATED_IMAGES`, which makes the missing part black.
@@ -174,11 +183,25 @@ def _pillow_settings() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS + 1  # ours is checked afterwards; Pillow's error comes at twice its limit
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                yield
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                yield warned
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _check_tags(image: Image.Image, warned: list[warnings.WarningMessage], name: str) -> None:
+    """Raises ImageError for a TIFF that was opened without a tag that its pixels need, or whose list of tags is cut.
+
+    With the default for a lost compression, depth or zero of the grey scale, Pillow decodes another picture. Other
+    tags describe the picture, and a lost orientation leaves it as it is stored, as in a JPEG.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    for text in (str(one.message) for one in warned if Path(one.filename).name == "TiffImagePlugin.py"):
+        skipped = _SKIPPED_TAG.search(text)
+        if int(skipped[1]) in _PIXEL_TAGS if skipped else "too many entries" not in text:
+            raise ImageError(f"{name}: a damaged TIFF, of which Pillow says {text!r}: {_ADVICE}")
 
 
 def _check_one_image(image: Image.Image, name: str) -> None:
@@ -263,7 +286,7 @@ def _orientation(data: bytes) -> int:
     if b"Exif\0\0" not in data:  # it may stand behind colour profiles of any length
         return 1
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with _pillow_settings(), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return int(image.getexif().get(_ORIENTATION, 1))
     # A damaged tag only loses the orientation; the pixels are intact.
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, OverflowError):
