@@ -130,8 +130,13 @@ def told(evidence: Evidence, fact: str) -> str:
 
 def published(name: str) -> list[tuple[str, str, str]]:
     """The section, number and word of each item in PUBLISHED."""
-    parts = [line.split("|") for line in PUBLISHED[name].strip().splitlines()]
-    return [(section.strip(), *item.split()) for section, items in parts for item in items.split(",")]  # type: ignore[misc]
+    items = []
+    for line in PUBLISHED[name].strip().splitlines():
+        section, _, listed = line.partition("|")
+        for item in listed.split(","):
+            number, word = item.split()
+            items.append((section.strip(), number, word))
+    return items
 
 
 @pytest.mark.parametrize("name", CHECKLISTS)
@@ -163,6 +168,12 @@ def test_the_first_three_domains_ask_the_same_of_development_and_evaluation() ->
             other = asked[f"E{number[1:]}"]
             assert (other["topic"], other["asks"], other["author"]) == (item["topic"], item["asks"], item["author"])
             assert set(item["facts"].split()) <= set(other["facts"].split()), number
+
+
+def test_the_questions_that_can_be_not_applicable_are_those_with_an_asterisk_in_the_official_form() -> None:
+    # The page that maps the form in raphaelfh/prumo names them, from table 3 of the article's supplement.
+    items = CHECKLISTS["probast-ai"].items
+    assert [item["item"] for item in items if item["asks"].startswith("If ")] == ["D4.4", "E4.4", "E4.5", "E4.6"]
 
 
 def test_every_item_asks_for_known_facts_or_for_the_author_and_every_fact_is_asked_for() -> None:
@@ -254,6 +265,25 @@ def test_the_part_of_an_image_that_is_used_is_that_of_the_settings_and_named_onl
         )
         net = replace(evidence, config=config, runs=[Model("net", "image", 1, {})])
         assert words in told(net, "cropping")
+
+
+def test_a_network_is_described_with_loss_schedule_and_every_detail_that_is_not_off() -> None:
+    data = {"name": "made", "train": "t.csv", "images": "i", "columns": {"id": "i", "group": "p", "target": "y"}}
+    plain = {"name": "net", "backbone": "resnet18"}
+    full = {**plain, "warmup": 0.2, "focal_gamma": 2, "label_smoothing": 0.05, "layer_decay": 0.8, "clip_norm": 1}
+
+    def said(model: dict[str, object]) -> str:
+        config = config_of({"experiment": "made", "data": data, "image_models": [model]})
+        return told(made_evidence(config=config, runs=[Model("net", "image", 1, {})]), "training")
+
+    for part in (
+        "20.0 % of the steps",
+        "focal loss with gamma 2",
+        "label smoothing 0.05, layer decay 0.8, clip norm 1",
+    ):
+        assert part in said(full)
+    assert "cross-entropy as loss" in said(plain)
+    assert not re.search("smoothing|decay 1|clip|mixup|focal", said(plain))
 
 
 def test_doubts_of_models_are_no_agreement_between_raters() -> None:
