@@ -20,6 +20,60 @@ from dermstack.report.report_parts import page_tables
 from stack.config import config_of
 from stack.metrics.scores import auc_by_fold
 
+# The published lists: section, then the number of each item with a word of its text. They were typed in November 2026
+# from sources other than the csv files that are tested:
+# - TRIPOD+AI, table 2 of BMJ 2024;385:e078378, from three transcriptions (one of them Aperivue/medsci-skills,
+#   skills/check-reporting/references/checklists/TRIPOD_AI.md, compared there with the official supplements);
+# - CLAIM 2024, from the guideline's text in the publisher's repository RSNA/CLAIM (docs/checklist.md, docs/item-*.md);
+# - PROBAST+AI, BMJ 2025;388:e082505, from cekahn/ROADMAP (supports-audit.md) and raphaelfh/prumo
+#   (backend/app/seed_probast_ai.py); the numbers of questions, 16 and 18, are those of the article's abstract.
+PUBLISHED = {
+    "tripod-ai": """
+        Title | 1 outcome
+        Abstract | 2 abstracts
+        Introduction | 3a context, 3b pathway, 3c inequalities, 4 objectives
+        Methods | 5a representative, 5b dates, 6a centres, 6b eligibility, 6c treatments, 7 quality, 8a horizon
+        Methods | 8b demographic, 8c blinding, 9a initial, 9b measured, 9c demographic, 10 size, 11 missing
+        Methods | 12a partitions, 12b transformation, 12c tuning, 12d heterogeneity, 12e plots, 12f updating
+        Methods | 12g calculated, 13 imbalance, 14 fairness, 15 thresholds, 16 differences, 17 consent
+        Open science | 18a funders, 18b conflicts, 18c protocol, 18d registration, 18e data, 18f code
+        Patient and public involvement | 19 public
+        Results | 20a flow, 20b characteristics, 20c distribution, 21 events, 22 restrictions, 23a performance
+        Results | 23b heterogeneity, 24 updating
+        Discussion | 25 interpretation, 26 limitations, 27a input, 27b expertise, 27c next
+    """,
+    "claim": """
+        Title or abstract | 1 technology
+        Abstract | 2 summary
+        Introduction | 3 background, 4 hypotheses
+        Methods: study design | 5 retrospective, 6 goal
+        Methods: data | 7 sources, 8 exclusion, 9 preprocessing, 10 subsets, 11 de-identification, 12 missing
+        Methods: data | 13 acquisition
+        Methods: reference standard | 14 definition, 15 rationale, 16 annotators, 17 test, 18 variability
+        Methods: data partitions | 19 partitions, 20 disjoint
+        Methods: testing data | 21 size
+        Methods: model | 22 description, 23 libraries, 24 parameters
+        Methods: training | 25 training, 26 selected, 27 ensembling
+        Methods: evaluation | 28 metrics, 29 significance, 30 robustness, 31 explainability, 32 internal, 33 external
+        Methods: evaluation | 34 registration
+        Results: data | 35 excluded, 36 demographic
+        Results: model performance | 37 metrics, 38 diagnostic, 39 incorrect
+        Discussion | 40 limitations, 41 practice
+        Other information | 42 protocol, 43 availability, 44 funders
+    """,
+    "probast-ai": """
+        Development 1: participants and data sources | D1.1 sources, D1.2 design, D1.3 inclusions
+        Development 2: predictors | D2.1 defined, D2.2 pre-processing, D2.3 knowledge, D2.4 available
+        Development 3: outcome | D3.1 appropriately, D3.2 participants, D3.3 knowledge, D3.4 time
+        Development 4: analysis | D4.1 size, D4.2 continuous, D4.3 censored, D4.4 recalibrated, D4.5 overfitting
+        Evaluation 1: participants and data sources | E1.1 sources, E1.2 design, E1.3 inclusions
+        Evaluation 2: predictors | E2.1 defined, E2.2 pre-processing, E2.3 knowledge, E2.4 available
+        Evaluation 3: outcome | E3.1 appropriately, E3.2 participants, E3.3 knowledge, E3.4 time
+        Evaluation 4: analysis | E4.1 apparent, E4.2 size, E4.3 censored, E4.4 imbalance, E4.5 leakage, E4.6 resampling
+        Evaluation 4: analysis | E4.7 calibration
+    """,
+}
+
 
 def made_evidence(**changes: object) -> Evidence:
     """What a run with a stacker, a network made elsewhere, subgroups and calibration leaves behind."""
@@ -74,14 +128,52 @@ def told(evidence: Evidence, fact: str) -> str:
     return found.text
 
 
-def test_the_lists_have_the_items_of_the_publications() -> None:
-    items = {name: [item["item"] for item in checklist.items] for name, checklist in CHECKLISTS.items()}
-    assert all(len(set(numbers)) == len(numbers) for numbers in items.values())
-    assert len(items["tripod-ai"]) == 52
-    assert list(dict.fromkeys(int(re.sub(r"\D", "", one)) for one in items["tripod-ai"])) == list(range(1, 28))
-    assert items["claim"] == [str(number) for number in range(1, 45)]
-    sizes = {"D1": 3, "D2": 4, "D3": 4, "D4": 5, "E1": 3, "E2": 4, "E3": 4, "E4": 7}
-    assert items["probast-ai"] == [f"{domain}.{n}" for domain, size in sizes.items() for n in range(1, size + 1)]
+def published(name: str) -> list[tuple[str, str, str]]:
+    """The section, number and word of each item in PUBLISHED."""
+    items = []
+    for line in PUBLISHED[name].strip().splitlines():
+        section, _, listed = line.partition("|")
+        for item in listed.split(","):
+            number, word = item.split()
+            items.append((section.strip(), number, word))
+    return items
+
+
+@pytest.mark.parametrize("name", CHECKLISTS)
+def test_the_lists_are_complete_and_in_the_published_order(name: str) -> None:
+    items = CHECKLISTS[name].items
+    assert [(item["section"], item["item"]) for item in items] == [of[:2] for of in published(name)]
+    assert len({item["item"] for item in items}) == len(items)
+
+
+def test_the_lists_have_the_numbers_of_items_that_their_publications_state() -> None:
+    numbers = {name: [item["item"] for item in checklist.items] for name, checklist in CHECKLISTS.items()}
+    assert len(numbers["tripod-ai"]) == 52
+    assert list(dict.fromkeys(int(re.sub(r"\D", "", one)) for one in numbers["tripod-ai"])) == list(range(1, 28))
+    assert numbers["claim"] == [str(number) for number in range(1, 45)]
+    parts = [one[0] for one in numbers["probast-ai"]]
+    assert (parts.count("D"), parts.count("E")) == (16, 18)
+
+
+@pytest.mark.parametrize("name", CHECKLISTS)
+def test_each_item_asks_what_the_published_item_of_its_number_asks(name: str) -> None:
+    for item, (_, number, word) in zip(CHECKLISTS[name].items, published(name), strict=True):
+        assert word in f"{item['topic']} {item['asks']}".lower(), number
+
+
+def test_the_first_three_domains_ask_the_same_of_development_and_evaluation() -> None:
+    asked = {item["item"]: item for item in CHECKLISTS["probast-ai"].items}
+    for number, item in asked.items():
+        if number[:2] in ("D1", "D2", "D3"):
+            other = asked[f"E{number[1:]}"]
+            assert (other["topic"], other["asks"], other["author"]) == (item["topic"], item["asks"], item["author"])
+            assert set(item["facts"].split()) <= set(other["facts"].split()), number
+
+
+def test_the_questions_that_can_be_not_applicable_are_those_with_an_asterisk_in_the_official_form() -> None:
+    # The page that maps the form in raphaelfh/prumo names them, from table 3 of the article's supplement.
+    items = CHECKLISTS["probast-ai"].items
+    assert [item["item"] for item in items if item["asks"].startswith("If ")] == ["D4.4", "E4.4", "E4.5", "E4.6"]
 
 
 def test_every_item_asks_for_known_facts_or_for_the_author_and_every_fact_is_asked_for() -> None:
@@ -155,6 +247,49 @@ def test_only_what_the_headline_says_to_be_nested_is_called_so() -> None:
 def test_class_imbalance_is_what_the_run_was_fitted_with(settings: dict[str, float], words: str) -> None:
     runs = [Model("lightgbm", "lightgbm", 2, {"settings": settings})]
     assert words in told(made_evidence(runs=runs), "imbalance")
+
+
+def test_the_features_that_contribute_most_are_named_largest_first_and_unused_ones_are_not() -> None:
+    found = told(made_evidence(), "predictive")
+    assert found.endswith("level 2: lightgbm: `net_a`, `site` and `age_group_min`; logistic: `net_a`.")
+
+
+def test_the_part_of_an_image_that_is_used_is_that_of_the_settings_and_named_only_for_networks() -> None:
+    evidence = made_evidence()
+    assert "No network" in told(evidence, "cropping")
+    given = {"train": "t.csv", "images": "i", "columns": {"id": "i", "group": "p", "target": "y"}}
+    for resize, words in (("square", "as a whole"), ("short_side", "central square")):
+        data = {"name": "made", **given, "resize": resize}
+        config = config_of(
+            {"experiment": "made", "data": data, "image_models": [{"name": "net", "backbone": "resnet18"}]}
+        )
+        net = replace(evidence, config=config, runs=[Model("net", "image", 1, {})])
+        assert words in told(net, "cropping")
+
+
+def test_a_network_is_described_with_loss_schedule_and_every_detail_that_is_not_off() -> None:
+    data = {"name": "made", "train": "t.csv", "images": "i", "columns": {"id": "i", "group": "p", "target": "y"}}
+    plain = {"name": "net", "backbone": "resnet18"}
+    full = {**plain, "warmup": 0.2, "focal_gamma": 2, "label_smoothing": 0.05, "layer_decay": 0.8, "clip_norm": 1}
+
+    def said(model: dict[str, object]) -> str:
+        config = config_of({"experiment": "made", "data": data, "image_models": [model]})
+        return told(made_evidence(config=config, runs=[Model("net", "image", 1, {})]), "training")
+
+    for part in (
+        "20.0 % of the steps",
+        "focal loss with gamma 2",
+        "label smoothing 0.05, layer decay 0.8, clip norm 1",
+    ):
+        assert part in said(full)
+    assert "cross-entropy as loss" in said(plain)
+    assert not re.search("smoothing|decay 1|clip|mixup|focal", said(plain))
+
+
+def test_doubts_of_models_are_no_agreement_between_raters() -> None:
+    lines = {line.item: line for line in answered(CHECKLISTS["claim"], made_evidence())}
+    assert lines["18"].status == AUTHOR
+    assert "label_doubts" in CHECKLISTS["claim"].items[14]["facts"]
 
 
 def test_what_cannot_be_bundled_is_not_said_to_be() -> None:

@@ -130,6 +130,17 @@ def preparation(e: Evidence) -> Answer:
     return Answer(" ".join(told), ("data", "settings"), unknown(e, "how images were prepared for models elsewhere"))
 
 
+def cropping(e: Evidence) -> Answer:
+    """Says which part of an image the networks see."""
+    if not nets_with_settings(e):
+        text = "No network of this run saw an image."
+    elif e.config.data.resize == "short_side":
+        text = "Apart from augmentation, networks see the central square of each image, by rule and not by hand."
+    else:
+        text = "Apart from augmentation, networks see each image as a whole: no part of it was chosen."
+    return Answer(text, ("settings",), unknown(e, "which images and parts of images models elsewhere were given"))
+
+
 def quality(e: Evidence) -> Answer | None:
     """Counts the findings of the audit."""
     found = e.data.data.findings
@@ -332,6 +343,7 @@ FACTS = {
     "flow": Fact(flow),
     "characteristics": Fact(characteristics),
     "preparation": Fact(preparation),
+    "cropping": Fact(cropping),
     "quality": Fact(quality, "checks of the data (this run has no audit: `dermstack audit` makes one)"),
     "predictors": Fact(predictors),
     "missing": Fact(missing),

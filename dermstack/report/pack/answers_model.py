@@ -41,6 +41,11 @@ _BLENDS = {
     "hill_climb": "weights by greedy ensemble selection",
     "optuna": "weights found by a search",
 }
+# settings of a network that are named where they differ from their default, which is off or without effect
+_NET_DETAILS = (
+    "mixup", "cutmix", "ema", "dropout", "dropout_samples", "metadata_dropout", "label_smoothing", "layer_decay",
+    "clip_norm",
+)  # fmt: skip
 _CALIBRATIONS = {"platt": "Platt scaling", "beta": "beta calibration", "isotonic": "isotonic regression"}
 
 
@@ -361,9 +366,13 @@ def _net_settings(model: ImageModel) -> str:
     parts = [
         model.backbone, f"{model.size} px", plural(model.epochs, "epoch"), f"batches of {count(model.batch_size)}",
         f"AdamW with a learning rate of {model.lr:g} and weight decay {model.weight_decay:g}",
+        f"a warm-up over {share(model.warmup)} of the steps and a cosine decay",
+        f"focal loss with gamma {model.focal_gamma:g}" if model.focal_gamma else "cross-entropy as loss",
         f"augmentation {listed(model.augment)}",
     ]  # fmt: skip
-    parts += [f"{key} {getattr(model, key):g}" for key in ("mixup", "cutmix", "ema", "dropout") if getattr(model, key)]
+    off = {name: type(model).model_fields[name].default for name in _NET_DETAILS}
+    changed = [name for name in _NET_DETAILS if getattr(model, name) != off[name]]
+    parts += [f"{name.replace('_', ' ')} {getattr(model, name):g}" for name in changed]
     parts += [f"test-time augmentation {model.tta}"] if model.tta != "none" else []
     parts += ["learning the diagnosis"] if model.target == "diagnosis" else []
     parts += [f"pseudo-labels of {listed(model.pseudo_labels.teachers)}"] if model.pseudo_labels else []

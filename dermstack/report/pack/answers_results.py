@@ -22,6 +22,7 @@ from stack.metrics.scores import objective_label
 from stack.source_estimates import headline_note, source_sentences
 
 _PLOTS = ("curves", "calibration", "decision", "subgroups", "gaps", "sources", "explorer", "review")
+_MOST_PREDICTIVE = 5  # features of each stacker that an answer names
 
 
 def internal_validation(e: Evidence) -> Answer:
@@ -102,6 +103,12 @@ def uncertainty(e: Evidence) -> Answer:
     if e.sources is not None:
         told.append("Over sources: Hartung–Knapp, with a prediction interval for the next source.")
     return Answer(" ".join(told), ("result", "subgroups", "gaps"))
+
+
+def statistics(e: Evidence) -> Answer:
+    """Names the software that computes measures and intervals, with versions."""
+    of = [f"{name} {e.data.versions[name]}" for name in ("dermstack", "numpy", "pandas") if name in e.data.versions]
+    return Answer(f"Computed by {listed(of or ['dermstack'])}, as installed when the report was made.", ("settings",))
 
 
 def comparisons(e: Evidence) -> Answer | None:
@@ -212,6 +219,21 @@ def robustness(e: Evidence) -> Answer | None:
     return Answer(" ".join(line.rstrip(".") + "." for line in e.data.diagnostics), ("result",))
 
 
+def predictive(e: Evidence) -> Answer | None:
+    """Names the features that contribute most at level 2."""
+    if e.data.importance is None:
+        return None
+    features = e.data.importance[e.data.importance["of"] == "feature"]
+    told = []
+    for stacker, rows in features.groupby("stacker", sort=False):
+        largest = rows[rows["size"] > 0].nlargest(_MOST_PREDICTIVE, "size")
+        told.append(f"{stacker}: {listed([f'`{name}`' for name in largest['name']]) or 'none'}")
+    return Answer(
+        f"Features with the largest mean contribution to the logits of held-out rows at level 2: {'; '.join(told)}.",
+        ("importance",),
+    )
+
+
 def explanation(e: Evidence) -> Answer | None:
     """Says which explanations the page holds."""
     told = []
@@ -262,6 +284,7 @@ FACTS = {
     "apparent": Fact(apparent),
     "measures": Fact(measures),
     "uncertainty": Fact(uncertainty),
+    "statistics": Fact(statistics),
     "comparisons": Fact(comparisons, "comparison with other models (this run has one score only)"),
     "performance": Fact(performance),
     "calibration": Fact(calibration, "calibration (this run has none)"),
@@ -275,6 +298,7 @@ FACTS = {
         "`data.columns.source`)",
     ),
     "robustness": Fact(robustness, "robustness or sensitivity analyses (this run has no level 2 to probe)"),
+    "predictive": Fact(predictive, "which variables were predictive (this run has no level 2 to explain)"),
     "explanation": Fact(explanation, "explanations (this run has no level 2 and no image model to explain)"),
     "external": Fact(external),
     "failures": Fact(failures, "analysis of errors (this run has no list of cases)"),

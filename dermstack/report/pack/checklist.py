@@ -34,8 +34,8 @@ class Checklist(NamedTuple):
     def items(self) -> list[dict[str, str]]:
         """The items in their published order: item, section, topic, asks, facts and author.
 
-        The wording is ours; number and topic are those of the publication. ``facts`` are names in FACTS, ``author`` is
-        what no run can know.
+        Numbers, order and sections are those of the publication; topics and wording are shortened and ours. ``facts``
+        are names in FACTS, ``author`` is what no run can know.
         """
         path = Path(__file__).with_name(f"{self.name}.csv")
         with path.open(encoding="utf-8", newline="") as file:
