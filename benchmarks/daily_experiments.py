@@ -17,7 +17,7 @@ from stack.store import read_run
 
 OF_STACK = {
     "blend", "report", "report.html", "model_card.md", "predictions.parquet", "submission.csv", "ledger.jsonl", "old",
-    "audit.json", "audit.csv", "audit_pairs.csv", "up_to_date.json",
+    "audit.json", "audit.csv", "audit_pairs.csv", "second_look", "second_look.csv", "up_to_date.json",
 }  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def test_kept_list_is_read_again_until_a_run_changes(tmp_path: Path) -> None:
     run = fitted(experiment, "net", z)
     made = kept_doubtful_labels(experiment, [run])
     same(made, doubtful_labels(experiment, [run]))
-    folder = experiment.folder / "report" / "second_look"
+    folder = experiment.folder / "second_look"
     write_run(folder, dict(read_run(folder).meta), frames={"second_look": made.head(3)})
     same(kept_doubtful_labels(experiment, [run]), made.head(3))
     other = fitted(experiment, "net", z[::-1])  # the same name and fingerprint, other predictions
