@@ -189,4 +189,7 @@ def test_kept_list_is_read_again_until_a_run_changes(tmp_path: Path) -> None:
     same(kept_doubtful_labels(experiment, [run]), made.head(3))
     other = fitted(experiment, "net", z[::-1])  # the same name and fingerprint, other predictions
     same(kept_doubtful_labels(experiment, [other]), doubtful_labels(experiment, [other]))
+    pair = [other, fitted(experiment, "turned", z, kind="image", turn=True)]
+    for runs in (pair, pair[::-1]):
+        same(kept_doubtful_labels(experiment, runs), doubtful_labels(experiment, runs))
     assert kept_doubtful_labels(experiment, []).empty

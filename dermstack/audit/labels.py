@@ -78,7 +78,7 @@ def doubtful_labels(experiment: Experiment, runs: Sequence[Run], *, seed: int = 
 def kept_doubtful_labels(experiment: Experiment, runs: Sequence[Run]) -> pd.DataFrame:
     """Returns `doubtful_labels`, which are kept in ``second_look/`` until the rows or a file of a run changes."""
     folder = experiment.folder / _FRAME
-    made_of = {run.name: run.meta["files"] for run in runs}
+    made_of = [(run.name, run.meta["files"]) for run in runs]  # in order: `like` is that of the last run
     inputs = fingerprint({"version": _VERSION, "rows": experiment.rows_fingerprint, "runs": made_of})
     if (kept := read_run(folder)) is not None and kept.meta["fingerprint"] == inputs:
         return kept.frame(_FRAME)
