@@ -199,8 +199,11 @@ def _check_tags(image: Image.Image, warned: list[warnings.WarningMessage], name:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
     for text in (str(one.message) for one in warned if Path(one.filename).name == "TiffImagePlugin.py"):
-        skipped = _SKIPPED_TAG.search(text)
-        if int(skipped[1]) in _PIXEL_TAGS if skipped else "too many entries" not in text:
+        if skipped := _SKIPPED_TAG.search(text):
+            spoils_pixels = int(skipped[1]) in _PIXEL_TAGS
+        else:
+            spoils_pixels = "too many entries" not in text
+        if spoils_pixels:
             raise ImageError(f"{name}: a damaged TIFF, of which Pillow says {text!r}: {_ADVICE}")
 
 
