@@ -1,7 +1,7 @@
 """Measures what the nested choice of the blend's method costs against the best single method.
 
 python -m benchmarks.choice                             # simulated; `300 equal` for one number of rows and kind of runs
-python -m benchmarks.choice design                      # what rules and bounds cost, on another generator and seeds
+python -m benchmarks.choice design                      # cost of methods, rules and bounds, other generator and seeds
 python -m benchmarks.choice expected                    # 300 rows, equal runs: regret without the noise of the rows
 python -m benchmarks.choice nets                        # 24 equal nets, 10 folds, 10,000 rows
 python -m benchmarks.choice null                        # headline of runs that carry nothing: 0.5 if it is unbiased
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -42,16 +42,19 @@ from benchmarks.choice_data import (
     simulated_rows,
 )
 from stack.blend.choice import highest_bound
-from stack.blend.columns import NetScaler, weighted_sum
+from stack.blend.columns import NetScaler, standard_rank, weighted_sum
+from stack.blend.logistic import logistic_weights
 from stack.blend.nested import blend_nested
 from stack.blend.preselection import informative_runs
-from stack.blend.search import logistic_weights
 from stack.blend.selection import hill_climb
 from stack.blend.transformed import TransformedRuns
-from stack.blend.weights import DEFAULT_METHODS as METHODS
+from stack.blend.weights import BY_REGRESSION, DEFAULT_METHODS
 from stack.metrics.intervals import clustered_auc
 from stack.metrics.scores import Floats, auc
 from stack.ranks import Ecdf
+
+SEARCHED = "hill_climb"  # beside the default methods, which search no weights
+METHODS = (*DEFAULT_METHODS, SEARCHED)
 
 Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the index of the chosen method
 
@@ -66,6 +69,15 @@ class Outcome:
     decisions: list[tuple[Floats, Floats]]  # values of the methods and their covariance
     on_new_rows: Floats  # (methods,) AUC of the final blends
     folds_on_new_rows: Floats  # (folds, methods) AUC of the blends of each fold, with ranks among the new rows
+
+    def among(self, candidates: int) -> Outcome:
+        """Returns the same for the first methods alone."""
+        kept = slice(candidates)
+        return replace(
+            self, comparable=self.comparable[:, kept], on_new_rows=self.on_new_rows[kept],
+            decisions=[(values[kept], covariance[kept, kept]) for values, covariance in self.decisions],
+            folds_on_new_rows=self.folds_on_new_rows[:, kept],
+        )  # fmt: skip
 
     def headline(self, chosen: list[int]) -> float:
         """Returns the AUC where each fold is scored by its method; `chosen` starts with that of all rows."""
@@ -93,8 +105,9 @@ def outcome(rows: Rows, new: Rows, methods: tuple[str, ...]) -> Outcome:
 
         def weights(method: str, used: Ints = used, seen: NDArray[np.bool_] = seen) -> Floats:
             found = np.zeros(rows.P.shape[1])
-            if method == "logistic":
-                coefficients, _ = logistic_weights(logits[np.ix_(seen, used)], rows.y[seen])
+            if method in BY_REGRESSION:
+                regressed = logits if method == "logistic" else standard_rank(ranks)
+                coefficients, _ = logistic_weights(regressed[np.ix_(seen, used)], rows.y[seen])
                 found[used] = coefficients / coefficients.sum() if coefficients.any() else 1 / used.size
             elif method == "hill_climb":
                 found[used] = hill_climb(ranks[np.ix_(seen, used)], rows.y[seen] == 1, bags=1)
@@ -170,19 +183,20 @@ ON_NEW_ROWS = ("always the first", "one standard error", "in order, 1.64", "now"
 
 
 def regrets(
-    outcomes: list[Outcome], rules: Iterable[Rule], candidates: int
+    outcomes: list[Outcome], rules: Iterable[tuple[Rule, int]]
 ) -> tuple[int, list[tuple[Floats, Floats, float]]]:
     """Returns the best single method, and of each rule the regrets of headline and final blend, and methods in folds.
 
-    Each regret is an array (repetitions,). The best single method is the best of the first `candidates`.
+    Each regret is an array (repetitions,). A rule chooses among as many methods, the first, as are given with it; the
+    best single method is the best of all.
     """
     single = np.array([[auc(one.y, column) for column in one.comparable.T] for one in outcomes])
-    best = int(single[:, :candidates].mean(axis=0).argmax())
+    best = int(single.mean(axis=0).argmax())
     new = np.array([one.on_new_rows for one in outcomes])
-    best_new = int(new[:, :candidates].mean(axis=0).argmax())
+    best_new = int(new.mean(axis=0).argmax())
     measured = []
-    for rule in rules:
-        chosen = [[rule(*decision) for decision in one.decisions] for one in outcomes]
+    for rule, candidates in rules:
+        chosen = [[rule(*decision) for decision in one.among(candidates).decisions] for one in outcomes]
         headlines = np.array([one.headline(methods) for one, methods in zip(outcomes, chosen, strict=True)])
         finals = new[np.arange(len(outcomes)), [methods[0] for methods in chosen]]
         differing = float(np.mean([len(set(methods[1:])) for methods in chosen]))
@@ -196,18 +210,20 @@ def _shown(values: Floats) -> str:
 
 def simulate(kind: str, runs: int, rows: int) -> str:
     """Returns a line of the table."""
-    methods = METHODS[:4] if runs <= 10 and rows <= 300 else METHODS[:3]  # hill climbing takes minutes elsewhere
+    methods = METHODS if runs <= 10 and rows <= 300 else DEFAULT_METHODS  # hill climbing takes minutes elsewhere
     outcomes = []
     for made, new in benchmark_data(kind, runs, rows):
         outcomes.append(outcome(made, new, methods))
         if len(outcomes) == 1:
             check(made, outcomes[0], methods)
-    best, measured = regrets(outcomes, RULES.values(), len(methods))
+    best, measured = regrets(outcomes, [(rule, len(DEFAULT_METHODS)) for rule in RULES.values()])
+    _, [(with_search, _, _)] = regrets(outcomes, [(highest_bound, len(methods))])
     new = np.array([one.on_new_rows for one in outcomes])
     possible = new.max(axis=1) - new[:, int(new.mean(axis=0).argmax())]
     nested = np.mean([auc(one.y, one.comparable[:, best]) for one in outcomes])
     by_rule = dict(zip(RULES, measured, strict=True))
-    headline = " | ".join(_shown(of_headline) for of_headline, _, _ in measured)
+    shown = [of_headline for of_headline, _, _ in measured]
+    headline = " | ".join([*map(_shown, shown), _shown(with_search) if SEARCHED in methods else "–"])
     final = " | ".join(_shown(by_rule[rule][1]) for rule in ON_NEW_ROWS)
     differing = " | ".join(f"{by_rule[rule][2]:.1f}" for rule in ON_NEW_ROWS[1:])
     return (
@@ -218,20 +234,20 @@ def simulate(kind: str, runs: int, rows: int) -> str:
 
 def measure_design() -> None:
     """Prints the regret of each rule on the generator that the rule was chosen on, in ten-thousandths of AUC."""
-    bounds = (0.0, 0.5, 1.0, 1.2816, 1.645, 2.0, 2.5)
-    rules = {f"highest bound, {errors}": _bound(errors) for errors in bounds}
-    rules |= {f"in order, {errors}": first_in_order(errors) for errors in bounds[1:]}
-    rules |= {"one standard error": one_standard_error}
-    rules |= {f"always {method}": _always(number) for number, method in enumerate(METHODS[:4])}
+    bounds, default = (0.0, 0.5, 1.0, 1.2816, 1.645, 2.0), len(DEFAULT_METHODS)
+    rules = {f"highest bound, {errors}": (_bound(errors), default) for errors in bounds}
+    rules |= {f"highest bound, {errors}, with {SEARCHED}": (_bound(errors), len(METHODS)) for errors in bounds[2:]}
+    rules |= {"one standard error": (one_standard_error, default)}
+    rules |= {f"always {method}": (_always(number), len(METHODS)) for number, method in enumerate(METHODS)}
     cells: dict[str, list[str]] = {name: [] for name in rules}
     for rows, half in DESIGN_SIZES.items():
         for spread in DESIGN_SPREADS:
             numbers = [first + number for first in (1000, 2000) for number in range(half)]
             rngs = (np.random.default_rng([number, rows, int(1000 * spread), 77]) for number in numbers)
             worlds = [design_data(spread, rows, rng) for rng in rngs]
-            outcomes = [outcome(*world, METHODS[:4]) for world in worlds]
-            check(worlds[0][0], outcomes[0], METHODS[:4])
-            for name, (headline, final, _) in zip(rules, regrets(outcomes, rules.values(), 4)[1], strict=True):
+            outcomes = [outcome(*world, METHODS) for world in worlds]
+            check(worlds[0][0], outcomes[0], METHODS)
+            for name, (headline, final, _) in zip(rules, regrets(outcomes, rules.values())[1], strict=True):
                 error = 1e4 / np.sqrt(2 * half)
                 cells[name].append(
                     f"{1e4 * headline.mean():.1f} ± {error * headline.std():.1f} | "
@@ -261,8 +277,7 @@ def measure_expected() -> None:
     rows = 300
     print(f"| equal runs | best single method | {' | '.join(RULES)} |\n" + "|---" * (2 + len(RULES)) + "|")
     for runs in (3, 10, 30):
-        methods = METHODS[:4] if runs <= 10 else METHODS[:3]
-        outcomes = [outcome(made, new, methods) for made, new in benchmark_data("equal", runs, rows)]
+        outcomes = [outcome(made, new, DEFAULT_METHODS) for made, new in benchmark_data("equal", runs, rows)]
         by_fold = np.array([one.folds_on_new_rows for one in outcomes])
         best = int(by_fold.mean(axis=(0, 1)).argmax())
         regrets = []
@@ -270,14 +285,14 @@ def measure_expected() -> None:
             chosen = np.array([[rule(*decision) for decision in one.decisions[1:]] for one in outcomes])
             taken = np.take_along_axis(by_fold, chosen[:, :, None], axis=2)[:, :, 0]
             regrets.append(_shown((by_fold[:, :, best] - taken).mean(axis=1)))
-        print(f"| {runs} | {methods[best]} | {' | '.join(regrets)} |", flush=True)
+        print(f"| {runs} | {DEFAULT_METHODS[best]} | {' | '.join(regrets)} |", flush=True)
 
 
 def measure_nets() -> None:
     """Prints the nested AUC of each method and of the headline for 24 nets that are equally good."""
-    methods = METHODS[:3]
+    methods = DEFAULT_METHODS
     print(f"| data set | {' | '.join(methods)} | headline | less the better mean | methods of the folds |")
-    print("|---" * 7 + "|")
+    print("|---" * 8 + "|")
     for repetition in range(3):
         rng = np.random.default_rng([SEED, repetition, 24])
         strengths, scale = np.full(24, 1.0), rng.uniform(0.9, 1.1, (10, 24))
@@ -295,13 +310,13 @@ def measure_nets() -> None:
 
 def measure_null() -> None:
     """Prints the mean AUC, over 100 data sets, of methods and headlines where no run carries anything."""
-    print(f"| rows | runs | {' | '.join(METHODS[:3])} | headline |\n" + "|---" * 6 + "|")
+    print(f"| rows | runs | {' | '.join(DEFAULT_METHODS)} | headline |\n" + "|---" * 7 + "|")
     for rows, runs in ((300, 3), (300, 10), (1000, 10)):
         values = []
         for repetition in range(100):
             rng = np.random.default_rng([SEED, repetition, runs, rows, 2])
             made, new = (simulated_rows(n, n // 10, np.zeros(runs), np.ones((5, runs)), rng) for n in (rows, 300))
-            found = outcome(made, new, METHODS[:3])
+            found = outcome(made, new, DEFAULT_METHODS)
             chosen = [highest_bound(*decision) for decision in found.decisions]
             values.append([*(auc(found.y, column) for column in found.comparable.T), found.headline(chosen)])
         print(f"| {rows:,} | {runs} | {' | '.join(_shown(column) for column in np.array(values).T)} |", flush=True)
@@ -349,7 +364,7 @@ def measure_siim(folder: Path) -> None:
     fold, P = a["fold"].to_numpy(), np.column_stack([a["p"], b["p"]])
     nets = np.column_stack([fold, b["fold"]])
     nothing = np.random.default_rng(0).random(len(y))
-    print(f"| runs | {' | '.join(METHODS)} | headline | methods of the folds | chosen |\n" + "|---" * 9 + "|")
+    print(f"| runs | {' | '.join(DEFAULT_METHODS)} | headline | methods of the folds | chosen |\n" + "|---" * 8 + "|")
     for name, extra in (
         ("two CNNs", None),
         ("and one that carries nothing", nothing),
@@ -358,7 +373,7 @@ def measure_siim(folder: Path) -> None:
         p = P if extra is None else np.column_stack([P, extra])
         made_by = nets if extra is None else np.column_stack([nets, fold if extra is nothing else nets[:, 1]])
         found = blend_nested(p, y, nets=made_by, fold=fold, split_group=group)
-        single = " | ".join(f"{auc(y, found.comparable[method]):.4f}" for method in METHODS)
+        single = " | ".join(f"{auc(y, found.comparable[method]):.4f}" for method in DEFAULT_METHODS)
         print(
             f"| {name} | {single} | {auc(y, found.score):.4f} | "
             f"{', '.join(sorted(set(found.chosen_by_fold.values())))} | {found.chosen} |",
@@ -386,8 +401,9 @@ def main() -> None:
     kinds = [kind for kind in KINDS if kind.startswith(tuple(sys.argv[2:3]) or "")]
     print(
         "| runs are | runs | rows | repetitions | best single method, nested AUC "
-        f"| headline's regret: {' | '.join(RULES)} | regret on new rows: {' | '.join(ON_NEW_ROWS)} "
-        f"| best of each data set | methods of the folds: {' | '.join(ON_NEW_ROWS[1:])} |\n" + "|---" * 17 + "|"
+        f"| headline's regret: {' | '.join(RULES)} | now, with {SEARCHED} "
+        f"| regret on new rows: {' | '.join(ON_NEW_ROWS)} "
+        f"| best of each data set | methods of the folds: {' | '.join(ON_NEW_ROWS[1:])} |\n" + "|---" * 18 + "|"
     )
     for rows in sizes:
         for kind in kinds:

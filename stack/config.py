@@ -67,14 +67,19 @@ class Estimate(Strict):
         return {name: value for name, value in handler(self).items() if name != "train_by_source" or value}
 
 
-BlendMethod = Literal["rank_mean", "mean", "backward", "forward", "logistic", "hill_climb", "optuna"]  # simplest first
+# Increase it when a method of the blend finds other weights on the same rows with the same settings.
+BLEND_VERSION = 2
+BlendMethod = Literal[  # simplest first
+    "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "hill_climb", "optuna"
+]
 
 
 class Blend(Strict):
     """How runs are combined into one score."""
 
-    # methods to choose from; the choice never uses the rows that it is scored on
-    methods: tuple[BlendMethod, ...] = Field(("rank_mean", "mean", "logistic", "hill_climb", "optuna"), min_length=1)
+    # methods to choose from; the choice never uses the rows that it is scored on. With `tuned.blend`, `optuna` is one
+    # of them
+    methods: tuple[BlendMethod, ...] = Field(("rank_mean", "mean", "rank_logistic", "logistic"), min_length=1)
     # names or patterns of the runs that are blended, of both levels; none: all
     runs: tuple[str, ...] | None = Field(None, min_length=1)
     trials: int = Field(100, ge=1)  # `optuna`: number of trials; the first ones are the weights of the simpler methods

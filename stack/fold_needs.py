@@ -46,16 +46,22 @@ def check_fold_needs(experiment: Experiment, rows: NDArray[np.intp] | None = Non
 
 
 def blend_methods(experiment: Experiment) -> tuple[str, ...]:
-    """Returns the methods among which the blend chooses: with two folds, which allow no nested choice, only one.
+    """Returns the methods among which the blend chooses: those of the config, and "optuna" for weights of a study.
 
-    It is the simplest method of the config; for "logloss" the simplest whose score is a probability, if there is one.
+    With two folds, which allow no nested choice, it is only the simplest; for "logloss" the simplest whose score is a
+    probability, if there is one.
     """
-    listed = experiment.config.blend.methods
+    listed = _listed_methods(experiment)
     if experiment.folds.k >= MIN_FOLDS or len(listed) == 1:
         return listed
     order = sorted(listed, key=get_args(BlendMethod).index)
     suited = [name for name in order if name != "rank_mean"] if experiment.config.objective == "logloss" else order
     return (suited[0],)
+
+
+def _listed_methods(experiment: Experiment) -> tuple[str, ...]:
+    listed, is_tuned = experiment.config.blend.methods, experiment.config.tuned.blend is not None
+    return (*listed, "optuna") if is_tuned and "optuna" not in listed else listed
 
 
 def unit_poolings(experiment: Experiment) -> tuple[str, ...]:
@@ -68,7 +74,7 @@ def unit_poolings(experiment: Experiment) -> tuple[str, ...]:
 
 def warn_of_two_folds(experiment: Experiment, out: Out) -> None:
     """Warns where two folds leave no choice among the blend methods of the config."""
-    listed, used = experiment.config.blend.methods, blend_methods(experiment)
+    listed, used = _listed_methods(experiment), blend_methods(experiment)
     if len(used) < len(listed):
         out.warn(
             f"there are {experiment.folds.k} folds, but the choice among {len(listed)} blend methods needs {MIN_FOLDS} "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dermstack.listing import first_of
 from image_models.settings import is_own_backbone
+from stack.config import BLEND_VERSION
 from stack.experiment import Experiment
 from stack.image_config import ImageModel
 from stack.level2_config import Stacker, source_names
@@ -35,7 +36,7 @@ FILE_INPUTS = ("images", "unlabelled images", "pretrained weights", "backbone co
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}([0-9a-f]{52})?")
 _PREDICTIONS = "predictions of "
 # Inputs that the first studies to note theirs lack, with the value they had.
-NOTED_LATER = {"blend.preselect": "false", "version of GBDT fits": "1"}
+NOTED_LATER = {"blend.preselect": "false", "version of GBDT fits": "1", "version of blend methods": "1"}
 
 
 def blend_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str, str]:
@@ -49,6 +50,7 @@ def blend_study_inputs(experiment: Experiment, runs: Sequence[Run]) -> dict[str,
         "blend.replacement": str(config.blend.replacement).lower(),
         "blend.bags": str(config.blend.bags),
         "blend.preselect": str(config.blend.preselect).lower(),
+        "version of blend methods": str(BLEND_VERSION),
     }
 
 

@@ -21,7 +21,7 @@ from stack.blend.nested import NestedBlend, blend_nested, number_of_fits
 from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
-from stack.config import Config
+from stack.config import BLEND_VERSION, Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
@@ -350,6 +350,7 @@ def blend_inputs(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         **({} if experiment.table.units is None else {"units": units_fingerprint(experiment)}),
         "runs": fingerprint({run.name: run.meta["files"] for run in runs}),
         "rows or folds": experiment.rows_fingerprint,
+        "version of blend methods": str(BLEND_VERSION),
         **scale_inputs(experiment),
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks.choice import check, outcome
+from benchmarks.choice import METHODS, check, outcome
 from benchmarks.choice_data import FOLDS, simulated_rows
 from stack.blend.choice import REAL_GAIN, choose_method, highest_bound
 from stack.metrics.intervals import clustered_auc, paired_difference
@@ -95,8 +95,7 @@ def test_the_bound_is_the_conventional_one() -> None:
 
 def test_the_benchmark_of_the_choice_blends_as_the_product_does(rng: np.random.Generator) -> None:
     """Its tables are about `blend_nested`, whose fits it makes for many rules at once; `check` compares the two."""
-    methods = ("rank_mean", "mean", "logistic", "hill_climb")
     for strengths in (np.full(3, 1.2), np.linspace(0.4, 1.6, 4)):
         scale = rng.uniform(0.9, 1.1, (FOLDS, strengths.size))
         rows, new = (simulated_rows(300, 40, strengths, scale, rng) for _ in range(2))
-        check(rows, outcome(rows, new, methods), methods)
+        check(rows, outcome(rows, new, METHODS), METHODS)

@@ -37,23 +37,25 @@ class Blender(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     - `mean`: equal weights on probabilities.
     - `backward`: equal weights on the ranks of the runs that greedy elimination leaves, from all runs on.
     - `forward`: the same for the runs that greedy selection adds, from the best run on.
-    - `logistic`: logistic regression on standardised logits without negative weights; its score is a probability.
+    - `rank_logistic`: logistic regression on ranks without negative weights, shrunk towards equal weights as far as the
+      rows leave them uncertain; its score is a probability.
+    - `logistic`: the same on standardised logits.
     - `hill_climb`: greedy selection of ranks, with repetition if `replacement`, averaged over `bags` climbs.
     - `optuna`: a search of `trials` trials for each run's weight, its transform (probability, logit or rank) and, with
-      `power`, an exponent of its ranks. The first trials are `rank_mean`, `mean`, the mean logit, `logistic` and
-      `hill_climb`. Its score is a rank among the fitted rows. For "logloss" it searches only weights, from `mean` and
-      `hill_climb` on, and its score is a probability. No trial starts after `timeout` seconds.
+      `power`, an exponent of its ranks. The first trials are `rank_mean`, `mean`, the mean logit, `rank_logistic`,
+      `logistic` and `hill_climb`. Its score is a rank among the fitted rows. For "logloss" it searches only weights,
+      from `mean` and `hill_climb` on, and its score is a probability. No trial starts after `timeout` seconds.
 
     A run with values outside [0, 1] is used by its rank, also for "logloss". Each run must be higher for the second of
-    `classes_`. `objective` is what all methods from `backward` on maximise, except `logistic`.
+    `classes_`. `objective` is what all methods from `backward` on maximise, except the two regressions.
 
     A score made from ranks orders rows but is no probability (`stack.blend.calibration` calibrates it). The score of
     tuned weights on the rows that tuned them is optimistic (`stack.blend.nested` gives an unbiased estimate).
 
     Fitted: `weighting_`, with `weights_` (runs,), never negative, sum 1, and `transforms_` (runs,); `scaler_`, fitted
-    without targets; `slope_` and `intercept_` of "logistic"; `classes_`; `trial_values_` (trials,), empty unless this
-    fit ran or continued a study; `in_sample_`, the Interval of the objective over `groups` on the fitted rows, None
-    without groups.
+    without targets; `slope_` and `intercept_` of the regressions; `classes_`; `trial_values_` (trials,), empty unless
+    this fit ran or continued a study; `in_sample_`, the Interval of the objective over `groups` on the fitted rows,
+    None without groups.
 
         >>> P = [[0.1, 0.3], [0.2, 0.1], [0.7, 0.8], [0.9, 0.6]]
         >>> Blender("rank_mean").fit(P, [0, 0, 1, 1]).predict_proba(P)[:, 1]

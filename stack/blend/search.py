@@ -1,4 +1,4 @@
-"""Methods that search the weights of runs: a study of random changes, stored by Optuna, and logistic regression."""
+"""Searches the weights of runs by a study of random changes, stored by Optuna."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import optuna
 from numpy.typing import ArrayLike, NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
-from scipy.optimize import minimize
-from scipy.special import expit, logit
 
 from dermstack.errors import DataError
-from dermstack.threads import limit_threads
 from stack.blend.columns import Weighting, standard_rank
 from stack.metrics.scores import Floats, scorer
 
@@ -247,34 +244,3 @@ def _best(history: Sequence[tuple[Mapping[str, Any], float]]) -> int:
 def _reflected(value: float) -> float:
     folded = abs(value) % 2
     return 2 - folded if folded > 1 else folded
-
-
-RIDGE = 1.0  # penalty against the summed log likelihood, as scikit-learn's C = 1, on columns of spread 1
-ZERO_RIDGE = 0.01  # share of RIDGE that pulls towards zero: coefficients stay finite where columns separate the classes
-
-
-def logistic_weights(V: Floats, y: ArrayLike) -> tuple[Floats, float]:
-    """Returns coefficients (runs,), none negative, and intercept of a logistic regression of targets `y` (n,).
-
-    The columns of `V` (n, runs) have standard deviation 1. The ridge penalty pulls towards equal coefficients, not
-    towards zero: equally good runs get equal weights, and without evidence the blend is their mean.
-    """
-    n, runs = V.shape
-    positive = np.asarray(y) == 1
-
-    def loss(theta: Floats) -> tuple[float, Floats]:
-        z = V @ theta[:-1] + theta[-1]
-        deviation = theta[:-1] - theta[:-1].mean()
-        gradient = np.append(
-            V.T @ (expit(z) - positive) + RIDGE * (deviation + ZERO_RIDGE * theta[:-1]), np.sum(expit(z) - positive)
-        )
-        penalty = RIDGE / 2 * (deviation @ deviation + ZERO_RIDGE * theta[:-1] @ theta[:-1])
-        return float((np.sum(np.logaddexp(0, z) - positive * z) + penalty) / n), gradient / n
-
-    share = positive.mean()
-    start = np.append(np.full(runs, 1 / runs), logit(share))
-    bounds = [(0, None)] * runs + [(None, None)]
-    options = {"maxiter": 500, "gtol": 1e-9}
-    with limit_threads(1):  # so that the last bits of these small products do not depend on the number of cores
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return found.x[:-1], float(found.x[-1])

@@ -15,10 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from stack.blend.columns import LeftOutFolds
 from stack.blend.weights import Fitted, Settings
+from stack.config import BLEND_VERSION
 from stack.metrics.scores import Bools
 from stack.store import fingerprint, read_json, with_digest, write_json
-
-_VERSION = 1  # of what a fit computes: a change makes fits of an earlier version be made again
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class StoredFits:
 
     def _key(self, without: LeftOutFolds, method: str, settings: Settings) -> str:
         return fingerprint({
-            "version": _VERSION,
+            "version": BLEND_VERSION,
             "data": self.data,
             "without": sorted(without),
             "method": method,

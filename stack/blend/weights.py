@@ -12,15 +12,21 @@ import optuna
 from scipy.special import expit
 
 from stack.blend.columns import TRANSFORMS, Weighting
-from stack.blend.search import best_weighting, logistic_weights, search_trials
+from stack.blend.logistic import logistic_weights
+from stack.blend.search import best_weighting, search_trials
 from stack.blend.selection import hill_climb, select_backward, select_forward
 from stack.blend.transformed import TransformedRuns
 from stack.metrics.scores import Bools, Floats
 from stack.ranks import Ecdf
 
-METHODS = ("rank_mean", "mean", "backward", "forward", "logistic", "hill_climb", "optuna")  # simplest first
-DEFAULT_METHODS = ("rank_mean", "mean", "logistic", "hill_climb", "optuna")
+METHODS = (  # simplest first
+    "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "hill_climb", "optuna",
+)  # fmt: skip
+# Where runs are equal, searched weights cost accuracy and the choice sometimes takes them; where runs differ, the
+# regressions find as much (`python -m benchmarks.choice design`). So no search is a default.
+DEFAULT_METHODS = ("rank_mean", "mean", "rank_logistic", "logistic")
 WITHOUT_TARGETS = ("rank_mean", "mean")  # methods that fit nothing
+BY_REGRESSION = ("rank_logistic", "logistic")  # methods whose score is the probability of a logistic regression
 
 _HELD_COLUMNS = 128  # that a search keeps in memory between its trials
 
@@ -30,7 +36,7 @@ class Fitted:
     """What a method found on the rows that it was fitted to."""
 
     weighting: Weighting
-    slope: float = 1.0  # of "logistic": the score is expit(slope · total + intercept)
+    slope: float = 1.0  # of `BY_REGRESSION`: the score is expit(slope · total + intercept)
     intercept: float = 0.0
     trial_values: tuple[float, ...] = ()  # of "optuna"
 
@@ -76,7 +82,7 @@ class Settings:
 
 @dataclass
 class WeightFits:
-    """Fits methods to the same rows; the climb and the regression with which "optuna" starts are fitted once.
+    """Fits methods to the same rows; the climb and the regressions with which "optuna" starts are fitted once.
 
     `known` holds fits that were made before, on the same rows with the same settings.
     """
@@ -101,8 +107,8 @@ class WeightFits:
             return Fitted(Weighting.of(ranks, equal))
         if method == "mean":
             return Fitted(Weighting.of(self._probabilities, equal))
-        if method == "logistic":
-            transforms = _logits(self.columns.is_probability)
+        if method in BY_REGRESSION:
+            transforms = list(ranks) if method == "rank_logistic" else _logits(self.columns.is_probability)
             V = self.columns.matrix(transforms, standard=True)
             coefficients, intercept = logistic_weights(V, self.positive)
             slope = max(float(coefficients.sum()), 1e-6)  # 0 if every run ranks rows in reverse: keep their mean
@@ -152,6 +158,7 @@ class WeightFits:
                 lambda: Weighting.of(("rank",) * columns.runs, equal),
                 lambda: Weighting.of(self._probabilities, spread),  # the plain mean, on standardised columns
                 lambda: Weighting.of(_logits(is_probability), equal),
+                lambda: self.fit("rank_logistic").weighting,
                 lambda: self.fit("logistic").weighting,
                 climbed,
             ]
@@ -183,14 +190,14 @@ def is_rank_of_sum(method: str, objective: str) -> bool:
 
 def total_of(method: str, objective: str, weighting: Weighting, columns: TransformedRuns) -> Floats:
     """Returns the weighted sum (n,) of which a method makes its score."""
-    return columns.total(weighting, standard=method == "logistic" or is_rank_of_sum(method, objective))
+    return columns.total(weighting, standard=method in BY_REGRESSION or is_rank_of_sum(method, objective))
 
 
 def score_of_total(method: str, total: Floats, slope: float, intercept: float, ecdf: Ecdf | None) -> Floats:
     """Returns the score (n,) in [0, 1] that a method makes of a weighted sum (n,)."""
     if ecdf is not None:
         return ecdf(total)
-    if method == "logistic":
+    if method in BY_REGRESSION:
         score: Floats = expit(slope * total + intercept)
         return score
     return np.clip(total, 0, 1)

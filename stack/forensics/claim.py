@@ -15,13 +15,13 @@ from scipy.special import expit, logit
 from dermstack.errors import ConfigError, DataError
 from stack.blend.copies import change_without_copies, copies_record, near_copies
 from stack.blend.nested import NestedBlend, blend_nested, number_of_fits
+from stack.blend.weights import DEFAULT_METHODS
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.scores import Floats
 from stack.ranks import mid_ranks
 
 Ints = NDArray[np.intp]
 
-METHODS = ("rank_mean", "mean", "logistic", "hill_climb")  # without the study, which takes longer and gains little
 WEIGHTED = {  # what weights multiply, by the name in --weights-of
     "p": lambda p: p,
     "logits": logit,
@@ -75,7 +75,7 @@ def measure_claim(
     """
     rows: dict[str, Any] = {"nets": nets, "fold": fold, "split_group": group}
     nested = blend_nested(
-        pd.DataFrame(P, columns=list(names)), y, **rows, methods=METHODS, seed=seed, progress=progress
+        pd.DataFrame(P, columns=list(names)), y, **rows, methods=DEFAULT_METHODS, seed=seed, progress=progress
     )
     copies, record = near_copies(P, nets, group), None
     if copies.groups:
@@ -111,7 +111,7 @@ def measure_claim(
 
 def number_of_claim_fits(fold: Ints) -> int:
     """Returns how many fits `measure_claim` makes, for a progress bar."""
-    return number_of_fits(len(np.unique(fold)), METHODS)
+    return number_of_fits(len(np.unique(fold)), DEFAULT_METHODS)
 
 
 def _methods(nested: NestedBlend, y: NDArray[np.int8], group: Ints) -> pd.DataFrame:

@@ -37,6 +37,7 @@ _BLENDS = {
     "mean": "the mean of the runs' probabilities",
     "backward": "the mean rank of the runs that backward elimination leaves",
     "forward": "the mean rank of the runs that forward selection takes",
+    "rank_logistic": "a logistic regression on the ranks of the runs",
     "logistic": "a logistic regression on the logits of the runs",
     "hill_climb": "weights by greedy ensemble selection",
     "optuna": "weights found by a search",
