@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from imported_experiment import write_experiment
 
 from dermstack.errors import DataError
-from stack.blend.weights import METHODS
-from stack.config import BlendMethod, read_config
+from stack.blend.weights import DEFAULT_METHODS, METHODS
+from stack.config import Blend, BlendMethod, read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
 from stack.fold_needs import blend_methods, check_fold_needs, check_study_needs, groups_left, warn_of_two_folds
@@ -109,6 +109,16 @@ def test_two_folds_leave_the_simplest_blend_method(tmp_path: Path, capsys: pytes
 
 def test_the_config_lists_the_methods_in_the_order_of_the_blend() -> None:
     assert get_args(BlendMethod) == METHODS
+    assert Blend().methods == DEFAULT_METHODS
+
+
+def test_weights_of_a_study_are_among_the_methods(tmp_path: Path) -> None:
+    tuned = {"tuned": {"blend": "study.json"}}
+    default = {"blend": {"methods": DEFAULT_METHODS}}
+    assert blend_methods(experiment(tmp_path, 20, "folds.k=3", **tuned, **default)) == (*DEFAULT_METHODS, "optuna")
+    listed = {"blend": {"methods": ["optuna", "mean"]}}
+    assert blend_methods(experiment(tmp_path, 20, "folds.k=3", **tuned, **listed)) == ("optuna", "mean")
+    assert blend_methods(experiment(tmp_path, 20, "folds.k=2", **tuned, **default)) == ("rank_mean",)
 
 
 def test_rows_that_are_left_out_are_not_counted(tmp_path: Path) -> None:
