@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,12 +21,13 @@ UNRELATED = 0.3  # share of the out-of-fold correlation of two runs below which 
 
 @dataclass(frozen=True)
 class Doubt:
-    """A reason not to believe a run's predictions, with its evidence and what to do."""
+    """A reason not to believe the predictions of one run, or of two that are compared; its evidence and what to do."""
 
     severity: Literal["error", "warning"]
-    what: str
+    what: str  # begins with the names of the runs
     evidence: str
     remedy: str
+    runs: tuple[str, ...] = ()  # the same names, since a name may hold any text
 
 
 def doubts(facts: Iterable[RunFacts]) -> list[Doubt]:
@@ -34,11 +35,11 @@ def doubts(facts: Iterable[RunFacts]) -> list[Doubt]:
     found: list[Doubt] = []
     pairs: set[frozenset[str]] = set()
     for one in facts:
-        found += _doubts_of_values(one) or _doubts_of_order(one)
-        found += _doubts_of_test(one)
+        of_run = [*(_doubts_of_values(one) or _doubts_of_order(one)), *_doubts_of_test(one)]
+        found += [replace(doubt, runs=(one.name,)) for doubt in of_run]
         if one.likest and (pair := frozenset((one.name, one.likest.name))) not in pairs:
             pairs.add(pair)
-            found += _doubts_of_pair(one, one.likest)
+            found += [replace(doubt, runs=(one.name, one.likest.name)) for doubt in _doubts_of_pair(one, one.likest)]
     return sorted(found, key=lambda doubt: doubt.severity != "error")
 
 

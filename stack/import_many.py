@@ -150,8 +150,8 @@ def _show(outcomes: Sequence[Outcome], facts: Sequence[RunFacts], found: Sequenc
     of_run = {one.name: one for one in facts}
     doubtful: dict[str, list[str]] = {one.name: [] for one in outcomes}
     for doubt in found:
-        names, _, text = doubt.what.partition(": ")
-        for name in names.split(" and "):
+        text = doubt.what.removeprefix(f"{' and '.join(doubt.runs)}: ")
+        for name in doubt.runs:
             doubtful.setdefault(name, []).append(text)
     out.table(
         pd.DataFrame([_row(one, of_run.get(one.name), doubtful[one.name]) for one in outcomes]),

@@ -92,4 +92,5 @@ def make_world(folder: Path, seed: int = 0, *, patients: int = 150, k: int = 5) 
 
 def words(found: Forensics, severity: str = "") -> list[str]:
     """The statements of the findings, with their severity."""
-    return [f"{one.severity}: {one.what}" for one in found.findings if severity in ("", one.severity)]
+    findings = [one.finding for one in found.findings]
+    return [f"{one.severity}: {one.what}" for one in findings if severity in ("", one.severity)]

@@ -12,13 +12,17 @@ import pandas as pd
 import pytest
 from conftest import run_cli
 from forensic_world import OPTIONS, World, make_world, words
+from html_page import Page
 from imported_experiment import command_error
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
+from dermstack.audit.forensics import ClaimedBlend, run_forensics
 from dermstack.errors import DataError
-from dermstack.report.forensics import forensics_html, forensics_json
+from dermstack.report.forensics import forensics_html, forensics_json, verdict
+from stack.console import Out
 from stack.forensics.files import NamedColumns
+from stack.import_files import column_sources
 
 
 @pytest.fixture
@@ -116,15 +120,43 @@ def test_each_fault_is_named_and_the_other_files_are_not(world: World, fault: st
     world.write(a_oof=change(world, world.oof()), b_oof=world.oof(), c_oof=world.oof())
     found = world.examine()
     assert any(one.startswith(expected) for one in words(found)), words(found)
-    about = {one.what.partition(": ")[0] for one in found.findings}
-    assert about <= {"a", "blend"}
-    assert all(one.evidence and one.remedy for one in found.findings)
+    assert {one.runs for one in found.findings} <= {("a",), ()}
+    assert all(one.finding.evidence and one.finding.remedy for one in found.findings)
     if expected.startswith("error"):
         assert found.left_out_of_blend == ("a",)
     page, numbers = forensics_html(found), json.loads(forensics_json(found))
-    assert found.findings[0].what.partition(": ")[2].split("'")[0] in page
+    assert found.findings[0].finding.what.partition(": ")[2].split("'")[0] in page
     assert len(numbers["findings"]) == len(found.findings)
     assert not any(name in page for name in world.labels["image"])
+
+
+@pytest.mark.parametrize("name", ["labels", "blend"])
+def test_a_run_may_have_the_name_of_something_else_that_is_examined(world: World, name: str) -> None:
+    world.labels.drop(columns="patient_id").to_csv(world.path, index=False)  # a finding about the labels
+    with_error = world.oof().assign(pred=0.2)
+    world.write(**{f"{name}_oof": with_error}, b_oof=world.oof(), c_oof=world.oof())
+    found = world.examine(claimed="0.999")
+    assert found.left_out_of_blend == (name,)
+    assert verdict(found).startswith(f"Do not use run {name} before")
+    world.write(**{f"{name}_oof": world.oof()})
+    corrected = world.examine(weights="b=1,c=1", claimed="0.999")
+    assert {one.finding.what for one in corrected.findings if one.finding.severity == "error"} == {
+        "blend: the claimed AUC is not that of the blend"
+    }
+    assert corrected.left_out_of_blend == ()
+    assert verdict(corrected).startswith("No file has an error")
+    about = {row[0] for row in Page(forensics_html(found)).rows if row[1] in ("error", "warning", "note")}
+    assert about == {"labels", "blend", f"run {name}"}
+
+
+def test_no_run_has_the_errors_of_one_whose_name_begins_alike(world: World) -> None:
+    wide = world.oof().rename(columns={"pred": "net"})
+    wide["net: small"] = 0.2  # an error, of which the text begins with "net: "
+    world.write(all=wide)
+    sources = column_sources(world.folder / "all.csv", None, "net*", OPTIONS, without=())
+    found = run_forensics(world.path, sources, Out(quiet=True), named=NamedColumns(), blend=ClaimedBlend(claimed="0.9"))
+    assert found.left_out_of_blend == ("net: small",)
+    assert ["net: small", "error"] in [row[:2] for row in Page(forensics_html(found)).rows]
 
 
 TEST_FAULTS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {

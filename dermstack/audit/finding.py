@@ -14,6 +14,7 @@ from stack.experiment import Experiment
 from stack.store import atomic, write_json
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # the worst first
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class Finding:
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Sorts findings by severity; findings of equal severity keep their order."""
-    order = get_args(Severity)
-    return sorted(findings, key=lambda finding: order.index(finding.severity))
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 FINDING_COLUMNS = ("severity", "what", "evidence", "remedy", "example")

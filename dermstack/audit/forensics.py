@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermstack.audit.finding import Finding, worst_first
+from dermstack.audit.finding import SEVERITIES, Finding
 from dermstack.audit.forensic_findings import (
     claim_findings,
     fold_findings,
@@ -78,6 +78,17 @@ class Examined:
 
 
 @dataclass(frozen=True)
+class FileFinding:
+    """A finding, and the runs that it is about; none where it is about the labels or the blend.
+
+    A file may give a run any name, also `labels` or `blend`, so that the text of a finding does not say this.
+    """
+
+    finding: Finding
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Forensics:
     """All that `run_forensics` found."""
 
@@ -89,7 +100,7 @@ class Forensics:
     has_groups: bool
     reference: str  # whose folds the nested estimate and the comparison of ranks use
     examined: tuple[Examined, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[FileFinding, ...]  # the worst first
     claim: BlendClaim | None
     left_out_of_blend: tuple[str, ...] = ()
     not_read: Mapping[str, str] = field(default_factory=dict)  # reason by run
@@ -126,41 +137,46 @@ def run_forensics(
     if not runs:
         raise DataError("none of the files can be examined:\n" + "\n".join(f"  {text}" for text in not_read.values()))
     weights = None if blend.weights is None else parsed_weights(blend.weights, [run.name for run in runs])
+    correct = "correct the file or the options, and run this again"
     found = [
-        Finding("error", f"{name}: not examined", reason, "correct the file or the options, and run this again")
+        FileFinding(Finding("error", f"{name}: not examined", reason, correct), (name,))
         for name, reason in not_read.items()
     ]
     test_ids = pd.unique(pd.concat([run.test["id"] for run in runs], ignore_index=True))
     rows = rows.with_test_ids(list(test_ids))
     runs, origins = _with_inferred_folds(runs, rows, seed=seed)
     rows, reference, own_reference = _with_reference_folds(rows, runs)
-    found += label_findings(rows, reference, own=own_reference)
+    found += map(FileFinding, label_findings(rows, reference, own=own_reference))
     facts = run_facts(rows.experiment, [run.scores for run in runs])
     examined = []
     with out.bar("examine", len(runs), "runs") as progress:
         for run, fact in zip(runs, facts, strict=True):
             made, of_run = _examined(run, fact, origins[run.name], rows, runs, reference)
             examined.append(made)
-            found += of_run
+            found += [FileFinding(finding, (run.name,)) for finding in of_run]
             progress(1)
     for doubt in doubts(facts):
-        found.append(Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy))
-    refuted = tuple(
-        run.name
-        for run in runs
-        if any(one.severity == "error" and one.what.startswith(f"{run.name}: ") for one in found)
-    )
+        finding = Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy)
+        found.append(FileFinding(finding, doubt.runs))
+    with_errors = runs_with_errors(found)
+    refuted = tuple(run.name for run in runs if run.name in with_errors)
     usable, claim = len(runs) - len(refuted), None
     asked = blend.source is not None or weights is not None or blend.claimed is not None
     if usable > 1 or (usable and asked):
         claim = _claim(rows, runs, refuted, blend, weights, named, files, out, seed=seed)
-        found += claim_findings(claim, blend.claimed, refuted)
+        found += map(FileFinding, claim_findings(claim, blend.claimed, refuted))
     return Forensics(
         labels=labels, columns=rows.columns, rows=len(rows.experiment.target),
         positives=int(rows.experiment.target.sum()), groups=len(np.unique(rows.experiment.split_group)),
-        has_groups=rows.has_groups, reference=reference, examined=tuple(examined), findings=tuple(worst_first(found)),
-        claim=claim, left_out_of_blend=refuted if claim else (), not_read=not_read,
+        has_groups=rows.has_groups, reference=reference, examined=tuple(examined),
+        findings=tuple(sorted(found, key=lambda one: SEVERITIES.index(one.finding.severity))), claim=claim,
+        left_out_of_blend=refuted if claim else (), not_read=not_read,
     )  # fmt: skip
+
+
+def runs_with_errors(findings: Iterable[FileFinding]) -> set[str]:
+    """Returns the names of the runs about which an error was found."""
+    return {name for one in findings if one.finding.severity == "error" for name in one.runs}
 
 
 def _has_column(path: Path, name: str | None) -> bool:

@@ -96,7 +96,7 @@ def forensics(
             None if blend is None else Source("blend", (Part(blend),), (), options), weights, weights_of, claimed
         ),
     )  # fmt: skip
-    show_findings(said, list(made.findings), title="forensics")
+    show_findings(said, [one.finding for one in made.findings], title="forensics")
     with output_file(out) as temporary:
         temporary.write_text(forensics_html(made), encoding="utf-8")
     said.say(f"page: {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -124,7 +124,7 @@ def show_probes(out: Out, run: Run, probes: pd.DataFrame) -> None:
 
 def show_findings(out: Out, findings: list[Finding], *, notes: bool = True, title: str = "audit") -> None:
     """Prints each finding with evidence, example and remedy; without ``notes``, notes are only counted."""
-    from dermstack.audit.finding import Severity
+    from dermstack.audit.finding import SEVERITIES
 
     for finding in findings:
         if notes or finding.severity != "note":
@@ -133,7 +133,7 @@ def show_findings(out: Out, findings: list[Finding], *, notes: bool = True, titl
             for prefix, text in (("  ", finding.evidence), ("  ", finding.example), ("  -> ", finding.remedy)):
                 if text and text != "none":
                     out.say(prefix + text)
-    counts = [(sum(finding.severity == name for finding in findings), name) for name in get_args(Severity)]
+    counts = [(sum(finding.severity == name for finding in findings), name) for name in SEVERITIES]
     out.say(f"{title}: " + ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from dermstack.audit.forensics import Examined, Forensics
+from dermstack.audit.finding import SEVERITIES, Severity
+from dermstack.audit.forensics import Examined, FileFinding, Forensics, runs_with_errors
 from dermstack.report.figures import Drawing, Estimate, interval_figure
 from dermstack.report.report import TEMPLATE_FOLDER, page_templates, script_policy
 from dermstack.report.tables import HtmlTable, table
@@ -22,6 +23,7 @@ from stack.plausibility import facts_table
 
 MAX_DRAWN = 30  # files in the figure; the tables have all
 _LONG_TABLE = 20  # rows from which a table scrolls
+_NOT_RUNS = ("labels", "blend")  # what a finding is about where it is about no run
 
 
 def forensics_html(found: Forensics, *, created: str | None = None) -> str:
@@ -32,7 +34,7 @@ def forensics_html(found: Forensics, *, created: str | None = None) -> str:
     return template.render(
         found=found,
         files="1 file" if len(found.examined) == 1 else f"{len(found.examined)} runs",
-        counts=[(sum(one.severity == name for one in found.findings), name) for name in ("error", "warning", "note")],
+        counts=[(_number_of(found, severity), severity) for severity in SEVERITIES],
         verdict=verdict(found),
         tall=len(found.examined) > _LONG_TABLE,
         findings=_findings(found),
@@ -54,15 +56,24 @@ def forensics_html(found: Forensics, *, created: str | None = None) -> str:
 
 def verdict(found: Forensics) -> str:
     """Says in words what to do with the files."""
-    about = {one.what.partition(":")[0] for one in found.findings if one.severity == "error"}
-    if files := sorted(about - {"blend"}):
-        return f"Do not use {', '.join(files)} before the errors below are corrected: until then, an AUC means nothing"
-    if about:
+    if runs := sorted(runs_with_errors(found.findings)):
+        files = ", ".join(map(_run_name, runs))
+        return f"Do not use {files} before the errors below are corrected: until then, an AUC means nothing"
+    if _number_of(found, "error"):
         return "No file has an error, but what is claimed of the blend is not what it has on these rows"
-    if warnings := sum(one.severity == "warning" for one in found.findings):
+    if warnings := _number_of(found, "warning"):
         many = f"{warnings} warnings" if warnings > 1 else "warning"
         return f"No error was found. Read the {many} below before you rely on an AUC of this page"
     return "Nothing was found that speaks against these files"
+
+
+def _number_of(found: Forensics, severity: Severity) -> int:
+    return sum(one.finding.severity == severity for one in found.findings)
+
+
+def _run_name(name: str) -> str:
+    """Returns the name of a run as it is, unless it would be taken for the labels or the blend."""
+    return f"run {name}" if name in _NOT_RUNS else name
 
 
 def claim_sentence(claim: BlendClaim) -> str:
@@ -92,7 +103,7 @@ def forensics_json(found: Forensics) -> str:
         },
         "verdict": verdict(found),
         "reference_folds": found.reference,
-        "findings": jsonable(list(found.findings)),
+        "findings": jsonable([one.finding for one in found.findings]),
         "not_read": dict(found.not_read),
         "runs": [_run_json(one) for one in found.examined],
     }  # fmt: skip
@@ -123,12 +134,27 @@ def _findings(found: Forensics) -> HtmlTable | None:
         return None
     rows = []
     for one in found.findings:
-        name, _, what = one.what.partition(": ")
-        remedy = "–" if one.remedy == "none" else one.remedy
+        about, what = _about(one)
+        finding, remedy = one.finding, "–" if one.finding.remedy == "none" else one.finding.remedy
         rows.append(
-            {"about": name, "severity": one.severity, "finding": what, "evidence": one.evidence, "next": remedy}
+            {
+                "about": about,
+                "severity": finding.severity,
+                "finding": what,
+                "evidence": finding.evidence,
+                "next": remedy,
+            }
         )
     return table(pd.DataFrame(rows), heads={"next": "next step"})
+
+
+def _about(one: FileFinding) -> tuple[str, str]:
+    """Returns what a finding is about, and what it says of it."""
+    if not one.runs:
+        about, _, what = one.finding.what.partition(": ")
+        return about, what
+    what = one.finding.what.removeprefix(f"{' and '.join(one.runs)}: ")
+    return " and ".join(map(_run_name, one.runs)), what
 
 
 def _read(examined: Sequence[Examined]) -> HtmlTable:
