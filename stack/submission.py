@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from stack.blend.blender import Blender
 from stack.blend.calibration import Calibrator, calibrate_nested, calibration_record, calibrator_state
 from stack.blend.copies import NearCopies, change_without_copies, copies_record, copies_text, near_copies
 from stack.blend.fold_average import AverageCalibration, average_scores, calibrate_average
-from stack.blend.nested import NestedBlend, blend_nested, number_of_fits
+from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, blend_rows, number_of_fits
 from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
+from stack.blend.weights import Settings
 from stack.config import BLEND_VERSION, Config
 from stack.console import Out
 from stack.experiment import Experiment
@@ -101,26 +102,23 @@ def _blend(
     if units is not None:
         out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
     tuned = tuned_weights(experiment, predictions.names)
-    given = {"fold": fold, "split_group": split_group, **_fit_settings(config)}
+    how = NestedSettings(
+        methods, _method_settings(config), config.blend.preselect, config.n_jobs, tuned, keep_in=fits_folder
+    )
     copies = near_copies(predictions.p, predictions.nets, predictions.groups)
     folds = len(np.unique(fold))
     fits = number_of_pooled_fits(folds, list(pooled), methods) if pooled else number_of_fits(folds, methods)
     with out.bar("blend", fits, "fits") as progress:
+        with_bar = replace(how, progress=progress)
         if pooled:
-            nested = blend_pooled(pooled, y, **given, methods=methods, keep_in=fits_folder, progress=progress)
+            nested = blend_pooled(pooled, y, with_bar, fold=fold, split_group=split_group)
             predictions = pooled[pooling_and_method(nested.chosen)[0]]  # of the units, as the final blend takes them
         else:
-            nested = blend_nested(
-                predictions.p, y, nets=predictions.nets, **given, methods=methods, tuned=tuned,
-                keep_in=fits_folder, progress=progress,
-            )  # fmt: skip
+            nested = blend_rows(BlendRows(predictions.p, y, predictions.nets, fold, split_group), with_bar)
     about_copies = None
     if copies.groups:
-        is_fitted = tuned is None or nested.chosen != "optuna"  # a study's weights are those of all runs
-        keep_in = fits_folder / "without_copies"
-        about_copies = _about_copies(
-            copies, names, nested, predictions, y, out, is_fitted=is_fitted, keep_in=keep_in, **given
-        )
+        blended = BlendRows(predictions.p, y, predictions.nets, fold, split_group)
+        about_copies = _about_copies(copies, names, nested, blended, how, out)
     left_out = _left_out(names, predictions, nested, out)
     summary = nested.summary(y, split_group)
     headline = interval(config.objective, y, nested.score, split_group)
@@ -168,27 +166,21 @@ def _about_copies(
     copies: NearCopies,
     names: Sequence[str],
     nested: NestedBlend,
-    predictions: Predictions,
-    y: NDArray[np.int8],
+    rows: BlendRows,
+    settings: NestedSettings,
     out: Out,
-    *,
-    is_fitted: bool,
-    keep_in: Path,
-    **given: Any,
 ) -> dict[str, Any]:
     """Says which of the runs ``names`` are near copies and what leaving them out would change; returns it for run.json.
 
-    The change is measured where the blend ``is_fitted`` here, to the ``predictions`` that it takes, with what is
-    ``given``.
+    ``nested`` is the blend of ``rows`` with these ``settings``.
     """
     change = None
-    if is_fitted:
+    if settings.tuned is None or nested.chosen != "optuna":  # a study's weights are those of all runs
         method = nested.final.method  # the chosen candidate may be a pooling with this method
+        keep_in = settings.keep_in and settings.keep_in / "without_copies"
         with out.bar("near copies", number_of_fits(len(nested.chosen_by_fold), [method]), "fits") as progress:
-            change = change_without_copies(
-                copies, nested, predictions.p, y, nets=predictions.nets, **given, keep_in=keep_in,
-                progress=progress, method=method,
-            )  # fmt: skip
+            again = replace(settings, keep_in=keep_in, progress=progress)
+            change = change_without_copies(copies, nested, rows, again, method=method)
     record = copies_record(copies, names, nested.chosen, change)
     out.say(f"blend: {copies_text(record, nested.final.objective)}")
     return record
@@ -229,14 +221,10 @@ def _oof_scores(
     return oof
 
 
-def _fit_settings(config: Config) -> dict[str, Any]:
-    """Returns the settings of the config that the fits of a nested blend take."""
-    return {
-        "objective": config.objective,
-        **{name: getattr(config.blend, name) for name in ("trials", "power", "replacement", "bags", "preselect")},
-        "seed": config.seed,
-        "n_jobs": config.n_jobs,
-    }
+def _method_settings(config: Config) -> Settings:
+    """Returns the settings of the blend methods that the config says."""
+    blend = config.blend
+    return Settings(config.objective, blend.trials, blend.power, blend.replacement, blend.bags, config.seed)
 
 
 def _choice_record(nested: NestedBlend, names: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from stack.blend.copies import NEAR_COPY, change_without_copies, copies_record, near_copies
-from stack.blend.nested import blend_nested
+from stack.blend.nested import BlendRows, NestedSettings, blend_nested
 from stack.metrics.scores import auc
 
 N = 600
@@ -54,7 +54,7 @@ def test_the_change_is_that_of_a_nested_blend_of_the_runs_that_are_left(method: 
     fold, group = np.arange(N) % 4, np.arange(N)
     given = {"nets": fold, "fold": fold, "split_group": group}
     nested, copies = blend_nested(P, y, **given, methods=[method]), near_copies(P, fold, group)
-    change = change_without_copies(copies, nested, P, y, **given, keep_in=None, progress=None)  # type: ignore[arg-type]
+    change = change_without_copies(copies, nested, BlendRows(P, y, **given), NestedSettings())
     left = blend_nested(P[:, [0, 1, 3]], y, **given, methods=[method])
     assert change.value == pytest.approx(auc(y, left.score) - auc(y, nested.score), abs=1e-12)
     assert change.low < change.value < change.high

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from stack.blend.nested import NestedBlend, blend_nested, left_out_sets
+from stack.blend.nested import NestedBlend, NestedSettings, blend_nested, left_out_sets
 from stack.blend.pooling import (
     LEARNED_FROM,
     POOLINGS,
@@ -158,10 +158,8 @@ class World:
 
     def blend(self, *poolings: str, y: NDArray[Any] | None = None, methods: tuple[str, ...] = METHODS) -> NestedBlend:
         pooled = pool_all(self.predictions, self.unit, np.empty(0, int), poolings)
-        return blend_pooled(
-            pooled, self.y if y is None else y, fold=self.fold, split_group=self.group, methods=methods,
-            objective="auc",
-        )  # fmt: skip
+        y = self.y if y is None else y
+        return blend_pooled(pooled, y, NestedSettings(methods), fold=self.fold, split_group=self.group)
 
 
 @pytest.mark.parametrize(
@@ -223,10 +221,8 @@ def test_a_change_of_pooling_that_carries_nothing_leaves_the_simplest() -> None:
 def test_fits_are_counted_for_the_progress() -> None:
     world, seen = World(seed=0, units=60), list[int]()
     pooled = pool_all(world.predictions, world.unit, np.empty(0, int), POOLINGS)
-    blend_pooled(
-        pooled, world.y, fold=world.fold, split_group=world.group, methods=METHODS, objective="auc",
-        progress=seen.append,
-    )  # fmt: skip
+    settings = NestedSettings(METHODS, progress=seen.append)
+    blend_pooled(pooled, world.y, settings, fold=world.fold, split_group=world.group)
     assert sum(seen) == number_of_pooled_fits(FOLDS, POOLINGS, METHODS)
     assert len(left_out_sets(range(FOLDS), ("mean",), candidates=2)) == 1 + 4 + 6
 

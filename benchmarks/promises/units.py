@@ -8,6 +8,7 @@ from scipy.special import expit
 
 from benchmarks.promises.promise import Promise
 from stack.blend.calibration import calibrate_nested
+from stack.blend.nested import NestedSettings
 from stack.blend.pooling import blend_pooled, pool_all, pool_predictions, pooling_and_method
 from stack.metrics.intervals import interval
 from stack.metrics.risk_control import guaranteed_threshold
@@ -61,9 +62,8 @@ def _tried(rng: np.random.Generator, shows: str) -> tuple[bool, float | None]:
     fold = (group % FOLDS).astype(np.int8)
     pooled = pool_all(_predictions(oof, fold[unit], group[unit]), unit, NO_IMAGES, POOLINGS)
     names = group.astype(str).astype(object)
-    found = blend_pooled(
-        pooled, y, fold=fold, split_group=names, methods=("rank_mean",), objective="auc", preselect=False
-    )
+    settings = NestedSettings(("rank_mean",), preselect=False)
+    found = blend_pooled(pooled, y, settings, fold=fold, split_group=names)
     value = interval("auc", y, found.score, names)
     new_y, new_group, new_unit, new_oof = _units(rng, FRESH, shows)
     new = _predictions(new_oof, np.zeros(len(new_unit), np.int8), new_group[new_unit])

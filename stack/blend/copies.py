@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from stack.blend.nested import NestedBlend, blend_nested
+from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, blend_rows
 from stack.metrics.intervals import Interval, paired_difference
 from stack.metrics.scores import Bools, Floats, objective_label
 from stack.ranks import NetRanks
@@ -59,30 +58,25 @@ def near_copies(P: Floats, nets: NDArray[Any], groups: ArrayLike | None = None) 
 def change_without_copies(
     copies: NearCopies,
     nested: NestedBlend,
-    P: Floats,
-    y: NDArray[Any],
+    rows: BlendRows,
+    settings: NestedSettings,
     *,
-    nets: NDArray[Any],
-    fold: NDArray[Any],
-    split_group: NDArray[Any],
-    keep_in: Path | None,
-    progress: Callable[[int], None] | None,
     method: str | None = None,
-    **settings: Any,
 ) -> Interval:
     """Returns the nested objective of the chosen method without the copies less that with all runs, with interval.
 
-    Both are fitted without the fold that is scored; ``settings`` are those of `blend_nested`. ``method`` is the blend
-    method, where the chosen candidate is not called by it. `P` may hold several columns of each run, those of all runs
-    one after the other.
+    Both are fitted without the fold that is scored, to the same ``rows`` with the same ``settings``. ``method`` is the
+    blend method, where the chosen candidate is not called by it. `P` of the rows may hold several columns of each run,
+    those of all runs one after the other.
     """
-    use, chosen = np.tile(copies.use(), P.shape[1] // len(copies.correlation)), nested.chosen
-    method = method or chosen
+    P, nets, chosen = np.asarray(rows.P), np.asarray(rows.nets), nested.chosen
+    use = np.tile(copies.use(), P.shape[1] // len(copies.correlation))
     by_run = np.broadcast_to(nets.reshape(len(P), -1), P.shape)[:, use]
-    given: dict[str, Any] = {"nets": by_run, "fold": fold, "split_group": split_group, "methods": [method]}
-    fewer = blend_nested(P[:, use], y, **given, keep_in=keep_in, progress=progress, **settings)
-    objective = nested.final.objective
-    return paired_difference(objective, y, fewer.comparable[method], nested.comparable[chosen], split_group)
+    method = method or chosen
+    fewer = blend_rows(replace(rows, P=P[:, use], nets=by_run), replace(settings, methods=(method,)))
+    return paired_difference(
+        nested.final.objective, rows.y, fewer.comparable[method], nested.comparable[chosen], rows.split_group
+    )
 
 
 def copies_record(copies: NearCopies, names: Sequence[str], method: str, change: Interval | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -110,12 +110,38 @@ def blend_nested(
     numbers, for targets other than 0 and 1, for arrays of another length, for pandas objects with the same index in a
     different order, for missing split_groups, and wherever `Blender` does; ConfigError for unknown methods.
     """
-    fitted = fit_methods(
-        P, y, nets=nets, fold=fold, split_group=split_group, methods=methods, objective=objective, trials=trials,
-        power=power, replacement=replacement, bags=bags, preselect=preselect, seed=seed, n_jobs=n_jobs, tuned=tuned,
-        keep_in=keep_in, progress=progress,
-    )  # fmt: skip
-    return choose_nested({"": fitted})
+    of_methods = Settings(objective, trials, power, replacement, bags, seed)
+    settings = NestedSettings(methods, of_methods, preselect, n_jobs, tuned, keep_in, progress)
+    return blend_rows(BlendRows(P, y, nets, fold, split_group), settings)
+
+
+@dataclass(frozen=True)
+class BlendRows:
+    """Out-of-fold predictions `P` (n, runs) and what is known of their rows, as `blend_nested` takes them."""
+
+    P: ArrayLike | pd.DataFrame
+    y: ArrayLike
+    nets: ArrayLike
+    fold: ArrayLike
+    split_group: ArrayLike
+
+
+@dataclass(frozen=True)
+class NestedSettings:
+    """How a nested blend is made, apart from its rows; `blend_nested` describes each setting."""
+
+    methods: Iterable[str] = DEFAULT_METHODS
+    of_methods: Settings = field(default_factory=Settings)
+    preselect: bool = True
+    n_jobs: int = 1
+    tuned: Mapping[LeftOutFolds, Weighting] | None = None
+    keep_in: Path | None = None
+    progress: Callable[[int], None] | None = None
+
+
+def blend_rows(rows: BlendRows, settings: NestedSettings) -> NestedBlend:
+    """Does what `blend_nested` does, which takes the same rows and settings one by one."""
+    return choose_nested({"": fit_methods(rows, settings)})
 
 
 @dataclass(frozen=True)
@@ -126,7 +152,7 @@ class FittedMethods:
     by_set: Mapping[LeftOutFolds, _Fits]
     blenders: Mapping[str, Blender]  # by method, not yet fitted
     frame: pd.DataFrame
-    rows: _Rows
+    rows: _FitRows
     scaler: NetScaler
     split_group: NDArray[Any]
 
@@ -170,65 +196,48 @@ class FittedMethods:
         return self.blenders[method].prepared_for(self.frame, self.scaler).set_fitted(self.rows.columns, fit)
 
 
-def fit_methods(
-    P: ArrayLike | pd.DataFrame,
-    y: ArrayLike,
-    *,
-    nets: ArrayLike,
-    fold: ArrayLike,
-    split_group: ArrayLike,
-    methods: Iterable[str],
-    objective: str,
-    trials: int = 100,
-    power: bool = False,
-    replacement: bool = True,
-    bags: int = 5,
-    preselect: bool = True,
-    seed: int = 0,
-    n_jobs: int = 1,
-    tuned: Mapping[LeftOutFolds, Weighting] | None = None,
-    keep_in: Path | None = None,
-    progress: Callable[[int], None] | None = None,
-    candidates: int = 1,
-) -> FittedMethods:
+def fit_methods(rows: BlendRows, settings: NestedSettings, *, candidates: int = 1) -> FittedMethods:
     """Fits each method without every set of folds that `choose_nested` leaves out, as `blend_nested` describes.
 
     `candidates` is the number among which that will choose, where this is more than these methods.
     """
-    check_run_names(P)
-    frame = P if isinstance(P, pd.DataFrame) else pd.DataFrame(np.asarray(P))
-    check_same_order(P=P, y=y, nets=nets, fold=fold, split_group=split_group)
+    check_run_names(rows.P)
+    frame = rows.P if isinstance(rows.P, pd.DataFrame) else pd.DataFrame(np.asarray(rows.P))
+    check_same_order(P=rows.P, y=rows.y, nets=rows.nets, fold=rows.fold, split_group=rows.split_group)
     frame = checked_numbers(frame)
-    y, nets, fold = np.asarray(y), np.asarray(nets), whole_numbers(fold, "fold")
-    split_group, methods = np.asarray(split_group), simplest_first(methods)
+    y, nets, fold = np.asarray(rows.y), np.asarray(rows.nets), whole_numbers(rows.fold, "fold")
+    split_group, methods = np.asarray(rows.split_group), simplest_first(settings.methods)
     check_rows(len(frame), y, nets=nets, fold=fold, split_group=split_group)
     folds = checked_folds(fold, split_group, max(candidates, len(methods)))
     check_runs(frame)
     scaler = NetScaler().fit(frame, nets, split_group)
-    blenders = {method: Blender(method, objective, trials, power, replacement, bags, seed) for method in methods}
+    blenders = {method: Blender(method, **asdict(settings.of_methods)) for method in methods}
     final = next(iter(blenders.values())).prepared_for(frame, scaler)
     sets = left_out_sets(folds, methods, candidates=candidates)
     by_study: dict[LeftOutFolds, Weighting] = {}
-    if tuned is not None and "optuna" in methods:
-        by_study = _checked_weightings(tuned, sets, final)
-    stored = None
-    if keep_in is not None:
-        stored = StoredFits(keep_in, data_key(frame.to_numpy(np.float64), y, nets, fold, split_group, preselect))
-    columns = TransformedRuns(scaler, frame.to_numpy(np.float64), nets).prepared()
-    rows = _Rows(columns, y == 1, fold, pd.factorize(split_group)[0])
+    if settings.tuned is not None and "optuna" in methods:
+        by_study = _checked_weightings(settings.tuned, sets, final)
+    stored, p = None, frame.to_numpy(np.float64)
+    if settings.keep_in is not None:
+        stored = StoredFits(settings.keep_in, data_key(p, y, nets, fold, split_group, settings.preselect))
+    columns = TransformedRuns(scaler, p, nets).prepared()
+    fit_rows = _FitRows(columns, y == 1, fold, pd.factorize(split_group)[0])
     tasks = [
-        partial(_fit_without, without, methods, final.settings, rows, preselect, by_study.get(without), stored)
+        partial(
+            _fit_without, without, rows=fit_rows, methods=methods, settings=final.settings,
+            preselect=settings.preselect, weighting=by_study.get(without), stored=stored,
+        )
         for without in sets
-    ]
+    ]  # fmt: skip
     fits = []
-    for fit in run_parallel(tasks, n_jobs):
+    for fit in run_parallel(tasks, settings.n_jobs):
         fits.append(fit)
-        if progress is not None:
+        if settings.progress is not None:
             if fit.kept:
-                progress(DoneBefore(fit.kept))
+                settings.progress(DoneBefore(fit.kept))
             if fit.kept < len(methods):
-                progress(len(methods) - fit.kept)
-    return FittedMethods(methods, {fit.without: fit for fit in fits}, blenders, frame, rows, scaler, split_group)
+                settings.progress(len(methods) - fit.kept)
+    return FittedMethods(methods, {fit.without: fit for fit in fits}, blenders, frame, fit_rows, scaler, split_group)
 
 
 def choose_nested(families: Mapping[str, FittedMethods]) -> NestedBlend:
@@ -294,8 +303,8 @@ def number_of_fits(folds: int, methods: Sequence[str], *, candidates: int = 1) -
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows that a blend is fitted to and scored on."""
+class _FitRows:
+    """Rows that a blend is fitted to and scored on, checked and transformed."""
 
     columns: TransformedRuns
     positive: Bools
@@ -323,9 +332,10 @@ class _Fits:
 @limit_threads(1)
 def _fit_without(
     without: LeftOutFolds,
+    *,
+    rows: _FitRows,
     methods: tuple[str, ...],
     settings: Settings,
-    rows: _Rows,
     preselect: bool,
     weighting: Weighting | None,
     stored: StoredFits | None,

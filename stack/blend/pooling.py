@@ -7,15 +7,13 @@ other folds choose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stack.blend.nested import NestedBlend, choose_nested, fit_methods, number_of_fits
+from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, choose_nested, fit_methods, number_of_fits
 from stack.predictions import Predictions
 
 POOLINGS = ("mean", "maximum", "noisy_or", "learned")  # simplest first
@@ -102,33 +100,28 @@ def pool_all(
 def blend_pooled(
     pooled: Mapping[str, Predictions],
     y: ArrayLike,
+    settings: NestedSettings,
     *,
     fold: ArrayLike,
     split_group: ArrayLike,
-    methods: Sequence[str],
-    keep_in: Path | None = None,
-    progress: Callable[[int], None] | None = None,
-    **settings: Any,
 ) -> NestedBlend:
     """Blends units, of which ``pooled`` has the predictions by pooling, simplest first, with a nested estimate.
 
     As `blend_nested`, but the candidates are named "pooling/method" (`maximum/logistic`): for fold k, pooling, method
-    and weights come from the other folds alone. ``y``, ``fold`` and ``split_group`` are those of units; the other
-    ``settings`` are those of `blend_nested`. Raises as `blend_nested` does.
+    and weights come from the other folds alone. ``y``, ``fold`` and ``split_group`` are those of units. Raises as
+    `blend_nested` does.
     """
-    candidates = sum(len(methods_of(pooling, methods)) for pooling in pooled)
-    families = {
-        pooling: fit_methods(
-            found.p, y, nets=found.nets, fold=fold, split_group=split_group,
-            methods=methods_of(pooling, methods), candidates=candidates,
-            keep_in=None if keep_in is None else keep_in / pooling, progress=progress, **settings,
-        )
-        for pooling, found in pooled.items()
-    }  # fmt: skip
+    tried = {pooling: methods_of(pooling, settings.methods) for pooling in pooled}
+    candidates, keep_in = sum(map(len, tried.values())), settings.keep_in
+    families = {}
+    for pooling, found in pooled.items():
+        of_pooling = replace(settings, methods=tried[pooling], keep_in=None if keep_in is None else keep_in / pooling)
+        rows = BlendRows(found.p, y, found.nets, fold, split_group)
+        families[pooling] = fit_methods(rows, of_pooling, candidates=candidates)
     return choose_nested(families)
 
 
-def methods_of(pooling: str, methods: Sequence[str]) -> tuple[str, ...]:
+def methods_of(pooling: str, methods: Iterable[str]) -> tuple[str, ...]:
     """Returns the blend methods that are tried on a pooling."""
     return LEARNED_BY if pooling == "learned" else tuple(methods)
 

@@ -14,8 +14,8 @@ from scipy.special import expit, logit
 
 from dermstack.errors import ConfigError, DataError
 from stack.blend.copies import change_without_copies, copies_record, near_copies
-from stack.blend.nested import NestedBlend, blend_nested, number_of_fits
-from stack.blend.weights import DEFAULT_METHODS
+from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, blend_rows, number_of_fits
+from stack.blend.weights import DEFAULT_METHODS, Settings
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.scores import Floats
 from stack.ranks import mid_ranks
@@ -73,13 +73,12 @@ def measure_claim(
     ``nets`` (n, files) are the fold nets of each file and ``fold`` (n,) the folds of the estimate. Raises DataError as
     `blend_nested` does, and where fewer than two groups hold a class.
     """
-    rows: dict[str, Any] = {"nets": nets, "fold": fold, "split_group": group}
-    nested = blend_nested(
-        pd.DataFrame(P, columns=list(names)), y, **rows, methods=DEFAULT_METHODS, seed=seed, progress=progress
-    )
+    rows = BlendRows(pd.DataFrame(P, columns=list(names)), y, nets, fold, group)
+    settings = NestedSettings(DEFAULT_METHODS, Settings(seed=seed), progress=progress)
+    nested = blend_rows(rows, settings)
     copies, record = near_copies(P, nets, group), None
     if copies.groups:
-        change = change_without_copies(copies, nested, P, y, **rows, keep_in=None, progress=None, seed=seed)
+        change = change_without_copies(copies, nested, rows, replace(settings, progress=None))
         record = copies_record(copies, names, nested.chosen, change)
     best = int(np.argmax(clustered_auc(y, P, group).auc))
     columns = [nested.score, P[:, best], nested.comparable["rank_mean"], *([] if given is None else [given])]
