@@ -19,7 +19,7 @@ from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import read_promise
 from dermstack.serve.new_rows import NewRows
-from dermstack.serve.predict import Predicted
+from dermstack.serve.predict import Predicted, PredictOptions
 from dermstack.serve.recalibrate import (
     Recalibrated,
     cross_fitted,
@@ -92,14 +92,12 @@ def estimated(monkeypatch: pytest.MonkeyPatch, p: np.ndarray, prevalence: float 
     ids = pd.Series([f"i{number}" for number in range(len(p))], dtype="str")
     rows = NewRows(pd.DataFrame({"id": ids, "group": ids}), [], ())
     made = pd.DataFrame({"id": ids, "score": p, "p_calibrated": p})
-    monkeypatch.setattr(
-        "dermstack.serve.recalibrate.predict_with_dropped", lambda *given, **options: Predicted(made, [])
-    )
+    monkeypatch.setattr("dermstack.serve.recalibrate.predict_with_dropped", lambda *given: Predicted(made, []))
     y = np.arange(200) % 5 == 0
     promise = SimpleNamespace(measures=measure(y, np.where(y, 0.3, 0.18), np.full(200, 0.2), np.arange(200), draws=20))
     monkeypatch.setattr("dermstack.serve.recalibrate.read_promise", lambda bundle: promise)
     bundle = Bundle(Path("none"), {"training": {"rows": 1000, "positives": 200}})
-    return recalibrate_by_prevalence(bundle, prevalence, rows, Path("none"), out)
+    return recalibrate_by_prevalence(bundle, prevalence, rows, Path("none"), out, PredictOptions())
 
 
 def test_an_estimated_prevalence_is_used_only_where_it_differs_and_warns_of_another_number(

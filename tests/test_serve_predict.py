@@ -24,7 +24,7 @@ from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
 from dermstack.serve.expectations import _head_logits, measure_costs
 from dermstack.serve.new_rows import NewRows, read_new_rows, report_rows
-from dermstack.serve.predict import predict_rows, predict_with_dropped
+from dermstack.serve.predict import PredictOptions, predict_rows, predict_with_dropped
 from dermstack.serve.words import unknown_words
 from stack.columns import NO_COLUMNS
 from stack.config import read_config
@@ -126,9 +126,9 @@ def test_a_part_is_made_again_where_a_picture_of_it_changed_though_not_in_size_a
     rows = read_new_rows(bundle, tmp_path / "new", None)
     real, made = dermstack.serve.predict._predict_part, []
 
-    def counted(*args: Any, **settings: Any) -> pd.DataFrame:
-        made.append(args[3]["id"].tolist())
-        return real(*args, **settings)
+    def counted(models: Any, frame: pd.DataFrame, *others: Any) -> tuple[pd.DataFrame, list[str]]:
+        made.append(frame["id"].tolist())
+        return real(models, frame, *others)
 
     monkeypatch.setattr(dermstack.serve.predict, "_predict_part", counted)
     again = predict_rows(bundle, rows, tmp_path / "work", QUIET)
@@ -282,9 +282,8 @@ def test_an_image_that_cannot_be_read_is_named_or_dropped_on_the_record(
     assert pd.read_csv(tmp_path / "p.dropped.csv", dtype=str)["id"].tolist() == [broken.stem]
     assert run_cli(*command, "--out", str(tmp_path / "p.csv"), "--on-unreadable", "skip") == 2
     bundle = read_bundle(bundled_experiment / "bundle.zip")
-    found = predict_with_dropped(
-        bundle, read_new_rows(bundle, tmp_path / "new", None), tmp_path / "work", QUIET, on_unreadable="drop"
-    )
+    rows, options = read_new_rows(bundle, tmp_path / "new", None), PredictOptions(on_unreadable="drop")
+    found = predict_with_dropped(bundle, rows, tmp_path / "work", QUIET, options)
     assert found.dropped == [broken.stem]
     pd.testing.assert_frame_equal(found.made, pd.read_csv(tmp_path / "p.csv", dtype={"id": "str"}), check_dtype=False)
 

@@ -249,7 +249,7 @@ def recalibrate(
     from dermstack.serve.bundle import read_bundle
     from dermstack.serve.evaluate import read_labelled_rows
     from dermstack.serve.new_rows import PREDICT_NAMES, read_new_rows, report_rows, tolerant
-    from dermstack.serve.predict import drops_unreadable
+    from dermstack.serve.predict import PredictOptions, drops_unreadable
     from dermstack.serve.recalibrate import (
         check_parent,
         read_prevalence,
@@ -286,12 +286,12 @@ def recalibrate(
             )
         report_rows(opened, rows, images, metadata or labels, out, files=files, strict=strict)
         rows = tolerant(rows, on_unreadable)
-    options = {"device": device, "n_jobs": n_jobs, "on_unreadable": on_unreadable}
+    options = PredictOptions(device, n_jobs, on_unreadable=on_unreadable)
     if target is None:
         assert rows is not None, "refused above"
-        show_numbers_alone(opened, rows, out, **options)
+        show_numbers_alone(opened, rows, out, options)
         return
-    recalibrate_to_bundle(opened, target, out, rows=rows, labels=targets, prevalence=number, **options)
+    recalibrate_to_bundle(opened, target, out, rows=rows, labels=targets, prevalence=number, options=options)
 
 
 @commands.command()

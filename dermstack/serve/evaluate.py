@@ -19,7 +19,7 @@ from dermstack.serve.bundle import Bundle
 from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
 from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
 from dermstack.serve.new_rows import NewRows, read_new_rows
-from dermstack.serve.predict import predict_rows, predict_with_dropped, warn_of_fallback, write_csv
+from dermstack.serve.predict import PredictOptions, predict_rows, predict_with_dropped, warn_of_fallback, write_csv
 from dermstack.serve.review import check_review
 from dermstack.serve.units import rows_to_predict, targets_to_predict, units_note
 from dermstack.serve.words import unknown_words
@@ -167,9 +167,8 @@ def evaluate_to_files(
     promise = read_promise(bundle)
     frame, y = rows_and_targets(bundle, rows, labels)
     work = folder / "parts"
-    made, dropped = predict_with_dropped(
-        bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable
-    )
+    options = PredictOptions(device, n_jobs, on_unreadable=on_unreadable)
+    made, dropped = predict_with_dropped(bundle, rows, work, out, options)
     warn_of_fallback(bundle, made, out)
     there = frame["id"].isin(made["id"]).to_numpy()
     y_there, frame = y[there], frame[there].reset_index(drop=True)

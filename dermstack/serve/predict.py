@@ -70,9 +70,17 @@ def predict_rows(
     "table" they are predicted from the table alone, and ``basis`` says for each row what it is predicted from:
     "images", "table" or, where a row has no value in the table, "prevalence".
     """
-    return predict_with_dropped(
-        bundle, rows, work, out, device=device, n_jobs=n_jobs, workers=workers, on_unreadable=on_unreadable
-    ).made
+    return predict_with_dropped(bundle, rows, work, out, PredictOptions(device, n_jobs, workers, on_unreadable)).made
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Where images are predicted, in how many processes, and what becomes of unreadable ones, as in `predict_rows`."""
+
+    device: str = "auto"
+    n_jobs: int = 1
+    workers: int = 0
+    on_unreadable: str = "refuse"
 
 
 class Predicted(NamedTuple):
@@ -83,20 +91,12 @@ class Predicted(NamedTuple):
 
 
 def predict_with_dropped(
-    bundle: Bundle,
-    rows: NewRows,
-    work: Path,
-    out: Out | None = None,
-    *,
-    device: str = "auto",
-    n_jobs: int = 1,
-    workers: int = 0,
-    on_unreadable: str = "refuse",
+    bundle: Bundle, rows: NewRows, work: Path, out: Out | None, options: PredictOptions
 ) -> Predicted:
     """Returns the predictions of `predict_rows`, and which images of ``rows`` were left out."""
     out = out or Out(quiet=True)
-    drop = drops_unreadable(on_unreadable)
-    fallback = read_bundled_fallback(bundle) if on_unreadable == "table" else None
+    drop = drops_unreadable(options.on_unreadable)
+    fallback = read_bundled_fallback(bundle) if options.on_unreadable == "table" else None
     with locked(work):
         job = fingerprint({
             "bundle": bundle.fingerprint,
@@ -108,20 +108,17 @@ def predict_with_dropped(
             **({"swap_red_blue": True} if any(source.swap_red_blue for source in rows.sources) else {}),
         })  # fmt: skip
         _start_job(work, job)
-        fitted, novelty = read_fitted(bundle), read_novelty(bundle)
+        models = _Models(bundle, read_fitted(bundle), read_novelty(bundle), fallback)
         parts = list(_parts(bundle, rows.frame))
         with out.bar("predict", bundle_passes(bundle) * len(rows.frame)) as progress:
             for number, positions in enumerate(parts):
-                sources = with_contents([rows.sources[position] for position in positions], n_jobs=n_jobs)
+                sources = with_contents([rows.sources[position] for position in positions], n_jobs=options.n_jobs)
                 contents = fingerprint({"contents": [source.content for source in sources]})
                 part = read_run(_part_folder(work, number))
                 if part is not None and part.meta.get("contents") == contents and "lost" in part.meta:
                     progress(DoneBefore(bundle_passes(bundle) * len(positions)))
                     continue
-                made, lost = _predict_part(
-                    bundle, fitted, novelty, rows.frame.iloc[positions], sources, work, device=device, n_jobs=n_jobs,
-                    workers=workers, drop_unreadable=drop, fallback=fallback, progress=progress,
-                )  # fmt: skip
+                made, lost = _predict_part(models, rows.frame.iloc[positions], sources, work, options, progress)
                 meta = {"kind": _KIND, "contents": contents, "lost": lost}
                 write_run(_part_folder(work, number), meta, frames={"made": made})
         finished = [_read_part(work, number) for number in range(len(parts))]
@@ -176,23 +173,26 @@ def score_pictures(
     return pd.concat([made, of_images.groupby(frame[UNIT], sort=False).max().reset_index(drop=True)], axis=1)
 
 
+@dataclass(frozen=True)
+class _Models:
+    """A bundle and what it predicts with, in memory."""
+
+    bundle: Bundle
+    fitted: FittedEnsemble
+    novelty: Novelty | None
+    fallback: Fallback | None
+
+
 def _predict_part(
-    bundle: Bundle,
-    fitted: FittedEnsemble,
-    novelty: Novelty | None,
+    models: _Models,
     frame: pd.DataFrame,
     sources: list[Source],
     work: Path,
-    *,
-    device: str,
-    n_jobs: int,
-    workers: int,
-    drop_unreadable: bool,
-    fallback: Fallback | None,
+    options: PredictOptions,
     progress: Callable[[int], object],
 ) -> tuple[pd.DataFrame, list[str]]:
     """Returns the predictions of a part, and the ids of its images that are left out."""
-    pixels = work / "pixels"
+    bundle, fallback, pixels = models.bundle, models.fallback, work / "pixels"
     caches = {
         size: build_cache(
             pixels / str(size),
@@ -201,17 +201,20 @@ def _predict_part(
             size=size,
             resize=bundle.manifest["resize"],
             format=bundle.manifest["cache_format"],
-            n_jobs=n_jobs,
-            drop_unreadable=drop_unreadable or fallback is not None,
+            n_jobs=options.n_jobs,
+            drop_unreadable=options.on_unreadable in ("drop", "table"),
             advice=_ADVICE,
         )
         for size in bundle.sizes
     }
     lost = set(pd.concat([cache.unreadable for cache in caches.values()])["id"])
     seen = frame[~frame["id"].isin(lost)] if lost else frame
-    made = score_pictures(bundle, fitted, novelty, caches, seen, device=device, workers=workers, progress=progress)
+    made = score_pictures(
+        bundle, models.fitted, models.novelty, caches, seen, device=options.device, workers=options.workers,
+        progress=progress,
+    )  # fmt: skip
     shutil.rmtree(pixels)
-    return (made, sorted(lost)) if fallback is None else (with_unreadable(made, frame, fallback, fitted), [])
+    return (made, sorted(lost)) if fallback is None else (with_unreadable(made, frame, fallback, models.fitted), [])
 
 
 def with_unreadable(
@@ -343,9 +346,8 @@ def predict_to_files(
     streamed = is_stream(outputs.csv)
     beside = Path(tempfile.mkdtemp(prefix="dermstack-predict-")) if streamed else outputs.csv.parent
     work = outputs.work or beside / f"{outputs.csv.name}.parts"
-    made, dropped = predict_with_dropped(
-        bundle, rows, work, out, device=device, n_jobs=n_jobs, on_unreadable=on_unreadable
-    )
+    options = PredictOptions(device, n_jobs, on_unreadable=on_unreadable)
+    made, dropped = predict_with_dropped(bundle, rows, work, out, options)
     warn_of_fallback(bundle, made, out)
     say_decisions(bundle, made, rows.frame, rows.missing, out)
     write_csv(made, outputs.csv)

@@ -24,7 +24,7 @@ from dermstack.serve.evaluate import rows_and_targets, targets_of
 from dermstack.serve.expectations import PROMISE_FILE, read_promise, write_promise
 from dermstack.serve.local_map import PREVALENCE, labels_fingerprint, local_note
 from dermstack.serve.new_rows import NewRows
-from dermstack.serve.predict import predict_with_dropped
+from dermstack.serve.predict import PredictOptions, predict_with_dropped
 from dermstack.serve.units import rows_to_predict
 from dermstack.serve.write_bundle import staging_folder
 from stack.blend.calibration import Platt, Rescaled, calibrator_from_state, calibrator_state, rescaled
@@ -106,7 +106,7 @@ def recalibrate_to_bundle(
     rows: NewRows | None,
     labels: pd.Series | None = None,
     prevalence: float | None = None,
-    **options: Any,
+    options: PredictOptions,
 ) -> Recalibrated:
     """Recalibrates by ``labels`` or, without them, by a prevalence, prints what was found and writes ``target``.
 
@@ -116,9 +116,9 @@ def recalibrate_to_bundle(
     check_parent(bundle, target)
     work = target.with_name(f"{target.name}.parts")
     if labels is not None and rows is not None:
-        found = recalibrate_by_labels(bundle, rows, labels, work, out, **options)
+        found = recalibrate_by_labels(bundle, rows, labels, work, out, options)
     else:
-        found = recalibrate_by_prevalence(bundle, prevalence, rows, work, out, **options)
+        found = recalibrate_by_prevalence(bundle, prevalence, rows, work, out, options)
     show_recalibrated(found, out)
     if found.entry is None:
         out.say(
@@ -138,10 +138,10 @@ def recalibrate_to_bundle(
     return found
 
 
-def show_numbers_alone(bundle: Bundle, rows: NewRows, out: Out, **options: Any) -> list[LabelsNeeded]:
+def show_numbers_alone(bundle: Bundle, rows: NewRows, out: Out, options: PredictOptions) -> list[LabelsNeeded]:
     """Predicts ``rows`` without labels, and prints how many labels a recalibration needs. Leaves no files."""
     with TemporaryDirectory(prefix="dermstack-recalibrate-") as work:
-        made, _ = _predicted(bundle, rows, Path(work), out, **options)
+        made, _ = _predicted(bundle, rows, Path(work), out, options)
     needed = labels_needed(made["p_calibrated"])
     show_needed(needed, out)
     out.say("several images of a patient count for less than as many patients: label images of many patients")
@@ -149,16 +149,15 @@ def show_numbers_alone(bundle: Bundle, rows: NewRows, out: Out, **options: Any) 
 
 
 def recalibrate_by_labels(
-    bundle: Bundle, rows: NewRows, labels: pd.Series, work: Path, out: Out, **options: Any
+    bundle: Bundle, rows: NewRows, labels: pd.Series, work: Path, out: Out, options: PredictOptions
 ) -> Recalibrated:
     """Predicts ``rows`` and chooses the update of their risks by ``labels``, 0 or 1 by id.
 
-    Rows that are predicted without their image are left out. ``options`` are those of `predict_rows`. Raises DataError
-    for labels that don't match the rows, for a class in fewer than two groups, and for labels that the risks rank in
-    reverse.
+    Rows that are predicted without their image are left out. Raises DataError for labels that don't match the rows, for
+    a class in fewer than two groups, and for labels that the risks rank in reverse.
     """
     every, y = rows_and_targets(bundle, rows, labels)
-    made, frame = _predicted(bundle, rows, work, out, **options)
+    made, frame = _predicted(bundle, rows, work, out, options)
     targets = y[every["id"].isin(frame["id"]).to_numpy()]
     p, group = made["p_calibrated"].to_numpy(np.float64), frame["group"].to_numpy(object)
     test = closed_test(targets, p, group)
@@ -183,7 +182,7 @@ def recalibrate_by_labels(
 
 
 def recalibrate_by_prevalence(
-    bundle: Bundle, prevalence: float | None, rows: NewRows | None, work: Path, out: Out, **options: Any
+    bundle: Bundle, prevalence: float | None, rows: NewRows | None, work: Path, out: Out, options: PredictOptions
 ) -> Recalibrated:
     """Moves the odds of all risks to ``prevalence``, or to that estimated on ``rows`` without labels where it is None.
 
@@ -195,7 +194,7 @@ def recalibrate_by_prevalence(
         raise BundleError(f"{bundle.folder}: its manifest names no training rows of both classes: bundle again")
     estimate, n_rows, groups = None, 0, 0
     if rows is not None:
-        made, frame = _predicted(bundle, rows, work, out, **options)
+        made, frame = _predicted(bundle, rows, work, out, options)
         n_rows, groups = len(made), int(frame["group"].nunique())
         estimate = estimate_prevalence(made["p_calibrated"], reference, frame["group"].to_numpy(object))
     if prevalence is None:
@@ -274,10 +273,10 @@ def _negated(of: Interval) -> Interval:
 
 
 def _predicted(
-    bundle: Bundle, rows: NewRows, work: Path, out: Out, **options: Any
+    bundle: Bundle, rows: NewRows, work: Path, out: Out, options: PredictOptions
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns predictions of the rows (images, or units) that have a readable image, and these rows, in one order."""
-    made, dropped = predict_with_dropped(bundle, rows, work, out, **options)
+    made, dropped = predict_with_dropped(bundle, rows, work, out, options)
     unread = len(dropped)
     if "basis" in made:
         made, of_table = made[made["basis"] == "images"].reset_index(drop=True), made["basis"] != "images"
