@@ -24,7 +24,7 @@ Stratum = Literal["group_size", "age"]
 
 CANDIDATE_ASSIGNMENTS = 20
 SPREAD_TOLERANCE = 1.10  # allowed prevalence spread, as a multiple of the best candidate's
-AGE_BAND_YEARS = 20  # years
+AGE_BAND_YEARS = 20
 AGE_BANDS = 5  # the last has no upper limit; missing ages are one more band
 
 Ints = NDArray[np.int64]

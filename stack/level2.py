@@ -67,9 +67,10 @@ def run_stackers(
     config = experiment.config
     if config.all_features.shortcuts:
         experiment = require_acquisition(experiment)
-    stackers, tables = [stacker for stacker in config.stackers if stacker.enabled], source_names(config.stackers)
+    stackers = [stacker for stacker in config.stackers if stacker.enabled]
+    seen_stackers = source_names(config.stackers)
     for stacker in stackers:
-        check_seen(config, stacker, [*(run.name for run in sources), *tables])
+        check_seen(config, stacker, [*(run.name for run in sources), *seen_stackers])
         if stacker.kind == "sklearn":
             make_estimator(stacker.estimator, stacker.params, seed=config.seed, threads=1)
         if stacker.kind == GROUP_KIND:
@@ -77,7 +78,7 @@ def run_stackers(
     second = [stacker for stacker in stackers if is_second_stage(stacker, stackers)]
     made = _complete(experiment, [stacker for stacker in stackers if stacker not in second], sources, out, on_run)
     if second:
-        made |= _complete(experiment, second, [*sources, *(made[name] for name in tables)], out, on_run)
+        made |= _complete(experiment, second, [*sources, *(made[name] for name in seen_stackers)], out, on_run)
     return [made[stacker.name] for stacker in stackers]
 
 
@@ -154,7 +155,7 @@ def _fit_all(
         (out.say if fits else out.warn)(note)
     token, k = uuid.uuid4().hex, experiment.folds.k
     tasks = [
-        partial(_fit_fold, repeated(experiment, repeat), stacker, embeddings, predictions, fold, repeat, token)
+        partial(_fit_and_predict, repeated(experiment, repeat), stacker, embeddings, predictions, fold, repeat, token)
         for stacker in stackers
         for repeat in range(stacker.repeats)
         for fold in range(k)
@@ -209,7 +210,7 @@ def _frames(
     }
 
 
-def _fit_fold(
+def _fit_and_predict(
     experiment: Experiment,
     stacker: Stacker,
     embeddings: Mapping[str, Embedding],
@@ -218,16 +219,13 @@ def _fit_fold(
     repeat: int,
     token: str,
 ) -> dict[str, Any]:
-    """Fits a stacker on one fold's matrix and returns its predictions.
+    """Fits a stacker on one fold's training rows and predicts its held-out rows and the test rows.
 
     Models of later repeats are not written, as their stackers cannot be bundled.
     """
     matrix, x_test = _kept_matrix(experiment, embeddings, predictions, fold, repeat, token)
-    threads, held, test = (
-        experiment.config.threads,
-        experiment.table.train.iloc[matrix.held_rows],
-        experiment.table.test,
-    )
+    threads = experiment.config.threads
+    held, test = experiment.table.train.iloc[matrix.held_rows], experiment.table.test
     started = time.monotonic()
     bag = kept = fit_fold(experiment, stacker, matrix, fold)
     if stacker.name in experiment.config.tuned.gbdt:  # out-of-fold rows: nested parameters; test rows: final ones

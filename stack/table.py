@@ -106,19 +106,7 @@ def read_table(
         values = read_values(empty, further, rules.missing, test_csv or train_csv, faults)
         test = None if test is None else pd.concat([test, values], axis=1)
     if train is not None and test is not None:
-        shared = keys_as_in(test["id"], train["id"], "id", of=str(train_csv), refuse_doubtful=False)
-        both = test.loc[contained(shared, train["id"]) & (shared != "").to_numpy(), "id"]
-        if len(both):
-            faults.append(
-                f"{test_csv}: {listed(both)} also in {train_csv}: an image is either in train or in test, "
-                "remove it from one of the files"
-            )
-        if grouped:
-            try:
-                groups = keys_as_in(test["group"], train["group"], f"{test_csv}: group", of=str(train_csv))
-                test = test.assign(group=groups)
-            except DataError as error:
-                faults.append(str(error))
+        test = _with_keys_of_train(test, train, (train_csv, test_csv), faults, grouped=grouped)
     further = replace(further, choices=tuple(one for one in further.choices if one.kind or one.column not in keys))
     units = list[pd.Series]()
     if per and raw_train is not None and train is not None and test is not None and not faults:
@@ -140,6 +128,27 @@ def with_words_of(frame: pd.DataFrame, known: pd.DataFrame, further: TableColumn
     names = ("sex", "site", "diagnosis", *further.categorical)
     shared = [name for name in names if name in frame and name in known]
     return frame.assign(**{name: words_as_in(frame[name], known[name]) for name in shared})
+
+
+def _with_keys_of_train(
+    test: pd.DataFrame, train: pd.DataFrame, paths: tuple[Path, Path | None], faults: list[str], *, grouped: bool
+) -> pd.DataFrame:
+    """Returns ``test`` with its groups in the spelling of train; appends a fault for ids that are also in train."""
+    train_csv, test_csv = paths
+    shared = keys_as_in(test["id"], train["id"], "id", of=str(train_csv), refuse_doubtful=False)
+    both = test.loc[contained(shared, train["id"]) & (shared != "").to_numpy(), "id"]
+    if len(both):
+        faults.append(
+            f"{test_csv}: {listed(both)} also in {train_csv}: an image is either in train or in test, "
+            "remove it from one of the files"
+        )
+    if grouped:
+        try:
+            groups = keys_as_in(test["group"], train["group"], f"{test_csv}: group", of=str(train_csv))
+            return test.assign(group=groups)
+        except DataError as error:
+            faults.append(str(error))
+    return test
 
 
 def _read_test(

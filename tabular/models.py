@@ -283,21 +283,21 @@ def fit_bag(
     if 0 < select < X.shape[1]:
         X = X[strongest_columns(X[~inner], target[~inner], select, categorical, seed=seed, threads=threads)]
         encoding = encoding and encoding.of(X)
-    is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
-    count = bags if is_drawn else 1
-    # Without a draw of rows all models of a bag have the same ones, and GBDTs share their binned features.
-    shares_rows = negatives == 1 and positives % 1 == 0 and kind in LIBRARIES
-    models: list[Model] = []
     if kind == GROUP_KIND:
         assert fit_groups is not None
         assert negatives == 1 == positives, "a group without some of its rows is another group"
-        models = [
+        nets = [
             fit_groups(
                 X, target, inner, params=params, seed=seed + number, positive_weight=positive_weight, epochs=rounds
             )
             for number in range(bags)
         ]
-        return Bag(tuple(models), float(-np.log(positive_weight)), encoding)
+        return Bag(tuple(nets), float(-np.log(positive_weight)), encoding)
+    is_drawn = negatives < 1 or positives % 1 or (is_random(estimator) if kind == "sklearn" else kind != "logistic")
+    count = bags if is_drawn else 1
+    # Without a draw of rows all models of a bag have the same ones, and GBDTs share their binned features.
+    shares_rows = negatives == 1 and positives % 1 == 0 and kind in LIBRARIES
+    models: list[Model] = []
     for number in range(1 if shares_rows else count):
         times = _copies(target, negatives, positives, seed=(seed, number))
         train_rows, eval_rows = (np.repeat(np.flatnonzero(side), times[side]) for side in (~inner, inner))
