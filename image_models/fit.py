@@ -135,7 +135,7 @@ def predict_fold(
     by_set = {
         name: predict_by_seed(
             nets, settings, cache, rows, metadata.get(name, np.empty((len(rows), 0), np.float32)),
-            device=compute.device, workers=compute.workers, progress=progress,
+            compute=compute, progress=progress,
         )
         for name, rows in sets.items()
     }  # fmt: skip

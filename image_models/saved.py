@@ -25,6 +25,7 @@ from image_models.net import Net, Shape, build_net, check_weights, load_weights,
 from image_models.net_files import BACKBONE, WEIGHTS, net_files
 from image_models.net_size import check_timm_args, planned
 from image_models.predict import NetOutput, mean_over_seeds, predict
+from image_models.settings import Compute
 
 ReadFile = Callable[[Path], bytes]  # returns the content of a file; that of a bundle checks its hash
 
@@ -139,9 +140,7 @@ def predict_trained(
     *,
     positive: Sequence[bool],
     store: NetCache,
-    device: str,
-    threads: int,
-    workers: int,
+    compute: Compute,
     progress: Callable[[int], object],
 ) -> NetOutput:
     """Predicts rows of a cache with the nets in the folder ``fold``: mean logits over the seeds, z of the first seed.
@@ -149,11 +148,10 @@ def predict_trained(
     ``settings`` are those of the run's run.json; ``metadata`` (n, m) holds the encoded columns; ``store`` reads the
     nets. Raises ImageError as `read_fold_nets` and `predict` do.
     """
-    use_threads(threads)
-    nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=str(pick_device(device)))
-    return mean_over_seeds(
-        predict_by_seed(nets, settings, cache, rows, metadata, device=device, workers=workers, progress=progress)
-    )
+    use_threads(compute.threads)
+    device = str(pick_device(compute.device))
+    nets = store.read(fold, settings, positive=positive, metadata=metadata.shape[1], device=device)
+    return mean_over_seeds(predict_by_seed(nets, settings, cache, rows, metadata, compute=compute, progress=progress))
 
 
 def predict_by_seed(
@@ -163,16 +161,15 @@ def predict_by_seed(
     rows: NDArray[np.intp],
     metadata: NDArray[np.float32],
     *,
-    device: str,
-    workers: int,
+    compute: Compute,
     progress: Callable[[int], object],
 ) -> list[NetOutput]:
     """Predicts rows of a cache with each of a fold's nets, using batch size and views as in ``settings``."""
     images = CachedImages(cache, rows, metadata=metadata)
     return [
         predict(
-            net, images, batch_size=settings["batch_size"], device=pick_device(device), tta=settings["tta"],
-            workers=workers, progress=progress,
+            net, images, batch_size=settings["batch_size"], device=pick_device(compute.device), tta=settings["tta"],
+            workers=compute.workers, progress=progress,
         )
         for net in nets
     ]  # fmt: skip
@@ -185,18 +182,16 @@ def predict_frozen(
     rows: NDArray[np.intp],
     *,
     store: NetCache,
-    device: str,
-    threads: int,
-    workers: int,
+    compute: Compute,
     progress: Callable[[int], object],
 ) -> Iterator[NetOutput]:
     """Computes z of rows of a cache once with the frozen backbone; yields each fold's predictions from its head."""
-    use_threads(threads)
-    torch_device, weights = pick_device(device), [fold / WEIGHTS for fold in folds]
-    (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=str(torch_device))
+    use_threads(compute.threads)
+    device, weights = pick_device(compute.device), [fold / WEIGHTS for fold in folds]
+    (net,) = store.read(folds[0], settings, positive=(False, True), metadata=0, device=str(device))
     z = predict(
-        net, CachedImages(cache, rows), batch_size=settings["batch_size"], device=torch_device, tta=settings["tta"],
-        workers=workers, progress=progress,
+        net, CachedImages(cache, rows), batch_size=settings["batch_size"], device=device, tta=settings["tta"],
+        workers=compute.workers, progress=progress,
     ).z  # fmt: skip
     for path in weights:
         try:

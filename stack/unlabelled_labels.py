@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from image_models.settings import Compute
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.net_metadata import encoded_columns
@@ -126,18 +127,14 @@ def _predictions(
 
     config, settings, rows = experiment.config, run.meta["settings"], cache.rows_for(experiment.unlabelled["id"])
     folders = [run.folder / f"fold_{fold}" for fold in folds]
-    store = NetCache(0)
+    store, compute = NetCache(0), Compute(config.device, config.threads, config.workers)
     if settings["frozen"]:
-        yield from predict_frozen(
-            folders, settings, cache, rows, store=store, device=config.device, threads=config.threads,
-            workers=config.workers, progress=progress,
-        )  # fmt: skip
+        yield from predict_frozen(folders, settings, cache, rows, store=store, compute=compute, progress=progress)
         return
     for folder in folders:
         yield predict_trained(
             folder, settings, cache, rows, encoded_columns(folder, settings, experiment.unlabelled),
-            positive=run.meta.get("positive", (False, True)), store=store, device=config.device,
-            threads=config.threads, workers=config.workers, progress=progress,
+            positive=run.meta.get("positive", (False, True)), store=store, compute=compute, progress=progress,
         )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from image_models.cache import ImageCache
 from image_models.net_files import ENCODER
 from image_models.predict import NetOutput, passes_per_image
 from image_models.saved import NetCache, predict_frozen, predict_trained
+from image_models.settings import Compute
 from tabular.embeddings import Alignment
 from tabular.encode import DenseMetadata, MetadataEncoder
 
@@ -63,16 +63,14 @@ def read_level1(
     with the number of images that went through a network. ``store`` may keep networks for the next call. Raises
     ImageError.
     """
-    options = {
-        "store": store or net_cache(bundle), "device": device, "threads": int(bundle.manifest["threads"]),
-        "workers": workers, "progress": progress,
-    }  # fmt: skip
+    store, compute = store or net_cache(bundle), Compute(device, int(bundle.manifest["threads"]), workers)
     aligned, kinds = alignments(bundle), bundle.manifest["embeddings"]
     logits = np.empty((bundle.folds, len(frame), len(bundle.image_runs)), np.float32)
     z: dict[str, NDArray[np.floating]] = {}
     for place, run in enumerate(bundle.image_runs):
         cache = caches[int(run.settings["size"])]
-        for fold, made in enumerate(_predict_folds(bundle, run, cache, frame, **options)):
+        of_folds = _predict_folds(bundle, run, cache, frame, store=store, compute=compute, progress=progress)
+        for fold, made in enumerate(of_folds):
             _check_output(bundle, run, fold, made, aligned)
             logits[fold, :, place] = made.logit
             if fold == 0 or run.kind != "frozen":
@@ -128,16 +126,27 @@ def net_encoder(bundle: Bundle, run: ImageRun, fold: int) -> DenseMetadata | Non
 
 
 def _predict_folds(
-    bundle: Bundle, run: ImageRun, cache: ImageCache, frame: pd.DataFrame, **options: Any
+    bundle: Bundle,
+    run: ImageRun,
+    cache: ImageCache,
+    frame: pd.DataFrame,
+    *,
+    store: NetCache,
+    compute: Compute,
+    progress: Callable[[int], object],
 ) -> Iterator[NetOutput]:
+    """Yields what the networks of each fold predict for the rows of ``frame``, of a frozen backbone its heads."""
     rows = cache.rows_for(frame["id"])
     folds = [fold_folder(bundle, run, fold) for fold in range(bundle.folds)]
     if run.kind == "frozen":
-        yield from predict_frozen(folds, run.settings, cache, rows, **options)
+        yield from predict_frozen(folds, run.settings, cache, rows, store=store, compute=compute, progress=progress)
         return
     for number, fold in enumerate(folds):
         metadata = encoded_metadata(bundle, run, number, frame)
-        yield predict_trained(fold, run.settings, cache, rows, metadata, positive=run.positive, **options)
+        yield predict_trained(
+            fold, run.settings, cache, rows, metadata, positive=run.positive, store=store, compute=compute,
+            progress=progress,
+        )  # fmt: skip
 
 
 def alignments(bundle: Bundle) -> dict[str, Alignment]:
