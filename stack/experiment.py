@@ -269,8 +269,8 @@ def open_experiment(
     if data.sources is not None:
         sources = read_sources(data.sources, data.columns.id, table.train["id"])
         table = replace(table, train=table.train.assign(source=sources))
-    external, collided = read_external_tables(config, as_read, out)
-    unlabelled, collided_too = read_unlabelled_tables(config, as_read, external, out)
+    external, collided_external = read_external_tables(config, as_read, out)
+    unlabelled, collided_unlabelled = read_unlabelled_tables(config, as_read, external, out)
     listed = read_duplicate_pairs(data.duplicates, _all_ids(as_read, external, unlabelled))
     copies = listed_copies(external, listed, as_read, {one.name: one.on_collision for one in data.external})
     if len(copies):
@@ -287,9 +287,19 @@ def open_experiment(
     if shuffle_target:
         kept = shuffle_targets(kept, folds.frame["split_group"], seed=config.seed)
     return Experiment(
-        config, config_path, name, replace(table, train=kept, test=test), folds, curation, as_read, external,
-        tuple(map(mask_secrets, overrides)), unlabelled, collided | collided_too, copies,
-    )  # fmt: skip
+        config=config,
+        config_path=config_path,
+        name=name,
+        table=replace(table, train=kept, test=test),
+        folds=folds,
+        curation=curation,
+        as_read=as_read,
+        external_as_read=external,
+        overrides=tuple(map(mask_secrets, overrides)),
+        unlabelled_as_read=unlabelled,
+        collided=collided_external | collided_unlabelled,
+        listed_copies=copies,
+    )
 
 
 def write_rows(experiment: Experiment) -> None:
