@@ -21,7 +21,7 @@ from stack.blend.nested import BlendRows, NestedBlend, NestedSettings, blend_row
 from stack.blend.pooling import blend_pooled, number_of_pooled_fits, pool_all, pooling_and_method
 from stack.blend.state import blender_state
 from stack.blend.stored_fits import remove_fits
-from stack.blend.weights import Settings
+from stack.blend.weights import method_settings
 from stack.config import BLEND_VERSION, Config
 from stack.console import Out
 from stack.experiment import Experiment
@@ -103,7 +103,7 @@ def _blend(
         out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
     tuned = tuned_weights(experiment, predictions.names)
     how = NestedSettings(
-        methods, _method_settings(config), config.blend.preselect, config.n_jobs, tuned, keep_in=fits_folder
+        methods, method_settings(config), config.blend.preselect, config.n_jobs, tuned, keep_in=fits_folder
     )
     copies = near_copies(predictions.p, predictions.nets, predictions.groups)
     folds = len(np.unique(fold))
@@ -219,12 +219,6 @@ def _oof_scores(
     for name in nested.by_method:
         oof[f"{name}_nested"], oof[f"{name}_tuned"] = nested.by_method[name], nested.tuned[name]
     return oof
-
-
-def _method_settings(config: Config) -> Settings:
-    """Returns the settings of the blend methods that the config says."""
-    blend = config.blend
-    return Settings(config.objective, blend.trials, blend.power, blend.replacement, blend.bags, config.seed)
 
 
 def _choice_record(nested: NestedBlend, names: Sequence[str]) -> dict[str, Any]:

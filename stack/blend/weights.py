@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -18,6 +18,9 @@ from stack.blend.selection import hill_climb, select_backward, select_forward
 from stack.blend.transformed import TransformedRuns
 from stack.metrics.scores import Bools, Floats
 from stack.ranks import Ecdf
+
+if TYPE_CHECKING:
+    from stack.config import Config
 
 METHODS = (  # simplest first
     "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "hill_climb", "optuna",
@@ -78,6 +81,12 @@ class Settings:
             "optuna": (*of_climb, "trials", "power", "timeout"),
         }
         return {name: getattr(self, name) for name in names.get(method, ())}
+
+
+def method_settings(config: Config) -> Settings:
+    """Returns the settings that the config gives the blend methods, in the blend and in its studies."""
+    blend = config.blend
+    return Settings(config.objective, blend.trials, blend.power, blend.replacement, blend.bags, config.seed)
 
 
 @dataclass

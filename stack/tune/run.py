@@ -27,6 +27,7 @@ from stack.blend.blender import Blender
 from stack.blend.columns import NetScaler, Weighting
 from stack.blend.nested import left_out_sets
 from stack.blend.preselection import informative_runs
+from stack.blend.weights import method_settings
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.features import FoldMatrix, fold_matrix
@@ -216,16 +217,7 @@ def _weights_without(
     if config.blend.preselect:
         used = informative_runs(columns.ranks_.transform(p, nets), y, experiment.split_group[rows])
     study = open_study(experiment, _blend_study_name(without), inputs, shared=True)
-    blender = Blender(
-        "optuna",
-        objective=config.objective,
-        trials=trials,
-        power=config.blend.power,
-        replacement=config.blend.replacement,
-        bags=config.blend.bags,
-        seed=config.seed,
-        timeout=timeout,
-    )
+    blender = Blender("optuna", **asdict(replace(method_settings(config), trials=trials, timeout=timeout)))
     with storage_errors(experiment):
         blender.fit(p, y, nets=nets, columns_from=columns, study=study, use_runs=used)
     return blender.weighting_, len(blender.trial_values_)
