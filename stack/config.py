@@ -257,6 +257,21 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
+        """Raises ValueError where two parts of the config contradict each other, or one names what the other lacks."""
+        self._check_names()
+        self._check_folds_and_sources()
+        self._check_image_models()
+        for stacker in self.stackers:
+            check_own_features(stacker, self.features)
+        check_sources(self.stackers)
+        self._check_units()
+        if self.estimate.train_by_source:
+            self._check_training_by_source()
+        self._check_further_tables()
+        return self
+
+    def _check_names(self) -> None:
+        """Raises ValueError for two models of one name, and for a study of no model or of one with `repeats`."""
         names = self.model_names
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
@@ -272,6 +287,9 @@ class Config(Strict):
                 f"{both[0]} has `repeats` and a study in tuned.gbdt, which chose parameters on rows that other repeats "
                 "hold out: remove one of the two"
             )
+
+    def _check_folds_and_sources(self) -> None:
+        """Raises ValueError where folds or sources come from two places, or `folds.by: source` from none."""
         if all(self._existing_folds.values()):
             raise ValueError("data.columns.fold and folds.file both name existing folds: remove one of them")
         if self.data.columns.source and self.data.sources:
@@ -284,6 +302,9 @@ class Config(Strict):
                 )
             if own := [key for key, there in self._existing_folds.items() if there]:
                 raise ValueError(f"folds.by: source makes new folds, but {own[0]} names existing ones: remove one")
+
+    def _check_image_models(self) -> None:
+        """Raises ValueError where image models lack their images, a GPU of the cluster, or a column of the table."""
         if self.image_models and self.data.images is None:
             raise ValueError("image_models need data.images: the folder that holds <id>.jpg or <id>.png")
         if self.backend == "ray" and self.device == "cuda" and not self.ray.gpus:
@@ -294,12 +315,9 @@ class Config(Strict):
             for name, key in needed.items():
                 if getattr(self.data.columns, name) is None:
                     raise ValueError(f"{model.name} has `{key}: {name}`: name its csv column in data.columns.{name}")
-        for stacker in self.stackers:
-            check_own_features(stacker, self.features)
-        check_sources(self.stackers)
-        self._check_units()
-        if self.estimate.train_by_source:
-            self._check_training_by_source()
+
+    def _check_further_tables(self) -> None:
+        """Raises ValueError for two further tables of one name, and for unlabelled rows that lack images or a table."""
         external = [table.name for table in self.data.external]
         for key, tables in (
             ("external", external),
@@ -317,7 +335,6 @@ class Config(Strict):
                     f"{model.name}: pseudo_labels.rows is {model.pseudo_labels.rows!r}, but data.unlabelled names no "
                     "table: add one, or set pseudo_labels.rows: test"
                 )
-        return self
 
     def _check_training_by_source(self) -> None:
         """Raises ValueError where there is nothing that `estimate.train_by_source` could train, or it would mislead."""
