@@ -61,6 +61,7 @@ def _doubts_of_values(one: RunFacts) -> list[Doubt]:
 
 
 def _doubts_of_order(one: RunFacts) -> list[Doubt]:
+    """Returns what is doubtful about the order and the spacing of a run's out-of-fold predictions."""
     found = []
     if one.copied:
         what = f"{one.name}: the labels are copied into its predictions in {one.copied:,} rows"
@@ -103,6 +104,7 @@ def _doubts_of_order(one: RunFacts) -> list[Doubt]:
 
 
 def _doubts_of_test(one: RunFacts) -> list[Doubt]:
+    """Returns what is doubtful about a run's test predictions beside its out-of-fold ones."""
     if not len(one.nets) or one.distinct <= 1:
         return []
     if one.is_test_constant and one.test_rows >= MIN_CONSTANT:

@@ -402,6 +402,10 @@ def _all_ids(table: Table, *further: pd.DataFrame) -> pd.Series:
 def _make_folds(
     config: Config, train: pd.DataFrame, curation: Curation, listed: pd.DataFrame | None, out: Out
 ) -> tuple[Folds, pd.DataFrame]:
+    """Makes the folds, with near-duplicates and ``listed`` pairs in one fold; also returns the rows that have a fold.
+
+    These are all of ``train``, unless folds of whole sources leave out rows of groups in several sources.
+    """
     pairs = [train_pairs(curation, train), *([] if listed is None else [listed])]
     duplicates = pd.concat(pairs, ignore_index=True)
     by_source = config.folds.by == "source"

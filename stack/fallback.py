@@ -194,6 +194,7 @@ def list_fallback_rows(experiment: Experiment, predictions: pd.DataFrame) -> Non
 
 
 def _fit(experiment: Experiment, inputs: dict[str, str]) -> Run:
+    """Fits the model of the table alone over the folds, calibrates it, predicts the test rows and writes all of it."""
     config, train, test = experiment.config, experiment.table.train, experiment.as_read.test
     y, fold_of = experiment.target, experiment.folds.frame["fold"].to_numpy()
     folder = experiment.folder / FOLDER

@@ -62,6 +62,7 @@ def labels_of(model: ImageModel, train: pd.DataFrame, external: pd.DataFrame) ->
 def _classes(
     diagnosis: pd.Series, target: NDArray[np.int8], settings: Diagnosis, name: str
 ) -> tuple[list[str], list[bool], NDArray[np.bool_]]:
+    """Returns the names of the classes, which of them are positive, and which each row may have (n, classes)."""
     # Classes come from all rows, not from a fold's training rows, so that every fold has the same classes.
     words = diagnosis.astype("str")
     found = sorted(words.dropna().unique())

@@ -203,6 +203,7 @@ _ANCHOR_FILES = ("anchor.parquet", "anchor_z.npy")
 
 
 def _aligned(experiment: Experiment, run: Run, components: int) -> Embedding:
+    """Reads the embeddings of a trained run: those of its nets, aligned on the anchors and cut to ``components``."""
     anchors = run.frame("anchor")
     k = int(anchors["fold"].max()) + 1  # nets of the run: level 2 may have other folds (leave-source-out)
     anchor_z = run.array("anchor_z")

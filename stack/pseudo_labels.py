@@ -109,6 +109,7 @@ def check_teachers(experiment: Experiment, models: Sequence[ImageModel]) -> None
 
 
 def _check_imported(experiment: Experiment, model: ImageModel, name: str, earlier: set[str]) -> None:
+    """Raises ConfigError unless the teacher ``name`` is an imported run with test predictions of each fold's model."""
     what = f"{model.name}: pseudo_labels.teachers names {name}"
     if name in experiment.config.model_names:
         stackers = {stacker.name for stacker in experiment.config.stackers}

@@ -87,6 +87,10 @@ def blend_alone(experiment: Experiment, run: Run, out: Out) -> Run:
 def _blend(
     experiment: Experiment, runs: list[Run], every: list[str], inputs: dict[str, str], folder: Path, out: Out
 ) -> Run:
+    """Fits the blend of ``runs``, calibrates it and writes it to ``folder``.
+
+    ``every`` has the names of all runs, also of those that `blend.runs` leaves out.
+    """
     config, fits_folder = experiment.config, folder.parent / FITS_FOLDER
     predictions = predictions_of(experiment, runs)
     names, covered = predictions.names, predictions.rows

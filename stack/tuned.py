@@ -105,6 +105,7 @@ def enabled_models(experiment: Experiment) -> list[ImageModel]:
 
 
 def _with_tuned_settings(experiment: Experiment, model: ImageModel) -> ImageModel:
+    """Returns the model with the settings that its study chose, or as it is where the config names no study."""
     path = experiment.config.tuned.image.get(model.name)
     if path is None:
         return model

@@ -143,6 +143,7 @@ class WeightFits:
         return self._probabilities if self.settings.objective == "logloss" else ("rank",) * self.columns.runs
 
     def _search(self, study: optuna.Study | None) -> Fitted:
+        """Fits "optuna": searches weights and transforms, from equal weights and the fits of simpler methods on."""
         settings, columns = self.settings, self.columns
         equal = np.ones(columns.runs)
 
