@@ -13,8 +13,9 @@ from scipy.special import expit
 
 from benchmarks.held_out import simulated
 from dermstack.audit.finding import Finding
-from dermstack.audit.runs import run_findings, run_held_out_verdict
+from dermstack.audit.runs import run_findings, run_held_out_verdict, scale_findings
 from stack.experiment import Experiment
+from stack.metrics.scores import auc
 from stack.store import Run
 
 
@@ -123,6 +124,27 @@ def test_nets_of_other_scales_are_a_warning(experiment: Experiment) -> None:
     assert shifted.severity == "warning"
     assert shifted.what == "net: its fold models have different scales"
     assert run_findings(experiment, [imported_run(experiment, "even", every_net=False)]) == []
+
+
+def test_folds_with_more_positives_are_no_scales_of_nets_unless_the_auc_within_folds_is_lower(
+    experiment: Experiment,
+) -> None:
+    y, group, rng = experiment.target, experiment.split_group, np.random.default_rng(0)
+    positives = pd.Series(y).groupby(group).sum()
+    fold_of_group = pd.qcut(positives + rng.normal(0, 0.3, len(positives)), 5, labels=False)
+    fold = fold_of_group.reindex(group).to_numpy()
+    logit = 1.5 * y + rng.normal(0, 1, len(y)) - 3
+    oof = pd.DataFrame({"id": experiment.table.train["id"], "fold": fold, "logit": logit})
+    assert np.ptp(pd.Series(y).groupby(fold).mean()) > 0.05
+    assert scale_findings(experiment, "net", oof) == []
+    shifted = logit + 0.5 * fold
+    (raised,) = scale_findings(experiment, "net", oof.assign(logit=shifted))
+    assert raised.what == "net: the scales of its fold models differ between folds and raise its pooled AUC"
+    positive, pairs, right = y == 1, 0, 0.0
+    for k in range(5):
+        above = shifted[(fold == k) & positive][:, None] - shifted[(fold == k) & ~positive]
+        pairs, right = pairs + above.size, right + (above > 0).sum()
+    assert f"pooled minus the AUC of pairs within folds {auc(y, shifted) - right / pairs:+.4f} [" in raised.evidence
 
 
 def test_a_run_of_other_rows_is_named_and_left_out(experiment: Experiment) -> None:

@@ -15,7 +15,7 @@ from dermstack.errors import DataError
 from stack.doubts import doubts
 from stack.experiment import Experiment
 from stack.features import CATEGORICAL, NUMERIC
-from stack.metrics.intervals import Interval, clustered_auc
+from stack.metrics.intervals import Interval, auc_components, clustered_auc, normal_interval
 from stack.plausibility import is_fresh, run_facts
 from stack.ranks import net_moments
 from stack.run_views import Scores
@@ -188,11 +188,15 @@ def _excess(experiment: Experiment, oof: pd.DataFrame, others: Mapping[str, pd.D
 
 @dataclass(frozen=True)
 class ScaleShift:
-    """AUC of the ranks within each fold net, the pooled AUC of the scores, and the first minus the second."""
+    """AUC of the ranks within each fold net, the pooled AUC of the scores, and the first minus the second.
+
+    ``excess`` is the pooled AUC minus the AUC of pairs of rows of one fold, which no scale of a net can change.
+    """
 
     within: Interval
     pooled: Interval
     difference: Interval
+    excess: Interval
 
 
 def scale_shift(experiment: Experiment, oof: pd.DataFrame) -> ScaleShift | None:
@@ -210,11 +214,43 @@ def scale_shift(experiment: Experiment, oof: pd.DataFrame) -> ScaleShift | None:
         )
     except DataError:
         return None
-    return ScaleShift(found.interval(0), found.interval(1), found.difference()[0])
+    excess = _excess_over_folds(experiment.target[rows] == 1, oof, experiment.split_group[rows])
+    return ScaleShift(found.interval(0), found.interval(1), found.difference()[0], excess)
+
+
+def _excess_over_folds(positive: NDArray[np.bool_], oof: pd.DataFrame, group: NDArray[np.intp]) -> Interval:
+    """Returns the pooled AUC minus that of pairs of rows of one fold, with its interval by group.
+
+    Both are means over pairs of rows, so that the error is that of a sum over rows (as in `clustered_auc`).
+    """
+    logit, fold = oof["logit"].to_numpy(np.float64), oof["fold"].to_numpy()
+    auc, influence = _auc_influence(logit, positive)
+    masks = [fold == k for k in np.unique(fold)]
+    pairs = np.array([positive[rows].sum() * (~positive[rows]).sum() for rows in masks], np.float64)
+    for rows, weight in zip(masks, pairs / max(pairs.sum(), 1), strict=True):
+        if weight:
+            of_fold, its_influence = _auc_influence(logit[rows], positive[rows])
+            auc -= weight * of_fold
+            influence[rows] -= weight * its_influence
+    sums = np.bincount(np.unique(group, return_inverse=True)[1], influence)
+    return normal_interval(auc, float(sums @ sums) * len(sums) / max(len(sums) - 1, 1))
+
+
+def _auc_influence(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
+    """Returns the AUC of scores (n,) with rows of both classes, and the influence (n,) of each row on it."""
+    above, below = auc_components(score, positive)
+    auc, influence = float(above.mean()), np.empty(len(score))
+    influence[positive] = (above - auc) / len(above)
+    influence[~positive] = (below - auc) / len(below)
+    return auc, influence
 
 
 def scale_findings(experiment: Experiment, name: str, oof: pd.DataFrame) -> list[Finding]:
-    """Warns if the nets of the run ``name`` differ in scale, so that its pooled AUC is not that within nets."""
+    """Warns if the nets of the run ``name`` differ in scale, so that its pooled AUC is not that within nets.
+
+    Ranks within nets also lose the real difference between a fold with many positives and one with few. So they show
+    that scales raise the pooled AUC only where the AUC of pairs within folds is lower too.
+    """
     found = scale_shift(experiment, oof)
     if found is None:
         return []
@@ -228,7 +264,13 @@ def scale_findings(experiment: Experiment, name: str, oof: pd.DataFrame) -> list
     if shift.value > 0:
         what = f"{name}: its fold models have different scales"
         remedy = "blend ranks, or logits standardised by net; its pooled AUC is too low"
+    elif found.excess.value < MIN_SCALE_SHIFT or found.excess.low <= 0:
+        return []
     else:
+        evidence += (
+            f"; pooled minus the AUC of pairs within folds {found.excess.value:+.4f} "
+            f"[{found.excess.low:+.4f}, {found.excess.high:+.4f}]"
+        )
         what = f"{name}: the scales of its fold models differ between folds and raise its pooled AUC"
         remedy = "use the AUC within folds: the pooled AUC is too high, as folds with more positives have higher scores"
     return [Finding("warning", what, evidence, remedy)]
