@@ -14,6 +14,7 @@ from stack.store import read_array
 
 NET_COLUMN = "net of column "  # begins the name of each column of a two-dimensional array, before its number
 _MAGIC = b"\x93NUMPY"
+_SAVE_IDS = "save the ids with `np.save(file, np.array(ids, dtype=str))`"  # text also of a pandas column
 _SUFFIXES = (".npy", ".csv", ".parquet", ".txt")
 
 
@@ -99,12 +100,9 @@ def _read_ids(path: Path, id_column: str, fold: str) -> pd.DataFrame:
             raise DataError(f"{path}: not a readable text file in UTF-8 ({error}): write one id a line") from error
         return pd.DataFrame({id_column: pd.Series(lines, dtype="str")})
     if is_array(path):
-        ids = _opened(path, "save the ids with `np.save(file, ids.astype(str))`")
+        ids = _opened(path, _SAVE_IDS)
         if ids.ndim != 1 or ids.dtype.kind not in "USiu":
-            raise DataError(
-                f"{path}: an array of {ids.dtype} and shape {ids.shape}: save the ids with "
-                "`np.save(file, ids.astype(str))`"
-            )
+            raise DataError(f"{path}: an array of {ids.dtype} and shape {ids.shape}: {_SAVE_IDS}")
         return pd.DataFrame({id_column: as_text(pd.Series(np.asarray(ids)))})
     raw = read_columns(path)
     column = id_column if id_column in raw else str(raw.columns[0]) if raw.shape[1] == 1 else ""

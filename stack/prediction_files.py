@@ -20,6 +20,8 @@ from stack.cells import UNNAMED_INDEX, as_text, is_parquet, read_columns
 from stack.keys import check_exact, fold_labels, is_missing_fold
 from stack.metrics.resolution import clip_limits, clipped_logit
 
+ROUNDED_SUM = 0.01  # what the probabilities of all classes of a row may differ from 1 by, where they are rounded
+SPREAD_OF_SUM = 0.1  # of the spread of a column: nets agree, so their sum varies more than each; that of classes is 1
 MAX_FOLDS = 100  # the limit of the config; a column with more values is not a fold column
 FINEST_EDGE = 1e-15  # probabilities are clipped at least this far from 0 and 1, so that their logits are finite
 
@@ -139,6 +141,7 @@ def read_wide_file(
     if held_out:
         return _of_own_net(raw, ids, nets, labels, path, columns)
     parts = [pd.DataFrame({"id": ids, "p": _probabilities(raw[name], path)}) for name in nets]
+    _check_no_classes(np.column_stack([part["p"] for part in parts]), nets, path)
     return pd.concat([part.assign(fold=label) for part, label in zip(parts, labels, strict=True)], ignore_index=True)
 
 
@@ -149,6 +152,7 @@ def _of_own_net(
     for number, name in enumerate(nets):
         filled = (as_text(raw[name]).str.strip() != "").to_numpy(bool)
         p[filled, number] = _probabilities(raw[name], path, where=filled)
+    _check_no_classes(p, nets, path)
     filled = ~np.isnan(p)
     if columns.fold in raw:
         fold = _fold_labels(raw[columns.fold], path, columns)
@@ -168,6 +172,20 @@ def _of_own_net(
         net = filled.argmax(axis=1)
     own_p = p[np.arange(len(p)), net]
     return pd.DataFrame({"id": ids, "p": own_p, "fold": labels.take(net).to_numpy()})
+
+
+def _check_no_classes(p: NDArray[np.float64], nets: Sequence[str], path: Path) -> None:
+    """Raises DataError where the columns ``nets`` of p (n, nets) are classes: they add up to 1, and nets rise together.
+
+    An array of classes and an array of nets have the same form, so that a row would get the p of another class.
+    """
+    total, widest = p.sum(axis=1), float(p.std(axis=0).max(initial=0))
+    if len(nets) > 1 and (np.abs(total - 1) <= ROUNDED_SUM).all() and total.std() < SPREAD_OF_SUM * widest:
+        named = "its columns" if is_array(path) else f"its columns {', '.join(map(repr, nets))}"
+        raise DataError(
+            f"{path}: {named} add up to 1 in every row: they are the probabilities of {len(nets)} classes, not of one "
+            "class by each fold net: write that of the positive class alone, such as `values[:, 1]`"
+        )
 
 
 def read_parts(

@@ -80,8 +80,10 @@ def test_arrays_and_ids_that_do_not_fit_are_refused(
 
 def test_objects_are_never_unpickled(tmp_path: Path, array: Path) -> None:
     np.save(tmp_path / "ids.npy", np.array(IDS, object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"save the ids with `np.save\(file, ids.astype\(str\)\)`"):
+    with pytest.raises(DataError, match=r"save the ids with `np.save\(file, np.array\(ids, dtype=str\)\)`"):
         read(array)
+    np.save(tmp_path / "ids.npy", np.array(pd.Series(IDS), dtype=str))  # as the message says, also of a table's column
+    assert read(array)["id"].tolist() == IDS
     np.save(array, np.array([0.1, 0.2, 0.3], object), allow_pickle=True)
     (tmp_path / "ids.npy").unlink()
     array.with_name("ids.txt").write_text("\n".join(IDS))

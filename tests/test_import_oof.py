@@ -274,3 +274,31 @@ def test_a_row_with_a_surplus_cell_shifts_no_column(experiment: Experiment, file
     path.write_text("\n".join([lines[0], *(f"{line},x" for line in lines[1:])]) + "\n")
     with pytest.raises(DataError, match="not a readable csv"):
         import_paths(experiment, "net", path, None)
+
+
+def test_probabilities_of_classes_are_not_taken_for_those_of_fold_nets(experiment: Experiment, files: Files) -> None:
+    """Three classes and three folds: an array of nets has the same form, and each row would get the p of its fold."""
+    (oof, test), rng = files, np.random.default_rng(0)
+    folder = experiment.config_path.parent
+    plain, array, array_of_test, wide = (folder / name for name in ("a.csv", "oof.npy", "test.npy", "wide.csv"))
+    oof.to_csv(plain, index=False)
+    oof[["isic", "fold"]].to_csv(folder / "oof_ids.csv", index=False)
+    test[["isic"]].drop_duplicates().to_csv(folder / "test_ids.csv", index=False)
+    classes = rng.dirichlet(np.ones(3), len(oof))
+    np.save(array_of_test, classes[: test["isic"].nunique()])
+    of_test = ImportedColumns("isic", "p", "fold", "--test")
+    with pytest.raises(DataError, match=r"test\.npy: its columns add up to 1 in every row"):
+        import_paths(experiment, "net", plain, array_of_test, test_columns=of_test)
+    for values in (classes, classes.round(3), classes.astype(np.float16)):
+        np.save(array, values)
+        with pytest.raises(DataError, match=r"its columns add up to 1 in every row: .* 3 classes, not of one class"):
+            import_paths(experiment, "net", array, None)
+    oof.assign(**{f"c{k}": classes[:, k] for k in range(3)}).to_csv(wide, index=False)
+    with pytest.raises(DataError, match=r"its columns 'c0', 'c1', 'c2' add up to 1"):
+        import_paths(experiment, "net", wide, None, columns=ImportedColumns("isic", "p", "fold", nets="c"))
+    # The sum of three nets of a weak model is near 1 too, but differs as much as each of them.
+    weak = np.full((len(oof), 3), 1 / 3) + rng.normal(0, 0.001, (len(oof), 1))
+    np.save(array, weak)
+    test.to_csv(folder / "b.csv", index=False)
+    run = import_paths(experiment, "weak", array, folder / "b.csv", test_columns=of_test)
+    assert np.allclose(run.frame("oof").set_index("id")["p"].reindex(oof["isic"]), weak[:, 0])
