@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from audited_experiment import audited_experiment
+from audited_experiment import COLUMNS, Change, audited_experiment
 from sklearn.metrics import roc_auc_score
 
 from dermstack.audit.drift import adversarial_validation, adversarial_validation_p, drift_findings
@@ -90,3 +90,22 @@ def test_groups_of_any_size_that_are_dealt_at_random_are_no_drift() -> None:
         x = np.column_stack([np.bincount(group)[group], rng.normal(size=150)[group], rng.normal(size=len(group))])
         alarms += adversarial_validation_p(x, dealt[group].astype(int), group.astype(object), seed=seed) < 0.01
     assert alarms <= 3  # of 60 at one in a hundred: seen by chance once in 400 times
+
+
+def test_a_column_that_is_empty_in_test_is_a_warning_unless_it_is_rare_or_unused(tmp_path: Path) -> None:
+    def emptied(train: pd.DataFrame, test: pd.DataFrame) -> None:
+        test["age"] = np.nan
+        train["rare"], test["rare"] = np.where(train.index < 3, train["bytes"], np.nan), np.nan
+
+    def kept(train: pd.DataFrame, test: pd.DataFrame) -> None:
+        emptied(train, test)
+        test.loc[test.index[:1], "age"] = 40.0
+
+    def words(change: Change, **features: bool) -> list[str]:
+        data = {"columns": {**COLUMNS, "numeric": ["rare"]}}
+        found = drift_findings(audited_experiment(tmp_path, change, data=data, features=features))
+        return [finding.evidence for finding in found if finding.what.endswith("have no value in any test row")]
+
+    (evidence,) = words(emptied)
+    assert evidence.startswith("age (known in 100% of train); ")
+    assert words(emptied, metadata=False, aggregates=False) == words(kept) == []

@@ -124,7 +124,7 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
         (used if column in of_models else unused).append(column)
     (used if features.context_counts else unused).append("images in the group")
     (used if features.shortcuts else unused).extend(ACQUISITION)
-    found = []
+    found = _empty_in_test(parts, {name: further.shown.get(name, name) for name in used})
     for columns, is_used in ((used, True), (unused, False)):
         known = [name for name in columns if all(name in part and part[name].notna().any() for part in parts)]
         known = [name for name in known if pd.concat([part[name] for part in parts]).nunique(dropna=False) > 1]
@@ -133,6 +133,31 @@ def drift_findings(experiment: Experiment, *, seed: int = 0) -> list[Finding]:
             task = (parts, known, shown, is_used, seed)
             found.append(run_with_threads(experiment.config.threads, _drift_finding, *task))
     return found
+
+
+def _empty_in_test(parts: list[pd.DataFrame], shown: Mapping[str, str]) -> list[Finding]:
+    """Warns of columns that models use, named as ``shown``, that have no value in any test row, beyond chance.
+
+    The classifier leaves them out. By chance, none of the test groups has a value where few of the training groups do.
+    """
+    train, test = parts
+    emptied = []
+    for name in shown:
+        if name in train and name in test and test[name].isna().all():
+            has_value = train[name].notna().groupby(train["group"]).any().mean()
+            if (1 - has_value) ** test["group"].nunique() < FALSE_ALARM_RATE:
+                emptied.append(name)
+    if not emptied:
+        return []
+    known = ", ".join(
+        f"{shown[name]} (known in {train[name].notna().mean():.0%} of train)" for name in emptied[:_MAX_LISTED]
+    )
+    more = f", … {len(emptied):,} in all" if len(emptied) > _MAX_LISTED else ""
+    remedy = (
+        "check the test csv; if new rows lack them too, leave them out of data.columns, as models learned from them"
+    )
+    what = "columns that models use have no value in any test row"
+    return [Finding("warning", what, f"{known}{more}; {len(test):,} test rows", remedy)]
 
 
 def _drift_finding(
