@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _NAMED = re.compile(r"(image_models|stackers|data\.external|data\.unlabelled)\.(
 _OF_LIST = re.compile(r"(.+)\.(\d+)")
 _ITEM_DEFAULTS: dict[str, type[BaseModel]] = {"image_models": ImageModel, "stackers": Stacker}
 _PLAIN = (str, int, float, type(None))
+_OF_ONE_RUN = {*ImageModel.model_fields, *Stacker.model_fields} - {*Config.model_fields}  # keys of no blend's record
+_TWO_MEANINGS = {"runs", "device"}  # keys of an experiment that mean something else as a key of one of its runs
 _NO_SETTINGS = {"experiment", "name"}  # names, which differ in any case
 
 
@@ -77,23 +80,33 @@ def differing_settings(settings: Mapping[str, Mapping[str, str]]) -> pd.DataFram
     """Returns a row for each key that differs and a column for each run: its value, or a dash where it has none.
 
     A key that a run's record lacks has its default: a later version added it. A model that only some runs have is one
-    row, present or absent.
+    row, present or absent. The record of a blend holds its experiment's keys, that of another run its own: a key is
+    compared among the runs whose kind of record has it, and is a dash in the others.
     """
     items = {name: {_item_of(key) for key in of} - {None} for name, of in settings.items()}
+    of_one_run = {name: any(key.partition(".")[0] in _OF_ONE_RUN for key in of) for name, of in settings.items()}
     keys = dict.fromkeys(key for of in settings.values() for key in of if key not in _NO_SETTINGS)
     rows: dict[str, list[str]] = {}
     for key in keys:
+        kinds = {of_one_run[name] for name, of in settings.items() if key in of}
+        if key in _TWO_MEANINGS and len(kinds) > 1:
+            kinds = {True}
+        compared = [of_one_run[name] in kinds for name in settings]
         if (item := _item_of(key)) is not None:
             present = ["present" if item in items[name] else "absent" for name in settings]
-            if len(set(present)) > 1:
-                rows.setdefault(item, present)
+            if len(set(compress(present, compared))) > 1:
+                rows.setdefault(item, _dashed(present, compared))
         found = [
             ABSENT if item is not None and item not in items[name] else of.get(key, _default(key))
             for name, of in settings.items()
         ]
-        if len(set(found) - ({ABSENT} if item is not None else set())) > 1:
-            rows[key] = found
+        if len(set(compress(found, compared)) - ({ABSENT} if item is not None else set())) > 1:
+            rows[key] = _dashed(found, compared)
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(settings)).rename_axis("key")
+
+
+def _dashed(values: Sequence[str], compared: Sequence[bool]) -> list[str]:
+    return [value if is_compared else ABSENT for value, is_compared in zip(values, compared, strict=True)]
 
 
 def _item_of(key: str) -> str | None:

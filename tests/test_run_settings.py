@@ -85,6 +85,24 @@ def test_a_key_of_a_model_that_an_older_record_lacks_has_its_default() -> None:
     assert found.loc["stackers.x.repeats"].tolist() == ["1", "3"]
 
 
+def test_a_blend_and_a_single_run_are_compared_in_the_keys_that_both_records_have() -> None:
+    """The record of a single run has no folds: it is not one of the default folds, and no model is absent from it."""
+    blend = {
+        "folds.k": "4", "blend.trials": "15", "runs": "../runs", "device": "auto", "features.cohort": "false",
+        "stackers.x.kind": "lightgbm", "stackers.x.bags": "2",
+    }  # fmt: skip
+    single = {"kind": "lightgbm", "bags": "2", "runs": "null", "device": "cpu", "features.cohort": "true"}
+    found = differing_settings({"e": blend, "e/x": single})
+    assert found.to_dict("index") == {"features.cohort": {"e": "false", "e/x": "true"}}
+    other, second = {**blend, "folds.k": "5"}, {**single, "bags": "3", "runs": "net_a"}
+    found = differing_settings({"e": blend, "e/x": single, "f": other, "f/x": second}).drop("features.cohort")
+    assert found.T.to_dict("list") == {
+        "folds.k": ["4", ABSENT, "5", ABSENT],
+        "runs": [ABSENT, "null", ABSENT, "net_a"],
+        "bags": [ABSENT, "2", ABSENT, "3"],
+    }
+
+
 def test_nothing_differs_for_one_run_or_none() -> None:
     assert differing_settings({}).empty
     assert differing_settings({"a": {"seed": "1"}}).empty
