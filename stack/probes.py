@@ -105,7 +105,8 @@ def probe_table(experiment: Experiment, predictions: Predictions, probes: Sequen
 
     Columns: what, rows, auc with its interval low, high, and difference with difference_low, difference_high. The probe
     `alone`, the first, predicts every image without the other rows of its group. `groups of one` and `other groups` are
-    the stacker itself on these rows only; their difference is to the mean of its level-1 runs on the same rows.
+    the stacker itself on these rows only; their difference is to the mean of its level-1 runs on the same rows. A part
+    is left out where fewer than two of its groups hold a positive row.
     """
     y, groups = experiment.target[predictions.rows], experiment.split_group[predictions.rows]
     true_group = experiment.table.train["group"].iloc[predictions.rows]
@@ -115,7 +116,7 @@ def probe_table(experiment: Experiment, predictions: Predictions, probes: Sequen
         return pd.DataFrame(table)
     plain, logit = predictions.oof.mean(axis=1), probes[0].base
     for name, rows in (("groups of one", size == 1), ("other groups", size > 1)):
-        if len(np.unique(y[rows])) == 2:
+        if len(np.unique(groups[rows & (y == 1)])) > 1 and (y[rows] == 0).any():  # else there is no interval
             table.append(_row(name, y[rows], logit[rows], plain[rows], groups[rows]))
     return pd.DataFrame(table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from stack.console import Out
 from stack.experiment import Experiment
 from stack.level1 import level1_runs
 from stack.predictions import predictions_of, standardised, stored_scales
-from stack.probes import Probed, _plain_fold, make_probes, stored_probes
+from stack.probes import Probe, Probed, _plain_fold, make_probes, probe_table, stored_probes
 from stack.store import Run, read_run
 
 GBDT = {"name": "gbdt", "kind": "lightgbm", "bags": 2, "params": {"rounds": 25, "patience": 5}}
@@ -70,6 +71,21 @@ def test_only_the_first_stacker_is_probed_and_the_probes_end_with_it(tmp_path: P
     assert stored_probes(experiment, other) is None, "of a stacker that was fitted since"
     files = (*gbdt.meta["files"], *line.meta["files"])
     assert not any("probes" in file for file in files), "they are no part of a stacker"
+
+
+def test_groups_of_one_with_a_single_positive_are_left_out_and_stop_no_report(tmp_path: Path) -> None:
+    """As where pairs of images lack a few rows of a run: an interval needs two groups with a positive row."""
+    experiment = stacked(tmp_path, LINE)
+    train = experiment.table.train
+    alone = (train["group"].map(train["group"].value_counts()) == 1).to_numpy()
+    first = np.flatnonzero(alone & (experiment.target == 1))[0]
+    kept = ~alone | (experiment.target == 0) | (np.arange(len(train)) == first)
+    level1 = predictions_of(experiment, [run_of(experiment, name) for name in ("net_a", "net_b")])
+    logit = level1.oof[:, 0][kept]
+    found = probe_table(
+        experiment, replace(level1, rows=level1.rows[kept], oof=level1.oof[kept]), [Probe("alone", logit, logit)]
+    )
+    assert found["what"].tolist() == ["alone", "other groups"]
 
 
 def test_the_stored_models_give_the_out_of_fold_logits(tmp_path: Path) -> None:
