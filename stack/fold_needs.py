@@ -112,6 +112,25 @@ def check_study_needs(experiment: Experiment, study: str) -> None:
         )
 
 
+def check_blend_needs(
+    target: ArrayLike, split_group: ArrayLike, fold: ArrayLike, *, candidates: int, of_units: bool
+) -> None:
+    """Raises DataError where weights would be fitted to one class: without a fold or, for a choice, without two.
+
+    All arrays are (n,), of the rows that are blended, which are units with ``of_units``.
+    """
+    left_out = 1 if candidates == 1 else 2
+    found = groups_left(target, split_group, fold, left_out=left_out)
+    if (short := found[found["left"] < 1]).empty:
+        return
+    word, groups = ("positive" if short["label"].iloc[0] else "negative"), int(short["groups"].iloc[0])
+    what, step = ("unit", "name columns whose units are smaller") if of_units else ("row", "set more folds (folds.k)")
+    raise DataError(
+        f"{'predict_per: ' * of_units}only {groups} groups have a {word} {what}, and all may be in {left_out} folds, "
+        f"without which the blend is fitted too: {step}, or add groups with a {word} {what}"
+    )
+
+
 def groups_left(target: ArrayLike, split_group: ArrayLike, fold: ArrayLike, *, left_out: int = 1) -> pd.DataFrame:
     """Returns the least number of groups of a class in the training rows, with ``left_out`` folds left out.
 

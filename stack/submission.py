@@ -26,7 +26,7 @@ from stack.config import BLEND_VERSION, Config
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.fallback import list_fallback_rows, with_fallback
-from stack.fold_needs import blend_methods, unit_poolings, warn_of_two_folds
+from stack.fold_needs import blend_methods, check_blend_needs, unit_poolings, warn_of_two_folds
 from stack.level2_inputs import scale_inputs
 from stack.metrics.expected_positives import CalibrationNoise, calibration_noise, expected_positives
 from stack.metrics.intervals import interval
@@ -105,6 +105,7 @@ def _blend(
     out.say(f"blend: {len(runs)} runs, methods {', '.join(methods)}, nested over {experiment.folds.k} folds …")
     if units is not None:
         out.say(f"blend: {units_text(experiment, units, predictions.rows)}; poolings {', '.join(pooled)}")
+    check_blend_needs(y, split_group, fold, candidates=len(methods) * max(1, len(pooled)), of_units=units is not None)
     tuned = tuned_weights(experiment, predictions.names)
     how = NestedSettings(
         methods, method_settings(config), config.blend.preselect, config.n_jobs, tuned, keep_in=fits_folder

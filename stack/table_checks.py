@@ -92,11 +92,18 @@ def targets_of(
         if bad.any():
             words = values[bad & ~lower.isin(MISSING_KEYS)]
             words = words[pd.to_numeric(words, errors="coerce").isna()]
+            codes = sorted(set(as_numbers := pd.to_numeric(values[known], errors="coerce")))
             advice = "correct or remove the rows"
             if len(words):
                 advice = (
                     "correct or remove the rows or, if words are meant, say which is positive: "
                     f"data.columns.target: {{column: …, positive: {words.iloc[0]}}}"
+                )
+            elif len(codes) == 2:  # such as -1 and 1, or 1 and 2
+                code = values[known][as_numbers == codes[1]].iloc[0]
+                advice = (
+                    "correct or remove the rows or, if the two numbers are classes, say which is positive: "
+                    f"data.columns.target: {{column: …, positive: {code}}}"
                 )
             faults.append(f"{path}: target {listed(values[bad])} ({rows_text(bad)}) is not 0 or 1: {advice}")
     if not bad.any() and numbers.nunique() == 1 and not may_be_one_class:

@@ -43,6 +43,11 @@ ROWS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, str]] = {
         "target '2' (row 2) is not 0 or 1",
         "correct or remove the rows",
     ),
+    "target of two codes": (
+        lambda t: t.assign(target=[-1 if int(value) == 0 else 1 for value in t["target"]]),
+        "is not 0 or 1",
+        "if the two numbers are classes, say which is positive: data.columns.target: {column: …, positive: 1}",
+    ),
     "sentinel group": (
         lambda t: t.assign(patient_id="-1"),
         "group '-1' is in 240 of 240 rows",

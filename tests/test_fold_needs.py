@@ -17,7 +17,14 @@ from stack.blend.weights import DEFAULT_METHODS, METHODS
 from stack.config import Blend, BlendMethod, read_config
 from stack.console import Out
 from stack.experiment import Experiment, open_experiment
-from stack.fold_needs import blend_methods, check_fold_needs, check_study_needs, groups_left, warn_of_two_folds
+from stack.fold_needs import (
+    blend_methods,
+    check_blend_needs,
+    check_fold_needs,
+    check_study_needs,
+    groups_left,
+    warn_of_two_folds,
+)
 from stack.folds import inner_split
 from stack.level1 import check_image_models, level1_runs
 
@@ -145,6 +152,20 @@ def test_oof_and_stack_check_before_anything_else(tmp_path: Path) -> None:
     for step in (check_image_models, level1_runs):
         with pytest.raises(DataError, match=r"set folds\.k: 3"):
             step(made)
+
+
+def test_a_class_in_two_folds_is_too_few_for_a_choice_but_enough_for_one_method() -> None:
+    """Units of many rows are nearly all positive, though as many rows are negative as positive."""
+    fold, group = np.arange(20) % 5, np.arange(20)
+    target = np.ones(20, int)
+    target[[0, 1]] = 0  # in folds 0 and 1
+    check_blend_needs(target, group, fold, candidates=1, of_units=True)
+    with pytest.raises(DataError, match=r"predict_per: only 2 groups have a negative unit.* units are smaller"):
+        check_blend_needs(target, group, fold, candidates=4, of_units=True)
+    with pytest.raises(DataError, match=r"^only 2 groups have a positive row, and all may be in 2 folds.*folds\.k"):
+        check_blend_needs(1 - target, group, fold, candidates=4, of_units=False)
+    target[2] = 0
+    check_blend_needs(target, group, fold, candidates=4, of_units=True)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.booleans()), min_size=1), st.sampled_from([1, 2]))

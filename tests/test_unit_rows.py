@@ -211,6 +211,17 @@ def test_a_sample_of_images_is_refused_before_anything_is_fitted(tmp_path: Path)
     assert "one prediction for each patient_id_laterality" in problem
 
 
+def test_units_that_leave_one_class_without_two_folds_are_named(tmp_path: Path) -> None:
+    path = write_breasts(tmp_path, predict_per="group")
+    train = pd.read_csv(tmp_path / "train.csv", dtype=str)
+    negative = train["patient_id"].drop_duplicates().iloc[:2]
+    first = ~train["patient_id"].duplicated() & ~train["patient_id"].isin(negative)
+    train.assign(cancer=first.astype(int)).to_csv(tmp_path / "train.csv", index=False)
+    import_readers(path)
+    with pytest.raises(DataError, match=r"predict_per: only 2 groups have a negative unit"):
+        blended(path)
+
+
 def test_without_test_rows_the_units_are_scored(tmp_path: Path) -> None:
     path = write_breasts(tmp_path, women=40)
     data = read_config(path).data.model_dump(mode="json", exclude_unset=True)

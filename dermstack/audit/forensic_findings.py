@@ -29,7 +29,14 @@ MIN_OPTIMISM = 0.001  # AUC of a given blend above the nested one; equal weights
 def label_findings(rows: LabelRows, reference: str, *, own: bool) -> list[Finding]:
     """Returns what is to be known of the labels before any file is judged."""
     found = [
-        Finding("note", "labels: a column could not be decided", question, "name the columns with --target and --group")
+        Finding(
+            "note",
+            "labels: a column could not be decided",
+            question,
+            "if not, write 0 and 1 into the column, or name another one with --target"
+            if " the positive " in question
+            else "name the columns with --target and --group",
+        )
         for question in rows.questions
         if rows.has_groups or "no column of patients" not in question
     ]
