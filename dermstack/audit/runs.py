@@ -218,7 +218,7 @@ def scale_shift(experiment: Experiment, oof: pd.DataFrame) -> ScaleShift | None:
     return ScaleShift(found.interval(0), found.interval(1), found.difference()[0], excess)
 
 
-def _excess_over_folds(positive: NDArray[np.bool_], oof: pd.DataFrame, group: NDArray[np.intp]) -> Interval:
+def _excess_over_folds(positive: NDArray[np.bool_], oof: pd.DataFrame, group: NDArray[np.generic]) -> Interval:
     """Returns the pooled AUC minus that of pairs of rows of one fold, with its interval by group.
 
     Both are means over pairs of rows, so that the error is that of a sum over rows (as in `clustered_auc`).
