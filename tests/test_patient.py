@@ -149,6 +149,14 @@ def test_an_age_that_may_mean_unknown_is_noted(ensemble: Ensemble, photos: list[
         assert note == f"age {age} is often written for 'unknown': if it is here, leave the age empty"
 
 
+def test_an_age_that_hardly_any_training_patient_has_is_noted(ensemble: Ensemble, photos: list[Photo]) -> None:
+    assert ensemble.ages is not None
+    low, high = ensemble.ages
+    assert read_patient(ensemble, photos, age=high, sex=SEX).notes == []
+    (note,) = read_patient(ensemble, photos, age=high + 1, sex=SEX).notes
+    assert note.startswith(f"the age {high + 1:g} lies outside {low:.3g} to {high:.3g}, where 98 % of the training")
+
+
 def heat_world(ensemble: Ensemble, photos: list[Photo], tmp_path: Path) -> tuple[dict, pd.DataFrame]:
     from dermstack.serve.patient import _caches, _frame, _source
 

@@ -26,6 +26,8 @@ from dermstack.serve.recalibrate import (
     parts_of_groups,
     read_prevalence,
     recalibrate_by_prevalence,
+    recalibrate_to_bundle,
+    show_numbers_alone,
 )
 from stack.console import Out
 from stack.metrics.closed_test import LEVEL, NONE, closed_test
@@ -224,6 +226,27 @@ def test_images_alone_tell_how_many_labels_are_needed(
     printed = capsys.readouterr().out
     assert "Labels needed" in printed
     assert "twice too high" in printed
+    assert "warning" not in printed
+
+
+def test_columns_that_the_images_lack_are_named_with_labels_and_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `predict` and `evaluate`: risks that were recalibrated without age may be wrong for images with it."""
+    here = "dermstack.serve.recalibrate"
+    monkeypatch.setattr(f"{here}.table_notes", lambda bundle, rows: ["no age: without it, AUC changes by -0.1"])
+    monkeypatch.setattr(f"{here}.lacking_columns", lambda bundle, frame, missing: (["age"], None))
+    monkeypatch.setattr(f"{here}._predicted", lambda *_, **__: (pd.DataFrame({"p_calibrated": [0.1, 0.2]}), None))
+    monkeypatch.setattr(f"{here}.recalibrate_by_prevalence", lambda *_, **__: Recalibrated(None))
+    bundle, rows = Bundle(Path("none"), {}), NewRows(pd.DataFrame(), [], ("age",))
+    for command in (
+        lambda: show_numbers_alone(bundle, rows, Out()),
+        lambda: recalibrate_to_bundle(bundle, Path("none.zip"), Out(), rows=rows),
+    ):
+        command()
+        printed = capsys.readouterr().out
+        assert "warning: no age: without it, AUC changes by -0.1" in printed
+        assert "no age: what is found here holds only for images that lack this, as these do" in printed
 
 
 @pytest.mark.slow

@@ -231,6 +231,11 @@ def test_predict_decides_as_the_band_says_and_abstains_where_it_does_not_apply(
     assert run_cli(*new, "--out", str(tmp_path / "alone.csv")) == 0
     assert set(pd.read_csv(tmp_path / "alone.csv")["decision"]) == {"review"}
     assert "no image is decided, all go to a person" in " ".join(capsys.readouterr().out.split())
+    words = pd.read_csv(small_data / "test.csv", dtype=str).assign(sex="M")  # to the models, an unknown sex
+    words.to_csv(tmp_path / "words.csv", index=False)
+    assert run_cli(*new, "--metadata", str(tmp_path / "words.csv"), "--out", str(tmp_path / "words.out.csv")) == 0
+    assert set(pd.read_csv(tmp_path / "words.out.csv")["decision"]) == {"review"}
+    assert "decisions are only guaranteed where sex is known" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from dermstack.errors import ImageError
 from dermstack.serve import expectations
 from dermstack.serve.bundle import Bundle, read_bundle, write_manifest
 from dermstack.serve.ensemble import read_fitted
-from dermstack.serve.expectations import _head_logits, measure_costs
-from dermstack.serve.new_rows import NewRows, read_new_rows, report_rows
+from dermstack.serve.expectations import _head_logits, lacking_columns, measure_costs, unknown_columns
+from dermstack.serve.new_rows import NewRows, read_new_rows, report_rows, table_notes
 from dermstack.serve.predict import PredictOptions, predict_rows, predict_with_dropped
 from dermstack.serve.words import unknown_words
 from stack.columns import NO_COLUMNS
@@ -207,6 +207,36 @@ def test_words_that_training_did_not_have_are_named_and_other_spellings_of_its_w
     command = ["predict", "--bundle", str(bundled_experiment / "bundle.zip"), "--images", str(small_data / "images")]
     assert run_cli(*command, "--metadata", str(tmp_path / "new.csv"), "--out", str(tmp_path / "p.csv")) == 0
     assert "'m' in 1 rows, 'f' in 1 rows" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_empty_column_and_one_of_words_that_training_lacks_cost_what_a_missing_column_costs(
+    bundle: Bundle, small_data: Path, tmp_path: Path
+) -> None:
+    """The models take all three as not known, so the notes and the columns without which no row is decided agree."""
+    test = pd.read_csv(small_data / "test.csv", dtype=str)
+    texts = {"absent": None, "empty": "", "other words": "M"}
+    read = {}
+    for name, text in texts.items():
+        table = test.drop(columns="sex") if text is None else test.assign(sex=text)
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        read[name] = read_new_rows(bundle, small_data / "images", tmp_path / f"{name}.csv")
+    for rows in read.values():
+        assert unknown_columns(bundle, rows.frame, rows.missing) == ["sex"]
+        assert table_notes(bundle, rows)[0].startswith("no sex (column sex): without it, AUC on the training rows")
+        assert lacking_columns(bundle, rows.frame, rows.missing) == lacking_columns(bundle, test, ["sex"])
+    some = test.assign(sex=["male", *["M"] * (len(test) - 1)])
+    assert unknown_columns(bundle, some, []) == []
+
+
+def test_ages_in_another_unit_are_warned_of(bundle: Bundle, small_data: Path, tmp_path: Path) -> None:
+    test = pd.read_csv(small_data / "test.csv")
+    for divisor, warned in ((1, 0), (100, 1)):
+        test.assign(age_approx=test["age_approx"] / divisor).to_csv(tmp_path / "new.csv", index=False)
+        notes = table_notes(bundle, read_new_rows(bundle, small_data / "images", tmp_path / "new.csv"))
+        assert len(notes) == warned
+    low, high = np.quantile(pd.read_csv(small_data / "train.csv")["age_approx"].dropna(), [0.01, 0.99])
+    known = int(test["age_approx"].notna().sum())
+    assert f"{known} of {known} values of age_approx lie outside {low:.3g} to {high:.3g}" in notes[0]
 
 
 def test_ages_and_words_that_may_mean_unknown_are_warned_of_once_with_their_count(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,22 @@ def test_the_words_follow_from_the_joint_test(rng: np.random.Generator) -> None:
     assert "Agrees with" not in page
     assert "Differs from the training estimate beyond noise in" in page
     assert "the AUC is not lower beyond noise, but other values differ" in page
+
+
+def test_beside_metrics_that_agree_the_reader_is_told_where_the_risks_are_wrong(rng: np.random.Generator) -> None:
+    """The number of positives is tested by itself: the page must not only say that the AUC and the others agree."""
+    promise, (y, p, frame) = promised(rng), drawn(rng)
+    found = judged(promise, y, p, frame)
+    positives = found.found.positives
+    assert found.verdict == AGREES
+    for low, high, words in ((0.5, 0.9, "too low"), (1.1, 1.5, "too high"), (0.9, 1.1, "")):
+        expected = Interval((low + high) / 2 * positives, low * positives, high * positives, 1.0)
+        other = replace(found, expected_positives=expected)
+        page = re.sub(r"\s+", " ", evaluation_html(other, y, p, created=""))
+        told = f"<strong>What to do:</strong> the risks are {words} for these images: {positives:,} are positive"
+        assert (told in page) == bool(words)
+        assert ("<strong>What to do:</strong>" in page) == bool(words)
+        assert ("which agrees" in page) == (not words)
 
 
 def test_rows_without_metadata_are_not_compared_with_what_metadata_promised(rng: np.random.Generator) -> None:

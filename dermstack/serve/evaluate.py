@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.expectations import cost_notes, lacking_columns, read_promise
+from dermstack.serve.expectations import lacking_columns, read_promise
 from dermstack.serve.local_map import is_fitted_on, local_noise, local_note
-from dermstack.serve.new_rows import NewRows, read_new_rows
+from dermstack.serve.new_rows import NewRows, read_new_rows, table_notes
 from dermstack.serve.predict import PredictOptions, predict_rows, predict_with_dropped, warn_of_fallback, write_csv
 from dermstack.serve.review import check_review
 from dermstack.serve.units import rows_to_predict, targets_to_predict, units_note
-from dermstack.serve.words import unknown_words
 from image_models.io.readers import PLAIN_NAMES, FileNames
 from stack.cells import as_text, read_cells
 from stack.columns import TableColumns
@@ -229,6 +228,11 @@ def show_validation(found: Validation, out: Out) -> None:
         f"{found.experiment}: {here.positives:,} positives found, {number.value:,.1f} expected from calibrated risks "
         f"(95 % prediction interval {number.low:,.1f} to {number.high:,.1f})"
     )
+    if found.risks_are:
+        out.warn(
+            f"the risks are too {found.risks_are} for these {found.unit}s: do not use a threshold of risk here before "
+            "the bundle is recalibrated (`dermstack recalibrate`)"
+        )
     compared = [
         [entry.quantity.replace("_", " "), entry.promised, entry.found, entry.difference, entry.noise, entry.verdict]
         for entry in found.comparisons
@@ -292,8 +296,7 @@ def _notes(bundle: Bundle, rows: NewRows, labels: pd.Series) -> list[str]:
             "The bundle was recalibrated with these very labels, so calibration, log loss and expected positives are "
             "optimistic here: evaluate it on other images."
         )
-    doubts = [*cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]
-    notes += [f"{note[0].upper()}{note[1:]}" for note in doubts]
+    notes += [f"{note[0].upper()}{note[1:]}" for note in table_notes(bundle, rows)]
     return notes + ([bundle.selection_note] if bundle.selection_note else [])
 
 

@@ -18,6 +18,7 @@ from dermstack.errors import BundleError
 from dermstack.serve.bundle import Bundle, ImageRun
 from dermstack.serve.ensemble import FittedEnsemble, read_fitted
 from dermstack.serve.image_runs import fold_folder, net_encoder
+from dermstack.serve.words import known_words
 from image_models.net_files import WEIGHTS
 from image_models.saved import head_logits
 from stack.columns import fits
@@ -220,15 +221,11 @@ def read_costs(bundle: Bundle) -> Costs:
 def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> tuple[list[str], Interval | None]:
     """Returns the columns that the expectation was made with and no row has, and the measured cost of being without.
 
-    ``missing`` names the columns that the table lacks; a column without a value in any row counts too. A column whose
-    measured cost is exactly 0 is used by no model and does not count. The cost is None where it was not measured for
-    these columns together. Columns without a role are named as in the csv.
+    These are `unknown_columns`. A column whose measured cost is exactly 0 is used by no model and does not count. The
+    cost is None where it was not measured for these columns together. Columns without a role are named as in the csv.
     """
     inputs, costs = bundle.table_inputs, read_costs(bundle)
-    lacking = [
-        name for name in (*OPTIONAL_COLUMNS, *inputs)
-        if name in missing or (name in frame and frame[name].isna().all())
-    ]  # fmt: skip
+    lacking = unknown_columns(bundle, frame, missing)
     if not costs.by_columns:
         return [
             inputs.get(name, name) for name in lacking if name in inputs or (name != "group" and name in bundle.columns)
@@ -239,6 +236,25 @@ def lacking_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str])
     return [inputs.get(name, name) for name in lacking], next(found, None) if lacking else None
 
 
+def unknown_columns(bundle: Bundle, frame: pd.DataFrame, missing: Sequence[str]) -> list[str]:
+    """Returns the columns that are known for no row, by their name among missing columns.
+
+    ``missing`` names the columns that the table lacks. A column without a value in any row counts too, and a column of
+    words of which training has none: models take them as no known category.
+    """
+    words = known_words(bundle)
+
+    def is_known(name: str) -> bool:
+        values = frame[name].dropna()
+        return bool(values.isin(words[name]).any() if words.get(name) else len(values))
+
+    return [
+        name
+        for name in (*OPTIONAL_COLUMNS, *bundle.table_inputs)
+        if name in missing or (name in frame and not is_known(name))
+    ]
+
+
 def _cost(entry: dict[str, Any]) -> Interval:
     value, low, high = (float(entry[name]) for name in ("cost", "low", "high"))
     if not np.isfinite([value, low, high]).all():
@@ -247,7 +263,7 @@ def _cost(entry: dict[str, Any]) -> Interval:
 
 
 def cost_notes(bundle: Bundle, missing: Sequence[str]) -> list[str]:
-    """Returns sentences on ``missing`` columns with their measured cost; [] if none is missing.
+    """Returns sentences on ``missing`` columns (`unknown_columns`) with their measured cost; [] if none is missing.
 
     A column with a role has a sentence of its own, if its cost was measured; all others share one, which names those
     first that the models use most.

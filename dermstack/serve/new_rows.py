@@ -10,7 +10,9 @@ import pandas as pd
 
 from dermstack.errors import DataError
 from dermstack.serve.bundle import Bundle
-from dermstack.serve.words import known_words
+from dermstack.serve.expectations import cost_notes, unknown_columns
+from dermstack.serve.questions import rows_out_of_range
+from dermstack.serve.words import known_words, unknown_words
 from image_models.io.folders import printable
 from image_models.io.readers import PLAIN_NAMES, FileNames, Source, image_ids, image_sources, unused_files
 from stack.columns import empty_values
@@ -123,6 +125,17 @@ def _report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) ->
     codes = [code for code in found if code.is_number and (code.is_further or code.column in bundle.columns)]
     for warning in new_code_warnings(str(path), codes):
         out.warn(warning)
+
+
+def table_notes(bundle: Bundle, rows: NewRows) -> list[str]:
+    """Returns sentences on what the models do not know of the rows, apart from their images.
+
+    These are columns that are known for no row, with their measured cost; words that training does not have; and
+    numbers most of which lie outside those of training, as in another unit.
+    """
+    unknown = unknown_columns(bundle, rows.frame, rows.missing)
+    outside = rows_out_of_range(bundle, rows.frame)
+    return [*cost_notes(bundle, unknown), *unknown_words(bundle, rows.frame), *outside]
 
 
 def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:

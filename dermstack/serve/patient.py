@@ -23,7 +23,7 @@ from dermstack.serve.expectations import cost_notes, lacking_columns
 from dermstack.serve.image_runs import Level1, encoded_metadata, fold_folder, net_cache
 from dermstack.serve.novelty import read_novelty
 from dermstack.serve.predict import score_pictures, with_unreadable
-from dermstack.serve.questions import answered, questions_of, range_notes
+from dermstack.serve.questions import answered, questions_of, range_notes, read_ranges
 from dermstack.serve.review import decided, review_notes
 from dermstack.serve.standings import NOT_SEEN, Standing, standings
 from dermstack.serve.words import WORDS, known_words
@@ -180,6 +180,7 @@ class Ensemble:
         words = known_words(bundle)
         self.choices = {name: words[name] for name in WORDS}
         self.questions = questions_of(bundle, words)
+        self.ages = read_ranges(bundle).get("age")  # 98 % of the training images lie between these
 
     @property
     def asked_for_units(self) -> tuple[str, ...]:
@@ -262,11 +263,14 @@ def read_patient(
         )
         for row, photo in enumerate(photos)
     ]  # fmt: skip
-    notes += [
-        f"age {code.value} is often written for 'unknown': if it is here, leave the age empty"
-        for code in missing_codes(frame, few_rows=True)
-        if code.is_number
-    ]
+    codes = [code.value for code in missing_codes(frame, few_rows=True) if code.is_number]
+    notes += [f"age {code} is often written for 'unknown': if it is here, leave the age empty" for code in codes]
+    if age is not None and not codes and ensemble.ages and not ensemble.ages[0] <= age <= ensemble.ages[1]:
+        low, high = ensemble.ages
+        notes.append(
+            f"the age {age:g} lies outside {low:.3g} to {high:.3g}, where 98 % of the training images are: check it; "
+            "if it is right, the ensemble has hardly seen such patients"
+        )
     return Reading(lesions, heat_map_run, [*notes, *range_notes(ensemble.questions, given)])
 
 

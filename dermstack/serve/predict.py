@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from dermstack.errors import ConfigError, StoreError
 from dermstack.serve.bundle import Bundle
 from dermstack.serve.ensemble import FittedEnsemble, read_bundled_fallback, read_fitted
-from dermstack.serve.expectations import cost_notes
 from dermstack.serve.image_runs import Level1, bundle_passes, read_level1
 from dermstack.serve.local_map import local_note
-from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_rows, tolerant
+from dermstack.serve.new_rows import PREDICT_NAMES, NewRows, read_new_rows, report_rows, table_notes, tolerant
 from dermstack.serve.novelty import Novelty, read_novelty
 from dermstack.serve.review import decided, say_decisions
-from dermstack.serve.words import unknown_words
 from dermstack.threads import limit_threads
 from image_models.cache import ImageCache, build_cache
 from image_models.io.readers import FileNames, Source, with_contents
@@ -415,5 +413,5 @@ def _introduce(bundle: Bundle, rows: NewRows, out: Out) -> None:
         f"{len(rows.frame):,} images of {rows.frame['group'].nunique():,} groups to predict{units}"
     )
     about = filter(None, (bundle.selection_note, local_note(bundle)))
-    for note in [*about, *cost_notes(bundle, rows.missing), *unknown_words(bundle, rows.frame)]:
+    for note in [*about, *table_notes(bundle, rows)]:
         out.warn(note)

@@ -52,6 +52,27 @@ def range_notes(questions: Sequence[Question], given: Mapping[str, str]) -> list
     ]
 
 
+def rows_out_of_range(bundle: Bundle, frame: pd.DataFrame) -> list[str]:
+    """Returns a note on age and each column of numbers if most of its values are far from those of training.
+
+    Values in another unit look like this, such as an age in months or a diameter in cm. Columns that no model uses are
+    left out.
+    """
+    notes, unused = [], read_costs(bundle).unused
+    inputs = {"age": bundle.columns.get("age"), **bundle.table_inputs}
+    for name, (low, high) in read_ranges(bundle).items():
+        if name not in frame or name in unused or not inputs.get(name):
+            continue
+        values = frame[name].dropna().to_numpy(np.float64)
+        outside = values[(values < low) | (values > high)]
+        if len(outside) > len(values) / 2:
+            notes.append(
+                f"{len(outside):,} of {len(values):,} values of {inputs[name]} lie outside {low:.3g} to {high:.3g}, "
+                f"where 98 % of the training images are (the median here is {np.median(values):.3g}): check the unit"
+            )
+    return notes
+
+
 def answered(
     bundle: Bundle, questions: Sequence[Question], rows: pd.DataFrame, given: Mapping[str, str]
 ) -> pd.DataFrame:
@@ -92,12 +113,12 @@ RANGES_FILE = "ranges.json"
 
 
 def write_ranges(experiment: Experiment, bundle: Path) -> None:
-    """Writes the 1 % and 99 % quantiles of each column of numbers, by its name in the table, if the table has any."""
-    numbers = experiment.table.columns.numeric
-    if not numbers:
-        return
+    """Writes the 1 % and 99 % quantiles of age and of each column of numbers, by its name in the table."""
+    numbers = ["age", *experiment.table.columns.numeric]
     known = {name: experiment.table.train[name].dropna().to_numpy(np.float64) for name in numbers}
     ranges = {name: np.quantile(values, [0.01, 0.99]).tolist() for name, values in known.items() if len(values)}
+    if not ranges:
+        return
     (bundle / RANGES_FILE).write_text(json.dumps(ranges, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike
 from dermstack.errors import BundleError, ConfigError, DataError
 from dermstack.serve.bundle import Bundle, write_manifest, zip_bundle
 from dermstack.serve.evaluate import rows_and_targets, targets_of
-from dermstack.serve.expectations import PROMISE_FILE, read_promise, write_promise
+from dermstack.serve.expectations import PROMISE_FILE, lacking_columns, read_promise, write_promise
 from dermstack.serve.local_map import PREVALENCE, labels_fingerprint, local_note
-from dermstack.serve.new_rows import NewRows
+from dermstack.serve.new_rows import NewRows, table_notes
 from dermstack.serve.predict import PredictOptions, predict_with_dropped
 from dermstack.serve.units import rows_to_predict
 from dermstack.serve.write_bundle import staging_folder
@@ -115,6 +115,8 @@ def recalibrate_to_bundle(
     """
     check_parent(bundle, target)
     work = target.with_name(f"{target.name}.parts")
+    if rows is not None:
+        _warn_of_table(bundle, rows, out)
     if labels is not None and rows is not None:
         found = recalibrate_by_labels(bundle, rows, labels, work, out, options)
     else:
@@ -140,6 +142,7 @@ def recalibrate_to_bundle(
 
 def show_numbers_alone(bundle: Bundle, rows: NewRows, out: Out, options: PredictOptions) -> list[LabelsNeeded]:
     """Predicts ``rows`` without labels, and prints how many labels a recalibration needs. Leaves no files."""
+    _warn_of_table(bundle, rows, out)
     with TemporaryDirectory(prefix="dermstack-recalibrate-") as work:
         made, _ = _predicted(bundle, rows, Path(work), out, options)
     needed = labels_needed(made["p_calibrated"])
@@ -270,6 +273,14 @@ def _performance(y: np.ndarray, before: Floats, after: Floats, group: np.ndarray
 
 def _negated(of: Interval) -> Interval:
     return Interval(-of.value, -of.high, -of.low, of.se)
+
+
+def _warn_of_table(bundle: Bundle, rows: NewRows, out: Out) -> None:
+    """Warns of what the models do not know of the rows, as the risks of images with it may be wrong in another way."""
+    for note in table_notes(bundle, rows):
+        out.warn(note)
+    if unknown := lacking_columns(bundle, rows.frame, rows.missing)[0]:
+        out.warn(f"no {' and no '.join(unknown)}: what is found here holds only for images that lack this, as these do")
 
 
 def _predicted(

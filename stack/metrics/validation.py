@@ -143,6 +143,14 @@ class Validation:
         """Whether the share of positives differs from training beyond noise."""
         return self.comparison("prevalence").verdict in (LOWER, HIGHER)
 
+    @property
+    def risks_are(self) -> str:
+        """Returns "low" or "high" where the positives found lie outside the interval of those expected; else ""."""
+        number, positives = self.expected_positives, self.found.positives
+        if number.low <= positives <= number.high:
+            return ""
+        return "low" if positives > number.value else "high"
+
     def comparison(self, quantity: str) -> Comparison:
         """Returns the entry of ``comparisons`` for this quantity."""
         return next(entry for entry in self.comparisons if entry.quantity == quantity)
