@@ -77,9 +77,15 @@ _BOOLEANS = {"true": "1", "false": "0", "yes": "1", "no": "0"}
 def targets_of(
     values: pd.Series, path: Path, faults: list[str], positive: tuple[str, ...], *, may_be_one_class: bool
 ) -> NDArray[np.int8]:
-    """Returns 0 and 1: for 0/1, true/false or yes/no, or, where ``positive`` is given, whether a value is one of it."""
+    """Returns 0 and 1: for 0/1, true/false or yes/no, or, where ``positive`` is given, whether a value is one of it.
+
+    A table that ``may_be_one_class``, as one of other patients, may have 0 and 1 instead of the words of training, and
+    needs only one of the words of ``positive``; all of them elsewhere.
+    """
+    if may_be_one_class and positive and _are_words(positive) and _is_binary(values):
+        positive = ()
     if positive:
-        numbers = _is_positive(values, positive, path, faults)
+        numbers = _is_positive(values, positive, path, faults, is_one_enough=may_be_one_class)
         bad = values.str.lower().isin(MISSING_KEYS)
         if bad.any():
             faults.append(f"{path}: {rows_text(bad)} without a target: fill in the column or remove the rows")
@@ -96,8 +102,8 @@ def targets_of(
             advice = "correct or remove the rows"
             if len(words):
                 advice = (
-                    "correct or remove the rows or, if words are meant, say which is positive: "
-                    f"data.columns.target: {{column: …, positive: {words.iloc[0]}}}"
+                    "correct or remove the rows or, if words are meant, write 1 for the positive word and 0 for the "
+                    "others, or name the positive WORD in the config: data.columns.target: {column: …, positive: WORD}"
                 )
             elif len(codes) == 2:  # such as -1 and 1, or 1 and 2
                 code = values[known][as_numbers == codes[1]].iloc[0]
@@ -112,20 +118,37 @@ def targets_of(
     return numbers.where(~bad, 0).to_numpy(np.int8)
 
 
-def _is_positive(values: pd.Series, positive: tuple[str, ...], path: Path, faults: list[str]) -> pd.Series:
-    """Returns 1 where a value (n,) is one of ``positive``, in any case of letters, else 0."""
+def _are_words(positive: tuple[str, ...]) -> bool:
+    """Returns whether none of the values that count as positive is a number."""
+    return bool(pd.to_numeric(pd.Series(positive), errors="coerce").isna().all())
+
+
+def _is_binary(values: pd.Series) -> bool:
+    """Returns whether the column holds 0 and 1 alone."""
+    return bool(pd.to_numeric(values, errors="coerce").isin([0, 1]).all())
+
+
+def _is_positive(
+    values: pd.Series, positive: tuple[str, ...], path: Path, faults: list[str], *, is_one_enough: bool
+) -> pd.Series:
+    """Returns 1 where a value (n,) is one of ``positive``, in any case of letters, else 0.
+
+    Words of ``positive`` that the column lacks are faults, unless it has another and ``is_one_enough``.
+    """
     folded = values.str.casefold()
-    found = pd.Series(False, index=values.index)
+    found, absent = pd.Series(False, index=values.index), []
     for wanted in positive:
         is_it = folded == wanted.strip().casefold()
         if (number := pd.to_numeric(wanted, errors="coerce")) == number:
             is_it |= pd.to_numeric(values, errors="coerce") == number
         if not is_it.any():
             near = nearest(wanted, values.unique())
-            faults.append(
+            absent.append(
                 f"{path}: no target is {wanted!r} (columns.target.positive){near}: the column holds {listed(values)}"
             )
         found |= is_it
+    if not is_one_enough or not found.any():
+        faults += absent
     return found.astype(np.int64)
 
 

@@ -12,7 +12,7 @@ import pytest
 from dermstack.errors import DataError
 from stack.columns import described_choices, empty_values
 from stack.data_config import ColumnRules
-from stack.table import Table, read_new_frame, read_table
+from stack.table import Table, read_external_frame, read_new_frame, read_table
 
 N = 60
 COLUMNS = {"id": "image", "group": "patient", "target": "y", "age": "years"}
@@ -216,9 +216,29 @@ def test_targets_may_be_words(tmp_path: Path, cells: tuple[str, str], positive: 
     assert _read(tmp_path, _frame(y=words), positive=positive).train["target"].tolist() == y.tolist()
 
 
+def test_labels_of_other_patients_may_be_0_and_1_and_lack_one_of_several_positive_words(tmp_path: Path) -> None:
+    """A bundle of words is evaluated on such labels; of its own training table they are faults."""
+    y = [1, 0, 0, 1]
+    columns, rules = {"id": "id", "target": "y"}, ColumnRules(positive=("mel", "scc"))
+    for cells in (y, [f"{value}.0" for value in y], ["MEL" if value else "nevus" for value in y]):
+        pd.DataFrame({"id": list("abcd"), "y": cells}).to_csv(tmp_path / "y.csv", index=False)
+        assert read_external_frame(tmp_path / "y.csv", columns, rules)["target"].tolist() == y
+    pd.DataFrame({"id": list("abcd"), "y": ["nevus", "nv", "nevus", "1"]}).to_csv(tmp_path / "y.csv", index=False)
+    with pytest.raises(DataError, match="no target is 'mel'"):
+        read_external_frame(tmp_path / "y.csv", columns, rules)
+    numbers = ColumnRules(positive=("0",))
+    pd.DataFrame({"id": list("abcd"), "y": y}).to_csv(tmp_path / "y.csv", index=False)
+    assert read_external_frame(tmp_path / "y.csv", columns, numbers)["target"].tolist() == [0, 1, 1, 0]
+    assert "no target is 'scc'" in _refusal(
+        tmp_path, _frame(y=_frame()["y"].map({1: "mel", 0: "nevus"})), positive=("mel", "scc")
+    )
+
+
 def test_words_without_a_positive_value_and_a_positive_value_that_is_absent_are_explained(tmp_path: Path) -> None:
     words = _frame()["y"].map({1: "malignant", 0: "benign"})
-    assert "data.columns.target: {column: …, positive: malignant}" in _refusal(tmp_path, _frame(y=words))
+    said = _refusal(tmp_path, _frame(y=words))
+    assert "write 1 for the positive word and 0 for the others" in said
+    assert "data.columns.target: {column: …, positive: WORD}" in said, "which is positive is not guessed"
     said = _refusal(tmp_path, _frame(y=words), positive=("malign",))
     assert "no target is 'malign'" in said
     assert "did you mean 'malignant'?" in said
