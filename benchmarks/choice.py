@@ -41,7 +41,7 @@ from benchmarks.choice_data import (
     design_data,
     simulated_rows,
 )
-from stack.blend.choice import highest_bound
+from stack.blend.choice import REAL_GAIN, REFERENCE, highest_bound
 from stack.blend.columns import NetScaler, standard_rank, weighted_sum
 from stack.blend.logistic import logistic_weights
 from stack.blend.nested import blend_nested
@@ -55,6 +55,7 @@ from stack.ranks import Ecdf
 
 SEARCHED = "hill_climb"  # beside the default methods, which search no weights
 METHODS = (*DEFAULT_METHODS, SEARCHED)
+_REFERENCE = METHODS.index(REFERENCE)
 
 Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the index of the chosen method
 
@@ -147,23 +148,14 @@ def check(rows: Rows, found: Outcome, methods: tuple[str, ...]) -> None:
     nested = blend_nested(
         rows.P, rows.y, nets=rows.fold, fold=rows.fold, split_group=rows.group, methods=methods, bags=1
     )
-    chosen = [highest_bound(*decision) for decision in found.decisions]
+    chosen = [now(*decision) for decision in found.decisions]
     assert [methods[m] for m in chosen] == [nested.chosen, *nested.chosen_by_fold.values()]
     assert abs(auc(rows.y, nested.score) - found.headline(chosen)) < 1e-4  # sums rounded otherwise may tie or not
 
 
-def first_in_order(errors: float) -> Rule:
-    """Returns the rule before: from simple to complex, each gain over the one chosen before must be real."""
-
-    def rule(values: Floats, covariance: Floats) -> int:
-        chosen = 0
-        for other in range(1, len(values)):
-            variance = covariance[other, other] + covariance[chosen, chosen] - 2 * covariance[other, chosen]
-            if values[other] - values[chosen] > errors * np.sqrt(max(variance, 0.0)):
-                chosen = other
-        return chosen
-
-    return rule
+def now(values: Floats, covariance: Floats) -> int:
+    """Returns what the product's rule chooses: `REFERENCE` unless another is better beyond noise."""
+    return highest_bound(values, covariance, _REFERENCE)
 
 
 def one_standard_error(values: Floats, covariance: Floats) -> int:
@@ -176,10 +168,10 @@ def one_standard_error(values: Floats, covariance: Floats) -> int:
 RULES: dict[str, Rule] = {
     "always the first": lambda values, covariance: 0,
     "one standard error": one_standard_error,
-    "in order, 1.64": first_in_order(1.64),
-    "now": highest_bound,
+    "over the first, 1.28": highest_bound,
+    "now": now,
 }
-ON_NEW_ROWS = ("always the first", "one standard error", "in order, 1.64", "now")
+ON_NEW_ROWS = ("always the first", "one standard error", "over the first, 1.28", "now")
 
 
 def regrets(
@@ -217,7 +209,7 @@ def simulate(kind: str, runs: int, rows: int) -> str:
         if len(outcomes) == 1:
             check(made, outcomes[0], methods)
     best, measured = regrets(outcomes, [(rule, len(DEFAULT_METHODS)) for rule in RULES.values()])
-    _, [(with_search, _, _)] = regrets(outcomes, [(highest_bound, len(methods))])
+    _, [(with_search, _, _)] = regrets(outcomes, [(now, len(methods))])
     new = np.array([one.on_new_rows for one in outcomes])
     possible = new.max(axis=1) - new[:, int(new.mean(axis=0).argmax())]
     nested = np.mean([auc(one.y, one.comparable[:, best]) for one in outcomes])
@@ -235,8 +227,10 @@ def simulate(kind: str, runs: int, rows: int) -> str:
 def measure_design() -> None:
     """Prints the regret of each rule on the generator that the rule was chosen on, in ten-thousandths of AUC."""
     bounds, default = (0.0, 0.5, 1.0, 1.2816, 1.645, 2.0), len(DEFAULT_METHODS)
-    rules = {f"highest bound, {errors}": (_bound(errors), default) for errors in bounds}
-    rules |= {f"highest bound, {errors}, with {SEARCHED}": (_bound(errors), len(METHODS)) for errors in bounds[2:]}
+    rules = {f"over rank_mean, {errors}": (_bound(0, errors), default) for errors in bounds}
+    rules |= {f"over {REFERENCE}, {errors}": (_bound(_REFERENCE, errors), default) for errors in bounds}
+    with_search = f"over {REFERENCE}, {REAL_GAIN}, with {SEARCHED}"
+    rules |= {with_search: (_bound(_REFERENCE, REAL_GAIN), len(METHODS))}
     rules |= {"one standard error": (one_standard_error, default)}
     rules |= {f"always {method}": (_always(number), len(METHODS)) for number, method in enumerate(METHODS)}
     cells: dict[str, list[str]] = {name: [] for name in rules}
@@ -264,8 +258,8 @@ def measure_design() -> None:
         print(f"| {name} | {' | '.join(row)} |")
 
 
-def _bound(errors: float) -> Rule:
-    return lambda values, covariance: highest_bound(values, covariance, errors)
+def _bound(reference: int, errors: float) -> Rule:
+    return lambda values, covariance: highest_bound(values, covariance, reference, errors)
 
 
 def _always(number: int) -> Rule:
@@ -298,7 +292,7 @@ def measure_nets() -> None:
         strengths, scale = np.full(24, 1.0), rng.uniform(0.9, 1.1, (10, 24))
         rows, new = (simulated_rows(n, n // 50, strengths, scale, rng, own=0.7) for n in (10_000, 3_000))
         found = outcome(rows, new, methods)
-        chosen = [highest_bound(*decision) for decision in found.decisions]
+        chosen = [now(*decision) for decision in found.decisions]
         single = [auc(found.y, column) for column in found.comparable.T]
         headline = found.headline(chosen)
         print(
@@ -317,7 +311,7 @@ def measure_null() -> None:
             rng = np.random.default_rng([SEED, repetition, runs, rows, 2])
             made, new = (simulated_rows(n, n // 10, np.zeros(runs), np.ones((5, runs)), rng) for n in (rows, 300))
             found = outcome(made, new, DEFAULT_METHODS)
-            chosen = [highest_bound(*decision) for decision in found.decisions]
+            chosen = [now(*decision) for decision in found.decisions]
             values.append([*(auc(found.y, column) for column in found.comparable.T), found.headline(chosen)])
         print(f"| {rows:,} | {runs} | {' | '.join(_shown(column) for column in np.array(values).T)} |", flush=True)
 

@@ -100,8 +100,8 @@ def building(e: Evidence) -> Answer:
         )
     methods = [str(name) for name in e.data.methods["method"]] if len(e.data.methods) else []
     told.append(
-        f"Blend: {blend_words(e)}, chosen from {listed([f'`{name}`' for name in methods])} as the simplest that no "
-        f"other beats beyond noise. Calibration: {calibration_name(e)}."
+        f"Blend: {blend_words(e)}, chosen from {listed([f'`{name}`' for name in methods])} as the one that overfits "
+        f"least unless another is better beyond noise. Calibration: {calibration_name(e)}."
         if len(methods) > 1
         else f"Blend: {blend_words(e)}. Calibration: {calibration_name(e)}."
     )
@@ -207,7 +207,7 @@ def selection(e: Evidence) -> Answer:
     if inner := chosen_inside(e):
         told.append(f"{names(inner)}: rounds, epochs or ridge strength on an inner, grouped part of the training rows.")
     told.append(
-        "Blend: the simplest method, unless a more complex one shows a gain beyond noise; for each fold the choice was "
+        "Blend: the method that overfits least, unless another shows a gain beyond noise; for each fold the choice was "
         f"made on the other folds, on all rows it is {blend_words(e)}."
     )
     return Answer(" ".join(told), ("methods", "result"))
