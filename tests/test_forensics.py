@@ -288,7 +288,8 @@ def test_without_patients_it_says_so(world: World) -> None:
 def test_a_word_that_may_be_positive_is_asked_for_with_a_step_that_decides_it(world: World) -> None:
     world.labels.assign(target=world.labels["target"].map({0: "NV", 1: "MEL"})).to_csv(world.path, index=False)
     world.write(a_oof=world.oof(), b_oof=world.oof())
-    (asked,) = [one for one in world.examine().findings if one.what == "labels: a column could not be decided"]
+    found = [one.finding for one in world.examine().findings]
+    (asked,) = [one for one in found if one.what == "labels: a column could not be decided"]
     assert asked.evidence.startswith("is 'MEL' the positive class of 'target'")
     assert asked.remedy == "if not, write 0 and 1 into the column, or name another one with --target"
 

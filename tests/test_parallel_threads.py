@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import dermstack.serve.image_runs
 import image_models.fit
-import stack.blend.search
+import stack.blend.logistic
 import stack.features
 import stack.level2
 import stack.submission
@@ -41,7 +41,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[int]]:
 
     watch(stack.level2, "read_embeddings")
     watch(stack.level2, "fold_matrix")
-    watch(stack.blend.search, "minimize")
+    watch(stack.blend.logistic, "minimize")
     watch(stack.submission, "calibrate_nested")
     watch(image_models.fit, "fit_head")
     watch(image_models.frozen_head.LinearHead, "logit")

@@ -240,8 +240,8 @@ def test_columns_that_the_images_lack_are_named_with_labels_and_without(
     monkeypatch.setattr(f"{here}.recalibrate_by_prevalence", lambda *_, **__: Recalibrated(None))
     bundle, rows = Bundle(Path("none"), {}), NewRows(pd.DataFrame(), [], ("age",))
     for command in (
-        lambda: show_numbers_alone(bundle, rows, Out()),
-        lambda: recalibrate_to_bundle(bundle, Path("none.zip"), Out(), rows=rows),
+        lambda: show_numbers_alone(bundle, rows, Out(), PredictOptions()),
+        lambda: recalibrate_to_bundle(bundle, Path("none.zip"), Out(), rows=rows, options=PredictOptions()),
     ):
         command()
         printed = capsys.readouterr().out
