@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -25,6 +24,7 @@ from stack.columns import (
 )
 from stack.data_config import ColumnRules, Wanted
 from stack.metrics.scores import auc
+from stack.number_texts import NumberText, is_numbering, number_text
 from stack.table_checks import nearest
 
 PROXY_AUC = 0.98  # a column that alone has this AUC is a proxy of the target, such as a diagnosis
@@ -32,7 +32,6 @@ MAX_TEXT = 60  # characters: a column whose values are longer on average is free
 MAX_LEVELS = 1000  # different words of a categorical column that `auto` takes
 _MIN_DISTINCT_SHARE = 0.5  # of the known rows: a column of words with more different values holds names or free text
 _MIN_ROWS = 20  # with fewer rows nothing is called an identifier, free text or a proxy
-_ID_NAME = re.compile(r"(^|[_\W])(id|uid|uuid|index|key)$|^unnamed", re.IGNORECASE)
 
 
 def choose_columns(
@@ -78,7 +77,11 @@ def choose_columns(
             if kind is not None:
                 faults.append(f"{paths[0]}: {counts[column]} columns are named {column!r}: rename all but one")
         elif kind is not None:
-            choice = Choice(column, kind, "named in the config" if asked[kind][column] else "matches a pattern")
+            odd = _number_text(column, train, test, rules) if kind == "categorical" else None
+            if asked[kind][column]:  # words among numbers, such as a grade X, are then meant
+                choice = Choice(column, kind, "named in the config", None if odd and odd.kind == "words" else odd)
+            else:
+                choice = Choice(column, kind, "matches a pattern", odd)
         elif not automatic:
             choice = Choice(column, None, ONLY_DERIVED if column in in_expressions else NOT_ASKED)
         else:
@@ -163,8 +166,11 @@ def _automatic(
         other = known_cells(test[column], column, rules.missing)
         numeric = bool((pd.to_numeric(other, errors="coerce").notna() == other.notna()).all())
     n = int(known.sum())
-    if n >= _MIN_ROWS:
-        if distinct == n and (not numeric or _is_numbering(column, numbers[known])):
+    odd = None if numeric or n < _MIN_ROWS else _number_text(column, train, test, rules)
+    if odd is not None and (distinct > _MIN_DISTINCT_SHARE * n or distinct > MAX_LEVELS):
+        return Choice(column, None, str(odd), odd)
+    if n >= _MIN_ROWS and odd is None:
+        if distinct == n and (not numeric or is_numbering(column, numbers[known].to_numpy(np.float64))):
             return left_out("every row has another value: an identifier")
         if not numeric:
             if cells[known].str.len().mean() > MAX_TEXT:
@@ -176,18 +182,18 @@ def _automatic(
         return left_out(f"it separates the target alone (AUC {strength:.3f}): a proxy of the target")
     kind: Kind = "numeric" if numeric else "categorical"
     if kind not in automatic:
+        if odd is not None:
+            return Choice(column, None, str(odd), odd)
         return left_out(f"it is {kind}, and columns.{kind} is not auto")
     if numeric:
         return Choice(column, kind, f"numbers, {distinct:,} different")
-    return Choice(column, kind, f"words, {distinct:,} different")
+    return Choice(column, kind, f"words, {distinct:,} different", odd)
 
 
-def _is_numbering(column: str, numbers: pd.Series) -> bool:
-    """Whether distinct numbers count or name the rows."""
-    values = numbers.to_numpy(np.float64)
-    if not np.all(values == np.round(values)):
-        return False
-    return bool(_ID_NAME.search(column)) or float(values.max() - values.min()) == len(values) - 1
+def _number_text(column: str, train: pd.DataFrame, test: pd.DataFrame | None, rules: ColumnRules) -> NumberText | None:
+    """Returns how both tables write numbers in a column that is not read as one of numbers."""
+    parts = [part[column] for part in (train, test) if part is not None]
+    return number_text(known_cells(pd.concat(parts, ignore_index=True), column, rules.missing), column)
 
 
 def _strength(cells: pd.Series, numbers: pd.Series | None, target: NDArray[np.int8], group: pd.Series) -> float:

@@ -16,6 +16,7 @@ from dermstack.errors import TabularError
 from dermstack.listing import first_of
 from stack.data_config import Codes
 from stack.keys import MISSING_KEYS, unified_words
+from stack.number_texts import NumberText, number_text
 from stack.table_checks import nearest
 from tabular.expressions import derived_columns, parse
 
@@ -36,6 +37,7 @@ class Choice(NamedTuple):
     column: str
     kind: Kind | None
     reason: str
+    odd: NumberText | None = None  # numbers written as text, for which it was left out or taken as categorical
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,10 @@ ONLY_DERIVED = "only features.derived uses it"
 
 
 def described_choices(columns: TableColumns) -> list[str]:
-    """Returns a line on the columns taken of each kind, one on those left out with the reasons, one on unused ones."""
+    """Returns a line on the columns taken of each kind, one on those left out with the reasons, one on unused ones.
+
+    Columns of numbers that are written as text have lines of their own (`number_warnings`).
+    """
     lines = []
     for kind in KINDS:
         if names := [choice.column for choice in columns.choices if choice.kind == kind]:
@@ -134,16 +139,35 @@ def described_choices(columns: TableColumns) -> list[str]:
         lines.append(f"columns of features.python: {len(columns.python):,} ({first_of(columns.python, _MAX_NAMED)})")
     by_reason: dict[str, list[str]] = {}
     for choice in columns.choices:
-        if choice.kind is None and choice.reason != NOT_ASKED:
+        if choice.kind is None and choice.reason != NOT_ASKED and choice.odd is None:
             by_reason.setdefault(choice.reason, []).append(choice.column)
     if by_reason:
         parts = [f"{first_of(names, _MAX_NAMED)}: {reason}" for reason, names in by_reason.items()]
         lines.append(f"columns left out: {'; '.join(parts)}")
+    lines += number_warnings(columns)
     if columns.unused:
         lines.append(
             f"columns that nothing uses: {len(columns.unused):,} ({first_of(columns.unused, _MAX_NAMED)}); name them "
             "in data.columns.numeric or data.columns.categorical, or write `auto` there, to use them"
         )
+    return lines
+
+
+def number_warnings(columns: TableColumns) -> list[str]:
+    """Returns a line on the columns of each fault that keeps numbers from being read, with what to do."""
+    found: dict[tuple[str, bool], list[Choice]] = {}
+    for choice in columns.choices:
+        if choice.odd is not None:
+            found.setdefault((choice.odd.kind, choice.kind is None), []).append(choice)
+    lines = []
+    for (_, is_left_out), choices in found.items():
+        first, names = choices[0], first_of([choice.column for choice in choices], _MAX_NAMED)
+        if len(choices) == 1:
+            became = "is left out" if is_left_out else "is taken as words"
+            lines.append(f"column {names} {became}: {first.odd}")
+        else:
+            became = "are left out" if is_left_out else "are taken as words"
+            lines.append(f"{len(choices):,} columns {became} ({names}): such as {first.column}, {first.odd}")
     return lines
 
 
@@ -195,6 +219,9 @@ def _numbers(raw: pd.DataFrame, csv: str, missing: Codes, path: Path, faults: li
     with np.errstate(over="ignore"):
         values = numbers.astype(np.float32)
     if (bad := text.notna().to_numpy() & ~np.isfinite(values)).any():
+        if (odd := number_text(text, csv, is_numeric=True)) is not None:
+            faults.append(f"{path}: column {csv!r} holds {odd}")
+            return values
         found = list(dict.fromkeys(text[bad]))
         listed = first_of(repr(value[:40]) for value in found)
         faults.append(

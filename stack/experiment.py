@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dermstack.errors import StoreError
 from dermstack.masking import mask_secrets
-from stack.columns import described_choices
+from stack.columns import described_choices, number_warnings
 from stack.config import Config
 from stack.console import Out
 from stack.external import listed_copies, read_external_tables
@@ -360,8 +360,9 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
     for warning in missing_code_warnings(parts, experiment.table.columns):
         out.warn(warning)
+    warned = number_warnings(experiment.table.columns)
     for line in described_choices(experiment.table.columns):
-        out.say(line)
+        (out.warn if line in warned else out.say)(line)
     if not experiment.table.groups_known:
         out.warn(
             "no column data.columns.group: each row is a group of its own. If several rows show one patient or lesion, "

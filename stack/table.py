@@ -25,6 +25,7 @@ from stack.keys import (
     words_as_in,
 )
 from stack.missing_codes import MAX_AGE
+from stack.number_texts import number_text
 from stack.table_checks import group_faults, id_faults, listed, nearest, rows_text, targets_of
 from stack.units import GROUP, SEPARATOR, UNIT, check_whole, read_units, unit_columns
 
@@ -359,10 +360,13 @@ def _number(name: str, what: str, values: pd.Series, path: Path, faults: list[st
     in_range = (numbers >= 0) & (numbers <= MAX_AGE) if name == "age" else numbers > 0
     bad = known & ~(np.isfinite(numbers) & in_range)
     if bad.any():
-        faults.append(
-            f"{path}: {name} {listed(values[bad])} ({rows_text(bad)}) is not {what}: "
+        odd = number_text(values.where(known), name, is_numeric=True)
+        advice = (
             f"correct it, or leave the cell empty where the {name} is unknown (a code such as -1 or 999 is no value)"
         )
+        if odd is not None and odd.kind != "words":
+            advice = f"the column holds {odd}"
+        faults.append(f"{path}: {name} {listed(values[bad])} ({rows_text(bad)}) is not {what}: {advice}")
     return numbers.astype(np.float32)
 
 

@@ -53,7 +53,7 @@ from dermstack.report.eda_tables import (
 )
 from dermstack.report.figures import Drawing
 from dermstack.report.report import TEMPLATE_FOLDER, page_templates, script_policy
-from stack.columns import described_choices
+from stack.columns import number_warnings
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.folds import Folds
@@ -229,7 +229,7 @@ def eda_html(
         drift=None if drift_frame is None else drift_table(drift_frame),
         numbers=number_table(numbers) if len(numbers) else None,
         words=word_table(words) if len(words) else None,
-        choices=described_choices(table.columns),
+        number_warnings=number_warnings(table.columns),
         left_out=[(choice.column, choice.reason) for choice in table.columns.choices if choice.kind is None],
         script=Markup(sorting),
         scripts=script_policy(sorting),

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from dermstack.errors import DataError, DermstackError
-from stack.columns import Choice
+from stack.columns import Choice, number_warnings
 from stack.config import Config
 from stack.console import Out
 from stack.draft.codes import numeric_codes
@@ -133,9 +133,11 @@ def _checked(parts: _Parts, config: Path) -> DraftedConfig:
     if fault and _own_folds(parts) is not None:
         parts, experiment, fault = _with_folds(replace(parts, own_folds=False))
     if experiment is not None:
+        odd = [("data.columns.numeric", line) for line in number_warnings(experiment.table.columns)]
         changed = _without_suspects(_with_role_codes(parts, experiment), experiment)
         if changed is not parts:
             parts, experiment, fault = _with_folds(changed)
+        parts = replace(parts, notes=(*parts.notes, *odd))
     draft = _draft(parts)
     return DraftedConfig(
         draft_text(draft, _TITLE), tuple(_facts(parts, experiment)),
