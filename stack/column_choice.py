@@ -73,7 +73,7 @@ def choose_columns(
     for column in free:
         kind = next((kind for kind in asked if column in asked[kind]), None)
         if counts[column] > 1:
-            choice = Choice(column, None, f"{counts[column]} columns have this name")
+            choice = Choice(column, None, f"{counts[column]} columns have {'this' if column else 'no'} name")
             if kind is not None:
                 faults.append(f"{paths[0]}: {counts[column]} columns are named {column!r}: rename all but one")
         elif kind is not None:
@@ -86,7 +86,7 @@ def choose_columns(
             choice = Choice(column, None, ONLY_DERIVED if column in in_expressions else NOT_ASKED)
         else:
             choice = _automatic(column, train, test, rules, automatic, target, group)
-        choices.append(choice)
+        choices.append(choice if column else choice._replace(place=list(train.columns).index(column) + 1))
     taken = {
         kind: {name_in_table(choice.column): choice.column for choice in choices if choice.kind == kind}
         for kind in KINDS
@@ -181,6 +181,8 @@ def _automatic(
     if len(train) >= _MIN_ROWS and strength >= PROXY_AUC:
         return left_out(f"it separates the target alone (AUC {strength:.3f}): a proxy of the target")
     kind: Kind = "numeric" if numeric else "categorical"
+    if not column:
+        return left_out("name it in the header of the tables to use it")
     if kind not in automatic:
         if odd is not None:
             return Choice(column, None, str(odd), odd)

@@ -38,6 +38,12 @@ class Choice(NamedTuple):
     kind: Kind | None
     reason: str
     odd: NumberText | None = None  # numbers written as text, for which it was left out or taken as categorical
+    place: int = 0  # of a column without a name in the csv, the first column is 1
+
+    @property
+    def shown(self) -> str:
+        """Its name, or which column it is where it has none."""
+        return self.column or f"column {self.place}, without a name"
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class TableColumns:
     @property
     def unused(self) -> list[str]:
         """Columns of the training csv that were left out because nothing in the config asks for them."""
-        return [choice.column for choice in self.choices if choice.reason == NOT_ASKED]
+        return [choice.shown for choice in self.choices if choice.reason == NOT_ASKED]
 
 
 NO_COLUMNS = TableColumns()
@@ -133,14 +139,14 @@ def described_choices(columns: TableColumns) -> list[str]:
     """
     lines = []
     for kind in KINDS:
-        if names := [choice.column for choice in columns.choices if choice.kind == kind]:
+        if names := [choice.shown for choice in columns.choices if choice.kind == kind]:
             lines.append(f"{kind} columns: {len(names):,} ({first_of(names, _MAX_NAMED)})")
     if columns.python:
         lines.append(f"columns of features.python: {len(columns.python):,} ({first_of(columns.python, _MAX_NAMED)})")
     by_reason: dict[str, list[str]] = {}
     for choice in columns.choices:
         if choice.kind is None and choice.reason != NOT_ASKED and choice.odd is None:
-            by_reason.setdefault(choice.reason, []).append(choice.column)
+            by_reason.setdefault(choice.reason, []).append(choice.shown)
     if by_reason:
         parts = [f"{first_of(names, _MAX_NAMED)}: {reason}" for reason, names in by_reason.items()]
         lines.append(f"columns left out: {'; '.join(parts)}")
@@ -161,13 +167,13 @@ def number_warnings(columns: TableColumns) -> list[str]:
             found.setdefault((choice.odd.kind, choice.kind is None), []).append(choice)
     lines = []
     for (_, is_left_out), choices in found.items():
-        first, names = choices[0], first_of([choice.column for choice in choices], _MAX_NAMED)
+        first, names = choices[0], first_of([choice.shown for choice in choices], _MAX_NAMED)
         if len(choices) == 1:
             became = "is left out" if is_left_out else "is taken as words"
             lines.append(f"column {names} {became}: {first.odd}")
         else:
             became = "are left out" if is_left_out else "are taken as words"
-            lines.append(f"{len(choices):,} columns {became} ({names}): such as {first.column}, {first.odd}")
+            lines.append(f"{len(choices):,} columns {became} ({names}): such as {first.shown}, {first.odd}")
     return lines
 
 

@@ -266,3 +266,21 @@ def test_empty_values_have_the_types_of_a_table(tmp_path: Path) -> None:
     assert empty.dtypes.astype(str).to_dict() == {"diameter": "float32", "colour": "str"}
     assert empty.isna().all(axis=None)
     assert len(empty) == 4
+
+
+def test_a_column_without_a_name_is_called_by_its_place(tmp_path: Path) -> None:
+    """A csv that was saved with its index has one; after rows were filtered, the index does not count them any more."""
+    for index, reason in ((np.arange(N), "an identifier"), (np.arange(N) * 7 % 101, "an identifier"), (1.5, "header")):
+        train = _frame()
+        train.insert(0, "", np.arange(N) % 9 * index)
+        if reason == "an identifier":
+            train[""] = index
+        table = _read(tmp_path, train, numeric="auto", categorical="auto")
+        (line,) = [line for line in described_choices(table.columns) if line.startswith("columns left out")]
+        assert line.startswith("columns left out: column 1, without a name: ")
+        assert reason in line
+        assert "" not in table.columns.names
+    assert _read(tmp_path, train, numeric=("diameter",)).columns.unused == ["column 1, without a name", "colour"]
+    train.insert(3, "", 1.5, allow_duplicates=True)
+    said = described_choices(_read(tmp_path, train, numeric="auto", categorical="auto").columns)
+    assert "columns left out: column 1, without a name: 2 columns have no name" in said

@@ -230,7 +230,7 @@ def eda_html(
         numbers=number_table(numbers) if len(numbers) else None,
         words=word_table(words) if len(words) else None,
         number_warnings=number_warnings(table.columns),
-        left_out=[(choice.column, choice.reason) for choice in table.columns.choices if choice.kind is None],
+        left_out=[(choice.shown, choice.reason) for choice in table.columns.choices if choice.kind is None],
         script=Markup(sorting),
         scripts=script_policy(sorting),
         folds=None if folds is None else fold_summary_table(folds.summary(train["target"])),
