@@ -28,7 +28,7 @@ from stack.image_config import ConfigPath, ImageModel, Name, Seed, Strict, resol
 from stack.level2_config import Features, Stacker, check_own_features, check_sources, union
 from stack.metrics.objective import OBJECTIVES
 from stack.review_config import Review
-from stack.yaml_text import parse_yaml
+from stack.yaml_text import colon_hint, fault_hint, glued_keys, parse_yaml
 
 _MAX_LISTED, _MAX_ERROR_CHARACTERS = 20, 500  # faults shown of a config, and characters shown of each
 _SHORT_REPR = reprlib.Repr()
@@ -388,12 +388,13 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{path} is a stream: save the config as a file, as its paths are relative to its folder")
     if not path.is_file():
         raise ConfigError(f"{path}: no such config: check the path; `dermstack demo-data FOLDER` writes an example")
+    text = ""
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(text := path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}{fault_hint(text, error)}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no settings: start it with `experiment: <name>`")
+        raise ConfigError(f"{path} holds no settings: {colon_hint(raw) or 'start it with `experiment: <name>`'}")
     return config_of(raw, overrides, folder=path.resolve().parent, name=str(path))
 
 
@@ -411,6 +412,8 @@ def config_of(
     raw = copy.deepcopy(dict(settings)) if overrides else dict(settings)
     for override in overrides:
         _override(raw, override)
+    if glued := list(glued_keys(raw)):
+        raise ConfigError("\n".join([f"{name}:", *(f"  {hint}" for hint in glued[:_MAX_LISTED])]))
     try:
         return Config.model_validate(raw, context={"folder": folder or Path.cwd()})
     except ValidationError as error:
@@ -433,12 +436,14 @@ def _override(raw: dict[str, Any], override: str) -> None:
     except (IndexError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"--set {override}: the config has no such place ({error})") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
+        hint = fault_hint(text, error)
+        raise ConfigError(f"--set {override}: the value is not valid YAML ({error}){hint}") from error
 
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"] if "function-" not in str(part)) or "config"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in {"missing", "value_error"} else f", got {_SHORT_REPR.repr(error['input'])}"
-    line = f"  {where}: {message}{given}"
+    hint = colon_hint(error["input"]) if error["type"] in {"model_type", "dict_type"} else ""
+    line = f"  {where}: {hint or message}{given}"
     return line if len(line) <= _MAX_ERROR_CHARACTERS else f"{line[:_MAX_ERROR_CHARACTERS]} …"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 MAX_YAML_CHARACTERS = 1 << 22  # characters
+_MAX_SHOWN = 60  # characters of a key and its value that a hint shows
 MAX_YAML_DEPTH, MAX_YAML_NODES = 64, 200_000  # levels of nesting, and values with every alias expanded
+
+_GLUED = re.compile(r"""\s*(?:-\s)?\s*["']?(?P<key>[\w.*-]+)["']?:(?P<value>[^\s:/\\].*)""", re.DOTALL)
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,6 +52,39 @@ def parse_yaml(text: str) -> Any:
     # PyYAML's constructors raise these for malformed numbers, dates and tags.
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def glued_keys(values: Any, place: str = "") -> Iterator[str]:
+    """Yields a hint for each key such as `k:5` of these values, which YAML reads as a key without a value."""
+    if isinstance(values, list):
+        for number, value in enumerate(values):
+            yield from glued_keys(value, f"{place}.{number}" if place else str(number))
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            found = _GLUED.fullmatch(key) if isinstance(key, str) else None
+            if found is not None and (value is None or found["value"][0] in "{["):
+                yield f"{place or 'config'}: {colon_hint(key)}"
+            yield from glued_keys(value, f"{place}.{key}" if place else str(key))
+
+
+def colon_hint(text: object) -> str:
+    """Returns what is missing in a text such as `k:5` where a mapping is meant; "" for any other value."""
+    found = _GLUED.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return ""
+    shown = f"{found['key']}: {found['value']}"
+    shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
+    return f"YAML needs a blank after the colon: write {shown!r}"
+
+
+def fault_hint(text: str, error: Exception) -> str:
+    """Returns a hint at a colon without a blank in the lines where YAML stumbled, "" where there is none."""
+    lines = text.splitlines()
+    marks = [getattr(error, name, None) for name in ("context_mark", "problem_mark")]
+    for number in [mark.line - back for mark in marks if mark is not None for back in (0, 1)]:
+        if 0 <= number < len(lines) and (hint := colon_hint(lines[number].split(" #")[0].rstrip())):
+            return f" (line {number + 1}: {hint})"
+    return ""
 
 
 def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from dermstack.errors import ConfigError
 from stack.config import Config, ImageModel, read_config
+from stack.yaml_text import colon_hint, glued_keys
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -58,6 +59,55 @@ def test_an_unknown_key_names_its_place_and_the_nearest(path: Path, key: str, ne
 
 def test_a_key_that_resembles_none_shows_those_that_there_are(path: Path) -> None:
     assert "unknown key 'zzz': known keys: k, seed" in refused(path, "folds.zzz=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "hint"),
+    [
+        ("review={sensitivity:0.9}", "review", "write 'sensitivity: 0.9'"),
+        ("review={sensitivity:0.9, test:0.2}", "review", "write 'test: 0.2'"),
+        ("stackers.0.params={num_leaves:7}", "stackers.0.params", "write 'num_leaves: 7'"),
+        ("data.missing={a: [0], b*:'x'}", "data.missing", "write \"b*: 'x'\""),
+        ("review=sensitivity:0.9", "review", "write 'sensitivity: 0.9'"),
+        ("data.missing=age:0", "data.missing", "write 'age: 0'"),
+        ("image_models.0={name: a, backbone:b}", "image_models.0", "write 'backbone: b'"),
+    ],
+)
+def test_a_colon_without_a_blank_is_explained(path: Path, override: str, where: str, hint: str) -> None:
+    message = refused(path, override)
+    assert f"{where}: YAML needs a blank after the colon: " in message
+    assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("glued", "hint"),
+    [
+        ("review:\n  sensitivity:0.9\n", "review: YAML needs a blank after the colon: write 'sensitivity: 0.9'"),
+        ("review: {sensitivity:0.9}\n", "review: YAML needs a blank after the colon: write 'sensitivity: 0.9'"),
+        ("review:{sensitivity: 0.9}\n", "config: YAML needs a blank after the colon: write 'review: {sensitivity'"),
+        ("threads:2\n", "YAML needs a blank after the colon: write 'threads: 2'"),
+        ("folds:\n  k: 5\n  seed:0\n", "YAML needs a blank after the colon: write 'seed: 0'"),
+        ("stackers:\n  - name:a\n    kind: lightgbm\n", "write 'name: a'"),
+    ],
+)
+def test_a_colon_without_a_blank_in_a_file_is_explained(tmp_path: Path, glued: str, hint: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("experiment: a\n" + glued, encoding="utf-8")
+    assert hint in refused(path)
+    path.write_text("experiment:a\n", encoding="utf-8")
+    assert "write 'experiment: a'" in refused(path)
+
+
+def test_colons_in_addresses_and_names_are_no_faults() -> None:
+    for value in (
+        {"http://host:80": 1},
+        {"a:b": "x*2"},
+        ["a:b", {"p": "C:\\x"}],
+        {"url": "sqlite:///a.db"},
+        "http://a",
+    ):
+        assert list(glued_keys(value)) == []
+    assert colon_hint("http://a") == colon_hint("plain") == colon_hint(3) == ""
 
 
 def test_all_mistakes_are_told_at_once(path: Path) -> None:
