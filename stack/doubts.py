@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ NEAR_PERFECT_AUC = 0.99
 SPREAD_RATIO = 3.0  # between the 5 to 95 % ranges of the logits of out-of-fold and test
 TIES_MATTER = 0.001  # half of the share of pairs of a positive and a negative with equal p: what the AUC may lack
 MIN_CONSTANT = 10  # equal test predictions that are no chance
+_LEVEL1 = ("imported", "image", "frozen")  # kinds of runs; all others are stackers
+_FEW_VALUES = "this stacker tells few rows apart: give it more features, other runs, or more trees or leaves"
 UNRELATED = 0.3  # share of the out-of-fold correlation of two runs below which their test rows do not match
 
 
@@ -30,21 +33,38 @@ class Doubt:
     runs: tuple[str, ...] = ()  # the same names, since a name may hold any text
 
 
-def doubts(facts: Iterable[RunFacts]) -> list[Doubt]:
-    """Returns the errors and warnings that follow from the facts, errors first."""
+def doubts(facts: Iterable[RunFacts], *, blend_runs: Sequence[str] | None = None) -> list[Doubt]:
+    """Returns the errors and warnings that follow from the facts, errors first.
+
+    ``blend_runs`` are the names or patterns of the runs that are blended (`blend.runs`), None for all: no mean counts
+    the others.
+    """
     found: list[Doubt] = []
     pairs: set[frozenset[str]] = set()
     for one in facts:
-        of_run = [*(_doubts_of_values(one) or _doubts_of_order(one)), *_doubts_of_test(one)]
+        of_run = [
+            *(_doubts_of_values(one) or _doubts_of_order(one, _is_blended(one.name, blend_runs))),
+            *_doubts_of_test(one),
+        ]
         found += [replace(doubt, runs=(one.name,)) for doubt in of_run]
         if one.likest and (pair := frozenset((one.name, one.likest.name))) not in pairs:
             pairs.add(pair)
-            found += [replace(doubt, runs=(one.name, one.likest.name)) for doubt in _doubts_of_pair(one, one.likest)]
+            found += [
+                replace(doubt, runs=(one.name, one.likest.name))
+                for doubt in _doubts_of_pair(one, one.likest, blend_runs)
+            ]
     return sorted(found, key=lambda doubt: doubt.severity != "error")
 
 
-def _next_step(one: RunFacts, imported: str) -> str:
-    return imported if one.kind == "imported" else "train the model again with other settings"
+def _is_blended(name: str, blend_runs: Sequence[str] | None) -> bool:
+    return blend_runs is None or any(fnmatchcase(name, pattern) for pattern in blend_runs)
+
+
+def _next_step(one: RunFacts, imported: str, stacker: str = "train the model again with other settings") -> str:
+    """Returns what to do: of an imported run the file is wrong, of a stacker its settings."""
+    if one.kind == "imported":
+        return imported
+    return "train the model again with other settings" if one.kind in _LEVEL1 else stacker
 
 
 def _doubts_of_values(one: RunFacts) -> list[Doubt]:
@@ -60,7 +80,7 @@ def _doubts_of_values(one: RunFacts) -> list[Doubt]:
     return []
 
 
-def _doubts_of_order(one: RunFacts) -> list[Doubt]:
+def _doubts_of_order(one: RunFacts, is_blended: bool) -> list[Doubt]:
     """Returns what is doubtful about the order and the spacing of a run's out-of-fold predictions."""
     found = []
     if one.copied:
@@ -74,11 +94,13 @@ def _doubts_of_order(one: RunFacts) -> list[Doubt]:
     if one.auc and one.auc.high < 0.5:
         what = f"{one.name}: its predictions are inverted"
         evidence = f"AUC {_interval(one.auc)}, wholly below 0.5"
-        remedy = "give the probability of class 1 (1 - p?); means and rank means count such a run against the others"
+        own = "it ranks worse than chance: change its features, runs or settings, or disable it"
+        remedy = _next_step(one, "give the probability of class 1 (1 - p?)", own)
+        remedy += "; means and rank means count such a run against the others" if is_blended else ""
         found.append(Doubt("warning", what, evidence, remedy))
     if one.distinct == 2:
         evidence = f"AUC at most {one.ties / 2:.3f} higher or lower if ties were broken"
-        remedy = "give probabilities; a decision by a threshold loses their order"
+        remedy = _next_step(one, "give probabilities; a decision by a threshold loses their order", _FEW_VALUES)
         found.append(Doubt("warning", f"{one.name}: it has only two different predictions", evidence, remedy))
     elif one.ties / 2 >= TIES_MATTER:
         step = "" if one.resolution is None else f", resolution {one.resolution:g}"
@@ -87,7 +109,8 @@ def _doubts_of_order(one: RunFacts) -> list[Doubt]:
             f"{one.distinct:,} distinct values in {one.rows:,} rows{step}; "
             f"its AUC would be up to {one.ties / 2:.4f} higher or lower if ties were broken"
         )
-        found.append(Doubt("warning", what, evidence, "write predictions with all their digits"))
+        remedy = _next_step(one, "write predictions with all their digits", _FEW_VALUES)
+        found.append(Doubt("warning", what, evidence, remedy))
     for net in one.constant_nets:
         what = f"{one.name}: all out-of-fold predictions of net {net} are equal"
         found.append(Doubt("warning", what, "the other nets' are not", "train this net again, or leave the run out"))
@@ -137,7 +160,7 @@ def _doubts_of_test(one: RunFacts) -> list[Doubt]:
     return found
 
 
-def _doubts_of_pair(one: RunFacts, like: Likeness) -> list[Doubt]:
+def _doubts_of_pair(one: RunFacts, like: Likeness, blend_runs: Sequence[str] | None) -> list[Doubt]:
     is_rounded_copy = like.largest_gap <= like.resolution / 2 + 1e-7 and like.resolution <= 0.1 and like.oof > 0.5
     if abs(like.oof) >= COPY_CORRELATION or is_rounded_copy:
         if like.oof < 0:
@@ -146,7 +169,16 @@ def _doubts_of_pair(one: RunFacts, like: Likeness) -> list[Doubt]:
             alike = "equal" if like.largest_gap < 1e-6 else "nearly equal"
             what = f"{one.name} and {like.name}: their out-of-fold predictions are {alike}"
         evidence = f"rank correlation {like.oof:.4f}, p differ by at most {like.largest_gap:.2g}"
-        return [Doubt("warning", what, evidence, "remove one of the two: means and rank means count it twice")]
+        stackers = [run.name for run in (one, like) if run.kind not in _LEVEL1]
+        if len(stackers) == 2:
+            remedy = "their settings, features or runs make no difference: change those of one, or disable it"
+        elif stackers:
+            remedy = f"{stackers[0]} adds nothing to the other: change its settings, features or runs, or disable it"
+        else:
+            remedy = "remove one of the two"
+        if all(_is_blended(name, blend_runs) for name in (one.name, like.name)):
+            remedy += f"{'; ' if stackers else ': '}means and rank means count it twice"
+        return [Doubt("warning", what, evidence, remedy)]
     if not np.isnan(like.test) and like.oof >= 0.4 and like.test < UNRELATED * like.oof:
         what = f"{one.name} and {like.name}: their test predictions do not go together as the out-of-fold ones do"
         evidence = f"rank correlation {like.oof:.2f} out-of-fold, {like.test:.2f} on the test rows"

@@ -83,7 +83,7 @@ def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, 
         if one.state == "imported" and one.reason:
             out.say(f"{one.name}: imported again with other {one.reason}; the old run is kept in {experiment.old}")
     facts = comparison.facts()
-    _show(outcomes, facts, doubts(facts), out)
+    _show(outcomes, facts, doubts(facts, blend_runs=experiment.config.blend.runs), out)
     _raise_for(outcomes)
     return outcomes
 

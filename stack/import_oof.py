@@ -282,7 +282,7 @@ def to_logit(p: pd.Series) -> NDArray[np.float32]:
 def _check_plausible(experiment: Experiment, checked: Checked, source: Source, out: Out) -> None:
     """Prints the facts about a run's predictions and what is doubtful about them; raises DataError for an error."""
     facts = run_facts(experiment, [checked.scores], known_scores(experiment, out, without={checked.name}))
-    for doubt in doubts(facts):
+    for doubt in doubts(facts, blend_runs=experiment.config.blend.runs):
         if doubt.severity == "error":
             raise DataError(f"{source.oof[0].path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
         out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")

@@ -46,6 +46,7 @@ class Likeness:
     test: float  # NaN without test rows
     largest_gap: float  # between the p of one out-of-fold row
     resolution: float  # of the coarser run
+    kind: str = "imported"
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def _likest(views: Sequence[RunView], checked: int) -> list[Likeness | None]:
         both = (views[number], views[best])
         gap = float(np.nanmax(np.abs(both[0].p_in_table - both[1].p_in_table)))
         step = max(view.resolution or 0.0 for view in both)
-        like = Likeness(both[1].name, float(oof[number, best]), float(test[number, best]), gap, step)
+        like = Likeness(both[1].name, float(oof[number, best]), float(test[number, best]), gap, step, both[1].kind)
         found.append(like)
     return found
 

@@ -12,13 +12,15 @@ import pandas as pd
 import pytest
 from conftest import run_cli
 from imported_experiment import command_error, import_frames
-from plausible_runs import changed, doubts_of, files, patients
+from plausible_runs import changed, doubts_of, files, patients, scores
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from dermstack.audit.runs import run_findings
 from dermstack.errors import DataError
+from stack.doubts import doubts
 from stack.experiment import Experiment
+from stack.plausibility import run_facts
 
 
 @pytest.fixture
@@ -97,6 +99,37 @@ def test_a_run_given_twice_is_named(experiment: Experiment, change: Callable, wo
     assert [doubt.what for doubt in found if " and " in doubt.what] == [
         f"a and a2: their out-of-fold predictions are {words}"
     ]
+
+
+def test_advice_fits_stackers_and_a_run_that_the_blend_leaves_out_is_counted_by_no_mean(experiment: Experiment) -> None:
+    made = files(experiment)
+    rounded = changed(made, oof=lambda p: p.round(1).clip(0.05, 0.95), test=lambda p: p.round(1).clip(0.05, 0.95))
+    twice = "means and rank means count it twice"
+
+    def remedies(*kinds: str, blend_runs: tuple[str, ...] | None = None) -> dict[str, str]:
+        runs = [scores(name, rounded, kind) for name, kind in zip("ab", kinds, strict=False)]
+        found = doubts(run_facts(experiment, runs), blend_runs=blend_runs)
+        return {doubt.what.partition(":")[0]: doubt.remedy for doubt in found}
+
+    assert remedies("imported", "imported") == {
+        "a": "write predictions with all their digits", "b": "write predictions with all their digits",
+        "a and b": f"remove one of the two: {twice}",
+    }  # fmt: skip
+    stackers = remedies("lightgbm", "logistic")
+    assert "tells few rows apart" in stackers["a"]
+    assert "digits" not in stackers["a"]
+    assert stackers["a and b"].startswith("their settings, features or runs make no difference")
+    assert stackers["a and b"].endswith(twice)
+    assert remedies("image", "logistic")["a and b"].startswith("b adds nothing to the other")
+    assert remedies("image")["a"] == "train the model again with other settings"
+    for kinds in (("imported", "imported"), ("lightgbm", "logistic")):
+        assert twice in remedies(*kinds, blend_runs=("a*", "b"))["a and b"]
+        assert twice not in remedies(*kinds, blend_runs=("a*",))["a and b"]
+    inverted = scores("a", changed(made, oof=lambda p: 1 - p, test=lambda p: 1 - p), "lightgbm")
+    for blend_runs, is_counted in ((None, True), (("x",), False)):
+        (doubt,) = doubts(run_facts(experiment, [inverted]), blend_runs=blend_runs)
+        assert "it ranks worse than chance" in doubt.remedy
+        assert ("count such a run" in doubt.remedy) == is_counted
 
 
 def test_a_run_and_its_inverse_are_named(experiment: Experiment) -> None:

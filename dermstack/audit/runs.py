@@ -37,7 +37,8 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     fresh = [run for run in runs if is_fresh(experiment, run)]
     found = [_stale_finding(run) for run in runs if run not in fresh]
     facts = run_facts(experiment, (Scores.of(run) for run in fresh))
-    found += [Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy) for doubt in doubts(facts)]
+    judged = doubts(facts, blend_runs=experiment.config.blend.runs)
+    found += [Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy) for doubt in judged]
     of_level1 = {run.name: run.frame("oof") for run in fresh if run.meta["level"] == 1}
     for run in fresh:
         oof = run.frame("oof")

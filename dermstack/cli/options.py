@@ -151,7 +151,8 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
     facts = run_facts(experiment, (Scores.of(run) for run in runs))
     out.table(facts_table(facts), FACTS_TITLE)
     level2 = {run.name for run in runs if run.meta["level"] == 2}
-    for doubt in doubts(one for one in facts if one.name in level2):
+    judged = (one for one in facts if one.name in level2)
+    for doubt in doubts(judged, blend_runs=experiment.config.blend.runs):
         out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
 
 
