@@ -153,7 +153,7 @@ class Stacker(Strict):
     runs: tuple[str, ...] | None = None
     # keys of `features` that differ for this stacker, such as `{aggregates: false}`; frozen_z and aligned_z may only be
     # lower than the common value; a set transformer gets no statistics of the group (`aggregates`, `neighbours`,
-    # `relative`, …) unless they are named here
+    # `relative`, …) unless they are named here; `derived`, `python` and `category_min_rows` are common to all stackers
     features: dict[str, Any] = {}
     enabled: bool = True  # false: the stacker is not used, but its settings stay in the config
 
