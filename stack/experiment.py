@@ -360,6 +360,8 @@ def print_overview(experiment: Experiment, out: Out) -> None:
     parts = {str(path): frame for path, frame in ((data.train, train), (data.test, test)) if path is not None}
     for warning in missing_code_warnings(parts, experiment.table.columns):
         out.warn(warning)
+    for note in experiment.table.target_notes:
+        out.warn(note)
     warned = number_warnings(experiment.table.columns)
     for line in described_choices(experiment.table.columns):
         (out.warn if line in warned else out.say)(line)

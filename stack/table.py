@@ -47,7 +47,8 @@ class Table:
     no rows where there is no test csv. Each group has one spelling, in train and test. Where ``test_groups_known`` is
     false, the test csv has no groups and each test row is a group of its own, named by its id; where ``groups_known``
     is false, this holds for all rows. The further columns (`TableColumns`) are numeric (float32) or categorical (str).
-    ``units`` is the unit of each image, by id, where predictions are made for units (`predict_per`).
+    ``units`` is the unit of each image, by id, where predictions are made for units (`predict_per`). ``target_notes``
+    name the targets that count as negative and look like a positive word.
     """
 
     train: pd.DataFrame
@@ -56,6 +57,7 @@ class Table:
     groups_known: bool = True
     columns: TableColumns = NO_COLUMNS
     units: pd.Series | None = None
+    target_notes: tuple[str, ...] = ()
 
     @property
     def shared_groups(self) -> int:
@@ -87,10 +89,13 @@ def read_table(
     """
     _check_columns(columns)
     faults: list[str] = []
+    notes: list[str] = []
     keys = [name for name in unit_columns(per, columns) if name not in columns.values()]
     raw_train = _read_strings(train_csv, columns, faults, keys)
     raw_test = _read_strings(test_csv, columns, faults, keys) if test_csv else None
-    train = None if raw_train is None else _checked_frame(raw_train, train_csv, columns, faults, rules, is_train=True)
+    train = None
+    if raw_train is not None:
+        train = _checked_frame(raw_train, train_csv, columns, faults, rules, is_train=True, notes=notes)
     test: pd.DataFrame | None = _no_rows()
     grouped = True
     if test_csv is not None:
@@ -121,7 +126,8 @@ def read_table(
     if faults or train is None or test is None:
         raise DataError("\n".join(faults))
     test = with_words_of(test, train, further)
-    return Table(train, test, grouped, "group" in columns, further, pd.concat(units) if units else None)
+    joined = pd.concat(units) if units else None
+    return Table(train, test, grouped, "group" in columns, further, joined, tuple(notes))
 
 
 def with_words_of(frame: pd.DataFrame, known: pd.DataFrame, further: TableColumns = NO_COLUMNS) -> pd.DataFrame:
@@ -182,20 +188,23 @@ def read_external_frame(
     rules: ColumnRules = NO_RULES,
     table: TableColumns = NO_COLUMNS,
     further: Sequence[str] = (),
+    notes: list[str] | None = None,
 ) -> pd.DataFrame:
     """Reads an external table: id, group ("" where missing), target 0/1, age, sex, site and, where mapped, diagnosis.
 
     ``further`` are the names of columns of ``table`` that are read too; those that the file lacks have missing values.
 
-    The checks are those of a training csv, except that groups are not checked and one class is enough. Raises
-    DataError, ConfigError.
+    The checks are those of a training csv, except that groups are not checked and one class is enough. ``notes`` gets
+    what `Table.target_notes` has. Raises DataError, ConfigError.
     """
     for name in ("id", "target"):
         if name not in columns:
             raise ConfigError(f"columns.{name} of {path} is not set: name the csv column that holds the {name}")
     faults: list[str] = []
     raw = _read_strings(path, columns, faults)
-    frame = None if raw is None else _checked_frame(raw, path, columns, faults, rules, is_train=True, is_external=True)
+    frame = None
+    if raw is not None:
+        frame = _checked_frame(raw, path, columns, faults, rules, is_train=True, is_external=True, notes=notes)
     if frame is not None and raw is not None and further and not faults:
         values = read_values(raw, table.only(further), rules.missing, path, faults, may_lack=True)
         frame = pd.concat([frame, values[list(further)]], axis=1)
@@ -275,6 +284,7 @@ def _checked_frame(
     *,
     is_train: bool,
     is_external: bool = False,
+    notes: list[str] | None = None,
 ) -> pd.DataFrame | None:
     """Returns the columns with a role under their canonical names and appends faults; None if one is not there.
 
@@ -311,7 +321,9 @@ def _checked_frame(
         faults += [f"{path}: {fault}" for fault in group_faults(text["group"], is_train=is_train)]
     frame = text[["id", "group"]].copy()
     if is_train:
-        frame["target"] = targets_of(text["target"], path, faults, rules.positive, may_be_one_class=is_external)
+        frame["target"] = targets_of(
+            text["target"], path, faults, rules.positive, may_be_one_class=is_external, notes=notes
+        )
     frame["age"] = (
         _number("age", f"a number of years from 0 to {MAX_AGE}", text["age"], path, faults)
         if "age" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermstack.listing import first_of
-from stack.keys import MISSING_KEYS, is_ascii, matches, spelled_twice
+from stack.keys import MISSING_KEYS, is_ascii, matches, spelled_twice, words_as_in
 
 _UNSAFE = r"^\.|\.\.|[/\\\x00-\x1f\x7f]|^\s|\s$"
 
@@ -75,17 +76,28 @@ _BOOLEANS = {"true": "1", "false": "0", "yes": "1", "no": "0"}
 
 
 def targets_of(
-    values: pd.Series, path: Path, faults: list[str], positive: tuple[str, ...], *, may_be_one_class: bool
+    values: pd.Series,
+    path: Path,
+    faults: list[str],
+    positive: tuple[str, ...],
+    *,
+    may_be_one_class: bool,
+    notes: list[str] | None = None,
 ) -> NDArray[np.int8]:
     """Returns 0 and 1: for 0/1, true/false or yes/no, or, where ``positive`` is given, whether a value is one of it.
 
     A table that ``may_be_one_class``, as one of other patients, may have 0 and 1 instead of the words of training, and
-    needs only one of the words of ``positive``; all of them elsewhere.
+    needs only one of the words of ``positive``; all of them elsewhere. A table of words that also has 1, true or yes is
+    a fault. ``notes`` gets a sentence for each word that counts as negative and looks like a positive one.
     """
     if may_be_one_class and positive and _are_words(positive) and _is_binary(values):
         positive = ()
     if positive:
         numbers = _is_positive(values, positive, path, faults, is_one_enough=may_be_one_class)
+        if _are_words(positive):
+            faults += _mixed_with_codes(values, numbers == 1, positive, path, may_be_codes=may_be_one_class)
+        if notes is not None and _are_words(positive):
+            notes += _near_misses(values[numbers == 0], positive, path)
         bad = values.str.lower().isin(MISSING_KEYS)
         if bad.any():
             faults.append(f"{path}: {rows_text(bad)} without a target: fill in the column or remove the rows")
@@ -124,18 +136,89 @@ def _are_words(positive: tuple[str, ...]) -> bool:
 
 
 def _is_binary(values: pd.Series) -> bool:
-    """Returns whether the column holds 0 and 1 alone."""
-    return bool(pd.to_numeric(values, errors="coerce").isin([0, 1]).all())
+    """Returns whether the column holds 0 and 1 alone, apart from missing values."""
+    known = values[~values.str.lower().isin(MISSING_KEYS)]
+    return len(known) > 0 and bool(pd.to_numeric(known, errors="coerce").isin([0, 1]).all())
+
+
+def _mixed_with_codes(
+    values: pd.Series, is_positive: pd.Series, positive: tuple[str, ...], path: Path, *, may_be_codes: bool
+) -> list[str]:
+    """Returns a fault where a column of words (n,) also has 1, true or yes, which none of ``positive`` is."""
+    lower, numbers = values.str.lower(), pd.to_numeric(values, errors="coerce")
+    says_yes = ((numbers == 1) | lower.isin(["true", "yes"])) & ~is_positive
+    words = values[is_positive | (numbers.isna() & ~lower.isin(_BOOLEANS) & ~lower.isin(MISSING_KEYS))]
+    if not says_yes.any() or words.empty:
+        return []
+    rewrite = "write words in all rows" + (", or 0 and 1 in all rows" if may_be_codes else "")
+    return [
+        f"{path}: target {listed(values[says_yes])} ({rows_text(says_yes)}) beside words such as {words.iloc[0]!r}: it "
+        f"would count as negative, as columns.target.positive is {', '.join(map(repr, positive))}: {rewrite}"
+    ]
+
+
+def _near_misses(negative: pd.Series, positive: tuple[str, ...], path: Path) -> list[str]:
+    """Returns a sentence for each of the ``negative`` values that looks like another spelling of a positive word."""
+    found = []
+    for word, rows in negative.value_counts(sort=False).items():
+        alike = next((wanted for wanted in positive if _is_misspelled(str(word), wanted)), None)
+        if alike is not None:
+            found.append(
+                f"{path}: target {word!r} ({rows:,} {'row' if rows == 1 else 'rows'}) counts as negative, but looks "
+                f"like {alike!r} (columns.target.positive): correct the cells if this is meant"
+            )
+    return found
+
+
+_BETWEEN = re.compile(r"(?<=\w)[\W_]+(?=\w)|_")  # between letters; marks at the end, as in `her2+`, have a meaning
+
+
+def _is_misspelled(word: str, wanted: str) -> bool:
+    """Returns whether ``word`` is ``wanted`` but for spaces and dashes, or for one or two letters of a long word."""
+    one, other = (unicodedata.normalize("NFKC", text).casefold().strip() for text in (word, wanted))
+    if _BETWEEN.sub("", one) == _BETWEEN.sub("", other):
+        return True
+    parts = _BETWEEN.split(one), _BETWEEN.split(other)
+    if len(parts[0]) != len(parts[1]):
+        return False
+    return all(a == b or _are_close(a, b) for a, b in zip(*parts, strict=True))
+
+
+def _are_close(one: str, other: str) -> bool:
+    """Returns whether two words are one but for one letter of five, or two of eight; a prefix makes another word."""
+    letters = min(sum(map(str.isalpha, word)) for word in (one, other))
+    if letters < _FEW_LETTERS or abs(len(one) - len(other)) > 2 or re.findall(r"\d", one) != re.findall(r"\d", other):
+        return False
+    if one.endswith(other) or other.endswith(one):  # normal, abnormal
+        return False
+    return _edits(one, other) <= (2 if letters >= _MANY_LETTERS else 1)
+
+
+_FEW_LETTERS, _MANY_LETTERS = 5, 8
+
+
+def _edits(one: str, other: str) -> int:
+    """Returns how many letters to add, remove, change or exchange with the next turn a word into another."""
+    before, last = list[int](), list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            cost = min(row[-1] + 1, last[j] + 1, last[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return last[-1]
 
 
 def _is_positive(
     values: pd.Series, positive: tuple[str, ...], path: Path, faults: list[str], *, is_one_enough: bool
 ) -> pd.Series:
-    """Returns 1 where a value (n,) is one of ``positive``, in any case of letters, else 0.
+    """Returns 1 where a value (n,) is one of ``positive``, in any case of letters and Unicode form, else 0.
 
     Words of ``positive`` that the column lacks are faults, unless it has another and ``is_one_enough``.
     """
-    folded = values.str.casefold()
+    folded = words_as_in(values.str.casefold(), [wanted.strip().casefold() for wanted in positive])
     found, absent = pd.Series(False, index=values.index), []
     for wanted in positive:
         is_it = folded == wanted.strip().casefold()

@@ -234,6 +234,70 @@ def test_labels_of_other_patients_may_be_0_and_1_and_lack_one_of_several_positiv
     )
 
 
+@pytest.mark.parametrize("code", ["1", "1.0", "true", "Yes"])
+def test_words_beside_1_true_or_yes_are_refused_by_name(tmp_path: Path, code: str) -> None:
+    cells = _frame()["y"].map({1: "malignant", 0: "0"})
+    cells[5] = code
+    said = _refusal(tmp_path, _frame(y=cells), positive=("malignant",))
+    assert f"target '{code}' (row 7) beside words such as 'malignant': it would count as negative" in said
+    pd.DataFrame({"id": cells.index, "y": cells}).to_csv(tmp_path / "y.csv", index=False)
+    with pytest.raises(DataError, match="write words in all rows, or 0 and 1 in all rows"):
+        read_external_frame(tmp_path / "y.csv", {"id": "id", "target": "y"}, ColumnRules(positive=("malignant",)))
+    named = _read(tmp_path, _frame(y=cells), positive=("malignant", code))
+    assert named.train["target"].tolist() == [int(cell in ("malignant", code)) for cell in cells]
+
+
+def test_an_empty_cell_among_labels_of_0_and_1_is_named_for_a_bundle_of_words(tmp_path: Path) -> None:
+    (tmp_path / "y.csv").write_text("id,y\na,0\nb,1\nc,\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_external_frame(tmp_path / "y.csv", {"id": "id", "target": "y"}, ColumnRules(positive=("malignant",)))
+    assert "(row 4)" in str(caught.value)
+    assert "no target is" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "positive"),
+    [
+        ("malignnat", "malignant"), ("malignat", "Malignant"), ("malignant.", "malignant"), ("naevus", "nevus"),
+        ("melanoma-in-situ", "melanoma in situ"), ("melanomas", "melanoma"), ("H E R2+", "her2+"),
+    ],
+)  # fmt: skip
+def test_a_word_that_looks_like_a_positive_one_is_named_with_its_rows(tmp_path: Path, word: str, positive: str) -> None:
+    cells = _frame()["y"].map({1: positive, 0: "other"})
+    cells[[1, 2]] = word
+    table = _read(tmp_path, _frame(y=cells), positive=(positive,))
+    assert table.train["target"][1] == 0, "all other values are negative"
+    [note] = table.target_notes
+    assert f"target {word!r} (2 rows) counts as negative, but looks like {positive!r}" in note
+    pd.DataFrame({"id": cells.index, "y": cells}).to_csv(tmp_path / "y.csv", index=False)
+    notes: list[str] = []
+    columns = {"id": "id", "target": "y"}
+    read_external_frame(tmp_path / "y.csv", columns, ColumnRules(positive=(positive,)), notes=notes)
+    assert [text.partition(": ")[2] for text in notes] == [note.partition(": ")[2]]
+
+
+@pytest.mark.parametrize(
+    ("word", "positive"),
+    [
+        ("benign", "malignant"), ("normal", "abnormal"), ("premalignant", "malignant"), ("bcc", "scc"),
+        ("grade 1", "grade 2"), ("stage ii", "stage iii"), ("her2-", "her2+"), ("negative", "positive"),
+        ("absent", "present"), ("male", "female"), ("non-cancer", "cancer"), ("not malignant", "malignant"),
+        ("<5", ">5"), ("-1", "1"), ("type_b", "type_a"), ("atypical", "typical"),
+    ],
+)  # fmt: skip
+def test_classes_of_similar_names_are_not_taken_for_misspellings(tmp_path: Path, word: str, positive: str) -> None:
+    cells = _frame()["y"].map({1: positive, 0: word})
+    assert _read(tmp_path, _frame(y=cells), positive=(positive,)).target_notes == ()
+
+
+def test_a_positive_word_is_one_in_any_case_and_with_blanks_or_invisible_characters(tmp_path: Path) -> None:
+    cells = _frame()["y"].map({1: "malignant", 0: "benign"})
+    cells[[0, 4, 8]] = ["Malignant ", "MALIGNANT", "malig\u200bnant\ufeff"]
+    table = _read(tmp_path, _frame(y=cells), positive=("malignant",))
+    assert table.train["target"].tolist() == _frame()["y"].tolist()
+    assert table.target_notes == ()
+
+
 def test_words_without_a_positive_value_and_a_positive_value_that_is_absent_are_explained(tmp_path: Path) -> None:
     words = _frame()["y"].map({1: "malignant", 0: "benign"})
     said = _refusal(tmp_path, _frame(y=words))

@@ -109,6 +109,7 @@ def test_target_words_missing_codes_and_no_group_work_to_the_submission(
         frame.loc[::5, "years"] = "999"
         if "malignant" in frame:
             frame["malignant"] = frame["malignant"].map({"1": "malignant", "0": "benign"})
+            frame.loc[frame.index[frame["malignant"] == "benign"][0], "malignant"] = "malignnat"
         frame.to_csv(tmp_path / name, index=False)
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     del settings["data"]["columns"]["group"]
@@ -123,7 +124,9 @@ def test_target_words_missing_codes_and_no_group_work_to_the_submission(
     assert list(submission) == ["isic", "malignant"]
     assert submission["malignant"].notna().all()
     assert run_cli("stack", "-c", str(config)) == 0
-    assert "each row is a group of its own" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "each row is a group of its own" in said
+    assert "target 'malignnat' (1 row) counts as negative, but looks like 'malignant'" in said
 
 
 def test_folds_of_a_file_are_used_and_a_file_that_lacks_ids_is_named(tmp_path: Path) -> None:

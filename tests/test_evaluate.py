@@ -19,6 +19,7 @@ import dermstack.serve.predict
 from dermstack.serve.bundle import read_bundle, write_manifest
 from dermstack.serve.evaluate import evaluate, evaluate_to_files, read_labelled_rows
 from stack.console import Out
+from stack.data_config import ColumnRules
 from stack.metrics.measures import jsonable
 from stack.metrics.validation import AGREES, DIFFERS, HIGHER, LOWER, UNDECIDED
 from stack.store import read_run
@@ -140,6 +141,21 @@ def test_without_groups_and_age_the_reader_is_told(folder: Path, small_data: Pat
     assert "too narrow" in content["notes"][0]
     assert any("no age" in note.lower() for note in content["notes"])
     assert "too narrow" in (tmp_path / "out" / "evaluation.html").read_text(encoding="utf-8")
+
+
+def test_a_label_that_looks_like_a_positive_word_is_named_in_terminal_and_page(
+    folder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = pd.read_csv(folder / "labels.csv", dtype=str)
+    labels["target"] = labels["target"].map({"1": "malignant", "0": "benign"})
+    labels.loc[labels.index[labels["target"] == "benign"][0], "target"] = "malignnat"
+    labels.to_csv(tmp_path / "y.csv", index=False)
+    rules = ColumnRules(positive=("malignant",))
+    monkeypatch.setattr("dermstack.serve.bundle.Bundle.column_rules", property(lambda bundle: rules))
+    assert run_cli(*arguments(folder, small_data, tmp_path / "y.csv", tmp_path / "out")) == 0
+    said = "target 'malignnat' (1 row) counts as negative, but looks like 'malignant'"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert any(said in note for note in json.loads((tmp_path / "out" / "evaluation.json").read_text())["notes"])
 
 
 def test_an_image_that_can_not_be_read_is_refused_or_counted(folder: Path, small_data: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def read_labelled_rows(
                 f"{labels}: no column {csv!r}, it has {', '.join(map(repr, header))}: name the column of the "
                 f"{name} with --{name}-column"
             )
-    targets = read_external_frame(labels, csv_names, bundle.column_rules).set_index("id")["target"]
+    notes: list[str] = []
+    targets = read_external_frame(labels, csv_names, bundle.column_rules, notes=notes).set_index("id")["target"]
     rows = read_new_rows(
         bundle, images, metadata or labels, id_column=csv_names["id"], files=files, swap_red_blue=swap_red_blue
     )
@@ -74,7 +75,7 @@ def read_labelled_rows(
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)
     rows_and_targets(bundle, rows, targets)  # raises the errors of labels that cannot be evaluated
-    return rows, targets
+    return replace(rows, label_notes=tuple(notes)), targets
 
 
 def rows_and_targets(bundle: Bundle, rows: NewRows, labels: pd.Series) -> tuple[pd.DataFrame, NDArray[np.int_]]:

@@ -32,6 +32,7 @@ class NewRows:
     frame: pd.DataFrame
     sources: list[Source]
     missing: tuple[str, ...]  # columns that are not known: no values then; without group, each image is its own
+    label_notes: tuple[str, ...] = ()  # what is odd about their labels, where a csv has them
 
 
 def read_new_rows(
@@ -130,12 +131,12 @@ def _report_codes(bundle: Bundle, rows: NewRows, path: Path | None, out: Out) ->
 def table_notes(bundle: Bundle, rows: NewRows) -> list[str]:
     """Returns sentences on what the models do not know of the rows, apart from their images.
 
-    These are columns that are known for no row, with their measured cost; words that training does not have; and
-    numbers most of which lie outside those of training, as in another unit.
+    These are columns that are known for no row, with their measured cost; words that training does not have;
+    numbers most of which lie outside those of training, as in another unit; and labels that look like a positive word.
     """
     unknown = unknown_columns(bundle, rows.frame, rows.missing)
     outside = rows_out_of_range(bundle, rows.frame)
-    return [*cost_notes(bundle, unknown), *unknown_words(bundle, rows.frame), *outside]
+    return [*rows.label_notes, *cost_notes(bundle, unknown), *unknown_words(bundle, rows.frame), *outside]
 
 
 def tolerant(rows: NewRows, on_unreadable: str) -> NewRows:
