@@ -260,6 +260,10 @@ def test_inverted_labels_are_refused(
     labels.to_csv(tmp_path / "y.csv", index=False)
     error = command_error(capsys, *by_labels(folder, small_data, tmp_path / "y.csv", tmp_path / "new"))
     assert "check whether the labels are inverted" in error
+    labels.assign(target=0).to_csv(tmp_path / "y.csv", index=False)
+    error = command_error(capsys, *by_labels(folder, small_data, tmp_path / "y.csv", tmp_path / "new"))
+    assert "recalibration by labels compares the risks" in error
+    assert "AUC" not in error
     assert not (tmp_path / "new").exists()
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, log_loss,
 
 from dermstack.errors import DataError
 from dermstack.report.evaluation import evaluation_html
+from stack.metrics.closed_test import closed_test
 from stack.metrics.gaps import AIMS_OF_GAPS, gaps, gaps_of_records
 from stack.metrics.intervals import Interval, clustered_auc
 from stack.metrics.measures import check_classes, jsonable, measure
@@ -291,6 +292,13 @@ def test_too_few_groups_of_a_class_are_refused_by_name() -> None:
         check_classes([0, 0, 0], ["a", "b", "c"])
     with pytest.raises(DataError, match=r"all 2 positive rows are of 1 group \(a\)"):
         check_classes([1, 1, 0, 0], ["a", "a", "b", "c"])
+
+
+@pytest.mark.parametrize("y", [[0, 0, 0, 0], [1, 1, 0, 0]])
+def test_too_few_labels_to_recalibrate_are_refused_with_what_recalibration_needs(y: list[int]) -> None:
+    with pytest.raises(DataError, match=r"recalibration.* needs two groups with each class.*--prevalence") as caught:
+        closed_test(y, [0.1, 0.2, 0.3, 0.4], ["a", "a", "b", "c"])
+    assert "AUC" not in str(caught.value)
 
 
 def test_a_promise_comes_back_from_json_as_it_was(rng: np.random.Generator) -> None:

@@ -278,7 +278,7 @@ def recalibrate(
         if labels:
             rows, targets = read_labelled_rows(
                 opened, images, labels, metadata, id_column=id_column, target_column=target_column, files=files,
-                swap_red_blue=swap_red_blue,
+                swap_red_blue=swap_red_blue, purpose="recalibration",
             )  # fmt: skip
         else:
             rows = read_new_rows(

@@ -27,7 +27,7 @@ from stack.cells import as_text, read_cells
 from stack.columns import TableColumns
 from stack.console import Out
 from stack.keys import keys_as_in
-from stack.metrics.measures import check_classes, jsonable
+from stack.metrics.measures import Purpose, check_classes, jsonable
 from stack.metrics.subgroups import columns_to_cut, with_skin_tone
 from stack.metrics.validation import InternalValidation, Validation, validate
 from stack.outputs import check_output, check_output_folder, output_file
@@ -46,14 +46,15 @@ def read_labelled_rows(
     target_column: str | None = None,
     files: FileNames = PLAIN_NAMES,
     swap_red_blue: bool = False,
+    purpose: Purpose = "evaluation",
 ) -> tuple[NewRows, pd.Series]:
     """Reads the rows of ``labels`` with their images, and their targets (0 or 1) by id.
 
     Group, age, sex and site come from ``metadata`` if it is given, else from ``labels``, and are named as in training;
     ``id_column`` (in both files) and ``target_column`` are other names for id and target. ``images`` may hold further
-    images without labels; ``swap_red_blue`` as for `read_new_rows`. Raises DataError for duplicate ids, ids that are
-    not in both files, targets other than 0 and 1, and a class that occurs in fewer than two groups; ImageError for
-    labels without an image.
+    images without labels; ``swap_red_blue`` as for `read_new_rows`; errors say what ``purpose`` needs. Raises DataError
+    for duplicate ids, ids that are not in both files, targets other than 0 and 1, and a class that occurs in fewer than
+    two groups; ImageError for labels without an image.
     """
     for path in filter(None, (labels, metadata)):
         if not path.is_file():
@@ -74,17 +75,19 @@ def read_labelled_rows(
     if metadata:
         targets = _with_ids_of(rows, targets, str(labels), str(metadata))
         _check_same_ids(targets.index, pd.Index(rows.frame["id"]), labels, metadata)
-    rows_and_targets(bundle, rows, targets)  # raises the errors of labels that cannot be evaluated
+    rows_and_targets(bundle, rows, targets, purpose)  # raises the errors of labels that cannot be used
     return replace(rows, label_notes=tuple(notes)), targets
 
 
-def rows_and_targets(bundle: Bundle, rows: NewRows, labels: pd.Series) -> tuple[pd.DataFrame, NDArray[np.int_]]:
+def rows_and_targets(
+    bundle: Bundle, rows: NewRows, labels: pd.Series, purpose: Purpose = "evaluation"
+) -> tuple[pd.DataFrame, NDArray[np.int_]]:
     """Returns one row for each prediction (an image, or a unit) and their targets, from the labels of images by id.
 
     Raises DataError for labels that don't match the rows, and for a class that occurs in fewer than two groups.
     """
     frame, y = rows_to_predict(rows), targets_to_predict(bundle, rows, targets_of(rows, labels))
-    check_classes(y, frame["group"])
+    check_classes(y, frame["group"], purpose=purpose)
     return frame, y
 
 

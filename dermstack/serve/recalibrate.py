@@ -159,7 +159,7 @@ def recalibrate_by_labels(
     Rows that are predicted without their image are left out. Raises DataError for labels that don't match the rows, for
     a class in fewer than two groups, and for labels that the risks rank in reverse.
     """
-    every, y = rows_and_targets(bundle, rows, labels)
+    every, y = rows_and_targets(bundle, rows, labels, "recalibration")
     made, frame = _predicted(bundle, rows, work, out, options)
     targets = y[every["id"].isin(frame["id"]).to_numpy()]
     p, group = made["p_calibrated"].to_numpy(np.float64), frame["group"].to_numpy(object)

@@ -54,7 +54,7 @@ def closed_test(y: ArrayLike, p: ArrayLike, group: ArrayLike, *, alpha: float = 
     Where ``p`` separates the classes or is the same in every row, only the level is tested. Raises DataError as
     `check_classes` does.
     """
-    check_classes(y, group)
+    check_classes(y, group, purpose="recalibration")
     positive, risks = checked(y, p)
     x = clipped_logit(risks, clip_limits(risks, EDGE))
     codes = pd.factorize(np.asarray(group, dtype=object))[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -71,19 +71,31 @@ def measure(y: ArrayLike, score: ArrayLike, p: ArrayLike, group: ArrayLike, *, d
     )
 
 
-def check_classes(y: ArrayLike, group: ArrayLike) -> None:
-    """Raises DataError where fewer than two groups have a positive, or a negative, which intervals need."""
+Purpose = Literal["evaluation", "recalibration"]
+_NEEDS: dict[Purpose, tuple[str, str]] = {  # of rows of each class, and of groups with each class
+    "evaluation": (
+        "AUC needs both classes, add such rows",
+        "an interval by group needs two groups with each class, add rows of other groups",
+    ),
+    "recalibration": (
+        "recalibration by labels compares the risks with how many rows are positive, and needs two groups with each "
+        "class: label more images (without --labels and --out, recalibrate says how many), or give --prevalence "
+        "instead of --labels",
+        "recalibration needs two groups with each class, to tell a wrong risk from one odd group: label images of "
+        "other groups, or give --prevalence instead of --labels",
+    ),
+}
+
+
+def check_classes(y: ArrayLike, group: ArrayLike, *, purpose: Purpose = "evaluation") -> None:
+    """Raises DataError where fewer than two groups have a positive, or a negative, which ``purpose`` needs."""
+    of_rows, of_groups = _NEEDS[purpose]
     positive, group = np.asarray(y) == 1, np.asarray(group, dtype=object)
     for name, rows in (("positive", positive), ("negative", ~positive)):
         if not rows.any():
-            raise DataError(
-                f"a single class: none of the {len(positive):,} rows is {name}; AUC needs both classes, add such rows"
-            )
+            raise DataError(f"a single class: none of the {len(positive):,} rows is {name}; {of_rows}")
         if (n := len(pd.unique(group[rows]))) < 2:
-            raise DataError(
-                f"all {int(rows.sum())} {name} rows are of {n} group ({group[rows][0]}): an interval by group needs "
-                "two groups with each class, add rows of other groups"
-            )
+            raise DataError(f"all {int(rows.sum())} {name} rows are of {n} group ({group[rows][0]}): {of_groups}")
 
 
 def jsonable(value: Any) -> Any:
