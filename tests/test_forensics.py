@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from dermstack.audit.forensics import ClaimedBlend, run_forensics
 from dermstack.errors import DataError
-from dermstack.report.forensics import forensics_html, forensics_json, verdict
+from dermstack.report.forensics import forensics_html, forensics_json, named_findings, verdict
 from stack.console import Out
 from stack.forensics.files import NamedColumns
 from stack.import_files import column_sources
@@ -145,8 +145,11 @@ def test_a_run_may_have_the_name_of_something_else_that_is_examined(world: World
     }
     assert corrected.left_out_of_blend == ()
     assert verdict(corrected).startswith("No file has an error")
-    about = {row[0] for row in Page(forensics_html(found)).rows if row[1] in ("error", "warning", "note")}
-    assert about == {"labels", "blend", f"run {name}"}
+    rows = [row for row in Page(forensics_html(found)).rows if row[1] in ("error", "warning", "note")]
+    assert {row[0] for row in rows} == {"labels", "blend", f"run {name}"}
+    said = [finding.what for finding in named_findings(found)]
+    assert said == [f"{row[0]}: {row[2]}" for row in rows], "the terminal says what the page says"
+    assert [one["what"] for one in json.loads(forensics_json(found))["findings"]] == said
 
 
 def test_no_run_has_the_errors_of_one_whose_name_begins_alike(world: World) -> None:

@@ -71,7 +71,7 @@ def forensics(
     """
     from dermstack.audit.forensics import ClaimedBlend, run_forensics
     from dermstack.cli.options import show_findings
-    from dermstack.report.forensics import forensics_html, forensics_json
+    from dermstack.report.forensics import forensics_html, forensics_json, named_findings
     from stack.console import Out
     from stack.forensics.files import NamedColumns
     from stack.import_oof import Source
@@ -96,7 +96,7 @@ def forensics(
             None if blend is None else Source("blend", (Part(blend),), (), options), weights, weights_of, claimed
         ),
     )  # fmt: skip
-    show_findings(said, [one.finding for one in made.findings], title="forensics")
+    show_findings(said, named_findings(made), title="forensics")
     with output_file(out) as temporary:
         temporary.write_text(forensics_html(made), encoding="utf-8")
     said.say(f"page: {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from dermstack.audit.finding import SEVERITIES, Severity
+from dermstack.audit.finding import SEVERITIES, Finding, Severity
 from dermstack.audit.forensics import Examined, FileFinding, Forensics, runs_with_errors
 from dermstack.report.figures import Drawing, Estimate, interval_figure
 from dermstack.report.report import TEMPLATE_FOLDER, page_templates, script_policy
@@ -94,6 +95,20 @@ def claim_sentence(claim: BlendClaim) -> str:
     return "; ".join(parts)
 
 
+def about(one: FileFinding) -> tuple[str, str]:
+    """Returns what a finding is about (runs, the labels or the blend), and what it says of it."""
+    if not one.runs:
+        of, _, what = one.finding.what.partition(": ")
+        return of, what
+    what = one.finding.what.removeprefix(f"{' and '.join(one.runs)}: ")
+    return " and ".join(map(_run_name, one.runs)), what
+
+
+def named_findings(found: Forensics) -> list[Finding]:
+    """Returns the findings; those about a run called `labels` or `blend` begin with `run labels` or `run blend`."""
+    return [replace(one.finding, what=": ".join(about(one))) for one in found.findings]
+
+
 def forensics_json(found: Forensics) -> str:
     """Returns all numbers and findings as JSON text; examples of findings name ids."""
     content: dict[str, Any] = {
@@ -103,7 +118,7 @@ def forensics_json(found: Forensics) -> str:
         },
         "verdict": verdict(found),
         "reference_folds": found.reference,
-        "findings": jsonable([one.finding for one in found.findings]),
+        "findings": jsonable(named_findings(found)),
         "not_read": dict(found.not_read),
         "runs": [_run_json(one) for one in found.examined],
     }  # fmt: skip
@@ -134,11 +149,11 @@ def _findings(found: Forensics) -> HtmlTable | None:
         return None
     rows = []
     for one in found.findings:
-        about, what = _about(one)
+        of, what = about(one)
         finding, remedy = one.finding, "–" if one.finding.remedy == "none" else one.finding.remedy
         rows.append(
             {
-                "about": about,
+                "about": of,
                 "severity": finding.severity,
                 "finding": what,
                 "evidence": finding.evidence,
@@ -146,15 +161,6 @@ def _findings(found: Forensics) -> HtmlTable | None:
             }
         )
     return table(pd.DataFrame(rows), heads={"next": "next step"})
-
-
-def _about(one: FileFinding) -> tuple[str, str]:
-    """Returns what a finding is about, and what it says of it."""
-    if not one.runs:
-        about, _, what = one.finding.what.partition(": ")
-        return about, what
-    what = one.finding.what.removeprefix(f"{' and '.join(one.runs)}: ")
-    return " and ".join(map(_run_name, one.runs)), what
 
 
 def _read(examined: Sequence[Examined]) -> HtmlTable:
