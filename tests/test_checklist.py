@@ -232,6 +232,18 @@ def test_answers_have_the_numbers_of_the_run() -> None:
     assert f"slope {slope:.2f}" in told(evidence, "calibration")
 
 
+def test_the_blend_is_chosen_and_weighted_as_the_run_did_it() -> None:
+    """Of several methods that gain over the reference, the highest bound is taken, not the simplest that none beats."""
+    data = make_full_data()
+    weights = pd.DataFrame({"run": ["net_a", "lightgbm"], "weight": [0.0, 0.8]})
+    for chosen in ("rank_logistic", "mean/logistic", "mean", "hill_climb"):
+        evidence = made_evidence(data=replace(data, chosen=chosen, weights=weights))
+        assert "the one whose gain has the highest lower bound" in told(evidence, "building")
+        assert "no other beats" not in told(evidence, "building")
+        assert ("shrunk towards equal ones" in told(evidence, "overfitting")) == chosen.endswith("logistic")
+        assert "Weights on all rows: lightgbm 100.0 % (net_a has weight 0)" in told(evidence, "ensembling")
+
+
 def test_only_what_the_headline_says_to_be_nested_is_called_so() -> None:
     evidence = made_evidence()
     plain = replace(evidence, data=replace(evidence.data, headline_label="measured once"))

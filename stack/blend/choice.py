@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,8 +27,7 @@ def choose_method(
 ) -> str:
     """Returns the method whose gain in `objective` over the reference has the highest lower confidence bound.
 
-    `scores` holds an array (n,) for each method, simplest first. The reference is `REFERENCE`, or its first variant
-    ("pooling/method"), or the simplest method where it is not among them. Its own gain is 0, so that it is chosen where
+    `scores` holds an array (n,) for each method, simplest first. The reference is that of `reference_of`. Its own gain is 0, so that it is chosen where
     no other gain is shown to be above 0. The standard error of a gain is that of the paired difference for rows in
     split_groups (n,): for "auc" by `clustered_auc`, for other objectives by bootstrap. Raises DataError where fewer
     than two groups hold a class.
@@ -37,7 +36,7 @@ def choose_method(
     if len(names) == 1:
         return names[0]
     columns = np.column_stack(list(scores.values()))
-    reference = next((place for place, name in enumerate(names) if name.rpartition("/")[2] == REFERENCE), 0)
+    reference = reference_of(names)
     if objective == "auc":
         found = clustered_auc(y, columns, split_group)
         return names[highest_bound(found.auc, found.covariance, reference)]
@@ -45,6 +44,11 @@ def choose_method(
     drawn = bootstrap_scores(objective, y, columns, split_group, draws=draws, seed=seed)
     covariance = np.cov(drawn[np.isfinite(drawn).all(axis=1)], rowvar=False, bias=True)
     return names[highest_bound(values, covariance, reference)]
+
+
+def reference_of(names: Sequence[str]) -> int:
+    """Returns the place of the method that others must beat: `REFERENCE` or its first variant, else the first."""
+    return next((place for place, name in enumerate(names) if name.rpartition("/")[2] == REFERENCE), 0)
 
 
 def highest_bound(values: Floats, covariance: Floats, reference: int = 0, errors: float = REAL_GAIN) -> int:

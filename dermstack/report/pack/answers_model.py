@@ -23,6 +23,7 @@ from dermstack.report.pack.run_evidence import Evidence, Model
 from dermstack.report.report import count
 from dermstack.report.review import band_sentences
 from image_models.settings import is_own_backbone
+from stack.blend.choice import reference_of
 from stack.image_config import ImageModel
 
 _STACKERS = {
@@ -42,6 +43,7 @@ _BLENDS = {
     "hill_climb": "weights by greedy ensemble selection",
     "optuna": "weights found by a search",
 }
+_SHRUNK = ("rank_logistic", "logistic")  # blends whose weights are shrunk towards equal ones
 # settings of a network that are named where they differ from their default, which is off or without effect
 _NET_DETAILS = (
     "mixup", "cutmix", "ema", "dropout", "dropout_samples", "metadata_dropout", "label_smoothing", "layer_decay",
@@ -98,10 +100,10 @@ def building(e: Evidence) -> Answer:
             f"Level 2 ({names(of)}): models fitted on the out-of-fold predictions of level 1, the table and statistics "
             "over the images of a group."
         )
-    methods = [str(name) for name in e.data.methods["method"]] if len(e.data.methods) else []
+    methods = _blend_methods(e)
     told.append(
-        f"Blend: {blend_words(e)}, chosen from {listed([f'`{name}`' for name in methods])} as the one that overfits "
-        f"least unless another is better beyond noise. Calibration: {calibration_name(e)}."
+        f"Blend: {blend_words(e)}, chosen from {listed([f'`{name}`' for name in methods])}: {_choice(methods)}. "
+        f"Calibration: {calibration_name(e)}."
         if len(methods) > 1
         else f"Blend: {blend_words(e)}. Calibration: {calibration_name(e)}."
     )
@@ -195,6 +197,17 @@ def imbalance_in_evaluation(e: Evidence) -> Answer:
     )
 
 
+def _blend_methods(e: Evidence) -> list[str]:
+    """Returns the methods among which the blend was chosen."""
+    return [str(name) for name in e.data.methods["method"]] if len(e.data.methods) else []
+
+
+def _choice(methods: list[str]) -> str:
+    """Returns by which rule the method was chosen."""
+    first = f"`{methods[reference_of(methods)]}`" if methods else "the first method"
+    return f"{first}, or of those that gain over it beyond noise the one whose gain has the highest lower bound"
+
+
 def selection(e: Evidence) -> Answer:
     """Says how epochs, rounds and the blend method were chosen."""
     told = []
@@ -207,8 +220,8 @@ def selection(e: Evidence) -> Answer:
     if inner := chosen_inside(e):
         told.append(f"{names(inner)}: rounds, epochs or ridge strength on an inner, grouped part of the training rows.")
     told.append(
-        "Blend: the method that overfits least, unless another shows a gain beyond noise; for each fold the choice was "
-        f"made on the other folds, on all rows it is {blend_words(e)}."
+        f"Blend: {_choice(_blend_methods(e))}; for each fold the choice was made on the other folds, on all rows it is "
+        f"{blend_words(e)}."
     )
     return Answer(" ".join(told), ("methods", "result"))
 
@@ -218,9 +231,11 @@ def ensembling(e: Evidence) -> Answer:
     weights = e.data.weights.set_index("run")["weight"]
     total = float(weights.sum())
     of = [f"{run} {share(float(weight) / total)}" for run, weight in weights.items() if total and weight]
+    without = [str(run) for run, weight in weights.items() if not weight]
+    none = f" ({listed(without)} {'has' if len(without) == 1 else 'have'} weight 0)" if without else ""
     text = (
-        f"{len(e.runs)} runs are combined by {blend_words(e)}. Weights on all rows: {listed(of)}. Seeds, test-time "
-        "views and folds of one run are averaged as logits."
+        f"{len(e.runs)} runs are combined by {blend_words(e)}. Weights on all rows: {listed(of)}{none}. Seeds, "
+        "test-time views and folds of one run are averaged as logits."
     )
     return Answer(text, ("runs", "methods"))
 
@@ -259,7 +274,10 @@ def overfitting(e: Evidence) -> Answer:
         told.append(
             f"Networks: weight decay and augmentation ({listed(sorted({n for m in nets for n in m.augment}))})."
         )
-    told.append("The blend takes a more complex method only for a gain beyond noise.")
+    if methods := _blend_methods(e):
+        told.append(f"The blend leaves {methods[reference_of(methods)]} only for a gain beyond noise.")
+    if e.data.chosen.rpartition("/")[2] in _SHRUNK:
+        told.append("Its weights are not negative, and shrunk towards equal ones by a penalty that these rows give.")
     told.append(
         f"Tuned in-sample, the blend has {number(float(e.blend['tuned_in_sample']))}, its estimate is "
         f"{with_interval(e.data.headline)}."
