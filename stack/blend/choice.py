@@ -27,10 +27,10 @@ def choose_method(
 ) -> str:
     """Returns the method whose gain in `objective` over the reference has the highest lower confidence bound.
 
-    `scores` holds an array (n,) for each method, simplest first. The reference is that of `reference_of`. Its own gain is 0, so that it is chosen where
-    no other gain is shown to be above 0. The standard error of a gain is that of the paired difference for rows in
-    split_groups (n,): for "auc" by `clustered_auc`, for other objectives by bootstrap. Raises DataError where fewer
-    than two groups hold a class.
+    `scores` holds an array (n,) for each method, simplest first. The reference is that of `reference_of`. Its own gain
+    is 0, so that it is chosen where no other gain is shown to be above 0. The standard error of a gain is that of the
+    paired difference for rows in split_groups (n,): for "auc" by `clustered_auc`, for other objectives by bootstrap.
+    Raises DataError where fewer than two groups hold a class.
     """
     names = list(scores)
     if len(names) == 1:
