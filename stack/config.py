@@ -67,7 +67,7 @@ class Estimate(Strict):
         return {name: value for name, value in handler(self).items() if name != "train_by_source" or value}
 
 
-# Increase it when a method of the blend finds other weights on the same rows with the same settings.
+# Increase it when the blend of the same rows with the same settings becomes another one.
 BLEND_VERSION = 2
 BlendMethod = Literal[  # simplest first
     "rank_mean", "mean", "backward", "forward", "rank_logistic", "logistic", "hill_climb", "optuna"
