@@ -99,3 +99,22 @@ def test_the_benchmark_of_the_choice_blends_as_the_product_does(rng: np.random.G
         scale = rng.uniform(0.9, 1.1, (FOLDS, strengths.size))
         rows, new = (simulated_rows(300, 40, strengths, scale, rng) for _ in range(2))
         check(rows, outcome(rows, new, METHODS), METHODS)
+
+
+@pytest.mark.parametrize("objective", ["auc", "ap"])
+def test_others_must_beat_rank_logistic_where_it_is_among_them(objective: str) -> None:
+    rng = np.random.default_rng(1)
+    y = np.arange(600) % 2
+    base = y + rng.normal(0, 1, 600)
+    alike, same, better = (base + rng.normal(0, spread, 600) for spread in (0.05, 0.05, 0.0))
+    far_better = y + rng.normal(0, 0.5, 600)
+    groups = np.arange(600)
+
+    def chosen(**scores: np.ndarray) -> str:
+        return choose_method(objective, y, scores, groups, draws=100)
+
+    assert chosen(rank_mean=better, rank_logistic=alike, logistic=same) == "rank_logistic"
+    assert chosen(rank_mean=better, logistic=same) == "rank_mean"
+    assert chosen(rank_mean=far_better, rank_logistic=alike) == "rank_mean"
+    pooled = {"mean/rank_mean": better, "mean/rank_logistic": alike, "maximum/rank_logistic": same}
+    assert chosen(**pooled) == "mean/rank_logistic", "the first of its variants"
