@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -185,30 +185,16 @@ def _is_misspelled(word: str, wanted: str) -> bool:
 
 
 def _are_close(one: str, other: str) -> bool:
-    """Returns whether two words are one but for one letter of five, or two of eight; a prefix makes another word."""
+    """Returns whether two words of five letters or more share 80 % of them in order; a prefix makes another word."""
     letters = min(sum(map(str.isalpha, word)) for word in (one, other))
     if letters < _FEW_LETTERS or abs(len(one) - len(other)) > 2 or re.findall(r"\d", one) != re.findall(r"\d", other):
         return False
     if one.endswith(other) or other.endswith(one):  # normal, abnormal
         return False
-    return _edits(one, other) <= (2 if letters >= _MANY_LETTERS else 1)
+    return SequenceMatcher(None, one, other).ratio() >= _ALIKE
 
 
-_FEW_LETTERS, _MANY_LETTERS = 5, 8
-
-
-def _edits(one: str, other: str) -> int:
-    """Returns how many letters to add, remove, change or exchange with the next turn a word into another."""
-    before, last = list[int](), list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        row = [i]
-        for j, b in enumerate(other, 1):
-            cost = min(row[-1] + 1, last[j] + 1, last[j - 1] + (a != b))
-            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
-                cost = min(cost, before[j - 2] + 1)
-            row.append(cost)
-        before, last = last, row
-    return last[-1]
+_FEW_LETTERS, _ALIKE = 5, 0.8  # letters of the shorter word, and the least share of letters in common
 
 
 def _is_positive(
