@@ -41,7 +41,7 @@ from benchmarks.choice_data import (
     design_data,
     simulated_rows,
 )
-from stack.blend.choice import REAL_GAIN, REFERENCE, highest_bound
+from stack.blend.choice import REAL_GAIN, REFERENCE, highest_bound, reference_of
 from stack.blend.columns import NetScaler, standard_rank, weighted_sum
 from stack.blend.logistic import logistic_weights
 from stack.blend.nested import blend_nested
@@ -55,7 +55,7 @@ from stack.ranks import Ecdf
 
 SEARCHED = "hill_climb"  # beside the default methods, which search no weights
 METHODS = (*DEFAULT_METHODS, SEARCHED)
-_REFERENCE = METHODS.index(REFERENCE)
+_REFERENCE = reference_of(METHODS)
 
 Rule = Callable[[Floats, Floats], int]  # of values and their covariance, to the index of the chosen method
 
