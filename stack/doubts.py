@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -33,17 +32,16 @@ class Doubt:
     runs: tuple[str, ...] = ()  # the same names, since a name may hold any text
 
 
-def doubts(facts: Iterable[RunFacts], *, blend_runs: Sequence[str] | None = None) -> list[Doubt]:
+def doubts(facts: Iterable[RunFacts], *, is_blended: Callable[[str], bool] = lambda run: True) -> list[Doubt]:
     """Returns the errors and warnings that follow from the facts, errors first.
 
-    ``blend_runs`` are the names or patterns of the runs that are blended (`blend.runs`), None for all: no mean counts
-    the others.
+    ``is_blended`` says whether the blend takes the run of a name; no mean counts the others.
     """
     found: list[Doubt] = []
     pairs: set[frozenset[str]] = set()
     for one in facts:
         of_run = [
-            *(_doubts_of_values(one) or _doubts_of_order(one, _is_blended(one.name, blend_runs))),
+            *(_doubts_of_values(one) or _doubts_of_order(one, is_blended(one.name))),
             *_doubts_of_test(one),
         ]
         found += [replace(doubt, runs=(one.name,)) for doubt in of_run]
@@ -51,13 +49,9 @@ def doubts(facts: Iterable[RunFacts], *, blend_runs: Sequence[str] | None = None
             pairs.add(pair)
             found += [
                 replace(doubt, runs=(one.name, one.likest.name))
-                for doubt in _doubts_of_pair(one, one.likest, blend_runs)
+                for doubt in _doubts_of_pair(one, one.likest, is_blended)
             ]
     return sorted(found, key=lambda doubt: doubt.severity != "error")
-
-
-def _is_blended(name: str, blend_runs: Sequence[str] | None) -> bool:
-    return blend_runs is None or any(fnmatchcase(name, pattern) for pattern in blend_runs)
 
 
 def _next_step(one: RunFacts, imported: str, stacker: str = "train the model again with other settings") -> str:
@@ -160,7 +154,7 @@ def _doubts_of_test(one: RunFacts) -> list[Doubt]:
     return found
 
 
-def _doubts_of_pair(one: RunFacts, like: Likeness, blend_runs: Sequence[str] | None) -> list[Doubt]:
+def _doubts_of_pair(one: RunFacts, like: Likeness, is_blended: Callable[[str], bool]) -> list[Doubt]:
     is_rounded_copy = like.largest_gap <= like.resolution / 2 + 1e-7 and like.resolution <= 0.1 and like.oof > 0.5
     if abs(like.oof) >= COPY_CORRELATION or is_rounded_copy:
         if like.oof < 0:
@@ -176,7 +170,7 @@ def _doubts_of_pair(one: RunFacts, like: Likeness, blend_runs: Sequence[str] | N
             remedy = f"{stackers[0]} adds nothing to the other: change its settings, features or runs, or disable it"
         else:
             remedy = "remove one of the two"
-        if all(_is_blended(name, blend_runs) for name in (one.name, like.name)):
+        if is_blended(one.name) and is_blended(like.name):
             remedy += f"{'; ' if stackers else ': '}means and rank means count it twice"
         return [Doubt("warning", what, evidence, remedy)]
     if not np.isnan(like.test) and like.oof >= 0.4 and like.test < UNRELATED * like.oof:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,7 @@ from stack.prediction_files import Files
 from stack.ranks import AVERAGED
 from stack.run_views import Scores
 from stack.store import Run, locked, read_verified_run
+from stack.views import blends_run
 
 State = Literal["imported", "unchanged", "changed", "not imported"]
 
@@ -83,7 +85,7 @@ def import_many(experiment: Experiment, sources: Sequence[Source], out: Out, *, 
         if one.state == "imported" and one.reason:
             out.say(f"{one.name}: imported again with other {one.reason}; the old run is kept in {experiment.old}")
     facts = comparison.facts()
-    _show(outcomes, facts, doubts(facts, blend_runs=experiment.config.blend.runs), out)
+    _show(outcomes, facts, doubts(facts, is_blended=partial(blends_run, experiment.config)), out)
     _raise_for(outcomes)
     return outcomes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from stack.prediction_files import (
 from stack.ranks import AVERAGED
 from stack.run_views import Scores
 from stack.store import Run, fingerprint, locked, prediction_frame, read_run, set_aside, sha256, write_run
+from stack.views import blends_run
 
 ROUNDING_TOLERANCE = 1e-3  # rounding error of probabilities written with three digits
 
@@ -282,7 +284,7 @@ def to_logit(p: pd.Series) -> NDArray[np.float32]:
 def _check_plausible(experiment: Experiment, checked: Checked, source: Source, out: Out) -> None:
     """Prints the facts about a run's predictions and what is doubtful about them; raises DataError for an error."""
     facts = run_facts(experiment, [checked.scores], known_scores(experiment, out, without={checked.name}))
-    for doubt in doubts(facts, blend_runs=experiment.config.blend.runs):
+    for doubt in doubts(facts, is_blended=partial(blends_run, experiment.config)):
         if doubt.severity == "error":
             raise DataError(f"{source.oof[0].path}: {doubt.what} ({doubt.evidence}): {doubt.remedy}")
         out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")

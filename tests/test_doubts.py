@@ -106,9 +106,9 @@ def test_advice_fits_stackers_and_a_run_that_the_blend_leaves_out_is_counted_by_
     rounded = changed(made, oof=lambda p: p.round(1).clip(0.05, 0.95), test=lambda p: p.round(1).clip(0.05, 0.95))
     twice = "means and rank means count it twice"
 
-    def remedies(*kinds: str, blend_runs: tuple[str, ...] | None = None) -> dict[str, str]:
+    def remedies(*kinds: str, blended: str = "ab") -> dict[str, str]:
         runs = [scores(name, rounded, kind) for name, kind in zip("ab", kinds, strict=False)]
-        found = doubts(run_facts(experiment, runs), blend_runs=blend_runs)
+        found = doubts(run_facts(experiment, runs), is_blended=lambda run: run in blended)
         return {doubt.what.partition(":")[0]: doubt.remedy for doubt in found}
 
     assert remedies("imported", "imported") == {
@@ -123,11 +123,11 @@ def test_advice_fits_stackers_and_a_run_that_the_blend_leaves_out_is_counted_by_
     assert remedies("image", "logistic")["a and b"].startswith("b adds nothing to the other")
     assert remedies("image")["a"] == "train the model again with other settings"
     for kinds in (("imported", "imported"), ("lightgbm", "logistic")):
-        assert twice in remedies(*kinds, blend_runs=("a*", "b"))["a and b"]
-        assert twice not in remedies(*kinds, blend_runs=("a*",))["a and b"]
+        assert twice in remedies(*kinds, blended="ab")["a and b"]
+        assert twice not in remedies(*kinds, blended="a")["a and b"]
     inverted = scores("a", changed(made, oof=lambda p: 1 - p, test=lambda p: 1 - p), "lightgbm")
-    for blend_runs, is_counted in ((None, True), (("x",), False)):
-        (doubt,) = doubts(run_facts(experiment, [inverted]), blend_runs=blend_runs)
+    for is_counted in (True, False):
+        (doubt,) = doubts(run_facts(experiment, [inverted]), is_blended=lambda run, is_it=is_counted: is_it)
         assert "it ranks worse than chance" in doubt.remedy
         assert ("count such a run" in doubt.remedy) == is_counted
 

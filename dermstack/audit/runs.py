@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from stack.plausibility import is_fresh, run_facts
 from stack.ranks import net_moments
 from stack.run_views import Scores
 from stack.store import Run
+from stack.views import blends_run
 from tabular.encode import MetadataEncoder
 from tabular.models import fit_logistic
 
@@ -37,7 +39,7 @@ def run_findings(experiment: Experiment, runs: Sequence[Run]) -> list[Finding]:
     fresh = [run for run in runs if is_fresh(experiment, run)]
     found = [_stale_finding(run) for run in runs if run not in fresh]
     facts = run_facts(experiment, (Scores.of(run) for run in fresh))
-    judged = doubts(facts, blend_runs=experiment.config.blend.runs)
+    judged = doubts(facts, is_blended=partial(blends_run, experiment.config))
     found += [Finding(doubt.severity, doubt.what, doubt.evidence, doubt.remedy) for doubt in judged]
     of_level1 = {run.name: run.frame("oof") for run in fresh if run.meta["level"] == 1}
     for run in fresh:

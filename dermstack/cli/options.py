@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,12 +148,13 @@ def show_plausibility(experiment: Experiment, out: Out, runs: list[Run]) -> None
     from stack.doubts import doubts
     from stack.plausibility import FACTS_TITLE, facts_table, run_facts
     from stack.run_views import Scores
+    from stack.views import blends_run
 
     facts = run_facts(experiment, (Scores.of(run) for run in runs))
     out.table(facts_table(facts), FACTS_TITLE)
     level2 = {run.name for run in runs if run.meta["level"] == 2}
     judged = (one for one in facts if one.name in level2)
-    for doubt in doubts(judged, blend_runs=experiment.config.blend.runs):
+    for doubt in doubts(judged, is_blended=partial(blends_run, experiment.config)):
         out.warn(f"{doubt.what} ({doubt.evidence}): {doubt.remedy}")
 
 
