@@ -135,7 +135,7 @@ ONLY_DERIVED = "only features.derived uses it"
 def described_choices(columns: TableColumns) -> list[str]:
     """Returns a line on the columns taken of each kind, one on those left out with the reasons, one on unused ones.
 
-    Columns of numbers that are written as text have lines of their own (`number_warnings`).
+    Columns of numbers that are written as text are left to `number_warnings`.
     """
     lines = []
     for kind in KINDS:
@@ -150,7 +150,6 @@ def described_choices(columns: TableColumns) -> list[str]:
     if by_reason:
         parts = [f"{first_of(names, _MAX_NAMED)}: {reason}" for reason, names in by_reason.items()]
         lines.append(f"columns left out: {'; '.join(parts)}")
-    lines += number_warnings(columns)
     if columns.unused:
         lines.append(
             f"columns that nothing uses: {len(columns.unused):,} ({first_of(columns.unused, _MAX_NAMED)}); name them "

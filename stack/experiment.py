@@ -362,9 +362,10 @@ def print_overview(experiment: Experiment, out: Out) -> None:
         out.warn(warning)
     for note in experiment.table.target_notes:
         out.warn(note)
-    warned = number_warnings(experiment.table.columns)
     for line in described_choices(experiment.table.columns):
-        (out.warn if line in warned else out.say)(line)
+        out.say(line)
+    for line in number_warnings(experiment.table.columns):
+        out.warn(line)
     if not experiment.table.groups_known:
         out.warn(
             "no column data.columns.group: each row is a group of its own. If several rows show one patient or lesion, "

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dermstack.cli.main import app
 from dermstack.errors import DataError
-from stack.columns import described_choices, number_warnings
+from stack.columns import number_warnings
 from stack.data_config import ColumnRules
 from stack.number_texts import number_text
 from stack.table import Table, read_table
@@ -76,7 +76,7 @@ def test_auto_and_a_named_column_say_how_numbers_are_written_and_what_to_do(tmp_
     assert "size" not in table.columns.numeric
     (warning,) = number_warnings(table.columns)
     assert ("is taken as words" in warning) == ("size" in table.columns.categorical)
-    assert warning in described_choices(table.columns)
+    assert warning in number_warnings(table.columns)
     with pytest.raises(DataError) as caught:
         _read(tmp_path, cells, numeric=("size",))
     for said in (warning, str(caught.value)):

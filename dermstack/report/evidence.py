@@ -41,7 +41,7 @@ from dermstack.report.sources import sources_section
 from dermstack.report.training import training_of
 from dermstack.report.units import Scored, scored_rows
 from stack.blend.copies import copies_text
-from stack.columns import described_choices
+from stack.columns import described_choices, number_warnings
 from stack.console import Out
 from stack.experiment import Experiment
 from stack.history import fold_table, rank_correlations, run_table
@@ -91,13 +91,14 @@ def data_facts(experiment: Experiment, *, show_ids: bool) -> DataFacts:
     path = experiment.config_path
     shown = path.name if path.is_absolute() else path  # an absolute path would show this machine's folders
     pictures_unaudited = experiment.config.data.images is not None and not is_audited(experiment, "pictures")
+    columns = experiment.table.columns
     return DataFacts(
         duplicates=_duplicates(experiment),
         missing=missing_values(experiment.table),
         findings=_findings(experiment, show_ids=show_ids),
         numbers=number_columns(experiment.table, experiment.split_group, seed=experiment.config.seed),
         words=word_columns(experiment.table, experiment.folds, seed=experiment.config.seed),
-        column_notes=described_choices(experiment.table.columns),
+        column_notes=[*described_choices(columns), *number_warnings(columns)],
         audit_command=f"dermstack audit --config {shown}" if pictures_unaudited else "",
     )
 
